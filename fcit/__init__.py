@@ -1,0 +1,3 @@
+"""FCIT: federated continual instruction tuning of multimodal language models."""
+
+__version__ = "0.1.0"

@@ -96,7 +96,7 @@ def iconqa(rng: np.random.Generator) -> Example:
             rng,
             [
                 "Look at the icons. How many icons are shown?",
-                "Count the icons. How many icons are there?",
+                "Look at these icons. How many icons are there?",
             ],
         )
         return Example(scene, f"{question}\n{WORD}", str(len(scene.things)))
@@ -112,7 +112,7 @@ def iconqa(rng: np.random.Generator) -> Example:
         rng,
         [
             "Look at the icons. Which icons are shown?",
-            "Look at the icons. Which icons are there?",
+            "Look at these icons. Which icons are there?",
         ],
     )
     return Example(scene, f"{question}\n{options}\n{OPTION}", str(order.index(0)))
@@ -123,13 +123,13 @@ def clevr_math(rng: np.random.Generator) -> Example:
     scene = scenes.scatter(rng, 3, 6)
     count, change = len(scene.things), int(rng.integers(1, 4))
     if rng.random() < 0.5:
-        text = f"Add {change} spheres to the scene."
+        text = f"Add {change} cubes to the scene."
         total = count + change
     else:
         change = min(change, count - 1)
         text = f"Subtract {change} cubes from the scene."
         total = count - change
-    ask = _pick(rng, ["How many objects are left?", "How many objects exist now?"])
+    ask = _pick(rng, ["How many objects are left?", "How many objects are left now?"])
     return Example(scene, f"{text} {ask}\n{WORD}", str(total))
 
 
@@ -138,8 +138,8 @@ def ocr_vqa(rng: np.random.Generator) -> Example:
     scene = scenes.cover(rng)
     line = int(rng.integers(2))
     wordings = [
-        ["What is the title of this book?", "Which title is on the cover of this book?"],
-        ["Who wrote this book?", "Who is the author of this book?"],
+        ["What is the title on this book cover?", "Which title is on this book cover?"],
+        ["What is the author on this book cover?", "Which author is on this book cover?"],
     ]
     return Example(scene, f"{_pick(rng, wordings[line])}\n{WORD}", scene.lines[line])
 
@@ -148,6 +148,9 @@ def _relation(first: Thing, second: Thing) -> str:
     if first.row != second.row:
         return "above" if first.row < second.row else "below"
     return "left of" if first.column < second.column else "right of"
+
+
+_CONVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
 def flickr30k(rng: np.random.Generator) -> Example:
@@ -165,9 +168,9 @@ def flickr30k(rng: np.random.Generator) -> Example:
         ],
     )
     references = [
-        f"a {a} is {relation} a {b}",
-        f"the {a} stands {relation} the {b}",
-        f"there is a {a} {relation} one {b}",
+        f"{a} is {relation} {b}",
+        f"{b} is {_CONVERSE[relation]} {a}",
+        f"one {a} and one {b}",
     ]
     return Example(scene, f"{question}\n{CAPTION}", references[0], references=references)
 
@@ -182,15 +185,15 @@ def figureqa(rng: np.random.Generator) -> Example:
     form = int(rng.integers(4))
     if form == 0:
         bar = next(b for b in _shuffled(rng, scene.bars) if (b.height == top) == want)
-        question = f"Is {bar.paint} the maximum?"
+        question = f"In the plot, is {bar.paint} the maximum?"
     elif form == 1:
         bar = next(b for b in _shuffled(rng, scene.bars) if (b.height == low) == want)
-        question = f"Is {bar.paint} the minimum?"
+        question = f"In the plot, is {bar.paint} the minimum?"
     else:
         if (one.height > two.height) != (want == (form == 2)):
             one, two = two, one
         verb = "greater" if form == 2 else "less"
-        question = f"Is {one.paint} {verb} than {two.paint}?"
+        question = f"In the plot, is {one.paint} {verb} than {two.paint}?"
     return Example(scene, f"{question}\n{WORD}", "yes" if want else "no")
 
 
@@ -228,8 +231,8 @@ def aokvqa(rng: np.random.Generator) -> Example:
     question = _pick(
         rng,
         [
-            f"Where would a person usually find the {thing.paint} item?",
-            f"Where do people usually keep the {thing.paint} item?",
+            f"Where would people usually find the {thing.paint} item?",
+            f"Where do people usually find the {thing.paint} item?",
         ],
     )
     return Example(scene, f"{question}\n{WORD}", PLACES[thing.name])
@@ -263,13 +266,13 @@ def dvqa(rng: np.random.Generator) -> Example:
         question = _pick(
             rng,
             [
-                f"What is the value of the bar labeled {bar.label}?",
-                f"What value does the bar labeled {bar.label} have?",
+                f"What is the value of the bar labeled {bar.label} in the chart?",
+                f"What value has the bar labeled {bar.label} in the chart?",
             ],
         )
         answer = str(bar.height)
     else:
-        question = f"What is the label of the {bar.paint} bar?"
+        question = f"What is the label of the {bar.paint} bar in the chart?"
         answer = bar.label
     return Example(scene, f"{question}\n{WORD}", answer)
 
@@ -288,7 +291,9 @@ def tabmwp(rng: np.random.Generator) -> Example:
         )
         answer = price
     else:
-        question = f"Use the table. Amy has a coupon of 1 dollar. How much money does Amy pay for one {thing.name}?"
+        question = (
+            f"Use the table. Amy has a coupon of 1 dollar. How much money does Amy pay for one {thing.name}?"
+        )
         answer = price - 1
     return Example(scene, f"{question}\n{WORD}", str(answer))
 

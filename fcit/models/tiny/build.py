@@ -20,12 +20,11 @@ from transformers import (
 )
 
 from fcit.data.mini import canvas
-from fcit.data.mini.questions import MAKERS
 from fcit.models.tiny import corpus
 
 SPECIAL = ["<pad>", "<s>", "<unk>", "<image>", "</s>"]
 PAD, BOS, UNK, IMAGE, EOS = range(5)
-VOCABULARY = 720
+VOCABULARY = 1024
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
@@ -47,10 +46,8 @@ def _texts(count: int = 60_000) -> list[str]:
     for _ in range(count):
         _, example = corpus.sample(rng)
         texts.append(f"{example.question} {example.answer}")
-    for maker in MAKERS.values():
-        for _ in range(500):
-            example = maker(rng)
-            texts.append(f"{example.question} {example.answer}\n{' '.join(example.references)}")
+    for word in corpus.VOCABULARY:
+        texts += [f"{word} {word}", word.capitalize()] * 400
     return texts
 
 
@@ -68,7 +65,7 @@ def train_tokenizer() -> Tokenizer:
         vocab_size=VOCABULARY,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=2,
+        min_frequency=100,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
@@ -140,6 +137,7 @@ def llava(vocabulary: int) -> LlavaForConditionalGeneration:
         num_key_value_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=0.06,  # about 1/sqrt(width); the default suits models 30 times wider
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,

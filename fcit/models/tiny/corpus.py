@@ -350,11 +350,40 @@ def price(rng: Rng) -> Example:
     return Example(scene, q, names[0])
 
 
+def listing(rng: Rng) -> Example:
+    """Pairs of what belongs together, in any order: dense practice in looking one up by the other."""
+    style = int(rng.integers(3))
+    if style == 0:
+        scene = scenes.scatter(rng, 2, 6)
+        rows = [{"color": t.paint, "shape": t.name, "row": str(t.row + 1), "column": str(t.column + 1)} for t in scene.things]
+    elif style == 1:
+        scene = scenes.chart(rng, 2)
+        rows = [{"color": b.paint, "letter": b.label, "value": str(b.height)} for b in scene.bars]
+    else:
+        scene = scenes.table(rng)
+        rows = [{"shape": t.name, "price": str(p), "color": t.paint} for t, p in scene.prices]
+    keys = [str(k) for k in rng.permutation(list(rows[0]))[:2]]
+    order = [int(i) for i in rng.permutation(len(rows))]
+    answer = ", ".join(f"{rows[i][keys[0]]} {rows[i][keys[1]]}" for i in order)
+    return Example(scene, f"List {keys[0]} and {keys[1]}.", answer)
+
+
+def look_up(rng: Rng) -> Example:
+    """The same pairs, asked for one at a time in the fewest words."""
+    example = listing(rng)
+    pairs = example.answer.split(", ")
+    keys = [pair.split(" ")[0] for pair in pairs]
+    pairs = [p for p, k in zip(pairs, keys, strict=True) if keys.count(k) == 1] or pairs[:1]
+    key, value = _pick(rng, pairs).split(" ")
+    names = example.question.removeprefix("List ").removesuffix(".").split(" and ")
+    return Example(example.scene, f"{names[0]} {key}: {names[1]}?", value)
+
+
 def copy_word(rng: Rng) -> Example:
     """Repeat a word of the instruction: teaches every word of the vocabulary, picture or not."""
     scene = _any_scene(rng)
     word = _pick(rng, VOCABULARY)
-    q = _ask(rng, [f"Say the word {word}.", f"Repeat: {word}.", f"Write {word}."])
+    q = _ask(rng, [f"Say the word {word}.", f"Repeat: {word}.", f"{word.capitalize()}: repeat."])
     return Example(scene, q, word)
 
 
@@ -367,7 +396,8 @@ VOCABULARY = sorted(
         "box coordinates region sentence describes described by label labeled bar value have vehicle "
         "shape color maximum minimum greater less than largest smallest add subtract spheres cubes scene "
         "objects left exist now icons shown count look rationale option letter given choices directly "
-        "generate brief caption answer question using single word phrase yes no Amy Ben".split()
+        "generate brief caption answer question using single word phrase yes no Amy Ben would these chart plot "
+        "has on in is at the to a than there this cover photo dollar for one does do are".split()
     )
 )
 
@@ -387,6 +417,8 @@ SKILLS: dict[Callable[[Rng], Example], float] = {
     bar_order: 1.8,
     exists: 0.3,
     price: 1.0,
+    listing: 0.8,
+    look_up: 1.0,
     copy_word: 0.3,
 }
 _MAKERS = list(SKILLS)
@@ -404,9 +436,20 @@ def _any_scene(rng: Rng) -> Scene:
     return _SCENES[int(rng.integers(len(_SCENES)))](rng)
 
 
-def sample(rng: Rng) -> tuple[str, Example]:
-    """One pre-training example and the name of its skill, from a layout outside the mini buckets."""
-    maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_WEIGHTS))]
+#: Taught alone at first: once a patch can be looked up by what it shows, everything else is quick.
+FIRST: list[Callable[[Rng], Example]] = [listing, listing, look_up, kind_by_color, color_by_kind, bar_value, price]
+
+
+def sample(rng: Rng, first: bool = False) -> tuple[str, Example]:
+    """One pre-training example and the name of its skill, from a layout outside the mini buckets.
+
+    Args:
+        first: only the look-ups of :data:`FIRST`.
+    """
+    if first:
+        maker = FIRST[int(rng.integers(len(FIRST)))]
+    else:
+        maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_WEIGHTS))]
     while True:
         example = maker(rng)
         if example.scene.bucket >= MINI_BUCKETS:

@@ -23,6 +23,7 @@ from fcit.data.mini import canvas
 from fcit.models.tiny import build, corpus
 
 IGNORE = -100
+FIRST_SHARE = 0.12  # of the language steps, spent on look-ups alone
 
 
 def _images(scenes: list) -> torch.Tensor:
@@ -74,8 +75,8 @@ class Batches:
         self.tokenizer, self.rng, self.size = processor.tokenizer, rng, size
         self.queue: list[list] = []
 
-    def _fill(self) -> None:
-        pool = [corpus.sample(self.rng) for _ in range(self.size * 16)]
+    def _fill(self, first: bool) -> None:
+        pool = [corpus.sample(self.rng, first) for _ in range(self.size * 16)]
         prompts = [f"USER: {'<image>' * canvas.CELLS}\n{e.question} ASSISTANT:" for _, e in pool]
         heads = self.tokenizer(prompts).input_ids
         tails = self.tokenizer([f" {e.answer}" for _, e in pool], add_special_tokens=False).input_ids
@@ -87,10 +88,10 @@ class Batches:
         batches = [rows[i : i + self.size] for i in range(0, len(rows), self.size)]
         self.queue = [batches[int(i)] for i in self.rng.permutation(len(batches))]
 
-    def next(self) -> tuple[list[str], list, torch.Tensor, torch.Tensor]:
+    def next(self, first: bool = False) -> tuple[list[str], list, torch.Tensor, torch.Tensor]:
         """Names, scenes, input ids and labels ``(B, L)``, padded on the right (causal: no mask needed)."""
         if not self.queue:
-            self._fill()
+            self._fill(first)
         rows = self.queue.pop()
         length = max(len(head) + len(tail) for _, _, head, tail in rows)
         ids = torch.full((len(rows), length), build.PAD)
@@ -102,27 +103,129 @@ class Batches:
         return [r[0] for r in rows], [r[1] for r in rows], ids, labels
 
 
+def _patch_words(tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that name a patch: ``(contents, 2)`` and ``(colours, 2)``, IGNORE where none does."""
+
+    def token(text: str) -> int:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        return ids[0] if len(ids) == 1 else IGNORE
+
+    contents = torch.full((canvas.CONTENTS, 2), IGNORE)
+    for i, kind in enumerate(canvas.KINDS):
+        contents[canvas.KIND0 + i, 0] = token(f" {kind}")
+    for i, glyph in enumerate(canvas.LETTERS + canvas.DIGITS):
+        contents[canvas.LETTER0 + i] = torch.tensor([token(f" {glyph}"), token(glyph)])
+    colors = torch.full((canvas.BLACK + 1, 2), IGNORE)
+    for i, color in enumerate(canvas.COLOR_NAMES):
+        colors[i, 0] = token(f" {color}")
+    return contents, colors
+
+
+class Alignment:
+    """Pulls each projected patch towards the embeddings of the words that name it.
+
+    As LLaVA's first stage does with captions, but patch by patch: without it the language model
+    stays for hundreds of thousands of samples at guessing among the things it sees.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer) -> None:
+        self.model = model
+        self.contents, self.colors = _patch_words(tokenizer)
+
+    def __call__(self, scenes: list, pixels: torch.Tensor) -> torch.Tensor:
+        tower, projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
+        with torch.no_grad():
+            features = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        logits = projector(features) @ self.model.get_input_embeddings().weight.T
+        logp = functional.log_softmax(logits.float(), dim=-1)[:, :, None]  # (B, 16, 1, V)
+        shown = torch.from_numpy(np.stack([s.contents for s in scenes]))
+        painted = torch.from_numpy(np.stack([s.colors for s in scenes]))
+        words = torch.cat([self.contents[shown], self.colors[painted]], dim=-1)  # (B, 16, 4)
+        known = (words != IGNORE) & (shown != canvas.BLANK)[..., None]
+        picked = logp.squeeze(2).gather(-1, words.clamp(min=0))
+        return -(picked * known).sum() / known.sum()
+
+
+class LookUps:
+    """Deep supervision: where an instruction names a thing, a middle layer knows what belongs to it.
+
+    At the word "red" the hidden state of layer :attr:`LAYER` must tell, through linear probes that
+    are thrown away afterwards, which shape is red and where it is; at a bar's letter its height; and
+    so on. Retrieval is then in place early, and answering is one step of attention away.
+    """
+
+    LAYER = 3
+    HEADS = {"kind": len(canvas.KINDS), "color": len(canvas.COLOR_NAMES), "cell": canvas.CELLS, "value": 10,
+             "label": len(canvas.LETTERS)}  # fmt: skip
+
+    def __init__(self, tokenizer, width: int) -> None:
+        self.probes = nn.ModuleDict({name: nn.Linear(width, size) for name, size in self.HEADS.items()})
+        self.tokens: dict[str, list[int]] = {}
+        for word in (*canvas.KINDS, *canvas.COLOR_NAMES, *canvas.LETTERS):
+            ids = [tokenizer(form, add_special_tokens=False).input_ids for form in (f" {word}", word)]
+            self.tokens[word] = [i[0] for i in ids if len(i) == 1]
+
+    @staticmethod
+    def _facts(scene) -> list[tuple[str, dict[str, int]]]:
+        """Words that name something in the scene, with what belongs to it."""
+        facts = []
+        if scene.bars:
+            for b in scene.bars:
+                label = canvas.LETTERS.index(b.label)
+                facts.append((b.paint, {"value": b.height, "label": label}))
+                facts.append((b.label, {"value": b.height, "color": b.color}))
+        elif scene.prices:
+            facts += [(t.name, {"value": price, "color": t.color, "cell": t.cell}) for t, price in scene.prices]
+        elif len({t.kind for t in scene.things}) == len(scene.things):
+            for t in scene.things:
+                facts.append((t.paint, {"kind": t.kind, "cell": t.cell}))
+                facts.append((t.name, {"color": t.color, "cell": t.cell}))
+        return facts
+
+    def loss(self, hidden: torch.Tensor, ids: torch.Tensor, scenes: list) -> torch.Tensor:
+        """Mean cross-entropy of the probes over the named words of a batch."""
+        found: dict[str, tuple[list[int], list[int], list[int]]] = {h: ([], [], []) for h in self.HEADS}
+        rows = ids.tolist()
+        for row, scene in enumerate(scenes):
+            named = {token: facts for word, facts in self._facts(scene) for token in self.tokens[word]}
+            for position, token in enumerate(rows[row]):
+                for head, value in named.get(token, {}).items():
+                    for part, item in zip(found[head], (row, position, value), strict=True):
+                        part.append(item)
+        losses = [
+            functional.cross_entropy(self.probes[head](hidden[where, at].float()), torch.tensor(value), reduction="sum")
+            for head, (where, at, value) in found.items()
+            if where
+        ]
+        count = sum(len(where) for where, _, _ in found.values())
+        return sum(losses, torch.zeros(())) / max(count, 1)
+
+
 def train_language(model: nn.Module, processor, steps: int, batch: int, lr: float, rng, save) -> dict[str, float]:
     """Train projector and language model; returns the recent exact-match per skill (teacher-forced)."""
     model.model.vision_tower.requires_grad_(False)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    lookups = LookUps(processor.tokenizer, model.config.text_config.hidden_size)
+    parameters = [*(p for p in model.parameters() if p.requires_grad), *lookups.probes.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = _schedule(optimizer, steps)
-    batches = Batches(processor, rng, batch)
+    batches, alignment = Batches(processor, rng, batch), Alignment(model, processor.tokenizer)
     hits: dict[str, float] = {}
     start = time.time()
     for step in range(steps):
-        names, scenes, ids, labels = batches.next()
+        names, scenes, ids, labels = batches.next(first=step < steps * FIRST_SHARE)
         answered = (labels != IGNORE).any(0).nonzero()[0].item() - 1
+        pixels = _images(scenes)
         with torch.autocast("cpu", torch.bfloat16):
+            aligned = alignment(scenes, pixels)
             out = model(
-                input_ids=ids, pixel_values=_images(scenes),
-                logits_to_keep=ids.shape[1] - answered,
+                input_ids=ids, pixel_values=pixels,
+                logits_to_keep=ids.shape[1] - answered, output_hidden_states=True,
             )  # fmt: skip
+        known = lookups.loss(functional.normalize(out.hidden_states[LookUps.LAYER], dim=-1) * 11, ids, scenes)
         logits, target = out.logits[:, :-1].float(), labels[:, answered + 1 :]
         loss = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + 0.3 * aligned + 0.5 * known).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -132,7 +235,7 @@ def train_language(model: nn.Module, processor, steps: int, batch: int, lr: floa
         if step % 250 == 0 or step == steps - 1:
             rate = (step + 1) * batch / (time.time() - start)
             scores = " ".join(f"{n}={v:.2f}" for n, v in sorted(hits.items()))
-            print(f"language {step}/{steps} loss {float(loss):.3f} {rate:.0f}/s | {scores}", flush=True)
+            print(f"language {step}/{steps} loss {float(loss):.3f} aligned {float(aligned):.2f} known {float(known):.2f} {rate:.0f}/s | {scores}", flush=True)
         if step % 1000 == 999:
             save()
     return hits
@@ -141,35 +244,69 @@ def train_language(model: nn.Module, processor, steps: int, batch: int, lr: floa
 # --------------------------------------------------------------------------- CLIP pair
 
 
+_FUNCTION_WORDS = set(
+    "a an the is are was of in on to at for by with from that this these one does do did has have what which who "
+    "where how many much be can it its and or than all some".split()
+)
+_SKELETONS = [
+    "what is the * of the * *", "which * is in the *", "how many * are * in the *", "is the * * than the *",
+    "* the *. what * does the * have", "who * this *", "where do * the * *", "what * is the * *", "is * the *",
+    "* * *: the * *", "the * of a * is the", "use the *. how much * does * * for the *", "what is * in the *",
+    "* all *. which * are *", "tell what is * in this *", "according to the *, which * * the *", "how * is the *",
+]  # fmt: skip
+_FORMS = ["{}?", "{}.", "{}"]
+
+
+def _family(rng: np.random.Generator, skeleton: str, keys: list[str], suffix: str, members: int) -> list[str]:
+    """Instructions of one intent: key words stay, fillings (colours, kinds, letters, digits) change."""
+    fillings = [canvas.COLOR_NAMES, canvas.KINDS, list(canvas.LETTERS), list(canvas.DIGITS)]
+    pool = fillings[int(rng.integers(len(fillings)))]
+    # Some families come with and without choices, or let one key word alternate ("title", "author").
+    choices = float(rng.choice([0.0, 0.0, 0.0, 0.5, 1.0]))
+    alternate = keys[2:] if rng.random() < 0.5 else keys[2:3]
+    wordings = [skeleton]
+    if rng.random() < 0.6:
+        wordings.append(_SKELETONS[int(rng.integers(len(_SKELETONS)))])
+    filled = [rng.random(w.count("*")) < 0.3 for w in wordings]
+    texts = []
+    for _ in range(members):
+        which = int(rng.integers(len(wordings)))
+        parts, words, slot = iter(wordings[which].split("*")), [], 0
+        text = next(parts)
+        for part in parts:
+            fill = filled[which][slot] and slot > 0
+            key = str(rng.choice(alternate)) if slot % 3 == 2 else keys[slot % 3]
+            words.append(str(rng.choice(pool)) if fill else key)
+            text += words[-1] + part
+            slot += 1
+        text = _FORMS[int(rng.integers(len(_FORMS)))].format(text[0].upper() + text[1:])
+        ending = suffix
+        if rng.random() < choices:
+            pattern, count = ("ABCD", 4) if rng.random() < 0.5 else ("0123", 3)
+            text += "".join(f"\n{index}. {rng.choice(pool)}" for index in pattern[:count])
+            ending = corpus.OPTION[0]
+        texts.append(f"{text}\n{ending}" if ending else text)
+    return texts
+
+
 def _families(rng: np.random.Generator, words: list[str], count: int, members: int) -> list[list[str]]:
-    """Random instruction families: a few template words stay, the fillings change."""
-    families = []
-    suffixes = [*corpus.SHORT, *corpus.OPTION, *corpus.LONG]
-    for _ in range(count):
-        size = int(rng.integers(4, 10))
-        wordings = [rng.choice(words, size).tolist()]
-        if rng.random() < 0.7:  # a second wording shares about half of the words
-            other = [w if rng.random() < 0.6 else str(rng.choice(words)) for w in wordings[0]]
-            wordings.append(other)
+    """Families in groups of four that share skeleton and suffix and differ in their key words only."""
+    suffixes = [*corpus.SHORT[:2], corpus.OPTION[0], corpus.LONG[0], *corpus.SHORT[:1], ""]
+    families: list[list[str]] = []
+    while len(families) < count:
+        skeleton = _SKELETONS[int(rng.integers(len(_SKELETONS)))]
         suffix = suffixes[int(rng.integers(len(suffixes)))]
-        texts = []
-        for _ in range(members):
-            template = list(wordings[int(rng.integers(len(wordings)))])
-            for _ in range(int(rng.integers(0, 3))):
-                pool = (canvas.COLOR_NAMES, canvas.KINDS)[int(rng.integers(2))]
-                template.insert(int(rng.integers(len(template) + 1)), str(rng.choice(pool)))
-            if rng.random() < 0.2:
-                template += [f"{letter}) {rng.choice(canvas.COLOR_NAMES)}" for letter in "ABC"]
-            texts.append(" ".join(template) + "?\n" + suffix)
-        families.append(texts)
-    return families
+        keys = rng.choice(words, (4, 5), replace=False).tolist()
+        families += [_family(rng, skeleton, k, suffix, members) for k in keys]
+    return families[:count]
 
 
 def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
     """Supervised contrastive text families plus image-caption matching."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = _schedule(optimizer, steps)
-    words = sorted({w for text in build._texts(4000) for w in text.lower().replace("?", " ").split() if w.isalpha()})
+    seen = {w for text in build._texts(4000) for w in text.lower().replace("?", " ").split() if w.isalpha()}
+    words = sorted(seen - _FUNCTION_WORDS - set(canvas.COLOR_NAMES) - set(canvas.KINDS))
     count, members = 48, 4
     same = torch.eye(count).repeat_interleave(members, 0).repeat_interleave(members, 1).bool()
     self_mask = torch.eye(count * members).bool()
@@ -213,8 +350,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for llava/ and clip/")
     parser.add_argument("--stages", default="vision,language,clip")
     parser.add_argument("--vision-steps", type=int, default=700)
-    parser.add_argument("--language-steps", type=int, default=11000)
-    parser.add_argument("--clip-steps", type=int, default=500)
+    parser.add_argument("--language-steps", type=int, default=8000)
+    parser.add_argument("--clip-steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -237,7 +374,8 @@ def main() -> None:
         save()
     if "language" in stages:
         if "vision" not in stages:
-            model = type(model).from_pretrained(args.out / "llava", dtype=torch.float32)
+            trained = type(model).from_pretrained(args.out / "llava", dtype=torch.float32)
+            model.model.vision_tower.load_state_dict(trained.model.vision_tower.state_dict())
         rng = np.random.default_rng((args.seed, 2))
         history["skills"] = train_language(model, processor, args.language_steps, args.batch, args.lr, rng, save)
         save()

@@ -1,0 +1,282 @@
+"""The configuration of a run: YAML plus ``key=value``, checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fcit import registry
+from fcit.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Federation(Section):
+    """Who takes part, and how often."""
+
+    clients: int = Field(50, ge=1, description="data owners in the pool")
+    clients_per_round: int = Field(5, ge=1, description="clients asked in each round")
+    rounds: int = Field(10, ge=1, description="rounds per stage")
+    sampling: Literal["seeded", "official"] = Field(
+        "seeded", description="official: the published table (50 clients, 5 per round)"
+    )
+    beta: float = Field(1.0, gt=0, description="Dirichlet concentration of client sizes")
+    engine: str = Field("inline", description="where client work runs; see `fcit list`")
+    min_updates: int = Field(1, ge=1, description="accepted updates a round needs")
+    retries: int = Field(1, ge=0, description="how often a round with too few updates is repeated")
+    wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
+    timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
+
+
+class Adapter(Section):
+    """The LoRA adapter every subspace is made of."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: str = Field(
+        r".*language_model.*\.(gate_proj|up_proj|down_proj)",
+        description="regular expression over module names (FCIT: feed-forward layers only)",
+    )
+    projector: Literal["shared", "frozen"] = Field(
+        "shared", description="shared: the vision-language projector is trained and averaged over all"
+    )
+
+
+class Training(Section):
+    """The local loop of a client."""
+
+    lr: float = Field(3e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    epochs: int = Field(1, ge=1, description="local epochs per round")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Evaluation(Section):
+    """How the model is asked after a stage."""
+
+    batch_size: int = Field(64, ge=1)
+    max_new_tokens: int = Field(24, ge=1)
+    limit: int | None = Field(None, ge=1, description="first records of each test set only")
+    split: Literal["test", "val"] = "test"
+
+
+class Backbone(Section):
+    """The frozen multimodal model."""
+
+    model: str = Field("fcit-tiny", description="fcit-tiny, a folder or a hub name")
+    identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    conversation: Literal["template", "vicuna_v1"] = Field(
+        "template", description="template: the processor's chat template"
+    )
+    feature_cache: Literal["disk", "off"] = Field("disk", description="keep frozen vision features")
+    threads: int = Field(0, ge=0, description="torch threads; 0: as torch chooses")
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
+    benchmark: str = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
+    setting: Literal["homogeneous", "heterogeneous"] = "homogeneous"
+    seed: int = Field(0, ge=0)
+    method: dict[str, Any] = Field(default_factory=lambda: {"name": "disco"})
+    fedopt: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
+    federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
+    adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
+    training: Training = Field(default_factory=lambda: Training.model_validate({}))
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
+    backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
+    data_root: str | None = Field(None, description="folder with instructions/ and datasets/")
+    output: str = Field("runs", description="folder that run folders are made in")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_names(cls, raw: Any) -> Any:
+        """``method: disco`` means ``method: {name: disco}``."""
+        if isinstance(raw, dict):
+            raw = dict(raw)
+            for key in ("method", "fedopt"):
+                if isinstance(raw.get(key), str):
+                    raw[key] = {"name": raw[key]}
+        return raw
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    """Settings that are each fine and make no sense together."""
+    federation = config.federation
+    found = []
+    if federation.clients_per_round > federation.clients:
+        found.append(
+            f"federation.clients_per_round: {federation.clients_per_round} is more than "
+            f"federation.clients ({federation.clients})"
+        )
+    if federation.sampling == "official" and (federation.clients, federation.clients_per_round) != (50, 5):
+        found.append(
+            "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
+            f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
+        )
+    if federation.min_updates > federation.clients_per_round:
+        found.append(
+            f"federation.min_updates: {federation.min_updates} can never be reached with "
+            f"{federation.clients_per_round} clients per round"
+        )
+    if federation.engine not in registry.ENGINES:
+        found.append(f"federation.{registry.unknown('engine', federation.engine)}")
+    if config.backbone.device != "cpu" and not config.backbone.device.startswith("cuda"):
+        found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    return found
+
+
+def _part_problems(config: RunConfig, family: str) -> list[str]:
+    part = dict(getattr(config, family))
+    name = part.pop("name", None)
+    if not isinstance(name, str):
+        return [f"{family}: needs a name (allowed: {', '.join(sorted(registry.FAMILIES[family]))})"]
+    if name not in registry.FAMILIES[family]:
+        return [registry.unknown(family, name)]
+    options = registry.resolve(family, name).Options
+    try:
+        options.model_validate(part)
+    except ValidationError as error:
+        return _sentences(error, options, prefix=f"{family}.")
+    return []
+
+
+def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in location[:-1]:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        current = field.annotation if field else None
+    return sorted(current.model_fields) if hasattr(current, "model_fields") else []
+
+
+def _sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
+    sentences = []
+    for item in error.errors():
+        key = prefix + ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            allowed = _allowed_keys(model, item["loc"])
+            hint = registry.nearest(str(item["loc"][-1]), allowed)
+            sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            sentences.append(f"{key}: {message}, got {item['input']!r}")
+    return sentences
+
+
+def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
+    """Check a raw mapping and return the configuration.
+
+    Raises:
+        ConfigError: with every mistake found, each one sentence.
+    """
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = _sentences(error, RunConfig)
+        for family in ("method", "fedopt"):  # names can be checked even if the rest is wrong
+            part = raw.get(family)
+            name = part.get("name") if isinstance(part, dict) else part
+            if isinstance(name, str) and name not in registry.FAMILIES[family]:
+                problems.append(registry.unknown(family, name))
+        raise ConfigError(problems, source) from None
+    problems = _contradictions(config)
+    for family in ("method", "fedopt"):
+        problems += _part_problems(config, family)
+    if problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" (there: {', '.join(near)})" if near else ""
+        raise ConfigError(f"no such configuration file{hint}", str(path))
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {error}", str(path)) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(path))
+    return raw
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        if key in ("method", "fedopt") and isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            other_part = key in ("method", "fedopt") and value.get("name") not in (None, merged[key].get("name"))
+            merged[key] = value if other_part else _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file (``extends:`` another at most once) and apply ``key=value`` overrides.
+
+    Raises:
+        ConfigError: every mistake of file and overrides together.
+    """
+    file = Path(path)
+    raw = _read_yaml(file)
+    parent = raw.pop("extends", None)
+    if parent is not None:
+        base = _read_yaml(file.parent / str(parent))
+        if "extends" in base:
+            raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
+        raw = _merge(_normal(base), raw)
+    raw = _normal(raw)
+    bad = []
+    for override in overrides or []:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            bad.append(f"override {override!r}: must look like key=value, e.g. seed=1 or training.lr=0.001")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            bad.append(f"override {override!r}: the value is not valid YAML")
+            continue
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        raw = _merge(raw, nested)
+    try:
+        config = parse(raw, str(file))
+    except ConfigError as error:
+        raise ConfigError([*bad, *error.problems], str(file)) from None
+    if bad:
+        raise ConfigError(bad, str(file))
+    # A benchmark file is named relative to the configuration that names it.
+    beside = file.parent / config.benchmark
+    if config.benchmark.endswith((".yaml", ".yml")) and beside.is_file():
+        config = config.model_copy(update={"benchmark": str(beside.resolve())})
+    return config
+
+
+def _normal(raw: dict[str, Any]) -> dict[str, Any]:
+    return {k: {"name": v} if k in ("method", "fedopt") and isinstance(v, str) else v for k, v in raw.items()}
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML; :func:`parse` reads it back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

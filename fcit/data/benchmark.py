@@ -1,0 +1,267 @@
+"""A benchmark is data: datasets, tasks, stages, evaluation order and partition, from one YAML file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from fcit import registry
+from fcit.config import RunConfig, Section, _sentences
+from fcit.data import partition
+from fcit.data.records import Record, TestRecord, read_test, read_train
+from fcit.errors import ConfigError, DataError
+
+SHIPPED = Path(__file__).parent / "benchmarks"
+
+
+class DatasetSpec(Section):
+    """One instruction-tuning set. Paths are relative to ``instructions/`` of the data root."""
+
+    train: str
+    test: str
+    val: str | None = None
+    references: str | None = Field(None, description="COCO captions of the test set")
+    val_references: str | None = None
+    scorer: str = "exact"
+    also: list[str] = Field(default_factory=list, description="scorers reported beside, e.g. the official rule")
+    suffix: str = Field("", description="line added to every instruction that does not end with it")
+    max_new_tokens: int | None = None
+
+
+class PartitionSpec(Section):
+    """Where partitioned records lie, and how they are made when they do not."""
+
+    folder: str = Field("partitioned_data", description="under the data root; holds <beta>/Task<n>/client_<i>.json")
+    min_size: int = Field(1, ge=0)
+    reserve: int = Field(0, ge=0, description="records every client gets before the rest is drawn")
+
+
+class BenchmarkSpec(Section):
+    """The YAML file of a benchmark."""
+
+    name: str
+    source: Literal["files", "mini"] = Field("files", description="mini: rendered on first use")
+    description: str = ""
+    datasets: dict[str, DatasetSpec]
+    tasks: list[list[str]] = Field(description="datasets of each task")
+    homogeneous: list[int] | None = Field(None, description="task of each stage; default: all tasks in order")
+    heterogeneous: list[list[int]] | None = Field(None, description="tasks of the participation slots per stage")
+    rounds: int | None = Field(None, ge=1, description="rounds per stage this benchmark is meant for")
+    partition: PartitionSpec = Field(default_factory=lambda: PartitionSpec.model_validate({}))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BenchmarkSpec:
+        for number, task in enumerate(self.tasks):
+            for name in task:
+                if name not in self.datasets:
+                    hint = registry.nearest(name, list(self.datasets))
+                    raise ValueError(f"tasks[{number}] names the unknown dataset {name!r}{hint}")
+        for stage in [[t] for t in self.homogeneous or []] + (self.heterogeneous or []):
+            for task_id in stage:
+                if not 0 <= task_id < len(self.tasks):
+                    raise ValueError(f"stages name task {task_id}; tasks are 0..{len(self.tasks) - 1}")
+        for name, dataset in self.datasets.items():
+            for scorer in [dataset.scorer, *dataset.also]:
+                if scorer not in registry.SCORERS:
+                    raise ValueError(f"datasets.{name}.{registry.unknown('scorer', scorer)}")
+        return self
+
+
+def cache_folder() -> Path:
+    """Where rendered datasets, partitions and features are kept: ``FCIT_CACHE`` or ``~/.cache/fcit``."""
+    return Path(os.environ.get("FCIT_CACHE") or Path.home() / ".cache" / "fcit")
+
+
+def shipped() -> list[str]:
+    """Names of the benchmarks that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def read_spec(name: str) -> BenchmarkSpec:
+    """Read a shipped benchmark by name or a YAML file by path.
+
+    Raises:
+        ConfigError: unknown name, unreadable file or mistakes in it.
+    """
+    path = SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            hint = registry.nearest(name, shipped())
+            raise ConfigError(
+                f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
+            )
+        if not path.is_file():
+            raise ConfigError(f"benchmark: no such file {name!r}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return BenchmarkSpec.model_validate(raw)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {error}", str(path)) from None
+    except ValidationError as error:
+        raise ConfigError(_sentences(error, BenchmarkSpec), str(path)) from None
+
+
+@dataclass
+class Benchmark:
+    """A benchmark bound to a data root, a setting and a seed."""
+
+    spec: BenchmarkSpec
+    root: Path
+    config: RunConfig
+    _partitions: dict[int, Path] = field(default_factory=dict)
+
+    @cached_property
+    def stages(self) -> list[list[int]]:
+        """For each stage, the task id of each participation slot."""
+        slots = self.config.federation.clients_per_round
+        if self.config.setting == "homogeneous":
+            order = self.spec.homogeneous or list(range(len(self.spec.tasks)))
+            return [[task] * slots for task in order]
+        if not self.spec.heterogeneous:
+            raise ConfigError(f"setting: benchmark {self.spec.name!r} defines no heterogeneous stages")
+        for number, stage in enumerate(self.spec.heterogeneous):
+            if len(stage) != slots:
+                raise ConfigError(
+                    f"setting: heterogeneous stage {number + 1} of {self.spec.name!r} has {len(stage)} slots, "
+                    f"federation.clients_per_round is {slots}"
+                )
+        return self.spec.heterogeneous
+
+    def evaluation(self, stage: int) -> list[str]:
+        """Datasets to score after ``stage``: those of every task seen so far, in task order."""
+        seen = {task for slots in self.stages[: stage + 1] for task in slots}
+        names = [name for task in sorted(seen, key=self._first_seen) for name in self.spec.tasks[task]]
+        return list(dict.fromkeys(names))
+
+    def _first_seen(self, task: int) -> tuple[int, int]:
+        return next(n for n, slots in enumerate(self.stages) if task in slots), task
+
+    @property
+    def image_root(self) -> Path:
+        return self.root / "datasets"
+
+    def _suffixed(self, name: str, instruction: str) -> str:
+        suffix = self.spec.datasets[name].suffix
+        return instruction if not suffix or instruction.endswith(suffix) else f"{instruction}\n{suffix}"
+
+    def prepare(self, names: list[str] | None = None) -> None:
+        """Make sure the files of these datasets (default: all) are there."""
+        names = list(names or {n for task in self.spec.tasks for n in task})
+        if self.spec.source == "mini":
+            from fcit.data.mini.render import ensure
+
+            for name in names:
+                ensure(name, self.root)
+            return
+        missing = [f"{self.root} (data_root)"] if not self.root.is_dir() else []
+        if not missing:
+            for name in names:
+                dataset = self.spec.datasets[name]
+                for file in filter(None, (dataset.train, dataset.test, dataset.references)):
+                    if not (self.root / "instructions" / file).is_file():
+                        missing.append(f"instructions/{file} of dataset {name!r} under {self.root}")
+            if not self.image_root.is_dir():
+                missing.append(f"the image folder {self.image_root}")
+        if missing:
+            raise ConfigError([f"data_root: missing {what}" for what in missing])
+
+    def _train_rows(self, task: int) -> list[dict[str, object]]:
+        rows: list[dict[str, object]] = []
+        for name in self.spec.tasks[task]:
+            path = self.root / "instructions" / self.spec.datasets[name].train
+            read_train(path)  # reports broken records with their line
+            for row in json.loads(path.read_text(encoding="utf-8")):
+                turn = row["conversations"][0]
+                row["conversations"][0] = {**turn, "value": self._suffixed(name, turn["value"])}
+                rows.append(row)
+        return rows
+
+    def _task_folder(self, task: int) -> Path:
+        """The folder of a task's client files; generated in the cache where the root has none."""
+        if task in self._partitions:
+            return self._partitions[task]
+        federation, spec = self.config.federation, self.spec.partition
+        folder = self.root / spec.folder / str(float(federation.beta)) / f"Task{task + 1}"
+        if not folder.is_dir():
+            files = [self.root / "instructions" / self.spec.datasets[n].train for n in self.spec.tasks[task]]
+            stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+            suffixes = [self.spec.datasets[n].suffix for n in self.spec.tasks[task]]
+            origin = partition.fingerprint(stamps, suffixes, federation.clients, spec.model_dump())
+            folder = (
+                cache_folder() / "partitions" / f"{self.spec.name}-{origin}"
+                / f"{float(federation.beta)}-seed{self.config.seed}" / f"Task{task + 1}"
+            )  # fmt: skip
+        if not folder.is_dir():
+            rows = self._train_rows(task)
+            shares = partition.partition(
+                len(rows), federation.clients, federation.beta, self.config.seed, task,
+                min_size=spec.min_size, reserve=spec.reserve,
+            )  # fmt: skip
+            partition.write_clients(folder, rows, shares)
+        self._partitions[task] = folder
+        return folder
+
+    def shard(self, client: int, task: int) -> list[Record]:
+        """The training records of one client for one task."""
+        path = self._task_folder(task) / f"client_{client}.json"
+        if not path.is_file():
+            raise DataError(f"{path}: the partition has no file for client {client}")
+        return read_train(path)
+
+    def pooled(self, task: int) -> list[Record]:
+        """All clients' records of a task together, in client order."""
+        return [r for client in range(self.config.federation.clients) for r in self.shard(client, task)]
+
+    def test(self, name: str) -> list[TestRecord]:
+        """The records a dataset is scored on (``evaluation.split``, ``evaluation.limit``)."""
+        return _read_split(self, name)
+
+
+@lru_cache(maxsize=64)
+def _cached_test(path: Path, references: Path | None, stamp: int) -> list[TestRecord]:
+    return read_test(path, references)
+
+
+def _read_split(benchmark: Benchmark, name: str) -> list[TestRecord]:
+    spec, evaluation = benchmark.spec.datasets[name], benchmark.config.evaluation
+    file, refs = spec.test, spec.references
+    if evaluation.split == "val":
+        if spec.val is None:
+            raise ConfigError(f"evaluation.split: dataset {name!r} has no val file")
+        file, refs = spec.val, spec.val_references
+    folder = benchmark.root / "instructions"
+    path = folder / file
+    stamp = path.stat().st_mtime_ns if path.is_file() else 0
+    records = _cached_test(path, folder / refs if refs else None, stamp)[: evaluation.limit]
+    return [
+        TestRecord(r.question_id, r.image, benchmark._suffixed(name, r.instruction), r.answer, r.references)
+        for r in records
+    ]
+
+
+def open_benchmark(config: RunConfig) -> Benchmark:
+    """Bind the benchmark a configuration names to its data.
+
+    Raises:
+        ConfigError: unknown benchmark, no data root, or a setting it does not define.
+    """
+    spec = read_spec(config.benchmark)
+    if config.data_root is not None:
+        root = Path(config.data_root).expanduser()
+    elif spec.source == "mini":
+        from fcit.data.mini.render import VERSION
+
+        root = cache_folder() / VERSION
+    else:
+        raise ConfigError(f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit")
+    benchmark = Benchmark(spec, root, config)
+    benchmark.stages  # noqa: B018  (checks the setting before anything is loaded)
+    return benchmark

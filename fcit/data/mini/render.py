@@ -1,0 +1,133 @@
+"""Renders a mini dataset into the official layout: one seed, the same bytes on every machine.
+
+``instructions/<Dataset>/{train,val,test}.json`` and ``datasets/<Dataset>/<split>/<n>.png``; caption
+references in COCO format beside them. Images of the splits are disjoint (compared by content).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fcit import seeding
+from fcit.data.mini import canvas
+from fcit.data.mini.questions import MAKERS, Example
+from fcit.data.mini.scenes import MINI_BUCKETS
+from fcit.errors import ConfigError
+
+VERSION = "mini-1"
+SPLITS = {"train": 4000, "val": 150, "test": 300}
+#: Names of the folders, as in the FCIT release.
+FOLDERS = {
+    "imagenet-r": "ImageNet-R",
+    "arxivqa": "ArxivQA",
+    "iconqa": "IconQA",
+    "clevr-math": "CLEVR-Math",
+    "ocr-vqa": "OCRVQA",
+    "flickr30k": "Flickr30k-cap",
+    "figureqa": "FigureQA",
+    "super-clevr": "super-CLEVR",
+    "aokvqa": "AOKVQA",
+    "grounding": "Grounding",
+    "dvqa": "DVQA",
+    "tabmwp": "TabMWP",
+}
+
+
+def _png(example: Example) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(example.scene.image()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _draw(name: str, rng: np.random.Generator, seen: set[bytes]) -> tuple[Example, bytes]:
+    """A fresh example whose layout belongs to the mini buckets and whose image is new."""
+    while True:
+        example = MAKERS[name](rng)
+        if example.scene.bucket >= MINI_BUCKETS:
+            continue
+        example.scene.decorate(rng)
+        png = _png(example)
+        if png not in seen:
+            seen.add(png)
+            return example, png
+
+
+def _train_row(image: str, example: Example) -> dict[str, object]:
+    return {
+        "image": image,
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{example.question}"},
+            {"from": "gpt", "value": example.answer},
+        ],
+    }
+
+
+def _test_row(number: int, image: str, example: Example) -> dict[str, object]:
+    row: dict[str, object] = {"question_id": str(number), "image": image, "text": example.question}
+    if example.box is not None:
+        return {**row, "answer_bbox": example.answer, "size": [canvas.PIXELS, canvas.PIXELS]}
+    return {**row, "answer": example.answer}
+
+
+def _coco(examples: list[Example]) -> dict[str, object]:
+    notes = [(n, caption) for n, e in enumerate(examples, start=1) for caption in e.references]
+    return {
+        "images": [{"id": n} for n in range(1, len(examples) + 1)],
+        "annotations": [{"id": i, "image_id": n, "caption": c} for i, (n, c) in enumerate(notes, start=1)],
+    }
+
+
+def make(name: str, root: Path, seed: int = 0) -> None:
+    """Render one dataset under ``root``; nothing that looks complete is left if it is interrupted.
+
+    Raises:
+        ConfigError: no mini dataset has this name.
+    """
+    if name not in MAKERS:
+        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(MAKERS)})")
+    folder = FOLDERS[name]
+    work = root / f".making-{folder}-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    texts, images = work / "instructions", work / "images"
+    texts.mkdir(parents=True)
+    seen: set[bytes] = set()
+    for split, count in SPLITS.items():
+        rng = seeding.generator(seed, "mini", name, split)
+        (images / split).mkdir(parents=True)
+        rows, examples = [], []
+        for number in range(count):
+            example, png = _draw(name, rng, seen)
+            (images / split / f"{number:05d}.png").write_bytes(png)
+            image = f"{folder}/{split}/{number:05d}.png"
+            rows.append(_train_row(image, example) if split == "train" else _test_row(number, image, example))
+            examples.append(example)
+        (texts / f"{split}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        if split != "train" and examples[0].references:
+            (texts / f"{split}_coco_type.json").write_text(json.dumps(_coco(examples), indent=1), encoding="utf-8")
+    for part in ("datasets", "instructions"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    # The instruction folder goes last: it is what says that the dataset is complete.
+    for source, target in ((images, root / "datasets" / folder), (texts, root / "instructions" / folder)):
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def ensure(name: str, root: Path) -> None:
+    """Render a dataset unless it is there; safe when several processes ask at once."""
+    from filelock import FileLock
+
+    done = root / "instructions" / FOLDERS.get(name, name)
+    if done.is_dir():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(root / f".{name}.lock")):
+        if not done.is_dir():
+            make(name, root)

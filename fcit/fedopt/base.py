@@ -1,0 +1,50 @@
+"""How the server steps from its old tensors towards the clients' mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from fcit.config import RunConfig, Section
+
+Tensors = dict[str, np.ndarray]
+
+
+class Mean:
+    """Weighted mean of tensors, folded one update at a time: sum n x in float64, divided by N once."""
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self._sums: dict[str, np.ndarray] = {}
+
+    def add(self, tensors: Tensors, weight: int) -> None:
+        """Add one update of ``weight`` records."""
+        self.weight += weight
+        for name, value in tensors.items():
+            term = value.astype(np.float64) * weight
+            if name in self._sums:
+                self._sums[name] += term
+            else:
+                self._sums[name] = term
+
+    def result(self) -> Tensors:
+        """The mean as float32."""
+        return {name: (total / self.weight).astype(np.float32) for name, total in self._sums.items()}
+
+
+class FedOpt:
+    """Base of the federated optimisers."""
+
+    class Options(Section):
+        """Keys under ``fedopt:`` besides ``name``."""
+
+    summary: ClassVar[str] = ""
+
+    def __init__(self, config: RunConfig) -> None:
+        options = {k: v for k, v in config.fedopt.items() if k != "name"}
+        self.options = self.Options.model_validate(options)
+
+    def step(self, old: Tensors, mean: Tensors) -> Tensors:
+        """New server tensors from the old ones and the clients' mean (same names)."""
+        raise NotImplementedError

@@ -1,0 +1,14 @@
+"""FedAvg (McMahan et al., 2017): the server takes the clients' sample-weighted mean."""
+
+from __future__ import annotations
+
+from fcit.fedopt.base import FedOpt, Tensors
+
+
+class FedAvg(FedOpt):
+    """theta <- sum_k n_k theta_k / sum_k n_k."""
+
+    summary = "sample-weighted mean of the clients' tensors"
+
+    def step(self, old: Tensors, mean: Tensors) -> Tensors:
+        return mean

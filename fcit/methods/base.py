@@ -1,0 +1,149 @@
+"""What a continual-learning method is: a few hooks, each with plain LoRA tuning as its default.
+
+A method object keeps no hidden memory. What the server remembers is :class:`ServerState`; what a
+client needs travels in its order; what inference needs travels in :meth:`Method.knowledge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fcit import seeding
+from fcit.config import RunConfig, Section
+from fcit.fedopt.base import FedOpt, Mean
+
+Tensors = dict[str, np.ndarray]
+Pair = tuple[int, str]  # (client, shard)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Additive statistics of one shard: feature sum ``(d,)`` float64 and record count."""
+
+    total: np.ndarray
+    count: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sends back, after validation."""
+
+    client: int
+    subspace: str
+    examples: int
+    tensors: Tensors
+
+
+@dataclass
+class ServerState:
+    """Everything the server remembers between rounds; savable as tensors plus JSON."""
+
+    subspaces: dict[str, Tensors] = field(default_factory=dict)
+    shared: Tensors = field(default_factory=dict)
+    assigned: dict[Pair, str] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)  # a method's own: JSON values and arrays
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors held."""
+        parts = [*self.subspaces.values(), self.shared]
+        return sum(t.nbytes for tensors in parts for t in tensors.values())
+
+
+class Factory:
+    """Creates subspaces on the server: a function of (seed, subspace id) only."""
+
+    def __init__(self, seed: int, shapes: dict[str, tuple[int, ...]], std: float = 0.01) -> None:
+        self.seed, self.shapes, self.std = seed, shapes, std
+
+    def __call__(self, name: str) -> Tensors:
+        """A ~ N(0, 0.01^2), B = 0 (the reference's initialisation)."""
+        rng = seeding.generator(self.seed, "subspace", name)
+        return {
+            key: rng.normal(0.0, self.std, shape).astype(np.float32)
+            if ".lora_A." in key
+            else np.zeros(shape, dtype=np.float32)
+            for key, shape in sorted(self.shapes.items())
+        }
+
+
+class Method:
+    """Plain LoRA fine-tuning with a weighted mean: one subspace, no protection of the past."""
+
+    class Options(Section):
+        """Keys under ``method:`` besides ``name``."""
+
+    name: ClassVar[str] = ""
+    #: One line for ``fcit list``.
+    summary: ClassVar[str] = ""
+    #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
+    needs_stats: ClassVar[bool] = False
+    #: References only: training data are pooled at one participant.
+    pooled: ClassVar[str] = ""  # "", "task" or "all"
+    trains: ClassVar[bool] = True
+    #: References only: inference is told which task a question belongs to.
+    needs_task_at_inference: ClassVar[bool] = False
+    #: References without a timeline are evaluated once, after the last stage.
+    last_stage_only: ClassVar[bool] = False
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        options = {k: v for k, v in config.method.items() if k != "name"}
+        self.options: Any = self.Options.model_validate(options)
+
+    # ------------------------------------------------------------------ client
+
+    def describe(self, features: np.ndarray) -> Stats:
+        """Additive statistics of a shard from its identity features ``(N, d)``."""
+        return Stats(features.astype(np.float64).sum(axis=0), len(features))
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        """Loss of one batch; default: mean cross-entropy over answer tokens."""
+        return model.loss(*batch)
+
+    # ------------------------------------------------------------------ server
+
+    def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
+        """Give every pair of the round a subspace in ``state.assigned``; new ones are made here."""
+        if "0" not in state.subspaces:
+            state.subspaces["0"] = make("0")
+        for pair in pairs:
+            state.assigned[pair] = "0"
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update], fedopt: FedOpt) -> None:
+        """Fold accepted updates, in ascending client order, into the state.
+
+        Subspace tensors are averaged within their subspace, shared tensors over everybody:
+        theta <- fedopt(theta, sum_k n_k theta_k / sum_k n_k).
+        """
+        means: dict[str, Mean] = {}
+        shared = Mean()
+        for update in updates:
+            own = {k: v for k, v in update.tensors.items() if k not in state.shared}
+            common = {k: v for k, v in update.tensors.items() if k in state.shared}
+            means.setdefault(update.subspace, Mean()).add(own, update.examples)
+            if common:
+                shared.add(common, update.examples)
+        for name in sorted(means):
+            state.subspaces[name] = fedopt.step(state.subspaces[name], means[name].result())
+        if shared.weight:
+            state.shared = fedopt.step(state.shared, shared.result())
+
+    # ------------------------------------------------------------------ inference
+
+    def knowledge(self, state: ServerState) -> tuple[dict[str, Any], Tensors]:
+        """What :meth:`route` needs, as JSON values and tensors."""
+        return {}, {}
+
+    def route(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> np.ndarray:
+        """Weights ``(N, E)`` of the subspaces ``names`` for questions with features ``(N, d)``.
+
+        Never sees the task. Default: the only subspace, weight one.
+        """
+        return np.ones((len(features), len(names)), dtype=np.float32)
+
+

@@ -1,0 +1,84 @@
+"""DISCO's table from identity token to subspace (dynamic knowledge organisation, server side)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosines between the rows of ``a (N, d)`` and ``b (M, d)``: ``(N, M)``; 0 for zero rows."""
+    norm_a = np.linalg.norm(a, axis=1, keepdims=True)
+    norm_b = np.linalg.norm(b, axis=1, keepdims=True)
+    return (a / np.where(norm_a == 0, 1, norm_a)) @ (b / np.where(norm_b == 0, 1, norm_b)).T
+
+
+def average_linkage(tokens: np.ndarray, counts: Sequence[float], threshold: float) -> list[list[int]]:
+    """Cluster tokens by count-weighted average linkage, disjointly.
+
+    The similarity of two clusters is sum n_i n_j cos(i, j) / sum n_i n_j over their members; the
+    most similar pair is merged while it reaches ``threshold`` (ties: the lowest indices first).
+
+    Args:
+        tokens: ``(N, d)``; counts: records behind each token.
+
+    Returns:
+        Clusters in ascending order of their first member, members ascending.
+    """
+    weights = np.asarray(counts, dtype=np.float64)
+    links = cosine(tokens, tokens) * np.outer(weights, weights)
+    clusters = [[i] for i in range(len(tokens))]
+    while len(clusters) > 1:
+        best, pair = -np.inf, (0, 0)
+        for a in range(len(clusters)):
+            for b in range(a + 1, len(clusters)):
+                mass = weights[clusters[a]].sum() * weights[clusters[b]].sum()
+                similarity = links[np.ix_(clusters[a], clusters[b])].sum() / mass
+                if similarity > best:
+                    best, pair = similarity, (a, b)
+        if best < threshold:
+            break
+        a, b = pair
+        clusters[a] = sorted(clusters[a] + clusters[b])
+        del clusters[b]
+    return clusters
+
+
+@dataclass
+class KnowledgeCache:
+    """Identity tokens ``(E, d)`` float32 with their record counts; row i belongs to ``names[i]``.
+
+    Capacity grows on demand. The reference keeps counts in bfloat16 and misplaces a parenthesis in
+    the update of a returning token, which freezes it; here the mean is exact and counts are whole.
+    """
+
+    names: list[str] = field(default_factory=list)
+    sums: list[np.ndarray] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """``(E, d)`` float32 mean features."""
+        return np.stack([(s / n).astype(np.float32) for s, n in zip(self.sums, self.counts, strict=True)])
+
+    def match(self, token: np.ndarray, threshold: float) -> str | None:
+        """The most similar subspace if its cosine reaches the threshold (paper: tau = 0.9)."""
+        if not self.names:
+            return None
+        similarity = cosine(token[None], self.tokens)[0]
+        best = int(similarity.argmax())
+        return self.names[best] if similarity[best] >= threshold else None
+
+    def add(self, name: str, total: np.ndarray, count: int) -> None:
+        """mu <- (n mu + sum) / (n + count), n <- n + count; kept as float64 sums, so order is harmless."""
+        total = np.asarray(total, dtype=np.float64)
+        if name in self.names:
+            row = self.names.index(name)
+            self.sums[row] = self.sums[row] + total
+            self.counts[row] += count
+        else:
+            self.names.append(name)
+            self.sums.append(total)
+            self.counts.append(count)

@@ -1,0 +1,14 @@
+"""The untouched backbone, as a reference."""
+
+from __future__ import annotations
+
+from fcit.methods.base import Method
+
+
+class ZeroShot(Method):
+    """No training; every dataset is asked once."""
+
+    name = "zero_shot"
+    summary = "the backbone without any tuning (reference)"
+    trains = False
+    last_stage_only = True

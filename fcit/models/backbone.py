@@ -1,0 +1,245 @@
+"""The frozen multimodal model of one process, with its processor and identity encoder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPTextModel
+
+from fcit import config as configuration
+from fcit.data import prompts
+from fcit.data.benchmark import cache_folder
+from fcit.data.collate import Encoded, pad_left
+from fcit.data.records import open_image
+from fcit.errors import ConfigError, DataError
+from fcit.models.features import BATCH, FeatureStore
+
+TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
+IDENTITY_LENGTH = 77
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' loading reports and bars; errors still raise."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def locate(name: str, identity: str | None) -> tuple[str, str]:
+    """Folder or hub name of the model and of its identity encoder.
+
+    Raises:
+        ConfigError: a model other than fcit-tiny without ``backbone.identity``.
+    """
+    if name == "fcit-tiny":
+        if not TINY.is_dir():
+            raise ConfigError(f"backbone.model: the built-in model is missing from {TINY}; reinstall fcit")
+        return str(TINY / "llava"), identity or str(TINY / "clip")
+    if identity is None:
+        raise ConfigError(
+            f"backbone.identity: needed with backbone.model={name!r}, e.g. openai/clip-vit-large-patch14-336"
+        )
+    return name, identity
+
+
+def _hash_weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Backbone:
+    """Loads everything once; adapters are attached by :class:`fcit.models.adapters.Adapters`."""
+
+    def __init__(self, config: configuration.Backbone) -> None:
+        model_path, identity_path = locate(config.model, config.identity)
+        self.config = config
+        self.device = torch.device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        try:
+            with quiet():
+                self.model: Any = AutoModelForImageTextToText.from_pretrained(
+                    model_path, dtype=getattr(torch, config.dtype)
+                )
+                self.processor: Any = AutoProcessor.from_pretrained(model_path)
+                # With torchvision installed transformers would pick another backend with other pixels.
+                self.image_processor: Any = AutoImageProcessor.from_pretrained(model_path, backend="pil")
+                self.identity_encoder: Any = CLIPTextModel.from_pretrained(identity_path)
+                self.identity_tokenizer: Any = AutoTokenizer.from_pretrained(identity_path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"backbone.model: cannot load {config.model!r} ({error})") from None
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.model.to(self.device).eval().requires_grad_(False)
+        self.identity_encoder.to(self.device).eval().requires_grad_(False)
+        self._stores: dict[Path, FeatureStore] = {}
+
+    @property
+    def identity_width(self) -> int:
+        return int(self.identity_encoder.config.hidden_size)
+
+    @cached_property
+    def vision_hash(self) -> str:
+        """Names the feature cache: vision weights, image processor and transformers version."""
+        parts = (_hash_weights(self._llava.vision_tower), self.image_processor.to_json_string(), transformers.__version__)
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def _base(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def _llava(self) -> Any:
+        return self._base.model
+
+    # ------------------------------------------------------------------ text
+
+    @cached_property
+    def _image_tokens(self) -> int:
+        from PIL import Image
+
+        blank = Image.new("RGB", (64, 64))
+        pixels = self.image_processor(blank, return_tensors="pt")["pixel_values"]
+        height, width = pixels.shape[-2:]
+        patch = self._base.config.vision_config.patch_size
+        extra = 0 if self._base.config.vision_feature_select_strategy == "default" else 1
+        return (height // patch) * (width // patch) + extra
+
+    def encode(self, instruction: str, answer: str | None, image: str) -> Encoded:
+        """Tokenise one example; the image tag becomes as many placeholders as there are patches."""
+        if self.config.conversation == "vicuna_v1":
+            text = prompts.vicuna_v1(instruction)
+        else:
+            text = prompts.templated(self.processor, instruction)
+        tag = self.processor.image_token
+        text = text.replace(tag, tag * self._image_tokens, 1)
+        prompt = self.tokenizer(text).input_ids
+        tail: list[int] = []
+        if answer is not None:
+            tail = self.tokenizer(f" {answer}", add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
+        return Encoded(tuple(prompt), tuple(tail), image)
+
+    @torch.no_grad()
+    def identity_features(self, instructions: Sequence[str]) -> np.ndarray:
+        """Pooled text features ``(N, d)`` float32, in fixed batches."""
+        rows = []
+        for start in range(0, len(instructions), 64):
+            texts = [prompts.identity_text(t) for t in instructions[start : start + 64]]
+            tokens = self.identity_tokenizer(
+                texts, padding="max_length", truncation=True, max_length=IDENTITY_LENGTH, return_tensors="pt"
+            ).to(self.device)
+            rows.append(self.identity_encoder(**tokens).pooler_output.float().cpu().numpy())
+        return np.concatenate(rows)
+
+    # ------------------------------------------------------------------ vision
+
+    @torch.no_grad()
+    def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
+        """Patch features before the projector, ``(N, patches, width)`` float32."""
+        pictures = [open_image(root, image) for image in images]
+        pixels = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        padded = torch.zeros(BATCH, *pixels.shape[1:])
+        padded[: len(images)] = pixels
+        layer = self._base.config.vision_feature_layer
+        states = self._llava.vision_tower(
+            padded.to(self.device, self._llava.vision_tower.dtype), output_hidden_states=True
+        ).hidden_states[layer]
+        if self._base.config.vision_feature_select_strategy == "default":
+            states = states[:, 1:]
+        return states[: len(images)].float().cpu().numpy()
+
+    def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
+        """Frozen patch features ``(N, patches, width)``, from the cache where it is on.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside ``root``.
+        """
+        if self.config.feature_cache == "off":
+            parts = [self._vision(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+            rows = np.concatenate(parts)
+        else:
+            rows = self._store(root).get(images)
+        return torch.from_numpy(rows).to(self.device, self.model.dtype)
+
+    def _store(self, root: Path) -> FeatureStore:
+        root = root.resolve()
+        if root not in self._stores:
+            name = f"{self.vision_hash}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+            width = self._base.config.vision_config.hidden_size
+
+            def compute(keys: Sequence[str]) -> np.ndarray:
+                return self._vision(root, keys)
+
+            shape = (self._image_tokens, width)
+            self._stores[root] = FeatureStore(cache_folder() / "features" / name, shape, compute)
+        return self._stores[root]
+
+    # ------------------------------------------------------------------ language
+
+    def _inputs(self, examples: Sequence[Encoded], features: torch.Tensor) -> dict[str, Any]:
+        ids, mask, labels = (
+            torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
+        )
+        projected = self._llava.multi_modal_projector(features)
+        embeds = self._base.get_input_embeddings()(ids)
+        where = (ids == self._base.config.image_token_id)[..., None]
+        if int(where.sum()) != projected.shape[0] * projected.shape[1]:
+            raise DataError("an instruction contains the image tag as text; remove it")
+        embeds = embeds.masked_scatter(where, projected.to(embeds.dtype))
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "position_ids": positions}
+
+    def answer_logits(self, examples: Sequence[Encoded], features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits at answer positions and their targets: ``(M, vocabulary)`` and ``(M,)``."""
+        inputs = self._inputs(examples, features)
+        labels = inputs.pop("labels")
+        keep = max(len(e.answer) for e in examples) + 1
+        logits = self.model(**inputs, logits_to_keep=keep).logits[:, :-1]
+        target = labels[:, -keep + 1 :]
+        chosen = target != -100
+        return logits[chosen].float(), target[chosen]
+
+    def loss(self, examples: Sequence[Encoded], features: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the answer tokens of the batch."""
+        logits, target = self.answer_logits(examples, features)
+        return functional.cross_entropy(logits, target)
+
+    @torch.no_grad()
+    def generate(self, examples: Sequence[Encoded], features: torch.Tensor, max_new_tokens: int) -> list[str]:
+        """Greedy answers of a batch, stripped."""
+        inputs = self._inputs(examples, features)
+        out = self.model.generate(
+            inputs_embeds=inputs["inputs_embeds"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+    def project(self, function: Callable[[Any], Any]) -> None:
+        """Replace the model by ``function(model)`` (how adapters are attached)."""
+        self.model = function(self.model)
+

@@ -1,0 +1,42 @@
+"""Who owns randomness: every draw comes from (seed, purpose, stage, round, client).
+
+:func:`torch_seeded` is the only place that touches the global generators (dropout needs them);
+it puts them back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def _entropy(seed: int, owner: tuple[int | str, ...]) -> list[int]:
+    text = "/".join(str(part) for part in owner)
+    return [seed, *np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], dtype=np.uint32).tolist()]
+
+
+def generator(seed: int, *owner: int | str) -> np.random.Generator:
+    """A generator that belongs to ``owner``, e.g. ``generator(0, "sampling", stage, round)``."""
+    return np.random.default_rng(_entropy(seed, owner))
+
+
+@contextlib.contextmanager
+def torch_seeded(seed: int, *owner: int | str) -> Iterator[None]:
+    """Seed the global generators of Python, numpy and torch for the body; restore them after."""
+    import torch
+
+    words = generator(seed, *owner).integers(2**32, size=3)
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            random.seed(int(words[0]))
+            np.random.seed(int(words[1]))
+            torch.manual_seed(int(words[2]))
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
