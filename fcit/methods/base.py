@@ -55,10 +55,15 @@ class ServerState:
 
 
 class Factory:
-    """Creates subspaces on the server: a function of (seed, subspace id) only."""
+    """Creates subspaces on the server: a function of (seed, subspace id) only.
 
-    def __init__(self, seed: int, shapes: dict[str, tuple[int, ...]], std: float = 0.01) -> None:
-        self.seed, self.shapes, self.std = seed, shapes, std
+    ``projector`` holds the backbone's own projector (empty when it is frozen).
+    """
+
+    def __init__(
+        self, seed: int, shapes: dict[str, tuple[int, ...]], projector: Tensors | None = None, std: float = 0.01
+    ) -> None:
+        self.seed, self.shapes, self.projector, self.std = seed, shapes, projector or {}, std
 
     def __call__(self, name: str) -> Tensors:
         """A ~ N(0, 0.01^2), B = 0 (the reference's initialisation)."""

@@ -19,11 +19,12 @@ class Individual(Method):
     needs_task_at_inference = True
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
+        state.shared = {}
         for pair in pairs:
             name = pair[1]
             state.assigned[pair] = name
             if name not in state.subspaces:
-                state.subspaces[name] = make(name)
+                state.subspaces[name] = {**make(name), **make.projector}
 
     def route(self, names: list[str], knowledge, features: np.ndarray) -> np.ndarray:
         """``knowledge`` holds the name of the true task's subspace (zeros if it was never trained)."""

@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from fcit import config as configuration
-from fcit import seeding
 from fcit.errors import ConfigError
 from fcit.models.backbone import Backbone
 
@@ -30,7 +29,6 @@ SLOT = "slot"
 MIX = "mix"
 PREFIX = "base_model.model."
 PROJECTOR = "multi_modal_projector"
-INIT_STD = 0.01  # A ~ N(0, 0.01^2), B = 0, as in the reference code
 
 Tensors = dict[str, np.ndarray]
 
@@ -115,18 +113,6 @@ class Adapters:
             for parameter in self._slot.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
-
-    def fresh(self, seed: int, subspace: str) -> Tensors:
-        """A new subspace: A ~ N(0, 0.01^2), B = 0, a function of (seed, subspace id) only."""
-        rng = seeding.generator(seed, "subspace", subspace)
-        tensors = {}
-        for name, parameter in self._slot.items():
-            if is_projector(name):
-                continue
-            shape = tuple(parameter.shape)
-            value = rng.normal(0.0, INIT_STD, shape) if ".lora_A." in name else np.zeros(shape)
-            tensors[name] = value.astype(np.float32)
-        return tensors
 
     def base_projector(self) -> Tensors:
         """The projector as the backbone came, under its saved names (empty if it is frozen)."""

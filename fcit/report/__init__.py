@@ -1,0 +1,1 @@
+"""Tables and figures from run folders only; nothing here trains or loads a model."""

@@ -1,0 +1,93 @@
+"""The local training loop: the only one, for every method and engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fcit import config as configuration
+from fcit import seeding
+from fcit.data.collate import Encoded
+from fcit.errors import FCITError
+from fcit.federation.records import TrainOrder
+
+if TYPE_CHECKING:
+    from clients.worker import Worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a local epoch came to."""
+
+    examples: int
+    steps: int
+    loss: float
+
+
+def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
+    """Record indices in the order they are presented."""
+    if order.budget is None:
+        rng = seeding.generator(seed, "batches", order.stage, order.round, order.client, order.shard)
+        return [int(i) for _ in range(epochs) for i in rng.permutation(count)]
+    # Pooled references read on in an endless seeded sequence of permutations.
+    wanted = order.budget * epochs
+    first, skip = divmod(order.offset * epochs, count)
+    indices: list[int] = []
+    lap = first
+    while len(indices) < skip + wanted:
+        indices += [int(i) for i in seeding.generator(seed, "pooled", order.shard, lap).permutation(count)]
+        lap += 1
+    return indices[skip : skip + wanted]
+
+
+def learning_rates(training: configuration.Training, steps: int) -> Iterator[float]:
+    """Linear warm-up, then cosine to zero, afresh in every local epoch run (as FCIT trains)."""
+    warm = math.ceil(training.warmup_ratio * steps)
+    for step in range(steps):
+        if step < warm:
+            yield training.lr * (step + 1) / warm
+        elif training.schedule == "constant":
+            yield training.lr
+        else:
+            yield training.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def train(worker: Worker, order: TrainOrder, examples: list[Encoded]) -> Outcome:
+    """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
+
+    Raises:
+        FCITError: the loss is not finite.
+    """
+    config = worker.config
+    training = config.training
+    indices = _order(order, len(examples), training.epochs, config.seed)
+    batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
+    root = worker.benchmark.image_root
+    needed = sorted(set(indices))
+    features = worker.backbone.vision_features(root, [examples[i].image for i in needed])
+    row = {index: position for position, index in enumerate(needed)}
+    losses = []
+    with (
+        seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
+        worker.adapters.training() as parameters,
+    ):
+        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
+        for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            chosen = ([examples[i] for i in batch], features[[row[i] for i in batch]])
+            loss = worker.method.loss(worker.backbone, chosen)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    mean = float(np.mean(losses))
+    if not math.isfinite(mean):
+        raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
+    return Outcome(len(indices) // training.epochs, len(batches), mean)

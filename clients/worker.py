@@ -1,0 +1,162 @@
+"""What one client process keeps: the backbone, its adapters and tokenised shards.
+
+The backbone is loaded once per process, whoever asks; nothing of one client stays for the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from functools import lru_cache
+
+import numpy as np
+import yaml
+
+from clients.training import train
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.collate import Encoded
+from fcit.data.records import Record
+from fcit.errors import DataError
+from fcit.federation.records import (
+    Answers,
+    ClientUpdate,
+    DescribeOrder,
+    Description,
+    EvaluateOrder,
+    Probe,
+    ProbeOrder,
+    TrainOrder,
+)
+from fcit.methods.base import Method
+from fcit.models.adapters import Adapters, is_projector
+from fcit.models.backbone import Backbone
+
+_SHARDS = 256  # tokenised shards kept per process
+
+
+class Worker:
+    """Executes orders for any client of one run."""
+
+    def __init__(self, config: RunConfig, backbone: Backbone, adapters: Adapters) -> None:
+        self.config, self.backbone, self.adapters = config, backbone, adapters
+        self.benchmark: Benchmark = open_benchmark(config)
+        self.method: Method = registry.resolve("method", config.method["name"])(config)
+        self._shards: OrderedDict[tuple[int, tuple[int, ...]], list[Encoded]] = OrderedDict()
+        self._questions: dict[str, tuple[list[Encoded], np.ndarray]] = {}
+
+    # ------------------------------------------------------------------ data
+
+    def _records(self, client: int, tasks: list[int]) -> list[Record]:
+        if client < 0:  # the pooled participant of a reference method
+            return [r for task in tasks for r in self.benchmark.pooled(task)]
+        return [r for task in tasks for r in self.benchmark.shard(client, task)]
+
+    def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
+        key = (client, tuple(tasks))
+        if key not in self._shards:
+            records = self._records(client, tasks)
+            self._shards[key] = [self.backbone.encode(r.instruction, r.answer, r.image) for r in records]
+            if len(self._shards) > _SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(key)
+        return self._shards[key]
+
+    # ------------------------------------------------------------------ orders
+
+    def probe(self, order: ProbeOrder) -> Probe:
+        """Names and shapes of the trainable tensors, the projector's values, library versions."""
+        shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
+        return Probe(shapes, versions(), self.adapters.base_projector())
+
+    def describe(self, order: DescribeOrder) -> Description:
+        """Sum and count of the shard's identity features; no gradients."""
+        records = self._records(order.client, order.tasks)
+        if not records:
+            raise DataError(f"client {order.client} holds no records of this shard")
+        stats = self.method.describe(self.backbone.identity_features([r.instruction for r in records]))
+        return Description(order.client, order.shard, stats.count, {"total": stats.total})
+
+    def train(self, order: TrainOrder) -> ClientUpdate:
+        """Train the ordered subspace on the shard and return what changed."""
+        begin = time.perf_counter()
+        examples = self._encoded(order.client, order.tasks)
+        if not examples:
+            raise DataError(f"client {order.client} holds no records of this shard")
+        self.adapters.load(order.tensors)
+        outcome = train(self, order, examples)
+        changed = {n: t for n, t in self.adapters.read().items() if n in order.tensors}
+        return ClientUpdate(
+            order.stage, order.round, order.client, order.shard, order.subspace,
+            outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed,
+        )  # fmt: skip
+
+    def _test(self, dataset: str) -> tuple[list[Encoded], np.ndarray]:
+        if dataset not in self._questions:
+            records = self.benchmark.test(dataset)
+            encoded = [self.backbone.encode(r.instruction, None, r.image) for r in records]
+            features = self.backbone.identity_features([r.instruction for r in records])
+            self._questions[dataset] = encoded, features
+        return self._questions[dataset]
+
+    def evaluate(self, order: EvaluateOrder) -> Answers:
+        """Answer a dataset greedily in fixed batches of dataset order, routing every question."""
+        begin = time.perf_counter()
+        encoded, features = self._test(order.dataset)
+        subspaces = [
+            {n.removeprefix(f"{name}/"): t for n, t in order.tensors.items() if n.startswith(f"{name}/")}
+            for name in (f"subspace-{i}" for i in range(len(order.names)))
+        ]
+        shared = {n.removeprefix("shared/"): t for n, t in order.tensors.items() if n.startswith("shared/")}
+        known = {n.removeprefix("knowledge/"): t for n, t in order.tensors.items() if n.startswith("knowledge/")}
+        knowledge = dict(order.knowledge)
+        if self.method.needs_task_at_inference:
+            knowledge["task"] = order.task
+            shared = subspaces[order.names.index(order.task)] if order.task in order.names else shared
+        self.adapters.load_mixture(subspaces, {**self.adapters.base_projector(), **shared})
+        weights = self.method.route(order.names, (knowledge, known), features) if order.names else None
+        texts: list[str] = []
+        size = self.config.evaluation.batch_size
+        limit = self.benchmark.spec.datasets[order.dataset].max_new_tokens or self.config.evaluation.max_new_tokens
+        for start in range(0, len(encoded), size):
+            batch = encoded[start : start + size]
+            vision = self.backbone.vision_features(self.benchmark.image_root, [e.image for e in batch])
+            with self.adapters.mixed(None if weights is None else weights[start : start + size]):
+                texts += self.backbone.generate(batch, vision, limit)
+        tensors = {} if weights is None else {"mix": weights.astype(np.float32)}
+        return Answers(order.dataset, texts, time.perf_counter() - begin, tensors)
+
+
+def versions() -> dict[str, str]:
+    """Library versions and thread count that results depend on."""
+    import platform
+
+    import peft
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+@lru_cache(maxsize=1)
+def _backbone(model: str, adapter: str) -> tuple[Backbone, Adapters]:
+    backbone = Backbone(configuration.Backbone.model_validate_json(model))
+    return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter))
+
+
+@lru_cache(maxsize=4)
+def worker(config: str) -> Worker:
+    """The worker of this process for a run's configuration (YAML); backbones are shared."""
+    parsed = configuration.parse(yaml.safe_load(config), "order")
+    backbone, adapters = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json())
+    return Worker(parsed, backbone, adapters)

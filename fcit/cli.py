@@ -1,0 +1,217 @@
+"""The ``fcit`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from fcit import __version__
+from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, FCITError
+
+_EXAMPLES = """\
+examples:
+  fcit run configs/demo-disco.yaml                       one run, in the folder runs/
+  fcit run configs/task-disco.yaml seed=1 training.lr=0.002
+  fcit run configs/task-disco.yaml method=finetune setting=heterogeneous
+  fcit resume runs/task-disco-1                          go on after an interruption
+  fcit report runs/demo-disco-1 runs/demo-finetune-1     compare runs, draw their matrices
+  fcit list                                              methods, scorers, benchmarks
+  fcit doctor                                            check this machine and the built-in model
+
+exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on request (resumable), 130 Ctrl-C
+"""
+
+
+def _quiet_libraries() -> None:
+    """Settings that keep libraries silent and offline-safe; set before they are imported."""
+    defaults = {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _app_path() -> None:
+    """Make the packages ``server`` and ``clients`` that belong to this ``fcit`` come first.
+
+    ``fcit run`` must work in a folder that has its own ``server.py``.
+    """
+    home = str(Path(__file__).resolve().parent.parent)
+    sys.path[:] = [home, *(p for p in sys.path if p != home)]
+
+
+def _execute(run_path: Path) -> int:
+    """Run or resume a run folder on its engine; print the final table."""
+    from rich.console import Console
+
+    from fcit import config as configuration
+    from fcit import registry
+    from fcit.progress import ConsoleWatcher
+    from fcit.report import tables
+    from fcit.run_dir import RunDir
+
+    _app_path()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    run = RunDir.open(run_path)
+    config = configuration.load(run.config)
+    from clients.app import app as client_app
+    from server.app import run as serve
+
+    grid = registry.resolve("engine", config.federation.engine)(client_app, config.federation.clients)
+    with ConsoleWatcher(console, run_path.name) as watcher:
+        try:
+            matrix = serve(run_path, grid, watcher)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; `fcit resume {run_path}` goes on from the last checkpoint", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    console.print()
+    console.print(tables.matrix_table(matrix, f"Accuracy matrix of {run_path.name}"))
+    console.print(tables.summary_table([(run_path.name, tables.load(run_path)[1])]))
+    console.print(f"run folder: {run_path}", highlight=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    from fcit import config as configuration
+    from fcit.data.benchmark import open_benchmark
+    from fcit.environment import describe
+    from fcit.run_dir import RunDir
+
+    config = configuration.load(args.config, args.overrides)
+    benchmark = open_benchmark(config)
+    print(f"preparing data under {benchmark.root}", file=sys.stderr)
+    benchmark.prepare()
+    run = RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
+    return _execute(run.path)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from fcit.run_dir import RunDir
+
+    run = RunDir.open(args.run)
+    if run.results.is_file():
+        print(f"{args.run} is already finished; `fcit report {args.run}` shows it")
+        return EXIT_OK
+    return _execute(args.run)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from fcit.report import figures, tables
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    loaded = [(path.name, *tables.load(path)) for path in args.runs]
+    for name, matrix, _ in loaded:
+        console.print(tables.matrix_table(matrix, f"Accuracy matrix of {name}"))
+    console.print(tables.summary_table([(name, results) for name, _, results in loaded]))
+    picture = args.figure or (args.runs[0] / "matrix.png" if len(args.runs) == 1 else Path("comparison.png"))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figures.matrices([(f"{name} ({results['method']})", matrix) for name, matrix, results in loaded], picture)
+    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def _list(args: argparse.Namespace) -> int:
+    from fcit import registry
+    from fcit.data.benchmark import read_spec, shipped
+
+    families = ["method", "fedopt", "scorer", "engine", "benchmark"]
+    for family in [args.family] if args.family else families:
+        print(f"{family}:")
+        if family == "benchmark":
+            for name in shipped():
+                print(f"  {name:20} {read_spec(name).description.strip()}")
+            continue
+        for name in sorted(registry.FAMILIES[family]):
+            part = registry.resolve(family, name)
+            text = getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
+            print(f"  {name:20} {text}")
+    return EXIT_OK
+
+
+def _data_make(args: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from fcit.data.benchmark import cache_folder
+    from fcit.data.mini.render import FOLDERS, VERSION, ensure
+
+    root = args.root or cache_folder() / VERSION
+    names = args.dataset or list(FOLDERS)
+    for name in track(names, description="rendering", disable=not sys.stderr.isatty()):
+        if name not in FOLDERS:
+            raise ConfigError(f"--dataset: no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
+        ensure(name, root)
+        print(f"{name}: {root / 'instructions' / FOLDERS[name]}")
+    return EXIT_OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from fcit.environment import check
+
+    _app_path()
+    good = True
+    for what, fine, detail in check():
+        good &= fine
+        print(f"{'ok  ' if fine else 'FAIL'} {what}: {detail}")
+    return EXIT_OK if good else EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fcit",
+        description="Federated continual instruction tuning of multimodal language models.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fcit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, work, text: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(work=work)
+        return command
+
+    run = add("run", _run, "run a configuration", "fcit run configs/task-disco.yaml seed=1 federation.beta=0.5")
+    run.add_argument("config", type=Path, help="YAML file")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. training.lr=0.002")
+    resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1")
+    resume.add_argument("run", type=Path, help="run folder")
+    report = add("report", _report, "show and compare finished runs", "fcit report runs/a-1 runs/b-1 --figure ab.png")
+    report.add_argument("runs", type=Path, nargs="+", help="run folders")
+    report.add_argument("--figure", type=Path, help="where the picture goes (PNG, SVG or PDF)")
+    listing = add("list", _list, "what can be chosen", "fcit list method")
+    listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark"])
+    data = add("data", _data_make, "render the built-in datasets", "fcit data make --root /tmp/fcit-data")
+    data.add_argument("action", choices=["make"])
+    data.add_argument("--root", type=Path, help="data root (default: the cache folder)")
+    data.add_argument("--dataset", action="append", help="only this one (can be repeated)")
+    add("doctor", _doctor, "check this machine, the libraries and the built-in model", "fcit doctor")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    _quiet_libraries()
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.work(args))
+    except FCITError as error:
+        print(f"fcit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

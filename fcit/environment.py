@@ -1,0 +1,64 @@
+"""What a run happened on, and whether this machine is fit for one."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+LIBRARIES = ("torch", "transformers", "peft", "flwr", "numpy", "pillow", "safetensors", "pydantic", "pycocoevalcap")
+
+
+def describe() -> dict[str, Any]:
+    """Versions and machine, for ``environment.json``."""
+    return {
+        "fcit": metadata.version("fcit"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def check() -> Iterator[tuple[str, bool, str]]:
+    """Checks of ``fcit doctor``: what, fine, detail."""
+    for name in LIBRARIES:
+        try:
+            yield name, True, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, False, "not installed; run `make install`"
+    from fcit.data.benchmark import cache_folder
+
+    folder = cache_folder()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    yield "cache folder", os.access(existing, os.W_OK), f"{folder} (set FCIT_CACHE to move it)"
+    from fcit.errors import FCITError
+    from fcit.models.backbone import locate
+
+    try:
+        yield "built-in model", True, locate("fcit-tiny", None)[0]
+    except FCITError as error:
+        yield "built-in model", False, str(error)
+        return
+    yield from _answer()
+
+
+def _answer() -> Iterator[tuple[str, bool, str]]:
+    """Load the built-in model and let it answer one question."""
+    import torch
+
+    from fcit.config import Adapter, Backbone
+    from fcit.models.adapters import Adapters
+    from fcit.models.backbone import Backbone as Model
+
+    yield "torch", True, f"{torch.get_num_threads()} threads, CUDA {'yes' if torch.cuda.is_available() else 'no'}"
+    model = Model(Backbone(feature_cache="off"))
+    size = sum(p.numel() for p in model.model.parameters())
+    Adapters(model, Adapter())
+    yield "model loads", True, f"{size / 1e6:.2f} M parameters, identity width {model.identity_width}"
+    encoded = model.encode("Name the color.", None, "")
+    blank = torch.zeros(1, model._image_tokens, model._base.config.vision_config.hidden_size)
+    text = model.generate([encoded], blank, 4)[0]
+    yield "model answers", True, repr(text)

@@ -1,0 +1,114 @@
+"""Typed records to Flower records and back; the only form in which anything crosses the wire.
+
+A message is one JSON text (plain fields) and one array record (tensors). Nothing is unpickled:
+arrays travel in numpy's own format, read with pickling off. bfloat16 travels as an int16 view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fcit.errors import CodecError
+
+T = TypeVar("T")
+_SHORT = "bfloat16"
+
+
+def _to_bfloat16(value: np.ndarray) -> np.ndarray:
+    """float32 to the upper 16 bits, rounded to nearest even, as int16."""
+    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return rounded.astype(np.uint16).view(np.int16)
+
+
+def _from_bfloat16(value: np.ndarray) -> np.ndarray:
+    return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def encode(record: Any, wire: str = "float32") -> RecordDict:
+    """A typed record as a Flower ``RecordDict``. ``wire`` may shorten float32 tensors to bfloat16."""
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
+    tensors = getattr(record, "tensors", {})
+    short: list[str] = []
+    arrays = {}
+    for name, tensor in tensors.items():
+        if wire == _SHORT and tensor.dtype == np.float32:
+            tensor = _to_bfloat16(tensor)
+            short.append(name)
+        arrays[name] = Array(np.ascontiguousarray(tensor))
+    head = {"type": type(record).__name__, "fields": fields, "names": list(tensors), "bfloat16": short}
+    return RecordDict({"head": ConfigRecord({"json": json.dumps(head)}), "tensors": ArrayRecord(arrays)})
+
+
+def size(content: RecordDict) -> int:
+    """Bytes of a message as encoded: array payloads plus the JSON text."""
+    total = sum(len(array.data) for array in content.array_records["tensors"].values())
+    return total + len(str(content.config_records["head"]["json"]).encode())
+
+
+def _array(array: Array, name: str) -> np.ndarray:
+    if array.stype != "numpy.ndarray":
+        raise CodecError(f"tensor {name!r}: serialisation {array.stype!r} is not read (only numpy.ndarray)")
+    try:
+        return np.load(io.BytesIO(array.data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise CodecError(f"tensor {name!r} cannot be read: {error}") from None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(kind))
+    if kind is type(None):
+        return value is None
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, typing.get_args(kind)[0]) for v in value)
+    if origin is dict:
+        inner = typing.get_args(kind)[1]
+        return isinstance(value, dict) and all(inner is Any or _fits(v, inner) for v in value.values())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def decode(content: RecordDict, expected: type[T]) -> T:
+    """Read a message as ``expected``, checking every field's type.
+
+    Raises:
+        CodecError: another type, missing or wrong fields, unreadable tensors.
+    """
+    try:
+        head = json.loads(str(content.config_records["head"]["json"]))
+        kind, fields, names, short = head["type"], head["fields"], head["names"], set(head["bfloat16"])
+        record = content.array_records["tensors"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CodecError(f"message has no readable head: {error!r}") from None
+    if kind != expected.__name__:
+        raise CodecError(f"expected {expected.__name__}, got {kind!r}")
+    hints = typing.get_type_hints(expected)
+    wanted = {name for name in hints if name != "tensors"}
+    if not isinstance(fields, dict) or set(fields) != wanted:
+        raise CodecError(f"{kind}: fields {sorted(fields)} are not {sorted(wanted)}")
+    for name in sorted(wanted):
+        if not _fits(fields[name], hints[name]):
+            raise CodecError(f"{kind}.{name}: {fields[name]!r} is not {hints[name]}")
+    if "tensors" in hints:
+        if set(record) != set(names):
+            raise CodecError(f"{kind}: tensors do not match the names declared")
+        tensors = {name: _array(record[name], name) for name in names}
+        for name in short & set(tensors):
+            if tensors[name].dtype != np.int16:
+                raise CodecError(f"tensor {name!r}: declared bfloat16, got {tensors[name].dtype}")
+            tensors[name] = _from_bfloat16(tensors[name])
+        fields = {**fields, "tensors": tensors}
+    return expected(**fields)

@@ -1,0 +1,104 @@
+"""What travels between server and clients, as typed records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass
+class DescribeOrder:
+    """Ask for the additive statistics of one shard."""
+
+    config: str  # the run's configuration as YAML
+    client: int
+    shard: str
+    tasks: list[int]
+
+
+@dataclass
+class Description:
+    """Answer to :class:`DescribeOrder`: record count and, as ``total``, the feature sum."""
+
+    client: int
+    shard: str
+    count: int
+    tensors: Tensors
+
+
+@dataclass
+class TrainOrder:
+    """Train one subspace on one shard.
+
+    ``budget``/``offset`` are set for pooled references only: so many samples from a seeded endless
+    permutation, starting at ``offset``.
+    """
+
+    config: str
+    stage: int
+    round: int
+    client: int
+    shard: str
+    tasks: list[int]
+    subspace: str
+    tensors: Tensors
+    budget: int | None = None
+    offset: int = 0
+
+
+@dataclass
+class ClientUpdate:
+    """Answer to :class:`TrainOrder`: the tensors that changed and what they rest on."""
+
+    stage: int
+    round: int
+    client: int
+    shard: str
+    subspace: str
+    examples: int
+    steps: int
+    loss: float
+    seconds: float
+    tensors: Tensors
+
+
+@dataclass
+class EvaluateOrder:
+    """Answer one dataset with the current subspaces; ``names`` fixes their order in ``tensors``."""
+
+    config: str
+    dataset: str
+    task: str
+    names: list[str]
+    knowledge: dict[str, Any]
+    tensors: Tensors
+
+
+@dataclass
+class Answers:
+    """Predictions of one dataset in record order, with the mix each was given ``(N, E)``."""
+
+    dataset: str
+    texts: list[str]
+    seconds: float
+    tensors: Tensors = field(default_factory=dict)
+
+
+@dataclass
+class ProbeOrder:
+    """Ask a client what a subspace looks like: names and shapes of the trainable tensors."""
+
+    config: str
+
+
+@dataclass
+class Probe:
+    """Answer to :class:`ProbeOrder`; ``tensors`` holds the projector as the backbone came."""
+
+    shapes: dict[str, list[int]]
+    versions: dict[str, str]
+    tensors: Tensors

@@ -1,0 +1,88 @@
+"""Tells a person how a run goes: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class ConsoleWatcher:
+    """Follows the events of a run; one unit of the bar is a round, an evaluation counts as one too."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console, self.label = console, label
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = self._done = 0
+        self._stages = self._rounds = 0
+        self._begin = time.perf_counter()
+        self._losses: list[float] = []
+
+    def __enter__(self) -> ConsoleWatcher:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=1, note="loading")
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, kind: str, **v: Any) -> None:
+        """Show one event."""
+        handler = getattr(self, f"_on_{kind.replace('-', '_')}", None)
+        if handler is not None:
+            handler(**v)
+
+    def _advance(self, note: str) -> None:
+        self._done += 1
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _eta(self) -> str:
+        left = (time.perf_counter() - self._begin) / max(self._done, 1) * (self._total - self._done)
+        return f"{left:.0f} s left" if left < 120 else f"{left / 60:.1f} min left"
+
+    def _on_start(self, stages: int, rounds: int, done: list[int]) -> None:
+        self._stages, self._rounds = stages, rounds
+        self._total = stages * (rounds + 1)
+        self._done = done[0] * (rounds + 1) + done[1]
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self._total, completed=self._done, note="")
+        if any(done):
+            self._line(f"{self.label}: resuming after stage {done[0]}, round {done[1]} of the next")
+
+    def _on_client(self, client: int, loss: float) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")
+
+    def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float], **v: Any) -> None:  # noqa: A002
+        mean = sum(loss.values()) / max(len(loss), 1)
+        moved = (v["up"] + v["down"]) / 1e6
+        note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"
+        self._advance(f"{note} loss {mean:.3f}")
+        if self._bar is None:
+            who = ",".join(str(c) if c >= 0 else "all" for c in clients)
+            self._line(f"{self.label}: {note} clients {who} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
+
+    def _on_stage(self, stage: int, row: dict[str, float]) -> None:
+        self._advance(f"stage {stage + 1}/{self._stages} evaluated")
+        if row:
+            scores = " ".join(f"{name} {score:.1f}" for name, score in row.items())
+            self._line(f"{self.label}: stage {stage + 1} scores: {scores}")
+
+    def _on_rejected(self, client: int | None, reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: update of client {client} rejected: {reason.splitlines()[0]}")
+
+    def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
+        self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

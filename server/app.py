@@ -1,0 +1,60 @@
+"""The Flower ServerApp: reads the run's configuration, runs the loop on the grid it is given."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fcit import config as configuration
+from fcit.data.benchmark import open_benchmark
+from fcit.errors import StopRequested
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.run_dir import RunDir
+from server.loop import Loop, Watcher
+
+app = ServerApp()
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def say(self, kind: str, **values: Any) -> None:
+        """Ignore the event; it is in ``events.jsonl``."""
+
+
+def _stop_on_signals(loop: Loop) -> dict[int, Any]:
+    """SIGTERM and SIGUSR1 end the run at the next safe point; Ctrl-C does too."""
+
+    def ask(number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        loop.stopping = StopRequested(f"stopped by {name}; `fcit resume {loop.run.path}` goes on from the checkpoint")
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+
+def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatrix:
+    """Run (or resume) the run folder ``path`` on a grid."""
+    run_dir = RunDir.open(path)
+    config = configuration.load(run_dir.config)
+    benchmark = open_benchmark(config)
+    benchmark.prepare()
+    loop = Loop(config, benchmark, run_dir, grid, watcher or Silent())
+    before = _stop_on_signals(loop)
+    try:
+        return loop.start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point under Flower: ``run-dir`` in the run configuration names the prepared run folder."""
+    run(Path(str(context.run_config["run-dir"])), grid)

@@ -1,0 +1,107 @@
+"""The server's state on disk: written after every round and evaluation, read by ``fcit resume``."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fcit.errors import RunError
+from fcit.methods.base import ServerState
+from fcit.methods.knowledge_cache import KnowledgeCache
+from fcit.run_dir import RunDir, read_json, read_tensors, write_json, write_tensors
+
+KEEP = 2
+
+
+@dataclass
+class Progress:
+    """Where the run stands. ``round`` counts finished rounds of ``stage``."""
+
+    stage: int = 0
+    round: int = 0
+    evaluated: list[str] = field(default_factory=list)  # datasets already scored after this stage
+    row: dict[str, float] = field(default_factory=dict)  # their scores
+    extra: dict[str, dict[str, float]] = field(default_factory=dict)  # scores of `also` rules
+    rows: list[dict[str, float]] = field(default_factory=list)
+    extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    norms: list[float] = field(default_factory=list)
+    offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
+    traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
+    seconds: dict[str, float] = field(default_factory=dict)
+    events: int = 0  # bytes of events.jsonl that belong to this state
+    saves: int = 0
+
+
+def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors = {f"shared/{k}": v for k, v in state.shared.items()}
+    for name, subspace in state.subspaces.items():
+        tensors |= {f"subspace/{name}/{k}": v for k, v in subspace.items()}
+    memory: dict[str, Any] = {}
+    for key, value in state.memory.items():
+        if not isinstance(value, KnowledgeCache):
+            raise TypeError(f"state.memory[{key!r}]: {type(value).__name__} cannot be saved")
+        memory[key] = {"names": value.names, "counts": value.counts}
+        tensors |= {f"memory/{key}/{i}": total for i, total in enumerate(value.sums)}
+    head = {
+        "subspaces": list(state.subspaces),
+        "assigned": [[client, shard, name] for (client, shard), name in sorted(state.assigned.items())],
+        "memory": memory,
+    }
+    return head, tensors
+
+
+def save(run: RunDir, state: ServerState, progress: Progress) -> None:
+    """Write a new checkpoint; older ones than the last two are removed."""
+    progress.saves += 1
+    progress.events = run.events.stat().st_size if run.events.is_file() else 0
+    folder = run.state / f"{progress.saves:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    head, tensors = _flatten(state)
+    write_tensors(folder / "tensors.safetensors", tensors)
+    # The JSON goes last and names the checkpoint complete.
+    write_json(folder / "state.json", {"state": head, "progress": asdict(progress)})
+    for old in sorted(run.state.iterdir())[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def latest(run: RunDir) -> Path | None:
+    """The newest complete checkpoint."""
+    if not run.state.is_dir():
+        return None
+    whole = [f for f in sorted(run.state.iterdir()) if (f / "state.json").is_file()]
+    return whole[-1] if whole else None
+
+
+def load(run: RunDir) -> tuple[ServerState, Progress] | None:
+    """The newest checkpoint, or None if there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    folder = latest(run)
+    if folder is None:
+        return None
+    raw = read_json(folder / "state.json")
+    tensors = read_tensors(folder / "tensors.safetensors")
+    try:
+        head = raw["state"]
+        state = ServerState(
+            subspaces={n: _under(tensors, f"subspace/{n}/") for n in head["subspaces"]},
+            shared=_under(tensors, "shared/"),
+            assigned={(int(c), str(s)): str(n) for c, s, n in head["assigned"]},
+        )
+        for key, value in head["memory"].items():
+            sums = [tensors[f"memory/{key}/{i}"] for i in range(len(value["names"]))]
+            state.memory[key] = KnowledgeCache(list(value["names"]), sums, list(value["counts"]))
+        return state, Progress(**raw["progress"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder}: damaged checkpoint ({error!r}); remove this folder to use the one before") from None
+
+
+def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+

@@ -1,0 +1,416 @@
+"""The one server loop: for every stage its rounds, then the evaluation; simulation and deployment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.errors import CodecError, ConfigError, RunError, StopRequested
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.scorers import Result
+from fcit.fedopt.base import FedOpt
+from fcit.federation import codec
+from fcit.federation.records import (
+    Answers,
+    ClientUpdate,
+    DescribeOrder,
+    Description,
+    EvaluateOrder,
+    Probe,
+    ProbeOrder,
+    TrainOrder,
+)
+from fcit.federation.sampling import sample
+from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
+from fcit.models.adapters import save_peft
+from fcit.run_dir import RunDir, write_json, write_text
+from server import checkpoint
+from server.aggregation import Spill
+from server.checkpoint import Progress
+from server.validation import Validator
+
+POOL = -1  # the participant of pooled references
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One participation in a round: a client, what it trains on, how the record set is called."""
+
+    client: int
+    shard: str
+    tasks: tuple[int, ...]
+    budget: int | None = None
+
+    @property
+    def pair(self) -> Pair:
+        return (self.client, self.shard)
+
+
+class Watcher(Protocol):
+    """Who is told what happens (progress bars, plain log)."""
+
+    def say(self, kind: str, **values: Any) -> None:
+        """One event, as in ``events.jsonl``."""
+
+
+def shard_id(seed: int, client: int, task: int) -> str:
+    """Opaque name of one client's records of one task; says nothing about the task."""
+    return hashlib.sha256(f"{seed}/{client}/{task}".encode()).hexdigest()[:12]
+
+
+class Loop:
+    """Runs a configuration on a grid and writes its run folder.
+
+    Args:
+        nodes: Flower node id of every client (and of the evaluators).
+    """
+
+    def __init__(self, config: RunConfig, benchmark: Benchmark, run: RunDir, grid: Grid, watcher: Watcher) -> None:
+        self.config, self.benchmark, self.run, self.grid, self.watcher = config, benchmark, run, grid, watcher
+        self.method: Method = registry.resolve("method", config.method["name"])(config)
+        self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.text = configuration.dump(config)
+        self.state, self.progress = ServerState(), Progress()
+        self.validator, self.spill = Validator(), Spill(run)
+        self.stopping: StopRequested | None = None
+        self.nodes = self._find_nodes()
+
+    # ------------------------------------------------------------------ messages
+
+    def _find_nodes(self) -> list[int]:
+        """Node of every client, by the operator's node name (the partition id)."""
+        named = {node.name: node.node_id for node in self.grid.get_nodes()}
+        wanted = 1 if self.method.pooled else self.config.federation.clients
+        missing = [str(k) for k in range(wanted) if str(k) not in named]
+        if missing:
+            raise RunError(f"{len(missing)} of {wanted} clients are not connected (first: client {missing[0]})")
+        return [named[str(k)] for k in range(wanted)]
+
+    def _node(self, client: int) -> int:
+        return self.nodes[max(client, 0)]
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.progress.seconds.get(part, 0.0) + time.perf_counter() - begin
+            self.progress.seconds[part] = round(spent, 4)
+
+    def _send(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> Iterator[tuple[str, Message]]:
+        """Send orders to nodes; yield (message id of the order, reply) as replies come.
+
+        Messages are built here one after the other; replies are counted by the codec.
+        """
+        messages = []
+        for node, order in orders:
+            content = codec.encode(order, self.config.federation.wire)
+            self.progress.traffic["down"] += codec.size(content)
+            self.progress.traffic["orders"] += 1
+            messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group))
+        for reply in self.grid.send_and_receive(messages, timeout=self.config.federation.timeout):
+            if reply.has_content():
+                self.progress.traffic["up"] += codec.size(reply.content)
+            yield reply.metadata.reply_to_message_id, reply
+
+    def _ask(self, kind: str, node: int, order: Any, expected: type) -> Any:
+        """One order, one answer.
+
+        Raises:
+            RunError: no answer, or the client reports an error.
+        """
+        for _, reply in self._send(kind, [(node, order)], kind):
+            if reply.has_error():
+                raise RunError(f"{kind}: {reply.error.reason}")
+            return codec.decode(reply.content, expected)
+        raise RunError(f"{kind}: no answer within {self.config.federation.timeout:.0f} s (federation.timeout)")
+
+    def _event(self, kind: str, **values: Any) -> None:
+        self.run.event(kind, **values)
+        self.watcher.say(kind, **values)
+
+    # ------------------------------------------------------------------ the run
+
+    def start(self) -> AccuracyMatrix:
+        """Run from the newest checkpoint (or the beginning) to the end; returns the matrix.
+
+        Raises:
+            RunError: too few updates in a round after all retries.
+            StopRequested: asked to stop; the checkpoint is written.
+        """
+        with self._timed("start-up"):
+            self._probe()
+        found = checkpoint.load(self.run)
+        if found is None:
+            checkpoint.save(self.run, self.state, self.progress)
+        else:
+            self.state, self.progress = found
+            self.run.truncate_events(self.progress.events)
+            self.validator.history = list(self.progress.norms)
+        stages = self.benchmark.stages
+        self._event("start", stages=len(stages), rounds=self._rounds, done=[self.progress.stage, self.progress.round])
+        while self.progress.stage < len(stages):
+            while self.method.trains and self.progress.round < self._rounds:
+                self._round()
+                self._safe_point()
+            self._evaluate()
+            self._safe_point()
+        return self._finish()
+
+    @property
+    def _rounds(self) -> int:
+        return self.config.federation.rounds
+
+    def _probe(self) -> None:
+        """Learn the shapes of the trainable tensors from the backbone the clients have."""
+        probe = self._ask("query.probe", self.nodes[0], ProbeOrder(self.text), Probe)
+        shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
+        self.make = Factory(self.config.seed, shapes, probe.tensors)
+        self.state.shared = probe.tensors
+        environment = self.run.path / "environment.json"
+        known = json.loads(environment.read_text(encoding="utf-8"))
+        before = known.get("backend")
+        if before is None:
+            write_json(environment, {**known, "backend": probe.versions})
+        elif before != probe.versions:
+            changed = [f"{k}: {before.get(k)} then, {v} now" for k, v in probe.versions.items() if before.get(k) != v]
+            raise ConfigError(f"{self.run.path}: cannot resume to the same bits, other versions ({'; '.join(changed)})")
+
+    def _safe_point(self) -> None:
+        if self.stopping is not None:
+            raise self.stopping
+
+    # ------------------------------------------------------------------ rounds
+
+    def _slots(self, stage: int, round_: int) -> list[Slot]:
+        """Who trains what in a round; a client drawn for two slots of one task trains once."""
+        clients = sample(self.config.federation, self.config.seed, stage, round_)
+        tasks = self.benchmark.stages[stage]
+        slots = [Slot(c, shard_id(self.config.seed, c, t), (t,)) for c, t in zip(clients, tasks, strict=True)]
+        if not self.method.pooled:
+            return slots
+        sizes: dict[int, int] = {}
+        for slot in slots:
+            task = slot.tasks[0]
+            sizes[task] = sizes.get(task, 0) + len(self.benchmark.shard(slot.client, task))
+        if self.method.pooled == "task":
+            return [Slot(POOL, f"task-{t}", (t,), n) for t, n in sorted(sizes.items())]
+        every = tuple(sorted({t for slots_ in self.benchmark.stages for t in slots_}))
+        return [Slot(POOL, "all", every, sum(sizes.values()))]
+
+    def _round(self) -> None:
+        stage, round_ = self.progress.stage, self.progress.round
+        begin, before = time.perf_counter(), dict(self.progress.traffic)
+        slots = self._slots(stage, round_)
+        with self._timed("describe"):
+            self._assign(slots)
+        orders = {slot.pair: self._order(stage, round_, slot) for slot in slots}
+        for attempt in range(self.config.federation.retries + 1):
+            losses = self._collect(orders, attempt)
+            needed = min(self.config.federation.min_updates, len(orders))
+            if len(self.spill) >= needed:
+                break
+            self._event("retry", stage=stage, round=round_, accepted=len(self.spill), needed=needed)
+        else:
+            raise RunError(
+                f"stage {stage + 1}, round {round_ + 1}: {len(self.spill)} usable updates of {len(orders)}, "
+                f"{needed} needed (federation.min_updates), {attempt + 1} attempts; reasons are in "
+                f"{self.run.events}; `fcit resume {self.run.path}` tries again"
+            )
+        with self._timed("aggregation"):
+            self.method.aggregate(self.state, iter(self.spill), self.fedopt)
+        self.spill.clear()
+        self.validator.close_round()
+        self.progress.norms = self.validator.history
+        for slot in slots:
+            if slot.budget is not None:
+                self.progress.offsets[slot.shard] = self.progress.offsets.get(slot.shard, 0) + slot.budget
+        self.progress.round += 1
+        traffic = {k: self.progress.traffic[k] - before[k] for k in ("up", "down")}
+        self._event(
+            "round", stage=stage, round=round_, clients=[s.client for s in slots],
+            subspaces=[self.state.assigned[s.pair] for s in slots], loss=losses,
+            seconds=round(time.perf_counter() - begin, 3), **traffic,
+        )  # fmt: skip
+        with self._timed("checkpoint"):
+            checkpoint.save(self.run, self.state, self.progress)
+
+    def _assign(self, slots: list[Slot]) -> None:
+        """Describe the pairs that are new and let the method give every pair its subspace."""
+        stats: dict[Pair, Stats] = {}
+        if self.method.needs_stats:
+            new = {s.pair: s for s in slots if s.pair not in self.state.assigned}
+            orders = [
+                (self._node(s.client), DescribeOrder(self.text, s.client, s.shard, list(s.tasks))) for s in new.values()
+            ]
+            for _, reply in self._send("query.describe", orders, "describe"):
+                if reply.has_error():
+                    self._event("describe-failed", reason=reply.error.reason)
+                    continue
+                answer = codec.decode(reply.content, Description)
+                pair = (answer.client, answer.shard)
+                if pair in new and answer.count > 0:
+                    stats[pair] = Stats(answer.tensors["total"], answer.count)
+                    self.progress.declared[f"{pair[0]}/{pair[1]}"] = answer.count
+            # A pair that could not be described is left out of this round.
+            slots[:] = [s for s in slots if s.pair in stats or s.pair in self.state.assigned]
+        self.method.assign(self.state, [s.pair for s in slots], stats, self.make)
+
+    def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
+        name = self.state.assigned[slot.pair]
+        tensors = {**self.state.shared, **self.state.subspaces[name]}
+        return TrainOrder(
+            self.text, stage, round_, slot.client, slot.shard, list(slot.tasks), name, tensors,
+            slot.budget, self.progress.offsets.get(slot.shard, 0),
+        )  # fmt: skip
+
+    def _collect(self, orders: dict[Pair, TrainOrder], attempt: int) -> dict[str, float]:
+        """Send orders, validate what comes back, spill what is accepted."""
+        self.spill.clear()
+        self.validator.drop_round()
+        losses: dict[str, float] = {}
+        waiting = dict(orders)
+        messages = [(self._node(order.client), order) for order in orders.values()]
+        with self._timed("training"):
+            group = f"{self.progress.stage}.{self.progress.round}.{attempt}"
+            for _, reply in self._send("train", messages, group):
+                problem, update = self._read_update(reply, waiting)
+                if problem is not None or update is None:
+                    self._reject(problem or "empty", update)
+                    continue
+                self.spill.put(update)
+                losses[str(update.client)] = round(update.loss, 5)
+                self.watcher.say("client", client=update.client, loss=update.loss)
+        for pair in waiting:
+            self._event("missing", client=pair[0], stage=self.progress.stage, round=self.progress.round)
+        return losses
+
+    def _read_update(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> tuple[str | None, ClientUpdate | None]:
+        if reply.has_error():
+            return reply.error.reason, None
+        try:
+            update = codec.decode(reply.content, ClientUpdate)
+        except CodecError as error:
+            return str(error), None
+        order = waiting.pop((update.client, update.shard), None)
+        if order is None:
+            return f"client {update.client} was not asked for this", update
+        declared = order.budget or self.progress.declared.get(f"{update.client}/{update.shard}")
+        return self.validator.problem(order, update, declared), update
+
+    def _reject(self, reason: str, update: ClientUpdate | None) -> None:
+        self.progress.traffic["rejected"] += 1
+        where = {"stage": self.progress.stage, "round": self.progress.round}
+        client = update.client if update is not None else None
+        self._event("rejected", client=client, reason=reason, **where)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _due(self) -> list[str]:
+        """Datasets to score after the current stage."""
+        stage = self.progress.stage
+        if self.method.last_stage_only and stage < len(self.benchmark.stages) - 1:
+            return []
+        return self.benchmark.evaluation(stage)
+
+    def _evaluate(self) -> None:
+        progress = self.progress
+        due = [name for name in self._due() if name not in progress.evaluated]
+        with self._timed("evaluation"):
+            for name, answers in self._answers(due):
+                self._score(name, answers)
+                checkpoint.save(self.run, self.state, progress)
+        progress.rows.append({name: progress.row[name] for name in progress.evaluated})
+        progress.extra_rows.append(progress.extra)
+        progress.evaluated, progress.row, progress.extra = [], {}, {}
+        self._event("stage", stage=progress.stage, row=progress.rows[-1])
+        progress.stage, progress.round = progress.stage + 1, 0
+        self._write_matrix()
+        checkpoint.save(self.run, self.state, progress)
+
+    def _answers(self, due: list[str]) -> Iterator[tuple[str, Answers]]:
+        tensors = {f"shared/{k}": v for k, v in self.state.shared.items()}
+        names = list(self.state.subspaces)
+        for i, name in enumerate(names):
+            tensors |= {f"subspace-{i}/{k}": v for k, v in self.state.subspaces[name].items()}
+        knowledge, known = self.method.knowledge(self.state)
+        tensors |= {f"knowledge/{k}": v for k, v in known.items()}
+        for number, dataset in enumerate(due):
+            order = EvaluateOrder(self.text, dataset, self._task_of(dataset), names, knowledge, tensors)
+            node = self.nodes[number % len(self.nodes)]
+            yield dataset, self._ask("evaluate", node, order, Answers)
+
+    def _task_of(self, dataset: str) -> str:
+        """The true task's name, sent to references only: methods must not see it."""
+        if not self.method.needs_task_at_inference:
+            return ""
+        return next(f"task-{t}" for t, names in enumerate(self.benchmark.spec.tasks) if dataset in names)
+
+    def _score(self, dataset: str, answers: Answers) -> None:
+        records = self.benchmark.test(dataset)
+        if len(answers.texts) != len(records):
+            raise RunError(f"evaluate {dataset}: {len(answers.texts)} answers to {len(records)} questions")
+        spec = self.benchmark.spec.datasets[dataset]
+        result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
+        score = round(result.score, 4)
+        self.progress.extra[dataset] = {
+            name: round(registry.resolve("scorer", name)(answers.texts, records).score, 4) for name in spec.also
+        }
+        mix = answers.tensors.get("mix")
+        lines = []
+        for i, (text, record) in enumerate(zip(answers.texts, records, strict=True)):
+            line: dict[str, Any] = {
+                "question_id": record.question_id, "image": record.image, "prompt": record.instruction,
+                "text": text, "answer": record.answer,
+            }  # fmt: skip
+            if result.marks is not None:
+                line["mark"] = result.marks[i]
+            if mix is not None:
+                line["mix"] = [round(float(w), 4) for w in mix[i]]
+            lines.append(json.dumps(line))
+        file = self.run.predictions / f"stage-{self.progress.stage + 1}" / f"{dataset}.jsonl"
+        write_text(file, "\n".join(lines) + "\n")
+        self.progress.evaluated.append(dataset)
+        self.progress.row[dataset] = score
+        mean = [round(float(w), 4) for w in mix.mean(axis=0)] if mix is not None else None
+        self._event("scored", stage=self.progress.stage, dataset=dataset, score=score, mix=mean,
+                    seconds=round(answers.seconds, 3))  # fmt: skip
+
+    def _matrix(self) -> AccuracyMatrix:
+        final = self.benchmark.evaluation(len(self.benchmark.stages) - 1)
+        return AccuracyMatrix(final, self.progress.rows)
+
+    def _write_matrix(self) -> None:
+        write_json(self.run.matrix, self._matrix().to_json())
+
+    def _finish(self) -> AccuracyMatrix:
+        matrix = self._matrix()
+        for name, tensors in self.state.subspaces.items():
+            save_peft(self.run.adapters / name, {**self.state.shared, **tensors}, self.config.adapter,
+                      self.config.backbone.model)  # fmt: skip
+        state, progress = self.state, self.progress
+        write_json(
+            self.run.results,
+            {
+                "name": self.config.name, "method": self.config.method["name"], "benchmark": self.benchmark.spec.name,
+                "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
+                "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
+                "seconds": progress.seconds, "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            },
+        )  # fmt: skip
+        self.run.clear_spill()
+        self._event("end", **matrix.summary())
+        return matrix

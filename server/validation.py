@@ -1,0 +1,66 @@
+"""Checks every update before it can touch the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fcit.federation.records import ClientUpdate, TrainOrder
+
+FACTOR = 10.0  # an update may be this many times the running median norm per step
+QUIET = 20  # accepted updates before the norm rule is active
+WINDOW = 500  # accepted updates the median looks back on
+
+
+@dataclass
+class Validator:
+    """Judges updates of a round; the norm rule looks at accepted updates of earlier rounds only.
+
+    The norm is taken per sqrt(optimiser steps): Adam's steps are of bounded size and largely
+    uncorrelated in direction, so honest updates of long and short local epochs are comparable.
+    """
+
+    history: list[float] = field(default_factory=list)
+    _round: dict[int, float] = field(default_factory=dict)
+
+    def problem(self, order: TrainOrder, update: ClientUpdate, declared: int | None) -> str | None:
+        """Why the update is rejected, or None. ``declared`` is the client's shard size if known."""
+        for name in ("stage", "round", "client", "shard", "subspace"):
+            got, wanted = getattr(update, name), getattr(order, name)
+            if got != wanted:
+                return f"{name} is {got!r}, the order says {wanted!r}"
+        if set(update.tensors) != set(order.tensors):
+            odd = sorted(set(update.tensors) ^ set(order.tensors))
+            return f"tensor names differ from the order's (first: {odd[0]})"
+        for name, tensor in update.tensors.items():
+            sent = order.tensors[name]
+            if tensor.shape != sent.shape or tensor.dtype != np.float32:
+                return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{sent.shape}"
+            if not np.isfinite(tensor).all():
+                return f"{name} holds values that are not finite"
+        if update.examples < 1 or update.steps < 1:
+            return f"claims {update.examples} records and {update.steps} steps"
+        if declared is not None and update.examples > declared:
+            return f"claims {update.examples} records, its shard has {declared}"
+        norm = self._norm(order, update)
+        if len(self.history) >= QUIET and norm > FACTOR * float(np.median(self.history)):
+            median = float(np.median(self.history))
+            return f"moves {norm:.3g} per step^0.5, {norm / median:.1f} times the median of accepted updates"
+        self._round[update.client] = norm
+        return None
+
+    @staticmethod
+    def _norm(order: TrainOrder, update: ClientUpdate) -> float:
+        square = sum(float(((t - order.tensors[n]).astype(np.float64) ** 2).sum()) for n, t in update.tensors.items())
+        return float(np.sqrt(square) / np.sqrt(update.steps))
+
+    def close_round(self) -> None:
+        """The round is committed: its accepted norms join the history, in client order."""
+        self.history += [self._round[client] for client in sorted(self._round)]
+        self.history = self.history[-WINDOW:]
+        self._round.clear()
+
+    def drop_round(self) -> None:
+        """The round is repeated: forget its norms."""
+        self._round.clear()
