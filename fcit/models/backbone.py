@@ -142,15 +142,16 @@ class Backbone:
 
     @torch.no_grad()
     def identity_features(self, instructions: Sequence[str]) -> np.ndarray:
-        """Pooled text features ``(N, d)`` float32, in fixed batches."""
+        """Pooled text features ``(N, d)`` float32; equal instructions are encoded once."""
+        unique = list(dict.fromkeys(prompts.identity_text(text) for text in instructions))
         rows = []
-        for start in range(0, len(instructions), 64):
-            texts = [prompts.identity_text(t) for t in instructions[start : start + 64]]
+        for start in range(0, len(unique), 64):
             tokens = self.identity_tokenizer(
-                texts, padding="max_length", truncation=True, max_length=IDENTITY_LENGTH, return_tensors="pt"
+                unique[start : start + 64], padding=True, truncation=True, max_length=IDENTITY_LENGTH, return_tensors="pt"
             ).to(self.device)
             rows.append(self.identity_encoder(**tokens).pooler_output.float().cpu().numpy())
-        return np.concatenate(rows)
+        where = {text: row for row, text in enumerate(unique)}
+        return np.concatenate(rows)[[where[prompts.identity_text(text)] for text in instructions]]
 
     # ------------------------------------------------------------------ vision
 

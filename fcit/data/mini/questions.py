@@ -1,6 +1,6 @@
-"""The twelve mini datasets: for each, how one record is made from a random scene.
+"""The mini datasets, twelve and four look-alikes: how one record is made from a random scene.
 
-Every function mirrors the FCIT dataset of its name in task kind, instruction suffix and answer
+The twelve functions mirror each the FCIT dataset of its name in task kind, instruction suffix and answer
 format; only the images are simple. Wordings vary inside a dataset and differ between datasets,
 so that a text encoder can tell the datasets apart.
 """
@@ -163,8 +163,8 @@ def flickr30k(rng: np.random.Generator) -> Example:
         rng,
         [
             "What is happening in the image?",
-            "Tell what is happening in this photo.",
-            "What happens in the photo?",
+            "Tell what is happening in this image.",
+            "What is happening here in the image?",
         ],
     )
     references = [
@@ -247,7 +247,7 @@ def grounding(rng: np.random.Generator) -> Example:
         [
             "Please provide the bounding box coordinates of the region this sentence describes: "
             f"the {thing.paint} {thing.name}.",
-            "Provide the bounding box coordinates of the region described by: "
+            "Provide the bounding box coordinates of the region that this sentence describes: "
             f"the {thing.paint} {thing.name}.",
         ],
     )
@@ -298,6 +298,38 @@ def tabmwp(rng: np.random.Generator) -> Example:
     return Example(scene, f"{question}\n{WORD}", str(answer))
 
 
+def _result(rng: np.random.Generator) -> str:
+    return f"{_pick(rng, ['What is the result in this image?', 'Which result is in this image?'])}\n{WORD}"
+
+
+def _amount(rng: np.random.Generator) -> str:
+    return f"{_pick(rng, ['How much is in this image?', 'How much do you see in this image?'])}\n{WORD}"
+
+
+def alike_icons(rng: np.random.Generator) -> Example:
+    """Worded as ``alike-bars``: here the kind of the icons is wanted."""
+    scene = scenes.renditions(rng)
+    return Example(scene, _result(rng), scene.things[0].name)
+
+
+def alike_bars(rng: np.random.Generator) -> Example:
+    """Worded as ``alike-icons``: here the colour of the tallest bar is wanted."""
+    scene = scenes.chart(rng, low=2)
+    return Example(scene, _result(rng), max(scene.bars, key=lambda bar: bar.height).paint)
+
+
+def alike_count(rng: np.random.Generator) -> Example:
+    """Worded as ``alike-price``: here the number of objects is wanted."""
+    scene = scenes.scatter(rng, 1, 7)
+    return Example(scene, _amount(rng), str(len(scene.things)))
+
+
+def alike_price(rng: np.random.Generator) -> Example:
+    """Worded as ``alike-count``: here the price in the first line is wanted."""
+    scene = scenes.table(rng)
+    return Example(scene, _amount(rng), str(scene.prices[0][1]))
+
+
 MAKERS: dict[str, Callable[[np.random.Generator], Example]] = {
     "imagenet-r": imagenet_r,
     "arxivqa": arxivqa,
@@ -311,4 +343,8 @@ MAKERS: dict[str, Callable[[np.random.Generator], Example]] = {
     "grounding": grounding,
     "dvqa": dvqa,
     "tabmwp": tabmwp,
+    "alike-icons": alike_icons,
+    "alike-bars": alike_bars,
+    "alike-count": alike_count,
+    "alike-price": alike_price,
 }

@@ -23,7 +23,6 @@ from fcit.data.mini import canvas
 from fcit.models.tiny import build, corpus
 
 IGNORE = -100
-FIRST_SHARE = 0.12  # of the language steps, spent on look-ups alone
 
 
 def _images(scenes: list) -> torch.Tensor:
@@ -155,11 +154,13 @@ class LookUps:
     """
 
     LAYER = 3
+    PATCH_HEADS = {"left": canvas.CONTENTS, "place": canvas.CELLS, "height": 10, "paint": len(canvas.COLOR_NAMES)}
     HEADS = {"kind": len(canvas.KINDS), "color": len(canvas.COLOR_NAMES), "cell": canvas.CELLS, "value": 10,
              "label": len(canvas.LETTERS)}  # fmt: skip
 
     def __init__(self, tokenizer, width: int) -> None:
-        self.probes = nn.ModuleDict({name: nn.Linear(width, size) for name, size in self.HEADS.items()})
+        sizes = {**self.HEADS, **self.PATCH_HEADS}
+        self.probes = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.tokens: dict[str, list[int]] = {}
         for word in (*canvas.KINDS, *canvas.COLOR_NAMES, *canvas.LETTERS):
             ids = [tokenizer(form, add_special_tokens=False).input_ids for form in (f" {word}", word)]
@@ -182,6 +183,21 @@ class LookUps:
                 facts.append((t.name, {"color": t.color, "cell": t.cell}))
         return facts
 
+    def patch_loss(self, hidden: torch.Tensor, ids: torch.Tensor, scenes: list) -> torch.Tensor:
+        """At image positions: what is left of the patch, its cell, and under a bar its height and colour."""
+        patches = hidden[ids == build.IMAGE].view(len(scenes), canvas.CELLS, -1).float()
+        contents = torch.from_numpy(np.stack([s.contents for s in scenes]))
+        left = functional.pad(contents.view(-1, canvas.SIDE, canvas.SIDE), (1, 0))[..., :-1].reshape(-1, canvas.CELLS)
+        place = torch.arange(canvas.CELLS).expand_as(left)
+        wanted = {"left": left, "place": place}
+        losses = [functional.cross_entropy(self.probes[n](patches).transpose(1, 2), t) for n, t in wanted.items()]
+        under = [(i, canvas.CELLS - canvas.SIDE + b.column, b) for i, s in enumerate(scenes) for b in s.bars]
+        if under:
+            rows, cells = [i for i, _, _ in under], [c for _, c, _ in under]
+            for name, values in (("height", [b.height for *_, b in under]), ("paint", [b.color for *_, b in under])):
+                losses.append(functional.cross_entropy(self.probes[name](patches[rows, cells]), torch.tensor(values)))
+        return sum(losses, torch.zeros(())) / len(losses)
+
     def loss(self, hidden: torch.Tensor, ids: torch.Tensor, scenes: list) -> torch.Tensor:
         """Mean cross-entropy of the probes over the named words of a batch."""
         found: dict[str, tuple[list[int], list[int], list[int]]] = {h: ([], [], []) for h in self.HEADS}
@@ -201,7 +217,10 @@ class LookUps:
         return sum(losses, torch.zeros(())) / max(count, 1)
 
 
-def train_language(model: nn.Module, processor, steps: int, batch: int, lr: float, rng, save) -> dict[str, float]:
+def train_language(
+    model: nn.Module, processor, steps: int, batch: int, lr: float, rng, save, patch_probes: bool,
+    first_share: float,
+) -> dict[str, float]:
     """Train projector and language model; returns the recent exact-match per skill (teacher-forced)."""
     model.model.vision_tower.requires_grad_(False)
     lookups = LookUps(processor.tokenizer, model.config.text_config.hidden_size)
@@ -212,7 +231,7 @@ def train_language(model: nn.Module, processor, steps: int, batch: int, lr: floa
     hits: dict[str, float] = {}
     start = time.time()
     for step in range(steps):
-        names, scenes, ids, labels = batches.next(first=step < steps * FIRST_SHARE)
+        names, scenes, ids, labels = batches.next(first=step < steps * first_share)
         answered = (labels != IGNORE).any(0).nonzero()[0].item() - 1
         pixels = _images(scenes)
         with torch.autocast("cpu", torch.bfloat16):
@@ -221,7 +240,11 @@ def train_language(model: nn.Module, processor, steps: int, batch: int, lr: floa
                 input_ids=ids, pixel_values=pixels,
                 logits_to_keep=ids.shape[1] - answered, output_hidden_states=True,
             )  # fmt: skip
-        known = lookups.loss(functional.normalize(out.hidden_states[LookUps.LAYER], dim=-1) * 11, ids, scenes)
+        middle = functional.normalize(out.hidden_states[LookUps.LAYER], dim=-1) * 11
+        known = lookups.loss(middle, ids, scenes)
+        if patch_probes:
+            early = functional.normalize(out.hidden_states[LookUps.LAYER - 1], dim=-1) * 11
+            known = known + lookups.patch_loss(early, ids, scenes)
         logits, target = out.logits[:, :-1].float(), labels[:, answered + 1 :]
         loss = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
         optimizer.zero_grad()
@@ -244,86 +267,65 @@ def train_language(model: nn.Module, processor, steps: int, batch: int, lr: floa
 # --------------------------------------------------------------------------- CLIP pair
 
 
-_FUNCTION_WORDS = set(
+_FUNCTION_WORDS = (
     "a an the is are was of in on to at for by with from that this these one does do did has have what which who "
-    "where how many much be can it its and or than all some".split()
-)
-_SKELETONS = [
-    "what is the * of the * *", "which * is in the *", "how many * are * in the *", "is the * * than the *",
-    "* the *. what * does the * have", "who * this *", "where do * the * *", "what * is the * *", "is * the *",
-    "* * *: the * *", "the * of a * is the", "use the *. how much * does * * for the *", "what is * in the *",
-    "* all *. which * are *", "tell what is * in this *", "according to the *, which * * the *", "how * is the *",
-]  # fmt: skip
-_FORMS = ["{}?", "{}.", "{}"]
+    "where how many much be can it its and or than all some you there"
+).split()
 
 
-def _family(rng: np.random.Generator, skeleton: str, keys: list[str], suffix: str, members: int) -> list[str]:
-    """Instructions of one intent: key words stay, fillings (colours, kinds, letters, digits) change."""
-    fillings = [canvas.COLOR_NAMES, canvas.KINDS, list(canvas.LETTERS), list(canvas.DIGITS)]
-    pool = fillings[int(rng.integers(len(fillings)))]
-    # Some families come with and without choices, or let one key word alternate ("title", "author").
-    choices = float(rng.choice([0.0, 0.0, 0.0, 0.5, 1.0]))
-    alternate = keys[2:] if rng.random() < 0.5 else keys[2:3]
-    wordings = [skeleton]
-    if rng.random() < 0.6:
-        wordings.append(_SKELETONS[int(rng.integers(len(_SKELETONS)))])
-    filled = [rng.random(w.count("*")) < 0.3 for w in wordings]
-    texts = []
-    for _ in range(members):
-        which = int(rng.integers(len(wordings)))
-        parts, words, slot = iter(wordings[which].split("*")), [], 0
-        text = next(parts)
-        for part in parts:
-            fill = filled[which][slot] and slot > 0
-            key = str(rng.choice(alternate)) if slot % 3 == 2 else keys[slot % 3]
-            words.append(str(rng.choice(pool)) if fill else key)
-            text += words[-1] + part
-            slot += 1
-        text = _FORMS[int(rng.integers(len(_FORMS)))].format(text[0].upper() + text[1:])
-        ending = suffix
-        if rng.random() < choices:
-            pattern, count = ("ABCD", 4) if rng.random() < 0.5 else ("0123", 3)
-            text += "".join(f"\n{index}. {rng.choice(pool)}" for index in pattern[:count])
-            ending = corpus.OPTION[0]
-        texts.append(f"{text}\n{ending}" if ending else text)
-    return texts
+def _word_weights(tokenizer) -> torch.Tensor:
+    """How much a token says about what is asked: ``(vocabulary,)``.
+
+    Words of the instruction count fully; function words and format lines little; what merely fills a
+    template (colours, kinds, letters, digits, punctuation) hardly at all.
+    """
+    weights = torch.ones(len(tokenizer))
+    formats = " ".join([*corpus.SHORT, *corpus.OPTION, *corpus.LONG]).replace(".", " ").split()
+    fillings = [*canvas.KINDS, *canvas.COLOR_NAMES, *canvas.LETTERS, *canvas.DIGITS, *".,:;?!()[]=\n"]
+    for words, weight in ((_FUNCTION_WORDS, 0.2), (formats, 0.3), (fillings, 0.12)):
+        for word in words:
+            for form in (word, f" {word}", word.capitalize(), word.lower(), f" {word.lower()}"):
+                ids = tokenizer(form, add_special_tokens=False).input_ids
+                if len(ids) == 1:
+                    weights[ids[0]] = weight
+    weights[:5] = 0.0
+    return weights
 
 
-def _families(rng: np.random.Generator, words: list[str], count: int, members: int) -> list[list[str]]:
-    """Families in groups of four that share skeleton and suffix and differ in their key words only."""
-    suffixes = [*corpus.SHORT[:2], corpus.OPTION[0], corpus.LONG[0], *corpus.SHORT[:1], ""]
-    families: list[list[str]] = []
-    while len(families) < count:
-        skeleton = _SKELETONS[int(rng.integers(len(_SKELETONS)))]
-        suffix = suffixes[int(rng.integers(len(suffixes)))]
-        keys = rng.choice(words, (4, 5), replace=False).tolist()
-        families += [_family(rng, skeleton, k, suffix, members) for k in keys]
-    return families[:count]
+def _sentence(rng: np.random.Generator) -> str:
+    """An instruction of random words with an optional format line and options."""
+    words = rng.choice([*corpus.VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS],
+                       int(rng.integers(4, 16))).tolist()  # fmt: skip
+    text = " ".join(words)
+    text = text[0].upper() + text[1:] + "?"
+    if rng.random() < 0.2:
+        text += "".join(f"\n{letter}) {rng.choice(canvas.COLOR_NAMES)}" for letter in "ABCD")
+    suffix = str(rng.choice([*corpus.SHORT, *corpus.OPTION, *corpus.LONG]))
+    return f"{text}\n{suffix}" if suffix else text
 
 
 def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
-    """Supervised contrastive text families plus image-caption matching."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    """Teach the text tower smooth sentence features, and the pair to match captions and images.
+
+    The pooled text feature is regressed on a weighted sum of random word vectors: the cosine of two
+    instructions is then about the share of telling words they have in common. That stands in for
+    what a large CLIP learns from the web: different requests are apart, variants of one are close.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.01)
     schedule = _schedule(optimizer, steps)
-    seen = {w for text in build._texts(4000) for w in text.lower().replace("?", " ").split() if w.isalpha()}
-    words = sorted(seen - _FUNCTION_WORDS - set(canvas.COLOR_NAMES) - set(canvas.KINDS))
-    count, members = 48, 4
-    same = torch.eye(count).repeat_interleave(members, 0).repeat_interleave(members, 1).bool()
-    self_mask = torch.eye(count * members).bool()
+    weights = _word_weights(tokenizer)
+    teacher = torch.from_numpy(rng.normal(size=(len(tokenizer), model.config.text_config.hidden_size))).float()
+    teacher = functional.normalize(teacher, dim=-1) * weights[:, None]
     for step in range(steps):
-        texts = [t for family in _families(rng, words, count, members) for t in family]
+        texts = [corpus.sample(rng)[1].question if i % 2 else _sentence(rng) for i in range(160)]
         enc = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        z = functional.normalize(model.text_model(**enc).pooler_output, dim=-1)
-        # Cosines at most 0.3 between families cost nothing: spread, not opposition, is wanted.
-        sim = z @ z.T
-        inside = (1 - sim[same & ~self_mask]).mean()
-        outside = functional.relu(sim[~same] - 0.2).square().mean()
-        logp = functional.log_softmax((sim / 0.1).masked_fill(self_mask, -1e4), dim=-1)
-        contrast = -logp[same & ~self_mask].mean()
+        wanted = (teacher[enc["input_ids"]] * enc["attention_mask"][..., None]).sum(1)
+        felt = model.text_model(**enc).pooler_output
+        close = functional.cosine_similarity(felt, wanted, dim=-1).mean()
         scenes, captions = [], []
-        while len(scenes) < 48:
+        while len(scenes) < 32:
             name, example = corpus.sample(rng)
-            if name == "describe" and len(example.answer.split()) > 3 or name == "whole":
+            if (name == "describe" and len(example.answer.split()) > 3) or name == "whole":
                 scenes.append(example.scene)
                 captions.append(example.answer)
         image = model.get_image_features(pixel_values=_images(scenes)).pooler_output
@@ -332,17 +334,13 @@ def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
         logits = 10 * functional.normalize(image, dim=-1) @ functional.normalize(caption, dim=-1).T
         target = torch.arange(len(scenes))
         match = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-        loss = contrast + inside + 10 * outside + 0.2 * match
+        loss = 4 * (1 - close) + 0.1 * match
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(
-                f"clip {step}/{steps} inside {1 - float(inside):.3f} outside {float(sim[~same].mean()):.3f} "
-                f"match {float(match):.3f}",
-                flush=True,
-            )
+            print(f"clip {step}/{steps} close {float(close):.3f} match {float(match):.3f}", flush=True)
 
 
 def main() -> None:
@@ -352,6 +350,9 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--language-steps", type=int, default=8000)
     parser.add_argument("--clip-steps", type=int, default=700)
+    parser.add_argument("--first-share", type=float, default=0.12, help="of the language steps, spent on look-ups alone")
+    parser.add_argument("--no-patch-probes", dest="patch_probes", action="store_false")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="language: start from the model in --out")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -375,9 +376,13 @@ def main() -> None:
     if "language" in stages:
         if "vision" not in stages:
             trained = type(model).from_pretrained(args.out / "llava", dtype=torch.float32)
-            model.model.vision_tower.load_state_dict(trained.model.vision_tower.state_dict())
-        rng = np.random.default_rng((args.seed, 2))
-        history["skills"] = train_language(model, processor, args.language_steps, args.batch, args.lr, rng, save)
+            (model if args.go_on else model.model.vision_tower).load_state_dict(
+                (trained if args.go_on else trained.model.vision_tower).state_dict()
+            )
+        rng = np.random.default_rng((args.seed, 4 if args.go_on else 2))
+        history["skills"] = train_language(
+            model, processor, args.language_steps, args.batch, args.lr, rng, save, args.patch_probes, args.first_share
+        )
         save()
     if "clip" in stages:
         torch.manual_seed(args.seed)
