@@ -16,7 +16,7 @@ app = ClientApp()
 
 
 def _answer(message: Message, kind: type, work: Callable[[Worker, Any], Any]) -> Message:
-    order = codec.decode(message.content, kind)
+    order: Any = codec.decode(message.content, kind)
     mine = worker(order.config)
     return Message(codec.encode(work(mine, order), mine.config.federation.wire), reply_to=message)
 

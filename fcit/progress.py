@@ -66,7 +66,7 @@ class ConsoleWatcher:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")
 
-    def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float], **v: Any) -> None:  # noqa: A002
+    def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float], **v: Any) -> None:
         mean = sum(loss.values()) / max(len(loss), 1)
         moved = (v["up"] + v["down"]) / 1e6
         note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"

@@ -103,5 +103,3 @@ def load(run: RunDir) -> tuple[ServerState, Progress] | None:
 
 def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-

@@ -20,7 +20,6 @@ from fcit.data.benchmark import Benchmark
 from fcit.errors import CodecError, ConfigError, RunError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.evaluation.scorers import Result
-from fcit.fedopt.base import FedOpt
 from fcit.federation import codec
 from fcit.federation.records import (
     Answers,
@@ -33,6 +32,7 @@ from fcit.federation.records import (
     TrainOrder,
 )
 from fcit.federation.sampling import sample
+from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from fcit.models.adapters import save_peft
 from fcit.run_dir import RunDir, write_json, write_text

@@ -150,5 +150,3 @@ class Method:
         Never sees the task. Default: the only subspace, weight one.
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
-
-

@@ -102,7 +102,11 @@ class Backbone:
     @cached_property
     def vision_hash(self) -> str:
         """Names the feature cache: vision weights, image processor and transformers version."""
-        parts = (_hash_weights(self._llava.vision_tower), self.image_processor.to_json_string(), transformers.__version__)
+        parts = (
+            _hash_weights(self._llava.vision_tower),
+            self.image_processor.to_json_string(),
+            transformers.__version__,
+        )
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -147,7 +151,11 @@ class Backbone:
         rows = []
         for start in range(0, len(unique), 64):
             tokens = self.identity_tokenizer(
-                unique[start : start + 64], padding=True, truncation=True, max_length=IDENTITY_LENGTH, return_tensors="pt"
+                unique[start : start + 64],
+                padding=True,
+                truncation=True,
+                max_length=IDENTITY_LENGTH,
+                return_tensors="pt",
             ).to(self.device)
             rows.append(self.identity_encoder(**tokens).pooler_output.float().cpu().numpy())
         where = {text: row for row, text in enumerate(unique)}
@@ -243,4 +251,3 @@ class Backbone:
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""
         self.model = function(self.model)
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def matrices(runs: list[tuple[str, AccuracyMatrix]], path: Path) -> None:
     widest = max(len(m.datasets) for _, m in runs)
     size = (1.1 + (0.72 * widest + 1.0) * len(runs), 2.0 + 0.5 * max(len(m.scores) for _, m in runs))
     figure, axes = pyplot.subplots(1, len(runs), figsize=size, squeeze=False, layout="constrained")
-    image = None
+    image: Any = None
     for axis, (name, matrix) in zip(axes[0], runs, strict=True):
         stages = [n for n, row in enumerate(matrix.scores, start=1) if row]
         grid = np.array([[row.get(d, np.nan) for d in matrix.datasets] for row in matrix.scores if row], dtype=float)

@@ -125,14 +125,10 @@ def _draw_mask(content: int, variant: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _masks() -> np.ndarray:
     """Masks of everything drawable, ``(contents, variants, 16, 16)`` in 0..1."""
-    return np.stack(
-        [np.stack([_draw_mask(c, v) for v in range(VARIANTS)]) for c in range(CONTENTS)]
-    )
+    return np.stack([np.stack([_draw_mask(c, v) for v in range(VARIANTS)]) for c in range(CONTENTS)])
 
 
-def compose(
-    contents: np.ndarray, colors: np.ndarray, variants: np.ndarray, background: np.ndarray
-) -> np.ndarray:
+def compose(contents: np.ndarray, colors: np.ndarray, variants: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Compose a batch of images.
 
     Args:

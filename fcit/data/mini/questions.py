@@ -70,9 +70,7 @@ def arxivqa(rng: np.random.Generator) -> Example:
     most = bool(rng.integers(2))
     ranked = sorted(scene.bars, key=lambda bar: bar.height, reverse=most)
     order = [int(i) for i in rng.permutation(4)]
-    options = "\n".join(
-        f"{letter}) {ranked[i].paint}" for letter, i in zip("ABCD", order, strict=True)
-    )
+    options = "\n".join(f"{letter}) {ranked[i].paint}" for letter, i in zip("ABCD", order, strict=True))
     extreme = "largest" if most else "smallest"
     question = _pick(
         rng,
@@ -291,9 +289,7 @@ def tabmwp(rng: np.random.Generator) -> Example:
         )
         answer = price
     else:
-        question = (
-            f"Use the table. Amy has a coupon of 1 dollar. How much money does Amy pay for one {thing.name}?"
-        )
+        question = f"Use the table. Amy has a coupon of 1 dollar. How much money does Amy pay for one {thing.name}?"
         answer = price - 1
     return Example(scene, f"{question}\n{WORD}", str(answer))
 

@@ -92,9 +92,7 @@ class Scene:
 
     def image(self) -> np.ndarray:
         """The scene as ``(64, 64, 3)`` uint8 RGB."""
-        return canvas.compose(
-            self.contents[None], self.colors[None], self.variants[None], self.background[None]
-        )[0]
+        return canvas.compose(self.contents[None], self.colors[None], self.variants[None], self.background[None])[0]
 
 
 def scatter(rng: np.random.Generator, low: int = 2, high: int = 6) -> Scene:

@@ -76,7 +76,9 @@ class InlineGrid(Grid):
     def _context(self, node: int) -> Context:
         if node not in self._contexts:
             config: dict = {"partition-id": node - FIRST_NODE, "num-partitions": self._clients}
-            self._contexts[node] = Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
+            self._contexts[node] = Context(
+                run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={}
+            )
         return self._contexts[node]
 
     def _work(self, message: Message) -> Message:

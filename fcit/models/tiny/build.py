@@ -74,9 +74,7 @@ def train_tokenizer() -> Tokenizer:
 
 def _wrap(tokenizer: Tokenizer, template: str, padding_side: str, length: int):
     copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)]
-    )
+    copy.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)])
     return PreTrainedTokenizerFast(
         tokenizer_object=copy,
         bos_token="<s>",

@@ -300,7 +300,9 @@ def bar_order(rng: Rng) -> Example:
     if style == 0:
         more = bool(rng.integers(2))
         word = _pick(rng, ["greater", "higher", "taller"] if more else ["less", "lower", "shorter"])
-        q = _ask(rng, [f"Which is {word}, {one.paint} or {two.paint}?", f"{one.paint} or {two.paint}: which is {word}?"])
+        q = _ask(
+            rng, [f"Which is {word}, {one.paint} or {two.paint}?", f"{one.paint} or {two.paint}: which is {word}?"]
+        )
         return Example(scene, q, (one if (one.height > two.height) == more else two).paint)
     yes, no = [("true", "false"), ("right", "wrong"), ("yes", "no")][int(rng.integers(3))]
     want = bool(rng.integers(2))
@@ -310,7 +312,9 @@ def bar_order(rng: Rng) -> Example:
         word = _pick(rng, ["greater", "higher", "taller"] if more else ["less", "lower", "shorter"])
         if (one.height > two.height) != (want == more):
             one, two = two, one
-        q = _ask(rng, [f"{one.paint} is {word} than {two.paint}, {tail}", f"{one.paint} {word} than {two.paint}: {tail}"])
+        q = _ask(
+            rng, [f"{one.paint} is {word} than {two.paint}, {tail}", f"{one.paint} {word} than {two.paint}: {tail}"]
+        )
     else:
         word = _pick(rng, ["maximum", "tallest", "largest"] if more else ["minimum", "lowest", "smallest"])
         best = sorted(scene.bars, key=lambda b: b.height)[-1 if more else 0]
@@ -355,7 +359,10 @@ def listing(rng: Rng) -> Example:
     style = int(rng.integers(3))
     if style == 0:
         scene = scenes.scatter(rng, 2, 6)
-        rows = [{"color": t.paint, "shape": t.name, "row": str(t.row + 1), "column": str(t.column + 1)} for t in scene.things]
+        rows = [
+            {"color": t.paint, "shape": t.name, "row": str(t.row + 1), "column": str(t.column + 1)}
+            for t in scene.things
+        ]
     elif style == 1:
         scene = scenes.chart(rng, 2)
         rows = [{"color": b.paint, "letter": b.label, "value": str(b.height)} for b in scene.bars]

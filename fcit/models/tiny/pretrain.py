@@ -13,6 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sc
     )
 
 
-def train_vision(model: nn.Module, steps: int, rng: np.random.Generator) -> float:
+def train_vision(model: Any, steps: int, rng: np.random.Generator) -> float:
     """Teach each patch's content and colour; returns the share of patches named right at the end."""
     tower = model.model.vision_tower
     width = tower.config.hidden_size
@@ -54,7 +55,9 @@ def train_vision(model: nn.Module, steps: int, rng: np.random.Generator) -> floa
         targets = [torch.from_numpy(np.stack([getattr(s, n) for s in scenes])) for n in ("contents", "colors")]
         features = tower(_images(scenes), output_hidden_states=True).hidden_states[-2][:, 1:]
         logits = [head(features) for head in heads]
-        loss = sum(functional.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets, strict=True))
+        loss = torch.stack(
+            [functional.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets, strict=True)]
+        ).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,7 +66,7 @@ def train_vision(model: nn.Module, steps: int, rng: np.random.Generator) -> floa
             both = (logits[0].argmax(-1) == targets[0]) & (logits[1].argmax(-1) == targets[1])
             right += float(both.float().mean()) / 20
         if step % 100 == 0:
-            print(f"vision {step}/{steps} loss {float(loss):.4f}", flush=True)
+            print(f"vision {step}/{steps} loss {float(loss.detach()):.4f}", flush=True)
     return right
 
 
@@ -127,7 +130,7 @@ class Alignment:
     stays for hundreds of thousands of samples at guessing among the things it sees.
     """
 
-    def __init__(self, model: nn.Module, tokenizer) -> None:
+    def __init__(self, model: Any, tokenizer) -> None:
         self.model = model
         self.contents, self.colors = _patch_words(tokenizer)
 
@@ -154,9 +157,19 @@ class LookUps:
     """
 
     LAYER = 3
-    PATCH_HEADS = {"left": canvas.CONTENTS, "place": canvas.CELLS, "height": 10, "paint": len(canvas.COLOR_NAMES)}
-    HEADS = {"kind": len(canvas.KINDS), "color": len(canvas.COLOR_NAMES), "cell": canvas.CELLS, "value": 10,
-             "label": len(canvas.LETTERS)}  # fmt: skip
+    PATCH_HEADS: ClassVar[dict[str, int]] = {
+        "left": canvas.CONTENTS,
+        "place": canvas.CELLS,
+        "height": 10,
+        "paint": len(canvas.COLOR_NAMES),
+    }
+    HEADS: ClassVar[dict[str, int]] = {
+        "kind": len(canvas.KINDS),
+        "color": len(canvas.COLOR_NAMES),
+        "cell": canvas.CELLS,
+        "value": 10,
+        "label": len(canvas.LETTERS),
+    }
 
     def __init__(self, tokenizer, width: int) -> None:
         sizes = {**self.HEADS, **self.PATCH_HEADS}
@@ -218,7 +231,14 @@ class LookUps:
 
 
 def train_language(
-    model: nn.Module, processor, steps: int, batch: int, lr: float, rng, save, patch_probes: bool,
+    model: Any,
+    processor,
+    steps: int,
+    batch: int,
+    lr: float,
+    rng,
+    save,
+    patch_probes: bool,
     first_share: float,
 ) -> dict[str, float]:
     """Train projector and language model; returns the recent exact-match per skill (teacher-forced)."""
@@ -258,7 +278,11 @@ def train_language(
         if step % 250 == 0 or step == steps - 1:
             rate = (step + 1) * batch / (time.time() - start)
             scores = " ".join(f"{n}={v:.2f}" for n, v in sorted(hits.items()))
-            print(f"language {step}/{steps} loss {float(loss):.3f} aligned {float(aligned):.2f} known {float(known):.2f} {rate:.0f}/s | {scores}", flush=True)
+            print(
+                f"language {step}/{steps} loss {float(loss.detach()):.3f} aligned {float(aligned.detach()):.2f} "
+                f"known {float(known.detach()):.2f} {rate:.0f}/s | {scores}",
+                flush=True,
+            )
         if step % 1000 == 999:
             save()
     return hits
@@ -322,7 +346,8 @@ def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
         wanted = (teacher[enc["input_ids"]] * enc["attention_mask"][..., None]).sum(1)
         felt = model.text_model(**enc).pooler_output
         close = functional.cosine_similarity(felt, wanted, dim=-1).mean()
-        scenes, captions = [], []
+        scenes: list[Any] = []
+        captions: list[str] = []
         while len(scenes) < 32:
             name, example = corpus.sample(rng)
             if (name == "describe" and len(example.answer.split()) > 3) or name == "whole":
@@ -344,13 +369,16 @@ def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
 
 
 def main() -> None:
+    """Run the stages asked for and save Hugging Face folders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for llava/ and clip/")
     parser.add_argument("--stages", default="vision,language,clip")
     parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--language-steps", type=int, default=8000)
     parser.add_argument("--clip-steps", type=int, default=700)
-    parser.add_argument("--first-share", type=float, default=0.12, help="of the language steps, spent on look-ups alone")
+    parser.add_argument(
+        "--first-share", type=float, default=0.12, help="of the language steps, spent on look-ups alone"
+    )
     parser.add_argument("--no-patch-probes", dest="patch_probes", action="store_false")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="language: start from the model in --out")
     parser.add_argument("--batch", type=int, default=64)

@@ -1,0 +1,81 @@
+"""The built-in model as shipped: size, tokenizer, and that routing by text is possible."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fcit import config
+from fcit.data.mini.questions import MAKERS
+from fcit.models.backbone import TINY, Backbone
+from fcit.models.tiny import build
+
+TWELVE = [name for name in MAKERS if not name.startswith("alike")]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return Backbone(config.Backbone(feature_cache="off"))
+
+
+def test_small_enough(backbone):
+    total = sum(f.stat().st_size for f in TINY.rglob("*.safetensors"))
+    assert total <= 15e6
+    assert sum(p.numel() for p in backbone.model.parameters()) <= 3e6
+    assert build.clip(backbone.tokenizer.vocab_size).num_parameters() <= 0.8e6
+    assert all(p.dtype.itemsize == 4 for p in backbone.model.parameters())
+
+
+def test_shipped_tokenizer_is_the_one_the_command_makes():
+    made = json.loads(build.train_tokenizer().to_str())["model"]
+    shipped = json.loads((TINY / "llava" / "tokenizer.json").read_text())["model"]
+    assert made["vocab"] == shipped["vocab"] and made["merges"] == shipped["merges"]
+
+
+def test_words_of_the_datasets_are_whole_tokens(backbone):
+    rng = np.random.default_rng(0)
+    for name in MAKERS:
+        for _ in range(50):
+            text = MAKERS[name](rng).question
+            tokens = backbone.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][1:]
+            cut = [
+                (a, b)
+                for (_, a), (b, _) in zip(tokens, tokens[1:], strict=False)
+                if a == b and text[a - 1 : a + 1].islower()
+            ]
+            assert not cut, (name, text)
+
+
+def test_any_text_round_trips(backbone):
+    text = " Zürich 東京 [0.25, 0.50]\n12 KZ"
+    ids = backbone.tokenizer(text, add_special_tokens=False).input_ids
+    assert backbone.tokenizer.decode(ids) == text
+
+
+def test_identity_features_differ_between_texts_and_ignore_the_batch(backbone):
+    a, b = "What is the object in the image?", "Look at the icons. How many icons are shown?"
+    both = backbone.identity_features([a, b])
+    assert not np.allclose(both[0], both[1], atol=0.1)
+    assert np.allclose(both[1], backbone.identity_features([b])[0], atol=1e-5)
+
+
+def _features(backbone, name, seed, count):
+    rng = np.random.default_rng(seed)
+    return backbone.identity_features([MAKERS[name](rng).question for _ in range(count)])
+
+
+def test_routing_is_possible(backbone):
+    """Design goals: median margin >= 0.21, own weight >= 0.9 at 0.05, top-1 >= 97 %, clients > 0.9."""
+    from fcit.methods.disco import softmax_mix
+    from fcit.methods.knowledge_cache import cosine
+
+    tokens = np.stack([_features(backbone, n, 1, 300).mean(axis=0) for n in TWELVE])
+    for i, name in enumerate(TWELVE):
+        questions = _features(backbone, name, 2, 160)
+        similarity = cosine(questions, tokens)
+        others = np.delete(similarity, i, axis=1).max(axis=1)
+        assert np.median(similarity[:, i] - others) >= 0.21, name
+        assert np.median(softmax_mix(similarity, 0.05)[:, i]) >= 0.9, name
+        assert (similarity[:, i] > others).mean() >= 0.97, name
+        clients = questions.reshape(20, 8, -1).mean(axis=1)
+        assert cosine(clients, tokens[i : i + 1]).min() > 0.9, name
