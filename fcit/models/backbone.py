@@ -141,7 +141,7 @@ class Backbone:
         prompt = self.tokenizer(text).input_ids
         tail: list[int] = []
         if answer is not None:
-            tail = self.tokenizer(f" {answer}", add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
+            tail = [*self.tokenizer(f" {answer}", add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
         return Encoded(tuple(prompt), tuple(tail), image)
 
     @torch.no_grad()

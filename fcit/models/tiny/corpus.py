@@ -198,7 +198,7 @@ def choose(rng: Rng) -> Example:
     else:
         hint = ""
     if style == 2:
-        words = [right] + [b.paint for b in scene.bars if b.paint != right][: size - 1]
+        words = [right, *[b.paint for b in scene.bars if b.paint != right][:size - 1]]
     order = [int(i) for i in rng.permutation(len(words))]
     options = glue.join(pattern.format(index[p], words[i]) for p, i in enumerate(order))
     suffix = _pick(rng, OPTION)
@@ -453,10 +453,7 @@ def sample(rng: Rng, first: bool = False) -> tuple[str, Example]:
     Args:
         first: only the look-ups of :data:`FIRST`.
     """
-    if first:
-        maker = FIRST[int(rng.integers(len(FIRST)))]
-    else:
-        maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_WEIGHTS))]
+    maker = FIRST[int(rng.integers(len(FIRST)))] if first else _MAKERS[int(rng.choice(len(_MAKERS), p=_WEIGHTS))]
     while True:
         example = maker(rng)
         if example.scene.bucket >= MINI_BUCKETS:

@@ -83,7 +83,7 @@ class Batches:
         heads = self.tokenizer(prompts).input_ids
         tails = self.tokenizer([f" {e.answer}" for _, e in pool], add_special_tokens=False).input_ids
         rows = [
-            (name, example.scene, head, tail + [build.EOS])
+            (name, example.scene, head, [*tail, build.EOS])
             for (name, example), head, tail in zip(pool, heads, tails, strict=True)
         ]
         rows.sort(key=lambda row: len(row[2]) + len(row[3]))
