@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from fcit import __version__
@@ -36,6 +37,8 @@ def _quiet_libraries() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # peft 0.21 asks transformers 5 for an attribute by its old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def _app_path() -> None:

@@ -215,12 +215,12 @@ class Loop:
         stage, round_ = self.progress.stage, self.progress.round
         begin, before = time.perf_counter(), dict(self.progress.traffic)
         slots = self._slots(stage, round_)
+        needed = min(self.config.federation.min_updates, len(slots))
         with self._timed("describe"):
             self._assign(slots)
         orders = {slot.pair: self._order(stage, round_, slot) for slot in slots}
         for attempt in range(self.config.federation.retries + 1):
             losses = self._collect(orders, attempt)
-            needed = min(self.config.federation.min_updates, len(orders))
             if len(self.spill) >= needed:
                 break
             self._event("retry", stage=stage, round=round_, accepted=len(self.spill), needed=needed)
@@ -292,6 +292,8 @@ class Loop:
                     self._reject(problem or "empty", update)
                     continue
                 self.spill.put(update)
+                # A client that was never described is held to the size it first reported.
+                self.progress.declared.setdefault(f"{update.client}/{update.shard}", update.examples)
                 losses[str(update.client)] = round(update.loss, 5)
                 self.watcher.say("client", client=update.client, loss=update.loss)
         for pair in waiting:

@@ -15,9 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 from fcit import registry
 from fcit.config import RunConfig, Section, _sentences
 from fcit.data import partition
-from fcit.data.records import Record, TestRecord, read_test, read_train
+from fcit.data.records import Record, TestRecord, image_path, read_test, read_train
 from fcit.errors import ConfigError, DataError
 
+SHOWN = 20  # problems of a data root shown at once
 SHIPPED = Path(__file__).parent / "benchmarks"
 
 
@@ -153,7 +154,11 @@ class Benchmark:
         return instruction if not suffix or instruction.endswith(suffix) else f"{instruction}\n{suffix}"
 
     def prepare(self, names: list[str] | None = None) -> None:
-        """Make sure the files of these datasets (default: all) are there."""
+        """Make sure the files of these datasets (default: all) are there and can be read.
+
+        Raises:
+            ConfigError: everything that is missing or broken, together.
+        """
         names = list(names or {n for task in self.spec.tasks for n in task})
         if self.spec.source == "mini":
             from fcit.data.mini.render import ensure
@@ -172,6 +177,26 @@ class Benchmark:
                 missing.append(f"the image folder {self.image_root}")
         if missing:
             raise ConfigError([f"data_root: missing {what}" for what in missing])
+        problems = [problem for name in names for problem in self._problems(name)]
+        if problems:
+            more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+            raise ConfigError([*problems[:SHOWN], *more])
+
+    def _problems(self, name: str) -> list[str]:
+        """Broken records of a dataset, and images that are missing or outside the image root."""
+        spec, folder = self.spec.datasets[name], self.root / "instructions"
+        try:
+            records: list[Record | TestRecord] = [*read_train(folder / spec.train)]
+            records += read_test(folder / spec.test, folder / spec.references if spec.references else None)
+        except DataError as error:
+            return [str(error)]
+        problems = []
+        for image in dict.fromkeys(record.image for record in records):
+            try:
+                image_path(self.image_root, image)
+            except DataError as error:
+                problems.append(f"dataset {name!r}: {error}")
+        return problems
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []

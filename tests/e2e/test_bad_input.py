@@ -84,7 +84,7 @@ def test_broken_json_names_file_and_line(own, fcit):
     lines[5] = lines[5].replace('"', "", 1)
     path.write_text("\n".join(lines))
     code, _, err = fcit("run", own)
-    assert code != 0 and "train.json, line" in err and "Traceback" not in err
+    assert code == 2 and "train.json, line" in err and "Traceback" not in err
 
 
 def test_one_bad_image_costs_one_client_only(own, fcit):
@@ -95,6 +95,14 @@ def test_one_bad_image_costs_one_client_only(own, fcit):
     assert "rejected" in out and "truncated" in out
 
 
+def test_all_missing_images_are_named_before_anything_starts(own, fcit):
+    for name in ("first/1.png", "second/2.png"):
+        (own.parent / "data/datasets" / name).unlink()
+    code, _, err = fcit("run", own)
+    assert code == 2 and "first/1.png" in err and "second/2.png" in err
+    assert not (own.parent / "runs").exists()
+
+
 def test_image_outside_the_root_is_not_opened(own, fcit):
     path = own.parent / "data/instructions/first/test.json"
     rows = json.loads(path.read_text())
@@ -102,4 +110,4 @@ def test_image_outside_the_root_is_not_opened(own, fcit):
     path.write_text(json.dumps(rows))
     Image.new("RGB", (4, 4)).save(own.parent / "secret.png")
     code, _, err = fcit("run", own)
-    assert code != 0 and "leaves the image root" in err and "Traceback" not in err
+    assert code == 2 and "leaves the image root" in err and "Traceback" not in err

@@ -100,6 +100,7 @@ def llava_processor(tokenizer: Tokenizer) -> LlavaProcessor:
 
 
 def image_processor() -> CLIPImageProcessorPil:
+    """64-pixel images, scaled to -1..1."""
     size = {"height": canvas.PIXELS, "width": canvas.PIXELS}
     return CLIPImageProcessorPil(
         do_resize=True,
@@ -117,6 +118,7 @@ def identity_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def llava(vocabulary: int) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA: CLIP vision tower (16 patches), two-layer projector, six Llama layers."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=256,
@@ -158,6 +160,7 @@ def llava(vocabulary: int) -> LlavaForConditionalGeneration:
 
 
 def clip(vocabulary: int) -> CLIPModel:
+    """An untrained CLIP pair for identity tokens."""
     config = CLIPConfig(
         text_config={
             "vocab_size": vocabulary,

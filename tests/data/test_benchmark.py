@@ -1,0 +1,268 @@
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from fcit.config import RunConfig
+from fcit.data import benchmark as module
+from fcit.data.benchmark import open_benchmark, read_spec, shipped
+from fcit.errors import ConfigError, DataError
+
+TASK = ["imagenet-r", "arxivqa", "iconqa", "clevr-math", "ocr-vqa", "flickr30k", "figureqa", "super-clevr"]
+
+
+def opened(name: str, **changes):
+    return open_benchmark(RunConfig(benchmark=str(name), **changes))
+
+
+# ---------------------------------------------------------------------- shipped
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped(name):
+    spec = read_spec(name)
+    assert spec.name == name and spec.description
+    bench = opened(name)
+    assert len(bench.stages) >= 4 and all(len(stage) == 5 for stage in bench.stages)
+    assert set(bench.evaluation(len(bench.stages) - 1)) == set(spec.datasets)
+    if spec.heterogeneous:
+        assert all(len(stage) == 5 for stage in opened(name, setting="heterogeneous").stages)
+
+
+def test_published_lists():
+    task, cap = read_spec("fcit-mini-task"), read_spec("fcit-mini-cap")
+    assert task.tasks == [[name] for name in TASK]
+    assert task.heterogeneous == [
+        [1, 2, 4, 5, 6], [3, 4, 5, 7, 7], [0, 2, 3, 4, 5], [0, 0, 1, 3, 7],
+        [1, 2, 4, 4, 5], [0, 3, 5, 7, 7], [2, 2, 5, 7, 7], [5, 5, 5, 6, 6],
+    ]  # fmt: skip
+    assert [set(t) for t in cap.tasks] == [
+        {"aokvqa", "iconqa", "grounding", "imagenet-r"},
+        {"flickr30k", "ocr-vqa"},
+        {"clevr-math", "super-clevr", "tabmwp"},
+        {"arxivqa", "figureqa", "dvqa"},
+    ]
+    assert cap.heterogeneous == [[0, 1, 1, 3, 3], [0, 2, 2, 2, 3], [1, 2, 2, 3, 3], [0, 0, 0, 1, 1]]
+
+
+def test_homogeneous_stages():
+    bench = opened("fcit-mini-task", federation={"clients_per_round": 3})
+    assert bench.stages == [[task] * 3 for task in range(8)]
+    assert bench.evaluation(0) == TASK[:1]
+    assert bench.evaluation(2) == TASK[:3]
+    assert bench.evaluation(7) == TASK
+
+
+def test_heterogeneous_evaluation_knows_what_was_seen():
+    bench = opened("fcit-mini-task", setting="heterogeneous")
+    assert bench.evaluation(0) == [TASK[t] for t in (1, 2, 4, 5, 6)]
+    assert bench.evaluation(1) == [TASK[t] for t in (1, 2, 4, 5, 6, 3, 7)]
+    assert bench.evaluation(2) == [TASK[t] for t in (1, 2, 4, 5, 6, 3, 7, 0)]
+    assert bench.evaluation(7) == bench.evaluation(2)
+
+
+def test_capability_evaluation():
+    assert len(opened("fcit-mini-cap").evaluation(1)) == 6
+    assert len(opened("fcit-mini-cap", setting="heterogeneous").evaluation(0)) == 9
+
+
+def test_slots_must_match_the_lists():
+    with pytest.raises(ConfigError, match="5 slots"):
+        opened("fcit-mini-task", setting="heterogeneous", federation={"clients_per_round": 4})
+
+
+# ---------------------------------------------------------------------- a benchmark of one's own
+
+SUFFIX = "Answer briefly."
+
+
+def turns(question: str, answer: str) -> list[dict]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Two datasets of eight and four records, in files; returns a function that opens them."""
+    root = tmp_path / "root"
+    (root / "datasets" / "cups").mkdir(parents=True)
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(root / "datasets" / "cups" / "0.png")
+    for name, count in (("cups", 8), ("hats", 4)):
+        folder = root / "instructions" / name
+        folder.mkdir(parents=True)
+        train = [{"image": "cups/0.png", "conversations": turns(f"<image>\n{name} {n}?", str(n))} for n in range(count)]
+        test = [
+            {"question_id": str(n), "image": "cups/0.png", "text": f"{name} {n}?", "answer": str(n)} for n in range(3)
+        ]
+        (folder / "train.json").write_text(json.dumps(train))
+        (folder / "test.json").write_text(json.dumps(test))
+    spec = {
+        "name": "own",
+        "datasets": {
+            "cups": {"train": "cups/train.json", "test": "cups/test.json", "suffix": SUFFIX},
+            "hats": {"train": "hats/train.json", "test": "hats/test.json"},
+        },
+        "tasks": [["cups"], ["cups", "hats"]],
+    }
+
+    def _open(change=None, **config):
+        wanted = json.loads(json.dumps(spec))
+        if change:
+            change(wanted)
+        file = tmp_path / "own.yaml"
+        file.write_text(yaml.safe_dump(wanted))
+        config = {"data_root": str(root), "federation": {"clients": 2, "clients_per_round": 2, "beta": 5.0}, **config}
+        return opened(file, **config)
+
+    _open.root = root
+    return _open
+
+
+def test_own_files(own):
+    bench = own()
+    bench.prepare()
+    assert bench.stages == [[0, 0], [1, 1]]
+    assert [r.instruction for r in bench.test("cups")] == [f"cups {n}?\n{SUFFIX}" for n in range(3)]
+    assert [r.instruction for r in bench.test("hats")] == [f"hats {n}?" for n in range(3)]
+    assert [r.answer for r in bench.test("hats")] == ["0", "1", "2"]
+
+
+def test_own_partition_is_generated_in_the_cache(own, monkeypatch, tmp_path):
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    bench = own()
+    shards = [bench.shard(client, 0) for client in (0, 1)]
+    assert all(r.instruction.endswith(f"?\n{SUFFIX}") for shard in shards for r in shard)
+    found = [r.answer for shard in shards for r in shard]
+    assert len(found) == len(set(found)) and 7 <= len(found) <= 8
+    assert bench.pooled(0) == shards[0] + shards[1]
+    assert not (own.root / "partitioned_data").exists()
+    assert len(list((tmp_path / "cache").rglob("client_*.json"))) == 2
+    assert [own().shard(client, 0) for client in (0, 1)] == shards  # the same again, by another object
+
+
+def test_a_task_of_two_datasets_is_mixed(own):
+    records = own().pooled(1)
+    assert {r.instruction.split()[0] for r in records} == {"cups", "hats"}
+    assert all(r.instruction.endswith(SUFFIX) == r.instruction.startswith("cups") for r in records)
+
+
+def test_seed_and_beta_change_the_partition(own):
+    first = own().shard(0, 1)
+    assert own(seed=1).shard(0, 1) != first
+    assert own(federation={"clients": 2, "clients_per_round": 2, "beta": 0.5}).shard(0, 1) != first
+
+
+def test_changed_files_are_partitioned_afresh(own):
+    own().shard(0, 0)
+    file = own.root / "instructions" / "cups" / "train.json"
+    rows = json.loads(file.read_text())
+    for row in rows:
+        row["conversations"][1]["value"] = "new answer"
+    file.write_text(json.dumps(rows))
+    assert {r.answer for r in own().pooled(0)} == {"new answer"}
+
+
+def test_suffix_is_added_once(own):
+    file = own.root / "instructions" / "cups" / "train.json"
+    rows = [{"image": "cups/0.png", "conversations": turns(f"<image>\ncups?\n{SUFFIX}", "1")}] * 8
+    file.write_text(json.dumps(rows))
+    assert {r.instruction for r in own().pooled(0)} == {f"cups?\n{SUFFIX}"}
+
+
+def test_numeric_question_gets_its_suffix(own):
+    file = own.root / "instructions" / "cups" / "train.json"
+    file.write_text(json.dumps([{"image": "cups/0.png", "conversations": turns(7, "1")}] * 8))
+    assert {r.instruction for r in own().pooled(0)} == {f"7\n{SUFFIX}"}
+
+
+def test_official_partition_is_used_as_it_is(own):
+    folder = own.root / "partitioned_data" / "5.0" / "Task1"
+    folder.mkdir(parents=True)
+    rows = [{"image": "cups/0.png", "conversations": turns("official?\n<image>", "yes")}]
+    (folder / "client_0.json").write_text(json.dumps(rows, indent=4))
+    bench = own()
+    (record,) = bench.shard(0, 0)
+    assert (record.instruction.splitlines()[0], record.answer) == ("official?", "yes")
+    with pytest.raises(DataError, match="no file for client 1"):
+        bench.shard(1, 0)
+    assert len(bench.pooled(1)) > 1  # a task without official files is still generated
+
+
+def test_limit(own):
+    assert len(own(evaluation={"limit": 2}).test("cups")) == 2
+
+
+def test_split_without_files(own):
+    with pytest.raises(ConfigError, match="no val file"):
+        own(evaluation={"split": "val"}).test("cups")
+
+
+def test_split_without_files_is_noticed_before_the_run(own):
+    with pytest.raises(ConfigError, match="val"):
+        own(evaluation={"split": "val"}).prepare()
+
+
+def test_missing_data_root(own, tmp_path):
+    with pytest.raises(ConfigError, match="data_root"):
+        own(data_root=None)
+    with pytest.raises(ConfigError, match="nowhere"):
+        own(data_root=str(tmp_path / "nowhere")).prepare()
+
+
+def test_everything_missing_is_listed(own):
+    (own.root / "instructions" / "cups" / "train.json").unlink()
+    (own.root / "instructions" / "hats" / "test.json").unlink()
+    (own.root / "datasets").rename(own.root / "elsewhere")
+    with pytest.raises(ConfigError) as caught:
+        own().prepare()
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 3
+    assert "cups/train.json" in text and "hats/test.json" in text and "image folder" in text
+
+
+def problem(own, change) -> str:
+    with pytest.raises(ConfigError) as caught:
+        own(change)
+    return str(caught.value)
+
+
+def test_unknown_dataset_in_tasks(own):
+    text = problem(own, lambda spec: spec["tasks"].append(["cupz"]))
+    assert "tasks[2] names the unknown dataset 'cupz'; did you mean 'cups'?" in text
+
+
+def test_a_mistake_between_keys_does_not_print_the_whole_file(own):
+    assert "train.json" not in problem(own, lambda spec: spec["tasks"].append(["cupz"]))
+
+
+def test_unknown_task_in_stages(own):
+    assert "tasks are 0..1" in problem(own, lambda spec: spec.update(homogeneous=[0, 2]))
+    assert "tasks are 0..1" in problem(own, lambda spec: spec.update(heterogeneous=[[0, -1]]))
+
+
+def test_unknown_scorer(own):
+    assert "did you mean 'exact'" in problem(own, lambda spec: spec["datasets"]["cups"].update(scorer="exat"))
+
+
+def test_unknown_key_of_a_dataset(own):
+    text = problem(own, lambda spec: spec["datasets"]["cups"].update(sufix="x"))
+    assert "datasets.cups.sufix: unknown key" in text and "did you mean 'suffix'" in text
+
+
+def test_unknown_benchmark():
+    with pytest.raises(ConfigError, match="did you mean 'fcit-mini-task'"):
+        opened("fcit-mini-tusk")
+    with pytest.raises(ConfigError, match="no such file"):
+        opened("none.yaml")
+
+
+def test_own_lists_are_needed_for_the_heterogeneous_setting(own):
+    with pytest.raises(ConfigError, match="no heterogeneous stages"):
+        own(setting="heterogeneous")
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path))
+    assert module.cache_folder() == tmp_path
+    monkeypatch.delenv("FCIT_CACHE")
+    assert module.cache_folder().name == "fcit"

@@ -1,0 +1,174 @@
+import json
+
+import pytest
+from PIL import Image
+
+from fcit.data import records
+from fcit.errors import DataError
+
+
+def train_row(text: str = "<image>\nWhat is it?", answer: object = "cup", **changes) -> dict:
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
+    return {"image": "a/1.png", "conversations": turns, **changes}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(content: object, name: str = "file.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
+        return path
+
+    return _write
+
+
+@pytest.mark.parametrize("text", ["<image>\nWhat is it?", "What is it?\n<image>", "What <image>is it?", "What is it?"])
+def test_train_record_with_the_tag_anywhere(write, text):
+    assert records.read_train(write([train_row(text)])) == [records.Record("a/1.png", "What is it?", "cup")]
+
+
+def test_numbers_are_text(write):
+    assert records.read_train(write([train_row(answer=3)]))[0].answer == "3"
+
+
+def test_empty_client_file(write):
+    assert records.read_train(write([])) == []
+
+
+def test_test_records(write):
+    path = write(
+        [
+            {"question_id": 1, "image": "a.png", "text": "How many?", "answer": "3"},
+            {"question_id": "2", "image": "b.png", "text": "Where?", "answer_bbox": "[0, 0, 1, 1]", "size": [4, 4]},
+            {"question_id": "3", "image": "b.png", "text": "Where?", "answer_bbox": [0, 0, 1, 1]},
+        ]
+    )
+    assert [r.question_id for r in records.read_test(path)] == ["1", "2", "3"]
+    assert [r.answer for r in records.read_test(path)] == ["3", "[0, 0, 1, 1]", "[0, 0, 1, 1]"]
+
+
+def test_empty_test_set(write):
+    with pytest.raises(DataError, match="no test records"):
+        records.read_test(write([]))
+
+
+def test_question_without_an_answer(write):
+    with pytest.raises(DataError, match="answer"):
+        records.read_test(write([{"question_id": "1", "image": "a.png", "text": "How many?"}]))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match="no such instruction file"):
+        records.read_train(tmp_path / "none.json")
+
+
+def test_broken_json_names_file_and_line(write):
+    with pytest.raises(DataError, match=r"bad\.json, line 3: broken JSON"):
+        records.read_train(write('[\n{"image": "a"},\n{"image": }\n]', "bad.json"))
+
+
+def test_not_a_list(write):
+    with pytest.raises(DataError, match="must hold a JSON list"):
+        records.read_train(write({"image": "a"}))
+
+
+def test_not_text(tmp_path):
+    path = tmp_path / "binary.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="UTF-8"):
+        records.read_train(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (train_row(image=None), "'image' must be text"),
+        ({"image": "a"}, "'conversations'"),
+        (train_row(conversations=[{"from": "human", "value": "x"}]), "'conversations'"),
+        (train_row(conversations=[{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]), "'human'"),
+        (train_row(answer=" "), "answer is empty"),
+        (train_row(answer=["a"]), "'value' must be text"),
+        ("text", "'image' must be text"),
+        (None, "'image' must be text"),
+    ],
+)
+def test_broken_record_names_file_line_and_record(write, row, reason):
+    text = "[\n" + json.dumps(train_row()) + ",\n\n" + json.dumps(row) + "\n]"
+    with pytest.raises(DataError, match=rf"bad\.json, line 4, record 1: .*{reason}"):
+        records.read_train(write(text, "bad.json"))
+
+
+def coco(*pairs) -> dict:
+    return {"annotations": [{"id": i, "image_id": n, "caption": c} for i, (n, c) in enumerate(pairs)]}
+
+
+QUESTIONS = [{"question_id": str(n), "image": "a.png", "text": "What?"} for n in (1, 2)]
+
+
+def test_coco_references_count_the_questions(write):
+    references = write(coco((2, "b"), (1, "a"), (1, "aa")), "coco.json")
+    first, second = records.read_test(write(QUESTIONS), references)
+    assert (first.answer, first.references) == ("a", ("a", "aa"))
+    assert (second.answer, second.references) == ("b", ("b",))
+
+
+def test_coco_without_a_caption_for_a_question(write):
+    with pytest.raises(DataError, match="no caption for image_id 2"):
+        records.read_test(write(QUESTIONS), write(coco((1, "a")), "coco.json"))
+
+
+@pytest.mark.parametrize("content", ["[", [], {"annotations": [{"id": 1}]}, {"annotations": [5]}, {}])
+def test_broken_coco(write, content):
+    with pytest.raises(DataError, match=r"coco\.json"):
+        records.read_test(write(QUESTIONS), write(content, "coco.json"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "root"
+    folder.mkdir()
+    Image.new("L", (4, 4), 7).save(folder / "good.png")
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "outside.png")
+    return folder
+
+
+def test_images_open_as_rgb(root):
+    assert records.open_image(root, "good.png").getpixel((0, 0)) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("path", ["../outside.png", "x/../../outside.png", "/etc/hostname"])
+def test_path_leaving_the_root(root, path):
+    with pytest.raises(DataError, match="leaves the image root"):
+        records.open_image(root, path)
+
+
+def test_link_leaving_the_root(root, tmp_path):
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    (root / "folder").symlink_to(tmp_path)
+    for path in ("link.png", "folder/outside.png"):
+        with pytest.raises(DataError, match="leaves the image root"):
+            records.open_image(root, path)
+
+
+@pytest.mark.parametrize("path", ["none.png", "", "."])
+def test_missing_image(root, path):
+    with pytest.raises(DataError, match="missing"):
+        records.open_image(root, path)
+
+
+def test_null_byte_in_a_path(root):
+    with pytest.raises(DataError):
+        records.open_image(root, "a\0b.png")
+
+
+def test_truncated_image(root, tmp_path):
+    whole = (tmp_path / "outside.png").read_bytes()
+    (root / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="not a readable image"):
+        records.open_image(root, "half.png")
+
+
+def test_not_an_image(root):
+    (root / "text.png").write_text("hello")
+    with pytest.raises(DataError, match="not a readable image"):
+        records.open_image(root, "text.png")

@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from fcit.evaluation.matrix import AccuracyMatrix
+
+
+def triangle(*rows: list[float]) -> AccuracyMatrix:
+    names = [f"d{n}" for n in range(len(rows[-1]))]
+    return AccuracyMatrix(names, [dict(zip(names, row, strict=False)) for row in rows])
+
+
+def test_by_hand():
+    matrix = triangle([80], [60, 90], [70, 50, 100])
+    assert matrix.last == pytest.approx((70 + 50 + 100) / 3)
+    assert matrix.avg == pytest.approx((80 + 75 + 220 / 3) / 3)
+    assert matrix.mft == pytest.approx(90)
+    assert matrix.bwt == pytest.approx(((70 - 80) + (50 - 90)) / 2)
+    assert matrix.forgetting == pytest.approx((10 + 40) / 2)
+
+
+def test_forgetting_counts_from_the_best_score():
+    matrix = triangle([50], [70, 10], [60, 30, 5])
+    assert matrix.bwt == pytest.approx((10 + 20) / 2)
+    assert matrix.forgetting == pytest.approx(((70 - 60) + (10 - 30)) / 2)
+
+
+def test_published_matrix():
+    matrix = triangle(
+        [91.73],
+        [90.40, 94.23],
+        [89.37, 94.07, 61.37],
+        [87.07, 94.10, 57.40, 86.00],
+        [87.37, 94.27, 56.70, 78.73, 79.70],
+        [86.67, 94.00, 58.71, 79.03, 64.33, 58.20],
+    )
+    assert matrix.mft == pytest.approx(78.54, abs=0.01)
+    assert matrix.last == pytest.approx(73.49, abs=0.01)
+    assert matrix.avg == pytest.approx(83.27, abs=0.01)
+    assert matrix.bwt == pytest.approx(-6.06, abs=0.01)
+
+
+def test_datasets_seen_later():
+    matrix = AccuracyMatrix(["b", "c", "a"], [{"b": 40, "c": 60}, {"b": 30, "c": 80, "a": 10}])
+    assert matrix.last == 40
+    assert matrix.avg == 45
+    assert matrix.mft == pytest.approx((40 + 60 + 10) / 3)
+    assert matrix.bwt == pytest.approx((-10 + 20) / 2)  # "a" came last and cannot be forgotten
+    assert matrix.forgetting == pytest.approx((10 - 20) / 2)
+
+
+def test_single_row():
+    matrix = triangle([50, 70])
+    assert (matrix.last, matrix.avg, matrix.mft) == (60, 60, 60)
+    assert matrix.bwt is None and matrix.forgetting is None
+
+
+def test_stages_that_were_not_evaluated():
+    matrix = AccuracyMatrix(["a", "b"], [{}, {}, {"a": 20, "b": 40}])
+    assert matrix.summary() == {"Last": 30, "Avg": 30, "MFT": 30, "BWT": None, "forgetting": None}
+
+
+def test_empty():
+    assert set(AccuracyMatrix(["a"]).summary().values()) == {None}
+
+
+def test_json_round_trip():
+    matrix = triangle([80], [60, 90])
+    raw = json.loads(json.dumps(matrix.to_json()))
+    assert AccuracyMatrix.from_json(raw) == matrix
+    assert (raw["Last"], raw["BWT"]) == (75, -20)

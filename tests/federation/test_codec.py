@@ -1,0 +1,205 @@
+import dataclasses
+import io
+import json
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fcit.errors import CodecError
+from fcit.federation import codec, records
+
+TENSORS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.array([0.1], dtype=np.float64),
+    "c": np.zeros((0, 4), dtype=np.float32),
+}
+EXAMPLES = [
+    records.DescribeOrder("seed: 0", 3, "ab12", [1, 2]),
+    records.Description(3, "ab12", 7, TENSORS),
+    records.TrainOrder("seed: 0", 0, 1, 3, "ab12", [1], "0", TENSORS),
+    records.TrainOrder("seed: 0", 0, 1, -1, "all", [0, 1], "0", TENSORS, budget=12, offset=24),
+    records.ClientUpdate(0, 1, 3, "ab12", "0", 7, 1, 0.5, 1.25, TENSORS),
+    records.EvaluateOrder("seed: 0", "iconqa", "", ["0"], {"names": ["0"], "tau": 0.9}, TENSORS),
+    records.Answers("iconqa", ["3", "naïve ☃"], 0.5, TENSORS),
+    records.Answers("iconqa", [], 0.0),
+    records.ProbeOrder("seed: 0"),
+    records.Probe({"x": [2, 3]}, {"torch": "2"}, TENSORS),
+]
+UPDATE = EXAMPLES[4]
+
+
+def test_every_record_type_is_tried():
+    kinds = {v for v in vars(records).values() if dataclasses.is_dataclass(v)}
+    assert kinds == {type(example) for example in EXAMPLES}
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=lambda r: type(r).__name__)
+def test_round_trip(record):
+    back = codec.decode(codec.encode(record), type(record))
+    plain = [f.name for f in dataclasses.fields(record) if f.name != "tensors"]
+    assert [getattr(back, n) for n in plain] == [getattr(record, n) for n in plain]
+    sent, got = getattr(record, "tensors", {}), getattr(back, "tensors", {})
+    assert list(got) == list(sent)
+    for name in sent:
+        assert (got[name].dtype, got[name].shape) == (sent[name].dtype, sent[name].shape)
+        assert np.array_equal(got[name], sent[name])
+
+
+def test_not_contiguous():
+    tensor = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    back = codec.decode(codec.encode(records.Description(0, "s", 1, {"a": tensor})), records.Description)
+    assert np.array_equal(back.tensors["a"], tensor)
+
+
+def shortened(values) -> np.ndarray:
+    tensor = np.array(values, dtype=np.float32)
+    content = codec.encode(records.Description(0, "s", 1, {"a": tensor}), "bfloat16")
+    back = codec.decode(content, records.Description).tensors["a"]
+    assert back.dtype == np.float32 and back.shape == tensor.shape
+    return back
+
+
+def test_bfloat16_error_bound():
+    powers = np.float32(10.0) ** np.arange(-20, 20).repeat(25)
+    values = np.random.default_rng(0).normal(0, 1, 1000).astype(np.float32) * powers
+    # 8 significant bits, rounded to nearest
+    assert (np.abs(shortened(values) - values) <= np.abs(values) * 2**-8).all()
+
+
+def test_bfloat16_is_exact_where_it_can_be():
+    values = [0.0, -0.0, 1.0, -1.5, 0.0078125, 2.0**100, 1 + 2**-7]
+    back = shortened(values)
+    assert back.tolist() == values and np.signbit(back[1])
+
+
+def test_bfloat16_ties_go_to_even():
+    assert shortened([1 + 2**-8, 1 + 3 * 2**-8]).tolist() == [1.0, 1 + 4 * 2**-8]
+
+
+def test_bfloat16_keeps_infinity_and_nan():
+    assert shortened([np.inf, -np.inf]).tolist() == [np.inf, -np.inf]
+    # a NaN with any payload must not become a number, or the check for finite values is passed by
+    nans = np.array([0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32).view(np.float32)
+    assert np.isnan(shortened(nans)).tolist() == [True] * 4
+
+
+def test_bfloat16_halves_float32_only():
+    tensors = {"a": np.zeros(500, np.float32), "b": np.zeros(500, np.float64)}
+    content = codec.encode(records.Description(0, "s", 1, tensors), "bfloat16")
+    kinds = {name: array.dtype for name, array in content.array_records["tensors"].items()}
+    assert kinds == {"a": "int16", "b": "float64"}
+
+
+def test_size_counts_payload_and_head():
+    small = codec.size(codec.encode(records.Description(0, "s", 1, {"a": np.zeros(100, np.float32)})))
+    large = codec.size(codec.encode(records.Description(0, "s", 1, {"a": np.zeros(300, np.float32)})))
+    assert large - small == 800
+    short, long = (codec.size(codec.encode(records.ProbeOrder("x" * n))) for n in (0, 1000))
+    assert long - short == 1000
+
+
+def test_another_type():
+    with pytest.raises(CodecError, match="expected ClientUpdate, got 'ProbeOrder'"):
+        codec.decode(codec.encode(records.ProbeOrder("")), records.ClientUpdate)
+
+
+def forged(**changes) -> RecordDict:
+    """An honest update with some keys of its head replaced."""
+    content = codec.encode(UPDATE)
+    head = json.loads(content.config_records["head"]["json"])
+    content.config_records["head"]["json"] = json.dumps({**head, **changes})
+    return content
+
+
+def fields(**changes) -> dict:
+    own = {f.name: getattr(UPDATE, f.name) for f in dataclasses.fields(UPDATE) if f.name != "tensors"}
+    return {k: v for k, v in {**own, **changes}.items() if v != "absent"}
+
+
+@pytest.mark.parametrize("changes", [
+    {"fields": fields(client="absent")},
+    {"fields": fields(surprise=1)},
+    {"fields": fields(client="3")},
+    {"fields": fields(client=True)},
+    {"fields": fields(client=3.0)},
+    {"fields": fields(client=None)},
+    {"fields": fields(loss="0.5")},
+    {"fields": fields(shard=["ab12"])},
+    {"fields": []},
+    {"fields": None},
+    {"fields": 5},
+    {"names": ["a", "b"]},
+    {"names": ["a", "b", "d"]},
+    {"names": 5},
+    {"names": [["a"], "b", "c"]},
+    {"bfloat16": ["a"]},
+    {"bfloat16": None},
+    {"type": None},
+])  # fmt: skip
+def test_forged_heads(changes):
+    with pytest.raises(CodecError):
+        codec.decode(forged(**changes), records.ClientUpdate)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}"])
+def test_unreadable_heads(text):
+    content = codec.encode(UPDATE)
+    content.config_records["head"]["json"] = text
+    with pytest.raises(CodecError):
+        codec.decode(content, records.ClientUpdate)
+
+
+def test_missing_parts():
+    with pytest.raises(CodecError):
+        codec.decode(RecordDict(), records.ClientUpdate)
+    head = codec.encode(UPDATE).config_records["head"]
+    with pytest.raises(CodecError):
+        codec.decode(RecordDict({"head": ConfigRecord(dict(head))}), records.ClientUpdate)
+
+
+def payload(data: bytes, stype: str = "numpy.ndarray") -> RecordDict:
+    head = {"type": "Description", "fields": {"client": 0, "shard": "s", "count": 1}, "names": ["a"], "bfloat16": []}
+    array = Array(dtype="float32", shape=(1,), stype=stype, data=data)
+    return RecordDict({"head": ConfigRecord({"json": json.dumps(head)}), "tensors": ArrayRecord({"a": array})})
+
+
+def saved(value: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def test_plain_payload_is_read():
+    assert codec.decode(payload(saved(np.ones(1, np.float32))), records.Description).tensors["a"].tolist() == [1.0]
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("a.npy", saved(np.ones(1, np.float32)))
+    return buffer.getvalue()
+
+
+def huge() -> bytes:
+    """A header that promises far more than follows."""
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }"
+    text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [saved(np.array([{"x": 1}], dtype=object)), b"", b"\x80\x04N.", saved(np.ones(9))[:-4], archive(), huge()],
+    ids=["objects", "empty", "pickle", "truncated", "archive", "huge"],
+)
+def test_payloads_that_are_refused(data):
+    with pytest.raises(CodecError, match="'a'"):
+        codec.decode(payload(data), records.Description)
+
+
+def test_other_serialisations_are_refused():
+    with pytest.raises(CodecError, match="serialisation"):
+        codec.decode(payload(saved(np.ones(1)), "pickle"), records.Description)

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+
+from fcit.config import RunConfig
+from fcit.methods.base import Factory, ServerState, Stats
+from fcit.methods.disco import Disco, softmax_mix
+
+MAKE = Factory(0, {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2)})
+ICONS, BARS, BOOKS = np.eye(3)
+
+
+def disco(**options) -> Disco:
+    return Disco(RunConfig(method={"name": "disco", **options}))
+
+
+def stats(feature: np.ndarray, count: int) -> Stats:
+    return Stats(feature * count, count)
+
+
+def assigned(method: Disco, state: ServerState, known: dict) -> list[str]:
+    method.assign(state, list(known), {pair: stats(*value) for pair, value in known.items()}, MAKE)
+    return [state.assigned[pair] for pair in known]
+
+
+def test_clients_of_one_task_share_a_subspace():
+    near = ICONS + 0.1 * BARS
+    assert assigned(disco(), ServerState(), {(1, "a"): (ICONS, 4), (2, "b"): (near, 3)}) == ["0", "0"]
+
+
+def test_two_new_tasks_of_one_round_open_two_subspaces():
+    state = ServerState()
+    found = assigned(disco(), state, {(2, "b"): (BARS, 4), (1, "a"): (ICONS, 4), (3, "c"): (BARS, 1)})
+    assert found == ["1", "0", "1"]  # in ascending client order, whatever the order of the slots
+    assert list(state.subspaces) == ["0", "1"] and not np.array_equal(
+        state.subspaces["0"]["x.lora_A.weight"], state.subspaces["1"]["x.lora_A.weight"]
+    )
+
+
+def test_a_later_client_joins_or_opens():
+    state, method = ServerState(), disco()
+    assigned(method, state, {(1, "a"): (ICONS, 4)})
+    before = state.subspaces["0"]
+    assert assigned(method, state, {(7, "g"): (ICONS, 2), (8, "h"): (BOOKS, 2)}) == ["0", "1"]
+    assert state.subspaces["0"] is before
+
+
+def test_one_client_may_hold_two_tasks():
+    assert assigned(disco(), ServerState(), {(1, "a"): (ICONS, 4), (1, "b"): (BARS, 4)}) == ["0", "1"]
+
+
+def test_token_is_the_mean_over_records():
+    state = ServerState()
+    assigned(disco(threshold=0.5), state, {(1, "a"): (ICONS, 3), (2, "b"): (ICONS + 2 / 3 * BARS, 1)})
+    cache = state.memory["cache"]
+    assert cache.counts == [4]
+    assert cache.tokens == pytest.approx(np.array([[1, 1 / 6, 0]]))
+
+
+def test_a_known_pair_is_not_counted_twice():
+    state, method = ServerState(), disco()
+    assigned(method, state, {(1, "a"): (ICONS, 4)})
+    method.assign(state, [(1, "a")], {}, MAKE)  # nobody described it again
+    assigned(method, state, {(1, "a"): (ICONS, 4), (2, "b"): (ICONS, 1)})
+    assert state.memory["cache"].counts == [5]
+
+
+def test_a_pair_drawn_twice_is_counted_once():
+    state = ServerState()
+    disco().assign(state, [(1, "a"), (1, "a")], {(1, "a"): stats(ICONS, 4)}, MAKE)
+    assert state.memory["cache"].counts == [4]
+
+
+def test_threshold_decides():
+    pairs = {(1, "a"): (ICONS, 1), (2, "b"): (ICONS + BARS, 1)}  # cosine 0.707
+    assert assigned(disco(threshold=0.7), ServerState(), pairs) == ["0", "0"]
+    assert assigned(disco(threshold=0.71), ServerState(), pairs) == ["0", "1"]
+
+
+def test_softmax_mix_by_hand():
+    mix = softmax_mix(np.array([[1.0, 0.9], [0.0, 0.0]]), 0.05)
+    assert mix[0] == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))])
+    assert mix[1].tolist() == [0.5, 0.5] and mix.dtype == np.float32
+
+
+def test_softmax_mix_does_not_overflow():
+    assert softmax_mix(np.array([[1.0, -1.0]]), 1e-4).tolist() == [[1.0, 0.0]]
+
+
+@pytest.fixture
+def trained():
+    state = ServerState()
+    assigned(disco(), state, {(1, "a"): (ICONS, 4), (2, "b"): (BARS, 4), (3, "c"): (BOOKS, 4)})
+    return state
+
+
+def test_route(trained):
+    features = np.stack([2 * BARS, ICONS + BOOKS]).astype(np.float32)
+    method = disco()
+    mix = method.route(["0", "1", "2"], method.knowledge(trained), features)
+    cosines = np.array([[0, 1, 0], [2**-0.5, 0, 2**-0.5]])
+    assert mix == pytest.approx(softmax_mix(cosines, 0.05), abs=1e-6)
+    assert mix[1] == pytest.approx([0.5, 0, 0.5], abs=1e-5)
+
+
+def test_route_follows_the_order_of_names(trained):
+    method = disco()
+    knowledge = method.knowledge(trained)
+    mix = method.route(["2", "0", "1"], knowledge, BOOKS[None])
+    assert mix.argmax(axis=1).tolist() == [0]
+
+
+def test_route_argmax(trained):
+    method = disco(mix="argmax")
+    mix = method.route(["0", "1", "2"], method.knowledge(trained), np.stack([BARS + 0.5 * ICONS, BOOKS]))
+    assert mix.tolist() == [[0, 1, 0], [0, 0, 1]] and mix.dtype == np.float32
+
+
+def test_route_is_per_sample(trained):
+    method = disco()
+    features = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    both, knowledge = method.route(["0", "1", "2"], method.knowledge(trained), features), method.knowledge(trained)
+    single = [method.route(["0", "1", "2"], knowledge, row[None])[0] for row in features]
+    assert both == pytest.approx(np.stack(single), abs=1e-6)
+
+
+def test_describe_is_additive():
+    features = np.arange(6, dtype=np.float32).reshape(3, 2)
+    found = disco().describe(features)
+    assert found.total.tolist() == [6.0, 9.0] and found.total.dtype == np.float64 and found.count == 3

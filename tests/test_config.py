@@ -1,0 +1,156 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit import config
+from fcit.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def problems(raw: dict) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(raw)
+    return caught.value.problems
+
+
+def test_defaults_are_the_published_setting():
+    run = config.parse({})
+    assert (run.federation.clients, run.federation.clients_per_round, run.federation.rounds) == (50, 5, 10)
+    assert (run.adapter.rank, run.adapter.alpha) == (8, 16.0)
+    assert run.method == {"name": "disco"} and run.fedopt == {"name": "fedavg"}
+
+
+def test_a_bare_name_is_short_for_a_part():
+    run = config.parse({"method": "finetune", "fedopt": "fedavg"})
+    assert run.method == {"name": "finetune"} and run.fedopt == {"name": "fedavg"}
+
+
+def test_overrides(write):
+    file = write("a.yaml", "method: {name: disco, threshold: 0.8}\n")
+    run = config.load(file, ["seed=3", "training.lr=1e-3", "method.temperature=0.1", "federation.beta=0.5"])
+    assert (run.seed, run.training.lr, run.federation.beta) == (3, 0.001, 0.5)
+    assert run.method == {"name": "disco", "threshold": 0.8, "temperature": 0.1}
+
+
+def test_another_method_drops_the_options_of_the_first(write):
+    file = write("a.yaml", "method: {name: disco, threshold: 0.8}\n")
+    assert config.load(file, ["method=finetune"]).method == {"name": "finetune"}
+
+
+def test_override_without_equals_sign(write):
+    with pytest.raises(ConfigError, match="must look like key=value"):
+        config.load(write("a.yaml", "seed: 1\n"), ["seed"])
+
+
+def test_unknown_key_suggests_the_nearest():
+    (text,) = problems({"federation": {"client": 10}})
+    assert text.startswith("federation.client: unknown key") and "'clients'" in text
+
+
+def test_wrong_type_shows_the_value():
+    (text,) = problems({"training": {"lr": "fast"}})
+    assert text.startswith("training.lr:") and "'fast'" in text
+
+
+def test_unknown_method_names_the_nearest():
+    (text,) = problems({"method": "disko"})
+    assert "'disko'" in text and "did you mean 'disco'" in text
+
+
+def test_method_options_are_checked():
+    (text,) = problems({"method": {"name": "disco", "treshold": 0.9}})
+    assert text.startswith("method.treshold: unknown key") and "'threshold'" in text
+    (text,) = problems({"method": {"name": "disco", "temperature": 0}})
+    assert text.startswith("method.temperature:")
+
+
+def test_mistakes_are_reported_together():
+    found = problems({"seed": -1, "training": {"lr": 0}, "sede": 1, "method": "disko"})
+    assert len(found) == 4
+    for key in ("seed:", "training.lr:", "sede:", "method:"):
+        assert any(text.startswith(key) for text in found)
+
+
+def test_mistakes_of_different_kinds_are_reported_together():
+    found = problems({"seed": -1, "method": {"name": "disco", "treshold": 0.9}, "federation": {"clients": 4}})
+    assert len(found) == 3
+
+
+def test_mistakes_in_file_and_overrides_are_reported_together(write):
+    with pytest.raises(ConfigError) as caught:
+        config.load(write("a.yaml", "sede: 1\n"), ["training.lr=-1", "nonsense"])
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("training", "lr", float("inf")), ("federation", "beta", float("inf")), ("federation", "clients", True),
+     ("training", "lr", float("nan")), ("federation", "rounds", 2.5), ("backbone", "device", "cudax")],
+)  # fmt: skip
+def test_values_that_make_no_sense(section, key, value):
+    rest = {"clients_per_round": 1} if section == "federation" else {}
+    (text,) = problems({section: {**rest, key: value}})
+    assert text.startswith(f"{section}.{key}:")
+
+
+@pytest.mark.parametrize(
+    ("federation", "key"),
+    [
+        ({"clients": 10, "sampling": "official"}, "federation.sampling"),
+        ({"clients": 4, "clients_per_round": 5}, "federation.clients_per_round"),
+        ({"clients_per_round": 5, "min_updates": 6}, "federation.min_updates"),
+        ({"engine": "inlin"}, "federation.engine"),
+    ],
+)
+def test_contradictions(federation, key):
+    (text,) = problems({"federation": federation})
+    assert text.startswith(key)
+
+
+def test_extends_once(write):
+    write("base.yaml", "seed: 1\nmethod: disco\ntraining: {lr: 0.1, epochs: 2}\n")
+    file = write("a.yaml", "extends: base.yaml\nmethod: {temperature: 0.1}\ntraining: {lr: 0.2}\n")
+    run = config.load(file)
+    assert (run.seed, run.training.lr, run.training.epochs) == (1, 0.2, 2)
+    assert run.method == {"name": "disco", "temperature": 0.1}
+
+
+def test_extends_twice_is_refused(write):
+    write("base.yaml", "seed: 1\n")
+    write("middle.yaml", "extends: base.yaml\n")
+    with pytest.raises(ConfigError, match="one level"):
+        config.load(write("a.yaml", "extends: middle.yaml\n"))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "seed: [1\n", "", "a: b: c\n"])
+def test_unusable_files(write, text):
+    with pytest.raises(ConfigError):
+        config.load(write("a.yaml", text))
+
+
+def test_missing_file_lists_its_neighbours(write, tmp_path):
+    write("there.yaml", "seed: 1\n")
+    with pytest.raises(ConfigError, match=r"there\.yaml"):
+        config.load(tmp_path / "other.yaml")
+
+
+def test_dump_and_parse_are_inverse():
+    run = config.parse({"seed": 7, "method": {"name": "disco", "threshold": 0.85}, "federation": {"beta": 0.5}})
+    assert config.parse(yaml.safe_load(config.dump(run))) == run
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_configuration_loads(path):
+    config.load(path)
