@@ -32,7 +32,7 @@ from fcit.federation.records import (
 )
 from fcit.methods.base import Method
 from fcit.models.adapters import Adapters, is_projector
-from fcit.models.backbone import Backbone
+from fcit.models.backbone import Backbone, versions
 
 _SHARDS = 256  # tokenised shards kept per process
 
@@ -69,7 +69,7 @@ class Worker:
     def probe(self, order: ProbeOrder) -> Probe:
         """Names and shapes of the trainable tensors, the projector's values, library versions."""
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
-        return Probe(shapes, versions(), self.adapters.base_projector())
+        return Probe(shapes, self.backbone.identity_width, versions(), self.adapters.base_projector())
 
     def describe(self, order: DescribeOrder) -> Description:
         """Sum and count of the shard's identity features; no gradients."""
@@ -127,25 +127,6 @@ class Worker:
                 texts += self.backbone.generate(batch, vision, limit)
         tensors = {} if weights is None else {"mix": weights.astype(np.float32)}
         return Answers(order.dataset, texts, time.perf_counter() - begin, tensors)
-
-
-def versions() -> dict[str, str]:
-    """Library versions and thread count that results depend on."""
-    import platform
-
-    import peft
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "numpy": np.__version__,
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 @lru_cache(maxsize=1)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
+import re
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fcit import registry
 from fcit.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A part of the configuration; unknown keys are mistakes."""
+    """A part of the configuration; unknown keys are mistakes, and true is not a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("must be a number")
+        return value
 
 
 class Federation(Section):
@@ -136,7 +147,7 @@ def _contradictions(config: RunConfig) -> list[str]:
         )
     if federation.engine not in registry.ENGINES:
         found.append(f"federation.{registry.unknown('engine', federation.engine)}")
-    if config.backbone.device != "cpu" and not config.backbone.device.startswith("cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
         found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
     return found
 
@@ -159,8 +170,12 @@ def _part_problems(config: RunConfig, family: str) -> list[str]:
 def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     current: Any = model
     for part in location[:-1]:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        current = field.annotation if field else None
+        if hasattr(current, "model_fields"):
+            field = current.model_fields.get(part)
+            current = field.annotation if field else None
+        else:  # dict[str, Section] or list[Section]
+            inner = typing.get_args(current)
+            current = inner[-1] if inner else None
     return sorted(current.model_fields) if hasattr(current, "model_fields") else []
 
 
@@ -169,6 +184,9 @@ def _sentences(error: ValidationError, model: type[BaseModel], prefix: str = "")
     sentences = []
     for item in error.errors():
         key = prefix + ".".join(str(part) for part in item["loc"])
+        if not item["loc"]:
+            sentences.append(prefix + item["msg"].removeprefix("Value error, "))
+            continue
         if item["type"] == "extra_forbidden":
             allowed = _allowed_keys(model, item["loc"])
             hint = registry.nearest(str(item["loc"][-1]), allowed)
@@ -177,6 +195,18 @@ def _sentences(error: ValidationError, model: type[BaseModel], prefix: str = "")
             message = item["msg"][0].lower() + item["msg"][1:]
             sentences.append(f"{key}: {message}, got {item['input']!r}")
     return sentences
+
+
+def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """The mapping without the keys at these locations."""
+    rest = copy.deepcopy(raw)
+    for location in locations:
+        inner: Any = rest
+        for part in location[:-1]:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.pop(location[-1], None)
+    return rest
 
 
 def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
@@ -189,11 +219,11 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         problems = _sentences(error, RunConfig)
-        for family in ("method", "fedopt"):  # names can be checked even if the rest is wrong
-            part = raw.get(family)
-            name = part.get("name") if isinstance(part, dict) else part
-            if isinstance(name, str) and name not in registry.FAMILIES[family]:
-                problems.append(registry.unknown(family, name))
+        # What is right is checked further, so that nothing is found only after a first repair.
+        rest = _without(raw, [item["loc"] for item in error.errors()])
+        with contextlib.suppress(ValidationError):
+            config = RunConfig.model_validate(rest)
+            problems += _contradictions(config) + _part_problems(config, "method") + _part_problems(config, "fedopt")
         raise ConfigError(problems, source) from None
     problems = _contradictions(config)
     for family in ("method", "fedopt"):

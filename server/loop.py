@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -83,7 +84,8 @@ class Loop:
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.text = configuration.dump(config)
         self.state, self.progress = ServerState(), Progress()
-        self.validator, self.spill = Validator(), Spill(run)
+        self.validator = Validator(config.training.batch_size, config.training.epochs)
+        self.spill = Spill(run)
         self.stopping: StopRequested | None = None
         self.nodes = self._find_nodes()
 
@@ -180,6 +182,7 @@ class Loop:
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
         self.make = Factory(self.config.seed, shapes, probe.tensors)
         self.state.shared = probe.tensors
+        self._identity_width = probe.identity_width
         environment = self.run.path / "environment.json"
         known = json.loads(environment.read_text(encoding="utf-8"))
         before = known.get("backend")
@@ -260,14 +263,32 @@ class Loop:
                 if reply.has_error():
                     self._event("describe-failed", reason=reply.error.reason)
                     continue
-                answer = codec.decode(reply.content, Description)
+                try:
+                    answer = codec.decode(reply.content, Description)
+                except CodecError as error:
+                    self._event("describe-failed", reason=str(error))
+                    continue
                 pair = (answer.client, answer.shard)
-                if pair in new and answer.count > 0:
-                    stats[pair] = Stats(answer.tensors["total"], answer.count)
-                    self.progress.declared[f"{pair[0]}/{pair[1]}"] = answer.count
+                problem = self._doubt(reply, answer) if pair in new else "was not asked"
+                if problem:
+                    self._event("describe-failed", client=answer.client, reason=problem)
+                    continue
+                stats[pair] = Stats(answer.tensors["total"], answer.count)
+                self.progress.declared[f"{pair[0]}/{pair[1]}"] = answer.count
             # A pair that could not be described is left out of this round.
             slots[:] = [s for s in slots if s.pair in stats or s.pair in self.state.assigned]
         self.method.assign(self.state, [s.pair for s in slots], stats, self.make)
+
+    def _doubt(self, reply: Message, answer: Description) -> str | None:
+        """Why a description is not believed, or None."""
+        if reply.metadata.src_node_id != self._node(answer.client):
+            return f"another node answered for client {answer.client}"
+        total = answer.tensors.get("total")
+        if set(answer.tensors) != {"total"} or total is None or total.shape != (self._identity_width,):
+            return f"expected one vector of {self._identity_width} numbers"
+        if total.dtype != np.float64 or not np.isfinite(total).all() or answer.count < 1:
+            return "the feature sum or the count makes no sense"
+        return None
 
     def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
         name = self.state.assigned[slot.pair]
@@ -294,7 +315,7 @@ class Loop:
                 self.spill.put(update)
                 # A client that was never described is held to the size it first reported.
                 self.progress.declared.setdefault(f"{update.client}/{update.shard}", update.examples)
-                losses[str(update.client)] = round(update.loss, 5)
+                losses[f"{update.client}/{update.shard}"] = round(update.loss, 5)
                 self.watcher.say("client", client=update.client, loss=update.loss)
         for pair in waiting:
             self._event("missing", client=pair[0], stage=self.progress.stage, round=self.progress.round)
@@ -307,6 +328,8 @@ class Loop:
             update = codec.decode(reply.content, ClientUpdate)
         except CodecError as error:
             return str(error), None
+        if reply.metadata.src_node_id != self._node(update.client):
+            return f"another node answered for client {update.client}", None
         order = waiting.pop((update.client, update.shard), None)
         if order is None:
             return f"client {update.client} was not asked for this", update

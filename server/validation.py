@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,8 +22,10 @@ class Validator:
     uncorrelated in direction, so honest updates of long and short local epochs are comparable.
     """
 
+    batch_size: int = 16
+    epochs: int = 1
     history: list[float] = field(default_factory=list)
-    _round: dict[int, float] = field(default_factory=dict)
+    _round: dict[tuple[int, str], float] = field(default_factory=dict)
 
     def problem(self, order: TrainOrder, update: ClientUpdate, declared: int | None) -> str | None:
         """Why the update is rejected, or None. ``declared`` is the client's shard size if known."""
@@ -39,15 +42,18 @@ class Validator:
                 return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{sent.shape}"
             if not np.isfinite(tensor).all():
                 return f"{name} holds values that are not finite"
-        if update.examples < 1 or update.steps < 1:
-            return f"claims {update.examples} records and {update.steps} steps"
+        if update.examples < 1 or not math.isfinite(update.loss):
+            return f"claims {update.examples} records and a loss of {update.loss}"
+        steps = math.ceil(update.examples * self.epochs / self.batch_size)
+        if update.steps != steps:
+            return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
         if declared is not None and update.examples > declared:
             return f"claims {update.examples} records, its shard has {declared}"
         norm = self._norm(order, update)
-        if len(self.history) >= QUIET and norm > FACTOR * float(np.median(self.history)):
-            median = float(np.median(self.history))
-            return f"moves {norm:.3g} per step^0.5, {norm / median:.1f} times the median of accepted updates"
-        self._round[update.client] = norm
+        median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
+        if norm > FACTOR * median:
+            return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
+        self._round[update.client, update.shard] = norm
         return None
 
     @staticmethod
@@ -57,7 +63,7 @@ class Validator:
 
     def close_round(self) -> None:
         """The round is committed: its accepted norms join the history, in client order."""
-        self.history += [self._round[client] for client in sorted(self._round)]
+        self.history += [self._round[pair] for pair in sorted(self._round)]
         self.history = self.history[-WINDOW:]
         self._round.clear()
 

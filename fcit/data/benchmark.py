@@ -170,7 +170,7 @@ class Benchmark:
         if not missing:
             for name in names:
                 dataset = self.spec.datasets[name]
-                for file in filter(None, (dataset.train, dataset.test, dataset.references)):
+                for file in filter(None, (dataset.train, *self._split(name))):
                     if not (self.root / "instructions" / file).is_file():
                         missing.append(f"instructions/{file} of dataset {name!r} under {self.root}")
             if not self.image_root.is_dir():
@@ -182,12 +182,22 @@ class Benchmark:
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             raise ConfigError([*problems[:SHOWN], *more])
 
+    def _split(self, name: str) -> tuple[str, str | None]:
+        """Files that a dataset is scored on: questions and, for captions, references."""
+        spec = self.spec.datasets[name]
+        if self.config.evaluation.split == "test":
+            return spec.test, spec.references
+        if spec.val is None:
+            raise ConfigError(f"evaluation.split: dataset {name!r} has no val file")
+        return spec.val, spec.val_references
+
     def _problems(self, name: str) -> list[str]:
         """Broken records of a dataset, and images that are missing or outside the image root."""
         spec, folder = self.spec.datasets[name], self.root / "instructions"
         try:
             records: list[Record | TestRecord] = [*read_train(folder / spec.train)]
-            records += read_test(folder / spec.test, folder / spec.references if spec.references else None)
+            test, references = self._split(name)
+            records += read_test(folder / test, folder / references if references else None)
         except DataError as error:
             return [str(error)]
         problems = []
@@ -205,7 +215,7 @@ class Benchmark:
             read_train(path)  # reports broken records with their line
             for row in json.loads(path.read_text(encoding="utf-8")):
                 turn = row["conversations"][0]
-                row["conversations"][0] = {**turn, "value": self._suffixed(name, turn["value"])}
+                row["conversations"][0] = {**turn, "value": self._suffixed(name, str(turn["value"]))}
                 rows.append(row)
         return rows
 
@@ -256,16 +266,11 @@ def _cached_test(path: Path, references: Path | None, stamp: int) -> list[TestRe
 
 
 def _read_split(benchmark: Benchmark, name: str) -> list[TestRecord]:
-    spec, evaluation = benchmark.spec.datasets[name], benchmark.config.evaluation
-    file, refs = spec.test, spec.references
-    if evaluation.split == "val":
-        if spec.val is None:
-            raise ConfigError(f"evaluation.split: dataset {name!r} has no val file")
-        file, refs = spec.val, spec.val_references
+    file, refs = benchmark._split(name)
     folder = benchmark.root / "instructions"
     path = folder / file
     stamp = path.stat().st_mtime_ns if path.is_file() else 0
-    records = _cached_test(path, folder / refs if refs else None, stamp)[: evaluation.limit]
+    records = _cached_test(path, folder / refs if refs else None, stamp)[: benchmark.config.evaluation.limit]
     return [
         TestRecord(r.question_id, r.image, benchmark._suffixed(name, r.instruction), r.answer, r.references)
         for r in records

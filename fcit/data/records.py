@@ -87,10 +87,15 @@ def _train_record(row: Any) -> Record:
 
 
 def _test_record(row: Any) -> TestRecord:
-    answer = row.get("answer", row.get("answer_bbox", "")) if isinstance(row, dict) else ""
-    if isinstance(answer, list):
-        answer = str(answer)
-    return TestRecord(_text(row, "question_id"), _text(row, "image"), _text(row, "text"), str(answer))
+    question, image, text = (_text(row, key) for key in ("question_id", "image", "text"))
+    if isinstance(row.get("answer_bbox"), list):
+        return TestRecord(question, image, text, str(row["answer_bbox"]))
+    return TestRecord(question, image, text, _text(row, "answer_bbox" if "answer_bbox" in row else "answer"))
+
+
+def _captioned_record(row: Any) -> TestRecord:
+    """A test record whose answers are in the caption file."""
+    return TestRecord(_text(row, "question_id"), _text(row, "image"), _text(row, "text"), "")
 
 
 def _parse(path: Path, make: Any) -> list[Any]:
@@ -120,7 +125,7 @@ def read_test(path: Path, references: Path | None = None) -> list[TestRecord]:
     Raises:
         DataError: naming file, line and record.
     """
-    records = _parse(path, _test_record)
+    records = _parse(path, _test_record if references is None else _captioned_record)
     if not records:
         raise DataError(f"{path}: holds no test records")
     if references is None:
@@ -157,6 +162,8 @@ def image_path(root: Path, relative: str) -> Path:
         DataError: the path or a link on it leaves the root, or nothing is there.
     """
     base = root.resolve()
+    if "\0" in relative:
+        raise DataError(f"image {relative!r} is not a path")
     path = (base / relative).resolve()
     if not path.is_relative_to(base):
         raise DataError(f"image {relative!r} leaves the image root {root}; only files inside it are opened")

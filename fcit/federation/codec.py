@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import types
 import typing
 from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.lib import format as npy
 
 from fcit.errors import CodecError
 
@@ -26,6 +28,7 @@ def _to_bfloat16(value: np.ndarray) -> np.ndarray:
     """float32 to the upper 16 bits, rounded to nearest even, as int16."""
     bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded[np.isnan(value)] = 0x7FC0  # rounding would turn some NaNs into zeros
     return rounded.astype(np.uint16).view(np.int16)
 
 
@@ -50,17 +53,25 @@ def encode(record: Any, wire: str = "float32") -> RecordDict:
 
 def size(content: RecordDict) -> int:
     """Bytes of a message as encoded: array payloads plus the JSON text."""
-    total = sum(len(array.data) for array in content.array_records["tensors"].values())
-    return total + len(str(content.config_records["head"]["json"]).encode())
+    total = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    return total + sum(len(str(v).encode()) for record in content.config_records.values() for v in record.values())
 
 
 def _array(array: Array, name: str) -> np.ndarray:
     if array.stype != "numpy.ndarray":
         raise CodecError(f"tensor {name!r}: serialisation {array.stype!r} is not read (only numpy.ndarray)")
+    file = io.BytesIO(array.data)
     try:
-        return np.load(io.BytesIO(array.data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CodecError(f"tensor {name!r} cannot be read: {error}") from None
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, fortran, dtype = read_header(file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise CodecError(f"tensor {name!r} cannot be read: {error!r}") from None
+    # Nothing is allocated before the header is known to describe the bytes that are there.
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(array.data) - file.tell():
+        raise CodecError(f"tensor {name!r}: {dtype}{shape} does not fit its {len(array.data)} bytes")
+    flat = np.frombuffer(array.data, dtype=dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C").copy()
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -89,7 +100,7 @@ def decode(content: RecordDict, expected: type[T]) -> T:
     """
     try:
         head = json.loads(str(content.config_records["head"]["json"]))
-        kind, fields, names, short = head["type"], head["fields"], head["names"], set(head["bfloat16"])
+        kind, fields, names, short = head["type"], head["fields"], head["names"], head["bfloat16"]
         record = content.array_records["tensors"]
     except (KeyError, TypeError, ValueError) as error:
         raise CodecError(f"message has no readable head: {error!r}") from None
@@ -98,7 +109,9 @@ def decode(content: RecordDict, expected: type[T]) -> T:
     hints = typing.get_type_hints(expected)
     wanted = {name for name in hints if name != "tensors"}
     if not isinstance(fields, dict) or set(fields) != wanted:
-        raise CodecError(f"{kind}: fields {sorted(fields)} are not {sorted(wanted)}")
+        raise CodecError(f"{kind}: its fields are not {', '.join(sorted(wanted))}")
+    if not _fits(names, list[str]) or not _fits(head["bfloat16"], list[str]):
+        raise CodecError(f"{kind}: tensor names must be a list of texts")
     for name in sorted(wanted):
         if not _fits(fields[name], hints[name]):
             raise CodecError(f"{kind}.{name}: {fields[name]!r} is not {hints[name]}")
@@ -106,7 +119,7 @@ def decode(content: RecordDict, expected: type[T]) -> T:
         if set(record) != set(names):
             raise CodecError(f"{kind}: tensors do not match the names declared")
         tensors = {name: _array(record[name], name) for name in names}
-        for name in short & set(tensors):
+        for name in set(short) & set(tensors):
             if tensors[name].dtype != np.int16:
                 raise CodecError(f"tensor {name!r}: declared bfloat16, got {tensors[name].dtype}")
             tensors[name] = _from_bfloat16(tensors[name])

@@ -100,5 +100,6 @@ class Probe:
     """Answer to :class:`ProbeOrder`; ``tensors`` holds the projector as the backbone came."""
 
     shapes: dict[str, list[int]]
+    identity_width: int
     versions: dict[str, str]
     tensors: Tensors

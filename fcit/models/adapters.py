@@ -10,6 +10,7 @@ E * r, and per-sample weights act between ``lora_A`` and ``lora_B``:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,10 @@ class Adapters:
 
     def __init__(self, backbone: Backbone, adapter: configuration.Adapter) -> None:
         self.backbone, self.adapter = backbone, adapter
-        backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
+        try:
+            backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
+        except (ValueError, re.error) as error:
+            raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
         self._weights: torch.Tensor | None = None
         self._slot = dict(self._named(SLOT))
@@ -129,6 +133,7 @@ class Adapters:
         size = max(len(subspaces), 1)
         if size != self._mix_size:
             if self._mix_size:
+                self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
                 self._peft.delete_adapter(MIX)
             self._peft.add_adapter(MIX, self._config(size))
             self._hook()

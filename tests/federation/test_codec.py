@@ -26,7 +26,7 @@ EXAMPLES = [
     records.Answers("iconqa", ["3", "naïve ☃"], 0.5, TENSORS),
     records.Answers("iconqa", [], 0.0),
     records.ProbeOrder("seed: 0"),
-    records.Probe({"x": [2, 3]}, {"torch": "2"}, TENSORS),
+    records.Probe({"x": [2, 3]}, 128, {"torch": "2"}, TENSORS),
 ]
 UPDATE = EXAMPLES[4]
 

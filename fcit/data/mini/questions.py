@@ -166,9 +166,9 @@ def flickr30k(rng: np.random.Generator) -> Example:
         ],
     )
     references = [
-        f"{a} is {relation} {b}",
-        f"{b} is {_CONVERSE[relation]} {a}",
-        f"one {a} and one {b}",
+        f"{a}, {relation} {b}",
+        f"{b}, {_CONVERSE[relation]} {a}",
+        f"{a} and {b}",
     ]
     return Example(scene, f"{question}\n{CAPTION}", references[0], references=references)
 

@@ -7,7 +7,11 @@ no ``Message`` can be built (flwr 1.41).
 from __future__ import annotations
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["NodeInfo", "Run", "claim", "number"]
 
 SERVER_NODE = 1
 

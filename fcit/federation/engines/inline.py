@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fcit.errors import ConfigError, StopRequested
 from fcit.federation.engines import identity
+from fcit.federation.engines.identity import NodeInfo, Run
 
 CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
 FIRST_NODE = 1000

@@ -198,7 +198,7 @@ def choose(rng: Rng) -> Example:
     else:
         hint = ""
     if style == 2:
-        words = [right, *[b.paint for b in scene.bars if b.paint != right][:size - 1]]
+        words = [right, *[b.paint for b in scene.bars if b.paint != right][: size - 1]]
     order = [int(i) for i in rng.permutation(len(words))]
     options = glue.join(pattern.format(index[p], words[i]) for p, i in enumerate(order))
     suffix = _pick(rng, OPTION)

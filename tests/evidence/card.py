@@ -1,4 +1,4 @@
-"""Writes the model card of ``fcit-tiny``: ``python -m fcit.models.tiny.card``.
+"""Writes the model card of ``fcit-tiny``: ``python -m tests.evidence.card``.
 
 Scores come from ordinary runs of the references on ``fcit-mini-all``; nothing here trains or tunes.
 """
@@ -82,7 +82,7 @@ def render(found: dict[str, dict[str, float]], routes: list[str], history: str) 
         "| dataset | zero-shot | individual | joint |", "|---|---|---|---|", *rows,
         "| **mean** | " + " | ".join(f"**{mean[m]:.1f}**" for m in METHODS) + " |", "",
         "## Routing by text", "",
-        "Tokens of all twelve datasets from 300 instructions each; 304 other instructions are routed. Margin: median of",
+        "Tokens of all twelve datasets from 300 instructions each; 304 others are routed. Margin: median of",
         "cosine to the own token minus the best other; weight: median own weight at temperature 0.05; clients: least",
         "cosine of the mean of eight instructions to the own token.", "",
         "| dataset | margin | weight | top-1 % | clients |", "|---|---|---|---|---|", *routes, "",
