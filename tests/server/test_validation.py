@@ -83,7 +83,7 @@ def test_norm_rule_allows_ten_times_the_median():
 
 
 def test_norm_is_per_root_of_steps():
-    validator = Validator(history=[1.0] * QUIET)
+    validator = Validator(batch_size=1, history=[1.0] * QUIET)
     assert validator.problem(ORDER, update(19.9, steps=4), None) is None
     assert validator.problem(ORDER, update(20.1, steps=4), None) is not None
 
