@@ -55,8 +55,12 @@ class Adapters:
         self._mix_size = 0
         self._weights: torch.Tensor | None = None
         self._slot = dict(self._named(SLOT))
-        if not any(not is_projector(n) for n in self._slot):
-            raise ConfigError(f"adapter.targets: {adapter.targets!r} matches no module of the model")
+        outside = [n for n in self._slot if "vision_tower" in n]
+        if outside:
+            raise ConfigError(
+                f"adapter.targets: {adapter.targets!r} reaches the vision tower ({outside[0]}), whose features are "
+                "computed once; anchor the expression in the language model"
+            )
 
     @property
     def _peft(self) -> Any:

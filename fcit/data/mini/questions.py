@@ -156,7 +156,7 @@ def flickr30k(rng: np.random.Generator) -> Example:
     scene = scenes.scatter(rng, 2, 2)
     one, two = scene.things
     relation = _relation(one, two)
-    a, b = f"{one.paint} {one.name}", f"{two.paint} {two.name}"
+    a, b = one.name, two.name
     question = _pick(
         rng,
         [
@@ -166,8 +166,8 @@ def flickr30k(rng: np.random.Generator) -> Example:
         ],
     )
     references = [
-        f"{a}, {relation} {b}",
-        f"{b}, {_CONVERSE[relation]} {a}",
+        f"{a} {relation} {b}",
+        f"{b} {_CONVERSE[relation]} {a}",
         f"{a} and {b}",
     ]
     return Example(scene, f"{question}\n{CAPTION}", references[0], references=references)

@@ -429,7 +429,8 @@ SKILLS: dict[Callable[[Rng], Example], float] = {
     copy_word: 0.3,
 }
 _MAKERS = list(SKILLS)
-_WEIGHTS = np.array(list(SKILLS.values())) / sum(SKILLS.values())
+_NAMES = [maker.__name__ for maker in _MAKERS]
+_BASE = np.array(list(SKILLS.values()))
 _SCENES: list[Callable[[Rng], Scene]] = [
     scenes.scatter,
     scenes.renditions,
@@ -447,13 +448,23 @@ def _any_scene(rng: Rng) -> Scene:
 FIRST: list[Callable[[Rng], Example]] = [listing, listing, look_up, kind_by_color, color_by_kind, bar_value, price]
 
 
-def sample(rng: Rng, first: bool = False) -> tuple[str, Example]:
+def weights(emphasis: dict[str, float]) -> np.ndarray:
+    """Chances of the skills, some of them multiplied."""
+    scaled = _BASE * np.array([emphasis.get(name, 1.0) for name in _NAMES])
+    return np.asarray(scaled / scaled.sum())
+
+
+_DEFAULT = weights({})
+
+
+def sample(rng: Rng, first: bool = False, chances: np.ndarray = _DEFAULT) -> tuple[str, Example]:
     """One pre-training example and the name of its skill, from a layout outside the mini buckets.
 
     Args:
         first: only the look-ups of :data:`FIRST`.
+        chances: of the skills, from :func:`weights`.
     """
-    maker = FIRST[int(rng.integers(len(FIRST)))] if first else _MAKERS[int(rng.choice(len(_MAKERS), p=_WEIGHTS))]
+    maker = FIRST[int(rng.integers(len(FIRST)))] if first else _MAKERS[int(rng.choice(len(_MAKERS), p=chances))]
     while True:
         example = maker(rng)
         if example.scene.bucket >= MINI_BUCKETS:

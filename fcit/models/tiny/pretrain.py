@@ -73,12 +73,13 @@ def train_vision(model: Any, steps: int, rng: np.random.Generator) -> float:
 class Batches:
     """Tokenised pre-training batches of similar length."""
 
-    def __init__(self, processor, rng: np.random.Generator, size: int) -> None:
+    def __init__(self, processor, rng: np.random.Generator, size: int, chances: np.ndarray) -> None:
+        self.chances = chances
         self.tokenizer, self.rng, self.size = processor.tokenizer, rng, size
         self.queue: list[list] = []
 
     def _fill(self, first: bool) -> None:
-        pool = [corpus.sample(self.rng, first) for _ in range(self.size * 16)]
+        pool = [corpus.sample(self.rng, first, self.chances) for _ in range(self.size * 16)]
         prompts = [f"USER: {'<image>' * canvas.CELLS}\n{e.question} ASSISTANT:" for _, e in pool]
         heads = self.tokenizer(prompts).input_ids
         tails = self.tokenizer([f" {e.answer}" for _, e in pool], add_special_tokens=False).input_ids
@@ -240,6 +241,7 @@ def train_language(
     save,
     patch_probes: bool,
     first_share: float,
+    chances: np.ndarray,
 ) -> dict[str, float]:
     """Train projector and language model; returns the recent exact-match per skill (teacher-forced)."""
     model.model.vision_tower.requires_grad_(False)
@@ -247,7 +249,7 @@ def train_language(
     parameters = [*(p for p in model.parameters() if p.requires_grad), *lookups.probes.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = _schedule(optimizer, steps)
-    batches, alignment = Batches(processor, rng, batch), Alignment(model, processor.tokenizer)
+    batches, alignment = Batches(processor, rng, batch, chances), Alignment(model, processor.tokenizer)
     hits: dict[str, float] = {}
     start = time.time()
     for step in range(steps):
@@ -379,6 +381,9 @@ def main() -> None:
     parser.add_argument(
         "--first-share", type=float, default=0.12, help="of the language steps, spent on look-ups alone"
     )
+    parser.add_argument(
+        "--emphasis", nargs="*", default=[], metavar="SKILL=FACTOR", help="give some skills more weight"
+    )
     parser.add_argument("--no-patch-probes", dest="patch_probes", action="store_false")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="language: start from the model in --out")
     parser.add_argument("--batch", type=int, default=64)
@@ -407,9 +412,18 @@ def main() -> None:
             (model if args.go_on else model.model.vision_tower).load_state_dict(
                 (trained if args.go_on else trained.model.vision_tower).state_dict()
             )
-        rng = np.random.default_rng((args.seed, 4 if args.go_on else 2))
+        rng = np.random.default_rng((args.seed, *args.stream))
         history["skills"] = train_language(
-            model, processor, args.language_steps, args.batch, args.lr, rng, save, args.patch_probes, args.first_share
+            model,
+            processor,
+            args.language_steps,
+            args.batch,
+            args.lr,
+            rng,
+            save,
+            args.patch_probes,
+            args.first_share,
+            corpus.weights({name: float(factor) for name, factor in (pair.split("=") for pair in args.emphasis)}),
         )
         save()
     if "clip" in stages:
