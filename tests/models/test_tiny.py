@@ -39,11 +39,7 @@ def test_words_of_the_datasets_are_whole_tokens(backbone):
         for _ in range(50):
             text = MAKERS[name](rng).question
             tokens = backbone.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][1:]
-            cut = [
-                (a, b)
-                for (_, a), (b, _) in itertools.pairwise(tokens)
-                if a == b and text[a - 1 : a + 1].isalpha()
-            ]
+            cut = [(a, b) for (_, a), (b, _) in itertools.pairwise(tokens) if a == b and text[a - 1 : a + 1].isalpha()]
             assert not cut, (name, text)
 
 

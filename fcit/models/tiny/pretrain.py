@@ -381,6 +381,7 @@ def main() -> None:
     parser.add_argument(
         "--first-share", type=float, default=0.12, help="of the language steps, spent on look-ups alone"
     )
+    parser.add_argument("--stream", type=int, nargs="*", default=[2], help="language: which random stream to read")
     parser.add_argument(
         "--emphasis", nargs="*", default=[], metavar="SKILL=FACTOR", help="give some skills more weight"
     )
