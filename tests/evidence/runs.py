@@ -26,12 +26,19 @@ SEEDS = (0, 1, 2)
 
 
 def plan(projector: str) -> list[dict[str, object]]:
-    """Seeds first, so that an interrupted campaign still has whole tables for fewer seeds."""
-    return [
+    """Seeds first, so that an interrupted campaign still has whole tables for fewer seeds;
+    fine-tuning and DISCO of the main setting come before everything else."""
+    runs = [
         {"method": m, "setting": s, "federation.sampling": o, "seed": seed, "adapter.projector": projector}
         for seed, s, o, m in itertools.product(SEEDS, SETTINGS, SAMPLINGS, METHODS)
         if m != "zero_shot" or (s, o, seed) == ("homogeneous", "seeded", 0)  # nothing it depends on changes
     ]
+
+    def late(run: dict[str, object]) -> bool:
+        main_setting = (run["setting"], run["federation.sampling"]) == ("homogeneous", "seeded")
+        return not (main_setting and (run["seed"] == 0 or run["method"] in ("finetune", "disco")))
+
+    return sorted(runs, key=late)
 
 
 def label(run: dict[str, object]) -> str:

@@ -245,7 +245,7 @@ def grounding(rng: np.random.Generator) -> Example:
         [
             "Please provide the bounding box coordinates of the region this sentence describes: "
             f"the {thing.paint} {thing.name}.",
-            "Provide the bounding box coordinates of the region that this sentence describes: "
+            "Provide the bounding box coordinates of the region this sentence describes: "
             f"the {thing.paint} {thing.name}.",
         ],
     )
