@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +18,6 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.errors import CodecError, ConfigError, RunError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.evaluation.scorers import Result
 from fcit.federation import codec
 from fcit.federation.records import (
     Answers,
@@ -32,31 +29,17 @@ from fcit.federation.records import (
     ProbeOrder,
     TrainOrder,
 )
-from fcit.federation.sampling import sample
 from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from fcit.models.adapters import save_peft
-from fcit.run_dir import RunDir, write_json, write_text
+from fcit.run_dir import RunDir, write_json
 from server import checkpoint
 from server.aggregation import Spill
 from server.checkpoint import Progress
+from server.courier import Courier
+from server.scoring import score
+from server.slots import Slot, slots_of_round
 from server.validation import Validator
-
-POOL = -1  # the participant of pooled references
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One participation in a round: a client, what it trains on, how the record set is called."""
-
-    client: int
-    shard: str
-    tasks: tuple[int, ...]
-    budget: int | None = None
-
-    @property
-    def pair(self) -> Pair:
-        return (self.client, self.shard)
 
 
 class Watcher(Protocol):
@@ -66,20 +49,11 @@ class Watcher(Protocol):
         """One event, as in ``events.jsonl``."""
 
 
-def shard_id(seed: int, client: int, task: int) -> str:
-    """Opaque name of one client's records of one task; says nothing about the task."""
-    return hashlib.sha256(f"{seed}/{client}/{task}".encode()).hexdigest()[:12]
-
-
 class Loop:
-    """Runs a configuration on a grid and writes its run folder.
-
-    Args:
-        nodes: Flower node id of every client (and of the evaluators).
-    """
+    """Runs a configuration on a grid and writes its run folder."""
 
     def __init__(self, config: RunConfig, benchmark: Benchmark, run: RunDir, grid: Grid, watcher: Watcher) -> None:
-        self.config, self.benchmark, self.run, self.grid, self.watcher = config, benchmark, run, grid, watcher
+        self.config, self.benchmark, self.run, self.watcher = config, benchmark, run, watcher
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.text = configuration.dump(config)
@@ -87,21 +61,8 @@ class Loop:
         self.validator = Validator(config.training.batch_size, config.training.epochs)
         self.spill = Spill(run)
         self.stopping: StopRequested | None = None
-        self.nodes = self._find_nodes()
-
-    # ------------------------------------------------------------------ messages
-
-    def _find_nodes(self) -> list[int]:
-        """Node of every client, by the operator's node name (the partition id)."""
-        named = {node.name: node.node_id for node in self.grid.get_nodes()}
-        wanted = 1 if self.method.pooled else self.config.federation.clients
-        missing = [str(k) for k in range(wanted) if str(k) not in named]
-        if missing:
-            raise RunError(f"{len(missing)} of {wanted} clients are not connected (first: client {missing[0]})")
-        return [named[str(k)] for k in range(wanted)]
-
-    def _node(self, client: int) -> int:
-        return self.nodes[max(client, 0)]
+        clients = 1 if self.method.pooled else config.federation.clients
+        self.courier = Courier(grid, config.federation, clients, self.progress.traffic)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -111,34 +72,6 @@ class Loop:
         finally:
             spent = self.progress.seconds.get(part, 0.0) + time.perf_counter() - begin
             self.progress.seconds[part] = round(spent, 4)
-
-    def _send(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> Iterator[tuple[str, Message]]:
-        """Send orders to nodes; yield (message id of the order, reply) as replies come.
-
-        Messages are built here one after the other; replies are counted by the codec.
-        """
-        messages = []
-        for node, order in orders:
-            content = codec.encode(order, self.config.federation.wire)
-            self.progress.traffic["down"] += codec.size(content)
-            self.progress.traffic["orders"] += 1
-            messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group))
-        for reply in self.grid.send_and_receive(messages, timeout=self.config.federation.timeout):
-            if reply.has_content():
-                self.progress.traffic["up"] += codec.size(reply.content)
-            yield reply.metadata.reply_to_message_id, reply
-
-    def _ask(self, kind: str, node: int, order: Any, expected: type) -> Any:
-        """One order, one answer.
-
-        Raises:
-            RunError: no answer, or the client reports an error.
-        """
-        for _, reply in self._send(kind, [(node, order)], kind):
-            if reply.has_error():
-                raise RunError(f"{kind}: {reply.error.reason}")
-            return codec.decode(reply.content, expected)
-        raise RunError(f"{kind}: no answer within {self.config.federation.timeout:.0f} s (federation.timeout)")
 
     def _event(self, kind: str, **values: Any) -> None:
         self.run.event(kind, **values)
@@ -160,6 +93,7 @@ class Loop:
             checkpoint.save(self.run, self.state, self.progress)
         else:
             self.state, self.progress = found
+            self.courier.traffic = self.progress.traffic
             self.run.truncate_events(self.progress.events)
             self.validator.history = list(self.progress.norms)
         stages = self.benchmark.stages
@@ -178,7 +112,7 @@ class Loop:
 
     def _probe(self) -> None:
         """Learn the shapes of the trainable tensors from the backbone the clients have."""
-        probe = self._ask("query.probe", self.nodes[0], ProbeOrder(self.text), Probe)
+        probe = self.courier.ask("query.probe", self.courier.nodes[0], ProbeOrder(self.text), Probe)
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
         self.make = Factory(self.config.seed, shapes, probe.tensors)
         self.state.shared = probe.tensors
@@ -198,26 +132,10 @@ class Loop:
 
     # ------------------------------------------------------------------ rounds
 
-    def _slots(self, stage: int, round_: int) -> list[Slot]:
-        """Who trains what in a round; a client drawn for two slots of one task trains once."""
-        clients = sample(self.config.federation, self.config.seed, stage, round_)
-        tasks = self.benchmark.stages[stage]
-        slots = [Slot(c, shard_id(self.config.seed, c, t), (t,)) for c, t in zip(clients, tasks, strict=True)]
-        if not self.method.pooled:
-            return slots
-        sizes: dict[int, int] = {}
-        for slot in slots:
-            task = slot.tasks[0]
-            sizes[task] = sizes.get(task, 0) + len(self.benchmark.shard(slot.client, task))
-        if self.method.pooled == "task":
-            return [Slot(POOL, f"task-{t}", (t,), n) for t, n in sorted(sizes.items())]
-        every = tuple(sorted({t for slots_ in self.benchmark.stages for t in slots_}))
-        return [Slot(POOL, "all", every, sum(sizes.values()))]
-
     def _round(self) -> None:
         stage, round_ = self.progress.stage, self.progress.round
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        slots = self._slots(stage, round_)
+        slots = slots_of_round(self.config, self.benchmark, self.method, stage, round_)
         needed = min(self.config.federation.min_updates, len(slots))
         with self._timed("describe"):
             self._assign(slots)
@@ -257,9 +175,10 @@ class Loop:
         if self.method.needs_stats:
             new = {s.pair: s for s in slots if s.pair not in self.state.assigned}
             orders = [
-                (self._node(s.client), DescribeOrder(self.text, s.client, s.shard, list(s.tasks))) for s in new.values()
+                (self.courier.node(s.client), DescribeOrder(self.text, s.client, s.shard, list(s.tasks)))
+                for s in new.values()
             ]
-            for _, reply in self._send("query.describe", orders, "describe"):
+            for reply in self.courier.send("query.describe", orders, "describe"):
                 if reply.has_error():
                     self._event("describe-failed", reason=reply.error.reason)
                     continue
@@ -281,7 +200,7 @@ class Loop:
 
     def _doubt(self, reply: Message, answer: Description) -> str | None:
         """Why a description is not believed, or None."""
-        if reply.metadata.src_node_id != self._node(answer.client):
+        if reply.metadata.src_node_id != self.courier.node(answer.client):
             return f"another node answered for client {answer.client}"
         total = answer.tensors.get("total")
         if set(answer.tensors) != {"total"} or total is None or total.shape != (self._identity_width,):
@@ -304,10 +223,10 @@ class Loop:
         self.validator.drop_round()
         losses: dict[str, float] = {}
         waiting = dict(orders)
-        messages = [(self._node(order.client), order) for order in orders.values()]
+        messages = [(self.courier.node(order.client), order) for order in orders.values()]
         with self._timed("training"):
             group = f"{self.progress.stage}.{self.progress.round}.{attempt}"
-            for _, reply in self._send("train", messages, group):
+            for reply in self.courier.send("train", messages, group):
                 problem, update = self._read_update(reply, waiting)
                 if problem is not None or update is None:
                     self._reject(problem or "empty", update)
@@ -328,7 +247,7 @@ class Loop:
             update = codec.decode(reply.content, ClientUpdate)
         except CodecError as error:
             return str(error), None
-        if reply.metadata.src_node_id != self._node(update.client):
+        if reply.metadata.src_node_id != self.courier.node(update.client):
             return f"another node answered for client {update.client}", None
         order = waiting.pop((update.client, update.shard), None)
         if order is None:
@@ -356,7 +275,13 @@ class Loop:
         due = [name for name in self._due() if name not in progress.evaluated]
         with self._timed("evaluation"):
             for name, answers in self._answers(due):
-                self._score(name, answers)
+                scored = score(
+                    self.benchmark, answers, self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"
+                )
+                progress.evaluated.append(name)
+                progress.row[name], progress.extra[name] = scored.score, scored.also
+                self._event("scored", stage=progress.stage, dataset=name, score=scored.score, mix=scored.mix,
+                            seconds=round(answers.seconds, 3))  # fmt: skip
                 checkpoint.save(self.run, self.state, progress)
         progress.rows.append({name: progress.row[name] for name in progress.evaluated})
         progress.extra_rows.append(progress.extra)
@@ -375,44 +300,14 @@ class Loop:
         tensors |= {f"knowledge/{k}": v for k, v in known.items()}
         for number, dataset in enumerate(due):
             order = EvaluateOrder(self.text, dataset, self._task_of(dataset), names, knowledge, tensors)
-            node = self.nodes[number % len(self.nodes)]
-            yield dataset, self._ask("evaluate", node, order, Answers)
+            node = self.courier.nodes[number % len(self.courier.nodes)]
+            yield dataset, self.courier.ask("evaluate", node, order, Answers)
 
     def _task_of(self, dataset: str) -> str:
         """The true task's name, sent to references only: methods must not see it."""
         if not self.method.needs_task_at_inference:
             return ""
         return next(f"task-{t}" for t, names in enumerate(self.benchmark.spec.tasks) if dataset in names)
-
-    def _score(self, dataset: str, answers: Answers) -> None:
-        records = self.benchmark.test(dataset)
-        if len(answers.texts) != len(records):
-            raise RunError(f"evaluate {dataset}: {len(answers.texts)} answers to {len(records)} questions")
-        spec = self.benchmark.spec.datasets[dataset]
-        result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
-        score = round(result.score, 4)
-        self.progress.extra[dataset] = {
-            name: round(registry.resolve("scorer", name)(answers.texts, records).score, 4) for name in spec.also
-        }
-        mix = answers.tensors.get("mix")
-        lines = []
-        for i, (text, record) in enumerate(zip(answers.texts, records, strict=True)):
-            line: dict[str, Any] = {
-                "question_id": record.question_id, "image": record.image, "prompt": record.instruction,
-                "text": text, "answer": record.answer,
-            }  # fmt: skip
-            if result.marks is not None:
-                line["mark"] = result.marks[i]
-            if mix is not None:
-                line["mix"] = [round(float(w), 4) for w in mix[i]]
-            lines.append(json.dumps(line))
-        file = self.run.predictions / f"stage-{self.progress.stage + 1}" / f"{dataset}.jsonl"
-        write_text(file, "\n".join(lines) + "\n")
-        self.progress.evaluated.append(dataset)
-        self.progress.row[dataset] = score
-        mean = [round(float(w), 4) for w in mix.mean(axis=0)] if mix is not None else None
-        self._event("scored", stage=self.progress.stage, dataset=dataset, score=score, mix=mean,
-                    seconds=round(answers.seconds, 3))  # fmt: skip
 
     def _matrix(self) -> AccuracyMatrix:
         final = self.benchmark.evaluation(len(self.benchmark.stages) - 1)

@@ -8,27 +8,26 @@ from fcit.data.benchmark import open_benchmark
 from fcit.federation.records import DescribeOrder
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
-from server.loop import Loop
+from server.slots import slots_of_round
 
 
 def assign_rounds(config, stages, rounds):
     """Run DISCO's assignment for some rounds; yields (stage, round, slot, subspace)."""
     benchmark = open_benchmark(config)
     benchmark.prepare()
-    loop = Loop.__new__(Loop)  # only its choice of slots is needed
-    loop.config, loop.benchmark, loop.method = config, benchmark, Disco(config)
+    method = Disco(config)
     state, make = ServerState(), Factory(0, {"x.lora_A.weight": (1, 1)})
     text = configuration.dump(config)
     for stage in stages:
         for round_ in rounds:
-            slots = loop._slots(stage, round_)
+            slots = slots_of_round(config, benchmark, method, stage, round_)
             stats = {}
             for slot in slots:
                 if slot.pair not in state.assigned:
                     order = DescribeOrder(text, slot.client, slot.shard, list(slot.tasks))
                     answer = worker(text).describe(order)
                     stats[slot.pair] = Stats(answer.tensors["total"], answer.count)
-            loop.method.assign(state, [s.pair for s in slots], stats, make)
+            method.assign(state, [s.pair for s in slots], stats, make)
             for slot in slots:
                 yield stage, round_, slot, state.assigned[slot.pair]
 

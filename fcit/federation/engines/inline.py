@@ -28,6 +28,8 @@ class InlineGrid(Grid):
             ``partition-id`` in its node configuration.
     """
 
+    summary = "every client in this process, one after the other"
+
     def __init__(self, client_app: ClientApp, clients: int) -> None:
         identity.claim()
         self._app = client_app
