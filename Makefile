@@ -31,9 +31,10 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evidence: install  ## the long runs behind the README's tables (about an hour and a half on two cores)
+evidence: install  ## the long runs behind the README (about three hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
+	$(BIN)/python -m tests.evidence.card
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
