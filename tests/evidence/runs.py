@@ -80,7 +80,7 @@ def table(projector: str) -> str:
         picked = [
             r for r in rows
             if r["method"] == method
-            and (method == "zero_shot" or (r["setting"], r["run"]["federation.sampling"]) == (setting, sampling))
+            and (r["setting"], r["run"]["federation.sampling"]) == (setting, sampling)
         ]  # fmt: skip
         if picked:
             timeline = method not in ("zero_shot", "joint")
