@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from fcit.data.mini import canvas
-from fcit.models.tiny import corpus
+from fcit.models.tiny import corpus, skills
 
 SPECIAL = ["<pad>", "<s>", "<unk>", "<image>", "</s>"]
 PAD, BOS, UNK, IMAGE, EOS = range(5)
@@ -46,7 +46,7 @@ def _texts(count: int = 60_000) -> list[str]:
     for _ in range(count):
         _, example = corpus.sample(rng)
         texts.append(f"{example.question} {example.answer}")
-    for word in corpus.VOCABULARY:
+    for word in skills.VOCABULARY:
         texts += [f"{word} {word}", word.capitalize()] * 400
     return texts
 

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from torch import nn
 from torch.nn import functional
 
 from fcit.data.mini import canvas
-from fcit.models.tiny import build, corpus
-
-IGNORE = -100
+from fcit.models.tiny import build, corpus, skills
+from fcit.models.tiny.probes import IGNORE, Alignment, LookUps
 
 
 def _images(scenes: list) -> torch.Tensor:
@@ -106,131 +105,6 @@ class Batches:
         return [r[0] for r in rows], [r[1] for r in rows], ids, labels
 
 
-def _patch_words(tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that name a patch: ``(contents, 2)`` and ``(colours, 2)``, IGNORE where none does."""
-
-    def token(text: str) -> int:
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-        return ids[0] if len(ids) == 1 else IGNORE
-
-    contents = torch.full((canvas.CONTENTS, 2), IGNORE)
-    for i, kind in enumerate(canvas.KINDS):
-        contents[canvas.KIND0 + i, 0] = token(f" {kind}")
-    for i, glyph in enumerate(canvas.LETTERS + canvas.DIGITS):
-        contents[canvas.LETTER0 + i] = torch.tensor([token(f" {glyph}"), token(glyph)])
-    colors = torch.full((canvas.BLACK + 1, 2), IGNORE)
-    for i, color in enumerate(canvas.COLOR_NAMES):
-        colors[i, 0] = token(f" {color}")
-    return contents, colors
-
-
-class Alignment:
-    """Pulls each projected patch towards the embeddings of the words that name it.
-
-    As LLaVA's first stage does with captions, but patch by patch: without it the language model
-    stays for hundreds of thousands of samples at guessing among the things it sees.
-    """
-
-    def __init__(self, model: Any, tokenizer) -> None:
-        self.model = model
-        self.contents, self.colors = _patch_words(tokenizer)
-
-    def __call__(self, scenes: list, pixels: torch.Tensor) -> torch.Tensor:
-        tower, projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
-        with torch.no_grad():
-            features = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        logits = projector(features) @ self.model.get_input_embeddings().weight.T
-        logp = functional.log_softmax(logits.float(), dim=-1)[:, :, None]  # (B, 16, 1, V)
-        shown = torch.from_numpy(np.stack([s.contents for s in scenes]))
-        painted = torch.from_numpy(np.stack([s.colors for s in scenes]))
-        words = torch.cat([self.contents[shown], self.colors[painted]], dim=-1)  # (B, 16, 4)
-        known = (words != IGNORE) & (shown != canvas.BLANK)[..., None]
-        picked = logp.squeeze(2).gather(-1, words.clamp(min=0))
-        return -(picked * known).sum() / known.sum()
-
-
-class LookUps:
-    """Deep supervision: where an instruction names a thing, a middle layer knows what belongs to it.
-
-    At the word "red" the hidden state of layer :attr:`LAYER` must tell, through linear probes that
-    are thrown away afterwards, which shape is red and where it is; at a bar's letter its height; and
-    so on. Retrieval is then in place early, and answering is one step of attention away.
-    """
-
-    LAYER = 3
-    PATCH_HEADS: ClassVar[dict[str, int]] = {
-        "left": canvas.CONTENTS,
-        "place": canvas.CELLS,
-        "height": 10,
-        "paint": len(canvas.COLOR_NAMES),
-    }
-    HEADS: ClassVar[dict[str, int]] = {
-        "kind": len(canvas.KINDS),
-        "color": len(canvas.COLOR_NAMES),
-        "cell": canvas.CELLS,
-        "value": 10,
-        "label": len(canvas.LETTERS),
-    }
-
-    def __init__(self, tokenizer, width: int) -> None:
-        sizes = {**self.HEADS, **self.PATCH_HEADS}
-        self.probes = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
-        self.tokens: dict[str, list[int]] = {}
-        for word in (*canvas.KINDS, *canvas.COLOR_NAMES, *canvas.LETTERS):
-            ids = [tokenizer(form, add_special_tokens=False).input_ids for form in (f" {word}", word)]
-            self.tokens[word] = [i[0] for i in ids if len(i) == 1]
-
-    @staticmethod
-    def _facts(scene) -> list[tuple[str, dict[str, int]]]:
-        """Words that name something in the scene, with what belongs to it."""
-        facts = []
-        if scene.bars:
-            for b in scene.bars:
-                label = canvas.LETTERS.index(b.label)
-                facts.append((b.paint, {"value": b.height, "label": label}))
-                facts.append((b.label, {"value": b.height, "color": b.color}))
-        elif scene.prices:
-            facts += [(t.name, {"value": price, "color": t.color, "cell": t.cell}) for t, price in scene.prices]
-        elif len({t.kind for t in scene.things}) == len(scene.things):
-            for t in scene.things:
-                facts.append((t.paint, {"kind": t.kind, "cell": t.cell}))
-                facts.append((t.name, {"color": t.color, "cell": t.cell}))
-        return facts
-
-    def patch_loss(self, hidden: torch.Tensor, ids: torch.Tensor, scenes: list) -> torch.Tensor:
-        """At image positions: what is left of the patch, its cell, and under a bar its height and colour."""
-        patches = hidden[ids == build.IMAGE].view(len(scenes), canvas.CELLS, -1).float()
-        contents = torch.from_numpy(np.stack([s.contents for s in scenes]))
-        left = functional.pad(contents.view(-1, canvas.SIDE, canvas.SIDE), (1, 0))[..., :-1].reshape(-1, canvas.CELLS)
-        place = torch.arange(canvas.CELLS).expand_as(left)
-        wanted = {"left": left, "place": place}
-        losses = [functional.cross_entropy(self.probes[n](patches).transpose(1, 2), t) for n, t in wanted.items()]
-        under = [(i, canvas.CELLS - canvas.SIDE + b.column, b) for i, s in enumerate(scenes) for b in s.bars]
-        if under:
-            rows, cells = [i for i, _, _ in under], [c for _, c, _ in under]
-            for name, values in (("height", [b.height for *_, b in under]), ("paint", [b.color for *_, b in under])):
-                losses.append(functional.cross_entropy(self.probes[name](patches[rows, cells]), torch.tensor(values)))
-        return sum(losses, torch.zeros(())) / len(losses)
-
-    def loss(self, hidden: torch.Tensor, ids: torch.Tensor, scenes: list) -> torch.Tensor:
-        """Mean cross-entropy of the probes over the named words of a batch."""
-        found: dict[str, tuple[list[int], list[int], list[int]]] = {h: ([], [], []) for h in self.HEADS}
-        rows = ids.tolist()
-        for row, scene in enumerate(scenes):
-            named = {token: facts for word, facts in self._facts(scene) for token in self.tokens[word]}
-            for position, token in enumerate(rows[row]):
-                for head, value in named.get(token, {}).items():
-                    for part, item in zip(found[head], (row, position, value), strict=True):
-                        part.append(item)
-        losses = [
-            functional.cross_entropy(self.probes[head](hidden[where, at].float()), torch.tensor(value), reduction="sum")
-            for head, (where, at, value) in found.items()
-            if where
-        ]
-        count = sum(len(where) for where, _, _ in found.values())
-        return sum(losses, torch.zeros(())) / max(count, 1)
-
-
 def train_language(
     model: Any,
     processor,
@@ -266,7 +140,7 @@ def train_language(
         known = lookups.loss(middle, ids, scenes)
         if patch_probes:
             early = functional.normalize(out.hidden_states[LookUps.LAYER - 1], dim=-1) * 11
-            known = known + lookups.patch_loss(early, ids, scenes)
+            known = known + lookups.patch_loss(early, ids, scenes) + lookups.option_loss(early, ids, names)
         logits, target = out.logits[:, :-1].float(), labels[:, answered + 1 :]
         loss = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
         optimizer.zero_grad()
@@ -306,7 +180,7 @@ def _word_weights(tokenizer) -> torch.Tensor:
     template (colours, kinds, letters, digits, punctuation) hardly at all.
     """
     weights = torch.ones(len(tokenizer))
-    formats = " ".join([*corpus.SHORT, *corpus.OPTION, *corpus.LONG]).replace(".", " ").split()
+    formats = " ".join([*skills.SHORT, *skills.OPTION, *skills.LONG]).replace(".", " ").split()
     fillings = [*canvas.KINDS, *canvas.COLOR_NAMES, *canvas.LETTERS, *canvas.DIGITS, *".,:;?!()[]=\n"]
     for words, weight in ((_FUNCTION_WORDS, 0.2), (formats, 0.3), (fillings, 0.12)):
         for word in words:
@@ -320,13 +194,13 @@ def _word_weights(tokenizer) -> torch.Tensor:
 
 def _sentence(rng: np.random.Generator) -> str:
     """An instruction of random words with an optional format line and options."""
-    words = rng.choice([*corpus.VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS],
+    words = rng.choice([*skills.VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS],
                        int(rng.integers(4, 16))).tolist()  # fmt: skip
     text = " ".join(words)
     text = text[0].upper() + text[1:] + "?"
     if rng.random() < 0.2:
         text += "".join(f"\n{letter}) {rng.choice(canvas.COLOR_NAMES)}" for letter in "ABCD")
-    suffix = str(rng.choice([*corpus.SHORT, *corpus.OPTION, *corpus.LONG]))
+    suffix = str(rng.choice([*skills.SHORT, *skills.OPTION, *skills.LONG]))
     return f"{text}\n{suffix}" if suffix else text
 
 
@@ -370,6 +244,27 @@ def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
             print(f"clip {step}/{steps} close {float(close):.3f} match {float(match):.3f}", flush=True)
 
 
+def take_over(model: Any, folder: Path, vocabulary: dict[str, int]) -> None:
+    """Load an earlier model of the same shape, whose tokenizer may have been trained on another corpus.
+
+    Rows of the word embedding (tied to the output) move with their token; new tokens start at the mean.
+    """
+    trained = type(model).from_pretrained(folder, dtype=torch.float32)
+    state = trained.state_dict()
+    earlier = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    words = trained.get_input_embeddings().weight.detach()
+    rows = words.mean(0, keepdim=True).repeat(len(vocabulary), 1)
+    for token, index in vocabulary.items():
+        if index < len(build.SPECIAL):
+            rows[index] = words[index]
+        elif token in earlier:
+            rows[index] = words[earlier[token]]
+    for name, tensor in state.items():
+        if tensor.shape == words.shape and torch.equal(tensor, words):
+            state[name] = rows
+    model.load_state_dict(state)
+
+
 def main() -> None:
     """Run the stages asked for and save Hugging Face folders."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -408,11 +303,11 @@ def main() -> None:
         print("patches right:", history["patches_right"], flush=True)
         save()
     if "language" in stages:
-        if "vision" not in stages:
+        if args.go_on:
+            take_over(model, args.out / "llava", raw.get_vocab())
+        elif "vision" not in stages:
             trained = type(model).from_pretrained(args.out / "llava", dtype=torch.float32)
-            (model if args.go_on else model.model.vision_tower).load_state_dict(
-                (trained if args.go_on else trained.model.vision_tower).state_dict()
-            )
+            model.model.vision_tower.load_state_dict(trained.model.vision_tower.state_dict())
         rng = np.random.default_rng((args.seed, *args.stream))
         history["skills"] = train_language(
             model,
