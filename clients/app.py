@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -18,7 +19,11 @@ app = ClientApp()
 def _answer(message: Message, kind: type, work: Callable[[Worker, Any], Any]) -> Message:
     order: Any = codec.decode(message.content, kind)
     mine = worker(order.config)
-    return Message(codec.encode(work(mine, order), mine.config.federation.wire), reply_to=message)
+    try:
+        answer = work(mine, order)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"GPU: {str(error).splitlines()[0]}") from None
+    return Message(codec.encode(answer, mine.config.federation.wire), reply_to=message)
 
 
 @app.train()

@@ -102,9 +102,10 @@ class Worker:
         return self._questions[dataset]
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
-        """Answer a dataset greedily in fixed batches of dataset order, routing every question."""
+        """Answer a stretch of a dataset greedily in fixed batches of its order, routing every question."""
         begin = time.perf_counter()
         encoded, features = self._test(order.dataset)
+        encoded, features = encoded[order.first : order.last], features[order.first : order.last]
         subspaces = [
             {n.removeprefix(f"{name}/"): t for n, t in order.tensors.items() if n.startswith(f"{name}/")}
             for name in (f"subspace-{i}" for i in range(len(order.names)))
@@ -126,13 +127,18 @@ class Worker:
             with self.adapters.mixed(None if weights is None else weights[start : start + size]):
                 texts += self.backbone.generate(batch, vision, limit)
         tensors = {} if weights is None else {"mix": weights.astype(np.float32)}
-        return Answers(order.dataset, texts, time.perf_counter() - begin, tensors)
+        return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
 
 
 @lru_cache(maxsize=1)
 def _backbone(model: str, adapter: str) -> tuple[Backbone, Adapters]:
     backbone = Backbone(configuration.Backbone.model_validate_json(model))
     return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter))
+
+
+def loads() -> int:
+    """How often this process has loaded a backbone."""
+    return _backbone.cache_info().misses
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 from fcit import __version__
@@ -41,36 +42,29 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
-def _app_path() -> None:
-    """Make the packages ``server`` and ``clients`` that belong to this ``fcit`` come first.
-
-    ``fcit run`` must work in a folder that has its own ``server.py``.
-    """
-    home = str(Path(__file__).resolve().parent.parent)
-    sys.path[:] = [home, *(p for p in sys.path if p != home)]
-
-
 def _execute(run_path: Path) -> int:
     """Run or resume a run folder on its engine; print the final table."""
     from rich.console import Console
 
     from fcit import config as configuration
     from fcit import registry
+    from fcit.environment import own_packages_first
     from fcit.progress import ConsoleWatcher
     from fcit.report import tables
     from fcit.run_dir import RunDir
 
-    _app_path()
+    own_packages_first()
     console = Console(width=None if sys.stdout.isatty() else 120)
     run = RunDir.open(run_path)
     config = configuration.load(run.config)
     from clients.app import app as client_app
     from server.app import run as serve
 
-    grid = registry.resolve("engine", config.federation.engine)(client_app, config.federation.clients)
     with ConsoleWatcher(console, run_path.name) as watcher:
         try:
-            matrix = serve(run_path, grid, watcher)
+            grid = registry.resolve("engine", config.federation.engine)(client_app, config.federation.clients, config)
+            with closing(grid):
+                matrix = serve(run_path, grid, watcher)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {run_path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -157,9 +151,9 @@ def _data_make(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from fcit.environment import check
+    from fcit.environment import check, own_packages_first
 
-    _app_path()
+    own_packages_first()
     good = True
     for what, fine, detail in check():
         good &= fine

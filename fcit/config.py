@@ -47,6 +47,25 @@ class Federation(Section):
     timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
 
 
+class Ray(Section):
+    """Workers of ``federation.engine: ray``; nothing here changes a result but the thread count.
+
+    A private cluster listens on loopback, on ports that are free. For fixed ports or several machines
+    start a cluster (``ray start --head --port ... --min-worker-port ...``) and give its ``address``.
+    """
+
+    workers: int = Field(2, ge=1, description="long-lived worker processes, each with the model loaded once")
+    num_cpus: int = Field(1, ge=1, description="cores, and threads unless backbone.threads is set, per worker")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0.5 puts two workers on one")
+    address: str | None = Field(None, description="an existing cluster (host:port); default: a private one, here")
+    temp_dir: str | None = Field(
+        None, description="Ray's own files; default: a fresh private folder, removed at the end"
+    )
+    object_store_mb: int = Field(200, ge=80, description="shared memory for tensors on their way")
+    start_timeout: float = Field(300.0, gt=0, description="seconds until all workers must have started")
+    attempts: int = Field(3, ge=1, description="workers an order may lose before the run stops")
+
+
 class Adapter(Section):
     """The LoRA adapter every subspace is made of."""
 
@@ -80,6 +99,7 @@ class Evaluation(Section):
     batch_size: int = Field(64, ge=1)
     max_new_tokens: int = Field(24, ge=1)
     limit: int | None = Field(None, ge=1, description="first records of each test set only")
+    batches_per_order: int = Field(4, ge=1, description="batches answered before the next order; workers share orders")
     split: Literal["test", "val"] = "test"
 
 
@@ -107,6 +127,7 @@ class RunConfig(Section):
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "disco"})
     fedopt: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
+    ray: Ray = Field(default_factory=lambda: Ray.model_validate({}))
     adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "peft", "flwr", "numpy", "pillow", "safetensors", "pydantic", "pycocoevalcap")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "flwr",
+    "ray",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "pycocoevalcap",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -62,3 +75,12 @@ def _answer() -> Iterator[tuple[str, bool, str]]:
     blank = torch.zeros(1, model._image_tokens, model._base.config.vision_config.hidden_size)
     text = model.generate([encoded], blank, 4)[0]
     yield "model answers", True, repr(text)
+
+
+def own_packages_first() -> None:
+    """Make the packages ``server`` and ``clients`` that belong to this ``fcit`` come first.
+
+    A run must work in a folder that has its own ``server.py``.
+    """
+    home = str(Path(__file__).resolve().parent.parent)
+    sys.path[:] = [home, *(p for p in sys.path if p != home)]

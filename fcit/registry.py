@@ -35,6 +35,7 @@ SCORERS = {
 
 ENGINES = {
     "inline": "fcit.federation.engines.inline:InlineGrid",
+    "ray": "fcit.federation.engines.ray:RayGrid",
 }
 
 FAMILIES = {"method": METHODS, "fedopt": FEDOPTS, "scorer": SCORERS, "engine": ENGINES}

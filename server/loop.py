@@ -37,7 +37,7 @@ from server import checkpoint
 from server.aggregation import Spill
 from server.checkpoint import Progress
 from server.courier import Courier
-from server.scoring import score
+from server.scoring import Parts, score
 from server.slots import Slot, slots_of_round
 from server.validation import Validator
 
@@ -272,9 +272,11 @@ class Loop:
 
     def _evaluate(self) -> None:
         progress = self.progress
-        due = [name for name in self._due() if name not in progress.evaluated]
+        due = self._due()
+        left = [name for name in due if name not in progress.evaluated]
         with self._timed("evaluation"):
-            for name, answers in self._answers(due):
+            for answers in self._answers(left):
+                name = answers.dataset
                 scored = score(
                     self.benchmark, answers, self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"
                 )
@@ -283,25 +285,51 @@ class Loop:
                 self._event("scored", stage=progress.stage, dataset=name, score=scored.score, mix=scored.mix,
                             seconds=round(answers.seconds, 3))  # fmt: skip
                 checkpoint.save(self.run, self.state, progress)
-        progress.rows.append({name: progress.row[name] for name in progress.evaluated})
-        progress.extra_rows.append(progress.extra)
+                self._safe_point()
+        # In the benchmark's order, whichever dataset was answered first.
+        progress.rows.append({name: progress.row[name] for name in due})
+        progress.extra_rows.append({name: progress.extra[name] for name in due})
         progress.evaluated, progress.row, progress.extra = [], {}, {}
         self._event("stage", stage=progress.stage, row=progress.rows[-1])
         progress.stage, progress.round = progress.stage + 1, 0
         self._write_matrix()
         checkpoint.save(self.run, self.state, progress)
 
-    def _answers(self, due: list[str]) -> Iterator[tuple[str, Answers]]:
+    def _answers(self, due: list[str]) -> Iterator[Answers]:
+        """Answers of whole datasets; stretches of them are worked on wherever there is room."""
         tensors = {f"shared/{k}": v for k, v in self.state.shared.items()}
         names = list(self.state.subspaces)
         for i, name in enumerate(names):
             tensors |= {f"subspace-{i}/{k}": v for k, v in self.state.subspaces[name].items()}
         knowledge, known = self.method.knowledge(self.state)
         tensors |= {f"knowledge/{k}": v for k, v in known.items()}
+        evaluation = self.config.evaluation
+        step = evaluation.batch_size * evaluation.batches_per_order
+        orders, parts = [], {}
         for number, dataset in enumerate(due):
-            order = EvaluateOrder(self.text, dataset, self._task_of(dataset), names, knowledge, tensors)
-            node = self.courier.nodes[number % len(self.courier.nodes)]
-            yield dataset, self.courier.ask("evaluate", node, order, Answers)
+            # The stretches of a dataset go to one node after the other, the same in every stage: it has
+            # the questions at hand then.
+            sizes = range(0, len(self.benchmark.test(dataset)), step)
+            parts[dataset] = Parts(dataset, len(sizes))
+            for at, first in enumerate(sizes):
+                node = self.courier.nodes[(number + at) % len(self.courier.nodes)]
+                order = EvaluateOrder(
+                    self.text, dataset, first, first + step, self._task_of(dataset), names, knowledge, tensors
+                )
+                orders.append((node, order))
+        for reply in self.courier.send("evaluate", orders, f"{self.progress.stage}.evaluate"):
+            if reply.has_error():
+                raise RunError(f"evaluation: {reply.error.reason}")
+            answer = codec.decode(reply.content, Answers)
+            whole = parts[answer.dataset].add(answer) if answer.dataset in parts else None
+            if whole is not None:
+                del parts[answer.dataset]
+                yield whole
+        if parts:
+            raise RunError(
+                f"evaluation of {', '.join(parts)}: no answer within {self.config.federation.timeout:.0f} s "
+                f"(federation.timeout); `fcit resume {self.run.path}` tries again"
+            )
 
     def _task_of(self, dataset: str) -> str:
         """The true task's name, sent to references only: methods must not see it."""

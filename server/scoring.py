@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcit import registry
 from fcit.data.benchmark import Benchmark
 from fcit.errors import RunError
@@ -22,6 +24,25 @@ class Scored:
     score: float
     also: dict[str, float]
     mix: list[float] | None
+
+
+class Parts:
+    """Gathers the stretches of one dataset, in whatever order they come."""
+
+    def __init__(self, dataset: str, count: int) -> None:
+        self.dataset, self.count = dataset, count
+        self._got: dict[int, Answers] = {}
+
+    def add(self, answers: Answers) -> Answers | None:
+        """The answers of the whole dataset once nothing is missing, else None."""
+        self._got[answers.first] = answers
+        if len(self._got) < self.count:
+            return None
+        ordered = [self._got[first] for first in sorted(self._got)]
+        texts = [text for part in ordered for text in part.texts]
+        names = ordered[0].tensors
+        tensors = {n: np.concatenate([part.tensors[n] for part in ordered]) for n in names}
+        return Answers(self.dataset, 0, texts, sum(part.seconds for part in ordered), tensors)
 
 
 def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:

@@ -36,19 +36,40 @@ def _from_bfloat16(value: np.ndarray) -> np.ndarray:
     return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def encode(record: Any, wire: str = "float32") -> RecordDict:
-    """A typed record as a Flower ``RecordDict``. ``wire`` may shorten float32 tensors to bfloat16."""
+def encode(record: Any, wire: str = "float32", memo: dict[int, Array] | None = None) -> RecordDict:
+    """A typed record as a Flower ``RecordDict``.
+
+    Args:
+        wire: ``bfloat16`` shortens float32 tensors.
+        memo: arrays made so far, by the identity of their tensor. Messages encoded with the same memo
+            share the arrays of tensors they share; keep the tensors alive as long as the memo.
+    """
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
     tensors = getattr(record, "tensors", {})
-    short: list[str] = []
+    short: set[str] = set()
     arrays = {}
     for name, tensor in tensors.items():
         if wire == _SHORT and tensor.dtype == np.float32:
-            tensor = _to_bfloat16(tensor)
-            short.append(name)
-        arrays[name] = Array(np.ascontiguousarray(tensor))
-    head = {"type": type(record).__name__, "fields": fields, "names": list(tensors), "bfloat16": short}
+            short.add(name)
+        known = None if memo is None else memo.get(id(tensor))
+        if known is None:
+            sent = _to_bfloat16(tensor) if name in short else np.ascontiguousarray(tensor)
+            known = Array(sent)
+            if memo is not None:
+                memo[id(tensor)] = known
+        arrays[name] = known
+    head = {"type": type(record).__name__, "fields": fields, "names": list(tensors), "bfloat16": sorted(short)}
     return RecordDict({"head": ConfigRecord({"json": json.dumps(head)}), "tensors": ArrayRecord(arrays)})
+
+
+def take_apart(content: RecordDict) -> tuple[str, dict[str, Array]]:
+    """The JSON text and the arrays of an encoded message."""
+    return str(content.config_records["head"]["json"]), dict(content.array_records["tensors"])
+
+
+def put_together(head: str, arrays: dict[str, Array]) -> RecordDict:
+    """The inverse of :func:`take_apart`."""
+    return RecordDict({"head": ConfigRecord({"json": head}), "tensors": ArrayRecord(arrays)})
 
 
 def size(content: RecordDict) -> int:

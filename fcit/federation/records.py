@@ -68,10 +68,16 @@ class ClientUpdate:
 
 @dataclass
 class EvaluateOrder:
-    """Answer one dataset with the current subspaces; ``names`` fixes their order in ``tensors``."""
+    """Answer records ``first`` to ``last`` (not included) of a dataset with the current subspaces.
+
+    ``names`` fixes the order of the subspaces in ``tensors``. A stretch starts at a multiple of the
+    evaluation batch size, so that batches are the same however a dataset is cut.
+    """
 
     config: str
     dataset: str
+    first: int
+    last: int
     task: str
     names: list[str]
     knowledge: dict[str, Any]
@@ -80,9 +86,10 @@ class EvaluateOrder:
 
 @dataclass
 class Answers:
-    """Predictions of one dataset in record order, with the mix each was given ``(N, E)``."""
+    """Predictions of a stretch of a dataset in record order, with the mix each was given ``(N, E)``."""
 
     dataset: str
+    first: int
     texts: list[str]
     seconds: float
     tensors: Tensors = field(default_factory=dict)

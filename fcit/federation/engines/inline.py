@@ -6,11 +6,13 @@ A ``flwr.serverapp.Grid`` like any other, so server and client code cannot tell 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fcit.config import RunConfig
 from fcit.errors import ConfigError, StopRequested
 from fcit.federation.engines import identity
 from fcit.federation.engines.identity import NodeInfo, Run
@@ -24,13 +26,16 @@ class InlineGrid(Grid):
 
     Args:
         client_app: the ClientApp.
+        config: as every engine takes it; not needed here.
         clients: number of virtual clients; client k is node ``FIRST_NODE + k`` and finds k as
             ``partition-id`` in its node configuration.
     """
 
     summary = "every client in this process, one after the other"
+    #: Errors about this process or this run, not about one client.
+    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError)
 
-    def __init__(self, client_app: ClientApp, clients: int) -> None:
+    def __init__(self, client_app: ClientApp, clients: int, config: RunConfig | None = None) -> None:
         identity.claim()
         self._app = client_app
         self._clients = clients
@@ -38,6 +43,9 @@ class InlineGrid(Grid):
         self._contexts: dict[int, Context] = {}
         self._count = 0
         self._run = Run.create_empty(run_id=1)
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -85,8 +93,8 @@ class InlineGrid(Grid):
     def _work(self, message: Message) -> Message:
         try:
             return self._app(message, self._context(message.metadata.dst_node_id))
-        except (StopRequested, ConfigError):
-            raise  # about this process or this run, not about one client
+        except self.fatal:
+            raise
         except Exception as error:  # noqa: BLE001  (one bad client never ends a run; the reason travels back)
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)

@@ -1,0 +1,76 @@
+"""What runs inside a Ray worker process: the ClientApp, one order at a time."""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import Any, ClassVar
+
+import numpy as np
+from flwr.app import Array, Message
+
+from fcit.environment import own_packages_first
+from fcit.errors import ConfigError, StopRequested
+from fcit.federation import codec
+from fcit.federation.engines.inline import InlineGrid
+
+#: Tensors of a message as they travel: name -> (dtype, shape, serialisation, bytes as uint8).
+Bundle = dict[str, tuple[str, tuple[int, ...], str, np.ndarray]]
+
+
+def pack(arrays: dict[str, Array]) -> Bundle:
+    """Arrays as plain values; nothing but numbers and texts enters the object store."""
+    return {n: (a.dtype, tuple(a.shape), a.stype, np.frombuffer(a.data, np.uint8)) for n, a in arrays.items()}
+
+
+def unpack(bundle: Bundle) -> dict[str, Array]:
+    """The inverse of :func:`pack`."""
+    return {n: Array(dtype, shape, stype, data.tobytes()) for n, (dtype, shape, stype, data) in bundle.items()}
+
+
+class _Grid(InlineGrid):
+    """Inside a worker, running out of memory is about the process: it is replaced and the order repeated."""
+
+    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError, MemoryError)
+
+
+class RayWorker:
+    """Lives as long as the run; the modules it imports keep the backbone."""
+
+    def __init__(self, clients: int, threads: int) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        own_packages_first()
+        import torch
+
+        torch.set_num_threads(threads)
+        from clients.app import app
+
+        self._grid = _Grid(app, clients)
+        self._orders = 0
+
+    def ready(self) -> int:
+        """The process id, once everything is imported."""
+        return os.getpid()
+
+    def work(self, kind: str, node: int, group: str, head: str, *bundles: Bundle) -> tuple[str, str, Bundle]:
+        """Carry out one order; returns ``("content", head, tensors)`` or ``("error" | "memory", reason, {})``."""
+        self._orders += 1
+        arrays: dict[str, Array] = {}
+        for bundle in bundles:
+            arrays |= unpack(bundle)
+        message = Message(codec.put_together(head, arrays), dst_node_id=node, message_type=kind, group_id=group)
+        try:
+            reply = next(iter(self._grid.send_and_receive([message])))
+        except MemoryError as error:
+            return "memory", str(error) or "MemoryError", {}
+        if reply.has_error():
+            return "error", str(reply.error.reason), {}
+        head, arrays = codec.take_apart(reply.content)
+        return "content", head, pack(arrays)
+
+    def statistics(self) -> dict[str, Any]:
+        """Process id, orders done, how often a backbone was loaded, peak resident memory in MB."""
+        from clients.worker import loads
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"pid": os.getpid(), "orders": self._orders, "loads": loads(), "peak_mb": round(peak, 1)}
