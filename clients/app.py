@@ -11,14 +11,16 @@ from flwr.clientapp import ClientApp
 
 from clients.worker import Worker, worker
 from fcit.federation import codec
-from fcit.federation.records import DescribeOrder, EvaluateOrder, ProbeOrder, TrainOrder
+from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, TrainOrder
 
 app = ClientApp()
 
 
-def _answer(message: Message, kind: type, work: Callable[[Worker, Any], Any]) -> Message:
+def _answer(message: Message, context: Context, kind: type, work: Callable[[Worker, Any], Any]) -> Message:
     order: Any = codec.decode(message.content, kind)
-    mine = worker(order.config)
+    # A site's own setting comes before what a simulation says for everybody.
+    memory = context.node_config.get("client-memory") or context.run_config.get("client-memory") or ""
+    mine = worker(order.config, str(memory))
     try:
         answer = work(mine, order)
     except torch.OutOfMemoryError as error:
@@ -29,22 +31,28 @@ def _answer(message: Message, kind: type, work: Callable[[Worker, Any], Any]) ->
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train a subspace on one of this client's shards."""
-    return _answer(message, TrainOrder, Worker.train)
+    return _answer(message, context, TrainOrder, Worker.train)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Answer a test set with the broadcast subspaces."""
-    return _answer(message, EvaluateOrder, Worker.evaluate)
+    return _answer(message, context, EvaluateOrder, Worker.evaluate)
 
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Additive statistics of a shard, before its first training."""
-    return _answer(message, DescribeOrder, Worker.describe)
+    return _answer(message, context, DescribeOrder, Worker.describe)
 
 
 @app.query("probe")
 def probe(message: Message, context: Context) -> Message:
     """Shapes of the trainable tensors of the configured backbone."""
-    return _answer(message, ProbeOrder, Worker.probe)
+    return _answer(message, context, ProbeOrder, Worker.probe)
+
+
+@app.query("whoami")
+def whoami(message: Message, context: Context) -> Message:
+    """Which client this node is in a simulation; the server asks only where operators gave no names."""
+    return Message(codec.encode(Name(int(context.node_config["partition-id"]))), reply_to=message)

@@ -15,6 +15,7 @@ from fcit import seeding
 from fcit.data.collate import Encoded
 from fcit.errors import FCITError
 from fcit.federation.records import TrainOrder
+from fcit.methods.base import Session
 
 if TYPE_CHECKING:
     from clients.worker import Worker
@@ -27,6 +28,7 @@ class Outcome:
     examples: int
     steps: int
     loss: float
+    extra: dict[str, np.ndarray]
 
 
 def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
@@ -57,7 +59,7 @@ def learning_rates(training: configuration.Training, steps: int) -> Iterator[flo
             yield training.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train(worker: Worker, order: TrainOrder, examples: list[Encoded]) -> Outcome:
+def train(worker: Worker, order: TrainOrder, examples: list[Encoded], session: Session) -> Outcome:
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
 
     Raises:
@@ -77,17 +79,21 @@ def train(worker: Worker, order: TrainOrder, examples: list[Encoded]) -> Outcome
         worker.adapters.training() as parameters,
     ):
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
+        method = worker.method
+        method.prepare(session)
         for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            chosen = ([examples[i] for i in batch], features[[row[i] for i in batch]])
-            loss = worker.method.loss(worker.backbone, chosen)
+            loss = method.loss(session, [examples[i] for i in batch], features[[row[i] for i in batch]])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            method.on_gradients(session)
             torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
+            method.on_step(session)
             losses.append(float(loss.detach()))
+        extra = method.finish(session)
     mean = float(np.mean(losses))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
-    return Outcome(len(indices) // training.epochs, len(batches), mean)
+    return Outcome(len(indices) // training.epochs, len(batches), mean, extra)

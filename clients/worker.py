@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import yaml
 
+from clients.memory import ClientMemory
 from clients.training import train
 from fcit import config as configuration
 from fcit import registry
@@ -21,6 +23,7 @@ from fcit.data.collate import Encoded
 from fcit.data.records import Record
 from fcit.errors import DataError
 from fcit.federation.records import (
+    EXTRA,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -29,8 +32,9 @@ from fcit.federation.records import (
     Probe,
     ProbeOrder,
     TrainOrder,
+    memory_version,
 )
-from fcit.methods.base import Method
+from fcit.methods.base import Method, Session
 from fcit.models.adapters import Adapters, is_projector
 from fcit.models.backbone import Backbone, versions
 
@@ -40,8 +44,8 @@ _SHARDS = 256  # tokenised shards kept per process
 class Worker:
     """Executes orders for any client of one run."""
 
-    def __init__(self, config: RunConfig, backbone: Backbone, adapters: Adapters) -> None:
-        self.config, self.backbone, self.adapters = config, backbone, adapters
+    def __init__(self, config: RunConfig, backbone: Backbone, adapters: Adapters, memory: ClientMemory) -> None:
+        self.config, self.backbone, self.adapters, self.memory = config, backbone, adapters, memory
         self.benchmark: Benchmark = open_benchmark(config)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self._shards: OrderedDict[tuple[int, tuple[int, ...]], list[Encoded]] = OrderedDict()
@@ -85,9 +89,19 @@ class Worker:
         examples = self._encoded(order.client, order.tasks)
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
-        self.adapters.load(order.tensors)
-        outcome = train(self, order, examples)
-        changed = {n: t for n, t in self.adapters.read().items() if n in order.tensors}
+        received = {n.removeprefix(EXTRA): t for n, t in order.tensors.items() if n.startswith(EXTRA)}
+        trained = {n: t for n, t in order.tensors.items() if not n.startswith(EXTRA)}
+        remembered = self.memory.load(order.client, order.memory) if self.method.remembers else {}
+        session = Session(
+            self.backbone, self.adapters, order.client, order.shard, order.stage, order.round, order.subspace,
+            received, remembered,
+        )  # fmt: skip
+        self.adapters.load(trained)
+        outcome = train(self, order, examples, session)
+        changed = {n: t for n, t in self.adapters.read().items() if n in trained}
+        changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
+        if self.method.remembers:
+            self.memory.save(order.client, memory_version(order.stage, order.round), session.memory)
         return ClientUpdate(
             order.stage, order.round, order.client, order.shard, order.subspace,
             outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed,
@@ -142,8 +156,11 @@ def loads() -> int:
 
 
 @lru_cache(maxsize=4)
-def worker(config: str) -> Worker:
-    """The worker of this process for a run's configuration (YAML); backbones are shared."""
+def worker(config: str, memory: str) -> Worker:
+    """The worker of this process for a run's configuration (YAML); backbones are shared.
+
+    ``memory`` is the folder in which clients remember, or empty.
+    """
     parsed = configuration.parse(yaml.safe_load(config), "order")
     backbone, adapters = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json())
-    return Worker(parsed, backbone, adapters)
+    return Worker(parsed, backbone, adapters, ClientMemory(Path(memory) if memory else None))

@@ -62,7 +62,8 @@ def _execute(run_path: Path) -> int:
 
     with ConsoleWatcher(console, run_path.name) as watcher:
         try:
-            grid = registry.resolve("engine", config.federation.engine)(client_app, config.federation.clients, config)
+            engine = registry.resolve("engine", config.federation.engine)
+            grid = engine(client_app, config.federation.clients, config, run.memory)
             with closing(grid):
                 matrix = serve(run_path, grid, watcher)
         except KeyboardInterrupt:

@@ -178,8 +178,9 @@ def _part_problems(config: RunConfig, family: str) -> list[str]:
     name = part.pop("name", None)
     if not isinstance(name, str):
         return [f"{family}: needs a name (allowed: {', '.join(sorted(registry.FAMILIES[family]))})"]
-    if name not in registry.FAMILIES[family]:
-        return [registry.unknown(family, name)]
+    problem = registry.problem(family, name)
+    if problem is not None:
+        return [problem]
     options = registry.resolve(family, name).Options
     try:
         options.model_validate(part)
@@ -295,7 +296,7 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         if "extends" in base:
             raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
         raw = _merge(_normal(base), raw)
-    raw = _normal(raw)
+    raw = _anchored(_normal(raw), file.parent)
     bad = []
     for override in overrides or []:
         key, sign, text = override.partition("=")
@@ -310,7 +311,7 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        raw = _merge(raw, nested)
+        raw = _merge(raw, _anchored(_normal(nested), Path.cwd()) if isinstance(nested, dict) else nested)
     try:
         config = parse(raw, str(file))
     except ConfigError as error:
@@ -322,6 +323,18 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
     if config.benchmark.endswith((".yaml", ".yml")) and beside.is_file():
         config = config.model_copy(update={"benchmark": str(beside.resolve())})
     return config
+
+
+def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The user's own files by full path: ``./my_method.py:MyMethod`` is relative to who names it."""
+    raw = dict(raw)
+    for family in ("method", "fedopt"):
+        part = raw.get(family)
+        if isinstance(part, dict) and isinstance(part.get("name"), str):
+            raw[family] = {**part, "name": registry.anchored(part["name"], folder)}
+    if isinstance(raw.get("benchmark"), str):
+        raw["benchmark"] = registry.anchored(raw["benchmark"], folder)
+    return raw
 
 
 def _normal(raw: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,19 @@
 """Families of interchangeable parts: name -> dotted path, imported when first used.
 
 Adding a part means one file and one line here; ``fcit list`` and ``--help`` stay instant because
-nothing is imported before it is asked for.
+nothing is imported before it is asked for. A configuration may also name a part that is not in the
+tables: ``my_package.my_file:MyMethod`` or ``./my_method.py:MyMethod``.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from fcit.errors import ConfigError
@@ -41,10 +47,108 @@ ENGINES = {
 FAMILIES = {"method": METHODS, "fedopt": FEDOPTS, "scorer": SCORERS, "engine": ENGINES}
 
 
+#: What a part of the user's own must be, for each family that takes one.
+_KINDS = {
+    "method": ("fcit.methods.base:Method", "a subclass of fcit.methods.base.Method"),
+    "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
+    "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
+    "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
+}
+
+
 def nearest(name: str, allowed: list[str]) -> str:
     """'; did you mean ...?' for a misspelt name, or the empty string."""
     close = difflib.get_close_matches(name, allowed, n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def is_own(name: str) -> bool:
+    """Whether a name points at code outside the tables: ``package.module:Name`` or ``./file.py:Name``."""
+    return ":" in name
+
+
+def label(name: str) -> str:
+    """How a part is called in tables and file names."""
+    return name.rpartition(":")[2] if is_own(name) else name
+
+
+def anchored(name: str, folder: Path) -> str:
+    """``./file.py:Name`` with the file's full path, so that it means the same anywhere."""
+    file, sign, attribute = name.rpartition(":")
+    return f"{(folder / file).resolve()}:{attribute}" if sign and file.endswith(".py") else name
+
+
+def _module(source: str, where: str) -> Any:
+    """Import a module by dotted name, or a file under a name of its own.
+
+    Raises:
+        ConfigError: it is not there or fails while being imported.
+    """
+    if not source.endswith(".py"):
+        try:
+            return importlib.import_module(source)
+        except ImportError as error:
+            raise ConfigError(f"{where}: cannot import {source!r} ({error}); is its folder on PYTHONPATH?") from None
+    path = Path(source)
+    alias = f"fcit_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    if not path.is_file():
+        raise ConfigError(f"{where}: no such file {source!r}")
+    spec = importlib.util.spec_from_file_location(alias, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{where}: {source!r} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[alias] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[alias]
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
+        )
+        at = f"{source}, line {line}" if line else source
+        raise ConfigError(f"{where}: {at}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _own(family: str, name: str) -> Any:
+    source, _, attribute = name.rpartition(":")
+    if family not in _KINDS:
+        raise ConfigError(unknown(family, name))
+    module = _module(source, family)
+    part = getattr(module, attribute, None)
+    base, meaning = _KINDS[family]
+    if part is None:
+        close = nearest(attribute, [n for n in vars(module) if not n.startswith("_")])
+        raise ConfigError(f"{family}: {source!r} has no {attribute!r}{close}")
+    if base:
+        kind = resolve_path(base)
+        good = isinstance(part, type) and issubclass(part, kind)
+    else:
+        good = callable(part)
+    if not good:
+        raise ConfigError(f"{family}: {name} is not {meaning}")
+    if base and not getattr(part, "name", ""):
+        part.name = attribute
+    return part
+
+
+def resolve_path(dotted: str) -> Any:
+    """The object at ``package.module:Name``."""
+    module, _, attribute = dotted.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def problem(family: str, name: str) -> str | None:
+    """Why a name cannot be used, in one sentence, or None."""
+    if not is_own(name):
+        return None if name in FAMILIES[family] else unknown(family, name)
+    try:
+        _own(family, name)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def unknown(family: str, name: str) -> str:
@@ -55,13 +159,14 @@ def unknown(family: str, name: str) -> str:
 
 
 def resolve(family: str, name: str) -> Any:
-    """Import the part ``name`` of ``family``.
+    """Import the part ``name`` of ``family``, from its table or from the user's own code.
 
     Raises:
-        ConfigError: the name is not in the family's table.
+        ConfigError: the name is not in the family's table, or the user's code is not what it must be.
     """
+    if is_own(name):
+        return _own(family, name)
     table = FAMILIES[family]
     if name not in table:
         raise ConfigError(unknown(family, name))
-    module, _, attribute = table[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return resolve_path(table[name])

@@ -89,6 +89,7 @@ class RunDir:
         self.state = path / "state"
         self.spill = path / "spill"
         self.adapters = path / "adapters"
+        self.memory = path / "client-memory"
 
     @classmethod
     def create(cls, output: Path, name: str, config: str, environment: dict[str, Any]) -> RunDir:

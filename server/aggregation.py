@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcit.federation.records import ClientUpdate
+from fcit.federation.records import EXTRA, ClientUpdate
 from fcit.methods.base import Update
 from fcit.run_dir import RunDir, read_tensors, write_tensors
 
@@ -20,6 +20,11 @@ class Spill:
     def __len__(self) -> int:
         return len(self._heads)
 
+    @property
+    def clients(self) -> list[int]:
+        """Whose updates wait."""
+        return sorted({client for client, _ in self._heads})
+
     def put(self, update: ClientUpdate) -> None:
         """Keep an accepted update."""
         key = (update.client, update.shard)
@@ -33,7 +38,9 @@ class Spill:
         """Updates by ascending (client, shard), whatever order they came in."""
         for key in sorted(self._heads):
             subspace, examples = self._heads[key]
-            yield Update(key[0], subspace, examples, read_tensors(self._path(key)))
+            tensors = read_tensors(self._path(key))
+            extra = {n.removeprefix(EXTRA): tensors.pop(n) for n in list(tensors) if n.startswith(EXTRA)}
+            yield Update(key[0], subspace, examples, tensors, extra)
 
     def clear(self) -> None:
         """Forget the round."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -12,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
 from fcit.data.benchmark import open_benchmark
-from fcit.errors import StopRequested
+from fcit.environment import describe
+from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.run_dir import RunDir
 from server.loop import Loop, Watcher
@@ -56,5 +58,22 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatri
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Entry point under Flower: ``run-dir`` in the run configuration names the prepared run folder."""
-    run(Path(str(context.run_config["run-dir"])), grid)
+    """Entry point under Flower.
+
+    The run configuration names either ``run-dir``, a run folder to go on with, or ``config``, a YAML
+    file, with ``overrides`` (``"seed=1 federation.rounds=2"``). Give absolute paths: Flower runs this
+    in a folder of its own.
+
+    Raises:
+        ConfigError: neither is given, or the configuration is wrong.
+    """
+    settings = {key: str(value) for key, value in context.run_config.items()}
+    if settings.get("run-dir"):
+        path = Path(settings["run-dir"])
+    elif settings.get("config"):
+        file = Path(settings["config"])
+        config = configuration.load(file, shlex.split(settings.get("overrides", "")))
+        path = RunDir.create(Path(config.output), config.name, configuration.dump(config), describe()).path
+    else:
+        raise ConfigError("nothing to run: give flwr run an absolute path, -c 'config=\"/path/to/run.yaml\"'")
+    run(path, grid)

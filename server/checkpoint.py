@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcit import trees
 from fcit.errors import RunError
 from fcit.methods.base import ServerState
-from fcit.methods.knowledge_cache import KnowledgeCache
 from fcit.run_dir import RunDir, read_json, read_tensors, write_json, write_tensors
 
 KEEP = 2
@@ -21,12 +21,14 @@ class Progress:
 
     stage: int = 0
     round: int = 0
+    ended: bool = False  # the method has seen the end of this stage
     evaluated: list[str] = field(default_factory=list)  # datasets already scored after this stage
     row: dict[str, float] = field(default_factory=dict)  # their scores
     extra: dict[str, dict[str, float]] = field(default_factory=dict)  # scores of `also` rules
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    memories: dict[str, str] = field(default_factory=dict)  # client -> version of what it remembers
     norms: list[float] = field(default_factory=list)
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
@@ -39,18 +41,18 @@ def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors = {f"shared/{k}": v for k, v in state.shared.items()}
     for name, subspace in state.subspaces.items():
         tensors |= {f"subspace/{name}/{k}": v for k, v in subspace.items()}
-    memory: dict[str, Any] = {}
-    for key, value in state.memory.items():
-        if not isinstance(value, KnowledgeCache):
-            raise TypeError(f"state.memory[{key!r}]: {type(value).__name__} cannot be saved")
-        memory[key] = {"names": value.names, "counts": value.counts}
-        tensors |= {f"memory/{key}/{i}": total for i, total in enumerate(value.sums)}
+    memory, remembered = trees.flatten({"method": state.memory, "fedopt": _safe(state.optimizers)}, "memory")
     head = {
         "subspaces": list(state.subspaces),
         "assigned": [[client, shard, name] for (client, shard), name in sorted(state.assigned.items())],
         "memory": memory,
     }
-    return head, tensors
+    return head, tensors | remembered
+
+
+def _safe(optimizers: dict[str, dict[str, Any]]) -> list[Any]:
+    """Parameter names may hold anything, so they go into lists, not into paths."""
+    return [[name, [[k, v] for k, v in memory.items()]] for name, memory in optimizers.items()]
 
 
 def save(run: RunDir, state: ServerState, progress: Progress) -> None:
@@ -93,9 +95,9 @@ def load(run: RunDir) -> tuple[ServerState, Progress] | None:
             shared=_under(tensors, "shared/"),
             assigned={(int(c), str(s)): str(n) for c, s, n in head["assigned"]},
         )
-        for key, value in head["memory"].items():
-            sums = [tensors[f"memory/{key}/{i}"] for i in range(len(value["names"]))]
-            state.memory[key] = KnowledgeCache(list(value["names"]), sums, list(value["counts"]))
+        memory = trees.restore(head["memory"], tensors)
+        state.memory = memory["method"]
+        state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
         return state, Progress(**raw["progress"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: damaged checkpoint ({error!r}); remove this folder to use the one before") from None

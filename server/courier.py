@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fcit.config import Federation
 from fcit.errors import RunError
 from fcit.federation import codec
+from fcit.federation.records import Name
 
 
 class Courier:
@@ -26,11 +28,30 @@ class Courier:
 
     def __init__(self, grid: Grid, federation: Federation, clients: int, traffic: dict[str, int]) -> None:
         self.grid, self.federation, self.traffic = grid, federation, traffic
-        named = {node.name: node.node_id for node in grid.get_nodes()}
+        named = self._named(clients)
         missing = [str(k) for k in range(clients) if str(k) not in named]
         if missing:
             raise RunError(f"{len(missing)} of {clients} clients are not connected (first: client {missing[0]})")
         self.nodes = [named[str(k)] for k in range(clients)]
+
+    def _named(self, clients: int) -> dict[str, int]:
+        """Node ids by client. Names come from the operator; only where no node has one (Flower's own
+        simulation, whose nodes appear shortly after the server starts) the nodes are asked."""
+        deadline = time.monotonic() + min(60.0, self.federation.timeout)
+        nodes = list(self.grid.get_nodes())
+        while len(nodes) < clients and time.monotonic() < deadline:
+            time.sleep(0.1)
+            nodes = list(self.grid.get_nodes())
+        if any(node.name for node in nodes):
+            return {node.name: node.node_id for node in nodes}
+        asked = [Message(RecordDict(), dst_node_id=n.node_id, message_type="query.whoami") for n in nodes]
+        found: dict[str, int] = {}
+        for reply in self.grid.send_and_receive(asked, timeout=self.federation.timeout):
+            if reply.has_content():
+                name = str(codec.decode(reply.content, Name).client)
+                if found.setdefault(name, reply.metadata.src_node_id) != reply.metadata.src_node_id:
+                    raise RunError(f"two nodes say they are client {name}")
+        return found
 
     def node(self, client: int) -> int:
         """Node of a client; the participant of pooled references lives on the first node."""

@@ -20,6 +20,7 @@ from fcit.errors import CodecError, ConfigError, RunError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation import codec
 from fcit.federation.records import (
+    EXTRA,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -28,6 +29,7 @@ from fcit.federation.records import (
     Probe,
     ProbeOrder,
     TrainOrder,
+    memory_version,
 )
 from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
@@ -102,6 +104,10 @@ class Loop:
             while self.method.trains and self.progress.round < self._rounds:
                 self._round()
                 self._safe_point()
+            if not self.progress.ended:
+                self.method.end_stage(self.state, self.progress.stage)
+                self.progress.ended = True
+                checkpoint.save(self.run, self.state, self.progress)
             self._evaluate()
             self._safe_point()
         return self._finish()
@@ -153,6 +159,9 @@ class Loop:
             )
         with self._timed("aggregation"):
             self.method.aggregate(self.state, iter(self.spill), self.fedopt)
+        if self.method.remembers:
+            version = memory_version(stage, round_)
+            self.progress.memories |= {str(client): version for client in self.spill.clients}
         self.spill.clear()
         self.validator.close_round()
         self.progress.norms = self.validator.history
@@ -212,9 +221,10 @@ class Loop:
     def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
         name = self.state.assigned[slot.pair]
         tensors = {**self.state.shared, **self.state.subspaces[name]}
+        tensors |= {f"{EXTRA}{n}": t for n, t in self.method.broadcast(self.state, slot.pair).items()}
         return TrainOrder(
             self.text, stage, round_, slot.client, slot.shard, list(slot.tasks), name, tensors,
-            slot.budget, self.progress.offsets.get(slot.shard, 0),
+            slot.budget, self.progress.offsets.get(slot.shard, 0), self.progress.memories.get(str(slot.client), ""),
         )  # fmt: skip
 
     def _collect(self, orders: dict[Pair, TrainOrder], attempt: int) -> dict[str, float]:
@@ -253,7 +263,7 @@ class Loop:
         if order is None:
             return f"client {update.client} was not asked for this", update
         declared = order.budget or self.progress.declared.get(f"{update.client}/{update.shard}")
-        return self.validator.problem(order, update, declared), update
+        return self.validator.problem(order, update, declared, self.method.extra_shapes(self.state)), update
 
     def _reject(self, reason: str, update: ClientUpdate | None) -> None:
         self.progress.traffic["rejected"] += 1
@@ -291,7 +301,7 @@ class Loop:
         progress.extra_rows.append({name: progress.extra[name] for name in due})
         progress.evaluated, progress.row, progress.extra = [], {}, {}
         self._event("stage", stage=progress.stage, row=progress.rows[-1])
-        progress.stage, progress.round = progress.stage + 1, 0
+        progress.stage, progress.round, progress.ended = progress.stage + 1, 0, False
         self._write_matrix()
         checkpoint.save(self.run, self.state, progress)
 
@@ -353,7 +363,8 @@ class Loop:
         write_json(
             self.run.results,
             {
-                "name": self.config.name, "method": self.config.method["name"], "benchmark": self.benchmark.spec.name,
+                "name": self.config.name, "method": registry.label(self.config.method["name"]),
+                "benchmark": self.benchmark.spec.name,
                 "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
                 "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
                 "seconds": progress.seconds, "also": progress.extra_rows[-1] if progress.extra_rows else {},

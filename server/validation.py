@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.records import EXTRA, ClientUpdate, TrainOrder
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
@@ -27,19 +27,31 @@ class Validator:
     history: list[float] = field(default_factory=list)
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
 
-    def problem(self, order: TrainOrder, update: ClientUpdate, declared: int | None) -> str | None:
-        """Why the update is rejected, or None. ``declared`` is the client's shard size if known."""
+    def problem(
+        self,
+        order: TrainOrder,
+        update: ClientUpdate,
+        declared: int | None,
+        extra: dict[str, tuple[int, ...]] | None = None,
+    ) -> str | None:
+        """Why the update is rejected, or None.
+
+        Args:
+            declared: the client's shard size if known.
+            extra: names and shapes of the method's own tensors.
+        """
         for name in ("stage", "round", "client", "shard", "subspace"):
             got, wanted = getattr(update, name), getattr(order, name)
             if got != wanted:
                 return f"{name} is {got!r}, the order says {wanted!r}"
-        if set(update.tensors) != set(order.tensors):
-            odd = sorted(set(update.tensors) ^ set(order.tensors))
+        shapes = {n: t.shape for n, t in order.tensors.items() if not n.startswith(EXTRA)}
+        shapes |= {f"{EXTRA}{n}": tuple(shape) for n, shape in (extra or {}).items()}
+        if set(update.tensors) != set(shapes):
+            odd = sorted(set(update.tensors) ^ set(shapes))
             return f"tensor names differ from the order's (first: {odd[0]})"
         for name, tensor in update.tensors.items():
-            sent = order.tensors[name]
-            if tensor.shape != sent.shape or tensor.dtype != np.float32:
-                return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{sent.shape}"
+            if tensor.shape != shapes[name] or tensor.dtype != np.float32:
+                return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
             if not np.isfinite(tensor).all():
                 return f"{name} holds values that are not finite"
         if update.examples < 1 or not math.isfinite(update.loss):
@@ -58,7 +70,8 @@ class Validator:
 
     @staticmethod
     def _norm(order: TrainOrder, update: ClientUpdate) -> float:
-        square = sum(float(((t - order.tensors[n]).astype(np.float64) ** 2).sum()) for n, t in update.tensors.items())
+        moved = (t - order.tensors[n] for n, t in update.tensors.items() if not n.startswith(EXTRA))
+        square = sum(float((t.astype(np.float64) ** 2).sum()) for t in moved)
         return float(np.sqrt(square) / np.sqrt(update.steps))
 
     def close_round(self) -> None:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -70,8 +70,9 @@ class BenchmarkSpec(Section):
                     raise ValueError(f"stages name task {task_id}; tasks are 0..{len(self.tasks) - 1}")
         for name, dataset in self.datasets.items():
             for scorer in [dataset.scorer, *dataset.also]:
-                if scorer not in registry.SCORERS:
-                    raise ValueError(f"datasets.{name}.{registry.unknown('scorer', scorer)}")
+                problem = registry.problem("scorer", scorer)
+                if problem is not None:
+                    raise ValueError(f"datasets.{name}.{problem}")
         return self
 
 
@@ -102,12 +103,24 @@ def read_spec(name: str) -> BenchmarkSpec:
         if not path.is_file():
             raise ConfigError(f"benchmark: no such file {name!r}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _anchored(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
         return BenchmarkSpec.model_validate(raw)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {error}", str(path)) from None
     except ValidationError as error:
         raise ConfigError(_sentences(error, BenchmarkSpec), str(path)) from None
+
+
+def _anchored(raw: Any, folder: Path) -> Any:
+    """Scorers of the user's own by full path: they are named relative to the benchmark file."""
+    datasets = raw.get("datasets") if isinstance(raw, dict) else None
+    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict):
+            if isinstance(dataset.get("scorer"), str):
+                dataset["scorer"] = registry.anchored(dataset["scorer"], folder)
+            if isinstance(dataset.get("also"), list):
+                dataset["also"] = [registry.anchored(str(name), folder) for name in dataset["also"]]
+    return raw
 
 
 @dataclass
@@ -283,6 +296,11 @@ def open_benchmark(config: RunConfig) -> Benchmark:
     Raises:
         ConfigError: unknown benchmark, no data root, or a setting it does not define.
     """
+    if registry.is_own(config.benchmark):
+        benchmark = registry.resolve("benchmark", config.benchmark)(config)
+        if not isinstance(benchmark, Benchmark):
+            raise ConfigError(f"benchmark: {config.benchmark} returned {type(benchmark).__name__}, not a Benchmark")
+        return benchmark
     spec = read_spec(config.benchmark)
     if config.data_root is not None:
         root = Path(config.data_root).expanduser()

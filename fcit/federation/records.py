@@ -9,6 +9,14 @@ import numpy as np
 
 Tensors = dict[str, np.ndarray]
 
+#: Prefix of a method's own tensors in training orders and updates.
+EXTRA = "extra/"
+
+
+def memory_version(stage: int, round_: int) -> str:
+    """Name of what a client remembers after a round."""
+    return f"{stage}-{round_}"
+
 
 @dataclass
 class DescribeOrder:
@@ -35,7 +43,8 @@ class TrainOrder:
     """Train one subspace on one shard.
 
     ``budget``/``offset`` are set for pooled references only: so many samples from a seeded endless
-    permutation, starting at ``offset``.
+    permutation, starting at ``offset``. ``memory`` is the version of the client's own memory that the
+    server knows. Tensors under ``extra/`` are the method's own.
     """
 
     config: str
@@ -48,6 +57,7 @@ class TrainOrder:
     tensors: Tensors
     budget: int | None = None
     offset: int = 0
+    memory: str = ""
 
 
 @dataclass
@@ -110,3 +120,10 @@ class Probe:
     identity_width: int
     versions: dict[str, str]
     tensors: Tensors
+
+
+@dataclass
+class Name:
+    """A virtual client's number, as its simulated node knows it."""
+
+    client: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,6 +45,11 @@ class FedOpt:
         options = {k: v for k, v in config.fedopt.items() if k != "name"}
         self.options = self.Options.model_validate(options)
 
-    def step(self, old: Tensors, mean: Tensors) -> Tensors:
-        """New server tensors from the old ones and the clients' mean (same names)."""
+    def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
+        """New server tensors from the old ones and the clients' mean (same names).
+
+        Args:
+            memory: JSON values and arrays that this optimiser keeps for this subspace, changed in
+                place and saved with every checkpoint; empty at the subspace's first update.
+        """
         raise NotImplementedError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fcit.fedopt.base import FedOpt, Tensors
 
 
@@ -10,5 +12,5 @@ class FedAvg(FedOpt):
 
     summary = "sample-weighted mean of the clients' tensors"
 
-    def step(self, old: Tensors, mean: Tensors) -> Tensors:
+    def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
         return mean

@@ -36,6 +36,27 @@ class Update:
     subspace: str
     examples: int
     tensors: Tensors
+    extra: Tensors = field(default_factory=dict)  # what Method.finish returned
+
+
+@dataclass
+class Session:
+    """One local training as a method's client hooks see it; gone when the order is done.
+
+    ``memory`` is this client's own and is kept for its next order if the method sets
+    :attr:`Method.remembers`; it never leaves the client.
+    """
+
+    backbone: Any  # the frozen model; ``backbone.loss(examples, features)`` is the plain loss
+    adapters: Any  # ``adapters.trainable``: name -> parameter, what is being trained
+    client: int
+    shard: str
+    stage: int
+    round: int
+    subspace: str
+    received: Tensors = field(default_factory=dict)  # what Method.broadcast sent
+    memory: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # free for the method, e.g. anchors as torch tensors
 
 
 @dataclass
@@ -46,6 +67,7 @@ class ServerState:
     shared: Tensors = field(default_factory=dict)
     assigned: dict[Pair, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)  # a method's own: JSON values and arrays
+    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # the federated optimiser's, by subspace
 
     @property
     def bytes(self) -> int:
@@ -92,6 +114,8 @@ class Method:
     trains: ClassVar[bool] = True
     #: References only: inference is told which task a question belongs to.
     needs_task_at_inference: ClassVar[bool] = False
+    #: Whether clients keep :attr:`Session.memory` between their orders.
+    remembers: ClassVar[bool] = False
     #: References without a timeline are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
@@ -106,9 +130,25 @@ class Method:
         """Additive statistics of a shard from its identity features ``(N, d)``."""
         return Stats(features.astype(np.float64).sum(axis=0), len(features))
 
-    def loss(self, model: Any, batch: Any) -> Any:
-        """Loss of one batch; default: mean cross-entropy over answer tokens."""
-        return model.loss(*batch)
+    def prepare(self, session: Session) -> None:
+        """Before the first step; the slot holds the broadcast tensors."""
+
+    def loss(self, session: Session, examples: list[Any], features: Any) -> Any:
+        """Loss of one batch: encoded records and their vision features ``(B, patches, d)``.
+
+        Default: mean cross-entropy over answer tokens.
+        """
+        return session.backbone.loss(examples, features)
+
+    def on_gradients(self, session: Session) -> None:
+        """After the backward pass of each step, before clipping."""
+
+    def on_step(self, session: Session) -> None:
+        """After each optimiser step."""
+
+    def finish(self, session: Session) -> Tensors:
+        """After the last step: extra tensors for the server, as :meth:`extra_shapes` announces them."""
+        return {}
 
     # ------------------------------------------------------------------ server
 
@@ -118,6 +158,17 @@ class Method:
             state.subspaces["0"] = make("0")
         for pair in pairs:
             state.assigned[pair] = "0"
+
+    def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
+        """Extra tensors for a client's order, beside its subspace and the shared tensors."""
+        return {}
+
+    def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
+        """Names and shapes (float32) of what :meth:`finish` returns; anything else is rejected."""
+        return {}
+
+    def end_stage(self, state: ServerState, stage: int) -> None:
+        """After the last round of a stage, before its evaluation."""
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], fedopt: FedOpt) -> None:
         """Fold accepted updates, in ascending client order, into the state.
@@ -134,9 +185,11 @@ class Method:
             if common:
                 shared.add(common, update.examples)
         for name in sorted(means):
-            state.subspaces[name] = fedopt.step(state.subspaces[name], means[name].result())
+            memory = state.optimizers.setdefault(f"subspace-{name}", {})
+            state.subspaces[name] = fedopt.step(state.subspaces[name], means[name].result(), memory)
         if shared.weight:
-            state.shared = fedopt.step(state.shared, shared.result())
+            memory = state.optimizers.setdefault("shared", {})
+            state.shared = fedopt.step(state.shared, shared.result(), memory)
 
     # ------------------------------------------------------------------ inference
 

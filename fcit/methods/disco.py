@@ -65,7 +65,8 @@ class Disco(Method):
     needs_stats = True
 
     def _cache(self, state: ServerState) -> KnowledgeCache:
-        return state.memory.setdefault("cache", KnowledgeCache())
+        """A view on the lists in the server's memory: what is added stays there."""
+        return KnowledgeCache(**state.memory.setdefault("cache", {"names": [], "sums": [], "counts": []}))
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
         new = sorted(pair for pair in set(pairs) if pair not in state.assigned)

@@ -22,9 +22,9 @@ EXAMPLES = [
     records.TrainOrder("seed: 0", 0, 1, 3, "ab12", [1], "0", TENSORS),
     records.TrainOrder("seed: 0", 0, 1, -1, "all", [0, 1], "0", TENSORS, budget=12, offset=24),
     records.ClientUpdate(0, 1, 3, "ab12", "0", 7, 1, 0.5, 1.25, TENSORS),
-    records.EvaluateOrder("seed: 0", "iconqa", "", ["0"], {"names": ["0"], "tau": 0.9}, TENSORS),
-    records.Answers("iconqa", ["3", "naïve ☃"], 0.5, TENSORS),
-    records.Answers("iconqa", [], 0.0),
+    records.EvaluateOrder("seed: 0", "iconqa", 0, 64, "", ["0"], {"names": ["0"], "tau": 0.9}, TENSORS),
+    records.Answers("iconqa", 64, ["3", "naïve ☃"], 0.5, TENSORS),
+    records.Answers("iconqa", 0, [], 0.0),
     records.ProbeOrder("seed: 0"),
     records.Probe({"x": [2, 3]}, 128, {"torch": "2"}, TENSORS),
 ]

@@ -39,4 +39,4 @@ def test_empty():
 
 def test_fedavg_takes_the_mean():
     mean = {"a": f32(3)}
-    assert FedAvg(RunConfig()).step({"a": f32(1)}, mean)["a"].tolist() == [3.0]
+    assert FedAvg(RunConfig()).step({"a": f32(1)}, mean, {})["a"].tolist() == [3.0]

@@ -4,6 +4,7 @@ import pytest
 from fcit.config import RunConfig
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco, softmax_mix
+from fcit.methods.knowledge_cache import KnowledgeCache
 
 MAKE = Factory(0, {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2)})
 ICONS, BARS, BOOKS = np.eye(3)
@@ -51,7 +52,7 @@ def test_one_client_may_hold_two_tasks():
 def test_token_is_the_mean_over_records():
     state = ServerState()
     assigned(disco(threshold=0.5), state, {(1, "a"): (ICONS, 3), (2, "b"): (ICONS + 2 / 3 * BARS, 1)})
-    cache = state.memory["cache"]
+    cache = KnowledgeCache(**state.memory["cache"])
     assert cache.counts == [4]
     assert cache.tokens == pytest.approx(np.array([[1, 1 / 6, 0]]))
 
@@ -61,13 +62,13 @@ def test_a_known_pair_is_not_counted_twice():
     assigned(method, state, {(1, "a"): (ICONS, 4)})
     method.assign(state, [(1, "a")], {}, MAKE)  # nobody described it again
     assigned(method, state, {(1, "a"): (ICONS, 4), (2, "b"): (ICONS, 1)})
-    assert state.memory["cache"].counts == [5]
+    assert state.memory["cache"]["counts"] == [5]
 
 
 def test_a_pair_drawn_twice_is_counted_once():
     state = ServerState()
     disco().assign(state, [(1, "a"), (1, "a")], {(1, "a"): stats(ICONS, 4)}, MAKE)
-    assert state.memory["cache"].counts == [4]
+    assert state.memory["cache"]["counts"] == [4]
 
 
 def test_threshold_decides():

@@ -27,7 +27,8 @@ def state() -> ServerState:
         subspaces={"10": tensors(1, 2), "1": tensors(3, 4), "0": tensors(5, 6)},
         shared={"projector": np.array([7], np.float32)},
         assigned={(3, "ab"): "0", (-1, "all"): "1"},
-        memory={"cache": cache},
+        memory={"cache": vars(cache)},
+        optimizers={"subspace-1": {"base.x/y": np.ones(2), "t": 3}},
     )
 
 
@@ -45,7 +46,8 @@ def test_round_trip(run, state):
     for name, held in {**state.subspaces, "shared": state.shared}.items():
         back = got.shared if name == "shared" else got.subspaces[name]
         assert set(back) == set(held) and all(np.array_equal(back[k], v) for k, v in held.items())
-    cache, other = state.memory["cache"], got.memory["cache"]
+    cache, other = (KnowledgeCache(**s.memory["cache"]) for s in (state, got))
+    assert got.optimizers["subspace-1"]["t"] == 3 and got.optimizers["subspace-1"]["base.x/y"].tolist() == [1, 1]
     assert (other.names, other.counts) == (cache.names, cache.counts)
     assert all(np.array_equal(a, b) and b.dtype == np.float64 for a, b in zip(cache.sums, other.sums, strict=True))
 

@@ -6,6 +6,7 @@ A ``flwr.serverapp.Grid`` like any other, so server and client code cannot tell 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -27,6 +28,7 @@ class InlineGrid(Grid):
     Args:
         client_app: the ClientApp.
         config: as every engine takes it; not needed here.
+        memory: folder in which clients may remember between their orders.
         clients: number of virtual clients; client k is node ``FIRST_NODE + k`` and finds k as
             ``partition-id`` in its node configuration.
     """
@@ -35,10 +37,13 @@ class InlineGrid(Grid):
     #: Errors about this process or this run, not about one client.
     fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError)
 
-    def __init__(self, client_app: ClientApp, clients: int, config: RunConfig | None = None) -> None:
+    def __init__(
+        self, client_app: ClientApp, clients: int, config: RunConfig | None = None, memory: Path | None = None
+    ) -> None:
         identity.claim()
         self._app = client_app
         self._clients = clients
+        self._run_config: dict = {} if memory is None else {"client-memory": str(memory)}
         self._waiting: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         self._count = 0
@@ -86,7 +91,7 @@ class InlineGrid(Grid):
         if node not in self._contexts:
             config: dict = {"partition-id": node - FIRST_NODE, "num-partitions": self._clients}
             self._contexts[node] = Context(
-                run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={}
+                run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config=self._run_config
             )
         return self._contexts[node]
 

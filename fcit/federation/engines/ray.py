@@ -62,6 +62,7 @@ class RayGrid(Grid):
         client_app: not sent anywhere: workers import ``clients.app`` of the installed package.
         clients: number of virtual clients; client k is node ``FIRST_NODE + k``.
         config: sections ``ray`` and ``backbone.threads`` are read.
+        memory: folder in which clients may remember between their orders (on a cluster: a shared one).
 
     Raises:
         ConfigError: the cluster cannot be reached or has too few cores or GPUs.
@@ -69,9 +70,9 @@ class RayGrid(Grid):
 
     summary = "long-lived Ray workers, on one machine or several"
 
-    def __init__(self, client_app: ClientApp, clients: int, config: RunConfig) -> None:
+    def __init__(self, client_app: ClientApp, clients: int, config: RunConfig, memory: Path) -> None:
         identity.claim()
-        self._clients, self._config, self._options = clients, config, config.ray
+        self._clients, self._config, self._options, self._memory = clients, config, config.ray, memory
         self._run = Run.create_empty(run_id=1)
         self._queue: deque[_Job] = deque()
         self._done: dict[str, Message] = {}
@@ -123,7 +124,8 @@ class RayGrid(Grid):
             num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_restarts=0, max_task_retries=0,
             scheduling_strategy="SPREAD",
         )  # fmt: skip
-        return make.remote(self._clients, self._config.backbone.threads or options.num_cpus)
+        threads = self._config.backbone.threads or options.num_cpus
+        return make.remote(self._clients, threads, str(self._memory))
 
     def _await_start(self) -> None:
         waiting = [seat.actor.ready.remote() for seat in self._seats]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,7 +38,7 @@ class _Grid(InlineGrid):
 class RayWorker:
     """Lives as long as the run; the modules it imports keep the backbone."""
 
-    def __init__(self, clients: int, threads: int) -> None:
+    def __init__(self, clients: int, threads: int, memory: str) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         own_packages_first()
         import torch
@@ -45,7 +46,7 @@ class RayWorker:
         torch.set_num_threads(threads)
         from clients.app import app
 
-        self._grid = _Grid(app, clients)
+        self._grid = _Grid(app, clients, memory=Path(memory))
         self._orders = 0
 
     def ready(self) -> int:

@@ -1,0 +1,66 @@
+"""What a client remembers between its orders: replay buffers, control variates and the like.
+
+It stays where the client's data are, under the run folder in a simulation, in the site's own folder
+when deployed, and never travels. An order names the version it expects, and a version counts only
+once the server has committed its round: after a crash both sides go on from the same point.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fcit import trees
+from fcit.errors import ConfigError, RunError
+from fcit.run_dir import read_json, read_tensors, write_json, write_tensors
+
+
+class ClientMemory:
+    """Memories of the clients of one run, one folder each.
+
+    Args:
+        root: folder of all clients' memories; None where nobody said one.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        """The folder.
+
+        Raises:
+            ConfigError: a method wants clients to remember and there is no folder for it.
+        """
+        if self._root is None:
+            raise ConfigError(
+                "client-memory: this method lets clients remember; name a folder in Flower's node "
+                "configuration (at a site) or run configuration (in a simulation)"
+            )
+        return self._root
+
+    def load(self, client: int, version: str) -> dict[str, Any]:
+        """The memory of ``client`` as of ``version`` (empty text: nothing yet); other versions are removed.
+
+        Raises:
+            RunError: that version is not here.
+        """
+        folder = self.root / str(client)
+        if folder.is_dir():
+            for file in folder.iterdir():
+                if file.name.split(".")[0] != version:
+                    file.unlink(missing_ok=True)
+        if not version:
+            return {}
+        plain = read_json(folder / f"{version}.json")
+        value = trees.restore(plain, read_tensors(folder / f"{version}.safetensors"))
+        if not isinstance(value, dict):
+            raise RunError(f"{folder / version}: not a client's memory")
+        return value
+
+    def save(self, client: int, version: str, memory: dict[str, Any]) -> None:
+        """Write a new version beside the one the server knows."""
+        plain, tensors = trees.flatten(memory)
+        folder = self.root / str(client)
+        write_tensors(folder / f"{version}.safetensors", tensors)
+        write_json(folder / f"{version}.json", plain)

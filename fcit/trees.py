@@ -1,0 +1,50 @@
+"""Nested values as one JSON value and flat tensors: what methods and clients remember, made savable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+_MARK = "$tensor"
+
+
+def flatten(value: Any, prefix: str = "") -> tuple[Any, Tensors]:
+    """Dicts (text keys), lists, JSON values and arrays as JSON with references, and the arrays.
+
+    Raises:
+        TypeError: anything else, naming the place.
+    """
+    if isinstance(value, np.ndarray):
+        return {_MARK: prefix}, {prefix: value}
+    if isinstance(value, dict):
+        plain: dict[str, Any] = {}
+        tensors: Tensors = {}
+        for key, inner in value.items():
+            if not isinstance(key, str) or key == _MARK or "/" in key:
+                raise TypeError(f"{prefix or 'value'}: key {key!r} must be a text without '/'")
+            plain[key], more = flatten(inner, f"{prefix}/{key}" if prefix else key)
+            tensors |= more
+        return plain, tensors
+    if isinstance(value, list):
+        parts = [flatten(inner, f"{prefix}/{i}") for i, inner in enumerate(value)]
+        return [plain for plain, _ in parts], {k: v for _, more in parts for k, v in more.items()}
+    if value is None or isinstance(value, str | bool | int | float):
+        return value, {}
+    raise TypeError(f"{prefix or 'value'}: {type(value).__name__} cannot be saved (allowed: JSON values and arrays)")
+
+
+def restore(plain: Any, tensors: Tensors) -> Any:
+    """The inverse of :func:`flatten`.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    if isinstance(plain, dict):
+        if set(plain) == {_MARK}:
+            return tensors[plain[_MARK]]
+        return {key: restore(inner, tensors) for key, inner in plain.items()}
+    if isinstance(plain, list):
+        return [restore(inner, tensors) for inner in plain]
+    return plain
