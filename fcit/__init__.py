@@ -1,3 +1,25 @@
-"""FCIT: federated continual instruction tuning of multimodal language models."""
+"""Federated continual instruction tuning of multimodal language models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fcit.results import Run, load_run
+    from fcit.simulation import simulate
 
 __version__ = "0.1.0"
+__all__ = ["Run", "load_run", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for, so that `fcit --help` and the workers do not wait for it.
+    if name == "simulate":
+        from fcit.simulation import simulate
+
+        return simulate
+    if name in ("Run", "load_run"):
+        from fcit import results
+
+        return getattr(results, name)
+    raise AttributeError(f"module 'fcit' has no attribute {name!r}")

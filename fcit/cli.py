@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import warnings
-from contextlib import closing
 from pathlib import Path
 
 from fcit import __version__
@@ -26,68 +23,37 @@ exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on req
 """
 
 
-def _quiet_libraries() -> None:
-    """Settings that keep libraries silent and offline-safe; set before they are imported."""
-    defaults = {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    # peft 0.21 asks transformers 5 for an attribute by its old name.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-
-
-def _execute(run_path: Path) -> int:
+def _execute(path: Path) -> int:
     """Run or resume a run folder on its engine; print the final table."""
     from rich.console import Console
 
-    from fcit import config as configuration
-    from fcit import registry
-    from fcit.environment import own_packages_first
     from fcit.progress import ConsoleWatcher
     from fcit.report import tables
-    from fcit.run_dir import RunDir
+    from fcit.simulation import execute
 
-    own_packages_first()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    run = RunDir.open(run_path)
-    config = configuration.load(run.config)
-    from clients.app import app as client_app
-    from server.app import run as serve
-
-    with ConsoleWatcher(console, run_path.name) as watcher:
+    with ConsoleWatcher(console, path.name) as watcher:
         try:
-            engine = registry.resolve("engine", config.federation.engine)
-            grid = engine(client_app, config.federation.clients, config, run.memory)
-            with closing(grid):
-                matrix = serve(run_path, grid, watcher)
+            run = execute(path, watcher)
         except KeyboardInterrupt:
-            print(f"\ninterrupted; `fcit resume {run_path}` goes on from the last checkpoint", file=sys.stderr)
+            print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
     console.print()
-    console.print(tables.matrix_table(matrix, f"Accuracy matrix of {run_path.name}"))
-    console.print(tables.summary_table([(run_path.name, tables.load(run_path)[1])]))
-    console.print(f"run folder: {run_path}", highlight=False, soft_wrap=True)
+    console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
+    console.print(tables.summary_table([run]))
+    console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
+    console.print(f"report:     {path / 'report.html'}", highlight=False, soft_wrap=True)
     return EXIT_OK
 
 
 def _run(args: argparse.Namespace) -> int:
     from fcit import config as configuration
     from fcit.data.benchmark import open_benchmark
-    from fcit.environment import describe
-    from fcit.run_dir import RunDir
+    from fcit.simulation import create
 
     config = configuration.load(args.config, args.overrides)
-    benchmark = open_benchmark(config)
-    print(f"preparing data under {benchmark.root}", file=sys.stderr)
-    benchmark.prepare()
-    run = RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
-    return _execute(run.path)
+    print(f"preparing data under {open_benchmark(config).root}", file=sys.stderr)
+    return _execute(create(config).path)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -104,16 +70,24 @@ def _report(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fcit.report import figures, tables
+    from fcit.report.page import write_all
+    from fcit.results import Run
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    loaded = [(path.name, *tables.load(path)) for path in args.runs]
-    for name, matrix, _ in loaded:
-        console.print(tables.matrix_table(matrix, f"Accuracy matrix of {name}"))
-    console.print(tables.summary_table([(name, results) for name, _, results in loaded]))
-    picture = args.figure or (args.runs[0] / "matrix.png" if len(args.runs) == 1 else Path("comparison.png"))
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figures.matrices([(f"{name} ({results['method']})", matrix) for name, matrix, results in loaded], picture)
-    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+    runs = [Run(path) for path in args.runs]
+    for run in runs:
+        console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
+    finished = [run for run in runs if run.finished]
+    if finished:
+        console.print(tables.summary_table(finished))
+    output = args.output or (runs[0].path / "report" if len(runs) == 1 else Path("report"))
+    page = write_all(runs, output)
+    if args.figure is not None:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        figures.save(figures.matrices(runs), args.figure)
+        console.print(f"picture: {args.figure}", highlight=False, soft_wrap=True)
+    console.print(f"page:    {page}", highlight=False, soft_wrap=True)
+    console.print(f"figures: {output / 'figures'}  tables: {output / 'tables'}", highlight=False, soft_wrap=True)
     return EXIT_OK
 
 
@@ -185,9 +159,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. training.lr=0.002")
     resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1")
     resume.add_argument("run", type=Path, help="run folder")
-    report = add("report", _report, "show and compare finished runs", "fcit report runs/a-1 runs/b-1 --figure ab.png")
+    report = add(
+        "report",
+        _report,
+        "show and compare runs: tables, one page to look at, figures (SVG, PDF), CSV, LaTeX",
+        "fcit report runs/a-1 runs/b-1 --output ab",
+    )
     report.add_argument("runs", type=Path, nargs="+", help="run folders")
-    report.add_argument("--figure", type=Path, help="where the picture goes (PNG, SVG or PDF)")
+    report.add_argument(
+        "--output", type=Path, help="folder for page, figures and tables (default: RUN/report, or report)"
+    )
+    report.add_argument("--figure", type=Path, help="also draw the accuracy matrices here (PNG, SVG or PDF)")
     listing = add("list", _list, "what can be chosen", "fcit list method")
     listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark"])
     data = add("data", _data_make, "render the built-in datasets", "fcit data make --root /tmp/fcit-data")
@@ -200,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    _quiet_libraries()
+    from fcit.environment import quiet_libraries
+
+    quiet_libraries()
     args = _parser().parse_args(argv)
     try:
         return int(args.work(args))

@@ -296,7 +296,16 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         if "extends" in base:
             raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
         raw = _merge(_normal(base), raw)
-    raw = _anchored(_normal(raw), file.parent)
+    return resolve(raw, file.parent, str(file), overrides)
+
+
+def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration of a raw mapping with overrides; file names in it are relative to ``folder``.
+
+    Raises:
+        ConfigError: every mistake of mapping and overrides together.
+    """
+    raw = _anchored(_normal(raw), folder)
     bad = []
     for override in overrides or []:
         key, sign, text = override.partition("=")
@@ -311,15 +320,15 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        raw = _merge(raw, _anchored(_normal(nested), Path.cwd()) if isinstance(nested, dict) else nested)
+        raw = _merge(raw, _anchored(_normal(nested), Path.cwd()))
     try:
-        config = parse(raw, str(file))
+        config = parse(raw, source)
     except ConfigError as error:
-        raise ConfigError([*bad, *error.problems], str(file)) from None
+        raise ConfigError([*bad, *error.problems], source) from None
     if bad:
-        raise ConfigError(bad, str(file))
+        raise ConfigError(bad, source)
     # A benchmark file is named relative to the configuration that names it.
-    beside = file.parent / config.benchmark
+    beside = folder / config.benchmark
     if config.benchmark.endswith((".yaml", ".yml")) and beside.is_file():
         config = config.model_copy(update={"benchmark": str(beside.resolve())})
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -84,3 +85,19 @@ def own_packages_first() -> None:
     """
     home = str(Path(__file__).resolve().parent.parent)
     sys.path[:] = [home, *(p for p in sys.path if p != home)]
+
+
+def quiet_libraries() -> None:
+    """Settings that keep libraries silent and offline-safe; set before they are imported."""
+    defaults = {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # peft 0.21 asks transformers 5 for an attribute by its old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

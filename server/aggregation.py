@@ -25,6 +25,10 @@ class Spill:
         """Whose updates wait."""
         return sorted({client for client, _ in self._heads})
 
+    def examples(self, key: tuple[int, str]) -> int:
+        """Records behind an accepted update; 0 if there is none."""
+        return self._heads[key][1] if key in self._heads else 0
+
     def put(self, update: ClientUpdate) -> None:
         """Keep an accepted update."""
         key = (update.client, update.shard)

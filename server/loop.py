@@ -157,6 +157,7 @@ class Loop:
                 f"{needed} needed (federation.min_updates), {attempt + 1} attempts; reasons are in "
                 f"{self.run.events}; `fcit resume {self.run.path}` tries again"
             )
+        sizes = [self.spill.examples(slot.pair) for slot in slots]
         with self._timed("aggregation"):
             self.method.aggregate(self.state, iter(self.spill), self.fedopt)
         if self.method.remembers:
@@ -172,7 +173,8 @@ class Loop:
         traffic = {k: self.progress.traffic[k] - before[k] for k in ("up", "down")}
         self._event(
             "round", stage=stage, round=round_, clients=[s.client for s in slots],
-            subspaces=[self.state.assigned[s.pair] for s in slots], loss=losses,
+            subspaces=[self.state.assigned[s.pair] for s in slots], tasks=[list(s.tasks) for s in slots],
+            examples=sizes, loss=losses,
             seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
@@ -367,6 +369,7 @@ class Loop:
                 "benchmark": self.benchmark.spec.name,
                 "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
                 "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
+                "subspace_names": list(state.subspaces), "method_tables": self.method.report(state),
                 "seconds": progress.seconds, "also": progress.extra_rows[-1] if progress.extra_rows else {},
             },
         )  # fmt: skip

@@ -191,6 +191,10 @@ class Method:
             memory = state.optimizers.setdefault("shared", {})
             state.shared = fedopt.step(state.shared, shared.result(), memory)
 
+    def report(self, state: ServerState) -> list[dict[str, Any]]:
+        """Heat maps for the report: ``title``, ``rows``, ``columns``, ``values`` (0 to 1)."""
+        return []
+
     # ------------------------------------------------------------------ inference
 
     def knowledge(self, state: ServerState) -> tuple[dict[str, Any], Tensors]:

@@ -86,6 +86,16 @@ class Disco(Method):
             for i in members:
                 state.assigned[new[i]] = name
 
+    def report(self, state: ServerState) -> list[dict[str, Any]]:
+        cache = self._cache(state)
+        if not cache.names:
+            return []
+        similar = cosine(cache.tokens, cache.tokens)
+        values = [[round(float(v), 4) for v in row] for row in similar]
+        return [
+            {"title": "Cosines between identity tokens", "rows": cache.names, "columns": cache.names, "values": values}
+        ]
+
     def knowledge(self, state: ServerState) -> tuple[dict[str, Any], Tensors]:
         cache = self._cache(state)
         return {"names": cache.names}, {"tokens": cache.tokens} if cache.names else {}

@@ -1,27 +1,59 @@
-"""Pictures of accuracy matrices."""
+"""The pictures of a report, drawn with matplotlib; each function returns a figure to be saved or embedded.
+
+On the page text and lines take the colour of the text around them, so that one picture serves a light
+and a dark page; saved files are black on white.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from cycler import cycler
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.results import Run
+
+_INK = "#010203"  # replaced by the page's own text colour
 
 
-def matrices(runs: list[tuple[str, AccuracyMatrix]], path: Path) -> None:
-    """Draw accuracy matrices side by side, each cell with its score; empty where not evaluated."""
-    import matplotlib
+def _style(ink: str) -> Any:
+    keys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    return {**dict.fromkeys(keys, ink), "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "fcit",
+            "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+            "axes.prop_cycle": cycler(color=[_color(i) for i in range(16)])}  # fmt: skip
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    widest = max(len(m.datasets) for _, m in runs)
-    size = (1.1 + (0.72 * widest + 1.0) * len(runs), 2.0 + 0.5 * max(len(m.scores) for _, m in runs))
-    figure, axes = pyplot.subplots(1, len(runs), figsize=size, squeeze=False, layout="constrained")
+def _color(index: int) -> str:
+    """A colour that reads on white and on dark grey; sixteen before they repeat."""
+    return to_hex(matplotlib.colormaps["tab20"]((2 * index + (index // 10)) % 20))
+
+
+def _panels(count: int, width: float = 5.2, height: float = 3.2, columns: int = 2) -> tuple[Figure, list[Any]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def matrices(runs: list[Run]) -> Figure:
+    """Accuracy matrices side by side, each cell with its score; empty where not evaluated."""
+    widest = max(len(run.matrix.datasets) for run in runs)
+    rows = max(len(run.matrix.scores) for run in runs)
+    figure = Figure(figsize=(1.1 + (0.72 * widest + 1.0) * len(runs), 2.0 + 0.5 * rows), layout="constrained")
+    axes = figure.subplots(1, len(runs), squeeze=False)
     image: Any = None
-    for axis, (name, matrix) in zip(axes[0], runs, strict=True):
+    for axis, run in zip(axes[0], runs, strict=True):
+        matrix = run.matrix
         stages = [n for n, row in enumerate(matrix.scores, start=1) if row]
         grid = np.array([[row.get(d, np.nan) for d in matrix.datasets] for row in matrix.scores if row], dtype=float)
         image = axis.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
@@ -32,7 +64,105 @@ def matrices(runs: list[tuple[str, AccuracyMatrix]], path: Path) -> None:
         axis.set_yticks(range(len(stages)), [str(n) for n in stages])
         axis.set_ylabel("after stage")
         last = "-" if matrix.last is None else f"{matrix.last:.1f}"
-        axis.set_title(f"{name}: Last {last}")
+        axis.set_title(f"{run.name} ({run.method}): Last {last}")
     figure.colorbar(image, ax=axes[0].tolist(), label="score (0-100)", shrink=0.9)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    return figure
+
+
+def forgetting(runs: list[Run]) -> Figure:
+    """Score of every dataset over the stages, one panel a run."""
+    figure, axes = _panels(len(runs))
+    for axis, run in zip(axes, runs, strict=False):
+        for dataset in run.matrix.datasets:
+            points = [(t, row[dataset]) for t, row in enumerate(run.matrix.scores, start=1) if dataset in row]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=dataset) if points else None
+        axis.set(title=f"{run.name} ({run.method})", xlabel="after stage", ylabel="score", ylim=(-2, 102))
+        axis.set_xticks(range(1, len(run.matrix.scores) + 1))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return figure
+
+
+def means(runs: list[Run]) -> Figure:
+    """Mean over the datasets seen so far, all runs in one panel."""
+    figure, (axis,) = _panels(1, width=6.4)
+    for run in runs:
+        points = [(t, sum(row.values()) / len(row)) for t, row in enumerate(run.matrix.scores, start=1) if row]
+        axis.plot(*zip(*points, strict=True), marker="o", label=f"{run.name} ({run.method})")
+    axis.set(xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
+    axis.legend()
+    return figure
+
+
+def clients(run: Run) -> Figure:
+    """Who took part when: a dot per client and round, area by records, colour by subspace."""
+    figure, (axis,) = _panels(1, width=10, height=3.6)
+    rounds = run.of("round")
+    names = sorted({name for event in rounds for name in event["subspaces"]}, key=lambda n: (len(n), n))
+    for x, event in enumerate(rounds, start=1):
+        sizes = event.get("examples") or [50] * len(event["clients"])
+        colors = [_color(names.index(name)) for name in event["subspaces"]]
+        area = [6 + 90 * size / max(1, max(max(e.get("examples") or [1]) for e in rounds)) for size in sizes]
+        axis.scatter([x] * len(sizes), event["clients"], s=area, c=colors, alpha=0.8, linewidths=0)
+    for start in [x for x, event in enumerate(rounds, start=1) if event["round"] == 0][1:]:
+        axis.axvline(start - 0.5, linewidth=0.5, linestyle=":", color="#888888")
+    axis.set(xlabel="round (dotted: a new stage)", ylabel="client")
+    dots = [Line2D([], [], marker="o", linestyle="", color=_color(i)) for i in range(len(names))]
+    figure.legend(dots, [f"subspace {n}" for n in names], loc="outside lower center", ncols=min(8, max(1, len(names))))
+    return figure
+
+
+def course(run: Run) -> Figure:
+    """Mean training loss and bytes of every round."""
+    figure, (left, right) = _panels(2)
+    rounds = run.of("round")
+    losses = [sum(e["loss"].values()) / max(1, len(e["loss"])) for e in rounds]
+    left.plot(range(1, len(rounds) + 1), losses)
+    left.set(title="training loss", xlabel="round", ylim=(0, None))
+    for key, text in (("down", "to clients"), ("up", "from clients")):
+        right.plot(range(1, len(rounds) + 1), [e[key] / 1e6 for e in rounds], label=text)
+    right.set(title="MB on the wire", xlabel="round", ylim=(0, None))
+    right.legend()
+    return figure
+
+
+def seconds(runs: list[Run]) -> Figure:
+    """Where the wall time went, one bar a run."""
+    figure, (axis,) = _panels(1, width=8, height=1.1 + 0.45 * len(runs))
+    parts = list(dict.fromkeys(part for run in runs for part in run.results["seconds"]))
+    base = np.zeros(len(runs))
+    for part in parts:
+        values = np.array([run.results["seconds"].get(part, 0.0) for run in runs])
+        axis.barh([run.name for run in runs], values, left=base, label=part, height=0.6)
+        base += values
+    axis.invert_yaxis()
+    axis.set(xlabel="seconds")
+    figure.legend(loc="outside lower center", ncols=len(parts))
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, SVG or PDF, by the file's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, facecolor="white")
+
+
+def draw(maker: Any, *arguments: Any, ink: str = "black") -> Figure:
+    """Draw a figure in a given ink."""
+    with matplotlib.rc_context(_style(ink)):
+        return maker(*arguments)
+
+
+def svg(maker: Any, *arguments: Any, title: str) -> str:
+    """A figure as an SVG element whose text and lines take the page's colour."""
+    with matplotlib.rc_context(_style(_INK)):
+        figure = maker(*arguments)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    # Several pictures share one page: their ids must not meet.
+    number = re.sub(r"\W", "", title)
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{number}-", text)
+    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -1,0 +1,183 @@
+"""The report: one self-contained HTML page over one or more runs, and its figures and tables as files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from fcit.data.benchmark import open_benchmark
+from fcit.data.records import image_path
+from fcit.errors import FCITError
+from fcit.report import figures, tables
+from fcit.results import Prediction, Run
+from fcit.run_dir import write_text
+
+SAMPLES = 4  # predictions shown per dataset
+THUMBNAIL = 128  # pixels, longer side
+
+
+def shade(value: float | None, top: float = 100.0) -> str:
+    """Background and ink of a heat-map cell: the more, the bluer; readable in both themes."""
+    if value is None:
+        return ""
+    share = min(1.0, max(0.0, value / top))
+    ink = "#fff" if share > 0.5 else "inherit"
+    return f"background:rgb(38 99 171 / {0.06 + 0.94 * share:.2f});color:{ink}"
+
+
+def _thumbnail(path: Path) -> str | None:
+    """An image as a data address, or None where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+    except (OSError, UnidentifiedImageError):
+        return None
+    file = io.BytesIO()
+    small.save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _picked(predictions: list[Prediction]) -> list[Prediction]:
+    """A few predictions: wrong ones and right ones in turn, in record order."""
+    wrong = [p for p in predictions if p.mark is not None and p.mark < 0.5]
+    right = [p for p in predictions if p not in wrong]
+    half = SAMPLES // 2
+    chosen = wrong[: max(half, SAMPLES - len(right))] + right[: max(half, SAMPLES - len(wrong))]
+    return sorted(chosen[:SAMPLES], key=predictions.index)
+
+
+def _samples(run: Run) -> list[dict[str, Any]]:
+    """Per dataset some predictions of the last evaluated stage, with their images."""
+    try:
+        root: Path | None = open_benchmark(run.config).image_root
+    except FCITError:
+        root = None  # the data are on another machine: everything but the pictures is still here
+    found = []
+    for dataset in run.matrix.datasets:
+        if not any(dataset in row for row in run.matrix.scores):
+            continue
+        items = []
+        for prediction in _picked(run.predictions(dataset)):
+            picture = None
+            if root is not None:
+                try:
+                    picture = _thumbnail(image_path(root, prediction.image))
+                except FCITError:
+                    picture = None
+            spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
+            items.append({"p": prediction, "picture": picture, "spoke": [(n, w) for w, n in spoke if w >= 0.01][:3]})
+        found.append({"dataset": dataset, "items": items})
+    return found
+
+
+def _mixes(run: Run) -> dict[str, Any] | None:
+    """Mean weight of every subspace for every dataset, after the last stage."""
+    last = {e["dataset"]: e["mix"] for e in run.of("scored") if e.get("mix") is not None}
+    names = run.subspaces
+    if not last or len(names) < 2:
+        return None
+    rows = [(d, [m[i] if i < len(m) else 0.0 for i in range(len(names))]) for d, m in last.items()]
+    return {"columns": names, "rows": rows}
+
+
+def _trained(run: Run) -> dict[str, list[str]]:
+    """Datasets whose tasks trained each subspace, by the record of the rounds."""
+    try:
+        tasks = open_benchmark(run.config).spec.tasks
+    except FCITError:
+        return {}
+    found: dict[str, set[str]] = {}
+    for event in run.of("round"):
+        for name, numbers in zip(event["subspaces"], event.get("tasks", []), strict=False):
+            found.setdefault(name, set()).update(d for t in numbers for d in tasks[t])
+    return {name: sorted(datasets) for name, datasets in found.items()}
+
+
+def _one(run: Run) -> dict[str, Any]:
+    finished = run.finished
+    settings = (run.folder.config).read_text(encoding="utf-8")
+    rejected = run.of("rejected") + run.of("missing") + run.of("describe-failed")
+    rounds = run.of("round")
+    return {
+        "run": run,
+        "slug": "".join(c if c.isalnum() else "-" for c in run.name),
+        "matrix": run.matrix,
+        "summary": run.matrix.summary(),
+        "rounds": rounds,
+        "rejected": rejected,
+        "mixes": _mixes(run) if finished else None,
+        "trained": _trained(run),
+        "tables": run.results.get("method_tables", []) if finished else [],
+        "samples": _samples(run) if finished else [],
+        "clients": Markup(figures.svg(figures.clients, run, title=f"Clients per round of {run.name}"))
+        if rounds
+        else None,
+        "course": Markup(figures.svg(figures.course, run, title=f"Loss and traffic of {run.name}")) if rounds else None,
+        "settings": settings,
+        "environment": json.dumps(run.environment, indent=1),
+    }
+
+
+def render(runs: list[Run]) -> str:
+    """The page as text.
+
+    Raises:
+        RunError: a run has not evaluated any stage yet.
+    """
+    environment = Environment(
+        loader=PackageLoader("fcit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(shade=shade, cell=tables.cell)
+    finished = [run for run in runs if run.finished]
+    charts = {
+        "forgetting": figures.svg(figures.forgetting, runs, title="Score of every dataset over the stages"),
+        "means": figures.svg(figures.means, runs, title="Mean over the datasets seen"),
+    }
+    if finished:
+        charts["seconds"] = figures.svg(figures.seconds, finished, title="Where the time went")
+    return environment.get_template("page.html").render(
+        title=" · ".join(run.name for run in runs),
+        runs=[_one(run) for run in runs],
+        comparison=tables.summary(finished) if finished else None,
+        charts={name: Markup(text) for name, text in charts.items()},
+    )
+
+
+def write_page(runs: list[Run], path: Path) -> None:
+    """Write the page alone."""
+    write_text(path, render(runs))
+
+
+def write_all(runs: list[Run], folder: Path) -> Path:
+    """Write page, ``figures/*.{svg,pdf}`` and ``tables/*.{csv,tex}``; returns the page's path."""
+    write_page(runs, folder / "report.html")
+    finished = [run for run in runs if run.finished]
+    drawn: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("matrices", figures.matrices, (runs,)),
+        ("forgetting", figures.forgetting, (runs,)),
+        ("means", figures.means, (runs,)),
+    ]
+    if finished:
+        drawn.append(("seconds", figures.seconds, (finished,)))
+    for run in runs:
+        if run.of("round"):
+            drawn += [(f"clients-{run.name}", figures.clients, (run,)), (f"course-{run.name}", figures.course, (run,))]
+    for name, maker, arguments in drawn:
+        figure = figures.draw(maker, *arguments)
+        for ending in ("svg", "pdf"):
+            figures.save(figure, folder / "figures" / f"{name}.{ending}")
+    written = [(f"matrix-{run.name}", tables.matrix_rows(run.matrix), f"Accuracy matrix of {run.name}") for run in runs]
+    if finished:
+        written.append(("comparison", tables.summary(finished), "Comparison"))
+    for name, rows, caption in written:
+        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(rows))
+        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, caption))
+    return folder / "report.html"

@@ -1,0 +1,76 @@
+"""Running a configuration on this machine or a Ray cluster; behind ``fcit run`` and the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import open_benchmark
+from fcit.environment import describe, own_packages_first, quiet_libraries
+from fcit.results import Run
+from fcit.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from server.loop import Watcher
+
+
+def create(config: RunConfig) -> RunDir:
+    """Make the run folder of a configuration; data that are rendered on first use are made now.
+
+    Raises:
+        ConfigError: unknown benchmark, unwritable output. DataError: the data are not usable.
+    """
+    open_benchmark(config).prepare()
+    return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
+
+
+def execute(path: Path, watcher: Watcher | None = None) -> Run:
+    """Run a run folder from where it stands to the end, and write its report.
+
+    Raises:
+        RunError: the run cannot go on. StopRequested: asked to stop. Both leave a checkpoint.
+    """
+    from fcit.report.page import write_page
+
+    own_packages_first()
+    config = configuration.load(RunDir.open(path).config)
+    from clients.app import app as client_app
+    from server.app import run as serve
+
+    engine = registry.resolve("engine", config.federation.engine)
+    with closing(engine(client_app, config.federation.clients, config, RunDir(path).memory)) as grid:
+        serve(path, grid, watcher)
+    run = Run(path)
+    write_page([run], path / "report.html")
+    return run
+
+
+def simulate(config: str | Path | Mapping[str, Any], **overrides: Any) -> Run:
+    """Run a configuration and return what it found.
+
+    Args:
+        config: a YAML file, or its contents as a mapping.
+        overrides: settings to change; a dot is written as two underscores, ``training__lr=0.002``.
+
+    Example:
+        >>> run = simulate("configs/demo-disco.yaml", seed=1, federation__rounds=2)
+        >>> run.matrix.last
+
+    Raises:
+        ConfigError: with every mistake found. DataError, RunError: as for ``fcit run``.
+    """
+    quiet_libraries()
+    dumped = {key: yaml.safe_dump(value, default_flow_style=True) for key, value in overrides.items()}
+    changes = [f"{key.replace('__', '.')}={text}" for key, text in dumped.items()]
+    if isinstance(config, Mapping):
+        loaded = configuration.resolve(dict(config), Path.cwd(), "config", changes)
+    else:
+        loaded = configuration.load(config, changes)
+    return execute(create(loaded).path)
