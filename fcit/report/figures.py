@@ -90,6 +90,7 @@ def means(runs: list[Run]) -> Figure:
         points = [(t, sum(row.values()) / len(row)) for t, row in enumerate(run.matrix.scores, start=1) if row]
         axis.plot(*zip(*points, strict=True), marker="o", label=f"{run.name} ({run.method})")
     axis.set(xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
+    axis.set_xticks(range(1, 1 + max(len(run.matrix.scores) for run in runs)))
     axis.legend()
     return figure
 
@@ -114,14 +115,15 @@ def clients(run: Run) -> Figure:
 
 def course(run: Run) -> Figure:
     """Mean training loss and bytes of every round."""
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = _panels(2, height=2.4)
     rounds = run.of("round")
     losses = [sum(e["loss"].values()) / max(1, len(e["loss"])) for e in rounds]
     left.plot(range(1, len(rounds) + 1), losses)
-    left.set(title="training loss", xlabel="round", ylim=(0, None))
+    left.set(title="training loss", xlabel="round", ylim=(0, 1.1 * max(losses, default=1)))
     for key, text in (("down", "to clients"), ("up", "from clients")):
         right.plot(range(1, len(rounds) + 1), [e[key] / 1e6 for e in rounds], label=text)
-    right.set(title="MB on the wire", xlabel="round", ylim=(0, None))
+    most = max((max(e["up"], e["down"]) / 1e6 for e in rounds), default=1)
+    right.set(title="MB on the wire", xlabel="round", ylim=(0, 1.2 * most))
     right.legend()
     return figure
 

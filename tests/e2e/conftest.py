@@ -33,3 +33,33 @@ def fcit(monkeypatch, capsys):
         return code, out.out, out.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster of two nodes with one core each, started once for all tests."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 * 1024**2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": {"worker_niceness": 0}})
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Path:
+    """The small configuration run on the inline engine: what every other way of running must equal."""
+    folder = tmp_path_factory.mktemp("reference")
+    config = folder / "small.yaml"
+    config.write_text(yaml.safe_dump({**SMALL, "output": str(folder)}))
+    assert cli.main(["run", str(config)]) == 0
+    return folder / "small-1"
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """What must be equal between two runs of the same configuration and seed."""
+    files = [run / "matrix.json", *sorted(run.glob("adapters/*/*.safetensors")), *sorted(run.glob("predictions/*/*"))]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}

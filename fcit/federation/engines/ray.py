@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import tempfile
 import time
 from collections import deque
@@ -98,6 +99,9 @@ class RayGrid(Grid):
             raise ConfigError("federation.engine: this process already uses Ray; one Ray run at a time")
         try:
             if options.address is not None:
+                # Ray itself tries for minutes.
+                host, _, port = options.address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address=options.address, **common)
             else:
                 # Paths of Unix sockets are short: a private folder right under the temporary one.
@@ -105,7 +109,8 @@ class RayGrid(Grid):
                 ray.init(
                     address="local", num_cpus=options.workers * options.num_cpus, include_dashboard=False,
                     object_store_memory=options.object_store_mb * 1024**2, _temp_dir=str(self._own),
-                    _node_ip_address="127.0.0.1", **common,
+                    # Ray's workers are nice to others by default; here they do the very work of the run.
+                    _node_ip_address="127.0.0.1", _system_config={"worker_niceness": 0}, **common,
                 )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"ray.address {options.address!r}" if options.address else "a private Ray"
@@ -129,14 +134,14 @@ class RayGrid(Grid):
 
     def _await_start(self) -> None:
         waiting = [seat.actor.ready.remote() for seat in self._seats]
-        ready, late = ray.wait(waiting, num_returns=len(waiting), timeout=self._options.start_timeout)
+        _, late = ray.wait(waiting, num_returns=len(waiting), timeout=self._options.start_timeout)
         if late:
             raise RunError(
                 f"{len(late)} of {len(waiting)} Ray workers did not start within {self._options.start_timeout:.0f} s "
                 "(ray.start_timeout); is the machine busy, or fcit missing on a machine of the cluster?"
             )
         try:
-            ray.get(ready)
+            self.pids: list[int] = ray.get(waiting)
         except lost.RayError as error:
             raise RunError(f"a Ray worker could not start: {error}") from None
 
@@ -151,6 +156,11 @@ class RayGrid(Grid):
         if self._own is not None:
             shutil.rmtree(self._own, ignore_errors=True)
             self._own = None
+
+    @property
+    def busy(self) -> int:
+        """Workers with an order in hand."""
+        return sum(seat.job is not None for seat in self._seats)
 
     def statistics(self) -> list[dict[str, Any]]:
         """What each worker did, see :meth:`RayWorker.statistics`."""
