@@ -163,6 +163,7 @@ def svg(maker: Any, *arguments: Any, title: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)  # who made it is said once, by the page
     # Several pictures share one page: their ids must not meet.
     number = re.sub(r"\W", "", title)
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{number}-", text)

@@ -1,0 +1,122 @@
+"""The same two apps under Flower's own simulation: `flwr run .` equals the inline engine."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit import cli
+from tests.e2e.conftest import bits
+
+ROOT = Path(__file__).parents[2]
+FLWR = Path(sys.executable).with_name("flwr")
+
+BENCHMARK = {
+    "name": "one-stage",
+    "source": "mini",
+    "datasets": {
+        "super-clevr": {"train": "super-CLEVR/train.json", "test": "super-CLEVR/test.json", "scorer": "exact"}
+    },
+    "tasks": [["super-clevr"]],
+}
+CONFIG = {
+    "name": "stock",
+    "benchmark": "one.yaml",
+    "method": "disco",
+    "federation": {"rounds": 2, "clients": 6, "clients_per_round": 2},
+    "evaluation": {"limit": 8},
+    "backbone": {"threads": 1},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def superlink(tmp_path):
+    """A SuperLink of our own in simulation mode; `flwr(...)` talks to it."""
+    port = free_port()
+    home = tmp_path / "flwr-home"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    environment = {
+        **os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    command = [FLWR.with_name("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port",
+               str(port), "--isolation", "subprocess"]  # fmt: skip
+    with (tmp_path / "superlink.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+        )
+
+    def flwr(*arguments: str) -> dict:
+        out = subprocess.run([FLWR, *arguments, "--format", "json"], env=environment, cwd=ROOT, capture_output=True)
+        return json.loads(out.stdout)
+
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "superlink.log").read_text()
+                time.sleep(0.2)
+        yield flwr, home
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def test_flwr_run_equals_inline(superlink, tmp_path):
+    flwr, home = superlink
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(BENCHMARK))
+    config = tmp_path / "stock.yaml"
+    config.write_text(yaml.safe_dump({**CONFIG, "output": str(tmp_path / "stock")}))
+    started = flwr(
+        "run", ".", "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 init-args-num-cpus=2",
+        "-c", f'config="{config}" overrides="seed=1"',
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    status = "starting"
+    while not status.startswith("finished") and time.monotonic() < deadline:
+        time.sleep(2)
+        runs = flwr("ls", "--run-id", str(started["run-id"]))["runs"]
+        status = runs[0]["status"]
+    # The exit code of `flwr run` says nothing about the run; its status does.
+    assert status == "finished:completed", runs
+
+    assert cli.main(["run", str(config), "seed=1", f"output={tmp_path / 'inline'}"]) == 0
+    assert bits(tmp_path / "stock" / "stock-1") == bits(tmp_path / "inline" / "stock-1")
+
+    # Only the two apps travelled; fcit came from where it is installed.
+    bundle = next((home / "apps").iterdir())
+    assert {p.relative_to(bundle).parts[0] for p in bundle.rglob("*.py")} == {"server", "clients"}
+
+
+def test_a_folder_with_its_own_server_does_not_get_in_the_way(tmp_path):
+    folder = tmp_path / "project"
+    (folder / "clients").mkdir(parents=True)
+    (folder / "server.py").write_text("raise RuntimeError('the wrong server')\n")
+    (folder / "clients" / "__init__.py").write_text("raise RuntimeError('the wrong clients')\n")
+    (folder / "one.yaml").write_text(yaml.safe_dump(BENCHMARK))
+    (folder / "run.yaml").write_text(yaml.safe_dump({**CONFIG, "federation": {**CONFIG["federation"], "rounds": 1}}))
+    fcit = shutil.which("fcit", path=str(FLWR.parent))
+    done = subprocess.run([fcit, "run", "run.yaml"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs" / "stock-1" / "report.html").is_file()
