@@ -17,6 +17,7 @@ examples:
   fcit resume runs/task-disco-1                          go on after an interruption
   fcit report runs/demo-disco-1 runs/demo-finetune-1     compare runs, draw their matrices
   fcit list                                              methods, scorers, benchmarks
+  fcit check-method ./mine.py:MyMethod                   test a method of your own
   fcit doctor                                            check this machine and the built-in model
 
 exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on request (resumable), 130 Ctrl-C
@@ -109,6 +110,22 @@ def _list(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _check_method(args: argparse.Namespace) -> int:
+    from fcit import registry
+    from fcit.methods.contract import check
+
+    name = registry.anchored(args.name, Path.cwd())
+    problem = registry.problem("method", name)
+    if problem is not None:
+        raise ConfigError(problem)
+    good = True
+    for what, wrong in check(name):
+        good &= wrong is None
+        print(f"{'ok  ' if wrong is None else 'FAIL'} {what}" + (f"\n     {wrong}" if wrong else ""))
+    print(f"{registry.label(name)} {'keeps the contract' if good else 'breaks the contract'}")
+    return EXIT_OK if good else EXIT_FAILED
+
+
 def _data_make(args: argparse.Namespace) -> int:
     from rich.progress import track
 
@@ -172,6 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--figure", type=Path, help="also draw the accuracy matrices here (PNG, SVG or PDF)")
     listing = add("list", _list, "what can be chosen", "fcit list method")
     listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark"])
+    contract = add(
+        "check-method", _check_method, "check that a method keeps the contract", "fcit check-method ./mine.py:MyMethod"
+    )
+    contract.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
     data = add("data", _data_make, "render the built-in datasets", "fcit data make --root /tmp/fcit-data")
     data.add_argument("action", choices=["make"])
     data.add_argument("--root", type=Path, help="data root (default: the cache folder)")

@@ -19,6 +19,9 @@ from fcit.fedopt.base import FedOpt, Mean
 Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
 
+#: Promises most methods keep and each declares (see :mod:`fcit.methods.contract`).
+INVARIANTS = frozenset({"unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -118,6 +121,9 @@ class Method:
     remembers: ClassVar[bool] = False
     #: References without a timeline are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
+
+    #: Which of :data:`INVARIANTS` the contract holds it to.
+    invariants: ClassVar[frozenset[str]] = INVARIANTS
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
