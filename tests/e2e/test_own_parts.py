@@ -1,0 +1,110 @@
+"""A stranger's method, optimiser, scorer and benchmark, by file and by module, on both engines."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fcit
+from fcit import cli
+from fcit.errors import ConfigError
+from tests.e2e.conftest import SMALL, bits
+
+OWN = Path(__file__).parents[2] / "examples" / "own"
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A folder with copies of the example parts and a configuration that uses all of them."""
+    for file in OWN.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    path = tmp_path / "own.yaml"
+    raw = {
+        **SMALL, "name": "own", "benchmark": "shapes.yaml", "output": str(tmp_path),
+        "federation": {"rounds": 3, "clients": 50, "clients_per_round": 4},
+        "method": {"name": "./anchored.py:Anchored", "strength": 0.02},
+        "fedopt": {"name": "./momentum.py:Momentum", "beta": 0.3},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_own_parts_run_and_appear_in_results(config, cluster):
+    run = fcit.simulate(config)
+    assert run.results["method"] == "Anchored" and "Anchored" in (run.path / "report.html").read_text()
+    state = json.loads((max((run.path / "state").iterdir()) / "state.json").read_text())["state"]
+    visits = state["memory"]["method"]["visits"]
+    # clients came back and remembered
+    assert sum(visits.values()) == 2 * 3 * 4 and max(visits.values()) > 1
+    assert state["memory"]["fedopt"][0][0] == "subspace-0"
+    # own scorer with half marks, the official rule beside it
+    assert run.results["also"]["super-clevr"]["exact"] <= run.matrix.scores[-1]["super-clevr"]
+
+    ray = fcit.simulate(config, federation__engine="ray", ray={"address": cluster, "workers": 2})
+    assert bits(ray.path) == bits(run.path)
+
+
+def test_a_cut_run_with_memories_ends_in_the_same_bits(config):
+    from clients.app import app
+    from fcit.errors import StopRequested
+    from fcit.federation.engines.inline import InlineGrid
+    from fcit.simulation import create
+    from server.app import run as serve
+
+    whole = fcit.simulate(config)
+    cut = create(fcit.config.load(config))
+
+    class Stops:
+        def say(self, kind, **values):
+            if kind == "client" and len(list(cut.memory.glob("*/0-1.json"))) == 2:
+                raise StopRequested("in the middle of a round: two clients have already written their memories")
+
+    with pytest.raises(StopRequested):
+        serve(cut.path, InlineGrid(app, 50, memory=cut.memory), Stops())
+    assert cli.main(["resume", str(cut.path)]) == 0
+    assert bits(cut.path) == bits(whole.path)
+
+
+def test_a_module_on_the_path_can_be_named(config, monkeypatch, tmp_path):
+    shutil.copy(OWN / "anchored.py", tmp_path / "anchored_module.py")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert fcit.config.load(config, ["method=anchored_module:Anchored"]).method["name"] == "anchored_module:Anchored"
+    assert cli.main(["check-method", "anchored_module:Anchored"]) == 0
+
+
+def test_the_example_keeps_the_contract(capsys):
+    assert cli.main(["check-method", str(OWN / "anchored.py:Anchored")]) == 0
+    assert "Anchored keeps the contract" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("./nowhere.py:Mine", r"method: no such file '.*nowhere.py'"),
+        ("./anchored.py:Anchord", r"method: '.*anchored.py' has no 'Anchord'; did you mean 'Anchored'\?"),
+        ("./momentum.py:Momentum", r"method: .*momentum.py:Momentum is not a subclass of fcit.methods.base.Method"),
+        ("no_such_package.mine:Mine", r"method: cannot import 'no_such_package.mine'"),
+        ("./broken.py:Mine", r"method: .*broken.py, line 2: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_is_wrong_with_an_own_part_is_said(config, name, said):
+    (config.parent / "broken.py").write_text("x = 1\ny = x / 0\n")
+    raw = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**raw, "method": name}))
+    with pytest.raises(ConfigError, match=said):
+        fcit.config.load(config)
+
+
+def test_own_options_are_checked(config):
+    with pytest.raises(ConfigError, match=r"method.strength: input should be greater than or equal to 0, got -1"):
+        fcit.config.load(config, ["method.strength=-1"])
+
+
+def test_simulate_takes_a_mapping(tmp_path):
+    raw = {**SMALL, "output": str(tmp_path), "method": "zero_shot"}
+    run = fcit.simulate(raw, evaluation__limit=4, name="api")
+    assert run.name == "api-1" and run.config.evaluation.limit == 4 and fcit.load_run(run.path).matrix.last is not None
