@@ -34,6 +34,7 @@ format: install
 evidence: install  ## the long runs behind the README (about three hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
+	$(BIN)/python -m tests.evidence.scaling
 	$(BIN)/python -m tests.evidence.card
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fcit.federation.records import EXTRA, ClientUpdate
@@ -15,7 +16,7 @@ class Spill:
 
     def __init__(self, run: RunDir) -> None:
         self._folder = run.spill
-        self._heads: dict[tuple[int, str], tuple[str, int]] = {}
+        self._heads: dict[tuple[int, str], ClientUpdate] = {}  # without tensors
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -25,15 +26,15 @@ class Spill:
         """Whose updates wait."""
         return sorted({client for client, _ in self._heads})
 
-    def examples(self, key: tuple[int, str]) -> int:
-        """Records behind an accepted update; 0 if there is none."""
-        return self._heads[key][1] if key in self._heads else 0
+    def head(self, key: tuple[int, str]) -> ClientUpdate | None:
+        """An accepted update without its tensors."""
+        return self._heads.get(key)
 
     def put(self, update: ClientUpdate) -> None:
         """Keep an accepted update."""
         key = (update.client, update.shard)
         write_tensors(self._path(key), update.tensors)
-        self._heads[key] = (update.subspace, update.examples)
+        self._heads[key] = replace(update, tensors={})
 
     def _path(self, key: tuple[int, str]) -> Path:
         return self._folder / f"{key[0]}-{key[1]}.safetensors"
@@ -41,10 +42,10 @@ class Spill:
     def __iter__(self) -> Iterator[Update]:
         """Updates by ascending (client, shard), whatever order they came in."""
         for key in sorted(self._heads):
-            subspace, examples = self._heads[key]
+            head = self._heads[key]
             tensors = read_tensors(self._path(key))
             extra = {n.removeprefix(EXTRA): tensors.pop(n) for n in list(tensors) if n.startswith(EXTRA)}
-            yield Update(key[0], subspace, examples, tensors, extra)
+            yield Update(key[0], head.subspace, head.examples, tensors, extra)
 
     def clear(self) -> None:
         """Forget the round."""

@@ -157,7 +157,7 @@ class Loop:
                 f"{needed} needed (federation.min_updates), {attempt + 1} attempts; reasons are in "
                 f"{self.run.events}; `fcit resume {self.run.path}` tries again"
             )
-        sizes = [self.spill.examples(slot.pair) for slot in slots]
+        heads = [self.spill.head(slot.pair) for slot in slots]
         with self._timed("aggregation"):
             self.method.aggregate(self.state, iter(self.spill), self.fedopt)
         if self.method.remembers:
@@ -174,7 +174,8 @@ class Loop:
         self._event(
             "round", stage=stage, round=round_, clients=[s.client for s in slots],
             subspaces=[self.state.assigned[s.pair] for s in slots], tasks=[list(s.tasks) for s in slots],
-            examples=sizes, loss=losses,
+            examples=[h.examples if h else 0 for h in heads], loss=losses,
+            client_seconds=[round(h.seconds, 3) if h else None for h in heads],
             seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
