@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fcit import config as configuration
 from fcit import seeding
+from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.errors import FCITError
 from fcit.federation.records import TrainOrder
-from fcit.methods.base import Session
-
-if TYPE_CHECKING:
-    from clients.worker import Worker
+from fcit.methods.base import Method, Session
 
 
 @dataclass(frozen=True)
@@ -59,27 +57,26 @@ def learning_rates(training: configuration.Training, steps: int) -> Iterator[flo
             yield training.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train(worker: Worker, order: TrainOrder, examples: list[Encoded], session: Session) -> Outcome:
+def train(
+    config: RunConfig, method: Method, order: TrainOrder, examples: list[Encoded], image_root: Path, session: Session
+) -> Outcome:
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
 
     Raises:
         FCITError: the loss is not finite.
     """
-    config = worker.config
     training = config.training
     indices = _order(order, len(examples), training.epochs, config.seed)
     batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
-    root = worker.benchmark.image_root
     needed = sorted(set(indices))
-    features = worker.backbone.vision_features(root, [examples[i].image for i in needed])
+    features = session.backbone.vision_features(image_root, [examples[i].image for i in needed])
     row = {index: position for position, index in enumerate(needed)}
     losses = []
     with (
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
-        worker.adapters.training() as parameters,
+        session.adapters.training() as parameters,
     ):
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
-        method = worker.method
         method.prepare(session)
         for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
             for group in optimizer.param_groups:

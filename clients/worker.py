@@ -97,7 +97,7 @@ class Worker:
             received, remembered,
         )  # fmt: skip
         self.adapters.load(trained)
-        outcome = train(self, order, examples, session)
+        outcome = train(self.config, self.method, order, examples, self.benchmark.image_root, session)
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
         if self.method.remembers:

@@ -11,26 +11,20 @@ from typing import ClassVar
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from fcit.config import RunConfig
 from fcit.errors import ConfigError, StopRequested
-from fcit.federation.engines import identity
-from fcit.federation.engines.identity import NodeInfo, Run
-
-CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
-FIRST_NODE = 1000
+from fcit.federation.engines.virtual import CLIENT_RAISED, FIRST_NODE, VirtualGrid
 
 
-class InlineGrid(Grid):
+class InlineGrid(VirtualGrid):
     """Runs messages as they are pulled.
 
     Args:
         client_app: the ClientApp.
         config: as every engine takes it; not needed here.
         memory: folder in which clients may remember between their orders.
-        clients: number of virtual clients; client k is node ``FIRST_NODE + k`` and finds k as
-            ``partition-id`` in its node configuration.
+        clients: number of virtual clients; client k finds k as ``partition-id`` in its node configuration.
     """
 
     summary = "every client in this process, one after the other"
@@ -40,43 +34,20 @@ class InlineGrid(Grid):
     def __init__(
         self, client_app: ClientApp, clients: int, config: RunConfig | None = None, memory: Path | None = None
     ) -> None:
-        identity.claim()
+        super().__init__(clients)
         self._app = client_app
-        self._clients = clients
         self._run_config: dict = {} if memory is None else {"client-memory": str(memory)}
         self._waiting: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
-        self._count = 0
-        self._run = Run.create_empty(run_id=1)
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(FIRST_NODE, FIRST_NODE + self._clients)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, name=str(node - FIRST_NODE)) for node in self.get_node_ids()]
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
         for message in messages:
-            self._count += 1
-            identity.number(message, f"message-{self._count}")
-            self._waiting[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
+            ids.append(self._number(message))
+            self._waiting[ids[-1]] = message
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

@@ -19,18 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from flwr.app import Array, Error, Message, RecordDict
+from flwr.app import Array, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from ray import exceptions as lost
 
 from fcit.config import RunConfig
 from fcit.errors import ConfigError, FCITError, RunError
 from fcit.federation import codec
-from fcit.federation.engines import identity
-from fcit.federation.engines.identity import NodeInfo, Run
-from fcit.federation.engines.inline import CLIENT_RAISED, FIRST_NODE
 from fcit.federation.engines.ray_worker import Bundle, RayWorker, pack, unpack
+from fcit.federation.engines.virtual import CLIENT_RAISED, FIRST_NODE, VirtualGrid
 
 #: How Ray says that the process is gone (also by the kernel's or Ray's own memory guard).
 _DEAD = (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.ObjectLostError)
@@ -56,12 +53,12 @@ class _Seat:
     ref: Any = None
 
 
-class RayGrid(Grid):
+class RayGrid(VirtualGrid):
     """Runs messages on Ray actors.
 
     Args:
         client_app: not sent anywhere: workers import ``clients.app`` of the installed package.
-        clients: number of virtual clients; client k is node ``FIRST_NODE + k``.
+        clients: number of virtual clients.
         config: sections ``ray`` and ``backbone.threads`` are read.
         memory: folder in which clients may remember between their orders (on a cluster: a shared one).
 
@@ -72,13 +69,11 @@ class RayGrid(Grid):
     summary = "long-lived Ray workers, on one machine or several"
 
     def __init__(self, client_app: ClientApp, clients: int, config: RunConfig, memory: Path) -> None:
-        identity.claim()
-        self._clients, self._config, self._options, self._memory = clients, config, config.ray, memory
-        self._run = Run.create_empty(run_id=1)
+        super().__init__(clients)
+        self._config, self._options, self._memory = config, config.ray, memory
         self._queue: deque[_Job] = deque()
         self._done: dict[str, Message] = {}
         self._last_seat: dict[int, int] = {}
-        self._count = 0
         self._own: Path | None = None
         self._seats: list[_Seat] = []
         try:
@@ -168,24 +163,6 @@ class RayGrid(Grid):
 
     # ------------------------------------------------------------------ the Grid interface
 
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(FIRST_NODE, FIRST_NODE + self._clients)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, name=str(node - FIRST_NODE)) for node in self.get_node_ids()]
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         jobs = self._jobs(list(messages))
         self._queue.extend(jobs)
@@ -231,8 +208,7 @@ class RayGrid(Grid):
                 bundles[index].append(stored)
         jobs = []
         for message, (head, _), own in zip(messages, parts, bundles, strict=True):
-            self._count += 1
-            identity.number(message, f"message-{self._count}")
+            self._number(message)
             jobs.append(_Job(message, head, own))
         return jobs
 
