@@ -35,6 +35,7 @@ evidence: install  ## the long runs behind the README (about three hours on two 
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
 	$(BIN)/python -m tests.evidence.scaling
+	$(BIN)/python -m tests.evidence.discovery
 	$(BIN)/python -m tests.evidence.card
 
 clean:

@@ -156,7 +156,7 @@ def loads() -> int:
 
 
 @lru_cache(maxsize=4)
-def worker(config: str, memory: str) -> Worker:
+def worker(config: str, memory: str = "") -> Worker:
     """The worker of this process for a run's configuration (YAML); backbones are shared.
 
     ``memory`` is the folder in which clients remember, or empty.

@@ -69,6 +69,7 @@ def on_ray(run: RunDir, watcher=None) -> list[dict]:
 
 
 def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     run = prepared(tmp_path, ray={"address": cluster, "workers": 2})
     workers = on_ray(run)
     assert bits(run.path) == bits(reference)
@@ -76,7 +77,7 @@ def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path):
     assert [w["loads"] for w in workers] == [1, 1]
     assert min(w["orders"] for w in workers) > 8
     assert len({w["pid"] for w in workers}) == 2 and os.getpid() not in {w["pid"] for w in workers}
-    assert not ray.is_initialized()
+    assert not ray.is_initialized() and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_workers_killed_in_a_round_are_replaced(cluster, reference, tmp_path):

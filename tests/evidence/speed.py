@@ -101,7 +101,7 @@ def overhead() -> dict[str, float | list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         with recorded() as (trained, evaluated):
             framework(config, Path(folder), 0)  # warms the feature cache and shows what is to be done
-        w = worker(configuration.dump(config), "")
+        w = worker(configuration.dump(config))
         for number in range(1, PAIRS + 1):
             a = framework(config, Path(folder), number)
             b = bare(w, trained, evaluated)

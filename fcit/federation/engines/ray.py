@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -75,6 +77,7 @@ class RayGrid(VirtualGrid):
         self._done: dict[str, Message] = {}
         self._last_seat: dict[int, int] = {}
         self._own: Path | None = None
+        self._before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler in
         self._seats: list[_Seat] = []
         try:
             self._connect()
@@ -148,6 +151,8 @@ class RayGrid(VirtualGrid):
         self._queue.clear()
         if ray.is_initialized():
             ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
         if self._own is not None:
             shutil.rmtree(self._own, ignore_errors=True)
             self._own = None
