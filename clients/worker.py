@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -21,7 +22,7 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.collate import Encoded
 from fcit.data.records import Record
-from fcit.errors import DataError
+from fcit.errors import DataError, FCITError
 from fcit.federation.records import (
     EXTRA,
     Answers,
@@ -34,7 +35,7 @@ from fcit.federation.records import (
     TrainOrder,
     memory_version,
 )
-from fcit.methods.base import Method, Session
+from fcit.methods.base import Method, Session, Tensors
 from fcit.models.adapters import Adapters, is_projector
 from fcit.models.backbone import Backbone, versions
 
@@ -115,6 +116,15 @@ class Worker:
             self._questions[dataset] = encoded, features
         return self._questions[dataset]
 
+    def _routed(self, order: EvaluateOrder, knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
+        """The method's mix, checked: a method of one's own may return anything."""
+        weights = self.method.route(order.names, knowledge, features)
+        wanted = (len(features), len(order.names))
+        if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
+            got = getattr(weights, "shape", type(weights).__name__)
+            raise FCITError(f"method {self.method.name}: route must return finite weights {wanted}, got {got}")
+        return weights.astype(np.float32)
+
     def evaluate(self, order: EvaluateOrder) -> Answers:
         """Answer a stretch of a dataset greedily in fixed batches of its order, routing every question."""
         begin = time.perf_counter()
@@ -131,7 +141,7 @@ class Worker:
             knowledge["task"] = order.task
             shared = subspaces[order.names.index(order.task)] if order.task in order.names else shared
         self.adapters.load_mixture(subspaces, {**self.adapters.base_projector(), **shared})
-        weights = self.method.route(order.names, (knowledge, known), features) if order.names else None
+        weights = self._routed(order, (knowledge, known), features) if order.names else None
         texts: list[str] = []
         size = self.config.evaluation.batch_size
         limit = self.benchmark.spec.datasets[order.dataset].max_new_tokens or self.config.evaluation.max_new_tokens

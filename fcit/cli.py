@@ -17,6 +17,7 @@ examples:
   fcit resume runs/task-disco-1                          go on after an interruption
   fcit report runs/demo-disco-1 runs/demo-finetune-1     compare runs, draw their matrices
   fcit list                                              methods, scorers, benchmarks
+  fcit list settings                                     every setting with its default
   fcit check-method ./mine.py:MyMethod                   test a method of your own
   fcit doctor                                            check this machine and the built-in model
 
@@ -42,6 +43,9 @@ def _execute(path: Path) -> int:
     console.print()
     console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
     console.print(tables.summary_table([run]))
+    lost = run.results["traffic"]["rejected"]
+    if lost:
+        console.print(f"{lost} client updates were rejected or failed; why is in the report and {run.folder.events}")
     console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
     console.print(f"report:     {path / 'report.html'}", highlight=False, soft_wrap=True)
     return EXIT_OK
@@ -99,6 +103,12 @@ def _list(args: argparse.Namespace) -> int:
     families = ["method", "fedopt", "scorer", "engine", "benchmark"]
     for family in [args.family] if args.family else families:
         print(f"{family}:")
+        if family == "settings":
+            from fcit.config import settings
+
+            for key, default, text in settings():
+                print(f"  {key + ' = ' + default:44} {text}".rstrip())
+            continue
         if family == "benchmark":
             for name in shipped():
                 print(f"  {name:20} {read_spec(name).description.strip()}")
@@ -188,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--figure", type=Path, help="also draw the accuracy matrices here (PNG, SVG or PDF)")
     listing = add("list", _list, "what can be chosen", "fcit list method")
-    listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark"])
+    listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark", "settings"])
     contract = add(
         "check-method", _check_method, "check that a method keeps the contract", "fcit check-method ./mine.py:MyMethod"
     )

@@ -7,6 +7,7 @@ import copy
 import os
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,12 +253,19 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
         problems += _part_problems(config, family)
     if problems:
         raise ConfigError(problems, source)
-    return config
+    return config.model_copy(update={family: _whole_part(config, family) for family in ("method", "fedopt")})
+
+
+def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:
+    """A part with its options' defaults written out."""
+    part = dict(getattr(config, family))
+    name = part.pop("name")
+    return {"name": name, **registry.resolve(family, name).Options.model_validate(part).model_dump(mode="json")}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
         hint = f" (there: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such configuration file{hint}", str(path))
     try:
@@ -343,11 +351,25 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             raw[family] = {**part, "name": registry.anchored(part["name"], folder)}
     if isinstance(raw.get("benchmark"), str):
         raw["benchmark"] = registry.anchored(raw["benchmark"], folder)
+    if isinstance(raw.get("data_root"), str):
+        raw["data_root"] = str((folder / Path(raw["data_root"]).expanduser()).resolve())
     return raw
 
 
 def _normal(raw: dict[str, Any]) -> dict[str, Any]:
     return {k: {"name": v} if k in ("method", "fedopt") and isinstance(v, str) else v for k, v in raw.items()}
+
+
+def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting: its key, its default and what it means."""
+    blank = section.model_validate({})
+    for name, field in section.model_fields.items():
+        value = getattr(blank, name)
+        if isinstance(value, BaseModel):
+            yield from settings(type(value), f"{prefix}{name}.")
+        else:
+            shown = value["name"] if isinstance(value, dict) else value
+            yield f"{prefix}{name}", "-" if shown is None else str(shown), field.description or ""
 
 
 def dump(config: RunConfig) -> str:

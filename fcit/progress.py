@@ -60,7 +60,7 @@ class ConsoleWatcher:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=self._total, completed=self._done, note="")
         if any(done):
-            self._line(f"{self.label}: resuming after stage {done[0]}, round {done[1]} of the next")
+            self._line(f"{self.label}: resuming at stage {done[0] + 1}, {done[1]} of {rounds} rounds done")
 
     def _on_client(self, client: int, loss: float) -> None:
         if self._bar is not None and self._task is not None:

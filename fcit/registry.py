@@ -153,6 +153,8 @@ def problem(family: str, name: str) -> str | None:
 
 def unknown(family: str, name: str) -> str:
     """One sentence about an unknown name of a family."""
+    if name.endswith(".py"):
+        return f"{family}: {name!r} names a file; say which part of it, e.g. {name}:MyName"
     allowed = sorted(FAMILIES[family])
     hint = nearest(name, allowed)
     return f"{family}: unknown name {name!r}{hint} (allowed: {', '.join(allowed)}; see `fcit list`)"

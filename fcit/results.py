@@ -63,6 +63,8 @@ class Run:
     @property
     def method(self) -> str:
         """The method as tables call it."""
+        if self.finished:
+            return str(self.results["method"])
         return registry.label(str(self.config.method["name"]))
 
     @property
@@ -124,7 +126,8 @@ class Run:
         ]
         if not stages:
             after = f" after stage {stage}" if stage is not None else ""
-            raise RunError(f"{self.path}: no predictions for {dataset!r}{after}")
+            there = sorted({file.stem for file in self.folder.predictions.glob("stage-*/*.jsonl")})
+            raise RunError(f"{self.path}: no predictions for {dataset!r}{after} (there are: {', '.join(there)})")
         file = self.folder.predictions / f"stage-{max(stages)}" / f"{dataset}.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines()
         return [Prediction(**json.loads(line)) for line in lines if line]

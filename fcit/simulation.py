@@ -27,7 +27,9 @@ def create(config: RunConfig) -> RunDir:
     Raises:
         ConfigError: unknown benchmark, unwritable output. DataError: the data are not usable.
     """
-    open_benchmark(config).prepare()
+    benchmark = open_benchmark(config)
+    benchmark.prepare()
+    benchmark.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
 
 

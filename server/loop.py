@@ -224,7 +224,10 @@ class Loop:
     def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
         name = self.state.assigned[slot.pair]
         tensors = {**self.state.shared, **self.state.subspaces[name]}
-        tensors |= {f"{EXTRA}{n}": t for n, t in self.method.broadcast(self.state, slot.pair).items()}
+        for key, value in self.method.broadcast(self.state, slot.pair).items():
+            if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+                raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
+            tensors[f"{EXTRA}{key}"] = value
         return TrainOrder(
             self.text, stage, round_, slot.client, slot.shard, list(slot.tasks), name, tensors,
             slot.budget, self.progress.offsets.get(slot.shard, 0), self.progress.memories.get(str(slot.client), ""),
@@ -255,7 +258,12 @@ class Loop:
 
     def _read_update(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> tuple[str | None, ClientUpdate | None]:
         if reply.has_error():
-            return reply.error.reason, None
+            # The node's order is answered, if badly; it is not missing.
+            node = reply.metadata.src_node_id
+            pair = next((p for p in waiting if self.courier.node(p[0]) == node), None)
+            waiting.pop(pair, None) if pair is not None else None
+            who = "" if pair is None else f"client {pair[0]}: "
+            return f"{who}{reply.error.reason}", None
         try:
             update = codec.decode(reply.content, ClientUpdate)
         except CodecError as error:
@@ -332,7 +340,7 @@ class Loop:
                 orders.append((node, order))
         for reply in self.courier.send("evaluate", orders, f"{self.progress.stage}.evaluate"):
             if reply.has_error():
-                raise RunError(f"evaluation: {reply.error.reason}")
+                raise RunError(f"evaluation: {reply.error.reason}\n`fcit resume {self.run.path}` tries it again")
             answer = codec.decode(reply.content, Answers)
             whole = parts[answer.dataset].add(answer) if answer.dataset in parts else None
             if whole is not None:
@@ -366,7 +374,7 @@ class Loop:
         write_json(
             self.run.results,
             {
-                "name": self.config.name, "method": registry.label(self.config.method["name"]),
+                "name": self.config.name, "method": self.method.name,
                 "benchmark": self.benchmark.spec.name,
                 "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
                 "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,

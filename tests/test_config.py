@@ -19,6 +19,9 @@ def write(tmp_path):
     return _write
 
 
+DISCO = {"threshold": 0.9, "temperature": 0.05, "mix": "softmax", "token": "text"}
+
+
 def problems(raw: dict) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         config.parse(raw)
@@ -29,7 +32,8 @@ def test_defaults_are_the_published_setting():
     run = config.parse({})
     assert (run.federation.clients, run.federation.clients_per_round, run.federation.rounds) == (50, 5, 10)
     assert (run.adapter.rank, run.adapter.alpha) == (8, 16.0)
-    assert run.method == {"name": "disco"} and run.fedopt == {"name": "fedavg"}
+    # what was not said is written out, so that a run folder's configuration is whole
+    assert run.method == {"name": "disco", **DISCO} and run.fedopt == {"name": "fedavg"}
 
 
 def test_a_bare_name_is_short_for_a_part():
@@ -41,7 +45,7 @@ def test_overrides(write):
     file = write("a.yaml", "method: {name: disco, threshold: 0.8}\n")
     run = config.load(file, ["seed=3", "training.lr=1e-3", "method.temperature=0.1", "federation.beta=0.5"])
     assert (run.seed, run.training.lr, run.federation.beta) == (3, 0.001, 0.5)
-    assert run.method == {"name": "disco", "threshold": 0.8, "temperature": 0.1}
+    assert run.method == {"name": "disco", **DISCO, "threshold": 0.8, "temperature": 0.1}
 
 
 def test_another_method_drops_the_options_of_the_first(write):
@@ -124,7 +128,7 @@ def test_extends_once(write):
     file = write("a.yaml", "extends: base.yaml\nmethod: {temperature: 0.1}\ntraining: {lr: 0.2}\n")
     run = config.load(file)
     assert (run.seed, run.training.lr, run.training.epochs) == (1, 0.2, 2)
-    assert run.method == {"name": "disco", "temperature": 0.1}
+    assert run.method == {"name": "disco", **DISCO, "temperature": 0.1}
 
 
 def test_extends_twice_is_refused(write):

@@ -16,7 +16,7 @@ from fcit import registry
 from fcit.config import RunConfig, Section, _sentences
 from fcit.data import partition
 from fcit.data.records import Record, TestRecord, image_path, read_test, read_train
-from fcit.errors import ConfigError, DataError
+from fcit.errors import ConfigError, DataError, FCITError
 
 SHOWN = 20  # problems of a data root shown at once
 SHIPPED = Path(__file__).parent / "benchmarks"
@@ -256,6 +256,22 @@ class Benchmark:
             partition.write_clients(folder, rows, shares)
         self._partitions[task] = folder
         return folder
+
+    def divide(self) -> None:
+        """Generate the partitions that are not there, all tasks.
+
+        Raises:
+            DataError, ConfigError: a task has too few records for its clients.
+        """
+        for task in range(len(self.spec.tasks)):
+            try:
+                self._task_folder(task)
+            except FCITError as error:
+                names = ", ".join(self.spec.tasks[task])
+                raise ConfigError(
+                    f"task {task} ({names}): {error}; lower federation.clients, or partition.reserve and "
+                    f"partition.min_size in the benchmark file"
+                ) from None
 
     def shard(self, client: int, task: int) -> list[Record]:
         """The training records of one client for one task."""

@@ -87,7 +87,16 @@ def _train_record(row: Any) -> Record:
 
 
 def _test_record(row: Any) -> TestRecord:
-    question, image, text = (_text(row, key) for key in ("question_id", "image", "text"))
+    missing = [k for k in ("question_id", "image", "text") if not isinstance(row, dict) or row.get(k) is None]
+    if isinstance(row, dict) and row.get("answer") is None and row.get("answer_bbox") is None:
+        missing.append("answer")
+    if missing:
+        raise ValueError(
+            f"{', '.join(repr(k) for k in missing)} missing; a test record has question_id, image, text (the "
+            "instruction) and answer"
+        )
+    question, image = _text(row, "question_id"), _text(row, "image")
+    text = _text(row, "text").replace(IMAGE_TAG, "").strip()  # as in training records
     if isinstance(row.get("answer_bbox"), list):
         return TestRecord(question, image, text, str(row["answer_bbox"]))
     return TestRecord(question, image, text, _text(row, "answer_bbox" if "answer_bbox" in row else "answer"))

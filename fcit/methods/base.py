@@ -54,7 +54,7 @@ class Session:
     adapters: Any  # ``adapters.trainable``: name -> parameter, what is being trained
     client: int
     shard: str
-    stage: int
+    stage: int  # counted from 0, as is the round of the stage
     round: int
     subspace: str
     received: Tensors = field(default_factory=dict)  # what Method.broadcast sent
@@ -166,7 +166,7 @@ class Method:
             state.assigned[pair] = "0"
 
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
-        """Extra tensors for a client's order, beside its subspace and the shared tensors."""
+        """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
         return {}
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:

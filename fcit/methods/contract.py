@@ -9,14 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
 from fcit import registry, trees
 from fcit.config import RunConfig
 from fcit.fedopt.fedavg import FedAvg
-from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Update
+from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Session, Stats, Update
 
 A, B, P = ("base_model.model.x.lora_A.weight", "base_model.model.x.lora_B.weight",
            "base_model.model.multi_modal_projector.linear_1.weight")  # fmt: skip
@@ -31,6 +33,21 @@ def require(condition: object, message: str) -> None:
     """A broken promise is an :class:`AssertionError`, also under ``python -O``."""
     if not condition:
         raise AssertionError(message)
+
+
+@dataclass
+class Toy:
+    """Stands in for backbone and adapters: the loss is the sum of squares of what is trained."""
+
+    trainable: dict[str, torch.nn.Parameter]
+
+    def loss(self, examples: list[Any], features: Any) -> torch.Tensor:
+        """A loss that needs no model."""
+        return torch.stack([p.square().sum() for p in self.trainable.values()]).sum()
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The trained tensors as arrays."""
+        return {n: p.detach().numpy().copy() for n, p in self.trainable.items()}
 
 
 @dataclass
@@ -54,8 +71,22 @@ class Case:
     def fresh(self) -> ServerState:
         """A server that has just given the three pairs their subspaces."""
         state = ServerState(shared=dict(self.make.projector))
-        self.method.assign(state, list(PAIRS), dict(STATS), self.make)
+        self.method.assign(state, list(PAIRS), self.stats, self.make)
         return state
+
+    @property
+    def stats(self) -> dict[Pair, Stats]:
+        """What clients describe, if the method asks for it."""
+        return dict(STATS) if self.method.needs_stats else {}
+
+    def session(self, pair: Pair, memory: dict[str, Any]) -> Session:
+        """A client's training of the toy tensors."""
+        held = self.held(pair)
+        sent = self.method.broadcast(self.state, pair)
+        wrong = [n for n, t in sent.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
+        require(not wrong, f"broadcast must give float32 arrays; {wrong} are not")
+        toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in held.items()})
+        return Session(toy, toy, pair[0], pair[1], 0, 0, self.state.assigned[pair], dict(sent), memory)
 
     def held(self, pair: Pair, state: ServerState | None = None) -> dict[str, np.ndarray]:
         """All tensors a client of this pair trains."""
@@ -88,6 +119,12 @@ def is_described(case: Case) -> None:
     strange = set(method.invariants) - set(INVARIANTS)
     require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")
     require(method.invariants, "declare at least one of the optional invariants")
+    known = [n for n in vars(Method) if not n.startswith("_")]
+    for kind in type(method).__mro__[: type(method).__mro__.index(Method)]:
+        for attribute, value in vars(kind).items():
+            if attribute not in known and callable(value) and not attribute.startswith("_"):
+                close = registry.nearest(attribute, known)
+                require(not close, f"{attribute!r} is no hook{close}; name helpers with a leading underscore")
 
 
 def options_have_defaults(case: Case) -> None:
@@ -113,7 +150,7 @@ def assign_gives_every_pair_a_subspace(case: Case) -> None:
 def assign_is_stable(case: Case) -> None:
     """Asking again changes nothing."""
     assigned, before = dict(case.state.assigned), dict(case.state.subspaces)
-    case.method.assign(case.state, list(PAIRS), dict(STATS), case.make)
+    case.method.assign(case.state, list(PAIRS), case.stats, case.make)
     require(case.state.assigned == assigned, "a second assign moved a pair")
     same = len(case.state.subspaces) == len(before) and all(case.state.subspaces[n] is t for n, t in before.items())
     require(same, "a second assign made or replaced a subspace")
@@ -122,7 +159,7 @@ def assign_is_stable(case: Case) -> None:
 def assign_ignores_the_order_of_slots(case: Case) -> None:
     """The round's order of clients does not matter."""
     other = ServerState(shared=dict(case.make.projector))
-    case.method.assign(other, PAIRS[::-1], dict(reversed(STATS.items())), case.make)
+    case.method.assign(other, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
     require(other.assigned == case.state.assigned, "assign depends on the order of the pairs")
 
 
@@ -187,6 +224,34 @@ def describe_adds_up(case: Case) -> None:
     require(np.allclose(whole.total, parts[0].total + parts[1].total), "describe does not add up")
 
 
+def a_client_can_train(case: Case) -> None:
+    """Client hooks: a scalar loss with gradients, extras as announced (float32), a memory that can be saved."""
+    if not case.method.trains:
+        return
+    shapes = {n: tuple(s) for n, s in case.method.extra_shapes(case.state).items()}
+    memory: dict[str, Any] = {}
+    for _ in range(2):  # the second time it remembers the first
+        session = case.session(PAIRS[0], memory)
+        case.method.prepare(session)
+        for _ in range(2):
+            loss = case.method.loss(session, [], torch.zeros(0))
+            good = isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad
+            require(good, f"loss must return a scalar tensor with gradients, got {type(loss).__name__}")
+            loss.backward()
+            case.method.on_gradients(session)
+            with torch.no_grad():
+                for parameter in session.adapters.trainable.values():
+                    parameter -= 0.1 * (torch.zeros(()) if parameter.grad is None else parameter.grad)
+                    parameter.grad = None
+            case.method.on_step(session)
+        extra = case.method.finish(session)
+        got = {n: getattr(t, "shape", None) for n, t in extra.items()}
+        require(got == shapes, f"finish returned {got}, extra_shapes announces {shapes}")
+        require(all(t.dtype == np.float32 for t in extra.values()), "finish must return float32 arrays")
+        plain, tensors = trees.flatten(session.memory)
+        memory = trees.restore(plain, tensors) if case.method.remembers else {}
+
+
 # --------------------------------------------------------------------------- promises a method may leave out
 
 
@@ -239,6 +304,7 @@ ALWAYS: list[Callable[[Case], None]] = [
     route_is_per_sample,
     route_is_not_told_the_task,
     describe_adds_up,
+    a_client_can_train,
 ]
 DECLARED: dict[str, Callable[[Case], None]] = {
     "unchanged-updates": unchanged_updates,

@@ -22,7 +22,7 @@ from fcit import config as configuration
 from fcit.data import prompts
 from fcit.data.benchmark import cache_folder
 from fcit.data.collate import Encoded, pad_left
-from fcit.data.records import open_image
+from fcit.data.records import image_path, open_image
 from fcit.errors import ConfigError, DataError
 from fcit.models.features import BATCH, FeatureStore
 
@@ -68,6 +68,11 @@ def _hash_weights(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _stamp(root: Path, image: str) -> str:
+    status = image_path(root, image).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def versions() -> dict[str, str]:
@@ -203,7 +208,9 @@ class Backbone:
             parts = [self._vision(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
             rows = np.concatenate(parts)
         else:
-            rows = self._store(root).get(images)
+            # An image that was changed in place is another image.
+            stamps = {image: _stamp(root, image) for image in dict.fromkeys(images)}
+            rows = self._store(root).get([f"{image}|{stamps[image]}" for image in images])
         return torch.from_numpy(rows).to(self.device, self.model.dtype)
 
     def _store(self, root: Path) -> FeatureStore:
@@ -213,7 +220,7 @@ class Backbone:
             width = self._base.config.vision_config.hidden_size
 
             def compute(keys: Sequence[str]) -> np.ndarray:
-                return self._vision(root, keys)
+                return self._vision(root, [key.rpartition("|")[0] for key in keys])
 
             shape = (self._image_tokens, width)
             self._stores[root] = FeatureStore(cache_folder() / "features" / name, shape, compute)

@@ -108,3 +108,52 @@ def test_simulate_takes_a_mapping(tmp_path):
     raw = {**SMALL, "output": str(tmp_path), "method": "zero_shot"}
     run = fcit.simulate(raw, evaluation__limit=4, name="api")
     assert run.name == "api-1" and run.config.evaluation.limit == 4 and fcit.load_run(run.path).matrix.last is not None
+
+
+FAILING = """
+from fcit.methods.finetune import Finetune
+
+
+class Failing(Finetune):
+    summary = "fails for some clients"
+
+    def loss(self, session, examples, features):
+        if session.client % 2:
+            raise KeyError("lozzes")
+        return super().loss(session, examples, features)
+
+
+class Crooked(Finetune):
+    summary = "routes wrongly"
+
+    def route(self, names, knowledge, features):
+        return features[:, 0]
+"""
+
+
+def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
+    own = tmp_path / "failing.py"
+    own.write_text(FAILING)
+    config = tmp_path / "f.yaml"
+    config.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path), "method": "./failing.py:Failing"}))
+    assert cli.main(["run", str(config), "name=failing", "federation.clients_per_round=5", "evaluation.limit=2"]) == 0
+    out = capsys.readouterr().out
+    assert "client updates were rejected or failed" in out
+    run = fcit.load_run(tmp_path / "failing-1")
+    rejected = run.of("rejected")
+    assert rejected and not run.of("missing")  # they answered, if badly
+    first, *trail = rejected[0]["reason"].splitlines()
+    assert "KeyError: 'lozzes'" in first and first.startswith("client ")
+    assert any("failing.py" in line for line in trail)
+    assert "lozzes" in (run.path / "report.html").read_text()
+
+    assert cli.main(["run", str(config), "method=" + str(own) + ":Crooked", "name=crooked"]) == 1
+    said = capsys.readouterr().err
+    assert "method Crooked: route must return finite weights (16, 1), got (16,)" in said and "fcit resume" in said
+
+
+def test_too_few_records_are_told_before_a_run_is_made(config, capsys):
+    assert cli.main(["run", str(config), "federation.clients=5000", "federation.clients_per_round=2"]) == 2
+    said = capsys.readouterr().err
+    assert "task 0 (super-clevr)" in said and "lower federation.clients" in said
+    assert not list(config.parent.glob("own-*"))

@@ -17,6 +17,7 @@ TENSORS = {
     "c": np.zeros((0, 4), dtype=np.float32),
 }
 EXAMPLES = [
+    records.Name(7),
     records.DescribeOrder("seed: 0", 3, "ab12", [1, 2]),
     records.Description(3, "ab12", 7, TENSORS),
     records.TrainOrder("seed: 0", 0, 1, 3, "ab12", [1], "0", TENSORS),

@@ -35,7 +35,9 @@ BROKEN = {
     "weighted_mean": "def aggregate(self, state, updates, fedopt):\n"
     "        for update in updates:\n"
     "            state.subspaces['0'] = {k: v for k, v in update.tensors.items() if 'lora' in k}",
-    "is_described": "invariants = frozenset({'no-such-promise'})",
+    "a_client_can_train": "def loss(self, session, examples, features):\n        return 1.0",
+    "is_described": "def finnish(self, session):\n        return {}",
+    "is_described ": "invariants = frozenset({'no-such-promise'})",
 }
 
 
@@ -47,7 +49,25 @@ def test_the_contract_can_fail(check, tmp_path):
         f"class Broken(Finetune):\n    name = 'broken'\n    summary = 'broken'\n    {BROKEN[check]}\n"
     )
     with pytest.raises((AssertionError, TypeError)):
-        getattr(contract, check)(contract.Case(f"{file}:Broken", "frozen"))
+        getattr(contract, check.strip())(contract.Case(f"{file}:Broken", "frozen"))
+
+
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        ("def finish(self, session):\n        return {'x': np.ones(2, np.float32)}", "extra_shapes announces {}"),
+        ("def finish(self, session):\n        session.memory['t'] = object()\n        return {}", "cannot be saved"),
+        ("def broadcast(self, state, pair):\n        return {'x': [1.0]}", "broadcast must give float32 arrays"),
+    ],
+)
+def test_a_client_hook_that_is_wrong_is_named(hooks, said, tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "import numpy as np\nfrom fcit.methods.finetune import Finetune\n\n"
+        f"class Wrong(Finetune):\n    remembers = True\n    {hooks}\n"
+    )
+    problems = [problem for _, problem in contract.check(f"{file}:Wrong") if problem]
+    assert len(problems) == 1 and said in problems[0]
 
 
 @pytest.mark.parametrize("name", [n for n in registry.METHODS if registry.resolve("method", n).needs_task_at_inference])

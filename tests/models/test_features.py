@@ -95,3 +95,19 @@ def test_returned_rows_are_the_callers_own(store):
     rows = store.get(["1"])
     rows[:] = 0
     assert values(store.get(["1"])) == [1]
+
+
+def test_an_image_changed_in_place_is_computed_anew(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from fcit.config import Backbone as Settings
+    from fcit.models.backbone import Backbone
+
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    backbone = Backbone(Settings())
+    red = backbone.vision_features(tmp_path, ["a.png"])
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "a.png")
+    blue = backbone.vision_features(tmp_path, ["a.png"])
+    assert float((red - blue).abs().max()) > 0.1
+    assert (blue == Backbone(Settings(feature_cache="off")).vision_features(tmp_path, ["a.png"])).all()

@@ -5,6 +5,7 @@ A ``flwr.serverapp.Grid`` like any other, so server and client code cannot tell 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fcit.config import RunConfig
-from fcit.errors import ConfigError, StopRequested
+from fcit.errors import ConfigError, FCITError, StopRequested
 from fcit.federation.engines.virtual import CLIENT_RAISED, FIRST_NODE, VirtualGrid
 
 
@@ -72,5 +73,7 @@ class InlineGrid(VirtualGrid):
         except self.fatal:
             raise
         except Exception as error:  # noqa: BLE001  (one bad client never ends a run; the reason travels back)
-            reason = f"{type(error).__name__}: {error}"
+            # First the sentence, then where it happened: tables show the first line, events.jsonl all of it.
+            trail = "" if isinstance(error, FCITError) else "".join(traceback.format_tb(error.__traceback__))
+            reason = f"{type(error).__name__}: {error}\n{trail}".rstrip()
             return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)

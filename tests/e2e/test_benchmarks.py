@@ -1,0 +1,31 @@
+"""Every shipped benchmark runs from first stage to report, in both settings where it defines them."""
+
+import pytest
+import yaml
+
+from fcit import simulate
+from fcit.data.benchmark import read_spec
+from tests.e2e.conftest import SMALL
+
+
+@pytest.mark.parametrize("name", ["fcit-mini-cap", "fcit-mini-alike"])
+def test_runs_whole(name, tmp_path):
+    spec = read_spec(name)
+    raw = {
+        **SMALL, "benchmark": name, "output": str(tmp_path), "evaluation": {"limit": 2},
+        "federation": {"rounds": 1, "clients_per_round": 2},
+    }  # fmt: skip
+    run = simulate(raw)
+    assert len(run.matrix.scores) == len(spec.tasks)
+    assert set(run.matrix.scores[-1]) == set(spec.datasets)
+    assert (run.path / "report.html").is_file()
+
+
+def test_configurations_are_whole():
+    from pathlib import Path
+
+    from fcit.config import load
+
+    for file in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+        assert load(file).name, file
+        assert yaml.safe_load(file.read_text()), file
