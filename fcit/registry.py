@@ -129,8 +129,8 @@ def _own(family: str, name: str) -> Any:
         good = callable(part)
     if not good:
         raise ConfigError(f"{family}: {name} is not {meaning}")
-    if base and not getattr(part, "name", ""):
-        part.name = attribute
+    if base and "name" not in vars(part):
+        part.name = attribute  # not the name of the class it derives from
     return part
 
 

@@ -35,7 +35,7 @@ def config(tmp_path) -> Path:
 
 def test_own_parts_run_and_appear_in_results(config, cluster):
     run = fcit.simulate(config)
-    assert run.results["method"] == "Anchored" and "Anchored" in (run.path / "report.html").read_text()
+    assert run.results["method"] == "anchored" and "anchored" in (run.path / "report.html").read_text()
     state = json.loads((max((run.path / "state").iterdir()) / "state.json").read_text())["state"]
     visits = state["memory"]["method"]["visits"]
     # clients came back and remembered
