@@ -42,12 +42,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Tensors) -> None:
-    """A safetensors file, all or nothing."""
+def write_tensors(path: Path, tensors: Tensors, durable: bool = True) -> None:
+    """A safetensors file, all or nothing. ``durable`` files survive a power cut; scratch files need not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
-    _sync(temporary)
+    if durable:
+        _sync(temporary)
     temporary.replace(path)
 
 

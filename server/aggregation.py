@@ -33,7 +33,7 @@ class Spill:
     def put(self, update: ClientUpdate) -> None:
         """Keep an accepted update."""
         key = (update.client, update.shard)
-        write_tensors(self._path(key), update.tensors)
+        write_tensors(self._path(key), update.tensors, durable=False)
         self._heads[key] = replace(update, tensors={})
 
     def _path(self, key: tuple[int, str]) -> Path:

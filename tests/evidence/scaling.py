@@ -49,6 +49,12 @@ def peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
+def heap_mb() -> float:
+    """This process's own memory now, without pages shared with the object store."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024, 1)
+
+
 def idle_round(grid: Any, config: Any) -> float:
     """Median seconds of a round trip of five orders that need no compute (each brings the projector back)."""
     from fcit.federation.records import ProbeOrder
@@ -65,7 +71,7 @@ def idle_round(grid: Any, config: Any) -> float:
 
 
 def overheads(run: Path, workers: int) -> list[float]:
-    """Per round: wall time minus what the clients worked, shared among the workers."""
+    """Per round: wall time minus what the clients trained, shared among the workers (describing them is in it)."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     rounds = [e for e in events if e["event"] == "round"]
     return [e["seconds"] - sum(s or 0 for s in e["client_seconds"]) / workers for e in rounds]
@@ -80,11 +86,14 @@ def measure(raw: dict[str, Any], output: Path, how: str) -> dict[str, Any]:
     config = configuration.parse({**raw, "output": str(output)})
     folder = create(config)
     first: list[float] = []
+    heap: list[float] = []
 
     class Watch:
         def say(self, kind: str, **values: Any) -> None:
             if kind == "start":
                 first.append(time.perf_counter() - begin)
+            if kind in ("client", "round"):
+                heap.append(heap_mb())
 
     found: dict[str, Any] = {}
     if how in ("inline", "ray"):
@@ -103,7 +112,7 @@ def measure(raw: dict[str, Any], output: Path, how: str) -> dict[str, Any]:
     over = overheads(folder.path, workers)
     return {
         **found, "startup_s": round(first[0], 2), "total_s": round(time.perf_counter() - begin, 2),
-        "round_overhead_s": round(statistics.median(over), 3), "server_peak_mb": peak_mb(),
+        "round_overhead_s": round(statistics.median(over), 3), "server_peak_mb": peak_mb(), "server_heap_mb": max(heap),
     }  # fmt: skip
 
 
