@@ -19,8 +19,8 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	$(BIN)/fcit report $$(ls -d runs/demo/demo-finetune-* | sort -V | tail -1) \
 	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png
 
-test: install  ## unit and end-to-end tests
-	$(BIN)/python -m pytest
+test: install  ## unit and end-to-end tests, two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install  ## style, types
 	$(BIN)/ruff check .

@@ -133,7 +133,7 @@ class RunConfig(Section):
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
-    data_root: str | None = Field(None, description="folder with instructions/ and datasets/")
+    data_root: str | None = Field(None, description="folder with instructions/ and datasets/, relative to this file")
     output: str = Field("runs", description="folder that run folders are made in")
 
     @model_validator(mode="before")
