@@ -60,7 +60,6 @@ class Courier:
     def send(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> Iterator[Message]:
         """Send ``(node, order)`` pairs; yield replies as they come."""
         messages = []
-        orders = list(orders)  # alive as long as the memo
         memo: dict[int, Any] = {}
         for node, order in orders:
             content = codec.encode(order, self.federation.wire, memo)

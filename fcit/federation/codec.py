@@ -36,13 +36,13 @@ def _from_bfloat16(value: np.ndarray) -> np.ndarray:
     return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def encode(record: Any, wire: str = "float32", memo: dict[int, Array] | None = None) -> RecordDict:
+def encode(record: Any, wire: str = "float32", memo: dict[int, tuple[np.ndarray, Array]] | None = None) -> RecordDict:
     """A typed record as a Flower ``RecordDict``.
 
     Args:
         wire: ``bfloat16`` shortens float32 tensors.
         memo: arrays made so far, by the identity of their tensor. Messages encoded with the same memo
-            share the arrays of tensors they share; keep the tensors alive as long as the memo.
+            share the bytes of tensors they share. It keeps the tensors, so that no identity is used twice.
     """
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
     tensors = getattr(record, "tensors", {})
@@ -54,10 +54,10 @@ def encode(record: Any, wire: str = "float32", memo: dict[int, Array] | None = N
         known = None if memo is None else memo.get(id(tensor))
         if known is None:
             sent = _to_bfloat16(tensor) if name in short else np.ascontiguousarray(tensor)
-            known = Array(sent)
+            known = tensor, Array(sent)
             if memo is not None:
                 memo[id(tensor)] = known
-        arrays[name] = known
+        arrays[name] = known[1]
     head = {"type": type(record).__name__, "fields": fields, "names": list(tensors), "bfloat16": sorted(short)}
     return RecordDict({"head": ConfigRecord({"json": json.dumps(head)}), "tensors": ArrayRecord(arrays)})
 

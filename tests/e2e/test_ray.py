@@ -68,11 +68,15 @@ def on_ray(run: RunDir, watcher=None) -> list[dict]:
         return grid.statistics()
 
 
-def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path):
+def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path, monkeypatch):
+    stored, put = [], ray.put
+    monkeypatch.setattr(ray, "put", lambda value: stored.append(value) or put(value))
     before = signal.getsignal(signal.SIGTERM)
     run = prepared(tmp_path, ray={"address": cluster, "workers": 2})
     workers = on_ray(run)
     assert bits(run.path) == bits(reference)
+    # each of eight rounds and four evaluations stored its tensors once, however many orders share them
+    assert len(stored) == 8 + 4
     # four stages, two rounds each, evaluation: every worker worked, none loaded the model twice
     assert [w["loads"] for w in workers] == [1, 1]
     assert min(w["orders"] for w in workers) > 8

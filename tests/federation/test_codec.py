@@ -204,3 +204,22 @@ def test_payloads_that_are_refused(data):
 def test_other_serialisations_are_refused():
     with pytest.raises(CodecError, match="serialisation"):
         codec.decode(payload(saved(np.ones(1)), "pickle"), records.Description)
+
+
+def test_messages_share_the_arrays_of_shared_tensors():
+    common, memo = np.ones((2, 3), np.float32), {}
+    first, second = (
+        codec.encode(
+            records.TrainOrder("c", 0, 0, k, "s", [0], "0", {"common": common, "own": common + k}), "float32", memo
+        )
+        for k in (1, 2)
+    )
+    arrays = [codec.take_apart(content)[1] for content in (first, second)]
+    assert arrays[0]["common"].data is arrays[1]["common"].data
+    assert arrays[0]["own"].data is not arrays[1]["own"].data
+
+
+def test_taken_apart_and_put_together():
+    order = records.TrainOrder("c", 0, 0, 1, "s", [0], "0", {"x": np.arange(4, dtype=np.float32)})
+    again = codec.decode(codec.put_together(*codec.take_apart(codec.encode(order, "bfloat16"))), records.TrainOrder)
+    assert again.tensors["x"].tolist() == [0, 1, 2, 3]

@@ -199,10 +199,11 @@ class RayGrid(VirtualGrid):
     def _jobs(self, messages: list[Message]) -> list[_Job]:
         """Number the messages; tensors that the same messages share travel as one object."""
         parts = [codec.take_apart(message.content) for message in messages]
+        # Records wrap their arrays anew, so it is the bytes that tell whether two messages share a tensor.
         users: dict[tuple[str, int], list[int]] = {}
         for index, (_, arrays) in enumerate(parts):
             for name, array in arrays.items():
-                users.setdefault((name, id(array)), []).append(index)
+                users.setdefault((name, id(array.data)), []).append(index)
         groups: dict[tuple[int, ...], dict[str, Array]] = {}
         for (name, _), indices in users.items():
             groups.setdefault(tuple(indices), {})[name] = parts[indices[0]][1][name]

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from fcit import trees
+
+
+def test_round_trip():
+    value = {
+        "a": 1,
+        "b": [1.5, None, "x", {"c": np.arange(3.0)}],
+        "d": {},
+        "e": [np.ones((2, 2), np.float32)],
+        "f": True,
+    }
+    plain, tensors = trees.flatten(value, "root")
+    assert set(tensors) == {"root/b/3/c", "root/e/0"}
+    back = trees.restore(plain, tensors)
+    assert back["b"][3]["c"].tolist() == [0, 1, 2] and back["e"][0].dtype == np.float32
+    assert {k: back[k] for k in "adf"} == {k: value[k] for k in "adf"}
+
+
+@pytest.mark.parametrize("bad", [{"a": object()}, {"a": {1, 2}}, {1: "a"}, {"a/b": 1}, {"$tensor": "x"}, {"a": (1, 2)}])
+def test_what_cannot_be_saved_is_named(bad):
+    with pytest.raises(TypeError, match=r"a|key"):
+        trees.flatten(bad)
+
+
+def test_a_missing_tensor_is_noticed():
+    plain, _ = trees.flatten({"a": np.ones(1)})
+    with pytest.raises(KeyError):
+        trees.restore(plain, {})
