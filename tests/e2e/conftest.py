@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,23 @@ def bits(run: Path) -> dict[str, bytes]:
     """What must be equal between two runs of the same configuration and seed."""
     files = [run / "matrix.json", *sorted(run.glob("adapters/*/*.safetensors")), *sorted(run.glob("predictions/*/*"))]
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+OWN = Path(__file__).parents[2] / "examples" / "own"
+
+
+@pytest.fixture
+def own_config(tmp_path) -> Path:
+    """A folder with copies of the example parts and a configuration that uses all of them."""
+    for file in OWN.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    path = tmp_path / "own.yaml"
+    raw = {
+        **SMALL, "name": "own", "benchmark": "shapes.yaml", "output": str(tmp_path),
+        "federation": {"rounds": 3, "clients": 50, "clients_per_round": 4},
+        "method": {"name": "./anchored.py:Anchored", "strength": 0.02},
+        "fedopt": {"name": "./momentum.py:Momentum", "beta": 0.3},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(raw))
+    return path

@@ -1,4 +1,4 @@
-"""A stranger's method, optimiser, scorer and benchmark, by file and by module, on both engines."""
+"""A stranger's method, optimiser, scorer and benchmark, by file and by module (on Ray: test_ray.py)."""
 
 import json
 import shutil
@@ -16,25 +16,8 @@ from tests.e2e.conftest import SMALL, bits
 OWN = Path(__file__).parents[2] / "examples" / "own"
 
 
-@pytest.fixture
-def config(tmp_path) -> Path:
-    """A folder with copies of the example parts and a configuration that uses all of them."""
-    for file in OWN.iterdir():
-        if file.is_file():
-            shutil.copy(file, tmp_path)
-    path = tmp_path / "own.yaml"
-    raw = {
-        **SMALL, "name": "own", "benchmark": "shapes.yaml", "output": str(tmp_path),
-        "federation": {"rounds": 3, "clients": 50, "clients_per_round": 4},
-        "method": {"name": "./anchored.py:Anchored", "strength": 0.02},
-        "fedopt": {"name": "./momentum.py:Momentum", "beta": 0.3},
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump(raw))
-    return path
-
-
-def test_own_parts_run_and_appear_in_results(config, cluster):
-    run = fcit.simulate(config)
+def test_own_parts_run_and_appear_in_results(own_config):
+    run = fcit.simulate(own_config)
     assert run.results["method"] == "anchored" and "anchored" in (run.path / "report.html").read_text()
     state = json.loads((max((run.path / "state").iterdir()) / "state.json").read_text())["state"]
     visits = state["memory"]["method"]["visits"]
@@ -44,19 +27,16 @@ def test_own_parts_run_and_appear_in_results(config, cluster):
     # own scorer with half marks, the official rule beside it
     assert run.results["also"]["super-clevr"]["exact"] <= run.matrix.scores[-1]["super-clevr"]
 
-    ray = fcit.simulate(config, federation__engine="ray", ray={"address": cluster, "workers": 2})
-    assert bits(ray.path) == bits(run.path)
 
-
-def test_a_cut_run_with_memories_ends_in_the_same_bits(config):
+def test_a_cut_run_with_memories_ends_in_the_same_bits(own_config):
     from clients.app import app
     from fcit.errors import StopRequested
     from fcit.federation.engines.inline import InlineGrid
     from fcit.simulation import create
     from server.app import run as serve
 
-    whole = fcit.simulate(config)
-    cut = create(fcit.config.load(config))
+    whole = fcit.simulate(own_config)
+    cut = create(fcit.config.load(own_config))
 
     class Stops:
         def say(self, kind, **values):
@@ -69,10 +49,12 @@ def test_a_cut_run_with_memories_ends_in_the_same_bits(config):
     assert bits(cut.path) == bits(whole.path)
 
 
-def test_a_module_on_the_path_can_be_named(config, monkeypatch, tmp_path):
+def test_a_module_on_the_path_can_be_named(own_config, monkeypatch, tmp_path):
     shutil.copy(OWN / "anchored.py", tmp_path / "anchored_module.py")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    assert fcit.config.load(config, ["method=anchored_module:Anchored"]).method["name"] == "anchored_module:Anchored"
+    assert (
+        fcit.config.load(own_config, ["method=anchored_module:Anchored"]).method["name"] == "anchored_module:Anchored"
+    )
     assert cli.main(["check-method", "anchored_module:Anchored"]) == 0
 
 
@@ -91,17 +73,17 @@ def test_the_example_keeps_the_contract(capsys):
         ("./broken.py:Mine", r"method: .*broken.py, line 2: ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_is_wrong_with_an_own_part_is_said(config, name, said):
-    (config.parent / "broken.py").write_text("x = 1\ny = x / 0\n")
-    raw = yaml.safe_load(config.read_text())
-    config.write_text(yaml.safe_dump({**raw, "method": name}))
+def test_what_is_wrong_with_an_own_part_is_said(own_config, name, said):
+    (own_config.parent / "broken.py").write_text("x = 1\ny = x / 0\n")
+    raw = yaml.safe_load(own_config.read_text())
+    own_config.write_text(yaml.safe_dump({**raw, "method": name}))
     with pytest.raises(ConfigError, match=said):
-        fcit.config.load(config)
+        fcit.config.load(own_config)
 
 
-def test_own_options_are_checked(config):
+def test_own_options_are_checked(own_config):
     with pytest.raises(ConfigError, match=r"method.strength: input should be greater than or equal to 0, got -1"):
-        fcit.config.load(config, ["method.strength=-1"])
+        fcit.config.load(own_config, ["method.strength=-1"])
 
 
 def test_simulate_takes_a_mapping(tmp_path):
@@ -152,8 +134,8 @@ def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
     assert "method Crooked: route must return finite weights (16, 1), got (16,)" in said and "fcit resume" in said
 
 
-def test_too_few_records_are_told_before_a_run_is_made(config, capsys):
-    assert cli.main(["run", str(config), "federation.clients=5000", "federation.clients_per_round=2"]) == 2
+def test_too_few_records_are_told_before_a_run_is_made(own_config, capsys):
+    assert cli.main(["run", str(own_config), "federation.clients=5000", "federation.clients_per_round=2"]) == 2
     said = capsys.readouterr().err
     assert "task 0 (super-clevr)" in said and "lower federation.clients" in said
-    assert not list(config.parent.glob("own-*"))
+    assert not list(own_config.parent.glob("own-*"))

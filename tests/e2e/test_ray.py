@@ -14,6 +14,7 @@ import pytest
 import ray
 import yaml
 
+import fcit
 from fcit.environment import describe
 from fcit.errors import ConfigError, RunError
 from fcit.run_dir import RunDir
@@ -82,6 +83,12 @@ def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path, monkeypa
     assert min(w["orders"] for w in workers) > 8
     assert len({w["pid"] for w in workers}) == 2 and os.getpid() not in {w["pid"] for w in workers}
     assert not ray.is_initialized() and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_parts_of_ones_own_equal_inline(cluster, own_config):
+    run = fcit.simulate(own_config, federation__engine="ray", ray={"address": cluster, "workers": 2})
+    assert run.method == "anchored"
+    assert bits(run.path) == bits(fcit.simulate(own_config).path)
 
 
 def test_workers_killed_in_a_round_are_replaced(cluster, reference, tmp_path):
