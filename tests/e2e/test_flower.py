@@ -55,6 +55,7 @@ def superlink(tmp_path):
     environment = {
         **os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",  # Flower's simulation would join a Ray that other tests have started on this host
         "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     command = [FLWR.with_name("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port",
@@ -64,9 +65,10 @@ def superlink(tmp_path):
             command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
         )
 
-    def flwr(*arguments: str) -> dict:
-        out = subprocess.run([FLWR, *arguments, "--format", "json"], env=environment, cwd=ROOT, capture_output=True)
-        return json.loads(out.stdout)
+    def flwr(*arguments: str):
+        form = [] if arguments[0] == "log" else ["--format", "json"]
+        out = subprocess.run([FLWR, *arguments, *form], env=environment, cwd=ROOT, capture_output=True, text=True)
+        return json.loads(out.stdout) if form else out.stdout
 
     try:
         deadline = time.monotonic() + 60
@@ -99,7 +101,7 @@ def test_flwr_run_equals_inline(superlink, tmp_path):
         runs = flwr("ls", "--run-id", str(started["run-id"]))["runs"]
         status = runs[0]["status"]
     # The exit code of `flwr run` says nothing about the run; its status does.
-    assert status == "finished:completed", runs
+    assert status == "finished:completed", flwr("log", str(started["run-id"]), "--show")
 
     assert cli.main(["run", str(config), "seed=1", f"output={tmp_path / 'inline'}"]) == 0
     assert bits(tmp_path / "stock" / "stock-1") == bits(tmp_path / "inline" / "stock-1")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -137,16 +139,15 @@ def stopped(folder: Path, number: signal.Signals) -> tuple[Path, int, list[psuti
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_stopped_run_leaves_a_checkpoint_and_no_process(cluster, reference, tmp_path_factory, number, code):
-    # Socket paths are short, so not under pytest's deep folders. The cluster of the other tests runs on beside.
-    folder = Path(tmp_path_factory.getbasetemp().parent.parent) / f"fcit-{os.getpid()}-{code}"
-    folder.mkdir()
+def test_a_stopped_run_leaves_a_checkpoint_and_no_process(cluster, reference, number, code):
+    # Paths of sockets are short, so not under pytest's deep folders. The other tests' cluster runs on beside.
+    folder = Path(tempfile.mkdtemp(prefix="fcit-"))
     run, returned, family, said = stopped(folder, number)
     assert returned == code
     assert f"fcit resume {run}" in said and "Traceback" not in said
     gone, alive = psutil.wait_procs(family, timeout=30)
     assert len(gone) >= 4 and not alive
-    assert not list(folder.glob("fcit-ray-*"))
+    assert not list(folder.glob("fcit-*"))
     assert json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]["round"] >= 1
     if number == signal.SIGTERM:
         from fcit import cli
@@ -158,3 +159,4 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_process(cluster, reference, tm
         assert ray.cluster_resources()["CPU"] == 2
     finally:
         ray.shutdown()
+    shutil.rmtree(folder)

@@ -103,7 +103,7 @@ class RayGrid(VirtualGrid):
                 ray.init(address=options.address, **common)
             else:
                 # Paths of Unix sockets are short: a private folder right under the temporary one.
-                self._own = Path(tempfile.mkdtemp(prefix="fcit-ray-", dir=options.temp_dir))
+                self._own = Path(tempfile.mkdtemp(prefix="fcit-", dir=options.temp_dir))
                 ray.init(
                     address="local", num_cpus=options.workers * options.num_cpus, include_dashboard=False,
                     object_store_memory=options.object_store_mb * 1024**2, _temp_dir=str(self._own),
@@ -111,8 +111,9 @@ class RayGrid(VirtualGrid):
                     _node_ip_address="127.0.0.1", _system_config={"worker_niceness": 0}, **common,
                 )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = f"ray.address {options.address!r}" if options.address else "a private Ray"
-            raise ConfigError(f"{where}: cannot start ({str(error).splitlines()[0]})") from None
+            where = f"ray.address {options.address!r}" if options.address else f"a private Ray in {self._own}"
+            hint = "; give ray.temp_dir a short path" if "AF_UNIX" in str(error) else ""
+            raise ConfigError(f"{where}: cannot start ({str(error).splitlines()[0]}){hint}") from None
         there = ray.cluster_resources()
         for key, wanted in (("CPU", options.workers * options.num_cpus), ("GPU", options.workers * options.num_gpus)):
             if there.get(key, 0) < wanted:
