@@ -77,8 +77,7 @@ def spread(values: list[float]) -> str:
 
 def table(projector: str) -> str:
     """The results as a Markdown table: mean ± standard deviation over seeds."""
-    rows = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
-    rows = [r for r in rows if r.get("run", {}).get("adapter.projector") == projector]
+    rows = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"*-{projector}.json"))]
     lines = ["| setting | sampling | method | seeds | Last | Avg | forgetting |", "|---|---|---|---|---|---|---|"]
     for setting, sampling, method in itertools.product(SETTINGS, SAMPLINGS, METHODS):
         picked = [
