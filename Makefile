@@ -17,7 +17,8 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	$(BIN)/fcit run configs/demo-finetune.yaml output=runs/demo
 	$(BIN)/fcit run configs/demo-disco.yaml output=runs/demo
 	$(BIN)/fcit report $$(ls -d runs/demo/demo-finetune-* | sort -V | tail -1) \
-	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png
+	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png \
+	    --output runs/demo/report
 
 test: install  ## unit and end-to-end tests, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
