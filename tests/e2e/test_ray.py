@@ -126,7 +126,9 @@ def stopped(folder: Path, number: signal.Signals) -> tuple[Path, int, list[psuti
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(folder), "ray": {"workers": 2, "temp_dir": str(folder)}}))
     command = [sys.executable, "-m", "fcit.cli", "run", str(config), "federation.engine=ray"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    # A job in the background inherits an ignored SIGINT; a terminal's does not.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **heard) as process:
         events = folder / "small-1" / "events.jsonl"
         deadline = time.monotonic() + 180
         while '"round"' not in (events.read_text() if events.is_file() else ""):
