@@ -167,6 +167,6 @@ def test_frozen_projector_bfloat16_wire_and_heterogeneous(small, fcit):
 def test_report_compares_and_draws(finished, fcit, tmp_path):
     _, run = finished
     picture = tmp_path / "both.png"
-    code, out, _ = fcit("report", run, run, "--figure", picture)
+    code, out, _ = fcit("report", run, run, "--figure", picture, "--output", picture.parent / "report")
     assert code == 0 and "Comparison" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
