@@ -12,7 +12,7 @@ from typing import Any
 
 from fcit import trees
 from fcit.errors import ConfigError, RunError
-from fcit.run_dir import read_json, read_tensors, write_json, write_tensors
+from fcit.run_dir import Tensors, read_json, read_tensors, write_json, write_tensors
 
 
 class ClientMemory:
@@ -48,7 +48,7 @@ class ClientMemory:
         folder = self.root / str(client)
         if folder.is_dir():
             for file in folder.iterdir():
-                if file.name.split(".")[0] != version:
+                if file.is_file() and file.name.split(".")[0] != version:
                     file.unlink(missing_ok=True)
         if not version:
             return {}
@@ -64,3 +64,33 @@ class ClientMemory:
         folder = self.root / str(client)
         write_tensors(folder / f"{version}.safetensors", tensors)
         write_json(folder / f"{version}.json", plain)
+
+    def constants(self, client: int, wanted: list[str], sent: Tensors, tidy: bool) -> dict[str, Tensors]:
+        """The groups ``wanted``: those just ``sent`` (``group/name``) are kept, the others were kept before.
+
+        Groups nobody wants any more are removed, if ``tidy``: the server can then no longer go back to them.
+
+        Raises:
+            RunError: a group was neither sent nor is it here.
+        """
+        folder = self.root / str(client) / "constants"
+        if tidy and folder.is_dir():
+            for file in folder.glob("*.safetensors"):
+                if file.stem not in wanted:
+                    file.unlink(missing_ok=True)
+        new: dict[str, Tensors] = {}
+        for name, tensor in sent.items():
+            group, _, rest = name.partition("/")
+            new.setdefault(group, {})[rest] = tensor
+        for group, tensors in new.items():
+            write_tensors(folder / f"{group}.safetensors", tensors)
+        return {group: new.get(group) or read_tensors(folder / f"{group}.safetensors") for group in wanted}
+
+    def size(self, client: int) -> int:
+        """Bytes kept for a client, without versions that are being replaced."""
+        folder = self.root / str(client)
+        files = [*folder.glob("constants/*")]
+        versions = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        if versions:
+            files += folder.glob(f"{versions[-1].stem}.*")
+        return sum(file.stat().st_size for file in files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ import torch
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
-from fcit.data.collate import Encoded
 from fcit.errors import FCITError
 from fcit.federation.records import TrainOrder
+from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Method, Session
 
 
@@ -26,7 +26,8 @@ class Outcome:
     examples: int
     steps: int
     loss: float
-    extra: dict[str, np.ndarray]
+    extra: dict[str, np.ndarray]  # the method's, for the server
+    fedopt: dict[str, np.ndarray]  # the federated optimiser's
 
 
 def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
@@ -58,39 +59,49 @@ def learning_rates(training: configuration.Training, steps: int) -> Iterator[flo
 
 
 def train(
-    config: RunConfig, method: Method, order: TrainOrder, examples: list[Encoded], image_root: Path, session: Session
+    config: RunConfig, method: Method, fedopt: FedOpt, order: TrainOrder, sessions: tuple[Session, Session]
 ) -> Outcome:
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
+
+    Args:
+        sessions: the method's view of this training and the federated optimiser's.
 
     Raises:
         FCITError: the loss is not finite.
     """
-    training = config.training
+    training, session = config.training, sessions[0]
+    examples = session.examples
     indices = _order(order, len(examples), training.epochs, config.seed)
     batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
     needed = sorted(set(indices))
-    features = session.backbone.vision_features(image_root, [examples[i].image for i in needed])
+    features = session.backbone.vision_features(session.image_root, [examples[i].image for i in needed])
     row = {index: position for position, index in enumerate(needed)}
     losses = []
     with (
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
-        session.adapters.training() as parameters,
+        session.adapters.training(order.frozen) as parameters,
     ):
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
-        method.prepare(session)
+        parts: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
+        for part, view in parts:
+            part.prepare(view)
         for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            for view in sessions:
+                view.batch, view.lr = batch, lr
             loss = method.loss(session, [examples[i] for i in batch], features[[row[i] for i in batch]])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            method.on_gradients(session)
+            for part, view in parts:
+                part.on_gradients(view)
             torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
-            method.on_step(session)
+            for part, view in parts:
+                part.on_step(view)
             losses.append(float(loss.detach()))
-        extra = method.finish(session)
+        extra, more = (part.finish(view) for part, view in parts)
     mean = float(np.mean(losses))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
-    return Outcome(len(indices) // training.epochs, len(batches), mean, extra)
+    return Outcome(len(indices) // training.epochs, len(batches), mean, extra, more)

@@ -24,7 +24,9 @@ from fcit.data.collate import Encoded
 from fcit.data.records import Record
 from fcit.errors import DataError, FCITError
 from fcit.federation.records import (
+    CONSTANT,
     EXTRA,
+    FEDOPT,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -35,9 +37,11 @@ from fcit.federation.records import (
     TrainOrder,
     memory_version,
 )
-from fcit.methods.base import Method, Session, Tensors
+from fcit.fedopt.base import FedOpt
+from fcit.methods.base import Asked, Method, Session, Tensors
 from fcit.models.adapters import Adapters, is_projector
 from fcit.models.backbone import Backbone, versions
+from fcit.models.layout import Layout
 
 _SHARDS = 256  # tokenised shards kept per process
 
@@ -49,6 +53,7 @@ class Worker:
         self.config, self.backbone, self.adapters, self.memory = config, backbone, adapters, memory
         self.benchmark: Benchmark = open_benchmark(config)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
+        self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self._shards: OrderedDict[tuple[int, tuple[int, ...]], list[Encoded]] = OrderedDict()
         self._questions: dict[str, tuple[list[Encoded], np.ndarray]] = {}
 
@@ -72,9 +77,10 @@ class Worker:
     # ------------------------------------------------------------------ orders
 
     def probe(self, order: ProbeOrder) -> Probe:
-        """Names and shapes of the trainable tensors, the projector's values, library versions."""
+        """Names and shapes of the trainable tensors, those that start from the backbone, library versions."""
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
-        return Probe(shapes, self.backbone.identity_width, versions(), self.adapters.base_projector())
+        start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
+        return Probe(shapes, self.backbone.identity_width, versions(), start)
 
     def describe(self, order: DescribeOrder) -> Description:
         """Sum and count of the shard's identity features; no gradients."""
@@ -87,26 +93,49 @@ class Worker:
     def train(self, order: TrainOrder) -> ClientUpdate:
         """Train the ordered subspace on the shard and return what changed."""
         begin = time.perf_counter()
+        sessions, remembered = self._sessions(order)
+        self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
+        outcome = train(self.config, self.method, self.fedopt, order, sessions)
+        trained = order.trained
+        changed = {n: t for n, t in self.adapters.read().items() if n in trained}
+        changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
+        changed |= {f"{FEDOPT}{n}": t for n, t in outcome.fedopt.items()}
+        if self._remembers:
+            self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
+        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
+        return ClientUpdate(
+            order.stage, order.round, order.client, order.shard, order.subspace,
+            outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed, kept,
+        )  # fmt: skip
+
+    @property
+    def _remembers(self) -> bool:
+        return self.method.remembers or self.fedopt.remembers
+
+    def _sessions(self, order: TrainOrder) -> tuple[tuple[Session, Session], dict[str, Any]]:
+        """What the method and the federated optimiser see, and the memory both write into."""
         examples = self._encoded(order.client, order.tasks)
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
-        received = {n.removeprefix(EXTRA): t for n, t in order.tensors.items() if n.startswith(EXTRA)}
-        trained = {n: t for n, t in order.tensors.items() if not n.startswith(EXTRA)}
-        remembered = self.memory.load(order.client, order.memory) if self.method.remembers else {}
-        session = Session(
-            self.backbone, self.adapters, order.client, order.shard, order.stage, order.round, order.subspace,
-            received, remembered,
+        memory = self.memory.load(order.client, order.memory) if self._remembers else {}
+        constants = {}
+        if order.constants:
+            sent = _under(order.tensors, CONSTANT)
+            constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
+        identity = None
+        if self.method.needs_identity:
+            records = self._records(order.client, order.tasks)
+            identity = self.backbone.identity_features([r.instruction for r in records])
+        last = order.round == self.config.federation.rounds - 1
+        mine, other = (
+            Session(
+                self.backbone, self.adapters, order.client, order.shard, order.stage, order.round, order.subspace,
+                _under(order.tensors, prefix), memory.setdefault(who, {}), constants, examples, identity,
+                self.benchmark.image_root, self.config.seed, last,
+            )
+            for who, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
         )  # fmt: skip
-        self.adapters.load(trained)
-        outcome = train(self.config, self.method, order, examples, self.benchmark.image_root, session)
-        changed = {n: t for n, t in self.adapters.read().items() if n in trained}
-        changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
-        if self.method.remembers:
-            self.memory.save(order.client, memory_version(order.stage, order.round), session.memory)
-        return ClientUpdate(
-            order.stage, order.round, order.client, order.shard, order.subspace,
-            outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed,
-        )  # fmt: skip
+        return (mine, other), memory
 
     def _test(self, dataset: str) -> tuple[list[Encoded], np.ndarray]:
         if dataset not in self._questions:
@@ -130,34 +159,34 @@ class Worker:
         begin = time.perf_counter()
         encoded, features = self._test(order.dataset)
         encoded, features = encoded[order.first : order.last], features[order.first : order.last]
-        subspaces = [
-            {n.removeprefix(f"{name}/"): t for n, t in order.tensors.items() if n.startswith(f"{name}/")}
-            for name in (f"subspace-{i}" for i in range(len(order.names)))
-        ]
-        shared = {n.removeprefix("shared/"): t for n, t in order.tensors.items() if n.startswith("shared/")}
-        known = {n.removeprefix("knowledge/"): t for n, t in order.tensors.items() if n.startswith("knowledge/")}
+        subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
-            shared = subspaces[order.names.index(order.task)] if order.task in order.names else shared
-        self.adapters.load_mixture(subspaces, {**self.adapters.base_projector(), **shared})
+        projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
+        self.adapters.load_mixture(subspaces, projector)
+        known = _under(order.tensors, "knowledge/")
         weights = self._routed(order, (knowledge, known), features) if order.names else None
         texts: list[str] = []
         size = self.config.evaluation.batch_size
         limit = self.benchmark.spec.datasets[order.dataset].max_new_tokens or self.config.evaluation.max_new_tokens
         for start in range(0, len(encoded), size):
-            batch = encoded[start : start + size]
+            batch, rows = encoded[start : start + size], slice(start, start + size)
             vision = self.backbone.vision_features(self.benchmark.image_root, [e.image for e in batch])
-            with self.adapters.mixed(None if weights is None else weights[start : start + size]):
-                texts += self.backbone.generate(batch, vision, limit)
-        tensors = {} if weights is None else {"mix": weights.astype(np.float32)}
+            asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
+            texts += self.method.answer(asked, None if weights is None else weights[rows])
+        tensors = {} if weights is None else {"mix": weights}
         return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
 
 
+def _under(tensors: Tensors, prefix: str) -> Tensors:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 @lru_cache(maxsize=1)
-def _backbone(model: str, adapter: str) -> tuple[Backbone, Adapters]:
+def _backbone(model: str, adapter: str, layout: Layout) -> tuple[Backbone, Adapters]:
     backbone = Backbone(configuration.Backbone.model_validate_json(model))
-    return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter))
+    return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter), layout)
 
 
 def loads() -> int:
@@ -172,5 +201,6 @@ def worker(config: str, memory: str = "") -> Worker:
     ``memory`` is the folder in which clients remember, or empty.
     """
     parsed = configuration.parse(yaml.safe_load(config), "order")
-    backbone, adapters = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json())
+    layout = registry.resolve("method", parsed.method["name"])(parsed).layout
+    backbone, adapters = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
     return Worker(parsed, backbone, adapters, ClientMemory(Path(memory) if memory else None))

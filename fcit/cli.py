@@ -16,6 +16,7 @@ examples:
   fcit run configs/task-disco.yaml method=finetune setting=heterogeneous
   fcit resume runs/task-disco-1                          go on after an interruption
   fcit report runs/demo-disco-1 runs/demo-finetune-1     compare runs, draw their matrices
+  fcit bench configs/bench/demo.yaml                     many runs and the table that compares them
   fcit list                                              methods, scorers, benchmarks
   fcit list settings                                     every setting with its default
   fcit check-method ./mine.py:MyMethod                   test a method of your own
@@ -94,6 +95,12 @@ def _report(args: argparse.Namespace) -> int:
     console.print(f"page:    {page}", highlight=False, soft_wrap=True)
     console.print(f"figures: {output / 'figures'}  tables: {output / 'tables'}", highlight=False, soft_wrap=True)
     return EXIT_OK
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from fcit.bench.command import Wishes, bench
+
+    return bench(Wishes(args.file, args.table, args.dry_run, args.only, args.jobs, args.fresh, args.into))
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -197,6 +204,16 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="folder for page, figures and tables (default: RUN/report, or report)"
     )
     report.add_argument("--figure", type=Path, help="also draw the accuracy matrices here (PNG, SVG or PDF)")
+    bench = add(
+        "bench", _bench, "run a bench file: many runs, one table", "fcit bench configs/bench/demo.yaml --jobs 2"
+    )
+    bench.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")
+    bench.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
+    bench.add_argument("--dry-run", action="store_true", help="list the runs and which are done")
+    bench.add_argument("--only", default="", metavar="TEXT", help="run only rows or folders whose name contains this")
+    bench.add_argument("--jobs", type=int, help="runs at a time (default: the file's, else one per GPU or core)")
+    bench.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
+    bench.add_argument("--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed")
     listing = add("list", _list, "what can be chosen", "fcit list method")
     listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark", "settings"])
     contract = add(

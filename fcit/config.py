@@ -77,8 +77,10 @@ class Adapter(Section):
         r".*language_model.*\.(gate_proj|up_proj|down_proj)",
         description="regular expression over module names (FCIT: feed-forward layers only)",
     )
-    projector: Literal["shared", "frozen"] = Field(
-        "shared", description="shared: the vision-language projector is trained and averaged over all"
+    projector: Literal["shared", "frozen", "per_subspace"] = Field(
+        "shared",
+        description="shared: the vision-language projector is trained and averaged over all; "
+        "per_subspace: each subspace has its own, mixed like the subspaces",
     )
 
 
@@ -127,6 +129,9 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "disco"})
     fedopt: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
+    factors: Literal["separate", "svd", "alternate", "frozen_a"] = Field(
+        "separate", description="how LoRA factors are averaged; see `fcit list factors`"
+    )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
     ray: Ray = Field(default_factory=lambda: Ray.model_validate({}))
     adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))

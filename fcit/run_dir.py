@@ -116,6 +116,21 @@ class RunDir:
         return run
 
     @classmethod
+    def place(cls, path: Path, config: str, environment: dict[str, Any]) -> RunDir:
+        """Make the run folder ``path`` itself, or take it if it is there.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        run = cls(path)
+        try:
+            write_json(run.environment, environment)
+            write_text(run.config, config)
+        except OSError as error:
+            raise ConfigError(f"output: cannot write the run folder {str(path)!r} ({error})") from None
+        return run
+
+    @classmethod
     def open(cls, path: Path) -> RunDir:
         """Open an existing run folder.
 

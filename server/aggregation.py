@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fcit.federation.records import EXTRA, ClientUpdate
+from fcit.federation.records import EXTRA, FEDOPT, ClientUpdate
 from fcit.methods.base import Update
 from fcit.run_dir import RunDir, read_tensors, write_tensors
 
@@ -44,8 +44,11 @@ class Spill:
         for key in sorted(self._heads):
             head = self._heads[key]
             tensors = read_tensors(self._path(key))
-            extra = {n.removeprefix(EXTRA): tensors.pop(n) for n in list(tensors) if n.startswith(EXTRA)}
-            yield Update(key[0], head.subspace, head.examples, tensors, extra)
+            extra, fedopt = (
+                {n.removeprefix(prefix): tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
+                for prefix in (EXTRA, FEDOPT)
+            )
+            yield Update(key[0], head.subspace, head.examples, tensors, extra, fedopt)
 
     def clear(self) -> None:
         """Forget the round."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from fcit import trees
 from fcit.errors import RunError
+from fcit.federation.records import ClientUpdate
 from fcit.methods.base import ServerState
 from fcit.run_dir import RunDir, read_json, read_tensors, write_json, write_tensors
 
@@ -29,12 +30,26 @@ class Progress:
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
     memories: dict[str, str] = field(default_factory=dict)  # client -> version of what it remembers
+    constants: dict[str, list[str]] = field(default_factory=dict)  # client -> groups it keeps
+    kept: dict[str, int] = field(default_factory=dict)  # client -> bytes it keeps
+    client_rounds: int = 0  # accepted updates
+    client_seconds: float = 0.0
+    training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    samples: int = 0  # questions answered
+    answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
     seconds: dict[str, float] = field(default_factory=dict)
     events: int = 0  # bytes of events.jsonl that belong to this state
     saves: int = 0
+
+    def count_round(self, traffic: dict[str, int], accepted: list[ClientUpdate]) -> None:
+        """Add a finished round to the run's cost."""
+        self.client_rounds += len(accepted)
+        self.client_seconds = round(self.client_seconds + sum(u.seconds for u in accepted), 4)
+        for way in self.training_bytes:
+            self.training_bytes[way] += traffic[way]
 
 
 def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,6 +60,7 @@ def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
     head = {
         "subspaces": list(state.subspaces),
         "assigned": [[client, shard, name] for (client, shard), name in sorted(state.assigned.items())],
+        "turns": state.turns,
         "memory": memory,
     }
     return head, tensors | remembered
@@ -94,6 +110,7 @@ def load(run: RunDir) -> tuple[ServerState, Progress] | None:
             subspaces={n: _under(tensors, f"subspace/{n}/") for n in head["subspaces"]},
             shared=_under(tensors, "shared/"),
             assigned={(int(c), str(s)): str(n) for c, s, n in head["assigned"]},
+            turns=dict(head["turns"]),
         )
         memory = trees.restore(head["memory"], tensors)
         state.memory = memory["method"]

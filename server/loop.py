@@ -20,7 +20,9 @@ from fcit.errors import CodecError, ConfigError, RunError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation import codec
 from fcit.federation.records import (
+    CONSTANT,
     EXTRA,
+    FEDOPT,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -31,9 +33,10 @@ from fcit.federation.records import (
     TrainOrder,
     memory_version,
 )
+from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
-from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
-from fcit.models.adapters import save_peft
+from fcit.methods.base import Factory, Method, Pair, ServerState, Stats, Tensors, arrays
+from fcit.models.adapters import is_projector, save_subspace
 from fcit.run_dir import RunDir, write_json
 from server import checkpoint
 from server.aggregation import Spill
@@ -120,8 +123,13 @@ class Loop:
         """Learn the shapes of the trainable tensors from the backbone the clients have."""
         probe = self.courier.ask("query.probe", self.courier.nodes[0], ProbeOrder(self.text), Probe)
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
-        self.make = Factory(self.config.seed, shapes, probe.tensors)
-        self.state.shared = probe.tensors
+        projector = {n: t for n, t in probe.tensors.items() if is_projector(n)}
+        given = {n: t for n, t in probe.tensors.items() if n not in projector}
+        if self.config.adapter.projector == "per_subspace":
+            # Every subspace starts from the backbone's projector and trains its own.
+            given, shapes, projector = given | projector, shapes | {n: t.shape for n, t in projector.items()}, {}
+        self.make = Factory(self.config.seed, shapes, projector, given=given)
+        self.state.shared = dict(projector)
         self._identity_width = probe.identity_width
         environment = self.run.path / "environment.json"
         known = json.loads(environment.read_text(encoding="utf-8"))
@@ -140,6 +148,7 @@ class Loop:
 
     def _round(self) -> None:
         stage, round_ = self.progress.stage, self.progress.round
+        self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
         slots = slots_of_round(self.config, self.benchmark, self.method, stage, round_)
         needed = min(self.config.federation.min_updates, len(slots))
@@ -159,10 +168,9 @@ class Loop:
             )
         heads = [self.spill.head(slot.pair) for slot in slots]
         with self._timed("aggregation"):
-            self.method.aggregate(self.state, iter(self.spill), self.fedopt)
-        if self.method.remembers:
-            version = memory_version(stage, round_)
-            self.progress.memories |= {str(client): version for client in self.spill.clients}
+            aggregator = Aggregator(self.fedopt)
+            self.method.aggregate(self.state, iter(self.spill), aggregator)
+        self._commit(orders)
         self.spill.clear()
         self.validator.close_round()
         self.progress.norms = self.validator.history
@@ -171,6 +179,7 @@ class Loop:
                 self.progress.offsets[slot.shard] = self.progress.offsets.get(slot.shard, 0) + slot.budget
         self.progress.round += 1
         traffic = {k: self.progress.traffic[k] - before[k] for k in ("up", "down")}
+        self.progress.count_round(traffic, [h for h in heads if h])
         self._event(
             "round", stage=stage, round=round_, clients=[s.client for s in slots],
             subspaces=[self.state.assigned[s.pair] for s in slots], tasks=[list(s.tasks) for s in slots],
@@ -180,6 +189,21 @@ class Loop:
         )  # fmt: skip
         with self._timed("checkpoint"):
             checkpoint.save(self.run, self.state, self.progress)
+
+    def _commit(self, orders: dict[Pair, TrainOrder]) -> None:
+        """Note what the accepted clients now know, which subspaces moved, and what each learnt from whom."""
+        progress = self.progress
+        version = memory_version(progress.stage, progress.round)
+        for pair, order in orders.items():
+            head = self.spill.head(pair)
+            if head is None:
+                continue
+            if self.method.remembers or self.fedopt.remembers:
+                progress.memories[str(pair[0])] = version
+            progress.constants[str(pair[0])] = order.constants
+            progress.kept[str(pair[0])] = head.kept
+        for name in sorted({order.subspace for pair, order in orders.items() if self.spill.head(pair)}):
+            self.state.turns[name] = self.state.turns.get(name, 0) + 1
 
     def _assign(self, slots: list[Slot]) -> None:
         """Describe the pairs that are new and let the method give every pair its subspace."""
@@ -223,15 +247,34 @@ class Loop:
 
     def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
         name = self.state.assigned[slot.pair]
-        tensors = {**self.state.shared, **self.state.subspaces[name]}
-        for key, value in self.method.broadcast(self.state, slot.pair).items():
+        subspace = self.state.subspaces[name]
+        tensors = {**self.state.shared, **subspace}
+        extra = self.method.broadcast(self.state, slot.pair)
+        for key, value in extra.items():
             if not isinstance(value, np.ndarray) or value.dtype != np.float32:
                 raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
-            tensors[f"{EXTRA}{key}"] = value
+        for prefix, more in ((EXTRA, extra), (FEDOPT, self._fedopt_broadcast(name))):
+            tensors |= {f"{prefix}{key}": value for key, value in more.items()}
+        constants = self.method.constants(self.state)
+        has = self.progress.constants.get(str(slot.client), [])
+        for group in sorted(constants.keys() - set(has)):
+            tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
             self.text, stage, round_, slot.client, slot.shard, list(slot.tasks), name, tensors,
             slot.budget, self.progress.offsets.get(slot.shard, 0), self.progress.memories.get(str(slot.client), ""),
+            sorted(constants),
         )  # fmt: skip
+
+    def _fedopt_broadcast(self, name: str) -> Tensors:
+        memories, state = self.state.optimizers, self.state
+        own = self.fedopt.broadcast(state.subspaces[name], memories.get(f"subspace-{name}", {}))
+        return own | self.fedopt.broadcast(state.shared, memories.get("shared", {}))
+
+    def _extra_shapes(self, order: TrainOrder) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what an update holds beside the trained tensors."""
+        trained = {n: t.shape for n, t in order.trained.items()}
+        extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(self.state).items()}
+        return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
 
     def _collect(self, orders: dict[Pair, TrainOrder], attempt: int) -> dict[str, float]:
         """Send orders, validate what comes back, spill what is accepted."""
@@ -261,7 +304,10 @@ class Loop:
             # The node's order is answered, if badly; it is not missing.
             node = reply.metadata.src_node_id
             pair = next((p for p in waiting if self.courier.node(p[0]) == node), None)
-            waiting.pop(pair, None) if pair is not None else None
+            if pair is not None:
+                waiting.pop(pair)
+                # Perhaps it lost what it had been sent; next time it gets everything again.
+                self.progress.constants.pop(str(pair[0]), None)
             who = "" if pair is None else f"client {pair[0]}: "
             return f"{who}{reply.error.reason}", None
         try:
@@ -274,7 +320,7 @@ class Loop:
         if order is None:
             return f"client {update.client} was not asked for this", update
         declared = order.budget or self.progress.declared.get(f"{update.client}/{update.shard}")
-        return self.validator.problem(order, update, declared, self.method.extra_shapes(self.state)), update
+        return self.validator.problem(order, update, declared, self._extra_shapes(order)), update
 
     def _reject(self, reason: str, update: ClientUpdate | None) -> None:
         self.progress.traffic["rejected"] += 1
@@ -302,6 +348,8 @@ class Loop:
                     self.benchmark, answers, self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"
                 )
                 progress.evaluated.append(name)
+                progress.samples += len(answers.texts)
+                progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
                 progress.row[name], progress.extra[name] = scored.score, scored.also
                 self._event("scored", stage=progress.stage, dataset=name, score=scored.score, mix=scored.mix,
                             seconds=round(answers.seconds, 3))  # fmt: skip
@@ -368,8 +416,8 @@ class Loop:
     def _finish(self) -> AccuracyMatrix:
         matrix = self._matrix()
         for name, tensors in self.state.subspaces.items():
-            save_peft(self.run.adapters / name, {**self.state.shared, **tensors}, self.config.adapter,
-                      self.config.backbone.model)  # fmt: skip
+            save_subspace(self.run.adapters / name, {**self.state.shared, **tensors}, self.config.adapter,
+                          self.config.backbone.model)  # fmt: skip
         state, progress = self.state, self.progress
         write_json(
             self.run.results,
@@ -379,9 +427,30 @@ class Loop:
                 "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
                 "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
                 "subspace_names": list(state.subspaces), "method_tables": self.method.report(state),
+                "cost": self._cost(),
                 "seconds": progress.seconds, "also": progress.extra_rows[-1] if progress.extra_rows else {},
             },
         )  # fmt: skip
         self.run.clear_spill()
         self._event("end", **matrix.summary())
         return matrix
+
+    def _cost(self) -> dict[str, Any]:
+        """What the run cost, per client-round, question and place."""
+        state, progress = self.state, self.progress
+        rounds = max(progress.client_rounds, 1)
+        trained = sum(t.size for t in [*next(iter(state.subspaces.values()), {}).values(), *state.shared.values()])
+        return {
+            "client_rounds": progress.client_rounds,
+            "up_per_client_round": progress.training_bytes["up"] / rounds,
+            "down_per_client_round": progress.training_bytes["down"] / rounds,
+            "client_seconds": round(progress.client_seconds / rounds, 4),
+            "server_bytes": state.bytes,
+            "client_memory_bytes": sum(progress.kept.values()) / max(len(progress.kept), 1),
+            "parameters": {
+                "trainable": trained if self.method.trains else 0,
+                "stored": sum(t.size for t in arrays([state.subspaces, state.shared])),
+                "active": self.method.active(state),
+            },
+            "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
+        }

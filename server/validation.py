@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fcit.federation.records import EXTRA, ClientUpdate, TrainOrder
+from fcit.federation.records import PREFIXES, ClientUpdate, TrainOrder
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
@@ -38,14 +38,13 @@ class Validator:
 
         Args:
             declared: the client's shard size if known.
-            extra: names and shapes of the method's own tensors.
+            extra: names (with their prefix) and shapes of the method's and the optimiser's own tensors.
         """
         for name in ("stage", "round", "client", "shard", "subspace"):
             got, wanted = getattr(update, name), getattr(order, name)
             if got != wanted:
                 return f"{name} is {got!r}, the order says {wanted!r}"
-        shapes = {n: t.shape for n, t in order.tensors.items() if not n.startswith(EXTRA)}
-        shapes |= {f"{EXTRA}{n}": tuple(shape) for n, shape in (extra or {}).items()}
+        shapes = {n: t.shape for n, t in order.trained.items()} | (extra or {})
         if set(update.tensors) != set(shapes):
             odd = sorted(set(update.tensors) ^ set(shapes))
             return f"tensor names differ from the order's (first: {odd[0]})"
@@ -70,7 +69,7 @@ class Validator:
 
     @staticmethod
     def _norm(order: TrainOrder, update: ClientUpdate) -> float:
-        moved = (t - order.tensors[n] for n, t in update.tensors.items() if not n.startswith(EXTRA))
+        moved = (t - order.tensors[n] for n, t in update.tensors.items() if not n.startswith(PREFIXES))
         square = sum(float((t.astype(np.float64) ** 2).sum()) for t in moved)
         return float(np.sqrt(square) / np.sqrt(update.steps))
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.fedopt.base import FedOpt
+from fcit.fedopt.aggregator import Aggregator
 from fcit.methods.base import INVARIANTS, Method, ServerState, Session, Update
 
 
@@ -54,7 +54,7 @@ class Anchored(Method):
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         return {"visits": (1,)}
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update], fedopt: FedOpt) -> None:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
         visits = state.memory.setdefault("visits", {})
 
         def watched():
@@ -62,7 +62,7 @@ class Anchored(Method):
                 visits[str(update.client)] = int(update.extra["visits"][0])
                 yield update
 
-        super().aggregate(state, watched(), fedopt)
+        super().aggregate(state, watched(), aggregator)
 
     # ---- at inference
 

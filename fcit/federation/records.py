@@ -11,6 +11,12 @@ Tensors = dict[str, np.ndarray]
 
 #: Prefix of a method's own tensors in training orders and updates.
 EXTRA = "extra/"
+#: Prefix of the federated optimiser's own tensors.
+FEDOPT = "fedopt/"
+#: Prefix of constants, ``constant/<group>/<name>``: sent once, kept by the client.
+CONSTANT = "constant/"
+#: Everything that is not a tensor to be trained.
+PREFIXES = (EXTRA, FEDOPT, CONSTANT)
 
 
 def memory_version(stage: int, round_: int) -> str:
@@ -44,7 +50,9 @@ class TrainOrder:
 
     ``budget``/``offset`` are set for pooled references only: so many samples from a seeded endless
     permutation, starting at ``offset``. ``memory`` is the version of the client's own memory that the
-    server knows. Tensors under ``extra/`` are the method's own.
+    server knows. Tensors under ``extra/`` are the method's own, those under ``fedopt/`` the federated
+    optimiser's. ``constants`` names the groups the client needs; new ones come along under ``constant/``.
+    Tensors named in ``frozen`` are loaded and neither trained nor sent back.
     """
 
     config: str
@@ -58,6 +66,13 @@ class TrainOrder:
     budget: int | None = None
     offset: int = 0
     memory: str = ""
+    constants: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+
+    @property
+    def trained(self) -> Tensors:
+        """The tensors that the client trains and returns, as the server has them."""
+        return {n: t for n, t in self.tensors.items() if not n.startswith(PREFIXES) and n not in self.frozen}
 
 
 @dataclass
@@ -74,6 +89,7 @@ class ClientUpdate:
     loss: float
     seconds: float
     tensors: Tensors
+    kept: int = 0  # bytes this client keeps between its orders
 
 
 @dataclass

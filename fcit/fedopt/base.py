@@ -40,13 +40,44 @@ class FedOpt:
         """Keys under ``fedopt:`` besides ``name``."""
 
     summary: ClassVar[str] = ""
+    #: Whether clients keep ``session.memory`` between their orders.
+    remembers: ClassVar[bool] = False
 
     def __init__(self, config: RunConfig) -> None:
         options = {k: v for k, v in config.fedopt.items() if k != "name"}
         self.options = self.Options.model_validate(options)
 
+    # ------------------------------------------------------------------ client
+
+    def prepare(self, session: Any) -> None:
+        """Before the first step; ``session`` is a :class:`fcit.methods.base.Session` with this
+        optimiser's own ``received`` and ``memory``."""
+
+    def on_gradients(self, session: Any) -> None:
+        """After the method's own hook on gradients, before clipping."""
+
+    def on_step(self, session: Any) -> None:
+        """After each optimiser step; ``session.lr`` is the step's learning rate."""
+
+    def finish(self, session: Any) -> Tensors:
+        """After the last step: tensors for the server, as :meth:`extra_shapes` announces them."""
+        return {}
+
+    # ------------------------------------------------------------------ server
+
+    def broadcast(self, tensors: Tensors, memory: dict[str, Any]) -> Tensors:
+        """Extra float32 arrays for a client that will train ``tensors`` (a subspace's, or the shared ones)."""
+        return {}
+
+    def extra_shapes(self, trained: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """What :meth:`finish` returns, given the shapes of what is trained; names must be trained names."""
+        return {}
+
+    def absorb(self, sums: Tensors, memory: dict[str, Any]) -> None:
+        """Take in the sums (float64) of what the clients' :meth:`finish` returned, before :meth:`step`."""
+
     def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
-        """New server tensors from the old ones and the clients' mean (same names).
+        """New server tensors from the old ones and the clients' mean (same names, perhaps not all the home has).
 
         Args:
             memory: JSON values and arrays that this optimiser keeps for this subspace, changed in

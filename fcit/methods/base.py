@@ -6,7 +6,7 @@ client needs travels in its order; what inference needs travels in :meth:`Method
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from fcit import seeding
 from fcit.config import RunConfig, Section
-from fcit.fedopt.base import FedOpt, Mean
+from fcit.fedopt.aggregator import Aggregator, Group
+from fcit.models.layout import Layout
 
 Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
@@ -40,6 +41,7 @@ class Update:
     examples: int
     tensors: Tensors
     extra: Tensors = field(default_factory=dict)  # what Method.finish returned
+    fedopt: Tensors = field(default_factory=dict)  # what the federated optimiser's finish returned
 
 
 @dataclass
@@ -59,7 +61,32 @@ class Session:
     subspace: str
     received: Tensors = field(default_factory=dict)  # what Method.broadcast sent
     memory: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, Tensors] = field(default_factory=dict)  # what Method.constants named
+    examples: list[Any] = field(default_factory=list)  # the shard, encoded
+    identity: np.ndarray | None = None  # its identity features (N, d), if Method.needs_identity
+    image_root: Any = None  # folder of the shard's images
+    seed: int = 0
+    last_round: bool = False  # of the stage
+    batch: list[int] = field(default_factory=list)  # indices into the shard of the batch at hand
+    lr: float = 0.0  # learning rate of the step at hand
     notes: dict[str, Any] = field(default_factory=dict)  # free for the method, e.g. anchors as torch tensors
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Randomness that belongs to this order."""
+        return seeding.generator(self.seed, purpose, self.stage, self.round, self.client, self.shard)
+
+
+@dataclass
+class Asked:
+    """A batch of test questions as :meth:`Method.answer` gets it."""
+
+    backbone: Any
+    adapters: Any
+    subspaces: list[Tensors]  # in the order of the mix's columns
+    examples: list[Any]
+    features: Any  # vision features (N, patches, d)
+    identity: np.ndarray  # (N, d)
+    limit: int  # new tokens at most
 
 
 @dataclass
@@ -71,34 +98,53 @@ class ServerState:
     assigned: dict[Pair, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)  # a method's own: JSON values and arrays
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # the federated optimiser's, by subspace
+    turns: dict[str, int] = field(default_factory=dict)  # rounds in which each subspace got updates
+    stage: int = 0  # where the timeline stands, counted from 0; the loop sets both
+    round: int = 0
 
     @property
     def bytes(self) -> int:
-        """Size of the tensors held."""
-        parts = [*self.subspaces.values(), self.shared]
-        return sum(t.nbytes for tensors in parts for t in tensors.values())
+        """Size of all arrays held: subspaces, shared tensors, the method's and the optimiser's memory."""
+        return sum(t.nbytes for t in arrays([self.subspaces, self.shared, self.memory, self.optimizers]))
+
+
+def arrays(value: Any) -> Iterator[np.ndarray]:
+    """Every array in nested dicts and lists."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from arrays(inner)
 
 
 class Factory:
     """Creates subspaces on the server: a function of (seed, subspace id) only.
 
-    ``projector`` holds the backbone's own projector (empty when it is frozen).
+    ``projector`` holds the backbone's own projector (empty when it is frozen), ``given`` tensors that
+    start from the backbone as well: the soft prompts of a pool.
     """
 
     def __init__(
-        self, seed: int, shapes: dict[str, tuple[int, ...]], projector: Tensors | None = None, std: float = 0.01
-    ) -> None:
+        self, seed: int, shapes: dict[str, tuple[int, ...]], projector: Tensors | None = None, std: float = 0.01,
+        given: Tensors | None = None,
+    ) -> None:  # fmt: skip
         self.seed, self.shapes, self.projector, self.std = seed, shapes, projector or {}, std
+        self.given = given or {}
 
     def __call__(self, name: str) -> Tensors:
-        """A ~ N(0, 0.01^2), B = 0 (the reference's initialisation)."""
+        """A ~ N(0, 0.01^2), B = 0 (the reference's initialisation); gates as torch starts a Linear."""
         rng = seeding.generator(self.seed, "subspace", name)
-        return {
-            key: rng.normal(0.0, self.std, shape).astype(np.float32)
-            if ".lora_A." in key
-            else np.zeros(shape, dtype=np.float32)
-            for key, shape in sorted(self.shapes.items())
-        }
+        return {key: self._start(key, shape, rng) for key, shape in sorted(self.shapes.items())}
+
+    def _start(self, key: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        if key in self.given:
+            return self.given[key].copy()
+        if ".lora_B." in key:
+            return np.zeros(shape, dtype=np.float32)
+        if ".lora_A." in key:
+            return rng.normal(0.0, self.std, shape).astype(np.float32)
+        # Gates: kaiming-uniform with a = sqrt 5, i.e. U(-1, 1) / sqrt(d_in). Keys of a prompt pool alike.
+        return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(shape[-1])).astype(np.float32)
 
 
 class Method:
@@ -119,6 +165,14 @@ class Method:
     needs_task_at_inference: ClassVar[bool] = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
     remembers: ClassVar[bool] = False
+    #: Whether training needs the shard's identity features (:attr:`Session.identity`).
+    needs_identity: ClassVar[bool] = False
+    #: Our own definition, where no paper gives one: shown with a dagger.
+    dagger: ClassVar[bool] = False
+    #: Tables list "reference" and "replay" methods apart.
+    group: ClassVar[str] = ""
+    #: Ways of averaging LoRA factors that make sense for it (``factors:``).
+    factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
     #: References without a timeline are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
@@ -129,6 +183,11 @@ class Method:
         self.config = config
         options = {k: v for k, v in config.method.items() if k != "name"}
         self.options: Any = self.Options.model_validate(options)
+
+    @property
+    def layout(self) -> Layout:
+        """What a subspace consists of."""
+        return Layout()
 
     # ------------------------------------------------------------------ client
 
@@ -169,6 +228,14 @@ class Method:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
         return {}
 
+    def constants(self, state: ServerState) -> dict[str, Tensors]:
+        """Named groups of float32 arrays that never change: teachers, anchors, frozen subspaces.
+
+        A client is sent each group once and keeps it; all groups of this dictionary are in
+        :attr:`Session.constants`. A group whose tensors would change needs a new name.
+        """
+        return {}
+
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         """Names and shapes (float32) of what :meth:`finish` returns; anything else is rejected."""
         return {}
@@ -176,26 +243,27 @@ class Method:
     def end_stage(self, state: ServerState, stage: int) -> None:
         """After the last round of a stage, before its evaluation."""
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update], fedopt: FedOpt) -> None:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
         """Fold accepted updates, in ascending client order, into the state.
 
         Subspace tensors are averaged within their subspace, shared tensors over everybody:
         theta <- fedopt(theta, sum_k n_k theta_k / sum_k n_k).
         """
-        means: dict[str, Mean] = {}
-        shared = Mean()
+        groups: dict[str, Group] = {}
+        shared = aggregator.group("shared", state.shared, state.optimizers.setdefault("shared", {}))
         for update in updates:
+            name = update.subspace
+            if name not in groups:
+                memory = state.optimizers.setdefault(f"subspace-{name}", {})
+                groups[name] = aggregator.group(name, state.subspaces[name], memory)
             own = {k: v for k, v in update.tensors.items() if k not in state.shared}
+            groups[name].add(own, update.examples, update.fedopt)
             common = {k: v for k, v in update.tensors.items() if k in state.shared}
-            means.setdefault(update.subspace, Mean()).add(own, update.examples)
             if common:
-                shared.add(common, update.examples)
-        for name in sorted(means):
-            memory = state.optimizers.setdefault(f"subspace-{name}", {})
-            state.subspaces[name] = fedopt.step(state.subspaces[name], means[name].result(), memory)
-        if shared.weight:
-            memory = state.optimizers.setdefault("shared", {})
-            state.shared = fedopt.step(state.shared, shared.result(), memory)
+                shared.add(common, update.examples, update.fedopt)
+        for name in sorted(groups):
+            state.subspaces[name] = groups[name].result()
+        state.shared = shared.result()
 
     def report(self, state: ServerState) -> list[dict[str, Any]]:
         """Heat maps for the report: ``title``, ``rows``, ``columns``, ``values`` (0 to 1)."""
@@ -213,3 +281,12 @@ class Method:
         Never sees the task. Default: the only subspace, weight one.
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
+
+    def answer(self, asked: Asked, mix: np.ndarray | None) -> list[str]:
+        """Texts for a batch of questions under their mix ``(N, E)``; the mixture is loaded."""
+        with asked.adapters.mixed(mix):
+            return asked.backbone.generate(asked.examples, asked.features, asked.limit)
+
+    def active(self, state: ServerState) -> int:
+        """Trained numbers that act on one question; default: all subspaces and the shared tensors."""
+        return sum(t.size for t in arrays([state.subspaces, state.shared]))

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from fcit import registry, trees
 from fcit.config import RunConfig
+from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Session, Stats, Update
 
@@ -59,13 +60,13 @@ class Case:
     method: Method = field(init=False)
     make: Factory = field(init=False)
     state: ServerState = field(init=False)
-    fedopt: FedAvg = field(init=False)
+    aggregator: Aggregator = field(init=False)
 
     def __post_init__(self) -> None:
         config = RunConfig.model_validate({"method": {"name": self.name}})
         self.method = registry.resolve("method", self.name)(config)
         projector = {P: np.full((2, 2), 0.5, np.float32)} if self.projector == "shared" else {}
-        self.make, self.fedopt = Factory(0, SHAPES, projector), FedAvg(config)
+        self.make, self.aggregator = Factory(0, SHAPES, projector), Aggregator(FedAvg(config))
         self.state = self.fresh()
 
     def fresh(self) -> ServerState:
@@ -175,8 +176,8 @@ def aggregate_reads_once_and_repeats(case: Case) -> None:
     """Updates come as an iterator, once; the same updates give the same bits."""
     other = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
-    case.method.aggregate(case.state, iter(updates), case.fedopt)
-    case.method.aggregate(other, iter(updates), FedAvg(case.method.config))
+    case.method.aggregate(case.state, iter(updates), case.aggregator)
+    case.method.aggregate(other, iter(updates), Aggregator(FedAvg(case.method.config)))
     for pair in PAIRS:
         first, second = case.held(pair), case.held(pair, other)
         require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
@@ -184,7 +185,7 @@ def aggregate_reads_once_and_repeats(case: Case) -> None:
 
 def state_can_be_saved(case: Case) -> None:
     """What the server remembers is JSON values and arrays, and comes back equal."""
-    case.method.aggregate(case.state, iter([case.update(pair, 2, 0.1) for pair in PAIRS]), case.fedopt)
+    case.method.aggregate(case.state, iter([case.update(pair, 2, 0.1) for pair in PAIRS]), case.aggregator)
     case.method.end_stage(case.state, 0)
     plain, tensors = trees.flatten(case.state.memory)
     again, _ = trees.flatten(trees.restore(plain, tensors))
@@ -258,7 +259,7 @@ def a_client_can_train(case: Case) -> None:
 def unchanged_updates(case: Case) -> None:
     """Updates that moved nothing move nothing on the server."""
     before = {pair: case.held(pair) for pair in PAIRS}
-    case.method.aggregate(case.state, iter([case.update(pair, 3, 0.0) for pair in PAIRS]), case.fedopt)
+    case.method.aggregate(case.state, iter([case.update(pair, 3, 0.0) for pair in PAIRS]), case.aggregator)
     for pair in PAIRS:
         after = case.held(pair)
         same = all(np.array_equal(after[n], t) and after[n].dtype == np.float32 for n, t in before[pair].items())
@@ -270,7 +271,7 @@ def weighted_mean(case: Case) -> None:
     before = case.held(PAIRS[0])
     updates = [case.update(PAIRS[0], 1, 1.0), case.update(PAIRS[2], 3, 2.0)]
     require(updates[0].subspace == updates[1].subspace, "two clients of one task got different subspaces")
-    case.method.aggregate(case.state, iter(updates), case.fedopt)
+    case.method.aggregate(case.state, iter(updates), case.aggregator)
     after = case.held(PAIRS[0])
     require(all(np.allclose(after[n], t + 1.75, atol=1e-6) for n, t in before.items()), "not the sample-weighted mean")
 
@@ -279,7 +280,7 @@ def others_untouched(case: Case) -> None:
     """An update of one subspace leaves the others as they are."""
     own = case.state.assigned[PAIRS[1]]
     others = {n: dict(t) for n, t in case.state.subspaces.items() if n != own}
-    case.method.aggregate(case.state, iter([case.update(PAIRS[1], 2, 1.0)]), case.fedopt)
+    case.method.aggregate(case.state, iter([case.update(PAIRS[1], 2, 1.0)]), case.aggregator)
     for name, tensors in others.items():
         same = all(np.array_equal(case.state.subspaces[name][k], v) for k, v in tensors.items())
         require(same, f"an update of subspace {own} changed subspace {name}")

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from fcit import config as configuration
+from fcit import seeding
 from fcit.errors import ConfigError
 from fcit.models.backbone import Backbone
+from fcit.models.hooks import Projectors, TokenGates, scale
+from fcit.models.layout import KEYS, PROMPTS, Layout
 
 SLOT = "slot"
 MIX = "mix"
+GATE = ".lora_gate.weight"
 PREFIX = "base_model.model."
 PROJECTOR = "multi_modal_projector"
 
@@ -43,24 +47,68 @@ class Adapters:
     """The trainable parts of a backbone, addressed by peft's own state-dict names.
 
     Names look like ``base_model.model.<module>.lora_A.weight`` (and ``...multi_modal_projector...``
-    for the projector), which is what ``PeftModel.from_pretrained`` expects in a saved adapter.
+    for the projector), which is what ``PeftModel.from_pretrained`` expects in a saved adapter. Gates are
+    called ``...<module>.lora_gate.weight``, a prompt pool ``prompt_pool.prompts`` and ``prompt_pool.keys``.
     """
 
-    def __init__(self, backbone: Backbone, adapter: configuration.Adapter) -> None:
-        self.backbone, self.adapter = backbone, adapter
+    def __init__(
+        self, backbone: Backbone, adapter: configuration.Adapter, layout: Layout = Layout()  # noqa: B008  (frozen)
+    ) -> None:  # fmt: skip
+        self.backbone, self.adapter, self.layout = backbone, adapter, layout
+        if layout.experts and adapter.rank % layout.experts:
+            raise ConfigError(f"adapter.rank: {adapter.rank} cannot be divided among {layout.experts} experts")
         try:
             backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
         except (ValueError, re.error) as error:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
         self._weights: torch.Tensor | None = None
-        self._slot = dict(self._named(SLOT))
+        self._behind = False
+        self._gates: dict[str, dict[str, torch.Tensor]] = {}
+        self._projectors = self._hook_projector()
+        for layer in self._layers.values():
+            layer.register_forward_hook(self._add_frozen)
+        self._slot = self._trainable()
         outside = [n for n in self._slot if "vision_tower" in n]
         if outside:
             raise ConfigError(
                 f"adapter.targets: {adapter.targets!r} reaches the vision tower ({outside[0]}), whose features are "
                 "computed once; anchor the expression in the language model"
             )
+
+    @property
+    def _layers(self) -> dict[str, Any]:
+        """Adapted layers by name."""
+        modules = dict(self._peft.named_modules())
+        return {n.removesuffix(".lora_A"): modules[n.removesuffix(".lora_A")] for n in modules if n.endswith(".lora_A")}
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        named = dict(self._named(SLOT))
+        if self.layout.pool:
+            width = self.backbone.token_width
+            pool, length = self.layout.pool, self.layout.length
+            named = {n: p for n, p in named.items() if is_projector(n)}  # B = 0 for good: the LoRA is silent
+            named[KEYS] = self._parameter(pool, self.backbone.identity_width)
+            named[PROMPTS] = self._parameter(pool, length, width)
+        if self.layout.experts:
+            layers = self._layers
+            mine = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
+            named |= {f"{n}{GATE}": gate for n, gate in mine.items()}
+            self._gates[SLOT] = dict(mine)
+            TokenGates(layers, SLOT, self._gates[SLOT])
+        return dict(sorted(named.items()))
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape, device=self.backbone.device), requires_grad=False)
+
+    def start(self, seed: int) -> Tensors:
+        """Tensors of a new subspace that start from the backbone: soft prompts are random words of its own."""
+        if not self.layout.pool:
+            return {}
+        table = self.backbone.word_embeddings
+        rng = seeding.generator(seed, "prompt-pool")
+        rows = rng.integers(0, len(table), size=(self.layout.pool, self.layout.length))
+        return {PROMPTS: table[rows]}
 
     @property
     def _peft(self) -> Any:
@@ -73,7 +121,7 @@ class Adapters:
             lora_dropout=self.adapter.dropout,
             target_modules=self.adapter.targets,
             bias="none",
-            modules_to_save=[PROJECTOR] if self.adapter.projector == "shared" else None,
+            modules_to_save=None if self.adapter.projector == "frozen" else [PROJECTOR],
         )
 
     def _named(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -107,20 +155,65 @@ class Adapters:
         return {name: p.detach().float().cpu().numpy().copy() for name, p in self._slot.items()}
 
     @contextmanager
-    def training(self) -> Iterator[list[nn.Parameter]]:
-        """Activate the slot in training mode; yields its parameters."""
-        self._peft.set_adapter(SLOT)
-        self._peft.train()
-        self.backbone.identity_encoder.eval()
+    def training(self, frozen: Collection[str] = ()) -> Iterator[list[nn.Parameter]]:
+        """Activate the slot in training mode; yields its parameters except those named ``frozen``."""
+        self._activate()
+        trained = [p for n, p in self._slot.items() if n not in frozen]
         for parameter in self._slot.values():
+            parameter.requires_grad_(False)
+        for parameter in trained:
             parameter.requires_grad_(True)
         try:
-            yield list(self._slot.values())
+            yield trained
         finally:
             self._peft.eval()
+            self._behind = False
             for parameter in self._slot.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
+
+    def _activate(self) -> None:
+        """The slot speaks, in training mode."""
+        wanted = {n for n, p in self._slot.items() if p.requires_grad}
+        self._peft.set_adapter(SLOT)
+        self._peft.train()
+        self.backbone.identity_encoder.eval()
+        for name, parameter in self._slot.items():
+            parameter.requires_grad_(name in wanted)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """The slot without dropout and without gradients' bookkeeping of modes, amid a training."""
+        self._peft.eval()
+        try:
+            yield
+        finally:
+            self._peft.train()
+            self.backbone.identity_encoder.eval()
+
+    @contextmanager
+    def other(self) -> Iterator[None]:
+        """What :meth:`load_mixture` loaded speaks instead of the slot, amid a training; no gradients."""
+        self._peft.set_adapter(MIX, inference_mode=True)
+        self._peft.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._activate()
+
+    def put_behind(self, subspaces: list[Tensors]) -> None:
+        """Add the sum of these frozen subspaces to everything the slot says, until the training ends."""
+        if subspaces:
+            self.load_mixture(subspaces, self.base_projector())
+            self._behind = True
+            self._activate()
+
+    def _add_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        if not self._behind or layer.active_adapters != [SLOT]:
+            return None
+        frozen = layer.lora_B[MIX](layer.lora_A[MIX](inputs[0])) * layer.scaling[MIX]
+        return output + frozen.to(output.dtype)
 
     def base_projector(self) -> Tensors:
         """The projector as the backbone came, under its saved names (empty if it is frozen)."""
@@ -133,50 +226,90 @@ class Adapters:
     # ------------------------------------------------------------------ mixture
 
     def load_mixture(self, subspaces: list[Tensors], projector: Tensors) -> None:
-        """Stack subspaces (in this order) into the mixture adapter; grows it when needed."""
+        """Stack subspaces (in this order) into the mixture adapter; grows it when needed.
+
+        Subspaces that hold a projector use it; ``projector`` is what everything else uses.
+        """
         size = max(len(subspaces), 1)
         if size != self._mix_size:
-            if self._mix_size:
-                self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
-                self._peft.delete_adapter(MIX)
-            self._peft.add_adapter(MIX, self._config(size))
-            self._hook()
-            self._mix_size = size
+            self._resize(size)
+        lora = [{n: t for n, t in s.items() if ".lora_" in n} for s in subspaces]
         with torch.no_grad():
             for name, parameter in self._named(MIX):
                 parameter.requires_grad_(False)
                 if is_projector(name):
                     parameter.copy_(torch.from_numpy(projector[name]))
-                elif not subspaces:
+                elif not subspaces or name not in lora[0]:
                     parameter.zero_()
                 else:
                     axis = 0 if ".lora_A." in name else 1
-                    parts = [torch.from_numpy(s[name]) for s in subspaces]
-                    parameter.copy_(torch.cat(parts, dim=axis))
+                    parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
+        if self.layout.experts and subspaces:
+            self._gates[MIX] |= {
+                n.removesuffix(GATE): torch.from_numpy(t).to(self.backbone.device)
+                for n, t in subspaces[0].items()
+                if n.endswith(GATE)
+            }
+        if self._projectors is not None:
+            self._projectors.load(self._own_projectors(subspaces))
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
 
-    def _hook(self) -> None:
+    def _own_projectors(self, subspaces: list[Tensors]) -> list[dict[str, torch.Tensor]]:
+        if not any(is_projector(n) for s in subspaces for n in s):
+            return []
+        return [
+            {
+                n.partition(f"{PROJECTOR}.")[2]: torch.from_numpy(t).to(self.backbone.device, self.backbone.model.dtype)
+                for n, t in s.items()
+                if is_projector(n)
+            }
+            for s in subspaces
+        ]
+
+    def _resize(self, size: int) -> None:
+        if self._mix_size:
+            self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
+            self._peft.delete_adapter(MIX)
+        self._peft.add_adapter(MIX, self._config(size))
         for name, module in self._peft.named_modules():
             if name.endswith(f".lora_A.{MIX}"):
                 module.register_forward_hook(self._scale)
+        if self.layout.experts:
+            self._gates.setdefault(MIX, {})
+            TokenGates(self._layers, MIX, self._gates[MIX])
+        self._mix_size = size
+
+    def _hook_projector(self) -> Projectors | None:
+        for name, module in self._peft.named_modules():
+            if name.endswith(PROJECTOR) and hasattr(module, "original_module"):
+                return Projectors(module, module.original_module)
+        return None
 
     def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Multiply the rank dimension ``(B, L, E*r)`` by each sample's weights ``(B, E*r)``."""
-        if self._weights is None:
-            return output
-        return output * self._weights[:, None, :].to(output.dtype)
+        return output if self._weights is None else scale(self._weights, output)
 
     @contextmanager
     def mixed(self, weights: np.ndarray | None) -> Iterator[None]:
         """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one)."""
+        chosen = None
         if weights is not None:
-            repeated = np.repeat(np.asarray(weights, dtype=np.float32), self.adapter.rank, axis=1)
-            self._weights = torch.from_numpy(repeated).to(self.backbone.device)
+            chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
+            self._weights = chosen.repeat_interleave(self.adapter.rank, dim=1)
         try:
-            yield
+            with self._projectors.weighted(chosen) if self._projectors is not None else nullcontext():
+                yield
         finally:
             self._weights = None
+
+
+def save_subspace(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:
+    """Write one subspace: as a peft adapter if it is one, else as bare tensors (gates, prompt pools)."""
+    if all(is_projector(n) or ".lora_A." in n or ".lora_B." in n for n in tensors):
+        save_peft(folder, tensors, adapter, model)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, folder / "subspace.safetensors")
 
 
 def save_peft(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:

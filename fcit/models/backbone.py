@@ -75,6 +75,23 @@ def _stamp(root: Path, image: str) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
+def _insert(
+    prefix: torch.Tensor, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Soft prompts ``(B, P, d)`` between the first token of each left-padded row and the rest."""
+    rows, length, extra = *embeds.shape[:2], prefix.shape[1]
+    first = (mask == 0).sum(dim=1, keepdim=True)  # position of each row's first token
+    place = torch.arange(length + extra, device=embeds.device).expand(rows, -1)
+    inside = (place > first) & (place <= first + extra)
+    # Sources: 0 .. length-1 are the row's own tokens, length .. length+extra-1 the prompts.
+    source = torch.where(inside, length + place - first - 1, torch.where(place <= first, place, place - extra))
+    wide = source[..., None].expand(-1, -1, embeds.shape[-1])
+    joined = torch.cat([embeds, prefix.to(embeds.dtype)], dim=1).gather(1, wide)
+    new_mask = torch.cat([mask, mask.new_ones(rows, extra)], dim=1).gather(1, source)
+    new_labels = torch.cat([labels, labels.new_full((rows, extra), -100)], dim=1).gather(1, source)
+    return joined, new_mask, new_labels
+
+
 def versions() -> dict[str, str]:
     """Library versions and thread count that results depend on."""
     return {
@@ -114,6 +131,16 @@ class Backbone:
         self.model.to(self.device).eval().requires_grad_(False)
         self.identity_encoder.to(self.device).eval().requires_grad_(False)
         self._stores: dict[Path, FeatureStore] = {}
+
+    @property
+    def token_width(self) -> int:
+        """Width of the language model's input embeddings."""
+        return int(self._base.get_input_embeddings().embedding_dim)
+
+    @property
+    def word_embeddings(self) -> np.ndarray:
+        """Input embeddings of the whole vocabulary ``(V, d)`` float32."""
+        return self._base.get_input_embeddings().weight.detach().float().cpu().numpy()
 
     @property
     def identity_width(self) -> int:
@@ -228,7 +255,9 @@ class Backbone:
 
     # ------------------------------------------------------------------ language
 
-    def _inputs(self, examples: Sequence[Encoded], features: torch.Tensor) -> dict[str, Any]:
+    def _inputs(
+        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         ids, mask, labels = (
             torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
         )
@@ -238,12 +267,19 @@ class Backbone:
         if int(where.sum()) != projected.shape[0] * projected.shape[1]:
             raise DataError("an instruction contains the image tag as text; remove it")
         embeds = embeds.masked_scatter(where, projected.to(embeds.dtype))
+        if prefix is not None:
+            embeds, mask, labels = _insert(prefix, embeds, mask, labels)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "position_ids": positions}
 
-    def answer_logits(self, examples: Sequence[Encoded], features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits at answer positions and their targets: ``(M, vocabulary)`` and ``(M,)``."""
-        inputs = self._inputs(examples, features)
+    def answer_logits(
+        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits at answer positions and their targets: ``(M, vocabulary)`` and ``(M,)``.
+
+        ``prefix`` ``(B, P, d)`` are soft prompts put right after the first token of each example.
+        """
+        inputs = self._inputs(examples, features, prefix)
         labels = inputs.pop("labels")
         keep = max(len(e.answer) for e in examples) + 1
         logits = self.model(**inputs, logits_to_keep=keep).logits[:, :-1]
@@ -251,15 +287,23 @@ class Backbone:
         chosen = target != -100
         return logits[chosen].float(), target[chosen]
 
-    def loss(self, examples: Sequence[Encoded], features: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Mean cross-entropy over the answer tokens of the batch."""
-        logits, target = self.answer_logits(examples, features)
+        logits, target = self.answer_logits(examples, features, prefix)
         return functional.cross_entropy(logits, target)
 
     @torch.no_grad()
-    def generate(self, examples: Sequence[Encoded], features: torch.Tensor, max_new_tokens: int) -> list[str]:
+    def generate(
+        self,
+        examples: Sequence[Encoded],
+        features: torch.Tensor,
+        max_new_tokens: int,
+        prefix: torch.Tensor | None = None,
+    ) -> list[str]:
         """Greedy answers of a batch, stripped."""
-        inputs = self._inputs(examples, features)
+        inputs = self._inputs(examples, features, prefix)
         out = self.model.generate(
             inputs_embeds=inputs["inputs_embeds"],
             attention_mask=inputs["attention_mask"],

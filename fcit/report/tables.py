@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from rich.table import Table
 
@@ -78,13 +79,13 @@ _LATEX = str.maketrans(
 )  # fmt: skip
 
 
+_FIGURE = re.compile(r"-|[-+]?\d[\d.,]*( ± [\d.]+)?( \[.*\])?")
+
+
 def latex(rows: list[list[str]], caption: str) -> str:
     """A table for the LaTeX package booktabs; columns of figures are right-aligned."""
     head, *body = rows
-    texts = [
-        all(not c.replace(".", "").replace("-", "").isdigit() and c != "-" for c in col)
-        for col in zip(*body, strict=True)
-    ]
+    texts = [not any(_FIGURE.fullmatch(c) for c in col) for col in zip(*body, strict=True)]
     columns = "".join("l" if text else "r" for text in texts) or "l" * len(head)
     lines = [" & ".join(c.translate(_LATEX) for c in row) + r" \\" for row in rows]
     return "\n".join([

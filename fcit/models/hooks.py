@@ -1,0 +1,93 @@
+"""What acts inside adapted layers beside peft's own forward: mixes, gates, frozen subspaces, projectors.
+
+Hooks are registered through torch's public means; nothing of peft is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+Parameters = dict[str, torch.Tensor]
+
+
+def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Multiply the rank dimension of ``(B, L, R)`` by weights ``(B, R)`` or ``(B, L, R)``."""
+    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output.dtype)
+
+
+class TokenGates:
+    """Softmax gates of experts inside one adapter, per token (MoELoRA).
+
+    ``g(x) = softmax(W_g x)``, the rank dimension of expert i is multiplied by g_i. The gate reads the
+    layer's input before dropout.
+
+    Args:
+        layers: adapted layers by name.
+        adapter: whose ``lora_A`` is gated.
+        weights: layer name -> W_g ``(experts, d_in)``, looked up at every forward.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], adapter: str, weights: Mapping[str, torch.Tensor]) -> None:
+        self._open: dict[str, torch.Tensor] = {}
+        for name, layer in layers.items():
+            layer.register_forward_pre_hook(self._reader(name, weights))
+            layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._gate(name))
+
+    def _reader(self, name: str, weights: Mapping[str, torch.Tensor]) -> Any:
+        def read(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            gate = weights[name]
+            self._open[name] = torch.softmax(inputs[0].to(gate.dtype) @ gate.T, dim=-1)
+
+        return read
+
+    def _gate(self, name: str) -> Any:
+        def multiply(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            gate = self._open.pop(name, None)
+            if gate is None:  # another adapter of the layer ran
+                return output
+            return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
+
+        return multiply
+
+
+class Projectors:
+    """Several projectors in the place of one: ``sum_i w_i P_i(x) / sum_i w_i`` for each sample.
+
+    A sample whose weights are all zero gets the module's own output.
+    """
+
+    def __init__(self, wrapper: nn.Module, module: nn.Module) -> None:
+        self._module = module
+        self._all: list[Parameters] = []
+        self._weights: torch.Tensor | None = None
+        wrapper.register_forward_hook(self._mix)
+
+    def load(self, projectors: list[Parameters]) -> None:
+        """Parameters of each projector by their names in the module; an empty list takes them away."""
+        self._all = projectors
+
+    @contextmanager
+    def weighted(self, weights: torch.Tensor | None) -> Iterator[None]:
+        """Weights ``(B, E)`` of the loaded projectors; None leaves the module's own output."""
+        self._weights = weights
+        try:
+            yield
+        finally:
+            self._weights = None
+
+    def _mix(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        if self._weights is None or not self._all:
+            return None
+        total = self._weights.sum(dim=1, keepdim=True)
+        share = torch.where(total > 0, self._weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
+        mixed = output * (total <= 0)[..., None].to(output.dtype)
+        for i, parameters in enumerate(self._all):
+            if bool(share[:, i].any()):
+                mixed = mixed + share[:, i, None, None] * functional_call(self._module, parameters, (inputs[0],))
+        return mixed
