@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.collate import Encoded
-from fcit.data.records import Record
+from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError
 from fcit.federation.records import (
     CONSTANT,
@@ -39,9 +40,9 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Asked, Method, Session, Tensors
-from fcit.models.adapters import Adapters, is_projector
+from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
-from fcit.models.layout import Layout
+from fcit.models.layout import Layout, is_projector
 
 _SHARDS = 256  # tokenised shards kept per process
 
@@ -74,20 +75,24 @@ class Worker:
         self._shards.move_to_end(key)
         return self._shards[key]
 
+    def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
+        """Identity features ``(N, d)`` of the kind the method asks for."""
+        return self.backbone.identity.features(self.method.identity, records, self.benchmark.image_root)
+
     # ------------------------------------------------------------------ orders
 
     def probe(self, order: ProbeOrder) -> Probe:
         """Names and shapes of the trainable tensors, those that start from the backbone, library versions."""
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
-        return Probe(shapes, self.backbone.identity_width, versions(), start)
+        return Probe(shapes, self.backbone.identity.width(self.method.identity), versions(), start)
 
     def describe(self, order: DescribeOrder) -> Description:
         """Sum and count of the shard's identity features; no gradients."""
         records = self._records(order.client, order.tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
-        stats = self.method.describe(self.backbone.identity_features([r.instruction for r in records]))
+        stats = self.method.describe(self._identity(records))
         return Description(order.client, order.shard, stats.count, {"total": stats.total})
 
     def train(self, order: TrainOrder) -> ClientUpdate:
@@ -124,8 +129,7 @@ class Worker:
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
-            records = self._records(order.client, order.tasks)
-            identity = self.backbone.identity_features([r.instruction for r in records])
+            identity = self._identity(self._records(order.client, order.tasks))
         last = order.round == self.config.federation.rounds - 1
         mine, other = (
             Session(
@@ -141,8 +145,7 @@ class Worker:
         if dataset not in self._questions:
             records = self.benchmark.test(dataset)
             encoded = [self.backbone.encode(r.instruction, None, r.image) for r in records]
-            features = self.backbone.identity_features([r.instruction for r in records])
-            self._questions[dataset] = encoded, features
+            self._questions[dataset] = encoded, self._identity(records)
         return self._questions[dataset]
 
     def _routed(self, order: EvaluateOrder, knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:

@@ -107,7 +107,7 @@ def _list(args: argparse.Namespace) -> int:
     from fcit import registry
     from fcit.data.benchmark import read_spec, shipped
 
-    families = ["method", "fedopt", "scorer", "engine", "benchmark"]
+    families = ["method", "fedopt", "factors", "scorer", "engine", "tracker", "benchmark"]
     for family in [args.family] if args.family else families:
         print(f"{family}:")
         if family == "settings":
@@ -128,15 +128,15 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _check_method(args: argparse.Namespace) -> int:
+    from fcit import config as configuration
     from fcit import registry
     from fcit.methods.contract import check
 
-    name = registry.anchored(args.name, Path.cwd())
-    problem = registry.problem("method", name)
-    if problem is not None:
-        raise ConfigError(problem)
+    overrides = [f"method.{option}" for option in args.options]
+    method = configuration.resolve({"method": args.name}, Path.cwd(), "check-method", overrides).method
+    name = method.pop("name")
     good = True
-    for what, wrong in check(name):
+    for what, wrong in check(name, method):
         good &= wrong is None
         print(f"{'ok  ' if wrong is None else 'FAIL'} {what}" + (f"\n     {wrong}" if wrong else ""))
     print(f"{registry.label(name)} {'keeps the contract' if good else 'breaks the contract'}")
@@ -215,11 +215,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
     bench.add_argument("--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed")
     listing = add("list", _list, "what can be chosen", "fcit list method")
-    listing.add_argument("family", nargs="?", choices=["method", "fedopt", "scorer", "engine", "benchmark", "settings"])
+    families = ["method", "fedopt", "factors", "scorer", "engine", "tracker", "benchmark", "settings"]
+    listing.add_argument("family", nargs="?", choices=families)
     contract = add(
         "check-method", _check_method, "check that a method keeps the contract", "fcit check-method ./mine.py:MyMethod"
     )
     contract.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
+    contract.add_argument("options", nargs="*", metavar="key=value", help="options of the method, e.g. mix=argmax")
     data = add("data", _data_make, "render the built-in datasets", "fcit data make --root /tmp/fcit-data")
     data.add_argument("action", choices=["make"])
     data.add_argument("--root", type=Path, help="data root (default: the cache folder)")

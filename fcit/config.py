@@ -140,6 +140,8 @@ class RunConfig(Section):
     backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
     data_root: str | None = Field(None, description="folder with instructions/ and datasets/, relative to this file")
     output: str = Field("runs", description="folder that run folders are made in")
+    tensorboard: bool = Field(False, description="write TensorBoard event files into the run folder")
+    trackers: list[str] = Field(default_factory=list, description="who else is told every event, ./mine.py:MyTracker")
 
     @model_validator(mode="before")
     @classmethod
@@ -193,6 +195,38 @@ def _part_problems(config: RunConfig, family: str) -> list[str]:
     except ValidationError as error:
         return _sentences(error, options, prefix=f"{family}.")
     return []
+
+
+def _all_part_problems(config: RunConfig) -> list[str]:
+    """What is wrong with method and federated optimiser, or with choosing them together."""
+    problems = _part_problems(config, "method") + _part_problems(config, "fedopt")
+    return problems or _misfits(config)
+
+
+def _misfits(config: RunConfig) -> list[str]:
+    """Federated optimisers, methods and ways of averaging factors that do not go together."""
+    names = config.method["name"], config.fedopt["name"]
+    method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
+    found = []
+    if config.factors not in method.factors:
+        allowed = ", ".join(sorted(method.factors))
+        found.append(f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}")
+    if config.factors == "svd" and not fedopt.averages:
+        found.append(
+            f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
+            "choose fedopt: fedavg or fedprox, or factors: separate"
+        )
+    if config.factors == "alternate" and not fedopt.halves:
+        found.append(
+            f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
+            "choose another fedopt, or factors: separate or frozen_a"
+        )
+    if fedopt.remembers and method.pooled:
+        found.append(
+            f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
+            "participant; choose fedopt: fedavg"
+        )
+    return found
 
 
 def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -251,11 +285,9 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
         rest = _without(raw, [item["loc"] for item in error.errors()])
         with contextlib.suppress(ValidationError):
             config = RunConfig.model_validate(rest)
-            problems += _contradictions(config) + _part_problems(config, "method") + _part_problems(config, "fedopt")
+            problems += _contradictions(config) + _all_part_problems(config)
         raise ConfigError(problems, source) from None
-    problems = _contradictions(config)
-    for family in ("method", "fedopt"):
-        problems += _part_problems(config, family)
+    problems = _contradictions(config) + _all_part_problems(config)
     if problems:
         raise ConfigError(problems, source)
     return config.model_copy(update={family: _whole_part(config, family) for family in ("method", "fedopt")})
@@ -356,6 +388,8 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             raw[family] = {**part, "name": registry.anchored(part["name"], folder)}
     if isinstance(raw.get("benchmark"), str):
         raw["benchmark"] = registry.anchored(raw["benchmark"], folder)
+    if isinstance(raw.get("trackers"), list):
+        raw["trackers"] = [registry.anchored(t, folder) if isinstance(t, str) else t for t in raw["trackers"]]
     if isinstance(raw.get("data_root"), str):
         raw["data_root"] = str((folder / Path(raw["data_root"]).expanduser()).resolve())
     return raw

@@ -71,7 +71,7 @@ def _answer() -> Iterator[tuple[str, bool, str]]:
     model = Model(Backbone(feature_cache="off"))
     size = sum(p.numel() for p in model.model.parameters())
     Adapters(model, Adapter())
-    yield "model loads", True, f"{size / 1e6:.2f} M parameters, identity width {model.identity_width}"
+    yield "model loads", True, f"{size / 1e6:.2f} M parameters, identity width {model.identity.width()}"
     encoded = model.encode("Name the color.", None, "")
     blank = torch.zeros(1, model._image_tokens, model._base.config.vision_config.hidden_size)
     text = model.generate([encoded], blank, 4)[0]

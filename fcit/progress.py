@@ -84,5 +84,8 @@ class ConsoleWatcher:
     def _on_rejected(self, client: int | None, reason: str, **v: Any) -> None:
         self._line(f"{self.label}: update of client {client} rejected: {reason.splitlines()[0]}")
 
+    def _on_tracker_failed(self, tracker: str, reason: str) -> None:
+        self._line(f"{self.label}: {tracker} is told nothing more, the run goes on: {reason.splitlines()[0]}")
+
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

@@ -20,14 +20,34 @@ from fcit.errors import ConfigError
 
 METHODS = {
     "disco": "fcit.methods.disco:Disco",
+    "ewc": "fcit.methods.ewc:EWC",
     "finetune": "fcit.methods.finetune:Finetune",
     "individual": "fcit.methods.individual:Individual",
     "joint": "fcit.methods.joint:Joint",
+    "l2p": "fcit.methods.l2p:L2P",
+    "lwf": "fcit.methods.lwf:LwF",
+    "mlora": "fcit.methods.mlora:MLoRA",
+    "moelora": "fcit.methods.moelora:MoELoRA",
+    "olora": "fcit.methods.olora:OLoRA",
+    "replay": "fcit.methods.replay:Replay",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 
 FEDOPTS = {
+    "fedadagrad": "fcit.fedopt.fedadagrad:FedAdagrad",
+    "fedadam": "fcit.fedopt.fedadam:FedAdam",
     "fedavg": "fcit.fedopt.fedavg:FedAvg",
+    "fedavgm": "fcit.fedopt.fedavgm:FedAvgM",
+    "fedprox": "fcit.fedopt.fedprox:FedProx",
+    "fedyogi": "fcit.fedopt.fedyogi:FedYogi",
+    "scaffold": "fcit.fedopt.scaffold:Scaffold",
+}
+
+FACTORS = {
+    "alternate": "fcit.fedopt.factors:Alternate",
+    "frozen_a": "fcit.fedopt.factors:FrozenA",
+    "separate": "fcit.fedopt.factors:Separate",
+    "svd": "fcit.fedopt.factors:Svd",
 }
 
 SCORERS = {
@@ -44,7 +64,13 @@ ENGINES = {
     "ray": "fcit.federation.engines.ray:RayGrid",
 }
 
-FAMILIES = {"method": METHODS, "fedopt": FEDOPTS, "scorer": SCORERS, "engine": ENGINES}
+TRACKERS = {
+    "tensorboard": "fcit.trackers.tensorboard:TensorBoard",
+}
+
+FAMILIES = {
+    "method": METHODS, "fedopt": FEDOPTS, "factors": FACTORS, "scorer": SCORERS, "engine": ENGINES, "tracker": TRACKERS,
+}  # fmt: skip
 
 
 #: What a part of the user's own must be, for each family that takes one.
@@ -53,6 +79,7 @@ _KINDS = {
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
+    "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
 
 

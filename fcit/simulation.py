@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -16,17 +16,17 @@ from fcit.data.benchmark import open_benchmark
 from fcit.environment import describe, own_packages_first, quiet_libraries
 from fcit.results import Run
 from fcit.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from server.loop import Watcher
+from fcit.trackers import Watcher, check
 
 
 def create(config: RunConfig) -> RunDir:
     """Make the run folder of a configuration; data that are rendered on first use are made now.
 
     Raises:
-        ConfigError: unknown benchmark, unwritable output. DataError: the data are not usable.
+        ConfigError: unknown benchmark, unwritable output, a tracker that cannot be used.
+        DataError: the data are not usable.
     """
+    check(config)
     benchmark = open_benchmark(config)
     benchmark.prepare()
     benchmark.divide()
@@ -54,11 +54,13 @@ def execute(path: Path, watcher: Watcher | None = None) -> Run:
     return run
 
 
-def simulate(config: str | Path | Mapping[str, Any], **overrides: Any) -> Run:
+def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = None, **overrides: Any) -> Run:
     """Run a configuration and return what it found.
 
     Args:
         config: a YAML file, or its contents as a mapping.
+        watcher: ``watcher.say(kind, **values)`` is told every event, see :mod:`fcit.trackers`. What it raises
+            switches it off; only :class:`fcit.errors.StopRequested` stops the run, resumably.
         overrides: settings to change; a dot is written as two underscores, ``training__lr=0.002``.
 
     Example:
@@ -75,4 +77,4 @@ def simulate(config: str | Path | Mapping[str, Any], **overrides: Any) -> Run:
         loaded = configuration.resolve(dict(config), Path.cwd(), "config", changes)
     else:
         loaded = configuration.load(config, changes)
-    return execute(create(loaded).path)
+    return execute(create(loaded).path, watcher)

@@ -17,16 +17,10 @@ from fcit.environment import describe
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.run_dir import RunDir
-from server.loop import Loop, Watcher
+from fcit.trackers import Trackers, Watcher, check
+from server.loop import Loop
 
 app = ServerApp()
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def say(self, kind: str, **values: Any) -> None:
-        """Ignore the event; it is in ``events.jsonl``."""
 
 
 def _stop_on_signals(loop: Loop) -> dict[int, Any]:
@@ -42,16 +36,19 @@ def _stop_on_signals(loop: Loop) -> dict[int, Any]:
 
 
 def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatrix:
-    """Run (or resume) the run folder ``path`` on a grid."""
+    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told."""
     run_dir = RunDir.open(path)
     config = configuration.load(run_dir.config)
+    check(config)
     benchmark = open_benchmark(config)
     benchmark.prepare()
-    loop = Loop(config, benchmark, run_dir, grid, watcher or Silent())
+    trackers = Trackers(run_dir, config, watcher)
+    loop = Loop(config, benchmark, run_dir, grid, trackers)
     before = _stop_on_signals(loop)
     try:
         return loop.start()
     finally:
+        trackers.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -29,6 +29,7 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    trained: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> subspace -> records trained on
     memories: dict[str, str] = field(default_factory=dict)  # client -> version of what it remembers
     constants: dict[str, list[str]] = field(default_factory=dict)  # client -> groups it keeps
     kept: dict[str, int] = field(default_factory=dict)  # client -> bytes it keeps
@@ -50,6 +51,17 @@ class Progress:
         self.client_seconds = round(self.client_seconds + sum(u.seconds for u in accepted), 4)
         for way in self.training_bytes:
             self.training_bytes[way] += traffic[way]
+
+    def count_tasks(self, tasks: list[int], subspace: str, examples: int) -> None:
+        """Note what a subspace was trained on; only references that are told the task make use of it."""
+        for task in tasks:
+            counts = self.trained.setdefault(f"task-{task}", {})
+            counts[subspace] = counts.get(subspace, 0) + examples
+
+    @property
+    def majority(self) -> dict[str, str]:
+        """For each task the subspace trained on most of its records; of equals the one that began first."""
+        return {task: max(counts, key=lambda name: counts[name]) for task, counts in self.trained.items()}
 
 
 def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:

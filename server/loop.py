@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -35,9 +35,12 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
+from fcit.fedopt.factors import Separate
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats, Tensors, arrays
-from fcit.models.adapters import is_projector, save_subspace
+from fcit.models.adapters import save_subspace
+from fcit.models.layout import is_projector
 from fcit.run_dir import RunDir, write_json
+from fcit.trackers import Watcher
 from server import checkpoint
 from server.aggregation import Spill
 from server.checkpoint import Progress
@@ -47,13 +50,6 @@ from server.slots import Slot, slots_of_round
 from server.validation import Validator
 
 
-class Watcher(Protocol):
-    """Who is told what happens (progress bars, plain log)."""
-
-    def say(self, kind: str, **values: Any) -> None:
-        """One event, as in ``events.jsonl``."""
-
-
 class Loop:
     """Runs a configuration on a grid and writes its run folder."""
 
@@ -61,6 +57,7 @@ class Loop:
         self.config, self.benchmark, self.run, self.watcher = config, benchmark, run, watcher
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.factors: Separate = registry.resolve("factors", config.factors)()
         self.text = configuration.dump(config)
         self.state, self.progress = ServerState(), Progress()
         self.validator = Validator(config.training.batch_size, config.training.epochs)
@@ -168,7 +165,7 @@ class Loop:
             )
         heads = [self.spill.head(slot.pair) for slot in slots]
         with self._timed("aggregation"):
-            aggregator = Aggregator(self.fedopt)
+            aggregator = Aggregator(self.fedopt, self.factors)
             self.method.aggregate(self.state, iter(self.spill), aggregator)
         self._commit(orders)
         self.spill.clear()
@@ -185,7 +182,7 @@ class Loop:
             subspaces=[self.state.assigned[s.pair] for s in slots], tasks=[list(s.tasks) for s in slots],
             examples=[h.examples if h else 0 for h in heads], loss=losses,
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
-            seconds=round(time.perf_counter() - begin, 3), **traffic,
+            exactness=aggregator.exactness, seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
             checkpoint.save(self.run, self.state, self.progress)
@@ -202,6 +199,7 @@ class Loop:
                 progress.memories[str(pair[0])] = version
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
+            progress.count_tasks(order.tasks, order.subspace, head.examples)
         for name in sorted({order.subspace for pair, order in orders.items() if self.spill.head(pair)}):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
 
@@ -248,12 +246,13 @@ class Loop:
     def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
         name = self.state.assigned[slot.pair]
         subspace = self.state.subspaces[name]
+        frozen = self.factors.frozen(subspace, self.state.turns.get(name, 0))
         tensors = {**self.state.shared, **subspace}
         extra = self.method.broadcast(self.state, slot.pair)
         for key, value in extra.items():
             if not isinstance(value, np.ndarray) or value.dtype != np.float32:
                 raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
-        for prefix, more in ((EXTRA, extra), (FEDOPT, self._fedopt_broadcast(name))):
+        for prefix, more in ((EXTRA, extra), (FEDOPT, self._fedopt_broadcast(name, frozen))):
             tensors |= {f"{prefix}{key}": value for key, value in more.items()}
         constants = self.method.constants(self.state)
         has = self.progress.constants.get(str(slot.client), [])
@@ -262,12 +261,13 @@ class Loop:
         return TrainOrder(
             self.text, stage, round_, slot.client, slot.shard, list(slot.tasks), name, tensors,
             slot.budget, self.progress.offsets.get(slot.shard, 0), self.progress.memories.get(str(slot.client), ""),
-            sorted(constants),
+            sorted(constants), frozen,
         )  # fmt: skip
 
-    def _fedopt_broadcast(self, name: str) -> Tensors:
+    def _fedopt_broadcast(self, name: str, frozen: list[str]) -> Tensors:
         memories, state = self.state.optimizers, self.state
-        own = self.fedopt.broadcast(state.subspaces[name], memories.get(f"subspace-{name}", {}))
+        trained = {n: t for n, t in state.subspaces[name].items() if n not in frozen}
+        own = self.fedopt.broadcast(trained, memories.get(f"subspace-{name}", {}))
         return own | self.fedopt.broadcast(state.shared, memories.get("shared", {}))
 
     def _extra_shapes(self, order: TrainOrder) -> dict[str, tuple[int, ...]]:
@@ -371,6 +371,8 @@ class Loop:
         for i, name in enumerate(names):
             tensors |= {f"subspace-{i}/{k}": v for k, v in self.state.subspaces[name].items()}
         knowledge, known = self.method.knowledge(self.state)
+        if self.method.needs_task_at_inference:
+            knowledge = {**knowledge, "trained": self.progress.majority}
         tensors |= {f"knowledge/{k}": v for k, v in known.items()}
         evaluation = self.config.evaluation
         step = evaluation.batch_size * evaluation.batches_per_order
@@ -423,6 +425,7 @@ class Loop:
             self.run.results,
             {
                 "name": self.config.name, "method": self.method.name,
+                "group": self.method.group, "dagger": self.method.dagger,
                 "benchmark": self.benchmark.spec.name,
                 "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
                 "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,

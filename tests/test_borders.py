@@ -22,6 +22,7 @@ LEVELS = {
     "fcit.environment": 3, "fcit.fedopt": 3, "fcit.methods": 3,
     "fcit.federation": 4, "fcit.evaluation": 4,
     "server": 5, "clients": 5, "fcit.results": 5, "fcit.report": 5, "fcit.progress": 5,
+    "fcit.trackers": 5,
     "fcit.federation.engines": 6, "fcit.simulation": 6, "fcit.bench": 6,
     "fcit.cli": 7,
 }  # fmt: skip

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcit.fedopt.base import FedOpt, Mean, Tensors
+from fcit.fedopt.factors import A, B, Separate
+
+if TYPE_CHECKING:
+    from fcit.fedopt.products import Products
 
 
 class Aggregator:
     """What :meth:`fcit.methods.base.Method.aggregate` is given for one round.
+
+    ``exactness`` collects, by home, how far the factors taken are from the mean of the products.
 
     Example:
         >>> group = aggregator.group("0", state.subspaces["0"], memory)
@@ -18,8 +24,9 @@ class Aggregator:
         >>> state.subspaces["0"] = group.result()
     """
 
-    def __init__(self, fedopt: FedOpt) -> None:
-        self.fedopt = fedopt
+    def __init__(self, fedopt: FedOpt, factors: Separate | None = None) -> None:
+        self.fedopt, self.factors = fedopt, factors or Separate()
+        self.exactness: dict[str, float] = {}
 
     def group(self, home: str, old: Tensors, memory: dict[str, Any]) -> Group:
         """The fold of one home: a subspace by its name, or ``shared``.
@@ -37,10 +44,16 @@ class Group:
     def __init__(self, aggregator: Aggregator, home: str, old: Tensors, memory: dict[str, Any]) -> None:
         self._aggregator, self._home, self._old, self._memory = aggregator, home, old, memory
         self._mean, self._sums = Mean(), dict[str, np.ndarray]()
+        self._layers: dict[str, Products] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
         """Add one update of ``weight`` records; ``extra`` is what the federated optimiser's client side returned."""
+        from fcit.fedopt.products import Products  # needs torch, which a configuration can be read without
+
         self._mean.add(tensors, weight)
+        for name in tensors:
+            if A in name and name.replace(A, B) in tensors:
+                self._layers.setdefault(name, Products()).add(tensors[name.replace(A, B)], tensors[name], weight)
         for name in sorted(set(extra) & set(tensors)):
             self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
 
@@ -49,7 +62,9 @@ class Group:
         if not self._mean.weight:
             return self._old
         fedopt = self._aggregator.fedopt
-        mean = self._mean.result()
+        mean, missed = self._aggregator.factors.settle(self._layers, self._old, self._mean.result())
+        if missed is not None:
+            self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         if self._sums:
             fedopt.absorb(self._sums, self._memory)
         return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}

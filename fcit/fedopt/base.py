@@ -10,6 +10,11 @@ from fcit.config import RunConfig, Section
 
 Tensors = dict[str, np.ndarray]
 
+#: Promises a federated optimiser can make (see :mod:`fcit.fedopt.contract`).
+INVARIANTS = frozenset(
+    {"unchanged-updates", "weighted-mean", "state-only-moves-with-updates", "resumes", "permutation", "finite"}
+)
+
 
 class Mean:
     """Weighted mean of tensors, folded one update at a time: sum n x in float64, divided by N once."""
@@ -42,10 +47,16 @@ class FedOpt:
     summary: ClassVar[str] = ""
     #: Whether clients keep ``session.memory`` between their orders.
     remembers: ClassVar[bool] = False
+    #: Whether the server takes the mean as it is, whatever made it; ``factors: svd`` makes new factors every round.
+    averages: ClassVar[bool] = False
+    #: Whether a round may train half of a subspace only (``factors: alternate``).
+    halves: ClassVar[bool] = True
+    #: Which of :data:`INVARIANTS` the contract holds it to.
+    invariants: ClassVar[frozenset[str]] = INVARIANTS - {"weighted-mean"}
 
     def __init__(self, config: RunConfig) -> None:
         options = {k: v for k, v in config.fedopt.items() if k != "name"}
-        self.options = self.Options.model_validate(options)
+        self.options: Any = self.Options.model_validate(options)
 
     # ------------------------------------------------------------------ client
 

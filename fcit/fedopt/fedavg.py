@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.fedopt.base import FedOpt, Tensors
+from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
 
 
 class FedAvg(FedOpt):
     """theta <- sum_k n_k theta_k / sum_k n_k."""
 
     summary = "sample-weighted mean of the clients' tensors"
+    averages = True
+    invariants = INVARIANTS
 
     def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
         return mean

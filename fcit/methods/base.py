@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
 
 #: Promises most methods keep and each declares (see :mod:`fcit.methods.contract`).
-INVARIANTS = frozenset({"unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
+INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
 
 @dataclass(frozen=True)
@@ -161,23 +161,26 @@ class Method:
     #: References only: training data are pooled at one participant.
     pooled: ClassVar[str] = ""  # "", "task" or "all"
     trains: ClassVar[bool] = True
-    #: References only: inference is told which task a question belongs to.
-    needs_task_at_inference: ClassVar[bool] = False
+    #: References only: inference is told which task a question belongs to. This, ``identity``, ``group``,
+    #: ``dagger`` and ``invariants`` may depend on the options: set them on the object, then.
+    needs_task_at_inference: bool = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
     remembers: ClassVar[bool] = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).
     needs_identity: ClassVar[bool] = False
+    #: What identity features are made of: the instruction, the image or both.
+    identity: Literal["text", "image", "both"] = "text"
     #: Our own definition, where no paper gives one: shown with a dagger.
-    dagger: ClassVar[bool] = False
+    dagger: bool = False
     #: Tables list "reference" and "replay" methods apart.
-    group: ClassVar[str] = ""
+    group: str = ""
     #: Ways of averaging LoRA factors that make sense for it (``factors:``).
     factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
     #: References without a timeline are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
     #: Which of :data:`INVARIANTS` the contract holds it to.
-    invariants: ClassVar[frozenset[str]] = INVARIANTS
+    invariants: frozenset[str] = INVARIANTS
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

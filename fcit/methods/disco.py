@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from fcit.config import Section
-from fcit.methods.base import Factory, Method, Pair, ServerState, Stats, Tensors
+from fcit.config import RunConfig, Section
+from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Tensors
 from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 
 
@@ -22,6 +22,13 @@ def softmax_mix(similarity: np.ndarray, temperature: float) -> np.ndarray:
     scaled = similarity / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def argmax_mix(similarity: np.ndarray) -> np.ndarray:
+    """Weight one for the most similar subspace of each row of ``(N, E)``; ties go to the first."""
+    best = np.zeros_like(similarity, dtype=np.float32)
+    best[np.arange(len(best)), similarity.argmax(axis=1)] = 1.0
+    return best
 
 
 class Disco(Method):
@@ -38,6 +45,11 @@ class Disco(Method):
     SSA. For a question with feature f: alpha = softmax(cos(f, mu) / epsilon),
     Delta W = s * sum_i alpha_i B_i A_i.
 
+    Ablations of the paper: alpha_i = 1 (``concat``), alpha_i = cos(f, mu_i) (``cosine``; negative ones
+    count as 0), alpha_i = [i = argmax_j cos(f, mu_j)] (``argmax``); tokens from text, images or both (see
+    :class:`fcit.models.identity.Identity`). ``oracle`` is a reference: alpha_i = 1 for the subspace that
+    was trained on most records of the question's true task, which inference is told.
+
     Faults of the reference code that are not repeated here:
 
     - tokens and counts are float32/64 and whole numbers, not bfloat16 (counts above 256 were rounded);
@@ -53,16 +65,27 @@ class Disco(Method):
     """
 
     class Options(Section):
-        """``threshold`` is the paper's tau, ``temperature`` its epsilon."""
+        """``threshold`` is the paper's tau, ``temperature`` its epsilon.
+
+        tau = 0.9 is meant for text; cosines of images and of both lie elsewhere and need their own.
+        """
 
         threshold: float = Field(0.9, gt=-1, le=1)
         temperature: float = Field(0.05, gt=0)
-        mix: Literal["softmax", "argmax"] = "softmax"
-        token: Literal["text"] = "text"
+        mix: Literal["softmax", "concat", "cosine", "argmax", "oracle"] = "softmax"
+        token: Literal["text", "image", "both"] = "text"
 
     name = "disco"
     summary = "server-side knowledge cache, one subspace per discovered task, mixed per question"
     needs_stats = True
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.identity = self.options.token
+        if self.options.mix in ("concat", "cosine"):
+            self.invariants = INVARIANTS - {"mix-sums-to-one"}
+        if self.options.mix == "oracle":
+            self.needs_task_at_inference, self.group = True, "reference"
 
     def _cache(self, state: ServerState) -> KnowledgeCache:
         """A view on the lists in the server's memory: what is added stays there."""
@@ -101,10 +124,15 @@ class Disco(Method):
         return {"names": cache.names}, {"tokens": cache.tokens} if cache.names else {}
 
     def route(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> np.ndarray:
-        order = [knowledge[0]["names"].index(name) for name in names]
-        similarity = cosine(features, knowledge[1]["tokens"][order])
+        values, tensors = knowledge
+        if self.options.mix == "concat":
+            return np.ones((len(features), len(names)), dtype=np.float32)
+        if self.options.mix == "oracle":
+            own = values["trained"].get(values["task"])
+            return np.tile(np.array([name == own for name in names], dtype=np.float32), (len(features), 1))
+        similarity = cosine(features, tensors["tokens"][[values["names"].index(name) for name in names]])
+        if self.options.mix == "cosine":
+            return np.maximum(similarity, 0.0).astype(np.float32)
         if self.options.mix == "argmax":
-            best = np.zeros_like(similarity, dtype=np.float32)
-            best[np.arange(len(best)), similarity.argmax(axis=1)] = 1.0
-            return best
+            return argmax_mix(similarity)
         return softmax_mix(similarity, self.options.temperature)

@@ -15,6 +15,7 @@ class Individual(Method):
 
     name = "individual"
     summary = "one adapter per task, task known at inference (reference)"
+    group = "reference"
     pooled = "task"
     needs_task_at_inference = True
 

@@ -14,5 +14,6 @@ class Joint(Method):
 
     name = "joint"
     summary = "one participant with the data of all clients and tasks (upper reference)"
+    group = "reference"
     pooled = "all"
     last_stage_only = True

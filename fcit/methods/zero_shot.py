@@ -10,5 +10,6 @@ class ZeroShot(Method):
 
     name = "zero_shot"
     summary = "the backbone without any tuning (reference)"
+    group = "reference"
     trains = False
     last_stage_only = True

@@ -27,20 +27,14 @@ from fcit import seeding
 from fcit.errors import ConfigError
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, scale
-from fcit.models.layout import KEYS, PROMPTS, Layout
+from fcit.models.layout import KEYS, PROJECTOR, PROMPTS, Layout, is_projector
 
 SLOT = "slot"
 MIX = "mix"
 GATE = ".lora_gate.weight"
 PREFIX = "base_model.model."
-PROJECTOR = "multi_modal_projector"
 
 Tensors = dict[str, np.ndarray]
-
-
-def is_projector(name: str) -> bool:
-    """Whether a tensor belongs to the projector and not to a subspace."""
-    return PROJECTOR in name
 
 
 class Adapters:
@@ -64,6 +58,7 @@ class Adapters:
         self._mix_size = 0
         self._weights: torch.Tensor | None = None
         self._behind = False
+        self._trained: set[str] = set()
         self._gates: dict[str, dict[str, torch.Tensor]] = {}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
@@ -88,7 +83,7 @@ class Adapters:
             width = self.backbone.token_width
             pool, length = self.layout.pool, self.layout.length
             named = {n: p for n, p in named.items() if is_projector(n)}  # B = 0 for good: the LoRA is silent
-            named[KEYS] = self._parameter(pool, self.backbone.identity_width)
+            named[KEYS] = self._parameter(pool, self.backbone.identity.width(self.layout.identity))
             named[PROMPTS] = self._parameter(pool, length, width)
         if self.layout.experts:
             layers = self._layers
@@ -157,43 +152,44 @@ class Adapters:
     @contextmanager
     def training(self, frozen: Collection[str] = ()) -> Iterator[list[nn.Parameter]]:
         """Activate the slot in training mode; yields its parameters except those named ``frozen``."""
+        self._trained = set(self._slot) - set(frozen)
         self._activate()
-        trained = [p for n, p in self._slot.items() if n not in frozen]
-        for parameter in self._slot.values():
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
         try:
-            yield trained
+            yield [p for n, p in self._slot.items() if n in self._trained]
         finally:
             self._peft.eval()
-            self._behind = False
+            self._trained, self._behind = set(), False
             for parameter in self._slot.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
     def _activate(self) -> None:
         """The slot speaks, in training mode."""
-        wanted = {n for n, p in self._slot.items() if p.requires_grad}
         self._peft.set_adapter(SLOT)
         self._peft.train()
-        self.backbone.identity_encoder.eval()
         for name, parameter in self._slot.items():
-            parameter.requires_grad_(name in wanted)
+            parameter.requires_grad_(name in self._trained)
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """The slot without dropout and without gradients' bookkeeping of modes, amid a training."""
+    def resting(self) -> Iterator[list[nn.Parameter]]:
+        """Amid a training: no dropout, and gradients for every parameter of the slot, frozen or not."""
         self._peft.eval()
+        for parameter in self._slot.values():
+            parameter.requires_grad_(True)
         try:
-            yield
+            yield list(self._slot.values())
         finally:
-            self._peft.train()
-            self.backbone.identity_encoder.eval()
+            self._activate()
+
+    def load_other(self, tensors: Tensors) -> None:
+        """Amid a training: load the subspace (and projector) that speaks inside :meth:`other`."""
+        lora = {n: t for n, t in tensors.items() if not is_projector(n)}
+        self.load_mixture([lora], {**self.base_projector(), **tensors})
+        self._activate()
 
     @contextmanager
     def other(self) -> Iterator[None]:
-        """What :meth:`load_mixture` loaded speaks instead of the slot, amid a training; no gradients."""
+        """Amid a training: what :meth:`load_other` loaded speaks instead of the slot; no dropout, no gradients."""
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
         try:
@@ -203,9 +199,10 @@ class Adapters:
             self._activate()
 
     def put_behind(self, subspaces: list[Tensors]) -> None:
-        """Add the sum of these frozen subspaces to everything the slot says, until the training ends."""
+        """Amid a training: add the sum of these frozen subspaces to everything the slot says, until it ends."""
         if subspaces:
-            self.load_mixture(subspaces, self.base_projector())
+            lora = [{n: t for n, t in s.items() if not is_projector(n)} for s in subspaces]
+            self.load_mixture(lora, self.base_projector())
             self._behind = True
             self._activate()
 
@@ -251,17 +248,18 @@ class Adapters:
                 if n.endswith(GATE)
             }
         if self._projectors is not None:
-            self._projectors.load(self._own_projectors(subspaces))
+            self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
 
-    def _own_projectors(self, subspaces: list[Tensors]) -> list[dict[str, torch.Tensor]]:
+    def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
+        """Each subspace's projector by the module's own names; none if no subspace holds one."""
         if not any(is_projector(n) for s in subspaces for n in s):
             return []
         return [
             {
                 n.partition(f"{PROJECTOR}.")[2]: torch.from_numpy(t).to(self.backbone.device, self.backbone.model.dtype)
-                for n, t in s.items()
+                for n, t in {**projector, **s}.items()
                 if is_projector(n)
             }
             for s in subspaces

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,17 @@ import numpy as np
 import peft
 import torch
 import transformers
-from torch import nn
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPTextModel
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from fcit import config as configuration
 from fcit.data import prompts
-from fcit.data.benchmark import cache_folder
 from fcit.data.collate import Encoded, pad_left
-from fcit.data.records import image_path, open_image
 from fcit.errors import ConfigError, DataError
-from fcit.models.features import BATCH, FeatureStore
+from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
+from fcit.models.identity import Identity
 
 TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
-IDENTITY_LENGTH = 77
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' loading reports and bars; errors still raise."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def locate(name: str, identity: str | None) -> tuple[str, str]:
@@ -60,19 +41,6 @@ def locate(name: str, identity: str | None) -> tuple[str, str]:
             f"backbone.identity: needed with backbone.model={name!r}, e.g. openai/clip-vit-large-patch14-336"
         )
     return name, identity
-
-
-def _hash_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _stamp(root: Path, image: str) -> str:
-    status = image_path(root, image).stat()
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _insert(
@@ -122,15 +90,12 @@ class Backbone:
                 self.processor: Any = AutoProcessor.from_pretrained(model_path)
                 # With torchvision installed transformers would pick another backend with other pixels.
                 self.image_processor: Any = AutoImageProcessor.from_pretrained(model_path, backend="pil")
-                self.identity_encoder: Any = CLIPTextModel.from_pretrained(identity_path)
-                self.identity_tokenizer: Any = AutoTokenizer.from_pretrained(identity_path)
+                self.identity = Identity(identity_path, self.device, config.feature_cache == "disk")
         except (OSError, ValueError) as error:
             raise ConfigError(f"backbone.model: cannot load {config.model!r} ({error})") from None
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.model.to(self.device).eval().requires_grad_(False)
-        self.identity_encoder.to(self.device).eval().requires_grad_(False)
-        self._stores: dict[Path, FeatureStore] = {}
 
     @property
     def token_width(self) -> int:
@@ -142,15 +107,11 @@ class Backbone:
         """Input embeddings of the whole vocabulary ``(V, d)`` float32."""
         return self._base.get_input_embeddings().weight.detach().float().cpu().numpy()
 
-    @property
-    def identity_width(self) -> int:
-        return int(self.identity_encoder.config.hidden_size)
-
     @cached_property
     def vision_hash(self) -> str:
         """Names the feature cache: vision weights, image processor and transformers version."""
         parts = (
-            _hash_weights(self._llava.vision_tower),
+            hash_weights(self._llava.vision_tower),
             self.image_processor.to_json_string(),
             transformers.__version__,
         )
@@ -191,32 +152,12 @@ class Backbone:
             tail = [*self.tokenizer(f" {answer}", add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
         return Encoded(tuple(prompt), tuple(tail), image)
 
-    @torch.no_grad()
-    def identity_features(self, instructions: Sequence[str]) -> np.ndarray:
-        """Pooled text features ``(N, d)`` float32; equal instructions are encoded once."""
-        unique = list(dict.fromkeys(prompts.identity_text(text) for text in instructions))
-        rows = []
-        for start in range(0, len(unique), 64):
-            tokens = self.identity_tokenizer(
-                unique[start : start + 64],
-                padding=True,
-                truncation=True,
-                max_length=IDENTITY_LENGTH,
-                return_tensors="pt",
-            ).to(self.device)
-            rows.append(self.identity_encoder(**tokens).pooler_output.float().cpu().numpy())
-        where = {text: row for row, text in enumerate(unique)}
-        return np.concatenate(rows)[[where[prompts.identity_text(text)] for text in instructions]]
-
     # ------------------------------------------------------------------ vision
 
     @torch.no_grad()
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
         """Patch features before the projector, ``(N, patches, width)`` float32."""
-        pictures = [open_image(root, image) for image in images]
-        pixels = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        padded = torch.zeros(BATCH, *pixels.shape[1:])
-        padded[: len(images)] = pixels
+        padded = pixels(self.image_processor, root, images)
         layer = self._base.config.vision_feature_layer
         states = self._llava.vision_tower(
             padded.to(self.device, self._llava.vision_tower.dtype), output_hidden_states=True
@@ -231,27 +172,12 @@ class Backbone:
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
-        if self.config.feature_cache == "off":
-            parts = [self._vision(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
-            rows = np.concatenate(parts)
-        else:
-            # An image that was changed in place is another image.
-            stamps = {image: _stamp(root, image) for image in dict.fromkeys(images)}
-            rows = self._store(root).get([f"{image}|{stamps[image]}" for image in images])
-        return torch.from_numpy(rows).to(self.device, self.model.dtype)
+        return torch.from_numpy(self._images.get(root, images)).to(self.device, self.model.dtype)
 
-    def _store(self, root: Path) -> FeatureStore:
-        root = root.resolve()
-        if root not in self._stores:
-            name = f"{self.vision_hash}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
-            width = self._base.config.vision_config.hidden_size
-
-            def compute(keys: Sequence[str]) -> np.ndarray:
-                return self._vision(root, [key.rpartition("|")[0] for key in keys])
-
-            shape = (self._image_tokens, width)
-            self._stores[root] = FeatureStore(cache_folder() / "features" / name, shape, compute)
-        return self._stores[root]
+    @cached_property
+    def _images(self) -> ImageFeatures:
+        mark = self.vision_hash if self.config.feature_cache == "disk" else ""
+        return ImageFeatures(mark, (self._image_tokens, self._base.config.vision_config.hidden_size), self._vision)
 
     # ------------------------------------------------------------------ language
 

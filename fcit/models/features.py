@@ -1,17 +1,103 @@
-"""Frozen vision features, computed once: one row per image in a memory-mapped file."""
+"""Frozen image features, computed once: one row per image in a memory-mapped file."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
+from torch import nn
+
+from fcit.data.benchmark import cache_folder
+from fcit.data.records import image_path, open_image
 
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
 # which other images happened to be missing at the time.
 BATCH = 32
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' loading reports and bars; errors still raise."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits that name a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def pixels(processor: Any, root: Path, images: Sequence[str]) -> torch.Tensor:
+    """Pixels of at most :data:`BATCH` images, filled up with zeros to that many.
+
+    Raises:
+        DataError: an image is missing, unreadable or outside ``root``.
+    """
+    found = processor([open_image(root, image) for image in images], return_tensors="pt")["pixel_values"]
+    padded = torch.zeros(BATCH, *found.shape[1:])
+    padded[: len(images)] = found
+    return padded
+
+
+class ImageFeatures:
+    """Frozen features of images below any root, from the disk where they are kept.
+
+    Args:
+        mark: names the cache after everything the features depend on; empty: nothing is kept.
+        shape: shape of one image's features, float32.
+        compute: root and at most :data:`BATCH` images -> their features.
+    """
+
+    def __init__(self, mark: str, shape: tuple[int, ...], compute: Callable[[Path, Sequence[str]], np.ndarray]) -> None:
+        self.mark, self.shape, self.compute = mark, shape, compute
+        self._stores: dict[Path, FeatureStore] = {}
+
+    def get(self, root: Path, images: Sequence[str]) -> np.ndarray:
+        """Features ``(N, *shape)`` of images in this order.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside ``root``.
+        """
+        if not self.mark:
+            parts = [self.compute(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+            return np.concatenate(parts)
+        # An image that was changed in place is another image.
+        keys = {image: f"{image}|{_stamp(root, image)}" for image in dict.fromkeys(images)}
+        return self._store(root.resolve()).get([keys[image] for image in images])
+
+    def _store(self, root: Path) -> FeatureStore:
+        if root not in self._stores:
+            folder = f"{self.mark}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+
+            def compute(keys: Sequence[str]) -> np.ndarray:
+                return self.compute(root, [key.rpartition("|")[0] for key in keys])
+
+            self._stores[root] = FeatureStore(cache_folder() / "features" / folder, self.shape, compute)
+        return self._stores[root]
+
+
+def _stamp(root: Path, image: str) -> str:
+    status = image_path(root, image).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 class FeatureStore:

@@ -74,7 +74,10 @@ class Projectors:
 
     @contextmanager
     def weighted(self, weights: torch.Tensor | None) -> Iterator[None]:
-        """Weights ``(B, E)`` of the loaded projectors; None leaves the module's own output."""
+        """Weights ``(B, E)`` of the loaded projectors; None: all alike."""
+        if weights is None and self._all:
+            first = next(iter(self._all[0].values()))
+            weights = torch.ones(1, len(self._all), device=first.device)
         self._weights = weights
         try:
             yield

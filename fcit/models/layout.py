@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: The module between vision tower and language model, which may be trained beside the subspaces.
+PROJECTOR = "multi_modal_projector"
 #: Names of a prompt pool's tensors, ``(pool, length, width)`` and ``(pool, identity width)``.
 PROMPTS = "prompt_pool.prompts"
 KEYS = "prompt_pool.keys"
+
+
+def is_projector(name: str) -> bool:
+    """Whether a tensor belongs to the projector and not to a subspace's adapter."""
+    return PROJECTOR in name
 
 
 @dataclass(frozen=True)
@@ -15,9 +22,10 @@ class Layout:
 
     ``experts`` > 0: the rank is divided among so many experts, weighted token by token by a gate
     ``W_g (experts, d_in)`` in every adapted layer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of
-    ``length`` tokens, each with a key.
+    ``length`` tokens, each with a key as wide as the method's ``identity`` features.
     """
 
     experts: int = 0
     pool: int = 0
     length: int = 0
+    identity: str = "text"

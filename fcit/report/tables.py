@@ -79,7 +79,7 @@ _LATEX = str.maketrans(
 )  # fmt: skip
 
 
-_FIGURE = re.compile(r"-|[-+]?\d[\d.,]*( ± [\d.]+)?( \[.*\])?")
+_FIGURE = re.compile(r"-|[-+]?\d[\d.,]*( ± [\d.]+| [-+ \d.]+)?( \[.*\])?")
 
 
 def latex(rows: list[list[str]], caption: str) -> str:

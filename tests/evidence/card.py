@@ -64,7 +64,7 @@ def routing() -> list[str]:
 
     def features(name: str, seed: int, count: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        return backbone.identity_features([MAKERS[name](rng).question for _ in range(count)])
+        return backbone.identity.text([MAKERS[name](rng).question for _ in range(count)])
 
     names = [name for name in MAKERS if not name.startswith("alike")]
     tokens = np.stack([features(name, 1, 300).mean(axis=0) for name in names])

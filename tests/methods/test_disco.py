@@ -116,6 +116,36 @@ def test_route_argmax(trained):
     assert mix.tolist() == [[0, 1, 0], [0, 0, 1]] and mix.dtype == np.float32
 
 
+def test_route_concat_adds_every_subspace(trained):
+    method = disco(mix="concat")
+    mix = method.route(["0", "1", "2"], method.knowledge(trained), np.stack([BARS, BOOKS]))
+    assert mix.tolist() == [[1, 1, 1], [1, 1, 1]] and mix.dtype == np.float32
+
+
+def test_route_cosine_keeps_raw_cosines_and_no_negative_ones(trained):
+    method = disco(mix="cosine")
+    features = np.array([[3.0, 4.0, 0.0], [-1.0, 0.0, 1.0]])
+    mix = method.route(["0", "1", "2"], method.knowledge(trained), features)
+    assert mix == pytest.approx(np.array([[0.6, 0.8, 0], [0, 0, 2**-0.5]])) and mix.dtype == np.float32
+
+
+def test_route_oracle_takes_the_subspace_of_the_task(trained):
+    method = disco(mix="oracle")
+    values, tensors = method.knowledge(trained)
+    assert "trained" not in values and "task" not in values
+    told = {**values, "trained": {"task-5": "2"}, "task": "task-5"}
+    mix = method.route(["0", "2", "1"], (told, tensors), np.stack([BARS, ICONS]))
+    assert mix.tolist() == [[0, 1, 0], [0, 1, 0]] and mix.dtype == np.float32
+    assert not method.route(["0", "1", "2"], ({**told, "task": "task-6"}, tensors), BARS[None]).any()
+
+
+def test_only_the_oracle_is_told_and_stands_apart():
+    assert disco(mix="oracle").needs_task_at_inference and disco(mix="oracle").group == "reference"
+    assert not disco().needs_task_at_inference and disco().group == "" and not Disco.needs_task_at_inference
+    assert [disco(token=token).identity for token in ("text", "image", "both")] == ["text", "image", "both"]
+    assert disco().identity == "text"
+
+
 def test_route_is_per_sample(trained):
     method = disco()
     features = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)

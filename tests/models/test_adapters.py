@@ -116,8 +116,8 @@ def test_loss_is_the_mean_over_answer_tokens(backbone, adapters, batch):
 
 def test_identity_features(backbone):
     texts = ["How many icons?", "What is the title?"] * 40
-    rows = backbone.identity_features(texts)
-    assert rows.shape == (80, backbone.identity_width) and rows.dtype == np.float32
+    rows = backbone.identity.text(texts)
+    assert rows.shape == (80, backbone.identity.width()) and rows.dtype == np.float32
     assert rows[78] == pytest.approx(rows[0], abs=1e-5)
     assert not np.allclose(rows[0], rows[1], atol=1e-2)
 

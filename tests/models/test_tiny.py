@@ -51,14 +51,14 @@ def test_any_text_round_trips(backbone):
 
 def test_identity_features_differ_between_texts_and_ignore_the_batch(backbone):
     a, b = "What is the object in the image?", "Look at the icons. How many icons are shown?"
-    both = backbone.identity_features([a, b])
+    both = backbone.identity.text([a, b])
     assert not np.allclose(both[0], both[1], atol=0.1)
-    assert np.allclose(both[1], backbone.identity_features([b])[0], atol=1e-5)
+    assert np.allclose(both[1], backbone.identity.text([b])[0], atol=1e-5)
 
 
 def _features(backbone, name, seed, count):
     rng = np.random.default_rng(seed)
-    return backbone.identity_features([MAKERS[name](rng).question for _ in range(count)])
+    return backbone.identity.text([MAKERS[name](rng).question for _ in range(count)])
 
 
 def test_routing_is_possible(backbone):

@@ -36,10 +36,12 @@ def test_round_trip(run, state):
     progress = Progress(
         stage=2, round=3, evaluated=["a"], row={"a": 0.1}, rows=[{"b": 1 / 3}], norms=[0.1 + 0.2], offsets={"all": 9},
         declared={"3/ab": 7}, extra={"a": {"exact": 1.5}}, seconds={"training": 1.25},
+        trained={"task-10": {"1": 4, "0": 4}},
     )  # fmt: skip
     run.event("round", stage=0)
     checkpoint.save(run, state, progress)
     got, where = checkpoint.load(run)
+    assert where.majority == {"task-10": "1"}  # equal shares: the order in which they began is kept
     assert where == progress and where.saves == 1 and where.events == run.events.stat().st_size
     assert got.assigned == state.assigned
     assert list(got.subspaces) == ["10", "1", "0"]  # the order fixes the columns of the mix
@@ -50,6 +52,15 @@ def test_round_trip(run, state):
     assert got.optimizers["subspace-1"]["t"] == 3 and got.optimizers["subspace-1"]["base.x/y"].tolist() == [1, 1]
     assert (other.names, other.counts) == (cache.names, cache.counts)
     assert all(np.array_equal(a, b) and b.dtype == np.float64 for a, b in zip(cache.sums, other.sums, strict=True))
+
+
+def test_the_subspace_of_a_task_is_that_of_most_of_its_records():
+    progress = Progress()
+    for task, subspace, examples in [(0, "0", 5), (1, "0", 9), (1, "1", 5), (1, "1", 5), (2, "3", 1), (2, "2", 1)]:
+        progress.count_tasks([task], subspace, examples)
+    assert progress.majority == {"task-0": "0", "task-1": "1", "task-2": "3"}
+    progress.count_tasks([0, 2], "2", 6)
+    assert progress.majority == {"task-0": "2", "task-1": "1", "task-2": "2"}
 
 
 def test_fresh_state(run):

@@ -1,0 +1,123 @@
+"""``fcit bench``: run what is missing, then write the tables."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fcit.bench import folders, leaderboard, page, plan, tables
+from fcit.bench.plan import Plan, Planned
+from fcit.bench.progress import BenchWatcher
+from fcit.bench.schedule import Outcome, Schedule, cores, gpus
+from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.run_dir import write_text
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for."""
+
+    file: Path
+    table: bool = False
+    dry_run: bool = False
+    only: str = ""
+    jobs: int | None = None
+    fresh: bool = False
+    into: Path | None = None
+
+
+def bench(wishes: Wishes) -> int:
+    """Run a bench file; returns the exit code.
+
+    Raises:
+        ConfigError: mistakes in the file, folders of other runs. DataError: unusable data.
+    """
+    if wishes.jobs is not None and wishes.jobs < 1:
+        raise ConfigError(f"--jobs {wishes.jobs}: must be at least 1")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    made = plan.load(wishes.file)
+    chosen = _chosen(made, wishes.only)
+    if wishes.dry_run:
+        return _list(console, made, chosen)
+    folders.check(made.runs if wishes.table else chosen, wishes.fresh and not wishes.table)
+    outcome = Outcome() if wishes.table else _work(console, made, chosen, wishes)
+    if not wishes.table and chosen != made.runs:
+        folders.check([run for run in made.runs if folders.state(run) == "done"], False)
+    _tables(console, made, wishes.into)
+    for name, why in outcome.failed.items():
+        print(f"fcit: {name} failed ({why}); see {made.folder / name / folders.LOG}", file=sys.stderr)
+    if outcome.stopped:
+        print(f"stopped; `fcit bench {wishes.file}` goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED if outcome.stopped == signal.SIGINT else EXIT_STOPPED
+    if outcome.failed:
+        them = "it" if len(outcome.failed) == 1 else "them"
+        print(f"failed runs: {len(outcome.failed)}; `fcit bench {wishes.file}` tries {them} again", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _chosen(made: Plan, only: str) -> list[Planned]:
+    """The runs whose label or folder contains ``only``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    chosen = [run for run in made.runs if only in run.name or only in run.row.label]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(run.row.label for run in made.runs))
+        raise ConfigError(f"--only {only!r}: no run is called like that (rows: {names})")
+    return chosen
+
+
+def _list(console: Console, made: Plan, chosen: list[Planned]) -> int:
+    said = {"done": "done ", "begun": "begun", "new": "     "}
+    for run in chosen:
+        problem = folders.foreign(run)
+        what = "OTHER" if problem else said[folders.state(run)]
+        console.print(f"{what} {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        if problem:
+            console.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
+    done = sum(folders.state(run) == "done" for run in chosen)
+    console.print(f"{len(chosen)} runs, {done} done; baseline {made.baseline}", highlight=False, markup=False)
+    return EXIT_OK
+
+
+def _work(console: Console, made: Plan, chosen: list[Planned], wishes: Wishes) -> Outcome:
+    """Run what is not done."""
+    missing = [run for run in chosen if folders.state(run) != "done"]
+    if not missing:
+        return Outcome()
+    print("preparing data", file=sys.stderr)
+    folders.prepare(missing)
+    devices = gpus(missing)
+    jobs = min(wishes.jobs or made.jobs or len(devices) or cores(), len(missing))
+    with BenchWatcher(console, made.name, len(chosen), len(chosen) - len(missing), jobs) as watcher:
+        return Schedule(missing, jobs, watcher, devices).work()
+
+
+def _tables(console: Console, made: Plan, into: Path | None) -> None:
+    """Write the leaderboard and show it."""
+    board = leaderboard.collect(made)
+    if not board.tables:
+        console.print("no run has finished yet: no tables", highlight=False)
+        return
+    texts = {"md": tables.markdown, "csv": tables.csv, "json": tables.to_json, "tex": tables.tex}
+    for ending, writer in texts.items():
+        write_text(made.folder / f"leaderboard.{ending}", writer(board))
+    pictures = page.write_figures(board)
+    page.write_page(board)
+    for table in board.tables:
+        console.print(tables.terminal(table, board.name, console.width))
+    path = made.folder / "leaderboard"
+    console.print(f"tables: {path}.md .csv .json .tex", highlight=False, soft_wrap=True)
+    console.print(f"page:   {path}.html", highlight=False, soft_wrap=True)
+    if into is not None:
+        into.mkdir(parents=True, exist_ok=True)
+        for file in [*(path.with_suffix(f".{ending}") for ending in ("md", "csv", "json")), *pictures]:
+            shutil.copy(file, into)
+        console.print(f"copies: {into}", highlight=False, soft_wrap=True)

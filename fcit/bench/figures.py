@@ -1,0 +1,214 @@
+"""The pictures of a bench: what accuracy costs, and how sure it is. Drawn like those of a report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
+
+from fcit.bench.leaderboard import Line, Table
+from fcit.bench.tables import marked
+
+COLOURS = {"": "#3a87c8", "replay": "#ff7f0e", "reference": "#8c8c8c"}  # read on white and on dark grey
+MARKERS = {"": "o", "replay": "s", "reference": "D"}
+MEANING = {"": "ranked", "replay": "stores samples", "reference": "reference"}
+LOG_FROM = 10.0  # widest span of bytes that is drawn on a plain axis
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row in the plane of bytes and accuracy."""
+
+    line: Line
+    x: float  # MB up and down in a client's round
+    y: float  # Last
+
+    @property
+    def deviation(self) -> float:
+        last = self.line.figures["Last"]
+        return (last.deviation if last is not None else None) or 0.0
+
+
+def points(table: Table) -> list[Point]:
+    """Rows whose bytes are known. References know no clients: their bytes are nobody's."""
+    found = []
+    for line in table.lines:
+        up, down, last = line.cost["up"], line.cost["down"], line.figures["Last"]
+        if line.group != "reference" and up is not None and down is not None and last is not None:
+            found.append(Point(line, (up.mean + down.mean) / 1e6, last.mean))
+    return found
+
+
+def frontier(found: list[Point]) -> list[Point]:
+    """Ranked rows that no other reaches with as few bytes, by bytes."""
+    best: list[Point] = []
+    for point in sorted((p for p in found if p.line.group == ""), key=lambda p: (p.x, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    return best
+
+
+def _corners(best: list[Point], right: float) -> list[tuple[float, float]]:
+    """The frontier as a staircase that ends at the right edge."""
+    found: list[tuple[float, float]] = []
+    for point, after in zip(best, [*(p.x for p in best[1:]), right], strict=True):
+        found += [(point.x, point.y), (after, point.y)]
+    return found
+
+
+def _references(axis: Any, table: Table) -> None:
+    """References as levels, where they do not squeeze the rest."""
+    low, high = axis.get_ylim()
+    room = 0.8 * (high - low)
+    beyond, levels = [], [low, high]
+    for line in table.of("reference"):
+        last = line.figures["Last"]
+        if last is None:
+            continue
+        if low - room <= last.mean <= high + room:
+            axis.axhline(last.mean, color=COLOURS["reference"], linewidth=0.8, linestyle=":", zorder=0)
+            axis.annotate(f"{line.label} {last.mean:.1f}", (0.995, last.mean), xycoords=("axes fraction", "data"),
+                          xytext=(0, 1.5), textcoords="offset points", ha="right", va="bottom", fontsize=8,
+                          color=COLOURS["reference"])  # fmt: skip
+            levels.append(last.mean)
+        else:
+            beyond.append(f"{line.label} {last.mean:.1f}")
+    axis.set_ylim(min(levels), max(levels) + 0.06 * (max(levels) - min(levels)))
+    if beyond:
+        axis.set_title(f"not shown: {', '.join(beyond)}", loc="left", fontsize=8)
+
+
+def _overlap(box: Bbox, others: list[Bbox]) -> float:
+    shared = (Bbox.intersection(box, other) for other in others)
+    return sum(s.width * s.height for s in shared if s is not None)
+
+
+def _label(axis: Any, found: list[Point], corners: list[tuple[float, float]]) -> None:
+    """Names beside the points, each where it covers least; a thin line where that is not close by."""
+    renderer = FigureCanvasAgg(axis.figure).get_renderer()
+    axis.figure.draw_without_rendering()
+    unit = axis.figure.dpi / 72  # pixels in a point
+    inside = axis.get_window_extent(renderer)
+    taken = [text.get_window_extent(renderer) for text in axis.texts]
+    for point in found:
+        x, y = axis.transData.transform((point.x, point.y))
+        reach = axis.transData.transform((point.x, point.y + point.deviation))[1] - y
+        taken += [_around(x, y, 2 * unit, reach), _around(x, y, 4 * unit, 4 * unit)]
+    for (x, y), (right, above) in itertools.pairwise(axis.transData.transform(corners) if corners else []):
+        taken.append(Bbox.from_extents(x - unit, min(y, above) - unit, right + unit, max(y, above) + unit))
+    for point in sorted(found, key=lambda p: -p.y):
+        text = axis.annotate(marked(point.line), (point.x, point.y), fontsize=8)
+        size = text.get_window_extent(renderer)
+        text.remove()
+        at = axis.transData.transform((point.x, point.y))
+        tries = []
+        for radius, angle in itertools.product((7, 13, 20, 30, 42, 56, 72), range(0, 360, 30)):
+            dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
+            box = _beside(at + unit * np.array([dx, dy]), size, dx, dy)
+            outside = box.width * box.height - _overlap(box, [inside])
+            tries.append((_overlap(box, taken) + 3 * outside + 0.2 * radius, radius, dx, dy, box))
+        _, radius, dx, dy, box = min(tries, key=lambda t: t[0])
+        _write(axis, point, dx, dy, radius)
+        taken.append(box.padded(unit))
+
+
+def _around(x: float, y: float, across: float, up: float) -> Bbox:
+    return Bbox.from_extents(x - across, y - up, x + across, y + up)
+
+
+def _sides(dx: float, dy: float) -> tuple[str, str]:
+    """How a text is aligned to a place that far from its point."""
+    across = "left" if dx > 1 else "right" if dx < -1 else "center"
+    return across, "center" if across != "center" else ("bottom" if dy > 0 else "top")
+
+
+def _beside(at: Any, size: Bbox, dx: float, dy: float) -> Bbox:
+    """The box of a text of that size at a place."""
+    across, up = _sides(dx, dy)
+    x = at[0] - {"left": 0.0, "right": 1.0, "center": 0.5}[across] * size.width
+    y = at[1] - {"bottom": 0.0, "top": 1.0, "center": 0.5}[up] * size.height
+    return Bbox.from_bounds(x, y, size.width, size.height)
+
+
+def _write(axis: Any, point: Point, dx: float, dy: float, radius: float) -> None:
+    across, up = _sides(dx, dy)
+    line = {"arrowstyle": "-", "linewidth": 0.5, "color": COLOURS["reference"], "shrinkB": 3}
+    text = axis.annotate(
+        marked(point.line), (point.x, point.y), xytext=(dx, dy), textcoords="offset points", ha=across, va=up,
+        fontsize=8, arrowprops=line if radius > 13 else None,
+    )  # fmt: skip
+    text.set_in_layout(False)
+
+
+def pareto(table: Table) -> Figure:
+    """Last against the bytes of a client's round; the line joins rows that nothing cheaper reaches."""
+    found = points(table)
+    figure = Figure(figsize=(8.6, 4.2 + 0.1 * len(found)), layout="constrained")
+    axis = figure.subplots()
+    for point in found:
+        group = point.line.group
+        axis.errorbar(point.x, point.y, yerr=point.deviation or None, fmt=MARKERS[group], color=COLOURS[group],
+                      markersize=6, elinewidth=1, capsize=2)  # fmt: skip
+    xs = [p.x for p in found]
+    wide = min(xs) > 0 and max(xs) > LOG_FROM * min(xs)
+    if wide:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    axis.set_xlim(*((min(xs) / 1.6, max(xs) * 1.9) if wide else _padded(min(xs), max(xs))))
+    corners = _corners(frontier(found), axis.get_xlim()[1])
+    axis.plot(*zip(*corners, strict=True), color=COLOURS[""], alpha=0.45, linewidth=1.2, zorder=0) if corners else None
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    axis.set(xlabel="MB up and down, one client in one round" + (" (log scale)" if wide else ""), ylabel="Last")
+    _references(axis, table)
+    groups = [g for g in MEANING if any(p.line.group == g for p in found)]
+    if len(groups) > 1:
+        signs = [Line2D([], [], marker=MARKERS[g], linestyle="", color=COLOURS[g]) for g in groups]
+        figure.legend(signs, [MEANING[g] for g in groups], loc="outside upper right", ncols=len(groups))
+    _label(axis, found, corners)
+    return figure
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """Limits with room for labels; a tenth of the value where all are the same."""
+    room = max(0.25 * (high - low), 0.1 * high, 1e-9)
+    return max(0.0, low - room), high + room
+
+
+def lasts(table: Table) -> Figure:
+    """Last of every row with its seeds, and the difference to the baseline with its interval."""
+    lines = table.lines
+    compared = any(line.difference for line in lines)
+    figure = Figure(figsize=(10 if compared else 6, 1.1 + 0.32 * len(lines)), layout="constrained")
+    axes = figure.subplots(1, 2 if compared else 1, sharey=True, squeeze=False)[0]
+    for y, line in enumerate(lines):
+        colour, last, found = COLOURS[line.group], line.figures["Last"], line.difference
+        if last is not None:
+            axes[0].scatter(last.values, [y + 0.28] * len(last.values), s=9, color=colour, alpha=0.7, linewidths=0)
+            axes[0].errorbar(last.mean, y, xerr=last.deviation, fmt=MARKERS[line.group], color=colour, markersize=5,
+                             elinewidth=1, capsize=2)  # fmt: skip
+        if found is not None:
+            reach = [[max(0.0, found.estimate - found.low)], [max(0.0, found.high - found.estimate)]]
+            axes[1].errorbar(found.estimate, y, xerr=reach, fmt=MARKERS[line.group], color=colour, markersize=5,
+                             elinewidth=1, capsize=2)  # fmt: skip
+    for y in range(1, len(lines)):
+        if lines[y].group != lines[y - 1].group:
+            for axis in axes:
+                axis.axhline(y - 0.5, linewidth=0.5, linestyle=":", color="#8c8c8c")
+    axes[0].set_yticks(range(len(lines)), [marked(line) for line in lines])
+    axes[0].set(xlabel="Last: mean ± standard deviation, below it the seeds", ylim=(len(lines) - 0.5, -0.5))
+    if compared:
+        axes[1].axvline(0, linewidth=0.8, color="#8c8c8c")
+        axes[1].set(xlabel=f"difference to {table.baseline}, 95 % interval")
+        axes[1].tick_params(axis="y", length=0)
+    return figure

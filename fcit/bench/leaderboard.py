@@ -1,0 +1,209 @@
+"""What the finished runs of a bench say: figures over seeds, cost, differences and what to know about them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fcit import registry
+from fcit.bench import bootstrap
+from fcit.bench.bootstrap import Difference
+from fcit.bench.folders import state
+from fcit.bench.overrides import flat, text_of
+from fcit.bench.plan import Plan, Row, TableKey
+from fcit.config import RunConfig
+from fcit.errors import FCITError
+from fcit.report.tables import FIGURES
+from fcit.results import Run
+
+#: Blocks of a table: only the first is ranked.
+GROUPS = ("", "replay", "reference")
+
+#: Settings that cannot change what is compared, or that are marked by other means.
+_ASIDE = {
+    "name", "output", "seed", "evaluation.batch_size", "evaluation.batches_per_order", "federation.engine",
+    "federation.retries", "federation.timeout", "backbone.device", "backbone.dtype", "backbone.threads",
+    "backbone.feature_cache",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values over seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass
+class Line:
+    """One row of a table, filled."""
+
+    row: Row
+    runs: dict[int, Run]  # finished ones, by seed
+    group: str
+    dagger: bool
+    figures: dict[str, Spread | None]
+    cost: dict[str, Spread | None]
+    difference: Difference | None = None
+    differs: list[str] = field(default_factory=list)  # settings that are not the baseline's
+    elsewhere: list[str] = field(default_factory=list)  # device, number format or versions that are not
+
+    @property
+    def label(self) -> str:
+        """The label, with a dagger for definitions of our own."""
+        return self.row.label + (" †" if self.dagger else "")
+
+    @property
+    def seeds(self) -> str:
+        """Seeds finished; of how many if some are missing."""
+        done, planned = len(self.runs), len(self.row.seeds)
+        return str(done) if done == planned else f"{done} of {planned}"
+
+
+@dataclass
+class Table:
+    """Rows that may be compared, the ranked ones first, best Last first."""
+
+    key: TableKey
+    lines: list[Line]
+    baseline: str | None  # None: it has no finished run here
+    reference: str  # the row that settings and surroundings are held against: the baseline if it can be
+    waiting: list[str]  # rows without a finished run
+
+    def of(self, group: str) -> list[Line]:
+        """Rows of one block."""
+        return [line for line in self.lines if line.group == group]
+
+
+@dataclass
+class Leaderboard:
+    """All tables of a bench."""
+
+    name: str
+    folder: Path
+    tables: list[Table]
+
+
+#: Key in ``cost`` of results.json -> name here.
+COSTS = {
+    "up_per_client_round": "up", "down_per_client_round": "down", "client_seconds": "client_seconds",
+    "server_bytes": "server_bytes", "client_memory_bytes": "client_memory_bytes",
+    "parameters.trainable": "trainable", "parameters.stored": "stored", "parameters.active": "active",
+    "seconds_per_sample": "seconds_per_sample",
+}  # fmt: skip
+
+
+def _method(config: RunConfig) -> Any:
+    """The method with its options, or None where it cannot be imported any more."""
+    try:
+        return registry.resolve("method", str(config.method["name"]))(config)
+    except FCITError:
+        return None
+
+
+def _group(method: Any) -> str:
+    if getattr(method, "group", "") in GROUPS[1:]:
+        return str(method.group)
+    apart = ("needs_task_at_inference", "last_stage_only", "pooled")
+    return "reference" if any(getattr(method, name, False) for name in apart) else ""
+
+
+def _spread(values: list[Any]) -> Spread | None:
+    """None unless every run has the value."""
+    return Spread(tuple(float(v) for v in values)) if values and None not in values else None
+
+
+def _line(row: Row, runs: dict[int, Run]) -> Line:
+    method = _method(row.config)
+    summaries = [run.matrix.summary() for run in runs.values()]
+    # Without a timeline there is nothing that a figure over the stages could mean.
+    known = ("Last",) if getattr(method, "last_stage_only", False) else FIGURES
+    costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
+    return Line(
+        row, runs, _group(method), bool(getattr(method, "dagger", False)),
+        {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
+        {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},
+    )  # fmt: skip
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    found = flat(config.model_dump(mode="json"))
+    return {k: v for k, v in found.items() if k not in _ASIDE and not k.startswith("ray.")}
+
+
+def differing_settings(config: RunConfig, baseline: RunConfig) -> list[str]:
+    """Settings that are not the baseline's. Options of another method are what makes it another method."""
+    ours, theirs = _settings(config), _settings(baseline)
+    for family in ("method", "fedopt"):
+        if ours[f"{family}.name"] != theirs[f"{family}.name"]:
+            for found in (ours, theirs):
+                for key in [k for k in found if k.startswith(f"{family}.")]:
+                    del found[key]
+            if family == "fedopt":
+                ours["fedopt"], theirs["fedopt"] = config.fedopt["name"], baseline.fedopt["name"]
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    return [f"{key} {text_of(ours.get(key))}, not {text_of(theirs.get(key))}" for key in keys]
+
+
+def _surroundings(run: Run) -> dict[str, str]:
+    """Device, number format and versions of a run."""
+    environment, backbone = run.environment, run.config.backbone
+    found = {"device": backbone.device, "dtype": backbone.dtype, "threads": backbone.threads}
+    found |= {key: environment.get(key) for key in ("fcit", "python")}
+    found |= dict(environment.get("libraries") or {})
+    found |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
+    return {key: str(value) for key, value in found.items()}
+
+
+def differing_surroundings(line: Line, other: Line) -> list[str]:
+    """Where a row was made that another was not; a seed is held against the same seed if it is there."""
+    found: dict[str, set[str]] = {}
+    for seed, run in line.runs.items():
+        pairs = [_surroundings(r) for r in ([other.runs[seed]] if seed in other.runs else other.runs.values())]
+        here = _surroundings(run)
+        for key in dict.fromkeys([*here, *(key for pair in pairs for key in pair)]):
+            there = sorted({pair.get(key, "-") for pair in pairs})
+            if here.get(key, "-") not in there:
+                found.setdefault(key, set()).add(f"{here.get(key, '-')}, not {' or '.join(there)}")
+    return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
+
+
+def _table(key: TableKey, plan: Plan) -> Table:
+    rows = [row for row in plan.rows if row.table == key]
+    finished: dict[str, dict[int, Run]] = {row.label: {} for row in rows}
+    for planned in plan.runs:
+        if planned.row.table == key and state(planned) == "done":
+            finished[planned.row.label][planned.seed] = Run(planned.folder)
+    lines = [_line(row, finished[row.label]) for row in rows if finished[row.label]]
+    baseline = next((line for line in lines if line.row.label == plan.baseline), None)
+    for line in lines:
+        if line is not baseline:
+            owner = f"{key.title}: {line.row.label}"
+            line.difference = bootstrap.difference(owner, line.runs, baseline.runs) if baseline else None
+            line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
+            line.elsewhere = differing_surroundings(line, baseline or lines[0])
+
+    def rank(line: Line) -> tuple[int, float]:
+        last = line.figures["Last"]
+        return GROUPS.index(line.group), 0.0 if last is None else -last.mean
+
+    waiting = [row.label for row in rows if not finished[row.label]]
+    reference = (baseline or lines[0]).row.label
+    return Table(key, sorted(lines, key=rank), reference if baseline else None, reference, waiting)
+
+
+def collect(plan: Plan) -> Leaderboard:
+    """Read everything that is finished; tables without a finished run are left out."""
+    keys = dict.fromkeys(run.row.table for run in plan.runs if state(run) == "done")
+    return Leaderboard(plan.name, plan.folder, [_table(key, plan) for key in keys])

@@ -1,0 +1,84 @@
+"""Settings of a row as dotted keys, and how their values are called in labels and folder names."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fcit import registry
+
+
+def text_of(value: Any) -> str:
+    """A value in a label: parts by name, options behind it."""
+    if isinstance(value, dict):
+        head = [registry.label(str(value["name"]))] if "name" in value else []
+        return " ".join([*head, *(f"{k}={text_of(v)}" for k, v in value.items() if k != "name")])
+    return registry.label(value) if isinstance(value, str) else json.dumps(value)
+
+
+def named(key: str, value: Any) -> str:
+    """An axis value in a default label; numbers and inner settings say which they are."""
+    plain = isinstance(value, dict) or (isinstance(value, str) and "." not in key)
+    return text_of(value) if plain else f"{key.rpartition('.')[2]}={text_of(value)}"
+
+
+def slug(text: str) -> str:
+    """A text as part of a folder name."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "row"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+class Overrides:
+    """Settings of one row as dotted leaves; later levels win. Knows the line that gave each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.values: dict[str, Any] = {}
+        self._lines: dict[str, int] = {}
+
+    def add(self, key: str, value: Any, line: int) -> None:
+        """Add a setting; a mapping adds its keys."""
+        if isinstance(value, dict) and value:
+            for inner, one in value.items():
+                self.add(f"{key}.{inner}", one, line)
+            return
+        if key in ("method", "fedopt") and isinstance(value, str):
+            key = f"{key}.name"
+        self.values[key] = self._anchored(key, value)
+        self._lines[key] = line
+
+    def _anchored(self, key: str, value: Any) -> Any:
+        """File names are relative to the bench file."""
+        if not isinstance(value, str):
+            return value
+        if key in ("method.name", "fedopt.name", "benchmark"):
+            value = registry.anchored(value, self.folder)
+        beside = self.folder / Path(value).expanduser()
+        if key == "data_root" or (key == "benchmark" and value.endswith((".yaml", ".yml")) and beside.is_file()):
+            return str(beside.resolve())
+        return value
+
+    def texts(self) -> list[str]:
+        """As ``key=value``; the name of a part before its options."""
+        ordered = sorted(self.values.items(), key=lambda item: not item[0].endswith(".name"))
+        return [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in ordered]
+
+    def line(self, problem: str, otherwise: int) -> int:
+        """The line to blame for a sentence that begins with a key."""
+        key = problem.partition(":")[0]
+        for given, line in self._lines.items():
+            short = given.removesuffix(".name")
+            if key in (given, short) or key.startswith(f"{short}.") or given.startswith(f"{key}."):
+                return line
+        return otherwise

@@ -1,0 +1,71 @@
+"""The bench page: one self-contained HTML file in the look of a run's report; its pictures as files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from fcit.bench import figures, tables
+from fcit.bench.leaderboard import Leaderboard, Line, Table
+from fcit.bench.overrides import slug
+from fcit.report.figures import draw, save, svg
+from fcit.run_dir import write_text
+
+
+def write_figures(board: Leaderboard) -> list[Path]:
+    """Write ``pareto`` and ``last`` as SVG and PDF, named after their table if there are several.
+
+    Returns:
+        The SVG files.
+    """
+    written = []
+    for table in board.tables:
+        behind = f"-{slug(table.key.title)}" if len(board.tables) > 1 else ""
+        for name, maker in (("pareto", figures.pareto), ("last", figures.lasts)):
+            if name == "pareto" and not figures.points(table):
+                continue
+            figure = draw(maker, table)
+            for ending in ("svg", "pdf"):
+                save(figure, board.folder / f"{name}{behind}.{ending}")
+            written.append(board.folder / f"{name}{behind}.svg")
+    return written
+
+
+def _links(board: Leaderboard, line: Line) -> list[tuple[int, str]]:
+    """The report of every seed, relative to the page."""
+    return [(seed, os.path.relpath(run.path / "report.html", board.folder)) for seed, run in line.runs.items()]
+
+
+def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
+    title = table.key.title
+    blocks = [
+        (name, [(line, tables.accuracy_cells(line), tables.cost_cells(line), _links(board, line)) for line in lines])
+        for name, lines in tables.blocks(table)
+    ]
+    some = figures.points(table)
+    return {
+        "slug": slug(title), "title": title, "reduced": table.key.limit is not None, "blocks": blocks,
+        "costs": any(line.cost["up"] for line in table.lines), "notes": tables.notes(table),
+        "pareto": Markup(svg(figures.pareto, table, title=f"Accuracy against bytes, {title}")) if some else None,
+        "lasts": Markup(svg(figures.lasts, table, title=f"Last of every row, {title}")),
+    }  # fmt: skip
+
+
+def render(board: Leaderboard) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("fcit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("bench.html").render(
+        title=board.name, tables=[_one(board, table) for table in board.tables], accuracy=tables.ACCURACY,
+        cost=tables.COST,
+    )  # fmt: skip
+
+
+def write_page(board: Leaderboard) -> None:
+    """Write ``leaderboard.html``."""
+    write_text(board.folder / "leaderboard.html", render(board))

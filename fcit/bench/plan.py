@@ -1,0 +1,244 @@
+"""From a bench file to its runs: every configuration resolved and checked before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.bench.file import BenchFile, Block, Lines, Location, Problems, read, unknown_setting
+from fcit.bench.overrides import Overrides, named, slug, text_of
+from fcit.config import RunConfig
+from fcit.data.benchmark import open_benchmark
+from fcit.errors import FCITError
+
+
+class TableKey(NamedTuple):
+    """What runs must share to stand in one table."""
+
+    benchmark: str
+    setting: str
+    split: str
+    limit: int | None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> TableKey:
+        """The table of a configuration."""
+        return cls(config.benchmark, config.setting, config.evaluation.split, config.evaluation.limit)
+
+    @property
+    def parts(self) -> list[str]:
+        """Its values as words, e.g. for titles."""
+        name = registry.label(self.benchmark)
+        name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+        limit = "" if self.limit is None else f"first {self.limit} records"
+        return [name, self.setting, self.split, limit]
+
+    @property
+    def title(self) -> str:
+        """One line about the table; a reduced evaluation is called that."""
+        name, setting, split, limit = self.parts
+        return f"{name}, {setting}" + ("" if split == "test" else f", {split} split") + (
+            f", reduced: {limit} of each {split} set" if limit else ""
+        )  # fmt: skip
+
+
+#: Settings that choose the table; they are named by its title, not by labels.
+TABLE_AXES = ("benchmark", "setting", "evaluation.split", "evaluation.limit")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: one configuration and its seeds."""
+
+    label: str
+    table: TableKey
+    slug: str
+    seeds: tuple[int, ...]
+    config: RunConfig  # with the first seed
+    line: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run."""
+
+    row: Row
+    seed: int
+    folder: Path
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a bench file asks for."""
+
+    file: Path
+    name: str
+    folder: Path
+    baseline: str
+    jobs: int | None
+    rows: list[Row]
+    runs: list[Planned]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A row before its configuration is resolved."""
+
+    block: Block
+    at: Location  # of the block
+    values: dict[str, tuple[Any, int]]  # of the axes, with lines
+
+    def label(self, lines: Lines, problems: Problems, config: RunConfig | None) -> str:
+        shown = {k: v for k, (v, _) in self.values.items() if k not in TABLE_AXES}
+        if self.block.label is None:
+            if shown:
+                return " / ".join(named(k, v) for k, v in shown.items())
+            return "" if config is None else registry.label(str(config.method["name"]))
+        known = {**self.block.set, **{k: v for k, (v, _) in self.values.items()}}
+        for key in re.findall(r"\{([^{}]*)\}", self.block.label):
+            if key not in known:
+                allowed = ", ".join(known) or "none"
+                problems.add(lines.of((*self.at, "label")), f"label: {{{key}}} is no axis here (allowed: {allowed})")
+        return re.sub(r"\{([^{}]*)\}", lambda m: text_of(known.get(m[1], "")), self.block.label)
+
+
+def _drafts(file: BenchFile, lines: Lines) -> Iterator[_Draft]:
+    """Every row of every block, in the order of the file."""
+    blocks: list[tuple[Block, Location]] = [(block, ("rows", n)) for n, block in enumerate(file.rows)]
+    if file.axes:
+        blocks.insert(0, (Block.model_validate({"axes": file.axes}), ()))
+    for block, at in blocks:
+        axes = [
+            [(key, value, lines.of((*at, "axes", key, n))) for n, value in enumerate(values)]
+            for key, values in block.axes.items()
+            if unknown_setting(key) is None
+        ]
+        for chosen in itertools.product(*axes):
+            yield _Draft(block, at, {key: (value, line) for key, value, line in chosen})
+
+
+class _Resolver:
+    """Turns drafts into rows and collects what is wrong with them."""
+
+    def __init__(self, path: Path, file: BenchFile, lines: Lines, problems: Problems) -> None:
+        self.file, self.lines, self.problems = file, lines, problems
+        self.folder = path.parent
+        self.base = self.folder / Path(file.base).expanduser()
+        home = self._config({}, (), {}, 0)
+        self.home = None if home is None else TableKey.of(home)
+
+    def _config(
+        self, block_set: dict[str, Any], at: Location, values: dict[str, tuple[Any, int]], line: int
+    ) -> RunConfig | None:
+        """The resolved configuration of a row, or None after noting what is wrong."""
+        overrides = Overrides(self.folder)
+        for given, where in ((self.file.set, ()), (block_set, at)):
+            for key, value in given.items():
+                if unknown_setting(key) is None:
+                    overrides.add(key, value, self.lines.of((*where, "set", key)))
+        for key, (value, value_line) in values.items():
+            overrides.add(key, value, value_line)
+        try:
+            config = configuration.load(self.base, overrides.texts())
+            open_benchmark(config)
+        except FCITError as error:
+            for problem in getattr(error, "problems", [str(error)]):
+                self.problems.add(overrides.line(problem, line or self.lines.of(("base",))), problem)
+            return None
+        return config if "backbone.threads" in overrides.values else _with_threads(config)
+
+    def row(self, draft: _Draft) -> Row | None:
+        """The row, or None after noting what is wrong."""
+        line = max((at for _, at in draft.values.values()), default=self.lines.of(draft.at))
+        config = self._config(draft.block.set, draft.at, draft.values, line)
+        label = draft.label(self.lines, self.problems, config)
+        if config is None or self.home is None:
+            return None
+        if re.fullmatch(r"cuda:[1-9]\d*", config.backbone.device):
+            self.problems.add(line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, "
+                                    "say 'cuda'")  # fmt: skip
+        table = TableKey.of(config)
+        away = [part for part, at_home in zip(table.parts, self.home.parts, strict=True) if part and part != at_home]
+        seeds = tuple(draft.block.seeds or self.file.seeds)
+        return Row(label, table, slug(" ".join([*away, label])), seeds, config, line)
+
+
+def _with_threads(config: RunConfig) -> RunConfig:
+    """One thread on a CPU unless the configuration says otherwise: the number of slots must not change a bit."""
+    if config.backbone.threads or config.backbone.device != "cpu":
+        return config
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"threads": 1})})
+
+
+def same_run(config: RunConfig) -> str:
+    """A text that two configurations share if they are the same run, wherever it is kept."""
+    return json.dumps(config.model_dump(mode="json", exclude={"name", "output"}), sort_keys=True)
+
+
+def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -> None:
+    """Rows that cannot be told apart, and a baseline that is none of them."""
+    labels: dict[tuple[TableKey, str], Row] = {}
+    slugs: dict[str, Row] = {}
+    runs: dict[str, Row] = {}
+    for row in rows:
+        if len(set(row.seeds)) < len(row.seeds):
+            problems.add(row.line, f"seeds: {list(row.seeds)} names one seed twice")
+        first = labels.setdefault((row.table, row.label), row)
+        if first is not row:
+            problems.add(row.line, f"label: two rows are called {row.label!r} (the other: line {first.line})")
+            continue
+        if slugs.setdefault(row.slug, row) is not row:
+            other = slugs[row.slug]
+            problems.add(row.line, f"label: {row.label!r} and {other.label!r} (line {other.line}) would share the "
+                                   f"folder {row.slug!r}; give one another label")  # fmt: skip
+        for seed in row.seeds:
+            same = runs.setdefault(same_run(row.config.model_copy(update={"seed": seed})), row)
+            if same is not row:
+                problems.add(row.line, f"{row.label!r}, seed {seed}, is the same run as {same.label!r} "
+                                       f"(line {same.line}); leave one out")  # fmt: skip
+    names = list(dict.fromkeys(row.label for row in rows))
+    if file.baseline is not None and file.baseline not in names:
+        near = registry.nearest(file.baseline, names)
+        problems.add(lines.of(("baseline",)), f"baseline: no row is called {file.baseline!r}{near} "
+                                              f"(rows: {', '.join(names)})")  # fmt: skip
+
+
+def _runs(rows: list[Row], folder: Path) -> Iterator[Planned]:
+    """Seeds first, so that an interrupted bench has whole tables for fewer seeds."""
+    for position in range(max(len(row.seeds) for row in rows)):
+        for row in rows:
+            if position < len(row.seeds):
+                seed = row.seeds[position]
+                name = f"{row.slug}-s{seed}"
+                update = {"seed": seed, "name": name, "output": str(folder)}
+                yield Planned(row, seed, folder / name, row.config.model_copy(update=update))
+
+
+def load(path: Path) -> Plan:
+    """Read a bench file and resolve every run of it.
+
+    Raises:
+        ConfigError: every mistake, with the line it stands on.
+    """
+    file, lines, problems = read(path)
+    resolver = _Resolver(path, file, lines, problems)
+    rows = [row for draft in _drafts(file, lines) if (row := resolver.row(draft)) is not None]
+    if not problems:
+        _check(rows, file, lines, problems)
+    if problems:
+        raise problems.error()
+    folder = Path(file.output).expanduser() / file.name
+    return Plan(path, file.name, folder, file.baseline or rows[0].label, file.jobs, rows, list(_runs(rows, folder)))

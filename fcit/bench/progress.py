@@ -1,0 +1,136 @@
+"""Tells a person how a bench goes: bars on a terminal, a line for each finished run elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from fcit.bench.plan import Planned
+from fcit.run_dir import RunDir, read_json
+
+
+class Follower:
+    """How far a run is, by the events it has written so far; a round counts as one, an evaluation too."""
+
+    def __init__(self, run: Planned) -> None:
+        self.run, self.file = run, RunDir(run.folder).events
+        self.note, self.share = "loading", 0.0
+        self._read = 0
+        self._stages, self._rounds = 0, run.config.federation.rounds
+        self.look()
+        self.first = self.share  # of an earlier bench
+
+    def look(self) -> None:
+        """Read what is new."""
+        if not self.file.is_file():
+            return
+        if self.file.stat().st_size < self._read:  # a resumed run forgets what came after its checkpoint
+            self._read = 0
+        with self.file.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            event = json.loads(line)
+            if event["event"] == "start":
+                self._stages, self._rounds = event["stages"], event["rounds"]
+                self._at(event["done"][0], event["done"][1])
+            elif event["event"] == "round":
+                self._at(event["stage"], event["round"] + 1)
+            elif event["event"] == "stage":
+                self._at(event["stage"] + 1, 0)
+
+    def _at(self, stage: int, rounds: int) -> None:
+        if self._stages:
+            self.share = (stage * (self._rounds + 1) + rounds) / (self._stages * (self._rounds + 1))
+            at = f"stage {stage + 1}/{self._stages} round {rounds}/{self._rounds}"
+            self.note = at if stage < self._stages else "finishing"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class BenchWatcher:
+    """Follows a schedule; ``done`` runs of ``total`` were finished before it began."""
+
+    def __init__(self, console: Console, name: str, total: int, done: int, jobs: int) -> None:
+        self.console, self.total, self.done, self.failed = console, total, done, 0
+        self._begin, self._before = time.monotonic(), float(done)
+        self._running: dict[int, Follower] = {}
+        self._bar: Progress | None = None
+        self._slots: list[TaskID] = []
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), console=console,
+                transient=True,
+            )  # fmt: skip
+            self._whole = self._bar.add_task(escape(name), total=total, completed=done, note="")
+            self._slots = [self._bar.add_task("", total=1.0, note="", visible=False) for _ in range(jobs)]
+
+    def __enter__(self) -> BenchWatcher:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        """Time left, by the share of the work done since the beginning."""
+        worked = self.done + sum(f.share for f in self._running.values()) - self._before
+        ahead = self.total - self.failed - self.done - sum(f.share for f in self._running.values())
+        if worked <= 0:
+            return ""
+        return f", {duration((time.monotonic() - self._begin) / worked * ahead)} left" if ahead > 0 else ""
+
+    def started(self, slot: int, run: Planned) -> None:
+        """A run begins in a slot."""
+        follower = Follower(run)
+        self._before += follower.first
+        self._running[slot] = follower
+        if self._bar is not None:
+            self._bar.update(self._slots[slot], description=escape(run.name), completed=follower.share, visible=True)
+
+    def ended(self, slot: int, run: Planned, problem: str | None) -> None:
+        """A run is over."""
+        follower = self._running.pop(slot, None)
+        for other in self._running.values():
+            other.look()
+        if self._bar is not None:
+            self._bar.update(self._slots[slot], visible=False)
+        if problem is None:
+            self.done += 1
+            last = read_json(RunDir(run.folder).results).get("Last")
+            what = "Last -" if last is None else f"Last {last:.1f}"
+        else:
+            self.failed += 1
+            self._before -= 0.0 if follower is None else follower.first
+            what = problem if problem == "stopped" else f"FAILED ({problem})"
+        self._line(f"{run.name}: {what}; {self.done} of {self.total} runs done{self._left()}")
+
+    def look(self) -> None:
+        """Read what the running runs have written."""
+        if self._bar is None:
+            return
+        for slot, follower in self._running.items():
+            follower.look()
+            self._bar.update(self._slots[slot], completed=follower.share, note=follower.note)
+        share = self.done + sum(f.share for f in self._running.values())
+        self._bar.update(self._whole, completed=share, note=f"{self.done}/{self.total} runs{self._left()}")
+
+    def stopping(self, killed: bool) -> None:
+        """The runs are asked to stop, or were killed."""
+        self._line("killed" if killed else "stopping at the next checkpoint of each run; once more kills them")

@@ -1,0 +1,235 @@
+"""The leaderboard as text: Markdown, CSV, JSON, LaTeX and the terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from fcit.bench.bootstrap import LEVEL, RESAMPLES
+from fcit.bench.leaderboard import COSTS, GROUPS, Leaderboard, Line, Spread, Table
+from fcit.report.tables import FIGURES, csv_text, latex
+
+BLOCKS = {"": "", "replay": "store samples", "reference": "references"}
+
+
+def spread(value: Spread | None) -> str:
+    """Mean and, with several seeds, the sample standard deviation."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.1f}" if value.deviation is None else f"{value.mean:.1f} ± {value.deviation:.1f}"
+
+
+def _difference(line: Line) -> str:
+    found = line.difference
+    return "-" if found is None else f"{found.estimate:+.1f} [{found.low:.1f}, {found.high:.1f}]"
+
+
+def _three(number: float) -> str:
+    """A number with three digits that say something."""
+    return f"{number:,.0f}" if number >= 99.95 or number == 0 else f"{number:#.3g}"
+
+
+def _scaled(value: Spread | None, unit: float = 1.0) -> str:
+    return "-" if value is None else _three(value.mean / unit)
+
+
+def _count(value: Spread | None) -> str:
+    """A number of parameters with a letter for thousands, millions, billions."""
+    if value is None:
+        return "-"
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value.mean >= unit:
+            return f"{_three(value.mean / unit)} {letter}"
+    return f"{value.mean:.0f}"
+
+
+def marked(line: Line) -> str:
+    """The label with its signs."""
+    return line.label + (" ‡" if line.elsewhere else "")
+
+
+def blocks(table: Table) -> list[tuple[str, list[Line]]]:
+    """The lines block by block; ranked ones first."""
+    return [(BLOCKS[group], table.of(group)) for group in GROUPS if table.of(group)]
+
+
+ACCURACY = ["row", "seeds", *FIGURES, "difference [95 %]", "by seed", "differs in"]
+COST = ["row", "MB up", "MB down", "client s", "client MB", "server MB", "trainable", "stored", "active", "s/sample"]
+
+
+def accuracy_cells(line: Line) -> list[str]:
+    """One row of the table of figures."""
+    figures = [spread(line.figures[name]) for name in FIGURES]
+    by_seed = line.difference.by_seed.values() if line.difference else ()
+    single = " ".join(f"{value:+.1f}" for value in by_seed) or "-"
+    return [marked(line), line.seeds, *figures, _difference(line), single, "; ".join(line.differs)]
+
+
+def cost_cells(line: Line) -> list[str]:
+    """One row of the table of cost: a client in a round, the server, a sample."""
+    cost = line.cost
+    return [
+        marked(line), *(_scaled(cost[k], 1e6) for k in ("up", "down")), _scaled(cost["client_seconds"]),
+        *(_scaled(cost[k], 1e6) for k in ("client_memory_bytes", "server_bytes")),
+        *(_count(cost[k]) for k in ("trainable", "stored", "active")), _scaled(cost["seconds_per_sample"]),
+    ]  # fmt: skip
+
+
+def _left_out(table: Table) -> list[str]:
+    found: dict[str, dict[str, None]] = {}
+    for line in table.lines:
+        for dataset, why in (line.difference.left_out if line.difference else {}).items():
+            found.setdefault(f"{dataset} ({why})", {})[line.row.label] = None
+    rows = sum(line.difference is not None for line in table.lines)
+    return [what if len(labels) == rows else f"{what}, for {', '.join(labels)}" for what, labels in found.items()]
+
+
+def notes(table: Table) -> list[str]:
+    """What one must know to read the table."""
+    found = ["Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
+             "samples stand apart and are not ranked."]  # fmt: skip
+    if table.baseline is None:
+        found.append(f"The baseline has no finished run here, so there are no differences; settings and versions "
+                     f"are compared with {table.reference}.")  # fmt: skip
+    elif any(line.difference for line in table.lines):
+        found.append(
+            f"difference: row minus {table.baseline} in points of Last, over the seeds both have; {LEVEL:.0%} "
+            f"interval of a paired bootstrap over test records ({RESAMPLES:,} resamples within each dataset and "
+            "seed). It is about the questions asked of these trained models, not about other seeds: how much "
+            "those change is under by seed."
+        )
+        found += [f"The difference leaves out {what}." for what in _left_out(table)]
+    if any(line.dagger for line in table.lines):
+        found.append("† our definition.")
+    found += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
+    if any(line.cost["up"] for line in table.lines):
+        found.append("MB up and down, client s, client MB: of one client in one round; s/sample: per answer.")
+    if table.waiting:
+        found.append(f"No finished run yet: {', '.join(table.waiting)}.")
+    return found
+
+
+def _markdown_rows(table: Table, head: list[str], cells: Any) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for title, rows in blocks(table):
+        if title:
+            lines.append(f"| *{title}* |" + " |" * (len(head) - 1))
+        lines += [f"| {' | '.join(c.replace('|', '/') for c in cells(line))} |" for line in rows]
+    return lines
+
+
+def markdown(board: Leaderboard) -> str:
+    """Everything as Markdown."""
+    parts = [f"# {board.name}", ""]
+    for table in board.tables:
+        parts += [f"## {table.key.title}", "", *_markdown_rows(table, ACCURACY, accuracy_cells), ""]
+        if any(table_line.cost["up"] for table_line in table.lines):
+            parts += [*_markdown_rows(table, COST, cost_cells), ""]
+        parts += [*(f"- {note}" for note in notes(table)), ""]
+    return "\n".join(parts)
+
+
+def csv(board: Leaderboard) -> str:
+    """One line a row, plain numbers; cost in bytes, seconds and parameters."""
+    head = ["benchmark", "setting", "split", "limit", "group", "row", "method", "our_definition", "seeds", "planned"]
+    head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
+    rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
+    for table in board.tables:
+        for line in table.lines:
+            key, found = table.key, line.difference
+            values = [key.benchmark, key.setting, key.split, "" if key.limit is None else str(key.limit), line.group,
+                      line.row.label, str(line.row.config.method["name"]), str(line.dagger).lower(),
+                      str(len(line.runs)), str(len(line.row.seeds))]  # fmt: skip
+            for value in (*line.figures.values(), *line.cost.values()):
+                both = (None, None) if value is None else (value.mean, value.deviation)
+                values += ["" if v is None else f"{v:.6g}" for v in both]
+            values += [""] * 3 if found is None else [f"{v:.4f}" for v in (found.estimate, found.low, found.high)]
+            rows.append([*values, "; ".join(line.differs), "; ".join(line.elsewhere)])
+    return csv_text(rows)
+
+
+def _json_line(line: Line) -> dict[str, Any]:
+    def both(value: Spread | None) -> dict[str, Any] | None:
+        return None if value is None else {"mean": value.mean, "sd": value.deviation, "values": list(value.values)}
+
+    found = line.difference
+    return {
+        "row": line.row.label, "method": line.row.config.method, "fedopt": line.row.config.fedopt,
+        "group": line.group, "our_definition": line.dagger, "seeds": list(line.runs),
+        "planned_seeds": list(line.row.seeds), "runs": [run.name for run in line.runs.values()],
+        "figures": {name: both(value) for name, value in line.figures.items()},
+        "cost": {name: both(value) for name, value in line.cost.items()},
+        "difference": None if found is None else {
+            "estimate": found.estimate, "low": found.low, "high": found.high, "level": LEVEL, "resamples": RESAMPLES,
+            "by_seed": found.by_seed, "datasets": list(found.datasets), "left_out": found.left_out,
+        },
+        "differs_in": line.differs, "made_elsewhere": line.elsewhere,
+        "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
+    }  # fmt: skip
+
+
+def to_json(board: Leaderboard) -> str:
+    """Everything, with the value of every seed."""
+    tables = [
+        {**table.key._asdict(), "title": table.key.title, "reduced": table.key.limit is not None,
+         "baseline": table.baseline, "rows": [_json_line(line) for line in table.lines],
+         "waiting": table.waiting, "notes": notes(table)}
+        for table in board.tables
+    ]  # fmt: skip
+    return json.dumps({"bench": board.name, "tables": tables}, indent=1, ensure_ascii=False) + "\n"
+
+
+def tex(board: Leaderboard) -> str:
+    """Tables for the LaTeX package booktabs, the notes as comments."""
+    parts = []
+    for table in board.tables:
+        kinds = [("accuracy", ACCURACY, accuracy_cells)]
+        if any(line.cost["up"] for line in table.lines):
+            kinds.append(("cost", COST, cost_cells))
+        for what, head, cells in kinds:
+            rows = [head]
+            for title, lines in blocks(table):
+                rows += [[title, *[""] * (len(head) - 1)]] if title else []
+                rows += [cells(line) for line in lines]
+            parts.append(latex(rows, f"{board.name}: {table.key.title} ({what})"))
+        parts += [f"% {note}" for note in notes(table)]
+    text = "\n".join(parts) + "\n"
+    for sign, command in (("±", r"$\pm$"), (" †", r"$^\dagger$"), (" ‡", r"$^\ddagger$")):
+        text = text.replace(sign, command)
+    return text
+
+
+#: Columns of the compact table, and what is left of them where they do not fit.
+COMPACT = (
+    ("seeds", "Last", "Avg", "forgetting", "difference [95 %]", "MB up", "MB down"),
+    ("seeds", "Last", "Avg", "forgetting", "difference [95 %]"),
+    ("seeds", "Last", "difference [95 %]"),
+    ("Last",),
+)
+
+
+def terminal(table: Table, name: str, width: int) -> Grid:
+    """The compact table, in columns that fit."""
+    filled = {}
+    for line in table.lines:
+        cells = dict(zip(ACCURACY, accuracy_cells(line), strict=True))
+        filled[line.row.label] = cells | dict(zip(COST, cost_cells(line), strict=True))
+
+    def needs(columns: tuple[str, ...]) -> int:
+        return 1 + sum(3 + max(len(head), *(len(c[head]) for c in filled.values())) for head in ("row", *columns))
+
+    columns = next((columns for columns in COMPACT if needs(columns) <= width), COMPACT[-1])
+    grid = Grid(title=f"{name}: {table.key.title}", title_justify="left")
+    grid.add_column("row", overflow="fold")
+    for head in columns:
+        grid.add_column(escape(head), justify="right", no_wrap=True)
+    for title, lines in blocks(table):
+        grid.add_section()
+        if title:
+            grid.add_row(f"[dim]{title}[/dim]")
+        for line in lines:
+            grid.add_row(*(escape(filled[line.row.label][head]) for head in ("row", *columns)))
+    return grid

@@ -1,0 +1,68 @@
+"""What FedAdagrad, FedAdam and FedYogi have in common (Reddi et al., 2021, arXiv 2003.00295, algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fcit.config import Section
+from fcit.fedopt.base import FedOpt, Tensors
+
+
+class Adaptive(FedOpt):
+    """Delta = sum_k n_k theta_k / N - theta; theta <- theta + eta m / (sqrt v + tau), with m and v of each optimiser.
+
+    Every tensor has its own state, which moves only when that tensor was updated. m_0 = 0. v_0 = 0 as in
+    Flower 1.41; the paper asks for v_0 >= tau^2, which ``v0: tau2`` gives. The defaults of eta, tau and the
+    betas are those of OpenFedLLM (Ye et al., 2024, arXiv 2402.06954), where LoRA is trained as here.
+    """
+
+    class Options(Section):
+        """``eta`` is the server's learning rate; ``tau`` limits how much small updates are enlarged."""
+
+        eta: float = Field(1e-3, gt=0)
+        tau: float = Field(1e-3, gt=0)
+        v0: Literal["zero", "tau2"] = "zero"
+
+    def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
+        new = {}
+        for name, theta in old.items():
+            state = memory.setdefault(name, {"steps": 0, "v": np.full_like(theta, self._v0)})
+            state["steps"] += 1
+            m = self.direction(mean[name] - theta, state)
+            new[name] = theta + self.rate(state["steps"]) * m / (np.sqrt(state["v"]) + self.options.tau)
+        return new
+
+    @property
+    def _v0(self) -> float:
+        return self.options.tau**2 if self.options.v0 == "tau2" else 0.0
+
+    def direction(self, delta: np.ndarray, state: dict[str, Any]) -> np.ndarray:
+        """m of one tensor; renews ``state["v"]`` and whatever else the optimiser keeps there."""
+        raise NotImplementedError
+
+    def rate(self, steps: int) -> float:
+        """The server's learning rate at a tensor's ``steps``-th step (from 1)."""
+        return float(self.options.eta)
+
+
+class Momentum(Adaptive):
+    """m <- beta_1 m + (1 - beta_1) Delta, for the two optimisers that have it."""
+
+    class Options(Adaptive.Options):
+        """``beta_1`` and ``beta_2`` say how long m and v remember."""
+
+        beta_1: float = Field(0.9, ge=0, lt=1)
+        beta_2: float = Field(0.99, ge=0, lt=1)
+
+    def direction(self, delta: np.ndarray, state: dict[str, Any]) -> np.ndarray:
+        beta = self.options.beta_1
+        state["m"] = beta * state.get("m", np.zeros_like(delta)) + (1 - beta) * delta
+        state["v"] = self.second(delta**2, state["v"])
+        return state["m"]
+
+    def second(self, square: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """The new v, from Delta^2 and the old v."""
+        raise NotImplementedError

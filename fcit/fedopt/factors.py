@@ -1,0 +1,116 @@
+"""How the two factors of a LoRA update B A are averaged (``factors:``).
+
+The mean that is wanted is W = sum_k w_k B_k A_k with w_k = n_k / N. With the means A' and B' of the factors,
+W - B' A' = sum_k w_k (B_k - B') (A_k - A'): averaging the factors one by one is exact only where all clients
+agree on one of them. The projector, gates and prompt pools are no factors and are always averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from fcit.fedopt.base import Tensors
+
+if TYPE_CHECKING:
+    from fcit.fedopt.products import Products
+
+A, B = ".lora_A.", ".lora_B."
+
+
+class Separate:
+    """FedIT (Zhang et al., 2024, arXiv 2305.05644): A' = sum_k w_k A_k and B' = sum_k w_k B_k. Base of the others."""
+
+    summary: ClassVar[str] = "A and B averaged one by one (FedIT); how far that is from the mean product is logged"
+
+    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+        """Names of a subspace that clients load and do not train in its ``turn``-th round (from 0)."""
+        return []
+
+    def settle(self, layers: dict[str, Products], old: Tensors, mean: Tensors) -> tuple[Tensors, float | None]:
+        """What the server takes as the clients' mean, and how far its products are from W.
+
+        Args:
+            layers: W of every layer, by the name of its A; empty where clients sent one factor only.
+
+        Returns:
+            the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers).
+        """
+        missed = total = 0.0
+        mean = dict(mean)
+        for name, layer in layers.items():
+            other = name.replace(A, B)
+            mean[name], mean[other] = self.merged(layer, old[name], mean[name], mean[other])
+            missed += layer.distance(mean[other], mean[name]) ** 2
+            total += layer.norm() ** 2
+        if not layers:
+            return mean, None
+        return mean, float(np.sqrt(missed / total)) if total else 0.0
+
+    def merged(self, layer: Products, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A and B of one layer, given the server's old A and the means of the factors."""
+        return a, b
+
+
+class Svd(Separate):
+    """FlexLoRA (Bai et al., 2024, arXiv 2402.11505): the best approximation of W of the adapter's rank.
+
+    W = U S V^T, cut off after r; B = U_r S_r / c and A = c V_r^T, where c is the mean length of the old A's
+    rows, so that A keeps its scale (our choice; the paper does not say how S is divided). The sign of each
+    row of A makes its largest entry positive. Directions that W does not have are zero in B; in A they are
+    filled with c times orthonormal rows, taken from what the old A has outside V_r.
+    """
+
+    summary = "truncated SVD of the exact mean product (FlexLoRA)"
+
+    def merged(self, layer: Products, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u, s, vt = layer.svd()
+        # Below float32's resolution a direction is noise.
+        kept = min(len(old), int((s > np.finfo(np.float32).eps * s[0]).sum()))
+        rows = vt[:kept]
+        signs = np.sign(rows[np.arange(kept), np.abs(rows).argmax(axis=1)])
+        scale = float(np.linalg.norm(old, axis=1).mean()) or 1.0
+        new_a, new_b = np.zeros(a.shape), np.zeros(b.shape)
+        new_a[:kept] = rows * signs[:, None] * scale
+        new_b[:, :kept] = u[:, :kept] * (s[:kept] * signs / scale)
+        rest = _complete(rows, old, len(old) - kept)
+        new_a[kept : kept + len(rest)] = rest * scale
+        return new_a.astype(np.float32), new_b.astype(np.float32)
+
+
+def _complete(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
+    """Up to ``count`` orthonormal rows outside the span of ``rows``: the old row with most left there comes first."""
+    found, candidates = rows, old.astype(np.float64)
+    for _ in range(count):
+        candidates = candidates - candidates @ found.T @ found
+        sizes = np.linalg.norm(candidates, axis=1)
+        best = int(sizes.argmax())
+        if sizes[best] <= 1e-6 * np.linalg.norm(old):
+            break  # the old A holds no further direction
+        found = np.vstack([found, candidates[best] / sizes[best]])
+    return found[len(rows) :]
+
+
+class Alternate(Separate):
+    """RoLoRA (Chen et al., 2025, arXiv 2502.01755): one factor per round, B first, exact in every round.
+
+    All clients hold the same A while B is trained, so sum_k w_k B_k A = B' A, and the other way round. Turns
+    are counted per subspace: rounds in which it received updates. Only the trained factor travels up; down
+    go both, as clients keep nothing between rounds.
+    """
+
+    summary = "B in one round of a subspace, A in the next (RoLoRA); exact, half the upload"
+
+    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+        return sorted(name for name in names if (B if turn % 2 else A) in name)
+
+
+class FrozenA(Separate):
+    """FFA-LoRA (Sun et al., 2024, arXiv 2403.12313): A stays as it began, only B is trained and travels up."""
+
+    summary = "A stays at its random start, only B is trained (FFA-LoRA); exact, half the upload"
+
+    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+        return sorted(name for name in names if A in name)

@@ -1,0 +1,91 @@
+"""Weighted sums of products B A, kept as factors: the dense d_out x d_in matrix is never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Decompositions on one thread: the same bits whatever the machine, and no cores fought over.
+
+    With two threads on two busy cores, 36 QR decompositions of 320 x 48 took 4 s (numpy: 17 s) instead of 0.02 s.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Products:
+    """W = sum_k n_k B_k A_k / N of one layer, as W = L R with L = [sqrt(w_1) B_1, ...], R = [sqrt(w_1) A_1; ...].
+
+    ``rank``, the number of columns of L, grows with every update up to min(d_out, d_in); then a QR
+    decomposition of the narrower factor brings it back without any loss: R = Q T gives W = (L Q) T.
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self._parts: list[tuple[float, np.ndarray, np.ndarray]] = []
+
+    def add(self, b: np.ndarray, a: np.ndarray, weight: int) -> None:
+        """Add one client's factors, ``(d_out, r)`` and ``(r, d_in)``, of ``weight`` records."""
+        self.weight += weight
+        self._parts.append((float(weight), b, a))
+        if self.rank > min(b.shape[0], a.shape[1]):
+            self._compress()
+
+    @property
+    def rank(self) -> int:
+        """Rank of the stacked factors."""
+        return sum(len(a) for _, _, a in self._parts)
+
+    def _stacks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """L sqrt N and R sqrt N, float64."""
+        left = np.concatenate([np.sqrt(w) * b.astype(np.float64) for w, b, _ in self._parts], axis=1)
+        right = np.concatenate([np.sqrt(w) * a.astype(np.float64) for w, _, a in self._parts], axis=0)
+        return torch.from_numpy(left), torch.from_numpy(right)
+
+    @one_thread()
+    def _compress(self) -> None:
+        left, right = self._stacks()
+        if right.shape[1] <= left.shape[0]:
+            q, t = torch.linalg.qr(right)
+            left, right = left @ q, t
+        else:
+            q, t = torch.linalg.qr(left.T)
+            left, right = t.T, q.T @ right
+        self._parts = [(1.0, left.numpy(), right.numpy())]
+
+    @one_thread()
+    def norm(self) -> float:
+        """||W||_F."""
+        return _norm(*self._stacks()) / self.weight
+
+    @one_thread()
+    def distance(self, b: np.ndarray, a: np.ndarray) -> float:
+        """||W - B A||_F, the norm of the stacks [L, -B] and [R; A]."""
+        left, right = self._stacks()
+        b_, a_ = torch.from_numpy(b).double(), torch.from_numpy(a).double()
+        return _norm(torch.cat([left / self.weight, -b_], dim=1), torch.cat([right, a_]))
+
+    @one_thread()
+    def svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """W = U diag(s) V^T through L = Q_L R_L, R^T = Q_R R_R and the SVD of the small R_L R_R^T."""
+        left, right = self._stacks()
+        q_left, r_left = torch.linalg.qr(left)
+        q_right, r_right = torch.linalg.qr(right.T)
+        u, s, vt = torch.linalg.svd(r_left @ r_right.T / self.weight, full_matrices=False)
+        return (q_left @ u).numpy(), s.numpy(), (vt @ q_right.T).numpy()
+
+
+def _norm(left: torch.Tensor, right: torch.Tensor) -> float:
+    """||L R||_F = ||R_L R_R^T||_F with the triangles of two QR decompositions."""
+    triangles = [torch.linalg.qr(stack, mode="r").R for stack in (left, right.T)]
+    return float(torch.linalg.matrix_norm(triangles[0] @ triangles[1].T))

@@ -1,0 +1,83 @@
+"""SCAFFOLD (Karimireddy et al., 2020, arXiv 1910.06378), option II, around AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcit.config import RunConfig
+from fcit.fedopt.base import Tensors
+from fcit.fedopt.fedavg import FedAvg
+from fcit.models.layout import is_projector
+
+
+class Scaffold(FedAvg):
+    """Control variates: c on the server, c_k at every client, all zero at first; the server averages models.
+
+    Client, with x the model it was sent, eta_i the learning rate of its step i and y_k the model it ends with:
+
+        theta <- theta - eta_i (c - c_k)                           after every optimiser step
+        c_k+ = c_k - c + (x - y_k) / sum_i eta_i,  returned as c_k+ - c_k
+
+    Server, with N clients in all, of whom S answered:  c <- c + (1 / N) sum_{k in S} (c_k+ - c_k).
+
+    The paper has SGD with K steps of one eta and divides by K eta. Our reading for AdamW: divide by the sum
+    of the scheduled learning rates, so that a variate is the mean normalised step, and correct outside the
+    optimiser, so that AdamW's moments see plain gradients. A variate per subspace and one for the
+    shared projector; c travels down and c_k+ - c_k up with every tensor trained, twice FedAvg's traffic.
+    """
+
+    summary = "control variates against client drift; twice the traffic, clients remember theirs"
+    remembers = True
+    averages = False
+    halves = False
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self._clients = config.federation.clients
+        self._one_projector = config.adapter.projector == "shared"
+
+    # ------------------------------------------------------------------ client
+
+    def _own(self, session: Any, name: str) -> dict[str, np.ndarray]:
+        """Where this client keeps its variate of a tensor."""
+        home = "shared" if self._one_projector and is_projector(name) else f"subspace-{session.subspace}"
+        return session.memory.setdefault(home, {})
+
+    def prepare(self, session: Any) -> None:
+        notes = session.notes
+        trained = {n: p for n, p in session.adapters.trainable.items() if p.requires_grad}
+        notes["start"] = {n: p.detach().clone() for n, p in trained.items()}
+        notes["correction"] = {
+            n: torch.from_numpy(session.received[n] - self._own(session, n).get(n, np.float32(0))).to(p)
+            for n, p in trained.items()
+        }
+        notes["rates"] = 0.0
+
+    def on_step(self, session: Any) -> None:
+        session.notes["rates"] += session.lr
+        for name, correction in session.notes["correction"].items():
+            session.adapters.trainable[name].detach().sub_(correction, alpha=session.lr)
+
+    def finish(self, session: Any) -> Tensors:
+        changes = {}
+        for name, start in session.notes["start"].items():
+            moved = (start - session.adapters.trainable[name].detach()).float().cpu().numpy()
+            own = self._own(session, name)
+            changes[name] = (moved / session.notes["rates"] - session.received[name]).astype(np.float32)
+            own[name] = own.get(name, np.float32(0)) + changes[name]
+        return changes
+
+    # ------------------------------------------------------------------ server
+
+    def broadcast(self, tensors: Tensors, memory: dict[str, Any]) -> Tensors:
+        return {name: memory.get(name, np.zeros_like(t)) for name, t in tensors.items()}
+
+    def extra_shapes(self, trained: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return dict(trained)
+
+    def absorb(self, sums: Tensors, memory: dict[str, Any]) -> None:
+        for name, total in sums.items():
+            memory[name] = (memory.get(name, 0.0) + total / self._clients).astype(np.float32)

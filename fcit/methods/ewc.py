@@ -1,0 +1,119 @@
+"""EWC: weights that mattered for earlier stages are held where they were.
+
+Paper: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (PNAS 2017,
+arXiv 1612.00796); the online form with one running Fisher is of Schwarz et al. (arXiv 1805.06370).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+
+from fcit.config import Section
+from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.base import Mean
+from fcit.methods.base import Method, ServerState, Session, Tensors, Update
+
+
+class EWC(Method):
+    """One adapter with a quadratic anchor, online form.
+
+    After stage t: theta* = theta_t and F <- decay F + F_t, with the diagonal empirical Fisher
+
+        F_t = sum_k n_k F_k / sum_k n_k,   F_k = mean over records of (grad CE)^2, record by record.
+
+    Later stages: loss = CE + (strength / 2) sum_p F_p (theta_p - theta*_p)^2.
+
+    The clients of a stage's last round estimate F_k on their shards, without the penalty and without
+    dropout; the server sums (our choice: a client that is seldom sampled could not do it alone).
+    Anchor and Fisher go to a client once per stage.
+
+    Where code of others differs: gradients of whole batches squared, which underestimates the Fisher
+    by about the batch size (so strengths are not portable); one anchor and Fisher per task instead of
+    the running sum; the projector left unprotected. Here everything that is trained is protected.
+    """
+
+    class Options(Section):
+        """``strength`` is the paper's lambda."""
+
+        strength: float = Field(400.0, ge=0)
+        decay: float = Field(1.0, ge=0, le=1, description="1: the Fishers of all stages count alike")
+        samples: int = Field(32, ge=1, description="records of a shard that a client looks at")
+
+    name = "ewc"
+    summary = "quadratic anchor weighted by the Fisher information of earlier stages"
+
+    # ------------------------------------------------------------------ client
+
+    def prepare(self, session: Session) -> None:
+        for group in session.constants.values():
+            for name, tensor in group.items():
+                session.notes[name] = torch.from_numpy(tensor).to(session.adapters.trainable[_parameter(name)].device)
+
+    def loss(self, session, examples, features):
+        loss = super().loss(session, examples, features)
+        for name, parameter in session.adapters.trainable.items():
+            if f"fisher/{name}" in session.notes:
+                moved = parameter - session.notes[f"anchor/{name}"]
+                loss = loss + self.options.strength / 2 * (session.notes[f"fisher/{name}"] * moved.square()).sum()
+        return loss
+
+    def finish(self, session: Session) -> Tensors:
+        if not session.last_round:
+            return {}
+        chosen = session.generator("fisher").permutation(len(session.examples))[: self.options.samples]
+        names = list(session.adapters.trainable)
+        squares = {name: torch.zeros_like(p) for name, p in session.adapters.trainable.items()}
+        with session.adapters.resting() as parameters:
+            for index in chosen:
+                example = [session.examples[int(index)]]
+                features = session.backbone.vision_features(session.image_root, [example[0].image])
+                gradients = torch.autograd.grad(session.backbone.loss(example, features), parameters)
+                for name, gradient in zip(names, gradients, strict=True):
+                    squares[name] += gradient.square()
+        return {name: (s / len(chosen)).float().cpu().numpy() for name, s in squares.items()}
+
+    # ------------------------------------------------------------------ server
+
+    def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
+        if state.round < self.config.federation.rounds - 1:
+            return {}
+        return {name: tensor.shape for name, tensor in self._held(state).items()}
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
+        fisher = Mean()
+
+        def watched() -> Iterable[Update]:
+            for update in updates:
+                if update.extra:
+                    fisher.add(update.extra, update.examples)
+                yield update
+
+        super().aggregate(state, watched(), aggregator)
+        if fisher.weight:
+            state.memory["fresh"] = fisher.result()
+
+    def end_stage(self, state: ServerState, stage: int) -> None:
+        fresh = state.memory.pop("fresh", None)
+        if fresh is None:
+            return
+        before = state.memory.get("fisher", {})
+        state.memory["fisher"] = {n: self.options.decay * before.get(n, 0.0) + f for n, f in fresh.items()}
+        state.memory["anchor"] = dict(self._held(state))
+        state.memory["stage"] = stage
+
+    def constants(self, state: ServerState) -> dict[str, Tensors]:
+        if "anchor" not in state.memory:
+            return {}
+        parts = {f"{part}/{n}": t for part in ("anchor", "fisher") for n, t in state.memory[part].items()}
+        return {f"ewc-{state.memory['stage']}": parts}
+
+    @staticmethod
+    def _held(state: ServerState) -> Tensors:
+        return {**state.shared, **state.subspaces["0"]}
+
+
+def _parameter(name: str) -> str:
+    return name.partition("/")[2]

@@ -1,0 +1,60 @@
+"""LwF: the model as it was before the stage teaches while the new data are learnt.
+
+Paper: Li and Hoiem, "Learning without Forgetting" (TPAMI 2017, arXiv 1606.09282), for token
+distributions.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch.nn import functional
+
+from fcit.config import Section
+from fcit.methods.base import Method, ServerState, Session, Tensors
+
+
+class LwF(Method):
+    """One adapter, distilled from the server's model at the start of the stage.
+
+    loss = CE + strength * KD,   KD = - mean over answer positions of sum_v q_v log p_v,
+    q = softmax(z_teacher / T), p = softmax(z_student / T); no teacher in the first stage.
+
+    As in the code others published, KD is not multiplied by T^2, so its gradient shrinks with T. The
+    teacher answers without dropout, on the new data only: where answer formats differ it protects
+    little. It goes to a client once per stage; its logits are computed anew at each step.
+    """
+
+    class Options(Section):
+        """``strength`` is the paper's lambda_o, ``temperature`` its T."""
+
+        strength: float = Field(1.0, ge=0)
+        temperature: float = Field(2.0, gt=0)
+
+    name = "lwf"
+    summary = "distillation from the model of the stage before, on the new data"
+
+    def prepare(self, session: Session) -> None:
+        for teacher in session.constants.values():
+            session.adapters.load_other(teacher)
+
+    def loss(self, session, examples, features):
+        logits, target = session.backbone.answer_logits(examples, features)
+        loss = functional.cross_entropy(logits, target)
+        if session.constants:
+            with session.adapters.other():
+                taught, _ = session.backbone.answer_logits(examples, features)
+            temperature = self.options.temperature
+            wanted = (taught / temperature).softmax(dim=-1)
+            distilled = -(wanted * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1).mean()
+            loss = loss + self.options.strength * distilled
+        return loss
+
+    def end_stage(self, state: ServerState, stage: int) -> None:
+        if "0" in state.subspaces:
+            state.memory["teacher"] = {**state.shared, **state.subspaces["0"]}
+            state.memory["stage"] = stage
+
+    def constants(self, state: ServerState) -> dict[str, Tensors]:
+        if "teacher" not in state.memory:
+            return {}
+        return {f"teacher-{state.memory['stage']}": state.memory["teacher"]}

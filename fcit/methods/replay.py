@@ -1,0 +1,68 @@
+"""Experience replay: clients keep a few records and mix them into what comes later.
+
+Reservoir: Vitter, "Random sampling with a reservoir" (1985), as in Chaudhry et al., "On tiny episodic
+memories in continual learning" (arXiv 1902.10486). Not comparable with methods that store nothing;
+tables list it apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from fcit.config import Section
+from fcit.data.collate import Encoded
+from fcit.methods.base import Method, Session, Tensors
+
+
+class Replay(Method):
+    """One adapter; each batch is joined by records of shards the client learnt before.
+
+    loss = CE(batch and m = ratio * |batch| remembered records), one mean over all their answer tokens.
+
+    The buffer is a uniform sample of everything the client was ever trained on: record number i
+    replaces a random one with probability buffer / i. It never leaves the client. With few clients
+    sampled per round most buffers know few tasks. Reference code that stops writing when the buffer is
+    full keeps the first records instead. What is kept are tokens and the image's name; the image
+    itself stays in the client's own data.
+    """
+
+    class Options(Section):
+        """Keys under ``method:``."""
+
+        buffer: int = Field(50, ge=1, description="records a client keeps")
+        ratio: float = Field(0.5, gt=0, description="remembered records per new record of a batch")
+
+    name = "replay"
+    summary = "clients keep a reservoir of records and mix them into new batches"
+    group = "replay"
+    remembers = True
+
+    def prepare(self, session: Session) -> None:
+        kept = session.memory.setdefault("kept", [])
+        old = [Encoded(tuple(p), tuple(a), image) for shard, p, a, image in kept if shard != session.shard]
+        session.notes["old"], session.notes["draw"] = old, session.generator("replay")
+
+    def loss(self, session, examples, features):
+        old, draw = session.notes["old"], session.notes["draw"]
+        count = min(len(old), max(1, round(self.options.ratio * len(examples))))
+        if not count:
+            return super().loss(session, examples, features)
+        chosen = [old[i] for i in draw.choice(len(old), size=count, replace=False)]
+        more = session.backbone.vision_features(session.image_root, [e.image for e in chosen])
+        return super().loss(session, [*examples, *chosen], torch.cat([features, more]))
+
+    def finish(self, session: Session) -> Tensors:
+        kept, met = session.memory["kept"], session.memory.setdefault("shards", [])
+        if session.shard in met:  # the same records again, in a later round
+            return {}
+        met.append(session.shard)
+        draw = session.generator("reservoir")
+        seen = session.memory.get("seen", 0)
+        for example in session.examples:
+            seen += 1
+            place = len(kept) if len(kept) < self.options.buffer else int(draw.integers(seen))
+            entry = [session.shard, list(example.prompt), list(example.answer), example.image]
+            kept[place : place + 1] = [entry] if place < self.options.buffer else kept[place : place + 1]
+        session.memory["seen"] = seen
+        return {}

@@ -1,0 +1,127 @@
+"""What records look like to a frozen CLIP: the features that identity tokens are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, CLIPVisionModel
+
+from fcit.data import prompts
+from fcit.data.records import Record, TestRecord
+from fcit.errors import ConfigError
+from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
+
+LENGTH = 77  # tokens of an instruction
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length one; zero rows stay."""
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norm == 0, 1, norm)
+
+
+def joined(text: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(t / |t|, v / |v|) / sqrt 2 per row: the cosine of two records is the mean of their two cosines."""
+    return (np.concatenate([_unit(text), _unit(image)], axis=1) / np.sqrt(2.0)).astype(np.float32)
+
+
+class Identity:
+    """Features of records, ``(N, d)`` float32: ``text``, ``image`` or ``both``.
+
+    ``text`` is the pooled state of the text tower over the instruction (arXiv 2503.12897), ``image`` that
+    of the vision tower over the image. Both are taken before CLIP's projection into one space (the
+    authors' code collects projected image embeddings): texts are compared with texts and images with
+    images only, so nothing is gained by the projection, and what it drops may tell tasks apart.
+
+    Args:
+        source: folder or hub name of a CLIP; its vision tower is loaded when images are first asked for.
+        cache: whether image features are kept on disk.
+    """
+
+    def __init__(self, source: str, device: torch.device, cache: bool) -> None:
+        self.source, self.device, self.cache = source, device, cache
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        self._text = self._tower(CLIPTextModel, "text")
+
+    def _tower(self, kind: Any, name: str) -> Any:
+        """One tower of the CLIP, frozen.
+
+        Raises:
+            ConfigError: the CLIP has no such tower; transformers would fill it with random numbers.
+        """
+        with quiet():
+            model, info = kind.from_pretrained(self.source, output_loading_info=True)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ConfigError(
+                f"backbone.identity: {self.source!r} has no CLIP {name} tower ({missing[0]} is missing); "
+                "name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
+            )
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def _vision(self) -> tuple[Any, Any]:
+        """Vision tower and image processor."""
+        try:
+            # With torchvision installed transformers would pick another backend with other pixels.
+            processor = AutoImageProcessor.from_pretrained(self.source, backend="pil")
+            return self._tower(CLIPVisionModel, "vision"), processor
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"backbone.identity: {self.source!r} has no vision tower and image processor that can be loaded "
+                f"({error}); name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
+            ) from None
+
+    def width(self, kind: str = "text") -> int:
+        """Length d of a feature."""
+        text = int(self._text.config.hidden_size)
+        if kind == "text":
+            return text
+        image = int(self._vision[0].config.hidden_size)
+        return image if kind == "image" else text + image
+
+    def features(self, kind: str, records: Sequence[Record | TestRecord], root: Path) -> np.ndarray:
+        """Features of records whose images lie below ``root``.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside ``root``.
+        """
+        if kind == "text":
+            return self.text([r.instruction for r in records])
+        image = self._images.get(root, [r.image for r in records])
+        return image if kind == "image" else joined(self.text([r.instruction for r in records]), image)
+
+    @torch.no_grad()
+    def text(self, instructions: Sequence[str]) -> np.ndarray:
+        """Pooled text features; equal instructions are encoded once."""
+        unique = list(dict.fromkeys(prompts.identity_text(text) for text in instructions))
+        rows = []
+        for start in range(0, len(unique), 64):
+            tokens = self.tokenizer(
+                unique[start : start + 64], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+            ).to(self.device)
+            rows.append(self._text(**tokens).pooler_output.float().cpu().numpy())
+        where = {text: row for row, text in enumerate(unique)}
+        return np.concatenate(rows)[[where[prompts.identity_text(text)] for text in instructions]]
+
+    @cached_property
+    def _images(self) -> ImageFeatures:
+        tower, processor = self._vision
+        mark = ""
+        if self.cache:
+            parts = (hash_weights(tower), processor.to_json_string(), transformers.__version__)
+            mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
+        return ImageFeatures(mark, (self.width("image"),), self._pooled)
+
+    @torch.no_grad()
+    def _pooled(self, root: Path, images: Sequence[str]) -> np.ndarray:
+        tower, processor = self._vision
+        padded = pixels(processor, root, images).to(self.device)
+        return tower(pixel_values=padded).pooler_output[: len(images)].float().cpu().numpy()

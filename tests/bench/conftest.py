@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit import config as configuration
+from fcit.bench import plan
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.run_dir import RunDir
+
+BASE = {"benchmark": "fcit-mini-short", "method": "disco", "federation": {"rounds": 2, "clients_per_round": 3}}
+ENVIRONMENT = {"fcit": "0", "python": "3", "libraries": {"torch": "2.6"}, "backend": {"machine": "x86_64"}}
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write a bench file (text, or keys that are added to a small one) beside a base; returns its path."""
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+
+    def make(text: str = "", **keys) -> Path:
+        path = tmp_path / "bench.yaml"
+        small = {"name": "small", "base": "base.yaml", "output": str(tmp_path / "out")}
+        path.write_text(text or yaml.safe_dump({**small, **keys}, sort_keys=False))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def planned(write):
+    """The plan of a small bench file with these keys."""
+    return lambda **keys: plan.load(write(**keys))
+
+
+def finish(run: plan.Planned, marks: dict[str, list[float]], cost: dict | None = None, score: float | None = None,
+           environment: dict | None = None) -> None:  # fmt: skip
+    """Leave behind what a run of one stage with these marks leaves; ``score`` for a dataset without marks."""
+    folder = RunDir.place(run.folder, configuration.dump(run.config), environment or ENVIRONMENT)
+    row = {name: round(100 * sum(values) / len(values), 4) for name, values in marks.items()}
+    for name, values in marks.items():
+        lines = [{"question_id": str(n), "image": "", "prompt": "", "text": "", "answer": "", "mark": mark}
+                 for n, mark in enumerate(values)]  # fmt: skip
+        _write(folder.predictions / "stage-1" / f"{name}.jsonl", lines)
+    if score is not None:
+        row["captions"] = score
+        line = {"question_id": "0", "image": "", "prompt": "", "text": "", "answer": ""}
+        _write(folder.predictions / "stage-1" / "captions.jsonl", [line])
+    matrix = AccuracyMatrix(list(row), [row])
+    folder.matrix.write_text(json.dumps(matrix.to_json()))
+    results = {"method": run.config.method["name"], "setting": run.config.setting, **matrix.summary()}
+    folder.results.write_text(json.dumps(results if cost is None else {**results, "cost": cost}))
+
+
+def _write(path: Path, lines: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

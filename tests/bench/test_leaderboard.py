@@ -1,0 +1,174 @@
+"""What the tables say, from run folders made by hand."""
+
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from fcit.bench import command, figures, leaderboard, page, tables
+from fcit.bench.overrides import flat
+from tests.bench.conftest import ENVIRONMENT, finish
+
+COST = {
+    "client_rounds": 6, "up_per_client_round": 400_000.0, "down_per_client_round": 500_000.0, "client_seconds": 0.5,
+    "server_bytes": 2_000_000, "client_memory_bytes": 0.0,
+    "parameters": {"trainable": 97_536, "stored": 390_144, "active": 97_536}, "seconds_per_sample": 0.004,
+}  # fmt: skip
+
+
+@pytest.fixture
+def board(planned):
+    """Two seeds of fine-tuning and DISCO, one of two of DISCO with another rate, references."""
+    made = planned(seeds=[0, 1], set={"evaluation.limit": 4}, rows=[
+        {"axes": {"method": ["finetune", "disco", "joint"]}},
+        {"axes": {"method": ["disco"], "training.lr": [0.001]}},
+        {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
+    ])  # fmt: skip
+    marks = {"finetune": [1, 0, 0, 0], "disco": [1, 1, 0, 0], "joint": [1, 1, 1, 0], "disco / lr=0.001": [1, 1, 1, 1]}
+    for run in made.runs:
+        label = run.row.label
+        if label == "zero_shot" or (label, run.seed) == ("disco / lr=0.001", 1):
+            continue
+        environment = {**ENVIRONMENT, "libraries": {"torch": "9.9"}} if label == "joint" else ENVIRONMENT
+        values = [1.0, *marks[label][1:]] if run.seed == 0 else [0.0, *marks[label][1:]]
+        finish(run, {"a": values}, COST if label == "disco" else None, 50.0, environment)
+    return made, leaderboard.collect(made)
+
+
+def test_figures_and_order(board):
+    (table,) = board[1].tables
+    assert table.key.title == "fcit-mini-short, homogeneous, reduced: first 4 records of each test set"
+    assert [line.row.label for line in table.lines] == ["disco / lr=0.001", "disco", "finetune", "joint"]
+    assert [line.group for line in table.lines] == ["", "", "", "reference"]
+    assert table.waiting == ["zero_shot"] and table.baseline == "finetune"
+    # marks 2/4 and 1/4, and 50 for the captions: Last 50 and 37.5
+    assert tables.spread(table.lines[1].figures["Last"]) == "43.8 ± 8.8"
+    assert [line.seeds for line in table.lines] == ["1 of 2", "2", "2", "2"]
+    assert table.lines[3].figures["Avg"] is None and table.lines[3].figures["MFT"] is None
+    assert table.lines[0].differs == ["training.lr 0.001, not 0.003"] and table.lines[1].differs == []
+    assert table.lines[3].elsewhere == ["torch 9.9, not 2.6"]
+    assert table.lines[1].difference.estimate == 25.0 and table.lines[2].difference is None
+
+
+def test_markdown(board):
+    text = tables.markdown(board[1])
+    assert "| disco | 2 | 43.8 ± 8.8 |" in text and "| +25.0 [0.0, 62.5] | +25.0 +25.0 |" in text
+    assert "| disco / lr=0.001 | 1 of 2 |" in text
+    assert "| *references* |" in text and text.index("*references*") < text.index("| joint ‡ |")
+    assert "- ‡ joint: torch 9.9, not 2.6." in text
+    assert "- The difference leaves out captions (its score is of the whole corpus)." in text
+    assert "- No finished run yet: zero_shot." in text
+    assert "| disco | 0.400 | 0.500 | 0.500 | 0 | 2.00 | 97.5 k | 390 k | 97.5 k | 0.00400 |" in text
+    assert "| finetune | - | - | - |" in text  # an older run has no cost
+
+
+@pytest.mark.parametrize(("width", "heads"), [(140, 8), (100, 6), (70, 4), (30, 2)])
+def test_the_terminal_gets_what_fits(board, width, heads):
+    grid = tables.terminal(board[1].tables[0], "small", width)
+    assert len(grid.columns) == heads
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(grid)
+    text = console.export_text()
+    assert "43.8 ± 8.8" in text and "…" not in text and "disco" in text
+
+
+def test_csv_json_latex(board):
+    rows = list(csv.DictReader(io.StringIO(tables.csv(board[1]))))
+    disco = rows[1]
+    assert (disco["row"], disco["Last"], disco["up"], disco["seeds"], disco["planned"]) == (
+        "disco", "43.75", "400000", "2", "2",
+    )  # fmt: skip
+    assert disco["limit"] == "4" and rows[2]["up"] == "" and rows[0]["Last_sd"] == ""
+    raw = json.loads(tables.to_json(board[1]))["tables"][0]
+    assert raw["reduced"] and raw["rows"][1]["figures"]["Last"]["values"] == [50.0, 37.5]
+    assert raw["rows"][1]["difference"]["by_seed"] == {"0": 25.0, "1": 25.0} and raw["rows"][1]["runs"] == [
+        "disco-s0",
+        "disco-s1",
+    ]
+    latex = tables.tex(board[1])
+    assert r"43.8 $\pm$ 8.8" in latex and r"joint$^\ddagger$" in latex and "±" not in latex
+    assert r"\begin{tabular}{lrrrrrrrrl}" in latex
+
+
+def test_methods_of_our_own_and_methods_that_store(board, monkeypatch):
+    from fcit.methods.disco import Disco
+
+    monkeypatch.setattr(Disco, "dagger", True, raising=False)
+    monkeypatch.setattr(Disco, "group", "replay", raising=False)
+    (table,) = leaderboard.collect(board[0]).tables
+    assert [line.row.label for line in table.lines] == ["finetune", "disco / lr=0.001", "disco", "joint"]
+    text = tables.markdown(leaderboard.Leaderboard("b", board[0].folder, [table]))
+    assert "| *store samples* |" in text and "| disco † | 2 |" in text and "- † our definition." in text
+
+
+def test_frontier(board):
+    (table,) = board[1].tables
+    assert [point.line.row.label for point in figures.points(table)] == ["disco"]
+
+    def point(name: str, x: float, y: float, group: str = "") -> figures.Point:
+        line = leaderboard.Line(table.lines[1].row, {}, group, False, {}, {})
+        return figures.Point(line, x, y)
+
+    a, b, c, d = point("a", 1, 10), point("b", 2, 9), point("c", 3, 12), point("d", 0.5, 99, "replay")
+    assert figures.frontier([a, b, c, d]) == [a, c]
+    assert figures._corners([a, c], 5) == [(1, 10), (3, 10), (3, 12), (5, 12)]
+
+
+def test_page_and_pictures(board):
+    filled = board[1]
+    pictures = page.write_figures(filled)
+    assert [file.name for file in pictures] == ["pareto.svg", "last.svg"]
+    assert all(file.stat().st_size > 2000 and file.with_suffix(".pdf").is_file() for file in pictures)
+    text = page.render(filled)
+    assert text.startswith("<!doctype html>") and 'href="disco-s1/report.html"' in text
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
+
+
+def test_table_only_and_copies(board, tmp_path, capsys):
+    made, _ = board
+    assert command.bench(command.Wishes(made.file, table=True, into=tmp_path / "kept")) == 0
+    kept = {file.name for file in (tmp_path / "kept").iterdir()}
+    assert kept == {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "last.svg"}
+    assert {"leaderboard.tex", "leaderboard.html", "pareto.pdf"} <= {f.name for f in made.folder.iterdir()}
+    out = capsys.readouterr().out
+    assert "disco / lr=0.001" in out and "leaderboard.html" in out
+
+
+def test_surroundings_are_compared_seed_by_seed(planned):
+    made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
+    for run in made.runs:
+        crossed = run.seed == (0 if run.row.label == "disco" else 1)
+        finish(run, {"a": [1.0]}, environment={**ENVIRONMENT, "libraries": {"torch": "2.7" if crossed else "2.6"}})
+    (table,) = leaderboard.collect(made).tables
+    disco = next(line for line in table.lines if line.row.label == "disco")
+    assert disco.elsewhere == ["torch 2.6, not 2.7 and 2.7, not 2.6"]
+
+
+def test_without_the_baseline(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune"]}},
+                         {"axes": {"method": ["disco"], "training.lr": [0.1, 0.2]}}])  # fmt: skip
+    for run in made.runs[1:]:
+        finish(run, {"a": [1.0]})
+    (table,) = leaderboard.collect(made).tables
+    assert table.baseline is None and table.reference == "disco / lr=0.1" and table.waiting == ["finetune"]
+    assert [line.differs for line in table.lines] == [[], ["training.lr 0.2, not 0.1"]]
+    assert "so there are no differences; settings and versions are compared with disco / lr=0.1" in tables.markdown(
+        leaderboard.Leaderboard("b", made.folder, [table])
+    )
+
+
+def test_tables_are_not_mixed(planned):
+    made = planned(axes={"setting": ["homogeneous", "heterogeneous"], "method": ["finetune", "disco"]},
+                   set={"federation.clients_per_round": 5})  # fmt: skip
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]})
+    board = leaderboard.collect(made)
+    assert [table.key.setting for table in board.tables] == ["homogeneous", "heterogeneous"]
+    assert [[line.row.label for line in table.lines] for table in board.tables] == [["finetune", "disco"]] * 2
+    assert all(table.lines[1].difference.estimate == 0.0 for table in board.tables)
+
+
+def test_flat():
+    assert flat({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": []}

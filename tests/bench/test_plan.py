@@ -1,0 +1,163 @@
+"""Bench files: sums of products, labels, folders, and every mistake with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from fcit.bench import plan
+from fcit.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def labels(made: plan.Plan) -> list[str]:
+    return [row.label for row in made.rows]
+
+
+def test_an_axis_is_a_block(planned):
+    made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
+    assert labels(made) == ["finetune", "disco"] and made.baseline == "finetune"
+    assert [run.name for run in made.runs] == ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
+    run = made.runs[-1]
+    assert (run.config.seed, run.config.name, run.config.method["name"]) == (1, "disco-s1", "disco")
+    assert run.folder == made.folder / "disco-s1" and run.config.output == str(made.folder)
+
+
+def test_blocks_add_and_axes_multiply(planned):
+    made = planned(rows=[
+        {"axes": {"method": ["finetune"]}},
+        {"axes": {"method": ["disco"], "training.lr": [0.001, 0.002], "adapter.projector": ["shared", "frozen"]}},
+        {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
+    ], seeds=[3, 4])  # fmt: skip
+    assert labels(made) == [
+        "finetune", "disco / lr=0.001 / projector=shared", "disco / lr=0.001 / projector=frozen",
+        "disco / lr=0.002 / projector=shared", "disco / lr=0.002 / projector=frozen", "zero_shot",
+    ]  # fmt: skip
+    assert [run.seed for run in made.runs] == [3] * 5 + [0] + [4] * 5
+    assert made.runs[4].config.training.lr == 0.002 and made.runs[4].config.adapter.projector == "frozen"
+    assert made.runs[4].name == "disco-lr-0.002-projector-frozen-s3"
+
+
+def test_options_and_labels(planned):
+    made = planned(rows=[
+        {"axes": {"method": ["finetune", {"name": "disco", "mix": "argmax"}]}},
+        {"set": {"training.lr": 0.001}, "axes": {"method": ["disco"], "method.mix": ["softmax"]},
+         "label": "{method}+{method.mix} at {training.lr}"},
+        {"set": {"method": "disco", "training": {"lr": 0.01}}, "label": "fast"},
+    ])  # fmt: skip
+    assert labels(made) == ["finetune", "disco mix=argmax", "disco+softmax at 0.001", "fast"]
+    assert [run.config.method.get("mix") for run in made.runs] == [None, "argmax", "softmax", "softmax"]
+    assert made.runs[3].config.training.lr == 0.01
+
+
+def test_set_is_overruled_by_block_and_axis(planned):
+    made = planned(
+        set={"training.lr": 0.5, "federation.rounds": 7},
+        rows=[{"set": {"training.lr": 0.4}}, {"axes": {"training.lr": [0.3]}}],
+    )
+    assert [run.config.training.lr for run in made.runs] == [0.4, 0.3]
+    assert [run.config.federation.rounds for run in made.runs] == [7, 7]
+
+
+def test_settings_of_the_benchmark_choose_the_table(planned):
+    made = planned(
+        axes={"setting": ["homogeneous", "heterogeneous"], "method": ["finetune", "disco"]},
+        set={"federation.clients_per_round": 5}, baseline="finetune",
+    )  # fmt: skip
+    assert labels(made) == ["finetune", "disco"] * 2
+    assert [run.name for run in made.runs] == [
+        "finetune-s0", "disco-s0", "heterogeneous-finetune-s0", "heterogeneous-disco-s0",
+    ]  # fmt: skip
+    assert [row.table.title for row in made.rows[1:3]] == [
+        "fcit-mini-short, homogeneous", "fcit-mini-short, heterogeneous",
+    ]  # fmt: skip
+
+
+def test_one_thread_unless_somebody_says_otherwise(planned):
+    assert planned(axes={"method": ["disco"]}).runs[0].config.backbone.threads == 1
+    assert planned(axes={"method": ["disco"]}, set={"backbone.threads": 0}).runs[0].config.backbone.threads == 0
+    cuda = planned(axes={"method": ["disco"]}, set={"backbone.device": "cuda"})
+    assert cuda.runs[0].config.backbone.threads == 0
+
+
+def test_own_parts_are_relative_to_the_bench_file(write, monkeypatch, tmp_path):
+    own = ROOT / "examples" / "own" / "momentum.py"
+    path = write(axes={"fedopt": ["fedavg", "./momentum.py:Momentum"]})
+    (path.parent / "momentum.py").write_text(own.read_text())
+    monkeypatch.chdir("/")
+    made = plan.load(path)
+    assert labels(made) == ["fedavg", "Momentum"]
+    assert made.runs[1].config.fedopt["name"] == f"{path.parent / 'momentum.py'}:Momentum"
+
+
+def test_every_mistake_with_its_line(write):
+    text = """\
+name: bad
+base: base.yaml
+set: {setting: homogeneus, training.lrr: 1}
+rows:
+  - axes:
+      method: [finetune,
+        discoo]
+      metod: [a]
+      training.lr: [0.1, -1]
+      federation.rounds.deep: [1]
+      seed: [1]
+    label: "{nothing}"
+  - set: {method.mix: hard}
+    axes: {method: [finetune]}
+"""
+    with pytest.raises(ConfigError) as caught:
+        plan.load(write(text))
+    found = "\n".join(caught.value.problems)
+    for expected in (
+        "line 3: set: training.lrr: no such setting; did you mean 'training.lr'",
+        "line 3: setting: input should be 'homogeneous' or 'heterogeneous', got 'homogeneus'",
+        "line 7: method: unknown name 'discoo'; did you mean 'disco'?",
+        "line 8: axes: metod: no such setting; did you mean 'method'?",
+        "line 9: training.lr: input should be greater than 0, got -1",
+        "line 10: axes: federation.rounds.deep: federation.rounds is one value and has no 'deep'",
+        "line 11: axes: seed: use seeds:",
+        "line 12: label: {nothing} is no axis here (allowed: method, training.lr)",
+        "line 13: method.mix: unknown key",
+    ):
+        assert expected in found, found
+    assert len(caught.value.problems) == 9 and "bench.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"axes": {"method": ["disco", "disco"]}}, "line 7: label: two rows are called 'disco' (the other: line 6)"),
+        ({"rows": [{"axes": {"method": ["disco"]}}, {"axes": {"method": ["disco"]}, "label": "again"}]},
+         "line 10: 'again', seed 0, is the same run as 'disco' (line 7); leave one out"),
+        ({"baseline": "finetun", "axes": {"method": ["finetune", "disco"]}},
+         "line 4: baseline: no row is called 'finetun'; did you mean 'finetune'? (rows: finetune, disco)"),
+        ({"rows": [{"label": "a b"}, {"set": {"training.lr": 0.1}, "label": "a-b"}]}, "would share the folder 'a-b'"),
+        ({"axes": {"method": []}}, "axes.method: an axis needs at least one value"),
+        ({"axes": {"method": "disco"}}, "line 5: axes.method: input should be a valid list, got 'disco'"),
+        ({"axes": {"method": ["disco"]}, "seeds": [1, 1]}, "seeds: [1, 1] names one seed twice"),
+        ({"axes": {"method": ["disco"]}, "seeds": [True]}, "seeds.0: input should be a valid integer, got True"),
+        ({"axes": {"method": ["disco"]}, "seedz": [1]}, "line 7: seedz: unknown key; did you mean 'seeds' or"),
+        ({"rows": [{"axs": {"method": ["disco"]}}]}, "line 5: rows.0.axs: unknown key; did you mean 'axes'?"),
+        ({}, "needs rows: (a list of blocks) or axes:"),
+        ({"base": "absent.yaml", "axes": {"method": ["disco"]}}, "no such configuration file"),
+        ({"axes": {"setting": ["heterogeneous"]}}, "federation.clients_per_round is 3"),
+        ({"axes": {"backbone.device": ["cuda:1"]}}, "a bench gives every run its GPU, say 'cuda'"),
+    ],
+)  # fmt: skip
+def test_single_mistakes(write, keys, expected):
+    with pytest.raises(ConfigError) as caught:
+        plan.load(write(**keys))
+    assert expected in str(caught.value)
+
+
+def test_a_key_given_twice(write):
+    text = "name: a\nbase: base.yaml\naxes: {method: [disco]}\naxes: {method: [finetune]}\n"
+    with pytest.raises(ConfigError, match="line 4: axes: given twice"):
+        plan.load(write(text))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "bench").glob("*.yaml")), ids=lambda f: f.stem)
+def test_shipped_bench_files(file):
+    assert plan.load(file).runs

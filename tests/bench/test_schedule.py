@@ -1,0 +1,197 @@
+"""Running a bench with a stand-in for the runs: order, slots, failures, stopping and going on."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from fcit.bench import command, folders
+from fcit.bench.progress import BenchWatcher, Follower, duration
+from fcit.bench.schedule import Schedule
+from fcit.errors import ConfigError
+from tests.bench.conftest import finish
+
+#: A run that takes a moment, writes what it was given, fails where told to and stops when asked to.
+SCRIPT = """
+import json, os, pathlib, signal, sys, time
+folder, seconds, fails = pathlib.Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+signal.signal(signal.SIGTERM, signal.SIG_IGN if fails == "deaf" else lambda *_: sys.exit(75))
+(folder / "begun").write_text(json.dumps(dict(os.environ)))
+with (folder.parent / "order").open("a") as file:
+    file.write(folder.name + " ")
+time.sleep(seconds)
+print("what happened")
+if fails and fails in folder.name:
+    print("the reason it failed")
+    sys.exit(1)
+(folder / "results.json").write_text('{"Last": 50.0}')
+"""
+
+
+class Silent:
+    def started(self, slot, run):
+        pass
+
+    def ended(self, slot, run, problem):
+        pass
+
+    def look(self):
+        pass
+
+    def stopping(self, killed):
+        pass
+
+
+def fake(seconds: float = 0.0, fails: str = ""):
+    return lambda run: [sys.executable, "-c", SCRIPT, str(run.folder), str(seconds), fails]
+
+
+@pytest.fixture
+def made(planned):
+    return planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
+
+
+def run(made, seconds=0.0, fails="", jobs=1, devices=None, watcher=None):
+    missing = [r for r in made.runs if folders.state(r) != "done"]
+    return Schedule(missing, jobs, watcher or Silent(), devices, fake(seconds, fails)).work()
+
+
+def signal_when(path: Path, *numbers: int) -> None:
+    """Send signals to this process once ``path`` is there, a second apart."""
+
+    def work() -> None:
+        while not path.exists():
+            time.sleep(0.02)
+        time.sleep(0.3)  # for its handler
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(1.0)
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def test_seeds_come_first_and_done_runs_are_skipped(made):
+    outcome = run(made)
+    assert (made.folder / "order").read_text().split() == ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
+    assert len(outcome.finished) == 4 and not outcome.failed and not outcome.stopped
+    assert yaml.safe_load((made.folder / "disco-s1" / "config.yaml").read_text())["seed"] == 1
+    assert (made.folder / "disco-s1" / "environment.json").is_file()
+    assert run(made).finished == []
+
+
+def test_one_failure_does_not_stop_the_others(made):
+    outcome = run(made, fails="finetune-s0")
+    assert outcome.failed == {"finetune-s0": "exit 1: the reason it failed"} and len(outcome.finished) == 3
+    again = run(made)
+    assert [r.name for r in again.finished] == ["finetune-s0"]
+
+
+def test_slots_threads_and_gpus(made):
+    begin = time.monotonic()
+    run(made, seconds=0.8, jobs=4, devices=["3", "GPU-x"])
+    assert time.monotonic() - begin < 2.9
+    read = [yaml.safe_load((r.folder / "begun").read_text()) for r in made.runs]
+    assert sorted(e["CUDA_VISIBLE_DEVICES"] for e in read) == ["3", "3", "GPU-x", "GPU-x"]
+    assert {e["OMP_NUM_THREADS"] for e in read} == {"1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_and_started_again(made, number):
+    signal_when(made.folder / "disco-s0" / "begun", number)
+    outcome = run(made, seconds=1.5, jobs=2)
+    assert outcome.stopped == number and not outcome.failed and not outcome.finished
+    assert not (made.folder / "finetune-s1").exists()  # nothing new was begun
+    assert [folders.state(r) for r in made.runs] == ["begun", "begun", "new", "new"]
+    assert len(run(made).finished) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_kills(made):
+    signal_when(made.folder / "finetune-s0" / "begun", signal.SIGINT, signal.SIGINT)
+    begin = time.monotonic()
+    outcome = run(made, seconds=30, fails="deaf")
+    assert outcome.stopped == signal.SIGINT and time.monotonic() - begin < 10
+
+
+def test_a_folder_somebody_works_in_is_left_alone(made):
+    first = made.runs[0]
+    lock = folders.claim(first)
+    outcome = run(made)
+    assert outcome.failed == {"finetune-s0": "another process is at work in its folder"}
+    os.close(lock)
+    assert [r.name for r in run(made).finished] == ["finetune-s0"]
+
+
+def test_folders_of_other_runs(planned):
+    old = planned(axes={"method": ["finetune", "disco"]})
+    for r in old.runs:
+        finish(r, {"a": [1.0]})
+    new = planned(rows=[{"axes": {"method": ["finetune"]}},
+                        {"set": {"training.lr": 0.1}, "axes": {"method": ["disco"]}}])  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        folders.check(new.runs, fresh=False)
+    assert "training.lr is 0.003 there, 0.1 in the plan" in str(caught.value) and "--fresh" in str(caught.value)
+    with pytest.raises(ConfigError):
+        command.bench(command.Wishes(new.file, table=True))
+    folders.check(new.runs, fresh=True)
+    assert [folders.state(r) for r in new.runs] == ["done", "new"]
+
+
+def test_dry_run_and_only(planned, capsys):
+    made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
+    finish(made.runs[0], {"a": [1.0]})
+    assert command.bench(command.Wishes(made.file, dry_run=True)) == 0
+    out = capsys.readouterr().out
+    assert f"done  {made.folder}/finetune-s0" in out and "4 runs, 1 done; baseline finetune" in out
+    assert command.bench(command.Wishes(made.file, dry_run=True, only="disco")) == 0
+    assert "2 runs, 0 done" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"no run is called like that \(rows: finetune, disco\)"):
+        command.bench(command.Wishes(made.file, only="ewc"))
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        command.bench(command.Wishes(made.file, jobs=0))
+
+
+def test_lines_for_who_has_no_terminal(made, capsys):
+    with BenchWatcher(Console(width=120), "small", 4, 0, 1) as watcher:
+        run(made, fails="disco-s1", watcher=watcher)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("finetune-s0: Last 50.0; 1 of 4 runs done, ") and lines[0].endswith(" left")
+    assert lines[3].startswith("disco-s1: FAILED (exit 1: the reason it failed); 3 of 4 runs done")
+
+
+def test_bars_for_who_has_one(made):
+    console = Console(width=120, force_terminal=True, record=True)
+    with BenchWatcher(console, "small", 4, 0, 2) as watcher:
+        run(made, seconds=0.3, jobs=2, watcher=watcher)
+    assert "4 of 4 runs done" in console.export_text()
+
+
+def test_following_a_run(made):
+    first = made.runs[0]
+    folders.place(first)
+    follower = Follower(first)
+    assert (follower.note, follower.share) == ("loading", 0.0)
+    events = first.folder / "events.jsonl"
+    events.write_text(
+        '{"event": "start", "stages": 4, "rounds": 2, "done": [0, 0]}\n'
+        '{"event": "round", "stage": 0, "round": 1}\n{"event": "stage", "stage": 0}\n{"event": "rou'
+    )
+    follower.look()
+    assert (follower.note, follower.share) == ("stage 2/4 round 0/2", 0.25)
+    with events.open("a") as file:
+        file.write('nd", "stage": 1, "round": 0}\n{"event": "stage", "stage": 3}\n')
+    follower.look()
+    assert (follower.note, follower.share) == ("finishing", 1.0)
+    events.write_text('{"event": "start", "stages": 4, "rounds": 2, "done": [0, 1]}\n')  # resumed from before
+    follower.look()
+    assert (follower.note, follower.share) == ("stage 1/4 round 1/2", 1 / 12)
+
+
+def test_durations():
+    assert [duration(s) for s in (7, 119, 600, 9000)] == ["7 s", "119 s", "10 min", "2.5 h"]

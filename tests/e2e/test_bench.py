@@ -1,0 +1,111 @@
+"""A bench of two methods and two seeds through the command line: stopped, gone on with, read, looked at."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit import cli, load_run
+from tests.e2e.conftest import SMALL
+from tests.e2e.test_report import browser  # noqa: F401  (a fixture)
+from tests.e2e.test_runs import _wait_for_round
+
+RUNS = ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> tuple[Path, Path]:
+    """A bench that was asked to stop in its first run: its file and its folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    file = folder / "bench.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "both", "base": "small.yaml", "seeds": [0, 1], "jobs": 1, "output": str(folder / "runs"),
+        "set": {"federation.rounds": 1, "federation.clients_per_round": 1, "evaluation.limit": 8},
+        "axes": {"method": ["finetune", "disco"]},
+    }))  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "fcit.cli", "bench", str(file)], stderr=subprocess.PIPE)
+    _wait_for_round(folder / "runs" / "both" / RUNS[0], process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 75 and "goes on" in said and "Traceback" not in said, said
+    return file, folder / "runs" / "both"
+
+
+def test_a_bench_goes_on_where_it_was_stopped(stopped, capsys):
+    file, folder = stopped
+    assert (folder / RUNS[0] / "state").is_dir() and not (folder / RUNS[0] / "results.json").exists()
+    assert not (folder / RUNS[2]).exists()
+    assert cli.main(["bench", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "resuming at stage" in (folder / RUNS[0] / "log.txt").read_text()
+    assert all(load_run(folder / name).finished and (folder / name / "report.html").is_file() for name in RUNS)
+    assert load_run(folder / RUNS[3]).config.seed == 1
+    assert "finetune-s0: Last" in out and "disco" in out and "reduced: first 8 records" in out
+    table = json.loads((folder / "leaderboard.json").read_text())["tables"][0]
+    by_row = {row["row"]: row for row in table["rows"]}
+    lasts = [load_run(folder / name).matrix.last for name in ("disco-s0", "disco-s1")]
+    assert by_row["disco"]["figures"]["Last"]["values"] == lasts
+    assert by_row["disco"]["difference"]["left_out"] == {"flickr30k": "its score is of the whole corpus"}
+    assert by_row["disco"]["made_elsewhere"] == [] and by_row["disco"]["differs_in"] == []
+
+
+def test_what_is_done_is_not_done_again(stopped, capsys):
+    file, folder = stopped
+    before = {name: (folder / name / "results.json").stat().st_mtime_ns for name in RUNS}
+    begin = time.monotonic()
+    assert cli.main(["bench", str(file)]) == 0
+    assert time.monotonic() - begin < 10
+    assert before == {name: (folder / name / "results.json").stat().st_mtime_ns for name in RUNS}
+    (folder / "leaderboard.md").unlink()
+    assert cli.main(["bench", str(file), "--table", "--into", str(file.parent / "kept")]) == 0
+    assert (file.parent / "kept" / "leaderboard.md").read_text() == (folder / "leaderboard.md").read_text()
+    capsys.readouterr()
+    assert cli.main(["bench", str(file), "--dry-run"]) == 0
+    assert "4 runs, 4 done; baseline finetune" in capsys.readouterr().out
+
+
+def test_a_run_that_fails(stopped, tmp_path, capsys):
+    """It is told with the last thing it said."""
+    (tmp_path / "broken.py").write_text(
+        "from fcit.fedopt.fedavg import FedAvg\n\n\nclass Broken(FedAvg):\n    summary = 'fails'\n\n"
+        "    def __init__(self, *arguments):\n        raise ValueError('on purpose')\n"
+    )
+    file = tmp_path / "bench.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "some", "base": str(stopped[0].with_name("small.yaml")), "output": str(tmp_path),
+        "axes": {"fedopt": ["./broken.py:Broken"]},
+    }))  # fmt: skip
+    assert cli.main(["bench", str(file)]) == 1
+    captured = capsys.readouterr()
+    assert "fcit: Broken-s0 failed (exit 1: ValueError: on purpose); see " in captured.err
+    assert "tries it again" in captured.err and "no run has finished yet" in captured.out
+
+
+def test_the_page_in_a_browser(stopped, browser):  # noqa: F811
+    browser.get((stopped[1] / "leaderboard.html").as_uri())
+    charts = browser.execute_script(
+        """return [...document.querySelectorAll('svg')].map(s => {
+             const box = s.getBoundingClientRect();
+             return [s.getAttribute('aria-label'), box.width, box.height, s.querySelectorAll('path, use').length];
+           })"""
+    )
+    assert [label.split(",")[0] for label, *_ in charts] == ["Last of every row", "Accuracy against bytes"]
+    assert all(width > 300 and height > 50 and shapes > 10 for _, width, height, shapes in charts)
+    links = browser.execute_script("return [...document.querySelectorAll('td a')].map(a => a.getAttribute('href'))")
+    assert sorted(links) == sorted(f"{name}/report.html" for name in RUNS)
+    assert all((stopped[1] / link).is_file() for link in links)
+    seen = []
+    for _ in range(2):
+        seen.append(browser.execute_script(
+            """return [getComputedStyle(document.body).backgroundColor,
+               getComputedStyle(document.querySelector('svg text')).fill]"""
+        ))  # fmt: skip
+        browser.find_element("id", "theme").click()
+    assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
+    assert browser.get_log("browser") == []

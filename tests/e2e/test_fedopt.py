@@ -1,0 +1,166 @@
+"""Every federated optimiser and way of averaging factors on whole runs: two stages, two tasks in each round."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fcit
+from fcit.errors import ConfigError, StopRequested
+from fcit.federation.engines.inline import InlineGrid
+from fcit.results import Run
+from fcit.run_dir import RunDir
+from fcit.simulation import create
+from tests.e2e.conftest import SMALL, bits
+
+BENCHMARK = {
+    "name": "pair", "source": "mini", "tasks": [["ocr-vqa"], ["figureqa"]], "heterogeneous": [[0, 0, 1], [1, 1, 0]],
+    "datasets": {
+        "ocr-vqa": {"train": "OCRVQA/train.json", "test": "OCRVQA/test.json", "scorer": "exact"},
+        "figureqa": {"train": "FigureQA/train.json", "test": "FigureQA/test.json", "scorer": "substring"},
+    },
+}  # fmt: skip
+CLIENTS = 200
+#: With this seed the second stage calls a client of the first again, for the other task.
+QUICK = {
+    **SMALL, "seed": 3, "setting": "heterogeneous", "evaluation": {"limit": 4},
+    "federation": {"rounds": 2, "clients": CLIENTS, "clients_per_round": 3, "beta": 100.0},
+}  # fmt: skip
+RUNS = [
+    ("fedavg", "separate"), ("fedavg", "svd"), ("fedprox", "alternate"), ("fedavgm", "frozen_a"),
+    ("fedadam", "alternate"), ("fedyogi", "separate"), ("fedadagrad", "frozen_a"), ("scaffold", "separate"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fedopt")
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    """A configuration with this optimiser and these factors."""
+    (folder / "pair.yaml").write_text(yaml.safe_dump(BENCHMARK))
+
+    def make(fedopt: str, factors: str):
+        path = folder / "quick.yaml"
+        path.write_text(yaml.safe_dump({**QUICK, "benchmark": "pair.yaml", "output": str(folder)}))
+        return fcit.config.load(path, [f"fedopt={fedopt}", f"factors={factors}", f"name={fedopt}-{factors}"])
+
+    return make
+
+
+def serve(run: RunDir, watcher=None) -> RunDir:
+    """Run a folder from where it stands, without a report."""
+    from clients.app import app
+    from server.app import run as serve
+
+    serve(run.path, InlineGrid(app, CLIENTS, memory=run.memory), watcher)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    """A finished run, each made once."""
+
+    @cache
+    def run(fedopt: str, factors: str) -> Run:
+        return Run(serve(create(config(fedopt, factors))).path)
+
+    return run
+
+
+@pytest.mark.parametrize(("fedopt", "factors"), RUNS)
+def test_runs(finished, fedopt, factors):
+    run = finished(fedopt, factors)
+    assert run.finished and run.results["traffic"]["rejected"] == 0 and run.results["subspaces"] == 2
+    rounds = run.of("round")
+    assert len(rounds) == 4
+    for event in rounds:
+        errors = event["exactness"]
+        assert set(errors) == (set(event["subspaces"]) if factors in ("separate", "svd") else set())
+        # The mean of one client is its own product.
+        assert all(error < 1e-6 for name, error in errors.items() if event["subspaces"].count(name) == 1)
+        assert not errors or max(errors.values()) > 1e-3
+
+
+def test_every_one_learns_something_else(finished):
+    seen = [tuple(bits(finished(*run).path).items()) for run in RUNS]
+    assert len(set(seen)) == len(RUNS)
+
+
+@pytest.mark.parametrize(("fedopt", "factors"), [("fedadam", "alternate"), ("scaffold", "separate"), ("fedavg", "svd")])
+def test_cut_in_the_middle_of_a_round_and_resumed_gives_the_same_bits(finished, config, fedopt, factors):
+    whole, cut = finished(fedopt, factors), create(config(fedopt, factors))
+
+    class Stops:
+        left = 5  # amid the second round
+
+        def say(self, kind, **values):
+            self.left -= kind == "client"
+            if not self.left:
+                raise StopRequested("enough")
+
+    with pytest.raises(StopRequested):
+        serve(cut, Stops())
+    assert bits(serve(cut).path) == bits(whole.path)
+
+
+def test_scaffold_doubles_the_traffic_both_ways(finished):
+    plain, scaffold = (finished(name, "separate").results["cost"] for name in ("fedavg", "scaffold"))
+    for way in ("up_per_client_round", "down_per_client_round"):
+        assert scaffold[way] == pytest.approx(2 * plain[way], rel=0.01)
+
+
+def test_scaffolds_clients_remember_a_variate_per_subspace_and_one_for_the_projector(finished):
+    run = finished("scaffold", "separate")
+    seen: dict[int, set[str]] = {}
+    for event in run.of("round"):
+        for client, subspace in zip(event["clients"], event["subspaces"], strict=True):
+            seen.setdefault(client, set()).add(f"subspace-{subspace}")
+    memories = {int(f.parent.name): json.loads(f.read_text()) for f in (run.path / "client-memory").glob("*/*.json")}
+    assert {client: set(m["fedopt"]) - {"shared"} for client, m in memories.items()} == seen
+    assert all("shared" in m["fedopt"] for m in memories.values())
+    assert max(map(len, seen.values())) == 2  # one came back for the other task
+
+
+def test_half_the_factors_travel_up_and_all_go_down(finished):
+    whole = finished("fedavg", "separate").of("round")
+    halves = finished("fedprox", "alternate").of("round")
+    for full, half in zip(whole, halves, strict=True):
+        assert half["up"] < 0.85 * full["up"]  # the projector always travels
+        assert half["down"] == pytest.approx(full["down"], rel=0.02)
+    assert halves[0]["up"] != halves[1]["up"]  # B, then A, which are not of one size
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["factors=svd", "fedopt=fedadam"], r"factors: 'svd' .* fedopt: 'fedadam' .* choose fedopt: fedavg or fedprox"),
+        (["factors=alternate", "fedopt=scaffold"], r"factors: 'alternate' .* fedopt: 'scaffold' .* choose"),
+        (["method=joint", "fedopt=scaffold"], r"fedopt: 'scaffold' .* method: 'joint' .* choose fedopt: fedavg"),
+        (["factors=svd", "method=moelora"], r"factors: 'svd' .* method: 'moelora'; choose factors: alternate, frozen"),
+        (["factors=svt"], r"factors: input should be 'separate', 'svd', 'alternate' or 'frozen_a', got 'svt'"),
+    ],
+)
+def test_what_does_not_go_together_is_said_at_once(small, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        fcit.config.load(small, overrides)
+
+
+def test_one_of_ones_own_may_say_that_it_averages(small, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from fcit.fedopt.base import FedOpt\n\n"
+        "class Mine(FedOpt):\n    averages = True\n\n"
+        "class Other(FedOpt):\n    pass\n"
+    )
+    fcit.config.load(small, ["factors=svd", f"fedopt={tmp_path / 'mine.py'}:Mine"])
+    with pytest.raises(ConfigError, match="'svd' makes new factors"):
+        fcit.config.load(small, ["factors=svd", f"fedopt={tmp_path / 'mine.py'}:Other"])
+
+
+def test_list_factors(fcit):
+    code, out, _ = fcit("list", "factors")
+    assert code == 0 and all(name in out for name in ("separate", "svd", "alternate", "frozen_a"))

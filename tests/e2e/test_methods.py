@@ -1,0 +1,106 @@
+"""Every continual-learning method as a whole run: cut in the middle, resumed, the same bits; what it sends and keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit import cli
+from fcit.data.benchmark import SHIPPED
+from fcit.run_dir import RunDir
+from tests.e2e.conftest import SMALL
+from tests.e2e.test_runs import _Dies, fingerprint
+
+METHODS = ["ewc", "lwf", "olora", "mlora", "moelora", "l2p", "replay"]
+
+
+def two_stages(folder: Path) -> Path:
+    """The short benchmark's second half, as a benchmark file of one's own."""
+    raw = yaml.safe_load((SHIPPED / "fcit-mini-short.yaml").read_text())
+    names = ["figureqa", "super-clevr"]
+    raw |= {"name": "two", "datasets": {n: raw["datasets"][n] for n in names}, "tasks": [[n] for n in names]}
+    raw["partition"]["folder"] = "partitioned_data/Task-related/two"
+    del raw["heterogeneous"]
+    path = folder / "two.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """Finished runs by method, each made once."""
+    folder, made = tmp_path_factory.mktemp("methods"), {}
+
+    def get(method: str) -> Path:
+        if method not in made:
+            federation = {"rounds": 2, "clients": 50, "clients_per_round": 2}
+            raw = {**SMALL, "name": method, "method": method, "federation": federation, "evaluation": {"limit": 6}}
+            raw["benchmark"] = str(two_stages(folder))
+            config = folder / f"{method}.yaml"
+            config.write_text(yaml.safe_dump({**raw, "output": str(folder / "runs")}))
+            assert cli.main(["run", str(config)]) == 0
+            made[method] = folder / "runs" / f"{method}-1"
+        return made[method]
+
+    return get
+
+
+def orders(run: Path) -> list[dict]:
+    return [e for e in RunDir(run).read_events() if e["event"] == "round"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
+    from clients.app import app
+    from fcit import config as configuration
+    from fcit.federation.engines.inline import InlineGrid
+    from server.app import run as serve
+
+    whole = run_of(method)
+    assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
+    config = configuration.load(whole / "config.yaml")
+    environment = json.loads((whole / "environment.json").read_text())
+    folder = RunDir.create(tmp_path, "cut", configuration.dump(config), environment)
+
+    def grid() -> InlineGrid:
+        return InlineGrid(app, config.federation.clients, config, folder.memory)
+
+    # stage 1: two rounds and a dataset; stage 2: one round, then the cut, with every kind of memory in use
+    with pytest.raises(KeyboardInterrupt):
+        serve(folder.path, grid(), _Dies(4))
+    serve(folder.path, grid())
+    assert fingerprint(folder.path) == fingerprint(whole)
+
+
+@pytest.mark.parametrize(("method", "kept"), [("lwf", True), ("ewc", True), ("olora", True), ("replay", True),
+                                              ("mlora", False), ("moelora", False), ("l2p", False)])  # fmt: skip
+def test_what_clients_keep_is_reported(run_of, method, kept):
+    cost = json.loads((run_of(method) / "results.json").read_text())["cost"]
+    assert (cost["client_memory_bytes"] > 0) == kept
+    assert cost["client_rounds"] == 8 and cost["up_per_client_round"] > 0 and cost["seconds_per_sample"] > 0
+
+
+def test_a_teacher_is_sent_once_a_stage(run_of):
+    """A client's second order of a stage is smaller by the teacher: a subspace and a projector."""
+    run = run_of("lwf")
+    size = json.loads((run / "results.json").read_text())["cost"]["parameters"]["trainable"] * 4
+    first_stage = {e["down"] for e in orders(run)[:2]}
+    assert max(first_stage) - min(first_stage) < 1000
+    met: set[int] = set()
+    for event in orders(run)[2:4]:
+        new = len(set(event["clients"]) - met)
+        met |= set(event["clients"])
+        assert event["down"] - max(first_stage) == pytest.approx(new * size, rel=0.05, abs=20_000)
+
+
+def test_prompts_are_cheaper_than_adapters(run_of):
+    l2p, lwf = (json.loads((run_of(m) / "results.json").read_text())["cost"] for m in ("l2p", "lwf"))
+    assert l2p["up_per_client_round"] < lwf["up_per_client_round"]
+
+
+def test_stages_get_their_own_subspaces(run_of):
+    for method in ("olora", "mlora"):
+        results = json.loads((run_of(method) / "results.json").read_text())
+        assert results["subspace_names"] == ["0", "1"]
+        assert [set(e["subspaces"]) for e in orders(run_of(method))] == [{"0"}, {"0"}, {"1"}, {"1"}]

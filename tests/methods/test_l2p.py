@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from fcit.config import RunConfig
+from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.fedavg import FedAvg
+from fcit.methods.base import ServerState, Update
+from fcit.methods.l2p import L2P
+from fcit.models.layout import KEYS, PROMPTS
+
+from .toy import TinyModel, f32, session
+
+KEY_ROWS = f32([1, 0], [0, 1], [-1, 0])
+
+
+def l2p(**options) -> L2P:
+    return L2P(RunConfig(method={"name": "l2p", "pool": 3, "length": 1, "choose": 2, **options}))
+
+
+def pool_model() -> TinyModel:
+    model = TinyModel()
+    model.trainable[KEYS] = torch.nn.Parameter(torch.from_numpy(KEY_ROWS.copy()))
+    model.trainable[PROMPTS] = torch.nn.Parameter(torch.arange(3.0)[:, None, None].repeat(1, 1, 4))
+    model.loss = lambda examples, features, prefix: prefix.sum()
+    return model
+
+
+def test_the_nearest_prompts_are_chosen_nearest_first():
+    chosen = l2p()._choose(torch.from_numpy(KEY_ROWS), torch.tensor([[2.0, 1.0], [-3.0, 0.1]]))
+    assert chosen.tolist() == [[0, 1], [2, 1]]
+
+
+def test_use_so_far_can_count_against_a_prompt():
+    """Distances (0.106, 0.553, 1.894) times use (10, 1, 0) leave the order 2, 1, 0."""
+    chosen = l2p(penalty=True)._choose(torch.from_numpy(KEY_ROWS), torch.tensor([[2.0, 1.0]]), torch.tensor([10.0, 1, 0]))
+    assert chosen.tolist() == [[2, 1]]
+
+
+def test_loss_pulls_the_chosen_keys():
+    """q = (1, 0) takes slots 0 (cosine 1) and 1 (cosine 0): prefix sum 0 + 4, minus 0.5 * mean(1, 0)."""
+    view = session(pool_model(), identity=f32([1, 0], [0, 5]), batch=[0])
+    method = l2p()
+    method.prepare(view)
+    loss = method.loss(view, [None], None)
+    assert loss.item() == pytest.approx(4 - 0.25)
+    loss.backward()
+    assert view.adapters.trainable[PROMPTS].grad[:, 0, 0].tolist() == [1, 1, 0]
+    assert method.finish(view)["used"].tolist() == [1, 1, 0]
+
+
+def test_slots_are_averaged_by_use_and_unused_ones_stay():
+    method = l2p()
+    pool = {KEYS: KEY_ROWS, PROMPTS: np.zeros((3, 1, 4), np.float32)}
+    state = ServerState({"0": pool}, {"p": f32(0)})
+
+    def update(client, examples, value, used):
+        moved = {KEYS: KEY_ROWS + value, PROMPTS: pool[PROMPTS] + value, "p": f32(value)}
+        return Update(client, "0", examples, {k: v.astype(np.float32) for k, v in moved.items()}, {"used": f32(*used)})
+
+    updates = [update(0, 1, 1, (3, 0, 0)), update(1, 3, 2, (1, 2, 0))]
+    method.aggregate(state, iter(updates), Aggregator(FedAvg(RunConfig())))
+    # slot 0: (3 x 1 + 1 x 2) / 4; slot 1: 2; slot 2: nobody. The projector goes by records: (1 + 3 x 2) / 4.
+    assert state.subspaces["0"][PROMPTS][:, 0, 0].tolist() == [1.25, 2, 0]
+    assert np.allclose(state.subspaces["0"][KEYS], KEY_ROWS + f32([1.25], [2], [0]))
+    assert state.shared["p"].tolist() == [1.75] and state.memory["used"].tolist() == [4, 2, 0]
+
+
+def test_active_parameters_are_the_chosen_prompts_and_the_projector():
+    state = ServerState({"0": {KEYS: KEY_ROWS, PROMPTS: np.zeros((3, 5, 4), np.float32)}}, {"p": f32(1, 2)})
+    assert l2p().active(state) == 2 * 5 * 4 + 2

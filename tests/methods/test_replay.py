@@ -1,0 +1,65 @@
+import numpy as np
+import torch
+
+from fcit.config import RunConfig
+from fcit.data.collate import Encoded
+from fcit.methods.replay import Replay
+
+from .toy import TinyModel, session
+
+
+def replay(**options) -> Replay:
+    return Replay(RunConfig(method={"name": "replay", **options}))
+
+
+def records(first: int, count: int) -> list[Encoded]:
+    return [Encoded((i,), (1,), f"{i}.png") for i in range(first, first + count)]
+
+
+def visit(method, memory, shard, examples, seed=0):
+    """An order without steps."""
+    view = session(shard=shard, examples=examples, memory=memory, seed=seed)
+    method.prepare(view)
+    method.finish(view)
+    return memory["kept"]
+
+
+def test_every_record_met_has_the_same_chance():
+    """5 places, 20 records in two shards: each is kept in a quarter of 2,000 draws (standard error 1 %)."""
+    counts = np.zeros(20)
+    for seed in range(2000):
+        memory: dict = {}
+        visit(replay(buffer=5), memory, "a", records(0, 12), seed)
+        kept = visit(replay(buffer=5), memory, "b", records(12, 8), seed)
+        assert len(kept) == 5 and memory["seen"] == 20
+        counts[[entry[1][0] for entry in kept]] += 1
+    assert np.abs(counts / 2000 - 0.25).max() < 0.05
+
+
+def test_a_shard_is_taken_in_once():
+    memory: dict = {}
+    visit(replay(), memory, "a", records(0, 3))
+    visit(replay(), memory, "a", records(0, 3))
+    assert memory["seen"] == 3 and len(memory["kept"]) == 3
+
+
+def test_batches_are_joined_by_records_of_other_shards():
+    method, memory = replay(ratio=0.5), {}
+    visit(method, memory, "a", records(0, 3))
+    model = TinyModel()
+    view = session(model, shard="b", examples=records(10, 4), memory=memory)
+    method.prepare(view)
+    method.loss(view, records(10, 4), torch.zeros(4, 1, 1))
+    shown, features = model.shown
+    assert len(shown) == features == 6 and shown[:4] == records(10, 4)
+    assert {e.prompt[0] for e in shown[4:]} <= {0, 1, 2} and len({e.prompt for e in shown}) == 6
+
+
+def test_the_shard_at_hand_is_not_replayed():
+    method, memory = replay(), {}
+    visit(method, memory, "a", records(0, 3))
+    model = TinyModel()
+    view = session(model, shard="a", examples=records(0, 3), memory=memory)
+    method.prepare(view)
+    method.loss(view, records(0, 3), torch.zeros(3, 1, 1))
+    assert model.shown == (records(0, 3), 3)

@@ -1,0 +1,190 @@
+"""Gates, prompt pools, teachers and frozen sums on the built-in model."""
+
+import numpy as np
+import pytest
+import torch
+
+from fcit.config import Adapter
+from fcit.config import Backbone as Config
+from fcit.errors import ConfigError
+from fcit.methods.base import Factory
+from fcit.models.adapters import GATE, Adapters, is_projector
+from fcit.models.backbone import Backbone, _insert
+from fcit.models.layout import KEYS, PROMPTS, Layout
+
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+def build(layout: Layout = Layout(), **options) -> Adapters:
+    return Adapters(Backbone(Config(feature_cache="off")), Adapter(dropout=0, **options), layout)
+
+
+def examples(backbone: Backbone):
+    texts = [("How many?", "3"), ("What is the title on this cover?", "ABC"), ("Name it.", "red cup")]
+    encoded = [backbone.encode(q, a, "") for q, a in texts]
+    shape = (3, backbone._image_tokens, backbone._base.config.vision_config.hidden_size)
+    return encoded, torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def random(adapters: Adapters, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = {n: p.shape for n, p in adapters.trainable.items() if not is_projector(n)}
+    return {n: rng.normal(0, 0.1, shape).astype(np.float32) for n, shape in shapes.items()}
+
+
+@torch.no_grad()
+def logits(adapters: Adapters, batch, prefix=None) -> torch.Tensor:
+    return adapters.backbone.answer_logits(*batch, prefix)[0]
+
+
+@pytest.fixture(scope="module")
+def gated() -> Adapters:
+    return build(Layout(experts=4))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Adapters:
+    return build()
+
+
+# --------------------------------------------------------------------------- gates
+
+
+def test_gates_weigh_experts_token_by_token(gated):
+    """One layer against the formula: W0 x + s sum_i softmax(W_g x)_i B_i A_i x."""
+    adapters, tensors = gated, random(gated, 1)
+    adapters.load({**tensors, **adapters.base_projector()})
+    name, layer = next(iter(adapters._layers.items()))
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    a, b, gate = (torch.from_numpy(tensors[f"{name}{end}"]) for end in (".lora_A.weight", ".lora_B.weight", GATE))
+    g = torch.softmax(x @ gate.T, dim=-1)
+    wanted = layer.base_layer(x)
+    for i in range(4):
+        rows = slice(2 * i, 2 * i + 2)  # rank 8 among 4 experts
+        wanted = wanted + 2.0 * g[..., i : i + 1] * (x @ a[rows].T @ b[:, rows].T)
+    with adapters.training(), torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gated_model_answers_as_it_was_trained(gated):
+    tensors = {**random(gated, 2), **gated.base_projector()}
+    batch = examples(gated.backbone)
+    gated.load(tensors)
+    with gated.training():
+        trained = logits(gated, batch)
+    gated.load({n: np.zeros_like(t) for n, t in tensors.items() if not is_projector(n)})
+    gated.load_mixture([tensors], gated.base_projector())
+    with gated.mixed(np.ones((3, 1), np.float32)):
+        torch.testing.assert_close(logits(gated, batch), trained, **CLOSE)
+
+
+def test_gates_get_gradients(gated):
+    gated.load({**random(gated, 3), **gated.base_projector()})
+    encoded, features = examples(gated.backbone)
+    with gated.training():
+        gated.backbone.loss(encoded, features).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in gated.trainable.values())
+
+
+def test_experts_must_divide_the_rank():
+    with pytest.raises(ConfigError, match=r"adapter\.rank: 8 cannot be divided among 3 experts"):
+        build(Layout(experts=3))
+
+
+# --------------------------------------------------------------------------- prompts
+
+
+def test_prompts_stand_after_the_first_token():
+    """Rows "pad B x" and "B x y" with prompts P, Q: "pad B P Q x" and "B P Q x y"."""
+    embeds = torch.tensor([[[0.0], [1], [2]], [[1], [2], [3]]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    labels = torch.tensor([[-100, -100, 7], [-100, 8, 9]])
+    prefix = torch.tensor([[[50.0], [51]], [[60], [61]]])
+    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels)
+    assert joined[..., 0].tolist() == [[0, 1, 50, 51, 2], [1, 60, 61, 2, 3]]
+    assert new_mask.tolist() == [[0, 1, 1, 1, 1], [1] * 5]
+    assert new_labels.tolist() == [[-100, -100, -100, -100, 7], [-100, -100, -100, 8, 9]]
+
+
+def test_a_prompted_batch_equals_single_questions():
+    adapters = build(Layout(pool=4, length=3))
+    encoded, features = examples(adapters.backbone)
+    prefix = torch.from_numpy(adapters.start(0)[PROMPTS][:3])
+    adapters.load_mixture([], adapters.base_projector())
+    together = adapters.backbone.generate(encoded, features, 8, prefix)
+    single = [adapters.backbone.generate([e], features[i : i + 1], 8, prefix[i : i + 1])[0]
+              for i, e in enumerate(encoded)]  # fmt: skip
+    assert together == single
+    assert not torch.equal(logits(adapters, (encoded, features), prefix), logits(adapters, (encoded, features)))
+
+
+def test_a_pool_is_all_that_is_trained_and_starts_from_words():
+    adapters = build(Layout(pool=4, length=3), projector="frozen")
+    assert set(adapters.trainable) == {KEYS, PROMPTS}
+    start = adapters.start(7)[PROMPTS]
+    table = adapters.backbone.word_embeddings
+    assert all((table == row).all(axis=1).any() for row in start.reshape(-1, table.shape[1]))
+    made = Factory(7, {n: tuple(p.shape) for n, p in adapters.trainable.items()}, given=adapters.start(7))("0")
+    assert np.array_equal(made[PROMPTS], start) and made[KEYS].any()
+
+
+# --------------------------------------------------------------------------- teachers and frozen sums
+
+
+def test_a_frozen_sum_stands_behind_the_slot(plain):
+    """Training with two frozen subspaces behind a third equals answering with the sum of the three."""
+    three = [random(plain, seed) for seed in (1, 2, 3)]
+    batch = examples(plain.backbone)
+    plain.load({**three[2], **plain.base_projector()})
+    with plain.training():
+        plain.put_behind(three[:2])
+        trained = logits(plain, batch)
+        plain.backbone.loss(*batch).backward()
+        assert all(p.grad.abs().sum() > 0 for p in plain.trainable.values())
+    plain.load_mixture(three, plain.base_projector())
+    with plain.mixed(np.ones((3, 3), np.float32)):
+        torch.testing.assert_close(logits(plain, batch), trained, **CLOSE)
+
+
+def test_nothing_stays_behind(plain):
+    one, other = random(plain, 1), random(plain, 2)
+    batch = examples(plain.backbone)
+    plain.load({**one, **plain.base_projector()})
+    with plain.training():
+        alone = logits(plain, batch)
+        plain.put_behind([other])
+    with plain.training():
+        assert torch.equal(logits(plain, batch), alone)
+
+
+def test_a_teacher_speaks_in_between(plain):
+    mine, teacher = random(plain, 1), random(plain, 2)
+    batch = examples(plain.backbone)
+    taught_projector = {n: t + np.float32(0.01) for n, t in plain.base_projector().items()}
+    plain.load({**teacher, **taught_projector})
+    with plain.training():
+        wanted = logits(plain, batch)
+    plain.load({**mine, **plain.base_projector()})
+    with plain.training() as parameters:
+        before = logits(plain, batch)
+        plain.load_other({**teacher, **taught_projector})
+        with plain.other():
+            taught = logits(plain, batch)
+        torch.testing.assert_close(taught, wanted, **CLOSE)
+        assert torch.equal(logits(plain, batch), before)
+        plain.backbone.loss(*batch).backward()
+        assert all(p.requires_grad and p.grad is not None for p in parameters)
+
+
+def test_a_resting_slot_has_no_dropout_and_all_gradients():
+    dropping = Adapters(Backbone(Config(feature_cache="off")), Adapter(dropout=0.5))
+    dropping.load({**random(dropping, 1), **dropping.base_projector()})
+    batch = examples(dropping.backbone)
+    frozen = next(n for n in dropping.trainable if ".lora_A." in n)
+    with dropping.training([frozen]) as parameters:
+        assert len(parameters) == len(dropping.trainable) - 1 and not dropping.trainable[frozen].requires_grad
+        with dropping.resting() as every:
+            assert len(every) == len(dropping.trainable) and dropping.trainable[frozen].requires_grad
+            assert torch.equal(logits(dropping, batch), logits(dropping, batch))
+        assert not dropping.trainable[frozen].requires_grad
+        assert not torch.equal(logits(dropping, batch), logits(dropping, batch))
