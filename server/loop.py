@@ -151,8 +151,9 @@ class Loop:
         needed = min(self.config.federation.min_updates, len(slots))
         with self._timed("describe"):
             self._assign(slots)
-        orders = {slot.pair: self._order(stage, round_, slot) for slot in slots}
         for attempt in range(self.config.federation.retries + 1):
+            # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
+            orders = {slot.pair: self._order(stage, round_, slot) for slot in slots}
             losses = self._collect(orders, attempt)
             if len(self.spill) >= needed:
                 break

@@ -36,7 +36,8 @@ class Separate:
             layers: W of every layer, by the name of its A; empty where clients sent one factor only.
 
         Returns:
-            the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers).
+            the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers). Token
+            gates are left out of account.
         """
         missed = total = 0.0
         mean = dict(mean)

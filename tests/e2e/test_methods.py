@@ -1,6 +1,8 @@
 """Every continual-learning method as a whole run: cut in the middle, resumed, the same bits; what it sends and keeps."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def run_of(tmp_path_factory):
 
     def get(method: str) -> Path:
         if method not in made:
-            federation = {"rounds": 2, "clients": 50, "clients_per_round": 2}
+            federation = {"rounds": 2, "clients": 50, "clients_per_round": 2, "min_updates": 2}
             raw = {**SMALL, "name": method, "method": method, "federation": federation, "evaluation": {"limit": 6}}
             raw["benchmark"] = str(two_stages(folder))
             config = folder / f"{method}.yaml"
@@ -50,27 +52,45 @@ def orders(run: Path) -> list[dict]:
     return [e for e in RunDir(run).read_events() if e["event"] == "round"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
+def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> RunDir:
+    """The same run, cut in the second stage after one of its rounds, and resumed."""
     from clients.app import app
     from fcit import config as configuration
     from fcit.federation.engines.inline import InlineGrid
     from server.app import run as serve
 
-    whole = run_of(method)
-    assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
     config = configuration.load(whole / "config.yaml")
     environment = json.loads((whole / "environment.json").read_text())
-    folder = RunDir.create(tmp_path, "cut", configuration.dump(config), environment)
-
-    def grid() -> InlineGrid:
-        return InlineGrid(app, config.federation.clients, config, folder.memory)
-
-    # stage 1: two rounds and a dataset; stage 2: one round, then the cut, with every kind of memory in use
+    run = RunDir.create(folder, "cut", configuration.dump(config), environment)
     with pytest.raises(KeyboardInterrupt):
-        serve(folder.path, grid(), _Dies(4))
-    serve(folder.path, grid())
-    assert fingerprint(folder.path) == fingerprint(whole)
+        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), _Dies(4))
+    between(run)
+    serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory))
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
+    whole = run_of(method)
+    assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
+    run = resumed(whole, tmp_path, lambda run: None)
+    assert fingerprint(run.path) == fingerprint(whole)
+
+
+def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
+    def lose(run: RunDir) -> None:
+        for folder in run.memory.glob("*/constants"):
+            shutil.rmtree(folder)
+        state = next(iter(sorted(run.state.iterdir(), reverse=True))) / "state.json"
+        raw = json.loads(state.read_text())
+        everybody = {str(client): ["teacher-0"] for client in range(50)}
+        state.write_text(json.dumps({**raw, "progress": {**raw["progress"], "constants": everybody}}))
+
+    whole = run_of("lwf")
+    run = resumed(whole, tmp_path, lose)
+    assert fingerprint(run.path) == fingerprint(whole)
+    kinds = [event["event"] for event in run.read_events()]
+    assert kinds.count("rejected") == 4 and kinds.count("retry") == 2
 
 
 @pytest.mark.parametrize(("method", "kept"), [("lwf", True), ("ewc", True), ("olora", True), ("replay", True),
