@@ -123,7 +123,8 @@ def _list(args: argparse.Namespace) -> int:
         for name in sorted(registry.FAMILIES[family]):
             part = registry.resolve(family, name)
             text = getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
-            print(f"  {name:20} {text}")
+            sign = " †" if getattr(part, "dagger", False) else ""  # our own definition
+            print(f"  {name + sign:20} {text}")
     return EXIT_OK
 
 

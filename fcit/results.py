@@ -62,9 +62,9 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method as tables call it."""
+        """The method as tables call it; a dagger marks our own definitions, which no paper gives."""
         if self.finished:
-            return str(self.results["method"])
+            return str(self.results["method"]) + (" †" if self.results.get("dagger") else "")
         return registry.label(str(self.config.method["name"]))
 
     @property
