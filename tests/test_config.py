@@ -6,7 +6,7 @@ import yaml
 from fcit import config
 from fcit.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
 @pytest.fixture

@@ -161,3 +161,11 @@ def test_a_key_given_twice(write):
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "bench").glob("*.yaml")), ids=lambda f: f.stem)
 def test_shipped_bench_files(file):
     assert plan.load(file).runs
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "bench").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_bench_is_sound(path):
+    made = plan.load(path)
+    assert made.runs and made.baseline in labels(made)
+    # seeds that tune are not seeds that report
+    assert {run.seed for run in made.runs} == {100} if path.stem == "sweep" else 100 not in {r.seed for r in made.runs}
