@@ -34,6 +34,7 @@ class Progress:
     constants: dict[str, list[str]] = field(default_factory=dict)  # client -> groups it keeps
     kept: dict[str, int] = field(default_factory=dict)  # client -> bytes it keeps
     client_rounds: int = 0  # accepted updates
+    trained_numbers: int = 0  # summed over them
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     samples: int = 0  # questions answered

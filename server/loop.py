@@ -12,7 +12,6 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
@@ -20,14 +19,10 @@ from fcit.errors import CodecError, ConfigError, RunError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation import codec
 from fcit.federation.records import (
-    CONSTANT,
-    EXTRA,
-    FEDOPT,
     Answers,
     ClientUpdate,
     DescribeOrder,
     Description,
-    EvaluateOrder,
     Probe,
     ProbeOrder,
     TrainOrder,
@@ -35,16 +30,15 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
-from fcit.fedopt.factors import Separate
-from fcit.methods.base import Factory, Method, Pair, ServerState, Stats, Tensors, arrays
-from fcit.models.adapters import save_subspace
+from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from fcit.models.layout import is_projector
 from fcit.run_dir import RunDir, write_json
 from fcit.trackers import Watcher
-from server import checkpoint
+from server import checkpoint, results
 from server.aggregation import Spill
 from server.checkpoint import Progress
 from server.courier import Courier
+from server.orders import Orders
 from server.scoring import Parts, score
 from server.slots import Slot, slots_of_round
 from server.validation import Validator
@@ -57,8 +51,7 @@ class Loop:
         self.config, self.benchmark, self.run, self.watcher = config, benchmark, run, watcher
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.factors: Separate = registry.resolve("factors", config.factors)()
-        self.text = configuration.dump(config)
+        self.orders = Orders(config, benchmark, self.method, self.fedopt)
         self.state, self.progress = ServerState(), Progress()
         self.validator = Validator(config.training.batch_size, config.training.epochs)
         self.spill = Spill(run)
@@ -118,7 +111,7 @@ class Loop:
 
     def _probe(self) -> None:
         """Learn the shapes of the trainable tensors from the backbone the clients have."""
-        probe = self.courier.ask("query.probe", self.courier.nodes[0], ProbeOrder(self.text), Probe)
+        probe = self.courier.ask("query.probe", self.courier.nodes[0], ProbeOrder(self.orders.text), Probe)
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
         projector = {n: t for n, t in probe.tensors.items() if is_projector(n)}
         given = {n: t for n, t in probe.tensors.items() if n not in projector}
@@ -153,7 +146,7 @@ class Loop:
             self._assign(slots)
         for attempt in range(self.config.federation.retries + 1):
             # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
-            orders = {slot.pair: self._order(stage, round_, slot) for slot in slots}
+            orders = {slot.pair: self.orders.train(self.state, self.progress, slot) for slot in slots}
             losses = self._collect(orders, attempt)
             if len(self.spill) >= needed:
                 break
@@ -166,7 +159,7 @@ class Loop:
             )
         heads = [self.spill.head(slot.pair) for slot in slots]
         with self._timed("aggregation"):
-            aggregator = Aggregator(self.fedopt, self.factors)
+            aggregator = Aggregator(self.fedopt, self.orders.factors)
             self.method.aggregate(self.state, iter(self.spill), aggregator)
         self._commit(orders)
         self.spill.clear()
@@ -189,7 +182,7 @@ class Loop:
             checkpoint.save(self.run, self.state, self.progress)
 
     def _commit(self, orders: dict[Pair, TrainOrder]) -> None:
-        """Note what the accepted clients now know, which subspaces moved, and what each learnt from whom."""
+        """Note what the accepted clients now know, which subspaces moved, and which tasks they were trained on."""
         progress = self.progress
         version = memory_version(progress.stage, progress.round)
         for pair, order in orders.items():
@@ -201,6 +194,7 @@ class Loop:
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
             progress.count_tasks(order.tasks, order.subspace, head.examples)
+            progress.trained_numbers += sum(t.size for t in order.trained.values())
         for name in sorted({order.subspace for pair, order in orders.items() if self.spill.head(pair)}):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
 
@@ -210,7 +204,7 @@ class Loop:
         if self.method.needs_stats:
             new = {s.pair: s for s in slots if s.pair not in self.state.assigned}
             orders = [
-                (self.courier.node(s.client), DescribeOrder(self.text, s.client, s.shard, list(s.tasks)))
+                (self.courier.node(s.client), DescribeOrder(self.orders.text, s.client, s.shard, list(s.tasks)))
                 for s in new.values()
             ]
             for reply in self.courier.send("query.describe", orders, "describe"):
@@ -243,39 +237,6 @@ class Loop:
         if total.dtype != np.float64 or not np.isfinite(total).all() or answer.count < 1:
             return "the feature sum or the count makes no sense"
         return None
-
-    def _order(self, stage: int, round_: int, slot: Slot) -> TrainOrder:
-        name = self.state.assigned[slot.pair]
-        subspace = self.state.subspaces[name]
-        frozen = self.factors.frozen(subspace, self.state.turns.get(name, 0))
-        tensors = {**self.state.shared, **subspace}
-        extra = self.method.broadcast(self.state, slot.pair)
-        for key, value in extra.items():
-            if not isinstance(value, np.ndarray) or value.dtype != np.float32:
-                raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
-        for prefix, more in ((EXTRA, extra), (FEDOPT, self._fedopt_broadcast(name, frozen))):
-            tensors |= {f"{prefix}{key}": value for key, value in more.items()}
-        constants = self.method.constants(self.state)
-        has = self.progress.constants.get(str(slot.client), [])
-        for group in sorted(constants.keys() - set(has)):
-            tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
-        return TrainOrder(
-            self.text, stage, round_, slot.client, slot.shard, list(slot.tasks), name, tensors,
-            slot.budget, self.progress.offsets.get(slot.shard, 0), self.progress.memories.get(str(slot.client), ""),
-            sorted(constants), frozen,
-        )  # fmt: skip
-
-    def _fedopt_broadcast(self, name: str, frozen: list[str]) -> Tensors:
-        memories, state = self.state.optimizers, self.state
-        trained = {n: t for n, t in state.subspaces[name].items() if n not in frozen}
-        own = self.fedopt.broadcast(trained, memories.get(f"subspace-{name}", {}))
-        return own | self.fedopt.broadcast(state.shared, memories.get("shared", {}))
-
-    def _extra_shapes(self, order: TrainOrder) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what an update holds beside the trained tensors."""
-        trained = {n: t.shape for n, t in order.trained.items()}
-        extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(self.state).items()}
-        return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
 
     def _collect(self, orders: dict[Pair, TrainOrder], attempt: int) -> dict[str, float]:
         """Send orders, validate what comes back, spill what is accepted."""
@@ -321,7 +282,7 @@ class Loop:
         if order is None:
             return f"client {update.client} was not asked for this", update
         declared = order.budget or self.progress.declared.get(f"{update.client}/{update.shard}")
-        return self.validator.problem(order, update, declared, self._extra_shapes(order)), update
+        return self.validator.problem(order, update, declared, self.orders.extra_shapes(self.state, order)), update
 
     def _reject(self, reason: str, update: ClientUpdate | None) -> None:
         self.progress.traffic["rejected"] += 1
@@ -331,16 +292,9 @@ class Loop:
 
     # ------------------------------------------------------------------ evaluation
 
-    def _due(self) -> list[str]:
-        """Datasets to score after the current stage."""
-        stage = self.progress.stage
-        if self.method.last_stage_only and stage < len(self.benchmark.stages) - 1:
-            return []
-        return self.benchmark.evaluation(stage)
-
     def _evaluate(self) -> None:
         progress = self.progress
-        due = self._due()
+        due = self.orders.due(progress.stage)
         left = [name for name in due if name not in progress.evaluated]
         with self._timed("evaluation"):
             for answers in self._answers(left):
@@ -367,28 +321,8 @@ class Loop:
 
     def _answers(self, due: list[str]) -> Iterator[Answers]:
         """Answers of whole datasets; stretches of them are worked on wherever there is room."""
-        tensors = {f"shared/{k}": v for k, v in self.state.shared.items()}
-        names = list(self.state.subspaces)
-        for i, name in enumerate(names):
-            tensors |= {f"subspace-{i}/{k}": v for k, v in self.state.subspaces[name].items()}
-        knowledge, known = self.method.knowledge(self.state)
-        if self.method.needs_task_at_inference:
-            knowledge = {**knowledge, "trained": self.progress.majority}
-        tensors |= {f"knowledge/{k}": v for k, v in known.items()}
-        evaluation = self.config.evaluation
-        step = evaluation.batch_size * evaluation.batches_per_order
-        orders, parts = [], {}
-        for number, dataset in enumerate(due):
-            # The stretches of a dataset go to one node after the other, the same in every stage: it has
-            # the questions at hand then.
-            sizes = range(0, len(self.benchmark.test(dataset)), step)
-            parts[dataset] = Parts(dataset, len(sizes))
-            for at, first in enumerate(sizes):
-                node = self.courier.nodes[(number + at) % len(self.courier.nodes)]
-                order = EvaluateOrder(
-                    self.text, dataset, first, first + step, self._task_of(dataset), names, knowledge, tensors
-                )
-                orders.append((node, order))
+        orders = list(self.orders.evaluate(self.state, self.progress, due, self.courier.nodes))
+        parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         for reply in self.courier.send("evaluate", orders, f"{self.progress.stage}.evaluate"):
             if reply.has_error():
                 raise RunError(f"evaluation: {reply.error.reason}\n`fcit resume {self.run.path}` tries it again")
@@ -403,12 +337,6 @@ class Loop:
                 f"(federation.timeout); `fcit resume {self.run.path}` tries again"
             )
 
-    def _task_of(self, dataset: str) -> str:
-        """The true task's name, sent to references only: methods must not see it."""
-        if not self.method.needs_task_at_inference:
-            return ""
-        return next(f"task-{t}" for t, names in enumerate(self.benchmark.spec.tasks) if dataset in names)
-
     def _matrix(self) -> AccuracyMatrix:
         final = self.benchmark.evaluation(len(self.benchmark.stages) - 1)
         return AccuracyMatrix(final, self.progress.rows)
@@ -418,43 +346,9 @@ class Loop:
 
     def _finish(self) -> AccuracyMatrix:
         matrix = self._matrix()
-        for name, tensors in self.state.subspaces.items():
-            save_subspace(self.run.adapters / name, {**self.state.shared, **tensors}, self.config.adapter,
-                          self.config.backbone.model)  # fmt: skip
-        state, progress = self.state, self.progress
-        write_json(
-            self.run.results,
-            {
-                "name": self.config.name, "method": self.method.name,
-                "group": self.method.group, "dagger": self.method.dagger,
-                "benchmark": self.benchmark.spec.name,
-                "setting": self.config.setting, "seed": self.config.seed, **matrix.summary(),
-                "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
-                "subspace_names": list(state.subspaces), "method_tables": self.method.report(state),
-                "cost": self._cost(),
-                "seconds": progress.seconds, "also": progress.extra_rows[-1] if progress.extra_rows else {},
-            },
+        results.write(
+            self.run, self.config, self.benchmark.spec.name, self.method, self.state, self.progress, matrix
         )  # fmt: skip
         self.run.clear_spill()
         self._event("end", **matrix.summary())
         return matrix
-
-    def _cost(self) -> dict[str, Any]:
-        """What the run cost, per client-round, question and place."""
-        state, progress = self.state, self.progress
-        rounds = max(progress.client_rounds, 1)
-        trained = sum(t.size for t in [*next(iter(state.subspaces.values()), {}).values(), *state.shared.values()])
-        return {
-            "client_rounds": progress.client_rounds,
-            "up_per_client_round": progress.training_bytes["up"] / rounds,
-            "down_per_client_round": progress.training_bytes["down"] / rounds,
-            "client_seconds": round(progress.client_seconds / rounds, 4),
-            "server_bytes": state.bytes,
-            "client_memory_bytes": sum(progress.kept.values()) / max(len(progress.kept), 1),
-            "parameters": {
-                "trainable": trained if self.method.trains else 0,
-                "stored": sum(t.size for t in arrays([state.subspaces, state.shared])),
-                "active": self.method.active(state),
-            },
-            "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
-        }

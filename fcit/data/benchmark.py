@@ -13,10 +13,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fcit import registry
-from fcit.config import RunConfig, Section, _sentences
+from fcit.config import RunConfig, Section
 from fcit.data import partition
 from fcit.data.records import Record, TestRecord, image_path, read_test, read_train
 from fcit.errors import ConfigError, DataError, FCITError
+from fcit.mistakes import sentences
 
 SHOWN = 20  # problems of a data root shown at once
 SHIPPED = Path(__file__).parent / "benchmarks"
@@ -108,7 +109,7 @@ def read_spec(name: str) -> BenchmarkSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {error}", str(path)) from None
     except ValidationError as error:
-        raise ConfigError(_sentences(error, BenchmarkSpec), str(path)) from None
+        raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
 
 
 def _anchored(raw: Any, folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Every continual-learning method as a whole run: cut in the middle, resumed, the same bits; what it sends and keeps."""
+"""Continual-learning methods as whole runs: cut in the middle and resumed, the same bits; what they send and keep."""
 
 import json
 import shutil

@@ -33,7 +33,8 @@ def test_the_nearest_prompts_are_chosen_nearest_first():
 
 def test_use_so_far_can_count_against_a_prompt():
     """Distances (0.106, 0.553, 1.894) times use (10, 1, 0) leave the order 2, 1, 0."""
-    chosen = l2p(penalty=True)._choose(torch.from_numpy(KEY_ROWS), torch.tensor([[2.0, 1.0]]), torch.tensor([10.0, 1, 0]))
+    used = torch.tensor([10.0, 1, 0])
+    chosen = l2p(penalty=True)._choose(torch.from_numpy(KEY_ROWS), torch.tensor([[2.0, 1.0]]), used)
     assert chosen.tolist() == [[2, 1]]
 
 

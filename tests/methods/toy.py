@@ -19,7 +19,7 @@ class TinyModel:
         return torch.stack([e.answer[0] * (a + 2 * b).sum() for e in examples]).mean()
 
     def answer_logits(self, examples, features, prefix=None):
-        values = self.loaded if self.taught else {n: p for n, p in self.trainable.items()}
+        values = self.loaded if self.taught else self.trainable
         row = torch.cat([torch.as_tensor(values["a"]), torch.as_tensor(values["b"])])
         return row.repeat(len(examples), 1), torch.zeros(len(examples)).long()
 

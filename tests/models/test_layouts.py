@@ -15,7 +15,10 @@ from fcit.models.layout import KEYS, PROMPTS, Layout
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
-def build(layout: Layout = Layout(), **options) -> Adapters:
+PLAIN = Layout()
+
+
+def build(layout: Layout = PLAIN, **options) -> Adapters:
     return Adapters(Backbone(Config(feature_cache="off")), Adapter(dropout=0, **options), layout)
 
 

@@ -1,0 +1,116 @@
+"""What can be wrong with a configuration, in sentences that name the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fcit import registry
+from fcit.schema import RunConfig
+
+
+def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in location[:-1]:
+        if hasattr(current, "model_fields"):
+            field = current.model_fields.get(part)
+            current = field.annotation if field else None
+        else:  # dict[str, Section] or list[Section]
+            inner = typing.get_args(current)
+            current = inner[-1] if inner else None
+    return sorted(current.model_fields) if hasattr(current, "model_fields") else []
+
+
+def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
+    sentences = []
+    for item in error.errors():
+        key = prefix + ".".join(str(part) for part in item["loc"])
+        if not item["loc"]:
+            sentences.append(prefix + item["msg"].removeprefix("Value error, "))
+            continue
+        if item["type"] == "extra_forbidden":
+            allowed = _allowed_keys(model, item["loc"])
+            hint = registry.nearest(str(item["loc"][-1]), allowed)
+            sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            sentences.append(f"{key}: {message}, got {item['input']!r}")
+    return sentences
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """Settings that are each fine and make no sense together."""
+    federation = config.federation
+    found = []
+    if federation.clients_per_round > federation.clients:
+        found.append(
+            f"federation.clients_per_round: {federation.clients_per_round} is more than "
+            f"federation.clients ({federation.clients})"
+        )
+    if federation.sampling == "official" and (federation.clients, federation.clients_per_round) != (50, 5):
+        found.append(
+            "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
+            f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
+        )
+    if federation.min_updates > federation.clients_per_round:
+        found.append(
+            f"federation.min_updates: {federation.min_updates} can never be reached with "
+            f"{federation.clients_per_round} clients per round"
+        )
+    if federation.engine not in registry.ENGINES:
+        found.append(f"federation.{registry.unknown('engine', federation.engine)}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
+        found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    return found
+
+
+def _one_part(config: RunConfig, family: str) -> list[str]:
+    part = dict(getattr(config, family))
+    name = part.pop("name", None)
+    if not isinstance(name, str):
+        return [f"{family}: needs a name (allowed: {', '.join(sorted(registry.FAMILIES[family]))})"]
+    problem = registry.problem(family, name)
+    if problem is not None:
+        return [problem]
+    options = registry.resolve(family, name).Options
+    try:
+        options.model_validate(part)
+    except ValidationError as error:
+        return sentences(error, options, prefix=f"{family}.")
+    return []
+
+
+def part_problems(config: RunConfig) -> list[str]:
+    """What is wrong with method and federated optimiser, or with choosing them together."""
+    problems = _one_part(config, "method") + _one_part(config, "fedopt")
+    return problems or _misfits(config)
+
+
+def _misfits(config: RunConfig) -> list[str]:
+    """Federated optimisers, methods and ways of averaging factors that do not go together."""
+    names = config.method["name"], config.fedopt["name"]
+    method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
+    found = []
+    if config.factors not in method.factors:
+        allowed = ", ".join(sorted(method.factors))
+        found.append(f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}")
+    if config.factors == "svd" and not fedopt.averages:
+        found.append(
+            f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
+            "choose fedopt: fedavg or fedprox, or factors: separate"
+        )
+    if config.factors == "alternate" and not fedopt.halves:
+        found.append(
+            f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
+            "choose another fedopt, or factors: separate or frozen_a"
+        )
+    if fedopt.remembers and method.pooled:
+        found.append(
+            f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
+            "participant; choose fedopt: fedavg"
+        )
+    return found

@@ -1,0 +1,100 @@
+"""Orders to clients: who trains what with which tensors, and who answers which questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.errors import RunError
+from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, EvaluateOrder, TrainOrder
+from fcit.fedopt.base import FedOpt
+from fcit.fedopt.factors import Separate
+from fcit.methods.base import Method, ServerState, Tensors
+from server.checkpoint import Progress
+from server.slots import Slot
+
+
+class Orders:
+    """Makes the orders of one run."""
+
+    def __init__(self, config: RunConfig, benchmark: Benchmark, method: Method, fedopt: FedOpt) -> None:
+        self.config, self.benchmark, self.method, self.fedopt = config, benchmark, method, fedopt
+        self.factors: Separate = registry.resolve("factors", config.factors)()
+        self.text = configuration.dump(config)
+
+    def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
+        """What a participation trains; constants that the client has are not sent again.
+
+        Raises:
+            RunError: the method broadcasts something else than float32 arrays.
+        """
+        name = state.assigned[slot.pair]
+        subspace = state.subspaces[name]
+        frozen = self.factors.frozen(subspace, state.turns.get(name, 0))
+        tensors = {**state.shared, **subspace}
+        extra = self.method.broadcast(state, slot.pair)
+        for key, value in extra.items():
+            if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+                raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
+        for prefix, more in ((EXTRA, extra), (FEDOPT, self._variates(state, name, frozen))):
+            tensors |= {f"{prefix}{key}": value for key, value in more.items()}
+        constants = self.method.constants(state)
+        for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
+            tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
+        return TrainOrder(
+            self.text, progress.stage, progress.round, slot.client, slot.shard, list(slot.tasks), name, tensors,
+            slot.budget, progress.offsets.get(slot.shard, 0), progress.memories.get(str(slot.client), ""),
+            sorted(constants), frozen,
+        )  # fmt: skip
+
+    def _variates(self, state: ServerState, name: str, frozen: list[str]) -> Tensors:
+        """What the federated optimiser sends along with a subspace and the shared tensors."""
+        trained = {n: t for n, t in state.subspaces[name].items() if n not in frozen}
+        own = self.fedopt.broadcast(trained, state.optimizers.get(f"subspace-{name}", {}))
+        return own | self.fedopt.broadcast(state.shared, state.optimizers.get("shared", {}))
+
+    def extra_shapes(self, state: ServerState, order: TrainOrder) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what the update to an order holds beside the trained tensors."""
+        trained = {n: t.shape for n, t in order.trained.items()}
+        extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(state).items()}
+        return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
+
+    def due(self, stage: int) -> list[str]:
+        """Datasets to score after a stage."""
+        if self.method.last_stage_only and stage < len(self.benchmark.stages) - 1:
+            return []
+        return self.benchmark.evaluation(stage)
+
+    def evaluate(
+        self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
+    ) -> Iterator[tuple[int, EvaluateOrder]]:
+        """``(node, order)`` for every stretch of the datasets.
+
+        The stretches of a dataset go to one node after the other, the same in every stage: it has the
+        questions at hand then.
+        """
+        names = list(state.subspaces)
+        tensors = {f"shared/{k}": v for k, v in state.shared.items()}
+        for i, name in enumerate(names):
+            tensors |= {f"subspace-{i}/{k}": v for k, v in state.subspaces[name].items()}
+        knowledge, known = self.method.knowledge(state)
+        if self.method.needs_task_at_inference:
+            knowledge = {**knowledge, "trained": progress.majority}
+        tensors |= {f"knowledge/{k}": v for k, v in known.items()}
+        step = self.config.evaluation.batch_size * self.config.evaluation.batches_per_order
+        for number, dataset in enumerate(datasets):
+            for at, first in enumerate(range(0, len(self.benchmark.test(dataset)), step)):
+                task = self._task_of(dataset)
+                order = EvaluateOrder(self.text, dataset, first, first + step, task, names, knowledge, tensors)
+                yield nodes[(number + at) % len(nodes)], order
+
+    def _task_of(self, dataset: str) -> str:
+        """The true task's name, sent to references only: methods must not see it."""
+        if not self.method.needs_task_at_inference:
+            return ""
+        return next(f"task-{t}" for t, names in enumerate(self.benchmark.spec.tasks) if dataset in names)

@@ -1,0 +1,51 @@
+"""What a finished run leaves behind beside its predictions: ``results.json`` and the adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcit.config import RunConfig
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.methods.base import Method, ServerState, arrays
+from fcit.models.adapters import save_subspace
+from fcit.run_dir import RunDir, write_json
+from server.checkpoint import Progress
+
+
+def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, Any]:
+    """What the run cost: per client in a round, per question, and what is held where."""
+    rounds = max(progress.client_rounds, 1)
+    return {
+        "client_rounds": progress.client_rounds,
+        "up_per_client_round": progress.training_bytes["up"] / rounds,
+        "down_per_client_round": progress.training_bytes["down"] / rounds,
+        "client_seconds": round(progress.client_seconds / rounds, 4),
+        "server_bytes": state.bytes,
+        "client_memory_bytes": sum(progress.kept.values()) / max(len(progress.kept), 1),
+        "parameters": {
+            "trainable": round(progress.trained_numbers / rounds),
+            "stored": sum(t.size for t in arrays([state.subspaces, state.shared])),
+            "active": method.active(state),
+        },
+        "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
+    }
+
+
+def write(
+    run: RunDir, config: RunConfig, benchmark: str, method: Method, state: ServerState, progress: Progress,
+    matrix: AccuracyMatrix,
+) -> None:  # fmt: skip
+    """Write ``adapters/`` and ``results.json``; the latter says that the run is finished."""
+    for name, tensors in state.subspaces.items():
+        save_subspace(run.adapters / name, {**state.shared, **tensors}, config.adapter, config.backbone.model)
+    write_json(
+        run.results,
+        {
+            "name": config.name, "method": method.name, "group": method.group, "dagger": method.dagger,
+            "benchmark": benchmark, "setting": config.setting, "seed": config.seed, **matrix.summary(),
+            "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
+            "subspace_names": list(state.subspaces), "method_tables": method.report(state),
+            "cost": cost(method, state, progress), "seconds": progress.seconds,
+            "also": progress.extra_rows[-1] if progress.extra_rows else {},
+        },
+    )  # fmt: skip
