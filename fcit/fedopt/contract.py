@@ -22,7 +22,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
 from fcit.fedopt.factors import Separate
 from fcit.methods.base import Session
-from fcit.methods.contract import Toy, require
+from fcit.methods.toy import Toy, require
 
 A, B, P = ("base_model.model.x.lora_A.weight", "base_model.model.x.lora_B.weight",
            "base_model.model.multi_modal_projector.linear_1.weight")  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.methods.base import Session
-from fcit.methods.contract import Toy
+from fcit.methods.toy import Toy
 
 P = "base_model.model.multi_modal_projector.linear_1.weight"
 

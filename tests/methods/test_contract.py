@@ -5,7 +5,7 @@ import pytest
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.methods import contract
+from fcit.methods import contract, toy
 from fcit.methods.base import Factory
 
 CASES = [
@@ -94,7 +94,7 @@ def test_a_task_that_was_never_trained_gets_no_weight(name):
 
 
 def test_factory_depends_on_seed_and_name_only():
-    shapes, a = contract.SHAPES, contract.A
+    shapes, a = toy.SHAPES, toy.A
     first, other = Factory(0, shapes)("3"), Factory(1, shapes)("3")
     again = Factory(0, dict(reversed(shapes.items())))("3")
     assert np.array_equal(first[a], again[a])
