@@ -7,7 +7,7 @@ from typing import Any
 from fcit.config import RunConfig
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.methods.base import Method, ServerState, arrays
-from fcit.models.adapters import save_subspace
+from fcit.models.saving import save_subspace
 from fcit.run_dir import RunDir, write_json
 from server.checkpoint import Progress
 

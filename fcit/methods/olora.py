@@ -27,7 +27,8 @@ class OLoRA(PerStage):
 
     Faults of re-implementations that are not repeated: earlier LoRAs left out of the training forward
     (each was fitted to the bare model and then summed), and left trainable in the penalty, which
-    damages them.
+    damages them. With ``adapter.projector: per_subspace`` a stage trains behind its own projector and
+    inference averages all of them: possible, not recommended.
     """
 
     class Options(Section):

@@ -11,8 +11,10 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.data.mini.questions import MAKERS
 from fcit.errors import ConfigError, DataError
-from fcit.models.adapters import Adapters, is_projector, save_peft
+from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.layout import is_projector
+from fcit.models.saving import save_peft
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 Tensors = dict[str, np.ndarray]
