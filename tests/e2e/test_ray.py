@@ -93,6 +93,17 @@ def test_parts_of_ones_own_equal_inline(cluster, own_config):
     assert bits(run.path) == bits(fcit.simulate(own_config).path)
 
 
+def test_memories_and_constants_equal_inline(cluster, tmp_path):
+    """EWC's anchor is kept by clients that any worker may serve; SCAFFOLD's variates too."""
+    federation = {**SMALL["federation"], "clients": 24, "rounds": 1, "beta": 100.0}
+    raw = {**SMALL, "method": "ewc", "fedopt": "scaffold", "evaluation": {"limit": 4}, "output": str(tmp_path)}
+    inline = fcit.simulate({**raw, "federation": federation})
+    again = fcit.simulate({**raw, "federation": {**federation, "engine": "ray"}},
+                          ray={"address": cluster, "workers": 2})  # fmt: skip
+    assert bits(again.path) == bits(inline.path)
+    assert again.results["cost"]["client_memory_bytes"] == inline.results["cost"]["client_memory_bytes"] > 0
+
+
 def test_workers_killed_in_a_round_are_replaced(cluster, reference, tmp_path):
     run, killer = prepared(tmp_path, ray={"address": cluster, "workers": 2}), Killer()
     workers = on_ray(run, killer)
