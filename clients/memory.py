@@ -12,7 +12,19 @@ from typing import Any
 
 from fcit import trees
 from fcit.errors import ConfigError, RunError
+from fcit.federation.records import NAME
 from fcit.run_dir import Tensors, read_json, read_tensors, write_json, write_tensors
+
+
+def _checked(*names: str) -> None:
+    """Names that a server gave become file names here.
+
+    Raises:
+        RunError: one that could lead elsewhere.
+    """
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise RunError(f"{name!r}: not a name that the client's memory takes (letters, digits, '_', '.' and '-')")
 
 
 class ClientMemory:
@@ -46,6 +58,7 @@ class ClientMemory:
             RunError: that version is not here.
         """
         folder = self.root / str(client)
+        _checked(*([version] if version else []))
         if folder.is_dir():
             for file in folder.iterdir():
                 if file.is_file() and file.name.split(".")[0] != version:
@@ -74,6 +87,7 @@ class ClientMemory:
             RunError: a group was neither sent nor is it here.
         """
         folder = self.root / str(client) / "constants"
+        _checked(*wanted, *(name.partition("/")[0] for name in sent))
         if tidy and folder.is_dir():
             for file in folder.glob("*.safetensors"):
                 if file.stem not in wanted:
@@ -84,7 +98,7 @@ class ClientMemory:
             new.setdefault(group, {})[rest] = tensor
         for group, tensors in new.items():
             write_tensors(folder / f"{group}.safetensors", tensors)
-        return {group: new.get(group) or read_tensors(folder / f"{group}.safetensors") for group in wanted}
+        return {g: new[g] if g in new else read_tensors(folder / f"{g}.safetensors") for g in wanted}
 
     def size(self, client: int) -> int:
         """Bytes kept for a client, without versions that are being replaced."""

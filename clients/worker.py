@@ -82,10 +82,16 @@ class Worker:
     # ------------------------------------------------------------------ orders
 
     def probe(self, order: ProbeOrder) -> Probe:
-        """Names and shapes of the trainable tensors, those that start from the backbone, library versions."""
+        """Names and shapes of the trainable tensors, those that start from the backbone, library versions.
+
+        Raises:
+            ConfigError: clients will have to keep something and there is no folder for it.
+        """
+        if self._remembers or type(self.method).constants is not Method.constants:
+            _ = self.memory.root
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
-        return Probe(shapes, self.backbone.identity.width(self.method.identity), versions(), start)
+        return Probe(shapes, self.backbone.identity.width(self.method.identity), versions(self.backbone.device), start)
 
     def describe(self, order: DescribeOrder) -> Description:
         """Sum and count of the shard's identity features; no gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -29,11 +30,22 @@ def describe() -> dict[str, Any]:
     """Versions and machine, for ``environment.json``."""
     return {
         "fcit": metadata.version("fcit"),
+        "source": source(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
+
+
+def source() -> str:
+    """A hash of this program's own files: results of changed code are told apart."""
+    home = Path(__file__).resolve().parent.parent
+    files = sorted(f for part in ("fcit", "server", "clients") for f in (home / part).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def check() -> Iterator[tuple[str, bool, str]]:

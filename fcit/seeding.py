@@ -1,6 +1,6 @@
 """Who owns randomness: every draw comes from (seed, purpose, stage, round, client).
 
-:func:`torch_seeded` is the only place that touches the global generators (dropout needs them);
+:func:`torch_seeded` is the only place that sets the global generators (dropout needs them);
 it puts them back afterwards.
 """
 
@@ -22,6 +22,15 @@ def _entropy(seed: int, owner: tuple[int | str, ...]) -> list[int]:
 def generator(seed: int, *owner: int | str) -> np.random.Generator:
     """A generator that belongs to ``owner``, e.g. ``generator(0, "sampling", stage, round)``."""
     return np.random.default_rng(_entropy(seed, owner))
+
+
+@contextlib.contextmanager
+def untouched() -> Iterator[None]:
+    """Torch's global generators after the body as before it, for library calls that draw from them on the side."""
+    import torch
+
+    with torch.random.fork_rng():
+        yield
 
 
 @contextlib.contextmanager

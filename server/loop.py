@@ -88,6 +88,7 @@ class Loop:
             checkpoint.save(self.run, self.state, self.progress)
         else:
             self.state, self.progress = found
+            self.state.stage, self.state.round = self.progress.stage, self.progress.round
             self.courier.traffic = self.progress.traffic
             self.run.truncate_events(self.progress.events)
             self.validator.history = list(self.progress.norms)
@@ -282,7 +283,8 @@ class Loop:
         if order is None:
             return f"client {update.client} was not asked for this", update
         declared = order.budget or self.progress.declared.get(f"{update.client}/{update.shard}")
-        return self.validator.problem(order, update, declared, self.orders.extra_shapes(self.state, order)), update
+        problem = self.validator.problem(order, update, declared, self.orders.extra_shapes(self.state, order))
+        return problem or self.orders.doubt(update), update
 
     def _reject(self, reason: str, update: ClientUpdate | None) -> None:
         self.progress.traffic["rejected"] += 1

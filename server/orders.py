@@ -11,7 +11,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.errors import RunError
-from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, EvaluateOrder, TrainOrder
+from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, NAME, ClientUpdate, EvaluateOrder, TrainOrder
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.methods.base import Method, ServerState, Tensors
@@ -43,7 +43,7 @@ class Orders:
                 raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
         for prefix, more in ((EXTRA, extra), (FEDOPT, self._variates(state, name, frozen))):
             tensors |= {f"{prefix}{key}": value for key, value in more.items()}
-        constants = self.method.constants(state)
+        constants = self._constants(state)
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
@@ -51,6 +51,19 @@ class Orders:
             slot.budget, progress.offsets.get(slot.shard, 0), progress.memories.get(str(slot.client), ""),
             sorted(constants), frozen,
         )  # fmt: skip
+
+    def _constants(self, state: ServerState) -> dict[str, Tensors]:
+        """What the method names as constant, checked: a method of one's own may name anything."""
+        constants = self.method.constants(state)
+        for group, tensors in constants.items():
+            wrong = [n for n, t in tensors.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
+            if wrong or not tensors or not NAME.fullmatch(group):
+                what = f"{wrong[0]!r} is not one" if wrong else "it is empty" if not tensors else "name it otherwise"
+                raise RunError(
+                    f"method {self.method.name}: constants[{group!r}] must be float32 arrays under a name of letters, "
+                    f"digits, '_', '.' and '-'; {what}"
+                )
+        return constants
 
     def _variates(self, state: ServerState, name: str, frozen: list[str]) -> Tensors:
         """What the federated optimiser sends along with a subspace and the shared tensors."""
@@ -63,6 +76,14 @@ class Orders:
         trained = {n: t.shape for n, t in order.trained.items()}
         extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(state).items()}
         return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
+
+    def doubt(self, update: ClientUpdate) -> str | None:
+        """Why method or optimiser do not believe what an update holds beside the trained tensors, or None."""
+        extra, fedopt = (
+            {n.removeprefix(prefix): t for n, t in update.tensors.items() if n.startswith(prefix)}
+            for prefix in (EXTRA, FEDOPT)
+        )
+        return self.method.doubt(extra, update.examples) or self.fedopt.doubt(fedopt)
 
     def due(self, stage: int) -> list[str]:
         """Datasets to score after a stage."""

@@ -53,6 +53,8 @@ class Validator:
                 return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
             if not np.isfinite(tensor).all():
                 return f"{name} holds values that are not finite"
+        if not 0 <= update.seconds < math.inf or update.kept < 0:
+            return f"claims {update.seconds} seconds and {update.kept} bytes kept"
         if update.examples < 1 or not math.isfinite(update.loss):
             return f"claims {update.examples} records and a loss of {update.loss}"
         steps = math.ceil(update.examples * self.epochs / self.batch_size)

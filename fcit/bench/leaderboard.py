@@ -25,7 +25,7 @@ GROUPS = ("", "replay", "reference")
 _ASIDE = {
     "name", "output", "seed", "evaluation.batch_size", "evaluation.batches_per_order", "federation.engine",
     "federation.retries", "federation.timeout", "backbone.device", "backbone.dtype", "backbone.threads",
-    "backbone.feature_cache",
+    "backbone.feature_cache", "tensorboard", "trackers",
 }  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def _surroundings(run: Run) -> dict[str, str]:
     """Device, number format and versions of a run."""
     environment, backbone = run.environment, run.config.backbone
     found = {"device": backbone.device, "dtype": backbone.dtype, "threads": backbone.threads}
-    found |= {key: environment.get(key) for key in ("fcit", "python")}
+    found |= {key: environment.get(key) for key in ("fcit", "source", "python")}
     found |= dict(environment.get("libraries") or {})
     found |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
     return {key: str(value) for key, value in found.items()}

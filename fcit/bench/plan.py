@@ -184,8 +184,9 @@ def _with_threads(config: RunConfig) -> RunConfig:
 
 
 def same_run(config: RunConfig) -> str:
-    """A text that two configurations share if they are the same run, wherever it is kept."""
-    return json.dumps(config.model_dump(mode="json", exclude={"name", "output"}), sort_keys=True)
+    """A text that two configurations share if they are the same run, wherever it is kept and whoever is told."""
+    aside = {"name", "output", "tensorboard", "trackers"}
+    return json.dumps(config.model_dump(mode="json", exclude=aside), sort_keys=True)
 
 
 def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -> None:

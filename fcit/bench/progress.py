@@ -36,7 +36,11 @@ class Follower:
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # the file was cut and has grown again since: read it all at the next look
+                self._read = 0
+                return
             if event["event"] == "start":
                 self._stages, self._rounds = event["stages"], event["rounds"]
                 self._at(event["done"][0], event["done"][1])

@@ -99,9 +99,11 @@ def notes(table: Table) -> list[str]:
             f"difference: row minus {table.baseline} in points of Last, over the seeds both have; {LEVEL:.0%} "
             f"interval of a paired bootstrap over test records ({RESAMPLES:,} resamples within each dataset and "
             "seed). It is about the questions asked of these trained models, not about other seeds: how much "
-            "those change is under by seed."
+            "those change is under by seed. The questions are the same for every seed, so it is a little narrow."
         )
-        found += [f"The difference leaves out {what}." for what in _left_out(table)]
+        found += [
+            f"The difference leaves out {what}, so it is not that of the column Last." for what in _left_out(table)
+        ]
     if any(line.dagger for line in table.lines):
         found.append("† our definition.")
     found += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]

@@ -107,9 +107,9 @@ def _fits(value: Any, kind: Any) -> bool:
         inner = typing.get_args(kind)[1]
         return isinstance(value, dict) and all(inner is Any or _fits(v, inner) for v in value.values())
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or _fits(value, int)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, kind)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ EXTRA = "extra/"
 FEDOPT = "fedopt/"
 #: Prefix of constants, ``constant/<group>/<name>``: sent once, kept by the client.
 CONSTANT = "constant/"
+#: What a group of constants and a version of a memory may be called: they become file names at the client.
+NAME = re.compile(r"\w[\w.-]*")
 #: Everything that is not a tensor to be trained.
 PREFIXES = (EXTRA, FEDOPT, CONSTANT)
 

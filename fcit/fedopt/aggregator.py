@@ -10,7 +10,7 @@ from fcit.fedopt.base import FedOpt, Mean, Tensors
 from fcit.fedopt.factors import A, B, Separate
 
 if TYPE_CHECKING:
-    from fcit.fedopt.products import Products
+    from fcit.fedopt.products import Products, Sketch
 
 
 class Aggregator:
@@ -44,16 +44,16 @@ class Group:
     def __init__(self, aggregator: Aggregator, home: str, old: Tensors, memory: dict[str, Any]) -> None:
         self._aggregator, self._home, self._old, self._memory = aggregator, home, old, memory
         self._mean, self._sums = Mean(), dict[str, np.ndarray]()
-        self._layers: dict[str, Products] = {}
+        self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
         """Add one update of ``weight`` records; ``extra`` is what the federated optimiser's client side returned."""
-        from fcit.fedopt.products import Products  # needs torch, which a configuration can be read without
-
         self._mean.add(tensors, weight)
         for name in tensors:
             if A in name and name.replace(A, B) in tensors:
-                self._layers.setdefault(name, Products()).add(tensors[name.replace(A, B)], tensors[name], weight)
+                if name not in self._layers:
+                    self._layers[name] = self._aggregator.factors.layer()
+                self._layers[name].add(tensors[name.replace(A, B)], tensors[name], weight)
         for name in sorted(set(extra) & set(tensors)):
             self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
 

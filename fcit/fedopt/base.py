@@ -84,6 +84,10 @@ class FedOpt:
         """What :meth:`finish` returns, given the shapes of what is trained; names must be trained names."""
         return {}
 
+    def doubt(self, extra: Tensors) -> str | None:
+        """Why what a client's :meth:`finish` returned (finite, of the announced shapes) is not believed, or None."""
+        return None
+
     def absorb(self, sums: Tensors, memory: dict[str, Any]) -> None:
         """Take in the sums (float64) of what the clients' :meth:`finish` returned, before :meth:`step`."""
 

@@ -8,14 +8,14 @@ agree on one of them. The projector, gates and prompt pools are no factors and a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fcit.fedopt.base import Tensors
 
 if TYPE_CHECKING:
-    from fcit.fedopt.products import Products
+    from fcit.fedopt.products import Products, Sketch
 
 A, B = ".lora_A.", ".lora_B."
 
@@ -29,7 +29,13 @@ class Separate:
         """Names of a subspace that clients load and do not train in its ``turn``-th round (from 0)."""
         return []
 
-    def settle(self, layers: dict[str, Products], old: Tensors, mean: Tensors) -> tuple[Tensors, float | None]:
+    def layer(self) -> Products | Sketch:
+        """What W of one layer is gathered in; here enough for norms, which are estimated by random probes."""
+        from fcit.fedopt.products import Sketch  # needs torch, which a configuration can be read without
+
+        return Sketch()
+
+    def settle(self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors) -> tuple[Tensors, float | None]:
         """What the server takes as the clients' mean, and how far its products are from W.
 
         Args:
@@ -50,7 +56,7 @@ class Separate:
             return mean, None
         return mean, float(np.sqrt(missed / total)) if total else 0.0
 
-    def merged(self, layer: Products, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def merged(self, layer: Any, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A and B of one layer, given the server's old A and the means of the factors."""
         return a, b
 
@@ -66,7 +72,13 @@ class Svd(Separate):
 
     summary = "truncated SVD of the exact mean product (FlexLoRA)"
 
-    def merged(self, layer: Products, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def layer(self) -> Products | Sketch:
+        """All of W, as stacked factors: with many clients up to min(d_out, d_in) columns each."""
+        from fcit.fedopt.products import Products
+
+        return Products()
+
+    def merged(self, layer: Any, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         u, s, vt = layer.svd()
         # Below float32's resolution a direction is noise.
         kept = min(len(old), int((s > np.finfo(np.float32).eps * s[0]).sum()))

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
+
+from fcit import seeding
+
+PROBES = 64
 
 
 @contextmanager
@@ -83,6 +88,50 @@ class Products:
         q_right, r_right = torch.linalg.qr(right.T)
         u, s, vt = torch.linalg.svd(r_left @ r_right.T / self.weight, full_matrices=False)
         return (q_left @ u).numpy(), s.numpy(), (vt @ q_right.T).numpy()
+
+
+class Sketch:
+    """||W||_F of one layer and ||W - B A||_F from W Omega, with one small sum whatever the number of clients.
+
+    Omega ``(d_in, PROBES)`` has entries N(0, 1 / PROBES), so E ||M Omega||_F^2 = ||M||_F^2 (Johnson and
+    Lindenstrauss); it is the same in every round. Layers at most PROBES wide are measured exactly.
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self._sum: torch.Tensor | None = None
+        self._omega = torch.zeros(0)
+
+    @one_thread()
+    def add(self, b: np.ndarray, a: np.ndarray, weight: int) -> None:
+        """Add one client's factors, ``(d_out, r)`` and ``(r, d_in)``, of ``weight`` records."""
+        if self._sum is None:
+            self._omega = _omega(a.shape[1])
+            self._sum = torch.zeros(b.shape[0], self._omega.shape[1], dtype=torch.float64)
+        self.weight += weight
+        self._sum += weight * self._seen(b, a)
+
+    def _seen(self, b: np.ndarray, a: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(b).double() @ (torch.from_numpy(a).double() @ self._omega)
+
+    @one_thread()
+    def norm(self) -> float:
+        """||W||_F, estimated."""
+        return 0.0 if self._sum is None else float(torch.linalg.matrix_norm(self._sum / self.weight))
+
+    @one_thread()
+    def distance(self, b: np.ndarray, a: np.ndarray) -> float:
+        """||W - B A||_F, estimated."""
+        missed = -self._seen(b, a) if self._sum is None else self._sum / self.weight - self._seen(b, a)
+        return float(torch.linalg.matrix_norm(missed))
+
+
+@lru_cache(maxsize=8)
+def _omega(width: int) -> torch.Tensor:
+    if width <= PROBES:
+        return torch.eye(width, dtype=torch.float64)
+    drawn = seeding.generator(0, "sketch", width).normal(0.0, PROBES**-0.5, (width, PROBES))
+    return torch.from_numpy(drawn)
 
 
 def _norm(left: torch.Tensor, right: torch.Tensor) -> float:

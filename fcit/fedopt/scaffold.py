@@ -12,6 +12,9 @@ from fcit.fedopt.base import Tensors
 from fcit.fedopt.fedavg import FedAvg
 from fcit.models.layout import is_projector
 
+#: AdamW's normalised steps are a few units at most, so variates are; one huge variate would reach every client.
+ABSURD = 1e3
+
 
 class Scaffold(FedAvg):
     """Control variates: c on the server, c_k at every client, all zero at first; the server averages models.
@@ -51,7 +54,7 @@ class Scaffold(FedAvg):
         trained = {n: p for n, p in session.adapters.trainable.items() if p.requires_grad}
         notes["start"] = {n: p.detach().clone() for n, p in trained.items()}
         notes["correction"] = {
-            n: torch.from_numpy(session.received[n] - self._own(session, n).get(n, np.float32(0))).to(p)
+            n: torch.from_numpy(session.received[n] - self._own(session, n).get(n, np.float32(0))).to(p.device)
             for n, p in trained.items()
         }
         notes["rates"] = 0.0
@@ -59,7 +62,8 @@ class Scaffold(FedAvg):
     def on_step(self, session: Any) -> None:
         session.notes["rates"] += session.lr
         for name, correction in session.notes["correction"].items():
-            session.adapters.trainable[name].detach().sub_(correction, alpha=session.lr)
+            parameter = session.adapters.trainable[name].detach()
+            parameter.copy_(parameter.float() - session.lr * correction)
 
     def finish(self, session: Any) -> Tensors:
         changes = {}
@@ -77,6 +81,10 @@ class Scaffold(FedAvg):
 
     def extra_shapes(self, trained: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         return dict(trained)
+
+    def doubt(self, extra: Tensors) -> str | None:
+        largest = max((float(np.abs(tensor).max()) for tensor in extra.values() if tensor.size), default=0.0)
+        return f"a control variate moved by {largest:.3g}, over {ABSURD:.0f}" if largest > ABSURD else None
 
     def absorb(self, sums: Tensors, memory: dict[str, Any]) -> None:
         for name, total in sums.items():

@@ -117,6 +117,12 @@ def arrays(value: Any) -> Iterator[np.ndarray]:
             yield from arrays(inner)
 
 
+def one_subspace(state: ServerState) -> int:
+    """Numbers of the largest subspace and the shared tensors: what acts where one subspace answers."""
+    largest = max((sum(t.size for t in tensors.values()) for tensors in state.subspaces.values()), default=0)
+    return largest + sum(t.size for t in state.shared.values())
+
+
 class Factory:
     """Creates subspaces on the server: a function of (seed, subspace id) only.
 
@@ -242,6 +248,10 @@ class Method:
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         """Names and shapes (float32) of what :meth:`finish` returns; anything else is rejected."""
         return {}
+
+    def doubt(self, extra: Tensors, examples: int) -> str | None:
+        """Why an update's extra tensors (finite, of the announced shapes) are not believed, or None."""
+        return None
 
     def end_stage(self, state: ServerState, stage: int) -> None:
         """After the last round of a stage, before its evaluation."""

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fcit.config import RunConfig, Section
-from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Tensors
+from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Tensors, one_subspace
 from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 
 
@@ -118,6 +118,9 @@ class Disco(Method):
         return [
             {"title": "Cosines between identity tokens", "rows": cache.names, "columns": cache.names, "values": values}
         ]
+
+    def active(self, state: ServerState) -> int:
+        return one_subspace(state) if self.options.mix in ("argmax", "oracle") else super().active(state)
 
     def knowledge(self, state: ServerState) -> tuple[dict[str, Any], Tensors]:
         cache = self._cache(state)

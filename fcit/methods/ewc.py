@@ -16,6 +16,9 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
 from fcit.methods.base import Method, ServerState, Session, Tensors, Update
 
+#: No mean squared gradient of a model that trains is anywhere near; one such number would end every later loss.
+ABSURD = 1e8
+
 
 class EWC(Method):
     """One adapter with a quadratic anchor, online form.
@@ -44,6 +47,8 @@ class EWC(Method):
 
     name = "ewc"
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
+    #: An SVD turns the factors in every round; a Fisher of the old ones says nothing about the new.
+    factors = frozenset({"separate", "alternate", "frozen_a"})
 
     # ------------------------------------------------------------------ client
 
@@ -65,15 +70,15 @@ class EWC(Method):
             return {}
         chosen = session.generator("fisher").permutation(len(session.examples))[: self.options.samples]
         names = list(session.adapters.trainable)
-        squares = {name: torch.zeros_like(p) for name, p in session.adapters.trainable.items()}
+        squares = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in session.adapters.trainable.items()}
         with session.adapters.resting() as parameters:
             for index in chosen:
                 example = [session.examples[int(index)]]
                 features = session.backbone.vision_features(session.image_root, [example[0].image])
                 gradients = torch.autograd.grad(session.backbone.loss(example, features), parameters)
                 for name, gradient in zip(names, gradients, strict=True):
-                    squares[name] += gradient.square()
-        return {name: (s / len(chosen)).float().cpu().numpy() for name, s in squares.items()}
+                    squares[name] += gradient.float().square()
+        return {name: (s / len(chosen)).cpu().numpy() for name, s in squares.items()}
 
     # ------------------------------------------------------------------ server
 
@@ -81,6 +86,11 @@ class EWC(Method):
         if state.round < self.config.federation.rounds - 1:
             return {}
         return {name: tensor.shape for name, tensor in self._held(state).items()}
+
+    def doubt(self, extra: Tensors, examples: int) -> str | None:
+        if any((tensor < 0).any() or (tensor > ABSURD).any() for tensor in extra.values()):
+            return f"a Fisher information below 0 or above {ABSURD:.0e}"
+        return None
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
         fisher = Mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
+from fcit.methods.base import Factory, Method, Pair, ServerState, Stats, one_subspace
 
 
 class Individual(Method):
@@ -26,6 +26,10 @@ class Individual(Method):
             state.assigned[pair] = name
             if name not in state.subspaces:
                 state.subspaces[name] = {**make(name), **make.projector}
+
+    def active(self, state: ServerState) -> int:
+        """One subspace: the true task's."""
+        return one_subspace(state)
 
     def route(self, names: list[str], knowledge, features: np.ndarray) -> np.ndarray:
         """``knowledge`` holds the name of the true task's subspace (zeros if it was never trained)."""

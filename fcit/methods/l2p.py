@@ -59,8 +59,11 @@ class L2P(Method):
         distance = 1 - functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T
         if used is not None and used.sum() > 0:
             distance = distance * used / used.sum()
-        count = min(self.options.choose, len(keys))
-        return torch.sort(distance, dim=-1, stable=True).indices[:, :count]
+        return torch.sort(distance, dim=-1, stable=True).indices[:, : self._count]
+
+    @property
+    def _count(self) -> int:
+        return min(self.options.choose, self.options.pool)
 
     # ------------------------------------------------------------------ client
 
@@ -91,6 +94,12 @@ class L2P(Method):
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         return {"used": (self.options.pool,)}
 
+    def doubt(self, extra: Tensors, examples: int) -> str | None:
+        used, most = extra["used"], examples * self.config.training.epochs * self._count
+        if (used < 0).any() or used.sum() > most:
+            return f"prompts chosen {used.sum():.0f} times, at most {most} for {examples} records"
+        return None
+
     def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
         """P_m <- sum_k u_km P_km / sum_k u_km, with u_km how often client k chose slot m; keys alike."""
         old = state.subspaces["0"]
@@ -100,7 +109,7 @@ class L2P(Method):
         sums = {name: np.zeros(old[name].shape) for name in (KEYS, PROMPTS)}
         extra: Tensors = {}
         for update in updates:
-            used = np.maximum(update.extra["used"].astype(np.float64), 0)
+            used = update.extra["used"].astype(np.float64)
             total += used
             for name in sums:
                 sums[name] += update.tensors[name] * _like(used, old[name])
@@ -111,7 +120,10 @@ class L2P(Method):
         state.shared = shared.result()
         if total.any():
             pool.add({name: _slotwise(summed, total, old[name]) for name, summed in sums.items()}, 1, extra)
-            state.subspaces["0"] = pool.result()
+            new = pool.result()
+            # A server with momentum would go on moving what nobody chose.
+            still = {name: np.where(_like(total > 0, old[name]), new[name], old[name]) for name in sums}
+            state.subspaces["0"] = {**new, **still}
             state.memory["used"] = (state.memory.get("used", 0.0) + total).astype(np.float32)
 
     # ------------------------------------------------------------------ inference
@@ -127,7 +139,7 @@ class L2P(Method):
 
     def active(self, state: ServerState) -> int:
         pool: Any = state.subspaces.get("0", {}).get(PROMPTS)
-        chosen = 0 if pool is None else self.options.choose * pool[0].size
+        chosen = 0 if pool is None else self._count * pool[0].size
         return chosen + sum(t.size for t in arrays(state.shared))
 
 

@@ -164,6 +164,8 @@ class Adapters:
         """The slot speaks, in training mode."""
         self._peft.set_adapter(SLOT)
         self._peft.train()
+        for _, parameter in self._named(SLOT):  # a pool's silent LoRA is in no slot
+            parameter.requires_grad_(False)
         for name, parameter in self._slot.items():
             parameter.requires_grad_(name in self._trained)
 
@@ -206,7 +208,8 @@ class Adapters:
     def _add_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._behind or layer.active_adapters != [SLOT]:
             return None
-        frozen = layer.lora_B[MIX](layer.lora_A[MIX](inputs[0])) * layer.scaling[MIX]
+        x = inputs[0].to(layer.lora_A[MIX].weight.dtype)
+        frozen = layer.lora_B[MIX](layer.lora_A[MIX](x)) * layer.scaling[MIX]
         return output + frozen.to(output.dtype)
 
     def base_projector(self) -> Tensors:
@@ -266,7 +269,8 @@ class Adapters:
         if self._mix_size:
             self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
             self._peft.delete_adapter(MIX)
-        self._peft.add_adapter(MIX, self._config(size))
+        with seeding.untouched():  # whether it is needed depends on what this process did before
+            self._peft.add_adapter(MIX, self._config(size))
         for name, module in self._peft.named_modules():
             if name.endswith(f".lora_A.{MIX}"):
                 module.register_forward_hook(self._scale)

@@ -60,9 +60,10 @@ def _insert(
     return joined, new_mask, new_labels
 
 
-def versions() -> dict[str, str]:
-    """Library versions and thread count that results depend on."""
-    return {
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """Library versions, thread count and GPU that results depend on."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device is not None and device.type == "cuda" else {}
+    return gpu | {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "torch": torch.__version__,

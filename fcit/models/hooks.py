@@ -36,12 +36,14 @@ class TokenGates:
     def __init__(self, layers: Mapping[str, nn.Module], adapter: str, weights: Mapping[str, torch.Tensor]) -> None:
         self._open: dict[str, torch.Tensor] = {}
         for name, layer in layers.items():
-            layer.register_forward_pre_hook(self._reader(name, weights))
+            layer.register_forward_pre_hook(self._reader(name, adapter, weights))
             layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._gate(name))
 
-    def _reader(self, name: str, weights: Mapping[str, torch.Tensor]) -> Any:
-        def read(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            gate = weights[name]
+    def _reader(self, name: str, adapter: str, weights: Mapping[str, torch.Tensor]) -> Any:
+        def read(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            gate = weights.get(name)
+            if gate is None or adapter not in module.active_adapters:
+                return
             self._open[name] = torch.softmax(inputs[0].to(gate.dtype) @ gate.T, dim=-1)
 
         return read

@@ -58,7 +58,10 @@ def test_markdown(board):
     assert "| disco / lr=0.001 | 1 of 2 |" in text
     assert "| *references* |" in text and text.index("*references*") < text.index("| joint ‡ |")
     assert "- ‡ joint: torch 9.9, not 2.6." in text
-    assert "- The difference leaves out captions (its score is of the whole corpus)." in text
+    assert (
+        "- The difference leaves out captions (its score is of the whole corpus), so it is not that of the column Last."
+        in text
+    )
     assert "- No finished run yet: zero_shot." in text
     assert "| disco | 0.400 | 0.500 | 0.500 | 0 | 2.00 | 97.5 k | 390 k | 97.5 k | 0.00400 |" in text
     assert "| finetune | - | - | - |" in text  # an older run has no cost

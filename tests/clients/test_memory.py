@@ -46,3 +46,13 @@ def test_versions_and_constants_live_side_by_side(tmp_path):
     memory.save(3, "0-0", {"x": 1})
     memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32)}, tidy=False)
     assert memory.load(3, "0-0") == {"x": 1} and memory.constants(3, ["a"], {}, tidy=True)["a"]["x"].size == 2
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", "", ".hidden"])
+def test_a_server_cannot_name_files_elsewhere(tmp_path, name):
+    memory = ClientMemory(tmp_path)
+    with pytest.raises(RunError, match="not a name"):
+        memory.constants(3, [name], {}, tidy=False)
+    if name:
+        with pytest.raises(RunError, match="not a name"):
+            memory.load(3, name)

@@ -138,6 +138,7 @@ def test_half_the_factors_travel_up_and_all_go_down(finished):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["factors=svd", "method=ewc"], r"factors: 'svd' makes no sense with method: 'ewc'; choose factors: alternate"),
         (["factors=svd", "fedopt=fedadam"], r"factors: 'svd' .* fedopt: 'fedadam' .* choose fedopt: fedavg or fedprox"),
         (["factors=alternate", "fedopt=scaffold"], r"factors: 'alternate' .* fedopt: 'scaffold' .* choose"),
         (["method=joint", "fedopt=scaffold"], r"fedopt: 'scaffold' .* method: 'joint' .* choose fedopt: fedavg"),

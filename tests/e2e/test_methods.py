@@ -14,6 +14,7 @@ from fcit.run_dir import RunDir
 from tests.e2e.conftest import SMALL
 from tests.e2e.test_runs import _Dies, fingerprint
 
+
 def two_stages(folder: Path) -> Path:
     """The short benchmark's second half, as a benchmark file of one's own."""
     raw = yaml.safe_load((SHIPPED / "fcit-mini-short.yaml").read_text())
@@ -54,6 +55,7 @@ def orders(run: Path) -> list[dict]:
 def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> RunDir:
     """The same run, cut in the second stage after one of its rounds, and resumed."""
     from clients.app import app
+    from clients.worker import _backbone, worker
     from fcit import config as configuration
     from fcit.federation.engines.inline import InlineGrid
     from server.app import run as serve
@@ -64,11 +66,13 @@ def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> Run
     with pytest.raises(KeyboardInterrupt):
         serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), _Dies(4))
     between(run)
+    worker.cache_clear()  # as in a new process, which has evaluated nothing yet
+    _backbone.cache_clear()
     serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory))
     return run
 
 
-@pytest.mark.parametrize("method", ["ewc", "olora", "l2p", "replay"])  # server, constants, slots, clients
+@pytest.mark.parametrize("method", ["ewc", "lwf", "olora", "l2p", "replay"])
 def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
     whole = run_of(method)
     assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0

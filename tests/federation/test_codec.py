@@ -127,6 +127,8 @@ def fields(**changes) -> dict:
     {"fields": fields(client=True)},
     {"fields": fields(client=3.0)},
     {"fields": fields(client=None)},
+    {"fields": fields(seconds=10**400)},
+    {"fields": fields(kept=2**63)},
     {"fields": fields(loss="0.5")},
     {"fields": fields(shard=["ab12"])},
     {"fields": []},

@@ -6,6 +6,7 @@ import torch
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.fedopt.scaffold import Scaffold
 from fcit.methods.base import Session
 from fcit.methods.toy import Toy
 
@@ -113,3 +114,9 @@ def test_scaffold_variates_average_to_the_servers():
             sums += fedopt.finish(view)["a"]
         fedopt.absorb({"a": sums}, server)
     assert server["a"][0] == pytest.approx(sum(m["subspace-0"]["a"][0] for m in memories[:2]) / 3, rel=1e-5)
+
+
+def test_a_variate_that_cannot_be_is_refused():
+    scaffold = Scaffold(RunConfig())
+    assert scaffold.doubt({"a": np.full(2, 30, np.float32)}) is None
+    assert "moved by 1e+30" in scaffold.doubt({"a": np.array([0, -1e30], np.float32)})

@@ -7,7 +7,7 @@ from fcit.config import RunConfig
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.factors import Alternate, FrozenA, Separate, Svd
 from fcit.fedopt.fedavg import FedAvg
-from fcit.fedopt.products import Products
+from fcit.fedopt.products import Products, Sketch
 
 A, B, P = "x.lora_A.weight", "x.lora_B.weight", "multi_modal_projector.weight"
 GATE = "x.lora_gate.weight"
@@ -179,3 +179,17 @@ def test_the_stack_never_outgrows_the_layer(shape):
     np.testing.assert_allclose((u * s) @ vt, dense, atol=1e-10)
     other = updates[0][0]
     assert layer.distance(other[B], other[A]) == pytest.approx(np.linalg.norm(dense - other[B] @ other[A]), rel=1e-6)
+
+
+def test_a_sketch_estimates_norms_and_does_not_grow():
+    """Layers 300 wide, 200 clients: W and the distance to the means of the factors within 15 % of the exact ones."""
+    rng, exact, sketch = np.random.default_rng(0), Products(), Sketch()
+    common = rng.normal(size=(100, 4)), rng.normal(size=(4, 300))
+    factors = [[(c + rng.normal(size=c.shape)).astype(np.float32) for c in common] for _ in range(200)]
+    for b, a in factors:
+        exact.add(b, a, 3)
+        sketch.add(b, a, 3)
+    means = [np.mean([pair[i] for pair in factors], axis=0) for i in range(2)]
+    assert sketch.norm() == pytest.approx(exact.norm(), rel=0.15)
+    assert sketch.distance(*means) == pytest.approx(exact.distance(*means), rel=0.15)
+    assert sketch._sum.shape == (100, 64)

@@ -5,6 +5,7 @@ import torch
 from fcit.config import RunConfig
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
+from fcit.fedopt.fedavgm import FedAvgM
 from fcit.methods.base import ServerState, Update
 from fcit.methods.l2p import L2P
 from fcit.models.layout import KEYS, PROMPTS
@@ -70,3 +71,17 @@ def test_slots_are_averaged_by_use_and_unused_ones_stay():
 def test_active_parameters_are_the_chosen_prompts_and_the_projector():
     state = ServerState({"0": {KEYS: KEY_ROWS, PROMPTS: np.zeros((3, 5, 4), np.float32)}}, {"p": f32(1, 2)})
     assert l2p().active(state) == 2 * 5 * 4 + 2
+
+
+@pytest.mark.parametrize("used", [(7, 0, 0), (-1, 0, 1), (3e38, 0, 0)])
+def test_a_client_cannot_choose_more_often_than_it_has_records(used):
+    assert "chosen" in l2p().doubt({"used": f32(*used)}, 3) and l2p().doubt({"used": f32(3, 3, 0)}, 3) is None
+
+
+def test_a_server_with_momentum_leaves_unchosen_slots_alone():
+    method, pool = l2p(), {KEYS: KEY_ROWS, PROMPTS: np.zeros((3, 1, 4), np.float32)}
+    state, fedopt = ServerState({"0": pool}), FedAvgM(RunConfig(fedopt={"name": "fedavgm"}))
+    for used in [(1, 1, 0), (1, 0, 0)]:
+        moved = {name: tensor + 1 for name, tensor in state.subspaces["0"].items()}
+        method.aggregate(state, iter([Update(0, "0", 1, moved, {"used": f32(*used)})]), Aggregator(fedopt))
+    assert state.subspaces["0"][PROMPTS][1:, 0, 0].tolist() == [1, 0]

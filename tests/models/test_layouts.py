@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fcit import seeding
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
@@ -147,6 +148,29 @@ def test_a_frozen_sum_stands_behind_the_slot(plain):
     plain.load_mixture(three, plain.base_projector())
     with plain.mixed(np.ones((3, 3), np.float32)):
         torch.testing.assert_close(logits(plain, batch), trained, **CLOSE)
+
+
+def test_frozen_sums_and_teachers_go_with_bfloat16():
+    adapters = Adapters(Backbone(Config(feature_cache="off", dtype="bfloat16")), Adapter())
+    encoded, features = examples(adapters.backbone)
+    batch = encoded, features.bfloat16()
+    tensors = {**random(adapters, 1), **adapters.base_projector()}
+    adapters.load(tensors)
+    with adapters.training():
+        alone = logits(adapters, batch)
+        adapters.put_behind([random(adapters, 2)])
+        assert not torch.equal(logits(adapters, batch), alone)
+        adapters.backbone.loss(*batch).backward()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_making_room_for_a_mixture_draws_nothing(plain, size):
+    """Else dropout would depend on what a process did before this training."""
+    with seeding.torch_seeded(0, "room"):
+        wanted = torch.rand(3)
+    with seeding.torch_seeded(0, "room"), plain.training():
+        plain.load_mixture([random(plain, seed) for seed in range(size)], plain.base_projector())
+        assert torch.equal(torch.rand(3), wanted)
 
 
 def test_nothing_stays_behind(plain):

@@ -31,6 +31,9 @@ def test_an_honest_update():
     ("changes", "reason"),
     [
         ({"stage": 1}, "stage is 1, the order says 0"),
+        ({"seconds": float("nan")}, "claims nan seconds"),
+        ({"seconds": float("inf")}, "claims inf seconds"),
+        ({"kept": -1}, "-1 bytes kept"),
         ({"round": 0}, "round is 0"),
         ({"client": 4}, "client is 4"),
         ({"shard": "cd"}, "shard is 'cd'"),

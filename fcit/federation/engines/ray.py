@@ -129,7 +129,7 @@ class RayGrid(VirtualGrid):
             scheduling_strategy="SPREAD",
         )  # fmt: skip
         threads = self._config.backbone.threads or options.num_cpus
-        return make.remote(self._clients, threads, str(self._memory))
+        return make.remote(self._clients, threads, str(self._memory.resolve()))
 
     def _await_start(self) -> None:
         waiting = [seat.actor.ready.remote() for seat in self._seats]
