@@ -10,6 +10,7 @@ import yaml
 
 from fcit import cli
 from fcit.data.benchmark import SHIPPED
+from fcit.errors import ConfigError
 from fcit.run_dir import RunDir
 from tests.e2e.conftest import SMALL
 from tests.e2e.test_runs import _Dies, fingerprint
@@ -127,3 +128,17 @@ def test_stages_get_their_own_subspaces(run_of):
         results = json.loads((run_of(method) / "results.json").read_text())
         assert results["subspace_names"] == ["0", "1"]
         assert [set(e["subspaces"]) for e in orders(run_of(method))] == [{"0"}, {"0"}, {"1"}, {"1"}]
+
+
+@pytest.mark.parametrize("method", ["lwf", "replay"])
+def test_without_a_folder_for_clients_nothing_is_trained(method, tmp_path):
+    from clients.app import app
+    from fcit import config as configuration
+    from fcit.federation.engines.inline import InlineGrid
+    from server.app import run as serve
+
+    config = configuration.resolve({**SMALL, "method": method}, tmp_path, "config")
+    run = RunDir.create(tmp_path, "nowhere", configuration.dump(config), {})
+    with pytest.raises(ConfigError, match="client-memory"):
+        serve(run.path, InlineGrid(app, 50))
+    assert orders(run.path) == []
