@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fcit import seeding
-from fcit.errors import RunError
+from fcit.data.benchmark import open_benchmark
+from fcit.errors import FCITError, RunError
+from fcit.evaluation import captions
 from fcit.results import Run
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000  # counts held at once
 LEVEL = 0.95
 
-#: Marks by record, for one dataset of one run; a record is its id and how often the id came before.
-Marks = dict[tuple[str, int], float]
+#: Scores that are no mean of marks but a function of sums over records: module with ``parts`` and ``score``.
+DECOMPOSED = {"caption": captions}
 
 
 @dataclass(frozen=True)
@@ -31,24 +37,86 @@ class Difference:
     left_out: dict[str, str] = field(default_factory=dict)  # dataset -> why
 
 
-def marks_of(run: Run, dataset: str) -> Marks | str:
-    """The marks behind a score of the last evaluated stage, or why there are none."""
+@dataclass(frozen=True)
+class Answered:
+    """One dataset of one run: ``keys`` (a record's id and how often it came before) and ``values`` ``(N, k)``.
+
+    ``score`` makes 0..100 of sums of ``values`` over a number of records.
+    """
+
+    keys: tuple[tuple[str, int], ...]
+    values: np.ndarray
+    score: Callable[[np.ndarray, int], np.ndarray]
+
+
+def mean_mark(sums: np.ndarray, count: int) -> np.ndarray:
+    """The score of rules that mark every answer."""
+    return 100.0 * sums[..., 0] / count
+
+
+def answered(run: Run, dataset: str) -> Answered | str:
+    """The answers behind a score of the last evaluated stage, or why they cannot be compared."""
     stage = max(n for n, row in enumerate(run.matrix.scores, start=1) if row)
     try:
         predictions = run.predictions(dataset, stage)
     except RunError:
         return "its predictions are missing"
-    if any(p.mark is None for p in predictions):
-        return "its score is of the whole corpus"
     seen: Counter[str] = Counter()
-    marks: Marks = {}
+    keys = []
     for p in predictions:
-        marks[p.question_id, seen[p.question_id]] = float(p.mark or 0.0)
+        keys.append((p.question_id, seen[p.question_id]))
         seen[p.question_id] += 1
-    mean = 100.0 * sum(marks.values()) / max(1, len(marks))
-    if abs(mean - run.matrix.scores[stage - 1][dataset]) > 1e-3:
-        return "its score is not the mean of its marks"
-    return marks
+    if all(p.mark is not None for p in predictions):
+        values, score = np.array([[float(p.mark or 0.0)] for p in predictions]), mean_mark
+    else:
+        apart = _taken_apart(run.path, dataset, tuple(p.text for p in predictions))
+        if apart is None:
+            return "its score is of the whole corpus"
+        values, score = apart
+    if abs(float(score(values.sum(axis=0), len(keys))) - run.matrix.scores[stage - 1][dataset]) > 1e-3:
+        return "its score cannot be rebuilt from its answers"
+    return Answered(tuple(keys), values, score)
+
+
+@lru_cache(maxsize=256)
+def _taken_apart(path: Path, dataset: str, texts: tuple[str, ...]) -> tuple[np.ndarray, Any] | None:
+    """Answers as rows that add up, and the score of their sums; None for a score that nobody has taken apart."""
+    try:
+        benchmark = open_benchmark(Run(path).config)
+        module = DECOMPOSED.get(benchmark.spec.datasets[dataset].scorer)
+        records = benchmark.test(dataset) if module else []
+    except (FCITError, KeyError):
+        return None  # the data have moved since
+    return (module.parts(texts, records), module.score) if module and len(records) == len(texts) else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Two runs' answers to the same records of one dataset: a stratum."""
+
+    ours: Answered
+    theirs: Answered
+
+    @property
+    def estimate(self) -> float:
+        """Difference of the scores."""
+        count = len(self.ours.keys)
+        return float(self._score(self.ours.values.sum(axis=0), self.theirs.values.sum(axis=0), count))
+
+    def _score(self, ours: np.ndarray, theirs: np.ndarray, count: int) -> np.ndarray:
+        return self.ours.score(ours, count) - self.theirs.score(theirs, count)
+
+    def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
+        """Differences of ``resamples`` draws of the records with replacement, the same records for both."""
+        if self.ours.score is mean_mark:
+            return 100.0 * resampled_means(self.ours.values[:, 0] - self.theirs.values[:, 0], rng, resamples)
+        count = len(self.ours.keys)
+        step = max(1, CHUNK // count)
+        parts = []
+        for at in range(0, resamples, step):
+            often = rng.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - at))
+            parts.append(self._score(often @ self.ours.values, often @ self.theirs.values, count))
+        return np.concatenate(parts)
 
 
 def resampled_means(differences: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
@@ -67,19 +135,19 @@ def resampled_means(differences: np.ndarray, rng: np.random.Generator, resamples
 
 
 def interval(
-    cells: dict[int, dict[str, np.ndarray]], rng: np.random.Generator, resamples: int = RESAMPLES
+    cells: dict[int, dict[str, Cell]], rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
-    """Estimate and percentile interval of mean over seeds of mean over datasets of mean difference, times 100.
+    """Estimate and percentile interval of mean over seeds of mean over datasets of the difference of scores.
 
     Args:
-        cells: seed -> dataset -> differences of marks, record by record. Each is a stratum.
+        cells: seed -> dataset -> answers of both. Each is a stratum.
     """
     estimate, total = 0.0, np.zeros(resamples)
     for datasets in cells.values():
-        for differences in datasets.values():
-            share = 100.0 / (len(cells) * len(datasets))
-            estimate += share * float(differences.mean())
-            total += share * resampled_means(differences, rng, resamples)
+        for cell in datasets.values():
+            share = 1.0 / (len(cells) * len(datasets))
+            estimate += share * cell.estimate
+            total += share * cell.draws(rng, resamples)
     low, high = np.quantile(total, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return estimate, float(low), float(high)
 
@@ -93,24 +161,24 @@ def difference(label: str, row: dict[int, Run], baseline: dict[int, Run]) -> Dif
     if not seeds:
         return None
     left_out: dict[str, str] = {}
-    cells: dict[int, dict[str, np.ndarray]] = {seed: {} for seed in seeds}
+    cells: dict[int, dict[str, Cell]] = {seed: {} for seed in seeds}
     names = [d for d in row[seeds[0]].matrix.datasets if d in _last_row(row[seeds[0]])]
     for dataset in names:
         for seed in seeds:
-            ours, theirs = marks_of(row[seed], dataset), marks_of(baseline[seed], dataset)
+            ours, theirs = answered(row[seed], dataset), answered(baseline[seed], dataset)
             if isinstance(ours, str) or isinstance(theirs, str):
                 left_out[dataset] = ours if isinstance(ours, str) else str(theirs)
-            elif set(ours) != set(theirs):
+            elif ours.keys != theirs.keys:
                 left_out[dataset] = "the two rows answered different records"
             else:
-                cells[seed][dataset] = np.array([ours[key] - theirs[key] for key in sorted(ours)])
+                cells[seed][dataset] = Cell(ours, theirs)
     kept = [name for name in names if name not in left_out]
     if not kept:
         return None
     cells = {seed: {name: found[name] for name in kept} for seed, found in cells.items()}
     # The owner of the draws is the pair of rows: another row in the table changes nothing.
     rng = seeding.generator(0, "bench", label)
-    by_seed = {s: 100.0 * float(np.mean([d.mean() for d in found.values()])) for s, found in cells.items()}
+    by_seed = {s: float(np.mean([cell.estimate for cell in found.values()])) for s, found in cells.items()}
     return Difference(*interval(cells, rng), by_seed, tuple(kept), left_out)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fcit.data.records import TestRecord
+from fcit.evaluation.captions import words
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,6 @@ def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
-
-    def words(text: str) -> str:
-        return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
     answers = {i: [words(text)] for i, text in enumerate(texts)}
     references = {i: [words(r) for r in record.references or (record.answer,)] for i, record in enumerate(records)}

@@ -11,8 +11,15 @@ from tests.bench.conftest import finish
 
 def interval(*cells: list[float], resamples: int = 4000) -> tuple[float, float, float]:
     """Each list is a dataset of one seed."""
-    found = {0: {str(n): np.array(cell) for n, cell in enumerate(cells)}}
+    found = {0: {str(n): marked(cell) for n, cell in enumerate(cells)}}
     return bootstrap.interval(found, seeding.generator(0, "test"), resamples)
+
+
+def marked(differences: list[float]) -> bootstrap.Cell:
+    """Two runs whose marks differ so."""
+    keys = tuple((str(n), 0) for n in range(len(differences)))
+    ours, theirs = (np.array(values, dtype=float)[:, None] for values in (differences, [0.0] * len(differences)))
+    return bootstrap.Cell(*(bootstrap.Answered(keys, values, bootstrap.mean_mark) for values in (ours, theirs)))
 
 
 def test_equal_differences_have_no_width():
@@ -96,3 +103,19 @@ def test_other_records_are_left_out(pair):
     assert found.left_out == {"a": "the two rows answered different records"} and found.estimate == 100.0
     file.unlink()
     assert bootstrap.difference("x", ours, theirs).left_out == {"a": "its predictions are missing"}
+
+
+def test_a_score_of_sums_is_drawn_record_by_record():
+    """Score = 100 (sum a / sum b): (1 + 1) / (1 + 3) against 0. Drawn twice: (2, 2), (2, 4) or (2, 6) of sums."""
+
+    def ratio(sums, count):
+        return 100.0 * sums[..., 0] / sums[..., 1]
+
+    keys = (("0", 0), ("1", 0))
+    ours = bootstrap.Answered(keys, np.array([[1.0, 1], [1, 3]]), ratio)
+    theirs = bootstrap.Answered(keys, np.array([[0.0, 1], [0, 3]]), ratio)
+    cell = bootstrap.Cell(ours, theirs)
+    assert cell.estimate == 50.0
+    values, counts = np.unique(cell.draws(np.random.default_rng(0), 40_000).round(6), return_counts=True)
+    assert values.tolist() == pytest.approx([100 / 3, 50, 100])
+    assert counts / 40_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.01)

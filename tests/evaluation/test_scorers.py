@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from fcit.data import records
-from fcit.evaluation import scorers
+from fcit.evaluation import captions, scorers
 
 
 def asked(*answers: str) -> list[records.TestRecord]:
@@ -98,3 +99,16 @@ def test_a_better_caption_scores_higher():
 def test_caption_without_references_uses_the_answer():
     alone = asked(*(r.answer for r in CAPTIONS))
     assert scorers.caption([r.answer for r in CAPTIONS], alone).score > 99
+
+
+@pytest.mark.parametrize("texts", [
+    ["red cup is above blue fish", "a dog", "nothing of the kind"],
+    ["", "", ""],
+    ["red", "red cup", "cup red cup red cup"],
+])  # fmt: skip
+def test_a_caption_score_is_a_function_of_sums(texts):
+    parts = captions.parts(texts, CAPTIONS)
+    assert captions.score(parts.sum(axis=0), 3) == pytest.approx(scorers.caption(texts, CAPTIONS).score, abs=1e-9)
+    # drawn anew: the first record twice, the last not at all
+    often = np.array([[2, 1, 0], [1, 1, 1]])
+    assert captions.score(often @ parts, 3)[1] == pytest.approx(scorers.caption(texts, CAPTIONS).score, abs=1e-9)
