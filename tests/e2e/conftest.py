@@ -66,6 +66,18 @@ def bits(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
+def assert_themes_differ(browser) -> None:
+    """The button of a page changes its background, and the ink of its charts with it."""
+    seen = []
+    for _ in range(2):
+        seen.append(browser.execute_script(
+            """return [getComputedStyle(document.body).backgroundColor,
+               getComputedStyle(document.querySelector('svg text')).fill]"""
+        ))  # fmt: skip
+        browser.find_element("id", "theme").click()
+    assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
+
+
 OWN = Path(__file__).parents[2] / "examples" / "own"
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fcit import cli, load_run
-from tests.e2e.conftest import SMALL
+from tests.e2e.conftest import SMALL, assert_themes_differ
 from tests.e2e.test_report import browser  # noqa: F401  (a fixture)
 from tests.e2e.test_runs import _wait_for_round
 
@@ -100,12 +100,5 @@ def test_the_page_in_a_browser(stopped, browser):  # noqa: F811
     links = browser.execute_script("return [...document.querySelectorAll('td a')].map(a => a.getAttribute('href'))")
     assert sorted(links) == sorted(f"{name}/report.html" for name in RUNS)
     assert all((stopped[1] / link).is_file() for link in links)
-    seen = []
-    for _ in range(2):
-        seen.append(browser.execute_script(
-            """return [getComputedStyle(document.body).backgroundColor,
-               getComputedStyle(document.querySelector('svg text')).fill]"""
-        ))  # fmt: skip
-        browser.find_element("id", "theme").click()
-    assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
+    assert_themes_differ(browser)
     assert browser.get_log("browser") == []

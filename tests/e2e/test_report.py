@@ -10,7 +10,7 @@ import yaml
 from fcit import cli, load_run
 from fcit.errors import RunError
 from fcit.report import tables
-from tests.e2e.conftest import SMALL
+from tests.e2e.conftest import SMALL, assert_themes_differ
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -116,14 +116,7 @@ def test_the_page_in_a_browser(two, browser):
         images = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
         assert len(images) > 10 and min(images) > 0
         # both themes: the background changes, and the charts' ink with it
-        seen = []
-        for _ in range(2):
-            seen.append(browser.execute_script(
-                """return [getComputedStyle(document.body).backgroundColor,
-                   getComputedStyle(document.querySelector('svg text')).fill]"""
-            ))  # fmt: skip
-            browser.find_element("id", "theme").click()
-        assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
+        assert_themes_differ(browser)
         # everything that scrolls or folds can be reached with the keyboard
         assert browser.execute_script(
             "return [...document.querySelectorAll('.scroll, pre')].every(e => e.tabIndex === 0)"
