@@ -16,12 +16,15 @@ class FCITError(Exception):
     """Anything FCIT says itself; shown as one sentence, without a traceback."""
 
     exit_code = EXIT_FAILED
+    #: All that a deployed site tells the server about it; the sentence stays in the site's own log.
+    code = "failed"
 
 
 class ConfigError(FCITError):
     """One or more mistakes in a configuration, all reported together."""
 
     exit_code = EXIT_USAGE
+    code = "config"
 
     def __init__(self, problems: list[str] | str, source: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else problems
@@ -37,14 +40,31 @@ class DataError(FCITError):
     """A data set, record or image cannot be used as it is."""
 
     exit_code = EXIT_USAGE
+    code = "data"
 
 
 class RunError(FCITError):
     """A run cannot go on (too few updates, a lost worker); its checkpoint can be resumed."""
 
+    code = "run"
+
+
+class MemoryLost(RunError):
+    """A client no longer has the version of its memory that the server knows."""
+
+    code = "memory-lost"
+
+
+class Refused(FCITError):
+    """A site does not do what it was ordered to: its SITE.yaml does not allow it."""
+
+    code = "refused"
+
 
 class CodecError(FCITError):
     """A message on the wire is not what its sender declared."""
+
+    code = "message"
 
 
 class StopRequested(FCITError):

@@ -33,6 +33,13 @@ class Federation(Section):
     engine: str = Field("inline", description="where client work runs; see `fcit list`")
     min_updates: int = Field(1, ge=1, description="accepted updates a round needs")
     retries: int = Field(1, ge=0, description="how often a round with too few updates is repeated")
+    on_too_few: Literal["retry", "wait", "stop"] = Field(
+        "retry", description="after too few updates: repeat `retries` times, repeat until there are enough, or stop"
+    )
+    pause: float = Field(60.0, ge=0, description="seconds before a round is repeated with on_too_few: wait")
+    stages: int = Field(1, ge=1, description="stages of a run with stream: site; a benchmark brings its own")
+    max_openings: int = Field(16, ge=1, description="subspaces one client's statistics may open; more are refused")
+    max_subspaces: int = Field(256, ge=1, description="subspaces the server keeps; clients that need more are left out")
     wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
     timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
 
@@ -54,6 +61,16 @@ class Ray(Section):
     object_store_mb: int = Field(200, ge=80, description="shared memory for tensors on their way")
     start_timeout: float = Field(300.0, gt=0, description="seconds until all workers must have started")
     attempts: int = Field(3, ge=1, description="workers an order may lose before the run stops")
+
+
+class Sites(Section):
+    """What deployed sites may choose for themselves in their SITE.yaml; recorded with every update."""
+
+    dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(
+        ["float32"], description="number formats of the frozen backbone"
+    )
+    micro_batch: bool = Field(True, description="gradients accumulated over parts of a batch")
+    checkpointing: bool = Field(True, description="activations computed again to save memory")
 
 
 class Adapter(Section):
@@ -123,6 +140,13 @@ class RunConfig(Section):
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
     ray: Ray = Field(default_factory=lambda: Ray.model_validate({}))
+    stream: Literal["benchmark", "site"] = Field(
+        "benchmark", description="site: every deployed site brings its own tasks, the server knows stage and round only"
+    )
+    robust: Literal["none", "median", "trimmed_mean", "norm_clip"] = Field(
+        "none", description="what stands between the clients' updates and their mean; see `fcit list robust`"
+    )
+    sites: Sites = Field(default_factory=lambda: Sites.model_validate({}))
     adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))

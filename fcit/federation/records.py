@@ -35,6 +35,8 @@ class DescribeOrder:
     client: int
     shard: str
     tasks: list[int]
+    run: str = ""
+    stage: int = 0
 
 
 @dataclass
@@ -71,6 +73,7 @@ class TrainOrder:
     memory: str = ""
     constants: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
+    run: str = ""  # the run's id: a site that takes part in several keeps their memories apart
 
     @property
     def trained(self) -> Tensors:
@@ -93,6 +96,8 @@ class ClientUpdate:
     seconds: float
     tensors: Tensors
     kept: int = 0  # bytes this client keeps between its orders
+    how: dict[str, Any] = field(default_factory=dict)  # what the site chose: dtype, micro_batch, checkpointing
+    skipped: int = 0  # records of the shard that could not be used
 
 
 @dataclass
@@ -111,6 +116,30 @@ class EvaluateOrder:
     names: list[str]
     knowledge: dict[str, Any]
     tensors: Tensors
+    run: str = ""
+
+
+@dataclass
+class ScoreOrder:
+    """Ask a site to score its own test splits; the tensors are those of an :class:`EvaluateOrder`."""
+
+    config: str
+    client: int
+    stage: int
+    names: list[str]
+    knowledge: dict[str, Any]
+    tensors: Tensors
+    run: str = ""
+
+
+@dataclass
+class Scores:
+    """Answer to :class:`ScoreOrder`: for each of the site's own tasks, by its number, score and questions."""
+
+    client: int
+    scores: dict[str, float]
+    counts: dict[str, int]
+    seconds: float
 
 
 @dataclass
@@ -129,16 +158,21 @@ class ProbeOrder:
     """Ask a client what a subspace looks like: names and shapes of the trainable tensors."""
 
     config: str
+    run: str = ""
 
 
 @dataclass
 class Probe:
-    """Answer to :class:`ProbeOrder`; ``tensors`` holds the projector as the backbone came."""
+    """Answer to :class:`ProbeOrder`; ``tensors`` holds the projector as the backbone came.
+
+    ``hashes`` says what must be the same everywhere: backbone, tokenizer, processor, identity, layout.
+    """
 
     shapes: dict[str, list[int]]
     identity_width: int
     versions: dict[str, str]
     tensors: Tensors
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

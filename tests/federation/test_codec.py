@@ -26,6 +26,8 @@ EXAMPLES = [
     records.EvaluateOrder("seed: 0", "iconqa", 0, 64, "", ["0"], {"names": ["0"], "tau": 0.9}, TENSORS),
     records.Answers("iconqa", 64, ["3", "naïve ☃"], 0.5, TENSORS),
     records.Answers("iconqa", 0, [], 0.0),
+    records.ScoreOrder("seed: 0", 2, 1, ["0"], {"names": ["0"]}, TENSORS),
+    records.Scores(2, {"0": 71.5}, {"0": 40}, 1.5),
     records.ProbeOrder("seed: 0"),
     records.Probe({"x": [2, 3]}, 128, {"torch": "2"}, TENSORS),
 ]

@@ -1,0 +1,107 @@
+"""SITE.yaml: what one data owner lets happen on its machine; written by `fcit deploy init`, owned by the site."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from fcit import registry
+from fcit.errors import ConfigError
+from fcit.mistakes import sentences
+from fcit.schema import Section
+
+_PATHS = ("ca", "key", "home", "data_root", "model", "identity", "benchmark")
+
+
+class SiteTask(Section):
+    """One task of a site's own stream. Paths are relative to the site's ``data_root``."""
+
+    train: str = Field(description="LLaVA-format training records (a JSON list)")
+    test: str = Field(description="test records; scored here, never sent")
+    references: str | None = Field(None, description="COCO captions of the test records")
+    images: str = Field("datasets", description="folder that image names are relative to")
+    scorer: str = "exact"
+    suffix: str = Field("", description="line added to every instruction that does not end with it")
+    max_new_tokens: int | None = Field(None, ge=1)
+    start_stage: int = Field(0, ge=0, description="first stage (counted from 0) that trains this task")
+
+
+class Site(Section):
+    """A site. Everything the server orders is done within these limits or refused."""
+
+    name: str = Field(
+        "0", pattern=r"^\d+$", description="client number; the operator registers this site's key under it"
+    )
+    superlink: str = Field("127.0.0.1:9092", pattern=r"^.+:\d+$", description="the operator's door, host:port")
+    ca: str = Field("ca.crt", description="certificate of the operator's authority")
+    key: str = Field("site.key", description="this site's private key; it never leaves the machine")
+    home: str = Field("home", description="state of this site: memory, logs, audit trail, features")
+    port: int = Field(9094, ge=1, le=65535, description="loopback port between SuperNode and worker")
+    data_root: str = Field("data", description="nothing outside this folder is opened as data")
+    benchmark: str | None = Field(None, description="stream: benchmark with a YAML file of its own: that file, here")
+    model: str | None = Field(None, description="folder of the backbone here (default: as ordered, fcit-tiny only)")
+    identity: str | None = Field(None, description="folder of the identity encoder here")
+    apps: list[str] = Field(default_factory=list, description="hashes of the apps that may run here")
+    worker: Literal["resident", "process"] = Field(
+        "resident", description="resident: one process keeps the backbone; process: a fresh one for every order"
+    )
+    stream: Literal["benchmark", "site"] = Field("benchmark", description="site: the tasks below, in order")
+    tasks: list[SiteTask] = Field(default_factory=list)
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: as ordered")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the backbone; if allowed")
+    micro_batch: int | None = Field(None, ge=1, description="records per forward pass; if allowed")
+    checkpointing: bool | None = Field(None, description="save memory by computing activations twice; if allowed")
+    threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
+    min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Site:
+        if self.stream == "site" and not self.tasks:
+            raise ValueError("stream: site needs tasks (train, test, scorer, start_stage)")
+        starts = [task.start_stage for task in self.tasks]
+        if starts != sorted(starts) or len(set(starts)) != len(starts):
+            raise ValueError(f"tasks must start at ascending stages, got start_stage {starts}")
+        for number, task in enumerate(self.tasks):
+            problem = registry.problem("scorer", task.scorer)
+            if problem is not None:
+                raise ValueError(f"tasks[{number}].{problem}")
+        return self
+
+    def current(self, stage: int) -> int | None:
+        """Number of the task trained in a stage: the last one that has begun; None before the first."""
+        begun = [n for n, task in enumerate(self.tasks) if task.start_stage <= stage]
+        return begun[-1] if begun else None
+
+    @property
+    def folder(self) -> Path:
+        """The site's own folder for state, logs and the audit trail."""
+        return Path(self.home)
+
+
+def load(path: str | os.PathLike[str]) -> Site:
+    """Read a SITE.yaml; relative paths in it are relative to it.
+
+    Raises:
+        ConfigError: every mistake found.
+    """
+    file = Path(path)
+    try:
+        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read ({error})", str(file)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", str(file)) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(file))
+    for name in _PATHS:
+        if isinstance(raw.get(name), str):
+            raw[name] = str((file.parent / Path(raw[name]).expanduser()).resolve())
+    try:
+        return Site.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(sentences(error, Site), str(file)) from None
