@@ -9,6 +9,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients import gate
 from clients.worker import Worker, worker
 from fcit.federation import codec
 from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, TrainOrder
@@ -17,8 +18,11 @@ app = ClientApp()
 
 
 def _answer(message: Message, context: Context, kind: type, work: Callable[[Worker, Any], Any]) -> Message:
+    """At a site, whose node configuration names its SITE.yaml, through its gate; else as ordered."""
+    if "site" in context.node_config:
+        return gate.answer(context, message, lambda door: _at_site(message, door, kind, work))
     order: Any = codec.decode(message.content, kind)
-    # A site's own setting comes before what a simulation says for everybody.
+    # A node's own setting comes before what a simulation says for everybody.
     memory = context.node_config.get("client-memory") or context.run_config.get("client-memory") or ""
     mine = worker(order.config, str(memory))
     try:
@@ -26,6 +30,12 @@ def _answer(message: Message, context: Context, kind: type, work: Callable[[Work
     except torch.OutOfMemoryError as error:
         raise MemoryError(f"GPU: {str(error).splitlines()[0]}") from None
     return Message(codec.encode(answer, mine.config.federation.wire), reply_to=message)
+
+
+def _at_site(message: Message, door: gate.Gate, kind: type, work: Callable[[Worker, Any], Any]) -> tuple[Any, str]:
+    order: Any = codec.decode(message.content, kind)
+    mine = worker(door.admit(order), str(door.memory(order.run)), door.terms)
+    return work(mine, order), mine.config.federation.wire
 
 
 @app.train()
@@ -54,5 +64,7 @@ def probe(message: Message, context: Context) -> Message:
 
 @app.query("whoami")
 def whoami(message: Message, context: Context) -> Message:
-    """Which client this node is in a simulation; the server asks only where operators gave no names."""
+    """Which client this node is; the server asks only where operators gave no names, as in a simulation."""
+    if "site" in context.node_config:
+        return gate.answer(context, message, lambda door: (Name(int(door.site.name)), "float32"))
     return Message(codec.encode(Name(int(context.node_config["partition-id"]))), reply_to=message)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit import trees
-from fcit.errors import ConfigError, RunError
+from fcit.errors import ConfigError, MemoryLost, RunError
 from fcit.federation.records import NAME
 from fcit.run_dir import Tensors, read_json, read_tensors, write_json, write_tensors
 
@@ -55,7 +55,8 @@ class ClientMemory:
         """The memory of ``client`` as of ``version`` (empty text: nothing yet); other versions are removed.
 
         Raises:
-            RunError: that version is not here.
+            MemoryLost: that version is not here, or cannot be read.
+            RunError: no name for a version.
         """
         folder = self.root / str(client)
         _checked(*([version] if version else []))
@@ -65,10 +66,13 @@ class ClientMemory:
                     file.unlink(missing_ok=True)
         if not version:
             return {}
-        plain = read_json(folder / f"{version}.json")
-        value = trees.restore(plain, read_tensors(folder / f"{version}.safetensors"))
+        try:
+            plain = read_json(folder / f"{version}.json")
+            value = trees.restore(plain, read_tensors(folder / f"{version}.safetensors"))
+        except RunError as error:
+            raise MemoryLost(f"client {client}: memory {version!r} is lost ({error})") from None
         if not isinstance(value, dict):
-            raise RunError(f"{folder / version}: not a client's memory")
+            raise MemoryLost(f"{folder / version}: not a client's memory")
         return value
 
     def save(self, client: int, version: str, memory: dict[str, Any]) -> None:
@@ -84,7 +88,8 @@ class ClientMemory:
         Groups nobody wants any more are removed, if ``tidy``: the server can then no longer go back to them.
 
         Raises:
-            RunError: a group was neither sent nor is it here.
+            MemoryLost: a group was neither sent nor is it here.
+            RunError: no name for a group.
         """
         folder = self.root / str(client) / "constants"
         _checked(*wanted, *(name.partition("/")[0] for name in sent))
@@ -98,7 +103,10 @@ class ClientMemory:
             new.setdefault(group, {})[rest] = tensor
         for group, tensors in new.items():
             write_tensors(folder / f"{group}.safetensors", tensors)
-        return {g: new[g] if g in new else read_tensors(folder / f"{g}.safetensors") for g in wanted}
+        try:
+            return {g: new[g] if g in new else read_tensors(folder / f"{g}.safetensors") for g in wanted}
+        except RunError as error:
+            raise MemoryLost(f"client {client}: constants it was sent before are lost ({error})") from None
 
     def size(self, client: int) -> int:
         """Bytes kept for a client, without versions that are being replaced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,53 @@ def learning_rates(training: configuration.Training, steps: int) -> Iterator[flo
             yield training.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def backward(
+    sessions: tuple[Session, Session], batch: list[int], loss_of: Callable[[list[int]], Any],
+    micro_batch: int | None = None,
+) -> float:  # fmt: skip
+    """Gradients of one batch's loss, added to the parameters'; returns the loss.
+
+    With ``micro_batch`` only so many records are passed through the model at a time. The loss of part i
+    counts with n_i / n, its share of the batch's answer tokens, so that a mean over answer tokens is that
+    of the whole batch, and a term of the parameters alone, being in every part's loss, counts once:
+
+        L = sum_i (n_i / n) (CE_i + R) = CE + R.
+
+    What a method averages over records (the pull of ``l2p``) or draws for each call (``replay``) is
+    averaged or drawn within each part instead, and dropout falls differently.
+
+    Args:
+        loss_of: the method's loss of records of the shard, by their indices.
+    """
+    for view in sessions:
+        view.batch = batch
+    if micro_batch is None or micro_batch >= len(batch):
+        loss = loss_of(batch)
+        loss.backward()
+        return float(loss.detach())
+    tokens = [len(sessions[0].examples[i].answer) for i in batch]
+    total = 0.0
+    for start in range(0, len(batch), micro_batch):
+        part = slice(start, start + micro_batch)
+        for view in sessions:
+            view.batch = batch[part]
+        loss = loss_of(batch[part]) * (sum(tokens[part]) / sum(tokens))
+        loss.backward()
+        total += float(loss.detach())
+    for view in sessions:
+        view.batch = batch
+    return total
+
+
 def train(
-    config: RunConfig, method: Method, fedopt: FedOpt, order: TrainOrder, sessions: tuple[Session, Session]
-) -> Outcome:
+    config: RunConfig, method: Method, fedopt: FedOpt, order: TrainOrder, sessions: tuple[Session, Session],
+    micro_batch: int | None = None,
+) -> Outcome:  # fmt: skip
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
 
     Args:
         sessions: the method's view of this training and the federated optimiser's.
+        micro_batch: records passed through the model at a time; None: the whole batch.
 
     Raises:
         FCITError: the loss is not finite.
@@ -77,6 +117,10 @@ def train(
     features = session.backbone.vision_features(session.image_root, [examples[i].image for i in needed])
     row = {index: position for position, index in enumerate(needed)}
     losses = []
+
+    def loss_of(chosen: list[int]) -> Any:
+        return method.loss(session, [examples[i] for i in chosen], features[[row[i] for i in chosen]])
+
     with (
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen) as parameters,
@@ -89,17 +133,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             for view in sessions:
-                view.batch, view.lr = batch, lr
-            loss = method.loss(session, [examples[i] for i in batch], features[[row[i] for i in batch]])
+                view.lr = lr
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            losses.append(backward(sessions, batch, loss_of, micro_batch))
             for part, view in parts:
                 part.on_gradients(view)
             torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
             for part, view in parts:
                 part.on_step(view)
-            losses.append(float(loss.detach()))
         extra, more = (part.finish(view) for part, view in parts)
     mean = float(np.mean(losses))
     if not math.isfinite(mean):

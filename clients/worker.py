@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from typing import Any
 import numpy as np
 import yaml
 
+from clients.limits import Terms
 from clients.memory import ClientMemory
+from clients.shards import BenchmarkShards, Shards
 from clients.training import train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
-from fcit.errors import DataError, FCITError
+from fcit.errors import DataError, FCITError, TooFew
 from fcit.federation.records import (
     CONSTANT,
     EXTRA,
@@ -48,11 +50,19 @@ _SHARDS = 256  # tokenised shards kept per process
 
 
 class Worker:
-    """Executes orders for any client of one run."""
+    """Executes orders for any client of one run.
 
-    def __init__(self, config: RunConfig, backbone: Backbone, adapters: Adapters, memory: ClientMemory) -> None:
-        self.config, self.backbone, self.adapters, self.memory = config, backbone, adapters, memory
-        self.benchmark: Benchmark = open_benchmark(config)
+    Args:
+        data: where records come from.
+        terms: what a deployed site decides for itself.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: tuple[Backbone, Adapters], memory: ClientMemory, data: Shards,
+        terms: Terms = Terms(),  # noqa: B008  (frozen)
+    ) -> None:  # fmt: skip
+        self.config, self.memory, self.data, self.terms = config, memory, data, terms
+        self.backbone, self.adapters = model
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self._shards: OrderedDict[tuple[int, tuple[int, ...]], list[Encoded]] = OrderedDict()
@@ -60,15 +70,10 @@ class Worker:
 
     # ------------------------------------------------------------------ data
 
-    def _records(self, client: int, tasks: list[int]) -> list[Record]:
-        if client < 0:  # the pooled participant of a reference method
-            return [r for task in tasks for r in self.benchmark.pooled(task)]
-        return [r for task in tasks for r in self.benchmark.shard(client, task)]
-
     def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
         key = (client, tuple(tasks))
         if key not in self._shards:
-            records = self._records(client, tasks)
+            records = self.data.records(client, tasks)
             self._shards[key] = [self.backbone.encode(r.instruction, r.answer, r.image) for r in records]
             if len(self._shards) > _SHARDS:
                 self._shards.popitem(last=False)
@@ -77,7 +82,7 @@ class Worker:
 
     def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
         """Identity features ``(N, d)`` of the kind the method asks for."""
-        return self.backbone.identity.features(self.method.identity, records, self.benchmark.image_root)
+        return self.backbone.identity.features(self.method.identity, records, self.data.image_root)
 
     # ------------------------------------------------------------------ orders
 
@@ -91,22 +96,37 @@ class Worker:
             _ = self.memory.root
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
-        return Probe(shapes, self.backbone.identity.width(self.method.identity), versions(self.backbone.device), start)
+        width = self.backbone.identity.width(self.method.identity)
+        return Probe(shapes, width, versions(self.backbone.device), start, self.adapters.hashes)
 
     def describe(self, order: DescribeOrder) -> Description:
-        """Sum and count of the shard's identity features; no gradients."""
-        records = self._records(order.client, order.tasks)
+        """Sum and count of the shard's identity features; no gradients.
+
+        Raises:
+            TooFew: the mean of so few instructions would say too much about each.
+        """
+        records = self.data.records(order.client, order.tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
+        self._enough(order)
         stats = self.method.describe(self._identity(records))
         return Description(order.client, order.shard, stats.count, {"total": stats.total})
+
+    def _enough(self, order: DescribeOrder) -> None:
+        """Every task for itself: else a small one could be had as the difference of two large sums."""
+        least = self.terms.min_records
+        for task in order.tasks if least > 1 else ():
+            count = len(self.data.records(order.client, [task]))
+            if count < least:
+                raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
         """Train the ordered subspace on the shard and return what changed."""
         begin = time.perf_counter()
         sessions, remembered = self._sessions(order)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
-        outcome = train(self.config, self.method, self.fedopt, order, sessions)
+        with self.backbone.checkpointing() if self.terms.checkpointing else nullcontext():
+            outcome = train(self.config, self.method, self.fedopt, order, sessions, self.terms.micro_batch)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -117,6 +137,7 @@ class Worker:
         return ClientUpdate(
             order.stage, order.round, order.client, order.shard, order.subspace,
             outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed, kept,
+            self.terms.how(self.config), self.data.skipped(order.client, order.tasks),
         )  # fmt: skip
 
     @property
@@ -135,13 +156,13 @@ class Worker:
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
-            identity = self._identity(self._records(order.client, order.tasks))
+            identity = self._identity(self.data.records(order.client, order.tasks))
         last = order.round == self.config.federation.rounds - 1
         mine, other = (
             Session(
                 self.backbone, self.adapters, order.client, order.shard, order.stage, order.round, order.subspace,
                 _under(order.tensors, prefix), memory.setdefault(who, {}), constants, examples, identity,
-                self.benchmark.image_root, self.config.seed, last,
+                self.data.image_root, self.config.seed, last,
             )
             for who, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
         )  # fmt: skip
@@ -149,7 +170,7 @@ class Worker:
 
     def _test(self, dataset: str) -> tuple[list[Encoded], np.ndarray]:
         if dataset not in self._questions:
-            records = self.benchmark.test(dataset)
+            records = self.data.test(dataset)
             encoded = [self.backbone.encode(r.instruction, None, r.image) for r in records]
             self._questions[dataset] = encoded, self._identity(records)
         return self._questions[dataset]
@@ -178,10 +199,10 @@ class Worker:
         weights = self._routed(order, (knowledge, known), features) if order.names else None
         texts: list[str] = []
         size = self.config.evaluation.batch_size
-        limit = self.benchmark.spec.datasets[order.dataset].max_new_tokens or self.config.evaluation.max_new_tokens
+        limit = self.data.max_new_tokens(order.dataset) or self.config.evaluation.max_new_tokens
         for start in range(0, len(encoded), size):
             batch, rows = encoded[start : start + size], slice(start, start + size)
-            vision = self.backbone.vision_features(self.benchmark.image_root, [e.image for e in batch])
+            vision = self.backbone.vision_features(self.data.image_root, [e.image for e in batch])
             asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
             texts += self.method.answer(asked, None if weights is None else weights[rows])
         tensors = {} if weights is None else {"mix": weights}
@@ -204,12 +225,13 @@ def loads() -> int:
 
 
 @lru_cache(maxsize=4)
-def worker(config: str, memory: str = "") -> Worker:
+def worker(config: str, memory: str = "", terms: Terms = Terms()) -> Worker:  # noqa: B008  (frozen)
     """The worker of this process for a run's configuration (YAML); backbones are shared.
 
     ``memory`` is the folder in which clients remember, or empty.
     """
     parsed = configuration.parse(yaml.safe_load(config), "order")
     layout = registry.resolve("method", parsed.method["name"])(parsed).layout
-    backbone, adapters = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
-    return Worker(parsed, backbone, adapters, ClientMemory(Path(memory) if memory else None))
+    data = BenchmarkShards(parsed, render=terms.at_site)
+    model = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
+    return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)

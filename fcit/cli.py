@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from fcit import __version__
+from fcit import __version__, cli_deploy
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, FCITError
 
 _EXAMPLES = """\
@@ -20,6 +21,8 @@ examples:
   fcit list                                              methods, scorers, benchmarks
   fcit list settings                                     every setting with its default
   fcit check-method ./mine.py:MyMethod                   test a method of your own
+  fcit deploy init /srv/fcit --clients 3 --host HOST     several machines; then up, register, submit
+  fcit client start SITE.yaml                            one of their sites
   fcit doctor                                            check this machine and the built-in model
 
 exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on request (resumable), 130 Ctrl-C
@@ -107,7 +110,7 @@ def _list(args: argparse.Namespace) -> int:
     from fcit import registry
     from fcit.data.benchmark import read_spec, shipped
 
-    families = ["method", "fedopt", "factors", "scorer", "engine", "tracker", "benchmark"]
+    families = ["method", "fedopt", "factors", "robust", "scorer", "engine", "tracker", "benchmark"]
     for family in [args.family] if args.family else families:
         print(f"{family}:")
         if family == "settings":
@@ -164,11 +167,32 @@ def _doctor(args: argparse.Namespace) -> int:
     from fcit.environment import check, own_packages_first
 
     own_packages_first()
+    return _checked(check())
+
+
+def _checked(checks: Iterable[tuple[str, bool, str]]) -> int:
     good = True
-    for what, fine, detail in check():
+    for what, fine, detail in checks:
         good &= fine
-        print(f"{'ok  ' if fine else 'FAIL'} {what}: {detail}")
+        print(f"{'ok  ' if fine else 'FAIL'} {what}: {detail}", flush=True)
     return EXIT_OK if good else EXIT_FAILED
+
+
+def _client(args: argparse.Namespace) -> int:
+    from fcit.environment import own_packages_first
+
+    own_packages_first()
+    if args.action == "start":
+        from clients.start import start
+
+        return start(args.site)
+    if args.action == "audit":
+        from clients.audit import command
+
+        return command(args.site)
+    from clients.check import check
+
+    return _checked(check(args.site))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
     bench.add_argument("--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed")
     listing = add("list", _list, "what can be chosen", "fcit list method")
-    families = ["method", "fedopt", "factors", "scorer", "engine", "tracker", "benchmark", "settings"]
+    families = ["method", "fedopt", "factors", "robust", "scorer", "engine", "tracker", "benchmark", "settings"]
     listing.add_argument("family", nargs="?", choices=families)
     contract = add(
         "check-method", _check_method, "check that a method keeps the contract", "fcit check-method ./mine.py:MyMethod"
@@ -227,6 +251,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("action", choices=["make"])
     data.add_argument("--root", type=Path, help="data root (default: the cache folder)")
     data.add_argument("--dataset", action="append", help="only this one (can be repeated)")
+    deploy = add("deploy", None, "the operator's side of a federation on separate machines", cli_deploy.EXAMPLE)
+    cli_deploy.arguments(deploy)
+    client = add("client", _client, "a site of such a federation", "fcit client check SITE.yaml")
+    client.add_argument("action", choices=["start", "check", "audit"],
+                        help="run the site in the foreground; check SITE.yaml, data and connection; "
+                        "verify and print what was sent")  # fmt: skip
+    client.add_argument("site", type=Path, metavar="SITE.yaml")
     add("doctor", _doctor, "check this machine, the libraries and the built-in model", "fcit doctor")
     return parser
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fcit import registry
+from fcit import registry, strict
 from fcit.errors import ConfigError
 from fcit.mistakes import contradictions, part_problems, sentences
 from fcit.schema import Adapter, Backbone, Federation, RunConfig, Section, Training
@@ -22,6 +22,8 @@ __all__ = [
     "dump", "load", "parse", "resolve", "settings",
 ]  # fmt: skip
 
+LEVELS = 8  # dots in the key of an override; there are no settings below that
+
 
 def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
     """The mapping without the keys at these locations."""
@@ -30,7 +32,7 @@ def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dic
         inner: Any = rest
         for part in location[:-1]:
             inner = inner.get(part) if isinstance(inner, dict) else None
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and location:
             inner.pop(location[-1], None)
     return rest
 
@@ -65,14 +67,11 @@ def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not strict.is_file(path):
         near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
         hint = f" (there: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such configuration file{hint}", str(path))
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML: {error}", str(path)) from None
+    raw = strict.read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(path))
     return raw
@@ -118,13 +117,13 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
     bad = []
     for override in overrides or []:
         key, sign, text = override.partition("=")
-        if not sign or not key:
-            bad.append(f"override {override!r}: must look like key=value, e.g. seed=1 or training.lr=0.001")
+        if not sign or not key or key.count(".") > LEVELS:
+            bad.append(f"override {strict.shown(override)}: must look like key=value, e.g. seed=1 or training.lr=0.001")
             continue
         try:
-            value = yaml.safe_load(text)
+            value = strict.parse_yaml(text)
         except yaml.YAMLError:
-            bad.append(f"override {override!r}: the value is not valid YAML")
+            bad.append(f"override {strict.shown(override)}: the value is not valid YAML")
             continue
         nested: Any = value
         for part in reversed(key.split(".")):
@@ -138,7 +137,7 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
         raise ConfigError(bad, source)
     # A benchmark file is named relative to the configuration that names it.
     beside = folder / config.benchmark
-    if config.benchmark.endswith((".yaml", ".yml")) and beside.is_file():
+    if config.benchmark.endswith((".yaml", ".yml")) and strict.is_file(beside):
         config = config.model_copy(update={"benchmark": str(beside.resolve())})
     return config
 
@@ -155,7 +154,7 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(raw.get("trackers"), list):
         raw["trackers"] = [registry.anchored(t, folder) if isinstance(t, str) else t for t in raw["trackers"]]
     if isinstance(raw.get("data_root"), str):
-        raw["data_root"] = str((folder / Path(raw["data_root"]).expanduser()).resolve())
+        raw["data_root"] = strict.full_path(folder, raw["data_root"])
     return raw
 
 

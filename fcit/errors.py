@@ -49,6 +49,12 @@ class RunError(FCITError):
     code = "run"
 
 
+class DiskFull(RunError):
+    """There is no room to write a file of the run; what was written before is whole."""
+
+    code = "disk-full"
+
+
 class MemoryLost(RunError):
     """A client no longer has the version of its memory that the server knows."""
 
@@ -59,6 +65,18 @@ class Refused(FCITError):
     """A site does not do what it was ordered to: its SITE.yaml does not allow it."""
 
     code = "refused"
+
+
+class TooFew(FCITError):
+    """A shard holds fewer records than its site lets anything be said about (``min_records``)."""
+
+    code = "too-few"
+
+
+class AuditError(FCITError):
+    """A site's audit trail cannot be written or went wrong; nothing leaves the site unrecorded."""
+
+    code = "audit"
 
 
 class CodecError(FCITError):

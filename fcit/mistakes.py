@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from fcit import registry
 from fcit.schema import RunConfig
+from fcit.strict import shown
 
 
 def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -38,7 +39,7 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
             sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
         else:
             message = item["msg"][0].lower() + item["msg"][1:]
-            sentences.append(f"{key}: {message}, got {item['input']!r}")
+            sentences.append(f"{key}: {message}, got {shown(item['input'])}")
     return sentences
 
 
@@ -112,5 +113,39 @@ def _misfits(config: RunConfig) -> list[str]:
         found.append(
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
+        )
+    return found + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
+
+
+def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
+    """Where a robust rule could not stand between clients and model, or never would."""
+    from fcit.fedopt.base import FedOpt  # both read configurations themselves
+    from fcit.fedopt.robust import LEAST
+
+    rule, found = f"robust: {config.robust!r}", []
+    if config.factors == "svd":
+        found.append(
+            f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
+            "choose factors: separate, alternate or frozen_a, or robust: none"
+        )
+    if fedopt.absorb is not FedOpt.absorb:
+        found.append(
+            f"{rule} does not see what clients return to fedopt: {config.fedopt['name']!r} beside their tensors (its "
+            "sum would pass it by); choose another fedopt, or robust: none"
+        )
+    if not method.robust:
+        found.append(
+            f"{rule} does not see what clients return to method: {config.method['name']!r} beside their tensors, which "
+            "the method sums itself; choose another method, or robust: none"
+        )
+    if method.pooled:
+        found.append(
+            f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
+            "choose robust: none"
+        )
+    elif config.federation.clients_per_round < LEAST:
+        found.append(
+            f"{rule} needs {LEAST} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
+            f"raise it to {LEAST} or more, or choose robust: none"
         )
     return found

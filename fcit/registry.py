@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from fcit import strict
 from fcit.errors import ConfigError
 
 METHODS = {
@@ -50,6 +51,13 @@ FACTORS = {
     "svd": "fcit.fedopt.factors:Svd",
 }
 
+ROBUST = {
+    "median": "fcit.fedopt.robust:Median",
+    "none": "fcit.fedopt.robust:Off",
+    "norm_clip": "fcit.fedopt.robust:NormClip",
+    "trimmed_mean": "fcit.fedopt.robust:TrimmedMean",
+}
+
 SCORERS = {
     "box-iou": "fcit.evaluation.scorers:box_iou",
     "box-iou-official": "fcit.evaluation.scorers:box_iou_official",
@@ -69,7 +77,8 @@ TRACKERS = {
 }
 
 FAMILIES = {
-    "method": METHODS, "fedopt": FEDOPTS, "factors": FACTORS, "scorer": SCORERS, "engine": ENGINES, "tracker": TRACKERS,
+    "method": METHODS, "fedopt": FEDOPTS, "factors": FACTORS, "robust": ROBUST, "scorer": SCORERS, "engine": ENGINES,
+    "tracker": TRACKERS,
 }  # fmt: skip
 
 
@@ -102,7 +111,7 @@ def label(name: str) -> str:
 def anchored(name: str, folder: Path) -> str:
     """``./file.py:Name`` with the file's full path, so that it means the same anywhere."""
     file, sign, attribute = name.rpartition(":")
-    return f"{(folder / file).resolve()}:{attribute}" if sign and file.endswith(".py") else name
+    return f"{strict.full_path(folder, file)}:{attribute}" if sign and file.endswith(".py") else name
 
 
 def _module(source: str, where: str) -> Any:

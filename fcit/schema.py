@@ -6,17 +6,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fcit import strict
+
 
 class Section(BaseModel):
-    """A part of the configuration; unknown keys are mistakes, and true is not a number."""
+    """A part of the configuration; unknown keys are mistakes, true is not a number, and text is whole."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _sound(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
             raise ValueError("must be a number")
+        if isinstance(value, str) and ("\0" in value or not strict.is_text(value)):
+            raise ValueError("must be text without null characters and halves of surrogate pairs")
         return value
 
 
@@ -40,6 +44,9 @@ class Federation(Section):
     stages: int = Field(1, ge=1, description="stages of a run with stream: site; a benchmark brings its own")
     max_openings: int = Field(16, ge=1, description="subspaces one client's statistics may open; more are refused")
     max_subspaces: int = Field(256, ge=1, description="subspaces the server keeps; clients that need more are left out")
+    max_records: int = Field(
+        1_000_000, ge=1, description="records a shard may claim where the server cannot know; more are not believed"
+    )
     wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
     timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
 
@@ -147,6 +154,9 @@ class RunConfig(Section):
         "none", description="what stands between the clients' updates and their mean; see `fcit list robust`"
     )
     sites: Sites = Field(default_factory=lambda: Sites.model_validate({}))
+    max_bad_share: float = Field(
+        0.0, ge=0, lt=1, description="share of a data set's training records that may be unusable and is passed over"
+    )
     adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from fcit import registry
+from fcit import registry, strict
 from fcit.errors import ConfigError
 from fcit.mistakes import sentences
 from fcit.schema import Section
@@ -17,13 +16,24 @@ from fcit.schema import Section
 _PATHS = ("ca", "key", "home", "data_root", "model", "identity", "benchmark")
 
 
+def _inside(value: str) -> str:
+    """A path that stays below the data root; links on the way are followed, and checked, when it is opened."""
+    path = PurePosixPath(value)
+    if not value or "\0" in value or path.is_absolute() or ".." in path.parts:
+        raise ValueError("must be a path below data_root, without '..'")
+    return value
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
 class SiteTask(Section):
     """One task of a site's own stream. Paths are relative to the site's ``data_root``."""
 
-    train: str = Field(description="LLaVA-format training records (a JSON list)")
-    test: str = Field(description="test records; scored here, never sent")
-    references: str | None = Field(None, description="COCO captions of the test records")
-    images: str = Field("datasets", description="folder that image names are relative to")
+    train: Inside = Field(description="LLaVA-format training records (a JSON list)")
+    test: Inside = Field(description="test records; scored here, never sent")
+    references: Inside | None = Field(None, description="COCO captions of the test records")
+    images: Inside = Field("datasets", description="folder that image names are relative to")
     scorer: str = "exact"
     suffix: str = Field("", description="line added to every instruction that does not end with it")
     max_new_tokens: int | None = Field(None, ge=1)
@@ -45,7 +55,9 @@ class Site(Section):
     benchmark: str | None = Field(None, description="stream: benchmark with a YAML file of its own: that file, here")
     model: str | None = Field(None, description="folder of the backbone here (default: as ordered, fcit-tiny only)")
     identity: str | None = Field(None, description="folder of the identity encoder here")
-    apps: list[str] = Field(default_factory=list, description="hashes of the apps that may run here")
+    apps: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=list, description="SHA-256 of the apps whose orders are done here; all others are refused"
+    )
     worker: Literal["resident", "process"] = Field(
         "resident", description="resident: one process keeps the backbone; process: a fresh one for every order"
     )
@@ -90,17 +102,13 @@ def load(path: str | os.PathLike[str]) -> Site:
         ConfigError: every mistake found.
     """
     file = Path(path)
-    try:
-        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read ({error})", str(file)) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}", str(file)) from None
+    raw: Any = strict.read_yaml(file)
     if not isinstance(raw, dict):
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(file))
     for name in _PATHS:
-        if isinstance(raw.get(name), str):
-            raw[name] = str((file.parent / Path(raw[name]).expanduser()).resolve())
+        value = raw.get(name, Site.model_fields[name].default)
+        if isinstance(value, str):
+            raw[name] = strict.full_path(file.parent, value)
     try:
         return Site.model_validate(raw)
     except ValidationError as error:

@@ -24,11 +24,13 @@ app = ServerApp()
 
 
 def _stop_on_signals(loop: Loop) -> dict[int, Any]:
-    """SIGTERM and SIGUSR1 end the run at the next safe point; Ctrl-C does too."""
+    """SIGTERM and SIGUSR1 end the run when the answer at hand is dealt with; accepted updates are kept."""
 
     def ask(number: int, frame: Any) -> None:
         name = signal.Signals(number).name
-        loop.stopping = StopRequested(f"stopped by {name}; `fcit resume {loop.run.path}` goes on from the checkpoint")
+        loop.stop.request = StopRequested(
+            f"stopped by {name}; `fcit resume {loop.run.path}` goes on from the checkpoint"
+        )
 
     if threading.current_thread() is not threading.main_thread():
         return {}

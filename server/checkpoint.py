@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fcit import trees
-from fcit.errors import RunError
+from fcit.errors import DiskFull, RunError
 from fcit.federation.records import ClientUpdate
 from fcit.methods.base import ServerState
-from fcit.run_dir import RunDir, read_json, read_tensors, write_json, write_tensors
+from fcit.run_dir import RunDir, read_json, read_tensors, sync, write_json, write_tensors, writing
 
 KEEP = 2
 
@@ -29,6 +30,8 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    lengths: list[float] = field(default_factory=list)  # of the mean features believed so far
+    openings: dict[str, int] = field(default_factory=dict)  # client -> subspaces opened for its shards
     trained: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> subspace -> records trained on
     memories: dict[str, str] = field(default_factory=dict)  # client -> version of what it remembers
     constants: dict[str, list[str]] = field(default_factory=dict)  # client -> groups it keeps
@@ -85,36 +88,67 @@ def _safe(optimizers: dict[str, dict[str, Any]]) -> list[Any]:
 
 
 def save(run: RunDir, state: ServerState, progress: Progress) -> None:
-    """Write a new checkpoint; older ones than the last two are removed."""
+    """Write a new checkpoint; older ones than the last two are removed.
+
+    Raises:
+        DiskFull: there is no room; the checkpoints before are untouched.
+    """
     progress.saves += 1
+    if run.events.is_file():
+        with writing(run.events):
+            sync(run.events)
     progress.events = run.events.stat().st_size if run.events.is_file() else 0
     folder = run.state / f"{progress.saves:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     head, tensors = _flatten(state)
-    write_tensors(folder / "tensors.safetensors", tensors)
-    # The JSON goes last and names the checkpoint complete.
-    write_json(folder / "state.json", {"state": head, "progress": asdict(progress)})
+    try:
+        write_tensors(folder / "tensors.safetensors", tensors)
+        # The JSON goes last and names the checkpoint complete.
+        write_json(folder / "state.json", {"state": head, "progress": asdict(progress)})
+    except DiskFull:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    with writing(folder):
+        sync(run.state)
+        sync(run.path)
     for old in sorted(run.state.iterdir())[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _whole(run: RunDir) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    if not run.state.is_dir():
+        return []
+    return [f for f in sorted(run.state.iterdir(), reverse=True) if (f / "state.json").is_file()]
+
+
 def latest(run: RunDir) -> Path | None:
     """The newest complete checkpoint."""
-    if not run.state.is_dir():
-        return None
-    whole = [f for f in sorted(run.state.iterdir()) if (f / "state.json").is_file()]
-    return whole[-1] if whole else None
+    return next(iter(_whole(run)), None)
 
 
-def load(run: RunDir) -> tuple[ServerState, Progress] | None:
-    """The newest checkpoint, or None if there is none.
+def load(run: RunDir, damaged: Callable[[str], None] = lambda reason: None) -> tuple[ServerState, Progress] | None:
+    """The newest checkpoint that can be read, or None if there is none.
+
+    Args:
+        damaged: is told why a newer one was passed over.
 
     Raises:
-        RunError: it is damaged.
+        RunError: there are checkpoints and all of them are damaged.
     """
-    folder = latest(run)
-    if folder is None:
-        return None
+    problems = []
+    for folder in _whole(run):
+        try:
+            return _read(folder)
+        except RunError as error:
+            problems.append(str(error))
+            damaged(str(error))
+    if problems:
+        raise RunError(f"no checkpoint in {run.state} can be read ({'; '.join(problems)}); start the run anew")
+    return None
+
+
+def _read(folder: Path) -> tuple[ServerState, Progress]:
     raw = read_json(folder / "state.json")
     tensors = read_tensors(folder / "tensors.safetensors")
     try:
@@ -130,7 +164,7 @@ def load(run: RunDir) -> tuple[ServerState, Progress] | None:
         state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
         return state, Progress(**raw["progress"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder}: damaged checkpoint ({error!r}); remove this folder to use the one before") from None
+        raise RunError(f"{folder}: damaged checkpoint ({error!r})") from None
 
 
 def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
-from fcit.errors import CodecError, ConfigError, RunError, StopRequested
+from fcit.errors import CodecError, RunError
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation import codec
 from fcit.federation.records import (
-    Answers,
     ClientUpdate,
     DescribeOrder,
     Description,
-    Probe,
     ProbeOrder,
     TrainOrder,
     memory_version,
@@ -32,16 +30,21 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from fcit.models.layout import is_projector
-from fcit.run_dir import RunDir, write_json
+from fcit.run_dir import RunDir, write_json, writing
 from fcit.trackers import Watcher
-from server import checkpoint, results
+from server import checkpoint, descriptions, results
 from server.aggregation import Spill
 from server.checkpoint import Progress
-from server.courier import Courier
+from server.courier import NOBODY, Courier
+from server.evaluation import Evaluation
+from server.handshake import Handshake
 from server.orders import Orders
-from server.scoring import Parts, score
 from server.slots import Slot, slots_of_round
-from server.validation import Validator
+from server.stop import Stop
+from server.validation import Validator, short
+
+#: How a client says that it does not have the memory it is asked for: a site's code, or the error's name.
+_LOST = re.compile(r"\b(memory-lost|MemoryLost)\b")
 
 
 class Loop:
@@ -51,13 +54,15 @@ class Loop:
         self.config, self.benchmark, self.run, self.watcher = config, benchmark, run, watcher
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.orders = Orders(config, benchmark, self.method, self.fedopt)
+        self.orders = Orders(config, benchmark, self.method, self.fedopt, run.id)
         self.state, self.progress = ServerState(), Progress()
-        self.validator = Validator(config.training.batch_size, config.training.epochs)
+        self.validator = Validator.of(config, self.orders.walks)
         self.spill = Spill(run)
-        self.stopping: StopRequested | None = None
+        self.stop = Stop()
         clients = 1 if self.method.pooled else config.federation.clients
-        self.courier = Courier(grid, config.federation, clients, self.progress.traffic)
+        self.courier = Courier(grid, config.federation, clients, self.progress.traffic, self._event, self.stop)
+        self.handshake = Handshake(self.courier, ProbeOrder(self.orders.text, run.id), run, config.federation)
+        self.evaluation = Evaluation(config, benchmark, run, self.orders, self.courier, self._event)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -78,41 +83,48 @@ class Loop:
         """Run from the newest checkpoint (or the beginning) to the end; returns the matrix.
 
         Raises:
-            RunError: too few updates in a round after all retries.
-            StopRequested: asked to stop; the checkpoint is written.
+            RunError: too few updates in a round, questions without an answer, no room on the disk.
+            StopRequested: asked to stop; the checkpoint is written, accepted updates are kept.
         """
-        with self._timed("start-up"):
-            self._probe()
-        found = checkpoint.load(self.run)
-        if found is None:
-            checkpoint.save(self.run, self.state, self.progress)
-        else:
+        damaged: list[str] = []
+        found = checkpoint.load(self.run, damaged.append)
+        if found is not None:
             self.state, self.progress = found
             self.state.stage, self.state.round = self.progress.stage, self.progress.round
-            self.courier.traffic = self.progress.traffic
-            self.run.truncate_events(self.progress.events)
             self.validator.history = list(self.progress.norms)
+        self.run.truncate_events(self.progress.events)
+        self.spill.tidy(self.progress.stage, self.progress.round)
+        for reason in damaged:
+            self._event("checkpoint-damaged", reason=reason)
+        with self._timed("start-up"):
+            self._probe(found is None)
+        if found is None:
+            checkpoint.save(self.run, self.state, self.progress)
         stages = self.benchmark.stages
         self._event("start", stages=len(stages), rounds=self._rounds, done=[self.progress.stage, self.progress.round])
         while self.progress.stage < len(stages):
             while self.method.trains and self.progress.round < self._rounds:
                 self._round()
-                self._safe_point()
+                self.stop.check()
             if not self.progress.ended:
                 self.method.end_stage(self.state, self.progress.stage)
                 self.progress.ended = True
                 checkpoint.save(self.run, self.state, self.progress)
             self._evaluate()
-            self._safe_point()
+            self.stop.check()
         return self._finish()
 
     @property
     def _rounds(self) -> int:
         return self.config.federation.rounds
 
-    def _probe(self) -> None:
+    def _probe(self, fresh: bool) -> None:
         """Learn the shapes of the trainable tensors from the backbone the clients have."""
-        probe = self.courier.ask("query.probe", self.courier.nodes[0], ProbeOrder(self.orders.text), Probe)
+        if not fresh:
+            # What the handshake moves was counted when the run began.
+            self.courier.traffic = {"up": 0, "down": 0, "orders": 0}
+        probe = self.handshake.start()
+        self.courier.traffic = self.progress.traffic
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
         projector = {n: t for n, t in probe.tensors.items() if is_projector(n)}
         given = {n: t for n, t in probe.tensors.items() if n not in projector}
@@ -120,20 +132,9 @@ class Loop:
             # Every subspace starts from the backbone's projector and trains its own.
             given, shapes, projector = given | projector, shapes | {n: t.shape for n, t in projector.items()}, {}
         self.make = Factory(self.config.seed, shapes, projector, given=given)
-        self.state.shared = dict(projector)
+        if fresh:
+            self.state.shared = dict(projector)
         self._identity_width = probe.identity_width
-        environment = self.run.path / "environment.json"
-        known = json.loads(environment.read_text(encoding="utf-8"))
-        before = known.get("backend")
-        if before is None:
-            write_json(environment, {**known, "backend": probe.versions})
-        elif before != probe.versions:
-            changed = [f"{k}: {before.get(k)} then, {v} now" for k, v in probe.versions.items() if before.get(k) != v]
-            raise ConfigError(f"{self.run.path}: cannot resume to the same bits, other versions ({'; '.join(changed)})")
-
-    def _safe_point(self) -> None:
-        if self.stopping is not None:
-            raise self.stopping
 
     # ------------------------------------------------------------------ rounds
 
@@ -141,29 +142,15 @@ class Loop:
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        slots = slots_of_round(self.config, self.benchmark, self.method, stage, round_)
-        needed = min(self.config.federation.min_updates, len(slots))
-        with self._timed("describe"):
-            self._assign(slots)
-        for attempt in range(self.config.federation.retries + 1):
-            # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
-            orders = {slot.pair: self.orders.train(self.state, self.progress, slot) for slot in slots}
-            losses = self._collect(orders, attempt)
-            if len(self.spill) >= needed:
-                break
-            self._event("retry", stage=stage, round=round_, accepted=len(self.spill), needed=needed)
-        else:
-            raise RunError(
-                f"stage {stage + 1}, round {round_ + 1}: {len(self.spill)} usable updates of {len(orders)}, "
-                f"{needed} needed (federation.min_updates), {attempt + 1} attempts; reasons are in "
-                f"{self.run.events}; `fcit resume {self.run.path}` tries again"
-            )
+        sampled = slots_of_round(self.config, self.benchmark, self.method, stage, round_)
+        answered = self._gather(sampled)
+        # Who could not be described has no subspace and is left out.
+        slots = [slot for slot in sampled if slot.pair in self.state.assigned]
         heads = [self.spill.head(slot.pair) for slot in slots]
         with self._timed("aggregation"):
-            aggregator = Aggregator(self.fedopt, self.orders.factors)
+            aggregator = Aggregator(self.fedopt, self.orders.factors, self.orders.robust, self.run.spill / "robust")
             self.method.aggregate(self.state, iter(self.spill), aggregator)
-        self._commit(orders)
-        self.spill.clear()
+        self._commit({slot.pair: answered[slot.pair] for slot in slots if slot.pair in answered})
         self.validator.close_round()
         self.progress.norms = self.validator.history
         for slot in slots:
@@ -175,92 +162,199 @@ class Loop:
         self._event(
             "round", stage=stage, round=round_, clients=[s.client for s in slots],
             subspaces=[self.state.assigned[s.pair] for s in slots], tasks=[list(s.tasks) for s in slots],
-            examples=[h.examples if h else 0 for h in heads], loss=losses,
+            examples=[h.examples if h else 0 for h in heads],
+            loss={f"{h.client}/{h.shard}": round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
-            exactness=aggregator.exactness, seconds=round(time.perf_counter() - begin, 3), **traffic,
+            exactness=aggregator.exactness, **aggregator.flags,
+            seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
             checkpoint.save(self.run, self.state, self.progress)
+        # Not before the checkpoint holds what they came to: a crash in between would lose them.
+        self.spill.clear()
+
+    def _gather(self, sampled: list[Slot]) -> dict[Pair, TrainOrder]:
+        """Ask for updates until enough are accepted; returns the orders that those answer.
+
+        A repetition asks only those whose update is lacking. The others would train the same order on the
+        same data again: the same bits, hours later.
+        """
+        needed = min(self.config.federation.min_updates, len(sampled))
+        answered: dict[Pair, TrainOrder] = {}
+        for attempt in itertools.count():
+            self.handshake.update()
+            here = self._present([slot for slot in sampled if slot.pair not in answered])
+            with self._timed("describe"):
+                self._assign([slot for slot in here if attempt == 0 or slot.pair not in self.state.assigned])
+            # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
+            orders = {
+                slot.pair: self.orders.train(self.state, self.progress, slot)
+                for slot in sampled
+                if slot.pair in self.state.assigned and slot.pair not in answered
+            }
+            if attempt == 0:
+                answered |= self._adopt(orders)
+            asked = [slot.pair for slot in here if slot.pair in orders and slot.pair not in answered]
+            answered |= self._collect({pair: orders[pair] for pair in asked}, attempt)
+            if len(answered) >= needed:
+                break
+            self._repeat(len(answered), needed, attempt)
+        return answered
+
+    def _present(self, slots: list[Slot]) -> list[Slot]:
+        """The participations whose client is connected."""
+        for slot in slots:
+            if self.courier.node(slot.client) == NOBODY:
+                self._event("absent", client=slot.client, **self._where)
+        return [slot for slot in slots if self.courier.node(slot.client) != NOBODY]
+
+    def _repeat(self, accepted: int, needed: int, attempt: int) -> None:
+        """Too few updates: go on to another attempt, perhaps after a pause.
+
+        Raises:
+            RunError: there is none.
+        """
+        federation = self.config.federation
+        again = {"wait": True, "stop": False, "retry": attempt < federation.retries}[federation.on_too_few]
+        if not again:
+            raise RunError(
+                f"stage {self.progress.stage + 1}, round {self.progress.round + 1}: {accepted} usable updates, "
+                f"{needed} needed (federation.min_updates), {attempt + 1} attempts (federation.on_too_few: "
+                f"{federation.on_too_few}); reasons are in {self.run.events}; `fcit resume {self.run.path}` tries "
+                "again and asks only those whose update is lacking"
+            )
+        self._event("retry", accepted=accepted, needed=needed, **self._where)
+        if federation.on_too_few == "wait":
+            self.stop.pause(federation.pause)
+
+    def _adopt(self, orders: dict[Pair, TrainOrder]) -> dict[Pair, TrainOrder]:
+        """Take over updates that an earlier process of this run accepted in this round before it ended."""
+        adopted = {}
+        for pair, order in orders.items():
+            try:
+                update = self.spill.find(order)
+            except RunError as error:
+                self._event("spill-damaged", client=pair[0], reason=str(error), **self._where)
+                continue
+            if update is None:
+                continue
+            problem = self._doubt(order, update)
+            if problem is not None:
+                self._reject(problem, pair[0])
+                continue
+            self.courier.count(order, update)
+            self.spill.take(update)
+            self._accepted(update)
+            adopted[pair] = order
+        if adopted:
+            self._event("reused", clients=[client for client, _ in adopted], **self._where)
+        return adopted
+
+    def _accepted(self, update: ClientUpdate) -> None:
+        # A client that was never described is held to the size it first reported.
+        self.progress.declared.setdefault(f"{update.client}/{update.shard}", update.examples)
+        self.watcher.say("client", client=update.client, loss=update.loss)
 
     def _commit(self, orders: dict[Pair, TrainOrder]) -> None:
         """Note what the accepted clients now know, which subspaces moved, and which tasks they were trained on."""
         progress = self.progress
         version = memory_version(progress.stage, progress.round)
-        for pair, order in orders.items():
-            head = self.spill.head(pair)
-            if head is None:
-                continue
+        heads = {pair: head for pair in orders if (head := self.spill.head(pair)) is not None}
+        for pair, head in heads.items():
+            order = orders[pair]
             if self.method.remembers or self.fedopt.remembers:
                 progress.memories[str(pair[0])] = version
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
             progress.count_tasks(order.tasks, order.subspace, head.examples)
             progress.trained_numbers += sum(t.size for t in order.trained.values())
-        for name in sorted({order.subspace for pair, order in orders.items() if self.spill.head(pair)}):
+        for name in sorted({head.subspace for head in heads.values()}):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
 
     def _assign(self, slots: list[Slot]) -> None:
         """Describe the pairs that are new and let the method give every pair its subspace."""
         stats: dict[Pair, Stats] = {}
         if self.method.needs_stats:
-            new = {s.pair: s for s in slots if s.pair not in self.state.assigned}
-            orders = [
-                (self.courier.node(s.client), DescribeOrder(self.orders.text, s.client, s.shard, list(s.tasks)))
-                for s in new.values()
-            ]
-            for reply in self.courier.send("query.describe", orders, "describe"):
-                if reply.has_error():
-                    self._event("describe-failed", reason=reply.error.reason)
-                    continue
-                try:
-                    answer = codec.decode(reply.content, Description)
-                except CodecError as error:
-                    self._event("describe-failed", reason=str(error))
-                    continue
-                pair = (answer.client, answer.shard)
-                problem = self._doubt(reply, answer) if pair in new else "was not asked"
-                if problem:
-                    self._event("describe-failed", client=answer.client, reason=problem)
-                    continue
-                stats[pair] = Stats(answer.tensors["total"], answer.count)
-                self.progress.declared[f"{pair[0]}/{pair[1]}"] = answer.count
+            stats = self._described({s.pair: s for s in slots if s.pair not in self.state.assigned})
             # A pair that could not be described is left out of this round.
             slots[:] = [s for s in slots if s.pair in stats or s.pair in self.state.assigned]
-        self.method.assign(self.state, [s.pair for s in slots], stats, self.make)
+        left = descriptions.assign(
+            self.method, self.state, stats, [s.pair for s in slots], self.make, self.config.federation,
+            self.progress.openings,
+        )  # fmt: skip
+        for pair, reason in left.items():
+            self._event("openings", client=pair[0], reason=reason, **self._where)
+        slots[:] = [s for s in slots if s.pair not in left]
 
-    def _doubt(self, reply: Message, answer: Description) -> str | None:
-        """Why a description is not believed, or None."""
+    def _described(self, new: dict[Pair, Slot]) -> dict[Pair, Stats]:
+        """Statistics of new pairs, as far as they are believed."""
+        stats: dict[Pair, Stats] = {}
+        orders = [
+            (self.courier.node(s.client), DescribeOrder(self.orders.text, s.client, s.shard, list(s.tasks)))
+            for s in new.values()
+        ]
+        for reply in self.courier.send("query.describe", orders, "describe"):
+            client, problem, answer = self._read_description(reply, new)
+            if answer is None or problem is not None:
+                self._event("describe-failed", client=client, reason=short(problem or "empty"), **self._where)
+            elif (answer.client, answer.shard) not in stats:
+                stats[answer.client, answer.shard] = Stats(answer.tensors["total"], answer.count)
+        for pair, reason in descriptions.outliers(stats, self.method, self.progress.lengths).items():
+            self._event("describe-failed", client=pair[0], reason=reason, **self._where)
+            del stats[pair]
+        self.progress.declared |= {f"{client}/{shard}": s.count for (client, shard), s in sorted(stats.items())}
+        return stats
+
+    def _read_description(
+        self, reply: Message, new: dict[Pair, Slot]
+    ) -> tuple[int | None, str | None, Description | None]:
+        """Whose answer it is, why it is not believed, and the answer."""
+        client = self.courier.client(reply.metadata.src_node_id)
+        if reply.has_error():
+            return client, reply.error.reason, None
+        try:
+            answer = codec.decode(reply.content, Description)
+        except CodecError as error:
+            return client, str(error), None
         if reply.metadata.src_node_id != self.courier.node(answer.client):
-            return f"another node answered for client {answer.client}"
-        total = answer.tensors.get("total")
-        if set(answer.tensors) != {"total"} or total is None or total.shape != (self._identity_width,):
-            return f"expected one vector of {self._identity_width} numbers"
-        if total.dtype != np.float64 or not np.isfinite(total).all() or answer.count < 1:
-            return "the feature sum or the count makes no sense"
-        return None
+            return client, f"answered for client {answer.client}", None
+        slot = new.get((answer.client, answer.shard))
+        if slot is None:
+            return client, "was not asked", None
+        most = descriptions.most_records(self.config, self.benchmark, slot.client, slot.tasks)
+        return client, descriptions.problem(answer, self._identity_width, most), answer
 
-    def _collect(self, orders: dict[Pair, TrainOrder], attempt: int) -> dict[str, float]:
-        """Send orders, validate what comes back, spill what is accepted."""
-        self.spill.clear()
-        self.validator.drop_round()
-        losses: dict[str, float] = {}
+    def _collect(self, orders: dict[Pair, TrainOrder], attempt: int) -> dict[Pair, TrainOrder]:
+        """Send orders, validate what comes back, spill what is accepted; returns the orders of that."""
+        answered: dict[Pair, TrainOrder] = {}
         waiting = dict(orders)
         messages = [(self.courier.node(order.client), order) for order in orders.values()]
         with self._timed("training"):
             group = f"{self.progress.stage}.{self.progress.round}.{attempt}"
             for reply in self.courier.send("train", messages, group):
+                self._heed_loss(reply, waiting)
                 problem, update = self._read_update(reply, waiting)
                 if problem is not None or update is None:
-                    self._reject(problem or "empty", update)
+                    client = self.courier.client(reply.metadata.src_node_id) if update is None else update.client
+                    self._reject(problem or "empty", client)
                     continue
-                self.spill.put(update)
-                # A client that was never described is held to the size it first reported.
-                self.progress.declared.setdefault(f"{update.client}/{update.shard}", update.examples)
-                losses[f"{update.client}/{update.shard}"] = round(update.loss, 5)
-                self.watcher.say("client", client=update.client, loss=update.loss)
+                pair = (update.client, update.shard)
+                self.spill.put(orders[pair], update)
+                self._accepted(update)
+                answered[pair] = orders[pair]
         for pair in waiting:
-            self._event("missing", client=pair[0], stage=self.progress.stage, round=self.progress.round)
-        return losses
+            self._event("missing", client=pair[0], **self._where)
+        return answered
+
+    def _heed_loss(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> None:
+        """Forget what a client was believed to remember, if it says that this is lost: its next order starts afresh."""
+        if not reply.has_error() or not _LOST.search(reply.error.reason.partition("\n")[0]):
+            return
+        node = reply.metadata.src_node_id
+        for client in {client for client, _ in waiting if self.courier.node(client) == node}:
+            version = self.progress.memories.pop(str(client), "")
+            groups = self.progress.constants.pop(str(client), [])
+            self._event("memory-lost", client=client, version=version, constants=groups, **self._where)
 
     def _read_update(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> tuple[str | None, ClientUpdate | None]:
         if reply.has_error():
@@ -282,37 +376,33 @@ class Loop:
         order = waiting.pop((update.client, update.shard), None)
         if order is None:
             return f"client {update.client} was not asked for this", update
-        declared = order.budget or self.progress.declared.get(f"{update.client}/{update.shard}")
-        problem = self.validator.problem(order, update, declared, self.orders.extra_shapes(self.state, order))
-        return problem or self.orders.doubt(update), update
+        return self._doubt(order, update), update
 
-    def _reject(self, reason: str, update: ClientUpdate | None) -> None:
+    def _doubt(self, order: TrainOrder, update: ClientUpdate) -> str | None:
+        """Why an update to an order is not believed, or None."""
+        declared = order.budget or self.progress.declared.get(f"{order.client}/{order.shard}")
+        if declared is None:
+            declared = descriptions.most_records(self.config, self.benchmark, order.client, order.tasks)
+        shapes = self.orders.extra_shapes(self.state, order)
+        return self.validator.problem(order, update, declared, shapes, self.orders.doubt)
+
+    def _reject(self, reason: str, client: int | None) -> None:
         self.progress.traffic["rejected"] += 1
-        where = {"stage": self.progress.stage, "round": self.progress.round}
-        client = update.client if update is not None else None
-        self._event("rejected", client=client, reason=reason, **where)
+        self._event("rejected", client=client, reason=short(reason), **self._where)
+
+    @property
+    def _where(self) -> dict[str, int]:
+        return {"stage": self.progress.stage, "round": self.progress.round}
 
     # ------------------------------------------------------------------ evaluation
 
     def _evaluate(self) -> None:
         progress = self.progress
-        due = self.orders.due(progress.stage)
-        left = [name for name in due if name not in progress.evaluated]
+        self.handshake.update()
         with self._timed("evaluation"):
-            for answers in self._answers(left):
-                name = answers.dataset
-                scored = score(
-                    self.benchmark, answers, self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"
-                )
-                progress.evaluated.append(name)
-                progress.samples += len(answers.texts)
-                progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
-                progress.row[name], progress.extra[name] = scored.score, scored.also
-                self._event("scored", stage=progress.stage, dataset=name, score=scored.score, mix=scored.mix,
-                            seconds=round(answers.seconds, 3))  # fmt: skip
-                checkpoint.save(self.run, self.state, progress)
-                self._safe_point()
+            self.evaluation.stage(self.state, progress)
         # In the benchmark's order, whichever dataset was answered first.
+        due = self.orders.due(progress.stage)
         progress.rows.append({name: progress.row[name] for name in due})
         progress.extra_rows.append({name: progress.extra[name] for name in due})
         progress.evaluated, progress.row, progress.extra = [], {}, {}
@@ -320,24 +410,6 @@ class Loop:
         progress.stage, progress.round, progress.ended = progress.stage + 1, 0, False
         self._write_matrix()
         checkpoint.save(self.run, self.state, progress)
-
-    def _answers(self, due: list[str]) -> Iterator[Answers]:
-        """Answers of whole datasets; stretches of them are worked on wherever there is room."""
-        orders = list(self.orders.evaluate(self.state, self.progress, due, self.courier.nodes))
-        parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
-        for reply in self.courier.send("evaluate", orders, f"{self.progress.stage}.evaluate"):
-            if reply.has_error():
-                raise RunError(f"evaluation: {reply.error.reason}\n`fcit resume {self.run.path}` tries it again")
-            answer = codec.decode(reply.content, Answers)
-            whole = parts[answer.dataset].add(answer) if answer.dataset in parts else None
-            if whole is not None:
-                del parts[answer.dataset]
-                yield whole
-        if parts:
-            raise RunError(
-                f"evaluation of {', '.join(parts)}: no answer within {self.config.federation.timeout:.0f} s "
-                f"(federation.timeout); `fcit resume {self.run.path}` tries again"
-            )
 
     def _matrix(self) -> AccuracyMatrix:
         final = self.benchmark.evaluation(len(self.benchmark.stages) - 1)
@@ -348,9 +420,11 @@ class Loop:
 
     def _finish(self) -> AccuracyMatrix:
         matrix = self._matrix()
-        results.write(
-            self.run, self.config, self.benchmark.spec.name, self.method, self.state, self.progress, matrix
-        )  # fmt: skip
         self.run.clear_spill()
         self._event("end", **matrix.summary())
+        # The last file says that the run is finished.
+        with writing(self.run.adapters):
+            results.write(
+                self.run, self.config, self.benchmark.spec.name, self.method, self.state, self.progress, matrix
+            )  # fmt: skip
         return matrix

@@ -14,18 +14,30 @@ from fcit.errors import RunError
 from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, NAME, ClientUpdate, EvaluateOrder, TrainOrder
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
+from fcit.fedopt.robust import Off
 from fcit.methods.base import Method, ServerState, Tensors
 from server.checkpoint import Progress
 from server.slots import Slot
 
 
 class Orders:
-    """Makes the orders of one run."""
+    """Makes the orders of one run, whose id they carry."""
 
-    def __init__(self, config: RunConfig, benchmark: Benchmark, method: Method, fedopt: FedOpt) -> None:
+    def __init__(self, config: RunConfig, benchmark: Benchmark, method: Method, fedopt: FedOpt, run: str = "") -> None:
+        self.run = run
         self.config, self.benchmark, self.method, self.fedopt = config, benchmark, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
+        self.robust: Off = registry.resolve("robust", config.robust)()
         self.text = configuration.dump(config)
+
+    @property
+    def walks(self) -> bool:
+        """Whether AdamW alone moves what clients train, as far as is known: parts of one's own may do as they like."""
+        own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
+        hooks = type(self.method).on_step is Method.on_step and type(self.fedopt).on_step is FedOpt.on_step
+        # Numbers of a shorter format are rounded at every step.
+        exact = {self.config.backbone.dtype, *self.config.sites.dtypes} == {"float32"}
+        return hooks and not own and exact
 
     def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
         """What a participation trains; constants that the client has are not sent again.
@@ -49,7 +61,7 @@ class Orders:
         return TrainOrder(
             self.text, progress.stage, progress.round, slot.client, slot.shard, list(slot.tasks), name, tensors,
             slot.budget, progress.offsets.get(slot.shard, 0), progress.memories.get(str(slot.client), ""),
-            sorted(constants), frozen,
+            sorted(constants), frozen, self.run,
         )  # fmt: skip
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
@@ -111,7 +123,9 @@ class Orders:
         for number, dataset in enumerate(datasets):
             for at, first in enumerate(range(0, len(self.benchmark.test(dataset)), step)):
                 task = self._task_of(dataset)
-                order = EvaluateOrder(self.text, dataset, first, first + step, task, names, knowledge, tensors)
+                order = EvaluateOrder(
+                    self.text, dataset, first, first + step, task, names, knowledge, tensors, self.run
+                )
                 yield nodes[(number + at) % len(nodes)], order
 
     def _task_of(self, dataset: str) -> str:

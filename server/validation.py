@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from fcit.federation.records import PREFIXES, ClientUpdate, TrainOrder
+from fcit.config import RunConfig, Training
+from fcit.federation.records import NAME, PREFIXES, ClientUpdate, TrainOrder
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
 WINDOW = 500  # accepted updates the median looks back on
+#: Claims that only end in tables are held to what a real client could mean.
+MOST_SECONDS, MOST_BYTES, MOST_LOSS, MOST_WORDS, LONGEST = 1e7, 1e13, 1e6, 8, 40
+BETAS = (0.9, 0.999)  # torch's defaults for AdamW, which clients train with
+REASON = 2000  # characters of a reason that are kept
+
+
+def short(reason: str) -> str:
+    """A reason as events keep it: what a client sent may be in it, at any length."""
+    return reason if len(reason) <= REASON else f"{reason[:REASON]}... ({len(reason)} characters)"
+
+
+@lru_cache(maxsize=256)
+def reach(steps: int) -> float:
+    """How far a number can walk in so many steps of AdamW with a learning rate of at most one.
+
+    Step t moves it by lr m_t / sqrt(v_t), m_t and v_t corrected for their start at zero. Whatever the
+    gradients, Cauchy and Schwarz give with r = b1^2 / b2:
+
+        |m_t| / sqrt(v_t) <= sqrt((1-b1)^2 / (1-b2) (1 - r^t) / (1 - r)) sqrt(1 - b2^t) / (1 - b1^t)
+
+    which is 1 for the first step, 1.04 for the tenth, 2.2 for the hundredth and never more than 7.3.
+    """
+    b1, b2 = BETAS
+    r = b1**2 / b2
+    t = np.arange(1, min(steps, 10_000) + 1, dtype=np.float64)
+    bounds = np.sqrt((1 - b1) ** 2 / (1 - b2) * (1 - r**t) / (1 - r)) * np.sqrt(1 - b2**t) / (1 - b1**t)
+    return float(bounds.sum() + max(0, steps - len(t)) * 7.3)
 
 
 @dataclass
@@ -20,12 +51,28 @@ class Validator:
 
     The norm is taken per sqrt(optimiser steps): Adam's steps are of bounded size and largely
     uncorrelated in direction, so honest updates of long and short local epochs are comparable.
+
+    Args:
+        training: where given, no number may have moved further than AdamW can walk; leave it out for
+            methods and optimisers that move parameters themselves.
+        most: records a shard may claim where nothing better is known.
     """
 
     batch_size: int = 16
     epochs: int = 1
     history: list[float] = field(default_factory=list)
+    training: Training | None = None
+    most: int = 1_000_000
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: RunConfig, walks: bool) -> Validator:
+        """The validator of a run; ``walks``: only AdamW moves the clients' parameters."""
+        training = config.training
+        return cls(
+            training.batch_size, training.epochs, training=training if walks else None,
+            most=config.federation.max_records,
+        )  # fmt: skip
 
     def problem(
         self,
@@ -33,40 +80,62 @@ class Validator:
         update: ClientUpdate,
         declared: int | None,
         extra: dict[str, tuple[int, ...]] | None = None,
+        doubt: Callable[[ClientUpdate], str | None] | None = None,
     ) -> str | None:
         """Why the update is rejected, or None.
 
         Args:
             declared: the client's shard size if known.
             extra: names (with their prefix) and shapes of the method's and the optimiser's own tensors.
+            doubt: what method and optimiser say of an update whose form is right.
         """
-        for name in ("stage", "round", "client", "shard", "subspace"):
-            got, wanted = getattr(update, name), getattr(order, name)
-            if got != wanted:
-                return f"{name} is {got!r}, the order says {wanted!r}"
-        shapes = {n: t.shape for n, t in order.trained.items()} | (extra or {})
-        if set(update.tensors) != set(shapes):
-            odd = sorted(set(update.tensors) ^ set(shapes))
-            return f"tensor names differ from the order's (first: {odd[0]})"
-        for name, tensor in update.tensors.items():
-            if tensor.shape != shapes[name] or tensor.dtype != np.float32:
-                return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
-            if not np.isfinite(tensor).all():
-                return f"{name} holds values that are not finite"
-        if not 0 <= update.seconds < math.inf or update.kept < 0:
-            return f"claims {update.seconds} seconds and {update.kept} bytes kept"
-        if update.examples < 1 or not math.isfinite(update.loss):
-            return f"claims {update.examples} records and a loss of {update.loss}"
-        steps = math.ceil(update.examples * self.epochs / self.batch_size)
-        if update.steps != steps:
-            return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
-        if declared is not None and update.examples > declared:
-            return f"claims {update.examples} records, its shard has {declared}"
+        problem = (
+            _another_order(order, update)
+            or _other_tensors(order, update, extra or {})
+            or self._absurd(update, self.most if declared is None else declared)
+            or self._too_far(order, update)
+            or (doubt(update) if doubt is not None else None)
+        )
+        if problem is not None:
+            return problem
         norm = self._norm(order, update)
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:
             return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
         self._round[update.client, update.shard] = norm
+        return None
+
+    def _absurd(self, update: ClientUpdate, most: int) -> str | None:
+        """Claims that cannot be."""
+        if not 0 <= update.seconds <= MOST_SECONDS or not 0 <= update.kept <= MOST_BYTES:
+            return f"claims {update.seconds} seconds and {update.kept} bytes kept"
+        if update.examples < 1 or not abs(update.loss) <= MOST_LOSS:
+            return f"claims {update.examples} records and a loss of {update.loss}"
+        if update.examples > most:
+            return f"claims {update.examples} records, its shard has {most}"
+        if not 0 <= update.skipped <= self.most:
+            return f"claims {update.skipped} records that could not be used"
+        # In whole numbers: as floats, counts near the largest there are would overflow.
+        steps = -(-update.examples * self.epochs // self.batch_size)
+        if update.steps != steps:
+            return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
+        if len(update.how) > MOST_WORDS or not all(_plain(key, value) for key, value in update.how.items()):
+            return "says how it trained in other than a few short words and numbers"
+        return None
+
+    def _too_far(self, order: TrainOrder, update: ClientUpdate) -> str | None:
+        """Whether some number moved further than the optimiser can have walked."""
+        if self.training is None:
+            return None
+        walk = self.training.lr * reach(update.steps)
+        for name, old in order.trained.items():
+            size = float(np.abs(old).max(initial=0.0))
+            decay = min(1.0, self.training.lr * self.training.weight_decay * update.steps) * (size + walk)
+            # bfloat16 on the wire rounds to 2^-8 of a value, down and up again.
+            slack = (size + walk) / 64
+            moved = float(np.abs(np.subtract(update.tensors[name], old, dtype=np.float64)).max(initial=0.0))
+            if moved > walk + decay + slack:
+                return f"{name} moved by {moved:.3g}, AdamW cannot walk over {walk:.3g} in {update.steps} steps"
         return None
 
     @staticmethod
@@ -81,6 +150,33 @@ class Validator:
         self.history = self.history[-WINDOW:]
         self._round.clear()
 
-    def drop_round(self) -> None:
-        """The round is repeated: forget its norms."""
-        self._round.clear()
+
+def _another_order(order: TrainOrder, update: ClientUpdate) -> str | None:
+    for name in ("stage", "round", "client", "shard", "subspace"):
+        got, wanted = getattr(update, name), getattr(order, name)
+        if got != wanted:
+            return f"{name} is {got!r}, the order says {wanted!r}"
+    return None
+
+
+def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tuple[int, ...]]) -> str | None:
+    """Whether the tensors are those of the order, float32 and finite."""
+    shapes = {n: t.shape for n, t in order.trained.items()} | extra
+    if set(update.tensors) != set(shapes):
+        odd = sorted(set(update.tensors) ^ set(shapes))
+        return f"tensor names differ from the order's (first: {odd[0]})"
+    for name, tensor in update.tensors.items():
+        if tensor.shape != shapes[name] or tensor.dtype != np.float32:
+            return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
+        if not np.isfinite(tensor).all():
+            return f"{name} holds values that are not finite"
+    return None
+
+
+def _plain(key: str, value: Any) -> bool:
+    """A short name with a switch, a moderate number or a short text."""
+    if not NAME.fullmatch(key) or len(key) > LONGEST:
+        return False
+    if isinstance(value, str):
+        return len(value) <= LONGEST and value.isprintable()
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= 1e9)

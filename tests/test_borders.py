@@ -16,15 +16,15 @@ NAMES = [str(f.relative_to(ROOT)) for f in FILES]
 #: Imports point from higher to lower.
 LEVELS = {
     "fcit": 0, "fcit.errors": 0, "fcit.registry": 0, "fcit.seeding": 0, "fcit.config": 0, "fcit.run_dir": 0,
-    "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0,
+    "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0, "fcit.strict": 0,
     "fcit.data": 1,
     "fcit.models": 2,
     "fcit.environment": 3, "fcit.fedopt": 3, "fcit.methods": 3,
     "fcit.federation": 4, "fcit.evaluation": 4,
     "server": 5, "clients": 5, "fcit.results": 5, "fcit.report": 5, "fcit.progress": 5,
     "fcit.trackers": 5,
-    "fcit.federation.engines": 6, "fcit.simulation": 6, "fcit.bench": 6,
-    "fcit.cli": 7,
+    "fcit.federation.engines": 6, "fcit.simulation": 6, "fcit.bench": 6, "fcit.deploy": 6,
+    "fcit.cli": 7, "fcit.cli_deploy": 7,
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_server_and_clients_do_not_know_each_other():
 
 
 def test_apps_are_imported_where_they_are_run():
-    running = {"fcit/simulation.py", "fcit/federation/engines/ray_worker.py"}
+    running = {"fcit/cli.py", "fcit/simulation.py", "fcit/federation/engines/ray_worker.py"}
     assert {n for n in importers("server", "clients") if n.startswith("fcit/")} == running
 
 

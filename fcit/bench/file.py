@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fcit import registry
+from fcit import registry, strict
 from fcit.config import RunConfig, Section, settings
 from fcit.errors import ConfigError
 
@@ -168,14 +168,15 @@ def read(path: Path) -> tuple[BenchFile, Lines, Problems]:
     Raises:
         ConfigError: the file is missing or wrong; every mistake with its line.
     """
-    if not path.is_file():
+    if not strict.is_file(path):
         near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
         hint = f" (there: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such bench file{hint}", str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        lines, raw = Lines(text), yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = strict.read_text(path, strict.YAML_LENGTH)
+        raw = strict.parse_yaml(text)
+        lines = Lines(text)
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {error}", str(path)) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(path))

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fcit import registry
+from fcit import registry, strict
 from fcit.config import RunConfig, Section
 from fcit.data import partition
-from fcit.data.records import Record, TestRecord, image_path, read_test, read_train
+from fcit.data.records import Record, TestRecord, read_test, survey_train
+from fcit.data.usable import SHOWN, ImageVerdicts, Usable, read_usable
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.mistakes import sentences
 
-SHOWN = 20  # problems of a data root shown at once
 SHIPPED = Path(__file__).parent / "benchmarks"
 
 
@@ -94,20 +92,17 @@ def read_spec(name: str) -> BenchmarkSpec:
         ConfigError: unknown name, unreadable file or mistakes in it.
     """
     path = SHIPPED / f"{name}.yaml"
-    if not path.is_file():
+    if not strict.is_file(path):
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
             hint = registry.nearest(name, shipped())
             raise ConfigError(
                 f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
             )
-        if not path.is_file():
+        if not strict.is_file(path):
             raise ConfigError(f"benchmark: no such file {name!r}")
     try:
-        raw = _anchored(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
-        return BenchmarkSpec.model_validate(raw)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML: {error}", str(path)) from None
+        return BenchmarkSpec.model_validate(_anchored(strict.read_yaml(path), path.parent))
     except ValidationError as error:
         raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
 
@@ -132,6 +127,7 @@ class Benchmark:
     root: Path
     config: RunConfig
     _partitions: dict[int, Path] = field(default_factory=dict)
+    _skipped: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @cached_property
     def stages(self) -> list[list[int]]:
@@ -206,28 +202,31 @@ class Benchmark:
         return spec.val, spec.val_references
 
     def _problems(self, name: str) -> list[str]:
-        """Broken records of a dataset, and images that are missing or outside the image root."""
+        """Training records of a dataset that cannot be used, if too many, and every bad test record."""
         spec, folder = self.spec.datasets[name], self.root / "instructions"
+        problems: list[str] = []
         try:
-            records: list[Record | TestRecord] = [*read_train(folder / spec.train)]
-            test, references = self._split(name)
-            records += read_test(folder / test, folder / references if references else None)
+            usable = Usable(survey_train(folder / spec.train), self._verdicts)
+            problems += usable.excess(self.config.max_bad_share)
         except DataError as error:
-            return [str(error)]
-        problems = []
-        for image in dict.fromkeys(record.image for record in records):
-            try:
-                image_path(self.image_root, image)
-            except DataError as error:
-                problems.append(f"dataset {name!r}: {error}")
-        return problems
+            problems.append(str(error))
+        test, references = self._split(name)
+        try:
+            questions = read_test(folder / test, folder / references if references else None)
+        except DataError as error:
+            return [*problems, str(error)]
+        # Passing over a question would change the score.
+        bad = self._verdicts.problems(q.image for q in questions) if self._verdicts else {}
+        return [*problems, *(f"{folder / test}: {reason}" for reason in bad.values())]
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
         for name in self.spec.tasks[task]:
-            path = self.root / "instructions" / self.spec.datasets[name].train
-            read_train(path)  # reports broken records with their line
-            for row in json.loads(path.read_text(encoding="utf-8")):
+            survey = survey_train(self.root / "instructions" / self.spec.datasets[name].train)
+            for row, record in zip(survey.rows, survey.records, strict=True):
+                if record is None:  # its owner passes over it, and counts it
+                    rows.append({})
+                    continue
                 turn = row["conversations"][0]
                 row["conversations"][0] = {**turn, "value": self._suffixed(name, str(turn["value"]))}
                 rows.append(row)
@@ -274,12 +273,42 @@ class Benchmark:
                     f"partition.min_size in the benchmark file"
                 ) from None
 
+    @cached_property
+    def _verdicts(self) -> ImageVerdicts | None:
+        """What is known of the images; those rendered here need no look."""
+        if self.spec.source == "mini":
+            return None
+        kept = self.config.backbone.feature_cache == "disk"
+        return ImageVerdicts(self.image_root, cache_folder() / "images" if kept else None)
+
     def shard(self, client: int, task: int) -> list[Record]:
-        """The training records of one client for one task."""
-        path = self._task_folder(task) / f"client_{client}.json"
+        """The training records of one client for one task that can be used.
+
+        Raises:
+            DataError: there is no such file, or too many of its records cannot be used (``max_bad_share``).
+        """
+        folder = self._task_folder(task)
+        path = folder / f"client_{client}.json"
         if not path.is_file():
             raise DataError(f"{path}: the partition has no file for client {client}")
-        return read_train(path)
+        share = self.config.max_bad_share
+        if share > 0 and folder.is_relative_to(cache_folder()):
+            share = 1.0  # cut by us: its data set was measured as a whole, and one client may hold most of what is bad
+        usable = read_usable(path, self._verdicts, share)
+        self._skipped[client, task] = usable.skipped
+        return usable.records
+
+    def skipped(self, client: int, task: int) -> int:
+        """How many records :meth:`shard` passes over; of the pooled participant (below 0), all clients' together.
+
+        Raises:
+            DataError: as :meth:`shard`.
+        """
+        if client < 0:
+            return sum(self.skipped(k, task) for k in range(self.config.federation.clients))
+        if (client, task) not in self._skipped:
+            self.shard(client, task)
+        return self._skipped[client, task]
 
     def pooled(self, task: int) -> list[Record]:
         """All clients' records of a task together, in client order."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from fcit import strict
 from fcit.errors import DataError
 
 IMAGE_TAG = "<image>"
+MAX_FILE = 2**30  # bytes of an instruction file
+MAX_TEXT = 20_000  # characters of an instruction or answer; what a model reads at once is far less
+MAX_IMAGE_BYTES = 100 * 2**20
+MAX_PIXELS = 50_000_000  # decoded, 150 MB
+#: Formats with a decoder of Pillow's own: its EPS, for one, starts another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
@@ -34,32 +42,68 @@ class TestRecord:
     references: tuple[str, ...] = ()
 
 
-def _line_of(text: str, index: int) -> int:
-    """The line on which the ``index``-th element of a top-level JSON list starts."""
-    decoder, position = json.JSONDecoder(), text.index("[") + 1
-    for _ in range(index):
-        while text[position] in " \t\r\n,":
-            position += 1
-        _, position = decoder.raw_decode(text, position)
-    while text[position] in " \t\r\n,":
-        position += 1
-    return text.count("\n", 0, position) + 1
+@dataclass(frozen=True)
+class Survey:
+    """A training file as it is: a record, or None where one cannot be used, and why by its index."""
+
+    path: Path
+    rows: list[Any]
+    records: list[Record | None]
+    problems: dict[int, str]
+    text: str
+
+    def sentences(self, most: int) -> list[str]:
+        """The first problems, each with file, line and record."""
+        first = sorted(self.problems)[:most]
+        lines = _lines_of(self.text, first)
+        return [f"{self.path}, line {lines[n]}, record {n}: {self.problems[n]}" for n in first]
+
+
+def _lines_of(text: str, indices: Sequence[int]) -> dict[int, int]:
+    """The lines on which elements of a top-level JSON list start; ``indices`` ascend."""
+    decoder, position, index = json.JSONDecoder(), text.index("[") + 1, 0
+    found = {}
+    for wanted in indices:
+        while True:
+            while text[position] in " \t\r\n,":
+                position += 1
+            if index == wanted:
+                break
+            _, position = decoder.raw_decode(text, position)
+            index += 1
+        found[wanted] = text.count("\n", 0, position) + 1
+    return found
+
+
+def _load(path: Path, what: str) -> tuple[Any, str]:
+    try:
+        text = strict.read_text(path, MAX_FILE)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such {what} file; check data_root and the benchmark file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    try:
+        return strict.parse_json(text), text
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: broken JSON ({error})") from None
 
 
 def _load_list(path: Path) -> tuple[list[Any], str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such instruction file; check data_root and the benchmark file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
+    rows, text = _load(path, "instruction")
     if not isinstance(rows, list):
         raise DataError(f"{path}: must hold a JSON list of records, got {type(rows).__name__}")
     return rows, text
+
+
+def _whole(text: str, key: str) -> str:
+    """A text that can be tokenised and shown."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{key!r} has {len(text):,} characters, more than {MAX_TEXT:,}")
+    if not strict.is_text(text):
+        raise ValueError(f"{key!r} holds half a surrogate pair, which is no text: {text[:80]!r}")
+    return text
 
 
 def _text(row: Any, key: str) -> str:
@@ -67,8 +111,8 @@ def _text(row: Any, key: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be text, got {value!r}")
-    return value
+        raise ValueError(f"{key!r} must be text, got {strict.shown(value)}")
+    return _whole(value, key)
 
 
 def _train_record(row: Any) -> Record:
@@ -98,7 +142,7 @@ def _test_record(row: Any) -> TestRecord:
     question, image = _text(row, "question_id"), _text(row, "image")
     text = _text(row, "text").replace(IMAGE_TAG, "").strip()  # as in training records
     if isinstance(row.get("answer_bbox"), list):
-        return TestRecord(question, image, text, str(row["answer_bbox"]))
+        return TestRecord(question, image, text, _whole(str(row["answer_bbox"]), "answer_bbox"))
     return TestRecord(question, image, text, _text(row, "answer_bbox" if "answer_bbox" in row else "answer"))
 
 
@@ -107,25 +151,43 @@ def _captioned_record(row: Any) -> TestRecord:
     return TestRecord(_text(row, "question_id"), _text(row, "image"), _text(row, "text"), "")
 
 
-def _parse(path: Path, make: Any) -> list[Any]:
+def _parse(path: Path, make: Callable[[Any], Any]) -> tuple[list[Any], list[Any], dict[int, str], str]:
+    """Rows of a file, what ``make`` makes of each (None where it cannot), why not, and the text."""
     rows, text = _load_list(path)
-    records = []
+    made: list[Any] = []
+    problems: dict[int, str] = {}
     for index, row in enumerate(rows):
         try:
-            records.append(make(row))
+            deep = strict.depth_problem(row)
+            if deep:
+                raise ValueError(deep)
+            made.append(make(row))
         except ValueError as error:
-            where = f"{path}, line {_line_of(text, index)}, record {index}"
-            raise DataError(f"{where}: {error}") from None
-    return records
+            made.append(None)
+            problems[index] = str(error)
+    return rows, made, problems, text
+
+
+def survey_train(path: Path) -> Survey:
+    """Read a training file or a client's file (may be empty), usable or not.
+
+    Raises:
+        DataError: the file as a whole cannot be used, naming file and line.
+    """
+    rows, made, problems, text = _parse(path, _train_record)
+    return Survey(path, rows, made, problems, text)
 
 
 def read_train(path: Path) -> list[Record]:
-    """Read a training file or a client's file (may be empty).
+    """Read a training file or a client's file (may be empty), all of it.
 
     Raises:
         DataError: naming file, line and record.
     """
-    return _parse(path, _train_record)
+    survey = survey_train(path)
+    if survey.problems:
+        raise DataError(survey.sentences(1)[0])
+    return [record for record in survey.records if record is not None]
 
 
 def read_test(path: Path, references: Path | None = None) -> list[TestRecord]:
@@ -134,7 +196,10 @@ def read_test(path: Path, references: Path | None = None) -> list[TestRecord]:
     Raises:
         DataError: naming file, line and record.
     """
-    records = _parse(path, _test_record if references is None else _captioned_record)
+    _, records, problems, text = _parse(path, _test_record if references is None else _captioned_record)
+    if problems:
+        first = min(problems)
+        raise DataError(f"{path}, line {_lines_of(text, [first])[first]}, record {first}: {problems[first]}")
     if not records:
         raise DataError(f"{path}: holds no test records")
     if references is None:
@@ -150,17 +215,14 @@ def read_test(path: Path, references: Path | None = None) -> list[TestRecord]:
 
 
 def _read_coco(path: Path) -> dict[int, list[str]]:
+    raw, _ = _load(path, "caption")
+    captions: dict[int, list[str]] = {}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-        captions: dict[int, list[str]] = {}
-        for row in rows:
-            captions.setdefault(int(row["image_id"]), []).append(str(row["caption"]))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such caption file") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a COCO caption file ({error!r})") from None
+        for row in raw["annotations"]:
+            caption = row["caption"] if isinstance(row["caption"], str) else strict.shown(row["caption"])
+            captions.setdefault(int(row["image_id"]), []).append(_whole(caption, "caption"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a COCO caption file ({strict.shown(error)})") from None
     return captions
 
 
@@ -168,28 +230,45 @@ def image_path(root: Path, relative: str) -> Path:
     """Resolve an image path inside ``root``.
 
     Raises:
-        DataError: the path or a link on it leaves the root, or nothing is there.
+        DataError: the path or a link on it leaves the root, or no ordinary file is there.
     """
     base = root.resolve()
-    if "\0" in relative:
-        raise DataError(f"image {relative!r} is not a path")
-    path = (base / relative).resolve()
-    if not path.is_relative_to(base):
-        raise DataError(f"image {relative!r} leaves the image root {root}; only files inside it are opened")
-    if not path.is_file():
-        raise DataError(f"image {relative!r} is missing under {root}")
-    return path
+    name = strict.shown(relative)
+    if "\0" in relative or not strict.is_text(relative):
+        raise DataError(f"image {name} is not a path")
+    try:
+        path = (base / relative).resolve()
+        if not path.is_relative_to(base):
+            raise DataError(f"image {name} leaves the image root {root}; only files inside it are opened")
+        if path.is_file():
+            return path
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise DataError(f"image {name} is not a path that can be followed under {root} ({error})") from None
+    if there and not path.is_dir():
+        raise DataError(f"image {name} is not an ordinary file under {root}; pipes and devices are not opened")
+    raise DataError(f"image {name} is missing under {root}")
 
 
 def open_image(root: Path, relative: str) -> Image.Image:
     """Open an image inside ``root`` as RGB.
 
+    Its size is read from its header and bounded before anything is decoded.
+
     Raises:
-        DataError: outside the root, missing, truncated or not an image.
+        DataError: outside the root, missing, truncated, too large or not an image.
     """
     path = image_path(root, relative)
     try:
-        with Image.open(path) as image:
+        size = path.stat().st_size
+        if size > MAX_IMAGE_BYTES:
+            raise DataError(f"{path}: {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read of an image")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image, perhaps truncated ({error})") from None
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise whatever a broken file leads them into)
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: not a readable image ({', '.join(FORMATS)}), perhaps truncated: {reason}") from None

@@ -1,13 +1,15 @@
-"""Folds the clients' updates into one step of the server: mean, factor aggregation, federated optimiser."""
+"""Folds the clients' updates into one step of the server: robust rule, mean, factors, federated optimiser."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcit.fedopt.base import FedOpt, Mean, Tensors
 from fcit.fedopt.factors import A, B, Separate
+from fcit.fedopt.robust import LEAST, Held, Off
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 class Aggregator:
     """What :meth:`fcit.methods.base.Method.aggregate` is given for one round.
 
-    ``exactness`` collects, by home, how far the factors taken are from the mean of the products.
+    ``exactness`` collects, by home, how far the factors taken are from the mean of the products;
+    ``skipped`` the homes whose updates were too few for the robust rule.
+
+    Args:
+        robust: the rule between updates and their mean; none by default.
+        scratch: folder for updates that such a rule has to see all at once; needed with a rule only.
 
     Example:
         >>> group = aggregator.group("0", state.subspaces["0"], memory)
@@ -24,9 +31,18 @@ class Aggregator:
         >>> state.subspaces["0"] = group.result()
     """
 
-    def __init__(self, fedopt: FedOpt, factors: Separate | None = None) -> None:
-        self.fedopt, self.factors = fedopt, factors or Separate()
+    def __init__(
+        self, fedopt: FedOpt, factors: Separate | None = None, robust: Off | None = None, scratch: Path | None = None
+    ) -> None:
+        self.fedopt, self.factors, self.robust = fedopt, factors or Separate(), robust or Off()
+        self._scratch, self._groups = scratch, 0
         self.exactness: dict[str, float] = {}
+        self.skipped: list[str] = []
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What the ``round`` event says about the robust rule: nothing where there is none."""
+        return {"robust_skipped": sorted(self.skipped)} if self.robust.holds else {}
 
     def group(self, home: str, old: Tensors, memory: dict[str, Any]) -> Group:
         """The fold of one home: a subspace by its name, or ``shared``.
@@ -34,37 +50,75 @@ class Aggregator:
         Args:
             old: the server's tensors; updates may hold a subset of them.
             memory: what the federated optimiser keeps for this home, changed in place.
+
+        Raises:
+            ValueError: a robust rule without a scratch folder.
         """
-        return Group(self, home, old, memory)
+        held = None
+        if self.robust.holds:
+            if self._scratch is None:
+                raise ValueError("a robust rule needs a scratch folder: Aggregator(..., scratch=folder)")
+            held = Held(self._scratch / str(self._groups))
+            self._groups += 1
+        return Group(self, home, old, memory, held)
 
 
 class Group:
     """One home's updates, added in ascending client order."""
 
-    def __init__(self, aggregator: Aggregator, home: str, old: Tensors, memory: dict[str, Any]) -> None:
-        self._aggregator, self._home, self._old, self._memory = aggregator, home, old, memory
+    def __init__(
+        self, aggregator: Aggregator, home: str, old: Tensors, memory: dict[str, Any], held: Held | None = None
+    ) -> None:
+        self._aggregator, self._home, self._old, self._memory, self._held = aggregator, home, old, memory, held
         self._mean, self._sums = Mean(), dict[str, np.ndarray]()
         self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
         """Add one update of ``weight`` records; ``extra`` is what the federated optimiser's client side returned."""
+        if self._held is None:
+            self._fold(tensors, weight)
+        else:
+            self._held.add(tensors, weight)
+        for name in sorted(set(extra) & set(tensors)):
+            self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
+
+    def _fold(self, tensors: Tensors, weight: int) -> None:
         self._mean.add(tensors, weight)
         for name in tensors:
             if A in name and name.replace(A, B) in tensors:
                 if name not in self._layers:
                     self._layers[name] = self._aggregator.factors.layer()
                 self._layers[name].add(tensors[name.replace(A, B)], tensors[name], weight)
-        for name in sorted(set(extra) & set(tensors)):
-            self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
 
     def result(self) -> Tensors:
         """The server's new tensors; without updates the old ones, and no state advances."""
-        if not self._mean.weight:
+        if self._held is None:
+            mean = self._averaged()
+        else:
+            mean = self._settled(self._held)
+            self._held.close()
+        if not mean:
             return self._old
         fedopt = self._aggregator.fedopt
-        mean, missed = self._aggregator.factors.settle(self._layers, self._old, self._mean.result())
-        if missed is not None:
-            self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         if self._sums:
             fedopt.absorb(self._sums, self._memory)
         return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}
+
+    def _settled(self, held: Held) -> Tensors:
+        """What the robust rule makes of the updates; of too few of them the plain mean."""
+        if len(held) >= LEAST:
+            return self._aggregator.robust.settle(held, self._old)
+        if len(held):
+            self._aggregator.skipped.append(self._home)
+        for tensors, weight in held.updates():
+            self._fold(tensors, weight)
+        return self._averaged()
+
+    def _averaged(self) -> Tensors:
+        """The sample-weighted mean, with LoRA factors as ``factors:`` says; empty without updates."""
+        if not self._mean.weight:
+            return {}
+        mean, missed = self._aggregator.factors.settle(self._layers, self._old, self._mean.result())
+        if missed is not None:
+            self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
+        return mean

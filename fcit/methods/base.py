@@ -182,6 +182,8 @@ class Method:
     group: str = ""
     #: Ways of averaging LoRA factors that make sense for it (``factors:``).
     factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
+    #: Whether all that clients send is averaged by the aggregator's groups, where ``robust:`` can stand in between.
+    robust: ClassVar[bool] = True
     #: References without a timeline are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 

@@ -49,6 +49,7 @@ class EWC(Method):
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
     #: An SVD turns the factors in every round; a Fisher of the old ones says nothing about the new.
     factors = frozenset({"separate", "alternate", "frozen_a"})
+    robust = False  # the Fisher is a plain sum over clients
 
     # ------------------------------------------------------------------ client
 

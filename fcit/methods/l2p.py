@@ -46,6 +46,7 @@ class L2P(Method):
     summary = "a pool of soft prompts, the nearest chosen per question; no LoRA"
     needs_identity = True
     factors = frozenset({"separate"})
+    robust = False  # slots are averaged by how often clients chose them
     invariants = INVARIANTS - {"weighted-mean", "starts-at-base"}
 
     @property

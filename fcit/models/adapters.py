@@ -22,6 +22,7 @@ from torch import nn
 from fcit import config as configuration
 from fcit import seeding
 from fcit.errors import ConfigError
+from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, scale
 from fcit.models.layout import KEYS, PROJECTOR, PROMPTS, Layout, is_projector
@@ -131,6 +132,12 @@ class Adapters:
     def trainable(self) -> dict[str, nn.Parameter]:
         """The slot's parameters by saved name."""
         return self._slot
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the backbone's parts and, as ``layout``, of the slot's names and shapes."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self._slot.items()}
+        return {**self.backbone.hashes, "layout": hashes.of_layout(shapes)}
 
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Overwrite the slot; names that are absent keep their values.

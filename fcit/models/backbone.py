@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from fcit import config as configuration
 from fcit.data import prompts
 from fcit.data.collate import Encoded, pad_left
 from fcit.errors import ConfigError, DataError
+from fcit.models import hashes
 from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
 from fcit.models.identity import Identity
 
@@ -97,6 +100,7 @@ class Backbone:
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.model.to(self.device).eval().requires_grad_(False)
+        self._checkpointing = False
 
     @property
     def token_width(self) -> int:
@@ -117,6 +121,37 @@ class Backbone:
             transformers.__version__,
         )
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What must be the same wherever a run computes, in sixteen digits each; not the number format."""
+        model = locate(self.config.model, self.config.identity)[0]
+        return {
+            "backbone": hashes.of_weights(model, self._base),
+            "tokenizer": hashes.of_tokenizer(model, self.tokenizer),
+            "processor": hashes.of_text(self.image_processor.to_json_string()),
+            "identity": self.identity.hash,
+        }
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Inside, training keeps no activations within the language model's layers and computes them again.
+
+        Nothing else changes: the second computation draws the same dropout. Only layers in training mode do it.
+        """
+        language = self._llava.language_model
+        with warnings.catch_warnings():  # an alias until transformers 6, but the name every 5.x has
+            warnings.simplefilter("ignore", FutureWarning)
+            # Not reentrant: the embeddings are frozen, so a layer's input may need no gradient.
+            language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._checkpointing = True
+        try:
+            yield
+        finally:
+            self._checkpointing = False
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                language.gradient_checkpointing_disable()
 
     @property
     def _base(self) -> Any:
@@ -209,7 +244,8 @@ class Backbone:
         inputs = self._inputs(examples, features, prefix)
         labels = inputs.pop("labels")
         keep = max(len(e.answer) for e in examples) + 1
-        logits = self.model(**inputs, logits_to_keep=keep).logits[:, :-1]
+        cache = {"use_cache": False} if self._checkpointing else {}  # layers computed twice cannot fill one
+        logits = self.model(**inputs, logits_to_keep=keep, **cache).logits[:, :-1]
         target = labels[:, -keep + 1 :]
         chosen = target != -100
         return logits[chosen].float(), target[chosen]

@@ -16,6 +16,8 @@ from torch import nn
 
 from fcit.data.benchmark import cache_folder
 from fcit.data.records import image_path, open_image
+from fcit.data.usable import stamp
+from fcit.errors import DataError
 
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
 # which other images happened to be missing at the time.
@@ -81,7 +83,7 @@ class ImageFeatures:
             parts = [self.compute(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
             return np.concatenate(parts)
         # An image that was changed in place is another image.
-        keys = {image: f"{image}|{_stamp(root, image)}" for image in dict.fromkeys(images)}
+        keys = {image: f"{image}|{stamp(image_path(root, image))}" for image in dict.fromkeys(images)}
         return self._store(root.resolve()).get([keys[image] for image in images])
 
     def _store(self, root: Path) -> FeatureStore:
@@ -93,11 +95,6 @@ class ImageFeatures:
 
             self._stores[root] = FeatureStore(cache_folder() / "features" / folder, self.shape, compute)
         return self._stores[root]
-
-
-def _stamp(root: Path, image: str) -> str:
-    status = image_path(root, image).stat()
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 class FeatureStore:
@@ -120,7 +117,11 @@ class FeatureStore:
         self._map: np.ndarray | None = None
 
     def get(self, keys: Sequence[str]) -> np.ndarray:
-        """Rows of ``keys`` as ``(len(keys), *shape)`` float32, computing what is missing."""
+        """Rows of ``keys`` as ``(len(keys), *shape)`` float32, computing what is missing.
+
+        Raises:
+            DataError: the files are damaged.
+        """
         missing = self._missing(keys)
         if missing:
             with self._lock:
@@ -130,7 +131,9 @@ class FeatureStore:
                 self._refresh()
         rows = [self._rows[key] for key in keys]
         if self._map is None or self._map.shape[0] <= max(rows):
-            count = self._data.stat().st_size // self._width
+            count = self._data.stat().st_size // self._width if self._data.is_file() else 0
+            if count <= max(rows):
+                raise self._damaged(f"{count} rows, the index names row {max(rows)}")
             self._map = np.memmap(self._data, dtype=np.float32, mode="r", shape=(count, *self.shape))
         return np.asarray(self._map[rows])
 
@@ -148,8 +151,16 @@ class FeatureStore:
                 if not line.endswith(b"\n"):
                     break  # half a line: its writer was killed or is still writing
                 self._read += len(line)
-                key, row = json.loads(line)
+                try:
+                    key, row = json.loads(line)
+                    if not isinstance(key, str) or type(row) is not int or row < 0:
+                        raise ValueError("not a key and the number of a row")
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise self._damaged(f"the index holds {line[:80]!r}: {error}") from None
                 self._rows[key] = row
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(f"{self.folder}: damaged feature cache ({what}); remove this folder, it is made again")
 
     def _append(self, keys: list[str]) -> None:
         values = self.compute(keys).astype(np.float32).reshape(len(keys), -1)

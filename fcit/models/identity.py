@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, CLIPV
 from fcit.data import prompts
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
+from fcit.models import hashes
 from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
 
 LENGTH = 77  # tokens of an instruction
@@ -78,6 +79,16 @@ class Identity:
                 f"backbone.identity: {self.source!r} has no vision tower and image processor that can be loaded "
                 f"({error}); name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
             ) from None
+
+    @property
+    def hash(self) -> str:
+        """Names the encoder: weights, words and how images are prepared."""
+        parts = (
+            hashes.of_weights(self.source, self._text),
+            hashes.of_tokenizer(self.source, self.tokenizer),
+            hashes.of_files(self.source, ("preprocessor_config.json",)),
+        )
+        return hashes.of_text("|".join(parts))
 
     def width(self, kind: str = "text") -> int:
         """Length d of a feature."""

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from fcit.data.benchmark import open_benchmark
 from fcit.data.records import image_path
 from fcit.errors import FCITError
-from fcit.report import figures, tables
+from fcit.report import faults, figures, tables
 from fcit.results import Prediction, Run
 from fcit.run_dir import write_text
 
@@ -104,7 +104,6 @@ def _trained(run: Run) -> dict[str, list[str]]:
 def _one(run: Run) -> dict[str, Any]:
     finished = run.finished
     settings = (run.folder.config).read_text(encoding="utf-8")
-    rejected = run.of("rejected") + run.of("missing") + run.of("describe-failed")
     rounds = run.of("round")
     return {
         "run": run,
@@ -112,7 +111,7 @@ def _one(run: Run) -> dict[str, Any]:
         "matrix": run.matrix,
         "summary": run.matrix.summary(),
         "rounds": rounds,
-        "rejected": rejected,
+        "faults": faults.faults(run),
         "mixes": _mixes(run) if finished else None,
         "trained": _trained(run),
         "tables": run.results.get("method_tables", []) if finished else [],
@@ -177,6 +176,9 @@ def write_all(runs: list[Run], folder: Path) -> Path:
     written = [(f"matrix-{run.name}", tables.matrix_rows(run.matrix), f"Accuracy matrix of {run.name}") for run in runs]
     if finished:
         written.append(("comparison", tables.summary(finished), "Comparison"))
+    for run in runs:
+        if len(rows := faults.table(run)) > 1:
+            written.append((f"faults-{run.name}", rows, f"Faults of {run.name}"))
     for name, rows, caption in written:
         write_text(folder / "tables" / f"{name}.csv", tables.csv_text(rows))
         write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, caption))

@@ -68,7 +68,7 @@ def framework(config: configuration.RunConfig, folder: Path, number: int) -> flo
 def bare(w: Worker, trained: list[TrainOrder], evaluated: list[EvaluateOrder]) -> float:
     """The same steps and generations on the same loaded model: no server, messages or checkpoints."""
     begin = time.perf_counter()
-    training, backbone, root = w.config.training, w.backbone, w.benchmark.image_root
+    training, backbone, root = w.config.training, w.backbone, w.data.image_root
     for order in trained:
         examples = w._encoded(order.client, order.tasks)
         rng = seeding.generator(w.config.seed, "batches", order.stage, order.round, order.client, order.shard)

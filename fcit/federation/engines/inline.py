@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fcit.config import RunConfig
-from fcit.errors import ConfigError, FCITError, StopRequested
+from fcit.errors import ConfigError, DiskFull, FCITError, StopRequested
 from fcit.federation.engines.virtual import CLIENT_RAISED, FIRST_NODE, VirtualGrid
 
 
@@ -30,7 +30,7 @@ class InlineGrid(VirtualGrid):
 
     summary = "every client in this process, one after the other"
     #: Errors about this process or this run, not about one client.
-    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError)
+    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError, DiskFull)
 
     def __init__(
         self, client_app: ClientApp, clients: int, config: RunConfig | None = None, memory: Path | None = None

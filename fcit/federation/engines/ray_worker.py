@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Array, Message
 
 from fcit.environment import own_packages_first
-from fcit.errors import ConfigError, StopRequested
+from fcit.errors import ConfigError, DiskFull, StopRequested
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
 
@@ -32,7 +32,7 @@ def unpack(bundle: Bundle) -> dict[str, Array]:
 class _Grid(InlineGrid):
     """Inside a worker, running out of memory is about the process: it is replaced and the order repeated."""
 
-    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError, MemoryError)
+    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError, DiskFull, MemoryError)
 
 
 class RayWorker:

@@ -1,0 +1,111 @@
+"""A site's own stream: the tasks its SITE.yaml lists, whatever the server calls the stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from fcit import registry
+from fcit.data.records import Record, TestRecord, read_test
+from fcit.data.usable import ImageVerdicts, Usable, read_usable
+from fcit.errors import DataError, Refused
+from fcit.evaluation.scorers import Result
+from fcit.site import Site, SiteTask
+
+R = TypeVar("R", Record, TestRecord)
+
+
+class OwnTasks:
+    """Shards of one site: a stage stands for the task that has begun last.
+
+    Args:
+        site: whose ``tasks`` these are.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._read: dict[int, Usable] = {}
+        self._tests: dict[int, list[TestRecord]] = {}
+
+    @property
+    def image_root(self) -> Path:
+        """The data root: image names are given relative to it."""
+        return Path(self._site.data_root)
+
+    def _verdicts(self, spec: SiteTask) -> ImageVerdicts:
+        return ImageVerdicts(self._file(spec.images), self._site.folder / "verdicts")
+
+    def tasks(self, stage: int, ordered: list[int]) -> list[int]:
+        """The task of a stage. The server cannot name one.
+
+        Raises:
+            Refused: it tried to. DataError: no task has begun yet.
+        """
+        if ordered:
+            raise Refused(f"tasks: the order names {ordered}; with stream: site a stage alone says what is trained")
+        current = self._site.current(stage)
+        if current is None:
+            raise DataError(f"no task of SITE.yaml has begun at stage {stage} (start_stage)")
+        return [current]
+
+    def begun(self, stage: int) -> list[int]:
+        """The tasks whose stage has come: what this site is scored on."""
+        return [n for n, task in enumerate(self._site.tasks) if task.start_stage <= stage]
+
+    def _file(self, name: str) -> Path:
+        root = self.image_root.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise DataError(f"{name}: leaves data_root {root}; only files inside it are opened")
+        return path
+
+    def _usable(self, task: int) -> Usable:
+        if task not in self._read:
+            spec = self._site.tasks[task]
+            self._read[task] = read_usable(self._file(spec.train), self._verdicts(spec), self._site.max_bad_share)
+        return self._read[task]
+
+    def records(self, client: int, tasks: list[int]) -> list[Record]:
+        """Training records of some tasks."""
+        return [self._placed(r, self._site.tasks[t]) for t in tasks for r in self._usable(t).records]
+
+    def skipped(self, client: int, tasks: list[int]) -> int:
+        """How many of their records cannot be used."""
+        return sum(self._usable(task).skipped for task in tasks)
+
+    def test(self, dataset: str) -> list[TestRecord]:
+        """The test records of a task, by its number.
+
+        Raises:
+            DataError: one of them is broken: scores must not change by what is passed over.
+        """
+        number = int(dataset)
+        if number not in self._tests:
+            spec = self._site.tasks[number]
+            references = self._file(spec.references) if spec.references else None
+            records = read_test(self._file(spec.test), references)
+            bad = self._verdicts(spec).problems(r.image for r in records)
+            if bad:
+                first = next(iter(bad.values()))
+                raise DataError(f"{spec.test}: {len(bad)} images of test records cannot be used (first: {first})")
+            self._tests[number] = [self._placed(r, spec) for r in records]
+        return self._tests[number]
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        """As the task says."""
+        return self._site.tasks[int(dataset)].max_new_tokens
+
+    def score(self, dataset: str, texts: list[str]) -> float:
+        """Score of the answers to a task's test records, by its own scorer."""
+        spec = self._site.tasks[int(dataset)]
+        result: Result = registry.resolve("scorer", spec.scorer)(texts, self.test(dataset))
+        return result.score
+
+    @staticmethod
+    def _placed(record: R, spec: SiteTask) -> R:
+        """A record with the task's suffix, its image named from the data root."""
+        text = record.instruction
+        if spec.suffix and not text.endswith(spec.suffix):
+            text = f"{text}\n{spec.suffix}"
+        return replace(record, instruction=text, image=f"{spec.images}/{record.image}")

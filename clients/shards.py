@@ -1,0 +1,58 @@
+"""Where a worker's records come from; a site's own tasks are another implementation of the same few things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.records import Record, TestRecord
+
+
+class Shards(Protocol):
+    """The data that orders are about."""
+
+    @property
+    def image_root(self) -> Path:
+        """Folder that image names are relative to."""
+
+    def records(self, client: int, tasks: list[int]) -> list[Record]:
+        """Training records of a client for some tasks; client -1 is the pooled participant of a reference."""
+
+    def skipped(self, client: int, tasks: list[int]) -> int:
+        """How many records of these tasks could not be used."""
+
+    def test(self, dataset: str) -> list[TestRecord]:
+        """The records a dataset is scored on."""
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        """How long an answer to the dataset's questions may get, if it says so."""
+
+
+class BenchmarkShards:
+    """Shards of a benchmark, divided among the clients of an experiment."""
+
+    def __init__(self, config: RunConfig, render: bool = False) -> None:
+        """Open the benchmark; ``render`` makes a mini benchmark's files if they are not there."""
+        self.benchmark: Benchmark = open_benchmark(config)
+        if render and self.benchmark.spec.source == "mini":
+            self.benchmark.prepare()
+
+    @property
+    def image_root(self) -> Path:
+        return self.benchmark.image_root
+
+    def records(self, client: int, tasks: list[int]) -> list[Record]:
+        if client < 0:
+            return [r for task in tasks for r in self.benchmark.pooled(task)]
+        return [r for task in tasks for r in self.benchmark.shard(client, task)]
+
+    def skipped(self, client: int, tasks: list[int]) -> int:
+        return sum(self.benchmark.skipped(client, task) for task in tasks)
+
+    def test(self, dataset: str) -> list[TestRecord]:
+        return self.benchmark.test(dataset)
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        return self.benchmark.spec.datasets[dataset].max_new_tokens

@@ -1,0 +1,134 @@
+"""`fcit deploy register`, `unregister`, `status` and `stop`: the operator's `flwr`, shown as it is run."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fcit.deploy.layout import CONNECTION, Deployment, parsed
+from fcit.deploy.steps import DeployError, Steps
+from fcit.errors import ConfigError
+
+
+def flwr(
+    deployment: Deployment, *words: str, settings: tuple[str, ...] = (), steps: Steps | None = None
+) -> dict[str, Any]:
+    """Run a `flwr` command on this deployment's SuperLink and return its JSON answer; shown if ``steps`` is given.
+
+    Raises:
+        DeployError: the SuperLink is not up, or refuses.
+    """
+    command = ["flwr", *words, CONNECTION, *settings, "--format", "json"]
+    environment = deployment.environment(deployment.home)
+    if steps is not None:
+        steps.say(f"$ FLWR_HOME={deployment.home} {shlex.join(command)}")
+        if steps.dry:
+            return {}
+    done = subprocess.run(command, env=environment, cwd=deployment.home, capture_output=True, text=True)
+    answer = parsed(done.stdout)
+    if done.returncode == 0 and answer.get("success"):
+        return answer
+    reason = str(answer.get("error-message") or done.stderr or done.stdout).strip() or f"code {done.returncode}"
+    if "SuperLink is unavailable" in reason:
+        raise DeployError(
+            f"the SuperLink at 127.0.0.1:{deployment.superlink_port} does not answer; "
+            f"`fcit deploy up {deployment.path}` starts it"
+        )
+    raise DeployError(f"flwr {' '.join(words[:2])}: {reason}")
+
+
+def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
+    """Make sites' public keys known to the SuperLink, each under its site's name; default: all that are not yet.
+
+    Raises:
+        ConfigError: no key of that name.
+    """
+    known = deployment.sites()
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise ConfigError(
+            f"no public key of site {', '.join(strange)} in {deployment.home / 'keys'} "
+            f"(there are: {', '.join(known)}); "
+            f"`fcit deploy add {deployment.path} {' '.join(strange)}` makes one"
+        )
+    nodes = deployment.remembered("nodes")
+    for name in names or known:
+        if name in nodes:
+            steps.say(f"site {name} is registered already")
+            continue
+        key = str(deployment.public_key(name))
+        answer = flwr(deployment, "supernode", "register", key, "--name", name, steps=steps)
+        if not steps.dry:
+            nodes[name] = str(answer["node-id"])
+            deployment.remember("nodes", nodes)
+            steps.say(f"site {name} is node {nodes[name]}")
+
+
+def unregister(deployment: Deployment, names: list[str], steps: Steps) -> None:
+    """Close the door to sites: their keys are refused from now on and for ever.
+
+    Raises:
+        ConfigError: such a site is not registered.
+    """
+    nodes = deployment.remembered("nodes")
+    strange = [name for name in names if name not in nodes]
+    if strange:
+        raise ConfigError(f"site {', '.join(strange)} is not registered (registered: {', '.join(nodes) or 'none'})")
+    for name in names:
+        flwr(deployment, "supernode", "unregister", nodes[name], steps=steps)
+        if not steps.dry:
+            del nodes[name]
+            deployment.remember("nodes", nodes)
+
+
+def runs(deployment: Deployment, steps: Steps | None = None) -> list[dict[str, Any]]:
+    """What `flwr ls` says about all runs."""
+    return list(flwr(deployment, "ls", steps=steps).get("runs", []))
+
+
+def unfinished(deployment: Deployment) -> list[str]:
+    """Ids of runs that are not over."""
+    return [str(run["run-id"]) for run in runs(deployment) if not str(run["status"]).startswith("finished")]
+
+
+def status(deployment: Deployment, steps: Steps) -> None:
+    """Show sites and runs."""
+    nodes = {str(n["node-id"]): n for n in flwr(deployment, "supernode", "list", steps=steps).get("nodes", [])}
+    started = runs(deployment, steps)
+    if steps.dry:
+        return
+    registered, folders = deployment.remembered("nodes"), deployment.remembered("runs")
+    sites = Table("site", "node", "status", "since", title=f"Sites at {deployment.door}", title_justify="left")
+    for name in deployment.sites():
+        node = nodes.get(registered.get(name, ""), {})
+        state = str(node.get("status", "not registered"))
+        since = {"online": "online-at", "offline": "offline-at"}.get(state, "created-at")
+        sites.add_row(name, registered.get(name, "-"), state, str(node.get(since, "-")))
+    table = Table("run", "status", "folder", title="Runs", title_justify="left")
+    for run in started:
+        table.add_row(str(run["run-id"]), str(run["status"]), folders.get(str(run["run-id"]), "-"))
+    console = Console()
+    console.print(sites)
+    if started:
+        console.print(table)
+
+
+def stop(deployment: Deployment, run: str | None, steps: Steps) -> None:
+    """End a run; its checkpoint stays.
+
+    Raises:
+        ConfigError: no or several runs are going on and none is named.
+    """
+    if run is None:
+        going = [] if steps.dry else unfinished(deployment)
+        if len(going) != 1 and not steps.dry:
+            raise ConfigError(f"{len(going)} runs are going on: {', '.join(going) or 'nothing to stop'}")
+        run = going[0] if going else "RUN-ID"
+    flwr(deployment, "stop", run, steps=steps)
+    if not steps.dry:
+        folder = deployment.remembered("runs").get(run, "RUN-FOLDER")
+        steps.say(f"stopped; `fcit deploy submit {deployment.path} --resume {folder}` goes on from the last checkpoint")

@@ -1,0 +1,117 @@
+"""`fcit deploy init`, `add`, `renew` and `update`: the files of a deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcit import __version__
+from fcit.deploy import app, certificates, door
+from fcit.deploy.layout import CONNECTION, Deployment
+from fcit.deploy.steps import PROGRAM, PUBLIC, Steps
+from fcit.errors import ConfigError
+from fcit.site import Site
+
+#: Written out in every SITE.yaml; the others stand there as comments.
+_SET = ("name", "superlink", "ca", "key", "data_root", "apps", "tasks")
+
+
+def init(deployment: Deployment, clients: int, steps: Steps) -> None:
+    """Make the folder of a deployment: authority, certificate, app, door, operator, and a folder for each site.
+
+    Raises:
+        ConfigError: the folder is in use, or there would be no site.
+        DeployError: openssl, ssh-keygen or flwr fail.
+    """
+    if clients < 1:
+        raise ConfigError(f"--clients {clients}: must be at least 1")
+    if deployment.path.exists() and (not deployment.path.is_dir() or any(deployment.path.iterdir())):
+        whole = f"`fcit deploy add {deployment.path} NAME` adds a site, another DIR makes another deployment"
+        broken = "it has no deployment.yaml: remove it if an init that failed left it, or take another DIR"
+        why = whole if deployment.file.is_file() else broken
+        raise ConfigError(f"{deployment.path} is not empty and nothing is overwritten; {why}")
+    steps.folder(deployment.path)
+    certificates.authority(deployment, steps)
+    certificates.server(deployment, steps)
+    steps.folder(deployment.home)
+    steps.write(
+        deployment.home / "config.toml",
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        f'address = "127.0.0.1:{deployment.superlink_port}"\nroot-certificates = "{deployment.ca}"\n',
+    )
+    for name in ("superlink", "runs", "cache"):
+        steps.folder(deployment.path / name)
+    door.write(deployment, steps)
+    fab = app.write(deployment, steps)
+    for number in range(clients):
+        _site(deployment, str(number), fab, steps)
+    # Last: a folder without it is not taken for a deployment.
+    steps.write(deployment.file, deployment.facts())
+    steps.say(
+        f"\nnext: fcit deploy up {deployment.path} (or fcit-server.service), fcit deploy register {deployment.path}, "
+        f"and each folder of {deployment.path / 'sites'} to its site"
+    )
+
+
+def add(deployment: Deployment, names: list[str], steps: Steps) -> None:
+    """Make the folders of further sites.
+
+    Raises:
+        ConfigError: a name is no number, or taken.
+    """
+    problems = [f"{name!r}: a site's name is its client number, 0 or more" for name in names if not _number(name)]
+    for name in names:
+        taken = [str(path) for path in (deployment.site(name), deployment.public_key(name)) if path.exists()]
+        if taken:
+            where = " and ".join(taken)
+            problems.append(f"site {name} has a key already; for a new one first unregister it and move away {where}")
+    if problems:
+        raise ConfigError(problems, "fcit deploy add")
+    fab = app.fab_hash(deployment, steps)
+    for name in names:
+        _site(deployment, name, fab, steps)
+    steps.say(f"\nnext: fcit deploy register {deployment.path} {' '.join(names)}")
+
+
+def renew(deployment: Deployment, steps: Steps) -> None:
+    """Make a new server certificate; sites notice nothing, as they know the authority."""
+    certificates.server(deployment, steps)
+    steps.say(f"\nnext: restart `fcit deploy up {deployment.path}` (systemctl restart fcit-server)")
+
+
+def update(deployment: Deployment, steps: Steps) -> None:
+    """Make the app anew after an update of fcit; every site has to pin the new hash."""
+    fab = app.write(deployment, steps)
+    steps.say(f'\nnext: each site installs fcit {__version__} too and adds to `apps` in its SITE.yaml:\n  - "{fab}"')
+
+
+def _number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def _site(deployment: Deployment, name: str, fab: str, steps: Steps) -> None:
+    """The folder that is handed over to a site."""
+    folder = deployment.site(name)
+    steps.folder(folder.parent)
+    steps.folder(folder)
+    certificates.node(deployment, name, steps)
+    steps.copy(deployment.ca, folder / "ca.crt", PUBLIC)
+    steps.write(folder / "SITE.yaml", site_file(deployment, name, fab))
+    steps.write(folder / "start.sh", door.filled("start.sh"), PROGRAM)
+    steps.write(folder / "fcit-site.service", door.filled("fcit-site.service", name=name), PUBLIC)
+    steps.write(folder / "README.txt", door.filled("README.txt", version=__version__, door=deployment.door), PUBLIC)
+
+
+def site_file(deployment: Deployment, name: str, fab: str) -> str:
+    """Text of a SITE.yaml: what is known, and every other setting with its default and meaning."""
+    rest = [
+        (key, _default(field.get_default(call_default_factory=True)), field.description or "")
+        for key, field in Site.model_fields.items()
+        if key not in _SET
+    ]
+    return door.filled("SITE.yaml", name=name, door=deployment.door, fab=fab, rest=rest)
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

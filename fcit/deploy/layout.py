@@ -1,0 +1,202 @@
+"""The folder of a deployment: where everything is, and the few facts that everything else follows from."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fcit.errors import ConfigError
+from fcit.run_dir import read_json, write_json
+
+#: Name of the operator's connection in ``operator/config.toml``.
+CONNECTION = "operator"
+_FACTS = "deployment.yaml"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment.
+
+    Attributes:
+        path: its folder.
+        host: name or address by which sites reach the door.
+        port: the door's port.
+        bind: address that the door listens on.
+        superlink_port: loopback port of the SuperLink.
+    """
+
+    path: Path
+    host: str
+    port: int = 9092
+    bind: str = "0.0.0.0"
+    superlink_port: int = 9091
+
+    @classmethod
+    def plan(cls, path: Path, host: str, port: int, bind: str | None, superlink_port: int) -> Deployment:
+        """The facts of a new deployment, checked.
+
+        Raises:
+            ConfigError: every mistake found.
+        """
+        problems = []
+        path = path.resolve()
+        if not re.fullmatch(r"[\w./+@-]+", str(path)):
+            problems.append(f"DIR {str(path)!r}: only letters, digits and ._+@-/ (it goes into nginx.conf)")
+        address = _address(host)
+        if address is None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", host):
+            problems.append(f"--host {host!r}: must be a host name or an IP address, without a port")
+        if bind is not None and _address(bind) is None:
+            problems.append(f"--bind {bind!r}: must be an IP address of this machine, 0.0.0.0 for all")
+        for name, number in (("--port", port), ("--superlink-port", superlink_port)):
+            if not 1 <= number <= 65535:
+                problems.append(f"{name} {number}: must be 1 to 65535")
+        if port == superlink_port:
+            problems.append(f"--port and --superlink-port are both {port}: must be different")
+        if problems:
+            raise ConfigError(problems, "fcit deploy init")
+        return cls(path, host, port, bind or (host if address is not None else "0.0.0.0"), superlink_port)
+
+    @classmethod
+    def open(cls, path: Path) -> Deployment:
+        """Read the folder of a deployment.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        file = path / _FACTS
+        if not file.is_file():
+            raise ConfigError(f"{path}: not the folder of a deployment; `fcit deploy init {path} --host ...` makes one")
+        return cls(path.resolve(), **yaml.safe_load(file.read_text(encoding="utf-8")))
+
+    def facts(self) -> str:
+        """What :meth:`open` reads."""
+        values = {key: value for key, value in asdict(self).items() if key != "path"}
+        return yaml.safe_dump(values, sort_keys=False)
+
+    @property
+    def file(self) -> Path:
+        """Where the facts are kept."""
+        return self.path / _FACTS
+
+    @property
+    def names(self) -> str:
+        """subjectAltName of the server certificate: the door's name, and loopback for the SuperLink behind it."""
+        own = f"IP:{self.host}" if _address(self.host) else f"DNS:{self.host}"
+        rest = [name for name in ("DNS:localhost", "IP:127.0.0.1") if name != own]
+        return ",".join([own, *rest])
+
+    @property
+    def door(self) -> str:
+        """host:port as sites write it."""
+        return f"{_bracketed(self.host)}:{self.port}"
+
+    @property
+    def listen(self) -> str:
+        """address:port as nginx writes it."""
+        return f"{_bracketed(self.bind)}:{self.port}"
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the operator's authority; every site gets it."""
+        return self.path / "tls" / "ca.crt"
+
+    @property
+    def ca_key(self) -> Path:
+        """Key of the authority: makes server certificates, needed for nothing else."""
+        return self.path / "authority" / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        """Certificate of door and SuperLink."""
+        return self.path / "tls" / "server.crt"
+
+    @property
+    def certificate_key(self) -> Path:
+        """Its key."""
+        return self.path / "tls" / "server.key"
+
+    @property
+    def nginx(self) -> Path:
+        """Configuration of the door."""
+        return self.path / "door" / "nginx.conf"
+
+    @property
+    def app(self) -> Path:
+        """The Flower app that `flwr run` submits."""
+        return self.path / "app"
+
+    @property
+    def home(self) -> Path:
+        """FLWR_HOME of the operator's `flwr`."""
+        return self.path / "operator"
+
+    def public_key(self, name: str) -> Path:
+        """Public key of a site."""
+        return self.home / "keys" / f"{name}.pub"
+
+    def site(self, name: str) -> Path:
+        """Folder to hand over to a site."""
+        return self.path / "sites" / name
+
+    def sites(self) -> list[str]:
+        """Names of all sites a key exists of, in order."""
+        return sorted((file.stem for file in (self.home / "keys").glob("*.pub")), key=int)
+
+    def remembered(self, what: str) -> dict[str, str]:
+        """A small table of the operator: ``nodes`` (site to node id) or ``runs`` (Flower's run id to run folder)."""
+        file = self.home / f"{what}.json"
+        return dict(read_json(file)) if file.is_file() else {}
+
+    def remember(self, what: str, table: dict[str, str]) -> None:
+        """Keep such a table."""
+        write_json(self.home / f"{what}.json", table)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Environment of every Flower process of this deployment; FLWR_ variables of the caller are dropped."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+        programs = str(Path(sys.executable).parent)
+        return {
+            **kept,
+            "PATH": os.pathsep.join([programs, kept.get("PATH", os.defpath), "/usr/sbin", "/sbin"]),
+            "NO_PROXY": ",".join(filter(None, [kept.get("NO_PROXY"), "127.0.0.1,localhost"])),
+            **flower_environment(home),
+        }
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Settings that keep Flower within its folder: no telemetry, no update check, no installing at run time."""
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The JSON object a command printed; empty where it printed something else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

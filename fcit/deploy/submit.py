@@ -1,0 +1,180 @@
+"""`fcit deploy submit` and `follow`: a run given to the SuperLink, followed to its end, with its true exit code."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from fcit import config as configuration
+from fcit.deploy import app
+from fcit.deploy.control import flwr, unfinished
+from fcit.deploy.layout import Deployment
+from fcit.deploy.steps import DeployError, Steps
+from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.progress import ConsoleWatcher
+from fcit.report import tables
+from fcit.report.page import write_page
+from fcit.results import Run
+from fcit.run_dir import RunDir
+from fcit.simulation import create
+
+_LOOK, _ASK, _PATIENCE = 0.5, 10.0, 300.0  # seconds: between looks at events, at the status; without a SuperLink
+_CODES = {"completed": EXIT_OK, "stopped": EXIT_STOPPED}
+
+
+def submit(deployment: Deployment, config: Path, overrides: list[str], steps: Steps) -> int:
+    """Check a configuration, make its run folder, run it on the sites and follow it.
+
+    Raises:
+        ConfigError: the configuration or the data are wrong; nothing is started.
+        DeployError: the SuperLink is not up or refuses.
+    """
+    loaded = configuration.load(config, overrides)
+    # The server works elsewhere: its folder of runs is the deployment's, unless a full path says otherwise.
+    loaded = loaded.model_copy(update={"output": str(deployment.path / loaded.output)})
+    members = deployment.remembered("nodes")
+    absent = [str(n) for n in range(loaded.federation.clients) if str(n) not in members]
+    if absent and not steps.dry:
+        raise ConfigError(
+            f"federation.clients: {loaded.federation.clients} means the sites 0 to "
+            f"{loaded.federation.clients - 1}, but {_few(absent)} not registered; "
+            f"`fcit deploy register {deployment.path}`, or set federation.clients"
+        )
+    _ready(deployment, steps)
+    if steps.dry:
+        run = Path(loaded.output) / f"{loaded.name}-N"
+        steps.say(f"make  {run}")
+    else:
+        run = create(loaded).path
+    return _start(deployment, run, steps)
+
+
+def resume(deployment: Deployment, run: Path, steps: Steps) -> int:
+    """Go on with a run folder from its checkpoint, as a new run of the SuperLink.
+
+    Raises:
+        ConfigError: there is no run. DeployError: the SuperLink is not up or refuses.
+    """
+    folder = RunDir.open(run.resolve())
+    if folder.results.is_file():
+        steps.say(f"{run} is already finished; `fcit report {run}` shows it")
+        return EXIT_OK
+    _ready(deployment, steps)
+    return _start(deployment, folder.path, steps)
+
+
+def follow(deployment: Deployment, number: str | None) -> int:
+    """Show a run that was submitted before, from its beginning, and wait for its end.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    known = deployment.remembered("runs")
+    number = number or (list(known)[-1] if known else "")
+    if number not in known:
+        raise ConfigError(f"run {number or '(none)'} was not submitted here (there are: {', '.join(known) or 'none'})")
+    return _follow(deployment, number, Path(known[number]), 0.0)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def _ready(deployment: Deployment, steps: Steps) -> None:
+    """The app is the installed one, and the sites are free."""
+    changed = app.differs(deployment)
+    if changed:
+        raise ConfigError(
+            f"{deployment.app} is not what is installed ({_few(changed)} different); "
+            f"`fcit deploy update {deployment.path}` makes it anew, and sites have to pin its hash"
+        )
+    going = [] if steps.dry else unfinished(deployment)
+    if going:
+        raise DeployError(
+            f"run {', '.join(going)} is going on; `fcit deploy follow {deployment.path}` shows it, "
+            f"`fcit deploy stop {deployment.path}` ends it"
+        )
+
+
+def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
+    began = time.time()
+    answer = flwr(deployment, "run", str(deployment.app), settings=("-c", f'run-dir="{run}"'), steps=steps)
+    if steps.dry:
+        return EXIT_OK
+    number = str(answer["run-id"])
+    deployment.remember("runs", {**deployment.remembered("runs"), number: str(run)})
+    steps.say(f"run {number} of the SuperLink, folder {run}")
+    return _follow(deployment, number, run, began)
+
+
+def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int:
+    """Show events until Flower says that the run is over; Ctrl-C lets it go on alone."""
+    console = Console(width=None if Console().is_terminal else 120)
+    with ConsoleWatcher(console, run.name) as watcher:
+        try:
+            status, details = _watch(deployment, number, RunDir(run), since, watcher)
+        except KeyboardInterrupt:
+            console.print(
+                f"\nthe run goes on without being looked at; `fcit deploy follow {deployment.path} {number}` looks "
+                f"again, `fcit deploy stop {deployment.path} {number}` ends it",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
+            return EXIT_INTERRUPTED
+    code = _CODES.get(status, EXIT_FAILED)
+    if code == EXIT_OK:
+        _summary(console, run)
+    else:
+        console.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
+        console.print(
+            f"log:    FLWR_HOME={deployment.home} flwr log {number} operator --show\n"
+            f"resume: fcit deploy submit {deployment.path} --resume {run}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    return code
+
+
+def _watch(
+    deployment: Deployment, number: str, folder: RunDir, since: float, watcher: ConsoleWatcher
+) -> tuple[str, str]:
+    """Tell the watcher every event; returns how the run ended and Flower's words about it.
+
+    Only events after ``since`` are shown: a run that is resumed first cuts off what came after its checkpoint.
+    """
+    shown, size, asked, answered = 0, -1, 0.0, time.monotonic()
+    while True:
+        now_size = folder.events.stat().st_size if folder.events.is_file() else 0
+        if now_size != size:
+            size = now_size
+            fresh = [event for event in folder.read_events() if event["time"] >= since]
+            for event in fresh[shown:]:
+                watcher.say(event["event"], **{k: v for k, v in event.items() if k not in ("time", "event")})
+            shown = len(fresh)
+        if time.monotonic() - asked >= (1.0 if folder.results.is_file() else _ASK):
+            asked = time.monotonic()
+            try:
+                state = flwr(deployment, "ls", settings=("--run-id", number))["runs"][0]
+                answered = time.monotonic()
+            except DeployError:
+                if time.monotonic() - answered > _PATIENCE:
+                    raise
+                continue
+            kind, _, end = str(state["status"]).partition(":")
+            if kind == "finished":
+                return end, str(state.get("status-details") or "no reason was given; see the log")
+        time.sleep(_LOOK)
+
+
+def _summary(console: Console, path: Path) -> None:
+    run = Run(path)
+    write_page([run], path / "report.html")
+    console.print()
+    console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
+    console.print(tables.summary_table([run]))
+    lost = run.results["traffic"]["rejected"]
+    if lost:
+        console.print(f"{lost} client updates were rejected or failed; why is in the report and {run.folder.events}")
+    console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
+    console.print(f"report:     {path / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,78 @@
+"""Short hashes of what must be the same wherever a run computes: model, words, pixels, adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import cached_file
+
+#: Files of a model folder that hold weights, newest format first; the first kind found is the model.
+_WEIGHTS = ("*.safetensors", "*.bin")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+
+
+def of_text(text: str) -> str:
+    """Sixteen hexadecimal digits that name a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of_layout(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Names and shapes of an adapter's tensors."""
+    return of_text(json.dumps(sorted((name, list(shape)) for name, shape in shapes.items())))
+
+
+def of_weights(source: str, model: nn.Module) -> str:
+    """The weight files of a model's folder, whatever number format it is loaded in.
+
+    Where no such files are found: the frozen tensors of ``model`` as they were loaded.
+    """
+    for kind in _WEIGHTS:
+        found = of_files(source, (kind,))
+        if found:
+            return found
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def of_tokenizer(source: str, tokenizer: Any) -> str:
+    """The tokenizer's files in a model's folder; where there are none, its vocabulary."""
+    return of_files(source, _TOKENIZER) or of_text(json.dumps(sorted(tokenizer.get_vocab().items())))
+
+
+def of_files(source: str, patterns: tuple[str, ...]) -> str:
+    """Names and contents of the files of a model's folder that match; empty text if none does."""
+    folder = _folder(source)
+    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
+    if not found:
+        return ""
+    parts = [f"{f.name}:{_content(f, f.stat().st_size, f.stat().st_mtime_ns)}" for f in sorted(found)]
+    return of_text("\n".join(parts))
+
+
+def _folder(source: str) -> Path | None:
+    """Where a model's files lie: the folder itself or what the hub's name was downloaded to."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        file = cached_file(source, "config.json", local_files_only=True)
+    except OSError:
+        return None
+    return Path(file).parent if file else None
+
+
+@lru_cache(maxsize=256)
+def _content(file: Path, size: int, stamp: int) -> str:
+    """Hash of a file's bytes; a file of this size and time is read once per process."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""What went wrong in a run, as a table: from ``events.jsonl``, like faults of a client counted together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcit.results import Run
+
+#: Events that are faults, and what is said where an event gives no reason.
+KINDS = {
+    "rejected": "an answer was not used",
+    "missing": "no answer in time",
+    "absent": "not connected",
+    "refused": "kept out of the run",
+    "describe-failed": "its statistics were not believed",
+    "openings": "would open too many subspaces",
+    "memory-lost": "no longer has what it remembered",
+    "skipped": "records could not be used",
+    "robust-skipped": "too few updates for the robust rule: plain mean",
+    "retry": "too few updates, the round was repeated",
+    "checkpoint-fallback": "the newest checkpoint was damaged, the one before was used",
+    "tracker-failed": "switched off",
+}
+HEAD = ["what", "who", "where", "why", "times"]
+SHOWN = 160  # characters of a reason in the table
+_NUMBER = re.compile(r"\d[\d.]*(e[-+]?\d+)?")
+
+
+@dataclass
+class Fault:
+    """Like faults: what, whose, why (of the first), and where they were met (``stage.round``, counted from 1)."""
+
+    kind: str
+    who: str  # a client's number, or the home of a robust rule
+    reason: str
+    trail: str = ""  # the rest of the reason, e.g. where in a client's code
+    where: list[str] = field(default_factory=list)
+    count: int = 0
+
+    @property
+    def places(self) -> str:
+        """The first and the last place."""
+        places = [place for place in self.where if place != "-"]
+        if not places:
+            return "-"
+        return places[0] if places[0] == places[-1] else f"{places[0]} to {places[-1]}"
+
+    @property
+    def row(self) -> list[str]:
+        """As :data:`HEAD` names it."""
+        return [self.kind, self.who, self.places, self.reason, str(self.count)]
+
+
+def _place(event: dict[str, Any]) -> str:
+    if "stage" not in event:
+        return "-"
+    return str(event["stage"] + 1) + (f".{event['round'] + 1}" if "round" in event else "")
+
+
+def _reason(event: dict[str, Any]) -> str:
+    if event["event"] == "retry" and {"accepted", "needed"} <= event.keys():
+        return f"{event['accepted']} usable updates, {event['needed']} needed"
+    if event["event"] == "skipped" and "count" in event:
+        return f"{event['count']} records could not be used"
+    return str(event.get("reason") or KINDS[event["event"]])
+
+
+def _of_round(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Faults that a ``round`` event tells beside others."""
+    where: dict[str, Any] = {key: event[key] for key in ("stage", "round") if key in event}
+    for home in event.get("robust_skipped", []):
+        yield {"event": "robust-skipped", "client": home if home == "shared" else f"subspace {home}", **where}
+    for client, count in zip(event.get("clients", []), event.get("skipped", []), strict=False):
+        if count:
+            yield {"event": "skipped", "client": client, "count": count, **where}
+
+
+def faults(run: Run) -> list[Fault]:
+    """The faults of a run, in the order in which they were first met; reasons may differ in their numbers."""
+    found: dict[tuple[str, str, str], Fault] = {}
+    for event in run.events:
+        for one in _of_round(event) if event["event"] == "round" else [event]:
+            if one["event"] not in KINDS:
+                continue
+            first, _, trail = _reason(one).partition("\n")
+            who = one.get("client", one.get("tracker"))
+            kind, who = one["event"], "-" if who is None else str(who)
+            key = kind, who, _NUMBER.sub("#", first[:SHOWN])
+            fault = found.setdefault(key, Fault(kind, who, first[:SHOWN], first[SHOWN:] + trail))
+            fault.where.append(_place(one))
+            fault.count += 1
+    return list(found.values())
+
+
+def table(run: Run) -> list[list[str]]:
+    """Head and one row per fault; the head alone where there were none."""
+    return [HEAD, *(fault.row for fault in faults(run))]

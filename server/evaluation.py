@@ -1,0 +1,138 @@
+"""After a stage: who answers which questions, and what becomes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.errors import CodecError, RunError
+from fcit.federation import codec
+from fcit.federation.records import Answers, EvaluateOrder
+from fcit.methods.base import ServerState
+from fcit.run_dir import RunDir
+from server import checkpoint
+from server.checkpoint import Progress
+from server.courier import Courier
+from server.orders import Orders
+from server.scoring import Parts, score
+from server.validation import short
+
+Stretch = tuple[str, int]  # dataset and first record
+
+
+class Evaluation:
+    """Has the datasets due answered on the clients' machines and scores them."""
+
+    def __init__(
+        self, config: RunConfig, benchmark: Benchmark, run: RunDir, orders: Orders, courier: Courier,
+        say: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.config, self.benchmark, self.run = config, benchmark, run
+        self.orders, self.courier, self.say = orders, courier, say
+
+    def stage(self, state: ServerState, progress: Progress) -> None:
+        """Answer and score what is due after the stage, with a checkpoint after each dataset.
+
+        Raises:
+            RunError: questions stay without an answer.
+            StopRequested: asked to stop.
+        """
+        left = [name for name in self.orders.due(progress.stage) if name not in progress.evaluated]
+        for answers in self._answers(state, progress, left):
+            name = answers.dataset
+            file = self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"
+            scored = score(self.benchmark, answers, file)
+            progress.evaluated.append(name)
+            progress.samples += len(answers.texts)
+            progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
+            progress.row[name], progress.extra[name] = scored.score, scored.also
+            self.say("scored", stage=progress.stage, dataset=name, score=scored.score, mix=scored.mix,
+                     seconds=round(answers.seconds, 3))  # fmt: skip
+            checkpoint.save(self.run, state, progress)
+
+    def _answers(self, state: ServerState, progress: Progress, due: list[str]) -> Iterator[Answers]:
+        """Answers of whole datasets; stretches of them are worked on wherever there is room."""
+        if not due:
+            return
+        if not self.courier.nodes:
+            raise RunError(f"evaluation: no client is connected; `fcit resume {self.run.path}` tries again")
+        orders = list(self.orders.evaluate(state, progress, due, self.courier.nodes))
+        parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
+        open_ = {(order.dataset, order.first): (node, order) for node, order in orders}
+        why: dict[Stretch, str] = {}
+        for attempt in range(2):
+            for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{attempt}"):
+                answer = self._accepted(reply, open_, why)
+                if answer is not None and (whole := parts[answer.dataset].add(answer)) is not None:
+                    yield whole
+            if not open_:
+                return
+            open_ = self._elsewhere(open_, why)
+        raise RunError(self._unanswered(open_, why))
+
+    def _accepted(
+        self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], why: dict[Stretch, str]
+    ) -> Answers | None:
+        """The answers in a reply, which closes its stretch; anything else is noted as the node's failure."""
+        node = reply.metadata.src_node_id
+        mine = {stretch: order for stretch, (asked, order) in open_.items() if asked == node}
+        if reply.has_error():
+            problem = str(reply.error.reason)
+        else:
+            try:
+                answer = codec.decode(reply.content, Answers)
+            except CodecError as error:
+                problem = str(error)
+            else:
+                stretch = answer.dataset, answer.first
+                problem = self._problem(mine.get(stretch), answer)
+                if not problem:
+                    del open_[stretch]
+                    return answer
+        if not self.courier.deployed:
+            raise RunError(f"evaluation: {problem}\n`fcit resume {self.run.path}` tries it again")
+        # An error does not say which of the node's stretches it is about.
+        why |= dict.fromkeys(mine, problem)
+        self.say("evaluate-failed", client=self.courier.client(node), reason=short(problem))
+        return None
+
+    def _problem(self, order: EvaluateOrder | None, answer: Answers) -> str:
+        """Why answers are not believed; empty if they are."""
+        if order is None:
+            return f"answers {answer.dataset[:80]!r} from record {answer.first}, which it was not asked"
+        count = min(order.last, len(self.benchmark.test(order.dataset))) - order.first
+        if len(answer.texts) != count:
+            return f"{len(answer.texts)} answers to {count} questions of {order.dataset}"
+        shapes = {"mix": (count, len(order.names))} if order.names else {}
+        if {name: t.shape for name, t in answer.tensors.items()} != shapes:
+            return f"the mix of {order.dataset} has another shape than {shapes}"
+        if any(t.dtype != np.float32 or not np.isfinite(t).all() for t in answer.tensors.values()):
+            return f"the mix of {order.dataset} is not made of finite float32 numbers"
+        if not 0 <= answer.seconds < float("inf"):
+            return f"claims {answer.seconds} seconds"
+        return ""
+
+    def _elsewhere(
+        self, open_: dict[Stretch, tuple[int, EvaluateOrder]], why: dict[Stretch, str]
+    ) -> dict[Stretch, tuple[int, EvaluateOrder]]:
+        """What is left, given to other nodes than those that failed.
+
+        Raises:
+            RunError: there is no other node.
+        """
+        failed = {node for node, _ in open_.values()}
+        others = [node for node in self.courier.nodes if node not in failed] if self.courier.deployed else []
+        if not others:
+            raise RunError(self._unanswered(open_, why))
+        return {s: (others[i % len(others)], order) for i, (s, (_, order)) in enumerate(open_.items())}
+
+    def _unanswered(self, open_: dict[Stretch, Any], why: dict[Stretch, str]) -> str:
+        names = ", ".join(dict.fromkeys(dataset for dataset, _ in open_))
+        silence = f"no answer within {self.config.federation.timeout:.0f} s (federation.timeout)"
+        reasons = "; ".join(dict.fromkeys(why.get(stretch, silence) for stretch in open_))
+        return f"evaluation of {names}: {reasons}; `fcit resume {self.run.path}` tries again"

@@ -1,0 +1,139 @@
+"""Before anything is trained: does every client have the same libraries, backbone and adapter layout?"""
+
+from __future__ import annotations
+
+from fcit.config import Federation
+from fcit.errors import CodecError, ConfigError
+from fcit.federation import codec
+from fcit.federation.records import Probe, ProbeOrder
+from fcit.run_dir import RunDir, read_json, write_json
+from server.aggregation import digest
+from server.courier import Courier, Node
+from server.validation import short
+
+#: Facts about a machine, not about what is computed on it: they differ between sites and are recorded only.
+_OWN = {"versions.gpu", "versions.machine", "versions.threads"}
+_PATIENCE = 600.0  # seconds a client that appears later has for its answer: the others wait
+_SHOWN = 8  # differences listed per client
+
+
+def facts(probe: Probe) -> dict[str, str]:
+    """What must be the same at every client, as short texts."""
+    found = {f"versions.{k}": v for k, v in probe.versions.items()}
+    found |= {f"hashes.{k}": v for k, v in probe.hashes.items()}
+    found |= {f"shapes.{k}": str(tuple(shape)) for k, shape in probe.shapes.items()}
+    found |= {f"tensors.{k}": f"sha256 {digest({k: t})[:16]}" for k, t in probe.tensors.items()}
+    found["identity_width"] = str(probe.identity_width)
+    return {key: value for key, value in found.items() if key not in _OWN}
+
+
+def differences(first: int, ours: dict[str, str], client: int, theirs: dict[str, str]) -> list[str]:
+    """One sentence per key in which a client is not like the first one, with both values."""
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    said = [
+        f"client {client}: {key[:80]} is {theirs.get(key, 'not there')[:80]!r}, "
+        f"{ours.get(key, 'not there')[:80]!r} at client {first}"
+        for key in keys[:_SHOWN]
+    ]
+    return said + ([f"client {client}: {len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])
+
+
+class Handshake:
+    """Probes clients and lets those take part that are like the first.
+
+    A simulation's clients share one installation: one of them is probed. In deployment each is, once it is
+    connected and again after a restart.
+    """
+
+    def __init__(self, courier: Courier, order: ProbeOrder, run: RunDir, federation: Federation) -> None:
+        self.courier, self.order, self.run, self.federation = courier, order, run, federation
+        self._first, self._facts = 0, dict[str, str]()
+        self._admitted: dict[Node, bool] = {}  # of those connected that have been probed
+
+    def start(self) -> Probe:
+        """Wait for the clients and probe them; returns what the first one (by number) has.
+
+        Raises:
+            ConfigError: clients differ, or the first one is not as it was when this run began.
+            RunError: too few clients are connected or answer.
+        """
+        self.courier.connect()
+        if not self.courier.deployed:
+            probe = self.courier.ask("query.probe", self.courier.nodes[0], self.order, Probe)
+        else:
+            probe = self._everybody()
+        self._compare_with_before(probe)
+        return probe
+
+    def _everybody(self) -> Probe:
+        there = self.courier.connected()
+        probes, problems = self._probe(there)
+        if probes:
+            self._first = min(probes)
+            self._facts = facts(probes[self._first])
+        for client, probe in sorted(probes.items()):
+            problems += differences(self._first, self._facts, client, facts(probe))
+        if problems or not probes:
+            silent = [f"client {c}: no answer within {self.federation.timeout:.0f} s" for c in there if c not in probes]
+            raise ConfigError(
+                problems or silent,
+                "the clients do not fit together; make them equal and start again, or leave one out (stop its node)",
+            )
+        # One that said nothing is asked again when it has been restarted.
+        self._admitted = {node: client in probes for client, node in there.items()}
+        self._seat(there)
+        return probes[self._first]
+
+    def _probe(self, there: dict[int, Node], timeout: float | None = None) -> tuple[dict[int, Probe], list[str]]:
+        """Answers by client, and what is wrong with those that are none."""
+        clients = {node.id: client for client, node in there.items()}
+        orders = [(node.id, self.order) for node in there.values()]
+        probes, problems = {}, []
+        for reply in self.courier.send("query.probe", orders, "probe", timeout):
+            client = clients[reply.metadata.src_node_id]
+            if reply.has_error():
+                problems.append(f"client {client}: {short(reply.error.reason)}")
+                continue
+            try:
+                probes[client] = codec.decode(reply.content, Probe)
+            except CodecError as error:
+                problems.append(f"client {client}: {error}")
+        return probes, problems
+
+    def update(self) -> None:
+        """Deployment: look who is connected; a client that has appeared is probed, one that differs stays out."""
+        if not self.courier.deployed:
+            return
+        there = self.courier.connected()
+        new = {client: node for client, node in there.items() if node not in self._admitted}
+        if new:
+            probes, problems = self._probe(new, min(self.federation.timeout, _PATIENCE))
+            for client, node in new.items():
+                wrong = [text for text in problems if text.startswith(f"client {client}:")]
+                if client in probes:
+                    wrong += differences(self._first, self._facts, client, facts(probes[client]))
+                elif not wrong:
+                    wrong = [f"client {client}: no answer to the handshake"]
+                self._admitted[node] = not wrong
+                if wrong:
+                    self.courier.say("refused", client=client, reason="; ".join(wrong))
+                else:
+                    self.courier.say("joined", client=client)
+        self._admitted = {node: fine for node, fine in self._admitted.items() if node in there.values()}
+        self._seat(there)
+
+    def _seat(self, there: dict[int, Node]) -> None:
+        self.courier.seat({client: node.id for client, node in there.items() if self._admitted[node]})
+
+    def _compare_with_before(self, probe: Probe) -> None:
+        known = read_json(self.run.environment)
+        changed = []
+        for key, now in (("backend", probe.versions), ("hashes", probe.hashes)):
+            before = known.get(key)
+            if before is not None and before != now:
+                names = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+                changed += [f"{k}: {before.get(k)} then, {now.get(k)} now" for k in names]
+        if changed:
+            raise ConfigError(f"{self.run.path}: cannot resume to the same bits, other versions ({'; '.join(changed)})")
+        if "backend" not in known or "hashes" not in known:
+            write_json(self.run.environment, {**known, "backend": probe.versions, "hashes": probe.hashes})

@@ -1,0 +1,154 @@
+"""What comes out of the ClientApp at a site."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from flwr.app import ConfigRecord, RecordDict
+
+from clients import gate
+from fcit.federation import codec
+from fcit.federation.records import ClientUpdate, Description, Name, Probe
+from tests.clients.sites import RECORDS, Site, describe_order, make, ordered, probe_order, start, train_order
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(make(tmp_path))
+
+
+def probe_of(site: Site, config: str | None = None) -> Probe:
+    return codec.decode(site.send("query.probe", probe_order(config)).content, Probe)
+
+
+def update_of(site: Site, order) -> ClientUpdate:
+    reply = site.send("train", order)
+    assert not reply.has_error(), site.log
+    return codec.decode(reply.content, ClientUpdate)
+
+
+def test_a_site_probes_describes_and_trains_on_its_own_files(site):
+    probe = probe_of(site)
+    assert set(probe.hashes) == {"backbone", "tokenizer", "processor", "identity", "layout"}
+    description = codec.decode(site.send("query.describe", describe_order()).content, Description)
+    assert description.count == RECORDS and description.tensors["total"].shape == (probe.identity_width,)
+    tensors = start(probe)
+    update = update_of(site, train_order(tensors))
+    assert update.examples == RECORDS and set(update.tensors) == set(tensors) and update.skipped == 0
+    assert any((update.tensors[n] != tensors[n]).any() for n in tensors)
+    assert update.how == {"dtype": "float32", "micro_batch": None, "checkpointing": False}
+    assert codec.decode(site.send("query.whoami", RecordDict()).content, Name).client == 0
+
+
+def test_bad_records_are_passed_over_and_counted(site):
+    tensors = start(probe_of(site))
+    (site.file.parent / "data" / "datasets" / "secret" / "secret-3.png").write_bytes(b"no image")
+    update = update_of(site, train_order(tensors))
+    assert (update.examples, update.skipped) == (RECORDS - 1, 1)
+
+
+def test_micro_batches_and_checkpointing_are_the_sites_choice_and_change_little(site, tmp_path):
+    tensors, config = start(probe_of(site)), ordered(adapter={"dropout": 0.0})
+    whole = update_of(site, train_order(tensors, config))
+    raw = yaml.safe_load(site.file.read_text())
+    site.file.write_text(yaml.safe_dump({**raw, "micro_batch": 2, "checkpointing": True}))  # counts from the next order
+    parts = update_of(site, train_order(tensors, config))
+    assert parts.how == {"dtype": "float32", "micro_batch": 2, "checkpointing": True}
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-5) and parts.steps == whole.steps
+    # AdamW divides by the size of tiny gradients; a step is as long as the learning rate, 3e-3
+    for name, tensor in whole.tensors.items():
+        assert np.abs(parts.tensors[name] - tensor).mean() < 3e-5, name
+
+
+def test_a_site_computes_in_bfloat16_where_the_run_allows_it(tmp_path):
+    site = Site(make(tmp_path, dtype="bfloat16", micro_batch=4, checkpointing=True))
+    config = ordered(sites={"dtypes": ["float32", "bfloat16"]})
+    tensors = start(probe_of(site, config))
+    update = update_of(site, train_order(tensors, config))
+    assert update.how["dtype"] == "bfloat16" and np.isfinite(update.loss)
+    lora = [n for n in tensors if ".lora_B." in n]
+    assert all(update.tensors[n].dtype == np.float32 and np.isfinite(update.tensors[n]).all() for n in tensors)
+    # trained in float32: bfloat16 keeps 8 bits of a number, the lower 16 of a float32 would all be zero
+    assert any((update.tensors[n].view(np.int32) & 0xFFFF).any() for n in lora)
+
+
+def test_what_goes_wrong_leaves_as_a_code_and_a_reference(tmp_path):
+    site = Site(make(tmp_path, max_bad_share=0))
+    (site.file.parent / "data" / "datasets" / "secret" / "secret-3.png").write_bytes(b"no image")
+    reply = site.send("query.describe", describe_order(tasks=[0]))
+    code, reference = reply.error.reason.split()
+    assert reply.error.code == gate.CLIENT_RAISED and (code, reference) == ("data", "1")
+    # the log has the rest, under the number that the order has in the audit trail
+    assert "[1] query.describe" in site.log and "secret-3.png" in site.log and "Traceback" in site.log
+    lines = [json.loads(line) for line in (site.home / "audit.jsonl").read_text().splitlines()]
+    assert [(e["number"], e["direction"], e.get("answers")) for e in lines] == [(1, "in", None), (2, "out", 1)]
+    assert lines[1]["holds"] == {"error": "data 1"} and lines[1]["run"] == "run-1"
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(MemoryError("gpu"), "memory"), (torch.OutOfMemoryError("gpu"), "memory"), (KeyError("secret"), "internal")],
+)
+def test_other_errors_have_words_too(site, monkeypatch, error, word):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("clients.app.worker", fail)
+    assert site.refused("query.probe", probe_order()) == word
+    assert type(error).__name__ in site.log
+
+
+def test_a_message_that_is_none_is_answered_with_a_code(site):
+    junk = RecordDict({"head": ConfigRecord({"json": '{"type": "TrainOrder", "fields": 5}'})})
+    assert site.refused("train", junk) == site.refused("train", RecordDict()) == "message"
+
+
+def test_a_site_file_that_cannot_be_read_is_said_in_one_word(site):
+    site.file.write_text("name: [\n")
+    assert site.send("query.probe", probe_order()).error.reason == "config 0"
+
+
+def test_without_a_trail_nothing_but_a_word_leaves(site):
+    (site.home / "audit.jsonl").mkdir(parents=True)  # cannot be written
+    assert site.send("query.probe", probe_order()).error.reason == "audit 0"
+
+
+def test_an_answer_that_cannot_be_written_down_stays(site, monkeypatch):
+    from clients.audit import Trail
+    from fcit.errors import AuditError
+
+    def full(self, message, order):
+        raise AuditError("disk full")
+
+    monkeypatch.setattr(Trail, "outgoing", full)
+    assert site.send("query.whoami", RecordDict()).error.reason == "audit 1"
+
+
+def test_tokens_of_few_records_are_not_sent(tmp_path):
+    site = Site(make(tmp_path, min_records=RECORDS + 1))
+    assert site.refused("query.describe", describe_order()) == "too-few"
+    # nor hidden in a larger sum, from which the rest could be taken away
+    assert site.refused("query.describe", describe_order(tasks=[0, 0])) == "too-few"
+
+
+def test_each_run_has_its_own_memory_at_a_site(site):
+    config = ordered(method={"name": "replay"})
+    tensors = start(probe_of(site, config))
+    update_of(site, train_order(tensors, config))
+    assert (site.home / "memory" / "run-1" / "0" / "0-0.json").is_file()
+    later = {"config": config, "round": 1, "memory": "0-0"}
+    assert site.refused("train", train_order(tensors, **later, run="run-2")) == "memory-lost"
+    assert update_of(site, train_order(tensors, **later)).kept > 0
+    shutil.rmtree(site.home / "memory")
+    assert site.refused("train", train_order(tensors, **later)) == "memory-lost"
+
+
+def test_an_order_for_another_client_or_a_strange_run_is_refused(site):
+    assert site.refused("query.describe", describe_order(client=1)) == "refused"
+    assert site.refused("query.describe", describe_order(client=-1)) == "refused"
+    for run in ("", "../up", "a/b", "x" * 300):
+        assert site.refused("query.probe", probe_order(run=run)) == "refused"
+    assert not (site.home / "memory").exists() and "this site is 0" in site.log

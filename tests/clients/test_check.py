@@ -1,0 +1,168 @@
+"""`fcit client check`: what is wrong with a site is named, with what to do about it."""
+
+import json
+import socket
+import ssl
+import threading
+from datetime import datetime, timedelta
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from PIL import Image
+
+from clients import check as checking
+from tests.clients.federation import free_port, make_certificates, make_key, run
+
+APP = "a" * 64
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    """A TLS server with a certificate for localhost and 127.0.0.1; ``(folder with ca.crt, port)``."""
+    folder = tmp_path_factory.mktemp("door")
+    make_certificates(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(connection, server_side=True) as secure:
+                    secure.recv(1)
+            except OSError:
+                pass  # the client did not like the certificate
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield folder, listening.getsockname()[1]
+    listening.close()
+
+
+@pytest.fixture
+def site(tmp_path, door, monkeypatch):
+    """``findings(**settings)`` of a site that is fine by default."""
+    folder, port = door
+    make_key(tmp_path / "site.key")
+    (tmp_path / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
+    images = tmp_path / "data" / "datasets"
+    images.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(images / "1.png")
+    turns = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "rose"}]
+    rows = [{"id": 1, "image": "1.png", "conversations": turns}]
+    (tmp_path / "data" / "train.json").write_text(json.dumps(rows))
+    question = {"question_id": 1, "image": "1.png", "text": "Which?", "answer": "rose"}
+    (tmp_path / "data" / "test.json").write_text(json.dumps([question]))
+    monkeypatch.setattr(checking, "installed_app", lambda: APP)
+    monkeypatch.delenv("FCIT_CACHE", raising=False)
+
+    def findings(**settings):
+        raw = {"superlink": f"localhost:{port}", "apps": [APP], "stream": "site",
+               "tasks": [{"train": "train.json", "test": "test.json"}], **settings}  # fmt: skip
+        (tmp_path / "SITE.yaml").write_text(yaml.safe_dump(raw))
+        return {what: (fine, detail) for what, fine, detail in checking.check(tmp_path / "SITE.yaml")}
+
+    return tmp_path, findings
+
+
+def wrong(found) -> dict[str, str]:
+    return {what: detail for what, (fine, detail) in found.items() if not fine}
+
+
+def test_a_site_that_is_fine(site):
+    folder, findings = site
+    found = findings()
+    assert not wrong(found)
+    expected = run("ssh-keygen", "-lf", folder / "site.key.pub").split()[1]
+    assert expected in found["key"][1]
+    assert "1 records" in found["task 0 train"][1] and "TLSv1.3" in found["door: certificate"][1]
+
+
+def test_a_mistake_in_the_file(site):
+    _, findings = site
+    assert "unknown key" in wrong(findings(wroker="resident"))["SITE.yaml"]
+
+
+def test_key(site):
+    folder, findings = site
+    (folder / "site.key").chmod(0o644)
+    assert "chmod 600" in wrong(findings())["key"]
+    (folder / "site.key").chmod(0o600)
+    (folder / "site.key").write_text("no key")
+    assert "not an OpenSSH private key" in wrong(findings())["key"]
+    (folder / "site.key").unlink()
+    assert "not there" in wrong(findings())["key"]
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "site.key")
+    assert "ecdsa" in wrong(findings())["key"]
+
+
+def test_the_failing_step_on_the_way_to_the_door_is_named(site):
+    folder, findings = site
+    assert set(wrong(findings(superlink="no.such.host.invalid:9092"))) == {"door: name"}
+    assert set(wrong(findings(superlink=f"127.0.0.1:{free_port()}"))) == {"door: connection"}
+    (folder / "other").mkdir()
+    make_certificates(folder / "other")
+    assert "must be made by" in wrong(findings(ca="other/ca.crt"))["door: certificate"]
+    assert "no certificate" in wrong(findings(ca="site.key"))["ca"]
+
+
+def test_a_certificate_for_another_name(site, door, monkeypatch):
+    _, findings = site
+    address = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", door[1]))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: address)
+    assert "elsewhere.example" in wrong(findings(superlink=f"elsewhere.example:{door[1]}"))["door: certificate"]
+
+
+def test_an_authority_that_has_run_out(site):
+    folder, findings = site
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=old")
+    then = datetime(2020, 1, 1)
+    old = x509.CertificateBuilder(name, name, key.public_key(), 1, then, then + timedelta(days=9)).sign(key, SHA256())
+    (folder / "old.crt").write_bytes(old.public_bytes(Encoding.PEM))
+    assert "run out" in wrong(findings(ca="old.crt"))["ca"]
+
+
+def test_apps(site):
+    _, findings = site
+    assert "none is pinned" in wrong(findings(apps=[]))["apps"]
+    other = "b" * 64
+    assert other in wrong(findings(apps=[other]))["apps"] and APP in wrong(findings(apps=[other]))["apps"]
+
+
+def test_the_hash_to_pin_is_that_of_the_installed_app(tmp_path):
+    first = checking.installed_app()
+    assert len(first) == 64 and checking.installed_app() == first
+
+
+def test_data(site):
+    folder, findings = site
+    (folder / "data" / "datasets" / "1.png").write_bytes(b"")
+    assert "1.png" in wrong(findings())["task 0 train"]
+    (folder / "data" / "train.json").write_text("[{")
+    assert "broken JSON" in wrong(findings())["task 0"]
+    assert "no such folder" in wrong(findings(data_root="elsewhere"))["data"]
+    (folder / "outside").mkdir()
+    (folder / "data" / "link").symlink_to(folder / "outside")
+    task = {"train": "train.json", "test": "test.json", "images": "link"}
+    assert "leads out of" in wrong(findings(tasks=[task]))["task 0"]
+
+
+def test_model(site):
+    _, findings = site
+    assert "config.json" in wrong(findings(model="models/none"))["model"]
+
+
+def test_home(site):
+    folder, findings = site
+    findings()
+    (folder / "home").chmod(0o755)
+    assert "chmod 700" in wrong(findings())["home"]
+    (folder / "file").write_text("")
+    assert "cannot be written" in wrong(findings(home="file/home"))["home"]

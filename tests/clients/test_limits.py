@@ -1,0 +1,140 @@
+"""What a site does of an ordered configuration."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clients import limits
+from fcit import config as configuration
+from fcit import site as sites
+from fcit.errors import ConfigError, Refused
+from fcit.federation.records import EvaluateOrder, ProbeOrder
+from fcit.site import Site
+
+
+def site(folder: Path, **settings) -> Site:
+    path = folder / "SITE.yaml"
+    path.write_text(yaml.safe_dump({"name": "0", **settings}))
+    return sites.load(path)
+
+
+def text(**changes) -> str:
+    """As a server would write it, without its own checks."""
+    return yaml.safe_dump({"benchmark": "fcit-mini-short", "method": "finetune", **changes})
+
+
+def done(order: str, at: Site) -> configuration.RunConfig:
+    return configuration.parse(yaml.safe_load(limits.limited(order, at)))
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch) -> Path:
+    """A file and module that leave a mark when they are imported."""
+    mark = tmp_path / "imported"
+    (tmp_path / "evil_part.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return mark
+
+
+@pytest.mark.parametrize("name", ["{}/evil_part.py:Evil", "evil_part:Evil"])
+@pytest.mark.parametrize("key", ["method", "fedopt", "benchmark", "trackers"])
+@pytest.mark.parametrize("form", ["short", "long"])
+def test_code_in_an_order_is_refused_before_it_is_looked_at(tmp_path, evil, key, name, form):
+    name = name.format(tmp_path)
+    if form == "long":
+        value = {"method": {"name": name, "x": 1}, "fedopt": {"name": name}, "trackers": ["tensorboard", name]}
+    else:
+        value = {"trackers": name}
+    with pytest.raises(Refused, match=f"^{key}: .*names code; a site runs only fcit's own: "):
+        limits.limited(text(**{key: value.get(key, name)}), site(tmp_path))
+    assert not evil.exists()
+
+
+def test_paths_in_an_order_are_not_opened(tmp_path):
+    for folder in ("model", "clip"):
+        (tmp_path / folder).mkdir()
+    mine = site(tmp_path, model="model", identity="clip", benchmark="own.yaml", data_root="data")
+    ordered = text(
+        benchmark="/server/bench.yaml", data_root="/server/data", output="/server/runs", tensorboard=True,
+        backbone={"model": "/server/llava", "identity": "/server/clip"},
+    )  # fmt: skip
+    config = done(ordered, mine)
+    assert config.benchmark == str(tmp_path / "own.yaml") and config.data_root == str(tmp_path / "data")
+    assert config.backbone.model == str(tmp_path / "model") and config.backbone.identity == str(tmp_path / "clip")
+    assert "/server" not in configuration.dump(config) and not config.tensorboard
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ({"benchmark": "/server/bench.yaml"}, "benchmark: '/server/bench.yaml' is not shipped"),
+        ({"benchmark": "../benchmarks/fcit-mini-short"}, "benchmark: .* is not shipped"),
+        ({"backbone": {"model": "llava-hf/llava-1.5-7b-hf"}}, "backbone.model: 'llava-hf/llava-1.5-7b-hf' is not"),
+        ({"backbone": {"model": "/server/llava"}}, "backbone.model: '/server/llava' is not shipped"),
+        ({"backbone": {"identity": "/server/clip"}}, "backbone.identity: '/server/clip' is ordered"),
+        ({"stream": "site"}, "stream: the run has 'site', SITE.yaml says 'benchmark'"),
+    ],
+)
+def test_what_a_site_has_no_file_for_is_refused(tmp_path, order, said):
+    with pytest.raises(Refused, match=said):
+        limits.limited(text(**order), site(tmp_path))
+
+
+def test_a_model_of_the_sites_own_needs_its_identity_encoder(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(Refused, match="identity"):
+        limits.limited(text(), site(tmp_path, model="model"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        limits.limited(text(), site(tmp_path, model="model", identity="nowhere"))
+
+
+def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
+    assert done(text(), site(tmp_path, benchmark="own.yaml")).benchmark == "fcit-mini-short"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sites_section", "said"),
+    [
+        ({"dtype": "bfloat16"}, {}, "dtype: SITE.yaml says bfloat16, the run is float32 and allows float32"),
+        ({"micro_batch": 4}, {"micro_batch": False}, "micro_batch: SITE.yaml says 4"),
+        ({"checkpointing": True}, {"checkpointing": False}, "checkpointing: SITE.yaml says true"),
+    ],
+)
+def test_what_the_run_does_not_allow_is_refused_with_both_values(tmp_path, settings, sites_section, said):
+    with pytest.raises(Refused, match=said):
+        limits.limited(text(sites=sites_section), site(tmp_path, **settings))
+    # and a site that says nothing goes along with everything
+    assert done(text(sites=sites_section), site(tmp_path))
+
+
+def test_a_site_chooses_how_it_computes(tmp_path):
+    mine = site(tmp_path, dtype="bfloat16", device="cuda:1", threads=3, micro_batch=2, max_bad_share=0.2)
+    config = done(text(sites={"dtypes": ["bfloat16"]}, backbone={"threads": 8}), mine)
+    assert (config.backbone.dtype, config.backbone.device, config.backbone.threads) == ("bfloat16", "cuda:1", 3)
+    assert config.max_bad_share == 0.2
+    assert limits.terms(mine).how(config) == {"dtype": "bfloat16", "micro_batch": 2, "checkpointing": False}
+    # as ordered where the site says nothing
+    assert done(text(backbone={"dtype": "float16", "threads": 8}), site(tmp_path)).backbone.threads == 8
+    assert limits.Terms().how(config) == {}
+
+
+@pytest.mark.parametrize("order", ["- a\n- b", "a: [", "a: &a [*a]", "x: 1", "seed: no"])
+def test_what_is_no_configuration_is_said_so(tmp_path, order):
+    with pytest.raises(ConfigError):
+        limits.limited(order, site(tmp_path))
+
+
+def test_aliases_that_stand_for_billions_are_not_followed(tmp_path):
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    with pytest.raises(ConfigError):
+        limits.limited(bomb, site(tmp_path))
+
+
+def test_predictions_stay_where_the_test_records_are_the_sites_own(tmp_path):
+    task = {"train": "a.json", "test": "b.json"}
+    mine = site(tmp_path, stream="site", tasks=[task])
+    with pytest.raises(Refused, match="predictions stay"):
+        limits.check_order(EvaluateOrder(text(), "d", 0, 1, "", [], {}, {}, run="r"), mine)
+    limits.check_order(ProbeOrder(text(), run="r"), mine)

@@ -1,0 +1,216 @@
+"""A site as its engineer runs it: it registers, does what is pinned, refuses the rest, and comes back."""
+
+import json
+import logging
+import os
+import selectors
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clients import start as starting
+from clients.children import Child
+from fcit import site as sites
+from fcit.errors import ConfigError
+from tests.clients.federation import Site, SuperLink, alive, wait
+
+PROJECT = """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "ask"
+version = "{version}"
+description = "sends a probe order and writes down the reply"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "tests"
+fab-include = ["asking/**/*.py", "clients/**/*.py"]
+[tool.flwr.app.components]
+serverapp = "asking.app:app"
+clientapp = "clients.app:app"
+[tool.flwr.app.config]
+"""
+
+SERVER = """\
+import json, time
+from pathlib import Path
+from flwr.app import Message
+from flwr.serverapp import ServerApp
+from fcit import config
+from fcit.federation import codec
+from fcit.federation.records import Probe, ProbeOrder
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    deadline = time.monotonic() + 60
+    while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    text = config.dump(config.parse({{"backbone": {{"threads": 1}}}}, "test"))
+    order = codec.encode(ProbeOrder(text))
+    reply, = grid.send_and_receive([Message(order, dst_node_id=nodes[0], message_type="query.probe")], timeout=90)
+    if reply.has_error():
+        said = {{"code": reply.error.code, "reason": reply.error.reason}}
+    else:
+        probe = codec.decode(reply.content, Probe)
+        said = {{"shapes": len(probe.shapes)}}
+    Path({result!r}).write_text(json.dumps(said))
+"""
+
+CLIENT = """\
+from pathlib import Path
+Path({marker!r}).write_text("code of the app ran at the site")
+from flwr.clientapp import ClientApp
+app = ClientApp()
+"""
+
+
+def make_app(folder: Path, version: str) -> Path:
+    """An app whose server asks a site to describe its model and whose client part leaves a mark when imported."""
+    for package in ("asking", "clients"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text("")
+    (folder / "pyproject.toml").write_text(PROJECT.format(version=version))
+    (folder / "asking" / "app.py").write_text(SERVER.format(result=str(folder / "result.json")))
+    (folder / "clients" / "app.py").write_text(CLIENT.format(marker=str(folder / "marker")))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
+    good, evil = make_app(tmp_path / "good", "1.0.0"), make_app(tmp_path / "evil", "6.6.6")
+    with SuperLink(tmp_path / "superlink") as superlink:
+        site = Site(tmp_path / "site", superlink, apps=[superlink.pin(good)])
+        superlink.register(site.folder / "site.key.pub", "0")
+        with site:
+            assert superlink.submit(good).startswith("finished:completed"), site.logs()
+            said = json.loads((good / "result.json").read_text())
+            assert said.get("shapes"), (said, site.logs())
+
+            assert superlink.submit(evil).startswith("finished:completed"), site.logs()
+            said = json.loads((evil / "result.json").read_text())
+            code, reference = said["reason"].split()
+            assert code == "refused" and len(said["reason"]) < 20
+            assert f"[{reference}]" in site.log("site") and superlink.pin(evil) in site.log("site")
+            # Nobody ran a line of either app's client part: the site has its own.
+            assert not (good / "marker").exists() and not (evil / "marker").exists()
+            assert not list((site.folder / "home").rglob("clients/app.py"))
+
+            children = [site.child("SuperNode"), site.child("executor")]
+            assert site.stop() == 0, site.logs()
+        assert not any(alive(pid) for pid in children)
+
+
+# ------------------------------------------------ looking after the two processes, with stand-ins for them
+
+STAND_INS = """\
+import sys
+from clients import start
+supernode, executor = sys.argv[2:]
+start.supernode_command = lambda site: ["sh", "-c", supernode]
+start.executor_command = lambda path: ["sh", "-c", executor]
+start._SUPERNODE_WAIT = start._EXECUTOR_WAIT = 0.3, 0.3
+sys.exit(start.start(sys.argv[1]))
+"""
+RUNS = "echo up; exec sleep 300"
+
+
+class StandIns(Site):
+    """A site whose SuperNode and executor are shell commands."""
+
+    def __init__(self, folder: Path, supernode: str = RUNS, executor: str = RUNS) -> None:
+        self.folder, self.commands = folder, (supernode, executor)
+        for name in ("site.key", "ca.crt"):
+            (folder / name).write_text("")
+        self.file = folder / "SITE.yaml"
+        self.file.write_text("{}")
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", STAND_INS, str(self.file), *self.commands], stderr=subprocess.DEVNULL
+        )
+        wait(lambda: "the executor runs" in self.log("start"), 20)
+        return self
+
+
+def test_what_ends_is_started_again_and_a_signal_ends_all(tmp_path):
+    with StandIns(tmp_path) as site:
+        first = site.child("SuperNode"), site.child("executor")
+        os.kill(first[1], signal.SIGKILL)  # as when memory runs out
+        wait(lambda: site.child("executor") != first[1], 10)
+        assert alive(first[0]) and "the executor ended with -9" in site.log("start")
+        os.kill(first[0], signal.SIGKILL)
+        wait(lambda: site.child("SuperNode") != first[0], 10)
+        last = site.child("SuperNode"), site.child("executor")
+        assert site.log("supernode").count("up") == 2
+        assert site.stop() == 0
+        assert not any(alive(pid) for pid in last)
+
+
+def test_what_is_wrong_is_said_once_a_minute_and_it_never_gives_up(tmp_path):
+    refused = "echo 'Exit Code: 305 [code: 2004] Failed to activate'; exit 1"
+    with StandIns(tmp_path, supernode=refused) as site:
+        wait(lambda: site.log("start").count("the SuperNode ended with 1") >= 4, 20)
+        assert site.log("start").count("`fcit deploy register`") == 1
+        assert "2004" in site.log("supernode")
+
+
+def test_children_do_not_outlive_a_killed_parent(tmp_path):
+    with StandIns(tmp_path) as site:
+        children = site.child("SuperNode"), site.child("executor")
+        site.process.kill()
+        site.process.wait()
+        wait(lambda: not any(alive(pid) for pid in children), 10)
+
+
+def test_a_child_that_does_not_listen_is_killed(tmp_path):
+    log = logging.getLogger("test.children")
+    deaf = "trap '' TERM; echo up; while :; do sleep 0.1; done"
+    with selectors.DefaultSelector() as selector:
+        child = Child("deaf", ["sh", "-c", deaf], os.environ, tmp_path, log, (1.0, 1.0), signal.SIGKILL)
+        pid = child.start(selector)
+        wait(lambda: child.read() and child.tail, 10)
+        assert child.stop(selector, 0.3) is False
+        assert not alive(pid)
+
+
+def test_a_site_runs_once(tmp_path):
+    with StandIns(tmp_path) as site, pytest.raises(ConfigError, match="runs already"):
+        starting.start(site.file)
+
+
+def test_what_is_made_is_for_nobody_else_to_read(tmp_path):
+    with StandIns(tmp_path):
+        home = tmp_path / "home"
+        assert stat.S_IMODE((home / "secret").stat().st_mode) == 0o600 and (home / "secret").stat().st_size == 32
+        for path in (home, *home.rglob("*")):
+            assert not path.stat().st_mode & 0o077, path
+        secret = (home / "secret").read_bytes()
+    with StandIns(tmp_path):
+        assert (home / "secret").read_bytes() == secret
+
+
+def test_without_key_or_certificate_it_says_who_has_them(tmp_path):
+    (tmp_path / "SITE.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match="fcit deploy init") as caught:
+        starting.start(tmp_path / "SITE.yaml")
+    assert len(caught.value.problems) == 2
+
+
+def test_nothing_listens_beyond_loopback_and_no_secret_is_on_a_command_line(tmp_path):
+    (tmp_path / "SITE.yaml").write_text("threads: 3\nport: 9777\n")
+    site = sites.load(tmp_path / "SITE.yaml")
+    command = starting.supernode_command(site)
+    assert command[command.index("--host") + 1] == "127.0.0.1" and command[command.index("--port") + 1] == "9777"
+    assert "--insecure" not in command and command[command.index("--isolation") + 1] == "process"
+    assert command[command.index("--superexec-auth-secret-file") + 1] == str(tmp_path / "home" / "secret")
+    environment = starting.environment(site)
+    assert environment["OMP_NUM_THREADS"] == "3" and environment["FLWR_HOME"] == str(tmp_path / "home" / "flwr")
+    assert environment["HF_HUB_OFFLINE"] == "1" and "127.0.0.1" in environment["no_proxy"]

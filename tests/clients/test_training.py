@@ -1,0 +1,170 @@
+"""Micro-batches and checkpointing save memory; they change no result beyond rounding."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clients.training import backward
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import Adapter
+from fcit.config import Backbone as Config
+from fcit.methods.base import Session
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone
+from fcit.models.layout import is_projector
+
+RECORDS = 7
+#: float32 sums in another order: of the largest gradient, and absolutely.
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
+METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora"]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone(Config(feature_cache="off", threads=1))
+
+
+@pytest.fixture(scope="module")
+def shard(backbone, tmp_path_factory):
+    """Records whose questions and answers differ in length, and their features."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    examples = []
+    for n in range(RECORDS):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root / f"{n}.png")
+        examples.append(backbone.encode("What is this? " * (n % 3 + 1), "red cup " * (n + 1), f"{n}.png"))
+    return examples, backbone.vision_features(root, [e.image for e in examples])
+
+
+def adapters_of(method, projector: str = "shared", dropout: float = 0.0) -> Adapters:
+    backbone = Backbone(Config(feature_cache="off", threads=1))
+    adapters = Adapters(backbone, Adapter(projector=projector, dropout=dropout), method.layout)
+    rng = np.random.default_rng(1)
+    noise = {n: rng.normal(0, 0.05, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
+    adapters.load({n: t for n, t in noise.items() if not is_projector(n)} | adapters.base_projector())
+    return adapters
+
+
+def constants_of(name: str, adapters: Adapters) -> dict[str, dict[str, np.ndarray]]:
+    """A second stage: an anchor with its Fisher information, a teacher, a frozen subspace."""
+    rng = np.random.default_rng(2)
+    old = {n: rng.normal(0, 0.05, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
+    fisher = {f"fisher/{n}": np.abs(t) for n, t in old.items()}
+    return {
+        "ewc": {"ewc-0": {f"anchor/{n}": t for n, t in old.items()} | fisher},
+        "lwf": {"teacher-0": old},
+        "olora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
+    }.get(name, {})
+
+
+class Case:
+    """A method amid a training on the real model."""
+
+    def __init__(self, name: str, shard, **adapter) -> None:
+        self.method = registry.resolve("method", name)(configuration.parse({"method": name}))
+        self.adapters = adapters_of(self.method, **adapter)
+        self.examples, self.features = shard
+        self.session = Session(
+            self.adapters.backbone, self.adapters, 0, "s", 1, 0, "1", constants=constants_of(name, self.adapters),
+            examples=self.examples,
+        )  # fmt: skip
+        self.seen: list[int] = []
+
+    def loss_of(self, chosen: list[int]):
+        assert self.session.batch == chosen
+        self.seen.append(len(chosen))
+        return self.method.loss(self.session, [self.examples[i] for i in chosen], self.features[chosen])
+
+    def gradients(self, micro: int | None) -> tuple[float, dict[str, torch.Tensor]]:
+        self.seen = []
+        with self.adapters.training():
+            self.method.prepare(self.session)
+            loss = backward((self.session, self.session), list(range(RECORDS)), self.loss_of, micro)
+            return loss, {n: p.grad.clone() for n, p in self.adapters.trainable.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_give_the_batchs_loss_and_gradients(name, shard):
+    case = Case(name, shard)
+    loss, whole = case.gradients(None)
+    assert case.seen == [RECORDS] and whole and all(g.abs().max() > 0 for g in whole.values())
+    for micro, sizes in ((1, [1] * 7), (3, [3, 3, 1]), (5, [5, 2])):
+        other, parts = case.gradients(micro)
+        assert case.seen == sizes and case.session.batch == list(range(RECORDS))
+        assert other == pytest.approx(loss, rel=1e-5)
+        for tensor, gradient in whole.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(parts[tensor] / scale, gradient / scale, **TOLERANCE, msg=f"{tensor} {micro}")
+
+
+def test_a_regulariser_counts_once(shard):
+    """Seven parts that each added the whole penalty would be seven penalties."""
+    case = Case("ewc", shard)
+    loss, _ = case.gradients(1)
+    case.method.options = case.method.options.model_copy(update={"strength": 0.0})
+    bare, _ = case.gradients(1)
+    case.method.options = case.method.options.model_copy(update={"strength": 800.0})
+    twice, _ = case.gradients(1)
+    assert loss - bare > 0.1 and twice - bare == pytest.approx(2 * (loss - bare), rel=1e-3)
+    values = dict(case.adapters.trainable)
+    held = case.session.constants["ewc-0"]
+    penalty = sum((held[f"fisher/{n}"] * np.square(p.detach().numpy() - held[f"anchor/{n}"])).sum()
+                  for n, p in values.items())  # fmt: skip
+    assert loss - bare == pytest.approx(400 / 2 * penalty, rel=1e-3)
+
+
+@pytest.mark.parametrize("micro", [None, RECORDS, RECORDS + 5])
+def test_a_batch_that_fits_is_done_as_ever(micro, shard):
+    case = Case("finetune", shard)
+    with case.adapters.training():
+        loss = case.method.loss(case.session, case.examples, case.features)
+        loss.backward()
+        expected = {n: p.grad.clone() for n, p in case.adapters.trainable.items()}
+    other, gradients = case.gradients(micro)
+    assert case.seen == [RECORDS] and other == float(loss.detach())
+    assert all(torch.equal(gradients[n], g) for n, g in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("finetune", {}), ("finetune", {"projector": "frozen"}), ("finetune", {"dropout": 0.5}), ("lwf", {}),
+        ("olora", {}), ("moelora", {}),
+    ],
+)  # fmt: skip
+def test_checkpointing_gives_the_same_gradients(name, adapter, shard):
+    case = Case(name, shard, **adapter)
+    layer = next(m for n, m in case.adapters.backbone.model.named_modules() if n.endswith("lora_B.slot"))
+    passes = []
+    layer.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+
+    def seeded() -> tuple[float, dict[str, torch.Tensor], int]:
+        passes.clear()
+        torch.manual_seed(5)
+        loss, gradients = case.gradients(None)
+        return loss, gradients, len(passes)
+
+    loss, plain, once = seeded()
+    with warnings.catch_warnings(), case.adapters.backbone.checkpointing():
+        warnings.simplefilter("error")
+        again, checked, twice = seeded()
+    assert twice > once  # layers were really computed again
+    assert again == loss and set(checked) == set(plain)
+    for tensor, gradient in plain.items():
+        torch.testing.assert_close(checked[tensor], gradient, rtol=1e-6, atol=1e-9)
+    assert seeded()[2] == once  # and are not any more
+
+
+def test_checkpointing_and_micro_batches_go_together(shard):
+    case = Case("ewc", shard)
+    loss, plain = case.gradients(None)
+    with case.adapters.backbone.checkpointing():
+        other, parts = case.gradients(2)
+    assert other == pytest.approx(loss, rel=1e-5)
+    for tensor, gradient in plain.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(parts[tensor] / scale, gradient / scale, **TOLERANCE)

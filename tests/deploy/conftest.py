@@ -1,0 +1,71 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fcit.deploy.init import init
+from fcit.deploy.layout import Deployment
+from fcit.deploy.steps import Steps
+
+FCIT = Path(sys.executable).with_name("fcit")
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    with socket.socket() as s:
+        s.bind((address, 0))
+        return s.getsockname()[1]
+
+
+def plan(path: Path, host: str = "127.0.0.2") -> Deployment:
+    return Deployment.plan(path, host, free_port(host), None, free_port())
+
+
+@pytest.fixture(scope="session")
+def nginx():
+    """Debian's nginx-light, or whatever nginx there is."""
+    program = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
+    if program is None:
+        assert os.environ.get("FCIT_REQUIRE_NGINX") != "1", "nginx is not installed"
+        pytest.skip("nginx is not installed; FCIT_REQUIRE_NGINX=1 makes this a failure")
+    return program
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Deployment:
+    """A deployment of two sites, to be looked at; not started and not to be changed."""
+    deployment = plan(tmp_path_factory.mktemp("deployment") / "dir")
+    init(deployment, 2, Steps())
+    return deployment
+
+
+class Up:
+    """`fcit deploy up` as a process of its own."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.log = deployment.path.with_name("up.log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [FCIT, "deploy", "up", deployment.path], stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 60
+        while "sites reach the door" not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def children(self) -> list[int]:
+        """Processes that it has started itself."""
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)

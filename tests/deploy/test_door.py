@@ -1,0 +1,274 @@
+"""The door: who gets through it to what. Each claim of the threat model, tried against a real SuperLink."""
+
+import http.client
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives import serialization
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
+from fcit import cli, site
+from fcit.deploy import control, door
+from fcit.deploy.init import init
+from fcit.deploy.steps import DeployError, Steps
+from fcit.deploy.up import superlink
+from fcit.errors import ConfigError
+from tests.deploy.conftest import Up, plan
+
+PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
+
+
+def all_paths() -> set[tuple[str, str]]:
+    """Every (method, path) that Flower's SuperLink serves."""
+    from fastapi.routing import iter_route_contexts
+    from flwr.superlink.main import create_app
+
+    routes = [context.route for context in iter_route_contexts(create_app().routes)]
+    return {(method, route.path) for route in routes for method in route.methods or ()}
+
+
+def test_the_configuration_is_valid(prepared, nginx):
+    done = subprocess.run([*door.command(prepared), "-t"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_door_knows_what_flower_serves():
+    """A new Flower with other paths shows here, not at a site."""
+    fleet = {path for method, path in all_paths() if path.startswith("/v1/fleet/")}
+    assert fleet - set(door.FLEET_PATHS) == {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
+    assert set(door.FLEET_PATHS) <= fleet
+
+
+def test_the_superlink_listens_on_loopback_only_and_wants_keys(prepared):
+    command = superlink(prepared)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert "--enable-supernode-auth" in command and "--insecure" not in command
+
+
+def test_without_nginx_nothing_is_started(prepared, monkeypatch, capsys):
+    monkeypatch.setattr("fcit.deploy.door.shutil.which", lambda *a, **k: None)
+    assert cli.main(["deploy", "up", str(prepared.path)]) == 1
+    assert "apt install nginx-light" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_named(prepared, nginx):
+    with socket.socket() as other:
+        other.bind((prepared.bind, prepared.port))
+        other.listen()
+        done = subprocess.run(
+            [Path(sys.executable).with_name("fcit"), "deploy", "up", prepared.path], capture_output=True, text=True
+        )
+    assert done.returncode == 1 and f"cannot listen on 127.0.0.2:{prepared.port}" in done.stderr
+
+
+def test_a_superlink_that_is_not_up(prepared, capsys):
+    assert cli.main(["deploy", "status", str(prepared.path)]) == 1
+    assert "fcit deploy up" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory, nginx):
+    """A deployment that is up; sites 0 and 2 are registered, site 1 has a key that is not."""
+    deployment = plan(tmp_path_factory.mktemp("door") / "dir")
+    init(deployment, 3, Steps())
+    up = Up(deployment)
+    try:
+        control.register(deployment, ["0", "2"], Steps())
+        yield deployment
+    finally:
+        children = up.children()
+        assert up.stop() == 0, up.log.read_text()
+        assert len(children) == 2 and not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture
+def outside(deployed):
+    """Somebody with the CA certificate."""
+    context = ssl.create_default_context(cafile=deployed.ca)
+    with httpx.Client(base_url=f"https://{deployed.door}", verify=context, trust_env=False) as client:
+        yield client
+
+
+def knock(deployed) -> http.client.HTTPSConnection:
+    """As `outside`, but a path or header is sent as it is."""
+    context = ssl.create_default_context(cafile=deployed.ca)
+    return http.client.HTTPSConnection(deployed.host, deployed.port, context=context)
+
+
+def signed(deployed, name: str) -> tuple[dict[str, str], bytes]:
+    """Headers as a SuperNode with this site's key sends them, and its public key."""
+    private = serialization.load_ssh_private_key((deployed.site(name) / "site.key").read_bytes(), None)
+    public, stamp = public_key_to_bytes(private.public_key()), now().isoformat()
+    headers = {
+        "flwr-public-key": b64encode(public).decode(), "flwr-timestamp": stamp,
+        "flwr-signature": b64encode(sign_message(private, stamp.encode())).decode(),
+        **PROTOBUF,
+    }  # fmt: skip
+    return headers, public
+
+
+def activate(deployed, client, name: str, **change: str) -> httpx.Response:
+    headers, public = signed(deployed, name)
+    body = ActivateNodeRequest(public_key=public, heartbeat_interval=30).SerializeToString()
+    return client.post("/v1/fleet/activate-node", content=body, headers={**headers, **change})
+
+
+@pytest.mark.slow
+def test_with_the_ca_certificate_only_fleet_paths_are_there(deployed, outside):
+    closed = [(m, p) for m, p in all_paths() if p not in door.FLEET_PATHS]
+    assert len(closed) > 60
+    for method, path in closed:
+        assert outside.request(method, path).status_code == 403, path
+    for path in door.FLEET_PATHS:
+        assert outside.get(path).status_code == 403, path
+
+
+@pytest.mark.slow
+def test_a_site_s_key_opens_nothing_more(deployed, outside):
+    headers, _ = signed(deployed, "0")
+    assert activate(deployed, outside, "0").status_code == 200  # the key is a good one
+    closed = [path for method, path in all_paths() if method == "POST" and path not in door.FLEET_PATHS]
+    for path in closed:
+        assert outside.post(path, headers=headers).status_code == 403, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [
+    "/v1/fleet/../control/list-runs", "/v1/fleet/%2e%2e/control/list-runs", "//v1/control/list-runs",
+    "/v1/fleet/pull-messages/../../control/list-runs", "/v1/fleet/pull-messages/", "/v1/fleet/pull-messages%00",
+    "/V1/Control/list-runs", "https://127.0.0.1/v1/control/list-runs", "/v1/control/list-runs?x=/v1/fleet/get-run",
+    "/v1/fleet/pull-messages/..%2f..%2fcontrol/list-runs",
+])  # fmt: skip
+def test_paths_that_try_to_slip_through(deployed, path):
+    connection = knock(deployed)
+    connection.request("POST", path, headers=PROTOBUF)
+    assert connection.getresponse().status in (400, 403, 404)
+    connection.close()
+
+
+@pytest.mark.slow
+def test_the_403_is_the_door_s_doing(deployed):
+    """The same request on loopback is answered: it is the door, not Flower, that refuses it."""
+    context = ssl.create_default_context(cafile=deployed.ca)
+    answer = httpx.post(
+        f"https://127.0.0.1:{deployed.superlink_port}/v1/control/list-runs", verify=context, trust_env=False,
+        headers=PROTOBUF,
+    )  # fmt: skip
+    assert answer.status_code == 200
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((deployed.host, deployed.superlink_port), timeout=2)
+
+
+@pytest.mark.slow
+def test_flower_refuses_a_key_that_is_not_registered(deployed, outside):
+    assert "2004" in activate(deployed, outside, "1").text
+    assert activate(deployed, outside, "1").is_error
+
+
+@pytest.mark.slow
+def test_flower_refuses_a_node_without_or_with_a_wrong_signature(deployed, outside):
+    assert activate(deployed, outside, "0", **{"flwr-signature": "AAAA"}).status_code == 401
+    body = PullMessagesRequest(node=Node(node_id=1)).SerializeToString()
+    assert outside.post("/v1/fleet/pull-messages", content=body, headers=PROTOBUF).status_code == 401
+
+
+@pytest.mark.slow
+def test_a_site_cannot_ask_for_another_one_s_orders(deployed, outside):
+    headers, _ = signed(deployed, "0")
+    own = int(deployed.remembered("nodes")["0"])
+    for node, code in ((own, 200), (own + 1, 401)):
+        body = PullMessagesRequest(node=Node(node_id=node)).SerializeToString()
+        assert outside.post("/v1/fleet/pull-messages", content=body, headers=headers).status_code == code
+
+
+@pytest.mark.slow
+def test_the_operator_s_commands_fail_at_the_door(deployed, outside, tmp_path):
+    (tmp_path / "config.toml").write_text(
+        f'[superlink]\ndefault = "x"\n[superlink.x]\naddress = "{deployed.door}"\nroot-certificates = "{deployed.ca}"\n'
+    )
+    environment = deployed.environment(tmp_path)
+    key = deployed.public_key("1")
+    before = control.runs(deployed)
+    for command in (["run", deployed.app, "x"], ["supernode", "register", key, "x"], ["ls", "x"]):
+        done = subprocess.run(["flwr", *command], env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode != 0 and "403" in done.stderr, (command, done.stdout, done.stderr)
+    assert control.runs(deployed) == before
+    assert "2004" in activate(deployed, outside, "1").text
+
+
+@pytest.mark.slow
+def test_a_body_that_no_site_sends_is_not_taken(deployed):
+    for size, codes in ((65 * 2**20, {413}), (6 * 2**20, {401, 422, 400})):
+        connection = knock(deployed)
+        connection.putrequest("POST", "/v1/fleet/push-object")
+        for name, value in {**PROTOBUF, "content-length": str(size)}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        if 413 not in codes:
+            connection.send(bytes(size))
+        assert connection.getresponse().status in codes
+        connection.close()
+
+
+@pytest.mark.slow
+def test_another_authority_is_not_believed(deployed, prepared):
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"https://{deployed.door}/", verify=ssl.create_default_context(cafile=prepared.ca), trust_env=False)
+
+
+@pytest.mark.slow
+def test_register_status_and_unregister(deployed, outside, capsys):
+    assert activate(deployed, outside, "2").status_code == 200
+    control.register(deployed, ["2"], Steps())
+    control.status(deployed, Steps())
+    shown = capsys.readouterr().out
+    assert "site 2 is registered already" in shown and "online" in shown and "not registered" in shown
+    assert "$ FLWR_HOME=" in shown
+
+    control.unregister(deployed, ["2"], Steps())
+    assert activate(deployed, outside, "2").is_error
+    with pytest.raises(DeployError, match="already in use"):
+        control.register(deployed, ["2"], Steps())
+    with pytest.raises(ConfigError, match="is not registered"):
+        control.unregister(deployed, ["1"], Steps())
+
+
+@pytest.mark.slow
+def test_the_hash_that_is_submitted_is_the_pinned_one(deployed):
+    number = control.flwr(deployed, "run", str(deployed.app))["run-id"]  # without a run folder: fails at once
+    deadline = time.monotonic() + 60
+    while control.unfinished(deployed):
+        assert time.monotonic() < deadline
+    run = control.flwr(deployed, "ls", settings=("--run-id", number))["runs"][0]
+    assert [run["fab-hash"]] == site.load(deployed.site("0") / "SITE.yaml").apps
+    assert run["status"] == "finished:failed" and "nothing to run" in run["status-details"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["superlink", "door"])
+def test_when_one_of_the_two_dies_both_end(tmp_path, nginx, victim):
+    deployment = plan(tmp_path / "d")
+    init(deployment, 1, Steps())
+    up = Up(deployment)
+    children = sorted(up.children())
+    addresses = [(deployment.host, deployment.port), ("127.0.0.1", deployment.superlink_port)]
+    os.kill(children[victim], signal.SIGKILL)
+    assert up.process.wait(30) == 1
+    assert "ended with code -9" in up.log.read_text()
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    for address in addresses:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=2)

@@ -1,0 +1,185 @@
+"""`fcit deploy submit` as its user sees it, with a SuperLink that only pretends."""
+
+import json
+import shutil
+import threading
+import time
+
+import pytest
+import yaml
+
+from fcit import cli
+from fcit.deploy import submit as module
+from fcit.deploy.layout import Deployment
+from fcit.deploy.steps import DeployError
+from fcit.run_dir import RunDir
+
+CONFIG = {
+    "name": "tiny",
+    "method": "finetune",
+    "federation": {"clients": 2, "clients_per_round": 2},
+    "benchmark": "fcit-mini-short",
+}
+
+
+class Pretended:
+    """Answers `flwr` commands; a run ends as told once ``over`` is set."""
+
+    def __init__(self, end: str, details: str = "") -> None:
+        self.end, self.details = end, details
+        self.over = threading.Event()
+        self.asked: list[tuple[str, ...]] = []
+        self.going: list[str] = []
+
+    def __call__(self, deployment, *words, settings=(), steps=None):
+        self.asked.append((*words, *settings))
+        if words[0] == "run":
+            return {"run-id": "7"}
+        if words[0] == "ls" and not settings:
+            return {"runs": [{"run-id": number, "status": "running"} for number in self.going]}
+        status = f"finished:{self.end}" if self.over.is_set() else "running"
+        return {"runs": [{"run-id": "7", "status": status, "status-details": self.details}]}
+
+
+@pytest.fixture
+def deployment(prepared, tmp_path, monkeypatch) -> Deployment:
+    """A copy of the prepared deployment in which both sites are registered."""
+    copy = tmp_path / "dir"
+    shutil.copytree(prepared.path, copy)
+    monkeypatch.setattr(module, "_ASK", 0.0)
+    monkeypatch.setattr(module, "_LOOK", 0.01)
+    monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: [])
+    opened = Deployment.open(copy)
+    opened.remember("nodes", {"0": "11", "1": "12"})
+    return opened
+
+
+def pretend(monkeypatch, *arguments) -> Pretended:
+    pretended = Pretended(*arguments)
+    monkeypatch.setattr("fcit.deploy.submit.flwr", pretended)
+    monkeypatch.setattr("fcit.deploy.control.flwr", pretended)
+    return pretended
+
+
+def config(tmp_path, **changes) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    return str(path)
+
+
+@pytest.mark.parametrize("end,code,word", [("failed", 1, "failed: no disk"), ("stopped", 75, "stopped: no disk")])
+def test_a_run_that_did_not_complete_says_so(deployment, tmp_path, monkeypatch, capsys, end, code, word):
+    pretended = pretend(monkeypatch, end, "no disk")
+    pretended.over.set()
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == code
+    shown = " ".join(capsys.readouterr().out.split())
+    run = deployment.path / "runs" / "tiny-1"
+    assert word in shown and f"--resume {run}" in shown
+    assert ("run", str(deployment.app), "-c", f'run-dir="{run}"') in pretended.asked
+    assert deployment.remembered("runs") == {"7": str(run)}
+
+
+def test_events_are_shown_and_only_those_of_this_run(deployment, tmp_path, monkeypatch, capsys):
+    """A run that is resumed has events of its first life; the server cuts some of them off while we look."""
+    pretended = pretend(monkeypatch, "failed", "x")
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    old = {"time": time.time() - 100, "event": "stage", "stage": 0, "row": {"old": 1.0}}
+    folder.events.write_text((json.dumps(old) + "\n") * 50)
+
+    def server() -> None:
+        while ("run", str(deployment.app), "-c", f'run-dir="{folder.path}"') not in pretended.asked:
+            time.sleep(0.01)
+        folder.truncate_events(0)
+        folder.event("start", stages=2, rounds=1, done=[0, 0])
+        folder.event("stage", stage=0, row={"new": 50.0})
+        time.sleep(0.2)
+        folder.event("stage", stage=1, row={"newer": 60.0})
+        time.sleep(0.1)
+        pretended.over.set()
+
+    thread = threading.Thread(target=server)
+    thread.start()
+    assert cli.main(["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]) == 1
+    thread.join()
+    shown = capsys.readouterr().out
+    assert shown.count("stage 1 scores: new 50.0") == 1 and shown.count("stage 2 scores: newer 60.0") == 1
+    assert "old" not in shown
+
+
+def test_ctrl_c_leaves_the_run_alone_and_says_how_to_end_it(deployment, tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, "failed")
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_watch", interrupted)
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 130
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"fcit deploy follow {deployment.path} 7" in shown and f"fcit deploy stop {deployment.path} 7" in shown
+
+
+def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch, capsys):
+    pretended = pretend(monkeypatch, "failed")
+    assert (
+        cli.main(
+            [
+                "deploy",
+                "submit",
+                str(deployment.path),
+                config(tmp_path, federation={"clients": 3, "clients_per_round": 3}),
+            ]
+        )
+        == 2
+    )
+    assert "2 is not registered" in capsys.readouterr().err
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path), "training.lr=fast"]) == 2
+    assert "training.lr" in capsys.readouterr().err
+    assert cli.main(["deploy", "submit", str(deployment.path)]) == 2
+    assert pretended.asked == [] and not list((deployment.path / "runs").iterdir())
+
+
+def test_one_run_at_a_time(deployment, tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, "failed").going.append("5")
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
+    assert "run 5 is going on" in capsys.readouterr().err and not list((deployment.path / "runs").iterdir())
+
+
+def test_an_app_that_is_not_the_installed_one_is_not_submitted(deployment, tmp_path, monkeypatch, capsys):
+    pretended = pretend(monkeypatch, "failed")
+    monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: ["server/loop.py"])
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 2
+    assert "fcit deploy update" in capsys.readouterr().err and pretended.asked == []
+
+
+def test_dry_run_shows_the_command(deployment, tmp_path, monkeypatch, capsys):
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path), "--dry-run"]) == 0
+    assert f"flwr run {deployment.app} operator -c 'run-dir=" in capsys.readouterr().out
+    assert not list((deployment.path / "runs").iterdir()) and deployment.remembered("runs") == {}
+
+
+def test_a_superlink_that_stays_away_is_given_up(deployment, tmp_path, monkeypatch, capsys):
+    pretended = pretend(monkeypatch, "failed")
+
+    def away(deployment, *words, settings=(), steps=None):
+        if settings[:1] == ("--run-id",):
+            raise DeployError("the SuperLink does not answer")
+        return pretended(deployment, *words, settings=settings, steps=steps)
+
+    monkeypatch.setattr("fcit.deploy.submit.flwr", away)
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_what_to_stop_must_be_clear(deployment, monkeypatch, capsys):
+    pretended = pretend(monkeypatch, "stopped")
+    assert cli.main(["deploy", "stop", str(deployment.path)]) == 2
+    assert "nothing to stop" in capsys.readouterr().err
+    pretended.going.append("5")
+    assert cli.main(["deploy", "stop", str(deployment.path)]) == 0
+    assert pretended.asked[-1] == ("stop", "5")
+
+
+def test_follow_wants_a_run_that_is_known(deployment, capsys):
+    assert cli.main(["deploy", "follow", str(deployment.path), "99"]) == 2
+    assert "99 was not submitted here" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""Three sites bring data that no benchmark file mentions, and begin new tasks at different times."""
+
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from flwr.app import Context, RecordDict
+
+from clients.app import app as client_app
+from fcit import config as configuration
+from fcit.data.benchmark import cache_folder
+from fcit.data.mini.render import VERSION, ensure
+from fcit.environment import describe
+from fcit.errors import ConfigError
+from fcit.federation.engines.inline import InlineGrid
+from fcit.federation.engines.virtual import FIRST_NODE
+from fcit.results import Run
+from fcit.run_dir import RunDir
+from server.app import run as serve
+
+#: What each site holds, and from which stage on.
+STREAMS = [
+    [("clevr-math", "CLEVR-Math", 0), ("ocr-vqa", "OCRVQA", 2)],
+    [("iconqa", "IconQA", 0), ("super-clevr", "super-CLEVR", 1)],
+    [("figureqa", "FigureQA", 0)],
+]
+
+
+class Sites(InlineGrid):
+    """Virtual clients with a SITE.yaml each, as their SuperNodes would have."""
+
+    def __init__(self, files: list[Path]) -> None:
+        super().__init__(client_app, len(files))
+        self._files = files
+
+    def _context(self, node: int) -> Context:
+        if node not in self._contexts:
+            config = {"site": str(self._files[node - FIRST_NODE])}
+            self._contexts[node] = Context(
+                run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={}
+            )
+        return self._contexts[node]
+
+
+def rows_of(mini: Path, dataset: str, folder: str, split: str, count: int, data: Path) -> list[dict]:
+    """Records of a rendered dataset under image names of the site's own."""
+    rows = json.loads((mini / "instructions" / folder / f"{split}.json").read_text())[:count]
+    for number, row in enumerate(rows):
+        name = f"{dataset}-{split}-{number}.png"
+        shutil.copy(mini / "datasets" / row["image"], data / "pictures" / name)
+        row["image"] = name
+    return rows
+
+
+def site(folder: Path, number: int, stream: list[tuple[str, str, int]], mini: Path) -> Path:
+    """A SITE.yaml with its data beside it."""
+    data = folder / "data"
+    (data / "pictures").mkdir(parents=True)
+    tasks = []
+    for dataset, source, start in stream:
+        ensure(dataset, mini)
+        for split, count in (("train", 48), ("test", 16)):
+            rows = rows_of(mini, dataset, source, split, count, data)
+            (data / f"{dataset}-{split}.json").write_text(json.dumps(rows))
+        tasks.append({"train": f"{dataset}-train.json", "test": f"{dataset}-test.json", "images": "pictures",
+                      "start_stage": start})  # fmt: skip
+    path = folder / "SITE.yaml"
+    path.write_text(yaml.safe_dump({"name": str(number), "data_root": "data", "stream": "site", "tasks": tasks}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    """Three sites, three stages of two rounds."""
+    folder = tmp_path_factory.mktemp("sites")
+    mini = cache_folder() / VERSION
+    files = [site(folder / f"site-{n}", n, stream, mini) for n, stream in enumerate(STREAMS)]
+    raw = {"name": "own", "stream": "site", "method": "disco", "output": str(folder), "backbone": {"threads": 1},
+           "federation": {"clients": 3, "clients_per_round": 3, "rounds": 2, "stages": 3}}  # fmt: skip
+    config = configuration.parse(raw)
+    path = RunDir.create(folder, "own", configuration.dump(config), describe()).path
+    with closing(Sites(files)) as grid:
+        serve(path, grid)
+    return Run(path)
+
+
+def test_new_tasks_at_different_times_are_found_and_scored(finished):
+    rows = finished.matrix.scores
+    assert [sorted(row) for row in rows] == [
+        ["0.0", "1.0", "2.0"], ["0.0", "1.0", "1.1", "2.0"], ["0.0", "0.1", "1.0", "1.1", "2.0"],
+    ]  # fmt: skip
+    assert finished.results["subspaces"] == 5
+    # A site that goes on with its task stays in its subspace, one that begins another opens one.
+    by_stage = [event["subspaces"] for event in finished.of("round") if event["round"] == 0]
+    assert [len(set(stage) & set(by_stage[0])) for stage in by_stage] == [3, 2, 1]
+
+
+def test_each_site_and_the_worst_one_stand_beside_the_mean(finished):
+    last = finished.matrix.scores[-1]
+    sites = finished.results["sites"]
+    assert sites["0"] == pytest.approx((last["0.0"] + last["0.1"]) / 2, abs=1e-3)
+    worst = finished.results["worst_site"]
+    assert worst["score"] == min(sites.values()) == sites[worst["site"]]
+
+
+def test_the_server_learns_neither_names_nor_answers(finished):
+    text = "".join(
+        file.read_text(errors="replace")
+        for file in finished.path.rglob("*")
+        if file.suffix in (".json", ".jsonl", ".yaml")
+    )
+    for dataset in ("clevr-math", "ocr-vqa", "super-clevr", "pictures", ".png"):
+        assert dataset not in text
+    assert not list(finished.folder.predictions.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("method", ["joint", "individual"])
+def test_references_that_need_the_data_are_refused(tmp_path, method):
+    config = configuration.parse({"stream": "site", "method": method, "output": str(tmp_path)})
+    path = RunDir.create(tmp_path, "own", configuration.dump(config), describe()).path
+    with pytest.raises(ConfigError, match="stream"), closing(InlineGrid(client_app, 50)) as grid:
+        serve(path, grid)
