@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from clients import gate
 from clients.worker import Worker, worker
 from fcit.federation import codec
-from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, TrainOrder
+from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
 
 app = ClientApp()
 
@@ -34,7 +34,7 @@ def _answer(message: Message, context: Context, kind: type, work: Callable[[Work
 
 def _at_site(message: Message, door: gate.Gate, kind: type, work: Callable[[Worker, Any], Any]) -> tuple[Any, str]:
     order: Any = codec.decode(message.content, kind)
-    mine = worker(door.admit(order), str(door.memory(order.run)), door.terms)
+    mine = worker(door.admit(order), str(door.memory(order.run)), door.terms, door.own)
     return work(mine, order), mine.config.federation.wire
 
 
@@ -48,6 +48,12 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Answer a test set with the broadcast subspaces."""
     return _answer(message, context, EvaluateOrder, Worker.evaluate)
+
+
+@app.query("score")
+def score(message: Message, context: Context) -> Message:
+    """Score a site's own test splits with the broadcast subspaces."""
+    return _answer(message, context, ScoreOrder, Worker.score)
 
 
 @app.query("describe")

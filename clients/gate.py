@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message
 
 from clients import limits, logs
 from clients.audit import Trail
+from clients.own_tasks import OwnTasks
 from fcit import site as sites
 from fcit.errors import FCITError
 from fcit.federation import codec
@@ -32,6 +33,7 @@ class Gate:
 
     def __init__(self, site: Site, limited: Callable[[str], str]) -> None:
         self.site, self.terms = site, limits.terms(site)
+        self.own = OwnTasks(site) if site.stream == "site" else None
         self._limited = limited
 
     def memory(self, run: str) -> Path:

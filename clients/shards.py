@@ -17,6 +17,9 @@ class Shards(Protocol):
     def image_root(self) -> Path:
         """Folder that image names are relative to."""
 
+    def tasks(self, stage: int, ordered: list[int]) -> list[int]:
+        """The tasks that an order is about, in the data's own numbers."""
+
     def records(self, client: int, tasks: list[int]) -> list[Record]:
         """Training records of a client for some tasks; client -1 is the pooled participant of a reference."""
 
@@ -42,6 +45,9 @@ class BenchmarkShards:
     @property
     def image_root(self) -> Path:
         return self.benchmark.image_root
+
+    def tasks(self, stage: int, ordered: list[int]) -> list[int]:
+        return ordered
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
         if client < 0:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from clients.limits import Terms
 from clients.memory import ClientMemory
+from clients.own_tasks import OwnTasks
 from clients.shards import BenchmarkShards, Shards
 from clients.training import train
 from fcit import config as configuration
@@ -25,7 +25,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
-from fcit.errors import DataError, FCITError, TooFew
+from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.records import (
     CONSTANT,
     EXTRA,
@@ -37,6 +37,8 @@ from fcit.federation.records import (
     EvaluateOrder,
     Probe,
     ProbeOrder,
+    ScoreOrder,
+    Scores,
     TrainOrder,
     memory_version,
 )
@@ -105,25 +107,27 @@ class Worker:
         Raises:
             TooFew: the mean of so few instructions would say too much about each.
         """
-        records = self.data.records(order.client, order.tasks)
+        tasks = self.data.tasks(order.stage, order.tasks)
+        records = self.data.records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
-        self._enough(order)
+        self._enough(order.client, tasks)
         stats = self.method.describe(self._identity(records))
         return Description(order.client, order.shard, stats.count, {"total": stats.total})
 
-    def _enough(self, order: DescribeOrder) -> None:
+    def _enough(self, client: int, tasks: list[int]) -> None:
         """Every task for itself: else a small one could be had as the difference of two large sums."""
         least = self.terms.min_records
-        for task in order.tasks if least > 1 else ():
-            count = len(self.data.records(order.client, [task]))
+        for task in tasks if least > 1 else ():
+            count = len(self.data.records(client, [task]))
             if count < least:
                 raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
         """Train the ordered subspace on the shard and return what changed."""
         begin = time.perf_counter()
-        sessions, remembered = self._sessions(order)
+        tasks = self.data.tasks(order.stage, order.tasks)
+        sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         with self.backbone.checkpointing() if self.terms.checkpointing else nullcontext():
             outcome = train(self.config, self.method, self.fedopt, order, sessions, self.terms.micro_batch)
@@ -137,16 +141,16 @@ class Worker:
         return ClientUpdate(
             order.stage, order.round, order.client, order.shard, order.subspace,
             outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed, kept,
-            self.terms.how(self.config), self.data.skipped(order.client, order.tasks),
+            self.terms.how(self.config), self.data.skipped(order.client, tasks),
         )  # fmt: skip
 
     @property
     def _remembers(self) -> bool:
         return self.method.remembers or self.fedopt.remembers
 
-    def _sessions(self, order: TrainOrder) -> tuple[tuple[Session, Session], dict[str, Any]]:
+    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
         """What the method and the federated optimiser see, and the memory both write into."""
-        examples = self._encoded(order.client, order.tasks)
+        examples = self._encoded(order.client, tasks)
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
         memory = self.memory.load(order.client, order.memory) if self._remembers else {}
@@ -156,7 +160,7 @@ class Worker:
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
-            identity = self._identity(self.data.records(order.client, order.tasks))
+            identity = self._identity(self.data.records(order.client, tasks))
         last = order.round == self.config.federation.rounds - 1
         mine, other = (
             Session(
@@ -175,10 +179,10 @@ class Worker:
             self._questions[dataset] = encoded, self._identity(records)
         return self._questions[dataset]
 
-    def _routed(self, order: EvaluateOrder, knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
+    def _routed(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
         """The method's mix, checked: a method of one's own may return anything."""
-        weights = self.method.route(order.names, knowledge, features)
-        wanted = (len(features), len(order.names))
+        weights = self.method.route(names, knowledge, features)
+        wanted = (len(features), len(names))
         if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
             got = getattr(weights, "shape", type(weights).__name__)
             raise FCITError(f"method {self.method.name}: route must return finite weights {wanted}, got {got}")
@@ -187,26 +191,48 @@ class Worker:
     def evaluate(self, order: EvaluateOrder) -> Answers:
         """Answer a stretch of a dataset greedily in fixed batches of its order, routing every question."""
         begin = time.perf_counter()
-        encoded, features = self._test(order.dataset)
-        encoded, features = encoded[order.first : order.last], features[order.first : order.last]
-        subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
+        texts, weights = self._answers(order, knowledge, order.dataset, slice(order.first, order.last))
+        tensors = {} if weights is None else {"mix": weights}
+        return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
+
+    def score(self, order: ScoreOrder) -> Scores:
+        """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
+
+        Raises:
+            Refused: the data are a benchmark's, whose questions the server has itself.
+        """
+        begin = time.perf_counter()
+        if not isinstance(self.data, OwnTasks):
+            raise Refused("scores are asked for, but SITE.yaml has stream: benchmark")
+        scores, counts = {}, {}
+        for task in map(str, self.data.begun(order.stage)):
+            texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
+            scores[task], counts[task] = round(self.data.score(task, texts), 4), len(texts)
+        return Scores(order.client, scores, counts, time.perf_counter() - begin)
+
+    def _answers(
+        self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice
+    ) -> tuple[list[str], np.ndarray | None]:
+        """Answers to a stretch of a dataset with the broadcast subspaces, and the mix of every question."""
+        encoded, features = self._test(dataset)
+        encoded, features = encoded[stretch], features[stretch]
+        subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
         projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
         self.adapters.load_mixture(subspaces, projector)
         known = _under(order.tensors, "knowledge/")
-        weights = self._routed(order, (knowledge, known), features) if order.names else None
+        weights = self._routed(order.names, (knowledge, known), features) if order.names else None
         texts: list[str] = []
         size = self.config.evaluation.batch_size
-        limit = self.data.max_new_tokens(order.dataset) or self.config.evaluation.max_new_tokens
+        limit = self.data.max_new_tokens(dataset) or self.config.evaluation.max_new_tokens
         for start in range(0, len(encoded), size):
             batch, rows = encoded[start : start + size], slice(start, start + size)
             vision = self.backbone.vision_features(self.data.image_root, [e.image for e in batch])
             asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
             texts += self.method.answer(asked, None if weights is None else weights[rows])
-        tensors = {} if weights is None else {"mix": weights}
-        return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
+        return texts, weights
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:
@@ -225,13 +251,18 @@ def loads() -> int:
 
 
 @lru_cache(maxsize=4)
-def worker(config: str, memory: str = "", terms: Terms = Terms()) -> Worker:  # noqa: B008  (frozen)
+def worker(
+    config: str,
+    memory: str = "",
+    terms: Terms = Terms(),  # noqa: B008  (frozen)
+    own: OwnTasks | None = None,
+) -> Worker:
     """The worker of this process for a run's configuration (YAML); backbones are shared.
 
-    ``memory`` is the folder in which clients remember, or empty.
+    ``memory`` is the folder in which clients remember, or empty; ``own`` a site's own stream.
     """
-    parsed = configuration.parse(yaml.safe_load(config), "order")
+    parsed = configuration.parse_text(config, "order")
     layout = registry.resolve("method", parsed.method["name"])(parsed).layout
-    data = BenchmarkShards(parsed, render=terms.at_site)
+    data = own or BenchmarkShards(parsed, render=terms.at_site)
     model = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
     return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)

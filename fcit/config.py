@@ -19,7 +19,7 @@ from fcit.schema import Adapter, Backbone, Federation, RunConfig, Section, Train
 
 __all__ = [
     "Adapter", "Backbone", "Federation", "RunConfig", "Section", "Training",
-    "dump", "load", "parse", "resolve", "settings",
+    "dump", "load", "parse", "parse_text", "resolve", "settings",
 ]  # fmt: skip
 
 LEVELS = 8  # dots in the key of an override; there are no settings below that
@@ -57,6 +57,21 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
     if problems:
         raise ConfigError(problems, source)
     return config.model_copy(update={family: _whole_part(config, family) for family in ("method", "fedopt")})
+
+
+def parse_text(text: str, source: str) -> RunConfig:
+    """The configuration that an order brings.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    try:
+        raw = strict.parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", source) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", source)
+    return parse(raw, source)
 
 
 def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
     """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
     sentences = []
     for item in error.errors():
-        key = prefix + ".".join(str(part) for part in item["loc"])
+        key = (prefix + ".".join(str(part) for part in item["loc"]))[:200]
         if not item["loc"]:
             sentences.append(prefix + item["msg"].removeprefix("Value error, "))
             continue

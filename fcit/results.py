@@ -117,7 +117,7 @@ class Run:
         """Answers to a dataset after a stage (1-based; default: the last one that was evaluated).
 
         Raises:
-            RunError: there are none.
+            RunError: there are none, or the file is damaged.
         """
         stages = [
             int(folder.name.removeprefix("stage-"))
@@ -129,8 +129,11 @@ class Run:
             there = sorted({file.stem for file in self.folder.predictions.glob("stage-*/*.jsonl")})
             raise RunError(f"{self.path}: no predictions for {dataset!r}{after} (there are: {', '.join(there)})")
         file = self.folder.predictions / f"stage-{max(stages)}" / f"{dataset}.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [Prediction(**json.loads(line)) for line in lines if line]
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")
+            return [Prediction(**json.loads(line)) for line in lines if line]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunError(f"{file}: damaged ({error})") from None
 
 
 def load_run(path: str | Path) -> Run:

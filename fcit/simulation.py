@@ -27,9 +27,10 @@ def create(config: RunConfig) -> RunDir:
         DataError: the data are not usable.
     """
     check(config)
-    benchmark = open_benchmark(config)
-    benchmark.prepare()
-    benchmark.divide()
+    if config.stream == "benchmark":  # else the sites bring data of their own
+        benchmark = open_benchmark(config)
+        benchmark.prepare()
+        benchmark.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
 
 

@@ -19,6 +19,7 @@ from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.run_dir import RunDir
 from fcit.trackers import Trackers, Watcher, check
 from server.loop import Loop
+from server.site_stream import SiteStream
 
 app = ServerApp()
 
@@ -42,7 +43,7 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatri
     run_dir = RunDir.open(path)
     config = configuration.load(run_dir.config)
     check(config)
-    benchmark = open_benchmark(config)
+    benchmark = SiteStream(config) if config.stream == "site" else open_benchmark(config)
     benchmark.prepare()
     trackers = Trackers(run_dir, config, watcher)
     loop = Loop(config, benchmark, run_dir, grid, trackers)

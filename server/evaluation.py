@@ -35,6 +35,14 @@ class Evaluation:
         self.config, self.benchmark, self.run = config, benchmark, run
         self.orders, self.courier, self.say = orders, courier, say
 
+    def due(self, progress: Progress) -> list[str]:
+        """The datasets scored after the stage at hand, in the benchmark's order."""
+        return self.orders.due(progress.stage)
+
+    def columns(self, progress: Progress) -> list[str]:
+        """The datasets of the whole run."""
+        return self.benchmark.evaluation(len(self.benchmark.stages) - 1)
+
     def stage(self, state: ServerState, progress: Progress) -> None:
         """Answer and score what is due after the stage, with a checkpoint after each dataset.
 
@@ -42,7 +50,7 @@ class Evaluation:
             RunError: questions stay without an answer.
             StopRequested: asked to stop.
         """
-        left = [name for name in self.orders.due(progress.stage) if name not in progress.evaluated]
+        left = [name for name in self.due(progress) if name not in progress.evaluated]
         for answers in self._answers(state, progress, left):
             name = answers.dataset
             file = self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"

@@ -15,6 +15,7 @@ from server.validation import short
 _OWN = {"versions.gpu", "versions.machine", "versions.threads"}
 _PATIENCE = 600.0  # seconds a client that appears later has for its answer: the others wait
 _SHOWN = 8  # differences listed per client
+_SILENT = "no answer to the handshake; it takes part when it has been restarted"
 
 
 def facts(probe: Probe) -> dict[str, str]:
@@ -81,6 +82,8 @@ class Handshake:
             )
         # One that said nothing is asked again when it has been restarted.
         self._admitted = {node: client in probes for client, node in there.items()}
+        for client in sorted(there.keys() - probes.keys()):
+            self.courier.say("refused", client=client, reason=_SILENT)
         self._seat(there)
         return probes[self._first]
 
@@ -113,7 +116,7 @@ class Handshake:
                 if client in probes:
                     wrong += differences(self._first, self._facts, client, facts(probes[client]))
                 elif not wrong:
-                    wrong = [f"client {client}: no answer to the handshake"]
+                    wrong = [_SILENT]
                 self._admitted[node] = not wrong
                 if wrong:
                     self.courier.say("refused", client=client, reason="; ".join(wrong))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,17 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.errors import RunError
-from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, NAME, ClientUpdate, EvaluateOrder, TrainOrder
+from fcit.federation.records import (
+    CONSTANT,
+    EXTRA,
+    FEDOPT,
+    NAME,
+    ClientUpdate,
+    DescribeOrder,
+    EvaluateOrder,
+    ScoreOrder,
+    TrainOrder,
+)
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
@@ -38,6 +49,10 @@ class Orders:
         # Numbers of a shorter format are rounded at every step.
         exact = {self.config.backbone.dtype, *self.config.sites.dtypes} == {"float32"}
         return hooks and not own and exact
+
+    def describe(self, slot: Slot, stage: int) -> DescribeOrder:
+        """What a participation is asked before its first training."""
+        return DescribeOrder(self.text, slot.client, slot.shard, list(slot.tasks), self.run, stage)
 
     def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
         """What a participation trains; constants that the client has are not sent again.
@@ -111,14 +126,7 @@ class Orders:
         The stretches of a dataset go to one node after the other, the same in every stage: it has the
         questions at hand then.
         """
-        names = list(state.subspaces)
-        tensors = {f"shared/{k}": v for k, v in state.shared.items()}
-        for i, name in enumerate(names):
-            tensors |= {f"subspace-{i}/{k}": v for k, v in state.subspaces[name].items()}
-        knowledge, known = self.method.knowledge(state)
-        if self.method.needs_task_at_inference:
-            knowledge = {**knowledge, "trained": progress.majority}
-        tensors |= {f"knowledge/{k}": v for k, v in known.items()}
+        names, knowledge, tensors = self._mixture(state, progress)
         step = self.config.evaluation.batch_size * self.config.evaluation.batches_per_order
         for number, dataset in enumerate(datasets):
             for at, first in enumerate(range(0, len(self.benchmark.test(dataset)), step)):
@@ -127,6 +135,22 @@ class Orders:
                     self.text, dataset, first, first + step, task, names, knowledge, tensors, self.run
                 )
                 yield nodes[(number + at) % len(nodes)], order
+
+    def survey(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
+        """Ask a site for the scores of its own tasks."""
+        names, knowledge, tensors = self._mixture(state, progress)
+        return ScoreOrder(self.text, client, progress.stage, names, knowledge, tensors, self.run)
+
+    def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
+        """What answering takes: the subspaces in a fixed order, and what the method knows about them."""
+        names = list(state.subspaces)
+        tensors = {f"shared/{k}": v for k, v in state.shared.items()}
+        for i, name in enumerate(names):
+            tensors |= {f"subspace-{i}/{k}": v for k, v in state.subspaces[name].items()}
+        knowledge, known = self.method.knowledge(state)
+        if self.method.needs_task_at_inference:
+            knowledge = {**knowledge, "trained": progress.majority}
+        return names, knowledge, tensors | {f"knowledge/{k}": v for k, v in known.items()}
 
     def _task_of(self, dataset: str) -> str:
         """The true task's name, sent to references only: methods must not see it."""

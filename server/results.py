@@ -9,6 +9,7 @@ from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.methods.base import Method, ServerState, arrays
 from fcit.models.saving import save_subspace
 from fcit.run_dir import RunDir, write_json
+from server import survey
 from server.checkpoint import Progress
 
 
@@ -47,5 +48,6 @@ def write(
             "subspace_names": list(state.subspaces), "method_tables": method.report(state),
             "cost": cost(method, state, progress), "seconds": progress.seconds,
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            **(survey.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
         },
     )  # fmt: skip

@@ -40,6 +40,9 @@ def slots_of_round(
     Pooled references have one participant; its budget is what the sampled clients would have shown.
     """
     clients = sample(config.federation, config.seed, stage, round_)
+    if config.stream == "site":
+        # A stage is all the server knows: what a client then trains on is one shard, whichever task it is.
+        return [Slot(c, shard_id(config.seed, c, stage), ()) for c in clients]
     tasks = benchmark.stages[stage]
     slots = [Slot(c, shard_id(config.seed, c, t), (t,)) for c, t in zip(clients, tasks, strict=True)]
     if not method.pooled:

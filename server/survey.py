@@ -8,52 +8,97 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable
+
+from flwr.app import Message
 
 from fcit.config import RunConfig
-from fcit.errors import ConfigError
+from fcit.data.benchmark import Benchmark
+from fcit.errors import CodecError, ConfigError, RunError
+from fcit.federation import codec
 from fcit.federation.records import Scores
+from fcit.methods.base import Method, ServerState
+from fcit.run_dir import RunDir
+from server.checkpoint import Progress
+from server.courier import Courier
+from server.orders import Orders
+from server.validation import short
 
-NAME = "sites"
 _TASK = re.compile(r"0|[1-9][0-9]{0,3}")  # a task's number as a site writes it
 
 
-@dataclass
-class SiteStream:
-    """What the server loop needs of a benchmark when every site brings its own tasks."""
-
-    config: RunConfig
-    spec: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name=NAME, tasks=[], datasets={}))
-
-    @property
-    def stages(self) -> list[list[int]]:
-        """A stage names no tasks; its participants are sampled clients."""
-        return [[] for _ in range(self.config.federation.stages)]
-
-    def evaluation(self, stage: int) -> list[str]:
-        """The server has no questions of its own."""
-        return []
-
-    def prepare(self) -> None:
-        """The data are at the sites."""
-
-
-def refuse(config: RunConfig, pooled: bool, told: bool) -> None:
-    """Methods that would need what a site never tells.
-
-    Args:
-        pooled: the method trains on everybody's data in one place.
-        told: the method is told the true task at inference.
+def refuse(config: RunConfig, method: Method) -> None:
+    """Refuse a method that would need what a site never tells.
 
     Raises:
-        ConfigError: the method is such a reference.
+        ConfigError: it pools the data, or is told the true task at inference.
     """
-    if pooled or told:
+    if method.pooled or method.needs_task_at_inference:
         raise ConfigError(
             f"stream: 'site' keeps data and tasks at the sites, which method: {config.method['name']!r} needs to see; "
             "choose another method, or stream: benchmark"
         )
+
+
+class Survey:
+    """Asks every connected site for the scores of its own tasks."""
+
+    def __init__(
+        self, config: RunConfig, benchmark: Benchmark, run: RunDir, orders: Orders, courier: Courier,
+        say: Callable[..., None],
+    ) -> None:  # fmt: skip
+        refuse(config, orders.method)
+        self.config, self.run, self.orders, self.courier, self.say = config, run, orders, courier, say
+
+    def due(self, progress: Progress) -> list[str]:
+        """The columns that got a score, by site and task."""
+        return sorted(progress.row, key=lambda name: tuple(map(int, name.split("."))))
+
+    def columns(self, progress: Progress) -> list[str]:
+        """The columns of the last row: sites that have left are not summed up."""
+        return list(progress.rows[-1]) if progress.rows else []
+
+    def stage(self, state: ServerState, progress: Progress) -> None:
+        """Gather the scores; a site that does not answer has none in this row, and an event says so.
+
+        Raises:
+            RunError: no site gave a usable answer.
+        """
+        clients = {node: self.courier.client(node) for node in self.courier.nodes}
+        orders = [(node, self.orders.survey(state, progress, c)) for node, c in clients.items() if c is not None]
+        missing = {c for c in clients.values() if c is not None}
+        for reply in self.courier.send("query.score", orders, f"{progress.stage}.score"):
+            client = self.courier.client(reply.metadata.src_node_id)
+            found = self._read(reply, client)
+            missing.discard(client if client is not None else -1)
+            if isinstance(found, str):
+                self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(found))
+                continue
+            progress.row |= {column(found.client, task): score for task, score in found.scores.items()}
+            progress.extra |= {column(found.client, task): {} for task in found.scores}
+            progress.samples += sum(found.counts.values())
+            progress.answer_seconds = round(progress.answer_seconds + found.seconds, 4)
+            self.say("scored", stage=progress.stage, dataset=f"site {found.client}", seconds=round(found.seconds, 3),
+                     score=round(sum(found.scores.values()) / len(found.scores), 4), counts=found.counts)  # fmt: skip
+        for client in sorted(missing):
+            self.say("evaluate-failed", client=client, stage=progress.stage, reason="no answer")
+        if not progress.row:
+            raise RunError(
+                f"stage {progress.stage + 1}: no site sent a usable score (events evaluate-failed in "
+                f"{self.run.events}); `fcit resume {self.run.path}` tries again"
+            )
+
+    def _read(self, reply: Message, client: int | None) -> Scores | str:
+        """Scores, or why they are not believed."""
+        if reply.has_error():
+            return str(reply.error.reason)
+        try:
+            scores = codec.decode(reply.content, Scores)
+        except CodecError as error:
+            return str(error)
+        if scores.client != client:
+            return f"answered for client {scores.client}"
+        return problem(scores) or scores
 
 
 def column(client: int, task: str) -> str:

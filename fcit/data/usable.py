@@ -15,7 +15,7 @@ import PIL
 from filelock import FileLock
 
 from fcit import strict
-from fcit.data.records import MAX_IMAGE_BYTES, MAX_PIXELS, Record, Survey, image_path, open_image, survey_train
+from fcit.data.records import MAX_IMAGE_BYTES, MAX_PIXELS, Survey, image_path, open_image, survey_train
 from fcit.errors import DataError
 
 SHOWN = 20  # problems shown at once
@@ -99,6 +99,10 @@ class Usable:
     Args:
         survey: the file.
         verdicts: of its images; None where the images are our own.
+
+    Attributes:
+        records: in the file's order.
+        skipped: how many others there are.
     """
 
     def __init__(self, survey: Survey, verdicts: ImageVerdicts | None) -> None:
@@ -106,31 +110,23 @@ class Usable:
         if verdicts is not None:
             bad = verdicts.problems(r.image for r in survey.records if r is not None)
             problems |= {n: bad[r.image] for n, r in enumerate(survey.records) if r is not None and r.image in bad}
-        self._survey = replace(survey, problems=problems)
-
-    @property
-    def skipped(self) -> int:
-        """How many records cannot be used."""
-        return len(self._survey.problems)
-
-    @property
-    def records(self) -> list[Record]:
-        """Those that can, in the file's order."""
-        bad = self._survey.problems
-        return [r for n, r in enumerate(self._survey.records) if r is not None and n not in bad]
+        self.records = [r for n, r in enumerate(survey.records) if r is not None and n not in problems]
+        self.skipped = len(problems)
+        # What is said is made now: nobody keeps a whole file in memory for it.
+        self._path, self._total = survey.path, len(survey.records)
+        self._first = replace(survey, problems=problems).sentences(SHOWN)
 
     def excess(self, share: float) -> list[str]:
         """If more than ``share`` of the records cannot be used, the first problems and a sentence about all."""
-        total = len(self._survey.records)
-        allowed = math.floor(share * total + 1e-9)
+        allowed = math.floor(share * self._total + 1e-9)
         if self.skipped <= allowed:
             return []
-        enough = math.ceil(100 * self.skipped / total) / 100
+        enough = math.ceil(100 * self.skipped / self._total) / 100
         way_out = f", or raise max_bad_share to {enough:g}" if enough < 1 else ""
         return [
-            *self._survey.sentences(SHOWN),
+            *self._first,
             *([f"... and {self.skipped - SHOWN} more"] if self.skipped > SHOWN else []),
-            f"{self._survey.path}: {self.skipped} of {total} records cannot be used, max_bad_share: {share:g} lets "
+            f"{self._path}: {self.skipped} of {self._total} records cannot be used, max_bad_share: {share:g} lets "
             f"{allowed} be passed over; repair them{way_out}",
         ]
 

@@ -162,11 +162,12 @@ class Deployment:
     def environment(self, home: Path) -> dict[str, str]:
         """Environment of every Flower process of this deployment; FLWR_ variables of the caller are dropped."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+        for name in ("no_proxy", "NO_PROXY"):  # loopback is not asked for through a proxy
+            kept[name] = ",".join(filter(None, [kept.get(name), "127.0.0.1,localhost"]))
         programs = str(Path(sys.executable).parent)
         return {
             **kept,
-            "PATH": os.pathsep.join([programs, kept.get("PATH", os.defpath), "/usr/sbin", "/sbin"]),
-            "NO_PROXY": ",".join(filter(None, [kept.get("NO_PROXY"), "127.0.0.1,localhost"])),
+            "PATH": os.pathsep.join([programs, kept.get("PATH", os.defpath)]),
             **flower_environment(home),
         }
 

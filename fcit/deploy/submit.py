@@ -144,7 +144,16 @@ def _watch(
     Only events after ``since`` are shown: a run that is resumed first cuts off what came after its checkpoint.
     """
     shown, size, asked, answered = 0, -1, 0.0, time.monotonic()
+    ended: tuple[str, str] | None = None
     while True:
+        if time.monotonic() - asked >= (1.0 if folder.results.is_file() else _ASK):
+            asked = time.monotonic()
+            try:
+                ended = _end(deployment, number)
+                answered = time.monotonic()
+            except DeployError:
+                if time.monotonic() - answered > _PATIENCE:
+                    raise
         now_size = folder.events.stat().st_size if folder.events.is_file() else 0
         if now_size != size:
             size = now_size
@@ -152,19 +161,16 @@ def _watch(
             for event in fresh[shown:]:
                 watcher.say(event["event"], **{k: v for k, v in event.items() if k not in ("time", "event")})
             shown = len(fresh)
-        if time.monotonic() - asked >= (1.0 if folder.results.is_file() else _ASK):
-            asked = time.monotonic()
-            try:
-                state = flwr(deployment, "ls", settings=("--run-id", number))["runs"][0]
-                answered = time.monotonic()
-            except DeployError:
-                if time.monotonic() - answered > _PATIENCE:
-                    raise
-                continue
-            kind, _, end = str(state["status"]).partition(":")
-            if kind == "finished":
-                return end, str(state.get("status-details") or "no reason was given; see the log")
+        if ended is not None:
+            return ended
         time.sleep(_LOOK)
+
+
+def _end(deployment: Deployment, number: str) -> tuple[str, str] | None:
+    """How a run ended, and why; None while it goes on."""
+    run = flwr(deployment, "ls", settings=("--run-id", number))["runs"][0]
+    kind, _, end = str(run["status"]).partition(":")
+    return (end, str(run.get("status-details") or "no reason was given; see the log")) if kind == "finished" else None
 
 
 def _summary(console: Console, path: Path) -> None:

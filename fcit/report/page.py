@@ -10,10 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
 from fcit.data.benchmark import open_benchmark
-from fcit.data.records import image_path
+from fcit.data.records import open_image
 from fcit.errors import FCITError
 from fcit.report import faults, figures, tables
 from fcit.results import Prediction, Run
@@ -32,14 +31,14 @@ def shade(value: float | None, top: float = 100.0) -> str:
     return f"background:rgb(38 99 171 / {0.06 + 0.94 * share:.2f});color:{ink}"
 
 
-def _thumbnail(path: Path) -> str | None:
-    """An image as a data address, or None where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except (OSError, UnidentifiedImageError):
-        return None
+def _thumbnail(root: Path, image: str) -> str:
+    """An image as a data address.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    small = open_image(root, image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     small.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -69,7 +68,7 @@ def _samples(run: Run) -> list[dict[str, Any]]:
             picture = None
             if root is not None:
                 try:
-                    picture = _thumbnail(image_path(root, prediction.image))
+                    picture = _thumbnail(root, prediction.image)
                 except FCITError:
                     picture = None
             spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)

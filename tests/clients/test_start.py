@@ -54,7 +54,7 @@ def main(grid, context):
     while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
         time.sleep(0.2)
     text = config.dump(config.parse({{"backbone": {{"threads": 1}}}}, "test"))
-    order = codec.encode(ProbeOrder(text))
+    order = codec.encode(ProbeOrder(text, "test"))
     reply, = grid.send_and_receive([Message(order, dst_node_id=nodes[0], message_type="query.probe")], timeout=90)
     if reply.has_error():
         said = {{"code": reply.error.code, "reason": reply.error.reason}}

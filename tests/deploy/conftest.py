@@ -54,7 +54,7 @@ class Up:
             self.process = subprocess.Popen(
                 [FCIT, "deploy", "up", deployment.path], stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while "sites reach the door" not in self.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)

@@ -87,12 +87,18 @@ def test_broken_json_names_file_and_line(own, fcit):
     assert code == 2 and "train.json, line" in err and "Traceback" not in err
 
 
-def test_one_bad_image_costs_one_client_only(own, fcit):
-    image = own.parent / "data/datasets/first/3.png"
-    image.write_bytes(image.read_bytes()[:40])
-    code, out, err = fcit("run", own, "federation.clients_per_round=4", "evaluation.limit=2")
+def test_a_bad_image_stops_the_run_before_it_begins_or_is_passed_over(own, fcit):
+    train = own.parent / "data/instructions/first/train.json"
+    rows = json.loads(train.read_text())
+    rows[3]["image"] = "first/cut.png"
+    train.write_text(json.dumps(rows, indent=1))
+    whole = (own.parent / "data/datasets/first/3.png").read_bytes()
+    (own.parent / "data/datasets/first/cut.png").write_bytes(whole[:40])
+    code, _, err = fcit("run", own)
+    assert code == 2 and "truncated" in err and "raise max_bad_share to 0.1" in err
+    code, out, err = fcit("run", own, "max_bad_share=0.1", "federation.clients_per_round=4", "evaluation.limit=2")
     assert code == 0, err
-    assert "rejected" in out and "truncated" in out
+    assert "rejected" not in out
 
 
 def test_all_missing_images_are_named_before_anything_starts(own, fcit):

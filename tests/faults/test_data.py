@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from fcit import cli, simulate
 from fcit import config as configuration
+from fcit import simulate
 from fcit.data import records
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.usable import ImageVerdicts
@@ -27,8 +27,7 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
+def make_own(tmp_path: Path) -> Path:
     """Twelve training records and four questions of one's own, for three clients, one round."""
     root = tmp_path / "data"
     (root / "instructions").mkdir(parents=True)
@@ -60,15 +59,9 @@ def own(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(capsys):
-    """Call the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        code = cli.main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
+def own(tmp_path: Path) -> Path:
+    """The configuration of a run over one's own data."""
+    return make_own(tmp_path)
 
 
 def opened(own: Path, *overrides: str) -> Benchmark:
@@ -337,11 +330,11 @@ def test_damaged_feature_cache_says_what_to_remove(own, tmp_path):
 # ---------------------------------------------------------------------- whole runs
 
 
-def test_run_passes_over_what_it_may_and_scores_every_question(own, command):
+def test_run_passes_over_what_it_may_and_scores_every_question(own, fcit):
     for number, kind in ((1, "truncated"), (7, "bomb")):
         IMAGES[kind][0](own.parent / f"data/datasets/{number}.png")
     rows(own, replaced({"image": 5}))
-    code, _, err = command("run", own, "max_bad_share=0.25")
+    code, _, err = fcit("run", own, "max_bad_share=0.25")
     assert code == 0, err
     run = load_run(own.parent / "runs/own-1")
     (round_,) = run.of("round")
@@ -351,9 +344,9 @@ def test_run_passes_over_what_it_may_and_scores_every_question(own, command):
     assert not run.of("rejected") and len(run.predictions("colors")) == 4
 
 
-def test_run_stops_with_a_sentence_and_leaves_nothing(own, command):
+def test_run_stops_with_a_sentence_and_leaves_nothing(own, fcit):
     (own.parent / "data/datasets/3.png").write_bytes(b"")
-    code, _, err = command("run", own)
+    code, _, err = fcit("run", own)
     assert code == 2 and "max_bad_share" in err and "1 of 12" in err and "Traceback" not in err
     assert not (own.parent / "runs").exists()
 
@@ -368,9 +361,9 @@ def empty(own: Path, client: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["disco", "finetune"])
-def test_client_without_records_is_left_out(own, command, method):
+def test_client_without_records_is_left_out(own, fcit, method):
     empty(own, 1)
-    code, _, err = command("run", own, f"method={method}")
+    code, _, err = fcit("run", own, f"method={method}")
     assert code == 0, err
     run = load_run(own.parent / "runs/own-1")
     told = [e for e in run.events if e["event"] in ("describe-failed", "rejected")]
@@ -379,12 +372,12 @@ def test_client_without_records_is_left_out(own, command, method):
     assert sorted(int(pair.split("/")[0]) for pair in round_["loss"]) == [0, 2]
 
 
-def test_client_whose_records_are_all_bad_is_left_out(own, command):
+def test_client_whose_records_are_all_bad_is_left_out(own, fcit):
     empty(own, -1)
     for number in range(4, 8):
         (own.parent / f"data/datasets/{number}.png").write_bytes(b"")
     # Of the whole data set a third is bad, of this client's file everything.
-    code, _, err = command("run", own, "max_bad_share=0.5")
+    code, _, err = fcit("run", own, "max_bad_share=0.5")
     assert code == 0, err
     run = load_run(own.parent / "runs/own-1")
     told = [e for e in run.events if e["event"] in ("describe-failed", "rejected")]

@@ -228,13 +228,14 @@ def laughs(merge: bool = False) -> str:
 
 
 ODD_YAML = [
-    laughs(), laughs(merge=True), "method: &a {name: disco, x: *a}", "a: &a [*a]", nested(3000), "a: " + nested(200),
+    laughs(), laughs(merge=True), "method: &a {name: disco, x: *a}", "a: &a [*a]", nested(700), "a: " + nested(200),
     "- " * 3000, "? " * 3000, "a: 2024-99-99", "seed: !!int x", "seed: 0x_", "seed: !!int ''", "seed: !!float ''",
     "seed: !!bool x", "x: !!timestamp x", "seed: " + "9" * 5000, "seed: 0x" + "f" * 9000, "? [a]\n: b", "? {a: b}\n: c",
     "!!python/object/apply:os.abort []", "!!set {a, b}", "null: 1", "1: 2", "2024-01-01: 2", "true: 1", "", "[]", "5",
     "--- a\n--- b", "%YAML 9.9\n--- a", "a: b: c", "\0", "\ufeffseed: 1", "x: =", "<<: 3", "extends: [1]",
-    "extends: \"\\0\"", "extends: " + "x" * 5000, "method: {1: 2}", "method: {name: [1]}", "method: []", "federation: []",
-    "benchmark: \"a\\0.yaml\"", "benchmark: " + "x" * 5000 + ".yaml", "data_root: ~nobody-at-all/x", "seed: .nan",
+    "extends: \"\\0\"", "extends: " + "x" * 5000, "method: {1: 2}", "method: {name: [1]}", "method: []",
+    "federation: []", "benchmark: \"a\\0.yaml\"", "benchmark: " + "x" * 5000 + ".yaml",
+    "data_root: ~nobody-at-all/x", "seed: .nan",
     "training: {lr: .inf}", "data_root: \"\\ud800\"", "output: \"a\\0b\"", "trackers: [[1]]", "x: " + "y" * 300_000,
     "name: !!binary aGVsbG8=", "method: ./nothing.py:X", "federation: {clients: 1e400}", "max_bad_share: 1.0",
     "a." * 5000 + "b",

@@ -1,20 +1,33 @@
-import numpy as np
+from dataclasses import replace
 
-from fcit.federation.records import ClientUpdate
+import numpy as np
+import pytest
+
+from fcit.errors import RunError
+from fcit.federation.records import ClientUpdate, TrainOrder
 from fcit.run_dir import RunDir
 from server.aggregation import Spill
 
 
-def update(client: int, shard: str, value: float) -> ClientUpdate:
+def order(client: int = 1, shard: str = "a", **changes) -> TrainOrder:
+    tensors = {"a": np.zeros(1, np.float32), "extra/x": np.ones(2, np.float32)}
+    return replace(TrainOrder("yaml", 0, 0, client, shard, [0], f"s{client}", tensors), **changes)
+
+
+def update(client: int = 1, shard: str = "a", value: float = 1.0) -> ClientUpdate:
     return ClientUpdate(
-        0, 0, client, shard, f"s{client}", 10 + client, 1, 0.5, 0.1, {"a": np.array([value], np.float32)}
+        0, 0, client, shard, f"s{client}", 10 + client, 1, 0.1 + 0.2, 0.1, {"a": np.array([value], np.float32)}
     )
+
+
+def put(spill: Spill, client: int, shard: str, value: float) -> None:
+    spill.put(order(client, shard), update(client, shard, value))
 
 
 def test_updates_come_in_client_order(tmp_path):
     spill = Spill(RunDir(tmp_path))
     for arrival in [(11, "a", 1.0), (2, "b", 2.0), (-1, "all", 3.0), (2, "a", 4.0)]:
-        spill.put(update(*arrival))
+        put(spill, *arrival)
     assert len(spill) == 4
     got = [(u.client, u.subspace, u.examples, u.tensors["a"].tolist()) for u in spill]
     assert got == [(-1, "s-1", 9, [3.0]), (2, "s2", 12, [4.0]), (2, "s2", 12, [2.0]), (11, "s11", 21, [1.0])]
@@ -24,13 +37,89 @@ def test_updates_come_in_client_order(tmp_path):
 def test_clear(tmp_path):
     run = RunDir(tmp_path)
     spill = Spill(run)
-    spill.put(update(1, "a", 1.0))
+    put(spill, 1, "a", 1.0)
+    (run.spill / "robust").mkdir()
     spill.clear()
     assert len(spill) == 0 and list(spill) == [] and list(run.spill.iterdir()) == []
 
 
 def test_a_repeated_update_replaces_the_first(tmp_path):
     spill = Spill(RunDir(tmp_path))
-    spill.put(update(1, "a", 1.0))
-    spill.put(update(1, "a", 2.0))
+    put(spill, 1, "a", 1.0)
+    put(spill, 1, "a", 2.0)
     assert [u.tensors["a"].tolist() for u in spill] == [[2.0]]
+
+
+def test_a_new_process_finds_the_update_to_the_same_order(tmp_path):
+    run = RunDir(tmp_path)
+    put(Spill(run), 1, "a", 0.1)
+    again = Spill(run)
+    again.tidy(0, 0)
+    found = again.find(order())
+    kept = update(value=0.1)
+    assert replace(found, tensors={}) == replace(kept, tensors={})  # the loss to the last digit
+    assert found.tensors["a"].tobytes() == kept.tensors["a"].tobytes()
+    assert len(again) == 0  # nothing counts before it was judged again
+    again.take(found)
+    assert [u.client for u in again] == [1]
+    assert again.find(order(2)) is None
+
+
+def test_constants_that_travel_again_make_no_other_order(tmp_path):
+    run = RunDir(tmp_path)
+    put(Spill(run), 1, "a", 0.1)
+    sent = {**order().tensors, "constant/teacher/x": np.ones(3, np.float32)}
+    assert Spill(run).find(order(tensors=sent)) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory": "0-1"}, {"offset": 3}, {"frozen": ["a"]}, {"constants": ["teacher-1"]}, {"config": "other"},
+        {"subspace": "other"}, {"tensors": {"a": np.ones(1, np.float32), "extra/x": np.ones(2, np.float32)}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_the_update_to_another_order_is_not_reused(tmp_path, changes):
+    run = RunDir(tmp_path)
+    put(Spill(run), 1, "a", 0.1)
+    assert Spill(run).find(order(**changes)) is None
+
+
+def test_what_other_rounds_and_a_kill_left_is_removed(tmp_path):
+    run = RunDir(tmp_path)
+    put(Spill(run), 1, "a", 0.1)
+    spill = Spill(run)
+    spill.put(order(2, round=1), replace(update(2), round=1))
+    (run.spill / "3-a.safetensors").write_bytes(b"its head was never written")
+    (run.spill / ".4-a.json.tmp").write_text("{")
+    (run.spill / "robust").mkdir()
+    Spill(run).tidy(0, 1)
+    assert sorted(p.name for p in run.spill.iterdir()) == ["2-a.json", "2-a.safetensors"]
+
+
+def other_tensors(run: RunDir) -> None:
+    put(Spill(RunDir(run.path / "x")), 1, "a", 7.0)
+    (run.path / "x" / "spill" / "1-a.safetensors").replace(run.spill / "1-a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run.spill / "1-a.json").write_text("{"),
+        lambda run: (run.spill / "1-a.json").write_text("{}"),
+        lambda run: (run.spill / "1-a.safetensors").write_bytes(b"\0" * 100),
+        lambda run: (run.spill / "1-a.safetensors").unlink(),
+        lambda run: (run.spill / "1-a.json").write_text(
+            (run.spill / "1-a.json").read_text().replace('"examples": 11', '"examples": "11"')
+        ),
+        other_tensors,
+    ],
+    ids=["half a head", "no head", "zeros", "gone", "another type", "another file"],
+)
+def test_a_damaged_update_is_not_reused(tmp_path, damage):
+    run = RunDir(tmp_path)
+    put(Spill(run), 1, "a", 0.1)
+    damage(run)
+    with pytest.raises(RunError, match="1-a"):
+        Spill(run).find(order())

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +11,8 @@ from fcit.methods.knowledge_cache import KnowledgeCache
 from fcit.run_dir import RunDir
 from server import checkpoint
 from server.checkpoint import Progress
+
+ROOT = Path(__file__).parents[2]
 
 
 def tensors(*values: float) -> dict[str, np.ndarray]:
@@ -99,19 +105,109 @@ def test_old_ones_are_removed(run, state):
     assert checkpoint.load(run)[1].saves == 12
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"state": {}, "progress": {}}'])
-def test_damaged_json(run, state, content):
-    checkpoint.save(run, state, Progress())
-    (checkpoint.latest(run) / "state.json").write_text(content)
-    with pytest.raises(RunError):
+def two(run, state) -> None:
+    progress = Progress()
+    for round_ in (1, 2):
+        progress.round = round_
+        checkpoint.save(run, state, progress)
+
+
+def damages() -> dict:
+    return {
+        "half": lambda folder: (folder / "state.json").write_text("{"),
+        "empty": lambda folder: (folder / "state.json").write_text("{}"),
+        "keys": lambda folder: (folder / "state.json").write_text('{"state": {}, "progress": {}}'),
+        "tensors": lambda folder: (folder / "tensors.safetensors").write_bytes(b"x" * 20),
+        "gone": lambda folder: (folder / "tensors.safetensors").unlink(),
+    }
+
+
+@pytest.mark.parametrize("damage", damages())
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, state, damage):
+    two(run, state)
+    newest = checkpoint.latest(run)
+    damages()[damage](newest)
+    told = []
+    got, progress = checkpoint.load(run, told.append)
+    assert progress.round == 1 and got.assigned == state.assigned
+    assert len(told) == 1 and str(newest) in told[0]
+    checkpoint.save(run, state, progress)  # takes the damaged one's place
+    assert checkpoint.latest(run) == newest and checkpoint.load(run)[1].saves == 2
+
+
+def test_all_damaged(run, state):
+    two(run, state)
+    for folder in run.state.iterdir():
+        (folder / "state.json").write_text("{")
+    with pytest.raises(RunError, match="no checkpoint .* can be read .*start the run anew"):
         checkpoint.load(run)
 
 
-def test_damaged_tensors(run, state):
+def test_names_in_folders_are_waited_for(run, state, monkeypatch):
+    """A renamed file whose folder was not synced may be gone after a power cut."""
+    synced = []
+    monkeypatch.setattr("fcit.run_dir.sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr("server.checkpoint.sync", lambda path: synced.append(path.name))
+    run.event("start")
     checkpoint.save(run, state, Progress())
-    (checkpoint.latest(run) / "tensors.safetensors").write_bytes(b"x" * 20)
-    with pytest.raises(RunError, match="safetensors"):
-        checkpoint.load(run)
+    assert synced == [
+        "events.jsonl", ".tensors.safetensors.tmp", "000001", ".state.json.tmp", "000001", "state", run.path.name
+    ]  # fmt: skip
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from fcit.errors import DiskFull
+from fcit.methods.base import ServerState
+from fcit.run_dir import RunDir
+from server import checkpoint
+from server.checkpoint import Progress
+run, progress = RunDir(Path(sys.argv[1])), Progress()
+checkpoint.save(run, ServerState(shared={"x": np.zeros(10, np.float32)}), progress)
+if len(sys.argv) > 2:
+    limit = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    checkpoint.save(run, ServerState(shared={"x": np.zeros(10**6, np.float32)}), progress)
+except DiskFull as error:
+    print(error)
+"""
+
+
+def fill(run: RunDir, *limit: str) -> str:
+    """What a fresh process says whose second checkpoint does not fit."""
+    (run.path / "config.yaml").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, str(run.path), *limit], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    _, progress = checkpoint.load(run)
+    assert progress.saves == 1 and [p.name for p in run.state.iterdir()] == ["000001"]
+    return done.stdout
+
+
+def test_no_room_for_a_checkpoint(run):
+    said = fill(run, str(10**6))
+    assert "000002/tensors.safetensors: cannot be written: File too large" in said
+    assert "MB free" in said and f"`fcit resume {run.path}`" in said
+
+
+def test_a_full_disk(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
+    try:
+        said = fill(RunDir(small))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert "000002/tensors.safetensors: cannot be written: No space left on device" in said
+    assert "fcit resume" in said
 
 
 def test_only_known_memory_can_be_saved(run):

@@ -1,0 +1,143 @@
+"""A federation of separate processes with TLS, keys and a door; its SuperLink is killed on the way.
+
+What comes out equals the simulation with the same seed, bit for bit.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit import cli
+from fcit import site as sites
+from fcit.data.benchmark import cache_folder
+from fcit.data.mini.render import VERSION, ensure
+from fcit.deploy import control
+from fcit.deploy.init import init
+from fcit.deploy.steps import Steps
+from tests.deploy.conftest import FCIT, Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
+from tests.e2e.conftest import bits
+
+SITES = 3
+FOLDERS = {"super-clevr": "super-CLEVR", "figureqa": "FigureQA"}
+BENCHMARK = {
+    "name": "two-tasks",
+    "datasets": {
+        name: {"train": f"{folder}/train.json", "test": f"{folder}/test.json", "scorer": "exact"}
+        for name, folder in FOLDERS.items()
+    },
+    "tasks": [["super-clevr"], ["figureqa"]],
+    "heterogeneous": [[0, 0, 1], [1, 0, 1]],
+    "partition": {"reserve": 8},
+}
+CONFIG = {
+    "name": "deployed", "benchmark": "two-tasks.yaml", "setting": "heterogeneous", "method": "disco", "seed": 3,
+    "federation": {"rounds": 1, "clients": SITES, "clients_per_round": SITES, "min_updates": SITES, "timeout": 300},
+    "evaluation": {"limit": 6}, "backbone": {"threads": 1}, "data_root": "data",
+}  # fmt: skip
+
+
+def data(root: Path) -> None:
+    """150 training and 12 test records of two mini datasets, as files of the user's own."""
+    mini = cache_folder() / VERSION
+    for name, folder in FOLDERS.items():
+        ensure(name, mini)
+        for split, count in (("train", 150), ("test", 12)):
+            rows = json.loads((mini / "instructions" / folder / f"{split}.json").read_text())[:count]
+            target = root / "instructions" / folder / f"{split}.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(rows))
+            for row in rows:
+                image = root / "datasets" / row["image"]
+                image.parent.mkdir(parents=True, exist_ok=True)
+                image.write_bytes((mini / "datasets" / row["image"]).read_bytes())
+
+
+def configuration(folder: Path) -> Path:
+    """The folder with data, benchmark and configuration that server and sites have alike."""
+    folder.mkdir()
+    data(folder / "data")
+    (folder / "two-tasks.yaml").write_text(yaml.safe_dump(BENCHMARK))
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def start_site(deployment, name: str, config: Path) -> subprocess.Popen:
+    """Complete a site's SITE.yaml as its engineer would and start it."""
+    file = deployment.site(name) / "SITE.yaml"
+    text = file.read_text().replace("data_root: data ", f"data_root: {config.parent / 'data'} ")
+    file.write_text(f"{text}\nport: {free_port()}\nbenchmark: {config.parent / 'two-tasks.yaml'}\nthreads: 1\n")
+    sites.load(file)
+    environment = {key: value for key, value in os.environ.items() if key != "FCIT_CACHE"}
+    with (file.parent / "out.txt").open("w") as out:
+        return subprocess.Popen([FCIT, "client", "start", file], stdout=out, stderr=out, env=environment)
+
+
+def told(deployment) -> str:
+    """Everything that anybody said, for a failure."""
+    logs = [deployment.path.with_name("up.log"), *deployment.path.glob("sites/*/home/logs/*.log")]
+    return "\n".join(f"== {log}\n{log.read_text()[-3000:]}" for log in logs if log.is_file())
+
+
+def wait(condition, seconds: float, deployment) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, told(deployment)
+        time.sleep(0.5)
+
+
+def online(deployment) -> int:
+    nodes = control.flwr(deployment, "supernode", "list")["nodes"]
+    return sum(node["status"] == "online" for node in nodes)
+
+
+@pytest.mark.slow
+def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(nginx, tmp_path, fcit):  # noqa: F811
+    config = configuration(tmp_path / "common")
+    deployment = plan(tmp_path / "dir")
+    init(deployment, SITES, Steps())
+    up, running = Up(deployment), []
+    try:
+        control.register(deployment, [], Steps())
+        running = [start_site(deployment, str(n), config) for n in range(SITES)]
+        wait(lambda: online(deployment) == SITES, 120, deployment)
+
+        with (tmp_path / "submit.log").open("w") as log:
+            first = subprocess.Popen([FCIT, "deploy", "submit", deployment.path, config], stdout=log, stderr=log)
+        run = deployment.path / "runs" / "deployed-1"
+        events = run / "events.jsonl"
+
+        def one_stage_is_done() -> bool:
+            return events.is_file() and '"event": "stage"' in events.read_text()
+
+        wait(lambda: first.poll() is not None or one_stage_is_done(), 400, deployment)
+        assert first.poll() is None, (tmp_path / "submit.log").read_text() + told(deployment)
+        os.kill(sorted(up.children())[0], signal.SIGKILL)  # the SuperLink
+        assert up.process.wait(30) == 1
+        up = Up(deployment)
+        assert first.wait(120) == 1
+        assert "failed" in (tmp_path / "submit.log").read_text()
+
+        code, out, err = fcit("deploy", "submit", deployment.path, "--resume", run)
+        assert code == 0, out + err + told(deployment)
+        assert "stage 2 scores" in out and f"report:     {run / 'report.html'}" in out
+        assert (run / "report.html").is_file()
+        code, out, err = fcit("client", "audit", deployment.site("1") / "SITE.yaml")
+        assert code == 0, out + err
+    finally:
+        for site in running:
+            site.terminate()
+        codes = [site.wait(60) for site in running]
+        up.stop()
+    assert codes == [0] * SITES
+
+    assert cli.main(["run", str(config), f"output={tmp_path / 'simulated'}"]) == 0
+    simulated = bits(tmp_path / "simulated" / "deployed-1")
+    assert len(simulated) > 4
+    assert bits(run) == simulated

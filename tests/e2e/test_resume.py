@@ -1,0 +1,301 @@
+"""Nothing accepted is lost: kill -9 at any moment, a full disk, too few updates, sites that come and go."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from flwr.serverapp import Grid
+
+from clients.app import app
+from fcit import config as configuration
+from fcit.environment import describe
+from fcit.errors import RunError, StopRequested
+from fcit.federation.engines.identity import NodeInfo
+from fcit.federation.engines.inline import InlineGrid
+from fcit.results import Run
+from fcit.run_dir import RunDir
+from server.app import run as serve
+from tests.e2e.conftest import SMALL, bits
+
+ROOT = Path(__file__).parents[2]
+#: One run dies four times; the last process ends it.
+MOMENTS = {
+    "in a round": "server.aggregation,Spill.put,after,2",
+    "in aggregation": "fcit.fedopt.aggregator,Group.add,after,2",
+    "while a checkpoint is written": "server.checkpoint,write_json,before,2",
+    "in evaluation": "server.evaluation,score,after,2",
+}
+
+
+def killed(point: str, *arguments: str) -> None:
+    """A fresh ``fcit`` process that dies at the point."""
+    command = [sys.executable, "-m", "tests.e2e.killing", point, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def told(run: Path) -> list[tuple]:
+    """What the rounds came to, as far as it does not depend on clocks."""
+    keys = ("stage", "round", "clients", "subspaces", "tasks", "examples", "loss", "exactness")
+    return [tuple(str(event[key]) for key in keys) for event in Run(run).of("round")]
+
+
+def test_kill_9_again_and_again_and_resume(reference, tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path)}))
+    run = tmp_path / "small-1"
+    command = ["run", str(config)]
+    for moment, point in MOMENTS.items():
+        killed(point, *command)
+        command = ["resume", str(run)]
+        if moment == "in a round":
+            assert len(list((run / "spill").glob("*.json"))) == 2
+    assert not (run / "results.json").exists()
+    done = subprocess.run([sys.executable, "-m", "fcit.cli", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert bits(run) == bits(reference)
+    assert told(run) == told(reference)
+    reused = [(e["stage"], e["round"], len(e["clients"])) for e in Run(run).of("reused")]
+    assert reused == [(0, 0, 3), (0, 1, 3)]  # nobody trained the rounds of the first stage twice
+    before, after = (json.loads((r / "results.json").read_text())["traffic"] for r in (reference, run))
+    assert before["orders"] == after["orders"] and after["rejected"] == 0
+    assert not (run / "spill").exists()
+
+
+def test_sigterm_is_heard_within_a_round(reference, tmp_path):
+    class Stops:
+        def say(self, kind, **values):
+            self.clients = getattr(self, "clients", 0) + (kind == "client")
+            if kind == "client" and self.clients == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run = new_run(tmp_path)
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        serve(run.path, InlineGrid(app, 50), Stops())
+    assert not Run(run.path).of("round") and len(list(run.spill.glob("*.json"))) == 2
+    serve(run.path, InlineGrid(app, 50))
+    assert bits(run.path) == bits(reference)
+
+
+# ---------------------------------------------------------------------- a disk that is full
+
+
+def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path, fcit):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
+    try:
+        config = tmp_path / "small.yaml"
+        config.write_text(yaml.safe_dump({**SMALL, "output": str(disk)}))
+        code, _, err = fcit("run", config)
+        run = disk / "small-1"
+        assert code == 1 and "No space left on device" in err and "Traceback" not in err
+        assert "MB free" in err and f"`fcit resume {run}`" in err
+        assert not list(run.rglob(".*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert fcit("resume", run)[0] == 0
+        assert bits(run) == bits(reference)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ---------------------------------------------------------------------- too few updates
+
+
+class Moody:
+    """The ClientApp; one client fails so many times. ``asked`` counts training orders by (stage, round, client)."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.asked: Counter = Counter()
+
+    def __call__(self, message, context):
+        if message.metadata.message_type == "train":
+            who = context.node_config["partition-id"]
+            group = message.metadata.group_id.rsplit(".", 1)[0]
+            self.asked[group, who] += 1
+            if self.failures and group == "0.1" and who == min(c for g, c in self.asked if g == "0.1"):
+                self.failures -= 1
+                raise ValueError("not now")
+        return app(message, context)
+
+
+def new_run(folder: Path, **federation) -> RunDir:
+    raw = {**SMALL, "output": str(folder), "federation": {**SMALL["federation"], **federation}}
+    return RunDir.create(folder, "small", configuration.dump(configuration.parse(raw)), describe())
+
+
+def test_waiting_for_updates_asks_only_those_that_lack(reference, tmp_path):
+    run = new_run(tmp_path, on_too_few="wait", pause=0.01, min_updates=3, retries=0)
+    moody = Moody(failures=3)
+    serve(run.path, InlineGrid(moody, 50))
+    assert bits(run.path) == bits(reference)
+    counts = sorted(n for (group, _), n in moody.asked.items() if group == "0.1")
+    assert counts == [1, 1, 4] and len(Run(run.path).of("retry")) == 3
+
+
+def test_stopping_at_too_few_updates_and_resume_asks_only_those_that_lack(reference, tmp_path):
+    run = new_run(tmp_path, on_too_few="stop", min_updates=3)
+    with pytest.raises(RunError, match=r"2 usable updates, 3 needed .*on_too_few: stop.*fcit resume"):
+        serve(run.path, InlineGrid(Moody(failures=9), 50))
+    healthy = Moody(failures=0)
+    serve(run.path, InlineGrid(healthy, 50))
+    assert bits(run.path) == bits(reference)
+    assert sum(n for (group, _), n in healthy.asked.items() if group == "0.1") == 1
+
+
+def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
+    run = new_run(tmp_path, on_too_few="wait", pause=600.0, min_updates=3)
+
+    class Stops:
+        def say(self, kind, **values):
+            if kind == "retry":
+                threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+
+    begin = time.monotonic()
+    with pytest.raises(StopRequested):
+        serve(run.path, InlineGrid(Moody(failures=9), 50), Stops())
+    assert time.monotonic() - begin < 300
+
+
+# ---------------------------------------------------------------------- clients that remember
+
+
+def scaffold(folder: Path) -> RunDir:
+    raw = {**SMALL, "name": "scaffold", "method": "finetune", "fedopt": "scaffold", "evaluation": {"limit": 2},
+           "federation": {"rounds": 2, "clients": 3, "clients_per_round": 2, "min_updates": 2}}  # fmt: skip
+    return RunDir.create(folder, "scaffold", configuration.dump(configuration.parse(raw)), describe())
+
+
+class DiesAt:
+    """A watcher in whose process something happens when so many clients have answered."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def say(self, kind, **values):
+        self.left -= kind == "client"
+        if kind == "client" and self.left == 0:
+            raise KeyboardInterrupt
+
+
+def grid_of(run: RunDir) -> InlineGrid:
+    return InlineGrid(app, 3, memory=run.memory)
+
+
+def test_reused_updates_of_clients_that_remember(tmp_path):
+    whole, run = scaffold(tmp_path), scaffold(tmp_path)
+    serve(whole.path, grid_of(whole))
+    for left in (3, 1):  # counted anew by each process: what it takes over counts, too
+        with pytest.raises(KeyboardInterrupt):
+            serve(run.path, grid_of(run), DiesAt(left))
+    serve(run.path, grid_of(run))
+    assert bits(run.path) == bits(whole.path) and told(run.path) == told(whole.path)
+    assert len(Run(run.path).of("reused")) == 1
+
+
+def test_a_client_that_lost_its_memory_starts_afresh(tmp_path):
+    run = scaffold(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        serve(run.path, grid_of(run), DiesAt(5))
+    shutil.rmtree(run.memory)
+    serve(run.path, grid_of(run))
+    lost = Run(run.path).of("memory-lost")
+    assert lost and len({e["client"] for e in lost}) == len(lost) and all(e["version"] for e in lost)
+    assert Run(run.path).finished
+
+
+# ---------------------------------------------------------------------- sites that come and go
+
+
+class Deployment(Grid):
+    """Virtual clients as registered nodes that come and go; answers are pulled, as from a SuperLink."""
+
+    def __init__(self, inner: InlineGrid, there) -> None:
+        self.inner, self.there = inner, there
+        self.sent: list[tuple[str, int]] = []
+
+    def set_run(self, run): ...
+
+    @property
+    def run(self):
+        return self.inner.run
+
+    def create_message(self, *args, **kwargs):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return [node.node_id for node in self.get_nodes()]
+
+    def get_nodes(self):
+        return [
+            NodeInfo(node_id=n.node_id, name=n.name, last_activated_at="then")
+            for n in self.inner.get_nodes()
+            if self.there(self, int(n.name))
+        ]
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.sent += [(m.metadata.message_type, m.metadata.dst_node_id - 1000) for m in messages]
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        return self.inner.pull_messages(list(message_ids)[:1])
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise AssertionError("Flower's own waiting cannot be stopped")
+
+
+class DiesAnswering:
+    """The ClientApp; client 1 never answers a question."""
+
+    def __call__(self, message, context):
+        if message.metadata.message_type == "evaluate" and context.node_config["partition-id"] == 1:
+            raise ValueError("gone")
+        return app(message, context)
+
+
+def sites_run(folder: Path) -> RunDir:
+    raw = {**SMALL, "output": str(folder), "evaluation": {"limit": 4, "batch_size": 2, "batches_per_order": 1},
+           "federation": {"rounds": 2, "clients": 3, "clients_per_round": 3, "min_updates": 2}}  # fmt: skip
+    return RunDir.create(folder, "sites", configuration.dump(configuration.parse(raw)), describe())
+
+
+def test_a_deployment_equals_the_simulation_and_outlives_a_node_in_evaluation(tmp_path):
+    plain, run = sites_run(tmp_path), sites_run(tmp_path)
+    serve(plain.path, InlineGrid(app, 3))
+    grid = Deployment(InlineGrid(DiesAnswering(), 3), lambda grid, client: True)
+    serve(run.path, grid)
+    assert bits(run.path) == bits(plain.path) and told(run.path) == told(plain.path)
+    failed = Run(run.path).of("evaluate-failed")
+    assert failed and {e["client"] for e in failed} == {1}
+    assert [c for kind, c in grid.sent if kind == "query.probe"] == [0, 1, 2]
+
+
+def test_absent_sites_are_not_asked_and_late_ones_take_part(tmp_path):
+    def there(grid, client):  # site 2 appears once the first round is trained, site 0 leaves then
+        later = sum(kind == "train" for kind, _ in grid.sent) >= 2
+        return client != 2 if not later else client != 0
+
+    run = sites_run(tmp_path)
+    grid = Deployment(InlineGrid(app, 3), there)
+    serve(run.path, grid)
+    found = Run(run.path)
+    absent = [(e["stage"], e["round"], e["client"]) for e in found.of("absent")]
+    assert absent[:2] == [(0, 0, 2), (0, 1, 0)] and {c for _, _, c in absent[1:]} == {0}
+    assert [e["client"] for e in found.of("joined")] == [2]
+    assert not found.of("missing") and not found.of("retry") and found.finished
+    trained = [c for kind, c in grid.sent if kind == "train"]
+    assert sorted(trained[:2]) == [0, 1] and set(trained[2:]) == {1, 2}
+    assert {c for kind, c in grid.sent if kind == "evaluate"} == {1, 2}
