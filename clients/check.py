@@ -175,7 +175,8 @@ def data(site: Site, keep: bool) -> Iterator[Finding]:
     root = Path(site.data_root)
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
         needed = site.stream == "site" or site.benchmark is not None
-        yield "data", not needed, f"{root}: no such folder" + ("" if needed else "; a built-in benchmark needs none")
+        made = "" if needed else " yet; a built-in benchmark is rendered there with the first order"
+        yield "data", not needed, f"{root}: no such folder{made}"
         return
     yield "data", True, str(root)
     cache = Path(environment(site)["FCIT_CACHE"]) / "images" if keep else None

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 _LIBC = ctypes.CDLL(None)  # loaded here: nothing may be imported between fork and exec
 _PR_SET_PDEATHSIG = 1
 _SETTLED = 60.0  # seconds after which a child counts as well started
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TAIL = 40  # last lines of its output, looked at for the reason of its end
 
 
@@ -78,7 +80,7 @@ class Child:
         if not data and self._rest:
             lines, self._rest = [self._rest], b""
         for line in lines:
-            text = line.decode("utf-8", "replace").rstrip()
+            text = _COLOUR.sub("", line.decode("utf-8", "replace")).rstrip()
             if text:
                 self.tail.append(text)
                 self.log.info("%s", text)

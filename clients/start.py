@@ -47,13 +47,20 @@ _REASONS = {
 }
 
 
-def reason(lines: list[str]) -> str:
-    """What is wrong, from a child's last lines of output."""
+def reason(lines: list[str]) -> str | None:
+    """What is wrong, from a child's last lines of output; None if they do not tell."""
     for line in reversed(lines):
         for piece, meaning in _REASONS.items():
             if piece in line:
                 return meaning
-    return lines[-1] if lines else "it said nothing"
+    return None
+
+
+def ending(code: int) -> str:
+    """How a process ended."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+    return f"ended with {code}"
 
 
 def prepare(site: Site) -> None:
@@ -120,7 +127,7 @@ class Supervisor:
     """
 
     def __init__(self, path: Path, site: Site) -> None:
-        folder, env = site.folder, environment(site)
+        self.site, folder, env = site, site.folder, environment(site)
         self.log = logs.to_file("clients.start", folder / "logs" / "start.log", console=True)
         output = logs.to_file("clients.supernode", folder / "logs" / "supernode.log")
         self.supernode = Child(
@@ -149,7 +156,7 @@ class Supervisor:
             code = child.ended(selector)
             if code is not None:
                 pause = child.due - time.monotonic()
-                self.log.warning("the %s ended with %s; started again in %.0f s", child.name, code, pause)
+                self.log.warning("the %s %s; started again in %.0f s", child.name, ending(code), pause)
                 self._explain(child)
             elif child.tail and _UNREACHABLE in child.tail[-1]:
                 self._explain(child)
@@ -157,9 +164,13 @@ class Supervisor:
                 self.log.info("the %s runs as process %d", child.name, child.start(selector))
 
     def _explain(self, child: Child) -> None:
-        if time.monotonic() - self._said.get(child.name, -_SAY_AGAIN) >= _SAY_AGAIN:
-            self._said[child.name] = time.monotonic()
-            self.log.warning("%s: %s", child.name, reason(list(child.tail)))
+        meaning = reason(list(child.tail))
+        if meaning is None:
+            meaning = f"see {self.site.folder / 'logs'}"
+        now = time.monotonic()
+        if now - self._said.get(meaning, -_SAY_AGAIN) >= _SAY_AGAIN:
+            self._said[meaning] = now
+            self.log.warning("%s: %s", child.name, meaning)
 
     def _stop(self, selector: selectors.BaseSelector) -> None:
         # The executor first: an order that is being done is given up, then the site says goodbye.

@@ -107,7 +107,7 @@ class SuperLink:
         (bundle,) = self.folder.glob("*.fab")
         return hashlib.sha256(bundle.read_bytes()).hexdigest()
 
-    def submit(self, app: Path, seconds: float = 120) -> str:
+    def submit(self, app: Path, seconds: float = 300) -> str:
         """Run an app and return its final status."""
         started = self.flwr("run", app, "test")
         run_id = str(started["run-id"])

@@ -25,6 +25,7 @@ from fcit.results import Run
 from fcit.run_dir import RunDir
 from server.app import run as serve
 from tests.e2e.conftest import SMALL, bits
+from tests.e2e.test_methods import two_stages
 
 ROOT = Path(__file__).parents[2]
 #: One run dies four times; the last process ends it.
@@ -49,6 +50,25 @@ def told(run: Path) -> list[tuple]:
     return [tuple(str(event[key]) for key in keys) for event in Run(run).of("round")]
 
 
+def new_run(folder: Path, **changes) -> RunDir:
+    raw = {**SMALL, "output": str(folder), **changes, "federation": {**SMALL["federation"], **changes["federation"]}}
+    return RunDir.create(folder, "run", configuration.dump(configuration.parse(raw)), describe())
+
+
+def tiny(folder: Path, **federation) -> RunDir:
+    """A run whose evaluation takes several orders and hardly any time."""
+    evaluation = {"limit": 4, "batch_size": 2, "batches_per_order": 1}
+    return new_run(folder, benchmark=str(two_stages(folder)), evaluation=evaluation, federation=federation)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """The tiny run as it is without any trouble."""
+    run = tiny(tmp_path_factory.mktemp("plain"))
+    serve(run.path, InlineGrid(app, 50))
+    return run.path
+
+
 def test_kill_9_again_and_again_and_resume(reference, tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path)}))
@@ -71,19 +91,19 @@ def test_kill_9_again_and_again_and_resume(reference, tmp_path):
     assert not (run / "spill").exists()
 
 
-def test_sigterm_is_heard_within_a_round(reference, tmp_path):
+def test_sigterm_is_heard_within_a_round(plain, tmp_path):
     class Stops:
         def say(self, kind, **values):
             self.clients = getattr(self, "clients", 0) + (kind == "client")
             if kind == "client" and self.clients == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    run = new_run(tmp_path)
+    run = tiny(tmp_path)
     with pytest.raises(StopRequested, match="SIGTERM"):
         serve(run.path, InlineGrid(app, 50), Stops())
     assert not Run(run.path).of("round") and len(list(run.spill.glob("*.json"))) == 2
     serve(run.path, InlineGrid(app, 50))
-    assert bits(run.path) == bits(reference)
+    assert bits(run.path) == bits(plain)
 
 
 # ---------------------------------------------------------------------- a disk that is full
@@ -125,38 +145,33 @@ class Moody:
             who = context.node_config["partition-id"]
             group = message.metadata.group_id.rsplit(".", 1)[0]
             self.asked[group, who] += 1
-            if self.failures and group == "0.1" and who == min(c for g, c in self.asked if g == "0.1"):
+            if self.failures and group == "0.1" and who == next(c for g, c in self.asked if g == "0.1"):
                 self.failures -= 1
                 raise ValueError("not now")
         return app(message, context)
 
 
-def new_run(folder: Path, **federation) -> RunDir:
-    raw = {**SMALL, "output": str(folder), "federation": {**SMALL["federation"], **federation}}
-    return RunDir.create(folder, "small", configuration.dump(configuration.parse(raw)), describe())
-
-
-def test_waiting_for_updates_asks_only_those_that_lack(reference, tmp_path):
-    run = new_run(tmp_path, on_too_few="wait", pause=0.01, min_updates=3, retries=0)
+def test_waiting_for_updates_asks_only_those_that_lack(plain, tmp_path):
+    run = tiny(tmp_path, on_too_few="wait", pause=0.01, min_updates=3, retries=0)
     moody = Moody(failures=3)
     serve(run.path, InlineGrid(moody, 50))
-    assert bits(run.path) == bits(reference)
+    assert bits(run.path) == bits(plain)
     counts = sorted(n for (group, _), n in moody.asked.items() if group == "0.1")
     assert counts == [1, 1, 4] and len(Run(run.path).of("retry")) == 3
 
 
-def test_stopping_at_too_few_updates_and_resume_asks_only_those_that_lack(reference, tmp_path):
-    run = new_run(tmp_path, on_too_few="stop", min_updates=3)
+def test_stopping_at_too_few_updates_and_resume_asks_only_those_that_lack(plain, tmp_path):
+    run = tiny(tmp_path, on_too_few="stop", min_updates=3)
     with pytest.raises(RunError, match=r"2 usable updates, 3 needed .*on_too_few: stop.*fcit resume"):
         serve(run.path, InlineGrid(Moody(failures=9), 50))
     healthy = Moody(failures=0)
     serve(run.path, InlineGrid(healthy, 50))
-    assert bits(run.path) == bits(reference)
+    assert bits(run.path) == bits(plain)
     assert sum(n for (group, _), n in healthy.asked.items() if group == "0.1") == 1
 
 
 def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
-    run = new_run(tmp_path, on_too_few="wait", pause=600.0, min_updates=3)
+    run = tiny(tmp_path, on_too_few="wait", pause=600.0, min_updates=3)
 
     class Stops:
         def say(self, kind, **values):
@@ -173,9 +188,11 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 
 
 def scaffold(folder: Path) -> RunDir:
-    raw = {**SMALL, "name": "scaffold", "method": "finetune", "fedopt": "scaffold", "evaluation": {"limit": 2},
-           "federation": {"rounds": 2, "clients": 3, "clients_per_round": 2, "min_updates": 2}}  # fmt: skip
-    return RunDir.create(folder, "scaffold", configuration.dump(configuration.parse(raw)), describe())
+    federation = {"clients": 12, "min_updates": 3}  # few, so that they come back
+    return new_run(
+        folder, benchmark=str(two_stages(folder)), method="finetune", fedopt="scaffold", evaluation={"limit": 2},
+        federation=federation,
+    )  # fmt: skip
 
 
 class DiesAt:
@@ -191,24 +208,24 @@ class DiesAt:
 
 
 def grid_of(run: RunDir) -> InlineGrid:
-    return InlineGrid(app, 3, memory=run.memory)
+    return InlineGrid(app, 12, memory=run.memory)
 
 
 def test_reused_updates_of_clients_that_remember(tmp_path):
     whole, run = scaffold(tmp_path), scaffold(tmp_path)
     serve(whole.path, grid_of(whole))
-    for left in (3, 1):  # counted anew by each process: what it takes over counts, too
+    for left in (5, 3):  # counted anew by each process: what it takes over counts, too
         with pytest.raises(KeyboardInterrupt):
             serve(run.path, grid_of(run), DiesAt(left))
     serve(run.path, grid_of(run))
     assert bits(run.path) == bits(whole.path) and told(run.path) == told(whole.path)
-    assert len(Run(run.path).of("reused")) == 1
+    assert [(e["round"], len(e["clients"])) for e in Run(run.path).of("reused")] == [(1, 3)]
 
 
 def test_a_client_that_lost_its_memory_starts_afresh(tmp_path):
     run = scaffold(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        serve(run.path, grid_of(run), DiesAt(5))
+        serve(run.path, grid_of(run), DiesAt(8))
     shutil.rmtree(run.memory)
     serve(run.path, grid_of(run))
     lost = Run(run.path).of("memory-lost")
@@ -257,45 +274,43 @@ class Deployment(Grid):
         raise AssertionError("Flower's own waiting cannot be stopped")
 
 
-class DiesAnswering:
-    """The ClientApp; client 1 never answers a question."""
+def sampled(run: Path) -> list[list[int]]:
+    """Who was asked in each round."""
+    return [event["clients"] for event in Run(run).of("round")]
 
-    def __call__(self, message, context):
+
+def test_a_deployment_equals_the_simulation_and_outlives_a_node_in_evaluation(plain, tmp_path):
+    def gone(message, context):  # client 1 never answers a question
         if message.metadata.message_type == "evaluate" and context.node_config["partition-id"] == 1:
             raise ValueError("gone")
         return app(message, context)
 
-
-def sites_run(folder: Path) -> RunDir:
-    raw = {**SMALL, "output": str(folder), "evaluation": {"limit": 4, "batch_size": 2, "batches_per_order": 1},
-           "federation": {"rounds": 2, "clients": 3, "clients_per_round": 3, "min_updates": 2}}  # fmt: skip
-    return RunDir.create(folder, "sites", configuration.dump(configuration.parse(raw)), describe())
-
-
-def test_a_deployment_equals_the_simulation_and_outlives_a_node_in_evaluation(tmp_path):
-    plain, run = sites_run(tmp_path), sites_run(tmp_path)
-    serve(plain.path, InlineGrid(app, 3))
-    grid = Deployment(InlineGrid(DiesAnswering(), 3), lambda grid, client: True)
+    run = tiny(tmp_path)
+    grid = Deployment(InlineGrid(gone, 50), lambda grid, client: True)
     serve(run.path, grid)
-    assert bits(run.path) == bits(plain.path) and told(run.path) == told(plain.path)
+    assert bits(run.path) == bits(plain) and told(run.path) == told(plain)
     failed = Run(run.path).of("evaluate-failed")
     assert failed and {e["client"] for e in failed} == {1}
-    assert [c for kind, c in grid.sent if kind == "query.probe"] == [0, 1, 2]
+    assert [c for kind, c in grid.sent if kind == "query.probe"] == list(range(50))
 
 
-def test_absent_sites_are_not_asked_and_late_ones_take_part(tmp_path):
-    def there(grid, client):  # site 2 appears once the first round is trained, site 0 leaves then
-        later = sum(kind == "train" for kind, _ in grid.sent) >= 2
-        return client != 2 if not later else client != 0
+def test_absent_sites_are_not_asked_and_late_ones_take_part(plain, tmp_path):
+    first, second, *_ = sampled(plain)
+    late, leaves = first[0], second[0]
+    assert late not in second and leaves not in first
 
-    run = sites_run(tmp_path)
-    grid = Deployment(InlineGrid(app, 3), there)
+    def there(grid, client):  # one is not there in the first round, the other in the second
+        begun = any(kind == "train" for kind, _ in grid.sent)
+        return client != (leaves if begun else late)
+
+    run = tiny(tmp_path)
+    grid = Deployment(InlineGrid(app, 50), there)
     serve(run.path, grid)
     found = Run(run.path)
     absent = [(e["stage"], e["round"], e["client"]) for e in found.of("absent")]
-    assert absent[:2] == [(0, 0, 2), (0, 1, 0)] and {c for _, _, c in absent[1:]} == {0}
-    assert [e["client"] for e in found.of("joined")] == [2]
+    assert absent[:2] == [(0, 0, late), (0, 1, leaves)] and {c for *_, c in absent[1:]} == {leaves}
+    assert [e["client"] for e in found.of("joined")] == [late]
     assert not found.of("missing") and not found.of("retry") and found.finished
     trained = [c for kind, c in grid.sent if kind == "train"]
-    assert sorted(trained[:2]) == [0, 1] and set(trained[2:]) == {1, 2}
-    assert {c for kind, c in grid.sent if kind == "evaluate"} == {1, 2}
+    assert sorted(trained[:2]) == sorted(first[1:]) and sorted(trained[2:4]) == sorted(second[1:])
+    assert leaves not in {c for kind, c in grid.sent if kind == "evaluate"}

@@ -106,7 +106,7 @@ sys.meta_path.insert(0, Noting())
 """
 
 
-def measure(superlink: SuperLink, folder: Path, kind: str) -> dict[str, list[float]]:
+def measure(superlink: SuperLink, folder: Path, kind: str, data: Path) -> dict[str, list[float]]:
     """Seconds to the first step, and to the reply, of each order."""
     folder.mkdir()
     app = folder / "app"
@@ -119,7 +119,7 @@ def measure(superlink: SuperLink, folder: Path, kind: str) -> dict[str, list[flo
     (folder / "noting").mkdir()
     (folder / "noting" / "sitecustomize.py").write_text(NOTING)
     os.environ |= {"FIRST_STEPS": str(folder / "first"), "PYTHONPATH": str(folder / "noting")}
-    site = Site(folder / "site", superlink, apps=[superlink.pin(app)], worker=kind, threads=1)
+    site = Site(folder / "site", superlink, apps=[superlink.pin(app)], worker=kind, threads=1, data_root=str(data))
     superlink.register(site.folder / "site.key.pub", "0")
     with site:
         status = superlink.submit(app, seconds=600)
@@ -137,13 +137,14 @@ def measure(superlink: SuperLink, folder: Path, kind: str) -> dict[str, list[flo
 
 def main() -> None:
     """Measure both and write the result."""
-    open_benchmark(configuration.parse(CONFIG, "evidence")).prepare()
+    benchmark = open_benchmark(configuration.parse(CONFIG, "evidence"))
+    benchmark.prepare()
     os.environ["FCIT_CACHE"] = os.environ.get("FCIT_CACHE", str(Path.home() / ".cache" / "fcit"))
     with tempfile.TemporaryDirectory() as folder:
         with SuperLink(Path(folder) / "superlink-process") as superlink:
-            process = measure(superlink, Path(folder) / "process", "process")
+            process = measure(superlink, Path(folder) / "process", "process", benchmark.root)
         with SuperLink(Path(folder) / "superlink-resident") as superlink:
-            resident = measure(superlink, Path(folder) / "resident", "resident")
+            resident = measure(superlink, Path(folder) / "resident", "resident", benchmark.root)
     ratio = statistics.median(process["first_step"]) / statistics.median(resident["first_step"])
     figures = {"orders": ORDERS, "process": process, "resident": resident, "ratio_of_medians": round(ratio, 2)}
     RESULT.parent.mkdir(exist_ok=True)

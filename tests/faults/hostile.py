@@ -115,9 +115,8 @@ class Unruly(InlineGrid):
         """Replies as they come, spoilt where the plan says so."""
         messages = list(messages)
         training = bool(messages) and messages[0].metadata.message_type == "train"
-        if training:
-            yield from self._late
-            self._late.clear()
+        late = self._late if training else []
+        self._late = [] if training else self._late
         places = {}
         for message in messages if training else []:
             order = codec.decode(message.content, TrainOrder)
@@ -133,6 +132,8 @@ class Unruly(InlineGrid):
                 yield reply
             if how == "twice":
                 yield reply
+            yield from late
+            late = []
 
 
 def settings(source: Path, *more: str) -> configuration.RunConfig:

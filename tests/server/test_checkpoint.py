@@ -139,7 +139,7 @@ def test_all_damaged(run, state):
     two(run, state)
     for folder in run.state.iterdir():
         (folder / "state.json").write_text("{")
-    with pytest.raises(RunError, match="no checkpoint .* can be read .*start the run anew"):
+    with pytest.raises(RunError, match=r"no checkpoint .* can be read .*start the run anew"):
         checkpoint.load(run)
 
 
