@@ -16,7 +16,7 @@ import yaml
 from fcit import config as configuration
 from fcit import registry, strict
 from fcit.config import RunConfig
-from fcit.data.benchmark import shipped
+from fcit.data.spec import shipped
 from fcit.errors import ConfigError, Refused
 from fcit.federation.records import NAME, EvaluateOrder
 from fcit.site import Site

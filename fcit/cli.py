@@ -66,12 +66,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from fcit.run_dir import RunDir
+    from fcit.run_dir import BELONGS, RunDir
 
     run = RunDir.open(args.run)
     if run.results.is_file():
         print(f"{args.run} is already finished; `fcit report {args.run}` shows it")
         return EXIT_OK
+    belongs = run.path / BELONGS
+    if belongs.is_file():
+        deployment = belongs.read_text(encoding="utf-8").strip()
+        raise ConfigError(f"{args.run} is run on sites; `fcit deploy submit {deployment} --resume {args.run}` goes on")
     return _execute(args.run)
 
 
@@ -108,7 +112,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     from fcit import registry
-    from fcit.data.benchmark import read_spec, shipped
+    from fcit.data.spec import read_spec, shipped
 
     families = ["method", "fedopt", "factors", "robust", "scorer", "engine", "tracker", "benchmark"]
     for family in [args.family] if args.family else families:

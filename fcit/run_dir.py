@@ -23,6 +23,9 @@ from fcit.errors import ConfigError, DiskFull, RunError
 
 Tensors = dict[str, np.ndarray]
 
+#: File of a run folder that names the deployment whose sites it is run on.
+BELONGS = "deployment.txt"
+
 
 #: What the system says where there is no room: disk full, quota used up, file size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

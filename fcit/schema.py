@@ -132,6 +132,12 @@ class Backbone(Section):
     feature_cache: Literal["disk", "off"] = Field("disk", description="keep frozen vision features")
     threads: int = Field(0, ge=0, description="torch threads; 0: as torch chooses")
 
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if value is False else value
+
 
 class RunConfig(Section):
     """Everything a run depends on."""

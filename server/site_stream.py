@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, BenchmarkSpec
+from fcit.data.benchmark import Benchmark
+from fcit.data.spec import BenchmarkSpec
 
 
 class SiteStream(Benchmark):

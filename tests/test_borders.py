@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcit.data.benchmark import shipped
+from fcit.data.spec import shipped
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(f for folder in ("fcit", "server", "clients") for f in (ROOT / folder).rglob("*.py"))

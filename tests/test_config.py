@@ -158,3 +158,8 @@ def test_dump_and_parse_are_inverse():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_loads(path):
     config.load(path)
+
+
+def test_a_bare_off_is_the_word_off(tmp_path):
+    (tmp_path / "c.yaml").write_text("backbone: {feature_cache: off}\n")
+    assert config.load(tmp_path / "c.yaml").backbone.feature_cache == "off"

@@ -1,4 +1,4 @@
-"""A benchmark is data: datasets, tasks, stages, evaluation order and partition, from one YAML file."""
+"""A benchmark bound to its data: stages, evaluation order, every client's records, the test questions."""
 
 from __future__ import annotations
 
@@ -6,117 +6,19 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
-
-from fcit import registry, strict
-from fcit.config import RunConfig, Section
+from fcit import registry
+from fcit.config import RunConfig
 from fcit.data import partition
 from fcit.data.records import Record, TestRecord, read_test, survey_train
+from fcit.data.spec import BenchmarkSpec, read_spec
 from fcit.data.usable import SHOWN, ImageVerdicts, Usable, read_usable
 from fcit.errors import ConfigError, DataError, FCITError
-from fcit.mistakes import sentences
-
-SHIPPED = Path(__file__).parent / "benchmarks"
-
-
-class DatasetSpec(Section):
-    """One instruction-tuning set. Paths are relative to ``instructions/`` of the data root."""
-
-    train: str
-    test: str
-    val: str | None = None
-    references: str | None = Field(None, description="COCO captions of the test set")
-    val_references: str | None = None
-    scorer: str = "exact"
-    also: list[str] = Field(default_factory=list, description="scorers reported beside, e.g. the official rule")
-    suffix: str = Field("", description="line added to every instruction that does not end with it")
-    max_new_tokens: int | None = None
-
-
-class PartitionSpec(Section):
-    """Where partitioned records lie, and how they are made when they do not."""
-
-    folder: str = Field("partitioned_data", description="under the data root; holds <beta>/Task<n>/client_<i>.json")
-    min_size: int = Field(1, ge=0)
-    reserve: int = Field(0, ge=0, description="records every client gets before the rest is drawn")
-
-
-class BenchmarkSpec(Section):
-    """The YAML file of a benchmark."""
-
-    name: str
-    source: Literal["files", "mini"] = Field("files", description="mini: rendered on first use")
-    description: str = ""
-    datasets: dict[str, DatasetSpec]
-    tasks: list[list[str]] = Field(description="datasets of each task")
-    homogeneous: list[int] | None = Field(None, description="task of each stage; default: all tasks in order")
-    heterogeneous: list[list[int]] | None = Field(None, description="tasks of the participation slots per stage")
-    rounds: int | None = Field(None, ge=1, description="rounds per stage this benchmark is meant for")
-    partition: PartitionSpec = Field(default_factory=lambda: PartitionSpec.model_validate({}))
-
-    @model_validator(mode="after")
-    def _consistent(self) -> BenchmarkSpec:
-        for number, task in enumerate(self.tasks):
-            for name in task:
-                if name not in self.datasets:
-                    hint = registry.nearest(name, list(self.datasets))
-                    raise ValueError(f"tasks[{number}] names the unknown dataset {name!r}{hint}")
-        for stage in [[t] for t in self.homogeneous or []] + (self.heterogeneous or []):
-            for task_id in stage:
-                if not 0 <= task_id < len(self.tasks):
-                    raise ValueError(f"stages name task {task_id}; tasks are 0..{len(self.tasks) - 1}")
-        for name, dataset in self.datasets.items():
-            for scorer in [dataset.scorer, *dataset.also]:
-                problem = registry.problem("scorer", scorer)
-                if problem is not None:
-                    raise ValueError(f"datasets.{name}.{problem}")
-        return self
 
 
 def cache_folder() -> Path:
     """Where rendered datasets, partitions and features are kept: ``FCIT_CACHE`` or ``~/.cache/fcit``."""
     return Path(os.environ.get("FCIT_CACHE") or Path.home() / ".cache" / "fcit")
-
-
-def shipped() -> list[str]:
-    """Names of the benchmarks that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def read_spec(name: str) -> BenchmarkSpec:
-    """Read a shipped benchmark by name or a YAML file by path.
-
-    Raises:
-        ConfigError: unknown name, unreadable file or mistakes in it.
-    """
-    path = SHIPPED / f"{name}.yaml"
-    if not strict.is_file(path):
-        path = Path(name)
-        if path.suffix not in (".yaml", ".yml"):
-            hint = registry.nearest(name, shipped())
-            raise ConfigError(
-                f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
-            )
-        if not strict.is_file(path):
-            raise ConfigError(f"benchmark: no such file {name!r}")
-    try:
-        return BenchmarkSpec.model_validate(_anchored(strict.read_yaml(path), path.parent))
-    except ValidationError as error:
-        raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
-
-
-def _anchored(raw: Any, folder: Path) -> Any:
-    """Scorers of the user's own by full path: they are named relative to the benchmark file."""
-    datasets = raw.get("datasets") if isinstance(raw, dict) else None
-    for dataset in datasets.values() if isinstance(datasets, dict) else ():
-        if isinstance(dataset, dict):
-            if isinstance(dataset.get("scorer"), str):
-                dataset["scorer"] = registry.anchored(dataset["scorer"], folder)
-            if isinstance(dataset.get("also"), list):
-                dataset["also"] = [registry.anchored(str(name), folder) for name in dataset["also"]]
-    return raw
 
 
 @dataclass

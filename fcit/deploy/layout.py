@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fcit import strict
 from fcit.errors import ConfigError
 from fcit.run_dir import read_json, write_json
 
@@ -74,7 +75,11 @@ class Deployment:
         file = path / _FACTS
         if not file.is_file():
             raise ConfigError(f"{path}: not the folder of a deployment; `fcit deploy init {path} --host ...` makes one")
-        return cls(path.resolve(), **yaml.safe_load(file.read_text(encoding="utf-8")))
+        facts = strict.read_yaml(file)
+        kinds = {"host": str, "port": int, "bind": str, "superlink_port": int}
+        if not isinstance(facts, dict) or {key: type(value) for key, value in facts.items()} != kinds:
+            raise ConfigError(f"{file}: must hold host, port, bind and superlink_port as `fcit deploy init` wrote them")
+        return cls.plan(path, **facts)
 
     def facts(self) -> str:
         """What :meth:`open` reads."""

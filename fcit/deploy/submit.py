@@ -17,7 +17,7 @@ from fcit.progress import ConsoleWatcher
 from fcit.report import tables
 from fcit.report.page import write_page
 from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.run_dir import BELONGS, RunDir, write_text
 from fcit.simulation import create
 
 _LOOK, _ASK, _PATIENCE = 0.5, 10.0, 300.0  # seconds: between looks at events, at the status; without a SuperLink
@@ -48,6 +48,7 @@ def submit(deployment: Deployment, config: Path, overrides: list[str], steps: St
         steps.say(f"make  {run}")
     else:
         run = create(loaded).path
+        write_text(run / BELONGS, f"{deployment.path}\n")
     return _start(deployment, run, steps)
 
 

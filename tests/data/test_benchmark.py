@@ -6,7 +6,8 @@ from PIL import Image
 
 from fcit.config import RunConfig
 from fcit.data import benchmark as module
-from fcit.data.benchmark import open_benchmark, read_spec, shipped
+from fcit.data.benchmark import open_benchmark
+from fcit.data.spec import read_spec, shipped
 from fcit.errors import ConfigError, DataError
 
 TASK = ["imagenet-r", "arxivqa", "iconqa", "clevr-math", "ocr-vqa", "flickr30k", "figureqa", "super-clevr"]

@@ -8,9 +8,9 @@ import pytest
 
 from fcit import registry
 from fcit.data import records
-from fcit.data.benchmark import read_spec
 from fcit.data.mini import canvas, render, scenes
 from fcit.data.mini.questions import CAPTION, MAKERS, OPTION, PLACES, WORD
+from fcit.data.spec import read_spec
 from fcit.models.tiny import corpus
 
 NAMES = list(MAKERS)

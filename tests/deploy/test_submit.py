@@ -76,6 +76,9 @@ def test_a_run_that_did_not_complete_says_so(deployment, tmp_path, monkeypatch, 
     assert ("run", str(deployment.app), "-c", f'run-dir="{run}"') in pretended.asked
     assert deployment.remembered("runs") == {"7": str(run)}
 
+    assert cli.main(["resume", str(run)]) == 2  # would simulate the sites on the operator's machine
+    assert f"fcit deploy submit {deployment.path} --resume {run}" in capsys.readouterr().err
+
 
 def test_events_are_shown_and_only_those_of_this_run(deployment, tmp_path, monkeypatch, capsys):
     """A run that is resumed has events of its first life; the server cuts some of them off while we look."""

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fcit import simulate
-from fcit.data.benchmark import read_spec
+from fcit.data.spec import read_spec
 from tests.e2e.conftest import SMALL
 
 

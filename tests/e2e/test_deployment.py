@@ -40,7 +40,7 @@ CONFIG = {
     "federation": {"rounds": 1, "clients": SITES, "clients_per_round": SITES, "min_updates": SITES, "timeout": 300},
     "evaluation": {"limit": 6}, "backbone": {"threads": 1}, "data_root": "data",
     # One layer: Flower sends every tensor in two requests of its own, and they are what this test waits for.
-    "adapter": {"targets": r".*language_model.*layers\.0\.(gate_proj|up_proj|down_proj)"},
+    "adapter": {"targets": r".*language_model.*layers\.0\.mlp\.(gate_proj|up_proj|down_proj)"},
 }  # fmt: skip
 
 

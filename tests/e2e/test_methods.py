@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fcit import cli
-from fcit.data.benchmark import SHIPPED
+from fcit.data.spec import SHIPPED
 from fcit.errors import ConfigError
 from fcit.run_dir import RunDir
 from tests.e2e.conftest import SMALL

@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 
 from fcit import config
-from fcit.data.benchmark import read_spec
 from fcit.data.mini.questions import MAKERS
+from fcit.data.spec import read_spec
 from fcit.methods.disco import softmax_mix
 from fcit.methods.knowledge_cache import cosine
 from fcit.models.backbone import TINY, Backbone

@@ -19,7 +19,7 @@ from fcit import site, strict, trees
 from fcit.bench import file as bench_file
 from fcit.config import RunConfig
 from fcit.data import records as data
-from fcit.data.benchmark import read_spec
+from fcit.data.spec import read_spec
 from fcit.errors import CodecError, ConfigError, DataError, RunError
 from fcit.federation import codec
 from fcit.federation import records as wire

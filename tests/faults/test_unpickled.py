@@ -19,7 +19,7 @@ from clients.memory import ClientMemory
 from fcit import config as configuration
 from fcit import simulate, site, strict
 from fcit.data import records as data
-from fcit.data.benchmark import read_spec
+from fcit.data.spec import read_spec
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import CodecError, FCITError, StopRequested
 from fcit.federation import codec
