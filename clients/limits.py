@@ -16,7 +16,7 @@ import yaml
 from fcit import config as configuration
 from fcit import registry, strict
 from fcit.config import RunConfig
-from fcit.data.spec import shipped
+from fcit.data.spec import read_spec, shipped
 from fcit.errors import ConfigError, Refused
 from fcit.federation.records import NAME, EvaluateOrder
 from fcit.site import Site
@@ -88,10 +88,12 @@ def limited(ordered: str, site: Site) -> str:
     if config.stream != site.stream:
         raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
     backbone = config.backbone.model_copy(update={**_computing(config, site), **_models(config, site)})
+    benchmark = _benchmark(config, site)
     mine = config.model_copy(
         update={
-            "benchmark": _benchmark(config, site),
-            "data_root": site.data_root,
+            "benchmark": benchmark,
+            # What is rendered on first use goes to the cache: the data root is only read.
+            "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
             "max_bad_share": site.max_bad_share,
             "backbone": backbone,
             "output": str(site.folder),

@@ -55,6 +55,8 @@ def test_code_in_an_order_is_refused_before_it_is_looked_at(tmp_path, evil, key,
 def test_paths_in_an_order_are_not_opened(tmp_path):
     for folder in ("model", "clip"):
         (tmp_path / folder).mkdir()
+    own = {"name": "own", "datasets": {"a": {"train": "train.json", "test": "test.json"}}, "tasks": [["a"]]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
     mine = site(tmp_path, model="model", identity="clip", benchmark="own.yaml", data_root="data")
     ordered = text(
         benchmark="/server/bench.yaml", data_root="/server/data", output="/server/runs", tensorboard=True,

@@ -1,4 +1,4 @@
-"""One bad client never ends a run or speaks for another."""
+"""Bad clients among others that really train; every single fault is in tests/faults/test_hostile.py."""
 
 import json
 
@@ -47,11 +47,7 @@ class Sabotaged:
         return reply
 
 
-@pytest.mark.parametrize(
-    "change",
-    [garbage, _changed(poison=True), _changed(client=1), _changed(examples=10**9, count=0), _changed(steps=10**9)],
-    ids=["garbage", "nan", "impersonates", "claims records", "claims steps"],
-)
+@pytest.mark.parametrize("change", [garbage, _changed(poison=True)], ids=["garbage", "nan"])
 def test_a_run_survives(small, tmp_path, change):
     from fcit import config as configuration
 
