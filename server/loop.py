@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.records import TrainOrder, memory_version
+from fcit.federation.records import ClientUpdate, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.methods.base import Factory, Pair
 from fcit.models.layout import is_projector
@@ -119,7 +119,7 @@ class Loop(Updates):
             examples=[h.examples if h else 0 for h in heads],
             loss={f"{h.client}/{h.shard}": round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
-            exactness=aggregator.exactness, **aggregator.flags,
+            exactness=aggregator.exactness, **aggregator.flags, **_said(heads),
             seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
@@ -176,3 +176,9 @@ class Loop(Updates):
                 self.run, self.config, self.benchmark.spec.name, self.method, self.state, self.progress, matrix
             )  # fmt: skip
         return matrix
+
+
+def _said(heads: list[ClientUpdate | None]) -> dict[str, Any]:
+    """Where anybody said so: records passed over, and how a site trained, in the order of the round's clients."""
+    skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
+    return ({"skipped": skipped} if any(skipped) else {}) | ({"how": how} if any(how) else {})

@@ -142,6 +142,9 @@ class Benchmark:
         folder = self.root / spec.folder / str(float(federation.beta)) / f"Task{task + 1}"
         if not folder.is_dir():
             files = [self.root / "instructions" / self.spec.datasets[n].train for n in self.spec.tasks[task]]
+            missing = next((f for f in files if not f.is_file()), None)
+            if missing is not None:
+                raise DataError(f"{missing}: no such instruction file; check data_root and the benchmark file")
             stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
             suffixes = [self.spec.datasets[n].suffix for n in self.spec.tasks[task]]
             origin = partition.fingerprint(stamps, suffixes, federation.clients, spec.model_dump())

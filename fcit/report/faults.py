@@ -21,7 +21,9 @@ KINDS = {
     "skipped": "records could not be used",
     "robust-skipped": "too few updates for the robust rule: plain mean",
     "retry": "too few updates, the round was repeated",
-    "checkpoint-fallback": "the newest checkpoint was damaged, the one before was used",
+    "evaluate-failed": "questions were not answered, another client was asked",
+    "checkpoint-damaged": "a checkpoint could not be read, the one before was used",
+    "spill-damaged": "an update kept before a crash could not be read, its client was asked again",
     "tracker-failed": "switched off",
 }
 HEAD = ["what", "who", "where", "why", "times"]

@@ -188,7 +188,7 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 
 
 def scaffold(folder: Path) -> RunDir:
-    federation = {"clients": 12, "min_updates": 3}  # few, so that they come back
+    federation = {"clients": 24, "min_updates": 3}  # few, so that they come back
     return new_run(
         folder, benchmark=str(two_stages(folder)), method="finetune", fedopt="scaffold", evaluation={"limit": 2},
         federation=federation,
@@ -208,7 +208,7 @@ class DiesAt:
 
 
 def grid_of(run: RunDir) -> InlineGrid:
-    return InlineGrid(app, 12, memory=run.memory)
+    return InlineGrid(app, 24, memory=run.memory)
 
 
 def test_reused_updates_of_clients_that_remember(tmp_path):
