@@ -22,10 +22,8 @@ from clients.own_tasks import OwnTasks
 from fcit import site as sites
 from fcit.errors import FCITError
 from fcit.federation import codec
+from fcit.federation.nodes import CLIENT_RAISED
 from fcit.site import Site
-
-#: Flower's code for an exception in the ClientApp.
-CLIENT_RAISED = 2
 
 
 class Gate:

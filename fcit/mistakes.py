@@ -119,16 +119,14 @@ def _misfits(config: RunConfig) -> list[str]:
 
 def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Where a robust rule could not stand between clients and model, or never would."""
-    from fcit.fedopt.base import FedOpt  # both read configurations themselves
-    from fcit.fedopt.robust import LEAST
-
+    least = registry.resolve("robust", config.robust).least
     rule, found = f"robust: {config.robust!r}", []
     if config.factors == "svd":
         found.append(
             f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
             "choose factors: separate, alternate or frozen_a, or robust: none"
         )
-    if fedopt.absorb is not FedOpt.absorb:
+    if fedopt.sums():
         found.append(
             f"{rule} does not see what clients return to fedopt: {config.fedopt['name']!r} beside their tensors (its "
             "sum would pass it by); choose another fedopt, or robust: none"
@@ -143,9 +141,9 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
             "choose robust: none"
         )
-    elif config.federation.clients_per_round < LEAST:
+    elif config.federation.clients_per_round < least:
         found.append(
-            f"{rule} needs {LEAST} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
-            f"raise it to {LEAST} or more, or choose robust: none"
+            f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
+            f"raise it to {least} or more, or choose robust: none"
         )
     return found

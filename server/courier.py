@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fcit.config import Federation
 from fcit.errors import RunError
 from fcit.federation import codec
-from fcit.federation.engines.identity import SERVER_NODE
-from fcit.federation.engines.virtual import VirtualGrid
+from fcit.federation.nodes import SERVER_NODE
 from fcit.federation.records import Name
 from server.stop import Stop
 
@@ -56,7 +56,8 @@ class Courier:
         #: Whether this is a deployment, whose sites come and go.
         self.deployed = False
         self._nodes: dict[int, int] = {}
-        if isinstance(grid, VirtualGrid):
+        self._virtual = bool(getattr(grid, "virtual", False))
+        if self._virtual:
             self._nodes = {int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients}
 
     # ------------------------------------------------------------------ who is there
@@ -158,6 +159,10 @@ class Courier:
             content = codec.encode(order, self.federation.wire, memo)
             self.traffic["down"] += codec.size(content)
             self.traffic["orders"] += 1
+            if self.deployed:
+                # An order's id is a hash of what it holds, and Flower takes an answer to it from any site: nobody
+                # who could guess the rest of an order shall guess its id.
+                content["nonce"] = ConfigRecord({"nonce": secrets.token_hex(16)})
             # Flower drops what is not answered in time to live: later than we stop waiting for it.
             ttl = max(_HALF_DAY, self.federation.timeout + 3600.0)
             messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl))
@@ -178,7 +183,7 @@ class Courier:
             return
         seconds = self.federation.timeout if timeout is None else timeout
         self.stop.check()
-        if isinstance(self.grid, VirtualGrid):
+        if self._virtual:
             replies: Iterable[Message] = self.grid.send_and_receive(messages, timeout=seconds)
         else:
             replies = self._pulled(messages, seconds)

@@ -7,7 +7,6 @@ from fcit.errors import CodecError, ConfigError
 from fcit.federation import codec
 from fcit.federation.records import Probe, ProbeOrder
 from fcit.run_dir import RunDir, read_json, write_json
-from server.aggregation import digest
 from server.courier import Courier, Node
 from server.validation import short
 
@@ -19,11 +18,14 @@ _SILENT = "no answer to the handshake; it takes part when it has been restarted"
 
 
 def facts(probe: Probe) -> dict[str, str]:
-    """What must be the same at every client, as short texts."""
+    """What must be the same at every client, as short texts.
+
+    The tensors of a probe are not among it: they are part of the backbone, whose hash is, and a site that
+    computes in bfloat16 has them rounded.
+    """
     found = {f"versions.{k}": v for k, v in probe.versions.items()}
     found |= {f"hashes.{k}": v for k, v in probe.hashes.items()}
     found |= {f"shapes.{k}": str(tuple(shape)) for k, shape in probe.shapes.items()}
-    found |= {f"tensors.{k}": f"sha256 {digest({k: t})[:16]}" for k, t in probe.tensors.items()}
     found["identity_width"] = str(probe.identity_width)
     return {key: value for key, value in found.items() if key not in _OWN}
 

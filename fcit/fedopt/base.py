@@ -88,6 +88,11 @@ class FedOpt:
         """Why what a client's :meth:`finish` returned (finite, of the announced shapes) is not believed, or None."""
         return None
 
+    @classmethod
+    def sums(cls) -> bool:
+        """Whether clients return something beside their tensors, which :meth:`absorb` takes in."""
+        return cls.absorb is not FedOpt.absorb
+
     def absorb(self, sums: Tensors, memory: dict[str, Any]) -> None:
         """Take in the sums (float64) of what the clients' :meth:`finish` returned, before :meth:`step`."""
 

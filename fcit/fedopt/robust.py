@@ -89,6 +89,8 @@ class Off:
     summary: ClassVar[str] = "no rule: the sample-weighted mean of all accepted updates"
     #: Whether the rule has to see all updates of a home before it can say anything.
     holds: ClassVar[bool] = False
+    #: Updates of one home that it takes for the rule to mean something.
+    least: ClassVar[int] = LEAST
 
     def settle(self, held: Held, old: Tensors) -> Tensors:
         """What the server takes as the clients' mean, given its own tensors; float32."""

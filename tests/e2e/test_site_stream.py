@@ -18,7 +18,7 @@ from fcit.environment import describe
 from fcit.errors import ConfigError
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
-from fcit.federation.engines.virtual import FIRST_NODE
+from fcit.federation.nodes import FIRST_NODE
 from fcit.results import Run
 from fcit.run_dir import RunDir
 from server.app import run as serve

@@ -1,9 +1,10 @@
 """Attack x defence: ``python -m tests.evidence.attacks`` (part of ``make evidence``).
 
 A fixed fifth of the pool (client % 5 == 0) sends its update multiplied: theta + factor (theta_k - theta). What
-the server's checks reject is rejected under every rule and counted; what passes is left to ``robust:``. Every
-run is a process of its own. Finished runs are kept in ``results/attacks.json``, so the command can be stopped
-and started again.
+the server's checks reject is rejected under every rule and counted; what passes is left to ``robust:``. With
+``--unchecked`` the checks on how far an update moved are off, so that the rules are seen alone. Every run is a
+process of its own. Finished runs are kept in ``results/attacks.json``, so the command can be stopped and
+started again.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ def label(run: dict[str, Any]) -> str:
     return "-".join(str(value) for value in run.values())
 
 
-def plan(methods: list[str], settings: list[str], factors: list[int], seeds: list[int]) -> list[dict[str, Any]]:
-    """All runs; whole tables for the first seed come first."""
+def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All runs; whole tables for the first seed come first. Without an attack there is nothing to check."""
+    checks = "off" if args.unchecked else "on"
     return [
-        {"method": m, "setting": s, "robust": r, "factor": f, "seed": seed}
-        for seed, m, s, f, r in itertools.product(seeds, methods, settings, factors, RULES)
+        {"method": m, "setting": s, "robust": r, "factor": f, "checks": "on" if f == 1 else checks, "seed": seed}
+        for seed, m, s, f, r in itertools.product(args.seeds, args.methods, args.settings, args.factors, RULES)
     ]
 
 
@@ -72,8 +74,12 @@ def one(run: dict[str, Any], output: Path, quick: bool) -> dict[str, Any]:
     from fcit.federation.engines.inline import InlineGrid
     from fcit.results import Run
     from fcit.run_dir import RunDir
+    from server import validation
     from server.app import run as serve
 
+    if run["checks"] == "off":
+        validation.FACTOR = float("inf")
+        validation.Validator._too_far = lambda self, order, update: None  # type: ignore[method-assign]
     raw = {
         "name": label(run), "benchmark": "fcit-mini-short", "backbone": {"threads": 1}, "output": str(output),
         **{key: run[key] for key in ("method", "setting", "robust", "seed")},
@@ -105,10 +111,10 @@ def table(results: list[dict[str, Any]]) -> str:
         f"| method | setting | attack (1 of {EVERY}) | {' | '.join(RULES)} | rejected | rule skipped |",
         "|---|---|---|" + "---|" * (len(RULES) + 2),
     ]
-    factors = sorted({r["run"]["factor"] for r in results}, reverse=True)
-    for method, setting, factor in itertools.product(METHODS, SETTINGS, factors):
-        found = [r for r in results if (r["run"]["method"], r["run"]["setting"], r["run"]["factor"])
-                 == (method, setting, factor)]  # fmt: skip
+    attacks = sorted({(r["run"]["factor"], r["run"]["checks"]) for r in results}, reverse=True)
+    for method, setting, (factor, checks) in itertools.product(METHODS, SETTINGS, attacks):
+        keys, wanted = ("method", "setting", "factor", "checks"), (method, setting, factor, checks)
+        found = [r for r in results if tuple(r["run"][key] for key in keys) == wanted]
         if not found:
             continue
         cells = []
@@ -116,7 +122,7 @@ def table(results: list[dict[str, Any]]) -> str:
             values = [r["Last"] for r in found if r["run"]["robust"] == rule]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
-        attack = "none" if factor == 1 else f"x{factor}"
+        attack = "none" if factor == 1 else f"x{factor}" + (", unchecked" if checks == "off" else "")
         rejected = sorted({r["rejected"] for r in found})
         ruled = [r for r in found if r["run"]["robust"] != "none"]
         skipped, homes = (sum(r[key] for r in ruled) for key in ("homes_skipped", "homes"))
@@ -135,6 +141,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--factors", type=int, nargs="+", default=list(FACTORS))
+    parser.add_argument("--unchecked", action="store_true", help="attacks with the server's norm checks off")
     parser.add_argument("--quick", action="store_true", help="a round a stage, few records: to try the command")
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -161,12 +168,12 @@ def main() -> None:
             temporary.replace(args.results)
             print(f"{label(run)}: Last {finished[label(run)]['Last']:.1f}", flush=True)
 
-    runs = plan(args.methods, args.settings, args.factors, args.seeds)
+    runs = plan(args)
     if not args.table:
         args.output.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(execute, runs))
-    print(table([finished[label(run)] for run in runs if label(run) in finished]))
+    print(table(list(finished.values())))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def settings(case: str, folder: Path) -> Path:
     """The case's configuration: few clients, so that those that remember come back."""
     file = folder / f"{case}.yaml"
     raw = {**SMALL, **CASES[case], "name": case, "output": str(folder)}
-    raw["federation"] = {"rounds": 2, "clients": 8, "clients_per_round": 3}
+    raw["federation"] = {"rounds": 2, "clients": 24, "clients_per_round": 3}
     file.write_text(yaml.safe_dump(raw))
     return file
 

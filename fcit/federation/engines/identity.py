@@ -11,9 +11,9 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["NodeInfo", "Run", "claim", "number"]
+from fcit.federation.nodes import SERVER_NODE
 
-SERVER_NODE = 1
+__all__ = ["NodeInfo", "Run", "claim", "number"]
 
 
 def claim() -> None:

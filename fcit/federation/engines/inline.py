@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 
 from fcit.config import RunConfig
 from fcit.errors import ConfigError, DiskFull, FCITError, StopRequested
-from fcit.federation.engines.virtual import CLIENT_RAISED, FIRST_NODE, VirtualGrid
+from fcit.federation.engines.virtual import VirtualGrid
+from fcit.federation.nodes import CLIENT_RAISED, FIRST_NODE
 
 
 class InlineGrid(VirtualGrid):

@@ -29,7 +29,8 @@ from fcit.config import RunConfig
 from fcit.errors import ConfigError, FCITError, RunError
 from fcit.federation import codec
 from fcit.federation.engines.ray_worker import Bundle, RayWorker, pack, unpack
-from fcit.federation.engines.virtual import CLIENT_RAISED, FIRST_NODE, VirtualGrid
+from fcit.federation.engines.virtual import VirtualGrid
+from fcit.federation.nodes import CLIENT_RAISED, FIRST_NODE
 
 #: How Ray says that the process is gone (also by the kernel's or Ray's own memory guard).
 _DEAD = (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.ObjectLostError)

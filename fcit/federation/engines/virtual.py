@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fcit.federation.engines import identity
 from fcit.federation.engines.identity import NodeInfo, Run
-
-CLIENT_RAISED = 2  # Flower's code for an exception in the ClientApp
-FIRST_NODE = 1000
+from fcit.federation.nodes import FIRST_NODE
 
 
 class VirtualGrid(Grid):
@@ -20,6 +19,9 @@ class VirtualGrid(Grid):
     Args:
         clients: number of virtual clients.
     """
+
+    #: Tells the server that every client is there from the start.
+    virtual: ClassVar[bool] = True
 
     def __init__(self, clients: int) -> None:
         identity.claim()

@@ -1,0 +1,8 @@
+"""Numbers that Flower 1.41 gives a meaning, and ours for virtual clients."""
+
+#: The node that speaks when Flower itself answers: the SuperLink.
+SERVER_NODE = 1
+#: Error code of an exception in the ClientApp.
+CLIENT_RAISED = 2
+#: Node of the first virtual client.
+FIRST_NODE = 1000
