@@ -1,10 +1,10 @@
 """Attack x defence: ``python -m tests.evidence.attacks`` (part of ``make evidence``).
 
-A fixed fifth of the pool (client % 5 == 0) sends its update multiplied: theta + factor (theta_k - theta). What
-the server's checks reject is rejected under every rule and counted; what passes is left to ``robust:``. With
-``--unchecked`` the checks on how far an update moved are off, so that the rules are seen alone. Every run is a
-process of its own. Finished runs are kept in ``results/attacks.json``, so the command can be stopped and
-started again.
+One of the five clients of every round, another slot each time, sends its update multiplied: theta + factor
+(theta_k - theta). What the server's checks reject is rejected under every rule and counted; what passes is
+left to ``robust:``. With ``--unchecked`` the checks on how far an update moved are off, so that the rules are
+seen alone. Every run is a process of its own. Finished runs are kept in ``results/attacks.json``, so the
+command can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RULES = ("none", "median", "trimmed_mean", "norm_clip")
 SETTINGS = ("homogeneous", "heterogeneous")
 METHODS = ("finetune", "disco")
 FACTORS = (1, -1, -5, -50)  # 1: nobody attacks
-EVERY = 5  # one client of so many is hostile
+EVERY = 5  # clients a round, of which one is hostile
 QUICK = ["federation.rounds=1", "federation.clients=200", "evaluation.limit=4"]
 
 
@@ -45,8 +45,16 @@ def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def attacking(factor: int) -> Any:
-    """The ClientApp of which every fifth client multiplies what it learnt."""
+def hostile_of(federation: Any, seed: int, stage: int, round_: int) -> int:
+    """The client that attacks in a round: one of those sampled, slot after slot."""
+    from fcit.federation.sampling import sample
+
+    clients = sample(federation, seed, stage, round_)
+    return clients[(stage * federation.rounds + round_) % len(clients)]
+
+
+def attacking(factor: int, config: Any) -> Any:
+    """The ClientApp of which one client a round multiplies what it learnt."""
     from flwr.app import Message
 
     from clients.app import app
@@ -55,10 +63,12 @@ def attacking(factor: int) -> Any:
 
     def answer(message: Message, context: Any) -> Message:
         reply = app(message, context)
-        hostile = message.metadata.message_type == "train" and context.node_config["partition-id"] % EVERY == 0
-        if not hostile or factor == 1 or reply.has_error():
+        if message.metadata.message_type != "train" or factor == 1 or reply.has_error():
             return reply
-        start = codec.decode(message.content, TrainOrder).trained
+        order = codec.decode(message.content, TrainOrder)
+        if order.client != hostile_of(config.federation, config.seed, order.stage, order.round):
+            return reply
+        start = order.trained
         update = codec.decode(reply.content, ClientUpdate)
         # Tensors that only go up (a method's own, the optimiser's) stay as they are.
         update.tensors |= {n: (t + factor * (update.tensors[n] - t)).astype("float32") for n, t in start.items()}
@@ -87,13 +97,17 @@ def one(run: dict[str, Any], output: Path, quick: bool) -> dict[str, Any]:
     }  # fmt: skip
     config = configuration.resolve(raw, ROOT, "attacks", QUICK if quick else [])
     folder = RunDir.create(output, config.name, configuration.dump(config), describe())
-    serve(folder.path, InlineGrid(attacking(run["factor"]), config.federation.clients))
+    serve(folder.path, InlineGrid(attacking(run["factor"], config), config.federation.clients))
     done = Run(folder.path)
     rounds = done.of("round")
-    hostile = [c for e in rounds for c, n in zip(e["clients"], e["examples"], strict=True) if c % EVERY == 0 and n]
+    attackers = [hostile_of(config.federation, config.seed, e["stage"], e["round"]) for e in rounds]
+    hostile = [
+        sum(client == attacker and n > 0 for client, n in zip(e["clients"], e["examples"], strict=True))
+        for e, attacker in zip(rounds, attackers, strict=True)
+    ]
     return {
         "run": run, "quick": quick, **{key: done.results[key] for key in ("Last", "Avg", "forgetting", "subspaces")},
-        "rejected": len(done.of("rejected")), "hostile_accepted": len(hostile),
+        "rejected": len(done.of("rejected")), "hostile_accepted": hostile,
         "accepted": sum(bool(n) for e in rounds for n in e["examples"]),
         "homes_skipped": sum(len(e.get("robust_skipped", [])) for e in rounds),
         "homes": sum(len(set(e["subspaces"])) + 1 for e in rounds),
