@@ -8,6 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+#: What is said of an event beside the bar; each begins with who it is about.
+_SAID = {
+    "absent": "is not connected",
+    "missing": "did not answer in time",
+    "joined": "takes part from now on",
+    "refused": "is refused: {reason}",
+    "describe-failed": "is left out of the round: {reason}",
+    "evaluate-failed": "did not answer the questions: {reason}",
+    "openings": "is left out of the round: {reason}",
+    "memory-lost": "has lost what it remembered and starts afresh",
+}
+
 
 class ConsoleWatcher:
     """Follows the events of a run; one unit of the bar is a round, an evaluation counts as one too."""
@@ -40,6 +52,10 @@ class ConsoleWatcher:
         handler = getattr(self, f"_on_{kind.replace('-', '_')}", None)
         if handler is not None:
             handler(**v)
+        elif kind in _SAID:
+            who = f"client {v.get('client')}"
+            reason = str(v.get("reason", "")).partition("\n")[0].removeprefix(f"{who}: ")
+            self._line(f"{self.label}: {who} {_SAID[kind].format(reason=reason)}")
 
     def _advance(self, note: str) -> None:
         self._done += 1
@@ -86,6 +102,10 @@ class ConsoleWatcher:
 
     def _on_tracker_failed(self, tracker: str, reason: str) -> None:
         self._line(f"{self.label}: {tracker} is told nothing more, the run goes on: {reason.splitlines()[0]}")
+
+    def _on_reused(self, clients: list[int], **v: Any) -> None:
+        who = ", ".join(map(str, clients))
+        self._line(f"{self.label}: updates of clients {who} were accepted before the interruption and are used again")
 
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

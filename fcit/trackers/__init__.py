@@ -10,8 +10,9 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
-and of what went wrong: ``rejected``, ``missing``, ``retry``, ``describe-failed``, ``tracker-failed``. After a
-resume the round or evaluation that was cut is told again.
+and of what went wrong: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
+``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, or was mended: ``joined``, ``reused``,
+``checkpoint-damaged``, ``spill-damaged``. After a resume the round or evaluation that was cut is told again.
 """
 
 from __future__ import annotations

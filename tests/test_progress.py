@@ -1,0 +1,20 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from fcit.progress import ConsoleWatcher
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "line"),
+    [
+        ("absent", {"client": 2, "stage": 0, "round": 1}, "run: client 2 is not connected"),
+        ("refused", {"client": 1, "reason": "client 1: torch is {x}\nmore"}, "run: client 1 is refused: torch is {x}"),
+        ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
+    ],
+)
+def test_what_happens_to_clients_is_said_in_a_line(kind, values, line):
+    out = io.StringIO()
+    ConsoleWatcher(Console(file=out, width=200), "run").say(kind, **values)
+    assert out.getvalue().startswith(line) and out.getvalue().count("\n") == 1
