@@ -220,6 +220,8 @@ def main(arguments: list[str]) -> int:
     quiet_libraries()
     own_packages_first()
     signal.signal(signal.SIGTERM, _end)
+    # A parent in the background hands down an ignored SIGINT, by which an order is given up here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     path, one = Path(arguments[0]).resolve(), "--one" in arguments[1:]
     try:
         site = sites.load(path)

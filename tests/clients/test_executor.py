@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -180,6 +181,7 @@ def test_only_the_holder_of_the_secret_gets_orders(site, tmp_path):
 def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
     node, work, serve_one, _ = site
     beats = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as the executor does
 
     def do(message, context):
         node.state.task_token_store.clear()
@@ -194,7 +196,10 @@ def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
     monkeypatch.setattr(executor, "connect", lambda *a: client.append(connect(*a)) or client[-1])
     work["do"] = do
     run = node.order(content(), "train", APP)
-    serve_one()
+    try:
+        serve_one()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not node.state.get_messages_legacy(run_ids=[run], is_reply=True)
 
 

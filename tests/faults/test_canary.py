@@ -133,7 +133,7 @@ def site_yaml_broken(site):
     ("harm", "word"),
     [
         (no_image, "data"), (broken_images, "data"), (broken_record, "data"), (broken_json, "data"),
-        (outside, "data"), (image_tag, "data"), (no_data, "internal"), (own_benchmark_broken, "config"),
+        (outside, "data"), (image_tag, "data"), (no_data, "data"), (own_benchmark_broken, "config"),
         (site_yaml_broken, "config"),
     ],
 )  # fmt: skip
