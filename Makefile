@@ -32,11 +32,15 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evidence: install  ## the long runs behind the README (about three hours on two cores; can be stopped and restarted)
+evidence: install  ## the long runs behind the README (about five hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
 	$(BIN)/python -m tests.evidence.scaling
 	$(BIN)/python -m tests.evidence.discovery
+	$(BIN)/python -m tests.evidence.kills
+	$(BIN)/python -m tests.evidence.attacks
+	$(BIN)/python -m tests.evidence.soak
+	$(BIN)/python -m tests.evidence.site_worker
 	$(BIN)/python -m tests.evidence.card
 
 clean:
