@@ -21,7 +21,7 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	    --output runs/demo/report
 
 test: install  ## unit and end-to-end tests, two processes of one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style, types
 	$(BIN)/ruff check .

@@ -187,8 +187,8 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 # ---------------------------------------------------------------------- clients that remember
 
 
-def scaffold(folder: Path) -> RunDir:
-    federation = {"clients": 24, "min_updates": 3}  # few, so that they come back
+def scaffold(folder: Path, clients: int = 60) -> RunDir:
+    federation = {"clients": clients, "min_updates": 3, "beta": 100.0}
     return new_run(
         folder, benchmark=str(two_stages(folder)), method="finetune", fedopt="scaffold", evaluation={"limit": 2},
         federation=federation,
@@ -208,7 +208,7 @@ class DiesAt:
 
 
 def grid_of(run: RunDir) -> InlineGrid:
-    return InlineGrid(app, 24, memory=run.memory)
+    return InlineGrid(app, Run(run.path).config.federation.clients, memory=run.memory)
 
 
 def test_reused_updates_of_clients_that_remember(tmp_path):
@@ -223,7 +223,7 @@ def test_reused_updates_of_clients_that_remember(tmp_path):
 
 
 def test_a_client_that_lost_its_memory_starts_afresh(tmp_path):
-    run = scaffold(tmp_path)
+    run = scaffold(tmp_path, 24)  # few, so that they come back
     with pytest.raises(KeyboardInterrupt):
         serve(run.path, grid_of(run), DiesAt(8))
     shutil.rmtree(run.memory)

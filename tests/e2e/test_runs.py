@@ -1,8 +1,6 @@
 """Whole federations through the command line, with the built-in model."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -75,7 +73,7 @@ class _Dies:
                 raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 5, 9, 16])
+@pytest.mark.parametrize("after", [2, 9])
 def test_cut_anywhere_and_resumed_gives_the_same_bits(finished, fcit, after):
     from clients.app import app
     from server.app import run as serve
@@ -107,17 +105,6 @@ def _wait_for_round(run: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     raise AssertionError("no round within a minute")
-
-
-def test_kill_9_and_resume(finished, fcit):
-    config, whole = finished
-    run = whole.with_name("killed-1")
-    process = _spawn(config, "name=killed")
-    _wait_for_round(run, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert fcit("resume", run)[0] == 0
-    assert fingerprint(run) == fingerprint(whole)
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_75(finished, fcit):
