@@ -100,11 +100,12 @@ def draw(found: dict[str, Any]) -> None:
         axis.plot(rounds, [r["server_mb"] for r in one["rows"]], label="server process")
         if name == "ray":
             axis.plot(rounds, [r["workers_mb"] for r in one["rows"]], label="largest worker")
-        axis.set(
-            title=f"{name}: {one['rounds']} rounds, {one['killed']} workers killed", xlabel="round", ylim=(0, None)
-        )
+        axis.set(title=f"{name}: {one['rounds']} rounds, {one['killed']} workers killed", xlabel="round")
         axis.legend()
     axes[0][0].set_ylabel("resident memory, MB")
+    axes[0][0].set_ylim(
+        0, 1.1 * max(r[k] for one in found.values() for r in one["rows"] for k in ("server_mb", "workers_mb"))
+    )
     figure.tight_layout()
     figure.savefig(RESULTS / "soak.svg", metadata={"Date": None})
 
