@@ -161,7 +161,9 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_process(cluster, reference, nu
     gone, alive = psutil.wait_procs(family, timeout=30)
     assert len(gone) >= 4 and not alive
     assert not list(folder.glob("fcit-*"))
-    assert json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]["round"] >= 1
+    # Work goes on between the look at the events and the signal: the round may be the stage's last.
+    progress = json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]
+    assert (progress["stage"], progress["round"]) >= (0, 1)
     if number == signal.SIGTERM:
         from fcit import cli
 
