@@ -29,6 +29,7 @@ from rich.text import Text
 from clients.summary import describe
 from fcit import site as sites
 from fcit.errors import EXIT_FAILED, EXIT_OK, AuditError
+from fcit.run_dir import sync
 
 FILE = "audit.jsonl"
 START = "0" * 64  # what the first line names as the hash before it
@@ -89,7 +90,7 @@ class Trail:
                     file.flush()
                     os.fsync(file.fileno())
                 if fresh:
-                    _sync_folder(self.path.parent)
+                    sync(self.path.parent)
         except OSError as error:
             raise AuditError(f"{self.path}: cannot be written ({error}); nothing leaves this site unrecorded") from None
         return entry
@@ -121,14 +122,6 @@ class Trail:
                 "file away: a new trail is begun"
             )
         return number, hash_
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---------------------------------------------------------------------- reading

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fcit import trees
 from fcit.errors import DiskFull, RunError
 from fcit.federation.records import ClientUpdate
@@ -162,7 +164,8 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
         memory = trees.restore(head["memory"], tensors)
         state.memory = memory["method"]
         state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
-        return state, Progress(**raw["progress"])
+        progress = Progress(**raw["progress"])  # no other names
+        return state, TypeAdapter(Progress).validate_python(asdict(progress))  # and of these types
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: damaged checkpoint ({error!r})") from None
 

@@ -52,7 +52,7 @@ class Updates:
         self.spill = Spill(run)
         self.stop = Stop()
         clients = 1 if self.method.pooled else config.federation.clients
-        self.courier = Courier(grid, config.federation, clients, self.progress.traffic, self._event, self.stop)
+        self.courier = Courier(grid, config.federation, clients, self.progress.traffic, self._event_here, self.stop)
         self.handshake = Handshake(self.courier, ProbeOrder(self.orders.text, run.id), run, config.federation)
 
     @contextmanager
@@ -67,6 +67,9 @@ class Updates:
     def _event(self, kind: str, **values: Any) -> None:
         self.run.event(kind, **values)
         self.watcher.say(kind, **values)
+
+    def _event_here(self, kind: str, **values: Any) -> None:
+        self._event(kind, **{**self._where, **values})
 
     @property
     def _where(self) -> dict[str, int]:

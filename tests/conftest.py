@@ -7,11 +7,14 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Every test session renders and caches into a folder of its own."""
+    """Every test session renders and caches into a folder of its own, which pytest-xdist's processes share."""
     import torch
 
     before = os.environ.get("FCIT_CACHE")
-    os.environ["FCIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    os.environ["FCIT_CACHE"] = str(folder)
     torch.set_num_threads(1)
     yield
     if before is None:

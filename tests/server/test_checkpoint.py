@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -112,11 +113,18 @@ def two(run, state) -> None:
         checkpoint.save(run, state, progress)
 
 
+def retyped(folder) -> None:
+    raw = json.loads((folder / "state.json").read_text())
+    raw["progress"]["rows"] = {"imagenet-r": "good"}
+    (folder / "state.json").write_text(json.dumps(raw))
+
+
 def damages() -> dict:
     return {
         "half": lambda folder: (folder / "state.json").write_text("{"),
         "empty": lambda folder: (folder / "state.json").write_text("{}"),
         "keys": lambda folder: (folder / "state.json").write_text('{"state": {}, "progress": {}}'),
+        "types": retyped,
         "tensors": lambda folder: (folder / "tensors.safetensors").write_bytes(b"x" * 20),
         "gone": lambda folder: (folder / "tensors.safetensors").unlink(),
     }
