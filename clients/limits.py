@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from clients.micro import MicroBatches
 from fcit import config as configuration
 from fcit import registry, strict
 from fcit.config import RunConfig
@@ -30,28 +31,31 @@ _LONGEST = 100  # characters of a run's id
 class Terms:
     """How a site does an order, beside what the configuration says.
 
-    The default is a simulated client, which computes as it is told and gives everything it is asked for.
+    The default is a simulated client, which gives everything it is asked for.
     """
 
-    micro_batch: int | None = None
-    checkpointing: bool = False
     min_records: int = 1
     at_site: bool = False
 
-    def how(self, config: RunConfig) -> dict[str, Any]:
-        """What a site tells with an update about the way it was computed; nothing in a simulation."""
-        if not self.at_site:
-            return {}
-        return {
-            "dtype": config.backbone.dtype,
-            "micro_batch": self.micro_batch,
-            "checkpointing": self.checkpointing,
-        }
+    def how(self, config: RunConfig, used: MicroBatches | None = None) -> dict[str, Any]:
+        """What is told with an update about the way it was computed; nothing in a plain simulation.
+
+        Args:
+            config: as it was done here (:func:`limited`).
+            used: what ``micro_batch: auto`` came to.
+        """
+        training = config.training
+        told: dict[str, Any] = {"dtype": config.backbone.dtype} if self.at_site else {}
+        if self.at_site or training.micro_batch is not None or training.checkpointing:
+            told |= {"micro_batch": training.micro_batch, "checkpointing": training.checkpointing}
+        if used is not None and training.micro_batch == "auto":
+            told |= {"micro_batch": used.size or training.batch_size, "halved": used.halved}
+        return told
 
 
 def terms(site: Site) -> Terms:
     """A site's own terms."""
-    return Terms(site.micro_batch, bool(site.checkpointing), site.min_records, at_site=True)
+    return Terms(site.min_records, at_site=True)
 
 
 def check_order(order: Any, site: Site) -> None:
@@ -96,6 +100,7 @@ def limited(ordered: str, site: Site) -> str:
             "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
             "max_bad_share": site.max_bad_share,
             "backbone": backbone,
+            "training": config.training.model_copy(update=_steps(config, site)),
             "output": str(site.folder),
             "tensorboard": False,
         }
@@ -150,19 +155,33 @@ def _models(config: RunConfig, site: Site) -> dict[str, Any]:
 
 
 def _computing(config: RunConfig, site: Site) -> dict[str, Any]:
-    """Device, threads and number format; micro-batches and checkpointing are :func:`terms`."""
+    """Device, threads and number format."""
     ordered, allowed = config.backbone, config.sites
     if site.dtype is not None and site.dtype != ordered.dtype and site.dtype not in allowed.dtypes:
         raise Refused(
             f"dtype: SITE.yaml says {site.dtype}, the run is {ordered.dtype} and allows {', '.join(allowed.dtypes)} "
             "(sites.dtypes)"
         )
-    if site.micro_batch is not None and not allowed.micro_batch:
-        raise Refused(f"micro_batch: SITE.yaml says {site.micro_batch}, the run has sites.micro_batch: false")
-    if site.checkpointing and not allowed.checkpointing:
-        raise Refused("checkpointing: SITE.yaml says true, the run has sites.checkpointing: false")
     return {
         "device": site.device or ordered.device,
         "dtype": site.dtype or ordered.dtype,
         "threads": ordered.threads if site.threads is None else site.threads,
     }
+
+
+def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
+    """Micro-batches and checkpointing: as ordered where SITE.yaml says nothing."""
+    ordered, allowed, mine = config.training, config.sites, {}
+    if site.micro_batch not in (None, ordered.micro_batch):
+        if not allowed.micro_batch:
+            raise Refused(
+                f"micro_batch: SITE.yaml says {site.micro_batch}, the run {ordered.micro_batch} and "
+                "sites.micro_batch: false"
+            )
+        mine["micro_batch"] = site.micro_batch
+    if site.checkpointing not in (None, ordered.checkpointing):
+        if not allowed.checkpointing:
+            said = str(site.checkpointing).lower()
+            raise Refused(f"checkpointing: SITE.yaml says {said}, the run has sites.checkpointing: false")
+        mine["checkpointing"] = site.checkpointing
+    return mine

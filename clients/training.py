@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from clients.micro import MicroBatches
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
@@ -58,68 +59,33 @@ def learning_rates(training: configuration.Training, steps: int) -> Iterator[flo
             yield training.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def backward(
-    sessions: tuple[Session, Session], batch: list[int], loss_of: Callable[[list[int]], Any],
-    micro_batch: int | None = None,
-) -> float:  # fmt: skip
-    """Gradients of one batch's loss, added to the parameters'; returns the loss.
-
-    With ``micro_batch`` only so many records are passed through the model at a time. The loss of part i
-    counts with n_i / n, its share of the batch's answer tokens, so that a mean over answer tokens is that
-    of the whole batch, and a term of the parameters alone, being in every part's loss, counts once:
-
-        L = sum_i (n_i / n) (CE_i + R) = CE + R.
-
-    What a method averages over records (the pull of ``l2p``) or draws for each call (``replay``) is
-    averaged or drawn within each part instead, and dropout falls differently.
-
-    Args:
-        loss_of: the method's loss of records of the shard, by their indices.
-    """
-    for view in sessions:
-        view.batch = batch
-    if micro_batch is None or micro_batch >= len(batch):
-        loss = loss_of(batch)
-        loss.backward()
-        return float(loss.detach())
-    tokens = [len(sessions[0].examples[i].answer) for i in batch]
-    total = 0.0
-    for start in range(0, len(batch), micro_batch):
-        part = slice(start, start + micro_batch)
-        for view in sessions:
-            view.batch = batch[part]
-        loss = loss_of(batch[part]) * (sum(tokens[part]) / sum(tokens))
-        loss.backward()
-        total += float(loss.detach())
-    for view in sessions:
-        view.batch = batch
-    return total
-
-
 def train(
     config: RunConfig, method: Method, fedopt: FedOpt, order: TrainOrder, sessions: tuple[Session, Session],
-    micro_batch: int | None = None,
+    micro: MicroBatches,
 ) -> Outcome:  # fmt: skip
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
 
+    Image features come onto the device a micro-batch at a time: a client with thousands of images has
+    more of them than a GPU holds.
+
     Args:
         sessions: the method's view of this training and the federated optimiser's.
-        micro_batch: records passed through the model at a time; None: the whole batch.
+        micro: how many records pass through the model at a time.
 
     Raises:
-        FCITError: the loss is not finite.
+        FCITError: the loss is not finite, or memory runs out with the smallest micro-batch.
     """
     training, session = config.training, sessions[0]
     examples = session.examples
     indices = _order(order, len(examples), training.epochs, config.seed)
     batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
     needed = sorted(set(indices))
-    features = session.backbone.vision_features(session.image_root, [examples[i].image for i in needed])
+    pictures = session.backbone.images(session.image_root, [examples[i].image for i in needed])
     row = {index: position for position, index in enumerate(needed)}
     losses = []
 
     def loss_of(chosen: list[int]) -> Any:
-        return method.loss(session, [examples[i] for i in chosen], features[[row[i] for i in chosen]])
+        return method.loss(session, [examples[i] for i in chosen], pictures.batch([row[i] for i in chosen]))
 
     with (
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
@@ -135,7 +101,7 @@ def train(
             for view in sessions:
                 view.lr = lr
             optimizer.zero_grad(set_to_none=True)
-            losses.append(backward(sessions, batch, loss_of, micro_batch))
+            losses.append(micro.backward(sessions, batch, loss_of, parameters))
             for part, view in parts:
                 part.on_gradients(view)
             torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)

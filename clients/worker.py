@@ -6,7 +6,6 @@ The backbone is loaded once per process, whoever asks; nothing of one client sta
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from clients import micro
+from clients.bounded import Bounded
 from clients.limits import Terms
 from clients.memory import ClientMemory
 from clients.own_tasks import OwnTasks
@@ -48,7 +49,8 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.layout import Layout, is_projector
 
-_SHARDS = 256  # tokenised shards kept per process
+#: Kept per process: numbers of all tokenised records (some 36 bytes each), and of identity features.
+_TOKENS, _NUMBERS = 4_000_000, 64_000_000
 
 
 class Worker:
@@ -67,20 +69,18 @@ class Worker:
         self.backbone, self.adapters = model
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self._shards: OrderedDict[tuple[int, tuple[int, ...]], list[Encoded]] = OrderedDict()
-        self._questions: dict[str, tuple[list[Encoded], np.ndarray]] = {}
+        self.micro = micro.MicroBatches(config.training.micro_batch)
+        self._encodings = Bounded(_TOKENS, lambda kept: sum(len(e.prompt) + len(e.answer) for e in kept))
+        self._identities = Bounded(_NUMBERS, np.size)
 
     # ------------------------------------------------------------------ data
 
     def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
-        key = (client, tuple(tasks))
-        if key not in self._shards:
+        def encode() -> list[Encoded]:
             records = self.data.records(client, tasks)
-            self._shards[key] = [self.backbone.encode(r.instruction, r.answer, r.image) for r in records]
-            if len(self._shards) > _SHARDS:
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(key)
-        return self._shards[key]
+            return [self.backbone.encode(r.instruction, r.answer, r.image) for r in records]
+
+        return self._encodings.get((client, tuple(tasks)), encode)
 
     def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
         """Identity features ``(N, d)`` of the kind the method asks for."""
@@ -129,8 +129,9 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
-        with self.backbone.checkpointing() if self.terms.checkpointing else nullcontext():
-            outcome = train(self.config, self.method, self.fedopt, order, sessions, self.terms.micro_batch)
+        self.micro.halved = 0
+        with self.backbone.checkpointing() if self.config.training.checkpointing else nullcontext():
+            outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -141,7 +142,7 @@ class Worker:
         return ClientUpdate(
             order.stage, order.round, order.client, order.shard, order.subspace,
             outcome.examples, outcome.steps, outcome.loss, time.perf_counter() - begin, changed, kept,
-            self.terms.how(self.config), self.data.skipped(order.client, tasks),
+            self.terms.how(self.config, self.micro), self.data.skipped(order.client, tasks),
         )  # fmt: skip
 
     @property
@@ -172,12 +173,19 @@ class Worker:
         )  # fmt: skip
         return (mine, other), memory
 
-    def _test(self, dataset: str) -> tuple[list[Encoded], np.ndarray]:
-        if dataset not in self._questions:
+    def _questions(self, dataset: str, first: int, last: int) -> list[Encoded]:
+        """A stretch of a dataset's questions, tokenised: ten thousand with an image each are hundreds of megabytes."""
+
+        def encode() -> list[Encoded]:
             records = self.data.test(dataset)
-            encoded = [self.backbone.encode(r.instruction, None, r.image) for r in records]
-            self._questions[dataset] = encoded, self._identity(records)
-        return self._questions[dataset]
+            asked = (records[i] for i in range(first, last))
+            return [self.backbone.encode(r.instruction, None, r.image) for r in asked]
+
+        return self._encodings.get((dataset, first, last), encode)
+
+    def _asked(self, dataset: str) -> np.ndarray:
+        """Identity features of all of a dataset's questions: what is encoded together is the same for everybody."""
+        return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
 
     def _routed(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
         """The method's mix, checked: a method of one's own may return anything."""
@@ -217,8 +225,9 @@ class Worker:
         self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice
     ) -> tuple[list[str], np.ndarray | None]:
         """Answers to a stretch of a dataset with the broadcast subspaces, and the mix of every question."""
-        encoded, features = self._test(dataset)
-        encoded, features = encoded[stretch], features[stretch]
+        features = self._asked(dataset)
+        first, last, _ = stretch.indices(len(features))
+        features = features[first:last]
         subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
         projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
         self.adapters.load_mixture(subspaces, projector)
@@ -226,12 +235,17 @@ class Worker:
         weights = self._routed(order.names, (knowledge, known), features) if order.names else None
         texts: list[str] = []
         size = self.config.evaluation.batch_size
-        limit = self.data.max_new_tokens(dataset) or self.config.evaluation.max_new_tokens
-        for start in range(0, len(encoded), size):
-            batch, rows = encoded[start : start + size], slice(start, start + size)
-            vision = self.backbone.vision_features(self.data.image_root, [e.image for e in batch])
-            asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
-            texts += self.method.answer(asked, None if weights is None else weights[rows])
+        limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
+        stride = size * self.config.evaluation.batches_per_order
+        for begin in range(first, last, stride):
+            encoded = self._questions(dataset, begin, min(begin + stride, last))
+            for start in range(0, len(encoded), size):
+                batch = encoded[start : start + size]
+                rows = slice(begin - first + start, begin - first + start + len(batch))
+                vision = self.backbone.vision_features(self.data.image_root, [e.image for e in batch])
+                asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
+                with micro.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
+                    texts += self.method.answer(asked, None if weights is None else weights[rows])
         return texts, weights
 
 

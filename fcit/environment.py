@@ -62,7 +62,10 @@ def check() -> Iterator[tuple[str, bool, str]]:
     yield "cache folder", os.access(existing, os.W_OK), f"{folder} (set FCIT_CACHE to move it)"
     from fcit.errors import FCITError
     from fcit.models.backbone import locate
+    from fcit.models.features import features_size
 
+    features, taken = features_size()
+    yield "frozen features", True, f"{taken / 2**20:.0f} MB in {features} (backbone.feature_cache_gb bounds them)"
     try:
         yield "built-in model", True, locate("fcit-tiny", None)[0]
     except FCITError as error:

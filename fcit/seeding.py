@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -31,6 +31,26 @@ def untouched() -> Iterator[None]:
 
     with torch.random.fork_rng():
         yield
+
+
+def bookmark() -> Callable[[], None]:
+    """Remember where the global generators stand; calling the result puts them back there.
+
+    For a computation that is given up halfway and done again as if nothing had been drawn.
+    """
+    import torch
+
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def put_back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
+
+    return put_back
 
 
 @contextlib.contextmanager

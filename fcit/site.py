@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from fcit import registry, strict
 from fcit.errors import ConfigError
 from fcit.mistakes import sentences
-from fcit.schema import Section
+from fcit.schema import MicroBatch, Section
 
 _PATHS = ("ca", "key", "home", "data_root", "model", "identity", "benchmark")
 
@@ -65,8 +65,8 @@ class Site(Section):
     tasks: list[SiteTask] = Field(default_factory=list)
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: as ordered")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the backbone; if allowed")
-    micro_batch: int | None = Field(None, ge=1, description="records per forward pass; if allowed")
-    checkpointing: bool | None = Field(None, description="save memory by computing activations twice; if allowed")
+    micro_batch: MicroBatch = Field(None, description="records per forward pass, or auto; default: as ordered")
+    checkpointing: bool | None = Field(None, description="compute activations twice; default: as ordered")
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
     max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")

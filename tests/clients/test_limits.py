@@ -119,7 +119,27 @@ def test_a_site_chooses_how_it_computes(tmp_path):
     assert limits.terms(mine).how(config) == {"dtype": "bfloat16", "micro_batch": 2, "checkpointing": False}
     # as ordered where the site says nothing
     assert done(text(backbone={"dtype": "float16", "threads": 8}), site(tmp_path)).backbone.threads == 8
-    assert limits.Terms().how(config) == {}
+    # a plain simulation has nothing to tell, one that saves memory has
+    assert limits.Terms().how(configuration.parse({})) == {}
+    saving = configuration.parse({"training": {"micro_batch": "auto", "checkpointing": True}})
+    assert limits.Terms().how(saving) == {"micro_batch": "auto", "checkpointing": True}
+
+
+def test_a_site_overrides_how_the_run_saves_memory(tmp_path):
+    run = text(training={"micro_batch": "auto", "checkpointing": True})
+    asked = done(run, site(tmp_path)).training
+    assert (asked.micro_batch, asked.checkpointing) == ("auto", True)
+    mine = done(run, site(tmp_path, micro_batch=2, checkpointing=False)).training
+    assert (mine.micro_batch, mine.checkpointing) == (2, False)
+    # what the run says itself is no choice of the site's
+    same = text(training={"micro_batch": "auto"}, sites={"micro_batch": False})
+    assert done(same, site(tmp_path, micro_batch="auto")).training.micro_batch == "auto"
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "some", 2.0])
+def test_a_micro_batch_is_a_number_or_auto(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"training\.micro_batch: .*must be a whole number from 1 on, auto, or null"):
+        done(text(training={"micro_batch": value}), site(tmp_path))
 
 
 @pytest.mark.parametrize("order", ["- a\n- b", "a: [", "a: &a [*a]", "x: 1", "seed: no"])

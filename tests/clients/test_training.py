@@ -1,13 +1,14 @@
 """Micro-batches and checkpointing save memory; they change no result beyond rounding."""
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from clients.training import backward
+from clients.micro import backward
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import Adapter
@@ -16,6 +17,7 @@ from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
+from tests.models.llava import small_llava
 
 RECORDS = 7
 #: float32 sums in another order: of the largest gradient, and absolutely.
@@ -168,3 +170,32 @@ def test_checkpointing_and_micro_batches_go_together(shard):
     for tensor, gradient in plain.items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(parts[tensor] / scale, gradient / scale, **TOLERANCE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_on_a_llava_with_random_weights(tmp_path, checkpointing):
+    model, identity = small_llava(tmp_path)
+    settings = Config(model=model, identity=identity, conversation="vicuna_v1", feature_cache="off", threads=1)
+    backbone = Backbone(settings)
+    adapters = Adapters(backbone, Adapter(dropout=0.0))
+    rng = np.random.default_rng(1)
+    lora = {n: rng.normal(0, 0.05, p.shape).astype(np.float32) for n, p in adapters.trainable.items() if ".lora_" in n}
+    adapters.load(lora)
+    examples = [backbone.encode("What is this? " * (n % 3 + 1), "red cup " * (n + 1), "") for n in range(RECORDS)]
+    features = torch.from_numpy(rng.normal(size=(RECORDS, *backbone.family.shape)).astype(np.float32))
+    session = Session(backbone, adapters, 0, "s", 0, 0, "0", examples=examples)
+
+    def gradients(micro: int | None) -> tuple[float, dict[str, torch.Tensor]]:
+        with adapters.training(), backbone.checkpointing() if checkpointing else nullcontext():
+            loss = backward((session, session), list(range(RECORDS)),
+                            lambda rows: backbone.loss([examples[i] for i in rows], features[rows]), micro)  # fmt: skip
+            return loss, {n: p.grad.clone() for n, p in adapters.trainable.items()}
+
+    loss, whole = gradients(None)
+    assert any(is_projector(n) and g.abs().max() > 0 for n, g in whole.items())
+    for micro in (1, 3):
+        other, parts = gradients(micro)
+        assert other == pytest.approx(loss, rel=1e-5)
+        for tensor, gradient in whole.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(parts[tensor] / scale, gradient / scale, **TOLERANCE, msg=f"{tensor} {micro}")

@@ -1,0 +1,193 @@
+"""A batch in parts: gradients accumulated over micro-batches, and how large those can be."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from fcit import seeding
+from fcit.errors import FCITError
+from fcit.methods.base import Session
+
+Sessions = tuple[Session, Session]
+LossOf = Callable[[list[int]], Any]
+
+#: What torch says in a RuntimeError that is not one of its out-of-memory errors.
+_NO_MEMORY = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+#: Elements of a method's note that is put back before a batch is tried again; fixed tables are larger.
+_SMALL = 2**16
+
+
+class OutOfMemory(FCITError):
+    """A training step needs more memory than there is."""
+
+
+def backward(sessions: Sessions, batch: list[int], loss_of: LossOf, micro_batch: int | None = None) -> float:
+    """Gradients of one batch's loss, added to the parameters'; returns the loss.
+
+    With ``micro_batch`` only so many records are passed through the model at a time. The loss of part i
+    counts with n_i / n, its share of the batch's answer tokens, so that a mean over answer tokens is that
+    of the whole batch, and a term of the parameters alone, being in every part's loss, counts once:
+
+        L = sum_i (n_i / n) (CE_i + R) = CE + R.
+
+    What a method averages over records (the pull of ``l2p``) or draws for each call (``replay``) is
+    averaged or drawn within each part instead, and dropout falls differently.
+
+    Args:
+        loss_of: the method's loss of records of the shard, by their indices.
+    """
+    for view in sessions:
+        view.batch = batch
+    if micro_batch is None or micro_batch >= len(batch):
+        loss = loss_of(batch)
+        loss.backward()
+        return float(loss.detach())
+    tokens = [len(sessions[0].examples[i].answer) for i in batch]
+    total = 0.0
+    for start in range(0, len(batch), micro_batch):
+        part = slice(start, start + micro_batch)
+        for view in sessions:
+            view.batch = batch[part]
+        loss = loss_of(batch[part]) * (sum(tokens[part]) / sum(tokens))
+        loss.backward()
+        total += float(loss.detach())
+        del loss  # else this part's graph lives on beside the next one's
+    for view in sessions:
+        view.batch = batch
+    return total
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory, of a GPU or of the machine, ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+class MicroBatches:
+    """How many records pass through the model at a time in one process; with ``auto``, what turned out to fit.
+
+    ``auto`` starts with the whole batch. When memory runs out the size is halved and the batch done again from
+    its beginning: no gradients, random state and small notes of the method as before it, so that the result is
+    that of the smaller size alone. The size that worked stays for all that follows in the process.
+    """
+
+    def __init__(self, setting: int | Literal["auto"] | None) -> None:
+        self.setting = setting
+        self.size: int | None = setting if isinstance(setting, int) else None
+        self.halved = 0
+
+    def backward(
+        self, sessions: Sessions, batch: list[int], loss_of: LossOf, parameters: Iterable[nn.Parameter]
+    ) -> float:
+        """:func:`backward` with the size that fits; the parameters must have no gradients yet.
+
+        Raises:
+            OutOfMemory: not even one record fits, or the size is fixed and does not.
+        """
+        if self.setting != "auto":
+            tried = min(self.size or len(batch), len(batch))
+            with explained(f"in a training step with {tried} at a time", *self._lower(tried)):
+                return backward(sessions, batch, loss_of, self.size)
+        parameters = list(parameters)
+        again, notes = seeding.bookmark(), _notes(sessions[0])
+        while True:
+            try:
+                return backward(sessions, batch, loss_of, self.size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(len(batch), error)
+            # Out of the except clause: until here the error held the graph that did not fit.
+            for parameter in parameters:
+                parameter.grad = None
+            _free()
+            again()
+            notes()
+
+    def _halve(self, batch: int, error: BaseException) -> None:
+        tried = min(self.size or batch, batch)
+        if tried == 1:
+            raise _sentence("in a training step with one record at a time", self._lower(1), error) from None
+        self.size = tried // 2
+        self.halved += 1
+        logging.getLogger(__name__).warning(
+            "training.micro_batch: auto: memory ran out with %d records at a time, going on with %d", tried, self.size
+        )
+
+    def _lower(self, tried: int) -> tuple[str, ...]:
+        smaller = () if tried == 1 else (f"training.micro_batch ({self.setting}; or say auto)",)
+        return *smaller, "backbone.max_length", "ray.workers per GPU"
+
+
+@contextmanager
+def explained(where: str, *lower: str) -> Iterator[None]:
+    """Memory that runs out in the body becomes a sentence that names what to lower.
+
+    Raises:
+        OutOfMemory: it did.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _sentence(where, lower, error) from None
+
+
+def _sentence(where: str, lower: Iterable[str], error: BaseException) -> OutOfMemory:
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return OutOfMemory(
+        f"memory ran out {where}: {said}; lower {' or '.join(lower)}, or set training.checkpointing: true or "
+        "backbone.quantization: 4bit; `fcit doctor --config FILE` says what fits"
+    )
+
+
+def _notes(session: Session) -> Callable[[], None]:
+    """What a method's loss may change as it goes (generators, counters); calling the result puts it back."""
+    kept: list[Callable[[], None]] = []
+    for note in session.notes.values():
+        if isinstance(note, np.random.Generator):
+            kept.append(_generator(note))
+        elif isinstance(note, torch.Tensor) and note.numel() <= _SMALL:
+            kept.append(_tensor(note))
+
+    def restore() -> None:
+        for put_back in kept:
+            put_back()
+
+    return restore
+
+
+def _generator(generator: np.random.Generator) -> Callable[[], None]:
+    state = generator.bit_generator.state
+
+    def put_back() -> None:
+        generator.bit_generator.state = state
+
+    return put_back
+
+
+def _tensor(tensor: torch.Tensor) -> Callable[[], None]:
+    value = tensor.detach().clone()
+
+    def put_back() -> None:
+        with torch.no_grad():
+            tensor.copy_(value)
+
+    return put_back
+
+
+def _free() -> None:
+    """Give back what the failed attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,62 @@
+"""What a run's device can hold and do, asked from the device or assumed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+#: Dense 16-bit matrix throughput in TFLOP/s and memory bandwidth in TB/s by a part of the device's name, from the
+#: makers' data sheets (GeForce: with 32-bit accumulation); the first that fits counts.
+PEAKS = {
+    "B200": (2250.0, 8.0), "H200": (989.0, 4.8), "GH200": (989.0, 4.0), "H100 PCIe": (756.0, 2.0),
+    "H100": (989.0, 3.35), "A100": (312.0, 1.9), "L40S": (362.0, 0.86), "L40": (181.0, 0.86), "L4": (121.0, 0.3),
+    "A6000": (155.0, 0.77), "RTX 6000 Ada": (364.0, 0.96), "A5000": (111.0, 0.77), "A10": (125.0, 0.6),
+    "V100": (125.0, 0.9), "RTX 5090": (210.0, 1.8), "RTX 4090": (165.0, 1.0), "RTX 3090": (71.0, 0.94),
+    "T4": (65.0, 0.3),
+}  # fmt: skip
+#: Assumed for a GPU that is only described by its memory, and for a core of a CPU (float32).
+_UNKNOWN, _CORE = (71.0, 0.94), 0.03
+_CPU_BANDWIDTH = 0.02
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory in bytes, peak in FLOP/s, bandwidth in bytes/s, and where the figures come from."""
+
+    name: str
+    memory: float
+    peak: float
+    bandwidth: float
+    here: bool  # the device is in this machine
+
+
+def peak_of(name: str) -> tuple[float, float] | None:
+    """Peak TFLOP/s and TB/s of a GPU by its name; None if the table does not know it."""
+    return next((speeds for part, speeds in PEAKS.items() if part in name), None)
+
+
+def machine_memory() -> float:
+    """Main memory of this machine in bytes."""
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def device_of(name: str, gpu_gb: float | None, threads: int) -> Device:
+    """The device a configuration names (``cpu``, ``cuda``, ``cuda:1``).
+
+    Args:
+        gpu_gb: a GPU of so many gigabytes (2^30 bytes), whatever is here; None: the one that is here, else 24.
+        threads: of a CPU; 0: all cores.
+    """
+    if name == "cpu" and gpu_gb is None:
+        cores = threads or os.cpu_count() or 1
+        return Device(f"CPU, {cores} threads", machine_memory(), cores * _CORE * 1e12, _CPU_BANDWIDTH * 1e12, True)
+    if gpu_gb is None and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(torch.device(name if name != "cpu" else "cuda"))
+        tera, bandwidth = peak_of(found.name) or _UNKNOWN
+        return Device(found.name, float(found.total_memory), tera * 1e12, bandwidth * 1e12, True)
+    tera, bandwidth = _UNKNOWN
+    size = gpu_gb or 24.0
+    return Device(f"a GPU of {size:g} GB (assumed: as fast as an RTX 3090)", size * 2**30, tera * 1e12,
+                  bandwidth * 1e12, False)  # fmt: skip

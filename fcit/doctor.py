@@ -1,0 +1,230 @@
+"""`fcit doctor --config FILE`: does it fit, what goes where, how long will it take, and what would help."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fcit import estimate, registry, seeding
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.spec import read_spec
+from fcit.devices import Device, device_of
+from fcit.errors import EXIT_OK, ConfigError, FCITError
+from fcit.estimate import Lengths
+from fcit.fitting import gb, machine_problems, per_device, smallest, too_large
+from fcit.methods.base import Method
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone
+from fcit.models.features import features_size
+from fcit.models.shapes import HERE, Shape, shape_of
+
+#: Assumed: share of a device's peak that training reaches, and that answering in batches reaches of its bandwidth.
+REACHED, STREAMED = 0.35, 0.5
+_SAMPLED = 5  # clients whose shards are counted
+_ASSUMED_TASKS = 8  # of a benchmark in code
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a run does: records trained on in all, questions answered, images looked at; None: not known."""
+
+    trained: float
+    asked: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per training record and per question, and how that is known."""
+
+    record: float
+    question: float
+    known: str
+
+
+def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Console) -> int:
+    """Print what a configuration needs.
+
+    Raises:
+        ConfigError: it cannot fit; the sentence says what would.
+    """
+    if gpu_gb is not None and config.backbone.device == "cpu":
+        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"device": "cuda"})})
+    shape = shape_of(config.backbone, config.adapter.targets)
+    device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
+    with console.status("counting records"):
+        work, why = _work(config)
+    subspaces = _subspaces(config)
+    lengths = Lengths()
+    workers = per_device(config)
+    room = device.memory / workers
+    size = estimate.largest_micro(config, shape, subspaces, room, lengths)
+    shown = size or smallest(config)
+    console.print(_device_table(config, shape, subspaces, shown, lengths, device, workers))
+    console.print(_machine_table(config, shape, subspaces, shown, lengths, work))
+    problems = [] if size else [too_large(config, shape, subspaces, room, lengths, device)]
+    problems += machine_problems(config, shape, subspaces, shown, lengths)
+    if problems:
+        raise ConfigError(problems, config.name)
+    there = device.here and shape.source.startswith(HERE)  # nothing is downloaded for a look
+    with console.status("timing a step"):
+        speed = _measured(config, lengths, shown) if probe and there else None
+    console.print(_time_table(config, shape, lengths, device, work, speed, why))
+    console.print(
+        f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; assumed "
+        f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return EXIT_OK
+
+
+def _subspaces(config: RunConfig) -> int:
+    """Subspaces at the end: as many as tasks for a method that assigns them, one for all others."""
+    if registry.resolve("method", config.method["name"]).assign is Method.assign:
+        return 1
+    own = registry.is_own(config.benchmark)  # in code: known when it is opened, which may need its data
+    return _ASSUMED_TASKS if own else len(read_spec(config.benchmark).tasks)
+
+
+def _work(config: RunConfig) -> tuple[Work | None, str]:
+    """Counted in the data where they are; else None and why."""
+    try:
+        benchmark = open_benchmark(config)
+        benchmark.prepare()
+        return _counted(benchmark, config), ""
+    except FCITError as error:
+        return None, str(error).splitlines()[0]
+
+
+def _counted(benchmark: Benchmark, config: RunConfig) -> Work:
+    clients = range(min(_SAMPLED, config.federation.clients))
+    mean = {}
+    for task in {task for slots in benchmark.stages for task in slots}:
+        mean[task] = sum(len(benchmark.shard(k, task)) for k in clients) / len(clients)
+    rounds = config.federation.rounds * config.training.epochs
+    trained = rounds * sum(mean[task] for slots in benchmark.stages for task in slots)
+    when = config.evaluation.stages(len(benchmark.stages))
+    tests = {name: len(benchmark.test(name)) for stage in when for name in benchmark.evaluation(stage - 1)}
+    asked = sum(tests[name] for stage in when for name in benchmark.evaluation(stage - 1))
+    images = sum(mean.values()) * config.federation.clients + sum(tests.values())
+    return Work(trained, asked, round(images))
+
+
+# ---------------------------------------------------------------------- time
+
+
+def _measured(config: RunConfig, lengths: Lengths, micro: int) -> Speed | None:
+    """One training step and one batch of answers on blank images, timed; None where the model is not here."""
+    try:
+        backbone = Backbone(config.backbone)
+    except FCITError:
+        return None
+    adapters = Adapters(backbone, config.adapter)
+    words = "What is in this picture? " * (lengths.text // 8)
+    examples = [backbone.encode(words, "a small red cup " * (lengths.answer // 5), "")] * micro
+    features = torch.zeros(micro, *backbone.family.shape, device=backbone.device, dtype=backbone.dtype)
+    with seeding.torch_seeded(0, "doctor"), adapters.training():
+        training = _timed(lambda: backbone.loss(examples, features).backward(), backbone.device) / micro
+    questions = [backbone.encode(words, None, "")] * min(config.evaluation.batch_size, 8)
+    adapters.load_mixture([], adapters.base_projector())
+    with adapters.mixed(None):
+        rows = features[:1].expand(len(questions), *features.shape[1:])
+        answering = _timed(lambda: backbone.generate(questions, rows, lengths.answer), backbone.device)
+    return Speed(training, answering / len(questions), "measured here, on blank images")
+
+
+def _timed(work: Any, device: torch.device) -> float:
+    """Seconds of the second time."""
+    for _ in range(2):
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> Speed:
+    """Training by FLOPs; answers also by how often all weights are read: once per token of a batch."""
+    record = estimate.training_flops(config, shape, lengths) / (REACHED * device.peak)
+    weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]
+    read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.batch_size
+    question = estimate.answering_flops(config, shape, lengths) / (REACHED * device.peak) + read
+    return Speed(record, question, f"assumed {REACHED:.0%} of {device.peak / 1e12:.3g} TFLOP/s")
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _device_table(
+    config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, device: Device, workers: int
+) -> Table:  # fmt: skip
+    found = estimate.memory(config, shape, subspaces, micro, lengths)
+    table = Table(title=f"{device.name}: {gb(device.memory)}", title_justify="left")
+    table.add_column("of one worker")
+    table.add_column("memory", justify="right")
+    parts = {"always": found.always, f"training, {micro} at a time": found.training,
+             f"answering, {config.evaluation.batch_size} at a time": found.answering,
+             "looking at images, 32 at a time": found.looking}  # fmt: skip
+    for title, part in parts.items():
+        table.add_row(f"[bold]{title}[/bold]", f"[bold]{gb(sum(part.values()))}[/bold]")
+        for name, size in part.items():
+            table.add_row(f"  {name}", gb(size))
+    table.add_section()
+    each = f", each of {workers} workers" if workers > 1 else ""
+    table.add_row(f"at most, with {subspaces} subspace{'s' * (subspaces > 1)}{each}", gb(found.peak))
+    return table
+
+
+def _machine_table(
+    config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, work: Work | None
+) -> Table:  # fmt: skip
+    folder, taken = features_size()
+    table = Table(title="main memory and disk", title_justify="left")
+    table.add_column("what")
+    table.add_column("size", justify="right")
+    for title, part in (
+        ("worker, main memory", estimate.worker_memory(config, shape, subspaces, micro, lengths)),
+        ("server, main memory", estimate.server_memory(config, shape, subspaces)),
+    ):
+        table.add_row(f"[bold]{title}[/bold]", f"[bold]{gb(sum(part.values()))}[/bold]")
+        for name, size in part.items():
+            table.add_row(f"  {name}", gb(size))
+    each = estimate.feature_bytes(config, shape)
+    table.add_row("updates of a round, on disk", gb(estimate.spilled(config, shape)))
+    if config.backbone.feature_cache == "disk":
+        whole = "" if work is None else f" (all {work.images:,}: {gb(each * work.images)})"
+        limit = config.backbone.feature_cache_gb * 1e9
+        wanted = limit if work is None else min(limit, each * work.images)
+        table.add_row(f"frozen features, at most backbone.feature_cache_gb{whole}", gb(wanted))
+        table.add_row(f"  there already: {folder}", gb(taken))
+    return table
+
+
+def _time_table(
+    config: RunConfig, shape: Shape, lengths: Lengths, device: Device, work: Work | None, speed: Speed | None, why: str
+) -> Table:  # fmt: skip
+    found = speed or _assumed(config, shape, lengths, device)
+    table = Table(title=f"time ({found.known})", title_justify="left")
+    table.add_column("what")
+    table.add_column("time", justify="right")
+    table.add_row("1000 training records", _hours(1000 * found.record))
+    table.add_row("1000 questions", _hours(1000 * found.question))
+    if work is None:
+        table.add_row(f"the whole run: not known ({why})", "-")
+        return table
+    workers = config.ray.workers if config.federation.engine == "ray" else 1
+    train, ask = (n * each / workers for n, each in ((work.trained, found.record), (work.asked, found.question)))
+    table.add_row(f"training on {work.trained:,.0f} records, {workers} worker{'s' * (workers > 1)}", _hours(train))
+    table.add_row(f"answering {work.asked:,} questions", _hours(ask))
+    table.add_row("the whole run", _hours(train + ask))
+    return table

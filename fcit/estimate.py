@@ -1,0 +1,200 @@
+"""What a configuration needs, before anything is loaded: memory of a GPU, of workers and server, disk, time.
+
+Bytes are computed from the model's sizes (:mod:`fcit.models.shapes`); the test beside compares them with what
+torch really keeps. What cannot be known without the data is an assumption and named as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fcit.config import RunConfig
+from fcit.models.features import BATCH
+from fcit.models.shapes import Shape
+
+#: Assumed where there are no data to look at: tokens of system sentence and instruction, and of an answer.
+TEXT, ANSWER = 110, 32
+#: Assumed: what CUDA, its libraries and the allocator's gaps take beside tensors, and a Python process with torch.
+CONTEXT, GAPS, PROCESS = 0.8e9, 0.05, 1.5e9
+#: A weight in NF4 with its doubly quantised scale (QLoRA, arXiv 2305.14314): 4.127 bits.
+FOUR_BITS = 4.127 / 8
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a record and of its answer."""
+
+    text: int = TEXT
+    answer: int = ANSWER
+
+    def record(self, shape: Shape) -> int:
+        """Tokens of a whole training record."""
+        return shape.image_tokens + self.text + self.answer
+
+
+@dataclass
+class Memory:
+    """Bytes on the device of one worker, by what for; training, answering and looking at images take turns."""
+
+    always: dict[str, float] = field(default_factory=dict)
+    training: dict[str, float] = field(default_factory=dict)
+    answering: dict[str, float] = field(default_factory=dict)
+    looking: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> float:
+        """The most at any one time."""
+        turns = (self.training, self.answering, self.looking)
+        return sum(self.always.values()) + max(sum(turn.values()) for turn in turns)
+
+
+def layer_activations(config: RunConfig, shape: Shape) -> float:
+    """Bytes that one layer of the language model keeps for its backward pass, per token.
+
+    Its weights are frozen, so a linear layer keeps nothing of its input; what is kept is (s bytes a number, h the
+    width, I the feed-forward's, k that of the keys; adapters compute in float32):
+
+        two norms                 2 * 4 h            (the input in float32; nothing new where s = 4 and it is shared)
+        attention q, k, v, out    s (2 h + 2 k)      (sdpa and flash; eager also 4 to 6 per pair of tokens and head)
+        SiLU and the product      3 s I
+        adapter on width d        4 (d + rank), and d for the dropout mask (4 d on a CPU); without dropout in
+                                  float32 the input is shared
+    """
+    s = _WIDTHS[config.backbone.dtype]
+    mask = 0 if not config.adapter.dropout else _FLOAT if config.backbone.device == "cpu" else 1
+    kept = 2.0 * _FLOAT * shape.width + s * (2 * shape.width + 2 * shape.key_width) + 3 * s * shape.inner
+    widths = [a for a, _ in shape.adapted]
+    kept += _FLOAT * config.adapter.rank * len(widths) / shape.layers
+    if mask or s != _FLOAT:
+        kept += (_FLOAT + mask) * sum(widths) / shape.layers
+    else:  # gate and up look at the same tensor
+        kept += _FLOAT * sum(set(widths))
+    return kept
+
+
+def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int) -> dict[str, float]:
+    """Bytes that a forward pass of ``records`` keeps for the backward pass, and what the passes need beside.
+
+    With checkpointing the layers keep their input only (s h per token) and one layer at a time is computed again.
+    Logits are made at answer positions only: in s bytes, gathered, in float32, its softmax and its gradient.
+    """
+    s, tokens = _WIDTHS[config.backbone.dtype], records * lengths.record(shape)
+    layer = layer_activations(config, shape) * tokens
+    if config.backbone.attention == "eager":
+        layer += (_FLOAT + (s if s != _FLOAT else 0)) * shape.heads * tokens * lengths.record(shape)
+    layers = shape.layers * (s * shape.width * tokens if config.training.checkpointing else layer)
+    pictured = records * shape.image_tokens
+    kept = {
+        "activations of the layers": layers,
+        "projector and last norm": pictured * _FLOAT * (shape.feature_width + 2 * shape.projector_inner)
+        + _FLOAT * shape.width * tokens,
+        "logits at answers": records * (lengths.answer + 1) * shape.vocabulary * (3 * s + 3 * _FLOAT),
+        "one layer at work": layer * (2 if config.training.checkpointing else 1),
+    }
+    return kept
+
+
+def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> Memory:
+    """Device memory of one worker that trains ``micro`` records at a time and answers with ``subspaces``.
+
+    Optimiser: gradient, two moments and a temporary of AdamW (``foreach``), float32, for the slot and the projector.
+    Answers: keys and values ``2 layers k s`` per token, and the feed-forward of a whole prompt at once.
+    """
+    s, backbone = _WIDTHS[config.backbone.dtype], config.backbone
+    one, projector = shape.adapter(config.adapter.rank), shape.projector
+    trained = one + (projector if config.adapter.projector != "frozen" else 0)
+    own = projector * subspaces if config.adapter.projector == "per_subspace" else 0
+    kept = float(s * shape.language)
+    if backbone.quantization == "4bit":
+        kept += (FOUR_BITS - s) * shape.linear
+    found = Memory()
+    found.always = {
+        "language model": kept,
+        "vision tower, projector": s * (shape.vision.parameters + projector),
+        "identity encoder": _FLOAT * (shape.identity_text + (shape.identity_vision if _sees(config) else 0)),
+        "adapters": _FLOAT * ((1 + subspaces) * one + 2 * (trained - one) + own),
+    }
+    found.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
+    rows, prompt = config.evaluation.batch_size, shape.image_tokens + lengths.text
+    found.answering = {
+        "keys and values": rows * (prompt + config.evaluation.longest()) * 2 * shape.layers * shape.key_width * s,
+        "a whole prompt in one layer": rows * prompt * (shape.inner * (3 * s + 2 * _FLOAT) + shape.width * 4 * s),
+    }
+    v = shape.vision
+    found.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
+    if backbone.device != "cpu":
+        total = sum(found.always.values())
+        found.always["CUDA and gaps (assumed)"] = CONTEXT + GAPS * total
+    return found
+
+
+def _sees(config: RunConfig) -> bool:
+    """Whether identity features are made of images, too."""
+    return config.method.get("token", "text") != "text"
+
+
+def largest_micro(config: RunConfig, shape: Shape, subspaces: int, room: float, lengths: Lengths) -> int | None:
+    """Records at a time that fit into ``room`` bytes: what is set, or for ``auto`` what halving would come to."""
+    training = config.training
+    size = training.micro_batch if isinstance(training.micro_batch, int) else training.batch_size
+    size = min(size, training.batch_size)
+    while memory(config, shape, subspaces, size, lengths).peak > room:
+        if training.micro_batch != "auto" or size == 1:
+            return None
+        size //= 2
+    return size
+
+
+def worker_memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> dict[str, float]:
+    """Main memory of one worker: messages, tokenised records, and on a CPU everything else."""
+    one = _FLOAT * (shape.adapter(config.adapter.rank) + shape.projector)
+    broadcast = _FLOAT * (subspaces * shape.adapter(config.adapter.rank) + shape.projector)
+    found = {
+        "Python and torch (assumed)": PROCESS,
+        "messages and their tensors": max(3 * one, 2 * broadcast),
+        "tokenised records, identity features (at most)": 4e6 * 36 + 64e6 * _FLOAT,
+    }
+    if config.backbone.device == "cpu":
+        found["model, adapters, activations"] = memory(config, shape, subspaces, micro, lengths).peak
+    return found
+
+
+def server_memory(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
+    """Main memory of the server: its state, float64 sums of every subspace trained in a round, one update at a time."""
+    one, projector = shape.adapter(config.adapter.rank), shape.projector
+    open_sums = min(subspaces, config.federation.clients_per_round)
+    return {
+        "Python (assumed)": PROCESS / 2,
+        "subspaces and projector": _FLOAT * (subspaces * one + projector),
+        "sums in float64": 8 * (open_sums * one + projector),
+        "one update and its message": 3 * _FLOAT * (one + projector),
+    }
+
+
+def spilled(config: RunConfig, shape: Shape) -> float:
+    """Disk that a round's updates take until they are summed."""
+    return config.federation.clients_per_round * _FLOAT * (shape.adapter(config.adapter.rank) + shape.projector)
+
+
+def feature_bytes(config: RunConfig, shape: Shape) -> float:
+    """Disk of one image's frozen features."""
+    return float(shape.image_tokens * shape.feature_width * _WIDTHS[config.backbone.dtype])
+
+
+def training_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
+    """Floating-point operations to train on one record.
+
+    Forward 2 P per token, backward another 2 P (frozen weights have no gradient), with checkpointing 2 P for the
+    second forward pass; attention 4 T^2 h a layer forward, twice that backward. P: weights in linear layers.
+    """
+    tokens, again = lengths.record(shape), config.training.checkpointing
+    attention = 4 * tokens**2 * shape.width * shape.layers
+    return tokens * shape.linear * (6 if again else 4) + attention * (4 if again else 3)
+
+
+def answering_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
+    """Operations to answer one question with an answer of the assumed length."""
+    prompt = shape.image_tokens + lengths.text
+    return 2.0 * shape.linear * (prompt + lengths.answer) + 4.0 * prompt**2 * shape.width * shape.layers

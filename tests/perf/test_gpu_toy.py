@@ -1,0 +1,48 @@
+"""The measurement for a GPU runs at toy size, and what it writes makes sense; the figures themselves say nothing."""
+
+import json
+
+import pytest
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from tests.perf import gpu
+
+
+def narrow() -> LlavaConfig:
+    """The published image and vocabulary with one thin layer."""
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1, image_size=336, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    return LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-2)
+
+
+@pytest.fixture(params=["toy", "7b"])
+def found(request, tmp_path, monkeypatch):
+    if request.param == "7b":
+        monkeypatch.setattr(gpu, "llava_7b", narrow)
+        monkeypatch.setitem(gpu.SIZES, "7b", gpu.Size((2,), 2, 110, 4, 2, 1))
+    file = tmp_path / "out" / "gpu.json"
+    assert gpu.main(["--size", request.param, "--device", "cpu", "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_every_figure_is_there_and_possible(found):
+    whole = found["size"] == "7b"
+    assert found["device"].startswith("CPU") and found["dtype"] == ("torch.bfloat16" if whole else "torch.float32")
+    kinds = ("training", "answering", "client switch")
+    rows = {what: [r for r in found["rows"] if r["what"] == what] for what in kinds}
+    assert [r["checkpointing"] for r in rows["training"]] == [True, False]
+    for row in rows["training"]:
+        assert "error" not in row and row["estimated_bytes"] > 0
+        assert row["tokens"] / row["seconds"] == pytest.approx(row["tokens_per_second"])
+        assert 0 < row["mfu"] == pytest.approx(row["model_tflops"] / found["peak_tflops"])
+        if whole:  # 576 of an image, and what the size says of the rest
+            assert row["tokens"] == row["micro_batch"] * (576 + 110 + 4)
+    many, one = rows["answering"]
+    assert many["subspaces"] == 8 and (many["batch"] > one["batch"] == 1) and one["times_batch_1"] == 1
+    assert many["times_batch_1"] == pytest.approx(many["questions_per_second"] / one["questions_per_second"])
+    (switch,) = rows["client switch"]
+    assert not switch["model_reloaded"] and switch["bytes"] > 0 and 0 < switch["load_seconds"] < 1

@@ -1,0 +1,87 @@
+"""`fcit doctor --config`: what fits is shown, what cannot is refused with what would."""
+
+import re
+
+import pytest
+import yaml
+
+from fcit import cli
+from fcit.devices import device_of, peak_of
+
+LARGE = {
+    "name": "large", "benchmark": "fcit-mini-short",
+    "backbone": {"model": "llava-hf/llava-1.5-7b-hf", "identity": "openai/clip-vit-large-patch14-336",
+                 "dtype": "bfloat16", "device": "cuda"},
+    "training": {"batch_size": 128, "micro_batch": "auto", "checkpointing": True}, "evaluation": {"batch_size": 8},
+}  # fmt: skip
+
+
+@pytest.fixture
+def doctor(tmp_path, capsys):
+    """Call it on a configuration; returns (exit code, stdout, stderr)."""
+
+    def call(raw: dict, *arguments: str) -> tuple[int, str, str]:
+        file = tmp_path / "c.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        code = cli.main(["doctor", "--config", str(file), *arguments])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def test_a_7b_model_with_micro_batches_fits_into_24_gb(doctor):
+    code, out, err = doctor(LARGE, "--gpu-gb", "24", "--no-probe")
+    assert code == 0, err
+    assert "fits on a GPU of 24 GB" in out and "known values of llava-hf/llava-1.5-7b-hf" in out
+    parts = ("language model", "keys and values", "optimiser", "sums in float64", "frozen features", "the whole run")
+    for part in parts:
+        assert part in out
+    assert "assumed 35% of 71 TFLOP/s" in out
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "overrides", "helps"),
+    [
+        ("24", ["training.micro_batch=null"], "training.micro_batch=auto"),
+        ("24", ["training.micro_batch=16"], "training.micro_batch=auto"),
+        ("16", [], "backbone.quantization=4bit"),
+        ("24", ["backbone.dtype=float32"], "backbone.dtype=bfloat16"),
+        ("48", ["federation.engine=ray", "ray.num_gpus=0.25", "ray.workers=4"], "ray.num_gpus=1"),
+        ("40", ["evaluation.batch_size=512"], "evaluation.batch_size=64"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_would(doctor, gigabytes, overrides, helps):
+    code, _, err = doctor(LARGE, *overrides, "--gpu-gb", gigabytes)
+    assert code == 2 and "needs" in err and f"GPU of {gigabytes} GB" in err
+    advice = re.search(r"what would fit: (.*)", err)
+    assert advice is not None and helps in advice[1]
+    # and it is true
+    first = next(option for option in advice[1].split("; or ") if helps in option).split()
+    assert doctor(LARGE, *overrides, *first, "--gpu-gb", gigabytes, "--no-probe")[0] == 0
+
+
+def test_what_nothing_can_save_is_said_so(doctor):
+    code, _, err = doctor(LARGE, "--gpu-gb", "3")
+    assert code == 2 and "a larger GPU or a smaller model" in err
+
+
+def test_the_built_in_model_is_timed_here(doctor):
+    raw = {"name": "tiny", "benchmark": "fcit-mini-short", "federation": {"rounds": 1, "clients_per_round": 1}}
+    code, out, err = doctor({**raw, "training": {"batch_size": 2}, "evaluation": {"batch_size": 2}})
+    assert code == 0, err
+    assert "measured here" in out and "records at a time" in out
+    assert re.search(r"training on [\d,]+ records, 1 worker", out)
+
+
+def test_an_unknown_model_names_the_download(doctor):
+    raw = {**LARGE, "backbone": {**LARGE["backbone"], "model": "someone/else"}}
+    code, _, err = doctor(raw, "--gpu-gb", "24")
+    assert code == 2 and "hf download someone/else" in err
+
+
+def test_devices_by_name():
+    assert peak_of("NVIDIA H200") == (989.0, 4.8) and peak_of("NVIDIA A100-SXM4-80GB") == (312.0, 1.9)
+    assert peak_of("NVIDIA L40S") == (362.0, 0.86) and peak_of("NVIDIA L4") == (121.0, 0.3) and peak_of("Own") is None
+    assert device_of("cuda", 24, 0).memory == 24 * 2**30 and not device_of("cuda", 24, 0).here
+    assert device_of("cpu", None, 2).here

@@ -1,0 +1,57 @@
+"""The configurations of the published benchmark: they parse, say how they are run, and hold the official values."""
+
+from pathlib import Path
+
+import pytest
+
+from fcit import config
+from fcit.data.spec import read_spec
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("configs/fcit/*.yaml"), *ROOT.glob("configs/24gb/*.yaml")])
+NAMES = [str(f.relative_to(ROOT)) for f in FILES]
+GIVEN = ["data_root=/data/fcit"]
+
+
+def test_there_are_all_settings():
+    names = {f"configs/fcit/{k}-{s}-{m}.yaml" for k in ("task", "cap") for s in ("hom", "het") for m in
+             ("finetune", "disco")}  # fmt: skip
+    assert names <= set(NAMES) and {"configs/24gb/disco.yaml", "configs/24gb/finetune.yaml"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_says_its_command_and_what_it_is(name):
+    assert (ROOT / name).read_text().splitlines()[0] == f"# fcit run {name} data_root=/data/fcit"
+    run = config.load(ROOT / name, GIVEN)
+    kind, *rest = Path(name).stem.split("-")
+    if "24gb" not in name:
+        assert run.name == Path(name).stem and run.benchmark == f"fcit-{kind}"
+        assert run.setting == {"hom": "homogeneous", "het": "heterogeneous"}[rest[0]]
+        spec = read_spec(run.benchmark)
+        assert len(spec.tasks) == {"task": 8, "cap": 4}[kind] and spec.heterogeneous
+        assert run.evaluation.samples is None and run.data.max_records is None  # no reduced numbers
+    else:
+        assert run.name == f"24gb-{kind}" and run.evaluation.samples and run.data.max_records
+    assert run.method["name"] == Path(name).stem.split("-")[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_official_values(name):
+    run = config.load(ROOT / name, GIVEN)
+    f, a, t, b = run.federation, run.adapter, run.training, run.backbone
+    assert (f.clients, f.clients_per_round, f.rounds, f.sampling, f.beta) == (50, 5, 10, "official", 1.0)
+    assert (a.rank, a.alpha, a.dropout, a.projector) == (8, 16, 0.05, "shared")
+    assert (t.lr, t.epochs, t.warmup_ratio, t.schedule, t.weight_decay) == (2e-4, 1, 0.03, "cosine", 0)
+    assert t.batch_size == (64 if "/cap-" in name else 128)
+    assert (t.micro_batch, t.checkpointing) == ("auto", True)
+    assert (b.dtype, b.conversation, b.pad_to_square, b.max_length) == ("bfloat16", "vicuna_v1", True, 2048)
+    assert run.evaluation.max_new_tokens == 128 and run.fedopt["name"] == "fedavg"
+    if run.method["name"] == "disco":
+        assert (run.method["threshold"], run.method["temperature"], run.method["token"]) == (0.9, 0.05, "text")
+
+
+def test_two_methods_differ_in_the_method_only():
+    for setting in ("task-hom", "task-het", "cap-hom", "cap-het"):
+        both = [config.load(ROOT / f"configs/fcit/{setting}-{m}.yaml", GIVEN) for m in ("disco", "finetune")]
+        same = [run.model_dump(exclude={"name", "method"}) for run in both]
+        assert same[0] == same[1]
