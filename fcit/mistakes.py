@@ -66,6 +66,30 @@ def contradictions(config: RunConfig) -> list[str]:
         found.append(f"federation.{registry.unknown('engine', federation.engine)}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
         found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    return found + (_site_problems(config) if config.stream == "site" else [])
+
+
+def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
+    """Why ``evaluation.when`` does not fit a run of ``count`` stages, in one sentence, or None."""
+    when = config.evaluation.when
+    beyond = [n for n in when if n > count] if isinstance(when, list) else []
+    if not beyond:
+        return None
+    return (
+        f"evaluation.when: {when} names stage {beyond[0]}, and {owner} has the stages 1 to {count}; "
+        "name some of these, or say stage or final"
+    )
+
+
+def _site_problems(config: RunConfig) -> list[str]:
+    """What the server cannot ask for where every site brings its own tasks."""
+    problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
+    found = [problem] if problem else []
+    if config.evaluation.samples is not None:
+        found.append(
+            f"evaluation.samples: {config.evaluation.samples} chooses among questions that the server holds; with "
+            "stream: 'site' each site is scored on the whole of its own test files; leave it out, or shorten those"
+        )
     return found
 
 

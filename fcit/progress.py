@@ -92,7 +92,7 @@ class ConsoleWatcher:
             self._line(f"{self.label}: {note} clients {who} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
 
     def _on_stage(self, stage: int, row: dict[str, float]) -> None:
-        self._advance(f"stage {stage + 1}/{self._stages} evaluated")
+        self._advance(f"stage {stage + 1}/{self._stages} {'evaluated' if row else 'done'}")
         if row:
             scores = " ".join(f"{name} {score:.1f}" for name, score in row.items())
             self._line(f"{self.label}: stage {stage + 1} scores: {scores}")

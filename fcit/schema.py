@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from fcit import strict
+
+LONGEST = 24  # tokens of an answer where nobody says otherwise
 
 
 class Section(BaseModel):
@@ -22,6 +24,16 @@ class Section(BaseModel):
         if isinstance(value, str) and ("\0" in value or not strict.is_text(value)):
             raise ValueError("must be text without null characters and halves of surrogate pairs")
         return value
+
+
+def _micro_batch(value: Any) -> Any:
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be a whole number from 1 on, auto, or null for the whole batch")
+
+
+#: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
+MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
 
 
 class Federation(Section):
@@ -101,22 +113,60 @@ class Training(Section):
     """The local loop of a client."""
 
     lr: float = Field(3e-3, gt=0)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="records of an optimiser step")
     epochs: int = Field(1, ge=1, description="local epochs per round")
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch: MicroBatch = Field(
+        None, description="records passed through the model at a time; auto: halved when memory runs out"
+    )
+    checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them")
 
 
 class Evaluation(Section):
     """How the model is asked after a stage."""
 
     batch_size: int = Field(64, ge=1)
-    max_new_tokens: int = Field(24, ge=1)
-    limit: int | None = Field(None, ge=1, description="first records of each test set only")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
+    )
+    when: Literal["stage", "final"] | list[int] = Field(
+        "stage", description="after every stage, after the last only, or after these, e.g. [4, 8]; the last always"
+    )
+    samples: int | None = Field(
+        None, ge=1, description="questions of each test set, chosen at random once for all runs: reduced numbers"
+    )
+    seed: int = Field(0, ge=0, description="which questions evaluation.samples chooses; seed does not change them")
     batches_per_order: int = Field(4, ge=1, description="batches answered before the next order; workers share orders")
     split: Literal["test", "val"] = "test"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, raw: Any) -> Any:
+        """Run folders made before there was ``samples`` say ``limit: null``, which asked for nothing."""
+        if isinstance(raw, dict) and "limit" in raw and raw["limit"] is None:
+            return {key: value for key, value in raw.items() if key != "limit"}
+        return raw
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and value and all(type(n) is int and 1 <= n < 10_000 for n in value)
+        if value not in ("stage", "final") and not numbers:
+            raise ValueError("must be stage, final or a list of stage numbers from 1 on, e.g. [4, 8]")
+        return value
+
+    def stages(self, count: int) -> list[int]:
+        """The stages, of ``count`` and numbered from 1, after which the model is asked; the last one is among them."""
+        if self.when == "stage":
+            return list(range(1, count + 1))
+        return [count] if self.when == "final" else sorted({*self.when, count})
+
+    def longest(self, own: int | None = None) -> int:
+        """Tokens of the longest answer to a data set for which the benchmark says ``own``."""
+        return self.max_new_tokens or own or LONGEST
 
 
 class Backbone(Section):
@@ -130,6 +180,24 @@ class Backbone(Section):
         "template", description="template: the processor's chat template"
     )
     feature_cache: Literal["disk", "off"] = Field("disk", description="keep frozen vision features")
+    feature_cache_gb: float = Field(
+        50.0, gt=0, description="disk the kept features may take in all; what has no room is computed each time"
+    )
+    pad_to_square: bool = Field(
+        False, description="pad images to squares with the processor's mean colour before anything else (LLaVA-1.5)"
+    )
+    image_size: int = Field(
+        448, ge=28, description="Qwen-VL: every image is scaled to a square of so many pixels (a multiple of 28)"
+    )
+    max_length: int = Field(
+        2048, ge=16, description="tokens of an example, image included; what is longer is cut at its end"
+    )
+    quantization: Literal["none", "4bit"] = Field(
+        "none", description="4bit: the language model in NF4 (needs a CUDA GPU and `pip install 'fcit[gpu]'`)"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="how attention is computed; auto: as transformers chooses"
+    )
     threads: int = Field(0, ge=0, description="torch threads; 0: as torch chooses")
 
     @field_validator("feature_cache", mode="before")
@@ -137,6 +205,14 @@ class Backbone(Section):
     def _off(cls, value: Any) -> Any:
         """YAML reads a bare ``off`` as false."""
         return "off" if value is False else value
+
+
+class Data(Section):
+    """Which of a benchmark's records are used."""
+
+    max_records: int | None = Field(
+        None, ge=1, description="training records of each data set, the same for every method: reduced numbers"
+    )
 
 
 class RunConfig(Section):
@@ -163,6 +239,7 @@ class RunConfig(Section):
     max_bad_share: float = Field(
         0.0, ge=0, lt=1, description="share of a data set's training records that may be unusable and is passed over"
     )
+    data: Data = Field(default_factory=lambda: Data.model_validate({}))
     adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))

@@ -112,11 +112,15 @@ class Orders:
         )
         return self.method.doubt(extra, update.examples) or self.fedopt.doubt(fedopt)
 
+    def asks(self, stage: int) -> bool:
+        """Whether the model is asked after a stage (``evaluation.when``, and what the method has a sense for)."""
+        count = len(self.benchmark.stages)
+        late = self.method.last_stage_only and stage < count - 1
+        return not late and stage + 1 in self.config.evaluation.stages(count)
+
     def due(self, stage: int) -> list[str]:
         """Datasets to score after a stage."""
-        if self.method.last_stage_only and stage < len(self.benchmark.stages) - 1:
-            return []
-        return self.benchmark.evaluation(stage)
+        return self.benchmark.evaluation(stage) if self.asks(stage) else []
 
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]

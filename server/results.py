@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fcit.config import RunConfig
+from fcit.data.spec import BenchmarkSpec
+from fcit.data.subset import reduced
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.methods.base import Method, ServerState, arrays
 from fcit.models.saving import save_subspace
@@ -33,7 +35,7 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
 
 
 def write(
-    run: RunDir, config: RunConfig, benchmark: str, method: Method, state: ServerState, progress: Progress,
+    run: RunDir, config: RunConfig, benchmark: BenchmarkSpec, method: Method, state: ServerState, progress: Progress,
     matrix: AccuracyMatrix,
 ) -> None:  # fmt: skip
     """Write ``adapters/`` and ``results.json``; the latter says that the run is finished."""
@@ -43,10 +45,12 @@ def write(
         run.results,
         {
             "name": config.name, "method": method.name, "group": method.group, "dagger": method.dagger,
-            "benchmark": benchmark, "setting": config.setting, "seed": config.seed, **matrix.summary(),
+            "benchmark": benchmark.name, "setting": config.setting, "seed": config.seed, "reduced": reduced(config),
+            **matrix.summary(), "evaluated": matrix.evaluated,
             "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
             "subspace_names": list(state.subspaces), "method_tables": method.report(state),
             "cost": cost(method, state, progress), "seconds": progress.seconds,
+            "scorers": {name: spec.scorer for name, spec in benchmark.datasets.items() if name in matrix.datasets},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **(survey.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
         },

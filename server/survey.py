@@ -15,6 +15,7 @@ from flwr.app import Message
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.errors import CodecError, ConfigError, RunError
+from fcit.evaluation.scorers import LARGEST
 from fcit.federation import codec
 from fcit.federation.records import Scores
 from fcit.methods.base import Method, ServerState
@@ -55,8 +56,8 @@ class Survey:
         return sorted(progress.row, key=lambda name: tuple(map(int, name.split("."))))
 
     def columns(self, progress: Progress) -> list[str]:
-        """The columns of the last row: sites that have left are not summed up."""
-        return list(progress.rows[-1]) if progress.rows else []
+        """The columns of the last row that was asked for: sites that have left are not summed up."""
+        return next((list(row) for row in reversed(progress.rows) if row), [])
 
     def stage(self, state: ServerState, progress: Progress) -> None:
         """Gather the scores; a site that does not answer has none in this row, and an event says so.
@@ -64,6 +65,8 @@ class Survey:
         Raises:
             RunError: no site gave a usable answer.
         """
+        if not self.orders.asks(progress.stage):
+            return
         clients = {node: self.courier.client(node) for node in self.courier.nodes}
         orders = [(node, self.orders.survey(state, progress, c)) for node, c in clients.items() if c is not None]
         missing = {c for c in clients.values() if c is not None}
@@ -113,8 +116,8 @@ def problem(scores: Scores) -> str | None:
     for task, score in scores.scores.items():
         if not _TASK.fullmatch(task):
             return f"tasks are numbered, got {task[:40]!r}"
-        if not (math.isfinite(score) and 0 <= score <= 100):
-            return f"the score of task {task} is {score}, not between 0 and 100"
+        if not (math.isfinite(score) and 0 <= score <= LARGEST):
+            return f"the score of task {task} is {score}, not between 0 and {LARGEST:.0f}"
         if not 1 <= scores.counts[task] < 1e9:
             return f"the score of task {task} rests on {scores.counts[task]} questions"
     if not 0 <= scores.seconds < math.inf:

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from fcit import config
+from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -121,6 +122,40 @@ def test_values_that_make_no_sense(section, key, value):
 def test_contradictions(federation, key):
     (text,) = problems({"federation": federation})
     assert text.startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("when", "stages"), [("stage", [1, 2, 3, 4]), ("final", [4]), ([2], [2, 4]), ([3, 1, 4], [1, 3, 4])]
+)
+def test_the_last_stage_is_always_evaluated(when, stages):
+    assert config.parse({"evaluation": {"when": when}}).evaluation.stages(4) == stages
+
+
+@pytest.mark.parametrize("when", ["last", [], [0], [True], [1.5], ["1"], 3, None, [10**5000]])
+def test_when_is_a_word_or_numbers_of_stages(when):
+    (text,) = problems({"evaluation": {"when": when}})
+    assert text.startswith("evaluation.when: ") and "stage, final or a list of stage numbers" in text
+
+
+def test_stages_that_a_benchmark_does_not_have():
+    run = config.parse({"benchmark": "fcit-mini-short", "evaluation": {"when": [2, 5]}})
+    with pytest.raises(ConfigError, match=r"evaluation.when: \[2, 5\] names stage 5, .*'fcit-mini-short' .* 1 to 4"):
+        open_benchmark(run)
+
+
+def test_sites_are_asked_after_stages_they_have_and_all_of_their_questions():
+    site = {"stream": "site", "federation": {"stages": 3}, "method": "finetune"}
+    assert config.parse({**site, "evaluation": {"when": [2, 3]}}).evaluation.stages(3) == [2, 3]
+    found = problems({**site, "evaluation": {"when": [4], "samples": 5}})
+    assert [text.partition(":")[0] for text in found] == ["evaluation.when", "evaluation.samples"]
+    assert "(federation.stages) has the stages 1 to 3" in found[0]
+
+
+def test_limit_is_called_samples_now():
+    (text,) = problems({"evaluation": {"limit": 4}})
+    assert text.startswith("evaluation.limit: unknown key") and "samples" in text
+    # run folders from before hold it with nothing asked for
+    assert config.parse({"evaluation": {"limit": None}}) == config.parse({})
 
 
 def test_extends_once(write):

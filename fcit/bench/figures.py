@@ -148,10 +148,18 @@ def _write(axis: Any, point: Point, dx: float, dy: float, radius: float) -> None
     text.set_in_layout(False)
 
 
+def _figure(table: Table, width: float, height: float) -> Figure:
+    """An empty figure; above it stands what must be said of the table's numbers."""
+    figure = Figure(figsize=(width, height + 0.3 * bool(table.key.said)), layout="constrained")
+    if table.key.said:
+        figure.suptitle(table.key.said, fontsize=9)
+    return figure
+
+
 def pareto(table: Table) -> Figure:
     """Last against the bytes of a client's round; the line joins rows that nothing cheaper reaches."""
     found = points(table)
-    figure = Figure(figsize=(8.6, 4.2 + 0.1 * len(found)), layout="constrained")
+    figure = _figure(table, 8.6, 4.2 + 0.1 * len(found))
     axis = figure.subplots()
     for point in found:
         group = point.line.group
@@ -189,7 +197,7 @@ def lasts(table: Table) -> Figure:
     """Last of every row with its seeds, and the difference to the baseline with its interval."""
     lines = table.lines
     compared = any(line.difference for line in lines)
-    figure = Figure(figsize=(10 if compared else 6, 1.1 + 0.32 * len(lines)), layout="constrained")
+    figure = _figure(table, 10 if compared else 6, 1.1 + 0.32 * len(lines))
     axes = figure.subplots(1, 2 if compared else 1, sharey=True, squeeze=False)[0]
     for y, line in enumerate(lines):
         colour, last, found = COLOURS[line.group], line.figures["Last"], line.difference

@@ -78,7 +78,7 @@ def prepare(runs: list[Planned]) -> None:
         key = (benchmark.spec.name, benchmark.root, run.config.evaluation.split)
         if key not in ready:
             benchmark.prepare()
-        shares = (*key, federation.clients, federation.beta, run.seed)
+        shares = (*key, federation.clients, federation.beta, run.seed, run.config.data.max_records)
         if shares not in ready:
             benchmark.divide()
         ready |= {key, shares}

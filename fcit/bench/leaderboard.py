@@ -23,9 +23,10 @@ GROUPS = ("", "replay", "reference")
 
 #: Settings that cannot change what is compared, or that are marked by other means.
 _ASIDE = {
-    "name", "output", "seed", "evaluation.batch_size", "evaluation.batches_per_order", "federation.engine",
+    "name", "output", "seed", "evaluation.batch_size", "evaluation.batches_per_order", "evaluation.seed",
+    "evaluation.when", "federation.engine",
     "federation.retries", "federation.timeout", "backbone.device", "backbone.dtype", "backbone.threads",
-    "backbone.feature_cache", "tensorboard", "trackers",
+    "backbone.feature_cache", "backbone.feature_cache_gb", "tensorboard", "trackers",
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
     ]
     some = figures.points(table)
     return {
-        "slug": slug(title), "title": title, "reduced": table.key.limit is not None, "blocks": blocks,
+        "slug": slug(title), "title": title, "accuracy": tables.accuracy_head(table), "blocks": blocks,
         "costs": any(line.cost["up"] for line in table.lines), "notes": tables.notes(table),
         "pareto": Markup(svg(figures.pareto, table, title=f"Accuracy against bytes, {title}")) if some else None,
         "lasts": Markup(svg(figures.lasts, table, title=f"Last of every row, {title}")),
@@ -61,9 +61,8 @@ def render(board: Leaderboard) -> str:
         loader=PackageLoader("fcit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("bench.html").render(
-        title=board.name, tables=[_one(board, table) for table in board.tables], accuracy=tables.ACCURACY,
-        cost=tables.COST,
-    )  # fmt: skip
+        title=board.name, tables=[_one(board, table) for table in board.tables], cost=tables.COST
+    )
 
 
 def write_page(board: Leaderboard) -> None:

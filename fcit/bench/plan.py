@@ -17,6 +17,8 @@ from fcit.bench.overrides import Overrides, named, slug, text_of
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import FCITError
+from fcit.evaluation.matrix import over
+from fcit.report.footing import Footing
 
 
 class TableKey(NamedTuple):
@@ -25,32 +27,47 @@ class TableKey(NamedTuple):
     benchmark: str
     setting: str
     split: str
-    limit: int | None
+    reduced: tuple[str, ...]  # why its numbers are of less than the benchmark; empty: they are full
+    stages: tuple[int, ...]  # those it is evaluated after, from 1; empty: every one
 
     @classmethod
-    def of(cls, config: RunConfig) -> TableKey:
-        """The table of a configuration."""
-        return cls(config.benchmark, config.setting, config.evaluation.split, config.evaluation.limit)
+    def of(cls, config: RunConfig, count: int) -> TableKey:
+        """The table of a configuration whose benchmark has ``count`` stages."""
+        stages = config.evaluation.stages(count)
+        some = () if len(stages) == count else tuple(stages)
+        return cls(config.benchmark, config.setting, *Footing.of(config), some)
 
     @property
     def parts(self) -> list[str]:
-        """Its values as words, e.g. for titles."""
+        """Its values as words, e.g. for folders."""
         name = registry.label(self.benchmark)
         name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-        limit = "" if self.limit is None else f"first {self.limit} records"
-        return [name, self.setting, self.split, limit]
+        stages = f"stages {' '.join(map(str, self.stages))}" if self.stages else ""
+        return [name, self.setting, self.split, " ".join(self.reduced), stages]
+
+    @property
+    def said(self) -> str:
+        """What must be said of its numbers; nothing of full ones of the test split after every stage."""
+        stages = ", ".join(map(str, self.stages))
+        after = f"evaluated after stage{'s' * (len(self.stages) > 1)} {stages} only" if self.stages else ""
+        return ", ".join(filter(None, [Footing(self.split, self.reduced).label, after]))
 
     @property
     def title(self) -> str:
-        """One line about the table; a reduced evaluation is called that."""
-        name, setting, split, limit = self.parts
-        return f"{name}, {setting}" + ("" if split == "test" else f", {split} split") + (
-            f", reduced: {limit} of each {split} set" if limit else ""
-        )  # fmt: skip
+        """One line about the table; reduced numbers are called that."""
+        return ", ".join(filter(None, [*self.parts[:2], self.said]))
+
+    @property
+    def avg(self) -> str:
+        """What its Avg is called."""
+        return over(list(self.stages)) if len(self.stages) > 1 else "Avg"
 
 
 #: Settings that choose the table; they are named by its title, not by labels.
-TABLE_AXES = ("benchmark", "setting", "evaluation.split", "evaluation.limit")
+TABLE_AXES = (
+    "benchmark", "setting", "evaluation.split", "evaluation.samples", "evaluation.seed", "evaluation.when",
+    "data.max_records",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,12 +155,12 @@ class _Resolver:
         self.folder = path.parent
         self.base = self.folder / Path(file.base).expanduser()
         home = self._config({}, (), {}, 0)
-        self.home = None if home is None else TableKey.of(home)
+        self.home = None if home is None else home[1]
 
     def _config(
         self, block_set: dict[str, Any], at: Location, values: dict[str, tuple[Any, int]], line: int
-    ) -> RunConfig | None:
-        """The resolved configuration of a row, or None after noting what is wrong."""
+    ) -> tuple[RunConfig, TableKey] | None:
+        """The resolved configuration of a row and its table, or None after noting what is wrong."""
         overrides = Overrides(self.folder)
         for given, where in ((self.file.set, ()), (block_set, at)):
             for key, value in given.items():
@@ -153,24 +170,24 @@ class _Resolver:
             overrides.add(key, value, value_line)
         try:
             config = configuration.load(self.base, overrides.texts())
-            open_benchmark(config)
+            table = TableKey.of(config, len(open_benchmark(config).stages))
         except FCITError as error:
             for problem in getattr(error, "problems", [str(error)]):
                 self.problems.add(overrides.line(problem, line or self.lines.of(("base",))), problem)
             return None
-        return config if "backbone.threads" in overrides.values else _with_threads(config)
+        return config if "backbone.threads" in overrides.values else _with_threads(config), table
 
     def row(self, draft: _Draft) -> Row | None:
         """The row, or None after noting what is wrong."""
         line = max((at for _, at in draft.values.values()), default=self.lines.of(draft.at))
-        config = self._config(draft.block.set, draft.at, draft.values, line)
-        label = draft.label(self.lines, self.problems, config)
-        if config is None or self.home is None:
+        found = self._config(draft.block.set, draft.at, draft.values, line)
+        label = draft.label(self.lines, self.problems, found[0] if found else None)
+        if found is None or self.home is None:
             return None
+        config, table = found
         if re.fullmatch(r"cuda:[1-9]\d*", config.backbone.device):
             self.problems.add(line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, "
                                     "say 'cuda'")  # fmt: skip
-        table = TableKey.of(config)
         away = [part for part, at_home in zip(table.parts, self.home.parts, strict=True) if part and part != at_home]
         seeds = tuple(draft.block.seeds or self.file.seeds)
         return Row(label, table, slug(" ".join([*away, label])), seeds, config, line)

@@ -56,7 +56,12 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
     return [(BLOCKS[group], table.of(group)) for group in GROUPS if table.of(group)]
 
 
-ACCURACY = ["row", "seeds", *FIGURES, "difference [95 %]", "by seed", "differs in"]
+def accuracy_head(table: Table) -> list[str]:
+    """Heads of the table of figures; an Avg over some of the stages is called that."""
+    figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
+    return ["row", "seeds", *figures, "difference [95 %]", "by seed", "differs in"]
+
+
 COST = ["row", "MB up", "MB down", "client s", "client MB", "server MB", "trainable", "stored", "active", "s/sample"]
 
 
@@ -91,6 +96,12 @@ def notes(table: Table) -> list[str]:
     """What one must know to read the table."""
     found = ["Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
              "samples stand apart and are not ranked."]  # fmt: skip
+    if table.key.reduced:
+        found.append("Reduced numbers: for looking ahead, not to be held against full ones of this or other tables.")
+    if table.key.stages:
+        found.append(
+            "Stages that were not evaluated leave no MFT, BWT and forgetting, and no Avg over the whole course."
+        )
     if table.baseline is None:
         found.append(f"The baseline has no finished run here, so there are no differences; settings and versions "
                      f"are compared with {table.reference}.")  # fmt: skip
@@ -127,7 +138,7 @@ def markdown(board: Leaderboard) -> str:
     """Everything as Markdown."""
     parts = [f"# {board.name}", ""]
     for table in board.tables:
-        parts += [f"## {table.key.title}", "", *_markdown_rows(table, ACCURACY, accuracy_cells), ""]
+        parts += [f"## {table.key.title}", "", *_markdown_rows(table, accuracy_head(table), accuracy_cells), ""]
         if any(table_line.cost["up"] for table_line in table.lines):
             parts += [*_markdown_rows(table, COST, cost_cells), ""]
         parts += [*(f"- {note}" for note in notes(table)), ""]
@@ -136,14 +147,15 @@ def markdown(board: Leaderboard) -> str:
 
 def csv(board: Leaderboard) -> str:
     """One line a row, plain numbers; cost in bytes, seconds and parameters."""
-    head = ["benchmark", "setting", "split", "limit", "group", "row", "method", "our_definition", "seeds", "planned"]
+    head = ["benchmark", "setting", "split", "reduced", "evaluated_after", "group", "row", "method", "our_definition",
+            "seeds", "planned"]  # fmt: skip
     head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
     rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
             key, found = table.key, line.difference
-            values = [key.benchmark, key.setting, key.split, "" if key.limit is None else str(key.limit), line.group,
-                      line.row.label, str(line.row.config.method["name"]), str(line.dagger).lower(),
+            values = [key.benchmark, key.setting, key.split, "; ".join(key.reduced), " ".join(map(str, key.stages)),
+                      line.group, line.row.label, str(line.row.config.method["name"]), str(line.dagger).lower(),
                       str(len(line.runs)), str(len(line.row.seeds))]  # fmt: skip
             for value in (*line.figures.values(), *line.cost.values()):
                 both = (None, None) if value is None else (value.mean, value.deviation)
@@ -176,9 +188,8 @@ def _json_line(line: Line) -> dict[str, Any]:
 def to_json(board: Leaderboard) -> str:
     """Everything, with the value of every seed."""
     tables = [
-        {**table.key._asdict(), "title": table.key.title, "reduced": table.key.limit is not None,
-         "baseline": table.baseline, "rows": [_json_line(line) for line in table.lines],
-         "waiting": table.waiting, "notes": notes(table)}
+        {**table.key._asdict(), "title": table.key.title, "baseline": table.baseline,
+         "rows": [_json_line(line) for line in table.lines], "waiting": table.waiting, "notes": notes(table)}
         for table in board.tables
     ]  # fmt: skip
     return json.dumps({"bench": board.name, "tables": tables}, indent=1, ensure_ascii=False) + "\n"
@@ -188,7 +199,7 @@ def tex(board: Leaderboard) -> str:
     """Tables for the LaTeX package booktabs, the notes as comments."""
     parts = []
     for table in board.tables:
-        kinds = [("accuracy", ACCURACY, accuracy_cells)]
+        kinds = [("accuracy", accuracy_head(table), accuracy_cells)]
         if any(line.cost["up"] for line in table.lines):
             kinds.append(("cost", COST, cost_cells))
         for what, head, cells in kinds:
@@ -215,15 +226,16 @@ COMPACT = (
 
 def terminal(table: Table, name: str, width: int) -> Grid:
     """The compact table, in columns that fit."""
-    filled = {}
+    filled, names = {}, accuracy_head(table)
     for line in table.lines:
-        cells = dict(zip(ACCURACY, accuracy_cells(line), strict=True))
+        cells = dict(zip(names, accuracy_cells(line), strict=True))
         filled[line.row.label] = cells | dict(zip(COST, cost_cells(line), strict=True))
 
     def needs(columns: tuple[str, ...]) -> int:
         return 1 + sum(3 + max(len(head), *(len(c[head]) for c in filled.values())) for head in ("row", *columns))
 
-    columns = next((columns for columns in COMPACT if needs(columns) <= width), COMPACT[-1])
+    compact = [tuple(table.key.avg if head == "Avg" else head for head in columns) for columns in COMPACT]
+    columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])
     grid = Grid(title=f"{name}: {table.key.title}", title_justify="left")
     grid.add_column("row", overflow="fold")
     for head in columns:

@@ -14,7 +14,7 @@ from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
 from fcit.progress import ConsoleWatcher
-from fcit.report import tables
+from fcit.report import terminal
 from fcit.report.page import write_page
 from fcit.results import Run
 from fcit.run_dir import BELONGS, RunDir, write_text
@@ -126,7 +126,9 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
             return EXIT_INTERRUPTED
     code = _CODES.get(status, EXIT_FAILED)
     if code == EXIT_OK:
-        _summary(console, run)
+        done = Run(run)
+        write_page([done], run / "report.html")
+        terminal.ending(console, done)
     else:
         console.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
         console.print(
@@ -172,16 +174,3 @@ def _end(deployment: Deployment, number: str) -> tuple[str, str] | None:
     run = flwr(deployment, "ls", settings=("--run-id", number))["runs"][0]
     kind, _, end = str(run["status"]).partition(":")
     return (end, str(run.get("status-details") or "no reason was given; see the log")) if kind == "finished" else None
-
-
-def _summary(console: Console, path: Path) -> None:
-    run = Run(path)
-    write_page([run], path / "report.html")
-    console.print()
-    console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
-    console.print(tables.summary_table([run]))
-    lost = run.results["traffic"]["rejected"]
-    if lost:
-        console.print(f"{lost} client updates were rejected or failed; why is in the report and {run.folder.events}")
-    console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
-    console.print(f"report:     {path / 'report.html'}", highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fcit.report.footing import groups, label
 from fcit.results import Run
 
 _INK = "#010203"  # replaced by the page's own text colour
@@ -45,6 +46,11 @@ def _panels(count: int, width: float = 5.2, height: float = 3.2, columns: int = 
     return figure, axes
 
 
+def _title(run: Run, behind: str = "") -> str:
+    """Run and method, and on a line of its own what is said of its numbers."""
+    return "\n".join(filter(None, [f"{run.name} ({run.method}){behind}", label(run)]))
+
+
 def matrices(runs: list[Run]) -> Figure:
     """Accuracy matrices side by side, each cell with its score; empty where not evaluated."""
     widest = max(len(run.matrix.datasets) for run in runs)
@@ -54,17 +60,16 @@ def matrices(runs: list[Run]) -> Figure:
     image: Any = None
     for axis, run in zip(axes[0], runs, strict=True):
         matrix = run.matrix
-        stages = [n for n, row in enumerate(matrix.scores, start=1) if row]
         grid = np.array([[row.get(d, np.nan) for d in matrix.datasets] for row in matrix.scores if row], dtype=float)
         image = axis.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (y, x), value in np.ndenumerate(grid):
             if not np.isnan(value):
                 axis.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black")
         axis.set_xticks(range(len(matrix.datasets)), matrix.datasets, rotation=40, ha="right")
-        axis.set_yticks(range(len(stages)), [str(n) for n in stages])
+        axis.set_yticks(range(len(matrix.evaluated)), [str(n) for n in matrix.evaluated])
         axis.set_ylabel("after stage")
         last = "-" if matrix.last is None else f"{matrix.last:.1f}"
-        axis.set_title(f"{run.name} ({run.method}): Last {last}")
+        axis.set_title(_title(run, f": Last {last}"))
     figure.colorbar(image, ax=axes[0].tolist(), label="score (0-100)", shrink=0.9)
     return figure
 
@@ -76,7 +81,7 @@ def forgetting(runs: list[Run]) -> Figure:
         for dataset in run.matrix.datasets:
             points = [(t, row[dataset]) for t, row in enumerate(run.matrix.scores, start=1) if dataset in row]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=dataset) if points else None
-        axis.set(title=f"{run.name} ({run.method})", xlabel="after stage", ylabel="score", ylim=(-2, 102))
+        axis.set(title=_title(run), xlabel="after stage", ylabel="score", ylim=(-2, 102))
         axis.set_xticks(range(1, len(run.matrix.scores) + 1))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
@@ -84,14 +89,16 @@ def forgetting(runs: list[Run]) -> Figure:
 
 
 def means(runs: list[Run]) -> Figure:
-    """Mean over the datasets seen so far, all runs in one panel."""
-    figure, (axis,) = _panels(1, width=6.4)
-    for run in runs:
-        points = [(t, sum(row.values()) / len(row)) for t, row in enumerate(run.matrix.scores, start=1) if row]
-        axis.plot(*zip(*points, strict=True), marker="o", label=f"{run.name} ({run.method})")
-    axis.set(xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
-    axis.set_xticks(range(1, 1 + max(len(run.matrix.scores) for run in runs)))
-    axis.legend()
+    """Mean over the datasets seen so far; runs whose numbers may be compared share a panel."""
+    parts = groups(runs)
+    figure, axes = _panels(len(parts), width=6.4)
+    for axis, (said, members) in zip(axes, parts, strict=False):
+        for run in members:
+            points = [(t, sum(row.values()) / len(row)) for t, row in enumerate(run.matrix.scores, start=1) if row]
+            axis.plot(*zip(*points, strict=True), marker="o", label=f"{run.name} ({run.method})")
+        axis.set(title=said, xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
+        axis.set_xticks(range(1, 1 + max(len(run.matrix.scores) for run in members)))
+        axis.legend()
     return figure
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from markupsafe import Markup
 from fcit.data.benchmark import open_benchmark
 from fcit.data.records import open_image
 from fcit.errors import FCITError
-from fcit.report import faults, figures, tables
+from fcit.report import faults, figures, footing, tables
 from fcit.results import Prediction, Run
 from fcit.run_dir import write_text
 
@@ -107,8 +109,10 @@ def _one(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "slug": "".join(c if c.isalnum() else "-" for c in run.name),
+        "numbers": footing.label(run),
         "matrix": run.matrix,
-        "summary": run.matrix.summary(),
+        "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
+        "rules": tables.rules(run),
         "rounds": rounds,
         "faults": faults.faults(run),
         "mixes": _mixes(run) if finished else None,
@@ -144,7 +148,7 @@ def render(runs: list[Run]) -> str:
     return environment.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[_one(run) for run in runs],
-        comparison=tables.summary(finished) if finished else None,
+        comparisons=[(said, tables.summary(members)) for said, members in footing.groups(finished)],
         charts={name: Markup(text) for name, text in charts.items()},
     )
 
@@ -172,13 +176,22 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         figure = figures.draw(maker, *arguments)
         for ending in ("svg", "pdf"):
             figures.save(figure, folder / "figures" / f"{name}.{ending}")
-    written = [(f"matrix-{run.name}", tables.matrix_rows(run.matrix), f"Accuracy matrix of {run.name}") for run in runs]
-    if finished:
-        written.append(("comparison", tables.summary(finished), "Comparison"))
-    for run in runs:
-        if len(rows := faults.table(run)) > 1:
-            written.append((f"faults-{run.name}", rows, f"Faults of {run.name}"))
-    for name, rows, caption in written:
-        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(rows))
-        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, caption))
+    for name, rows, caption, said in _tables(runs):
+        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(tables.noted(rows, said)))
+        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, footing.titled(caption, said)))
     return folder / "report.html"
+
+
+def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
+    """File name, rows, caption of every table, and what is said of its numbers."""
+    for run in runs:
+        said = footing.label(run)
+        yield f"matrix-{run.name}", tables.matrix_rows(run.matrix), f"Accuracy matrix of {run.name}", said
+        if len(rules := tables.rules(run)) > 1:
+            yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", said
+        if len(rows := faults.table(run)) > 1:
+            yield f"faults-{run.name}", rows, f"Faults of {run.name}", ""
+    parts = footing.groups([run for run in runs if run.finished])
+    for said, members in parts:
+        apart = re.sub(r"\W+", "-", f" {said}").rstrip("-") if len(parts) > 1 else ""
+        yield f"comparison{apart}", tables.summary(members), "Comparison", said

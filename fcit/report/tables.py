@@ -1,4 +1,4 @@
-"""Tables: for the terminal, as CSV and for LaTeX."""
+"""Tables of runs as rows of text, and their forms as CSV and for LaTeX."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import csv
 import io
 import re
 
-from rich.table import Table
-
+from fcit import registry
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.results import Run
 
@@ -19,51 +18,54 @@ def cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def matrix_table(matrix: AccuracyMatrix, title: str) -> Table:
-    """The accuracy matrix: one row a stage, one column a dataset."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("stage", justify="right")
-    for name in matrix.datasets:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("mean", justify="right", style="bold")
-    for number, row in enumerate(matrix.scores, start=1):
-        if row:
-            mean = sum(row.values()) / len(row)
-            table.add_row(str(number), *(cell(row.get(name)) for name in matrix.datasets), cell(mean))
-    return table
-
-
-def summary_table(runs: list[Run]) -> Table:
-    """Runs side by side: the figures of merit and what they cost."""
-    table = Table(title="Comparison", title_justify="left")
-    names, *rows = summary(runs)
-    for name in names:
-        table.add_column(name, justify="left" if name in ("run", "method") else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def summary(runs: list[Run]) -> list[list[str]]:
-    """Head and one row a run: figures of merit, subspaces, traffic in MB, minutes."""
-    rows = [["run", "method", *FIGURES, "subspaces", "MB sent", "MB back", "minutes"]]
+    """Head and one row a run: figures of merit, subspaces, traffic in MB, minutes.
+
+    The numbers of the runs must be on one footing (:func:`fcit.report.footing.groups`). Averages over different stages
+    have a column each.
+    """
+    avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))
+    avgs = avgs or ["Avg"]
+    rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", "MB sent", "MB back", "minutes"]]
     for run in runs:
-        results = run.results
-        traffic, seconds = results["traffic"], results["seconds"]
+        results, matrix = run.results, run.matrix
+        traffic, seconds, found = results["traffic"], results["seconds"], matrix.summary()
         rows.append([
-            run.name, run.method, *(cell(results[f]) for f in FIGURES), str(results["subspaces"]),
+            run.name, run.method, cell(matrix.last),
+            *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
+            *(cell(found[f]) for f in FIGURES[2:]), str(results["subspaces"]),
             f"{traffic['down'] / 1e6:.1f}", f"{traffic['up'] / 1e6:.1f}", f"{sum(seconds.values()) / 60:.1f}",
         ])  # fmt: skip
     return rows
 
 
 def matrix_rows(matrix: AccuracyMatrix) -> list[list[str]]:
-    """Head and one row a stage."""
+    """Head and one row a stage that was evaluated."""
     rows = [["stage", *matrix.datasets, "mean"]]
     for number, row in enumerate(matrix.scores, start=1):
         if row:
             rows.append([str(number), *(cell(row.get(n)) for n in matrix.datasets), cell(sum(row.values()) / len(row))])
     return rows
+
+
+def rules(run: Run) -> list[list[str]]:
+    """Head and one row for every score by another rule than the matrix's, both named; after the last stage.
+
+    The head alone for a run that has not finished, or whose benchmark names no other rules.
+    """
+    rows = [["dataset", "rule", "score", "other rule", "its score"]]
+    results = run.results if run.finished else {}
+    names = results.get("scorers", {})
+    for dataset, others in results.get("also", {}).items():
+        rule = registry.label(names[dataset]) if dataset in names else "-"
+        mine = [dataset, rule, cell(run.matrix.scores[-1].get(dataset))]
+        rows += [[*mine, registry.label(other), cell(score)] for other, score in others.items()]
+    return rows
+
+
+def noted(rows: list[list[str]], said: str) -> list[list[str]]:
+    """Rows with what is said of their numbers in a last column, for files without a title."""
+    return [[*rows[0], "numbers"], *([*row, said] for row in rows[1:])] if said else rows
 
 
 def csv_text(rows: list[list[str]]) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fcit.bench import command, figures, leaderboard, page, tables
 from fcit.bench.overrides import flat
+from fcit.evaluation.matrix import AccuracyMatrix
 from tests.bench.conftest import ENVIRONMENT, finish
 
 COST = {
@@ -21,7 +22,7 @@ COST = {
 @pytest.fixture
 def board(planned):
     """Two seeds of fine-tuning and DISCO, one of two of DISCO with another rate, references."""
-    made = planned(seeds=[0, 1], set={"evaluation.limit": 4}, rows=[
+    made = planned(seeds=[0, 1], set={"evaluation.samples": 4}, rows=[
         {"axes": {"method": ["finetune", "disco", "joint"]}},
         {"axes": {"method": ["disco"], "training.lr": [0.001]}},
         {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
@@ -39,7 +40,7 @@ def board(planned):
 
 def test_figures_and_order(board):
     (table,) = board[1].tables
-    assert table.key.title == "fcit-mini-short, homogeneous, reduced: first 4 records of each test set"
+    assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"
     assert [line.row.label for line in table.lines] == ["disco / lr=0.001", "disco", "finetune", "joint"]
     assert [line.group for line in table.lines] == ["", "", "", "reference"]
     assert table.waiting == ["zero_shot"] and table.baseline == "finetune"
@@ -54,7 +55,7 @@ def test_figures_and_order(board):
 
 def test_markdown(board):
     text = tables.markdown(board[1])
-    assert "| disco | 2 | 43.8 ± 8.8 |" in text and "| +25.0 [0.0, 62.5] | +25.0 +25.0 |" in text
+    assert "| disco | 2 | 43.8 ± 8.8 |" in text and "| +25.0 [0.0, 50.0] | +25.0 +25.0 |" in text
     assert "| disco / lr=0.001 | 1 of 2 |" in text
     assert "| *references* |" in text and text.index("*references*") < text.index("| joint ‡ |")
     assert "- ‡ joint: torch 9.9, not 2.6." in text
@@ -83,9 +84,10 @@ def test_csv_json_latex(board):
     assert (disco["row"], disco["Last"], disco["up"], disco["seeds"], disco["planned"]) == (
         "disco", "43.75", "400000", "2", "2",
     )  # fmt: skip
-    assert disco["limit"] == "4" and rows[2]["up"] == "" and rows[0]["Last_sd"] == ""
+    assert disco["reduced"] == "4 questions a test set, choice 0" and rows[2]["up"] == "" and rows[0]["Last_sd"] == ""
     raw = json.loads(tables.to_json(board[1]))["tables"][0]
-    assert raw["reduced"] and raw["rows"][1]["figures"]["Last"]["values"] == [50.0, 37.5]
+    assert raw["reduced"] == ["4 questions a test set, choice 0"]
+    assert raw["rows"][1]["figures"]["Last"]["values"] == [50.0, 37.5]
     assert raw["rows"][1]["difference"]["by_seed"] == {"0": 25.0, "1": 25.0} and raw["rows"][1]["runs"] == [
         "disco-s0",
         "disco-s1",
@@ -171,6 +173,66 @@ def test_tables_are_not_mixed(planned):
     assert [table.key.setting for table in board.tables] == ["homogeneous", "heterogeneous"]
     assert [[line.row.label for line in table.lines] for table in board.tables] == [["finetune", "disco"]] * 2
     assert all(table.lines[1].difference.estimate == 0.0 for table in board.tables)
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "titles"),
+    [
+        ("evaluation.samples", [None, 50, 100], ["", ", reduced (50 questions a test set, choice 0)",
+                                                 ", reduced (100 questions a test set, choice 0)"]),
+        ("data.max_records", [None, 200], ["", ", reduced (200 training records a data set)"]),
+        ("evaluation.when", ["stage", [2], "final"], ["", ", evaluated after stages 2, 4 only",
+                                                      ", evaluated after stage 4 only"]),
+        ("evaluation.split", ["test", "val"], ["", ", val split"]),
+    ],
+)  # fmt: skip
+def test_reduced_and_full_numbers_are_not_mixed(planned, axis, values, titles):
+    made = planned(axes={axis: values, "method": ["finetune", "disco"]}, baseline="finetune")
+    assert len({run.folder for run in made.runs}) == 2 * len(values)
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]})
+    board = leaderboard.collect(made)
+    assert [table.key.title for table in board.tables] == [f"fcit-mini-short, homogeneous{t}" for t in titles]
+    assert [[line.row.label for line in table.lines] for table in board.tables] == [["finetune", "disco"]] * len(values)
+    assert all(line.differs == [] for table in board.tables for line in table.lines)
+    text = tables.markdown(board)
+    assert text.count("- Reduced numbers:") == sum("reduced" in title for title in titles)
+    assert page.render(board).count("Reduced numbers:") == text.count("- Reduced numbers:")
+
+
+def test_another_choice_of_as_many_questions_is_another_table(planned):
+    made = planned(set={"evaluation.samples": 50}, axes={"evaluation.seed": [0, 1], "method": ["finetune", "disco"]})
+    assert [row.table.reduced for row in made.rows[::2]] == [
+        ("50 questions a test set, choice 0",), ("50 questions a test set, choice 1",),
+    ]  # fmt: skip
+    # ... and without samples there is no choice to make
+    made = planned(set={"evaluation.seed": 3}, axes={"method": ["finetune", "disco"]})
+    assert {row.table.title for row in made.rows} == {"fcit-mini-short, homogeneous"}
+
+
+def test_an_average_over_some_stages_is_called_that(planned):
+    made = planned(set={"evaluation.when": [2]}, axes={"method": ["finetune", "disco"]})
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]})
+        matrix = AccuracyMatrix(["a", "b"], [{}, {"a": 80.0}, {}, {"a": 60.0, "b": 20.0}])
+        (run.folder / "matrix.json").write_text(json.dumps(matrix.to_json()))
+    board = leaderboard.collect(made)
+    (table,) = board.tables
+    figures_ = table.lines[0].figures
+    assert figures_["Avg"].mean == 60.0 and figures_["MFT"] is figures_["BWT"] is figures_["forgetting"] is None
+    head = "| row | seeds | Last | Avg over stages 2, 4 | MFT |"
+    assert head in tables.markdown(board) and "Avg over stages 2, 4" in tables.tex(board)
+    assert "Avg over stages 2, 4</th>" in page.render(board)
+    assert "Avg over stages 2, 4" in [column.header for column in tables.terminal(table, "b", 160).columns]
+    (row, _) = csv.DictReader(io.StringIO(tables.csv(board)))
+    assert row["evaluated_after"] == "2 4" and row["reduced"] == ""
+    assert json.loads(tables.to_json(board))["tables"][0]["stages"] == [2, 4]
+
+
+def test_pictures_say_that_numbers_are_reduced(board):
+    (table,) = board[1].tables
+    for maker in (figures.pareto, figures.lasts):
+        assert maker(table).get_suptitle() == "reduced (4 questions a test set, choice 0)"
 
 
 def test_flat():

@@ -143,6 +143,8 @@ rows:
         ({}, "needs rows: (a list of blocks) or axes:"),
         ({"base": "absent.yaml", "axes": {"method": ["disco"]}}, "no such configuration file"),
         ({"axes": {"setting": ["heterogeneous"]}}, "federation.clients_per_round is 3"),
+        ({"axes": {"evaluation.when": ["stage", [2, 9]]}},
+         "line 7: evaluation.when: [2, 9] names stage 9, and benchmark 'fcit-mini-short' has the stages 1 to 4"),
         ({"axes": {"backbone.device": ["cuda:1"]}}, "a bench gives every run its GPU, say 'cuda'"),
     ],
 )  # fmt: skip

@@ -40,6 +40,24 @@ def test_published_matrix():
     assert matrix.bwt == pytest.approx(-6.06, abs=0.01)
 
 
+def test_published_row_means():
+    """A user's LoRA fine-tuning on UCIT: the mean of each row, and what follows from them."""
+    rows = [
+        [90.97],
+        [90.38, 92.60],
+        [73.90, 86.33, 59.54],
+        [75.67, 68.77, 47.34, 53.30],
+        [75.10, 74.53, 46.73, 52.30, 69.73],
+        [65.77, 71.27, 45.05, 51.20, 49.60, 57.47],
+    ]
+    means = [90.97, 91.49, 73.26, 61.27, 63.68, 56.73]
+    assert [triangle(*rows[: k + 1]).last for k in range(6)] == pytest.approx(means, abs=0.01)
+    assert triangle(*rows).avg == pytest.approx(sum(means) / 6, abs=0.01)
+    # BWT is over the T - 1 datasets that can be forgotten
+    matrix = triangle(*rows)
+    assert matrix.bwt == pytest.approx((matrix.last - matrix.mft) * 6 / 5)
+
+
 def test_datasets_seen_later():
     matrix = AccuracyMatrix(["b", "c", "a"], [{"b": 40, "c": 60}, {"b": 30, "c": 80, "a": 10}])
     assert matrix.last == 40
@@ -55,9 +73,22 @@ def test_single_row():
     assert matrix.bwt is None and matrix.forgetting is None
 
 
-def test_stages_that_were_not_evaluated():
+def test_where_only_the_last_stage_was_evaluated_there_is_no_course():
     matrix = AccuracyMatrix(["a", "b"], [{}, {}, {"a": 20, "b": 40}])
-    assert matrix.summary() == {"Last": 30, "Avg": 30, "MFT": 30, "BWT": None, "forgetting": None}
+    assert matrix.summary() == {"Last": 30, "Avg": None, "MFT": None, "BWT": None, "forgetting": None}
+    assert matrix.evaluated == [3] and matrix.avg_name == "Avg"
+
+
+def test_avg_over_some_of_the_stages_is_called_that():
+    matrix = AccuracyMatrix(["a", "b"], [{}, {"a": 60, "b": 80}, {}, {"a": 20, "b": 40}])
+    # "a" was learnt after the first stage: what it scored then, and its best score, nobody knows
+    assert matrix.summary() == {"Last": 30, "Avg": 50, "MFT": None, "BWT": None, "forgetting": None}
+    assert matrix.avg_name == "Avg over stages 2, 4" and triangle([80], [60, 90]).avg_name == "Avg"
+
+
+def test_a_run_that_has_not_come_to_a_stage_that_is_evaluated():
+    matrix = AccuracyMatrix(["a"], [{}, {}])
+    assert set(matrix.summary().values()) == {None} and matrix.avg_name == "Avg" and matrix.evaluated == []
 
 
 def test_empty():

@@ -1,0 +1,26 @@
+"""Evaluation after some stages only: what is asked, what is said of it, and that training does not notice."""
+
+import json
+import re
+
+from fcit import load_run
+from tests.e2e.conftest import bits
+
+
+def test_fewer_evaluations_change_nothing_but_their_number(reference, small, fcit):
+    code, out, err = fcit("run", small, "evaluation.when=[2]")
+    assert code == 0, err
+    run, whole = load_run(small.parent / "runs" / "small-1"), load_run(reference)
+    assert [bool(row) for row in run.matrix.scores] == [False, True, False, True] and run.matrix.evaluated == [2, 4]
+    assert run.matrix.scores[1] == whole.matrix.scores[1] and run.matrix.scores[3] == whole.matrix.scores[3]
+    mine, theirs = bits(run.path), bits(whole.path)
+    assert {k: v for k, v in theirs.items() if re.match(r"adapters|predictions/stage-[24]", k)} == {
+        k: v for k, v in mine.items() if k != "matrix.json"
+    }
+    assert len(run.of("scored")) == len(run.matrix.scores[1]) + len(run.matrix.scores[3])
+    results = json.loads((run.path / "results.json").read_text())
+    assert results["evaluated"] == [2, 4] and results["MFT"] is results["BWT"] is results["forgetting"] is None
+    assert results["Avg"] == run.matrix.avg != whole.matrix.avg
+    assert results["reduced"] == ["16 questions a test set, choice 0"]  # as the small configuration says
+    assert results["scorers"]["ocr-vqa"] == "exact" and set(results["scorers"]) == set(run.matrix.datasets)
+    assert "Accuracy matrix of small-1, reduced (16 questions a test set, choice 0)" in out and "Avg over" in out

@@ -1,0 +1,165 @@
+"""Reduced and full numbers, some stages, other rules: what reports say of run folders made by hand."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from fcit import cli
+from fcit import config as configuration
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.report import figures, footing, page, tables, terminal
+from fcit.results import Run
+from fcit.run_dir import RunDir
+
+WHOLE = [{"iconqa": 80.0}, {"iconqa": 60.0, "figureqa": 90.0}]
+REDUCED = "reduced (50 questions a test set, choice 0)"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Leave behind a run folder of this name, configuration and matrix; returns it read."""
+
+    def _made(name: str, scores: list[dict[str, float]] = WHOLE, finished: bool = True, more=None, **config) -> Run:
+        raw = {"benchmark": "fcit-mini-short", "method": "finetune", **config}
+        folder = RunDir.place(tmp_path / name, configuration.dump(configuration.parse(raw)), {"python": "3"})
+        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores)
+        folder.matrix.write_text(json.dumps(matrix.to_json()))
+        folder.events.write_text("")
+        line = {"question_id": "0", "image": "x.png", "prompt": "?", "text": "a", "answer": "a", "mark": 1.0}
+        for dataset in matrix.datasets:
+            file = folder.predictions / "stage-2" / f"{dataset}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(line) + "\n")
+        if finished:
+            folder.results.write_text(json.dumps({
+                "method": "finetune", "traffic": {"up": 1e6, "down": 2e6, "rejected": 0}, "seconds": {"training": 60},
+                "subspaces": 1, "subspace_names": ["0"], **matrix.summary(), **(more or {}),
+            }))  # fmt: skip
+        return Run(folder.path)
+
+    return _made
+
+
+def shown(runs: list[Run]) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    terminal.show(console, runs)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def heads(rows: list[list[str]]) -> list[str]:
+    return rows[0][2:7]
+
+
+def test_a_run_says_that_its_numbers_are_reduced(made, tmp_path):
+    run = made("few", evaluation={"samples": 50})
+    assert f"Accuracy matrix of few, {REDUCED}" in shown([run]) and f"Comparison, {REDUCED}" in shown([run])
+    text = page.render([run])
+    assert text.count(f'<span class="bad">{REDUCED}</span>') == 3  # figures of merit, matrix, activation
+    assert REDUCED in figures.matrices([run]).axes[0].get_title()
+    assert REDUCED in figures.forgetting([run]).axes[0].get_title()
+    assert REDUCED in figures.means([run]).axes[0].get_title()
+    page.write_all([run], tmp_path / "out")
+    for name in ("matrix-few", "comparison"):
+        rows = list(csv.reader((tmp_path / "out" / "tables" / f"{name}.csv").open()))
+        assert rows[0][-1] == "numbers" and {row[-1] for row in rows[1:]} == {REDUCED}
+        assert REDUCED in (tmp_path / "out" / "tables" / f"{name}.tex").read_text()
+
+
+def test_nothing_is_said_of_full_numbers(made, tmp_path):
+    run = made("whole")
+    raw = yaml.safe_load(run.folder.config.read_text())
+    # a run folder from before there was such a thing
+    raw["evaluation"] = {"batch_size": 64, "max_new_tokens": 24, "limit": None, "batches_per_order": 4, "split": "test"}
+    del raw["data"]
+    run.folder.config.write_text(yaml.safe_dump(raw))
+    run = Run(run.path)
+    assert "reduced" not in shown([run]) and "reduced" not in re.sub(r"<pre.*?</pre>", "", page.render([run]))
+    page.write_all([run], tmp_path / "out")
+    assert (tmp_path / "out" / "tables" / "comparison.csv").read_text().splitlines()[0].endswith("minutes")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"evaluation": {"samples": 50}}, {"data": {"max_records": 200}}, {"evaluation": {"split": "val"}}],
+    ids=["samples", "max_records", "val"],
+)
+def test_reduced_and_full_numbers_share_no_column(made, tmp_path, other):
+    full, less = made("whole"), made("less", **other)
+    said = footing.label(less)
+    assert footing.groups([less, full]) == [("", [full]), (said, [less])]
+    out = shown([less, full])
+    assert out.index(f"Comparison, {said}") > out.index("Comparison\n") > out.index("Accuracy matrix of whole")
+    page.write_all([full, less], tmp_path / "out")
+    files = sorted((tmp_path / "out" / "tables").glob("comparison*.csv"), key=lambda f: len(f.name))
+    assert len(files) == 2 and files[0].name == "comparison.csv"
+    found = [[row[0] for row in csv.reader(file.open())] for file in files]
+    assert found == [["run", "whole"], ["run", "less"]]
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "<h3>Full</h3>" in text and f"<h3>{said[0].upper()}{said[1:]}</h3>" in text
+    panels = [axis for axis in figures.means([full, less]).axes if axis.get_visible()]
+    assert [axis.get_title() for axis in panels] == ["", said] and all(len(axis.lines) == 1 for axis in panels)
+
+
+def test_reductions_of_different_kinds_share_no_column(made):
+    runs = [made("a", evaluation={"samples": 50}), made("b", evaluation={"samples": 100}),
+            made("c", evaluation={"samples": 50, "seed": 1}), made("d", evaluation={"samples": 50}),
+            made("e", evaluation={"samples": 50}, data={"max_records": 9})]  # fmt: skip
+    assert [[run.name for run in members] for _, members in footing.groups(runs)] == [["a", "d"], ["b"], ["c"], ["e"]]
+
+
+def test_an_average_over_some_stages_has_a_column_of_its_own(made):
+    course = [{}, {"iconqa": 60.0}, {}, {"iconqa": 40.0, "figureqa": 80.0}]
+    some, whole = made("some", course, evaluation={"when": [2]}), made("whole")
+    final = made("final", [{}, {}, {}, {"iconqa": 10.0, "figureqa": 20.0}], evaluation={"when": "final"})
+    rows = tables.summary([some, whole, final])
+    assert heads(rows) == ["Last", "Avg", "Avg over stages 2, 4", "MFT", "BWT"]
+    assert [row[2:8] for row in rows[1:]] == [
+        ["60.0", "-", "60.0", "-", "-", "-"],
+        ["75.0", "77.5", "-", "85.0", "-20.0", "20.0"],
+        ["15.0", "-", "-", "-", "-", "-"],
+    ]
+    assert heads(tables.summary([final])) == ["Last", "Avg", "MFT", "BWT", "forgetting"]
+    assert "<span>Avg over stages 2, 4</span>" in page.render([some])
+
+
+def test_a_run_before_the_first_stage_that_is_evaluated(made, capsys):
+    run = made("begun", [{}], finished=False, evaluation={"when": [2]})
+    assert cli.main(["report", str(run.path)]) == 1
+    assert "no stage has been evaluated yet" in capsys.readouterr().err
+    later = made("later", [{}, {"iconqa": 50.0}], finished=False, evaluation={"when": [2]})
+    assert "unfinished, 1 stages evaluated" in page.render([later])
+
+
+def test_scores_by_other_rules_stand_beside_those_of_the_matrix(made, tmp_path):
+    more = {"scorers": {"iconqa": "exact", "figureqa": "./own.py:rule"}, "also": {
+        "iconqa": {}, "figureqa": {"substring-official": 95.0, "substring": 70.25},
+    }}  # fmt: skip
+    run = made("both", more=more)
+    expected = [
+        ["dataset", "rule", "score", "other rule", "its score"],
+        ["figureqa", "rule", "90.0", "substring-official", "95.0"],
+        ["figureqa", "rule", "90.0", "substring", "70.2"],
+    ]
+    assert tables.rules(run) == expected
+    out = shown([run])
+    assert "Scores of both by other rules" in out and re.search(r"rule +│ +90\.0 │ substring-official +│ +95\.0", out)
+    assert "<td>substring-official</td><td>95.0</td>" in page.render([run])
+    page.write_all([run], tmp_path / "out")
+    assert list(csv.reader((tmp_path / "out" / "tables" / "rules-both.csv").open())) == expected
+    # nothing to show, nothing shown; runs from before name no rule of the matrix
+    assert len(tables.rules(made("one", more={"also": {"iconqa": {}}}))) == 1
+    assert tables.rules(made("old", more={"also": more["also"]}))[1][1] == "-"
+
+
+def test_the_end_of_a_run_names_its_folder(made):
+    run = made("done", more={"traffic": {"up": 0, "down": 0, "rejected": 3}})
+    console = Console(width=160, record=True, file=io.StringIO())
+    terminal.ending(console, run)
+    text = console.export_text()
+    assert "3 client updates were rejected" in text and f"report:     {Path(run.path) / 'report.html'}" in text
