@@ -15,10 +15,10 @@ def vicuna_v1(instruction: str) -> str:
     return f"{_VICUNA} USER: <image>\n{instruction} ASSISTANT:"
 
 
-def templated(processor: Any, instruction: str) -> str:
-    """The conversation the model's own processor defines."""
+def templated(source: Any, instruction: str) -> str:
+    """The conversation of the model's own chat template, which its processor or tokenizer holds."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}
-    return str(processor.apply_chat_template([turn], add_generation_prompt=True)).rstrip(" ")
+    return str(source.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)).rstrip(" ")
 
 
 def identity_text(instruction: str) -> str:

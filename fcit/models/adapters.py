@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, scale
-from fcit.models.layout import KEYS, PROJECTOR, PROMPTS, Layout, is_projector
+from fcit.models.layout import KEYS, PROMPTS, Layout, is_projector
 
 SLOT = "slot"
 MIX = "mix"
@@ -62,7 +62,7 @@ class Adapters:
         for layer in self._layers.values():
             layer.register_forward_hook(self._add_frozen)
         self._slot = self._trainable()
-        outside = [n for n in self._slot if "vision_tower" in n]
+        outside = [n for n in self._slot if backbone.family.vision in n.split(".") and ".lora_" in n]
         if outside:
             raise ConfigError(
                 f"adapter.targets: {adapter.targets!r} reaches the vision tower ({outside[0]}), whose features are "
@@ -107,6 +107,11 @@ class Adapters:
     def _peft(self) -> Any:
         return self.backbone.model
 
+    @property
+    def _projector(self) -> str:
+        """What the backbone calls its projector."""
+        return self.backbone.family.projector
+
     def _config(self, subspaces: int) -> LoraConfig:
         return LoraConfig(
             r=self.adapter.rank * subspaces,
@@ -114,7 +119,7 @@ class Adapters:
             lora_dropout=self.adapter.dropout,
             target_modules=self.adapter.targets,
             bias="none",
-            modules_to_save=None if self.adapter.projector == "frozen" else [PROJECTOR],
+            modules_to_save=None if self.adapter.projector == "frozen" else [self._projector],
         )
 
     def _named(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -223,7 +228,7 @@ class Adapters:
         """The projector as the backbone came, under its saved names (empty if it is frozen)."""
         found = {}
         for name, parameter in sorted(self._peft.named_parameters()):
-            if f"{PROJECTOR}.original_module." in name:
+            if f"{self._projector}.original_module." in name:
                 found[name.replace(".original_module.", ".")] = parameter.detach().float().cpu().numpy().copy()
         return found
 
@@ -265,7 +270,7 @@ class Adapters:
             return []
         return [
             {
-                n.partition(f"{PROJECTOR}.")[2]: torch.from_numpy(t).to(self.backbone.device, self.backbone.model.dtype)
+                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self.backbone.device)
                 for n, t in {**projector, **s}.items()
                 if is_projector(n)
             }
@@ -288,7 +293,8 @@ class Adapters:
 
     def _hook_projector(self) -> Projectors | None:
         for name, module in self._peft.named_modules():
-            if name.endswith(PROJECTOR) and hasattr(module, "original_module"):
+            if name.endswith(f".{self._projector}") and hasattr(module, "original_module"):
+                module.float()  # as LoRA's factors: steps of a small learning rate vanish in 16 bits
                 return Projectors(module, module.original_module)
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,38 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 import transformers
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor
 
 from fcit import config as configuration
 from fcit.data import prompts
 from fcit.data.collate import Encoded, pad_left
+from fcit.data.records import open_image
 from fcit.errors import ConfigError, DataError
 from fcit.models import hashes
-from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
+from fcit.models.families import Family
+from fcit.models.features import ImageFeatures, Pictures, hash_weights, quiet, restored, stored
 from fcit.models.identity import Identity
-
-TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
-
-
-def locate(name: str, identity: str | None) -> tuple[str, str]:
-    """Folder or hub name of the model and of its identity encoder.
-
-    Raises:
-        ConfigError: a model other than fcit-tiny without ``backbone.identity``.
-    """
-    if name == "fcit-tiny":
-        if not TINY.is_dir():
-            raise ConfigError(f"backbone.model: the built-in model is missing from {TINY}; reinstall fcit")
-        return str(TINY / "llava"), identity or str(TINY / "clip")
-    if identity is None:
-        raise ConfigError(
-            f"backbone.identity: needed with backbone.model={name!r}, e.g. openai/clip-vit-large-patch14-336"
-        )
-    return name, identity
+from fcit.models.loading import TINY as TINY
+from fcit.models.loading import check_hardware, family_of, load_model, load_words, locate
+from fcit.models.loading import versions as versions
 
 
 def _insert(
@@ -63,43 +47,30 @@ def _insert(
     return joined, new_mask, new_labels
 
 
-def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Library versions, thread count and GPU that results depend on."""
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device is not None and device.type == "cuda" else {}
-    return gpu | {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "numpy": np.__version__,
-        "threads": str(torch.get_num_threads()),
-    }
-
-
 class Backbone:
     """Loads everything once; adapters are attached by :class:`fcit.models.adapters.Adapters`."""
 
     def __init__(self, config: configuration.Backbone) -> None:
         model_path, identity_path = locate(config.model, config.identity)
+        check_hardware(config)
         self.config = config
         self.device = torch.device(config.device)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
         if config.threads:
             torch.set_num_threads(config.threads)
         try:
             with quiet():
-                self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                    model_path, dtype=getattr(torch, config.dtype)
-                )
-                self.processor: Any = AutoProcessor.from_pretrained(model_path)
+                family = family_of(config.model, model_path)
+                self.model: Any = load_model(model_path, config, family)
+                self.tokenizer, self._template = load_words(config.model, model_path, config, family)
                 # With torchvision installed transformers would pick another backend with other pixels.
                 self.image_processor: Any = AutoImageProcessor.from_pretrained(model_path, backend="pil")
                 self.identity = Identity(identity_path, self.device, config.feature_cache == "disk")
         except (OSError, ValueError) as error:
             raise ConfigError(f"backbone.model: cannot load {config.model!r} ({error})") from None
-        self.tokenizer = self.processor.tokenizer
-        self.tokenizer.padding_side = "left"
-        self.model.to(self.device).eval().requires_grad_(False)
+        if self.model.generation_config.eos_token_id is None:
+            self.model.generation_config.eos_token_id = self.tokenizer.eos_token_id
+        self.family: Family = family(self.model, self.image_processor, config)
         self._checkpointing = False
 
     @property
@@ -114,12 +85,13 @@ class Backbone:
 
     @cached_property
     def vision_hash(self) -> str:
-        """Names the feature cache: vision weights, image processor and transformers version."""
-        parts = (
-            hash_weights(self._llava.vision_tower),
+        """Names the feature cache: vision weights, how images are prepared and transformers' version."""
+        parts = [
+            hash_weights(self.family.tower),
             self.image_processor.to_json_string(),
             transformers.__version__,
-        )
+        ]
+        parts += [self.family.view] if self.family.view else []
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -163,57 +135,89 @@ class Backbone:
 
     # ------------------------------------------------------------------ text
 
-    @cached_property
+    @property
     def _image_tokens(self) -> int:
-        from PIL import Image
-
-        blank = Image.new("RGB", (64, 64))
-        pixels = self.image_processor(blank, return_tensors="pt")["pixel_values"]
-        height, width = pixels.shape[-2:]
-        patch = self._base.config.vision_config.patch_size
-        extra = 0 if self._base.config.vision_feature_select_strategy == "default" else 1
-        return (height // patch) * (width // patch) + extra
+        return self.family.tokens
 
     def encode(self, instruction: str, answer: str | None, image: str) -> Encoded:
-        """Tokenise one example; the image tag becomes as many placeholders as there are patches."""
+        """Tokenise one example; the image tag becomes as many placeholders as there are patches.
+
+        What goes beyond ``backbone.max_length`` is cut at the end, as the authors' code cuts it.
+
+        Raises:
+            DataError: nothing of the answer would be left, so that there would be nothing to learn (the authors'
+                code trains on such an example without effect, or, alone in its batch, to a loss of NaN).
+        """
         if self.config.conversation == "vicuna_v1":
-            text = prompts.vicuna_v1(instruction)
+            prompt, tail = self._vicuna(instruction, answer)
         else:
-            text = prompts.templated(self.processor, instruction)
-        tag = self.processor.image_token
-        text = text.replace(tag, tag * self._image_tokens, 1)
-        prompt = self.tokenizer(text).input_ids
-        tail: list[int] = []
-        if answer is not None:
-            tail = [*self.tokenizer(f" {answer}", add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-        return Encoded(tuple(prompt), tuple(tail), image)
+            prompt, tail = self._templated(instruction, answer)
+        room = self.config.max_length - len(prompt)
+        if answer is not None and room < 1:
+            raise DataError(
+                f"{len(prompt)} tokens of question and image leave no room for an answer within backbone.max_length "
+                f"({self.config.max_length}): {instruction[:80]!r}, image {image!r}; raise it or remove the record"
+            )
+        return Encoded(tuple(prompt[: self.config.max_length]), tuple(tail[: max(room, 0)]), image)
+
+    def _vicuna(self, instruction: str, answer: str | None) -> tuple[list[int], list[int]]:
+        """Vicuna's conversation, token by token as LLaVA's code makes it.
+
+        What stands before and after the image is tokenised by itself, so that Llama's tokenizer opens both parts
+        with a "▁"; the answer is tokenised as the end of the second part.
+        """
+        before, _, after = prompts.vicuna_v1(instruction).partition("<image>")
+        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        head = [*start, *self._ids(before), *[self._base.config.image_token_id] * self._image_tokens]
+        question = self._ids(after)
+        if answer is None:
+            return head + question, []
+        return head + question, [*self._ids(f"{after} {answer}")[len(question) :], self.tokenizer.eos_token_id]
+
+    def _templated(self, instruction: str, answer: str | None) -> tuple[list[int], list[int]]:
+        """The model's own chat template; the answer follows after a space where the template ends in none."""
+        text = prompts.templated(self._template, instruction)
+        tag = self.tokenizer.convert_ids_to_tokens(self._base.config.image_token_id)
+        prompt = self.tokenizer(text.replace(tag, tag * self._image_tokens, 1)).input_ids
+        if answer is None:
+            return prompt, []
+        gap = "" if text[-1:].isspace() else " "
+        return prompt, [*self._ids(f"{gap}{answer}"), self.tokenizer.eos_token_id]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
     # ------------------------------------------------------------------ vision
 
-    @torch.no_grad()
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
-        """Patch features before the projector, ``(N, patches, width)`` float32."""
-        padded = pixels(self.image_processor, root, images)
-        layer = self._base.config.vision_feature_layer
-        states = self._llava.vision_tower(
-            padded.to(self.device, self._llava.vision_tower.dtype), output_hidden_states=True
-        ).hidden_states[layer]
-        if self._base.config.vision_feature_select_strategy == "default":
-            states = states[:, 1:]
-        return states[: len(images)].float().cpu().numpy()
+        """Patch features before the projector, as they are kept."""
+        return stored(self.family.features([open_image(root, image) for image in images]).to(self.dtype))
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
-        """Frozen patch features ``(N, patches, width)``, from the cache where it is on.
+        """Frozen features ``(N, tokens, width)``, from the cache where it is on.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
-        return torch.from_numpy(self._images.get(root, images)).to(self.device, self.model.dtype)
+        return restored(self._images.get(root, images), self.dtype).to(self.device)
+
+    def images(self, root: Path, names: Sequence[str]) -> Pictures:
+        """The same features, for a training that reads them batch by batch.
+
+        What is not kept yet is computed first, as far as the cache has room; without a cache every batch is
+        computed when it is read.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside ``root``.
+        """
+        self._images.keep(root, names)
+        return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names))
 
     @cached_property
     def _images(self) -> ImageFeatures:
         mark = self.vision_hash if self.config.feature_cache == "disk" else ""
-        return ImageFeatures(mark, (self._image_tokens, self._base.config.vision_config.hidden_size), self._vision)
+        limit = int(self.config.feature_cache_gb * 1e9)
+        return ImageFeatures(mark, self.family.shape, self._vision, self.dtype, limit)
 
     # ------------------------------------------------------------------ language
 
@@ -223,16 +227,17 @@ class Backbone:
         ids, mask, labels = (
             torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
         )
-        projected = self._llava.multi_modal_projector(features)
+        projected = self.family.project(features)
         embeds = self._base.get_input_embeddings()(ids)
-        where = (ids == self._base.config.image_token_id)[..., None]
-        if int(where.sum()) != projected.shape[0] * projected.shape[1]:
+        pictured = ids == self._base.config.image_token_id
+        if int(pictured.sum()) != projected.shape[0] * projected.shape[1]:
             raise DataError("an instruction contains the image tag as text; remove it")
-        embeds = embeds.masked_scatter(where, projected.to(embeds.dtype))
+        embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds.dtype))
         if prefix is not None:
+            words = prefix.new_zeros(*prefix.shape[:2], 1)
+            pictured = _insert(words, pictured[..., None].to(words.dtype), mask, labels)[0][..., 0] > 0
             embeds, mask, labels = _insert(prefix, embeds, mask, labels)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "position_ids": positions}
+        return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "pictured": pictured}
 
     def answer_logits(
         self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
@@ -242,7 +247,8 @@ class Backbone:
         ``prefix`` ``(B, P, d)`` are soft prompts put right after the first token of each example.
         """
         inputs = self._inputs(examples, features, prefix)
-        labels = inputs.pop("labels")
+        labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
+        inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
         keep = max(len(e.answer) for e in examples) + 1
         cache = {"use_cache": False} if self._checkpointing else {}  # layers computed twice cannot fill one
         logits = self.model(**inputs, logits_to_keep=keep, **cache).logits[:, :-1]
@@ -265,15 +271,20 @@ class Backbone:
         max_new_tokens: int,
         prefix: torch.Tensor | None = None,
     ) -> list[str]:
-        """Greedy answers of a batch, stripped."""
+        """Greedy answers of a batch, stripped.
+
+        Plainly the most probable token each time, up to an end token of the model's or ``max_new_tokens``.
+        """
         inputs = self._inputs(examples, features, prefix)
+        mask = inputs["attention_mask"]
         out = self.model.generate(
             inputs_embeds=inputs["inputs_embeds"],
-            attention_mask=inputs["attention_mask"],
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
             pad_token_id=self.tokenizer.pad_token_id,
+            **self.family.generation(mask, inputs["pictured"]),
         )
         return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
 

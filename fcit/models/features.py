@@ -1,10 +1,15 @@
-"""Frozen image features, computed once: one row per image in a memory-mapped file."""
+"""Frozen image features, computed once: one row per image in a memory-mapped file.
+
+Rows have the number format of the model that computes them, so a bfloat16 model takes half the disk of a
+float32 one, and what is read is bit for bit what was computed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import nn
 
 from fcit.data.benchmark import cache_folder
 from fcit.data.records import image_path, open_image
-from fcit.data.usable import stamp
 from fcit.errors import DataError
+
+#: How numpy keeps a number format; it knows no bfloat16, whose bits are kept as integers.
+_STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
 # which other images happened to be missing at the time.
@@ -48,16 +56,56 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The image in the middle of a square of the colour ``int(mean * 255)``, as LLaVA-1.5 pads it.
+
+    An odd pixel of padding goes to the right or the bottom.
+    """
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    padded = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return padded
+
+
 def pixels(processor: Any, root: Path, images: Sequence[str]) -> torch.Tensor:
     """Pixels of at most :data:`BATCH` images, filled up with zeros to that many.
 
     Raises:
         DataError: an image is missing, unreadable or outside ``root``.
     """
-    found = processor([open_image(root, image) for image in images], return_tensors="pt")["pixel_values"]
-    padded = torch.zeros(BATCH, *found.shape[1:])
-    padded[: len(images)] = found
+    return filled(processor([open_image(root, image) for image in images], return_tensors="pt")["pixel_values"])
+
+
+def filled(rows: torch.Tensor) -> torch.Tensor:
+    """At most :data:`BATCH` rows and zeros, so many in all."""
+    padded = torch.zeros(BATCH, *rows.shape[1:])
+    padded[: len(rows)] = rows
     return padded
+
+
+def stored(rows: torch.Tensor) -> np.ndarray:
+    """Rows as they are kept."""
+    rows = rows.detach().cpu().contiguous()
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def restored(rows: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """The inverse of :func:`stored`."""
+    found = torch.from_numpy(rows)
+    return found.view(torch.bfloat16) if dtype == torch.bfloat16 else found
+
+
+def features_folder() -> Path:
+    """Where all frozen features of this machine are kept."""
+    return cache_folder() / "features"
+
+
+def features_size() -> tuple[Path, int]:
+    """Where frozen features are kept and how many bytes they take, those of other models and data included."""
+    folder = features_folder()
+    return folder, sum(file.stat().st_size for file in folder.glob("*/features.bin"))
 
 
 class ImageFeatures:
@@ -65,16 +113,21 @@ class ImageFeatures:
 
     Args:
         mark: names the cache after everything the features depend on; empty: nothing is kept.
-        shape: shape of one image's features, float32.
-        compute: root and at most :data:`BATCH` images -> their features.
+        shape: shape of one image's features.
+        compute: root and at most :data:`BATCH` images -> their features, as :func:`stored`.
+        dtype: their number format.
+        limit: bytes that all kept features of the machine may take; None: any number.
     """
 
-    def __init__(self, mark: str, shape: tuple[int, ...], compute: Callable[[Path, Sequence[str]], np.ndarray]) -> None:
-        self.mark, self.shape, self.compute = mark, shape, compute
+    def __init__(
+        self, mark: str, shape: tuple[int, ...], compute: Callable[[Path, Sequence[str]], np.ndarray],
+        dtype: torch.dtype = torch.float32, limit: int | None = None,
+    ) -> None:  # fmt: skip
+        self.mark, self.shape, self.compute, self.dtype, self.limit = mark, shape, compute, dtype, limit
         self._stores: dict[Path, FeatureStore] = {}
 
     def get(self, root: Path, images: Sequence[str]) -> np.ndarray:
-        """Features ``(N, *shape)`` of images in this order.
+        """Features ``(N, *shape)`` of images in this order, as :func:`stored`.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
@@ -82,9 +135,21 @@ class ImageFeatures:
         if not self.mark:
             parts = [self.compute(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
             return np.concatenate(parts)
-        # An image that was changed in place is another image.
-        keys = {image: f"{image}|{stamp(image_path(root, image))}" for image in dict.fromkeys(images)}
-        return self._store(root.resolve()).get([keys[image] for image in images])
+        return self._store(root.resolve()).get(self._keys(root, images))
+
+    def keep(self, root: Path, images: Sequence[str]) -> None:
+        """Compute what is not kept yet, as far as there is room."""
+        if self.mark:
+            self._store(root.resolve()).fill(self._keys(root, images))
+
+    @staticmethod
+    def _keys(root: Path, images: Sequence[str]) -> list[str]:
+        """An image that was changed in place is another image."""
+        keys = {}
+        for image in dict.fromkeys(images):
+            status = image_path(root, image).stat()
+            keys[image] = f"{image}|{status.st_size}-{status.st_mtime_ns}"
+        return [keys[image] for image in images]
 
     def _store(self, root: Path) -> FeatureStore:
         if root not in self._stores:
@@ -93,8 +158,28 @@ class ImageFeatures:
             def compute(keys: Sequence[str]) -> np.ndarray:
                 return self.compute(root, [key.rpartition("|")[0] for key in keys])
 
-            self._stores[root] = FeatureStore(cache_folder() / "features" / folder, self.shape, compute)
+            where = features_folder() / folder
+            self._stores[root] = FeatureStore(where, self.shape, compute, _STORED[self.dtype], self.limit)
         return self._stores[root]
+
+
+class Pictures:
+    """Frozen features of a list of images, read batch by batch and never held all at once.
+
+    Args:
+        read: positions in the list -> features ``(N, tokens, width)`` on the model's device.
+        count: length of the list.
+    """
+
+    def __init__(self, read: Callable[[Sequence[int]], torch.Tensor], count: int) -> None:
+        self._read, self._count = read, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Features of the images at these positions, in this order."""
+        return self._read(indices)
 
 
 class FeatureStore:
@@ -102,39 +187,82 @@ class FeatureStore:
 
     Args:
         folder: one folder per model and image root; made on first use.
-        shape: shape of one row, float32.
-        compute: keys -> ``(len(keys), *shape)`` float32, called for rows that are not there.
+        shape: shape of one row.
+        compute: keys -> ``(len(keys), *shape)``, called for rows that are not there.
+        dtype: number format of the rows.
+        limit: bytes that ``features.bin`` of this and all neighbouring folders may take together; rows beyond are
+            computed whenever they are asked for.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], compute: Callable[[Sequence[str]], np.ndarray]) -> None:
-        self.folder, self.shape, self.compute = folder, shape, compute
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], compute: Callable[[Sequence[str]], np.ndarray],
+        dtype: Any = np.float32, limit: int | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.shape, self.compute, self.limit = folder, shape, compute, limit
+        self._dtype = np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
         self._data, self._index = folder / "features.bin", folder / "index.jsonl"
         self._lock = FileLock(str(folder / "lock"))
-        self._width = int(np.prod(shape)) * 4
+        self._width = int(np.prod(shape)) * self._dtype.itemsize
         self._rows: dict[str, int] = {}
         self._read = 0
         self._map: np.ndarray | None = None
+        self._full = False
 
     def get(self, keys: Sequence[str]) -> np.ndarray:
-        """Rows of ``keys`` as ``(len(keys), *shape)`` float32, computing what is missing.
+        """Rows of ``keys`` as ``(len(keys), *shape)``, computing what is missing.
 
         Raises:
             DataError: the files are damaged.
         """
+        self.fill(keys)
         missing = self._missing(keys)
-        if missing:
-            with self._lock:
-                missing = self._missing(keys)  # another process may have been quicker
-                for start in range(0, len(missing), BATCH):
-                    self._append(missing[start : start + BATCH])
-                self._refresh()
-        rows = [self._rows[key] for key in keys]
+        if not missing:
+            return self._kept([self._rows[key] for key in keys])
+        fresh = {key: row for i in range(0, len(missing), BATCH) for key, row in self._computed(missing[i : i + BATCH])}
+        kept = [key for key in dict.fromkeys(keys) if key not in fresh]
+        if kept:
+            fresh |= dict(zip(kept, self._kept([self._rows[key] for key in kept]), strict=True))
+        return np.stack([fresh[key] for key in keys])
+
+    def fill(self, keys: Sequence[str]) -> None:
+        """Compute and keep the rows that are missing, as long as there is room."""
+        missing = self._missing(keys)
+        if not missing or self._full:
+            return
+        with self._lock:
+            missing = self._missing(keys)  # another process may have been quicker
+            for start in range(0, len(missing), BATCH):
+                chunk = missing[start : start + BATCH]
+                if not self._room(len(chunk)):
+                    break
+                self._append(chunk)
+            self._refresh()
+
+    def _room(self, rows: int) -> bool:
+        """Whether so many rows more may be kept; says so once where they may not."""
+        if self.limit is None:
+            return True
+        used = sum(file.stat().st_size for file in self.folder.parent.glob("*/features.bin"))
+        self._full = used + rows * self._width > self.limit
+        if self._full:
+            warnings.warn(
+                f"{self.folder.parent}: {used / 1e9:.2f} GB of frozen features leave no room for more "
+                f"(backbone.feature_cache_gb: {self.limit / 1e9:g}); the others are computed each time they are "
+                "needed. Remove folders of models or data you no longer use, or allow more",
+                stacklevel=2,
+            )
+        return not self._full
+
+    def _computed(self, keys: list[str]) -> list[tuple[str, np.ndarray]]:
+        return list(zip(keys, self.compute(keys).astype(self._dtype).reshape(len(keys), *self.shape), strict=True))
+
+    def _kept(self, rows: list[int]) -> np.ndarray:
         if self._map is None or self._map.shape[0] <= max(rows):
             count = self._data.stat().st_size // self._width if self._data.is_file() else 0
             if count <= max(rows):
                 raise self._damaged(f"{count} rows, the index names row {max(rows)}")
-            self._map = np.memmap(self._data, dtype=np.float32, mode="r", shape=(count, *self.shape))
+            self._map = np.memmap(self._data, dtype=self._dtype, mode="r", shape=(count, *self.shape))
         return np.asarray(self._map[rows])
 
     def _missing(self, keys: Sequence[str]) -> list[str]:
@@ -163,7 +291,7 @@ class FeatureStore:
         return DataError(f"{self.folder}: damaged feature cache ({what}); remove this folder, it is made again")
 
     def _append(self, keys: list[str]) -> None:
-        values = self.compute(keys).astype(np.float32).reshape(len(keys), -1)
+        values = self.compute(keys).astype(self._dtype).reshape(len(keys), -1)
         size = self._data.stat().st_size if self._data.exists() else 0
         start = -(-size // self._width)  # a row cut short by a kill is passed over
         with self._data.open("r+b" if size else "wb") as file:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 from transformers.utils import cached_file
+
+from fcit.data.benchmark import cache_folder
+
+#: Bytes from which on a file's hash is noted.
+LARGE = 64 * 1024**2
 
 #: Files of a model folder that hold weights, newest format first; the first kind found is the model.
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -73,6 +80,35 @@ def _folder(source: str) -> Path | None:
 
 @lru_cache(maxsize=256)
 def _content(file: Path, size: int, stamp: int) -> str:
-    """Hash of a file's bytes; a file of this size and time is read once per process."""
+    """Hash of a file's bytes; a file of this size and time is read once per process, a large one once per machine.
+
+    A 7B model has 14 GB of weights and every worker names it, so the hash of a large file is noted in FCIT's cache
+    beside the file's size, inode and times of change. The time of the last change of any kind (ctime) cannot be set
+    by a program, so a note is never taken for another content, other than with a clock put back.
+    """
+    if size < LARGE:
+        return _digest(file)
+    status = file.stat()
+    about = [str(file.resolve()), size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    note = cache_folder() / "hashes" / f"{of_text(json.dumps(about))}.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{note}.lock"):  # workers that start together: one reads, the others wait for its note
+        found = _noted(note, about) or _digest(file)
+        with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False, encoding="utf-8") as draft:
+            json.dump({"about": about, "sha256": found}, draft)
+        Path(draft.name).replace(note)
+    return found
+
+
+def _noted(note: Path, about: list[Any]) -> str | None:
+    """What a note says about exactly this file; None if it does not, or is none."""
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        return noted["sha256"] if noted["about"] == about and isinstance(noted["sha256"], str) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

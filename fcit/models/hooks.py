@@ -61,7 +61,8 @@ class TokenGates:
 class Projectors:
     """Several projectors in the place of one: ``sum_i w_i P_i(x) / sum_i w_i`` for each sample.
 
-    A sample whose weights are all zero gets the module's own output.
+    A sample whose weights are all zero gets the module's own output. Samples may be a dimension of their own or
+    rows one after another, as many for each (Qwen-VL's merger).
     """
 
     def __init__(self, wrapper: nn.Module, module: nn.Module) -> None:
@@ -91,8 +92,10 @@ class Projectors:
             return None
         total = self._weights.sum(dim=1, keepdim=True)
         share = torch.where(total > 0, self._weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
-        mixed = output * (total <= 0)[..., None].to(output.dtype)
+        samples = output.reshape(len(share), -1, output.shape[-1])
+        mixed = samples * (total <= 0)[..., None].to(output.dtype)
         for i, parameters in enumerate(self._all):
             if bool(share[:, i].any()):
-                mixed = mixed + share[:, i, None, None] * functional_call(self._module, parameters, (inputs[0],))
-        return mixed
+                found = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
+                mixed = mixed + share[:, i, None, None] * found
+        return mixed.reshape(output.shape)

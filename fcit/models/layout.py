@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: The module between vision tower and language model, which may be trained beside the subspaces.
-PROJECTOR = "multi_modal_projector"
+#: The module between vision tower and language model, which may be trained beside the subspaces: LLaVA's and
+#: Qwen-VL's (:mod:`fcit.models.families`).
+PROJECTORS = ("multi_modal_projector", "merger")
 #: Names of a prompt pool's tensors, ``(pool, length, width)`` and ``(pool, identity width)``.
 PROMPTS = "prompt_pool.prompts"
 KEYS = "prompt_pool.keys"
@@ -13,7 +15,13 @@ KEYS = "prompt_pool.keys"
 
 def is_projector(name: str) -> bool:
     """Whether a tensor belongs to the projector and not to a subspace's adapter."""
-    return PROJECTOR in name
+    return not set(PROJECTORS).isdisjoint(name.split("."))
+
+
+def projector_of(names: Iterable[str]) -> str | None:
+    """What the module is called that these tensors hold a projector for; None if they hold none."""
+    found = {part for name in names for part in name.split(".") if part in PROJECTORS}
+    return next(iter(sorted(found)), None)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from fcit.models.features import BATCH, FeatureStore
+from fcit.config import Adapter
+from fcit.config import Backbone as Settings
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone
+from fcit.models.features import BATCH, FeatureStore, features_size, restored, stored
+from fcit.models.layout import is_projector
 
 
 class Computer:
@@ -98,11 +105,6 @@ def test_returned_rows_are_the_callers_own(store):
 
 
 def test_an_image_changed_in_place_is_computed_anew(tmp_path, monkeypatch):
-    from PIL import Image
-
-    from fcit.config import Backbone as Settings
-    from fcit.models.backbone import Backbone
-
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     backbone = Backbone(Settings())
@@ -111,3 +113,58 @@ def test_an_image_changed_in_place_is_computed_anew(tmp_path, monkeypatch):
     blue = backbone.vision_features(tmp_path, ["a.png"])
     assert float((red - blue).abs().max()) > 0.1
     assert (blue == Backbone(Settings(feature_cache="off")).vision_features(tmp_path, ["a.png"])).all()
+
+
+def test_a_full_disk_share_is_said_once_and_the_rest_is_computed_each_time(tmp_path, compute):
+    """Room for the rows of one batch of two, neighbours included."""
+    row = 2 * 4
+    neighbour = FeatureStore(tmp_path / "features" / "other", (1, 2), Computer())
+    neighbour.get(["8"])
+    store = FeatureStore(tmp_path / "features" / "f", (1, 2), compute, limit=3 * row)
+    assert values(store.get(["1", "2"])) == [1, 2]
+    with pytest.warns(UserWarning, match=r"no room for more \(backbone\.feature_cache_gb") as said:
+        assert values(store.get(["3", "1", "3"])) == [3, 1, 3]
+    assert values(store.get(["4", "2", "3"])) == [4, 2, 3] and len(said) == 1
+    assert compute.asked == [["1", "2"], ["3"], ["4", "3"]]
+    assert (store.folder / "features.bin").stat().st_size == 2 * row
+
+
+def test_rows_keep_the_bits_of_sixteen_bit_models(tmp_path):
+    rows = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    store = FeatureStore(tmp_path / "f", (3, 4), lambda keys: stored(rows[[int(key) for key in keys]]), np.int16)
+    for _ in range(2):
+        assert torch.equal(restored(store.get(["1", "0"]), torch.bfloat16), rows[[1, 0]])
+    assert (store.folder / "features.bin").stat().st_size == rows.numel() * 2
+
+
+def test_pictures_are_read_batch_by_batch(tmp_path, monkeypatch):
+    """From the cache: computed before the training starts. Without one: when a batch is read."""
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    names = [f"{n}.png" for n in range(5)]
+    for n, name in enumerate(names):
+        Image.new("RGB", (64, 64), (40 * n, 0, 255 - 40 * n)).save(tmp_path / name)
+    for cache in ("disk", "off"):
+        backbone = Backbone(Settings(feature_cache=cache))
+        computed = []
+        features = backbone.family.features
+        monkeypatch.setattr(backbone.family, "features", lambda i, f=features, c=computed: c.append(len(i)) or f(i))
+        pictures = backbone.images(tmp_path, names)
+        assert len(pictures) == 5 and computed == ([5] if cache == "disk" else [])
+        batch = pictures.batch([4, 0, 4])
+        assert torch.equal(batch, backbone.vision_features(tmp_path, ["4.png", "0.png", "4.png"]))
+        assert computed == ([5] if cache == "disk" else [3, 3])
+    folder, size = features_size()
+    assert folder == tmp_path / "cache" / "features" and size == 5 * 16 * 128 * 4
+
+
+def test_the_projector_learns_from_kept_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    backbone = Backbone(Settings())
+    adapters = Adapters(backbone, Adapter())
+    pictures = backbone.images(tmp_path, ["a.png"])
+    monkeypatch.setattr(backbone.family, "features", None)  # from here on only what is kept
+    with adapters.training():
+        backbone.loss([backbone.encode("Which colour?", "red", "a.png")], pictures.batch([0])).backward()
+        grads = [float(p.grad.abs().sum()) for n, p in adapters.trainable.items() if is_projector(n)]
+    assert len(grads) == 4 and all(value > 0 for value in grads)

@@ -80,6 +80,31 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     assert hashes.of_files(str(tmp_path), ("*.safetensors",)) != first and len(reads) == 2
 
 
+def test_the_hash_of_a_large_file_is_noted_for_the_next_process(tmp_path, monkeypatch):
+    """14 GB are not read again by every worker; a note never speaks for another content, and a broken one is none."""
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "LARGE", 4)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    reads = []
+    digest = hashes.hashlib.file_digest
+    monkeypatch.setattr(hashes.hashlib, "file_digest", lambda *a: reads.append(1) or digest(*a))
+
+    def again() -> str:
+        hashes._content.cache_clear()  # another process
+        return hashes.of_files(str(tmp_path), ("*.safetensors",))
+
+    first = again()
+    assert again() == first and len(reads) == 1
+    for note in (tmp_path / "cache" / "hashes").glob("*.json"):
+        note.write_text("{}")
+    assert again() == first and len(reads) == 2
+    times = file.stat()
+    file.write_bytes(b"Weights")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as large and, it says, as old
+    assert again() != first and len(reads) == 3
+
+
 def test_without_files_the_loaded_tensors_count_and_adapters_do_not(monkeypatch):
     monkeypatch.setattr(hashes, "of_files", lambda source, patterns: "")
     backbone = Backbone(Config(feature_cache="off"))

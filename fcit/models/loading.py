@@ -1,0 +1,179 @@
+"""Loading a multimodal model: where it lies, whether it can be used, in which number format, with which kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from fcit import config as configuration
+from fcit.errors import ConfigError
+from fcit.models.families import FAMILIES, Family
+
+TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
+
+_CONVERT = (
+    "python transformers/src/transformers/models/llava/convert_llava_weights_to_hf.py --text_model_id "
+    "lmsys/vicuna-7b-v1.5 --vision_model_id openai/clip-vit-large-patch14-336 --old_state_dict_id {source} "
+    "--output_hub_path YOU/llava-1.5-7b-hf"
+)
+
+
+def locate(name: str, identity: str | None) -> tuple[str, str]:
+    """Folder or hub name of the model and of its identity encoder.
+
+    Raises:
+        ConfigError: a model other than fcit-tiny without ``backbone.identity``.
+    """
+    if name == "fcit-tiny":
+        if not TINY.is_dir():
+            raise ConfigError(f"backbone.model: the built-in model is missing from {TINY}; reinstall fcit")
+        return str(TINY / "llava"), identity or str(TINY / "clip")
+    if identity is None:
+        raise ConfigError(
+            f"backbone.identity: needed with backbone.model={name!r}, e.g. openai/clip-vit-large-patch14-336"
+        )
+    return name, identity
+
+
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """Library versions, thread count and GPU that results depend on."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device is not None and device.type == "cuda" else {}
+    return gpu | {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def family_of(name: str, source: str) -> type[Family]:
+    """The kind of model in a folder or on the hub, by its config.json alone.
+
+    Raises:
+        ConfigError: LLaVA's original layout, or a model of no supported kind.
+        OSError: there is no config.json.
+    """
+    raw, _ = PreTrainedConfig.get_config_dict(source)
+    if not raw:
+        raise OSError("no config.json there")
+    kind = raw.get("model_type")
+    if "mm_vision_tower" in raw or kind in ("llava_llama", "llava_mpt", "llava_mistral"):
+        raise ConfigError(
+            f"backbone.model: {name!r} is in the layout of the original LLaVA code (mm_vision_tower in config.json), "
+            "which transformers does not read. Name the converted model instead (backbone.model: "
+            "llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b), or convert your own with the script in "
+            f"transformers' source repository: {_CONVERT.format(source=name)}"
+        )
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"backbone.model: {name!r} is a {kind or 'model without model_type'}; supported are "
+            f"{' and '.join(sorted(FAMILIES))}, e.g. llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-3B-Instruct"
+        )
+    return FAMILIES[kind]
+
+
+def check_hardware(settings: configuration.Backbone) -> None:
+    """What the settings ask of this machine, before anything is loaded.
+
+    Raises:
+        ConfigError: a GPU, a package or a number format is missing.
+    """
+    cuda = settings.device.startswith("cuda")
+    if cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            f"backbone.device: {settings.device!r}, but torch finds no CUDA GPU; set backbone.device: cpu, or install "
+            "a CUDA build of torch (`fcit doctor` shows what is there)"
+        )
+    if settings.quantization == "4bit":
+        if not cuda:
+            raise ConfigError(
+                f"backbone.quantization: '4bit' needs a CUDA GPU, and backbone.device is {settings.device!r}; "
+                "set backbone.device: cuda, or backbone.quantization: none"
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "backbone.quantization: '4bit' needs bitsandbytes; run pip install 'fcit[gpu]', or set "
+                "backbone.quantization: none"
+            )
+    if settings.attention == "flash_attention_2":
+        if not cuda or settings.dtype == "float32":
+            raise ConfigError(
+                "backbone.attention: 'flash_attention_2' needs a CUDA GPU and 16-bit numbers, and backbone.device is "
+                f"{settings.device!r}, backbone.dtype {settings.dtype!r}; set backbone.attention: sdpa"
+            )
+        if not is_flash_attn_2_available():
+            raise ConfigError(
+                "backbone.attention: 'flash_attention_2' needs the package flash-attn built for this GPU; install it "
+                "(pip install flash-attn --no-build-isolation), or set backbone.attention: sdpa"
+            )
+
+
+def load_model(source: str, settings: configuration.Backbone, family: type[Family]) -> Any:
+    """The frozen model on its device.
+
+    On a GPU weights go there one by one, so that no whole copy is made in the machine's memory.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
+    if settings.attention != "auto":
+        options["attn_implementation"] = settings.attention
+    if settings.quantization == "4bit":
+        options["quantization_config"] = four_bits(settings.dtype, family)
+    if settings.device != "cpu":
+        options["device_map"] = {"": settings.device}
+    model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    own = model.generation_config
+    # What else a model's settings ask for (Qwen: sampling, a penalty for repetition) would act on greedy answers.
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    return model.eval().requires_grad_(False)
+
+
+def load_words(name: str, source: str, settings: configuration.Backbone, family: type[Family]) -> tuple[Any, Any]:
+    """Tokenizer, padding on the left, and what holds the chat template.
+
+    Raises:
+        ConfigError: ``conversation: template``, and there is none.
+    """
+    processor = (AutoProcessor if family.processed else AutoTokenizer).from_pretrained(source)
+    tokenizer = processor.tokenizer if family.processed else processor
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:  # what stands at masked places is never seen
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if settings.conversation == "template" and not processor.chat_template:
+        raise ConfigError(f"backbone.conversation: 'template', but {name!r} has no chat template; choose vicuna_v1")
+    return tokenizer, processor
+
+
+def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314) for the language model's layers only.
+
+    The projector is trained and the vision tower's features are kept for all clients, so both stay exact.
+    """
+    exact = [f".*{name}" for name in (family.vision, family.projector)]  # transformers matches from the start
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=[*exact, "lm_head"],
+    )
