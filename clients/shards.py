@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.records import Record, TestRecord
+from fcit.data.table import joined
 
 
 class Shards(Protocol):
@@ -20,13 +22,13 @@ class Shards(Protocol):
     def tasks(self, stage: int, ordered: list[int]) -> list[int]:
         """The tasks that an order is about, in the data's own numbers."""
 
-    def records(self, client: int, tasks: list[int]) -> list[Record]:
+    def records(self, client: int, tasks: list[int]) -> Sequence[Record]:
         """Training records of a client for some tasks; client -1 is the pooled participant of a reference."""
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many records of these tasks could not be used."""
 
-    def test(self, dataset: str) -> list[TestRecord]:
+    def test(self, dataset: str) -> Sequence[TestRecord]:
         """The records a dataset is scored on."""
 
     def max_new_tokens(self, dataset: str) -> int | None:
@@ -49,15 +51,15 @@ class BenchmarkShards:
     def tasks(self, stage: int, ordered: list[int]) -> list[int]:
         return ordered
 
-    def records(self, client: int, tasks: list[int]) -> list[Record]:
+    def records(self, client: int, tasks: list[int]) -> Sequence[Record]:
         if client < 0:
-            return [r for task in tasks for r in self.benchmark.pooled(task)]
-        return [r for task in tasks for r in self.benchmark.shard(client, task)]
+            return joined([self.benchmark.pooled(task) for task in tasks])
+        return joined([self.benchmark.shard(client, task) for task in tasks])
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         return sum(self.benchmark.skipped(client, task) for task in tasks)
 
-    def test(self, dataset: str) -> list[TestRecord]:
+    def test(self, dataset: str) -> Sequence[TestRecord]:
         return self.benchmark.test(dataset)
 
     def max_new_tokens(self, dataset: str) -> int | None:

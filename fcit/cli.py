@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from fcit import __version__, cli_deploy
+from fcit import __version__, cli_adapters, cli_data, cli_deploy, cli_evaluate
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, FCITError
 
 _EXAMPLES = """\
@@ -21,9 +21,14 @@ examples:
   fcit list                                              methods, scorers, benchmarks
   fcit list settings                                     every setting with its default
   fcit check-method ./mine.py:MyMethod                   test a method of your own
+  fcit evaluate --predictions merge.jsonl --dataset iconqa --root /data/fcit   score others' predictions officially
+  fcit export runs/task-disco-1 --to my-adapters         peft adapters that others can load
+  fcit chat my-adapters --image cat.png "What is this?"  ask them, see which spoke
+  fcit data check fcit-task --root /data/fcit            is the published benchmark complete? also: data download
   fcit deploy init /srv/fcit --clients 3 --host HOST     several machines; then up, register, submit
   fcit client start SITE.yaml                            one of their sites
   fcit doctor                                            check this machine and the built-in model
+  fcit doctor --config configs/24gb/disco.yaml           will it fit, and how long will it take
 
 exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on request (resumable), 130 Ctrl-C
 """
@@ -34,7 +39,7 @@ def _execute(path: Path) -> int:
     from rich.console import Console
 
     from fcit.progress import ConsoleWatcher
-    from fcit.report import tables
+    from fcit.report import terminal
     from fcit.simulation import execute
 
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -44,14 +49,7 @@ def _execute(path: Path) -> int:
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
-    console.print()
-    console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
-    console.print(tables.summary_table([run]))
-    lost = run.results["traffic"]["rejected"]
-    if lost:
-        console.print(f"{lost} client updates were rejected or failed; why is in the report and {run.folder.events}")
-    console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
-    console.print(f"report:     {path / 'report.html'}", highlight=False, soft_wrap=True)
+    terminal.ending(console, run)
     return EXIT_OK
 
 
@@ -82,17 +80,13 @@ def _resume(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fcit.report import figures, tables
+    from fcit.report import figures, terminal
     from fcit.report.page import write_all
     from fcit.results import Run
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     runs = [Run(path) for path in args.runs]
-    for run in runs:
-        console.print(tables.matrix_table(run.matrix, f"Accuracy matrix of {run.name}"))
-    finished = [run for run in runs if run.finished]
-    if finished:
-        console.print(tables.summary_table(finished))
+    terminal.show(console, runs)
     output = args.output or (runs[0].path / "report" if len(runs) == 1 else Path("report"))
     page = write_all(runs, output)
     if args.figure is not None:
@@ -151,27 +145,21 @@ def _check_method(args: argparse.Namespace) -> int:
     return EXIT_OK if good else EXIT_FAILED
 
 
-def _data_make(args: argparse.Namespace) -> int:
-    from rich.progress import track
-
-    from fcit.data.benchmark import cache_folder
-    from fcit.data.mini.render import FOLDERS, VERSION, ensure
-
-    root = args.root or cache_folder() / VERSION
-    names = args.dataset or list(FOLDERS)
-    for name in track(names, description="rendering", disable=not sys.stderr.isatty()):
-        if name not in FOLDERS:
-            raise ConfigError(f"--dataset: no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
-        ensure(name, root)
-        print(f"{name}: {root / 'instructions' / FOLDERS[name]}")
-    return EXIT_OK
-
-
 def _doctor(args: argparse.Namespace) -> int:
     from fcit.environment import check, own_packages_first
 
     own_packages_first()
-    return _checked(check())
+    if args.config is None:
+        if args.overrides or args.gpu_gb or args.no_probe:
+            raise ConfigError("doctor: name the configuration, e.g. fcit doctor --config configs/24gb/disco.yaml")
+        return _checked(check())
+    from rich.console import Console
+
+    from fcit import config as configuration
+    from fcit.doctor import doctor
+
+    config = configuration.load(args.config, args.overrides)
+    return doctor(config, args.gpu_gb, not args.no_probe, Console(width=None if sys.stdout.isatty() else 120))
 
 
 def _checked(checks: Iterable[tuple[str, bool, str]]) -> int:
@@ -251,10 +239,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     contract.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
     contract.add_argument("options", nargs="*", metavar="key=value", help="options of the method, e.g. mix=argmax")
-    data = add("data", _data_make, "render the built-in datasets", "fcit data make --root /tmp/fcit-data")
-    data.add_argument("action", choices=["make"])
-    data.add_argument("--root", type=Path, help="data root (default: the cache folder)")
-    data.add_argument("--dataset", action="append", help="only this one (can be repeated)")
+    data = add("data", None, "render, download and check data", cli_data.EXAMPLE)
+    cli_data.arguments(data)
+    cli_adapters.arguments(add)
+    cli_evaluate.arguments(add)
     deploy = add("deploy", None, "the operator's side of a federation on separate machines", cli_deploy.EXAMPLE)
     cli_deploy.arguments(deploy)
     client = add("client", _client, "a site of such a federation", "fcit client check SITE.yaml")
@@ -262,7 +250,16 @@ def _parser() -> argparse.ArgumentParser:
                         help="run the site in the foreground; check SITE.yaml, data and connection; "
                         "verify and print what was sent")  # fmt: skip
     client.add_argument("site", type=Path, metavar="SITE.yaml")
-    add("doctor", _doctor, "check this machine, the libraries and the built-in model", "fcit doctor")
+    doctor = add(
+        "doctor", _doctor,
+        "check this machine, the libraries and the built-in model; with --config, what a run needs and how long",
+        "fcit doctor --config configs/24gb/disco.yaml data_root=/data/fcit --gpu-gb 24",
+    )  # fmt: skip
+    doctor.add_argument("--config", type=Path, metavar="FILE", help="memory, disk and time of this configuration; "
+                        "exit code 2 if it cannot fit")  # fmt: skip
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of it")
+    doctor.add_argument("--gpu-gb", type=float, metavar="GB", help="memory of the GPU (default: as here, else 24)")
+    doctor.add_argument("--no-probe", action="store_true", help="estimate time from FLOPs; load and run nothing")
     return parser
 
 

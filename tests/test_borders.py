@@ -19,12 +19,13 @@ LEVELS = {
     "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0, "fcit.strict": 0,
     "fcit.data": 1,
     "fcit.models": 2,
+    "fcit.estimate": 3, "fcit.devices": 0, "fcit.fitting": 3, "fcit.doctor": 4,
     "fcit.environment": 3, "fcit.fedopt": 3, "fcit.methods": 3,
     "fcit.federation": 4, "fcit.evaluation": 4,
     "server": 5, "clients": 5, "fcit.results": 5, "fcit.report": 5, "fcit.progress": 5,
-    "fcit.trackers": 5,
+    "fcit.trackers": 5, "fcit.serving": 5, "fcit.export": 5, "fcit.chat": 6,
     "fcit.federation.engines": 6, "fcit.simulation": 6, "fcit.bench": 6, "fcit.deploy": 5, "fcit.deploy.submit": 6,
-    "fcit.cli": 7, "fcit.cli_deploy": 7,
+    "fcit.cli": 7, "fcit.cli_data": 7, "fcit.cli_adapters": 7, "fcit.cli_deploy": 7, "fcit.cli_evaluate": 7,
 }  # fmt: skip
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data import partition
-from fcit.data.records import Record, TestRecord, read_test, survey_train
+from fcit.data import partition, subset
+from fcit.data.records import Record, Survey, TestRecord, read_test, survey_train
 from fcit.data.spec import BenchmarkSpec, read_spec
-from fcit.data.usable import SHOWN, ImageVerdicts, Usable, read_usable
+from fcit.data.table import MappedSurvey, Tables, joined, picked
+from fcit.data.usable import SHOWN, ImageVerdicts, Usable, placed, read_usable
 from fcit.errors import ConfigError, DataError, FCITError
+from fcit.mistakes import stage_problem
 
 
 def cache_folder() -> Path:
@@ -59,11 +62,35 @@ class Benchmark:
 
     @property
     def image_root(self) -> Path:
-        return self.root / "datasets"
+        """Folder that image names are relative to."""
+        return self.spec.folder(self.root, "images")
 
-    def _suffixed(self, name: str, instruction: str) -> str:
-        suffix = self.spec.datasets[name].suffix
-        return instruction if not suffix or instruction.endswith(suffix) else f"{instruction}\n{suffix}"
+    @property
+    def instructions(self) -> Path:
+        """Folder of the instruction files."""
+        return self.spec.folder(self.root, "instructions")
+
+    @cached_property
+    def _tables(self) -> Tables | None:
+        """Keeps large files out of memory; what is rendered here is small."""
+        return Tables(cache_folder() / "records") if self.spec.source == "files" else None
+
+    def _survey(self, path: Path) -> Survey | MappedSurvey:
+        return self._tables.train(path) if self._tables else survey_train(path)
+
+    def _questions(self, path: Path, references: Path | None) -> Sequence[TestRecord]:
+        return _read_once(self._tables, path, references, path.stat().st_mtime_ns if path.is_file() else 0)
+
+    def _asked(self, name: str, record: TestRecord) -> TestRecord:
+        """A question of a dataset as it is put to the model."""
+        spec = self.spec.datasets[name]
+        image, text = placed(spec.images, record.image), spec.asked(record.instruction, record.answer)
+        return replace(record, image=image, instruction=text)
+
+    def _kept(self, name: str, count: int) -> Sequence[int] | None:
+        """Which of a dataset's training records are used; None: all."""
+        most = self.config.data.max_records
+        return None if most is None or most >= count else partition.kept(count, most, self.config.seed, name)
 
     def prepare(self, names: list[str] | None = None) -> None:
         """Make sure the files of these datasets (default: all) are there and can be read.
@@ -83,8 +110,8 @@ class Benchmark:
             for name in names:
                 dataset = self.spec.datasets[name]
                 for file in filter(None, (dataset.train, *self._split(name))):
-                    if not (self.root / "instructions" / file).is_file():
-                        missing.append(f"instructions/{file} of dataset {name!r} under {self.root}")
+                    if not (self.instructions / file).is_file():
+                        missing.append(f"{self.instructions / file} of dataset {name!r}")
             if not self.image_root.is_dir():
                 missing.append(f"the image folder {self.image_root}")
         if missing:
@@ -105,33 +132,37 @@ class Benchmark:
 
     def _problems(self, name: str) -> list[str]:
         """Training records of a dataset that cannot be used, if too many, and every bad test record."""
-        spec, folder = self.spec.datasets[name], self.root / "instructions"
+        spec, folder = self.spec.datasets[name], self.instructions
         problems: list[str] = []
         try:
-            usable = Usable(survey_train(folder / spec.train), self._verdicts)
+            survey = self._survey(folder / spec.train)
+            usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)))
             problems += usable.excess(self.config.max_bad_share)
         except DataError as error:
             problems.append(str(error))
         test, references = self._split(name)
         try:
-            questions = read_test(folder / test, folder / references if references else None)
+            questions = self._questions(folder / test, folder / references if references else None)
         except DataError as error:
             return [*problems, str(error)]
         # Passing over a question would change the score.
-        bad = self._verdicts.problems(q.image for q in questions) if self._verdicts else {}
+        bad = self._verdicts.problems(placed(spec.images, q.image) for q in questions) if self._verdicts else {}
         return [*problems, *(f"{folder / test}: {reason}" for reason in bad.values())]
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
         for name in self.spec.tasks[task]:
-            survey = survey_train(self.root / "instructions" / self.spec.datasets[name].train)
-            for row, record in zip(survey.rows, survey.records, strict=True):
-                if record is None:  # its owner passes over it, and counts it
+            spec = self.spec.datasets[name]
+            survey = survey_train(self.instructions / spec.train)
+            kept = self._kept(name, len(survey.rows))
+            for n in range(len(survey.rows)) if kept is None else kept:
+                row = survey.rows[n]
+                if survey.records[n] is None:  # its owner passes over it, and counts it
                     rows.append({})
                     continue
                 turn = row["conversations"][0]
-                row["conversations"][0] = {**turn, "value": self._suffixed(name, str(turn["value"]))}
-                rows.append(row)
+                row["conversations"][0] = {**turn, "value": spec.suffixed(str(turn["value"]))}
+                rows.append({**row, "image": placed(spec.images, row["image"])})
         return rows
 
     def _task_folder(self, task: int) -> Path:
@@ -139,15 +170,18 @@ class Benchmark:
         if task in self._partitions:
             return self._partitions[task]
         federation, spec = self.config.federation, self.spec.partition
+        most, datasets = self.config.data.max_records, [self.spec.datasets[n] for n in self.spec.tasks[task]]
         folder = self.root / spec.folder / str(float(federation.beta)) / f"Task{task + 1}"
-        if not folder.is_dir():
-            files = [self.root / "instructions" / self.spec.datasets[n].train for n in self.spec.tasks[task]]
+        # Delivered files do not say which data set a record is of, so that none of it could be kept by number.
+        if not folder.is_dir() or most is not None:
+            files = [self.instructions / dataset.train for dataset in datasets]
             missing = next((f for f in files if not f.is_file()), None)
             if missing is not None:
                 raise DataError(f"{missing}: no such instruction file; check data_root and the benchmark file")
             stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-            suffixes = [self.spec.datasets[n].suffix for n in self.spec.tasks[task]]
-            origin = partition.fingerprint(stamps, suffixes, federation.clients, spec.model_dump())
+            more = [what for what in ([d.images for d in datasets], most) if what and what != [""] * len(datasets)]
+            suffixes = [dataset.suffix for dataset in datasets]
+            origin = partition.fingerprint(stamps, suffixes, federation.clients, spec.model_dump(), *more)
             folder = (
                 cache_folder() / "partitions" / f"{self.spec.name}-{origin}"
                 / f"{float(federation.beta)}-seed{self.config.seed}" / f"Task{task + 1}"
@@ -156,7 +190,9 @@ class Benchmark:
             rows = self._train_rows(task)
             shares = partition.partition(
                 len(rows), federation.clients, federation.beta, self.config.seed, task,
-                min_size=spec.min_size, reserve=spec.reserve,
+                min_size=spec.min_size,
+                # Of few records hardly a draw would leave every client one.
+                reserve=spec.reserve if most is None else max(spec.reserve, 1),
             )  # fmt: skip
             partition.write_clients(folder, rows, shares)
         self._partitions[task] = folder
@@ -176,6 +212,7 @@ class Benchmark:
                 raise ConfigError(
                     f"task {task} ({names}): {error}; lower federation.clients, or partition.reserve and "
                     f"partition.min_size in the benchmark file"
+                    + ("" if self.config.data.max_records is None else ", or raise data.max_records")
                 ) from None
 
     @cached_property
@@ -186,8 +223,8 @@ class Benchmark:
         kept = self.config.backbone.feature_cache == "disk"
         return ImageVerdicts(self.image_root, cache_folder() / "images" if kept else None)
 
-    def shard(self, client: int, task: int) -> list[Record]:
-        """The training records of one client for one task that can be used.
+    def shard(self, client: int, task: int) -> Sequence[Record]:
+        """The training records of one client for one task that can be used; of a large file, decoded when asked for.
 
         Raises:
             DataError: there is no such file, or too many of its records cannot be used (``max_bad_share``).
@@ -199,7 +236,7 @@ class Benchmark:
         share = self.config.max_bad_share
         if share > 0 and folder.is_relative_to(cache_folder()):
             share = 1.0  # cut by us: its data set was measured as a whole, and one client may hold most of what is bad
-        usable = read_usable(path, self._verdicts, share)
+        usable = read_usable(path, self._verdicts, share, self._tables)
         self._skipped[client, task] = usable.skipped
         return usable.records
 
@@ -215,43 +252,41 @@ class Benchmark:
             self.shard(client, task)
         return self._skipped[client, task]
 
-    def pooled(self, task: int) -> list[Record]:
+    def pooled(self, task: int) -> Sequence[Record]:
         """All clients' records of a task together, in client order."""
-        return [r for client in range(self.config.federation.clients) for r in self.shard(client, task)]
+        return joined([self.shard(client, task) for client in range(self.config.federation.clients)])
 
-    def test(self, name: str) -> list[TestRecord]:
-        """The records a dataset is scored on (``evaluation.split``, ``evaluation.limit``)."""
+    def test(self, name: str) -> Sequence[TestRecord]:
+        """The records a dataset is scored on (``evaluation.split``, ``evaluation.samples``)."""
         return _read_split(self, name)
 
 
 @lru_cache(maxsize=64)
-def _cached_test(path: Path, references: Path | None, stamp: int) -> list[TestRecord]:
-    return read_test(path, references)
+def _read_once(tables: Tables | None, path: Path, references: Path | None, stamp: int) -> Sequence[TestRecord]:
+    return tables.test(path, references) if tables else read_test(path, references)
 
 
-def _read_split(benchmark: Benchmark, name: str) -> list[TestRecord]:
+def _read_split(benchmark: Benchmark, name: str) -> Sequence[TestRecord]:
     file, refs = benchmark._split(name)
-    folder = benchmark.root / "instructions"
+    folder = benchmark.instructions
     path = folder / file
-    stamp = path.stat().st_mtime_ns if path.is_file() else 0
-    records = _cached_test(path, folder / refs if refs else None, stamp)[: benchmark.config.evaluation.limit]
-    return [
-        TestRecord(r.question_id, r.image, benchmark._suffixed(name, r.instruction), r.answer, r.references)
-        for r in records
-    ]
+    records = benchmark._questions(path, folder / refs if refs else None)
+    asked = benchmark.config.evaluation
+    chosen = subset.chosen(len(records), name, asked.samples, asked.seed)
+    return picked(records, chosen, lambda record: benchmark._asked(name, record))
 
 
 def open_benchmark(config: RunConfig) -> Benchmark:
     """Bind the benchmark a configuration names to its data.
 
     Raises:
-        ConfigError: unknown benchmark, no data root, or a setting it does not define.
+        ConfigError: unknown benchmark, no data root, or a setting or stages it does not define.
     """
     if registry.is_own(config.benchmark):
         benchmark = registry.resolve("benchmark", config.benchmark)(config)
         if not isinstance(benchmark, Benchmark):
             raise ConfigError(f"benchmark: {config.benchmark} returned {type(benchmark).__name__}, not a Benchmark")
-        return benchmark
+        return _checked(benchmark)
     spec = read_spec(config.benchmark)
     if config.data_root is not None:
         root = Path(config.data_root).expanduser()
@@ -261,6 +296,12 @@ def open_benchmark(config: RunConfig) -> Benchmark:
         root = cache_folder() / VERSION
     else:
         raise ConfigError(f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit")
-    benchmark = Benchmark(spec, root, config)
-    benchmark.stages  # noqa: B018  (checks the setting before anything is loaded)
+    return _checked(Benchmark(spec, root, config))
+
+
+def _checked(benchmark: Benchmark) -> Benchmark:
+    """The benchmark, after a look at what the configuration says of its stages, before anything is loaded."""
+    problem = stage_problem(benchmark.config, len(benchmark.stages), f"benchmark {benchmark.spec.name!r}")
+    if problem is not None:
+        raise ConfigError(problem)
     return benchmark

@@ -55,6 +55,14 @@ def partition(
     return [order[end - size : end].tolist() for size, end in zip(sizes, ends, strict=True)]
 
 
+def kept(total: int, most: int, seed: int, dataset: str) -> list[int]:
+    """Which ``most`` of a data set's ``total`` records are used (``data.max_records``), in the file's order.
+
+    They are the first of one shuffle, the same for every method; fewer are always some of the more.
+    """
+    return sorted(seeding.generator(seed, "max-records", dataset).permutation(total)[:most].tolist())
+
+
 def write_clients(folder: Path, rows: list[dict[str, object]], shares: list[list[int]]) -> None:
     """Write ``client_<i>.json`` files of one task, in the official layout, all or nothing."""
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -52,11 +52,16 @@ class Survey:
     problems: dict[int, str]
     text: str
 
-    def sentences(self, most: int) -> list[str]:
-        """The first problems, each with file, line and record."""
-        first = sorted(self.problems)[:most]
-        lines = _lines_of(self.text, first)
-        return [f"{self.path}, line {lines[n]}, record {n}: {self.problems[n]}" for n in first]
+    def sentences(self, most: int, problems: dict[int, str] | None = None) -> list[str]:
+        """The first problems (default: the records' own), each with file, line and record."""
+        return sentences(self.path, self.text, self.problems if problems is None else problems, most)
+
+
+def sentences(path: Path, text: str, problems: dict[int, str], most: int) -> list[str]:
+    """The first of the problems of a file's records, each with file, line and record."""
+    first = sorted(problems)[:most]
+    lines = _lines_of(text, first)
+    return [f"{path}, line {lines[n]}, record {n}: {problems[n]}" for n in first]
 
 
 def _lines_of(text: str, indices: Sequence[int]) -> dict[int, int]:

@@ -15,8 +15,20 @@ from fcit.mistakes import sentences
 SHIPPED = Path(__file__).parent / "benchmarks"
 
 
+class AnswerSuffix(Section):
+    """A text added to a question by its right answer, as an official generator does: it tells what kind is right."""
+
+    cases: dict[str, str] = Field(description="right answer, in any case -> text")
+    otherwise: str = Field(description="text for every other right answer")
+
+    def of(self, answer: str) -> str:
+        """The text for a right answer."""
+        known = {key.casefold(): text for key, text in self.cases.items()}
+        return known.get(answer.strip().casefold(), self.otherwise)
+
+
 class DatasetSpec(Section):
-    """One instruction-tuning set. Paths are relative to ``instructions/`` of the data root."""
+    """One instruction-tuning set. Paths are relative to the benchmark's folder of instructions."""
 
     train: str
     test: str
@@ -26,7 +38,41 @@ class DatasetSpec(Section):
     scorer: str = "exact"
     also: list[str] = Field(default_factory=list, description="scorers reported beside, e.g. the official rule")
     suffix: str = Field("", description="line added to every instruction that does not end with it")
+    test_suffix: str | AnswerSuffix = Field(
+        "", description="text added to every test instruction as it stands, a leading space included"
+    )
+    images: str = Field("", description="folder under the image root that its image names are relative to")
     max_new_tokens: int | None = None
+
+    def asked(self, instruction: str, answer: str) -> str:
+        """A test instruction with what belongs behind it."""
+        extra = self.test_suffix
+        return self.suffixed(instruction) + (extra.of(answer) if isinstance(extra, AnswerSuffix) else extra)
+
+    def suffixed(self, instruction: str) -> str:
+        """An instruction with the line that belongs behind it, once."""
+        return instruction if not self.suffix or instruction.endswith(self.suffix) else f"{instruction}\n{self.suffix}"
+
+
+class Source(Section):
+    """Where a part of the data is to be had."""
+
+    what: str = Field(description="in words")
+    hub: str | None = Field(None, description="data set repository on the Hugging Face hub")
+    files: list[str] = Field(default_factory=list, description="patterns of its files; default: all")
+    page: str | None = Field(None, description="where a person downloads it")
+    to: str = Field(description="target folder under the data root")
+    anchors: list[str] = Field(
+        default_factory=list,
+        description="folders inside archives from whose name on paths are kept; what has none goes below the "
+        "archive's own folder of such a name, or below the archive's name",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Source:
+        if (self.hub is None) == (self.page is None):
+            raise ValueError(f"the source of {self.what!r} needs either hub or page")
+        return self
 
 
 class PartitionSpec(Section):
@@ -43,12 +89,25 @@ class BenchmarkSpec(Section):
     name: str
     source: Literal["files", "mini"] = Field("files", description="mini: rendered on first use")
     description: str = ""
+    instructions: str | list[str] = Field(
+        "instructions", description="folder of instruction files under the data root; of several, the first there is"
+    )
+    images: str | list[str] = Field(
+        "datasets", description="folder under the data root that image names are relative to; of several, the first"
+    )
+    sources: list[Source] = Field(default_factory=list, description="for `fcit data download`")
     datasets: dict[str, DatasetSpec]
     tasks: list[list[str]] = Field(description="datasets of each task")
     homogeneous: list[int] | None = Field(None, description="task of each stage; default: all tasks in order")
     heterogeneous: list[list[int]] | None = Field(None, description="tasks of the participation slots per stage")
     rounds: int | None = Field(None, ge=1, description="rounds per stage this benchmark is meant for")
     partition: PartitionSpec = Field(default_factory=lambda: PartitionSpec.model_validate({}))
+
+    def folder(self, root: Path, of: Literal["instructions", "images"]) -> Path:
+        """One of the two folders, under a data root: the first that is there, else the first."""
+        named = getattr(self, of)
+        folders = [root / name for name in ([named] if isinstance(named, str) else named)]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     @model_validator(mode="after")
     def _consistent(self) -> BenchmarkSpec:

@@ -21,18 +21,23 @@ def opened(name: str, **changes):
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped(name):
+def test_shipped(name, tmp_path):
     spec = read_spec(name)
     assert spec.name == name and spec.description
-    bench = opened(name)
+    if spec.source == "files":
+        with pytest.raises(ConfigError, match="data_root"):
+            opened(name)
+    root = {"data_root": str(tmp_path)} if spec.source == "files" else {}
+    bench = opened(name, **root)
     assert len(bench.stages) >= 4 and all(len(stage) == 5 for stage in bench.stages)
     assert set(bench.evaluation(len(bench.stages) - 1)) == set(spec.datasets)
     if spec.heterogeneous:
-        assert all(len(stage) == 5 for stage in opened(name, setting="heterogeneous").stages)
+        assert all(len(stage) == 5 for stage in opened(name, setting="heterogeneous", **root).stages)
 
 
-def test_published_lists():
-    task, cap = read_spec("fcit-mini-task"), read_spec("fcit-mini-cap")
+@pytest.mark.parametrize("prefix", ["fcit-mini", "fcit"])
+def test_published_lists(prefix):
+    task, cap = read_spec(f"{prefix}-task"), read_spec(f"{prefix}-cap")
     assert task.tasks == [[name] for name in TASK]
     assert task.heterogeneous == [
         [1, 2, 4, 5, 6], [3, 4, 5, 7, 7], [0, 2, 3, 4, 5], [0, 0, 1, 3, 7],
@@ -189,8 +194,8 @@ def test_official_partition_is_used_as_it_is(own):
     assert len(bench.pooled(1)) > 1  # a task without official files is still generated
 
 
-def test_limit(own):
-    assert len(own(evaluation={"limit": 2}).test("cups")) == 2
+def test_some_questions_only(own):
+    assert len(own(evaluation={"samples": 2}).test("cups")) == 2
 
 
 def test_split_without_files(own):

@@ -1,0 +1,184 @@
+"""Records on disk behave like a list of them."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fcit.config import RunConfig
+from fcit.data import records, table
+from fcit.data.benchmark import open_benchmark
+from fcit.data.table import Joined, MappedSurvey, Table, Tables
+from fcit.data.usable import Usable, read_usable
+from fcit.errors import DataError
+from tests.official import official_tree
+
+COUNT = 2500  # more than two blocks
+
+
+def row(n: int) -> dict:
+    turns = [{"from": "human", "value": f"<image>\nQuestion {n}?\nü ☃"}, {"from": "gpt", "value": n}]
+    return {"image": f"a/{n}.png", "conversations": turns}
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([row(n) for n in range(COUNT)], indent=1))
+    return path
+
+
+@pytest.fixture
+def tables(tmp_path) -> Tables:
+    return Tables(tmp_path / "records")
+
+
+def arrows(tables: Tables) -> list[Path]:
+    return sorted(tables.folder.glob("*.arrow"))
+
+
+def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
+    wanted = records.read_train(file)
+    found = read_usable(file, None, 0.0, tables).records
+    assert isinstance(found, Table) and len(found) == COUNT
+    assert found == wanted and wanted == found and list(found) == wanted
+    assert found[0] == wanted[0] and found[-1] == wanted[-1] and found[1500] == wanted[1500]
+    assert isinstance(found[10:20], Table) and found[10:20] == wanted[10:20]
+    assert found[::-700] == wanted[::-700] and found[2400:9999] == wanted[2400:] and found[5:5] == []
+    assert found.index(wanted[1030]) == 1030 and wanted[7] in found
+    assert found != wanted[:-1] and found != [*wanted[:-1], wanted[0]] and (found == 5) is False
+    with pytest.raises(IndexError):
+        found[COUNT]
+    with pytest.raises(TypeError):
+        hash(found)
+
+
+def test_sequences_are_joined_without_copying_them(file, tables):
+    mapped, one = read_usable(file, None, 0.0, tables).records, [records.Record("b", "c", "d")]
+    both = table.joined([one, mapped, [], mapped[:3]])
+    wanted = [*one, *mapped, *mapped[:3]]
+    assert isinstance(both, Joined) and both == wanted and list(both) == wanted
+    assert [both[i] for i in (0, 1, COUNT, COUNT + 1, -1)] == [wanted[i] for i in (0, 1, COUNT, COUNT + 1, -1)]
+    assert both[COUNT - 1 : COUNT + 3] == wanted[COUNT - 1 : COUNT + 3]
+    assert one + mapped == wanted[:-3] and mapped + one == [*mapped, *one]
+    assert table.joined([one, one]) == one + one and isinstance(table.joined([one, one]), list)
+    assert Joined([]) == [] and len(Joined([])) == 0
+    with pytest.raises(IndexError):
+        both[len(wanted)]
+
+
+def test_small_files_stay_lists(tmp_path, tables):
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps([row(n) for n in range(3)]))
+    assert isinstance(tables.train(path), records.Survey) and not tables.folder.exists()
+
+
+def test_bad_records_are_told_with_their_lines(file, tables):
+    rows = json.loads(file.read_text())
+    rows[5], rows[1200]["image"] = None, 7.5
+    rows[2000]["conversations"][1]["value"] = " "
+    file.write_text(json.dumps(rows, indent=1))
+    plain, mapped = records.survey_train(file), tables.train(file)
+    assert isinstance(mapped, MappedSurvey) and len(plain.problems) == 2
+    assert mapped.problems == plain.problems and mapped.sentences(9) == plain.sentences(9)
+    assert list(mapped.records) == plain.records
+    for survey in (plain, mapped, tables.train(file)):
+        usable = Usable(survey, None)
+        assert usable.skipped == 2 and usable.records == [r for r in plain.records if r is not None]
+        assert usable.excess(0.0)[:2] == plain.sentences(9) and usable.excess(0.01) == []
+
+
+def test_broken_files_leave_no_copy(file, tables):
+    file.write_text(file.read_text() + "x")
+    with pytest.raises(DataError, match="broken JSON"):
+        tables.train(file)
+    assert not arrows(tables) and not list(tables.folder.glob("*.part"))
+
+
+def test_questions_and_references(tmp_path, tables):
+    questions = [{"question_id": n, "image": "a.png", "text": f"{n}?" + "x" * 200, "answer": "b"} for n in range(700)]
+    path, coco = tmp_path / "test.json", tmp_path / "coco.json"
+    path.write_text(json.dumps(questions))
+    captions = [{"image_id": n + 1, "caption": f"c{n}{k}"} for n in range(700) for k in range(n % 3 + 1)]
+    coco.write_text(json.dumps({"annotations": captions}))
+    assert tables.test(path) == records.read_test(path)
+    assert tables.test(path, coco) == records.read_test(path, coco)
+    assert tables.test(path, coco)[5].references == ("c50", "c51", "c52")
+    coco.write_text(json.dumps({"annotations": [{**c, "caption": "new"} for c in captions]}))
+    assert tables.test(path, coco)[5].answer == "new"
+
+
+def test_a_file_is_read_once_and_again_when_it_changes(file, tables, monkeypatch):
+    read: list[Path] = []
+    real = records.survey_train
+    monkeypatch.setattr(records, "survey_train", lambda path: read.append(path) or real(path))
+    for _ in range(3):
+        first = tables.train(file).records
+    assert read == [file]
+    before = arrows(tables)
+    file.write_text(json.dumps([row(n + 1) for n in range(COUNT)]))
+    os.utime(file, ns=(1, 1))
+    second = tables.train(file).records
+    assert len(read) == 2 and second[0].image == "a/1.png" and first[0].image == "a/0.png"
+    assert len(arrows(tables)) == 1 and arrows(tables) != before  # the old copy is gone, who has it mapped keeps it
+    assert sum(1 for _ in first) == COUNT
+
+
+def test_a_damaged_copy_says_what_to_remove(file, tables):
+    tables.train(file)
+    (copy,) = arrows(tables)
+    copy.write_bytes(b"ARROW")
+    with pytest.raises(DataError, match=f"{copy}.*remove it"):
+        tables.train(file)
+
+
+def test_a_cache_that_cannot_be_written_is_named(file, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(DataError, match="FCIT_CACHE"):
+        Tables(tmp_path / "taken").train(file)
+
+
+def _read(file: str, folder: str, answers) -> None:
+    found = Tables(Path(folder)).train(Path(file)).records
+    answers.put((len(found), found[COUNT - 1].image, os.getpid()))
+
+
+def test_two_processes_make_one_copy(file, tables):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    readers = [context.Process(target=_read, args=(str(file), str(tables.folder), answers)) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    got = [answers.get(timeout=60) for _ in readers]
+    for reader in readers:
+        reader.join(60)
+        assert reader.exitcode == 0
+    assert [g[:2] for g in got] == [(COUNT, f"a/{COUNT - 1}.png")] * 2 and got[0][2] != got[1][2]
+    assert len(arrows(tables)) == 1 and not list(tables.folder.glob("*.part"))
+
+
+def test_a_benchmark_reads_the_same_either_way(tmp_path, monkeypatch):
+    root = official_tree(tmp_path / "root", records=40, tests=8, clients=5, betas=("1.0",))
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+
+    def read() -> tuple:
+        bench = open_benchmark(
+            RunConfig(benchmark="fcit-task", data_root=str(root), federation={"clients": 5, "clients_per_round": 5})
+        )
+        bench.prepare()
+        return bench.shard(1, 2), bench.pooled(5), bench.test("flickr30k"), bench.test("arxivqa")
+
+    lists = read()
+    assert all(isinstance(part, list) for part in lists)
+    monkeypatch.setattr(table, "MAPPED_FROM", 0)
+    shutil.rmtree(tmp_path / "cache")
+    from fcit.data import benchmark
+
+    benchmark._read_once.cache_clear()
+    mapped = read()
+    assert [type(part) for part in mapped] == [Table, Joined, Table, Table]
+    assert all(a == b and list(b) == a for a, b in zip(lists, mapped, strict=True))
+    benchmark._read_once.cache_clear()
