@@ -28,6 +28,7 @@ from fcit.models.shapes import HERE, Shape, shape_of
 REACHED, STREAMED = 0.35, 0.5
 _SAMPLED = 5  # clients whose shards are counted
 _ASSUMED_TASKS = 8  # of a benchmark in code
+_WIDTH = 72  # of the tables, so that their titles stand on one line
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _device_table(
     config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, device: Device, workers: int
 ) -> Table:  # fmt: skip
     found = estimate.memory(config, shape, subspaces, micro, lengths)
-    table = Table(title=f"{device.name}: {gb(device.memory)}", title_justify="left")
+    table = Table(title=f"{device.name}, {gb(device.memory)}", title_justify="left", min_width=_WIDTH)
     table.add_column("of one worker")
     table.add_column("memory", justify="right")
     parts = {"always": found.always, f"training, {micro} at a time": found.training,
@@ -189,7 +190,7 @@ def _machine_table(
     config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, work: Work | None
 ) -> Table:  # fmt: skip
     folder, taken = features_size()
-    table = Table(title="main memory and disk", title_justify="left")
+    table = Table(title="main memory and disk", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
     table.add_column("size", justify="right")
     for title, part in (
@@ -214,7 +215,7 @@ def _time_table(
     config: RunConfig, shape: Shape, lengths: Lengths, device: Device, work: Work | None, speed: Speed | None, why: str
 ) -> Table:  # fmt: skip
     found = speed or _assumed(config, shape, lengths, device)
-    table = Table(title=f"time ({found.known})", title_justify="left")
+    table = Table(title=f"time ({found.known})", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
     table.add_column("time", justify="right")
     table.add_row("1000 training records", _hours(1000 * found.record))

@@ -13,8 +13,8 @@ from fcit.models.shapes import Shape
 
 
 def gb(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+    """Bytes for people, in the units that GPUs are sold by."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def smallest(config: RunConfig) -> int:
