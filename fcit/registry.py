@@ -61,10 +61,32 @@ ROBUST = {
 SCORERS = {
     "box-iou": "fcit.evaluation.scorers:box_iou",
     "box-iou-official": "fcit.evaluation.scorers:box_iou_official",
-    "caption": "fcit.evaluation.scorers:caption",
+    "caption": "fcit.evaluation.captions:caption",
+    "caption7": "fcit.evaluation.coco:caption7",
+    "dcl-choice": "fcit.evaluation.dcl:choice",
+    "dcl-choice-clean": "fcit.evaluation.dcl:choice_clean",
+    "dcl-contained": "fcit.evaluation.dcl:contained",
+    "dcl-contained-clean": "fcit.evaluation.dcl:whole_words",
+    "dcl-science": "fcit.evaluation.dcl:science",
+    "dcl-science-clean": "fcit.evaluation.dcl:science_clean",
+    "dcl-words": "fcit.evaluation.dcl:words",
+    "dcl-words-clean": "fcit.evaluation.dcl:whole_words",
     "exact": "fcit.evaluation.scorers:exact",
+    "exact-clean": "fcit.evaluation.scorers:exact_clean",
     "substring": "fcit.evaluation.scorers:substring",
     "substring-official": "fcit.evaluation.scorers:substring_official",
+}
+
+#: Rules of published scripts, each with the cleaned one of ours that stands beside it.
+OFFICIAL_RULES = {
+    "box-iou-official": "box-iou",
+    "caption7": "caption",
+    "dcl-choice": "dcl-choice-clean",
+    "dcl-contained": "dcl-contained-clean",
+    "dcl-science": "dcl-science-clean",
+    "dcl-words": "dcl-words-clean",
+    "exact": "exact-clean",
+    "substring-official": "substring",
 }
 
 ENGINES = {

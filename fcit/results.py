@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,22 +9,13 @@ from typing import Any
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.errors import RunError
+from fcit.errors import DataError, RunError
+from fcit.evaluation import predictions
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.predictions import Prediction
 from fcit.run_dir import RunDir, read_json
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answered test record; ``mix`` holds the weight of each subspace, in the order of :attr:`Run.subspaces`."""
-
-    question_id: str
-    image: str
-    prompt: str
-    text: str
-    answer: str
-    mark: float | None = None
-    mix: list[float] | None = None
+__all__ = ["Prediction", "Run", "load_run"]
 
 
 class Run:
@@ -79,9 +68,11 @@ class Run:
         Raises:
             RunError: no stage has been evaluated yet.
         """
-        if not self.folder.matrix.is_file():
+        file = self.folder.matrix
+        matrix = AccuracyMatrix.from_json(read_json(file)) if file.is_file() else AccuracyMatrix([])
+        if not matrix.evaluated:
             raise RunError(f"{self.path}: no stage has been evaluated yet; `fcit resume {self.path}` goes on")
-        return AccuracyMatrix.from_json(read_json(self.folder.matrix))
+        return matrix
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -130,10 +121,9 @@ class Run:
             raise RunError(f"{self.path}: no predictions for {dataset!r}{after} (there are: {', '.join(there)})")
         file = self.folder.predictions / f"stage-{max(stages)}" / f"{dataset}.jsonl"
         try:
-            lines = file.read_text(encoding="utf-8").split("\n")
-            return [Prediction(**json.loads(line)) for line in lines if line]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RunError(f"{file}: damaged ({error})") from None
+            return predictions.read(file)
+        except DataError as error:
+            raise RunError(f"damaged predictions: {error}") from None
 
 
 def load_run(path: str | Path) -> Run:

@@ -16,8 +16,9 @@ from fcit.methods.base import Factory, Pair
 from fcit.models.layout import is_projector
 from fcit.run_dir import RunDir, write_json, writing
 from fcit.trackers import Watcher
-from server import checkpoint, results
+from server import checkpoint, results, routing
 from server.evaluation import Evaluation
+from server.preflight import Preflight
 from server.site_stream import SiteStream
 from server.slots import slots_of_round
 from server.survey import Survey
@@ -53,6 +54,8 @@ class Loop(Updates):
             self._event("checkpoint-damaged", reason=reason)
         with self._timed("start-up"):
             self._probe(found is None)
+            if found is None:  # else it has been, and training has begun
+                Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self._event).check()
         if found is None:
             checkpoint.save(self.run, self.state, self.progress)
         stages = self.benchmark.stages
@@ -173,8 +176,9 @@ class Loop(Updates):
         self._event("end", **matrix.summary())
         # The last file says that the run is finished.
         with writing(self.run.adapters):
+            routing.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
             results.write(
-                self.run, self.config, self.benchmark.spec.name, self.method, self.state, self.progress, matrix
+                self.run, self.config, self.benchmark.spec, self.method, self.state, self.progress, matrix
             )  # fmt: skip
         return matrix
 

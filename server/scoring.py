@@ -1,17 +1,18 @@
-"""Scores answers and keeps them as JSON lines."""
+"""Scores answers and keeps them as JSON lines in the official format."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from fcit import registry
+from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.errors import RunError
+from fcit.evaluation import predictions
+from fcit.evaluation.predictions import Prediction
 from fcit.evaluation.scorers import Result
 from fcit.federation.records import Answers
 from fcit.run_dir import write_text
@@ -46,7 +47,7 @@ class Parts:
 
 
 def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
-    """Score one dataset and write its predictions to ``file``.
+    """Score one dataset and write its predictions to ``file``, which is named after stage and dataset.
 
     Raises:
         RunError: the number of answers is not the number of questions.
@@ -58,17 +59,23 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
     result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
     also = {n: round(registry.resolve("scorer", n)(answers.texts, records).score, 4) for n in spec.also}
     mix = answers.tensors.get("mix")
+    # Not the run folder's name: the same configuration and seed write the same file anywhere.
+    model, seed = model_id(benchmark.config), benchmark.config.seed
+    owner = "/".join([model, str(seed), benchmark.spec.name, *file.with_suffix("").parts[-2:]])
     lines = []
     for i, (text, record) in enumerate(zip(answers.texts, records, strict=True)):
-        line: dict[str, Any] = {
-            "question_id": record.question_id, "image": record.image, "prompt": record.instruction,
-            "text": text, "answer": record.answer,
-        }  # fmt: skip
-        if result.marks is not None:
-            line["mark"] = result.marks[i]
-        if mix is not None:
-            line["mix"] = [round(float(w), 4) for w in mix[i]]
-        lines.append(json.dumps(line))
-    write_text(file, "\n".join(lines) + "\n")
+        prediction = Prediction(
+            record.question_id, record.image, record.instruction, text, record.answer,
+            mark=None if result.marks is None else result.marks[i],
+            mix=None if mix is None else [round(float(w), 4) for w in mix[i]],
+            answer_id=predictions.answer_id(owner, i), model_id=model,
+        )  # fmt: skip
+        lines.append(predictions.to_line(prediction) + "\n")
+    write_text(file, "".join(lines))
     mean = None if mix is None else [round(float(w), 4) for w in mix.mean(axis=0)]
     return Scored(round(result.score, 4), also, mean)
+
+
+def model_id(config: RunConfig) -> str:
+    """A short name of what answered: backbone and method, e.g. ``llava-1.5-7b-hf-disco``."""
+    return f"{PurePath(config.backbone.model).name}-{registry.label(str(config.method['name']))}"

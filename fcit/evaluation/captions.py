@@ -1,7 +1,7 @@
-"""The caption score taken apart: a function of sums over records, so that records can be drawn anew.
+"""Our caption score, bounded and free of Java, and the same taken apart into sums over records.
 
 The metrics are those of pycocoevalcap. CIDEr weighs words by how many records' references have them;
-those weights stay the whole set's when records are drawn.
+those weights stay the whole set's when records are drawn anew.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcit.data.records import TestRecord
+from fcit.evaluation.scorers import Result
 
 _TINY, _SMALL = 1e-15, 1e-9  # as pycocoevalcap keeps from dividing by zero
+
+#: Captions by record, as pycocoevalcap takes them.
+Captions = dict[int, list[str]]
 
 
 def words(text: str) -> str:
@@ -21,21 +25,54 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
+def references(record: TestRecord) -> tuple[str, ...]:
+    """The reference captions of a record."""
+    return record.references or (record.answer,)
+
+
+def cider(wanted: Captions, said: Captions) -> tuple[float, np.ndarray]:
+    """CIDEr of the corpus and of every record, 0..10; 0 where no reference has a word."""
+    from pycocoevalcap.cider.cider import Cider
+
+    if not any(text for captions in wanted.values() for text in captions):
+        return 0.0, np.zeros(len(wanted))
+    mean, each = Cider().compute_score(wanted, said)
+    return float(mean), np.asarray(each, dtype=np.float64)
+
+
+def _compared(texts: Sequence[str], records: Sequence[TestRecord]) -> tuple[Captions, Captions]:
+    """Reference captions and predictions, as words."""
+    said = {i: [words(text)] for i, text in enumerate(texts)}
+    return {i: [words(r) for r in references(record)] for i, record in enumerate(records)}, said
+
+
+def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
+    """Mean of BLEU-1, BLEU-4, ROUGE-L and min(CIDEr, 1), each times 100: bounded and free of Java.
+
+    Our definition; the official FCIT figure is the mean of seven COCO metrics, CIDEr unbounded
+    (:func:`fcit.evaluation.coco.caption7`). The metrics themselves are those of pycocoevalcap, over lower-cased words.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    wanted, said = _compared(texts, records)
+    bleu = Bleu(4).compute_score(wanted, said, verbose=0)[0]
+    rouge = Rouge().compute_score(wanted, said)[0]
+    return Result(25.0 * float(bleu[0] + bleu[3] + rouge + min(cider(wanted, said)[0], 1.0)))
+
+
 def parts(texts: Sequence[str], records: Sequence[TestRecord]) -> np.ndarray:
     """``(N, 12)``: n-grams found and possible for n = 1..4, length, closest reference length, ROUGE-L, CIDEr."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
-    from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    answers = {i: [words(text)] for i, text in enumerate(texts)}
-    references = {i: [words(r) for r in record.references or (record.answer,)] for i, record in enumerate(records)}
-    rouge = np.asarray(Rouge().compute_score(references, answers)[1], dtype=np.float64)
-    cider = np.asarray(Cider().compute_score(references, answers)[1], dtype=np.float64)
+    wanted, said = _compared(texts, records)
+    rouge = np.asarray(Rouge().compute_score(wanted, said)[1], dtype=np.float64)
     rows = []
-    for i, answer in answers.items():
-        found = cook_test(answer[0], cook_refs(references[i]), "closest")
+    for i, answer in said.items():
+        found = cook_test(answer[0], cook_refs(wanted[i]), "closest")
         rows.append([*found["correct"], *found["guess"], found["testlen"], found["reflen"]])
-    return np.column_stack([np.asarray(rows, dtype=np.float64), rouge, cider])
+    return np.column_stack([np.asarray(rows, dtype=np.float64), rouge, cider(wanted, said)[1]])
 
 
 def score(sums: np.ndarray, count: int) -> np.ndarray:

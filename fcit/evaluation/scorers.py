@@ -2,6 +2,11 @@
 
 A scorer takes predictions and test records in the same order and returns ``Result``: the score and,
 where the rule judges one answer at a time, a mark per answer.
+
+The official generator strips every prediction before it is written, so every rule here does that first;
+the official rules leave the ground truth as it is in the file. Nothing else is normalised unless said.
+Captions are scored in :mod:`fcit.evaluation.captions` (ours) and :mod:`fcit.evaluation.coco` (official),
+the rules of MLLM-CL's domain part are in :mod:`fcit.evaluation.dcl`.
 """
 
 from __future__ import annotations
@@ -11,33 +16,62 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fcit.data.records import TestRecord
-from fcit.evaluation.captions import words
+from fcit.errors import DataError
+
+#: The largest score any rule gives: CIDEr reaches 10, and the mean of seven takes it times 100 like the others.
+LARGEST = (6 * 100 + 10 * 100) / 7
 
 
 @dataclass(frozen=True)
 class Result:
-    """``score`` in 0..100; ``marks`` are 0/1 per answer, or None for corpus scores."""
+    """``score`` in 0..100; ``marks`` are 0..1 per answer, or None for corpus scores.
+
+    The one score that may exceed 100 is ``caption7`` (at most :data:`LARGEST`).
+    """
 
     score: float
     marks: tuple[float, ...] | None = None
 
 
-def _marked(judge: Callable[[str, TestRecord], bool], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
+def marked(judge: Callable[[str, TestRecord], float], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
+    """100 times the mean mark that ``judge`` gives to a stripped prediction and its record.
+
+    The mean is over the predictions, as the official scripts divide.
+    """
     marks = tuple(float(judge(text.strip(), record)) for text, record in zip(texts, records, strict=True))
     return Result(100.0 * sum(marks) / len(marks), marks)
 
 
 def exact(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
-    """Right iff equal to the answer, ignoring case (official rule of nine FCIT datasets)."""
-    return _marked(lambda text, record: text.upper() == record.answer.upper(), texts, records)
+    """Right iff equal to the answer, ignoring case (official rule of nine FCIT datasets).
+
+    Quirk: the answer is not stripped, so one with a blank at its end is never given.
+    """
+    return marked(lambda text, record: text.upper() == record.answer.upper(), texts, records)
+
+
+_BEGINS = re.compile(r"[-+]?\.?\d|[^\W_]")  # a letter, or a number with its sign
+_ENDS = re.compile(r"[\W_]+$")
+
+
+def bare(text: str) -> str:
+    """Lower-cased, without blanks and punctuation at both ends; a text of nothing else stays as it is."""
+    low = text.strip().lower()
+    begin = _BEGINS.search(low)
+    return _ENDS.sub("", low[begin.start() :]) if begin else low
+
+
+def exact_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
+    """Equal ignoring case and blanks or punctuation at both ends ("(B)." is "b"): the cleaned rule, ours."""
+    return marked(lambda text, record: bare(text) == bare(record.answer), texts, records)
 
 
 def substring_official(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Right iff the prediction is contained in the answer (official rule of DVQA and FigureQA).
 
-    Quirk: an empty prediction is always right.
+    Quirks: an empty prediction is always right, one letter may be right by accident.
     """
-    return _marked(lambda text, record: text.upper() in record.answer.upper(), texts, records)
+    return marked(lambda text, record: text.upper() in record.answer.upper(), texts, records)
 
 
 def substring(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
@@ -46,7 +80,7 @@ def substring(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     The official direction (prediction inside the answer) would also accept a part of the answer,
     down to one letter, so equality is asked for.
     """
-    return _marked(lambda text, record: bool(text) and text.upper() == record.answer.strip().upper(), texts, records)
+    return marked(lambda text, record: bool(text) and text.upper() == record.answer.strip().upper(), texts, records)
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -58,54 +92,48 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
-_NUMBER = re.compile(r"[-+]?\d*\.?\d+")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def _truth(record: TestRecord) -> list[float]:
-    return [float(n) for n in _NUMBER.findall(record.answer)]
+    """The four numbers of the ground truth, which the official rule reads whole.
+
+    Raises:
+        DataError: it is no box.
+    """
+    numbers = [float(n) for n in _NUMBER.findall(record.answer)]
+    if len(numbers) != 4:
+        raise DataError(
+            f"question {record.question_id!r}: the answer {record.answer[:80]!r} is not a box like [x1, y1, x2, y2]; "
+            "mend it in the test file, or score the data set by another rule"
+        )
+    return numbers
 
 
 def box_iou(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Right iff the four numbers of ``[x1, y1, x2, y2]`` give IoU > 0.5 (the cleaned rule, ours)."""
 
     def judge(text: str, record: TestRecord) -> bool:
-        numbers = [float(n) for n in _NUMBER.findall(text)]
-        return len(numbers) == 4 and iou(numbers, _truth(record)) > 0.5
+        truth, numbers = _truth(record), [float(n) for n in _NUMBER.findall(text)]
+        return len(numbers) == 4 and iou(numbers, truth) > 0.5
 
-    return _marked(judge, texts, records)
+    return marked(judge, texts, records)
 
 
 def box_iou_official(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The official Grounding rule, IoU > 0.5, with its parsing quirk.
 
     Brackets are removed and then the first and last remaining characters too, so the last digit of
-    y2 is lost and a leading "1.0" reads ".0"; what does not parse is wrong.
+    y2 is lost and a leading "1.0" reads ".0"; what does not parse is wrong. The official script scales both
+    boxes by the image's longer side first, which changes no IoU and is left out.
     """
 
     def judge(text: str, record: TestRecord) -> bool:
-        trimmed = text.replace("[", "").replace("]", "")[1:-1]
+        truth, trimmed = _truth(record), text.replace("[", "").replace("]", "")[1:-1]
         try:
             numbers = [float(part) for part in trimmed.split(",")]
         except ValueError:
             return False
-        return len(numbers) == 4 and iou(numbers, _truth(record)) > 0.5
+        return len(numbers) == 4 and iou(numbers, truth) > 0.5
 
-    return _marked(judge, texts, records)
-
-
-def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
-    """Mean of BLEU-1, BLEU-4, ROUGE-L and min(CIDEr, 1), each times 100: bounded and free of Java.
-
-    Our definition; the official FCIT figure is the mean of seven COCO metrics, CIDEr unbounded.
-    The metrics themselves are those of pycocoevalcap, over lower-cased words.
-    """
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    answers = {i: [words(text)] for i, text in enumerate(texts)}
-    references = {i: [words(r) for r in record.references or (record.answer,)] for i, record in enumerate(records)}
-    bleu = Bleu(4).compute_score(references, answers, verbose=0)[0]
-    rouge = Rouge().compute_score(references, answers)[0]
-    cider = Cider().compute_score(references, answers)[0]
-    return Result(25.0 * float(bleu[0] + bleu[3] + rouge + min(cider, 1.0)))
+    return marked(judge, texts, records)

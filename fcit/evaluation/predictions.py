@@ -1,0 +1,163 @@
+"""Prediction files: JSON lines in the format of the official scripts, ours and other code bases'.
+
+A line holds ``question_id``, ``prompt``, ``text``, ``answer_id``, ``model_id`` and ``metadata``. What we know
+beyond that (image, answer, mark, mix) is under ``metadata``. Lines of older run folders, which have
+these keys side by side, are read as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcit import strict
+from fcit.data.records import MAX_FILE, TestRecord
+from fcit.errors import DataError
+
+MAX_TEXT = 200_000  # characters of a prompt or a prediction
+_HUGE = 1e300  # beyond it, and NaN, is no number here
+_ID = 22  # characters of an answer_id, as many as the official ones have
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered test record; ``mix`` holds the weight of each subspace, in the order of :attr:`Run.subspaces`."""
+
+    question_id: str
+    image: str
+    prompt: str
+    text: str
+    answer: str
+    mark: float | None = None
+    mix: list[float] | None = None
+    answer_id: str = ""
+    model_id: str = ""
+
+
+def answer_id(*owner: int | str) -> str:
+    """The id of an answer: a hash of whose it is. The official scripts draw a random one, which no run could repeat."""
+    return hashlib.sha256("/".join(map(str, owner)).encode()).hexdigest()[:_ID]
+
+
+def to_line(prediction: Prediction) -> str:
+    """A prediction as a line of JSON in the official format, without the line's end."""
+    p = prediction
+    metadata: dict[str, Any] = {"image": p.image, "answer": p.answer}
+    if p.mark is not None:
+        metadata["mark"] = p.mark
+    if p.mix is not None:
+        metadata["mix"] = p.mix
+    return json.dumps(
+        {
+            "question_id": p.question_id, "prompt": p.prompt, "text": p.text, "answer_id": p.answer_id,
+            "model_id": p.model_id, "metadata": metadata,
+        }
+    )  # fmt: skip
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be text, got {strict.shown(value)}")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{key!r} has {len(value):,} characters, more than {MAX_TEXT:,}")
+    if not strict.is_text(value):
+        raise ValueError(f"{key!r} holds half a surrogate pair, which is no text: {value[:80]!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
+
+
+def _id(row: dict[str, Any]) -> str:
+    value = row["question_id"]
+    return _text({"question_id": str(value) if _is_number(value) else value}, "question_id")
+
+
+def from_line(line: str) -> Prediction:
+    """A prediction from a line of JSON; numbers are fine as ids.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    row = strict.parse_json(line, unique=True)
+    problem = strict.depth_problem(row)
+    if problem:
+        raise ValueError(problem)
+    if not isinstance(row, dict):
+        raise ValueError(f"must be an object, got {strict.shown(row)}")
+    missing = [repr(key) for key in ("question_id", "text") if key not in row]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing; a line has question_id, prompt, text, answer_id, model_id")
+    more = row.get("metadata", row)  # older run folders have no metadata
+    if not isinstance(more, dict):
+        raise ValueError(f"'metadata' must be an object, got {strict.shown(more)}")
+    mark, mix = more.get("mark"), more.get("mix")
+    if not (mark is None or _is_number(mark)):
+        raise ValueError(f"'mark' must be a number, got {strict.shown(mark)}")
+    if not (mix is None or (isinstance(mix, list) and all(map(_is_number, mix)))):
+        raise ValueError(f"'mix' must be a list of numbers, got {strict.shown(mix)}")
+    beside = {key: _text({key: "", **row}, key) for key in ("prompt", "answer_id", "model_id")}
+    ours = {key: _text({key: "", **more}, key) for key in ("image", "answer")}
+    return Prediction(_id(row), text=_text(row, "text"), mark=mark, mix=mix, **beside, **ours)
+
+
+def read(path: Path) -> list[Prediction]:
+    """All predictions of a file, one a line.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    try:
+        text = strict.read_text(path, MAX_FILE)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of predictions") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    found = []
+    for number, line in enumerate(text.rstrip().split("\n") if text.strip() else (), start=1):
+        try:
+            found.append(from_line(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+    return found
+
+
+def paired(
+    path: Path, found: Sequence[Prediction], questions: Sequence[TestRecord]
+) -> tuple[list[TestRecord], list[str]]:
+    """The question of every prediction (a line of ``path``) by its ``question_id``, and what is unusual.
+
+    As the official scripts do it: of questions with one id the last counts, and a prediction that comes
+    twice counts twice.
+
+    Raises:
+        DataError: no predictions, or one to a question that is not asked, naming file and line.
+    """
+    if not found:
+        raise DataError(f"{path}: holds no predictions")
+    index = {record.question_id: record for record in questions}
+    for number, prediction in enumerate(found, start=1):
+        if prediction.question_id not in index:
+            raise DataError(
+                f"{path}, line {number}: question_id {strict.shown(prediction.question_id)} is not in the test "
+                f"set ({len(questions)} questions, the first is {strict.shown(questions[0].question_id)}); is it of "
+                "this data set and split?"
+            )
+    answered = {prediction.question_id for prediction in found}
+    said = []
+    if len(index) < len(questions):
+        said.append(f"{len(questions) - len(index)} questions share their id with another; the last one counts")
+    if len(answered) < len(index):
+        said.append(f"{len(index) - len(answered)} of {len(index)} questions have no prediction and are left out")
+    if len(answered) < len(found):
+        said.append(f"{len(found) - len(answered)} predictions are to questions answered before; each counts")
+    blanks = sum(p.text != p.text.strip() for p in found)
+    if blanks:
+        said.append(f"{blanks} predictions begin or end with blanks, which are removed as the official generator does")
+    return [index[prediction.question_id] for prediction in found], said

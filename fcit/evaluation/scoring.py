@@ -1,0 +1,101 @@
+"""Scoring a file of predictions, whoever made them, as the official scripts do and by our cleaned rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fcit import registry
+from fcit.data.benchmark import Benchmark
+from fcit.data.records import TestRecord
+from fcit.errors import ConfigError, DataError
+from fcit.evaluation.predictions import Prediction, paired, read
+from fcit.evaluation.scorers import Result
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score by one rule; ``official`` if the rule is that of a published script."""
+
+    rule: str
+    score: float
+    official: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A file's scores, the data set's own rule first, and what is unusual about the file."""
+
+    lines: int
+    questions: int
+    scores: list[Score]
+    warnings: list[str] = field(default_factory=list)
+
+
+def rules(benchmark: Benchmark, dataset: str, rule: str | None = None) -> list[str]:
+    """The rules a data set is scored by: its own (or ``rule``) and beside each official one the cleaned one.
+
+    Raises:
+        ConfigError: no such data set or rule.
+    """
+    datasets = benchmark.spec.datasets
+    if dataset not in datasets:
+        hint = registry.nearest(dataset, list(datasets))
+        raise ConfigError(
+            f"--dataset: benchmark {benchmark.spec.name!r} has no data set {dataset!r}{hint} (it has: "
+            f"{', '.join(datasets)})"
+        )
+    problem = registry.problem("scorer", rule) if rule is not None else None
+    if problem is not None:
+        raise ConfigError(f"--rule: {problem}")
+    spec = datasets[dataset]
+    chosen = [rule] if rule is not None else [spec.scorer, *spec.also]
+    cleaned = [registry.OFFICIAL_RULES[name] for name in chosen if name in registry.OFFICIAL_RULES]
+    return list(dict.fromkeys([*chosen, *cleaned]))
+
+
+def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None = None) -> Scores:
+    """Score a file of predictions of one data set; the sum is divided by the number of its lines.
+
+    Raises:
+        ConfigError: no such data set or rule. DataError: the file or the data cannot be used, naming file and line.
+        RunError: a rule cannot be computed here (Java).
+    """
+    names = rules(benchmark, dataset, rule)
+    questions = benchmark.test(dataset)
+    found = read(file)
+    records, warnings = paired(file, found, questions)
+    texts = [prediction.text for prediction in found]
+    scores = []
+    for name in names:
+        asked: Sequence[TestRecord] = records
+        if name == "caption7":
+            asked, said = numbered(file, found, records, questions)
+            warnings += said
+        result: Result = registry.resolve("scorer", name)(texts, asked)
+        scores.append(Score(name, round(result.score, 4), name in registry.OFFICIAL_RULES))
+    return Scores(len(found), len(questions), scores, warnings)
+
+
+def numbered(
+    file: Path, found: Sequence[Prediction], records: Sequence[TestRecord], questions: Sequence[TestRecord]
+) -> tuple[Sequence[TestRecord], list[str]]:
+    """The questions as the official caption script pairs them: line n of the file with the references of image n.
+
+    The script never looks at the ids there. Where the file answers a part of the questions, its numbering
+    would pair answers with other images' captions, so they are paired by id, and a warning says so.
+
+    Raises:
+        DataError: more lines than questions: the script has no image for them either.
+    """
+    if len(found) > len(questions):
+        raise DataError(
+            f"{file}, line {len(questions) + 1}: the official caption script numbers the lines 1..{len(found)}, but "
+            f"there are captions for {len(questions)} images; remove lines that come twice"
+        )
+    if [record.question_id for record in records] == [q.question_id for q in questions[: len(records)]]:
+        return questions[: len(records)], []
+    if len(found) < len(questions):
+        return records, ["caption7: paired by question_id, the official script would number the lines and pair others"]
+    return questions, ["caption7: lines are in another order than the questions; paired line by line, as officially"]

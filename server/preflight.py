@@ -1,0 +1,160 @@
+"""Before the first training step: everything that scoring will need is tried on one record of each data set.
+
+A missing Java or image, a question that is too long or an answer's length that cannot be had stops the run
+here, and not after the hours that its first stage takes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from flwr.app import Message
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.data.records import TestRecord
+from fcit.errors import CodecError, FCITError, RunError
+from fcit.evaluation.scorers import Result
+from fcit.federation import codec
+from fcit.federation.records import Answers, EvaluateOrder
+from fcit.run_dir import RunDir
+from server.courier import Courier
+from server.orders import Orders
+from server.validation import short
+
+Asked = dict[int, str]  # node -> the data set whose first question it was asked
+
+
+class Preflight:
+    """Tries scorers here, and images and generation at the clients, before anything is trained.
+
+    Args:
+        say: is told events.
+    """
+
+    def __init__(
+        self, config: RunConfig, benchmark: Benchmark, run: RunDir, orders: Orders, courier: Courier,
+        say: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.config, self.benchmark, self.run = config, benchmark, run
+        self.orders, self.courier, self.say = orders, courier, say
+
+    def check(self) -> None:
+        """Try everything; one event says what was tried.
+
+        Raises:
+            RunError: what does not work, and for which data set. Nothing was trained.
+            StopRequested: asked to stop.
+        """
+        begin = time.perf_counter()
+        stages = range(len(self.benchmark.stages))
+        due = list(dict.fromkeys(name for stage in stages for name in self.orders.due(stage)))
+        if not due:
+            return  # every site has questions of its own, which the server knows nothing of
+        for name in due:
+            self._score(name)
+        self._answer(due)
+        self.say("preflight", datasets=due, seconds=round(time.perf_counter() - begin, 3))
+
+    def _stop(self, dataset: str, problem: str) -> RunError:
+        return RunError(
+            f"before training: data set {dataset!r}: {problem}\n"
+            f"nothing was trained; when that is mended, `fcit resume {self.run.path}` begins"
+        )
+
+    def _first(self, dataset: str) -> TestRecord:
+        return self.benchmark.test(dataset)[0]
+
+    # ------------------------------------------------------------------ scorers, here
+
+    def _score(self, dataset: str) -> None:
+        """Have every scorer of a data set judge the first record's own answer.
+
+        A rule of ours that judges one answer at a time costs next to nothing and judges all of them: a ground
+        truth that it cannot read is found now.
+        """
+        records, spec = self.benchmark.test(dataset), self.benchmark.spec.datasets[dataset]
+        for name in dict.fromkeys([spec.scorer, *spec.also]):
+            result = self._tried(dataset, name, [records[0]])
+            if result.marks is not None and not registry.is_own(name):
+                self._tried(dataset, name, records)
+
+    def _tried(self, dataset: str, name: str, records: Sequence[TestRecord]) -> Result:
+        answers = [record.references[0] if record.references else record.answer for record in records]
+        try:
+            result = registry.resolve("scorer", name)(answers, records)
+            if not isinstance(result, Result) or not math.isfinite(result.score):
+                raise RunError(f"must return a Result with a finite score, got {result!r:.200}")
+        except FCITError as error:
+            raise self._stop(dataset, f"scorer {name!r}: {error}") from None
+        except Exception as error:  # (a scorer of one's own raises whatever it likes)
+            raise self._stop(dataset, f"scorer {name!r}: {type(error).__name__}: {error}") from error
+        return result
+
+    # ------------------------------------------------------------------ images and generation, at the clients
+
+    def _answer(self, due: list[str]) -> None:
+        """Have the first question of every data set answered by the backbone as it came, without subspaces."""
+        if not self.courier.nodes:
+            raise RunError(f"before training: no client is connected; `fcit resume {self.run.path}` tries again")
+        failed: dict[str, tuple[int, str]] = {}
+        for asked in self._spread(due):
+            failed |= self._ask(asked)
+        others = [node for node in self.courier.nodes if node not in {node for node, _ in failed.values()}]
+        if failed and self.courier.deployed and others:
+            # A site's own trouble is not the run's, as long as somebody else can answer.
+            for dataset in list(failed):
+                again = self._ask({others[0]: dataset})
+                if not again:
+                    del failed[dataset]
+                failed |= again
+        for dataset, (_, problem) in failed.items():
+            record = self._first(dataset)
+            what = f"question {record.question_id!r} about image {record.image[:200]!r} got no answer: {problem}"
+            check = f"`fcit data check {self.config.benchmark} --root {self.benchmark.root} --all` looks at all images"
+            look = "`fcit client check SITE.yaml` at the site says more" if self.courier.deployed else check
+            raise self._stop(dataset, f"{what}\n{look}")
+
+    def _spread(self, due: list[str]) -> Iterator[Asked]:
+        """No node twice at a time: an error does not say what it is about."""
+        nodes = self.courier.nodes
+        for at in range(0, len(due), len(nodes)):
+            yield dict(zip(nodes, due[at : at + len(nodes)], strict=False))
+
+    def _ask(self, asked: Asked) -> dict[str, tuple[int, str]]:
+        """Ask the nodes; returns the data sets that got no usable answer, from whom and why."""
+        silent = f"no answer within {self.config.federation.timeout:.0f} s (federation.timeout)"
+        open_ = {dataset: (node, silent) for node, dataset in asked.items()}
+        # One record, no subspaces, no tensors: an ordinary question to the backbone as it came.
+        orders = [
+            (node, EvaluateOrder(self.orders.text, dataset, 0, 1, "", [], {}, {}, self.orders.run))
+            for node, dataset in asked.items()
+        ]
+        for reply in self.courier.send("evaluate", orders, "preflight"):
+            node = reply.metadata.src_node_id
+            dataset = asked[node]
+            problem = _problem(reply, dataset)
+            if not problem:
+                del open_[dataset]
+                continue
+            open_[dataset] = node, problem
+            if self.courier.deployed:
+                self.say("evaluate-failed", client=self.courier.client(node), reason=short(problem))
+        return open_
+
+
+def _problem(reply: Message, dataset: str) -> str:
+    """Why a reply is no answer to one question of a data set; empty if it is."""
+    if reply.has_error():
+        return str(reply.error.reason)
+    try:
+        answers = codec.decode(reply.content, Answers)
+    except CodecError as error:
+        return str(error)
+    if (answers.dataset, answers.first, len(answers.texts)) != (dataset, 0, 1):
+        got = f"{len(answers.texts)} answers to {answers.dataset[:80]!r} from record {answers.first}"
+        return f"{got}; one answer to the first was asked for"
+    return ""

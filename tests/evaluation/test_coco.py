@@ -1,0 +1,101 @@
+"""The official caption figure, with Java where there is one."""
+
+import os
+import shutil
+import stat
+import sys
+
+import psutil
+import pytest
+
+from fcit.data.records import TestRecord
+from fcit.errors import RunError
+from fcit.evaluation import coco
+
+REFERENCES = (
+    ("A man rides a horse.", "The man is riding a brown horse (fast), isn't he?"),
+    ("Two dogs play; in the snow!", "Dogs playing"),
+    ("A red cup on a caf\u00e9 table",),
+)
+RECORDS = [TestRecord(str(n), "a.png", "?", texts[0], texts) for n, texts in enumerate(REFERENCES)]
+TEXTS = [" a man is riding a horse", "", "A cup - red - on (the) table."]
+FIGURES = [78.57142856, 57.217213519, 40.305205001, 30.077958379, 25.357041601, 45.105211406, 136.304479883]
+
+
+@pytest.fixture(scope="session")
+def java():
+    if shutil.which("java") is None:
+        assert os.environ.get("FCIT_REQUIRE_JAVA") != "1", "java is not installed"
+        pytest.skip("java is not installed; FCIT_REQUIRE_JAVA=1 makes this a failure")
+
+
+def package() -> set:
+    """Everything in pycocoevalcap's folders."""
+    from pathlib import Path
+
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    return set(Path(ptbtokenizer.__file__).parents[1].rglob("*"))
+
+
+def children() -> list[str]:
+    return [child.name() for child in psutil.Process().children(recursive=True)]
+
+
+def test_the_tokens_of_the_official_tokenizer(java):
+    found = coco.tokenize({
+        0: ["A Dog's running, isn't it?", "(yes) \"no\"; a - bit..."],
+        1: ["", "!!!", "one\ntwo\r\nthree\u2028four\x0bfive", "caf\u00e9 na\u00efve"],
+        2: [],
+        3: [" last ", "\ud800"],
+    })  # fmt: skip
+    assert found == {
+        # brackets are not recognised as punctuation: lower-casing made -lrb- of -LRB-
+        0: ["a dog 's running is n't it", "-lrb- yes -rrb- no a bit"],
+        1: ["", "!!!", "one two three four five", "caf\u00e9 na\u00efve"],
+        2: [],
+        3: ["last", ""],
+    }
+    assert not children()
+
+
+def test_the_mean_of_seven(java):
+    """Figures of pycocoevalcap 1.2 itself (PTBTokenizer, Bleu(4), Meteor, Rouge, Cider) for these captions."""
+    before = package()
+    found = coco.seven(TEXTS, RECORDS)
+    assert list(found) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
+    assert list(found.values()) == pytest.approx(FIGURES, abs=1e-6)
+    assert not children() and package() == before
+
+
+def test_the_score_is_their_mean_and_may_exceed_a_hundred(monkeypatch):
+    values = dict(zip(coco.METRICS, [100.0] * 6 + [450.0], strict=True))
+    monkeypatch.setattr(coco, "seven", lambda texts, records: values)
+    result = coco.caption7(TEXTS, RECORDS)
+    assert (result.score, result.marks) == (150.0, None)
+    with pytest.raises(ValueError, match="2 texts for 3 records"):
+        coco.caption7(TEXTS[:2], RECORDS)
+
+
+def test_without_java_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match=r"no `java` on PATH; .*default-jre-headless.*`scorer: caption`"):
+        coco.caption7(TEXTS, RECORDS)
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    ("import sys; sys.exit('no room')", "the PTB tokenizer failed (0 lines for 8 captions)"),
+    ("import sys; print('one line')", "1 lines for 8 captions"),
+    # it tokenizes, but there is no METEOR
+    ("import sys; 'PTB' in ' '.join(sys.argv) or sys.exit('Could not reserve heap'); print(open(sys.argv[-1]).read(), "
+     "end='')", "METEOR failed (Could not reserve heap)"),
+])  # fmt: skip
+def test_a_java_that_fails_is_told_and_leaves_no_process(monkeypatch, tmp_path, script, said):
+    program = tmp_path / "java"
+    program.write_text(f"#!{sys.executable}\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError) as error:
+        coco.caption7(TEXTS, RECORDS)
+    assert said in str(error.value) and "java -version" in str(error.value)
+    assert not children()

@@ -1,0 +1,179 @@
+import json
+
+import pytest
+import yaml
+
+from fcit import cli
+from fcit.data.records import TestRecord
+from fcit.errors import DataError
+from fcit.evaluation import predictions
+from fcit.evaluation.predictions import Prediction, answer_id, from_line, read, to_line
+
+OURS = Prediction("7", "a/b.png", "What?\nOne word.", "caf\u00e9\u2028", "tea", 0.5, [0.25, 0.75], "x1", "tiny-disco")
+
+
+def test_a_line_has_the_official_keys_and_the_rest_under_metadata():
+    row = json.loads(to_line(OURS))
+    assert list(row) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
+    assert row["metadata"] == {"image": "a/b.png", "answer": "tea", "mark": 0.5, "mix": [0.25, 0.75]}
+    assert "\n" not in to_line(OURS) and from_line(to_line(OURS)) == OURS
+    bare = Prediction("7", "", "", "", "")
+    assert json.loads(to_line(bare))["metadata"] == {"image": "", "answer": ""} and from_line(to_line(bare)) == bare
+
+
+def test_lines_of_others_and_of_older_run_folders_are_read():
+    theirs = '{"question_id": 12, "prompt": "Q", "text": "A", "answer_id": "k", "model_id": "m", "metadata": {}}'
+    assert from_line(theirs) == Prediction("12", "", "Q", "A", "", answer_id="k", model_id="m")
+    assert from_line('{"question_id": "q", "text": "A", "ground_truth": 3}') == Prediction("q", "", "", "A", "")
+    old = '{"question_id": "0", "image": "a.png", "prompt": "Q", "text": "A", "answer": "B", "mark": 0.0, "mix": [1]}'
+    assert from_line(old) == Prediction("0", "a.png", "Q", "A", "B", 0.0, [1])
+
+
+def test_the_id_of_an_answer_tells_whose_it_is_and_nothing_else():
+    assert answer_id("disco", 0, "stage-1", "a", 1) == answer_id("disco", 0, "stage-1", "a", 1)
+    owners = [("disco", 0, "stage-1", "a", n) for n in range(50)] + [("disco", 1, "stage-1", "a", 0)]
+    assert len({answer_id(*owner) for owner in owners}) == 51 and len(answer_id("x")) == 22
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("", "Expecting value"),
+    ("{", "Expecting"),
+    ("[1]", "must be an object"),
+    ('{"text": "a"}', "'question_id' missing"),
+    ("{}", "'question_id' and 'text' missing"),
+    ('{"question_id": true, "text": "a"}', "'question_id' must be text"),
+    ('{"question_id": 1, "text": 3}', "'text' must be text"),
+    ('{"question_id": 1, "text": null}', "'text' must be text"),
+    ('{"question_id": 1, "text": "a", "text": "b"}', "a key occurs twice"),
+    ('{"question_id": 1, "text": "\\ud800"}', "surrogate"),
+    ('{"question_id": 1, "text": "a", "metadata": 3}', "'metadata' must be an object"),
+    ('{"question_id": 1, "text": "a", "metadata": {"mark": "x"}}', "'mark' must be a number"),
+    ('{"question_id": 1, "text": "a", "mix": [1, "x"]}', "'mix' must be a list of numbers"),
+    ('{"question_id": NaN, "text": "a"}', "NaN"),
+    ('{"question_id": 1, "text": "a", "metadata": ' + "[" * 90 + "]" * 90 + "}", "nested"),
+    ('{"question_id": 1, "text": "' + "a" * 200_001 + '"}', "more than 200,000"),
+    ('{"question_id": 1, "text": "a", "metadata": {"mark": 1e999}}', "'mark' must be a number"),
+])  # fmt: skip
+def test_a_broken_line_is_told_with_its_number(tmp_path, line, said):
+    file = tmp_path / "merge.jsonl"
+    file.write_text(to_line(OURS) + "\n" + line + "\n" + to_line(OURS) + "\n")
+    with pytest.raises(DataError) as error:
+        read(file)
+    assert str(error.value).startswith(f"{file}, line 2: ") and said in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_files_that_are_no_predictions(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match="not an ordinary file"):
+        read(tmp_path)
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="UTF-8"):
+        read(file)
+    file.write_text("\n")
+    with pytest.raises(DataError, match="holds no predictions"):
+        predictions.paired(file, read(file), [TestRecord("0", "", "", "")])
+
+
+# ---------------------------------------------------------------------- the command
+
+
+QUESTIONS = [("10", "red"), ("11", "blue "), ("12", "green")]
+
+
+@pytest.fixture
+def scored(tmp_path, capsys):
+    """Score lines (question, text) of a small data set in the official layout; returns (code, stdout, stderr)."""
+    folder = tmp_path / "root" / "instructions" / "Things"
+    folder.mkdir(parents=True)
+    rows = [{"question_id": i, "image": "x.png", "text": "?", "answer": a} for i, a in QUESTIONS]
+    (folder / "test.json").write_text(json.dumps(rows))
+    (folder / "train.json").write_text("[]")
+    coco = [{"image_id": n, "caption": a} for n, (_, a) in enumerate(QUESTIONS, start=1)]
+    (folder / "coco.json").write_text(json.dumps({"annotations": coco}))
+    things = {"train": "Things/train.json", "test": "Things/test.json"}
+    spec = {
+        "name": "things", "tasks": [["things"], ["captioned"]],
+        "datasets": {
+            "things": {**things, "scorer": "exact"},
+            "captioned": {**things, "scorer": "caption7", "references": "Things/coco.json"},
+        },
+    }  # fmt: skip
+    benchmark = tmp_path / "things.yaml"
+    benchmark.write_text(yaml.safe_dump(spec))
+
+    def call(lines, *more, dataset="things"):
+        file = tmp_path / "merge.jsonl"
+        file.write_text("".join(json.dumps({"question_id": i, "text": t}) + "\n" for i, t in lines))
+        root = str(tmp_path / "root")
+        where = ["--benchmark", str(benchmark), "--root", root, "--dataset", dataset, "--predictions", str(file)]
+        code = cli.main(["evaluate", *where, *more])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def scores(out: str) -> dict[str, tuple[float, str]]:
+    return {r["rule"]: (r["score"], r["official"]) for r in json.loads(out)["scores"]}
+
+
+def test_evaluate_prints_the_official_score_and_ours(scored):
+    code, out, err = scored([(10, "Red"), (11, "blue"), (12, "green.")])
+    assert code == 0 and err == ""
+    lines = out.splitlines()
+    assert lines[0] == "things of things: 3 predictions, 3 questions"
+    assert lines[1].split() == ["exact", "33.33", "official", "rule"]
+    assert lines[2].split() == ["exact-clean", "100.00", "our", "definition"]
+
+
+def test_evaluate_divides_by_the_lines_and_tells_what_is_unusual(scored):
+    code, out, err = scored([("12", " green"), ("10", "red"), ("10", "blue"), ("10", "red")], "--json")
+    assert code == 0 and scores(out)["exact"] == (75.0, True)
+    assert "1 of 3 questions have no prediction" in err and "2 predictions are to questions answered before" in err
+    assert "1 predictions begin or end with blanks" in err
+    assert len(json.loads(out)["warnings"]) == 3 and json.loads(out)["lines"] == 4
+
+
+def test_evaluate_by_another_rule(scored):
+    _, out, _ = scored([(10, ""), (11, "u"), (12, "x")], "--rule", "substring-official", "--json")
+    assert scores(out) == {"substring-official": (66.6667, True), "substring": (0.0, False)}
+
+
+def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch):
+    """The official script never looks at the ids of captions."""
+    from fcit.evaluation import coco, scorers
+
+    seen = []
+
+    def spy(texts, records):
+        seen.append([(text, record.answer) for text, record in zip(texts, records, strict=True)])
+        return scorers.Result(0.0)
+
+    monkeypatch.setattr(coco, "caption7", spy)
+    assert scored([(10, "a"), (11, "b"), (12, "c")], dataset="captioned")[::2] == (0, "")
+    assert seen[-1] == [("a", "red"), ("b", "blue "), ("c", "green")]
+    _, _, err = scored([(12, "a"), (11, "b"), (10, "c")], dataset="captioned")
+    assert seen[-1] == [("a", "red"), ("b", "blue "), ("c", "green")] and "another order" in err
+    _, _, err = scored([(10, "a"), (11, "b")], dataset="captioned")
+    assert seen[-1] == [("a", "red"), ("b", "blue ")] and "paired by question_id" not in err
+    _, _, err = scored([(12, "a"), (11, "b")], dataset="captioned")
+    assert seen[-1] == [("a", "green"), ("b", "blue ")] and "paired by question_id" in err
+    code, _, err = scored([(10, "a"), (11, "b"), (12, "c"), (12, "d")], dataset="captioned")
+    assert code == 2 and "line 4" in err and "captions for 3 images" in err
+
+
+@pytest.mark.parametrize(("lines", "more", "said"), [
+    ([(10, "red"), (13, "red")], (), "merge.jsonl, line 2: question_id '13' is not in the test set (3 questions"),
+    ([], (), "holds no predictions"),
+    ([(10, "red")], ("--rule", "exakt"), "--rule: scorer: unknown name 'exakt'; did you mean 'exact'"),
+    ([(10, "red")], ("--dataset", "thing"), "no data set 'thing'; did you mean 'things'"),
+    ([(10, "red")], ("--split", "val"), "dataset 'things' has no val file"),
+    ([(10, "red")], ("--root", "/nowhere"), "no such instruction file"),
+    ([(10, "red")], ("--benchmark", "fcit-mini-tusk"), "did you mean 'fcit-mini-task'"),
+])  # fmt: skip
+def test_evaluate_tells_mistakes_in_one_sentence(scored, lines, more, said):
+    code, out, err = scored(lines, *more)
+    assert code == 2 and out == "" and said in err and "Traceback" not in err and err.count("\n") == 1
