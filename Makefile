@@ -41,6 +41,7 @@ evidence: install  ## the long runs behind the README (about five hours on two c
 	$(BIN)/python -m tests.evidence.attacks
 	$(BIN)/python -m tests.evidence.soak
 	$(BIN)/python -m tests.evidence.site_worker
+	$(BIN)/python -m tests.evidence.compat
 	$(BIN)/python -m tests.evidence.card
 
 clean:

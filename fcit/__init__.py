@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fcit.export.folder import export_run
     from fcit.results import Run, load_run
+    from fcit.serving import Answer, Assistant, load
     from fcit.simulation import simulate
 
 __version__ = "0.1.0"
-__all__ = ["Run", "load_run", "simulate"]
+__all__ = ["Answer", "Assistant", "Run", "export_run", "load", "load_run", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +24,12 @@ def __getattr__(name: str) -> Any:
         from fcit import results
 
         return getattr(results, name)
+    if name in ("Answer", "Assistant", "load"):
+        from fcit import serving
+
+        return getattr(serving, name)
+    if name == "export_run":
+        from fcit.export.folder import export_run
+
+        return export_run
     raise AttributeError(f"module 'fcit' has no attribute {name!r}")

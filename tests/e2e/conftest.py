@@ -11,7 +11,8 @@ SMALL = {
     "benchmark": "fcit-mini-short",
     "method": "disco",
     "federation": {"rounds": 2, "clients": 50, "clients_per_round": 3},
-    "evaluation": {"limit": 16},
+    "data": {"max_records": 600},
+    "evaluation": {"samples": 16},
     "backbone": {"threads": 1},
 }
 

@@ -54,7 +54,7 @@ def test_a_run_survives(small, tmp_path, change):
     overrides = [
         "federation.rounds=1",
         "federation.clients_per_round=4",
-        "evaluation.limit=4",
+        "evaluation.samples=4",
         "federation.min_updates=1",
     ]
     config = configuration.load(small, overrides)

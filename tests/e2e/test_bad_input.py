@@ -96,7 +96,7 @@ def test_a_bad_image_stops_the_run_before_it_begins_or_is_passed_over(own, fcit)
     (own.parent / "data/datasets/first/cut.png").write_bytes(whole[:40])
     code, _, err = fcit("run", own)
     assert code == 2 and "truncated" in err and "raise max_bad_share to 0.1" in err
-    code, out, err = fcit("run", own, "max_bad_share=0.1", "federation.clients_per_round=4", "evaluation.limit=2")
+    code, out, err = fcit("run", own, "max_bad_share=0.1", "federation.clients_per_round=4", "evaluation.samples=2")
     assert code == 0, err
     assert "rejected" not in out
 

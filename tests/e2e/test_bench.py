@@ -26,7 +26,7 @@ def stopped(tmp_path_factory) -> tuple[Path, Path]:
     file = folder / "bench.yaml"
     file.write_text(yaml.safe_dump({
         "name": "both", "base": "small.yaml", "seeds": [0, 1], "jobs": 1, "output": str(folder / "runs"),
-        "set": {"federation.rounds": 1, "federation.clients_per_round": 1, "evaluation.limit": 8},
+        "set": {"federation.rounds": 1, "federation.clients_per_round": 1, "evaluation.samples": 8},
         "axes": {"method": ["finetune", "disco"]},
     }))  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "fcit.cli", "bench", str(file)], stderr=subprocess.PIPE)
@@ -46,7 +46,7 @@ def test_a_bench_goes_on_where_it_was_stopped(stopped, capsys):
     assert "resuming at stage" in (folder / RUNS[0] / "log.txt").read_text()
     assert all(load_run(folder / name).finished and (folder / name / "report.html").is_file() for name in RUNS)
     assert load_run(folder / RUNS[3]).config.seed == 1
-    assert "finetune-s0: Last" in out and "disco" in out and "reduced: first 8 records" in out
+    assert "finetune-s0: Last" in out and "disco" in out and "reduced (8 questions a test set" in out
     table = json.loads((folder / "leaderboard.json").read_text())["tables"][0]
     by_row = {row["row"]: row for row in table["rows"]}
     lasts = [load_run(folder / name).matrix.last for name in ("disco-s0", "disco-s1")]

@@ -12,7 +12,7 @@ from tests.e2e.conftest import SMALL
 def test_runs_whole(name, tmp_path):
     spec = read_spec(name)
     raw = {
-        **SMALL, "benchmark": name, "output": str(tmp_path), "evaluation": {"limit": 2},
+        **SMALL, "benchmark": name, "output": str(tmp_path), "evaluation": {"samples": 2},
         "federation": {"rounds": 1, "clients_per_round": 2},
     }  # fmt: skip
     run = simulate(raw)

@@ -38,7 +38,7 @@ BENCHMARK = {
 CONFIG = {
     "name": "deployed", "benchmark": "two-tasks.yaml", "setting": "heterogeneous", "method": "disco", "seed": 3,
     "federation": {"rounds": 1, "clients": SITES, "clients_per_round": SITES, "min_updates": SITES, "timeout": 300},
-    "evaluation": {"limit": 6}, "backbone": {"threads": 1}, "data_root": "data",
+    "evaluation": {"samples": 6}, "backbone": {"threads": 1}, "data_root": "data",
     # One layer: Flower sends every tensor in two requests of its own, and they are what this test waits for.
     "adapter": {"targets": r".*language_model.*layers\.0\.mlp\.(gate_proj|up_proj|down_proj)"},
 }  # fmt: skip

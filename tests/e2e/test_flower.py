@@ -32,7 +32,7 @@ CONFIG = {
     "benchmark": "one.yaml",
     "method": "disco",
     "federation": {"rounds": 2, "clients": 6, "clients_per_round": 2},
-    "evaluation": {"limit": 8},
+    "evaluation": {"samples": 8},
     "backbone": {"threads": 1},
 }
 

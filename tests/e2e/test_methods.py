@@ -38,7 +38,7 @@ def run_of(tmp_path_factory):
             # few clients where it matters that some come back
             clients = 40 if method == "replay" else 100
             federation = {"rounds": 2, "clients": clients, "clients_per_round": 2, "min_updates": 2, "beta": 100.0}
-            raw = {**SMALL, "name": method, "method": method, "federation": federation, "evaluation": {"limit": 6}}
+            raw = {**SMALL, "name": method, "method": method, "federation": federation, "evaluation": {"samples": 6}}
             raw["benchmark"] = str(two_stages(folder))
             config = folder / f"{method}.yaml"
             config.write_text(yaml.safe_dump({**raw, "output": str(folder / "runs")}))

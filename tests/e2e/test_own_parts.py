@@ -88,8 +88,10 @@ def test_own_options_are_checked(own_config):
 
 def test_simulate_takes_a_mapping(tmp_path):
     raw = {**SMALL, "output": str(tmp_path), "method": "zero_shot"}
-    run = fcit.simulate(raw, evaluation__limit=4, name="api")
-    assert run.name == "api-1" and run.config.evaluation.limit == 4 and fcit.load_run(run.path).matrix.last is not None
+    run = fcit.simulate(raw, evaluation__samples=4, name="api")
+    assert (
+        run.name == "api-1" and run.config.evaluation.samples == 4 and fcit.load_run(run.path).matrix.last is not None
+    )
 
 
 FAILING = """
@@ -118,7 +120,7 @@ def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
     own.write_text(FAILING)
     config = tmp_path / "f.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path), "method": "./failing.py:Failing"}))
-    assert cli.main(["run", str(config), "name=failing", "federation.clients_per_round=5", "evaluation.limit=2"]) == 0
+    assert cli.main(["run", str(config), "name=failing", "federation.clients_per_round=5", "evaluation.samples=2"]) == 0
     out = capsys.readouterr().out
     assert "client updates were rejected or failed" in out
     run = fcit.load_run(tmp_path / "failing-1")

@@ -96,7 +96,7 @@ def test_parts_of_ones_own_equal_inline(cluster, own_config):
 def test_memories_and_constants_equal_inline(cluster, tmp_path):
     """EWC's anchor is kept by clients that any worker may serve; SCAFFOLD's variates too."""
     federation = {**SMALL["federation"], "clients": 60, "rounds": 1, "beta": 100.0}
-    raw = {**SMALL, "method": "ewc", "fedopt": "scaffold", "evaluation": {"limit": 4}, "output": str(tmp_path)}
+    raw = {**SMALL, "method": "ewc", "fedopt": "scaffold", "evaluation": {"samples": 4}, "output": str(tmp_path)}
     inline = fcit.simulate({**raw, "federation": federation})
     again = fcit.simulate({**raw, "federation": {**federation, "engine": "ray"}},
                           ray={"address": cluster, "workers": 2})  # fmt: skip

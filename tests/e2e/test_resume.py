@@ -57,7 +57,7 @@ def new_run(folder: Path, **changes) -> RunDir:
 
 def tiny(folder: Path, **federation) -> RunDir:
     """A run whose evaluation takes several orders and hardly any time."""
-    evaluation = {"limit": 4, "batch_size": 2, "batches_per_order": 1}
+    evaluation = {"samples": 4, "batch_size": 2, "batches_per_order": 1}
     return new_run(folder, benchmark=str(two_stages(folder)), evaluation=evaluation, federation=federation)
 
 
@@ -190,7 +190,7 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 def scaffold(folder: Path, clients: int = 60) -> RunDir:
     federation = {"clients": clients, "min_updates": 3, "beta": 100.0}
     return new_run(
-        folder, benchmark=str(two_stages(folder)), method="finetune", fedopt="scaffold", evaluation={"limit": 2},
+        folder, benchmark=str(two_stages(folder)), method="finetune", fedopt="scaffold", evaluation={"samples": 2},
         federation=federation,
     )  # fmt: skip
 

@@ -42,8 +42,22 @@ def test_run_folder_is_complete(finished):
     assert results["method"] == "disco" and results["traffic"]["rejected"] == 0
     assert set(results["seconds"]) >= {"training", "evaluation", "aggregation", "checkpoint", "start-up"}
     rows = [json.loads(line) for line in (run / "predictions/stage-4/figureqa.jsonl").read_text().splitlines()]
-    assert len(rows) == 16 and {"question_id", "prompt", "text", "answer", "mix"} <= set(rows[0])
+    assert len(rows) == 16 and len({row["answer_id"] for row in rows}) == 16
+    assert list(rows[0]) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]  # the official ones
+    assert set(rows[0]["metadata"]) == {"image", "answer", "mark", "mix"} and rows[0]["model_id"] == "fcit-tiny-disco"
     assert not (run / "spill").exists()
+
+
+@pytest.mark.parametrize("dataset", ["figureqa", "flickr30k"])
+def test_evaluate_gives_a_runs_own_predictions_the_runs_score(finished, fcit, dataset):
+    _, run = finished
+    file = run / "predictions/stage-4" / f"{dataset}.jsonl"
+    code, out, err = fcit(
+        "evaluate", "--predictions", file, "--dataset", dataset, "--benchmark", "fcit-mini-short", "--json"
+    )
+    assert code == 0 and "have no prediction" in err  # the run was asked a part of the questions
+    matrix = json.loads((run / "matrix.json").read_text())
+    assert json.loads(out)["scores"][0]["score"] == matrix["scores"][-1][dataset] and json.loads(out)["lines"] == 16
 
 
 def test_a_client_sends_one_subspace_and_the_projector(finished):

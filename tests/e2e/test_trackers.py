@@ -10,7 +10,7 @@ from tests.e2e.conftest import OWN, SMALL, bits
 from tests.test_trackers import scalars
 
 QUICK = {
-    **SMALL, "evaluation": {"limit": 2}, "method": "finetune",
+    **SMALL, "evaluation": {"samples": 2}, "method": "finetune",
     "federation": {"rounds": 2, "clients": 50, "clients_per_round": 1},
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ SETTINGS = ("homogeneous", "heterogeneous")
 METHODS = ("finetune", "disco")
 FACTORS = (1, -1, -5, -50)  # 1: nobody attacks
 EVERY = 5  # clients a round, of which one is hostile
-QUICK = ["federation.rounds=1", "federation.clients=200", "evaluation.limit=4"]
+QUICK = ["federation.rounds=1", "federation.clients=200", "evaluation.samples=4"]
 
 
 def label(run: dict[str, Any]) -> str:

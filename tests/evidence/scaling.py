@@ -37,7 +37,7 @@ from fcit.simulation import create
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 BASE: dict[str, Any] = {
     "name": "scaling", "benchmark": "fcit-mini-short", "method": "disco",
-    "federation": {"rounds": 2, "clients_per_round": 4}, "evaluation": {"limit": 16}, "backbone": {"threads": 1},
+    "federation": {"rounds": 2, "clients_per_round": 4}, "evaluation": {"samples": 16}, "backbone": {"threads": 1},
 }  # fmt: skip
 IDLE_ROUNDS = 30
 

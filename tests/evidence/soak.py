@@ -23,7 +23,7 @@ from fcit import simulate
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG: dict[str, Any] = {
-    "benchmark": "fcit-mini-short", "method": "disco", "backbone": {"threads": 1}, "evaluation": {"limit": 8},
+    "benchmark": "fcit-mini-short", "method": "disco", "backbone": {"threads": 1}, "evaluation": {"samples": 8},
 }  # fmt: skip
 KILLS = 8  # workers killed in the Ray run
 

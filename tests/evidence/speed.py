@@ -94,7 +94,7 @@ def bare(w: Worker, trained: list[TrainOrder], evaluated: list[EvaluateOrder]) -
 def overhead() -> dict[str, float | list[float]]:
     """Wall time of a warm run over the bare loop, pair by pair."""
     config = configuration.parse(
-        {"benchmark": "fcit-mini-short", "federation": {"rounds": 3}, "evaluation": {"limit": 100}, "name": "speed"}
+        {"benchmark": "fcit-mini-short", "federation": {"rounds": 3}, "evaluation": {"samples": 100}, "name": "speed"}
     )
     open_benchmark(config).prepare()
     ratios = []

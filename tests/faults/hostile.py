@@ -138,7 +138,7 @@ class Unruly(InlineGrid):
 
 def settings(source: Path, *more: str) -> configuration.RunConfig:
     """A small configuration."""
-    return configuration.load(source, ["evaluation.limit=2", *more])
+    return configuration.load(source, ["evaluation.samples=2", *more])
 
 
 def sampled(config: configuration.RunConfig) -> Iterator[tuple[int, int, list[int]]]:

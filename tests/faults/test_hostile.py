@@ -126,7 +126,7 @@ def noise(answer):
 
 def test_random_tokens_open_only_so_many_subspaces(small, tmp_path):
     """One client comes in two stages and describes itself by noise: the second time it is left out."""
-    more = ["federation.rounds=1", "federation.max_openings=1", "federation.clients=30", "evaluation.limit=1"]
+    more = ["federation.rounds=1", "federation.max_openings=1", "federation.clients=30", "evaluation.samples=1"]
     for seed in range(1000):
         config = settings(small, *more, f"seed={seed}")
         met = [(client, stage) for stage, _, clients in sampled(config) for client in clients]
@@ -146,7 +146,7 @@ def test_random_tokens_open_only_so_many_subspaces(small, tmp_path):
 
 def test_a_server_that_is_full_leaves_clients_out(small, tmp_path):
     config = settings(small, "federation.rounds=1", "federation.clients_per_round=3", "federation.max_subspaces=2",
-                      "federation.retries=0", "evaluation.limit=1", "federation.min_updates=1")  # fmt: skip
+                      "federation.retries=0", "evaluation.samples=1", "federation.min_updates=1")  # fmt: skip
     from fcit.errors import RunError
 
     with pytest.raises(RunError, match="stage 3, round 1: 0 usable updates"):
@@ -183,7 +183,7 @@ def test_a_forged_token_moves_anothers_token_by_no_more_than_its_records(small, 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "norm_clip"])
 def test_a_robust_rule_in_a_whole_run_says_where_it_was_skipped(small, tmp_path, rule):
     config = settings(small, f"robust={rule}", "federation.rounds=1", "federation.clients_per_round=5",
-                      "setting=heterogeneous", "evaluation.limit=1")  # fmt: skip
+                      "setting=heterogeneous", "evaluation.samples=1")  # fmt: skip
     run = federation(config, tmp_path, rule, {})
     for event in run.of("round"):
         sizes = {name: event["subspaces"].count(name) for name in event["subspaces"]}

@@ -207,7 +207,7 @@ def test_a_run_its_resumption_and_its_report_unpickle_nothing(tmp_path, monkeypa
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
     own = make_own(tmp_path)
     with pytest.raises(StopRequested):
-        simulate(own, watcher=StopOnce(), method=method, federation__rounds=2, evaluation__limit=2)
+        simulate(own, watcher=StopOnce(), method=method, federation__rounds=2, evaluation__samples=2)
     run = execute(tmp_path / "runs" / "own-1")
     write_page([run], tmp_path / "page.html")
     assert run.finished and len(run.of("round")) == 2 and run.predictions("colors")
@@ -243,7 +243,7 @@ def test_messages_with_pickles(watch, trap):
 def finished(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
     own = make_own(tmp_path)
-    return simulate(own, method="finetune", evaluation__limit=2).path
+    return simulate(own, method="finetune", evaluation__samples=2).path
 
 
 def test_run_folders_with_pickles(finished, watch, trap):

@@ -1,0 +1,1 @@
+"""DISCO with Flower."""

@@ -1,0 +1,95 @@
+"""``fcit chat``: ask what a run learnt, and see which subspaces spoke."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from fcit.errors import EXIT_OK, ConfigError, DataError
+from fcit.serving import Answer, Assistant
+
+SHOWN = 3  # subspaces beside an answer
+WIDTH = 24  # characters of a full bar
+HELP = "a question, or: /image PATH (another image), /subspace NAME (it alone; none: mixed), /help, Ctrl-D (end)"
+
+
+@dataclass
+class Chat:
+    """One conversation without a memory: every question is asked anew of the image at hand."""
+
+    assistant: Assistant
+    console: Console
+    image: Path | None = None
+    subspace: str | None = None
+    max_new_tokens: int | None = None
+    as_json: bool = False
+
+    def ask(self, question: str) -> None:
+        """Answer and show who spoke.
+
+        Raises:
+            ConfigError: no image yet, or no such subspace. DataError: the image cannot be read.
+        """
+        if self.image is None:
+            raise ConfigError("--image: a question needs an image; name one (--image PATH, or /image PATH)")
+        [answer] = self.assistant.answer([self.image], [question], self.max_new_tokens, self.subspace)
+        if self.as_json:
+            whole = {"question": question, "image": str(self.image), "text": answer.text, "mix": answer.mix}
+            print(json.dumps(whole), flush=True)
+            return
+        self.console.print(escape(answer.text) or "[dim](no answer)[/dim]", style="bold", highlight=False)
+        for line in self._speakers(answer):
+            self.console.print(line, highlight=False)
+
+    def _speakers(self, answer: Answer) -> Iterator[str]:
+        """The strongest subspaces: name, bar of the weight, what it was trained on."""
+        order = sorted(answer.mix, key=lambda name: -answer.mix[name])
+        for name in order[:SHOWN]:
+            weight = answer.mix[name]
+            filled = round(min(max(weight, 0.0), 1.0) * WIDTH)
+            bar = f"[cyan]{'━' * filled}[/cyan][dim]{'─' * (WIDTH - filled)}[/dim]"
+            trained = ", ".join(self.assistant.trained_on.get(name, {}))
+            yield f"  {bar} {weight:6.1%}  {escape(name)}{f'  [dim]{escape(trained)}[/dim]' if trained else ''}"
+        rest = sum(answer.mix[name] for name in order[SHOWN:])
+        if rest >= 0.0005:  # what would be shown as 0.0% is not
+            yield f"  {' ' * WIDTH} {rest:6.1%}  the other {len(order) - SHOWN} together"
+
+    def line(self, text: str) -> None:
+        """A line of the interactive loop: a command or a question. Raises as :meth:`ask`."""
+        command, _, rest = text.strip().partition(" ")
+        if command == "/image":
+            path = Path(rest.strip()).expanduser()
+            if not path.is_file():
+                raise DataError(f"/image: no such file {rest.strip()!r}")
+            self.image = path
+        elif command == "/subspace":
+            self.subspace = rest.strip() or None
+        elif command == "/help":
+            self.console.print(HELP, markup=False)
+        elif command.startswith("/"):
+            raise ConfigError(f"unknown command {command}; {HELP}")
+        elif text.strip():
+            self.ask(text.strip())
+
+
+def interactive(chat: Chat) -> int:
+    """Read lines until the input ends; a mistake costs one line, not the conversation."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  (arrow keys and history in input())
+
+        chat.console.print(HELP, markup=False, style="dim")
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return EXIT_OK
+        try:
+            chat.line(text)
+        except (ConfigError, DataError) as error:
+            print(f"fcit: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Adapters out: what a run learnt, in the form that others can load."""

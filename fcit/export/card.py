@@ -1,0 +1,162 @@
+"""The model card of an export: what it is, what it scored, how to load it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+import yaml
+
+from fcit import registry
+from fcit.data.subset import reduced
+from fcit.models.portable import Routing
+from fcit.report.tables import FIGURES, cell, matrix_rows, rules
+from fcit.results import Run
+
+#: ``organisation/name`` or ``name`` as hubs have it; a path on the run's machine is none.
+_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+#: How methods answer whose single subspace is not what the run's answers came from.
+_TOGETHER = {
+    "olora": "Answers come from the sum of all subspaces; one alone is one term of it.",
+    "mlora": "Answers come from all subspaces merged; one alone is one term of the merge.",
+    "disco": "Each question mixes the subspaces by how much it resembles what they were trained on.",
+    "individual": "A reference: each subspace belongs to one task, which has to be named (`subspace=`).",
+}
+
+
+def card(run: Run, routing: Routing) -> str:
+    """``README.md`` of the export: YAML front matter as hubs read it, then Markdown."""
+    parts = [
+        front_matter(routing.backbone.model), f"# {_title(run)}", _what(run, routing), "## Results", _results(run),
+        "## Subspaces", _subspaces(routing), "## How to use", _usage(routing), "## Licence", _LICENCE,
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def subspace(routing: Routing, name: str) -> str:
+    """``README.md`` of one subspace's folder."""
+    trained = routing.trained_on.get(name)
+    on = f" It was trained on {_counts(trained)}." if trained else ""
+    text = (
+        f"# Subspace {name}\n\nOne LoRA adapter of several that belong together.{on} What they are, how they are mixed "
+        "and what they scored is in the `README.md` two folders up."
+    )
+    return f"{front_matter(routing.backbone.model)}\n\n{text}\n"
+
+
+def front_matter(model: str) -> str:
+    """What hubs read: the base model, the library, tags. No licence: that is for its owner to say."""
+    base = base_model(model)
+    tags = [f"base_model:adapter:{base}", "lora", "federated-learning", "continual-learning", "fcit"]
+    head = {"base_model": base, "library_name": "peft", "pipeline_tag": "image-text-to-text", "tags": tags}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+
+
+def base_model(model: str) -> str:
+    """The backbone's name without the folders of the machine it lay on."""
+    return model if _HUB.fullmatch(model) else PurePath(model).name
+
+
+def _title(run: Run) -> str:
+    return f"{base_model(run.config.backbone.model)} tuned by {registry.label(str(run.config.method['name']))}"
+
+
+def _what(run: Run, routing: Routing) -> str:
+    config = run.config
+    federation, adapter = config.federation, config.adapter
+    if config.stream == "site":
+        data = f"{federation.stages} stages of tasks that the sites kept to themselves"
+    else:
+        data = f"`{PurePath(config.benchmark).stem}` ({config.setting}, seed {config.seed})"
+    projector = {
+        "shared": "one projector, trained by all, is in every folder (`modules_to_save`)",
+        "per_subspace": "each brings a trained projector of its own (`modules_to_save`)",
+        "frozen": "the projector is the backbone's own",
+    }[routing.projector]
+    how = _TOGETHER.get(str(routing.method["name"]), "One adapter answers every question.")
+    return (
+        f"{len(routing.subspaces)} LoRA subspaces (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
+        f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: {data}, "
+        f"{federation.clients} clients, {federation.clients_per_round} in each of {federation.rounds} rounds per "
+        f"stage, {routing.stage} stages. {how} In the language model's layers `{adapter.targets}`; {projector}."
+    )
+
+
+def _results(run: Run) -> str:
+    config, matrix = run.config, run.matrix
+    parts = [f"> **Reduced** numbers, not comparable with full ones: {why}." for why in reduced(config)]
+    if config.backbone.model == "fcit-tiny":
+        parts.append("> fcit-tiny is a toy of a few million parameters: these numbers say nothing about a real model.")
+    scorers = ", ".join(f"{name} `{registry.label(rule)}`" for name, rule in run.results.get("scorers", {}).items())
+    parts.append(
+        f"Scores (0 to 100) on each data set's {config.evaluation.split} questions after each stage that was evaluated"
+        f"{f', by these rules: {scorers}' if scorers else ''}."
+    )
+    found = matrix.summary()
+    figures = [matrix.avg_name if name == "Avg" else name for name in FIGURES]
+    parts += [markdown(matrix_rows(matrix)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
+    others = rules(run)
+    if len(others) > 1:
+        parts.append(markdown(others))
+    parts.append(
+        "Last: mean of the last row. Avg: mean over stages of the mean over the data sets seen. MFT: mean when first "
+        "seen. BWT: mean change since then. Forgetting: mean loss against the best score before the last stage."
+    )
+    return "\n\n".join(parts)
+
+
+def _subspaces(routing: Routing) -> str:
+    rows = [["folder", "trained on (records in all rounds)"]]
+    rows += [[f"`subspaces/{n}`", _counts(routing.trained_on.get(n, {})) or "not known"] for n in routing.subspaces]
+    if not routing.formats:
+        return markdown(rows)
+    formats = [["data set", "last line of an instruction"], *([n, line] for n, line in routing.formats.items())]
+    return f"{markdown(rows)}\n\nRouting goes by wording, format line included:\n\n{markdown(formats)}"
+
+
+def _counts(trained: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in trained.items())
+
+
+def _usage(routing: Routing) -> str:
+    name, base = routing.subspaces[0], f'"{base_model(routing.backbone.model)}"'
+    where = ""
+    if routing.backbone.model == "fcit-tiny":  # no hub has it
+        where, base = "from fcit.models.backbone import TINY\n", 'TINY / "llava"'
+    return f"""All together, each question routed as in the run (`pip install fcit`):
+
+```python
+import fcit
+
+assistant = fcit.load("DIR")
+print(assistant.answer(["image.png"], ["What is this?"])[0])
+```
+
+or `fcit chat DIR --image image.png "What is this?"`. The backbone is compared by hash
+(`{routing.hashes.get("backbone", "not known")}`); `backbone=` says where it lies.
+
+One subspace alone, with plain peft:
+
+```python
+{where}from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "DIR/subspaces/{name}")
+```
+
+`routing.json` and `tokens.safetensors` hold the mix: method, its options, identity tokens."""
+
+
+_LICENCE = (
+    "Not stated: whoever publishes this folder chooses one that the licences of the base model and of the training "
+    "data allow, and adds `license:` to the front matter."
+)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table; the first row is its head."""
+    clean = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+    head, *body = ["| " + " | ".join(row) + " |" for row in clean]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])

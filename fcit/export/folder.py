@@ -1,0 +1,119 @@
+"""``fcit export``: a run's subspaces as peft adapters, with what it takes to mix them and a model card."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from tempfile import mkdtemp
+
+from rich.progress import track
+
+from fcit import registry
+from fcit.errors import ConfigError
+from fcit.export import card
+from fcit.models import portable
+from fcit.models.portable import SUBSPACES, Portable, Routing
+from fcit.models.saving import is_peft, save_peft
+from fcit.results import Run
+from fcit.run_dir import write_text, writing
+
+#: What an export consists of; nothing else in its folder is ever touched.
+PARTS = (SUBSPACES, portable.ROUTING, portable.TOKENS, "README.md")
+
+
+def export_run(run: str | Path, to: str | Path, force: bool = False) -> Path:
+    """Write a finished run's subspaces to the folder ``to``, where others can take them.
+
+    Args:
+        force: replace an earlier export there; other files of the folder stay.
+
+    Raises:
+        ConfigError: no run, not finished, nothing that plain peft could load, or ``to`` is not empty.
+        DataError: files of the run are damaged. DiskFull: there is no room.
+    """
+    source, target = Run(run), Path(to)
+    given = Portable.open(source.path)
+    _expressible(source, given)
+    _free(target, force, source)
+    scratch = _scratch(target)
+    try:
+        with writing(target):
+            _write(scratch, source, given)
+            for name in PARTS:
+                _replace(target / name, scratch / name)
+    finally:
+        shutil.rmtree(scratch)
+    return target
+
+
+def _scratch(target: Path) -> Path:
+    """A folder to write into first: what was there before stays until all is written.
+
+    Raises:
+        ConfigError: ``target`` cannot be made or written into.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return Path(mkdtemp(prefix=".export-", dir=target))
+    except OSError as error:
+        raise ConfigError(f"--to: cannot write into {str(target)!r} ({error}); name another folder") from None
+
+
+def _expressible(run: Run, given: Portable) -> None:
+    """Whether plain peft can hold what the run learnt, and shipped code can route it.
+
+    Raises:
+        ConfigError: with the reason and what can be done instead.
+    """
+    instead = f"`fcit chat {run.path}` and fcit.load({str(run.path)!r}) answer with the run folder as it is"
+    if not given.routing.subspaces:
+        raise ConfigError(f"{run.path}: method {run.method} trained no subspace; there is nothing to export")
+    name = str(given.routing.method.get("name"))
+    if registry.is_own(name):
+        raise ConfigError(
+            f"{run.path}: method {run.method} answers with code of your own ({name}), which an export cannot carry; "
+            f"the subspaces as they are lie in {given.subspaces}"
+        )
+    for subspace in given.routing.subspaces:
+        tensors = given.tensors(subspace)
+        if not is_peft(tensors):
+            what = "soft prompts" if any("prompt_pool" in n for n in tensors) else "token gates"
+            raise ConfigError(
+                f"{run.path}: subspace {subspace!r} of method {run.method} holds {what}, which are no part of a peft "
+                f"LoRA adapter and would be lost; {instead}"
+            )
+
+
+def _free(target: Path, force: bool, run: Run) -> None:
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise ConfigError(
+            f"--to: {str(target)!r} is not empty; name another folder, or `fcit export {run.path} --to {target} "
+            f"--force` to replace {', '.join(PARTS)} there"
+        )
+
+
+def _write(folder: Path, run: Run, given: Portable) -> None:
+    routing, model = given.routing, given.routing.backbone.model
+    names = routing.subspaces
+    for name in track(names, description="exporting", disable=not sys.stderr.isatty(), transient=True):
+        save_peft(folder / SUBSPACES / name, given.tensors(name), routing.adapter, model)
+        write_text(folder / SUBSPACES / name / "README.md", card.subspace(routing, name))
+    portable.write(folder, _portable(routing), given.known())
+    write_text(folder / "README.md", card.card(run, routing))
+    for file in folder.rglob("*.safetensors"):  # written for their owner only; the export is for others
+        file.chmod((folder / "README.md").stat().st_mode)
+
+
+def _portable(routing: Routing) -> Routing:
+    """The routing without what only the run's machine knows."""
+    backbone = routing.backbone.model_copy(update={"threads": 0})
+    return routing.model_copy(update={"backbone": backbone})
+
+
+def _replace(old: Path, new: Path) -> None:
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
+    new.replace(old)

@@ -1,0 +1,373 @@
+"""Adapters out: an export answers as the run did, plain peft loads it, and files of others are not trusted."""
+
+import io
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from peft import PeftModel, get_peft_model_state_dict
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import fcit
+from fcit import config as configuration
+from fcit import registry, seeding
+from fcit.config import RunConfig
+from fcit.data.benchmark import open_benchmark
+from fcit.errors import ConfigError, DataError
+from fcit.methods.base import Factory
+from fcit.models import portable
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone
+from fcit.models.layout import is_projector
+from fcit.models.saving import save_subspace
+from fcit.results import Run
+from fcit.run_dir import write_json
+from server.routing import speaks_as
+from tests.models.llava import small_llava
+from tests.models.qwen import small_qwen
+
+QUESTION = "What color is the cube?\nAnswer the question using a single word or phrase."
+
+
+@pytest.fixture(scope="module")
+def exported(reference, tmp_path_factory) -> Path:
+    return fcit.export_run(reference, tmp_path_factory.mktemp("export") / "out")
+
+
+@pytest.fixture(scope="module")
+def assistant(exported):
+    return fcit.load(exported)
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    rows = seeding.generator(0, "picture").integers(0, 255, (64, 64, 3))
+    Image.fromarray(rows.astype(np.uint8)).save(path)
+    return path
+
+
+# ---------------------------------------------------------------------- a run, exported
+
+
+def test_it_answers_and_routes_as_the_run_did(reference, assistant):
+    run = Run(reference)
+    benchmark = open_benchmark(run.config)
+    for dataset in run.matrix.datasets:
+        asked = run.predictions(dataset)
+        images = [benchmark.image_root / record.image for record in asked]
+        answers = assistant.answer(images, [record.prompt for record in asked])
+        assert [a.text for a in answers] == [record.text for record in asked]
+        mixes = [list(a.mix.values()) for a in answers]
+        np.testing.assert_allclose(mixes, [record.mix for record in asked], atol=1e-4)
+    assert list(answers[0].mix) == assistant.subspaces == run.subspaces
+
+
+def test_the_run_folder_itself_answers_alike(reference, assistant, picture):
+    [there] = assistant.answer([picture], [QUESTION])
+    with Image.open(picture) as opened:
+        assert fcit.load(reference).answer([opened], [QUESTION]) == [there]
+
+
+def test_the_card_tells_what_it_is_and_what_it_scored(reference, exported):
+    _, head, text = (exported / "README.md").read_text().split("---\n", 2)
+    front = yaml.safe_load(head)
+    assert front["base_model"] == "fcit-tiny" and front["library_name"] == "peft" and "license" not in front
+    run = Run(reference)
+    last = run.matrix.scores[-1]
+    assert f"| 4 | {' | '.join(f'{last[name]:.1f}' for name in run.matrix.datasets)}" in text
+    assert "**Reduced**" in text and "16 questions" in text
+    for name, dataset in zip(run.subspaces, run.matrix.datasets, strict=True):
+        assert f"| `subspaces/{name}` | {dataset} (" in text
+
+
+def test_an_earlier_export_is_replaced_only_when_asked_and_nothing_else_is(reference, exported, tmp_path, fcit):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    code, _, err = fcit("export", reference, "--to", tmp_path / "out")
+    assert code == 2 and "is not empty" in err and "--force" in err
+    code, out, err = fcit("export", reference, "--to", tmp_path / "out", "--force")
+    assert code == 0 and "fcit chat" in out, err
+    assert fcit("export", reference, "--to", tmp_path / "out", "--force")[0] == 0
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+    mine, theirs = ({f.relative_to(d) for d in [d] for f in d.rglob("*")} for d in (tmp_path / "out", exported))
+    assert mine - theirs == {Path("mine.txt")} and theirs <= mine
+
+
+@pytest.mark.parametrize("to", ["{}/file", "{}/file/below", "/proc/nowhere"])
+def test_where_nothing_can_be_written(reference, tmp_path, fcit, to):
+    (tmp_path / "file").write_text("")
+    code, _, err = fcit("export", reference, "--to", to.format(tmp_path))
+    assert code == 2 and "--to: cannot write" in err and len(err.splitlines()) == 1
+
+
+def test_chat_shows_who_spoke(exported, picture, fcit):
+    code, out, err = fcit("chat", exported, "--image", picture, QUESTION)
+    assert code == 0, err
+    assert "%" in out and "super-clevr" in out
+    code, out, _ = fcit("chat", exported, "--image", picture, "--json", QUESTION, "--subspace", "1")
+    said = json.loads(out)
+    assert code == 0 and said["question"] == QUESTION and said["mix"] == {"0": 0.0, "1": 1.0, "2": 0.0, "3": 0.0}
+
+
+def test_a_conversation_survives_mistakes_and_ends_with_the_input(exported, picture, fcit, monkeypatch):
+    lines = ["Too early?", "/image nowhere.png", f"/image {picture}", "", "What?", "/subspace 9", "Who?", "/what"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    code, out, err = fcit("chat", exported, "--json")
+    assert code == 0 and [json.loads(line)["question"] for line in out.splitlines()] == ["What?"]
+    assert [part in err for part in ("needs an image", "nowhere.png", "'9'", "/what")] == [True] * 4
+    assert len(err.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat", "{}", "What?"], "--image"),
+        (["chat", "{}", "--image", "nowhere.png", "What?"], "nowhere.png"),
+        (["chat", "/", "--image", "{image}", "What?"], "fcit export RUN --to DIR"),
+        (["chat", "{}", "--image", "{image}", "--backbone", "/nowhere", "What?"], "/nowhere"),
+        (["chat", "{}", "--image", "{image}", "--device", "gpu", "What?"], "backbone.device"),
+        (["chat", "{}", "--image", "{image}", "--max-new-tokens", "0", "What?"], "at least 1"),
+        (["export", "{}", "--to", "x"], "not a run folder"),
+    ],
+)
+def test_refused_in_one_sentence(exported, picture, fcit, arguments, words):
+    code, _, err = fcit(*(a.format(exported, image=picture) for a in arguments))
+    assert code == 2 and words in err and len(err.splitlines()) == 1 and "Traceback" not in err
+
+
+# ---------------------------------------------------------------------- every policy, every layout, made by hand
+
+
+class Made:
+    """A finished run's folder without the run: random subspaces, random identity tokens."""
+
+    def __init__(self, path: Path, raw: dict, count: int = 3) -> None:
+        self.path = path
+        self.config = configuration.parse(raw)
+        self.method = registry.resolve("method", self.config.method["name"])(self.config)
+        self.backbone = Backbone(self.config.backbone)
+        self.adapters = Adapters(self.backbone, self.config.adapter, self.method.layout)
+        rng = seeding.generator(5, "made")
+        projector = self.adapters.base_projector()
+        own = {n: t for n, t in self.adapters.read().items() if not is_projector(n)}
+        if self.config.adapter.projector == "per_subspace":
+            own, projector = {**own, **projector}, {}
+        make = Factory(0, {n: t.shape for n, t in own.items()}, given=own)
+        self.shared = {n: noisy(t, rng) for n, t in projector.items()}
+        self.subspaces = {str(i): {n: noisy(t, rng) for n, t in make(str(i)).items()} for i in range(count)}
+        self.tokens = rng.normal(size=(count, self.backbone.identity.width())).astype(np.float32)
+        self.write()
+
+    def write(self) -> None:
+        (self.path / "adapters").mkdir(parents=True)
+        (self.path / "config.yaml").write_text(configuration.dump(self.config))
+        write_json(self.path / "matrix.json", {"datasets": ["x"], "scores": [{"x": 1.0}]})
+        write_json(self.path / "results.json", {"method": self.method.name, "subspace_names": list(self.subspaces)})
+        for name, tensors in self.subspaces.items():
+            folder = self.path / "adapters" / name
+            save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone.model)
+        names = list(self.subspaces)
+        routing = portable.Routing(
+            format=1, method=speaks_as(self.method), subspaces=names, knowledge={"names": names},
+            projector=portable.projector_policy(list(self.subspaces.values()), self.shared),
+            adapter=self.config.adapter, backbone=self.config.backbone, hashes=self.backbone.hashes,
+            max_new_tokens=8, batch_size=4, stage=1,
+        )  # fmt: skip
+        portable.write(self.path / "adapters", routing, {"tokens": self.tokens})
+
+    def alone(self, name: str, picture: Path) -> tuple[torch.Tensor, list[str]]:
+        """Logits of a training example and the answer, with one subspace, as a run computes them."""
+        projector = {**self.adapters.base_projector(), **self.shared}
+        self.adapters.load_mixture([self.subspaces[name]], projector)
+        with self.adapters.mixed(np.ones((1, 1), np.float32)):
+            return said(self.backbone, picture)
+
+
+def noisy(tensor: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (tensor + rng.normal(0, 0.05, tensor.shape)).astype(np.float32)
+
+
+def said(backbone: Backbone, picture: Path) -> tuple[torch.Tensor, list[str]]:
+    features = backbone.vision_features(picture.parent, [picture.name])
+    with torch.no_grad():
+        logits, _ = backbone.answer_logits([backbone.encode(QUESTION, "yes", picture.name)], features)
+    return logits, backbone.generate([backbone.encode(QUESTION, None, picture.name)], features, 8)
+
+
+def raw(method: str = "disco", projector: str = "shared", backbone: dict = {}) -> dict:  # noqa: B006
+    return {
+        "method": method, "adapter": {"projector": projector}, "backbone": {**backbone, "feature_cache": "off"},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("backbones")
+    model, identity = small_llava(folder)
+    return {
+        "fcit-tiny": {},
+        "llava": {"model": model, "identity": identity, "conversation": "vicuna_v1"},
+        "qwen": {"model": small_qwen(folder), "identity": identity},
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "projector"),
+    [("fcit-tiny", "shared"), ("llava", "shared"), ("llava", "frozen"), ("llava", "per_subspace"), ("qwen", "shared")],
+)
+def test_plain_peft_loads_each_subspace_and_answers_as_the_run(model, projector, backbones, tmp_path, picture):
+    made = Made(tmp_path / "run", raw(projector=projector, backbone=backbones[model]))
+    out = fcit.export_run(made.path, tmp_path / "out")
+    plain = Backbone(made.config.backbone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing|unexpected|Found).*keys.*")
+        plain.project(lambda base: PeftModel.from_pretrained(base, str(out / "subspaces" / "1")).eval())
+    there = get_peft_model_state_dict(plain.model, save_embedding_layers=False)
+    wanted = {**made.shared, **made.subspaces["1"]}
+    assert set(there) == set(wanted) and all(np.array_equal(there[n].numpy(), t) for n, t in wanted.items())
+    assert any(is_projector(n) for n in there) == (projector != "frozen")
+    (expected, texts), (logits, answers) = made.alone("1", picture), said(plain, picture)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert answers == texts
+    [answer] = fcit.load(out).answer([picture], [QUESTION], subspace="1")
+    assert [answer.text] == texts and answer.mix == {"0": 0.0, "1": 1.0, "2": 0.0}
+
+
+@pytest.mark.parametrize(("method", "words"), [("moelora", "token gates"), ("l2p", "soft prompts")])
+def test_what_peft_cannot_hold_is_refused_and_the_run_folder_answers(method, words, tmp_path, picture):
+    made = Made(tmp_path / "run", raw(method), count=1)
+    with pytest.raises(ConfigError, match=f"(?s){words}.*fcit chat"):
+        fcit.export_run(made.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    [answer] = fcit.load(made.path).answer([picture], [QUESTION])
+    assert answer.mix == {"0": 1.0}
+
+
+def test_a_reference_that_is_told_the_task_asks_who_shall_answer(tmp_path, picture):
+    made = Made(tmp_path / "run", raw("individual", "frozen"))
+    out = fcit.load(fcit.export_run(made.path, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="say which subspace answers"):
+        out.answer([picture], [QUESTION])
+    assert out.answer([picture], [QUESTION], subspace="2")[0].text == made.alone("2", picture)[1][0]
+
+
+def test_nothing_trained_nothing_exported(tmp_path):
+    made = Made(tmp_path / "run", raw("zero_shot"), count=0)
+    with pytest.raises(ConfigError, match="nothing to export"):
+        fcit.export_run(made.path, tmp_path / "out")
+
+
+def test_an_unfinished_run_is_not_exported(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match="has not finished"):
+        fcit.export_run(tmp_path, tmp_path / "out")
+
+
+def test_a_method_of_ones_own_answers_as_the_shipped_one_it_derives_from(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from fcit.methods.disco import Disco\n"
+        "class Trains(Disco):\n    def on_step(self, session):\n        pass\n"
+        "class Routes(Disco):\n    def route(self, names, knowledge, features):\n        return features\n"
+    )
+
+    def spoken(name: str) -> str:
+        config = RunConfig.model_validate({"method": {"name": f"{tmp_path}/mine.py:{name}"}})
+        return speaks_as(registry.resolve("method", config.method["name"])(config))["name"]
+
+    assert spoken("Trains") == "disco"
+    assert spoken("Routes").endswith("mine.py:Routes")
+
+
+# ---------------------------------------------------------------------- files of others
+
+
+@pytest.fixture
+def given(exported, tmp_path) -> Path:
+    """An export that a test may spoil."""
+    import shutil
+
+    return Path(shutil.copytree(exported, tmp_path / "given"))
+
+
+def changed(folder: Path, **values) -> None:
+    file = folder / portable.ROUTING
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_another_backbone_is_refused_with_both_hashes_unless_told_otherwise(given, assistant, picture):
+    right = assistant.routing.hashes["backbone"]
+    changed(given, hashes={**assistant.routing.hashes, "backbone": "0123456789abcdef"})
+    with pytest.raises(ConfigError, match=f"backbone is {right}, the run's was 0123456789abcdef"):
+        fcit.load(given)
+    other = fcit.load(given, other_weights=True)
+    assert other.answer([picture], [QUESTION]) == assistant.answer([picture], [QUESTION])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"subspaces": ["../../etc"]}, {"subspaces": ["0", "0"]}, {"format": 2}, {"extra": 1},
+        {"adapter": {"rank": "many"}}, {"method": {"name": "disco", "temperature": -1}}, {"subspaces": ["0", "7"]},
+        {"knowledge": json.loads("[" * 70 + "]" * 70)},
+    ],
+)  # fmt: skip
+def test_damaged_routing_is_one_sentence(given, values):
+    changed(given, **values)
+    with pytest.raises(DataError, match=r"given"):
+        fcit.load(given)
+
+
+def test_no_code_is_run_that_a_file_of_others_names(given, tmp_path):
+    (given / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    changed(given, method={"name": f"{given}/evil.py:Evil"})
+    with pytest.raises(ConfigError, match="code of its own"):
+        fcit.load(given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_tensors_are_one_sentence(given):
+    file = given / "subspaces" / "2" / "adapter_model.safetensors"
+    whole = load_file(file)
+    first = sorted(whole)[0]
+    for wrong in (
+        {**whole, first: whole[first][:1]}, {n: t for n, t in whole.items() if n != first},
+        {**whole, first: whole[first] * np.float32("nan")}, {**whole, first: whole[first].astype(np.float64)},
+        {**whole, first.replace("layers.0", "layers.9"): whole[first]},
+    ):  # fmt: skip
+        save_file(wrong, file)
+        with pytest.raises(DataError, match="subspaces/2"):
+            fcit.load(given)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DataError, match="subspaces/2"):
+        fcit.load(given)
+
+
+def test_a_shared_projector_that_is_not_shared_is_noticed(given):
+    file = given / "subspaces" / "2" / "adapter_model.safetensors"
+    save_file({n: t + is_projector(n) for n, t in load_file(file).items()}, file)
+    with pytest.raises(DataError, match="per_subspace"):
+        fcit.load(given)
+
+
+def test_tokens_that_do_not_fit_are_noticed_when_asked(given, picture):
+    save_file({"tokens": np.zeros((1, 3), np.float32)}, given / portable.TOKENS)
+    with pytest.raises(DataError, match="do not fit together"):
+        fcit.load(given).answer([picture], [QUESTION])
+
+
+def test_pictures_and_questions_must_pair(assistant, picture, tmp_path):
+    assert assistant.answer([], []) == []
+    with pytest.raises(DataError, match="2 images for 1"):
+        assistant.answer([picture, picture], ["What?"])
+    with pytest.raises(DataError, match="no such file"):
+        assistant.answer([tmp_path / "none.png"], ["What?"])
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(DataError, match="not a readable image"):
+        assistant.answer([tmp_path / "text.png"], ["What?"])
