@@ -1,4 +1,4 @@
-"""The published benchmark as a lab would run it: check, run, score, export, load, chat; on stand-ins of data and model."""
+"""The published benchmark as a lab runs it: check, run, score, export, load, chat; on stand-ins of data and model."""
 
 import json
 import os
