@@ -25,8 +25,8 @@ _NO_MEMORY = ("can't allocate memory", "cuda error: out of memory", "cublas_stat
 _SMALL = 2**16
 
 
-class OutOfMemory(FCITError):
-    """A training step needs more memory than there is."""
+class OutOfMemory(FCITError, MemoryError):
+    """A training step needs more memory than there is; a Ray worker to which that happens is replaced."""
 
 
 def backward(sessions: Sessions, batch: list[int], loss_of: LossOf, micro_batch: int | None = None) -> float:
@@ -138,7 +138,7 @@ def explained(where: str, *lower: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
             raise
         raise _sentence(where, lower, error) from None
 

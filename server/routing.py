@@ -28,12 +28,12 @@ def write(
     knowledge, tokens = method.knowledge(state)
     if method.needs_task_at_inference:
         knowledge = {**knowledge, "trained": progress.majority}
-    longest = max(config.evaluation.longest(d.max_new_tokens) for d in benchmark.spec.datasets.values())
+    own = [d.max_new_tokens for d in benchmark.spec.datasets.values()] or [None]  # sites keep theirs to themselves
     routing = Routing(
         format=1, method=speaks_as(method), subspaces=list(state.subspaces), knowledge=knowledge,
         projector=portable.projector_policy(list(state.subspaces.values()), state.shared),
         adapter=config.adapter, backbone=config.backbone, hashes=dict(read_json(run.environment)["hashes"]),
-        max_new_tokens=longest, batch_size=config.evaluation.batch_size,
+        max_new_tokens=max(config.evaluation.longest(n) for n in own), batch_size=config.evaluation.batch_size,
         stage=len(progress.rows), trained_on=_trained_on(benchmark, progress),
         formats={name: d.suffix for name, d in benchmark.spec.datasets.items() if d.suffix},
     )  # fmt: skip

@@ -25,7 +25,7 @@ BENCHMARK = {
 CLIENTS = 200
 #: With this seed the second stage calls a client of the first again, for the other task.
 QUICK = {
-    **SMALL, "seed": 3, "setting": "heterogeneous", "evaluation": {"samples": 4},
+    **SMALL, "seed": 3, "setting": "heterogeneous", "data": {}, "evaluation": {"samples": 4},
     "federation": {"rounds": 2, "clients": CLIENTS, "clients_per_round": 3, "beta": 100.0},
 }  # fmt: skip
 RUNS = [

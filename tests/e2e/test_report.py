@@ -39,7 +39,8 @@ def test_tables_hold_the_matrix(two):
     run = load_run(two[0])
     rows = list(csv.reader((two[2] / "tables" / "matrix-small-1.csv").open()))
     assert rows[0] == ["stage", *run.matrix.datasets, "mean", "numbers"]
-    assert {row[-1] for row in rows[1:]} == {"reduced (16 questions a test set, choice 0)"}
+    reduced = "16 questions a test set, choice 0; 600 training records a data set"
+    assert {row[-1] for row in rows[1:]} == {f"reduced ({reduced})"}
     last = dict(zip(rows[0], rows[-1], strict=True))
     assert {d: float(last[d]) for d in run.matrix.datasets} == {
         d: round(v, 1) for d, v in run.matrix.scores[-1].items()

@@ -21,6 +21,7 @@ def test_fewer_evaluations_change_nothing_but_their_number(reference, small, fci
     results = json.loads((run.path / "results.json").read_text())
     assert results["evaluated"] == [2, 4] and results["MFT"] is results["BWT"] is results["forgetting"] is None
     assert results["Avg"] == run.matrix.avg != whole.matrix.avg
-    assert results["reduced"] == ["16 questions a test set, choice 0"]  # as the small configuration says
+    # as the small configuration says
+    assert results["reduced"] == ["16 questions a test set, choice 0", "600 training records a data set"]
     assert results["scorers"]["ocr-vqa"] == "exact" and set(results["scorers"]) == set(run.matrix.datasets)
-    assert "Accuracy matrix of small-1, reduced (16 questions a test set, choice 0)" in out and "Avg over" in out
+    assert "Accuracy matrix of small-1, reduced (16 questions a test set, choice 0; 600 " in out and "Avg over" in out

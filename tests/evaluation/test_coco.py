@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import sys
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -38,11 +39,14 @@ def package() -> set:
     return set(Path(ptbtokenizer.__file__).parents[1].rglob("*"))
 
 
-def children() -> list[str]:
-    return [child.name() for child in psutil.Process().children(recursive=True)]
+@pytest.fixture
+def children() -> Callable[[], list[str]]:
+    """Names of the processes that the test at hand has started and left; other tests' may go on beside."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    return lambda: [c.name() for c in psutil.Process().children(recursive=True) if c.pid not in before]
 
 
-def test_the_tokens_of_the_official_tokenizer(java):
+def test_the_tokens_of_the_official_tokenizer(java, children):
     found = coco.tokenize({
         0: ["A Dog's running, isn't it?", "(yes) \"no\"; a - bit..."],
         1: ["", "!!!", "one\ntwo\r\nthree\u2028four\x0bfive", "caf\u00e9 na\u00efve"],
@@ -59,7 +63,7 @@ def test_the_tokens_of_the_official_tokenizer(java):
     assert not children()
 
 
-def test_the_mean_of_seven(java):
+def test_the_mean_of_seven(java, children):
     """Figures of pycocoevalcap 1.2 itself (PTBTokenizer, Bleu(4), Meteor, Rouge, Cider) for these captions."""
     before = package()
     found = coco.seven(TEXTS, RECORDS)
@@ -90,7 +94,7 @@ def test_without_java_it_says_what_to_install(monkeypatch, tmp_path):
     ("import sys; 'PTB' in ' '.join(sys.argv) or sys.exit('Could not reserve heap'); print(open(sys.argv[-1]).read(), "
      "end='')", "METEOR failed (Could not reserve heap)"),
 ])  # fmt: skip
-def test_a_java_that_fails_is_told_and_leaves_no_process(monkeypatch, tmp_path, script, said):
+def test_a_java_that_fails_is_told_and_leaves_no_process(monkeypatch, tmp_path, script, said, children):
     program = tmp_path / "java"
     program.write_text(f"#!{sys.executable}\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
