@@ -156,7 +156,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fcit import config as configuration
-    from fcit.doctor import doctor
+    from fcit.doctor.command import doctor
 
     config = configuration.load(args.config, args.overrides)
     return doctor(config, args.gpu_gb, not args.no_probe, Console(width=None if sys.stdout.isatty() else 120))

@@ -19,7 +19,7 @@ LEVELS = {
     "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0, "fcit.strict": 0,
     "fcit.data": 1,
     "fcit.models": 2,
-    "fcit.estimate": 3, "fcit.devices": 0, "fcit.fitting": 3, "fcit.doctor": 4,
+    "fcit.doctor": 4,
     "fcit.environment": 3, "fcit.fedopt": 3, "fcit.methods": 3,
     "fcit.federation": 4, "fcit.evaluation": 4,
     "server": 5, "clients": 5, "fcit.results": 5, "fcit.report": 5, "fcit.progress": 5,

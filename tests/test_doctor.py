@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fcit import cli
-from fcit.devices import device_of, peak_of
+from fcit.doctor.devices import device_of, peak_of
 
 LARGE = {
     "name": "large", "benchmark": "fcit-mini-short",

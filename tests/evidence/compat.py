@@ -26,6 +26,7 @@ TESTS = (
     "tests/models/test_adapters.py",
     "tests/e2e/test_export.py",
     "tests/e2e/test_runs.py::test_run_folder_is_complete",
+    "tests/e2e/test_official.py",
 )
 
 

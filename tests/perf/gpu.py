@@ -28,9 +28,10 @@ from transformers import LlavaForConditionalGeneration
 
 from clients.micro import OutOfMemory, explained
 from fcit import config as configuration
-from fcit import estimate, seeding
-from fcit.devices import device_of, peak_of
-from fcit.estimate import Lengths
+from fcit import seeding
+from fcit.doctor import estimate
+from fcit.doctor.devices import device_of, peak_of
+from fcit.doctor.estimate import Lengths
 from fcit.models import backbone as backbones
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fcit import config as configuration
-from fcit import estimate
-from fcit.estimate import Lengths
+from fcit.doctor import estimate
+from fcit.doctor.estimate import Lengths
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.shapes import shape_of

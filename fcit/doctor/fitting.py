@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fcit import estimate
 from fcit.config import RunConfig
-from fcit.devices import Device, machine_memory
-from fcit.estimate import Lengths
+from fcit.doctor import estimate
+from fcit.doctor.devices import Device, machine_memory
+from fcit.doctor.estimate import Lengths
 from fcit.models.shapes import Shape
 
 

@@ -10,14 +10,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fcit import estimate, registry, seeding
+from fcit import registry, seeding
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.spec import read_spec
-from fcit.devices import Device, device_of
+from fcit.doctor import estimate
+from fcit.doctor.devices import Device, device_of
+from fcit.doctor.estimate import Lengths
+from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large
 from fcit.errors import EXIT_OK, ConfigError, FCITError
-from fcit.estimate import Lengths
-from fcit.fitting import gb, machine_problems, per_device, smallest, too_large
 from fcit.methods.base import Method
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
