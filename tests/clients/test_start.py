@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from clients import start as starting
@@ -96,8 +97,8 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
         superlink.register(site.folder / "site.key.pub", "0")
         with site:
             assert superlink.submit(good).startswith("finished:completed"), site.logs()
-            said = json.loads((good / "result.json").read_text())
-            assert said.get("shapes"), (said, site.logs())
+            shapes = json.loads((good / "result.json").read_text())
+            assert shapes.get("shapes"), (shapes, site.logs())
 
             assert superlink.submit(evil).startswith("finished:completed"), site.logs()
             said = json.loads((evil / "result.json").read_text())
@@ -111,6 +112,14 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
             children = [site.child("SuperNode"), site.child("executor")]
             assert site.stop() == 0, site.logs()
         assert not any(alive(pid) for pid in children)
+
+        (good / "result.json").unlink()
+        site.change(worker="process")  # anew for every order, and nothing of it stays
+        with site:
+            assert superlink.submit(good).startswith("finished:completed"), site.logs()
+            assert json.loads((good / "result.json").read_text()) == shapes, site.logs()
+            kept = psutil.Process(site.child("executor")).children(recursive=True)
+            assert not kept and site.stop() == 0, site.logs()
 
 
 # ------------------------------------------------ looking after the two processes, with stand-ins for them
