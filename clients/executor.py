@@ -54,14 +54,14 @@ EXIT_ABANDONED = 3  # the SuperNode does not know the order any more
 log = logging.getLogger("clients")
 
 
-def connect(port: int, *interceptors: Any) -> RuntimeHttpClient:
+def connect(address: str, *interceptors: Any) -> RuntimeHttpClient:
     """A client of the SuperNode's Runtime API on loopback; repeats calls for half a minute at most.
 
     Flower's own retries are not used: at a token that is not known any more they kill the process.
     """
     patience = RetryInvoker(lambda: exponential(max_delay=4), httpx.TransportError, max_tries=8, max_time=30)
     return RuntimeHttpClient.from_server_address(
-        f"127.0.0.1:{port}", True, None, [RuntimeVersionHttpInterceptor("flwr-clientapp"), *interceptors],
+        address, True, None, [RuntimeVersionHttpInterceptor("flwr-clientapp"), *interceptors],
         retry_invoker=patience,
     )  # fmt: skip
 
@@ -103,9 +103,9 @@ def answer(path: Path, message: Message, context: Context, run: Run, fab: Fab) -
         return failed(error)
 
 
-def perform(path: Path, port: int, token: str) -> None:
+def perform(path: Path, address: str, token: str) -> None:
     """Do the one order that ``token`` stands for and send its reply."""
-    client = connect(port, RuntimeTokenHttpInterceptor(token))
+    client = connect(address, RuntimeTokenHttpInterceptor(token))
     heart = HeartbeatSender(lambda: _beat(client))
     heart.start()
     try:
@@ -123,10 +123,10 @@ def perform(path: Path, port: int, token: str) -> None:
         client.close()
 
 
-def attempt(path: Path, port: int, token: str) -> bool:
+def attempt(path: Path, address: str, token: str) -> bool:
     """:func:`perform`; what goes wrong around the order itself, its way here or the reply's way out, is logged."""
     try:
-        perform(path, port, token)
+        perform(path, address, token)
     except Exception:
         log.exception("the reply to an order could not be sent; the server hears of it within a minute")
         return False
@@ -157,7 +157,7 @@ class Executor:
         self.path, self.site = path, sites.load(path)
         secret = (self.site.folder / "secret").read_bytes()
         signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE])
-        self._door = connect(self.site.port, signed)
+        self._door = connect(self.site.inner, signed)
         self._complaint, self._complained = "", 0.0
 
     def serve(self) -> None:
@@ -177,7 +177,7 @@ class Executor:
             found = self._door.AcquireTask(AcquireTaskRequest(supported_task_types=_TASKS))
             return str(found.token) if found.HasField("task") else ""
         except httpx.HTTPError as error:
-            self._complain(f"no word from the SuperNode on port {self.site.port}: {error!r}")
+            self._complain(f"no word from the SuperNode on {self.site.inner}: {error!r}")
             return ""
 
     def _complain(self, text: str) -> None:
@@ -187,7 +187,7 @@ class Executor:
 
     def _do(self, token: str) -> None:
         if self.site.worker == "resident":
-            attempt(self.path, self.site.port, token)
+            attempt(self.path, self.site.inner, token)
             _give_back_memory()
             return
         command = [sys.executable, "-P", "-m", "clients.executor", str(self.path), "--one"]
@@ -230,7 +230,7 @@ def main(arguments: list[str]) -> int:
         else:  # two processes cannot turn over one file; `fcit client start` keeps what this one says
             logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s")
         if one:
-            return 0 if attempt(path, site.port, sys.stdin.read().strip()) else 1
+            return 0 if attempt(path, site.inner, sys.stdin.read().strip()) else 1
         if site.worker == "resident":
             import clients.app  # noqa: F401  (slow: before the first order, not in it)
         Executor(path).serve()

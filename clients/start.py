@@ -98,7 +98,7 @@ def environment(site: Site) -> dict[str, str]:
     }
     env.setdefault("FCIT_CACHE", str(home / "cache"))
     for name in ("no_proxy", "NO_PROXY"):  # the loopback port is not asked for through a proxy
-        env[name] = ",".join(filter(None, [os.environ.get(name, ""), "127.0.0.1"]))
+        env[name] = ",".join(filter(None, [os.environ.get(name, ""), site.address]))
     if site.threads is not None:
         env |= {"OMP_NUM_THREADS": str(site.threads), "MKL_NUM_THREADS": str(site.threads)}
     return env
@@ -110,7 +110,7 @@ def supernode_command(site: Site) -> list[str]:
         str(Path(sys.executable).with_name("flower-supernode")),
         "--superlink", site.superlink, "--root-certificates", site.ca, "--auth-supernode-private-key", site.key,
         "--isolation", "process", "--superexec-auth-secret-file", str(site.folder / "secret"),
-        "--host", "127.0.0.1", "--port", str(site.port),
+        "--host", site.address, "--port", str(site.port),
     ]  # fmt: skip
 
 

@@ -50,6 +50,9 @@ class Site(Section):
     ca: str = Field("ca.crt", description="certificate of the operator's authority")
     key: str = Field("site.key", description="this site's private key; it never leaves the machine")
     home: str = Field("home", description="state of this site: memory, logs, audit trail, features")
+    address: str = Field(
+        "127.0.0.1", pattern=r"^127(\.\d{1,3}){3}$", description="loopback address between SuperNode and worker"
+    )
     port: int = Field(9094, ge=1, le=65535, description="loopback port between SuperNode and worker")
     data_root: str = Field("data", description="nothing outside this folder is opened as data")
     benchmark: str | None = Field(None, description="stream: benchmark with a YAML file of its own: that file, here")
@@ -88,6 +91,11 @@ class Site(Section):
         """Number of the task trained in a stage: the last one that has begun; None before the first."""
         begun = [n for n, task in enumerate(self.tasks) if task.start_stage <= stage]
         return begun[-1] if begun else None
+
+    @property
+    def inner(self) -> str:
+        """host:port between SuperNode and worker."""
+        return f"{self.address}:{self.port}"
 
     @property
     def folder(self) -> Path:

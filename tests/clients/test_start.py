@@ -219,12 +219,16 @@ def test_without_key_or_certificate_it_says_who_has_them(tmp_path):
 
 
 def test_nothing_listens_beyond_loopback_and_no_secret_is_on_a_command_line(tmp_path):
-    (tmp_path / "SITE.yaml").write_text("threads: 3\nport: 9777\n")
+    (tmp_path / "SITE.yaml").write_text("threads: 3\naddress: 127.0.0.5\nport: 9777\n")
     site = sites.load(tmp_path / "SITE.yaml")
+    for open_to_others in ("0.0.0.0", "10.0.0.7", "127.0.0.1.example.org"):
+        (tmp_path / "open.yaml").write_text(f"address: {open_to_others}\n")
+        with pytest.raises(ConfigError, match="address"):
+            sites.load(tmp_path / "open.yaml")
     command = starting.supernode_command(site)
-    assert command[command.index("--host") + 1] == "127.0.0.1" and command[command.index("--port") + 1] == "9777"
+    assert command[command.index("--host") + 1] == "127.0.0.5" and command[command.index("--port") + 1] == "9777"
     assert "--insecure" not in command and command[command.index("--isolation") + 1] == "process"
     assert command[command.index("--superexec-auth-secret-file") + 1] == str(tmp_path / "home" / "secret")
     environment = starting.environment(site)
     assert environment["OMP_NUM_THREADS"] == "3" and environment["FLWR_HOME"] == str(tmp_path / "home" / "flwr")
-    assert environment["HF_HUB_OFFLINE"] == "1" and "127.0.0.1" in environment["no_proxy"]
+    assert environment["HF_HUB_OFFLINE"] == "1" and "127.0.0.5" in environment["no_proxy"]

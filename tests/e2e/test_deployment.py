@@ -74,7 +74,9 @@ def start_site(deployment, name: str, config: Path) -> subprocess.Popen:
     """Complete a site's SITE.yaml as its engineer would and start it."""
     file = deployment.site(name) / "SITE.yaml"
     text = file.read_text().replace("data_root: data ", f"data_root: {config.parent / 'data'} ")
-    file.write_text(f"{text}\nport: {free_port()}\nbenchmark: {config.parent / 'two-tasks.yaml'}\nthreads: 1\n")
+    address = f"127.0.0.{int(name) + 2}"  # .2, .3, .4
+    inner = f"address: {address}\nport: {free_port(address)}\n"
+    file.write_text(f"{text}\n{inner}benchmark: {config.parent / 'two-tasks.yaml'}\nthreads: 1\n")
     sites.load(file)
     environment = {key: value for key, value in os.environ.items() if key != "FCIT_CACHE"}
     with (file.parent / "out.txt").open("w") as out:
