@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from clients.start import environment
 from fcit import site as sites
-from fcit.data.records import image_path, read_test, survey_train
+from fcit.data.reading import read_test, survey_train
+from fcit.data.records import image_path
 from fcit.data.usable import ImageVerdicts, Usable
 from fcit.deploy import app as bundle
 from fcit.deploy.layout import Deployment
@@ -203,7 +204,8 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
         yield f"{what} train", not problems, "\n     ".join(problems[:5] + problems[-1:]) if problems else good
         questions = read_test(root / task.test, root / task.references if task.references else None)
         for question in questions:
-            image_path(images, question.image)
+            for image in question.images:
+                image_path(images, image)
         yield f"{what} test", True, f"{task.test}: {len(questions)} questions"
     except DataError as error:
         yield what, False, str(error)

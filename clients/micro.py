@@ -50,7 +50,7 @@ def backward(sessions: Sessions, batch: list[int], loss_of: LossOf, micro_batch:
         loss = loss_of(batch)
         loss.backward()
         return float(loss.detach())
-    tokens = [len(sessions[0].examples[i].answer) for i in batch]
+    tokens = [sessions[0].examples[i].learnt for i in batch]
     total = 0.0
     for start in range(0, len(batch), micro_batch):
         part = slice(start, start + micro_batch)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from fcit import registry
-from fcit.data.records import Record, TestRecord, read_test
+from fcit.data.reading import read_test
+from fcit.data.records import Record, TestRecord
+from fcit.data.spec import placed, suffixed, with_suffix
 from fcit.data.usable import ImageVerdicts, Usable, read_usable
 from fcit.errors import DataError, Refused
 from fcit.evaluation.scorers import Result
 from fcit.site import Site, SiteTask
-
-R = TypeVar("R", Record, TestRecord)
 
 
 class OwnTasks:
@@ -68,7 +67,7 @@ class OwnTasks:
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
         """Training records of some tasks."""
-        return [self._placed(r, self._site.tasks[t]) for t in tasks for r in self._usable(t).records]
+        return [_trained(r, self._site.tasks[t]) for t in tasks for r in self._usable(t).records]
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many of their records cannot be used."""
@@ -85,11 +84,11 @@ class OwnTasks:
             spec = self._site.tasks[number]
             references = self._file(spec.references) if spec.references else None
             records = read_test(self._file(spec.test), references)
-            bad = self._verdicts(spec).problems(r.image for r in records)
+            bad = self._verdicts(spec).problems(image for r in records for image in r.images)
             if bad:
                 first = next(iter(bad.values()))
                 raise DataError(f"{spec.test}: {len(bad)} images of test records cannot be used (first: {first})")
-            self._tests[number] = [self._placed(r, spec) for r in records]
+            self._tests[number] = [_asked(r, spec) for r in records]
         return self._tests[number]
 
     def max_new_tokens(self, dataset: str) -> int | None:
@@ -102,10 +101,13 @@ class OwnTasks:
         result: Result = registry.resolve("scorer", spec.scorer)(texts, self.test(dataset))
         return result.score
 
-    @staticmethod
-    def _placed(record: R, spec: SiteTask) -> R:
-        """A record with the task's suffix, its image named from the data root."""
-        text = record.instruction
-        if spec.suffix and not text.endswith(spec.suffix):
-            text = f"{text}\n{spec.suffix}"
-        return replace(record, instruction=text, image=f"{spec.images}/{record.image}")
+
+def _trained(record: Record, spec: SiteTask) -> Record:
+    """A record with the task's suffix, its images named from the data root."""
+    return replace(suffixed(record, spec.suffix), images=placed(spec.images, record.images))
+
+
+def _asked(record: TestRecord, spec: SiteTask) -> TestRecord:
+    """A question alike."""
+    text = with_suffix(record.instruction.strip(), spec.suffix)
+    return replace(record, instruction=text, images=placed(spec.images, record.images))

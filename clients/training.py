@@ -14,6 +14,7 @@ from clients.micro import MicroBatches
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
+from fcit.data.collate import images_of
 from fcit.errors import FCITError
 from fcit.federation.records import TrainOrder
 from fcit.fedopt.base import FedOpt
@@ -80,12 +81,13 @@ def train(
     indices = _order(order, len(examples), training.epochs, config.seed)
     batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
     needed = sorted(set(indices))
-    pictures = session.backbone.images(session.image_root, [examples[i].image for i in needed])
-    row = {index: position for position, index in enumerate(needed)}
+    pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
+    ends = np.cumsum([len(examples[i].images) for i in needed])
+    rows = {i: range(end - len(examples[i].images), end) for i, end in zip(needed, ends.tolist(), strict=True)}
     losses = []
 
     def loss_of(chosen: list[int]) -> Any:
-        return method.loss(session, [examples[i] for i in chosen], pictures.batch([row[i] for i in chosen]))
+        return method.loss(session, [examples[i] for i in chosen], pictures.batch([r for i in chosen for r in rows[i]]))
 
     with (
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),

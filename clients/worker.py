@@ -24,7 +24,7 @@ from clients.training import train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.collate import Encoded
+from fcit.data.collate import Encoded, images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.records import (
@@ -70,15 +70,14 @@ class Worker:
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.micro = micro.MicroBatches(config.training.micro_batch)
-        self._encodings = Bounded(_TOKENS, lambda kept: sum(len(e.prompt) + len(e.answer) for e in kept))
+        self._encodings = Bounded(_TOKENS, lambda kept: sum(len(e.tokens) for e in kept))
         self._identities = Bounded(_NUMBERS, np.size)
 
     # ------------------------------------------------------------------ data
 
     def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
         def encode() -> list[Encoded]:
-            records = self.data.records(client, tasks)
-            return [self.backbone.encode(r.instruction, r.answer, r.image) for r in records]
+            return _whole(self.backbone.encoder.encode_all(self.data.records(client, tasks)))
 
         return self._encodings.get((client, tuple(tasks)), encode)
 
@@ -178,8 +177,7 @@ class Worker:
 
         def encode() -> list[Encoded]:
             records = self.data.test(dataset)
-            asked = (records[i] for i in range(first, last))
-            return [self.backbone.encode(r.instruction, None, r.image) for r in asked]
+            return _whole(self.backbone.encoder.encode_all(records[i] for i in range(first, last)))
 
         return self._encodings.get((dataset, first, last), encode)
 
@@ -242,11 +240,23 @@ class Worker:
             for start in range(0, len(encoded), size):
                 batch = encoded[start : start + size]
                 rows = slice(begin - first + start, begin - first + start + len(batch))
-                vision = self.backbone.vision_features(self.data.image_root, [e.image for e in batch])
+                vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
                 asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
                 with micro.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
                     texts += self.method.answer(asked, None if weights is None else weights[rows])
         return texts, weights
+
+
+def _whole(encoded: list[Encoded | str]) -> list[Encoded]:
+    """Tokenised records, of which all can be used.
+
+    Raises:
+        DataError: one cannot.
+    """
+    for example in encoded:
+        if isinstance(example, str):
+            raise DataError(example)
+    return [example for example in encoded if not isinstance(example, str)]
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:

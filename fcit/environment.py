@@ -88,7 +88,7 @@ def _answer() -> Iterator[tuple[str, bool, str]]:
     Adapters(model, Adapter())
     yield "model loads", True, f"{size / 1e6:.2f} M parameters, identity width {model.identity.width()}"
     encoded = model.encode("Name the color.", None, "")
-    blank = torch.zeros(1, model._image_tokens, model._base.config.vision_config.hidden_size)
+    blank = torch.zeros(1, *model.family.shape)
     text = model.generate([encoded], blank, 4)[0]
     yield "model answers", True, repr(text)
 

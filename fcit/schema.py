@@ -213,6 +213,9 @@ class Data(Section):
     max_records: int | None = Field(
         None, ge=1, description="training records of each data set, the same for every method: reduced numbers"
     )
+    turns: Literal["all", "first"] = Field(
+        "all", description="answers of a conversation that are learnt; first: its first question and answer alone"
+    )
 
 
 class RunConfig(Section):

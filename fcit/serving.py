@@ -15,6 +15,7 @@ from PIL import Image
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.data.collate import images_of
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.methods.base import Asked, Method, Tensors
@@ -114,7 +115,7 @@ class Assistant:
             return []
         with TemporaryDirectory(prefix="fcit-") as scratch:
             root, names = _one_root(images, Path(scratch))
-            records = [TestRecord(str(i), n, q, "") for i, (n, q) in enumerate(zip(names, questions, strict=True))]
+            records = [TestRecord(str(i), (n,), q, "") for i, (n, q) in enumerate(zip(names, questions, strict=True))]
             features = self._backbone.identity.features(self.method.identity, records, root)
             mix = self._mix(features, subspace)
             texts = self._texts(records, root, features, mix, limit)
@@ -130,8 +131,8 @@ class Assistant:
         texts: list[str] = []
         for first in range(0, len(records), self.routing.batch_size):
             rows = slice(first, first + self.routing.batch_size)
-            batch = [self._backbone.encode(r.instruction, None, r.image) for r in records[rows]]
-            vision = self._backbone.vision_features(root, [r.image for r in records[rows]])
+            batch = [self._backbone.encoder.encode(record) for record in records[rows]]
+            vision = self._backbone.vision_features(root, images_of(batch))
             asked = Asked(self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit)
             texts += self.method.answer(asked, mix[rows] if self.subspaces else None)
         return texts

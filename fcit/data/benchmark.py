@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data import partition, subset
-from fcit.data.records import Record, Survey, TestRecord, read_test, survey_train
-from fcit.data.spec import BenchmarkSpec, read_spec
+from fcit.data.formats import llava
+from fcit.data.reading import VERSION, Survey, read_test, survey_train
+from fcit.data.records import Record, TestRecord
+from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
 from fcit.data.table import MappedSurvey, Tables, joined, picked
-from fcit.data.usable import SHOWN, ImageVerdicts, Usable, placed, read_usable
+from fcit.data.usable import SHOWN, ImageVerdicts, Usable, read_usable
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.mistakes import stage_problem
 
@@ -33,6 +35,7 @@ class Benchmark:
     config: RunConfig
     _partitions: dict[int, Path] = field(default_factory=dict)
     _skipped: dict[tuple[int, int], int] = field(default_factory=dict)
+    _owners: dict[int, dict[str, str]] = field(default_factory=dict)  # of images in delivered files -> suffix
 
     @cached_property
     def stages(self) -> list[list[int]]:
@@ -75,17 +78,19 @@ class Benchmark:
         """Keeps large files out of memory; what is rendered here is small."""
         return Tables(cache_folder() / "records") if self.spec.source == "files" else None
 
-    def _survey(self, path: Path) -> Survey | MappedSurvey:
-        return self._tables.train(path) if self._tables else survey_train(path)
+    def _survey(self, path: Path, form: str | None) -> Survey | MappedSurvey:
+        return self._tables.train(path, form) if self._tables else survey_train(path, form)
 
-    def _questions(self, path: Path, references: Path | None) -> Sequence[TestRecord]:
-        return _read_once(self._tables, path, references, path.stat().st_mtime_ns if path.is_file() else 0)
+    def _questions(self, path: Path, references: Path | None, form: str | None) -> Sequence[TestRecord]:
+        return _read_once(self._tables, path, references, form, path.stat().st_mtime_ns if path.is_file() else 0)
 
     def _asked(self, name: str, record: TestRecord) -> TestRecord:
         """A question of a dataset as it is put to the model."""
-        spec = self.spec.datasets[name]
-        image, text = placed(spec.images, record.image), spec.asked(record.instruction, record.answer)
-        return replace(record, image=image, instruction=text)
+        return self.spec.datasets[name].asked(record, blanks=self.spec.question_blanks == "kept")
+
+    def _turns(self, record: Record) -> Record:
+        """A record with the turns that are learnt (``data.turns``)."""
+        return record if self.config.data.turns == "all" else record.first()
 
     def _kept(self, name: str, count: int) -> Sequence[int] | None:
         """Which of a dataset's training records are used; None: all."""
@@ -135,34 +140,31 @@ class Benchmark:
         spec, folder = self.spec.datasets[name], self.instructions
         problems: list[str] = []
         try:
-            survey = self._survey(folder / spec.train)
+            survey = self._survey(folder / spec.train, spec.format)
             usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)))
             problems += usable.excess(self.config.max_bad_share)
         except DataError as error:
             problems.append(str(error))
         test, references = self._split(name)
         try:
-            questions = self._questions(folder / test, folder / references if references else None)
+            questions = self._questions(folder / test, folder / references if references else None, spec.format)
         except DataError as error:
             return [*problems, str(error)]
         # Passing over a question would change the score.
-        bad = self._verdicts.problems(placed(spec.images, q.image) for q in questions) if self._verdicts else {}
+        images = (image for question in questions for image in placed(spec.images, question.images))
+        bad = self._verdicts.problems(images) if self._verdicts else {}
         return [*problems, *(f"{folder / test}: {reason}" for reason in bad.values())]
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
+        """Rows of a task's client files, in LLaVA's format whatever its own files are in."""
         rows: list[dict[str, object]] = []
         for name in self.spec.tasks[task]:
             spec = self.spec.datasets[name]
-            survey = survey_train(self.instructions / spec.train)
-            kept = self._kept(name, len(survey.rows))
-            for n in range(len(survey.rows)) if kept is None else kept:
-                row = survey.rows[n]
-                if survey.records[n] is None:  # its owner passes over it, and counts it
-                    rows.append({})
-                    continue
-                turn = row["conversations"][0]
-                row["conversations"][0] = {**turn, "value": spec.suffixed(str(turn["value"]))}
-                rows.append({**row, "image": placed(spec.images, row["image"])})
+            records = self._survey(self.instructions / spec.train, spec.format).records
+            kept = self._kept(name, len(records))
+            for record in records if kept is None else picked(records, kept):
+                # What cannot be used its owner passes over, and counts.
+                rows.append({} if record is None else llava.row_of(spec.trained(record)))
         return rows
 
     def _task_folder(self, task: int) -> Path:
@@ -181,7 +183,7 @@ class Benchmark:
             stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
             more = [what for what in ([d.images for d in datasets], most) if what and what != [""] * len(datasets)]
             suffixes = [dataset.suffix for dataset in datasets]
-            origin = partition.fingerprint(stamps, suffixes, federation.clients, spec.model_dump(), *more)
+            origin = partition.fingerprint(VERSION, stamps, suffixes, federation.clients, spec.model_dump(), *more)
             folder = (
                 cache_folder() / "partitions" / f"{self.spec.name}-{origin}"
                 / f"{float(federation.beta)}-seed{self.config.seed}" / f"Task{task + 1}"
@@ -233,12 +235,40 @@ class Benchmark:
         path = folder / f"client_{client}.json"
         if not path.is_file():
             raise DataError(f"{path}: the partition has no file for client {client}")
-        share = self.config.max_bad_share
-        if share > 0 and folder.is_relative_to(cache_folder()):
+        share, ours = self.config.max_bad_share, folder.is_relative_to(cache_folder())
+        if share > 0 and ours:
             share = 1.0  # cut by us: its data set was measured as a whole, and one client may hold most of what is bad
         usable = read_usable(path, self._verdicts, share, self._tables)
         self._skipped[client, task] = usable.skipped
-        return usable.records
+        suffix_of = self._delivered_suffix(task) if not ours else None
+        if suffix_of is None and self.config.data.turns == "all":
+            return usable.records
+
+        def learnt(record: Record) -> Record:
+            return self._turns(suffixed(record, suffix_of(record)) if suffix_of else record)
+
+        return picked(usable.records, range(len(usable.records)), learnt)
+
+    def _delivered_suffix(self, task: int) -> Callable[[Record], str] | None:
+        """The suffix of a record in a delivered client file; None where no data set of the task has one.
+
+        Such a file does not say which data set a record is of. Where these have different suffixes, the one whose
+        training file names the record's first image owns it; a record nobody owns is left as it is.
+        """
+        suffixes = {self.spec.datasets[name].suffix for name in self.spec.tasks[task]}
+        if len(suffixes) == 1:
+            [suffix] = suffixes
+            return (lambda record: suffix) if suffix else None
+        if task not in self._owners:
+            self._owners[task] = {
+                image: spec.suffix
+                for spec in (self.spec.datasets[name] for name in self.spec.tasks[task])
+                for record in self._survey(self.instructions / spec.train, spec.format).records
+                if record is not None
+                for image in placed(spec.images, record.images[:1])
+            }
+        owners = self._owners[task]
+        return lambda record: owners.get(record.images[0], "") if record.images else ""
 
     def skipped(self, client: int, task: int) -> int:
         """How many records :meth:`shard` passes over; of the pooled participant (below 0), all clients' together.
@@ -262,15 +292,18 @@ class Benchmark:
 
 
 @lru_cache(maxsize=64)
-def _read_once(tables: Tables | None, path: Path, references: Path | None, stamp: int) -> Sequence[TestRecord]:
-    return tables.test(path, references) if tables else read_test(path, references)
+def _read_once(
+    tables: Tables | None, path: Path, references: Path | None, form: str | None, stamp: int
+) -> Sequence[TestRecord]:
+    return tables.test(path, references, form) if tables else read_test(path, references, form)
 
 
 def _read_split(benchmark: Benchmark, name: str) -> Sequence[TestRecord]:
     file, refs = benchmark._split(name)
     folder = benchmark.instructions
     path = folder / file
-    records = benchmark._questions(path, folder / refs if refs else None)
+    form = benchmark.spec.datasets[name].format
+    records = benchmark._questions(path, folder / refs if refs else None, form)
     asked = benchmark.config.evaluation
     chosen = subset.chosen(len(records), name, asked.samples, asked.seed)
     return picked(records, chosen, lambda record: benchmark._asked(name, record))

@@ -12,27 +12,55 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenised example: prompt and answer ids (answer empty when generating), image path."""
+    """A tokenised conversation.
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    image: str
+    Attributes:
+        tokens: ids of all of it.
+        answers: first and one past the last position of each answer, its end token included; none when generating.
+        images: paths of its images, in the order of their placeholders.
+        dropped: turns at its end that did not fit into ``backbone.max_length``.
+    """
+
+    tokens: tuple[int, ...]
+    answers: tuple[tuple[int, int], ...] = ()
+    images: tuple[str, ...] = ()
+    dropped: int = 0
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What stands before its first answer; all of it when generating."""
+        return self.tokens[: self.answers[0][0]] if self.answers else self.tokens
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The tokens that are learnt."""
+        return tuple(token for start, end in self.answers for token in self.tokens[start:end])
+
+    @property
+    def learnt(self) -> int:
+        """How many these are."""
+        return sum(end - start for start, end in self.answers)
+
+
+def images_of(examples: Sequence[Encoded]) -> list[str]:
+    """The images of a batch, in the order in which the model sees them."""
+    return [image for example in examples for image in example.images]
 
 
 def pad_left(examples: Sequence[Encoded], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pad on the left, as generation and training both do here.
 
     Returns:
-        ids, attention mask and labels, each ``(B, L)`` int64; labels are IGNORE outside the answer.
+        ids, attention mask and labels, each ``(B, L)`` int64; labels are IGNORE outside the answers.
     """
-    length = max(len(e.prompt) + len(e.answer) for e in examples)
+    length = max(len(e.tokens) for e in examples)
     ids = np.full((len(examples), length), pad, dtype=np.int64)
     mask = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORE)
     for row, e in enumerate(examples):
-        tokens = e.prompt + e.answer
-        ids[row, length - len(tokens) :] = tokens
-        mask[row, length - len(tokens) :] = 1
-        if e.answer:
-            labels[row, length - len(e.answer) :] = e.answer
+        offset = length - len(e.tokens)
+        ids[row, offset:] = e.tokens
+        mask[row, offset:] = 1
+        for start, end in e.answers:
+            labels[row, offset + start : offset + end] = e.tokens[start:end]
     return ids, mask, labels

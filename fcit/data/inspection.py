@@ -11,9 +11,9 @@ from typing import Any
 
 from fcit import seeding
 from fcit.data.records import Record, TestRecord
-from fcit.data.spec import BenchmarkSpec
+from fcit.data.spec import BenchmarkSpec, placed
 from fcit.data.table import Tables, picked
-from fcit.data.usable import ImageVerdicts, placed
+from fcit.data.usable import ImageVerdicts
 from fcit.errors import DataError
 
 SAMPLE = 200  # images looked at, of each data set
@@ -140,9 +140,11 @@ class Inspection:
             return
         found.train, found.bad_records = len(survey.records), len(survey.problems)
         rows = self._sampled(found.name, "train", found.train)
-        images = [placed(folder, r.image) if r else None for r in picked(survey.records, rows)]
-        bad = self._looked(found, [image for image in images if image is not None])
-        problems = {row: bad[image] for row, image in zip(rows, images, strict=True) if image in bad and image}
+        named = [placed(folder, r.images) if r else () for r in picked(survey.records, rows)]
+        bad = self._looked(found, [image for images in named for image in images])
+        problems = {
+            row: bad[image] for row, images in zip(rows, named, strict=True) for image in images if image in bad
+        }
         if found.train == 0:
             found.problems.append(f"{path}: holds no records")
         if problems or survey.problems:
@@ -159,9 +161,9 @@ class Inspection:
         found.test = len(questions)
         rows = self._sampled(found.name, "test", found.test)
         asked: Sequence[TestRecord] = picked(questions, rows)
-        bad = self._looked(found, [placed(spec.images, question.image) for question in asked])
-        first = [(n, q) for n, q in zip(rows, asked, strict=True) if placed(spec.images, q.image) in bad][:SHOWN]
-        found.problems += [f"{path}, record {n}: {bad[placed(spec.images, q.image)]}" for n, q in first]
+        named = [(n, image) for n, q in zip(rows, asked, strict=True) for image in placed(spec.images, q.images)]
+        bad = self._looked(found, [image for _, image in named])
+        found.problems += [f"{path}, record {n}: {bad[image]}" for n, image in named if image in bad][:SHOWN]
 
     def _sampled(self, name: str, split: str, count: int) -> list[int]:
         """Positions of the records whose images are looked at, the same each time."""
@@ -218,7 +220,7 @@ class Inspection:
         """How many records have an image of each task's training files."""
         found: Counter[int] = Counter()
         for record in records:
-            found.update(self._owners.get(record.image, ()) if record else ())
+            found.update(self._owners.get(record.images[0], ()) if record and record.images else ())
         return found
 
     @cached_property
@@ -233,7 +235,8 @@ class Inspection:
 
     def _images_of(self, path: Path, folder: str) -> set[str]:
         try:
-            return {placed(folder, r.image) for r in self._tables.train(path).records if r is not None}
+            records = self._tables.train(path).records
+            return {image for r in records if r is not None for image in placed(folder, r.images)}
         except DataError:
             return set()  # told where its data set is looked at
 

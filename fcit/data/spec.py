@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,27 @@ from pydantic import Field, ValidationError, model_validator
 
 from fcit import registry, strict
 from fcit.config import Section
+from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.mistakes import sentences
 
 SHIPPED = Path(__file__).parent / "benchmarks"
+
+
+def placed(folder: str, images: tuple[str, ...]) -> tuple[str, ...]:
+    """Images' names from the image root, where a data set gives them from a folder of its own."""
+    return tuple(f"{folder}/{image}" for image in images) if folder else images
+
+
+def with_suffix(instruction: str, suffix: str) -> str:
+    """An instruction with the line that belongs behind it, once."""
+    return instruction if not suffix or instruction.endswith(suffix) else f"{instruction}\n{suffix}"
+
+
+def suffixed(record: Record, suffix: str) -> Record:
+    """A record with the line that belongs behind its questions behind every one of them."""
+    turns = tuple(replace(turn, question=with_suffix(turn.question, suffix)) for turn in record.turns)
+    return replace(record, turns=turns) if suffix else record
 
 
 class AnswerSuffix(Section):
@@ -43,15 +61,20 @@ class DatasetSpec(Section):
     )
     images: str = Field("", description="folder under the image root that its image names are relative to")
     max_new_tokens: int | None = None
+    format: Literal["llava", "messages"] | None = Field(
+        None, description="of its instruction files; default: guessed by their first record, and told"
+    )
 
-    def asked(self, instruction: str, answer: str) -> str:
-        """A test instruction with what belongs behind it."""
+    def trained(self, record: Record) -> Record:
+        """A training record as it is learnt: suffix behind every question, images named from the image root."""
+        return replace(suffixed(record, self.suffix), images=placed(self.images, record.images))
+
+    def asked(self, record: TestRecord, blanks: bool = False) -> TestRecord:
+        """A test record as it is put to the model; ``blanks`` at the ends of its question are kept or go."""
         extra = self.test_suffix
-        return self.suffixed(instruction) + (extra.of(answer) if isinstance(extra, AnswerSuffix) else extra)
-
-    def suffixed(self, instruction: str) -> str:
-        """An instruction with the line that belongs behind it, once."""
-        return instruction if not self.suffix or instruction.endswith(self.suffix) else f"{instruction}\n{self.suffix}"
+        text = with_suffix(record.instruction if blanks else record.instruction.strip(), self.suffix)
+        text += extra.of(record.answer) if isinstance(extra, AnswerSuffix) else extra
+        return replace(record, instruction=text, images=placed(self.images, record.images))
 
 
 class Source(Section):
@@ -94,6 +117,9 @@ class BenchmarkSpec(Section):
     )
     images: str | list[str] = Field(
         "datasets", description="folder under the data root that image names are relative to; of several, the first"
+    )
+    question_blanks: Literal["stripped", "kept"] = Field(
+        "stripped", description="blanks at the ends of test questions; kept: as the official generators put them"
     )
     sources: list[Source] = Field(default_factory=list, description="for `fcit data download`")
     datasets: dict[str, DatasetSpec]

@@ -37,4 +37,6 @@ def reduced(config: RunConfig) -> list[str]:
         reasons.append(f"{asked.samples} questions a {asked.split} set, choice {asked.seed}")
     if config.data.max_records is not None:
         reasons.append(f"{config.data.max_records} training records a data set")
+    if config.data.turns == "first":
+        reasons.append("the first turn of every conversation")
     return reasons

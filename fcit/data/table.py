@@ -1,6 +1,6 @@
 """Records too many to hold in memory: read strictly once, kept as an Arrow file that every process memory-maps.
 
-An instruction file is parsed and judged by :mod:`fcit.data.records`; what came of it lies in the cache under the
+An instruction file is parsed and judged by :mod:`fcit.data.reading`; what came of it lies in the cache under the
 file's path and stamp, and whoever comes later maps it through Hugging Face ``datasets``. Small files stay lists:
 importing that library takes longer than reading them.
 """
@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 from filelock import FileLock
 
-from fcit import strict
-from fcit.data import records as reading
-from fcit.data.records import Record, Survey, TestRecord
+from fcit.data import reading
+from fcit.data.formats import read_rows
+from fcit.data.reading import Survey
+from fcit.data.records import Record, TestRecord, Turn
+from fcit.data.texts import MAX_TEXT
 from fcit.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READER = 1  # raised whenever records.py reads a file differently
 MAPPED_FROM = 2**17  # bytes of an instruction file
 BLOCK = 1024  # rows decoded at once when all are looked at
 
@@ -160,19 +161,30 @@ def picked(records: Sequence[T], rows: Sequence[int], change: Callable[[T], T] |
 # ---------------------------------------------------------------------- files
 
 
-def _train_row(image: str | None, instruction: str, answer: str, problem: str | None) -> Record | None:
-    return None if image is None else Record(image, instruction, answer)
+def _train_row(
+    images: list[str],
+    questions: list[str],
+    answers: list[str],
+    placed: list[int],
+    system: str,
+    problem: str | None,
+    form: str,
+) -> Record | None:
+    return Record(tuple(images), tuple(map(Turn, questions, answers, placed)), system) if questions else None
 
 
-def _test_row(question: str, image: str, instruction: str, answer: str, references: list[str]) -> TestRecord:
-    return TestRecord(question, image, instruction, answer, tuple(references))
+def _test_row(
+    question: str, images: list[str], instruction: str, answer: str, references: list[str], box: str, size: list[float]
+) -> TestRecord:
+    width_height = (size[0], size[1]) if size else None
+    return TestRecord(question, tuple(images), instruction, answer, tuple(references), box, width_height)
 
 
 class MappedSurvey:
-    """A training file as :class:`fcit.data.records.Survey` shows it, its records on disk."""
+    """A training file as :class:`fcit.data.reading.Survey` shows it, its records on disk."""
 
     def __init__(self, path: Path, data: Dataset) -> None:
-        self.path = path
+        self.path, self.format = path, str(data[0]["format"])
         self.records: Sequence[Record | None] = Table(data, _train_row)
         column = data.data.column("problem")
         bad = np.flatnonzero(column.is_valid().to_numpy())
@@ -180,8 +192,7 @@ class MappedSurvey:
 
     def sentences(self, most: int, problems: dict[int, str] | None = None) -> list[str]:
         """The first problems (default: the records' own) with file, line and record; the file is read again."""
-        text = strict.read_text(self.path, reading.MAX_FILE)
-        return reading.sentences(self.path, text, self.problems if problems is None else problems, most)
+        return read_rows(self.path).sentences(self.problems if problems is None else problems, most)
 
 
 @dataclass(frozen=True)
@@ -194,32 +205,35 @@ class Tables:
 
     folder: Path
 
-    def train(self, path: Path) -> Survey | MappedSurvey:
-        """A training file, usable or not; mapped if it is large.
+    def train(self, path: Path, form: str | None = None) -> Survey | MappedSurvey:
+        """A training file (of a format; None: guessed), usable or not; mapped if it is large.
 
         Raises:
             DataError: the file as a whole cannot be used, or no copy can be kept.
         """
         if not _large(path):
-            return reading.survey_train(path)
-        return MappedSurvey(path, self._mapped("train", path, None))
+            return reading.survey_train(path, form)
+        return MappedSurvey(path, self._mapped("train", path, None, form))
 
-    def test(self, path: Path, references: Path | None = None) -> Sequence[TestRecord]:
+    def test(self, path: Path, references: Path | None = None, form: str | None = None) -> Sequence[TestRecord]:
         """A test file; mapped if it is large.
 
         Raises:
             DataError: naming file, line and record; or no copy can be kept.
         """
         if not _large(path):
-            return reading.read_test(path, references)
-        return Table(self._mapped("test", path, references), _test_row)
+            return reading.read_test(path, references, form)
+        return Table(self._mapped("test", path, references, form), _test_row)
 
-    def _mapped(self, kind: str, path: Path, references: Path | None) -> Dataset:
+    def _mapped(self, kind: str, path: Path, references: Path | None, form: str | None) -> Dataset:
+        def columns() -> dict[str, list[Any]]:
+            return _train_columns(path, form) if kind == "train" else _test_columns(path, references, form)
+
         try:
-            origin, stamps = _origin(kind, path, references)
+            origin, stamps = _origin(kind if form is None else f"{kind}/{form}", path, references)
             file = self.folder / f"{origin}-{stamps}.arrow"
             if not file.is_file():
-                self._make(kind, path, references, file, f"{origin}-*.arrow")
+                self._make(columns, file, f"{origin}-*.arrow")
         except OSError as error:
             raise DataError(
                 f"{path}: its records cannot be kept under {self.folder} ({error}); "
@@ -227,16 +241,15 @@ class Tables:
             ) from None
         return _opened(file)
 
-    def _make(self, kind: str, path: Path, references: Path | None, file: Path, older: str) -> None:
+    def _make(self, columns: Callable[[], dict[str, list[Any]]], file: Path, older: str) -> None:
         """Write a copy, all or nothing; of two processes one does it and the other waits."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.folder / file.name.partition('-')[0]}.lock"):
             if file.is_file():
                 return
-            columns = _train_columns(path) if kind == "train" else _test_columns(path, references)
             staging = file.with_suffix(f".{os.getpid()}.part")
             try:
-                _write(staging, columns)
+                _write(staging, columns())
                 staging.replace(file)
             finally:
                 staging.unlink(missing_ok=True)
@@ -258,31 +271,49 @@ def _origin(kind: str, *paths: Path | None) -> tuple[str, str]:
     def short(*parts: object) -> str:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    return short(kind, names), short(READER, reading.MAX_TEXT, stamps)
+    return short(kind, names), short(reading.VERSION, MAX_TEXT, stamps)
 
 
-def _train_columns(path: Path) -> dict[str, list[Any]]:
-    survey = reading.survey_train(path)
+def _train_columns(path: Path, form: str | None) -> dict[str, list[Any]]:
+    survey = reading.survey_train(path, form)
+    turns = [r.turns if r else () for r in survey.records]
     return {
-        "image": [r and r.image for r in survey.records],
-        "instruction": [r and r.instruction for r in survey.records],
-        "answer": [r and r.answer for r in survey.records],
+        "images": [list(r.images) if r else [] for r in survey.records],
+        "questions": [[t.question for t in told] for told in turns],
+        "answers": [[t.answer for t in told] for told in turns],
+        "placed": [[t.images for t in told] for told in turns],
+        "system": [r.system if r else "" for r in survey.records],
         "problem": [survey.problems.get(n) for n in range(len(survey.records))],
+        "format": [survey.format] * len(survey.records),
     }
 
 
-def _test_columns(path: Path, references: Path | None) -> dict[str, list[Any]]:
-    found = reading.read_test(path, references)
-    texts = ("question_id", "image", "instruction", "answer")
-    return {n: [getattr(r, n) for r in found] for n in texts} | {"references": [list(r.references) for r in found]}
+def _test_columns(path: Path, references: Path | None, form: str | None) -> dict[str, list[Any]]:
+    found = reading.read_test(path, references, form)
+    return {
+        "question_id": [r.question_id for r in found],
+        "images": [list(r.images) for r in found],
+        "instruction": [r.instruction for r in found],
+        "answer": [r.answer for r in found],
+        "references": [list(r.references) for r in found],
+        "box": [r.box for r in found],
+        "size": [list(r.size or ()) for r in found],
+    }
+
+
+#: Columns that hold lists, and of what; all others hold texts.
+_LISTS = {
+    **dict.fromkeys(("images", "questions", "answers", "references"), "string"),
+    "placed": "int32",
+    "size": "float64",
+}
 
 
 def _write(file: Path, columns: dict[str, list[Any]]) -> None:
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
-    text = Value("string")
-    features = Features({name: List(text) if name == "references" else text for name in columns})
+    features = Features({n: List(Value(_LISTS[n])) if n in _LISTS else Value("string") for n in columns})
     count = len(next(iter(columns.values())))
     with ArrowWriter(path=str(file), features=features) as writer:
         for start in range(0, count, BLOCK):

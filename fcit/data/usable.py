@@ -8,7 +8,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,9 @@ import PIL
 from filelock import FileLock
 
 from fcit import strict
-from fcit.data.records import MAX_IMAGE_BYTES, MAX_PIXELS, Record, Survey, image_path, open_image, survey_train
+from fcit.data.reading import Survey, survey_train
+from fcit.data.records import MAX_IMAGE_BYTES, MAX_PIXELS, Record, image_path, open_image
+from fcit.data.spec import placed
 from fcit.data.table import MappedSurvey, Tables, picked
 from fcit.errors import DataError
 
@@ -26,6 +28,9 @@ SHOWN = 20  # problems shown at once
 AT_ONCE = 2000  # images decoded before what was found is written down
 MOST_FOLDERS = 4096  # remembered at once: some data sets have a folder for every image
 SHOWS_BAR = 200  # images from which on a terminal is shown how far it is
+
+#: Says what is wrong with records, by their positions.
+Judge = Callable[[Sequence[Record]], dict[int, str]]
 
 
 def stamp(path: Path) -> str:
@@ -180,6 +185,7 @@ class Usable:
         verdicts: of its images; None where the images are our own.
         folder: what its image names are relative to, under the root of ``verdicts``.
         only: positions of the records asked for; None: all.
+        judge: what is wrong with records that are otherwise good, as texts by their positions in what it is given.
 
     Attributes:
         records: in the file's order.
@@ -188,15 +194,19 @@ class Usable:
 
     def __init__(
         self, survey: Survey | MappedSurvey, verdicts: ImageVerdicts | None, folder: str = "",
-        only: Sequence[int] | None = None,
+        only: Sequence[int] | None = None, judge: Judge | None = None,
     ) -> None:  # fmt: skip
         asked = range(len(survey.records)) if only is None else only
         problems = survey.problems if only is None else {n: survey.problems[n] for n in only if n in survey.problems}
         if verdicts is not None:
-            images = [placed(folder, r.image) if r is not None else None for r in picked(survey.records, asked)]
-            bad = verdicts.problems(image for image in images if image is not None)
-            unseen = {n: bad[i] for n, i in zip(asked, images, strict=True) if i in bad and i is not None}
+            names = [placed(folder, r.images) if r is not None else () for r in picked(survey.records, asked)]
+            bad = verdicts.problems(image for images in names for image in images)
+            unseen = {n: bad[i] for n, images in zip(asked, names, strict=True) for i in images if i in bad}
             problems = {**problems, **unseen}
+        if judge is not None:
+            open_ = [n for n in asked if n not in problems]
+            judged = judge(cast("Sequence[Record]", picked(survey.records, open_)))
+            problems = {**problems, **{open_[n]: why for n, why in judged.items()}}
         good = [n for n in asked if n not in problems] if problems else asked
         self.records = cast("Sequence[Record]", picked(survey.records, good))  # what is None has a problem
         self.skipped = len(problems)
@@ -219,21 +229,25 @@ class Usable:
         ]
 
 
-def placed(folder: str, image: str) -> str:
-    """An image's name from the image root, where a data set gives it from a folder of its own."""
-    return f"{folder}/{image}" if folder else image
-
-
-def read_usable(path: Path, verdicts: ImageVerdicts | None, share: float, tables: Tables | None = None) -> Usable:
+def read_usable(
+    path: Path,
+    verdicts: ImageVerdicts | None,
+    share: float,
+    tables: Tables | None = None,
+    judge: Judge | None = None,
+    form: str | None = None,
+) -> Usable:
     """Read a training file of which at most ``share`` of the records may be passed over.
 
     Args:
         tables: keeps large files out of memory; None: records are a list.
+        judge: as for :class:`Usable`.
+        form: the file's format; None: guessed.
 
     Raises:
         DataError: the file is broken as a whole, or more of its records are than that.
     """
-    usable = Usable(tables.train(path) if tables else survey_train(path), verdicts)
+    usable = Usable(tables.train(path, form) if tables else survey_train(path, form), verdicts, judge=judge)
     problems = usable.excess(share)
     if problems:
         raise DataError(f"{problems[-1]} (first: {problems[0]})")

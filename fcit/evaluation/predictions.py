@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fcit import strict
-from fcit.data.records import MAX_FILE, TestRecord
+from fcit.data.formats import MAX_FILE
+from fcit.data.records import TestRecord
 from fcit.errors import DataError
 
 MAX_TEXT = 200_000  # characters of a prompt or a prediction

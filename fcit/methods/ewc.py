@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from fcit.config import Section
+from fcit.data.collate import images_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
 from fcit.methods.base import Method, ServerState, Session, Tensors, Update
@@ -75,7 +76,7 @@ class EWC(Method):
         with session.adapters.resting() as parameters:
             for index in chosen:
                 example = [session.examples[int(index)]]
-                features = session.backbone.vision_features(session.image_root, [example[0].image])
+                features = session.backbone.vision_features(session.image_root, images_of(example))
                 gradients = torch.autograd.grad(session.backbone.loss(example, features), parameters)
                 for name, gradient in zip(names, gradients, strict=True):
                     squares[name] += gradient.float().square()

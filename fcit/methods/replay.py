@@ -7,11 +7,13 @@ tables list it apart.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.data.collate import Encoded
+from fcit.data.collate import Encoded, images_of
 from fcit.methods.base import Method, Session, Tensors
 
 
@@ -40,7 +42,7 @@ class Replay(Method):
 
     def prepare(self, session: Session) -> None:
         kept = session.memory.setdefault("kept", [])
-        old = [Encoded(tuple(p), tuple(a), image) for shard, p, a, image in kept if shard != session.shard]
+        old = [_example(*entry[1:]) for entry in kept if entry[0] != session.shard]
         session.notes["old"], session.notes["draw"] = old, session.generator("replay")
 
     def loss(self, session, examples, features):
@@ -49,7 +51,7 @@ class Replay(Method):
         if not count:
             return super().loss(session, examples, features)
         chosen = [old[i] for i in draw.choice(len(old), size=count, replace=False)]
-        more = session.backbone.vision_features(session.image_root, [e.image for e in chosen])
+        more = session.backbone.vision_features(session.image_root, images_of(chosen))
         return super().loss(session, [*examples, *chosen], torch.cat([features, more]))
 
     def finish(self, session: Session) -> Tensors:
@@ -62,7 +64,19 @@ class Replay(Method):
         for example in session.examples:
             seen += 1
             place = len(kept) if len(kept) < self.options.buffer else int(draw.integers(seen))
-            entry = [session.shard, list(example.prompt), list(example.answer), example.image]
+            entry = [
+                session.shard,
+                list(example.tokens),
+                [list(span) for span in example.answers],
+                list(example.images),
+            ]
             kept[place : place + 1] = [entry] if place < self.options.buffer else kept[place : place + 1]
         session.memory["seen"] = seen
         return {}
+
+
+def _example(tokens: list[int], answers: list[Any], images: Any) -> Encoded:
+    """A remembered record; memories made before there were conversations hold prompt, answer and one image."""
+    if isinstance(images, str):
+        return Encoded((*tokens, *answers), ((len(tokens), len(tokens) + len(answers)),), (images,))
+    return Encoded(tuple(tokens), tuple((start, end) for start, end in answers), tuple(images))

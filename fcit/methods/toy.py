@@ -18,7 +18,7 @@ from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update
 from fcit.models.layout import KEYS, PROMPTS, Layout
 
-EXAMPLES = [Encoded((1, 2), (3,), f"{i}.png") for i in range(3)]
+EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
 A, B, P = ("base_model.model.x.lora_A.weight", "base_model.model.x.lora_B.weight",
            "base_model.model.multi_modal_projector.linear_1.weight")  # fmt: skip
 SHAPES: dict[str, tuple[int, ...]] = {A: (2, 3), B: (3, 2)}

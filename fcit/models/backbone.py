@@ -17,11 +17,11 @@ from torch.nn import functional
 from transformers import AutoImageProcessor
 
 from fcit import config as configuration
-from fcit.data import prompts
-from fcit.data.collate import Encoded, pad_left
-from fcit.data.records import open_image
+from fcit.data.collate import IGNORE, Encoded, pad_left
+from fcit.data.records import Record, TestRecord, Turn, open_image
 from fcit.errors import ConfigError, DataError
 from fcit.models import hashes
+from fcit.models.encoding import Encoder
 from fcit.models.families import Family
 from fcit.models.features import ImageFeatures, Pictures, hash_weights, quiet, restored, stored
 from fcit.models.identity import Identity
@@ -43,8 +43,20 @@ def _insert(
     wide = source[..., None].expand(-1, -1, embeds.shape[-1])
     joined = torch.cat([embeds, prefix.to(embeds.dtype)], dim=1).gather(1, wide)
     new_mask = torch.cat([mask, mask.new_ones(rows, extra)], dim=1).gather(1, source)
-    new_labels = torch.cat([labels, labels.new_full((rows, extra), -100)], dim=1).gather(1, source)
+    new_labels = torch.cat([labels, labels.new_full((rows, extra), IGNORE)], dim=1).gather(1, source)
     return joined, new_mask, new_labels
+
+
+def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
+    """Where logits are needed: so many at the end, or, where questions stand between answers, these places.
+
+    Places ``(P,)`` are counted back from the end, -1 being the last; each is that before a token some row learns.
+    """
+    starts = [len(e.tokens) - start for e in examples for start, _ in e.answers]
+    if all(len(e.answers) == 1 and e.answers[0][1] == len(e.tokens) for e in examples):
+        return max(starts) + 1
+    learnt = {p - len(e.tokens) for e in examples for start, end in e.answers for p in range(start, end)}
+    return np.array(sorted(learnt), dtype=np.int64) - 1
 
 
 class Backbone:
@@ -135,57 +147,22 @@ class Backbone:
 
     # ------------------------------------------------------------------ text
 
-    @property
-    def _image_tokens(self) -> int:
-        return self.family.tokens
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What tokenises records and questions."""
+        token = self._base.config.image_token_id
+        return Encoder(self.tokenizer, self._template, token, self.family.tokens, self.config)
 
-    def encode(self, instruction: str, answer: str | None, image: str) -> Encoded:
-        """Tokenise one example; the image tag becomes as many placeholders as there are patches.
-
-        What goes beyond ``backbone.max_length`` is cut at the end, as the authors' code cuts it.
+    def encode(self, instruction: str, answer: str | None, image: str | None) -> Encoded:
+        """Tokenise one question about one image (None: about none), with its answer or to be answered.
 
         Raises:
-            DataError: nothing of the answer would be left, so that there would be nothing to learn (the authors'
-                code trains on such an example without effect, or, alone in its batch, to a loss of NaN).
+            DataError: it does not fit into ``backbone.max_length``.
         """
-        if self.config.conversation == "vicuna_v1":
-            prompt, tail = self._vicuna(instruction, answer)
-        else:
-            prompt, tail = self._templated(instruction, answer)
-        room = self.config.max_length - len(prompt)
-        if answer is not None and room < 1:
-            raise DataError(
-                f"{len(prompt)} tokens of question and image leave no room for an answer within backbone.max_length "
-                f"({self.config.max_length}): {instruction[:80]!r}, image {image!r}; raise it or remove the record"
-            )
-        return Encoded(tuple(prompt[: self.config.max_length]), tuple(tail[: max(room, 0)]), image)
-
-    def _vicuna(self, instruction: str, answer: str | None) -> tuple[list[int], list[int]]:
-        """Vicuna's conversation, token by token as LLaVA's code makes it.
-
-        What stands before and after the image is tokenised by itself, so that Llama's tokenizer opens both parts
-        with a "▁"; the answer is tokenised as the end of the second part.
-        """
-        before, _, after = prompts.vicuna_v1(instruction).partition("<image>")
-        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        head = [*start, *self._ids(before), *[self._base.config.image_token_id] * self._image_tokens]
-        question = self._ids(after)
+        images = () if image is None else (image,)
         if answer is None:
-            return head + question, []
-        return head + question, [*self._ids(f"{after} {answer}")[len(question) :], self.tokenizer.eos_token_id]
-
-    def _templated(self, instruction: str, answer: str | None) -> tuple[list[int], list[int]]:
-        """The model's own chat template; the answer follows after a space where the template ends in none."""
-        text = prompts.templated(self._template, instruction)
-        tag = self.tokenizer.convert_ids_to_tokens(self._base.config.image_token_id)
-        prompt = self.tokenizer(text.replace(tag, tag * self._image_tokens, 1)).input_ids
-        if answer is None:
-            return prompt, []
-        gap = "" if text[-1:].isspace() else " "
-        return prompt, [*self._ids(f"{gap}{answer}"), self.tokenizer.eos_token_id]
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+            return self.encoder.encode(TestRecord("", images, instruction, ""))
+        return self.encoder.encode(Record(images, (Turn(instruction, answer, len(images)),)))
 
     # ------------------------------------------------------------------ vision
 
@@ -194,11 +171,13 @@ class Backbone:
         return stored(self.family.features([open_image(root, image) for image in images]).to(self.dtype))
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
-        """Frozen features ``(N, tokens, width)``, from the cache where it is on.
+        """Frozen features ``(N, tokens, width)``, from the cache where it is on; N may be 0.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
+        if not images:
+            return torch.zeros(0, *self.family.shape, dtype=self.dtype, device=self.device)
         return restored(self._images.get(root, images), self.dtype).to(self.device)
 
     def images(self, root: Path, names: Sequence[str]) -> Pictures:
@@ -210,7 +189,8 @@ class Backbone:
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
-        self._images.keep(root, names)
+        if names:
+            self._images.keep(root, names)
         return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names))
 
     @cached_property
@@ -227,12 +207,16 @@ class Backbone:
         ids, mask, labels = (
             torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
         )
-        projected = self.family.project(features)
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id
-        if int(pictured.sum()) != projected.shape[0] * projected.shape[1]:
+        if int(pictured.sum()) != len(features) * self.family.tokens:
             raise DataError("an instruction contains the image tag as text; remove it")
-        embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds.dtype))
+        if len(features):
+            embeds = embeds.masked_scatter(pictured[..., None], self.family.project(features).to(embeds.dtype))
+        elif torch.is_grad_enabled():
+            # Of text alone the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
+            blank = self.family.project(features.new_zeros(1, *self.family.shape))
+            embeds = embeds + 0.0 * blank.mean().to(embeds.dtype)
         if prefix is not None:
             words = prefix.new_zeros(*prefix.shape[:2], 1)
             pictured = _insert(words, pictured[..., None].to(words.dtype), mask, labels)[0][..., 0] > 0
@@ -249,11 +233,16 @@ class Backbone:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
-        keep = max(len(e.answer) for e in examples) + 1
+        keep: Any = _kept(examples)
         cache = {"use_cache": False} if self._checkpointing else {}  # layers computed twice cannot fill one
-        logits = self.model(**inputs, logits_to_keep=keep, **cache).logits[:, :-1]
-        target = labels[:, -keep + 1 :]
-        chosen = target != -100
+        if isinstance(keep, int):
+            target = labels[:, -keep + 1 :]
+            logits = self.model(**inputs, logits_to_keep=keep, **cache).logits[:, :-1]
+        else:  # places before a learnt token, counted from the end
+            places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
+            logits = self.model(**inputs, logits_to_keep=places, **cache).logits
+            target = labels[:, places + 1]
+        chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
 
     def loss(

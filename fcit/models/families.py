@@ -87,7 +87,7 @@ class Family(ABC):
 
         Args:
             mask: ``(B, L)``, 1 where there is a token.
-            pictured: ``(B, L)`` bool, where the placeholders of the row's one image are.
+            pictured: ``(B, L)`` bool, where the placeholders of the row's images are.
         """
 
     def generation(self, mask: torch.Tensor, pictured: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -208,11 +208,12 @@ class Qwen(Family):
         and what follows goes on after the larger of the two.
         """
         place = (mask.cumsum(-1) - 1).clamp(min=0)
-        first = place.masked_fill(~pictured, place.shape[-1]).amin(-1, keepdim=True)
-        inside = place - first
-        after = place - self.tokens + self._side
-        text = torch.where(inside >= self.tokens, after, place)
-        image = torch.stack([first.expand_as(place), first + inside // self._side, first + inside % self._side])
+        before = pictured.cumsum(-1) - pictured.long()  # words of images before each place
+        inside = before % self.tokens
+        # An image takes as many positions as its side is long.
+        text = place - before // self.tokens * (self.tokens - self._side)
+        first = text - inside
+        image = torch.stack([first, first + inside // self._side, first + inside % self._side])
         return torch.where(pictured, image, text)
 
     def generation(self, mask: torch.Tensor, pictured: torch.Tensor) -> dict[str, torch.Tensor]:

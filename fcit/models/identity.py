@@ -33,6 +33,18 @@ def joined(text: np.ndarray, image: np.ndarray) -> np.ndarray:
     return (np.concatenate([_unit(text), _unit(image)], axis=1) / np.sqrt(2.0)).astype(np.float32)
 
 
+def means(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """The mean of each group of consecutive rows: ``counts`` rows each; zeros for a group of none."""
+    if all(count == 1 for count in counts):
+        return rows
+    ends = np.cumsum(counts)
+    groups = [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    none = np.zeros(rows.shape[1], dtype=rows.dtype)
+    return np.stack(
+        [group.mean(axis=0, dtype=np.float64).astype(rows.dtype) if len(group) else none for group in groups]
+    )
+
+
 class Identity:
     """Features of records, ``(N, d)`` float32: ``text``, ``image`` or ``both``.
 
@@ -101,13 +113,23 @@ class Identity:
     def features(self, kind: str, records: Sequence[Record | TestRecord], root: Path) -> np.ndarray:
         """Features of records whose images lie below ``root``.
 
+        Of a conversation the mean over its questions, and over its images (our definition); a record without an
+        image has zeros in its image's place.
+
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
         if kind == "text":
-            return self.text([r.instruction for r in records])
-        image = self._images.get(root, [r.image for r in records])
-        return image if kind == "image" else joined(self.text([r.instruction for r in records]), image)
+            return self._texts(records)
+        names = [name for r in records for name in r.images]
+        rows = self._images.get(root, names) if names else np.zeros((0, self.width("image")), dtype=np.float32)
+        image = means(rows, [len(r.images) for r in records])
+        return image if kind == "image" else joined(self._texts(records), image)
+
+    def _texts(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
+        questions = [r.instructions for r in records]
+        rows = self.text([question for asked in questions for question in asked])
+        return means(rows, [len(asked) for asked in questions])
 
     @torch.no_grad()
     def text(self, instructions: Sequence[str]) -> np.ndarray:

@@ -28,7 +28,7 @@ class Model:
         self.weight = torch.nn.Parameter(torch.linspace(-1, 1, 6))
         rng = np.random.default_rng(0)
         self.records = torch.from_numpy(rng.normal(size=(RECORDS, 6)).astype(np.float32))
-        examples = [Encoded((1,), (2,) * (n + 1), "") for n in range(RECORDS)]
+        examples = [Encoded((1,) + (2,) * (n + 1), ((1, n + 2),), ("",)) for n in range(RECORDS)]
         self.session = Session(self, None, 0, "s", 0, 0, "0", examples=examples)
         self.session.notes = {"draw": np.random.default_rng(3), "count": torch.zeros(1), "name": "a word"}
         self.fits, self.at, self.seen = fits, at, []

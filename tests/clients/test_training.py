@@ -39,7 +39,7 @@ def shard(backbone, tmp_path_factory):
     for n in range(RECORDS):
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root / f"{n}.png")
         examples.append(backbone.encode("What is this? " * (n % 3 + 1), "red cup " * (n + 1), f"{n}.png"))
-    return examples, backbone.vision_features(root, [e.image for e in examples])
+    return examples, backbone.vision_features(root, [e.images[0] for e in examples])
 
 
 def adapters_of(method, projector: str = "shared", dropout: float = 0.0) -> Adapters:

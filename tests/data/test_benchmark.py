@@ -137,8 +137,8 @@ def test_own_partition_is_generated_in_the_cache(own, monkeypatch, tmp_path):
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
     bench = own()
     shards = [bench.shard(client, 0) for client in (0, 1)]
-    assert all(r.instruction.endswith(f"?\n{SUFFIX}") for shard in shards for r in shard)
-    found = [r.answer for shard in shards for r in shard]
+    assert all(r.turns[0].question.endswith(f"?\n{SUFFIX}") for shard in shards for r in shard)
+    found = [r.turns[0].answer for shard in shards for r in shard]
     assert len(found) == len(set(found)) and 7 <= len(found) <= 8
     assert bench.pooled(0) == shards[0] + shards[1]
     assert not (own.root / "partitioned_data").exists()
@@ -148,8 +148,8 @@ def test_own_partition_is_generated_in_the_cache(own, monkeypatch, tmp_path):
 
 def test_a_task_of_two_datasets_is_mixed(own):
     records = own().pooled(1)
-    assert {r.instruction.split()[0] for r in records} == {"cups", "hats"}
-    assert all(r.instruction.endswith(SUFFIX) == r.instruction.startswith("cups") for r in records)
+    assert {r.turns[0].question.split()[0] for r in records} == {"cups", "hats"}
+    assert all(r.turns[0].question.endswith(SUFFIX) == r.turns[0].question.startswith("cups") for r in records)
 
 
 def test_seed_and_beta_change_the_partition(own):
@@ -165,20 +165,20 @@ def test_changed_files_are_partitioned_afresh(own):
     for row in rows:
         row["conversations"][1]["value"] = "new answer"
     file.write_text(json.dumps(rows))
-    assert {r.answer for r in own().pooled(0)} == {"new answer"}
+    assert {r.turns[0].answer for r in own().pooled(0)} == {"new answer"}
 
 
 def test_suffix_is_added_once(own):
     file = own.root / "instructions" / "cups" / "train.json"
     rows = [{"image": "cups/0.png", "conversations": turns(f"<image>\ncups?\n{SUFFIX}", "1")}] * 8
     file.write_text(json.dumps(rows))
-    assert {r.instruction for r in own().pooled(0)} == {f"cups?\n{SUFFIX}"}
+    assert {r.turns[0].question for r in own().pooled(0)} == {f"cups?\n{SUFFIX}"}
 
 
 def test_numeric_question_gets_its_suffix(own):
     file = own.root / "instructions" / "cups" / "train.json"
     file.write_text(json.dumps([{"image": "cups/0.png", "conversations": turns(7, "1")}] * 8))
-    assert {r.instruction for r in own().pooled(0)} == {f"7\n{SUFFIX}"}
+    assert {r.turns[0].question for r in own().pooled(0)} == {f"7\n{SUFFIX}"}
 
 
 def test_official_partition_is_used_as_it_is(own):
@@ -188,7 +188,7 @@ def test_official_partition_is_used_as_it_is(own):
     (folder / "client_0.json").write_text(json.dumps(rows, indent=4))
     bench = own()
     (record,) = bench.shard(0, 0)
-    assert (record.instruction.splitlines()[0], record.answer) == ("official?", "yes")
+    assert (record.turns[0].question.splitlines()[0], record.turns[0].answer) == ("official?", "yes")
     with pytest.raises(DataError, match="no file for client 1"):
         bench.shard(1, 0)
     assert len(bench.pooled(1)) > 1  # a task without official files is still generated

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fcit import registry
-from fcit.data import records
+from fcit.data import reading, records
 from fcit.data.mini import canvas, render, scenes
 from fcit.data.mini.questions import CAPTION, MAKERS, OPTION, PLACES, WORD
 from fcit.data.spec import read_spec
@@ -45,16 +45,16 @@ def test_rendering(name, tmp_path, few):
     assert not [p for p in (tmp_path / "a").iterdir() if p.name not in ("datasets", "instructions")]
 
     folder, pictures = tmp_path / "a" / "instructions" / render.FOLDERS[name], tmp_path / "a" / "datasets"
-    train = records.read_train(folder / "train.json")
+    train = reading.read_train(folder / "train.json")
     assert len(train) == 8
     for split, count in (("val", 4), ("test", 5)):
         coco = folder / f"{split}_coco_type.json"
-        found = records.read_test(folder / f"{split}.json", coco if coco.is_file() else None)
+        found = reading.read_test(folder / f"{split}.json", coco if coco.is_file() else None)
         assert len(found) == count and all(r.answer for r in found)
         assert all(len(r.references) == 3 for r in found) == (name == "flickr30k")
         train += found
     for record in train:
-        assert records.open_image(pictures, record.image).size == (canvas.PIXELS, canvas.PIXELS)
+        assert records.open_image(pictures, record.images[0]).size == (canvas.PIXELS, canvas.PIXELS)
 
 
 def test_another_seed_draws_other_images(tmp_path, few):
@@ -100,7 +100,7 @@ def test_pixel_shifts_do_not_move_a_layout_to_another_bucket():
 def test_no_constant_answer_pays(name):
     scorer = registry.resolve("scorer", read_spec("fcit-mini-all").datasets[name].scorer)
     test = [
-        records.TestRecord(str(n), "", e.question, e.answer, tuple(e.references))
+        records.TestRecord(str(n), ("",), e.question, e.answer, tuple(e.references))
         for n, e in enumerate(examples(name, 200, 1))
     ]
     answers = dict.fromkeys(e.answer for e in examples(name, 400, 2))

@@ -8,7 +8,7 @@ import pytest
 from fcit import cli
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.records import read_train
+from fcit.data.reading import read_train
 from fcit.data.spec import read_spec
 from fcit.errors import ConfigError
 from tests.official import BETAS, official_tree
@@ -52,7 +52,9 @@ def test_the_tree_opens_and_clients_get_shares(tree):
     for task, names in enumerate(bench.spec.tasks):
         found = bench.pooled(task)
         assert 10 * len(names) - CLIENTS <= len(found) <= 10 * len(names)
-        assert {n for n in names for r in found if n.replace("-", "_") in r.image or name == "mllm-dcl"} == set(names)
+        assert {n for n in names for r in found if n.replace("-", "_") in r.images[0] or name == "mllm-dcl"} == set(
+            names
+        )
     for dataset in bench.spec.datasets:
         assert len(bench.test(dataset)) == 5 and all(r.answer for r in bench.test(dataset))
     assert not (root / bench.spec.partition.folder).exists()  # generated ones lie in the cache
@@ -108,8 +110,8 @@ def test_questions_of_the_domains_get_what_the_official_generators_add(tmp_path)
     phrase = "? Answer the question with a single word (or phrase)."
     assert all(r.instruction.endswith(phrase) for r in bench.test("med"))
     assert all(r.instruction.endswith("single word or phrase.") for r in bench.test("rs"))
-    assert not any("directly" in r.instruction for r in bench.pooled(4))  # training files stay as they are
-    assert {r.image.split("/")[0] for r in [*bench.test("sci"), *bench.pooled(3)]} == {"Sci"}
+    assert not any("directly" in r.turns[0].question for r in bench.pooled(4))  # training files stay as they are
+    assert {r.images[0].split("/")[0] for r in [*bench.test("sci"), *bench.pooled(3)]} == {"Sci"}
 
 
 def test_grounding_keeps_its_box_and_captions_their_references(tmp_path):
@@ -127,7 +129,7 @@ def test_max_records_keeps_the_same_records_for_every_method(tmp_path):
     def kept(most: int | None, **changes) -> list[str]:
         bench = opened(root, "fcit-cap", data={"max_records": most}, **changes)
         bench.prepare()
-        return sorted(r.image for r in bench.pooled(0))
+        return sorted(r.images[0] for r in bench.pooled(0))
 
     ten = kept(10, method={"name": "finetune"})
     assert ten == kept(10, method={"name": "disco"}) and 40 - CLIENTS <= len(ten) <= 40
@@ -139,7 +141,7 @@ def test_max_records_keeps_the_same_records_for_every_method(tmp_path):
 
 def test_max_records_spares_what_is_not_kept(tmp_path):
     root = official_tree(tmp_path, "fcit-task", records=40, tests=2)
-    kept = {r.image for r in opened(root, "fcit-task", data={"max_records": 8}).pooled(0)}
+    kept = {r.images[0] for r in opened(root, "fcit-task", data={"max_records": 8}).pooled(0)}
     for image in (root / "datasets/ImageNet-R/train").iterdir():
         if f"ImageNet-R/train/{image.name}" not in kept:
             image.write_bytes(b"")
@@ -193,7 +195,7 @@ def test_check_names_what_is_missing_and_broken(tmp_path, fcit):
         f"DVQA/train.json, line {line}, record 4: image 'DVQA/images/dvqa_train_000004.png' is missing" in told["dvqa"]
     )
     assert "TabMWP/test.json: no such file" in told["tabmwp"]
-    assert "AOKVQA/train.json, line" in told["aokvqa"] and "record 2: 'conversations'" in told["aokvqa"]
+    assert "AOKVQA/train.json, line" in told["aokvqa"] and "record 2: a conversation needs" in told["aokvqa"]
     assert "val.json, record 1" in told["aokvqa"] and "not a readable image" in told["aokvqa"]
     assert "IconQA/val.json, line 3: broken JSON" in told["iconqa"]
     assert all(not s["runs"] and "dvqa" in s["why"] for s in found["settings"])

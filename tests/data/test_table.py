@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fcit.config import RunConfig
-from fcit.data import records, table
+from fcit.data import reading, records, table
 from fcit.data.benchmark import open_benchmark
 from fcit.data.table import Joined, MappedSurvey, Table, Tables
 from fcit.data.usable import Usable, read_usable
@@ -41,7 +41,7 @@ def arrows(tables: Tables) -> list[Path]:
 
 
 def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
-    wanted = records.read_train(file)
+    wanted = reading.read_train(file)
     found = read_usable(file, None, 0.0, tables).records
     assert isinstance(found, Table) and len(found) == COUNT
     assert found == wanted and wanted == found and list(found) == wanted
@@ -57,7 +57,7 @@ def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
 
 
 def test_sequences_are_joined_without_copying_them(file, tables):
-    mapped, one = read_usable(file, None, 0.0, tables).records, [records.Record("b", "c", "d")]
+    mapped, one = read_usable(file, None, 0.0, tables).records, [records.Record.single("b", "c", "d")]
     both = table.joined([one, mapped, [], mapped[:3]])
     wanted = [*one, *mapped, *mapped[:3]]
     assert isinstance(both, Joined) and both == wanted and list(both) == wanted
@@ -73,7 +73,7 @@ def test_sequences_are_joined_without_copying_them(file, tables):
 def test_small_files_stay_lists(tmp_path, tables):
     path = tmp_path / "small.json"
     path.write_text(json.dumps([row(n) for n in range(3)]))
-    assert isinstance(tables.train(path), records.Survey) and not tables.folder.exists()
+    assert isinstance(tables.train(path), reading.Survey) and not tables.folder.exists()
 
 
 def test_bad_records_are_told_with_their_lines(file, tables):
@@ -81,7 +81,7 @@ def test_bad_records_are_told_with_their_lines(file, tables):
     rows[5], rows[1200]["image"] = None, 7.5
     rows[2000]["conversations"][1]["value"] = " "
     file.write_text(json.dumps(rows, indent=1))
-    plain, mapped = records.survey_train(file), tables.train(file)
+    plain, mapped = reading.survey_train(file), tables.train(file)
     assert isinstance(mapped, MappedSurvey) and len(plain.problems) == 2
     assert mapped.problems == plain.problems and mapped.sentences(9) == plain.sentences(9)
     assert list(mapped.records) == plain.records
@@ -104,8 +104,8 @@ def test_questions_and_references(tmp_path, tables):
     path.write_text(json.dumps(questions))
     captions = [{"image_id": n + 1, "caption": f"c{n}{k}"} for n in range(700) for k in range(n % 3 + 1)]
     coco.write_text(json.dumps({"annotations": captions}))
-    assert tables.test(path) == records.read_test(path)
-    assert tables.test(path, coco) == records.read_test(path, coco)
+    assert tables.test(path) == reading.read_test(path)
+    assert tables.test(path, coco) == reading.read_test(path, coco)
     assert tables.test(path, coco)[5].references == ("c50", "c51", "c52")
     coco.write_text(json.dumps({"annotations": [{**c, "caption": "new"} for c in captions]}))
     assert tables.test(path, coco)[5].answer == "new"
@@ -113,8 +113,8 @@ def test_questions_and_references(tmp_path, tables):
 
 def test_a_file_is_read_once_and_again_when_it_changes(file, tables, monkeypatch):
     read: list[Path] = []
-    real = records.survey_train
-    monkeypatch.setattr(records, "survey_train", lambda path: read.append(path) or real(path))
+    real = reading.survey_train
+    monkeypatch.setattr(reading, "survey_train", lambda path, form: read.append(path) or real(path, form))
     for _ in range(3):
         first = tables.train(file).records
     assert read == [file]
@@ -122,7 +122,7 @@ def test_a_file_is_read_once_and_again_when_it_changes(file, tables, monkeypatch
     file.write_text(json.dumps([row(n + 1) for n in range(COUNT)]))
     os.utime(file, ns=(1, 1))
     second = tables.train(file).records
-    assert len(read) == 2 and second[0].image == "a/1.png" and first[0].image == "a/0.png"
+    assert len(read) == 2 and second[0].images == ("a/1.png",) and first[0].images == ("a/0.png",)
     assert len(arrows(tables)) == 1 and arrows(tables) != before  # the old copy is gone, who has it mapped keeps it
     assert sum(1 for _ in first) == COUNT
 
@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_named(file, tmp_path):
 
 def _read(file: str, folder: str, answers) -> None:
     found = Tables(Path(folder)).train(Path(file)).records
-    answers.put((len(found), found[COUNT - 1].image, os.getpid()))
+    answers.put((len(found), found[COUNT - 1].images[0], os.getpid()))
 
 
 def test_two_processes_make_one_copy(file, tables):

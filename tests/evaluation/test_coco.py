@@ -18,7 +18,7 @@ REFERENCES = (
     ("Two dogs play; in the snow!", "Dogs playing"),
     ("A red cup on a caf\u00e9 table",),
 )
-RECORDS = [TestRecord(str(n), "a.png", "?", texts[0], texts) for n, texts in enumerate(REFERENCES)]
+RECORDS = [TestRecord(str(n), ("a.png",), "?", texts[0], texts) for n, texts in enumerate(REFERENCES)]
 TEXTS = [" a man is riding a horse", "", "A cup - red - on (the) table."]
 FIGURES = [78.57142856, 57.217213519, 40.305205001, 30.077958379, 25.357041601, 45.105211406, 136.304479883]
 

@@ -8,7 +8,7 @@ from fcit.evaluation import dcl
 
 
 def mark(rule, text: str, answer: str, image: str = "RS/images/1.png", question: str = "?") -> float:
-    return rule([text], [TestRecord("0", image, question, answer)]).marks[0]
+    return rule([text], [TestRecord("0", (image,), question, answer)]).marks[0]
 
 
 @pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
@@ -111,13 +111,13 @@ def test_fin(text, answer, official, cleaned):
 
 
 def test_a_skipped_prediction_stays_in_the_denominator():
-    records = [TestRecord(str(n), "a.png", "?", "yes") for n in range(4)]
+    records = [TestRecord(str(n), ("a.png",), "?", "yes") for n in range(4)]
     result = dcl.words(["yes", "Unanswerable", "yes", "no"], records)
     assert (result.score, result.marks) == (50.0, (1, 0, 1, 0))
 
 
 def test_every_official_rule_has_a_cleaned_one_beside():
-    records = [TestRecord("0", "a.png", "?", "yes")]
+    records = [TestRecord("0", ("a.png",), "?", "yes")]
     for official, cleaned in registry.OFFICIAL_RULES.items():
         assert cleaned in registry.SCORERS and cleaned not in registry.OFFICIAL_RULES
         if official not in ("caption7", "box-iou-official"):

@@ -74,7 +74,7 @@ def test_files_that_are_no_predictions(tmp_path):
         read(file)
     file.write_text("\n")
     with pytest.raises(DataError, match="holds no predictions"):
-        predictions.paired(file, read(file), [TestRecord("0", "", "", "")])
+        predictions.paired(file, read(file), [TestRecord("0", ("",), "", "")])
 
 
 # ---------------------------------------------------------------------- the command

@@ -7,7 +7,7 @@ from fcit.evaluation import captions, scorers
 
 
 def asked(*answers: str) -> list[records.TestRecord]:
-    return [records.TestRecord(str(n), "a.png", "?", answer) for n, answer in enumerate(answers)]
+    return [records.TestRecord(str(n), ("a.png",), "?", answer) for n, answer in enumerate(answers)]
 
 
 def right(rule, text: str, answer: str) -> bool:
@@ -130,7 +130,7 @@ def test_a_ground_truth_may_be_written_with_exponents():
 
 
 def captioned(*references: tuple[str, ...]) -> list[records.TestRecord]:
-    return [records.TestRecord(str(n), "a.png", "?", r[0], r) for n, r in enumerate(references)]
+    return [records.TestRecord(str(n), ("a.png",), "?", r[0], r) for n, r in enumerate(references)]
 
 
 CAPTIONS = captioned(

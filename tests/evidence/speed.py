@@ -74,7 +74,7 @@ def bare(w: Worker, trained: list[TrainOrder], evaluated: list[EvaluateOrder]) -
         rng = seeding.generator(w.config.seed, "batches", order.stage, order.round, order.client, order.shard)
         indices = rng.permutation(len(examples)).tolist()
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
-        features = backbone.vision_features(root, [e.image for e in examples])
+        features = backbone.vision_features(root, [e.images[0] for e in examples])
         w.adapters.load(order.tensors)
         with w.adapters.training() as parameters:
             optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0, foreach=True)

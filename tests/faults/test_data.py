@@ -12,7 +12,7 @@ from PIL import Image
 
 from fcit import config as configuration
 from fcit import simulate
-from fcit.data import records
+from fcit.data import reading, records
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import ConfigError, DataError, RunError
@@ -163,10 +163,10 @@ ROWS = {
     "null byte": (named("3\0.png"), "is not a path"),
     "long name": (named("x" * 5000), "not a path that can be followed"),
     "folder": (named("."), "missing"),
-    "no image": (named(None), "'image' must be text"),
+    "no image": (named(None), "1 image tags in its questions, and it names 0 images"),
     "huge text": (said("why? " * 5000), "25,000 characters, more than 20,000"),
     "half a character": (said("a\ud800"), "half a surrogate pair"),
-    "no record": (replaced(None), "'image' must be text"),
+    "no record": (replaced(None), "'conversations' must be a list"),
     "another record": (replaced({"image": "3.png"}), "'conversations' must be a list"),
     "deep": (replaced({"image": "3.png", "conversations": deep(100)}), "nested more than 64 levels"),
 }
@@ -210,7 +210,7 @@ def test_bad_record_is_passed_over_within_the_share(own, kind):
     assert sorted(skipped) == [0, 0, 1] and bench.skipped(-1, 0) == 1
     # Everybody else has what they had, and a reader elsewhere sees the same.
     owner = skipped.index(1)
-    assert shards[owner] == [r for r in clean[owner] if r.image != "3.png"]
+    assert shards[owner] == [r for r in clean[owner] if r.images != ("3.png",)]
     assert all(shards[k] == clean[k] for k in range(CLIENTS) if k != owner)
     other = opened(own, "max_bad_share=0.1", 'backbone.feature_cache="off"')
     assert {k: other.shard(k, 0) for k in range(CLIENTS)} == shards
@@ -250,7 +250,11 @@ def test_file_that_is_broken_as_a_whole_is_never_passed_over(own):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[" * 100_000, "nested too deeply"), ("[" + "9" * 5000 + "]", "4300 digits"), ("[NaN]", "not a JSON number")],
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "9" * 5000 + "]", "4300 digits"),
+        ("[NaN]", "'conversations' must be a list"),
+    ],
 )
 def test_json_that_python_cannot_hold(own, content, words):
     (own.parent / "data/instructions/train.json").write_text(content)
@@ -263,9 +267,9 @@ def test_instruction_file_that_is_a_device(own):
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(DataError, match="not an ordinary file"):
-        records.survey_train(path)
+        reading.survey_train(path)
     with pytest.raises(DataError, match="not an ordinary file"):
-        records.survey_train(Path("/dev/zero"))
+        reading.survey_train(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "bomb", "link"])

@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fcit import config as configuration
 from fcit import site, strict, trees
 from fcit.bench import file as bench_file
 from fcit.config import RunConfig
+from fcit.data import reading
 from fcit.data import records as data
 from fcit.data.spec import read_spec
 from fcit.errors import CodecError, ConfigError, DataError, RunError
@@ -330,9 +332,10 @@ def read(work) -> object:
 def usable(records: object) -> None:
     """Whatever is let through can be written, and its image asked for."""
     for record in records or []:
-        json.dumps(vars(record), ensure_ascii=False).encode("utf-8")
-        with pytest.raises(DataError):
-            data.image_path(Path("/nowhere"), record.image)
+        json.dumps(asdict(record), ensure_ascii=False).encode("utf-8")
+        for image in record.images:
+            with pytest.raises(DataError):
+                data.image_path(Path("/nowhere"), image)
 
 
 rows = st.fixed_dictionaries(
@@ -351,10 +354,10 @@ rows = st.fixed_dictionaries(
 def test_any_json_as_records(tmp_path, content):
     path = tmp_path / "any.json"
     path.write_text(json.dumps(content))
-    usable(read(lambda: data.read_train(path)))
-    usable(read(lambda: data.read_test(path)))
-    usable(read(lambda: data.read_test(path, path)))
-    survey = read(lambda: data.survey_train(path))
+    usable(read(lambda: reading.read_train(path)))
+    usable(read(lambda: reading.read_test(path)))
+    usable(read(lambda: reading.read_test(path, path)))
+    survey = read(lambda: reading.survey_train(path))
     if survey is not None:
         assert len(survey.records) == len(content)
         assert len(survey.sentences(10)) == min(10, survey.records.count(None))
@@ -368,10 +371,10 @@ GOOD = '{"image": "a", "conversations": [{"from": "human", "value": "x"}, {"from
 def test_records_that_are_odd(tmp_path, text, frame):
     path = tmp_path / "odd.json"
     path.write_text(frame.replace("<>", text), encoding="utf-8")
-    for reader in (data.read_train, data.survey_train, data.read_test):
+    for reader in (reading.read_train, reading.survey_train, reading.read_test):
         read(lambda reader=reader: reader(path))
     (tmp_path / "test.json").write_text('[{"question_id": 1, "image": "a", "text": "b"}]')
-    usable(read(lambda: data.read_test(tmp_path / "test.json", path)))
+    usable(read(lambda: reading.read_test(tmp_path / "test.json", path)))
 
 
 @MANY
@@ -379,13 +382,13 @@ def test_records_that_are_odd(tmp_path, text, frame):
 def test_any_bytes_as_records(tmp_path, content):
     path = tmp_path / "any.json"
     path.write_bytes(content)
-    read(lambda: data.read_train(path))
+    read(lambda: reading.read_train(path))
 
 
 def test_many_bad_records_are_told_quickly(tmp_path):
     path = tmp_path / "many.json"
     path.write_text("[\n" + ",\n".join(["5"] * 200_000) + "\n]")
-    survey = data.survey_train(path)
+    survey = reading.survey_train(path)
     assert len(survey.problems) == 200_000
     assert survey.sentences(2)[1].startswith(f"{path}, line 3, record 1:")
 

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from clients.memory import ClientMemory
 from fcit import config as configuration
 from fcit import simulate, site, strict
-from fcit.data import records as data
+from fcit.data import reading
 from fcit.data.spec import read_spec
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import CodecError, FCITError, StopRequested
@@ -275,7 +275,13 @@ def test_files_of_clients_and_sites_with_pickles(tmp_path, watch, trap):
     tag = "x: !!python/object/apply:builtins.open [{}, w]"
     for content in (payload, tag.format(marker).encode()):
         file.write_bytes(content)
-        for reader in (configuration.load, site.load, lambda p: read_spec(str(p)), data.survey_train, data.read_test):
+        for reader in (
+            configuration.load,
+            site.load,
+            lambda p: read_spec(str(p)),
+            reading.survey_train,
+            reading.read_test,
+        ):
             with pytest.raises(FCITError):
                 reader(file)
     with pytest.raises(yaml.YAMLError):

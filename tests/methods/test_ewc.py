@@ -19,13 +19,13 @@ def ewc(**options) -> EWC:
 def test_fisher_is_the_mean_of_squared_gradients_record_by_record():
     """Gradients of target * (a + 2 b): (1, 2) and (3, 6); squares (1, 4) and (9, 36); means (5, 20). Squaring the
     gradient of the batch mean would have given (4, 16)."""
-    examples = [Encoded((0,), (t,), "x") for t in (1, 3)]
+    examples = [Encoded((0, t), ((1, 2),), ("x",)) for t in (1, 3)]
     extra = ewc().finish(session(examples=examples, last_round=True))
     assert {n: t.tolist() for n, t in extra.items()} == {"a": [5.0], "b": [20.0]}
 
 
 def test_fisher_is_asked_for_in_the_last_round_only():
-    assert ewc().finish(session(examples=[Encoded((0,), (1,), "x")])) == {}
+    assert ewc().finish(session(examples=[Encoded((0, 1), ((1, 2),), ("x",))])) == {}
     state = ServerState({"0": {"a": f32(1)}})
     assert ewc().extra_shapes(state) == {}
     state.round = 1
@@ -33,7 +33,7 @@ def test_fisher_is_asked_for_in_the_last_round_only():
 
 
 def test_at_most_so_many_records():
-    examples = [Encoded((0,), (t,), "x") for t in range(50)]
+    examples = [Encoded((0, t), ((1, 2),), ("x",)) for t in range(50)]
     model = TinyModel()
     ewc(samples=1).finish(session(model, examples=examples, last_round=True))
     assert len(model.shown[0]) == 1
@@ -45,7 +45,7 @@ def test_penalty():
     kept = {"fisher/a": f32(2), "fisher/b": f32(0.5), "anchor/a": f32(0), "anchor/b": f32(4)}
     view = session(model, constants={"ewc-0": kept})
     method.prepare(view)
-    loss = method.loss(view, [Encoded((0,), (1,), "x")], torch.zeros(1))
+    loss = method.loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
     assert loss.item() == pytest.approx(25)
     loss.backward()
     assert model.trainable["a"].grad.item() == pytest.approx(1 + 10 * 2 * 1)
@@ -54,7 +54,7 @@ def test_penalty():
 def test_no_penalty_in_the_first_stage():
     view = session()
     ewc().prepare(view)
-    assert ewc().loss(view, [Encoded((0,), (1,), "x")], torch.zeros(1)).item() == 5
+    assert ewc().loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)).item() == 5
 
 
 def test_server_sums_fishers_by_records_and_anchors_at_the_end_of_a_stage():

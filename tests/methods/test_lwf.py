@@ -10,7 +10,7 @@ from fcit.methods.lwf import LwF
 
 from .toy import TinyModel, f32, session
 
-EXAMPLES = [Encoded((0,), (1,), "x")] * 2
+EXAMPLES = [Encoded((0, 1), ((1, 2),), ("x",))] * 2
 
 
 def lwf(**options) -> LwF:

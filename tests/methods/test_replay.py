@@ -13,7 +13,7 @@ def replay(**options) -> Replay:
 
 
 def records(first: int, count: int) -> list[Encoded]:
-    return [Encoded((i,), (1,), f"{i}.png") for i in range(first, first + count)]
+    return [Encoded((i, 1), ((1, 2),), (f"{i}.png",)) for i in range(first, first + count)]
 
 
 def visit(method, memory, shard, examples, seed=0):
@@ -52,7 +52,7 @@ def test_batches_are_joined_by_records_of_other_shards():
     method.loss(view, records(10, 4), torch.zeros(4, 1, 1))
     shown, features = model.shown
     assert len(shown) == features == 6 and shown[:4] == records(10, 4)
-    assert {e.prompt[0] for e in shown[4:]} <= {0, 1, 2} and len({e.prompt for e in shown}) == 6
+    assert {e.tokens[0] for e in shown[4:]} <= {0, 1, 2} and len({e.tokens for e in shown}) == 6
 
 
 def test_the_shard_at_hand_is_not_replayed():

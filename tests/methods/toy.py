@@ -16,7 +16,7 @@ class TinyModel:
     def loss(self, examples, features, prefix=None):
         self.shown = (list(examples), None if features is None else len(features))
         a, b = self.trainable["a"], self.trainable["b"]
-        return torch.stack([e.answer[0] * (a + 2 * b).sum() for e in examples]).mean()
+        return torch.stack([e.targets[0] * (a + 2 * b).sum() for e in examples]).mean()
 
     def answer_logits(self, examples, features, prefix=None):
         values = self.loaded if self.taught else self.trainable

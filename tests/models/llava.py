@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from fcit import seeding
-from fcit.data.prompts import vicuna_v1
+from fcit.data.prompts import VICUNA
 from fcit.models.backbone import TINY
 from fcit.models.features import quiet
 
@@ -47,7 +47,7 @@ def llama_tokenizer() -> LlamaTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
     special = ["<unk>", "<s>", "</s>", *BYTES]
     bpe.train_from_iterator(
-        [vicuna_v1(WORDS).replace("<image>\n", "")] * 4,
+        [f"{VICUNA} USER: {WORDS} ASSISTANT:"] * 4,
         trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False),
     )
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]

@@ -51,7 +51,7 @@ def batch(backbone, images):
     texts = [("How many?", "3"), ("What is the title on this cover?", "ABC"), ("Name it.", "red cup"),
              ("Tell what is happening in the image.", "red cup is above blue fish")]  # fmt: skip
     examples = [backbone.encode(q, a, f"{n}.png") for n, (q, a) in enumerate(texts)]
-    return examples, backbone.vision_features(images, [e.image for e in examples])
+    return examples, backbone.vision_features(images, [e.images[0] for e in examples])
 
 
 def subspace(adapters: Adapters, seed: int) -> Tensors:
@@ -89,8 +89,8 @@ def slot_logits(adapters: Adapters, tensors: Tensors, batch) -> torch.Tensor:
 
 def test_cached_features_answer_as_pixels_do(backbone, adapters, images, batch):
     for example, features in zip(*batch, strict=True):
-        ids = torch.tensor([[*example.prompt, *example.answer]])
-        pixels = backbone.image_processor(Image.open(images / example.image), return_tensors="pt")["pixel_values"]
+        ids = torch.tensor([[*example.prompt, *example.targets]])
+        pixels = backbone.image_processor(Image.open(images / example.images[0]), return_tensors="pt")["pixel_values"]
         with torch.no_grad(), backbone.model.disable_adapter():
             whole = backbone.model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
         expected = whole[0, len(example.prompt) - 1 : -1]
@@ -111,7 +111,7 @@ def test_padding_changes_nothing(backbone, adapters, batch):
 
 def test_loss_is_the_mean_over_answer_tokens(backbone, adapters, batch):
     rows, targets = backbone.answer_logits(*batch)
-    assert targets.tolist() == [token for e in batch[0] for token in e.answer]
+    assert targets.tolist() == [token for e in batch[0] for token in e.targets]
     expected = -rows.log_softmax(-1)[torch.arange(len(targets)), targets].mean()
     assert float(backbone.loss(*batch).detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
 
@@ -281,7 +281,7 @@ def test_weights_are_forgotten_after_an_error(adapters):
 
 def test_generation_follows_the_sample_not_the_batch(backbone, adapters, batch, three):
     questions = ["How many?", "What is it? Say it.", "Name."]
-    examples = [backbone.encode(q, None, e.image) for q, e in zip(questions, batch[0][:3], strict=True)]
+    examples = [backbone.encode(q, None, e.images[0]) for q, e in zip(questions, batch[0][:3], strict=True)]
     weights = np.eye(3, dtype=np.float32)
     adapters.load_mixture(three, adapters.base_projector())
     with adapters.mixed(weights):

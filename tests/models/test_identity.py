@@ -18,7 +18,7 @@ COLOURS = ["red", "blue", "green", "white", "black"]
 def records(tmp_path) -> list[Record]:
     for colour in COLOURS:
         Image.new("RGB", (80, 60), colour).save(tmp_path / f"{colour}.png")
-    return [Record(f"{c}.png", f"Is it {c}?", "yes") for n, c in enumerate(COLOURS)]
+    return [Record.single(f"{c}.png", f"Is it {c}?", "yes") for n, c in enumerate(COLOURS)]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_cosine_of_both_is_the_mean_of_the_cosines(identity, records, tmp_pa
 
 def test_images_are_the_pooled_state_of_the_whole_clip(identity, records, tmp_path):
     processor = AutoImageProcessor.from_pretrained(CLIP, backend="pil")
-    pixels = processor([Image.open(tmp_path / r.image) for r in records], return_tensors="pt")["pixel_values"]
+    pixels = processor([Image.open(tmp_path / r.images[0]) for r in records], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(CLIP).eval().vision_model(pixel_values=pixels).pooler_output
     assert identity.features("image", records, tmp_path) == pytest.approx(expected.numpy(), abs=1e-5)
@@ -62,7 +62,7 @@ def test_an_image_is_computed_once_and_kept(identity, records, tmp_path, monkeyp
     )
     first = identity.features("image", [*records, *records], tmp_path)
     other = Identity(CLIP, torch.device("cpu"), cache=True).features("both", records, tmp_path)
-    assert asked == [r.image for r in records]
+    assert asked == [r.images[0] for r in records]
     assert other[:, identity.width() :] * np.sqrt(2) == pytest.approx(
         first[:5] / np.linalg.norm(first[:5], axis=1, keepdims=True), abs=1e-6
     )
@@ -78,7 +78,7 @@ def test_the_vision_tower_is_loaded_when_images_are_asked_for(identity, records,
 
 def test_a_missing_image(identity, tmp_path):
     with pytest.raises(DataError, match=r"gone\.png"):
-        identity.features("image", [Record("gone.png", "What?", "x")], tmp_path)
+        identity.features("image", [Record.single("gone.png", "What?", "x")], tmp_path)
 
 
 def test_a_text_encoder_without_a_vision_tower(tmp_path):

@@ -26,7 +26,7 @@ def build(layout: Layout = PLAIN, **options) -> Adapters:
 def examples(backbone: Backbone):
     texts = [("How many?", "3"), ("What is the title on this cover?", "ABC"), ("Name it.", "red cup")]
     encoded = [backbone.encode(q, a, "") for q, a in texts]
-    shape = (3, backbone._image_tokens, backbone._base.config.vision_config.hidden_size)
+    shape = (3, backbone.family.tokens, backbone._base.config.vision_config.hidden_size)
     return encoded, torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 

@@ -13,6 +13,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.data.prompts import vicuna_v1
+from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError, DataError
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
@@ -60,7 +61,7 @@ def backbone(folders) -> Backbone:
 @pytest.fixture(scope="module")
 def batch(backbone, images):
     examples = [backbone.encode(q, a, f"{n}.png") for n, (q, a) in enumerate(ASKED)]
-    return examples, backbone.vision_features(images, [e.image for e in examples])
+    return examples, backbone.vision_features(images, [e.images[0] for e in examples])
 
 
 @pytest.fixture(scope="module")
@@ -88,33 +89,38 @@ def by_hand_ids(words: Tokenizer, question: str, answer: str, image: int) -> tup
 
 
 def test_the_prompt_is_vicunas(backbone):
-    assert vicuna_v1("Which?") == f"{SYSTEM} USER: <image>\nWhich? ASSISTANT:"
+    before, after = vicuna_v1(TestRecord("", ("a.png",), "Which?", ""))
+    assert (before.text, before.image, after.text) == (f"{SYSTEM} USER: ", True, "\nWhich? ASSISTANT:")
     example = backbone.encode("Which?", "3", "")
     names = backbone.tokenizer.convert_ids_to_tokens(example.prompt)
     assert names[0] == "<s>" and names.count("<s>") == 1
     place = names.index("<image>")
     assert names[place - 1 : place + 6] == ["▁", *["<image>"] * 4, "▁", "<0x0A>"]
-    assert names[-1].endswith("ANT:") and backbone.tokenizer.convert_ids_to_tokens(example.answer) == ["▁3", "</s>"]
+    assert names[-1].endswith("ANT:") and backbone.tokenizer.convert_ids_to_tokens(example.targets) == ["▁3", "</s>"]
 
 
 @pytest.mark.parametrize(("question", "answer"), ASKED)
 def test_tokens_are_those_of_the_published_code(backbone, words, question, answer):
     example = backbone.encode(question, answer, "")
     image = backbone.tokenizer.convert_tokens_to_ids("<image>")
-    assert (list(example.prompt), list(example.answer)) == by_hand_ids(words, question, answer, image)
+    assert (list(example.prompt), list(example.targets)) == by_hand_ids(words, question, answer, image)
     asked = backbone.encode(question, None, "")
-    assert asked.prompt == example.prompt and asked.answer == ()
+    assert asked.prompt == example.prompt and asked.targets == ()
 
 
-def test_a_long_example_is_cut_at_its_end(folders, backbone):
+def test_a_whole_turn_fits_or_goes(folders, backbone):
     whole = backbone.encode("How many?", "a cat on a hill two dogs", "")
-    short = Backbone(settings(folders, max_length=len(whole.prompt) + 2))
-    cut = short.encode("How many?", "a cat on a hill two dogs", "")
-    assert cut.prompt == whole.prompt and cut.answer == whole.answer[:2]
-    long = short.encode("How many? " * 9, None, "")
-    assert len(long.prompt) == short.config.max_length
-    with pytest.raises(DataError, match=r"no room for an answer within backbone\.max_length.*'How many.*remove"):
-        short.encode("How many? " * 9, "3", "7.png")
+    fits = Backbone(settings(folders, max_length=len(whole.tokens)))
+    assert fits.encode("How many?", "a cat on a hill two dogs", "") == whole
+    short = Backbone(settings(folders, max_length=len(whole.tokens) - 1))
+    for words, answer in (("How many?", "a cat on a hill two dogs"), ("How many? " * 9, "3")):
+        with pytest.raises(DataError, match=r"no room for an answer .*within backbone\.max_length.*'How many.*remove"):
+            short.encode(words, answer, "7.png")
+    with pytest.raises(DataError, match=r"question of \d+ tokens.*does not fit into backbone\.max_length.*'How many"):
+        short.encode("How many? " * 9, None, "")
+    two = Record(("a.png",), (Turn("How many?", "3", 1), Turn("And dogs?", "a cat on a hill two dogs")))
+    kept = short.encoder.encode(two)
+    assert kept.dropped == 1 and kept.tokens == short.encode("How many?", "3", "a.png").tokens
 
 
 # --------------------------------------------------------------------------- images
@@ -186,7 +192,7 @@ def test_identity_is_the_pooled_text_state(folders, backbone):
 
 def spoken(model, backbone, images, example, limit: int = 12) -> list[int]:
     """Token by token, without any cache, from pixels: the official greedy decoding, up to </s>."""
-    opened = backbone.family.prepared([Image.open(images / example.image).convert("RGB")])
+    opened = backbone.family.prepared([Image.open(images / example.images[0]).convert("RGB")])
     pixels = backbone.image_processor(opened, return_tensors="pt")["pixel_values"]
     ids = list(example.prompt)
     while len(ids) < len(example.prompt) + limit and ids[-1] != 2:
@@ -272,7 +278,7 @@ def test_the_projector_learns_from_kept_features(folders, images, tmp_path, monk
     backbone = Backbone(settings(folders, feature_cache="disk"))
     adapters = Adapters(backbone, Adapter())
     examples = [backbone.encode(q, a, f"{n}.png") for n, (q, a) in enumerate(ASKED)]
-    pictures = backbone.images(images, [e.image for e in examples])
+    pictures = backbone.images(images, [e.images[0] for e in examples])
     pictures.batch([0])
     monkeypatch.setattr(backbone.family, "features", None)  # from here on only what is kept
     features = pictures.batch([2, 0, 1])

@@ -70,7 +70,7 @@ def batch(adapters, tmp_path_factory):
         Image.new("RGB", (64, 64), colour).save(root / f"{n}.png")
     texts = [("How many?", "3"), ("What is the title on this cover?", "ABC"), ("Name it.", "red cup")]
     examples = [adapters.backbone.encode(q, a, f"{n}.png") for n, (q, a) in enumerate(texts)]
-    return examples, adapters.backbone.vision_features(root, [e.image for e in examples])
+    return examples, adapters.backbone.vision_features(root, [e.images[0] for e in examples])
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def backbone(folder) -> Backbone:
 @pytest.fixture(scope="module")
 def batch(backbone, images):
     examples = [backbone.encode(q, a, f"{n}.png") for n, (q, a) in enumerate(ASKED)]
-    return examples, backbone.vision_features(images, [e.image for e in examples])
+    return examples, backbone.vision_features(images, [e.images[0] for e in examples])
 
 
 def inputs(backbone, images, ids: list[int], image: str) -> dict[str, torch.Tensor]:
@@ -68,7 +68,7 @@ def test_the_chat_template_takes_the_answer_as_it_is(backbone):
     example = backbone.encode("How many?", "3", "")
     names = backbone.tokenizer.convert_ids_to_tokens(example.prompt)
     assert names.count("<|image_pad|>") == 9 and names[-1] == "Ċ"
-    assert backbone.tokenizer.convert_ids_to_tokens(example.answer) == ["3", "<|im_end|>"]
+    assert backbone.tokenizer.convert_ids_to_tokens(example.targets) == ["3", "<|im_end|>"]
 
 
 def test_a_padded_batch_is_transformers_own_forward(folder, backbone, batch, images):
@@ -77,7 +77,7 @@ def test_a_padded_batch_is_transformers_own_forward(folder, backbone, batch, ima
     wanted = []
     with torch.no_grad():
         for example in batch[0]:
-            out = model(**inputs(backbone, images, [*example.prompt, *example.answer], example.image))
+            out = model(**inputs(backbone, images, [*example.prompt, *example.targets], example.images[0]))
             wanted.append(out.logits[0, len(example.prompt) - 1 : -1])
     torch.testing.assert_close(logits(backbone, batch), torch.cat(wanted), rtol=0, atol=1e-4)
 
@@ -85,7 +85,7 @@ def test_a_padded_batch_is_transformers_own_forward(folder, backbone, batch, ima
 def test_positions_are_those_of_the_model(backbone, batch, images):
     ids, mask = (torch.zeros(2, 60, dtype=torch.long) for _ in range(2))
     for row, example in enumerate(batch[0][:2]):
-        tokens = torch.tensor([*example.prompt, *example.answer])
+        tokens = torch.tensor([*example.prompt, *example.targets])
         ids[row, -len(tokens) :], mask[row, -len(tokens) :] = tokens, 1
     pictured = ids == backbone.model.config.image_token_id
     grid = torch.tensor([[1, 6, 6]] * 2)
@@ -103,7 +103,7 @@ def test_greedy_answers_are_those_of_the_whole_model(folder, backbone, batch, im
         ids = list(example.prompt)
         with torch.no_grad():
             while len(ids) < len(example.prompt) + 8 and ids[-1] != backbone.tokenizer.eos_token_id:
-                ids.append(int(model(**inputs(backbone, images, ids, example.image)).logits[0, -1].argmax()))
+                ids.append(int(model(**inputs(backbone, images, ids, example.images[0])).logits[0, -1].argmax()))
         wanted.append(backbone.tokenizer.decode(ids[len(example.prompt) :], skip_special_tokens=True).strip())
     assert backbone.generate(questions, batch[1], 8) == wanted
 
@@ -138,7 +138,7 @@ def test_trained_saved_and_loaded_again_by_peft_alone(folder, batch, images, tmp
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(folder), tmp_path)
     with torch.no_grad():
         again = [
-            model(**inputs(backbone, images, [*e.prompt, *e.answer], e.image)).logits[0, len(e.prompt) - 1 : -1]
+            model(**inputs(backbone, images, [*e.prompt, *e.targets], e.images[0])).logits[0, len(e.prompt) - 1 : -1]
             for e in batch[0]
         ]
     torch.testing.assert_close(found, torch.cat(again), rtol=0, atol=1e-4)

@@ -117,7 +117,9 @@ def records(backbone: Backbone, size: Size, count: int, answered: bool) -> tuple
     for _ in range(count):
         words = tuple(int(i) for i in rng.integers(3, 250, room))
         answer = tuple(int(i) for i in rng.integers(3, 250, size.answer)) if answered else ()
-        made.append(type(blank)(blank.prompt + words, answer, ""))
+        tokens = blank.prompt + words + answer
+        spans = ((len(tokens) - len(answer), len(tokens)),) if answer else ()
+        made.append(type(blank)(tokens, spans, ("",)))
     noise = seeding.generator(0, "perf-features").normal(size=(count, *backbone.family.shape)).astype(np.float32)
     return made, torch.from_numpy(noise).to(backbone.device, backbone.dtype)
 
@@ -143,7 +145,7 @@ def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float 
     section = config.training.model_copy(update={"checkpointing": checkpointing})
     config = config.model_copy(update={"training": section})
     examples, features = records(backbone, size, micro, answered=True)
-    tokens = sum(len(e.prompt) + len(e.answer) for e in examples)
+    tokens = sum(len(e.tokens) for e in examples)
     lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, size.answer)
     expected = estimate.memory(config, shape, 0, micro, lengths)
     row = {"what": "training", "micro_batch": micro, "checkpointing": checkpointing, "tokens": tokens,

@@ -57,7 +57,7 @@ def test_activations_are_what_torch_keeps(models, model, backbone, dropout):
     examples = [loaded.encode("What is this? " * 20, "red cup " * 8, "")] * RECORDS
     features = torch.zeros(RECORDS, *loaded.family.shape, dtype=loaded.dtype)
     shape = shape_of(config.backbone, config.adapter.targets)
-    lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, len(examples[0].answer))
+    lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, len(examples[0].targets))
     expected = estimate.activations(config, shape, lengths, RECORDS)
     del expected["one layer at work"]  # needed in passing, not kept
     real = kept(config, loaded, examples, features)
@@ -81,7 +81,7 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(models, dtype):
     with adapters.training(), loaded.checkpointing():
         loaded.loss(examples, features)
     shape = shape_of(config.backbone, config.adapter.targets)
-    lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, len(examples[0].answer))
+    lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, len(examples[0].targets))
     expected = estimate.activations(config, shape, lengths, RECORDS)["activations of the layers"]
     assert len(inputs) == shape.layers and sum(inputs) == expected
 

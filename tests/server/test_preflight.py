@@ -158,7 +158,7 @@ class FakeCourier:
 
 def preflight(courier: FakeCourier, names: list[str], tmp_path: Path) -> list[dict]:
     said = []
-    records = {name: [TestRecord("q7", f"{name}/7.png", "?", "a")] for name in names}
+    records = {name: [TestRecord("q7", (f"{name}/7.png",), "?", "a")] for name in names}
     spec = SimpleNamespace(datasets={name: SimpleNamespace(scorer="exact", also=[]) for name in names})
     stage = [[0]]
     bench = SimpleNamespace(stages=stage, test=records.__getitem__, spec=spec, root=tmp_path)

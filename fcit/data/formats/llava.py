@@ -1,0 +1,81 @@
+"""LLaVA's format: ``image`` and ``conversations`` of ``from`` and ``value``.
+
+Test records have ``question_id``, ``image``, ``text`` and ``answer`` (or ``answer_bbox``). A file is a JSON list or
+JSON Lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcit import strict
+from fcit.data.formats.conversation import Said, images_of, question_of, record_of, role_of
+from fcit.data.records import Record, TestRecord
+from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
+
+
+def is_row(row: Any) -> bool:
+    """Whether a row looks like one of this format."""
+    if not isinstance(row, dict):
+        return False
+    turns = row.get("conversations")
+    if isinstance(turns, list):
+        return not turns or not isinstance(turns[0], dict) or "from" in turns[0]
+    return "text" in row or "question_id" in row
+
+
+def record(row: Any) -> Record:
+    """The record of a row.
+
+    Raises:
+        ValueError: why there is none.
+    """
+    turns = row.get("conversations") if isinstance(row, dict) else None
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"'conversations' must be a list of turns with 'from' and 'value', got {strict.shown(turns)}")
+    said = [Said(role_of(turn.get("from"), n), text_of(turn, "value")) for n, turn in enumerate(turns)]
+    return record_of(images_of(row), said)
+
+
+def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
+    """The test record of a row; of a captioned one the answers are in another file.
+
+    Raises:
+        ValueError: why there is none.
+    """
+    if isinstance(row, dict) and "conversations" in row and "text" not in row:
+        return question_of(record(row), text_of(row, "question_id") if "question_id" in row else str(number))
+    missing = [k for k in ("question_id", "text") if not isinstance(row, dict) or row.get(k) is None]
+    if not captioned and isinstance(row, dict) and row.get("answer") is None and row.get("answer_bbox") is None:
+        missing.append("answer")
+    if missing:
+        raise ValueError(
+            f"{', '.join(repr(k) for k in missing)} missing; a test record has question_id, text (the instruction), "
+            "answer and, unless it is text alone, image"
+        )
+    text, tags = without_tags(text_of(row, "text"))
+    images = images_of(row)
+    if tags and not images:
+        raise ValueError("an image tag in its text, and it names no image")
+    box = row.get("answer_bbox")
+    box = (
+        "" if box is None else whole(str(box), "answer_bbox") if isinstance(box, list) else text_of(row, "answer_bbox")
+    )
+    answer = "" if captioned else box if row.get("answer") is None else text_of(row, "answer")
+    return TestRecord(text_of(row, "question_id"), images, text, answer, box=box, size=_size(row.get("size")))
+
+
+def _size(value: Any) -> tuple[float, float] | None:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(n) in (int, float) for n in value)
+    return (float(value[0]), float(value[1])) if numbers else None
+
+
+def row_of(record: Record) -> dict[str, Any]:
+    """The row of a record; :func:`record` reads it back unchanged."""
+    turns: list[dict[str, str]] = [{"from": "system", "value": record.system}] if record.system else []
+    for turn in record.turns:
+        turns.append({"from": "human", "value": f"{IMAGE_TAG}\n" * turn.images + turn.question})
+        turns.append({"from": "gpt", "value": turn.answer})
+    if not record.images:
+        return {"conversations": turns}
+    return {"image": record.images[0] if len(record.images) == 1 else list(record.images), "conversations": turns}

@@ -1,0 +1,160 @@
+"""Conversations to tokens, for a model of one kind; needs its tokenizer and no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fcit import config as configuration
+from fcit.data import prompts
+from fcit.data.collate import Encoded
+from fcit.data.prompts import Piece
+from fcit.data.records import Record, TestRecord
+from fcit.errors import DataError
+
+#: A text, whether it follows an end token, and whether the tokenizer adds its own first token.
+Text = tuple[str, bool, bool]
+AT_ONCE = 1024  # conversations whose texts go through the tokenizer together
+
+
+class Encoder:
+    """Tokenises records and questions.
+
+    Args:
+        tokenizer: the model's.
+        template: what holds the chat template.
+        image_token: id of an image's placeholder.
+        image_tokens: placeholders of one image.
+        settings: ``conversation`` and ``max_length``.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: Any, image_token: int, image_tokens: int, settings: configuration.Backbone
+    ) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.image_token, self.image_tokens = image_token, image_tokens
+        self.conversation, self.max_length = settings.conversation, settings.max_length
+        self._known: dict[Text, list[int]] = {}
+
+    def encode(self, record: Record | TestRecord) -> Encoded:
+        """Tokenise one conversation, or the prompt of one question.
+
+        Every image has as many placeholders as there are patches. Turns that do not fit into ``backbone.max_length``
+        are dropped whole, from the end, and counted: half an answer would teach to stop nowhere. (The authors' code
+        cuts the tokens.)
+
+        Raises:
+            DataError: not even the first turn, or not the whole of a question, fits.
+        """
+        [found] = self._batch([record])
+        if isinstance(found, str):
+            raise DataError(found)
+        return found
+
+    def encode_all(self, records: Iterable[Record | TestRecord]) -> list[Encoded | str]:
+        """Tokenise many, their texts all at once; a text says why one cannot be used."""
+        found: list[Encoded | str] = []
+        waiting: list[Record | TestRecord] = []
+        for record in records:
+            waiting.append(record)
+            if len(waiting) == AT_ONCE:
+                found += self._batch(waiting)
+                waiting = []
+        return found + self._batch(waiting)
+
+    def _batch(self, records: Sequence[Record | TestRecord]) -> list[Encoded | str]:
+        planned: list[list[Piece] | str] = []
+        for record in records:
+            try:
+                planned.append(list(self._pieces(record)))
+            except ValueError as error:
+                planned.append(str(error))
+        self._learn(pieces for pieces in planned if not isinstance(pieces, str))
+        found: list[Encoded | str] = []
+        for record, pieces in zip(records, planned, strict=True):
+            try:
+                found.append(pieces if isinstance(pieces, str) else self._assembled(record, pieces))
+            except DataError as error:
+                found.append(str(error))
+        self._known.clear()
+        return found
+
+    def _learn(self, planned: Iterable[list[Piece]]) -> None:
+        """Tokenise all texts of these pieces in two calls."""
+        wanted = dict.fromkeys(
+            text for pieces in planned for n, piece in enumerate(pieces) for text in self._texts(piece, n)
+        )
+        end = self.tokenizer.eos_token
+        for special in (False, True):
+            texts = [text for text in wanted if text[2] == special]
+            if texts:
+                rows = self.tokenizer([end + t if after else t for t, after, _ in texts], add_special_tokens=special)
+                for text, row in zip(texts, rows.input_ids, strict=True):
+                    self._known[text] = row[1:] if text[1] and row[:1] == [self.tokenizer.eos_token_id] else row
+
+    # ------------------------------------------------------------------ pieces
+
+    def _pieces(self, record: Record | TestRecord) -> Iterable[Piece]:
+        """The pieces of a prompt.
+
+        Raises:
+            ValueError: the model's template has none for this conversation.
+        """
+        if self.conversation == "vicuna_v1":
+            return prompts.vicuna_v1(record)
+        return prompts.templated(self.template, record, self.tokenizer.eos_token)
+
+    def _assembled(self, record: Record | TestRecord, pieces: list[Piece]) -> Encoded:
+        tokens: list[int] = []
+        answers: list[tuple[int, int]] = []
+        kept, images = 0, 0  # of finished turns: tokens and images
+        seen = 0
+        for number, piece in enumerate(pieces):
+            prompt, tail = self._tokens(piece, number)
+            tokens += prompt
+            seen += prompt.count(self.image_token) // self.image_tokens
+            if piece.answer is not None:
+                answers.append((len(tokens), len(tokens) + len(tail)))
+                tokens += tail
+            if len(tokens) > self.max_length:
+                break
+            if piece.answer is not None:
+                kept, images = len(tokens), seen
+        if isinstance(record, TestRecord):
+            if len(tokens) > self.max_length:
+                raise DataError(
+                    f"a question of {len(tokens)} tokens, image included, does not fit into backbone.max_length "
+                    f"({self.max_length}); raise it or shorten the question {record.instruction[:80]!r}"
+                )
+            return Encoded(tuple(tokens), (), record.images)
+        if not kept:
+            raise DataError(
+                f"{answers[0][0] if answers else len(tokens)} tokens of question and image leave no room for an answer "
+                f"({answers[0][1] - answers[0][0] if answers else 'any'} tokens) within backbone.max_length "
+                f"({self.max_length}): {record.turns[0].question[:80]!r}; raise it or remove the record"
+            )
+        answers = [span for span in answers if span[1] <= kept]
+        return Encoded(tuple(tokens[:kept]), tuple(answers), record.images[:images], len(record.turns) - len(answers))
+
+    def _texts(self, piece: Piece, number: int) -> list[Text]:
+        """What is tokenised of a piece: its text and, where an answer follows, what the answer is the end of."""
+        if self.conversation == "vicuna_v1":
+            texts: list[Text] = [(piece.text, piece.after_end, False)]
+            return texts if piece.answer is None else [*texts, (f"{piece.text} {piece.answer}", piece.after_end, False)]
+        tag = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        texts = [(piece.text.replace(tag, tag * self.image_tokens), piece.after_end, number == 0)]
+        return texts if piece.answer is None else [*texts, (f"{prompts.gap(piece.text)}{piece.answer}", False, False)]
+
+    def _tokens(self, piece: Piece, number: int) -> tuple[list[int], list[int]]:
+        """Ids up to an answer, and those of the answer."""
+        ids = [self._known[text] for text in self._texts(piece, number)]
+        prompt, tail = list(ids[0]), []
+        if piece.answer is not None:
+            # Vicuna's answer is tokenised as the end of its piece, a template's by itself.
+            own = ids[1][len(prompt) :] if self.conversation == "vicuna_v1" else ids[1]
+            tail = [*own, self.tokenizer.eos_token_id]
+        if self.conversation == "vicuna_v1":
+            if number == 0 and self.tokenizer.bos_token_id is not None:
+                prompt.insert(0, self.tokenizer.bos_token_id)
+            prompt += [self.image_token] * self.image_tokens * piece.image
+        return prompt, tail
