@@ -78,6 +78,20 @@ class ConsoleWatcher:
         if any(done):
             self._line(f"{self.label}: resuming at stage {done[0] + 1}, {done[1]} of {rounds} rounds done")
 
+    def _on_data(self, tokens: dict[str, Any], formats: dict[str, str], warnings: list[str]) -> None:
+        for form in sorted(set(formats.values())):
+            names = ", ".join(name for name, found in formats.items() if found == form)
+            self._line(f"{self.label}: read as format {form}, as they look like it: {names}")
+        for name, found in tokens.items():
+            cut = found.get("train", {})
+            if cut.get("turns_dropped"):
+                self._line(
+                    f"{self.label}: {name}: {cut['turns_dropped']} turns of {cut['cut_short']} conversations are "
+                    "beyond backbone.max_length and not learnt"
+                )
+        for warning in warnings:
+            self._line(f"{self.label}: warning: {warning}")
+
     def _on_client(self, client: int, loss: float) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")

@@ -13,6 +13,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
+from fcit.data.verdict import Judge
 from fcit.environment import describe, own_packages_first, quiet_libraries
 from fcit.results import Run
 from fcit.run_dir import RunDir
@@ -29,9 +30,16 @@ def create(config: RunConfig) -> RunDir:
     check(config)
     if config.stream == "benchmark":  # else the sites bring data of their own
         benchmark = open_benchmark(config)
+        benchmark.judge = _judge(config)
         benchmark.prepare()
         benchmark.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
+
+
+def _judge(config: RunConfig) -> Judge:
+    from fcit.models.judging import judge_of  # transformers take their time, and a mistake in the configuration none
+
+    return judge_of(config.backbone)
 
 
 def execute(path: Path, watcher: Watcher | None = None) -> Run:

@@ -12,10 +12,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
-from fcit.data.benchmark import open_benchmark
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.environment import describe
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.models.judging import judge_of
 from fcit.run_dir import RunDir
 from fcit.trackers import Trackers, Watcher, check
 from server.loop import Loop
@@ -44,9 +46,12 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatri
     config = configuration.load(run_dir.config)
     check(config)
     benchmark = SiteStream(config) if config.stream == "site" else open_benchmark(config)
+    unjudged = _judge(config, benchmark)
     benchmark.prepare()
     trackers = Trackers(run_dir, config, watcher)
     loop = Loop(config, benchmark, run_dir, grid, trackers)
+    if unjudged:
+        benchmark.warnings.append(unjudged)
     before = _stop_on_signals(loop)
     try:
         return loop.start()
@@ -54,6 +59,17 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatri
         trackers.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _judge(config: RunConfig, benchmark: Benchmark) -> str:
+    """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only."""
+    if config.stream == "site":
+        return ""
+    try:
+        benchmark.judge = judge_of(config.backbone)
+    except ConfigError as error:
+        return f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"
+    return ""
 
 
 @app.main()

@@ -55,6 +55,7 @@ class Loop(Updates):
         with self._timed("start-up"):
             self._probe(found is None)
             if found is None:  # else it has been, and training has begun
+                self._event("data", **self.benchmark.told())
                 Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self._event).check()
         if found is None:
             checkpoint.save(self.run, self.state, self.progress)

@@ -22,6 +22,7 @@ from fcit.data.reading import Survey, survey_train
 from fcit.data.records import MAX_IMAGE_BYTES, MAX_PIXELS, Record, image_path, open_image
 from fcit.data.spec import placed
 from fcit.data.table import MappedSurvey, Tables, picked
+from fcit.data.verdict import Verdict
 from fcit.errors import DataError
 
 SHOWN = 20  # problems shown at once
@@ -29,8 +30,8 @@ AT_ONCE = 2000  # images decoded before what was found is written down
 MOST_FOLDERS = 4096  # remembered at once: some data sets have a folder for every image
 SHOWS_BAR = 200  # images from which on a terminal is shown how far it is
 
-#: Says what is wrong with records, by their positions.
-Judge = Callable[[Sequence[Record]], dict[int, str]]
+#: Says of records at these positions of their file what a model can do with them.
+Judged = Callable[[Sequence[int], Sequence[Record]], Verdict]
 
 
 def stamp(path: Path) -> str:
@@ -185,17 +186,19 @@ class Usable:
         verdicts: of its images; None where the images are our own.
         folder: what its image names are relative to, under the root of ``verdicts``.
         only: positions of the records asked for; None: all.
-        judge: what is wrong with records that are otherwise good, as texts by their positions in what it is given.
+        judge: what the model says of records that are otherwise good; None: nobody asks it.
 
     Attributes:
         records: in the file's order.
         skipped: how many others there are.
+        verdict: what the judge said.
     """
 
     def __init__(
         self, survey: Survey | MappedSurvey, verdicts: ImageVerdicts | None, folder: str = "",
-        only: Sequence[int] | None = None, judge: Judge | None = None,
+        only: Sequence[int] | None = None, judge: Judged | None = None,
     ) -> None:  # fmt: skip
+        self.verdict = Verdict()
         asked = range(len(survey.records)) if only is None else only
         problems = survey.problems if only is None else {n: survey.problems[n] for n in only if n in survey.problems}
         if verdicts is not None:
@@ -204,9 +207,9 @@ class Usable:
             unseen = {n: bad[i] for n, images in zip(asked, names, strict=True) for i in images if i in bad}
             problems = {**problems, **unseen}
         if judge is not None:
-            open_ = [n for n in asked if n not in problems]
-            judged = judge(cast("Sequence[Record]", picked(survey.records, open_)))
-            problems = {**problems, **{open_[n]: why for n, why in judged.items()}}
+            places = [n for n in asked if n not in problems] if problems else asked
+            self.verdict = judge(places, cast("Sequence[Record]", picked(survey.records, places)))
+            problems = {**problems, **self.verdict.problems}
         good = [n for n in asked if n not in problems] if problems else asked
         self.records = cast("Sequence[Record]", picked(survey.records, good))  # what is None has a problem
         self.skipped = len(problems)
@@ -234,7 +237,7 @@ def read_usable(
     verdicts: ImageVerdicts | None,
     share: float,
     tables: Tables | None = None,
-    judge: Judge | None = None,
+    judge: Judged | None = None,
     form: str | None = None,
 ) -> Usable:
     """Read a training file of which at most ``share`` of the records may be passed over.

@@ -22,7 +22,7 @@ LARGE = 64 * 1024**2
 
 #: Files of a model folder that hold weights, newest format first; the first kind found is the model.
 _WEIGHTS = ("*.safetensors", "*.bin")
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
 
 
 def of_text(text: str) -> str:
@@ -54,7 +54,7 @@ def of_weights(source: str, model: nn.Module) -> str:
 
 def of_tokenizer(source: str, tokenizer: Any) -> str:
     """The tokenizer's files in a model's folder; where there are none, its vocabulary."""
-    return of_files(source, _TOKENIZER) or of_text(json.dumps(sorted(tokenizer.get_vocab().items())))
+    return of_files(source, TOKENIZER) or of_text(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def of_files(source: str, patterns: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import peft
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -23,6 +26,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
+from fcit.models.encoding import Encoder
 from fcit.models.families import FAMILIES, Family
 
 TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
@@ -162,6 +166,24 @@ def load_words(name: str, source: str, settings: configuration.Backbone, family:
     if settings.conversation == "template" and not processor.chat_template:
         raise ConfigError(f"backbone.conversation: 'template', but {name!r} has no chat template; choose vicuna_v1")
     return tokenizer, processor
+
+
+def load_encoder(settings: configuration.Backbone) -> Encoder:
+    """What tokenises for a model, without its weights.
+
+    Raises:
+        ConfigError: the model is of no supported kind, or what its tokenizer needs cannot be read.
+    """
+    source, _ = locate(settings.model, settings.identity)
+    try:
+        family = family_of(settings.model, source)
+        tokenizer, template = load_words(settings.model, source, settings, family)
+        base = SimpleNamespace(config=AutoConfig.from_pretrained(source))
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone.model: cannot load the tokenizer of {settings.model!r} ({error})") from None
+    tokens = family(base, processor, settings).tokens
+    return Encoder(tokenizer, template, base.config.image_token_id, tokens, settings)
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:
