@@ -10,6 +10,9 @@ from fcit import strict
 
 LONGEST = 24  # tokens of an answer where nobody says otherwise
 
+#: How pictures become pixels: see :mod:`fcit.data.pixels`.
+Way = Literal["official", "upright"]
+
 
 class Section(BaseModel):
     """A part of the configuration; unknown keys are mistakes, true is not a number, and text is whole."""
@@ -212,6 +215,10 @@ class Data(Section):
 
     max_records: int | None = Field(
         None, ge=1, description="training records of each data set, the same for every method: reduced numbers"
+    )
+    pictures: Way = Field(
+        "official",
+        description="official: as the published trainer reads them; upright: turned by EXIF, transparency on white",
     )
 
 

@@ -28,8 +28,8 @@ NAMES = [f"a/b/{n}.png" for n in range(COUNT)]
 def asked(monkeypatch) -> list[str]:
     """The images that are decoded."""
     found: list[str] = []
-    real = usable.open_image
-    monkeypatch.setattr(usable, "open_image", lambda root, image: found.append(image) or real(root, image))
+    real = usable.look_at
+    monkeypatch.setattr(usable, "look_at", lambda root, image: found.append(image) or real(root, image))
     return found
 
 
@@ -38,10 +38,10 @@ def test_an_interruption_loses_little(root, tmp_path, monkeypatch, asked):
     monkeypatch.setattr(usable.os, "cpu_count", lambda: 1)
     look = ImageVerdicts._verdict
 
-    def verdict(self, image):
+    def verdict(self, image, key):
         if image == NAMES[5]:
             raise KeyboardInterrupt
-        return look(self, image)
+        return look(self, image, key)
 
     monkeypatch.setattr(ImageVerdicts, "_verdict", verdict)
     with pytest.raises(KeyboardInterrupt):
@@ -58,7 +58,7 @@ def test_good_and_bad_are_known_to_the_next_process(root, tmp_path, asked):
     assert list(first) == [NAMES[2]] and len(asked) == COUNT
     (file,) = (tmp_path / "kept").glob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [verdict is None for _, verdict in rows] == [n != 2 for n in range(COUNT)]
+    assert [row[1] is None for row in rows] == [n != 2 for n in range(COUNT)]
     assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == first and len(asked) == COUNT
     Image.new("RGB", (9, 9)).save(root / NAMES[2])
     assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {} and asked[COUNT:] == [NAMES[2]]

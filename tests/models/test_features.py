@@ -147,7 +147,13 @@ def test_pictures_are_read_batch_by_batch(tmp_path, monkeypatch):
         backbone = Backbone(Settings(feature_cache=cache))
         computed = []
         features = backbone.family.features
-        monkeypatch.setattr(backbone.family, "features", lambda i, f=features, c=computed: c.append(len(i)) or f(i))
+
+        def counted(images, features=features, computed=computed):
+            images = list(images)
+            computed.append(len(images))
+            return features(images)
+
+        monkeypatch.setattr(backbone.family, "features", counted)
         pictures = backbone.images(tmp_path, names)
         assert len(pictures) == 5 and computed == ([5] if cache == "disk" else [])
         batch = pictures.batch([4, 0, 4])
