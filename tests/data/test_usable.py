@@ -1,12 +1,14 @@
 """Verdicts on images: kept small, kept between runs, shown while they are made."""
 
+import hashlib
 import io
 import json
 
+import PIL
 import pytest
 from PIL import Image
 
-from fcit.data import usable
+from fcit.data import pictures, usable
 from fcit.data.usable import ImageVerdicts
 
 COUNT = 7
@@ -92,3 +94,48 @@ def test_progress_is_shown_on_a_terminal_only(root, monkeypatch, terminal):
     screen.truncate(0)
     ImageVerdicts(root, None).problems(NAMES[:4])  # a few are quick
     assert not screen.getvalue()
+
+
+# ---------------------------------------------------------------------- what is remembered
+
+
+def older(root, folder, names) -> None:
+    """Verdicts as a version left them that did not bound sides: all good."""
+    origin = json.dumps((str(root.resolve()), PIL.__version__, 50_000_000, 100 * 2**20))
+    folder.mkdir()
+    lines = [[f"{name}|{usable.stamp(root / name)}", None] for name in names]
+    file = folder / f"{hashlib.sha256(origin.encode()).hexdigest()[:16]}.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_verdicts_of_an_older_version_are_believed_but_for_sides(root, tmp_path, asked):
+    Image.new("1", (pictures.MAX_SIDE + 1, 1)).save(root / "long.png")
+    older(root, tmp_path / "kept", [*NAMES, "long.png"])
+    for _ in range(2):
+        bad = ImageVerdicts(root, tmp_path / "kept").problems([*NAMES, "long.png"])
+        assert list(bad) == ["long.png"] and "a side of more than" in bad["long.png"]
+    assert not asked  # nothing was decoded
+    looks = ImageVerdicts(root, tmp_path / "kept").looks(NAMES)
+    assert sorted(asked) == NAMES and all(look.single for look in looks.values())  # what they are nobody knew
+
+
+def test_looks_and_contents_are_remembered(root, tmp_path, asked, monkeypatch):
+    clip = Image.new("RGBA", (3, 1), (9, 9, 9, 255))
+    clip.putpixel((0, 0), (0, 0, 0, 0))
+    clip.save(root / "clip.png")
+    (root / "bad.png").write_bytes(b"x")
+    names = [NAMES[0], "clip.png", "bad.png", "none.png"]
+    first = ImageVerdicts(root, tmp_path / "kept")
+    digests = {n: hashlib.sha256((root / n).read_bytes()).hexdigest()[:16] for n in names[:3]}
+    assert first.contents(names) == digests and not asked  # read, not decoded
+    assert set(first.problems(names)) == {"bad.png", "none.png"} and len(asked) == 3
+    plain, clear = (
+        pictures.Look(digests[NAMES[0]], False, False, True),
+        pictures.Look(digests["clip.png"], False, True, False),
+    )
+    monkeypatch.setattr(usable, "content_of", lambda *_: pytest.fail("read again"))
+    for verdicts in (first, ImageVerdicts(root, tmp_path / "kept")):
+        assert verdicts.looks(names) == {NAMES[0]: plain, "clip.png": clear}
+        assert {n: verdicts.contents(names)[n] for n in names[:2]} == {n: digests[n] for n in names[:2]}
+        assert set(verdicts.problems(names)) == {"bad.png", "none.png"}
+    assert len(asked) == 3
