@@ -28,12 +28,17 @@ from fcit.errors import DataError
 from fcit.schema import Way
 
 MAX_IMAGE_BYTES = 100 * 2**20
-MAX_PIXELS = 50_000_000  # decoded, 150 MB
-#: Of width and height. Padded to a square (``backbone.pad_to_square``) such a picture takes 805 MB.
-MAX_SIDE = 16_384
+MAX_PIXELS = 50_000_000  # decoded, 200 MB: Pillow keeps four bytes for each
+#: Of width and height. Padded to a square (``backbone.pad_to_square``) and prepared for the model such a picture takes
+#: up to 1.5 GB, one of 16,384 pixels would take 3.8.
+MAX_SIDE = 10_000
 MAX_TILE = 2**24  # pixels of a TIFF's tile, which is decoded whole however little of it belongs to the picture
 #: Formats with a decoder of Pillow's own: its EPS, for one, starts another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+class Unreadable(DataError):
+    """The file could not be read now; that says nothing of what is in it."""
 
 
 def image_path(root: Path, relative: str) -> Path:
@@ -141,7 +146,7 @@ def _read(path: Path) -> bytes:
                 raise DataError(f"{path}: {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read of an image")
             return file.read(size)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise Unreadable(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 @contextmanager

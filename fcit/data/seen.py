@@ -26,6 +26,10 @@ _LINE = re.compile(rb'\[(".*"), (?:null|null, "([0-9a-f]{16})", ([0-7])|true, "(
 Found = str | Look | bytes | None
 
 
+class Passing(str):
+    """Why a file could not be read now; another process tries again."""
+
+
 def key_of(image: str, stamp: str) -> str:
     """The JSON text by which a file is known; another stamp is another file."""
     return json.dumps(f"{image}|{stamp}")
@@ -103,7 +107,7 @@ class Seen:
         self.bad |= {key: found for key, found in new.items() if isinstance(found, str)}
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(_line(key, found) for key, found in new.items())
+            text = "".join(_line(key, found) for key, found in new.items() if not isinstance(found, Passing))
             with FileLock(f"{self.file}.lock"), self.file.open("ab+") as file:
                 torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
                 file.write((b"\n" if torn else b"") + text.encode())

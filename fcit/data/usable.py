@@ -21,13 +21,14 @@ from fcit.data.pictures import (
     MAX_SIDE,
     MAX_TILE,
     Look,
+    Unreadable,
     content_of,
     image_path,
     look_at,
     look_at_header,
 )
 from fcit.data.records import Record, Survey, survey_train
-from fcit.data.seen import Found, Seen, key_of
+from fcit.data.seen import Found, Passing, Seen, key_of
 from fcit.data.table import MappedSurvey, Tables, picked
 from fcit.errors import DataError
 
@@ -171,6 +172,8 @@ class ImageVerdicts:
     def _attempt(self, work: Callable[[Path, str], Look | bytes | None], image: str) -> Found:
         try:
             return work(self.root, image)
+        except Unreadable as error:
+            return Passing(error)
         except DataError as error:
             return str(error)
 

@@ -106,13 +106,13 @@ def test_a_long_thin_picture_is_refused(root):
     whole = png(200_000, 1, data=bytes(1 + 600_000))
     assert len(whole) < 1000
     (root / "x").write_bytes(whole)
-    with pytest.raises(DataError, match=r"x: 200000 x 1 pixels, a side of more than 16,384"):
+    with pytest.raises(DataError, match=r"x: 200000 x 1 pixels, a side of more than 10,000"):
         open_image(root, "x")
 
 
 def test_the_longest_side_is_still_opened(root):
     (root / "x").write_bytes(png(pictures.MAX_SIDE, 1, data=bytes(1 + 3 * pictures.MAX_SIDE)))
-    assert open_image(root, "x").size == (16_384, 1)
+    assert open_image(root, "x").size == (10_000, 1)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,7 @@ def test_opaque_pictures_are_what_convert_makes_of_them(root, mode, kinds, way):
 
 CLEAR = [
     ("RGBA", "PNG"), ("RGBA", "TIFF"), ("RGBA", "WEBP"), ("LA", "PNG"), ("LA", "TIFF"), ("PA", "TIFF"), ("P", "PNG"),
+    ("P", "GIF"),
 ]  # fmt: skip
 
 
@@ -260,6 +261,7 @@ def test_every_orientation(root, orientation, rows):
     assert look_at(root, "x").rotated == (2 <= orientation <= 8)
 
 
+@pytest.mark.filterwarnings("ignore:.*Pillow warns. Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(200_000)])
 def test_damaged_or_huge_exif_is_none(root, exif):
     small("RGB").save(root / "x", "PNG", exif=exif)

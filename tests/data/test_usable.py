@@ -139,3 +139,19 @@ def test_looks_and_contents_are_remembered(root, tmp_path, asked, monkeypatch):
         assert {n: verdicts.contents(names)[n] for n in names[:2]} == {n: digests[n] for n in names[:2]}
         assert set(verdicts.problems(names)) == {"bad.png", "none.png"}
     assert len(asked) == 3
+
+
+def test_what_could_not_be_read_is_tried_again(root, tmp_path, monkeypatch):
+    """After `chmod`, size and time are what they were."""
+    real = pictures._read
+
+    def refused(path):
+        if path.name == "3.png":
+            raise pictures.Unreadable(f"{path}: cannot be read (Permission denied)")
+        return real(path)
+
+    monkeypatch.setattr(pictures, "_read", refused)
+    first = ImageVerdicts(root, tmp_path / "kept")
+    assert list(first.problems(NAMES)) == list(first.problems(NAMES)) == [NAMES[3]]
+    monkeypatch.undo()
+    assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {}

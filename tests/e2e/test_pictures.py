@@ -50,7 +50,9 @@ def test_every_place_opens_pictures_the_same_way(own, fcit, monkeypatch, way):
 
     routing = json.loads((folder / "adapters/routing.json").read_text())
     assert routing.get("pictures") == (None if way == "official" else way)  # older versions read the default
-    assistant = package.load(folder)
+    exported = package.export_run(folder, own.parent / "out")
+    assert ("data.pictures: upright" in (exported / "README.md").read_text()) == (way == "upright")
+    assistant = package.load(exported)
     run = load_run(folder)
     asked = run.predictions("colors")
     files = [own.parent / "data/datasets" / record.image for record in asked]

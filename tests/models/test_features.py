@@ -209,7 +209,7 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
 
 
 def test_one_large_picture_at_a_time(tmp_path, monkeypatch):
-    """A picture that is padded to a square may take 805 MB; a batch has 32."""
+    """A picture that is padded to a square may take 400 MB; a batch has 32."""
     alive = []
     real = backbone_module.open_image
 
