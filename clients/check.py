@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from clients.start import environment
 from fcit import site as sites
+from fcit.data.pictures import image_path
 from fcit.data.reading import read_test, survey_train
-from fcit.data.records import image_path
 from fcit.data.usable import ImageVerdicts, Usable
 from fcit.deploy import app as bundle
 from fcit.deploy.layout import Deployment

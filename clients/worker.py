@@ -49,6 +49,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
+from fcit.schema import Way
 
 #: Kept per process: numbers of all tokenised records (some 36 bytes each), and of identity features.
 _TOKENS, _NUMBERS = 4_000_000, 64_000_000
@@ -268,8 +269,8 @@ def _under(tensors: Tensors, prefix: str) -> Tensors:
 
 
 @lru_cache(maxsize=1)
-def _backbone(model: str, adapter: str, layout: Layout) -> tuple[Backbone, Adapters]:
-    backbone = Backbone(configuration.Backbone.model_validate_json(model))
+def _backbone(model: str, pictures: Way, adapter: str, layout: Layout) -> tuple[Backbone, Adapters]:
+    backbone = Backbone(configuration.Backbone.model_validate_json(model), pictures)
     return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter), layout)
 
 
@@ -292,5 +293,6 @@ def worker(
     parsed = configuration.parse_text(config, "order")
     layout = registry.resolve("method", parsed.method["name"])(parsed).layout
     data = own or BenchmarkShards(parsed, render=terms.at_site)
-    model = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
+    pictures, adapter = parsed.data.pictures, parsed.adapter.model_dump_json()
+    model = _backbone(parsed.backbone.model_dump_json(), pictures, adapter, layout)
     return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError
 
 if TYPE_CHECKING:
-    from fcit.data.inspection import Findings
+    from rich.table import Table
+
+    from fcit.data.findings import Findings
     from fcit.data.spec import BenchmarkSpec
 
 EXAMPLE = """\
@@ -19,6 +21,7 @@ fcit data make --root /tmp/fcit-data            render the built-in data sets
   fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is to be had
   fcit data check fcit-task --root /data/fcit     files, records, a sample of images, the partition
   fcit data check fcit-task --root /data/fcit --all --json   every image; findings as JSON
+  fcit data check mine.yaml --root /data          the same for a benchmark of your own
 
 exit codes of check: 0 every setting asked for can run, 2 something is missing or broken"""
 
@@ -64,8 +67,14 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _spec(name: str) -> BenchmarkSpec:
+    from fcit import registry
     from fcit.data.spec import read_spec
 
+    if registry.is_own(name):
+        raise ConfigError(
+            f"benchmark: {name} is code, which says itself where its records are; name the YAML file of a benchmark "
+            "(`fcit run` prepares and checks what code brings)"
+        )
     spec = read_spec(name)
     if spec.source == "mini":
         raise ConfigError(f"benchmark: {name!r} is rendered when it is first used; `fcit data make` does it now")
@@ -86,7 +95,9 @@ def _download(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     spec = _spec(args.benchmark)
     if not args.root.is_dir():
-        raise ConfigError(f"--root: no folder {args.root}; `fcit data download {args.benchmark} --root ...` fills one")
+        fill = f"`fcit data download {args.benchmark} --root ...` fills one"
+        own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
+        raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
     found = _look(args, spec)
     if args.json:
         print(json.dumps(found.to_json(), indent=1))
@@ -100,7 +111,10 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
 
     wanted = getattr(args, "setting", None)
     if wanted == "heterogeneous" and not spec.heterogeneous:
-        raise ConfigError(f"--setting: benchmark {spec.name!r} defines no heterogeneous stages")
+        raise ConfigError(
+            f"--setting: benchmark {spec.name!r} defines no heterogeneous stages; `heterogeneous:` in its file does, "
+            "for each stage the task of each participation slot, e.g. [[0, 1], [1, 0]]"
+        )
     try:
         betas = [str(float(beta)) for beta in getattr(args, "beta", None) or BETAS]
     except ValueError:
@@ -124,6 +138,7 @@ def _report(found: Findings) -> int:
         numbers = [f"{n:,}" if n is not None else "?" for n in (d.train, d.test, d.images, d.bad_images, d.bad_records)]
         table.add_row(d.name, f"{there}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
     console.print(table)
+    console.print(_counts("what the images looked at are", {d.name: d.pictures for d in found.datasets}))
     table = Table(title="what can run")
     for column in ("setting", "beta", "client files", "", ""):
         table.add_column(column)
@@ -133,4 +148,20 @@ def _report(found: Findings) -> int:
     problems = [p for d in found.datasets for p in d.problems] + [p for part in found.partitions for p in part.problems]
     for problem in problems:
         console.print(problem, highlight=False, markup=False, soft_wrap=True)
+    notes = [n for d in found.datasets for n in d.notes] + [n for part in found.partitions for n in part.notes]
+    for note in dict.fromkeys(notes):  # a note on a partition is the same for every beta
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK if found.good else EXIT_USAGE
+
+
+def _counts(title: str, rows: dict[str, dict[str, int]]) -> Table:
+    """A table of counts, a row for each data set and a column for each kind that one of them has."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(column for counts in rows.values() for column in counts))
+    table = Table("data set", title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, counts in rows.items():
+        table.add_row(name, *(f"{counts[column]:,}" if column in counts else "?" for column in columns))
+    return table

@@ -10,6 +10,9 @@ from fcit import strict
 
 LONGEST = 24  # tokens of an answer where nobody says otherwise
 
+#: How pictures become pixels: see :mod:`fcit.data.pixels`.
+Way = Literal["official", "upright"]
+
 
 class Section(BaseModel):
     """A part of the configuration; unknown keys are mistakes, true is not a number, and text is whole."""
@@ -215,6 +218,10 @@ class Data(Section):
     )
     turns: Literal["all", "first"] = Field(
         "all", description="answers of a conversation that are learnt; first: its first question and answer alone"
+    )
+    pictures: Way = Field(
+        "official",
+        description="official: as the published trainer reads them; upright: turned by EXIF, transparency on white",
     )
 
 

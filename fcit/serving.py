@@ -16,6 +16,7 @@ from PIL import Image
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.collate import images_of
+from fcit.data.pixels import as_rgb
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.methods.base import Asked, Method, Tensors
@@ -25,6 +26,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector
 from fcit.models.portable import Portable
+from fcit.schema import Way
 
 #: What must be the same for the same answers.
 _HASHES = ("backbone", "tokenizer", "processor", "identity")
@@ -68,7 +70,7 @@ class Assistant:
         self.method = _method(self.portable, settings)
         subspaces, shared = self.portable.split()
         self._known = self.portable.known()
-        self._backbone = Backbone(self.method.config.backbone)
+        self._backbone = Backbone(self.method.config.backbone, self.routing.pictures)
         if not other_weights:
             self._same_weights()
         self._adapters = Adapters(self._backbone, self.routing.adapter, self.method.layout)
@@ -114,7 +116,7 @@ class Assistant:
         if not questions:
             return []
         with TemporaryDirectory(prefix="fcit-") as scratch:
-            root, names = _one_root(images, Path(scratch))
+            root, names = _one_root(images, Path(scratch), self.routing.pictures)
             records = [TestRecord(str(i), (n,), q, "") for i, (n, q) in enumerate(zip(names, questions, strict=True))]
             features = self._backbone.identity.features(self.method.identity, records, root)
             mix = self._mix(features, subspace)
@@ -231,13 +233,13 @@ def _device(wanted: str) -> str:
     return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else "cpu"
 
 
-def _one_root(images: Sequence[str | Path | Image.Image], scratch: Path) -> tuple[Path, list[str]]:
+def _one_root(images: Sequence[str | Path | Image.Image], scratch: Path, way: Way) -> tuple[Path, list[str]]:
     """A folder all images lie below, and their names in it; opened ones are written to ``scratch`` without loss."""
     files = []
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):
             file = scratch / f"{number}.png"
-            image.convert("RGB").save(file)
+            as_rgb(image, way).save(file)
         else:
             file = Path(image)
             if "\0" in str(image) or not file.is_file():

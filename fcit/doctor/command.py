@@ -124,7 +124,7 @@ def _counted(benchmark: Benchmark, config: RunConfig) -> Work:
 def _measured(config: RunConfig, lengths: Lengths, micro: int) -> Speed | None:
     """One training step and one batch of answers on blank images, timed; None where the model is not here."""
     try:
-        backbone = Backbone(config.backbone)
+        backbone = Backbone(config.backbone, config.data.pictures)
     except FCITError:
         return None
     adapters = Adapters(backbone, config.adapter)

@@ -124,6 +124,12 @@ def _usage(routing: Routing) -> str:
     where = ""
     if routing.backbone.model == "fcit-tiny":  # no hub has it
         where, base = "from fcit.models.backbone import TINY\n", 'TINY / "llava"'
+    upright = ""
+    if routing.pictures == "upright":
+        upright = (
+            "\n\nPictures were turned as their EXIF says, and transparency was laid on white (`data.pictures: "
+            "upright`). fcit does so here; with plain peft it is up to you."
+        )
     return f"""All together, each question routed as in the run (`pip install fcit`):
 
 ```python
@@ -146,7 +152,7 @@ base = AutoModelForImageTextToText.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "DIR/subspaces/{name}")
 ```
 
-`routing.json` and `tokens.safetensors` hold the mix: method, its options, identity tokens."""
+`routing.json` and `tokens.safetensors` hold the mix: method, its options, identity tokens.{upright}"""
 
 
 _LICENCE = (

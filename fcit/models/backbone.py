@@ -18,7 +18,8 @@ from transformers import AutoImageProcessor
 
 from fcit import config as configuration
 from fcit.data.collate import IGNORE, Encoded, pad_left
-from fcit.data.records import Record, TestRecord, Turn, open_image
+from fcit.data.pictures import open_image
+from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError, DataError
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
@@ -28,6 +29,7 @@ from fcit.models.identity import Identity
 from fcit.models.loading import TINY as TINY
 from fcit.models.loading import check_hardware, family_of, load_model, load_words, locate
 from fcit.models.loading import versions as versions
+from fcit.schema import Way
 
 
 def _insert(
@@ -60,12 +62,16 @@ def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
 
 
 class Backbone:
-    """Loads everything once; adapters are attached by :class:`fcit.models.adapters.Adapters`."""
+    """Loads everything once; adapters are attached by :class:`fcit.models.adapters.Adapters`.
 
-    def __init__(self, config: configuration.Backbone) -> None:
+    Args:
+        pictures: ``data.pictures``: how files become pixels, for the model and for its identity encoder.
+    """
+
+    def __init__(self, config: configuration.Backbone, pictures: Way = "official") -> None:
         model_path, identity_path = locate(config.model, config.identity)
         check_hardware(config)
-        self.config = config
+        self.config, self.pictures = config, pictures
         self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         if config.threads:
@@ -77,7 +83,7 @@ class Backbone:
                 self.tokenizer, self._template = load_words(config.model, model_path, config, family)
                 # With torchvision installed transformers would pick another backend with other pixels.
                 self.image_processor: Any = AutoImageProcessor.from_pretrained(model_path, backend="pil")
-                self.identity = Identity(identity_path, self.device, config.feature_cache == "disk")
+                self.identity = Identity(identity_path, self.device, config.feature_cache == "disk", pictures)
         except (OSError, ValueError) as error:
             raise ConfigError(f"backbone.model: cannot load {config.model!r} ({error})") from None
         if self.model.generation_config.eos_token_id is None:
@@ -104,6 +110,7 @@ class Backbone:
             transformers.__version__,
         ]
         parts += [self.family.view] if self.family.view else []
+        parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -168,7 +175,8 @@ class Backbone:
 
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
         """Patch features before the projector, as they are kept."""
-        return stored(self.family.features([open_image(root, image) for image in images]).to(self.dtype))
+        opened = (open_image(root, image, self.pictures) for image in images)  # one at a time in memory
+        return stored(self.family.features(opened).to(self.dtype))
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
         """Frozen features ``(N, tokens, width)``, from the cache where it is on; N may be 0.

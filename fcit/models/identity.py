@@ -18,6 +18,7 @@ from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.models import hashes
 from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
+from fcit.schema import Way
 
 LENGTH = 77  # tokens of an instruction
 
@@ -56,10 +57,11 @@ class Identity:
     Args:
         source: folder or hub name of a CLIP; its vision tower is loaded when images are first asked for.
         cache: whether image features are kept on disk.
+        pictures: ``data.pictures``: how files become pixels.
     """
 
-    def __init__(self, source: str, device: torch.device, cache: bool) -> None:
-        self.source, self.device, self.cache = source, device, cache
+    def __init__(self, source: str, device: torch.device, cache: bool, pictures: Way = "official") -> None:
+        self.source, self.device, self.cache, self.pictures = source, device, cache, pictures
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self._text = self._tower(CLIPTextModel, "text")
 
@@ -149,12 +151,13 @@ class Identity:
         tower, processor = self._vision
         mark = ""
         if self.cache:
-            parts = (hash_weights(tower), processor.to_json_string(), transformers.__version__)
+            parts = [hash_weights(tower), processor.to_json_string(), transformers.__version__]
+            parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
             mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
         return ImageFeatures(mark, (self.width("image"),), self._pooled)
 
     @torch.no_grad()
     def _pooled(self, root: Path, images: Sequence[str]) -> np.ndarray:
         tower, processor = self._vision
-        padded = pixels(processor, root, images).to(self.device)
+        padded = pixels(processor, root, images, self.pictures).to(self.device)
         return tower(pixel_values=padded).pooler_output[: len(images)].float().cpu().numpy()

@@ -14,11 +14,12 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from fcit.data.benchmark import open_benchmark
-from fcit.data.records import open_image
+from fcit.data.pictures import open_image
 from fcit.errors import FCITError
 from fcit.report import faults, figures, footing, tables
 from fcit.results import Prediction, Run
 from fcit.run_dir import write_text
+from fcit.schema import Way
 
 SAMPLES = 4  # predictions shown per dataset
 THUMBNAIL = 128  # pixels, longer side
@@ -33,13 +34,13 @@ def shade(value: float | None, top: float = 100.0) -> str:
     return f"background:rgb(38 99 171 / {0.06 + 0.94 * share:.2f});color:{ink}"
 
 
-def _thumbnail(root: Path, image: str) -> str:
-    """An image as a data address.
+def _thumbnail(root: Path, image: str, way: Way) -> str:
+    """An image as a data address, as the model saw it.
 
     Raises:
         DataError: it cannot be read.
     """
-    small = open_image(root, image)
+    small = open_image(root, image, way)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     small.save(file, format="PNG")
@@ -70,7 +71,7 @@ def _samples(run: Run) -> list[dict[str, Any]]:
             picture = None
             if root is not None:
                 try:
-                    picture = _thumbnail(root, prediction.image)
+                    picture = _thumbnail(root, prediction.image, run.config.data.pictures)
                 except FCITError:
                     picture = None
             spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fcit import cli
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.reading import read_train
@@ -15,19 +14,6 @@ from tests.official import BETAS, official_tree
 
 OFFICIAL = ["fcit-task", "fcit-cap", "ucit", "mllm-dcl"]
 CLIENTS = 5
-
-
-@pytest.fixture
-def fcit(capsys, monkeypatch, tmp_path):
-    """Call the command line with a cache of its own; returns (exit code, stdout, stderr)."""
-    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
-
-    def call(*args: object) -> tuple[int, str, str]:
-        code = cli.main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 def opened(root: Path, name: str, **changes) -> Benchmark:
