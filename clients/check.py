@@ -25,12 +25,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from clients.start import environment
 from fcit import site as sites
+from fcit.config import Backbone
 from fcit.data.pictures import image_path
 from fcit.data.reading import read_test, survey_train
 from fcit.data.usable import ImageVerdicts, Usable
 from fcit.deploy import app as bundle
 from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import Steps
+from fcit.doctor.models import check_models
 from fcit.environment import LIBRARIES
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.models.backbone import locate
@@ -212,16 +214,17 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
 
 
 def model(site: Site) -> Finding:
-    """Whether the backbone lies here; it is loaded with the first order."""
+    """Whether backbone and identity encoder would load whole; their weights are read with the first order."""
     for name, folder in (("model", site.model), ("identity", site.identity)):
         if folder is not None and not (Path(folder) / "config.json").is_file():
             return "model", False, f"{name}: {folder} holds no config.json; give the folder of a downloaded model"
-    if site.model is not None:
-        return "model", True, f"{site.model}" + (f", identity {site.identity}" if site.identity else "")
-    try:
-        return "model", True, f"fcit-tiny, {locate('fcit-tiny', site.identity)[0]}; another one only with `model`"
-    except FCITError as error:
-        return "model", False, str(error)
+    tiny = locate("fcit-tiny", site.identity)  # an identity encoder that only an order names is not looked at
+    chosen = Backbone(model=site.model or "fcit-tiny", identity=tiny[1], conversation="vicuna_v1")
+    found = check_models(chosen, sees=False)
+    if found.problems:
+        return "model", False, "; ".join(found.problems)
+    what = site.model or f"fcit-tiny, {tiny[0]}; another one only with `model`"
+    return "model", True, what + (f", identity {site.identity}" if site.identity else "")
 
 
 def home(site: Site) -> Iterator[Finding]:

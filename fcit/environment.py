@@ -110,7 +110,6 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -18,6 +18,7 @@ from fcit.doctor import estimate
 from fcit.doctor.devices import Device, device_of
 from fcit.doctor.estimate import Lengths
 from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large
+from fcit.doctor.models import check_models
 from fcit.errors import EXIT_OK, ConfigError, FCITError
 from fcit.methods.base import Method
 from fcit.models.adapters import Adapters
@@ -54,10 +55,13 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     """Print what a configuration needs.
 
     Raises:
-        ConfigError: it cannot fit; the sentence says what would.
+        ConfigError: its models would not load whole, or it cannot fit; the sentence says what would.
     """
     if gpu_gb is not None and config.backbone.device == "cpu":
         config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"device": "cuda"})})
+    models = check_models(config.backbone, estimate.sees(config))
+    if models.problems:
+        raise ConfigError(models.problems, config.name)
     shape = shape_of(config.backbone, config.adapter.targets)
     device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
     with console.status("counting records"):
@@ -74,10 +78,12 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     problems += machine_problems(config, shape, subspaces, shown, lengths)
     if problems:
         raise ConfigError(problems, config.name)
-    there = device.here and shape.source.startswith(HERE)  # nothing is downloaded for a look
+    there = device.here and models.looked and shape.source.startswith(HERE)  # nothing is downloaded for a look
     with console.status("timing a step"):
         speed = _measured(config, lengths, shown) if probe and there else None
     console.print(_time_table(config, shape, lengths, device, work, speed, why))
+    for line in models.said:
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; assumed "
         f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
@@ -121,12 +127,13 @@ def _counted(benchmark: Benchmark, config: RunConfig) -> Work:
 # ---------------------------------------------------------------------- time
 
 
-def _measured(config: RunConfig, lengths: Lengths, micro: int) -> Speed | None:
-    """One training step and one batch of answers on blank images, timed; None where the model is not here."""
-    try:
-        backbone = Backbone(config.backbone, config.data.pictures)
-    except FCITError:
-        return None
+def _measured(config: RunConfig, lengths: Lengths, micro: int) -> Speed:
+    """One training step and one batch of answers on blank images, timed.
+
+    Raises:
+        ConfigError: the model cannot be loaded, so that no run would.
+    """
+    backbone = Backbone(config.backbone, config.data.pictures)
     adapters = Adapters(backbone, config.adapter)
     words = "What is in this picture? " * (lengths.text // 8)
     examples = [backbone.encode(words, "a small red cup " * (lengths.answer // 5), "")] * micro

@@ -6,11 +6,10 @@ float32 one, and what is read is bit for bit what was computed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +30,6 @@ _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16:
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
 # which other images happened to be missing at the time.
 BATCH = 32
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' loading reports and bars; errors still raise."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def hash_weights(model: nn.Module) -> str:

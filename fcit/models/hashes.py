@@ -59,7 +59,7 @@ def of_tokenizer(source: str, tokenizer: Any) -> str:
 
 def of_files(source: str, patterns: tuple[str, ...]) -> str:
     """Names and contents of the files of a model's folder that match; empty text if none does."""
-    folder = _folder(source)
+    folder = folder_of(source)
     found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
     if not found:
         return ""
@@ -67,7 +67,7 @@ def of_files(source: str, patterns: tuple[str, ...]) -> str:
     return of_text("\n".join(parts))
 
 
-def _folder(source: str) -> Path | None:
+def folder_of(source: str) -> Path | None:
     """Where a model's files lie: the folder itself or what the hub's name was downloaded to."""
     if Path(source).is_dir():
         return Path(source)
