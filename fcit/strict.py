@@ -75,19 +75,21 @@ def is_text(value: str) -> bool:
     return True
 
 
-def parse_json(text: str, unique: bool = False) -> Any:
+def parse_json(text: str, unique: bool = False, constants: bool = False) -> Any:
     """JSON as the standard has it: no NaN, no number of thousands of digits.
 
     Nesting is bounded by :func:`depth_problem`, which the caller applies to the values it uses.
 
     Args:
         unique: refuse objects that name a key twice.
+        constants: read NaN and the infinities, as Python's own reader does.
 
     Raises:
         ValueError: anything else, ``json.JSONDecodeError`` where a place can be named.
     """
     try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique if unique else None)
+        refuse = None if constants else _no_constant
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -18,6 +18,7 @@ MAX_FILE = 2**30  # bytes of an instruction file
 MAX_TEXT = 20_000  # characters of an instruction or answer; what a model reads at once is far less
 MAX_IMAGE_BYTES = 100 * 2**20
 MAX_PIXELS = 50_000_000  # decoded, 150 MB
+MAX_SIDE = 1e9  # pixels that a record may claim for a side of its image; beyond it, `size` is something else
 #: Formats with a decoder of Pillow's own: its EPS, for one, starts another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -33,13 +34,18 @@ class Record:
 
 @dataclass(frozen=True)
 class TestRecord:
-    """One question of a test set; ``answer`` is what the scorer compares with."""
+    """One question of a test set; ``answer`` is what the scorer compares with.
+
+    ``size`` is width and height of the image in pixels where the file says so: the official box rule multiplies by
+    the larger one.
+    """
 
     question_id: str
     image: str
     instruction: str
     answer: str
     references: tuple[str, ...] = ()
+    size: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,16 @@ def _train_record(row: Any) -> Record:
     return Record(image, instruction, answer)
 
 
+def _size(row: dict[str, Any]) -> tuple[float, float] | None:
+    """Width and height of the image; None where ``size`` is missing or means something else."""
+    size = row.get("size")
+    if not isinstance(size, list) or len(size) != 2:
+        return None
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < MAX_SIDE for n in size):
+        return None
+    return float(size[0]), float(size[1])
+
+
 def _test_record(row: Any) -> TestRecord:
     missing = [k for k in ("question_id", "image", "text") if not isinstance(row, dict) or row.get(k) is None]
     if isinstance(row, dict) and row.get("answer") is None and row.get("answer_bbox") is None:
@@ -147,8 +163,9 @@ def _test_record(row: Any) -> TestRecord:
     question, image = _text(row, "question_id"), _text(row, "image")
     text = _text(row, "text").replace(IMAGE_TAG, "").strip()  # as in training records
     if isinstance(row.get("answer_bbox"), list):
-        return TestRecord(question, image, text, _whole(str(row["answer_bbox"]), "answer_bbox"))
-    return TestRecord(question, image, text, _text(row, "answer_bbox" if "answer_bbox" in row else "answer"))
+        return TestRecord(question, image, text, _whole(str(row["answer_bbox"]), "answer_bbox"), size=_size(row))
+    answer = _text(row, "answer_bbox" if "answer_bbox" in row else "answer")
+    return TestRecord(question, image, text, answer, size=_size(row))
 
 
 def _captioned_record(row: Any) -> TestRecord:

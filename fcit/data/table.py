@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READER = 1  # raised whenever records.py reads a file differently
+READER = 2  # raised whenever records.py reads a file differently
 MAPPED_FROM = 2**17  # bytes of an instruction file
 BLOCK = 1024  # rows decoded at once when all are looked at
 
@@ -164,8 +164,10 @@ def _train_row(image: str | None, instruction: str, answer: str, problem: str | 
     return None if image is None else Record(image, instruction, answer)
 
 
-def _test_row(question: str, image: str, instruction: str, answer: str, references: list[str]) -> TestRecord:
-    return TestRecord(question, image, instruction, answer, tuple(references))
+def _test_row(
+    question: str, image: str, instruction: str, answer: str, references: list[str], size: list[float]
+) -> TestRecord:
+    return TestRecord(question, image, instruction, answer, tuple(references), (size[0], size[1]) if size else None)
 
 
 class MappedSurvey:
@@ -274,15 +276,16 @@ def _train_columns(path: Path) -> dict[str, list[Any]]:
 def _test_columns(path: Path, references: Path | None) -> dict[str, list[Any]]:
     found = reading.read_test(path, references)
     texts = ("question_id", "image", "instruction", "answer")
-    return {n: [getattr(r, n) for r in found] for n in texts} | {"references": [list(r.references) for r in found]}
+    lists = {"references": [list(r.references) for r in found], "size": [list(r.size or ()) for r in found]}
+    return {n: [getattr(r, n) for r in found] for n in texts} | lists
 
 
 def _write(file: Path, columns: dict[str, list[Any]]) -> None:
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
-    text = Value("string")
-    features = Features({name: List(text) if name == "references" else text for name in columns})
+    lists = {"references": List(Value("string")), "size": List(Value("float64"))}
+    features = Features({name: lists.get(name, Value("string")) for name in columns})
     count = len(next(iter(columns.values())))
     with ArrowWriter(path=str(file), features=features) as writer:
         for start in range(0, count, BLOCK):

@@ -112,6 +112,22 @@ def test_questions_of_the_domains_get_what_the_official_generators_add(tmp_path)
     assert {r.image.split("/")[0] for r in [*bench.test("sci"), *bench.pooled(3)]} == {"Sci"}
 
 
+@pytest.mark.parametrize(
+    ("answer", "asks"),
+    [
+        ("Yes", "yes or no"),
+        ("No", "yes or no"),
+        ("yes", "letter"),
+        ("NO", "letter"),
+        ("Yes ", "letter"),
+        ("A", "letter"),
+    ],
+)
+def test_yes_and_no_are_compared_as_they_stand(answer, asks):
+    """``answer in ['Yes', 'No']`` in model_fin.py."""
+    assert asks in read_spec("mllm-dcl").datasets["fin"].asked("?", answer)
+
+
 def test_grounding_keeps_its_box_and_captions_their_references(tmp_path):
     bench = opened(official_tree(tmp_path, "fcit-cap", records=2, tests=3), "fcit-cap")
     assert bench.test("grounding")[0].answer == "[0.01, 0.20, 0.53, 0.61]"
