@@ -276,7 +276,10 @@ def _train_columns(path: Path) -> dict[str, list[Any]]:
 def _test_columns(path: Path, references: Path | None) -> dict[str, list[Any]]:
     found = reading.read_test(path, references)
     texts = ("question_id", "image", "instruction", "answer")
-    lists = {"references": [list(r.references) for r in found], "size": [list(r.size or ()) for r in found]}
+    lists: dict[str, list[Any]] = {
+        "references": [list(r.references) for r in found],
+        "size": [list(r.size or ()) for r in found],
+    }
     return {n: [getattr(r, n) for r in found] for n in texts} | lists
 
 

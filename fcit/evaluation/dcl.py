@@ -12,7 +12,7 @@ import regex
 
 from fcit.data.records import TestRecord
 from fcit.evaluation.scorers import Result, bare, marked
-from fcit.evaluation.wording import SINGLE, WORD, folded
+from fcit.evaluation.wording import SINGLE, WORD, folded, letters
 
 #: Sources of the science domain whose answers are compared whole; all others count as MapQA's.
 _WHOLE = ("AI2D", "TQA", "VQA", "SciVerse")
@@ -149,11 +149,7 @@ def science_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result
 
 def choice_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The cleaned rule of Fin, ours: equal ignoring case and everything but letters and digits, on both sides."""
-
-    def kept(text: str) -> str:
-        return regex.sub(rf"[^{WORD}]+", "", folded(text))
-
-    return marked(lambda text, record: kept(text) == kept(record.answer), texts, records)
+    return marked(lambda text, record: letters(text) == letters(record.answer), texts, records)
 
 
 def _compared_whole(record: TestRecord) -> bool:

@@ -102,7 +102,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
-def _truth(record: TestRecord) -> list[float]:
+def box(record: TestRecord) -> list[float]:
     """The four numbers of the ground truth, which the official rule reads whole.
 
     Raises:
@@ -121,7 +121,7 @@ def box_iou(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Right iff the four numbers of ``[x1, y1, x2, y2]`` give IoU > 0.5 (the cleaned rule, ours)."""
 
     def judge(text: str, record: TestRecord) -> bool:
-        truth, numbers = _truth(record), [float(n) for n in _NUMBER.findall(folded(text))]
+        truth, numbers = box(record), [float(n) for n in _NUMBER.findall(folded(text))]
         return len(numbers) == 4 and iou(numbers, truth) > 0.5
 
     return marked(judge, texts, records)
@@ -140,7 +140,7 @@ def box_iou_official(texts: Sequence[str], records: Sequence[TestRecord]) -> Res
     """
 
     def judge(text: str, record: TestRecord) -> bool:
-        truth, trimmed = _truth(record), text.replace("[", "").replace("]", "")[1:-1]
+        truth, trimmed = box(record), text.replace("[", "").replace("]", "")[1:-1]
         try:
             numbers = [float(part) for part in trimmed.split(",")]
         except ValueError:

@@ -41,6 +41,12 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
+def letters(text: str) -> str:
+    """Letters, digits and their marks of a text, folded, without anything between them."""
+    text = folded(text)
+    return re.sub(r"[^a-z0-9]+", "", text) if text.isascii() else regex.sub(rf"[^{WORD}]+", "", text)
+
+
 def tokens(text: str) -> list[str]:
     """The words of a text, folded: runs of letters, digits, marks and apostrophes.
 
