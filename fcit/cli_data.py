@@ -86,14 +86,14 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]:
-    """The best constant answer to the test questions of every data set that can be read."""
+    """The best constant answer to the test questions of every data set that can be read, scored without Java."""
     from fcit import config as configuration
     from fcit.data.benchmark import open_benchmark
-    from fcit.evaluation.constant import constants
+    from fcit.evaluation.constant import constants, without_java
 
     raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
     benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
-    return constants(benchmark, [d.name for d in found.datasets if d.test])
+    return constants(benchmark, [d.name for d in found.datasets if d.test], without_java)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -108,7 +108,8 @@ def _check(args: argparse.Namespace) -> int:
         return EXIT_OK if found.good else EXIT_USAGE
     code = _report(found)
     for name, constant in constants.items():
-        print(f"{name}: best constant answer {constant.score:.1f} ({shown(constant.text)})")
+        by = " by our rule `caption`" if spec.datasets[name].scorer == "caption7" else ""
+        print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
     return code
 
 

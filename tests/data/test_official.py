@@ -180,6 +180,9 @@ def test_check_finds_nothing_wrong(tree, fcit):
     code, out, err = fcit("data", "check", name, "--root", root)
     assert code == 0, out + err
     assert "FAIL" not in out and "generated" in out
+    said = [line for line in out.splitlines() if ": best constant answer " in line]
+    scorers = [dataset.scorer for dataset in read_spec(name).datasets.values()]
+    assert len(said) == len(scorers) and sum("by our rule" in line for line in said) == scorers.count("caption7")
     assert ("heterogeneous" in out) == name.startswith("fcit")
 
 
