@@ -116,7 +116,7 @@ def problem(scores: Scores) -> str | None:
     for task, score in scores.scores.items():
         if not _TASK.fullmatch(task):
             return f"tasks are numbered, got {task[:40]!r}"
-        if not (math.isfinite(score) and 0 <= score <= LARGEST):
+        if not (math.isfinite(score) and 0 <= score <= LARGEST * (1 + 1e-9)):  # a sum may end a bit above
             return f"the score of task {task} is {score}, not between 0 and {LARGEST:.0f}"
         if not 1 <= scores.counts[task] < 1e9:
             return f"the score of task {task} rests on {scores.counts[task]} questions"
