@@ -219,7 +219,7 @@ class Worker:
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
             texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
-            scores[task], counts[task] = round(self.data.score(task, texts), 4), len(texts)
+            scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return Scores(order.client, scores, counts, time.perf_counter() - begin)
 
     def _answers(

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError
+from fcit.strict import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fcit.data.findings import Findings
     from fcit.data.spec import BenchmarkSpec
+    from fcit.evaluation.constant import Constant
 
 EXAMPLE = """\
 fcit data make --root /tmp/fcit-data            render the built-in data sets
@@ -92,6 +94,17 @@ def _download(args: argparse.Namespace) -> int:
     return _report(_look(args, spec))
 
 
+def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]:
+    """The best constant answer to the test questions of every data set that can be read, scored without Java."""
+    from fcit import config as configuration
+    from fcit.data.benchmark import open_benchmark
+    from fcit.evaluation.constant import constants, without_java
+
+    raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
+    return constants(benchmark, [d.name for d in found.datasets if d.test], without_java)
+
+
 def _check(args: argparse.Namespace) -> int:
     spec = _spec(args.benchmark)
     if not args.root.is_dir():
@@ -99,10 +112,16 @@ def _check(args: argparse.Namespace) -> int:
         own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
         raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
     found = _look(args, spec)
+    constants = _constants(args, found)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1))
+        best = {name: constant._asdict() for name, constant in constants.items()}
+        print(json.dumps({**found.to_json(), "constants": best}, indent=1))
         return EXIT_OK if found.good else EXIT_USAGE
-    return _report(found)
+    code = _report(found)
+    for name, constant in constants.items():
+        by = " by our rule `caption`" if spec.datasets[name].scorer == "caption7" else ""
+        print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
+    return code
 
 
 def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:

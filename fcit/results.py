@@ -99,6 +99,12 @@ class Run:
         """Events of one kind, e.g. ``round``, ``scored``, ``rejected``."""
         return [event for event in self.events if event["event"] == kind]
 
+    @cached_property
+    def constants(self) -> dict[str, float]:
+        """Score of the best constant answer by data set; empty for unfinished runs and older run folders."""
+        found = self.results.get("constants", {}) if self.finished else {}
+        return {name: float(constant["score"]) for name, constant in found.items()}
+
     @property
     def subspaces(self) -> list[str]:
         """Names of the subspaces; the order of every mix."""

@@ -178,9 +178,7 @@ class Loop(Updates):
         # The last file says that the run is finished.
         with writing(self.run.adapters):
             routing.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
-            results.write(
-                self.run, self.config, self.benchmark.spec, self.method, self.state, self.progress, matrix
-            )  # fmt: skip
+            results.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress, matrix)
         return matrix
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import Plan, Row, TableKey
 from fcit.config import RunConfig
 from fcit.errors import FCITError
-from fcit.report.tables import FIGURES
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.report.tables import FIGURES, constant_matrix
 from fcit.results import Run
 
 #: Blocks of a table: only the first is ranked.
@@ -81,6 +83,7 @@ class Table:
     baseline: str | None  # None: it has no finished run here
     reference: str  # the row that settings and surroundings are held against: the baseline if it can be
     waiting: list[str]  # rows without a finished run
+    constant: AccuracyMatrix | None = None  # of the best constant answers; None where no run knows them
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -180,6 +183,15 @@ def differing_surroundings(line: Line, other: Line) -> list[str]:
     return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
 
 
+def _constant(lines: list[Line]) -> AccuracyMatrix | None:
+    """The best constant answers to the questions of a table; None where runs disagree about them or know of none."""
+    runs = [run for line in lines for run in line.runs.values() if run.constants]
+    if len({json.dumps(run.constants, sort_keys=True) for run in runs}) != 1:
+        return None
+    # A row that was only evaluated at the end has no course to take the average of.
+    return max((constant_matrix(run) for run in runs), key=lambda m: len(m.evaluated) if m else 0)
+
+
 def _table(key: TableKey, plan: Plan) -> Table:
     rows = [row for row in plan.rows if row.table == key]
     finished: dict[str, dict[int, Run]] = {row.label: {} for row in rows}
@@ -201,7 +213,8 @@ def _table(key: TableKey, plan: Plan) -> Table:
 
     waiting = [row.label for row in rows if not finished[row.label]]
     reference = (baseline or lines[0]).row.label
-    return Table(key, sorted(lines, key=rank), reference if baseline else None, reference, waiting)
+    lines = sorted(lines, key=rank)
+    return Table(key, lines, reference if baseline else None, reference, waiting, _constant(lines))
 
 
 def collect(plan: Plan) -> Leaderboard:

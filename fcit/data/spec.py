@@ -34,15 +34,18 @@ def suffixed(record: Record, suffix: str) -> Record:
 
 
 class AnswerSuffix(Section):
-    """A text added to a question by its right answer, as an official generator does: it tells what kind is right."""
+    """A text added to a question by its right answer, as an official generator does: it tells what kind is right.
 
-    cases: dict[str, str] = Field(description="right answer, in any case -> text")
+    Answers are compared as they stand: "yes" and "Yes " are not "Yes" (``answer in ['Yes', 'No']`` in model_fin.py of
+    MLLM-CL).
+    """
+
+    cases: dict[str, str] = Field(description="right answer, exactly -> text")
     otherwise: str = Field(description="text for every other right answer")
 
     def of(self, answer: str) -> str:
         """The text for a right answer."""
-        known = {key.casefold(): text for key, text in self.cases.items()}
-        return known.get(answer.strip().casefold(), self.otherwise)
+        return self.cases.get(answer, self.otherwise)
 
 
 class DatasetSpec(Section):

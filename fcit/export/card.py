@@ -95,13 +95,14 @@ def _results(run: Run) -> str:
     )
     found = matrix.summary()
     figures = [matrix.avg_name if name == "Avg" else name for name in FIGURES]
-    parts += [markdown(matrix_rows(matrix)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
+    parts += [markdown(matrix_rows(run)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
     others = rules(run)
     if len(others) > 1:
         parts.append(markdown(others))
     parts.append(
         "Last: mean of the last row. Avg: mean over stages of the mean over the data sets seen. MFT: mean when first "
         "seen. BWT: mean change since then. Forgetting: mean loss against the best score before the last stage."
+        + (" Best constant answer: one text to every question, the best of some." if run.constants else "")
     )
     return "\n\n".join(parts)
 

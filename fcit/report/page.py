@@ -114,6 +114,7 @@ def _one(run: Run) -> dict[str, Any]:
         "matrix": run.matrix,
         "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
         "rules": tables.rules(run),
+        "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
         "mixes": _mixes(run) if finished else None,
@@ -187,7 +188,7 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
     """File name, rows, caption of every table, and what is said of its numbers."""
     for run in runs:
         said = footing.label(run)
-        yield f"matrix-{run.name}", tables.matrix_rows(run.matrix), f"Accuracy matrix of {run.name}", said
+        yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", said
         if len(rules := tables.rules(run)) > 1:
             yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", said
         if len(rows := faults.table(run)) > 1:

@@ -34,7 +34,7 @@ def show(console: Console, runs: list[Run]) -> None:
     """
     for run in runs:
         said = label(run)
-        _print(console, tables.matrix_rows(run.matrix), titled(f"Accuracy matrix of {run.name}", said))
+        _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", said))
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", said))

@@ -237,3 +237,38 @@ def test_pictures_say_that_numbers_are_reduced(board):
 
 def test_flat():
     assert flat({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": []}
+
+
+CONSTANTS = {"a": {"text": "x", "score": 20.0}, "captions": {"text": "A.", "score": 14.0}}
+
+
+def told(made, constants) -> leaderboard.Table:
+    """The table after each finished run was told the next of these constants; None: an older run folder."""
+    left = iter(constants)
+    for run in made.runs:
+        file = run.folder / "results.json"
+        found = next(left, None) if file.is_file() else None
+        if found is not None:
+            file.write_text(json.dumps({**json.loads(file.read_text()), "constants": found}))
+    return leaderboard.collect(made)
+
+
+def test_the_best_constant_answer_has_a_row_of_its_own(board):
+    made, before = board
+    assert before.tables[0].constant is None and "best constant" not in tables.markdown(before)
+    known = told(made, [None, CONSTANTS, CONSTANTS])
+    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - |  |" in tables.markdown(known)
+    assert any("a 20.0, captions 14.0" in note for note in tables.notes(known.tables[0]))
+    assert "best constant answer</th><td>-</td><td>17.0</td>" in page.render(known)
+    last = list(csv.DictReader(io.StringIO(tables.csv(known))))[-1]
+    assert (last["row"], last["group"], last["Last"], last["MFT"]) == ("best constant answer", "constant", "17", "")
+    assert json.loads(tables.to_json(known))["tables"][0]["best_constant_answer"]["Last"] == 17.0
+    assert "best constant answer & - & 17.0" in tables.tex(known)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tables.terminal(known.tables[0], "small", 140))
+    assert "best constant answer" in console.export_text()
+
+
+def test_runs_that_disagree_about_it_were_asked_other_questions(board):
+    other = {**CONSTANTS, "a": {"text": "x", "score": 30.0}}
+    assert told(board[0], [CONSTANTS, other]).tables[0].constant is None
