@@ -7,7 +7,6 @@ import json
 import math
 import os
 import stat
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,15 +24,15 @@ from fcit.errors import DataError
 SHOWN = 20  # problems shown at once
 AT_ONCE = 2000  # images decoded before what was found is written down
 MOST_FOLDERS = 4096  # remembered at once: some data sets have a folder for every image
-SHOWS_BAR = 200  # images from which on a terminal is shown how far it is
 
 
 def stamp(path: Path) -> str:
     """What changes when a file is changed in place."""
-    return _stamp(path.stat())
+    return stamp_of(path.stat())
 
 
-def _stamp(status: os.stat_result) -> str:
+def stamp_of(status: os.stat_result) -> str:
+    """As :func:`stamp`, of what is known of the file already."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
@@ -87,7 +86,7 @@ class ImageVerdicts:
         good = np.isin(digests, self._good)
         return [not known and key not in self._bad for key, known in zip(keys, good, strict=True)]
 
-    def _status(self, image: str) -> os.stat_result:
+    def status(self, image: str) -> os.stat_result:
         """What ``image_path`` would find; folders are followed once, which is most of the work for many images.
 
         Raises:
@@ -114,7 +113,7 @@ class ImageVerdicts:
         keys: dict[str, str] = {}
         for image in dict.fromkeys(images):
             try:
-                keys[image] = json.dumps(f"{image}|{_stamp(self._status(image))}")
+                keys[image] = json.dumps(f"{image}|{stamp_of(self.status(image))}")
             except (DataError, OSError) as error:  # may be there the next time: not kept
                 found[image] = str(error)
         new = [image for image, is_new in zip(keys, self._new(list(keys.values())), strict=True) if is_new]
@@ -125,14 +124,9 @@ class ImageVerdicts:
         """Look at images that are new; Pillow decodes beside other threads."""
         if not images:
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from fcit.data.bar import counting  # rich takes a while to import
 
-        hidden = len(images) < SHOWS_BAR or not sys.stderr.isatty()
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"),
-            TimeRemainingColumn(), console=Console(stderr=True), disable=hidden,
-        )  # fmt: skip
+        bar = counting(len(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
             task = bar.add_task("looking at images", total=len(images))
             for start in range(0, len(images), AT_ONCE):
