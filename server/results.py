@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fcit.config import RunConfig
+from fcit.data.recorded import data_of
 from fcit.data.spec import BenchmarkSpec
 from fcit.data.subset import reduced
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -52,6 +53,7 @@ def write(
             "cost": cost(method, state, progress), "seconds": progress.seconds,
             "scorers": {name: spec.scorer for name, spec in benchmark.datasets.items() if name in matrix.datasets},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            **data_of(run),
             **(survey.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
         },
     )  # fmt: skip

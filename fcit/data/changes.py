@@ -44,7 +44,7 @@ class Change(NamedTuple):
 
 def short(sha: str) -> str:
     """As much of a hash as people compare."""
-    return sha if sha.startswith("rendered ") else sha[:SHORT]
+    return sha[:SHORT] if len(sha) == 64 else sha
 
 
 def _hash(entry: dict[str, Any]) -> str:
@@ -52,7 +52,6 @@ def _hash(entry: dict[str, Any]) -> str:
 
 
 def _parts(data: dict[str, Any]) -> Iterator[Part]:
-    scorers = set()
     for name, splits in data["datasets"].items():
         for split, entry in splits.items():
             of = f"{name}, {entry.get('split', split)} split"
@@ -68,10 +67,9 @@ def _parts(data: dict[str, Any]) -> Iterator[Part]:
             yield Part("train", of, str(entry["delivered"]), str(entry["sha256"]))
             yield Part("train", f"{of}, images", str(entry["delivered"]), _hash(entry["images"]))
         else:
-            yield Part("train", of, "", "rendered from the training files")
+            yield Part("train", of, "", "generated")
     for named, entry in data.get("code", {}).items():
         family, _, name = named.partition(" ")
-        scorers.add(name)
         concerns = "test" if family == "scorer" else "code"
         what = "benchmark file" if family == "benchmark" and not registry.is_own(name) else family
         label = "" if what == "benchmark file" else f" {registry.label(name)}"
@@ -86,6 +84,8 @@ def parts(data: dict[str, Any]) -> dict[str, Part]:
     """
     found: dict[str, Part] = {}
     try:
+        if not isinstance(data["version"], int):
+            raise TypeError(f"version {data['version']!r}")
         for part in _parts(data):
             # Two parts of one name from two files.
             found[f"{part.what} {part.file}" if part.what in found else part.what] = part
@@ -101,6 +101,8 @@ def compare(before: dict[str, Any], now: dict[str, Any], *concerns: Concerns) ->
         RunError: they are damaged.
     """
     old, new = parts(before), parts(now)
+    if before["version"] != now["version"]:  # other things were hashed
+        return []
     found = []
     for key in dict.fromkeys([*old, *new]):
         one, two = old.get(key), new.get(key)

@@ -158,7 +158,7 @@ class _Data:
 
 
 def _asked(spec: DatasetSpec) -> dict[str, Any]:
-    """How a data set's questions are put and scored; what is not said is left out, so that new settings change nothing."""
+    """How questions are put and scored; what is not said is left out, so that new settings change nothing."""
     said = spec.model_dump(mode="json", include={"suffix", "test_suffix", "max_new_tokens"}, exclude_defaults=True)
     return {**said, "scorer": registry.label(spec.scorer)}
 
