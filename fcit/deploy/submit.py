@@ -8,8 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fcit import config as configuration
-from fcit.data.benchmark import open_benchmark
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.recorded import hold_data
+from fcit.data.spec import BenchmarkSpec
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.layout import Deployment
@@ -66,11 +68,17 @@ def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data:
         steps.say(f"{run} is already finished; `fcit report {run}` shows it")
         return EXIT_OK
     _ready(deployment, steps)
-    config = configuration.load(folder.config)
-    if config.stream == "benchmark" and folder.begun and not steps.dry:
+    if folder.begun and not steps.dry:
         # Here, where a person reads it; the server finds it settled.
-        hold_data(folder, open_benchmark(config), accept_changed_data)
+        hold_data(folder, _served(configuration.load(folder.config)), accept_changed_data)
     return _start(deployment, folder.path, steps)
+
+
+def _served(config: RunConfig) -> Benchmark:
+    """What the server itself knows of the data: nothing where every site brings its own."""
+    if config.stream == "benchmark":
+        return open_benchmark(config)
+    return Benchmark(BenchmarkSpec(name="sites", datasets={}, tasks=[]), Path(), config)
 
 
 def follow(deployment: Deployment, number: str | None) -> int:
