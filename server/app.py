@@ -82,4 +82,4 @@ def main(grid: Grid, context: Context) -> None:
         path = RunDir.create(Path(config.output), config.name, configuration.dump(config), describe()).path
     else:
         raise ConfigError("nothing to run: give flwr run an absolute path, -c 'config=\"/path/to/run.yaml\"'")
-    run(path, grid, accept_changed_data=settings.get("accept-changed-data") == "True")
+    run(path, grid, accept_changed_data=settings.get("accept-changed-data", "").lower() == "true")
