@@ -59,8 +59,9 @@ class ImageHashes:
         self._file = folder / f"{origin}.sha256"
         self._known = np.empty(0, dtype=ENTRY)
         if self._file.is_file():
-            whole = self._file.stat().st_size // ENTRY.itemsize  # a writer that was killed leaves part of an entry
-            self._known = np.sort(np.fromfile(self._file, dtype=ENTRY, count=whole), order="key")
+            kept = self._file.read_bytes()
+            whole = len(kept) // ENTRY.itemsize  # a writer that was killed leaves part of an entry
+            self._known = np.sort(np.frombuffer(kept, dtype=ENTRY, count=whole), order="key")
 
     def of(self, images: Iterable[str]) -> dict[str, str]:
         """The hash of every image, hexadecimal; :data:`UNREADABLE` where there is none to be read."""
@@ -132,15 +133,15 @@ class ImageHashes:
             if not self._set(sha).is_file():
                 self._set(sha).parent.mkdir(parents=True, exist_ok=True)
                 staging = self._set(sha).with_suffix(f".{os.getpid()}")
-                np.array([_short(pair) for pair in pairs], dtype="<u8").tofile(staging)
+                staging.write_bytes(np.array([_short(pair) for pair in pairs], dtype="<u8").tobytes())
                 staging.replace(self._set(sha))
         return sha
 
     def differing(self, before: str, hashes: Mapping[str, str]) -> list[str]:
         """Images that are not as in the set remembered before, or new; empty where it is not known any more."""
         try:
-            known = np.fromfile(self._set(before), dtype="<u8")
-        except OSError:
+            known = np.frombuffer(self._set(before).read_bytes(), dtype="<u8")
+        except (OSError, ValueError):
             return []
         present = np.array([_short(pair) for pair in _pairs(hashes)], dtype="<u8")
         return [name for name, same in zip(sorted(hashes), np.isin(present, known), strict=True) if not same]
