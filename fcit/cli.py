@@ -34,7 +34,7 @@ exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on req
 """
 
 
-def _execute(path: Path) -> int:
+def _execute(path: Path, accept_changed_data: bool = False) -> int:
     """Run or resume a run folder on its engine; print the final table."""
     from rich.console import Console
 
@@ -45,7 +45,7 @@ def _execute(path: Path) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     with ConsoleWatcher(console, path.name) as watcher:
         try:
-            run = execute(path, watcher)
+            run = execute(path, watcher, accept_changed_data)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -73,8 +73,11 @@ def _resume(args: argparse.Namespace) -> int:
     belongs = run.path / BELONGS
     if belongs.is_file():
         deployment = belongs.read_text(encoding="utf-8").strip()
-        raise ConfigError(f"{args.run} is run on sites; `fcit deploy submit {deployment} --resume {args.run}` goes on")
-    return _execute(args.run)
+        also = " --accept-changed-data" * args.accept_changed_data
+        raise ConfigError(
+            f"{args.run} is run on sites; `fcit deploy submit {deployment} --resume {args.run}{also}` goes on"
+        )
+    return _execute(args.run, args.accept_changed_data)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -210,6 +213,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. training.lr=0.002")
     resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1")
     resume.add_argument("run", type=Path, help="run folder")
+    resume.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although data or own code are not what they were; the run says so from then on",
+    )
     report = add(
         "report",
         _report,

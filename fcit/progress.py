@@ -117,6 +117,9 @@ class ConsoleWatcher:
     def _on_tracker_failed(self, tracker: str, reason: str) -> None:
         self._line(f"{self.label}: {tracker} is told nothing more, the run goes on: {reason.splitlines()[0]}")
 
+    def _on_data_changed(self, reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: goes on with changed data: {reason}")
+
     def _on_reused(self, clients: list[int], **v: Any) -> None:
         who = ", ".join(map(str, clients))
         self._line(f"{self.label}: updates of clients {who} were accepted before the interruption and are used again")

@@ -9,6 +9,7 @@ from typing import Any
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.data.recorded import data_of
 from fcit.errors import DataError, RunError
 from fcit.evaluation import predictions
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -89,6 +90,16 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions and machine."""
         return dict(read_json(self.folder.environment))
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Fingerprints of the run's data and own code, see :mod:`fcit.data.fingerprint`; empty for older runs."""
+        return dict(data_of(self.folder).get("data") or {})
+
+    @cached_property
+    def data_changes(self) -> list[dict[str, Any]]:
+        """What was accepted with ``--accept-changed-data``: ``time``, ``changes`` and, in words, ``said``."""
+        return list(data_of(self.folder).get("data_changes") or [])
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:

@@ -42,10 +42,16 @@ def _judge(config: RunConfig) -> Judge:
     return judge_of(config.backbone)
 
 
-def execute(path: Path, watcher: Watcher | None = None) -> Run:
+def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: bool = False) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
+    Args:
+        path: the run folder.
+        watcher: as for :func:`simulate`.
+        accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
+
     Raises:
+        ConfigError: they are not, and that is not accepted.
         RunError: the run cannot go on. StopRequested: asked to stop. Both leave a checkpoint.
     """
     from fcit.report.page import write_page
@@ -57,7 +63,7 @@ def execute(path: Path, watcher: Watcher | None = None) -> Run:
 
     engine = registry.resolve("engine", config.federation.engine)
     with closing(engine(client_app, config.federation.clients, config, RunDir(path).memory)) as grid:
-        serve(path, grid, watcher)
+        serve(path, grid, watcher, accept_changed_data)
     run = Run(path)
     write_page([run], path / "report.html")
     return run

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
+from fcit.data.recorded import data_of
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.records import ClientUpdate, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
@@ -52,6 +53,7 @@ class Loop(Updates):
         self.spill.tidy(self.progress.stage, self.progress.round)
         for reason in damaged:
             self._event("checkpoint-damaged", reason=reason)
+        self._tell_changes()
         with self._timed("start-up"):
             self._probe(found is None)
             if found is None:  # else it has been, and training has begun
@@ -72,6 +74,15 @@ class Loop(Updates):
             self._evaluate()
             self.stop.check()
         return self._finish()
+
+    def _tell_changes(self) -> None:
+        """One event for every change of data that was accepted; again where a crash cut it off."""
+        told = sum(event["event"] == "data-changed" for event in self.run.read_events())
+        for change in data_of(self.run).get("data_changes", [])[told:]:
+            self._event(
+                "data-changed", stage=self.progress.stage, round=self.progress.round,
+                reason="; ".join(change["said"]), accepted=change["time"], changes=change["changes"],
+            )  # fmt: skip
 
     @property
     def _rounds(self) -> int:

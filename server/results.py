@@ -6,6 +6,7 @@ from typing import Any
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
+from fcit.data.recorded import data_of
 from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -57,6 +58,7 @@ def write(
             "scorers": {name: d.scorer for name, d in spec.datasets.items() if name in matrix.datasets},
             "constants": {name: found._asdict() for name, found in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            **data_of(run),
             **(survey.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
         },
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fcit.bench.plan import Plan, Row, TableKey
 from fcit.config import RunConfig
 from fcit.errors import FCITError
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.report import footing
 from fcit.report.tables import FIGURES, constant_matrix
 from fcit.results import Run
 
@@ -84,6 +86,7 @@ class Table:
     reference: str  # the row that settings and surroundings are held against: the baseline if it can be
     waiting: list[str]  # rows without a finished run
     constant: AccuracyMatrix | None = None  # of the best constant answers; None where no run knows them
+    apart: list[str] = field(default_factory=list)  # why runs on other test data do not stand here, a sentence each
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -192,12 +195,51 @@ def _constant(lines: list[Line]) -> AccuracyMatrix | None:
     return max((constant_matrix(run) for run in runs), key=lambda m: len(m.evaluated) if m else 0)
 
 
-def _table(key: TableKey, plan: Plan) -> Table:
-    rows = [row for row in plan.rows if row.table == key]
-    finished: dict[str, dict[int, Run]] = {row.label: {} for row in rows}
+def differing_training(line: Line, other: Line) -> list[str]:
+    """Training data and own code of a row that are not those of another, seed by seed."""
+    found = [
+        f"training: {change.sentence('there', 'here')}"
+        for seed, run in line.runs.items()
+        if seed in other.runs
+        for change in footing.trained_apart(other.runs[seed], run)
+    ]
+    return list(dict.fromkeys(found))
+
+
+Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run
+
+
+def _finished(key: TableKey, plan: Plan) -> dict[str, Finished]:
+    """Finished runs of a table by the test data they were scored on; in one table they would be compared."""
+    found: dict[str, Finished] = {}
     for planned in plan.runs:
         if planned.row.table == key and state(planned) == "done":
-            finished[planned.row.label][planned.seed] = Run(planned.folder)
+            run = Run(planned.folder)
+            rows = found.setdefault(footing.tested(run), {row.label: {} for row in plan.rows if row.table == key})
+            rows[planned.row.label][planned.seed] = run
+    return found
+
+
+def _first(finished: Finished) -> Run:
+    return next(run for runs in finished.values() for run in runs.values())
+
+
+def _tables(key: TableKey, plan: Plan) -> Iterator[Table]:
+    """The table of a key; several where its runs were scored on different test data."""
+    found = _finished(key, plan)
+    anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
+    for test, finished in found.items():
+        first = _first(finished)
+        said = [footing.called(test) if len(found) > 1 else "", footing.changed(first)]
+        table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished)
+        others = [_first(other) for name, other in found.items() if name != test]
+        table.apart = [footing.why_apart(first, other) for other in others]
+        table.waiting = [label for label in table.waiting if label not in anywhere]
+        yield table
+
+
+def _table(key: TableKey, plan: Plan, finished: Finished) -> Table:
+    rows = [row for row in plan.rows if row.label in finished and row.table[:-1] == key[:-1]]
     lines = [_line(row, finished[row.label]) for row in rows if finished[row.label]]
     baseline = next((line for line in lines if line.row.label == plan.baseline), None)
     for line in lines:
@@ -206,6 +248,7 @@ def _table(key: TableKey, plan: Plan) -> Table:
             line.difference = bootstrap.difference(owner, line.runs, baseline.runs) if baseline else None
             line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
             line.elsewhere = differing_surroundings(line, baseline or lines[0])
+            line.elsewhere += differing_training(line, baseline or lines[0])
 
     def rank(line: Line) -> tuple[int, float]:
         last = line.figures["Last"]
@@ -220,4 +263,4 @@ def _table(key: TableKey, plan: Plan) -> Table:
 def collect(plan: Plan) -> Leaderboard:
     """Read everything that is finished; tables without a finished run are left out."""
     keys = dict.fromkeys(run.row.table for run in plan.runs if state(run) == "done")
-    return Leaderboard(plan.name, plan.folder, [_table(key, plan) for key in keys])
+    return Leaderboard(plan.name, plan.folder, [table for key in keys for table in _tables(key, plan)])

@@ -29,6 +29,7 @@ class TableKey(NamedTuple):
     split: str
     reduced: tuple[str, ...]  # why its numbers are of less than the benchmark; empty: they are full
     stages: tuple[int, ...]  # those it is evaluated after, from 1; empty: every one
+    test_data: str = ""  # which, where finished runs were scored on several, see fcit.report.footing
 
     @classmethod
     def of(cls, config: RunConfig, count: int) -> TableKey:
@@ -50,7 +51,7 @@ class TableKey(NamedTuple):
         """What must be said of its numbers; nothing of full ones of the test split after every stage."""
         stages = ", ".join(map(str, self.stages))
         after = f"evaluated after stage{'s' * (len(self.stages) > 1)} {stages} only" if self.stages else ""
-        return ", ".join(filter(None, [Footing(self.split, self.reduced).label, after]))
+        return ", ".join(filter(None, [Footing(self.split, self.reduced).label, after, self.test_data]))
 
     @property
     def title(self) -> str:

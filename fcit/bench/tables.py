@@ -132,6 +132,7 @@ def notes(table: Table) -> list[str]:
             f"{CONSTANT}: one text to every question of a dataset, the best of some that were tried, so a lower bound "
             f"({each}). A row that is not above it shows no learning."
         )
+    found += table.apart
     if any(line.dagger for line in table.lines):
         found.append("† our definition.")
     found += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
@@ -165,7 +166,8 @@ def markdown(board: Leaderboard) -> str:
 
 def csv(board: Leaderboard) -> str:
     """One line a row, plain numbers; cost in bytes, seconds and parameters."""
-    head = ["benchmark", "setting", "split", "reduced", "evaluated_after", "group", "row", "method", "our_definition",
+    head = ["benchmark", "setting", "split", "reduced", "evaluated_after", "test_data", "group",
+            "row", "method", "our_definition",
             "seeds", "planned"]  # fmt: skip
     head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
     rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
@@ -173,6 +175,7 @@ def csv(board: Leaderboard) -> str:
         for line in table.lines:
             key, found = table.key, line.difference
             values = [key.benchmark, key.setting, key.split, "; ".join(key.reduced), " ".join(map(str, key.stages)),
+                      key.test_data,
                       line.group, line.row.label, str(line.row.config.method["name"]), str(line.dagger).lower(),
                       str(len(line.runs)), str(len(line.row.seeds))]  # fmt: skip
             for value in (*line.figures.values(), *line.cost.values()):

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +37,6 @@ from fcit.errors import DataError
 SHOWN = 20  # problems shown at once
 AT_ONCE = 2000  # images decoded before what was found is written down
 MOST_FOLDERS = 4096  # remembered at once: some data sets have a folder for every image
-SHOWS_BAR = 200  # images from which on a terminal is shown how far it is
 
 #: Says of records at these positions of their file what a model can do with them.
 Judged = Callable[[Sequence[int], Sequence[Record]], Verdict]
@@ -46,10 +44,11 @@ Judged = Callable[[Sequence[int], Sequence[Record]], Verdict]
 
 def stamp(path: Path) -> str:
     """What changes when a file is changed in place."""
-    return _stamp(path.stat())
+    return stamp_of(path.stat())
 
 
-def _stamp(status: os.stat_result) -> str:
+def stamp_of(status: os.stat_result) -> str:
+    """As :func:`stamp`, of what is known of the file already."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
@@ -75,7 +74,7 @@ class ImageVerdicts:
         )
         self._seen = Seen(file, older)
 
-    def _status(self, image: str) -> os.stat_result:
+    def status(self, image: str) -> os.stat_result:
         """What ``image_path`` would find; folders are followed once, which is most of the work for many images.
 
         Raises:
@@ -102,7 +101,7 @@ class ImageVerdicts:
         missing: dict[str, str] = {}
         for image in dict.fromkeys(images):
             try:
-                keys[image] = key_of(image, _stamp(self._status(image)))
+                keys[image] = key_of(image, stamp_of(self.status(image)))
             except (DataError, OSError) as error:  # may be there the next time: not kept
                 missing[image] = str(error)
         return keys, missing
@@ -137,7 +136,7 @@ class ImageVerdicts:
         found: dict[str, int] = {}
         for image in dict.fromkeys(images):
             try:
-                found[image] = self._status(image).st_size
+                found[image] = self.status(image).st_size
             except (DataError, OSError):
                 continue  # told where images are looked at
         return found
@@ -146,14 +145,9 @@ class ImageVerdicts:
         """Do something with images and remember what is found; Pillow decodes beside other threads."""
         if not images:
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from fcit.data.bar import counting  # rich takes a while to import
 
-        hidden = len(images) < SHOWS_BAR or not sys.stderr.isatty()
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"),
-            TimeRemainingColumn(), console=Console(stderr=True), disable=hidden,
-        )  # fmt: skip
+        bar = counting(len(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
             task = bar.add_task(what, total=len(images))
             for start in range(0, len(images), AT_ONCE):

@@ -108,10 +108,11 @@ def box(record: TestRecord) -> list[float]:
     Raises:
         DataError: it is no box.
     """
-    numbers = [float(n) for n in _NUMBER.findall(record.box or record.answer)]
+    box = record.box or record.answer
+    numbers = [float(n) for n in _NUMBER.findall(box)]
     if len(numbers) != 4:
         raise DataError(
-            f"question {record.question_id!r}: the answer {(record.box or record.answer)[:80]!r} is not a box like [x1, y1, x2, y2]; "
+            f"question {record.question_id!r}: the answer {box[:80]!r} is not a box like [x1, y1, x2, y2]; "
             "mend it in the test file, or score the data set by another rule"
         )
     return numbers

@@ -10,6 +10,7 @@ import yaml
 from fcit import registry
 from fcit.data.subset import reduced
 from fcit.models.portable import Routing
+from fcit.report.footing import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.results import Run
 
@@ -86,6 +87,7 @@ def _what(run: Run, routing: Routing) -> str:
 def _results(run: Run) -> str:
     config, matrix = run.config, run.matrix
     parts = [f"> **Reduced** numbers, not comparable with full ones: {why}." for why in reduced(config)]
+    parts += [f"> {sentence}" for sentence in accepted(run)]
     if config.backbone.model == "fcit-tiny":
         parts.append("> fcit-tiny is a toy of a few million parameters: these numbers say nothing about a real model.")
     scorers = ", ".join(f"{name} `{registry.label(rule)}`" for name, rule in run.results.get("scorers", {}).items())

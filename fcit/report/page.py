@@ -111,6 +111,7 @@ def _one(run: Run) -> dict[str, Any]:
         "run": run,
         "slug": "".join(c if c.isalnum() else "-" for c in run.name),
         "numbers": footing.label(run),
+        "accepted": footing.accepted(run),
         "matrix": run.matrix,
         "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
         "rules": tables.rules(run),
@@ -151,6 +152,7 @@ def render(runs: list[Run]) -> str:
         title=" · ".join(run.name for run in runs),
         runs=[_one(run) for run in runs],
         comparisons=[(said, tables.summary(members)) for said, members in footing.groups(finished)],
+        notes=footing.notes(finished),
         charts={name: Markup(text) for name, text in charts.items()},
     )
 

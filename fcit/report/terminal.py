@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fcit.report import tables
-from fcit.report.footing import groups, label, titled
+from fcit.report.footing import accepted, groups, label, notes, titled
 from fcit.results import Run
 
 #: Columns of text; all others are figures.
@@ -38,8 +38,16 @@ def show(console: Console, runs: list[Run]) -> None:
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", said))
-    for said, members in groups([run for run in runs if run.finished]):
+        _say(console, accepted(run))
+    finished = [run for run in runs if run.finished]
+    for said, members in groups(finished):
         _print(console, tables.summary(members), titled("Comparison", said))
+    _say(console, notes(finished))
+
+
+def _say(console: Console, sentences: list[str]) -> None:
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def ending(console: Console, run: Run) -> None:

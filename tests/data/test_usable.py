@@ -3,12 +3,13 @@
 import hashlib
 import io
 import json
+import sys
 
 import PIL
 import pytest
 from PIL import Image
 
-from fcit.data import pictures, usable
+from fcit.data import bar, pictures, usable
 from fcit.data.usable import ImageVerdicts
 
 COUNT = 7
@@ -87,8 +88,8 @@ def test_progress_is_shown_on_a_terminal_only(root, monkeypatch, terminal):
             return terminal
 
     screen = Screen()
-    monkeypatch.setattr(usable.sys, "stderr", screen)
-    monkeypatch.setattr(usable, "SHOWS_BAR", 5)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(bar, "SHOWN_FROM", 5)
     ImageVerdicts(root, None).problems(NAMES)
     assert ("looking at images" in screen.getvalue() and f"{COUNT}/{COUNT}" in screen.getvalue()) == terminal
     screen.truncate(0)
