@@ -136,6 +136,10 @@ class Training(Section):
     )
     checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them")
 
+    def moves(self, steps: int) -> bool:
+        """Whether a local epoch of so many steps changes anything: the trainer's first rate is 0."""
+        return self.schedule != "trainer" or steps > 1 or not self.warmup_ratio
+
 
 class Evaluation(Section):
     """How the model is asked after a stage."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fcit.report import tables
+from fcit.report import notes, tables
 from fcit.report.footing import groups, label, titled
 from fcit.results import Run
 
@@ -38,6 +38,8 @@ def show(console: Console, runs: list[Run]) -> None:
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", said))
+        for sentence in notes.notes(run):
+            console.print(f"{run.name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
     for said, members in groups([run for run in runs if run.finished]):
         _print(console, tables.summary(members), titled("Comparison", said))
 
