@@ -26,7 +26,7 @@ DISCO = {
     "mix": "softmax",
     "token": "text",
     "empty_slots": 0,
-    "min_records": 1,
+    "min_records": 4,
 }
 
 

@@ -91,7 +91,7 @@ class Disco(Method):
       empty ones with s = 0: for a question far from every token they take most of the weight, which the bare model
       then has. ``empty_slots: 8`` or ``4`` repeats that.
 
-    Beyond the paper, ours, off by default: ``min_records``. A handful of records may be worded unlike the rest of
+    Beyond the paper, ours, and off with 1: ``min_records``. A handful of records may be worded unlike the rest of
     their task, and a client that has no others would open a subspace for them that nobody else ever trains. A new
     cluster that reaches no known token and holds fewer than ``min_records`` records joins the most similar subspace
     instead, of those known and those that this round opens; its records then count in that token. Where there is
@@ -114,7 +114,7 @@ class Disco(Method):
             0, ge=0, description="slots of the softmax in all, empty ones with similarity 0 (published code: 8 or 4)"
         )
         min_records: int = Field(
-            1, ge=1, description="records that a new cluster of clients needs to open a subspace; 1: as published"
+            4, ge=1, description="records that a new cluster of clients needs to open a subspace; 1: as published"
         )
 
         @model_validator(mode="after")

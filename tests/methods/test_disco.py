@@ -14,7 +14,7 @@ ICONS, BARS, BOOKS = np.eye(3)
 
 
 def disco(**options) -> Disco:
-    return Disco(RunConfig(method={"name": "disco", **options}))
+    return Disco(RunConfig(method={"name": "disco", "min_records": 1, **options}))
 
 
 def stats(feature: np.ndarray, count: int) -> Stats:
