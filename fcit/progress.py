@@ -32,6 +32,7 @@ class ConsoleWatcher:
         self._stages = self._rounds = 0
         self._begin = time.perf_counter()
         self._losses: list[float] = []
+        self._idle = False
 
     def __enter__(self) -> ConsoleWatcher:
         if self.console.is_terminal:
@@ -101,9 +102,20 @@ class ConsoleWatcher:
         moved = (v["up"] + v["down"]) / 1e6
         note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"
         self._advance(f"{note} loss {mean:.3f}")
+        self._say_idle(v.get("idle", []))
         if self._bar is None:
             who = ",".join(str(c) if c >= 0 else "all" for c in clients)
             self._line(f"{self.label}: {note} clients {who} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
+
+    def _say_idle(self, clients: list[int]) -> None:
+        """Once in a run, of the first clients to which it happens."""
+        if clients and not self._idle:
+            self._idle = True
+            who = f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"
+            self._line(
+                f"{self.label}: {who} learnt nothing: with training.schedule: trainer the first step of a local epoch "
+                "has rate 0, and there was no second; this is said once, the report counts all such epochs"
+            )
 
     def _on_stage(self, stage: int, row: dict[str, float]) -> None:
         self._advance(f"stage {stage + 1}/{self._stages} {'evaluated' if row else 'done'}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
@@ -14,6 +15,11 @@ LONGEST = 24  # tokens of an answer where nobody says otherwise
 Way = Literal["official", "upright"]
 
 
+def _is_number(annotation: Any) -> bool:
+    """Whether a key holds a number, or a number or nothing."""
+    return annotation in (int, float) or (bool(kinds := set(get_args(annotation))) and kinds <= {int, float, NoneType})
+
+
 class Section(BaseModel):
     """A part of the configuration; unknown keys are mistakes, true is not a number, and text is whole."""
 
@@ -22,7 +28,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _sound(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("must be a number")
         if isinstance(value, str) and ("\0" in value or not strict.is_text(value)):
             raise ValueError("must be text without null characters and halves of surrogate pairs")
@@ -100,7 +106,9 @@ class Adapter(Section):
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="before A; 0.05: as published; 0 in the mini configurations, where it costs time"
+    )
     targets: str = Field(
         r".*language_model.*\.(gate_proj|up_proj|down_proj)",
         description="regular expression over module names (FCIT: feed-forward layers only)",
@@ -119,13 +127,23 @@ class Training(Section):
     batch_size: int = Field(16, ge=1, description="records of an optimiser step")
     epochs: int = Field(1, ge=1, description="local epochs per round")
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "trainer"] = Field(
+        "cosine",
+        description="rates within a local epoch; trainer: the published ones, whose first step has rate 0 (an epoch of "
+        "one step learns nothing); cosine and constant (ours) move from the first step on",
+    )
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
+    )
     micro_batch: MicroBatch = Field(
         None, description="records passed through the model at a time; auto: halved when memory runs out"
     )
     checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them")
+
+    def moves(self, steps: int) -> bool:
+        """Whether a local epoch of so many steps changes anything: the trainer's first rate is 0."""
+        return self.schedule != "trainer" or steps > 1 or not self.warmup_ratio
 
 
 class Evaluation(Section):

@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fcit.config import RunConfig
+from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
 from fcit.data.recorded import data_of
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -135,7 +135,7 @@ class Loop(Updates):
             examples=[h.examples if h else 0 for h in heads],
             loss={f"{h.client}/{h.shard}": round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
-            exactness=aggregator.exactness, **aggregator.flags, **_said(heads),
+            exactness=aggregator.exactness, **aggregator.flags, **_said(heads, self.config.training),
             seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
@@ -193,7 +193,10 @@ class Loop(Updates):
         return matrix
 
 
-def _said(heads: list[ClientUpdate | None]) -> dict[str, Any]:
-    """Where anybody said so: records passed over, and how a site trained, in the order of the round's clients."""
+def _said(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
+    """Where there is something to say: records passed over and how a site trained, in the order of the round's clients;
+    clients whose epoch could move nothing."""
     skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
-    return ({"skipped": skipped} if any(skipped) else {}) | ({"how": how} if any(how) else {})
+    idle = [h.client for h in heads if h and not training.moves(h.steps)]
+    said = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
+    return {key: value for key, value in said.items() if value}

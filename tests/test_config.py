@@ -20,7 +20,14 @@ def write(tmp_path):
     return _write
 
 
-DISCO = {"threshold": 0.9, "temperature": 0.05, "mix": "softmax", "token": "text"}
+DISCO = {
+    "threshold": 0.9,
+    "temperature": 0.05,
+    "mix": "softmax",
+    "token": "text",
+    "empty_slots": 0,
+    "min_records": 4,
+}
 
 
 def problems(raw: dict) -> list[str]:
@@ -102,7 +109,8 @@ def test_mistakes_in_file_and_overrides_are_reported_together(write):
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [("training", "lr", float("inf")), ("federation", "beta", float("inf")), ("federation", "clients", True),
-     ("training", "lr", float("nan")), ("federation", "rounds", 2.5), ("backbone", "device", "cudax")],
+     ("training", "lr", float("nan")), ("federation", "rounds", 2.5), ("backbone", "device", "cudax"),
+     ("training", "max_grad_norm", True), ("training", "max_grad_norm", 0), ("evaluation", "max_new_tokens", True)],
 )  # fmt: skip
 def test_values_that_make_no_sense(section, key, value):
     rest = {"clients_per_round": 1} if section == "federation" else {}

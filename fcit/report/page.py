@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fcit.data.benchmark import open_benchmark
 from fcit.data.pictures import open_image
 from fcit.errors import FCITError
-from fcit.report import faults, figures, footing, tables
+from fcit.report import faults, figures, footing, notes, tables
 from fcit.results import Prediction, Run
 from fcit.run_dir import write_text
 from fcit.schema import Way
@@ -118,6 +118,7 @@ def _one(run: Run) -> dict[str, Any]:
         "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
+        "notes": notes.notes(run),
         "mixes": _mixes(run) if finished else None,
         "trained": _trained(run),
         "tables": run.results.get("method_tables", []) if finished else [],
