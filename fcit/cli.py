@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fcit import __version__, cli_adapters, cli_data, cli_deploy, cli_evaluate
-from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, FCITError
+from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ConfigError, FCITError
 
 _EXAMPLES = """\
 examples:
@@ -274,6 +274,15 @@ def main(argv: list[str] | None = None) -> int:
     except FCITError as error:
         print(f"fcit: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "fcit", "server", "clients"):
+            raise  # a fault of ours
+        print(
+            f"fcit: this needs the package {error.name!r}, which is not installed; `fcit doctor` tells what is there, "
+            "`make install` (or pip) brings what is missing",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
