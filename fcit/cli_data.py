@@ -100,7 +100,7 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
 
     wanted = getattr(args, "setting", None)
     if wanted == "heterogeneous" and not spec.heterogeneous:
-        raise ConfigError(f"--setting: benchmark {spec.name!r} defines no heterogeneous stages")
+        spec.slots(5, args.benchmark)  # says what is missing
     try:
         betas = [str(float(beta)) for beta in getattr(args, "beta", None) or BETAS]
     except ValueError:

@@ -66,8 +66,10 @@ def test_what_trains_nothing_needs_no_flower(reference, tmp_path):
     question = ["chat", str(tmp_path / "out"), "--image", str(_picture(tmp_path)), "What is this?"]
     commands = [
         ["export", str(reference), "--to", str(tmp_path / "out")],
-        ["report", str(reference), "--output", str(tmp_path / "report")], question, ["list", "method"],
-    ]  # fmt: skip
+        ["report", str(reference), "--output", str(tmp_path / "report")],
+        question,
+        ["list", "method"],
+    ]
     done = without(["flwr", "ray", "pycocoevalcap", "tensorboard", "bitsandbytes"], *commands)
     assert "codes [0, 0, 0, 0]" in done.stdout, done.stderr
 
@@ -100,8 +102,9 @@ def test_versions_of_what_is_there(monkeypatch):
     checks = environment.check()
     seen = {what: (fine, detail) for what, fine, detail in (next(checks) for _ in environment.LIBRARIES)}
     assert seen["ray"] == (
-        True, "not installed; only federation.engine: ray needs it (`make install` brings it)",
-    )  # fmt: skip
+        True,
+        "not installed; only federation.engine: ray needs it (`make install` brings it)",
+    )
     assert seen["torch"][0]
 
 
