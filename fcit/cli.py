@@ -60,7 +60,9 @@ def _run(args: argparse.Namespace) -> int:
 
     config = configuration.load(args.config, args.overrides)
     print(f"preparing data under {open_benchmark(config).root}", file=sys.stderr)
-    return _execute(create(config).path)
+    path = create(config).path
+    print(f"run folder {path.resolve()}", file=sys.stderr)
+    return _execute(path)
 
 
 def _resume(args: argparse.Namespace) -> int:
