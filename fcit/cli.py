@@ -103,7 +103,10 @@ def _report(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from fcit.bench.command import Wishes, bench
 
-    return bench(Wishes(args.file, args.table, args.dry_run, args.only, args.jobs, args.fresh, args.into))
+    rows = tuple(args.rows or ())
+    return bench(
+        Wishes(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
+    )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -230,6 +233,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
     bench.add_argument("--dry-run", action="store_true", help="list the runs and which are done")
     bench.add_argument("--only", default="", metavar="TEXT", help="run only rows or folders whose name contains this")
+    bench.add_argument(
+        "--rows", action="append", metavar="NAME", help="run only the row of this label (can be repeated)"
+    )
+    bench.add_argument(
+        "--seeds", metavar="N,N", help="run these seeds of the rows, also seeds that the file does not name"
+    )
     bench.add_argument("--jobs", type=int, help="runs at a time (default: the file's, else one per GPU or core)")
     bench.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
     bench.add_argument("--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed")
