@@ -121,10 +121,11 @@ class Refresh:
 
     def __init__(self, made: Plan) -> None:
         self.made, self._told = made, False
+        self._known: leaderboard.Known = {}
 
     def __call__(self) -> None:
         try:
-            _write(leaderboard.collect(self.made))
+            _write(leaderboard.collect(self.made, self._known))
         except Exception as error:  # noqa: BLE001  (tables are made again at the end, where it would be told)
             if not self._told:
                 print(f"the leaderboard cannot be refreshed: {type(error).__name__}: {error}", file=sys.stderr)

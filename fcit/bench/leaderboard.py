@@ -180,7 +180,19 @@ def differing_surroundings(line: Line, other: Line) -> list[str]:
     return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
 
 
-def _table(key: TableKey, plan: Plan) -> Table:
+#: Differences that were computed before: their owner, the row's seeds and the baseline's -> what came out.
+Known = dict[tuple[str, tuple[int, ...], tuple[int, ...]], Difference | None]
+
+
+def _difference(owner: str, line: Line, baseline: Line, known: Known) -> Difference | None:
+    """A row's difference; finished runs do not change, so that it is computed once for the same seeds."""
+    key = (owner, tuple(line.runs), tuple(baseline.runs))
+    if key not in known:
+        known[key] = bootstrap.difference(owner, line.runs, baseline.runs)
+    return known[key]
+
+
+def _table(key: TableKey, plan: Plan, known: Known) -> Table:
     rows = [row for row in plan.rows if row.table == key]
     finished: dict[str, dict[int, Run]] = {row.label: {} for row in rows}
     for planned in plan.runs:
@@ -191,7 +203,7 @@ def _table(key: TableKey, plan: Plan) -> Table:
     for line in lines:
         if line is not baseline:
             owner = f"{key.title}: {line.row.label}"
-            line.difference = bootstrap.difference(owner, line.runs, baseline.runs) if baseline else None
+            line.difference = _difference(owner, line, baseline, known) if baseline else None
             line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
             line.elsewhere = differing_surroundings(line, baseline or lines[0])
 
@@ -204,7 +216,12 @@ def _table(key: TableKey, plan: Plan) -> Table:
     return Table(key, sorted(lines, key=rank), reference if baseline else None, reference, waiting)
 
 
-def collect(plan: Plan) -> Leaderboard:
-    """Read everything that is finished; tables without a finished run are left out."""
+def collect(plan: Plan, known: Known | None = None) -> Leaderboard:
+    """Read everything that is finished; tables without a finished run are left out.
+
+    Args:
+        known: differences of an earlier call, which are not computed again; new ones are added.
+    """
+    known = {} if known is None else known
     keys = dict.fromkeys(run.row.table for run in plan.runs if state(run) == "done")
-    return Leaderboard(plan.name, plan.folder, [_table(key, plan) for key in keys])
+    return Leaderboard(plan.name, plan.folder, [_table(key, plan, known) for key in keys])

@@ -281,3 +281,17 @@ def test_a_leaderboard_that_cannot_be_refreshed_stops_nothing(made, capsys):
     refresh()
     refresh()
     assert capsys.readouterr().err.count("the leaderboard cannot be refreshed") == 1
+
+
+def test_refreshing_computes_what_is_new(made, monkeypatch):
+    from fcit.bench import bootstrap
+
+    computed = []
+    real = bootstrap.difference
+    monkeypatch.setattr(bootstrap, "difference", lambda owner, *runs: computed.append(owner) or real(owner, *runs))
+    refresh = command.Refresh(made)
+    for planned_run in made.runs:  # finetune, the baseline, and disco, seed by seed
+        finish(planned_run, {"a": [1.0, 0.0]})
+        refresh()
+        refresh()
+    assert len(computed) == 3  # disco with one seed, with another baseline, with two seeds
