@@ -107,7 +107,9 @@ class BenchmarkSpec(Section):
     name: str = Field(
         min_length=1, description="names cached partitions and stands in messages and reports", examples=["mine"]
     )
-    source: Literal["files", "mini"] = Field("files", description="mini: rendered on first use")
+    source: Literal["files", "mini"] = Field(
+        "files", description="files: read from the data root; mini: rendered on first use"
+    )
     description: str = Field("", description="in words, for `fcit list`")
     instructions: str | list[str] = Field(
         "instructions", description="folder of instruction files under the data root; of several, the first there is"
@@ -137,7 +139,11 @@ class BenchmarkSpec(Section):
         examples=["[[0, 1, 1], [1, 0, 0]]"],
     )
     rounds: int | None = Field(None, ge=1, description="rounds per stage this benchmark is meant for")
-    partition: PartitionSpec = Field(default_factory=lambda: PartitionSpec.model_validate({}))
+    partition: PartitionSpec = Field(
+        default_factory=lambda: PartitionSpec.model_validate({}),
+        description="how records are divided among clients",
+        examples=["{reserve: 1}"],
+    )
 
     def folder(self, root: Path, of: Literal["instructions", "images"]) -> Path:
         """One of the two folders, under a data root: the first that is there, else the first."""
