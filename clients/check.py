@@ -16,7 +16,6 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from cryptography import x509
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from clients.start import environment
+from fcit import __version__
 from fcit import site as sites
 from fcit.config import Backbone
 from fcit.data.pictures import image_path
@@ -33,7 +33,7 @@ from fcit.deploy import app as bundle
 from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import Steps
 from fcit.doctor.models import check_models
-from fcit.environment import LIBRARIES
+from fcit.environment import LIBRARIES, SOMETIMES, versions
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.models.backbone import locate
 from fcit.site import Site, SiteTask
@@ -248,12 +248,9 @@ def home(site: Site) -> Iterator[Finding]:
 
 def libraries() -> Iterator[Finding]:
     """Library versions; the operator's are compared with them before round 0."""
-    found, missing = [], []
-    for name in ("fcit", *(name for name in LIBRARIES if name != "ray")):
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
+    known = {"fcit": __version__, **versions()}
+    found = [f"{name} {version}" for name, version in known.items() if name != "ray"]  # no Ray at a site
+    missing = [name for name in LIBRARIES if name not in known and name not in SOMETIMES]
     if missing:
         yield "libraries", False, f"missing: {', '.join(missing)}; install fcit again"
     else:

@@ -130,10 +130,7 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
 
     wanted = getattr(args, "setting", None)
     if wanted == "heterogeneous" and not spec.heterogeneous:
-        raise ConfigError(
-            f"--setting: benchmark {spec.name!r} defines no heterogeneous stages; `heterogeneous:` in its file does, "
-            "for each stage the task of each participation slot, e.g. [[0, 1], [1, 0]]"
-        )
+        spec.slots(5, args.benchmark)  # says what is missing
     try:
         betas = [str(float(beta)) for beta in getattr(args, "beta", None) or BETAS]
     except ValueError:

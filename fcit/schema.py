@@ -193,7 +193,7 @@ class Evaluation(Section):
 class Backbone(Section):
     """The frozen multimodal model."""
 
-    model: str = Field("fcit-tiny", description="fcit-tiny, a folder or a hub name")
+    model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
@@ -273,7 +273,9 @@ class RunConfig(Section):
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
     data_root: str | None = Field(None, description="folder with instructions/ and datasets/, relative to this file")
-    output: str = Field("runs", description="folder that run folders are made in")
+    output: str = Field(
+        "runs", description="folder that run folders are made in, relative to the current folder (not to this file)"
+    )
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run folder")
     trackers: list[str] = Field(default_factory=list, description="who else is told every event, ./mine.py:MyTracker")
 

@@ -186,6 +186,18 @@ def differing_surroundings(line: Line, other: Line) -> list[str]:
     return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
 
 
+#: Differences that were computed before: their owner, the row's seeds and the baseline's -> what came out.
+Known = dict[tuple[str, tuple[int, ...], tuple[int, ...]], Difference | None]
+
+
+def _difference(owner: str, line: Line, baseline: Line, known: Known) -> Difference | None:
+    """A row's difference; finished runs do not change, so that it is computed once for the same seeds."""
+    key = (owner, tuple(line.runs), tuple(baseline.runs))
+    if key not in known:
+        known[key] = bootstrap.difference(owner, line.runs, baseline.runs)
+    return known[key]
+
+
 def _constant(lines: list[Line]) -> AccuracyMatrix | None:
     """The best constant answers to the questions of a table; None where runs disagree about them or know of none."""
     runs = [run for line in lines for run in line.runs.values() if run.constants]
@@ -224,28 +236,28 @@ def _first(finished: Finished) -> Run:
     return next(run for runs in finished.values() for run in runs.values())
 
 
-def _tables(key: TableKey, plan: Plan) -> Iterator[Table]:
+def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
     """The table of a key; several where its runs were scored on different test data."""
     found = _finished(key, plan)
     anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
     for test, finished in found.items():
         first = _first(finished)
         said = [footing.called(test) if len(found) > 1 else "", footing.changed(first)]
-        table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished)
+        table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished, known)
         others = [_first(other) for name, other in found.items() if name != test]
         table.apart = [footing.why_apart(first, other) for other in others]
         table.waiting = [label for label in table.waiting if label not in anywhere]
         yield table
 
 
-def _table(key: TableKey, plan: Plan, finished: Finished) -> Table:
+def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table:
     rows = [row for row in plan.rows if row.label in finished and row.table[:-1] == key[:-1]]
     lines = [_line(row, finished[row.label]) for row in rows if finished[row.label]]
     baseline = next((line for line in lines if line.row.label == plan.baseline), None)
     for line in lines:
         if line is not baseline:
             owner = f"{key.title}: {line.row.label}"
-            line.difference = bootstrap.difference(owner, line.runs, baseline.runs) if baseline else None
+            line.difference = _difference(owner, line, baseline, known) if baseline else None
             line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
             line.elsewhere = differing_surroundings(line, baseline or lines[0])
             line.elsewhere += differing_training(line, baseline or lines[0])
@@ -260,7 +272,12 @@ def _table(key: TableKey, plan: Plan, finished: Finished) -> Table:
     return Table(key, lines, reference if baseline else None, reference, waiting, _constant(lines))
 
 
-def collect(plan: Plan) -> Leaderboard:
-    """Read everything that is finished; tables without a finished run are left out."""
+def collect(plan: Plan, known: Known | None = None) -> Leaderboard:
+    """Read everything that is finished; tables without a finished run are left out.
+
+    Args:
+        known: differences of an earlier call, which are not computed again; new ones are added.
+    """
+    known = {} if known is None else known
     keys = dict.fromkeys(run.row.table for run in plan.runs if state(run) == "done")
-    return Leaderboard(plan.name, plan.folder, [table for key in keys for table in _tables(key, plan)])
+    return Leaderboard(plan.name, plan.folder, [table for key in keys for table in _tables(key, plan, known)])

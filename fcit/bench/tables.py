@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from rich.markup import escape
@@ -102,6 +103,14 @@ def _left_out(table: Table) -> list[str]:
     return [what if len(labels) == rows else f"{what}, for {', '.join(labels)}" for what, labels in found.items()]
 
 
+def _seeds(table: Table) -> list[str]:
+    """Rows that have other seeds than most."""
+    each = {line.row.label: tuple(sorted(line.runs)) for line in table.lines}
+    usual, _ = Counter(each.values()).most_common(1)[0]
+    others = [f"{label} has {', '.join(map(str, found))}" for label, found in each.items() if found != usual]
+    return [f"Seeds are {', '.join(map(str, usual))}; {'; '.join(others)}."] if others else []
+
+
 def notes(table: Table) -> list[str]:
     """What one must know to read the table."""
     found = ["Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
@@ -133,6 +142,7 @@ def notes(table: Table) -> list[str]:
             f"({each}). A row that is not above it shows no learning."
         )
     found += table.apart
+    found += _seeds(table)
     if any(line.dagger for line in table.lines):
         found.append("† our definition.")
     found += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]

@@ -52,15 +52,7 @@ class Benchmark:
         if self.config.setting == "homogeneous":
             order = self.spec.homogeneous or list(range(len(self.spec.tasks)))
             return [[task] * slots for task in order]
-        if not self.spec.heterogeneous:
-            raise ConfigError(f"setting: benchmark {self.spec.name!r} defines no heterogeneous stages")
-        for number, stage in enumerate(self.spec.heterogeneous):
-            if len(stage) != slots:
-                raise ConfigError(
-                    f"setting: heterogeneous stage {number + 1} of {self.spec.name!r} has {len(stage)} slots, "
-                    f"federation.clients_per_round is {slots}"
-                )
-        return self.spec.heterogeneous
+        return self.spec.slots(slots, self.config.benchmark)
 
     def evaluation(self, stage: int) -> list[str]:
         """Datasets to score after ``stage``: those of every task seen so far, in task order."""
@@ -121,12 +113,11 @@ class Benchmark:
         missing = [f"{self.root} (data_root)"] if not self.root.is_dir() else []
         if not missing:
             for name in names:
-                dataset = self.spec.datasets[name]
-                for file in filter(None, (dataset.train, *self._split(name))):
+                for key, file in self.spec.files(name, self.config.evaluation.split).items():
                     if not (self.instructions / file).is_file():
-                        missing.append(f"{self.instructions / file} of dataset {name!r}")
+                        missing.append(f"{self.instructions / file}, named by datasets.{name}.{key} of the benchmark")
             if not self.image_root.is_dir():
-                missing.append(f"the image folder {self.image_root}")
+                missing.append(f"the image folder {self.image_root}, named by `images` of the benchmark")
         if missing:
             raise ConfigError([f"data_root: missing {what}" for what in missing])
         problems = [problem for name in names for problem in self._problems(name)]
@@ -148,12 +139,7 @@ class Benchmark:
 
     def _split(self, name: str) -> tuple[str, str | None]:
         """Files that a dataset is scored on: questions and, for captions, references."""
-        spec = self.spec.datasets[name]
-        if self.config.evaluation.split == "test":
-            return spec.test, spec.references
-        if spec.val is None:
-            raise ConfigError(f"evaluation.split: dataset {name!r} has no val file")
-        return spec.val, spec.val_references
+        return self.spec.split(name, self.config.evaluation.split)
 
     def _problems(self, name: str) -> list[str]:
         """Training records of a dataset that cannot be used, if too many, and every bad test record."""
@@ -172,7 +158,9 @@ class Benchmark:
         try:
             questions = self._questions(folder / test, folder / references if references else None, spec.format)
         except DataError as error:
-            return [*problems, str(error)]
+            wanted = "references" if self.config.evaluation.split == "test" else "val_references"
+            hint = f"; right captions may stand in a COCO file of their own: datasets.{name}.{wanted}"
+            return [*problems, f"{error}{hint if spec.scorer.startswith('caption') and not references else ''}"]
         # Passing over a question would change the score.
         images = (image for question in questions for image in placed(spec.images, question.images))
         bad = self._verdicts.problems(images) if self._verdicts else {}
@@ -384,7 +372,10 @@ def open_benchmark(config: RunConfig) -> Benchmark:
 
         root = cache_folder() / VERSION
     else:
-        raise ConfigError(f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit")
+        folders = " and ".join(f"{Path(spec.folder(Path(), of)).name}/" for of in ("instructions", "images"))
+        raise ConfigError(
+            f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit (it holds {folders})"
+        )
     return _checked(Benchmark(spec, root, config))
 
 

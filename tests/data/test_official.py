@@ -258,7 +258,7 @@ def test_check_of_one_setting(tmp_path, fcit):
     code, found = findings(fcit, "ucit", "--root", root, "--setting", "homogeneous", "--beta", "0.5")
     assert code == 0 and [(s["setting"], s["beta"]) for s in found["settings"]] == [("homogeneous", "0.5")]
     code, _, err = fcit("data", "check", "ucit", "--root", root, "--setting", "heterogeneous")
-    assert code == 2 and "no heterogeneous stages" in err
+    assert code == 2 and "needs the key `heterogeneous` in" in err
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
     ([], (), "holds no predictions"),
     ([(10, "red")], ("--rule", "exakt"), "--rule: scorer: unknown name 'exakt'; did you mean 'exact'"),
     ([(10, "red")], ("--dataset", "thing"), "no data set 'thing'; did you mean 'things'"),
-    ([(10, "red")], ("--split", "val"), "dataset 'things' has no val file"),
+    ([(10, "red")], ("--split", "val"), "needs the key datasets.things.val"),
     ([(10, "red")], ("--root", "/nowhere"), "no such instruction file"),
     ([(10, "red")], ("--benchmark", "fcit-mini-tusk"), "did you mean 'fcit-mini-task'"),
 ])  # fmt: skip
