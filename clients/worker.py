@@ -287,6 +287,6 @@ def worker(
     """
     parsed = configuration.parse_text(config, "order")
     layout = registry.resolve("method", parsed.method["name"])(parsed).layout
-    data = own or BenchmarkShards(parsed, render=terms.at_site)
+    data = own.learning(parsed.data.turns) if own else BenchmarkShards(parsed, render=terms.at_site)
     model = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
     return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)
