@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class OwnTasks:
     """
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self._site, self._turns = site, "all"
         self._read: dict[int, Usable] = {}
         self._tests: dict[int, list[TestRecord]] = {}
         self._judge: Judge | None = None
@@ -34,6 +35,12 @@ class OwnTasks:
     def image_root(self) -> Path:
         """The data root: image names are given relative to it."""
         return Path(self._site.data_root)
+
+    def learning(self, turns: str) -> OwnTasks:
+        """The same tasks for a run with this ``data.turns``; what was read is shared."""
+        mine = copy(self)
+        mine._turns = turns
+        return mine
 
     def _verdicts(self, spec: SiteTask) -> ImageVerdicts:
         return ImageVerdicts(self._file(spec.images), self._site.folder / "verdicts")
@@ -76,7 +83,11 @@ class OwnTasks:
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
         """Training records of some tasks."""
-        return [_trained(r, self._site.tasks[t]) for t in tasks for r in self._usable(t).records]
+        return [
+            _trained(r if self._turns == "all" else r.first(), self._site.tasks[t])
+            for t in tasks
+            for r in self._usable(t).records
+        ]
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many of their records cannot be used."""

@@ -292,7 +292,7 @@ def worker(
     """
     parsed = configuration.parse_text(config, "order")
     layout = registry.resolve("method", parsed.method["name"])(parsed).layout
-    data = own or BenchmarkShards(parsed, render=terms.at_site)
+    data = own.learning(parsed.data.turns) if own else BenchmarkShards(parsed, render=terms.at_site)
     pictures, adapter = parsed.data.pictures, parsed.adapter.model_dump_json()
     model = _backbone(parsed.backbone.model_dump_json(), pictures, adapter, layout)
     return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -16,16 +16,19 @@ from fcit.serving import Answer, Assistant
 
 SHOWN = 3  # subspaces beside an answer
 WIDTH = 24  # characters of a full bar
-HELP = "a question, or: /image PATH (another image), /subspace NAME (it alone; none: mixed), /help, Ctrl-D (end)"
+HELP = (
+    "a question, or: /image PATH (another image; no path: none), /add PATH (one more image), /subspace NAME (it alone; "
+    "none: mixed), /help, Ctrl-D (end)"
+)
 
 
 @dataclass
 class Chat:
-    """One conversation without a memory: every question is asked anew of the image at hand."""
+    """One conversation without a memory: every question is asked anew of the images at hand, if there are any."""
 
     assistant: Assistant
     console: Console
-    image: Path | None = None
+    images: list[Path] = field(default_factory=list)
     subspace: str | None = None
     max_new_tokens: int | None = None
     as_json: bool = False
@@ -34,13 +37,13 @@ class Chat:
         """Answer and show who spoke.
 
         Raises:
-            ConfigError: no image yet, or no such subspace. DataError: the image cannot be read.
+            ConfigError: no such subspace. DataError: an image cannot be read.
         """
-        if self.image is None:
-            raise ConfigError("--image: a question needs an image; name one (--image PATH, or /image PATH)")
-        [answer] = self.assistant.answer([self.image], [question], self.max_new_tokens, self.subspace)
+        [answer] = self.assistant.answer([self.images], [question], self.max_new_tokens, self.subspace)
         if self.as_json:
-            whole = {"question": question, "image": str(self.image), "text": answer.text, "mix": answer.mix}
+            names = [str(image) for image in self.images]
+            shown = names[0] if len(names) == 1 else names or None
+            whole = {"question": question, "image": shown, "text": answer.text, "mix": answer.mix}
             print(json.dumps(whole), flush=True)
             return
         self.console.print(escape(answer.text) or "[dim](no answer)[/dim]", style="bold", highlight=False)
@@ -63,11 +66,13 @@ class Chat:
     def line(self, text: str) -> None:
         """A line of the interactive loop: a command or a question. Raises as :meth:`ask`."""
         command, _, rest = text.strip().partition(" ")
-        if command == "/image":
+        if command == "/image" and not rest.strip():
+            self.images = []
+        elif command in ("/image", "/add"):
             path = Path(rest.strip()).expanduser()
             if not path.is_file():
-                raise DataError(f"/image: no such file {rest.strip()!r}")
-            self.image = path
+                raise DataError(f"{command}: no such file {rest.strip()!r}")
+            self.images = [*self.images, path] if command == "/add" else [path]
         elif command == "/subspace":
             self.subspace = rest.strip() or None
         elif command == "/help":

@@ -26,10 +26,9 @@ def _chat(args: argparse.Namespace) -> int:
     from fcit import chat
     from fcit.serving import load
 
-    if args.question is not None and args.image is None:
-        raise ConfigError('--image: a question needs an image; `fcit chat DIR --image IMAGE "QUESTION"`')
-    if args.image is not None and not args.image.is_file():
-        raise ConfigError(f"--image: no such file {str(args.image)!r}")
+    for image in args.image:
+        if not image.is_file():
+            raise ConfigError(f"--image: no such file {str(image)!r}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     with Console(stderr=True).status("loading the model"):  # shown on a terminal only
         assistant = load(args.dir, backbone=args.backbone, identity=args.identity, device=args.device,
@@ -70,7 +69,8 @@ def arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     chat.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder")
     chat.add_argument("question", nargs="?", help="worded as in training, format line included: it decides the mix")
-    chat.add_argument("--image", type=Path, help="what the question is about")
+    chat.add_argument("--image", type=Path, action="append", default=[],
+                      help="what the question is about; again for every further image")  # fmt: skip
     chat.add_argument("--subspace", metavar="NAME", help="let this one alone answer")
     chat.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
     chat.add_argument("--backbone", metavar="MODEL", help="folder or hub name of the frozen model, if it moved")

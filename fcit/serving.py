@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +17,10 @@ from PIL import Image
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.collate import images_of
+from fcit.data.formats.conversation import places
 from fcit.data.pixels import as_rgb
 from fcit.data.records import TestRecord
+from fcit.data.texts import without_tags
 from fcit.errors import ConfigError, DataError
 from fcit.methods.base import Asked, Method, Tensors
 from fcit.mistakes import contradictions
@@ -27,6 +30,8 @@ from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector
 from fcit.models.portable import Portable
 from fcit.schema import Way
+
+Picture = str | Path | Image.Image
 
 #: What must be the same for the same answers.
 _HASHES = ("backbone", "tokenizer", "processor", "identity")
@@ -91,7 +96,7 @@ class Assistant:
 
     def answer(
         self,
-        images: Sequence[str | Path | Image.Image],
+        images: Sequence[Picture | Sequence[Picture] | None],
         questions: Sequence[str],
         max_new_tokens: int | None = None,
         subspace: str | None = None,
@@ -99,25 +104,35 @@ class Assistant:
         """Greedy answers, question by question mixed by the exported rule.
 
         Args:
-            images: one for each question, as a file or opened.
-            questions: as the run's instructions were, format line included: routing goes by their wording.
+            images: for each question a file or an opened image, a list of these, or None for a question without.
+            questions: as the run's instructions were, format line included: routing goes by their wording. Images
+                stand in front of a question, wherever it has image tags.
             max_new_tokens: default: the longest answer the run allowed.
             subspace: let this one alone speak, with weight one.
 
         Raises:
             ConfigError: no such subspace, or the method has to be told which one. DataError: an image cannot be
-                read, or there are not as many images as questions.
+                read, not every question has images or None, or the image tags of one are not as many as its images.
         """
         if len(images) != len(questions):
-            raise DataError(f"{len(images)} images for {len(questions)} questions; give one image for each question")
+            raise DataError(
+                f"{len(images)} images for {len(questions)} questions; give each question an image, a list of images "
+                "or None"
+            )
         limit = self.routing.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise ConfigError(f"max_new_tokens: must be at least 1, got {limit}")
         if not questions:
             return []
         with TemporaryDirectory(prefix="fcit-") as scratch:
-            root, names = _one_root(images, Path(scratch), self.routing.pictures)
-            records = [TestRecord(str(i), (n,), q, "") for i, (n, q) in enumerate(zip(names, questions, strict=True))]
+            listed = [_listed(given) for given in images]
+            flat = [image for given in listed for image in given]
+            root, names = _one_root(flat, Path(scratch), self.routing.pictures)
+            rest = iter(names)
+            records = [
+                _record(number, tuple(islice(rest, len(given))), question)
+                for number, (given, question) in enumerate(zip(listed, questions, strict=True))
+            ]
             features = self._backbone.identity.features(self.method.identity, records, root)
             mix = self._mix(features, subspace)
             texts = self._texts(records, root, features, mix, limit)
@@ -233,7 +248,24 @@ def _device(wanted: str) -> str:
     return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else "cpu"
 
 
-def _one_root(images: Sequence[str | Path | Image.Image], scratch: Path, way: Way) -> tuple[Path, list[str]]:
+def _listed(given: Picture | Sequence[Picture] | None) -> list[Picture]:
+    """The images of one question."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path | Image.Image) else list(given)
+
+
+def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
+    """A question as test files have it, its image tags taken out."""
+    text, tags = without_tags(question)
+    try:
+        places([tags], len(names))
+    except ValueError as error:
+        raise DataError(f"question {number} ({question[:80]!r}): {error}") from None
+    return TestRecord(str(number), names, text, "")
+
+
+def _one_root(images: Sequence[Picture], scratch: Path, way: Way) -> tuple[Path, list[str]]:
     """A folder all images lie below, and their names in it; opened ones are written to ``scratch`` without loss."""
     files = []
     for number, image in enumerate(images):
@@ -245,5 +277,7 @@ def _one_root(images: Sequence[str | Path | Image.Image], scratch: Path, way: Wa
             if "\0" in str(image) or not file.is_file():
                 raise DataError(f"image {str(image)!r}: no such file")
         files.append(file.resolve())
+    if not files:
+        return scratch, []
     root = Path(os.path.commonpath([file.parent for file in files]))
     return root, [str(file.relative_to(root)) for file in files]

@@ -30,7 +30,7 @@ Inside = Annotated[str, AfterValidator(_inside)]
 class SiteTask(Section):
     """One task of a site's own stream. Paths are relative to the site's ``data_root``."""
 
-    train: Inside = Field(description="LLaVA-format training records (a JSON list)")
+    train: Inside = Field(description="training records in LLaVA's format or as messages, a JSON list or JSON Lines")
     test: Inside = Field(description="test records; scored here, never sent")
     references: Inside | None = Field(None, description="COCO captions of the test records")
     images: Inside = Field("datasets", description="folder that image names are relative to")

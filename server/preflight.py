@@ -113,7 +113,8 @@ class Preflight:
                 failed |= again
         for dataset, (_, problem) in failed.items():
             record = self._first(dataset)
-            what = f"question {record.question_id!r} about image {record.image[:200]!r} got no answer: {problem}"
+            about = f" about image {record.image[:200]!r}" if record.image else ""
+            what = f"question {record.question_id!r}{about} got no answer: {problem}"
             check = f"`fcit data check {self.config.benchmark} --root {self.benchmark.root} --all` looks at all images"
             look = "`fcit client check SITE.yaml` at the site says more" if self.courier.deployed else check
             raise self._stop(dataset, f"{what}\n{look}")

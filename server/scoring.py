@@ -68,7 +68,7 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
     lines = []
     for i, (text, record) in enumerate(zip(answers.texts, records, strict=True)):
         prediction = Prediction(
-            record.question_id, record.image, record.instruction, text, record.answer,
+            record.question_id, record.images, record.instruction, text, record.answer,
             mark=None if result.marks is None else result.marks[i],
             mix=None if mix is None else [round(float(w), 4) for w in mix[i]],
             answer_id=predictions.answer_id(owner, i), model_id=model,

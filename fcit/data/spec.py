@@ -23,8 +23,11 @@ def placed(folder: str, images: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def with_suffix(instruction: str, suffix: str) -> str:
-    """An instruction with the line that belongs behind it, once."""
-    return instruction if not suffix or instruction.endswith(suffix) else f"{instruction}\n{suffix}"
+    """An instruction with the line that belongs behind it, once; blanks at the line's end are no part of it."""
+    suffix = suffix.rstrip()
+    if not suffix or instruction.rstrip().endswith(suffix):
+        return instruction
+    return f"{instruction}\n{suffix}" if instruction.strip() else suffix.lstrip()
 
 
 def suffixed(record: Record, suffix: str) -> Record:

@@ -1,9 +1,9 @@
 """Prediction files: JSON lines in the format of the official scripts, ours and other code bases'.
 
 A line holds ``question_id``, ``prompt``, ``text``, ``answer_id``, ``model_id`` and ``metadata``. What we know
-beyond that (image, answer, mark, mix) is under ``metadata``. Lines of older run folders, which have
-these keys side by side, are read as well. Of other people's files only ``question_id`` and ``text`` are looked at,
-as the official scripts do.
+beyond that (image, answer, mark, mix) is under ``metadata``; ``image`` is a text for one image, a list for several
+and absent for none. Lines of older run folders, which have these keys side by side, are read as well. Of other
+people's files only ``question_id`` and ``text`` are looked at, as the official scripts do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from fcit import strict
 from fcit.data.formats import MAX_FILE
+from fcit.data.formats.conversation import MAX_IMAGES
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
 
@@ -33,7 +34,7 @@ class Prediction:
     """One answered test record; ``mix`` holds the weight of each subspace, in the order of :attr:`Run.subspaces`."""
 
     question_id: str
-    image: str
+    images: tuple[str, ...]
     prompt: str
     text: str
     answer: str
@@ -41,6 +42,11 @@ class Prediction:
     mix: list[float] | None = None
     answer_id: str = ""
     model_id: str = ""
+
+    @property
+    def image(self) -> str:
+        """The first image; empty if there is none."""
+        return self.images[0] if self.images else ""
 
 
 def answer_id(*owner: int | str) -> str:
@@ -51,7 +57,8 @@ def answer_id(*owner: int | str) -> str:
 def to_line(prediction: Prediction) -> str:
     """A prediction as a line of JSON in the official format, without the line's end."""
     p = prediction
-    metadata: dict[str, Any] = {"image": p.image, "answer": p.answer}
+    metadata: dict[str, Any] = {"image": p.image if len(p.images) == 1 else p.images} if p.images else {}
+    metadata["answer"] = p.answer
     if p.mark is not None:
         metadata["mark"] = p.mark
     if p.mix is not None:
@@ -73,6 +80,16 @@ def _text(row: dict[str, Any], key: str) -> str:
     if not strict.is_text(value):
         raise ValueError(f"{key!r} holds half a surrogate pair, which is no text: {value[:80]!r}")
     return value
+
+
+def _images(more: dict[str, Any]) -> tuple[str, ...]:
+    """The images of a line: a text, a list of texts, or none (also an empty text, as lines once said it)."""
+    value = more.get("image")
+    if isinstance(value, list):
+        if len(value) > MAX_IMAGES:
+            raise ValueError(f"'image' names {len(value)} images, more than {MAX_IMAGES}")
+        return tuple(_text({"image": name}, "image") for name in value)
+    return (_text(more, "image"),) if value or not isinstance(value, str | None) else ()
 
 
 def _is_number(value: Any) -> bool:
@@ -104,7 +121,7 @@ def from_others(line: str) -> Prediction:
         ValueError: what is wrong with it.
     """
     row = _object(strict.parse_json(line, unique=True, constants=True))
-    return Prediction(_id(row), "", "", _text(row, "text"), "")
+    return Prediction(_id(row), (), "", _text(row, "text"), "")
 
 
 def from_line(line: str) -> Prediction:
@@ -127,8 +144,8 @@ def from_line(line: str) -> Prediction:
     if not (mix is None or (isinstance(mix, list) and all(map(_is_number, mix)))):
         raise ValueError(f"'mix' must be a list of numbers, got {strict.shown(mix)}")
     beside = {key: _text({key: "", **row}, key) for key in ("prompt", "answer_id", "model_id")}
-    ours = {key: _text({key: "", **more}, key) for key in ("image", "answer")}
-    return Prediction(_id(row), text=_text(row, "text"), mark=mark, mix=mix, **beside, **ours)
+    answer = _text({"answer": "", **more}, "answer")
+    return Prediction(_id(row), _images(more), text=_text(row, "text"), answer=answer, mark=mark, mix=mix, **beside)
 
 
 def read(path: Path, parse: Callable[[str], Prediction] = from_line) -> list[Prediction]:

@@ -105,14 +105,16 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 def box(record: TestRecord) -> list[float]:
     """The four numbers of the ground truth, which the official rule reads whole.
 
+    Of a record with an answer and a box (``answer_bbox``) it is the box.
+
     Raises:
         DataError: it is no box.
     """
-    box = record.box or record.answer
-    numbers = [float(n) for n in _NUMBER.findall(box)]
+    truth = record.box or record.answer
+    numbers = [float(n) for n in _NUMBER.findall(truth)]
     if len(numbers) != 4:
         raise DataError(
-            f"question {record.question_id!r}: the answer {box[:80]!r} is not a box like [x1, y1, x2, y2]; "
+            f"question {record.question_id!r}: the answer {truth[:80]!r} is not a box like [x1, y1, x2, y2]; "
             "mend it in the test file, or score the data set by another rule"
         )
     return numbers

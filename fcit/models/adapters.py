@@ -295,7 +295,7 @@ class Adapters:
         for name, module in self._peft.named_modules():
             if name.endswith(f".{self._projector}") and hasattr(module, "original_module"):
                 module.float()  # as LoRA's factors: steps of a small learning rate vanish in 16 bits
-                return Projectors(module, module.original_module)
+                return Projectors(module, module.original_module, lambda: self.backbone.owners)
         return None
 
     def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,8 @@ class Backbone:
         self.identity = Identity(identity_path, self.device, config.feature_cache == "disk", pictures)
         self.family: Family = found.family(self.model, self.image_processor, config)
         self._checkpointing = False
+        #: While images are projected: the row of the batch that each of them belongs to.
+        self.owners: list[int] | None = None
 
     @property
     def token_width(self) -> int:
@@ -209,7 +211,12 @@ class Backbone:
         if int(pictured.sum()) != len(features) * self.family.tokens:
             raise DataError("an instruction contains the image tag as text; remove it")
         if len(features):
-            embeds = embeds.masked_scatter(pictured[..., None], self.family.project(features).to(embeds.dtype))
+            self.owners = [row for row, example in enumerate(examples) for _ in example.images]
+            try:
+                projected = self.family.project(features)
+            finally:
+                self.owners = None
+            embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds.dtype))
         elif torch.is_grad_enabled():
             # Of text alone the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
             blank = self.family.project(features.new_zeros(1, *self.family.shape))

@@ -5,7 +5,7 @@ Hooks are registered through torch's public means; nothing of peft is changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,14 +59,19 @@ class TokenGates:
 
 
 class Projectors:
-    """Several projectors in the place of one: ``sum_i w_i P_i(x) / sum_i w_i`` for each sample.
+    """Several projectors in the place of one: ``sum_i w_i P_i(x) / sum_i w_i`` for each image.
 
-    A sample whose weights are all zero gets the module's own output. Samples may be a dimension of their own or
-    rows one after another, as many for each (Qwen-VL's merger).
+    An image whose sample's weights are all zero gets the module's own output. Images may be a dimension of their own
+    or rows one after another, as many for each (Qwen-VL's merger).
+
+    Args:
+        owners: the sample that each image at hand belongs to; None: one image for each sample.
     """
 
-    def __init__(self, wrapper: nn.Module, module: nn.Module) -> None:
-        self._module = module
+    def __init__(
+        self, wrapper: nn.Module, module: nn.Module, owners: Callable[[], list[int] | None] = lambda: None
+    ) -> None:
+        self._module, self._owners = module, owners
         self._all: list[Parameters] = []
         self._weights: torch.Tensor | None = None
         wrapper.register_forward_hook(self._mix)
@@ -92,6 +97,9 @@ class Projectors:
             return None
         total = self._weights.sum(dim=1, keepdim=True)
         share = torch.where(total > 0, self._weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
+        owners = self._owners()
+        if owners is not None and len(share) > 1:
+            share, total = share[owners], total[owners]
         samples = output.reshape(len(share), -1, output.shape[-1])
         mixed = samples * (total <= 0)[..., None].to(output.dtype)
         for i, parameters in enumerate(self._all):

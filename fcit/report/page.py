@@ -47,6 +47,14 @@ def _thumbnail(root: Path, image: str, way: Way) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def _picture(root: Path | None, image: str, way: Way) -> str | None:
+    """An image as a data address, if it is on this machine and can be read."""
+    try:
+        return None if root is None else _thumbnail(root, image, way)
+    except FCITError:
+        return None
+
+
 def _picked(predictions: list[Prediction]) -> list[Prediction]:
     """A few predictions: wrong ones and right ones in turn, in record order."""
     wrong = [p for p in predictions if p.mark is not None and p.mark < 0.5]
@@ -68,14 +76,9 @@ def _samples(run: Run) -> list[dict[str, Any]]:
             continue
         items = []
         for prediction in _picked(run.predictions(dataset)):
-            picture = None
-            if root is not None:
-                try:
-                    picture = _thumbnail(root, prediction.image, run.config.data.pictures)
-                except FCITError:
-                    picture = None
+            pictures = [_picture(root, image, run.config.data.pictures) for image in prediction.images]
             spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
-            items.append({"p": prediction, "picture": picture, "spoke": [(n, w) for w, n in spoke if w >= 0.01][:3]})
+            items.append({"p": prediction, "pictures": pictures, "spoke": [(n, w) for w, n in spoke if w >= 0.01][:3]})
         found.append({"dataset": dataset, "items": items})
     return found
 

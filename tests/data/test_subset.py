@@ -76,3 +76,5 @@ def test_reduced_numbers_are_named_and_full_ones_are_not():
     assert reduced(parse({"evaluation": {"samples": 50, "split": "val"}, "data": {"max_records": 200}})) == [
         "50 questions a val set, choice 0", "200 training records a data set",
     ]  # fmt: skip
+    assert reduced(parse({"data": {"turns": "first"}})) == ["the first turn of every conversation"]
+    assert reduced(parse({"data": {"turns": "all"}})) == []

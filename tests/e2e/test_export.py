@@ -125,6 +125,22 @@ def test_where_nothing_can_be_written(reference, tmp_path, fcit, to):
     assert code == 2 and "--to: cannot write" in err and len(err.splitlines()) == 1
 
 
+def test_questions_of_text_alone_and_of_several_images(assistant, picture, exported, fcit):
+    mixed = assistant.answer([None, picture, [picture, picture], []], [QUESTION] * 4)
+    for images, answer in zip([[None], [picture], [[picture, picture]], [None]], mixed, strict=True):
+        [alone] = assistant.answer(images, [QUESTION])
+        assert alone == answer
+    tagged = assistant.answer([picture, [picture, picture]], [f"<image>\n{QUESTION}", f"<image><image>{QUESTION}"])
+    assert tagged == mixed[1:3]
+    with pytest.raises(DataError, match=r"question 0 .*: 1 image tags in its questions, and it names 0 images"):
+        assistant.answer([None], [f"<image>\n{QUESTION}"])
+    code, out, err = fcit("chat", exported, "--json", QUESTION)
+    assert code == 0 and json.loads(out)["text"] == mixed[0].text, err
+    code, out, err = fcit("chat", exported, "--image", picture, "--image", picture, "--json", QUESTION)
+    assert code == 0 and json.loads(out)["image"] == [str(picture)] * 2, err
+    assert json.loads(out)["text"] == mixed[2].text
+
+
 def test_chat_shows_who_spoke(exported, picture, fcit):
     code, out, err = fcit("chat", exported, "--image", picture, QUESTION)
     assert code == 0, err
@@ -135,18 +151,21 @@ def test_chat_shows_who_spoke(exported, picture, fcit):
 
 
 def test_a_conversation_survives_mistakes_and_ends_with_the_input(exported, picture, fcit, monkeypatch):
-    lines = ["Too early?", "/image nowhere.png", f"/image {picture}", "", "What?", "/subspace 9", "Who?", "/what"]
+    lines = ["/image nowhere.png", f"/image {picture}", "", "What?", "/subspace 9", "Who?", "/subspace", "/what"]
+    lines += [f"/add {picture}", "Which two?", "/image", "Why?"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     code, out, err = fcit("chat", exported, "--json")
-    assert code == 0 and [json.loads(line)["question"] for line in out.splitlines()] == ["What?"]
-    assert [part in err for part in ("needs an image", "nowhere.png", "'9'", "/what")] == [True] * 4
-    assert len(err.splitlines()) == 4
+    said = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(row["question"], row["image"]) for row in said] == [
+        ("What?", str(picture)), ("Which two?", [str(picture)] * 2), ("Why?", None),
+    ]  # fmt: skip
+    assert [part in err for part in ("nowhere.png", "'9'", "/what")] == [True] * 3
+    assert len(err.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["chat", "{}", "What?"], "--image"),
         (["chat", "{}", "--image", "nowhere.png", "What?"], "nowhere.png"),
         (["chat", "/", "--image", "{image}", "What?"], "fcit export RUN --to DIR"),
         (["chat", "{}", "--image", "{image}", "--backbone", "/nowhere", "What?"], "/nowhere"),

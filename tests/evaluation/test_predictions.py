@@ -9,7 +9,9 @@ from fcit.errors import DataError
 from fcit.evaluation import predictions
 from fcit.evaluation.predictions import Prediction, answer_id, from_line, read, to_line
 
-OURS = Prediction("7", "a/b.png", "What?\nOne word.", "caf\u00e9\u2028", "tea", 0.5, [0.25, 0.75], "x1", "tiny-disco")
+OURS = Prediction(
+    "7", ("a/b.png",), "What?\nOne word.", "caf\u00e9\u2028", "tea", 0.5, [0.25, 0.75], "x1", "tiny-disco"
+)
 
 
 def test_a_line_has_the_official_keys_and_the_rest_under_metadata():
@@ -17,16 +19,28 @@ def test_a_line_has_the_official_keys_and_the_rest_under_metadata():
     assert list(row) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
     assert row["metadata"] == {"image": "a/b.png", "answer": "tea", "mark": 0.5, "mix": [0.25, 0.75]}
     assert "\n" not in to_line(OURS) and from_line(to_line(OURS)) == OURS
-    bare = Prediction("7", "", "", "", "")
-    assert json.loads(to_line(bare))["metadata"] == {"image": "", "answer": ""} and from_line(to_line(bare)) == bare
+    bare = Prediction("7", (), "", "", "")
+    assert json.loads(to_line(bare))["metadata"] == {"answer": ""} and from_line(to_line(bare)) == bare
 
 
 def test_lines_of_others_and_of_older_run_folders_are_read():
     theirs = '{"question_id": 12, "prompt": "Q", "text": "A", "answer_id": "k", "model_id": "m", "metadata": {}}'
-    assert from_line(theirs) == Prediction("12", "", "Q", "A", "", answer_id="k", model_id="m")
-    assert from_line('{"question_id": "q", "text": "A", "ground_truth": 3}') == Prediction("q", "", "", "A", "")
+    assert from_line(theirs) == Prediction("12", (), "Q", "A", "", answer_id="k", model_id="m")
+    assert from_line('{"question_id": "q", "text": "A", "ground_truth": 3}') == Prediction("q", (), "", "A", "")
     old = '{"question_id": "0", "image": "a.png", "prompt": "Q", "text": "A", "answer": "B", "mark": 0.0, "mix": [1]}'
-    assert from_line(old) == Prediction("0", "a.png", "Q", "A", "B", 0.0, [1])
+    assert from_line(old) == Prediction("0", ("a.png",), "Q", "A", "B", 0.0, [1])
+    empty = '{"question_id": "0", "text": "A", "metadata": {"image": "", "answer": "B"}}'
+    assert from_line(empty) == Prediction("0", (), "", "A", "B")
+
+
+@pytest.mark.parametrize(
+    ("images", "written"),
+    [((), {}), (("a.png",), {"image": "a.png"}), (("a.png", "b.png"), {"image": ["a.png", "b.png"]})],
+)
+def test_a_line_names_all_images(images, written):
+    prediction = Prediction("7", images, "Q", "A", "B")
+    assert json.loads(to_line(prediction))["metadata"] == {**written, "answer": "B"}
+    assert from_line(to_line(prediction)) == prediction and prediction.image == (images[0] if images else "")
 
 
 def test_the_id_of_an_answer_tells_whose_it_is_and_nothing_else():
@@ -48,6 +62,9 @@ def test_the_id_of_an_answer_tells_whose_it_is_and_nothing_else():
     ('{"question_id": 1, "text": "\\ud800"}', "surrogate"),
     ('{"question_id": 1, "text": "a", "metadata": 3}', "'metadata' must be an object"),
     ('{"question_id": 1, "text": "a", "metadata": {"mark": "x"}}', "'mark' must be a number"),
+    ('{"question_id": 1, "text": "a", "metadata": {"image": 3}}', "'image' must be text"),
+    ('{"question_id": 1, "text": "a", "metadata": {"image": ["a", 3]}}', "'image' must be text"),
+    ('{"question_id": 1, "text": "a", "metadata": {"image": [' + '"a", ' * 64 + '"a"]}}', "more than 64"),
     ('{"question_id": 1, "text": "a", "mix": [1, "x"]}', "'mix' must be a list of numbers"),
     ('{"question_id": NaN, "text": "a"}', "NaN"),
     ('{"question_id": 1, "text": "a", "metadata": ' + "[" * 90 + "]" * 90 + "}", "nested"),

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import torch
 
@@ -63,3 +65,29 @@ def test_the_shard_at_hand_is_not_replayed():
     method.prepare(view)
     method.loss(view, records(0, 3), torch.zeros(3, 1, 1))
     assert model.shown == (records(0, 3), 3)
+
+
+def test_a_memory_made_before_there_were_conversations_is_replayed():
+    """It held prompt, answer and one image's name; new ones hold tokens, answer spans and all images."""
+    memory = {"kept": [["old", [1, 5, 6], [7, 2], "a.png"]], "shards": ["old"], "seen": 1}
+    method, model = replay(ratio=1), TinyModel()
+    view = session(model, shard="b", examples=records(10, 2), memory=memory)
+    method.prepare(view)
+    assert view.notes["old"] == [Encoded((1, 5, 6, 7, 2), ((3, 5),), ("a.png",))]
+    method.loss(view, records(10, 1), torch.zeros(1, 1, 1))
+    assert model.shown == ([*records(10, 1), *view.notes["old"]], 2)
+    method.finish(view)
+    assert memory["kept"][0] == ["old", [1, 5, 6], [7, 2], "a.png"] and memory["seen"] == 3
+
+
+def test_conversations_are_remembered_with_all_answers_and_images():
+    talk = Encoded((1, 9, 9, 3, 2, 4, 5, 2), ((3, 5), (6, 8)), ("a.png", "b.png"))
+    text = Encoded((1, 4, 2), ((1, 3),), ())
+    memory: dict = {}
+    visit(replay(), memory, "a", [talk, text])
+    model = TinyModel()
+    view = session(model, shard="b", examples=records(10, 2), memory=json.loads(json.dumps(memory)))
+    replay(ratio=2).prepare(view)
+    assert view.notes["old"] == [talk, text]
+    replay(ratio=2).loss(view, records(10, 1), torch.zeros(1, 1, 1))
+    assert len(model.shown[0]) == 3 and model.shown[1] == 1 + 2  # no image, and two

@@ -4,8 +4,10 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTextModel
 
-from fcit.data.records import Record
+from fcit.config import RunConfig
+from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError, DataError
+from fcit.methods.base import Method
 from fcit.methods.knowledge_cache import cosine
 from fcit.models.backbone import TINY
 from fcit.models.identity import Identity, joined
@@ -87,3 +89,30 @@ def test_a_text_encoder_without_a_vision_tower(tmp_path):
     identity = Identity(str(tmp_path), torch.device("cpu"), cache=False)
     with pytest.raises(ConfigError, match=r"backbone\.identity: .* vision tower .* name a whole CLIP"):
         identity.width("image")
+
+
+def test_a_conversation_is_the_mean_of_its_instructions_and_of_its_images(identity, records, tmp_path):
+    """Our definition; a record counts once however many turns it has, and no image is zeros."""
+    turns = (Turn("Is it red?", "yes", 1), Turn("Is it blue?", "no"), Turn("Is it green?", "no", 1))
+    talk, text = Record(("red.png", "blue.png"), turns), Record((), (Turn("Is it white?", "no"),))
+    asked = TestRecord("0", ("red.png", "blue.png"), "Is it white?", "")
+    words = identity.features("text", records, tmp_path)
+    looks = identity.features("image", records, tmp_path)
+    found = identity.features("text", [records[3], talk, text, asked], tmp_path)
+    assert found == pytest.approx(np.stack([words[3], words[:3].mean(axis=0), words[3], words[3]]), abs=1e-6)
+    found = identity.features("image", [text, talk, records[4], asked], tmp_path)
+    pair = looks[:2].mean(axis=0)
+    assert found == pytest.approx(np.stack([np.zeros_like(pair), pair, looks[4], pair]), abs=1e-6)
+    assert identity.features("image", [text], tmp_path).shape == (1, identity.width("image"))
+    both = identity.features("both", [talk, text], tmp_path)
+    expected = joined(np.stack([words[:3].mean(axis=0), words[3]]), np.stack([pair, np.zeros_like(pair)]))
+    assert both == pytest.approx(expected, abs=1e-6)
+    stats = Method(RunConfig()).describe(identity.features("text", [talk, text], tmp_path))
+    assert stats.count == 2 and stats.total == pytest.approx(words[:3].mean(axis=0) + words[3], abs=1e-4)
+
+
+def test_single_questions_have_the_bits_they_always_had(identity, records, tmp_path):
+    """A mean over one row would be the same number; none is taken."""
+    assert np.array_equal(
+        identity.features("text", records, tmp_path), identity.text([r.turns[0].question for r in records])
+    )

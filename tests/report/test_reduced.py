@@ -86,8 +86,13 @@ def test_nothing_is_said_of_full_numbers(made, tmp_path):
 
 @pytest.mark.parametrize(
     "other",
-    [{"evaluation": {"samples": 50}}, {"data": {"max_records": 200}}, {"evaluation": {"split": "val"}}],
-    ids=["samples", "max_records", "val"],
+    [
+        {"evaluation": {"samples": 50}},
+        {"data": {"max_records": 200}},
+        {"evaluation": {"split": "val"}},
+        {"data": {"turns": "first"}},
+    ],
+    ids=["samples", "max_records", "val", "turns"],
 )
 def test_reduced_and_full_numbers_share_no_column(made, tmp_path, other):
     full, less = made("whole"), made("less", **other)
@@ -155,6 +160,15 @@ def test_scores_by_other_rules_stand_beside_those_of_the_matrix(made, tmp_path):
     # nothing to show, nothing shown; runs from before name no rule of the matrix
     assert len(tables.rules(made("one", more={"also": {"iconqa": {}}}))) == 1
     assert tables.rules(made("old", more={"also": more["also"]}))[1][1] == "-"
+
+
+@pytest.mark.parametrize(("images", "places"), [("x.png", 2), (["x.png", "y.png"], 4), (None, 0)])
+def test_samples_show_all_images_of_a_question(made, images, places):
+    run = made("pictures")
+    for file in run.folder.predictions.glob("*/*.jsonl"):
+        line = {**json.loads(file.read_text()), "image": images}
+        file.write_text(json.dumps(line) + "\n")
+    assert page.render([run]).count("image not here") == places  # of two data sets
 
 
 def test_the_end_of_a_run_names_its_folder(made):

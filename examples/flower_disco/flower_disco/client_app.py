@@ -5,6 +5,7 @@ import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fcit.data.collate import images_of
 from flower_disco.task import datasets, load, packed, unpacked
 
 app = ClientApp()
@@ -22,8 +23,8 @@ def shard(message: Message, context: Context):
 @app.query()
 def describe(message: Message, context: Context) -> Message:
     """The sum of the frozen text features of this client's instructions: no answer, no image leaves it."""
-    backbone, _, records, _ = shard(message, context)
-    features = backbone.identity.text([record.instruction for record in records])
+    backbone, _, records, root = shard(message, context)
+    features = backbone.identity.features("text", records, root)
     content = RecordDict({
         "arrays": packed({"total": features.astype(np.float64).sum(axis=0)}),
         "metrics": MetricRecord({"num-examples": len(records)}),
@@ -36,7 +37,7 @@ def train(message: Message, context: Context) -> Message:
     """One local epoch of LoRA fine-tuning, starting from what the server sent."""
     backbone, adapters, records, root = shard(message, context)
     adapters.load(unpacked(message.content["arrays"]))
-    examples = [backbone.encode(r.instruction, r.answer, r.image) for r in records]
+    examples = [backbone.encoder.encode(record) for record in records]
     rng = np.random.default_rng(int(message.content["config"]["seed"]))
     torch.manual_seed(int(message.content["config"]["seed"]))  # dropout
     size, losses = int(context.run_config["batch-size"]), []
@@ -44,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
         optimizer = torch.optim.AdamW(parameters, lr=float(context.run_config["learning-rate"]), weight_decay=0.0)
         for rows in np.array_split(rng.permutation(len(examples)), -(-len(examples) // size)):
             batch = [examples[i] for i in rows]
-            loss = backbone.loss(batch, backbone.vision_features(root, [e.image for e in batch]))
+            loss = backbone.loss(batch, backbone.vision_features(root, images_of(batch)))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

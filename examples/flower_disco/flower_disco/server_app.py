@@ -5,6 +5,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, 
 from flwr.serverapp import Grid, ServerApp
 
 from fcit import registry
+from fcit.data.collate import images_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import Factory, ServerState, Stats, Update
@@ -32,8 +33,8 @@ def evaluate(method: Disco, state: ServerState, context: Context, task: int) -> 
     for dataset in datasets(benchmark, task):
         records = benchmark.test(dataset)[: int(context.run_config["questions"])]
         mix = method.route(names, method.knowledge(state), backbone.identity.text([r.instruction for r in records]))
-        examples = [backbone.encode(r.instruction, None, r.image) for r in records]
-        features = backbone.vision_features(benchmark.image_root, [r.image for r in records])
+        examples = [backbone.encoder.encode(record) for record in records]
+        features = backbone.vision_features(benchmark.image_root, images_of(examples))
         with adapters.mixed(mix):
             texts = backbone.generate(examples, features, 24)
         scores.append(registry.resolve("scorer", benchmark.spec.datasets[dataset].scorer)(texts, records).score)

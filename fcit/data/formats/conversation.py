@@ -76,7 +76,7 @@ def record_of(images: Sequence[str], said: Sequence[Said]) -> Record:
         raise ValueError("the last question has no answer")
     questions = [without_tags(whole(turn.text, "question")) for turn in said[::2]]
     answers = [_answer(turn.text) for turn in said[1::2]]
-    placed = _places([tags for _, tags in questions], len(images))
+    placed = places([tags for _, tags in questions], len(images))
     turns = zip(questions, answers, placed, strict=True)
     return Record(tuple(images), tuple(Turn(text.strip(), answer, count) for (text, _), answer, count in turns), system)
 
@@ -89,7 +89,7 @@ def _answer(text: str) -> str:
     return text
 
 
-def _places(tags: list[int], images: int) -> list[int]:
+def places(tags: list[int], images: int) -> list[int]:
     """How many images stand in front of each question.
 
     Raises:

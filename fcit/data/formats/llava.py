@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fcit import strict
-from fcit.data.formats.conversation import Said, images_of, question_of, record_of, role_of
+from fcit.data.formats.conversation import Said, images_of, places, question_of, record_of, role_of
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
 
@@ -23,7 +23,7 @@ def is_row(row: Any) -> bool:
     turns = row.get("conversations")
     if isinstance(turns, list):
         return not turns or not isinstance(turns[0], dict) or "from" in turns[0]
-    return "text" in row or "question_id" in row
+    return "messages" not in row and ("text" in row or "question_id" in row)
 
 
 def record(row: Any) -> Record:
@@ -57,8 +57,7 @@ def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
         )
     text, tags = without_tags(text_of(row, "text"))
     images = images_of(row)
-    if tags and not images:
-        raise ValueError("an image tag in its text, and it names no image")
+    places([tags], len(images))
     box = row.get("answer_bbox")
     box = (
         "" if box is None else whole(str(box), "answer_bbox") if isinstance(box, list) else text_of(row, "answer_bbox")

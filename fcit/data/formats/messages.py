@@ -58,8 +58,8 @@ def record(row: Any) -> Record:
 def _content(turn: dict[str, Any], number: int) -> tuple[str, list[str | None]]:
     """The text of a message with a tag for every image, and these: a name, or None for the row's next."""
     content = turn.get("content")
-    if isinstance(content, str):
-        return content, []  # its tags stand for the row's images
+    if isinstance(content, str | int | float):
+        return text_of(turn, "content"), []  # its tags stand for the row's images
     if not isinstance(content, list):
         raise ValueError(f"the 'content' of message {number} must be text or a list, got {strict.shown(content)}")
     texts: list[str] = []

@@ -1,0 +1,300 @@
+"""Conversations as files have them: what becomes of every kind of row, and what each refusal says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcit.data import reading
+from fcit.data.formats import llava, messages
+from fcit.data.records import Record, TestRecord, Turn
+from fcit.errors import DataError
+from fcit.evaluation import scorers
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(rows: object, name: str = "file.json"):
+        path = tmp_path / name
+        path.write_text(rows if isinstance(rows, str) else json.dumps(rows, indent=1), encoding="utf-8")
+        return path
+
+    return _write
+
+
+def said(*texts: str) -> list[dict]:
+    return [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
+
+
+def chat(*texts: object) -> list[dict]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def shown(name: str = "", **more: object) -> dict:
+    return {"type": "image", **({"image": name} if name else {}), **more}
+
+
+def text(value: str) -> dict:
+    return {"type": "text", "text": value}
+
+
+SYSTEM = {"from": "system", "value": " Be brief.\n"}
+THREE = Record(("a.png",), (Turn("Q1", "A1", 1), Turn("Q2", " A2"), Turn("Q3", "A3")))
+
+# ---------------------------------------------------------------------- LLaVA
+
+LLAVA = {
+    "tag in the first turn": ({"image": "a.png", "conversations": said("<image>\nQ1", "A1", "Q2", " A2", "Q3", "A3")},
+                              THREE),
+    "no tag": ({"image": "a.png", "conversations": said("Q1", "A1", " Q2 ", " A2", "Q3", "A3")}, THREE),
+    "tag at the end of a later turn": (
+        {"image": "a.png", "conversations": said("Q1", "A1", "Q2\n<image>", "A2")},
+        Record(("a.png",), (Turn("Q1", "A1"), Turn("Q2", "A2", 1))),
+    ),
+    "tag in the middle of a text": (
+        {"image": "a.png", "conversations": said("Look at <image>: what?", "A1")},
+        Record(("a.png",), (Turn("Look at : what?", "A1", 1),)),
+    ),
+    "tag twice in a turn": (
+        {"image": "a.png", "conversations": said("<image>\n<image>\nQ1", "A1")},
+        Record(("a.png",), (Turn("Q1", "A1", 1),)),
+    ),
+    "three images over two turns": (
+        {"image": ["a.png", "b.png", "c.png"], "conversations": said("<image><image>Q1", "A1", "<image>Q2", "A2")},
+        Record(("a.png", "b.png", "c.png"), (Turn("Q1", "A1", 2), Turn("Q2", "A2", 1))),
+    ),
+    "several images and no tag": (
+        {"images": ["a.png", "b.png"], "conversations": said("Q1", "A1", "Q2", "A2")},
+        Record(("a.png", "b.png"), (Turn("Q1", "A1", 2), Turn("Q2", "A2"))),
+    ),
+    "system turn": (
+        {"image": "a.png", "conversations": [SYSTEM, *said("<image>Q1", "A1")]},
+        Record(("a.png",), (Turn("Q1", "A1", 1),), "Be brief."),
+    ),
+    "text alone": ({"conversations": said("Q1", "A1", "Q2", 3)}, Record((), (Turn("Q1", "A1"), Turn("Q2", "3")))),
+    "no image but the key": ({"image": None, "conversations": said("Q1", "A1")}, Record((), (Turn("Q1", "A1"),))),
+    "user and assistant": (
+        {"conversations": [{"from": "user", "value": "Q1"}, {"from": "assistant", "value": "A1"}]},
+        Record((), (Turn("Q1", "A1"),)),
+    ),
+}  # fmt: skip
+
+# ---------------------------------------------------------------------- messages
+
+ONE = Record(("a.png",), (Turn("Q1", "A1", 1),))
+TWO = Record(("a.png", "b.png"), (Turn("Q1", "A1", 1), Turn("Q2", "A2", 1)))
+MESSAGES = {
+    "texts with tags": ({"images": ["a.png"], "messages": chat("<image>Q1", "A1")}, ONE),
+    "ShareGPT with roles": ({"image": "a.png", "conversations": chat("Q1\n<image>", "A1")}, ONE),
+    "parts that name files": (
+        {"messages": chat([shown("a.png"), text("Q1")], "A1", [text("Q2"), shown("b.png")], [text("A2")])}, TWO,
+    ),
+    "a path": ({"messages": chat([{"type": "image", "path": "a.png"}, text("Q1")], "A1")}, ONE),
+    "OpenAI's image_url": (
+        {"messages": chat([text("Q1"), {"type": "image_url", "image_url": {"url": "file://a.png"}}], "A1")}, ONE,
+    ),
+    "image_url as a text": ({"messages": chat([{"type": "image_url", "image_url": "a.png"}, text("Q1")], "A1")}, ONE),
+    "TRL's list": (
+        {"images": ["a.png", "b.png"], "messages": chat([shown(), text("Q1")], "A1", [shown(), text("Q2")], "A2")}, TWO,
+    ),
+    "TRL's list and no part": ({"images": ["a.png"], "messages": chat([text("Q1")], [text("A1")])}, ONE),
+    "system": (
+        {"messages": [{"role": "system", "content": "Be brief."}, *chat("Q1", "A1")]},
+        Record((), (Turn("Q1", "A1"),), "Be brief."),
+    ),
+    "texts of a message are lines": (
+        {"messages": chat([text("one"), text("two")], 3)}, Record((), (Turn("one\ntwo", "3"),)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "record"), [*LLAVA.values(), *MESSAGES.values()], ids=[*LLAVA, *MESSAGES])
+def test_a_row_is_guessed_and_read(write, row, record):
+    survey = reading.survey_train(write([row]))
+    assert survey.problems == {} and survey.records == [record]
+    assert survey.format == ("llava" if row in [r for r, _ in LLAVA.values()] else "messages")
+    assert reading.read_train(write("\n".join([json.dumps(row), "", json.dumps(row)]), "lines.jsonl")) == [record] * 2
+
+
+def test_byte_order_mark_lines_and_nan(write):
+    row = {"id": float("nan"), "image": "a.png", "conversations": said("<image>Q1", "A1")}
+    lines = "\ufeff" + "\n".join([json.dumps(row)] * 2)
+    for path in (write(lines, "lines.jsonl"), write(lines, "lines.json"), write("\ufeff" + json.dumps([row, row]))):
+        assert reading.read_train(path) == [ONE, ONE]
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 2: broken JSON"):
+        reading.read_train(write(json.dumps(row) + '\n{"image": }', "broken.jsonl"))
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 3, record 1: 'value' must be text, got nan"):
+        reading.read_train(write(f'{json.dumps(row)}\n\n{{"conversations": {json.dumps(said("Q", float("nan")))}}}',
+                                 "bad.jsonl"))  # fmt: skip
+
+
+REFUSED = [
+    ({"image": "a.png", "conversations": said("<image>Q1", "A <image>")}, "the answer 'A <image>' holds the image tag"),
+    ({"conversations": said("<image>Q1", "A1")}, "1 image tags in its questions, and it names 0 images"),
+    ({"image": ["a.png", "b.png"], "conversations": said("<image>Q", "A")}, "1 image tags .* names 2 images"),
+    ({"image": "a.png", "conversations": said("<image>Q", "A", "<image>Q", "A")}, "2 image tags .* names 1 images"),
+    ({"image": "a.png", "conversations": said("Q1", "A1", "Q2")}, "the last question has no answer"),
+    ({"conversations": said("Q1")}, r"needs a question \(human, user\) and its answer \(gpt, assistant\)"),
+    ({"conversations": said("Q1", " \n")}, "the answer is empty"),
+    ({"conversations": [*said("Q1", "A1"), SYSTEM, *said("A2")]}, "turn 2 .* is by 'system', where 'user' is to speak"),
+    ({"conversations": said("Q", "A")[::-1]}, "turn 0 of the conversation is by 'assistant'"),
+    ({"conversations": [{"from": "bard", "value": "Q"}]}, "turn 0 is said by 'bard'; known are human, user, gpt"),
+    ({"image": "a.png", "conversations": [{**SYSTEM, "value": "<image>"}, *said("Q", "A")]}, "the system turn holds"),
+    ({"image": "a.png", "images": ["b.png"], "conversations": said("Q", "A")}, "both 'image' and 'images'"),
+    ({"image": ["a.png"] * 65, "conversations": said("Q", "A")}, "names 65 images, more than 64"),
+    ({"image": [3.5, {}], "conversations": said("Q", "A")}, "'image' must be text, got {}"),
+    ({"conversations": said("Q" * 20_001, "A")}, "'value' has 20,001 characters, more than 20,000"),
+    ({"conversations": said("Q\ud800", "A")}, "half a surrogate pair"),
+    ({"conversations": {"from": "human"}}, "'conversations' must be a list of turns with 'from' and 'value'"),
+    ({"messages": chat([{"type": "audio"}], "A")}, "message 0 has a part of type 'audio'; known are text and image"),
+    ({"messages": chat([shown()], "A")}, "message 0 has an image, and the row's 'images' hold no more"),
+    ({"images": ["a.png"], "messages": chat([shown("b.png")], "A")}, "message 0 names an image and the row lists"),
+    ({"messages": chat([shown("http://x/a.png")], "A")}, "the image 'http://x/a.png' is no file; save it below"),
+    ({"messages": chat([shown("data:image/png;base64,AAAA")], "A")}, "is no file"),
+    ({"messages": chat(None, "A")}, "the 'content' of message 0 must be text or a list, got None"),
+    ({"messages": chat("Q", [text("A"), shown("a.png")])}, "holds the image tag"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "turn 0 is said by 'tool'"),
+]
+
+
+@pytest.mark.parametrize(("row", "words"), REFUSED, ids=range(len(REFUSED)))
+def test_refused_with_file_line_record_and_reason(write, row, words):
+    path = write("[\n{},\n" + json.dumps(row) + "\n]")
+    survey = reading.survey_train(path, "messages" if "messages" in row else "llava")
+    [_, sentence] = survey.sentences(2)
+    assert survey.records == [None, None] and sentence.startswith(f"{path}, line 3, record 1: ")
+    with pytest.raises(DataError, match=words):
+        raise DataError(sentence)
+    assert len(sentence) < 500
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=12)
+questions = texts.map(str.strip)
+answers = texts.filter(str.strip)
+names = st.text(st.sampled_from("ab/.1"), min_size=1, max_size=5)
+
+
+@st.composite
+def records(draw) -> Record:
+    turns = [Turn(q, a) for q, a in draw(st.lists(st.tuples(questions, answers), min_size=1, max_size=3))]
+    images = draw(st.lists(names, max_size=3))
+    placed = [0] * len(turns)
+    for _ in images:
+        placed[draw(st.integers(0, len(turns) - 1))] += 1
+    told = (replace(turn, images=count) for turn, count in zip(turns, placed, strict=True))
+    return Record(tuple(images), tuple(told), draw(questions))
+
+
+@settings(max_examples=40, deadline=None)
+@given(records())
+def test_a_row_reads_back_unchanged(record):
+    row = json.loads(json.dumps(llava.row_of(record)))
+    assert llava.is_row(row) and llava.record(row) == record
+
+
+# ---------------------------------------------------------------------- questions
+
+
+def test_questions_of_both_formats(write):
+    rows = [
+        {"question_id": 1, "image": "a.png", "text": "Q\n<image>", "answer": "A"},
+        {"question_id": 2, "image": ["a.png", "b.png"], "text": "<image> Q <image>", "answer": "A"},
+        {"question_id": 3, "text": " Q ", "answer": "A"},
+        {"question_id": 4, "image": "a.png", "conversations": said("<image>\nQ", "A")},
+        {"image": "a.png", "conversations": said("<image>\nQ", "A")},
+    ]
+    assert reading.read_test(write(rows)) == [
+        TestRecord("1", ("a.png",), "Q", "A"), TestRecord("2", ("a.png", "b.png"), "Q", "A"),
+        TestRecord("3", (), " Q ", "A"), TestRecord("4", ("a.png",), "Q", "A"), TestRecord("4", ("a.png",), "Q", "A"),
+    ]  # fmt: skip
+    rows = [{"question_id": "x", "images": ["a.png"], "messages": chat("Q", "A")},
+            {"id": 7, "messages": chat("Q", "A")},
+            {"messages": chat([shown("a.png"), shown("b.png"), text("Q")], "A")}]  # fmt: skip
+    assert reading.read_test(write(rows)) == [
+        TestRecord("x", ("a.png",), "Q", "A"), TestRecord("7", (), "Q", "A"),
+        TestRecord("2", ("a.png", "b.png"), "Q", "A"),
+    ]  # fmt: skip
+
+
+QUESTION = {"question_id": 1, "image": "a.png", "text": "Q", "answer": "A"}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({**QUESTION, "answer": None}, "'answer' missing; a test record has question_id, text"),
+        ({**QUESTION, "question_id": None, "text": None}, "'question_id', 'text' missing"),
+        ({**QUESTION, "image": None, "text": "<image>Q"}, "1 image tags in its questions, and it names 0 images"),
+        ({**QUESTION, "image": ["a.png", "b.png"], "text": "<image>Q"}, "1 image tags .* names 2 images"),
+        ({"question_id": 1, "conversations": said("Q", "A", "Q", "A")}, "one question and its answer, and this has 2"),
+        ({"question_id": 1, "conversations": [SYSTEM, *said("Q", "A")]}, "a test question has no system turn"),
+    ],
+)
+def test_questions_that_are_refused(write, row, words):
+    with pytest.raises(DataError, match=rf"file\.json, line 2, record 0: .*{words}"):
+        reading.read_test(write([row]))
+
+
+def test_a_record_with_an_answer_and_a_box_is_judged_by_each_rule_by_its_own(write):
+    """The box was dropped where there was an answer, and a null column refused the other."""
+    rows = [
+        {**QUESTION, "answer": "the cat", "answer_bbox": [0.11, 0.22, 0.51, 0.62]},
+        {**QUESTION, "answer": None, "answer_bbox": "[0.11, 0.22, 0.51, 0.62]"},
+        {**QUESTION, "answer": "the cat", "answer_bbox": None},
+    ]
+    both, box, plain = reading.read_test(write(rows))
+    assert (both.answer, box.answer, plain.answer) == ("the cat", "[0.11, 0.22, 0.51, 0.62]", "the cat")
+    assert (both.box, box.box, plain.box) == ("[0.11, 0.22, 0.51, 0.62]", "[0.11, 0.22, 0.51, 0.62]", "")
+    assert scorers.exact(["the cat", "[0.11, 0.22, 0.51, 0.62]", "The cat"], [both, box, plain]).score == 100
+    for rule in (scorers.box_iou, scorers.box_iou_official):
+        assert rule(["[0.11, 0.22, 0.51, 0.62]"] * 2, [both, box]).score == 100
+        with pytest.raises(DataError, match="'the cat' is not a box"):
+            rule(["[0.11, 0.22, 0.51, 0.62]"], [plain])
+
+
+# ---------------------------------------------------------------------- captions
+
+IMAGES = [7, 3, 5, 9]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question_id": f"q{n}", "image_id": n} for n in IMAGES],
+        [{"question_id": f"q{n}", "image_id": float(n)} for n in IMAGES],
+        [{"question_id": str(n)} for n in IMAGES],
+    ],
+    ids=["image_id", "float image_id", "question_id"],
+)
+def test_captions_are_those_of_the_id(write, rows):
+    """Matched by position, perfect answers to these four scored 30.00."""
+    notes = [{"image_id": n, "caption": f"a photo of {n} red cups"} for n in sorted(IMAGES)]
+    rows = [{**row, "image": "a.png", "text": "<image>\nDescribe."} for row in rows]
+    found = reading.read_test(write(rows), write({"annotations": notes}, "coco.json"))
+    assert [r.instruction for r in found] == ["Describe."] * 4
+    assert [r.references for r in found] == [(f"a photo of {n} red cups",) for n in IMAGES]
+
+
+def test_captions_without_ids_count_the_questions(write):
+    notes = [{"image_id": n, "caption": f"c{n}"} for n in (2, 1)]
+    rows = [{"question_id": f"q{n}", "image": "a.png", "text": "Describe."} for n in "ab"]
+    found = reading.read_test(write(rows), write({"annotations": notes}, "coco.json"))
+    assert [r.answer for r in found] == ["c1", "c2"]
+
+
+def test_captions_that_do_not_say_whose_they_are(write):
+    coco = write({"annotations": [{"image_id": 7, "caption": "c"}]}, "coco.json")
+    row = {"question_id": 1, "image": "a.png", "text": "Describe."}
+    with pytest.raises(DataError, match=r"record 1: has no image_id, and other questions have one"):
+        reading.read_test(write([{**row, "image_id": 7}, row]), coco)
+    with pytest.raises(DataError, match=r"coco\.json: no caption for image_id 8 \(record 0 of .*; 1 questions\)"):
+        reading.read_test(write([{**row, "image_id": 8}]), coco)
+    with pytest.raises(DataError, match="leave out `references`"):
+        reading.read_test(write([{"messages": chat("Q", "A")}]), coco)
+
+
+def test_a_test_question_of_messages_is_not_taken_for_llavas():
+    row = {"question_id": 1, "messages": chat("Q", "A")}
+    assert messages.is_row(row) and not llava.is_row(row)
