@@ -60,5 +60,5 @@ def _way_out(run: RunDir) -> str:
 
 def data_of(run: RunDir) -> dict[str, Any]:
     """The fingerprints of a run and what was accepted of their changes; empty for runs of older versions."""
-    known = read_json(run.environment)
+    known = read_json(run.environment) if run.environment.is_file() else {}
     return {key: known[key] for key in ("data", "data_changes") if key in known}
