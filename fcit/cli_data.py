@@ -23,6 +23,7 @@ fcit data make --root /tmp/fcit-data            render the built-in data sets
   fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is to be had
   fcit data check fcit-task --root /data/fcit     files, records, a sample of images, the partition
   fcit data check fcit-task --root /data/fcit --all --json   every image; findings as JSON
+  fcit data check --config configs/fcit/task-hom-disco.yaml  as a run's model reads it, before anything trains
   fcit data check mine.yaml --root /data          the same for a benchmark of your own
 
 exit codes of check: 0 every setting asked for can run, 2 something is missing or broken"""
@@ -41,10 +42,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "download", help="fetch what is on the Hugging Face hub, say where the rest is; goes on after an interruption"
     )
     check = actions.add_parser("check", help="look at a benchmark's files and say what is missing or broken")
-    for action, work in ((download, _download), (check, _check)):
-        action.add_argument("benchmark", help="a shipped benchmark (see `fcit list benchmark`) or a YAML file")
-        action.add_argument("--root", type=Path, required=True, help="data root")
-        action.set_defaults(work=work)
+    named = "a shipped benchmark (see `fcit list benchmark`) or a YAML file"
+    download.add_argument("benchmark", help=named)
+    download.add_argument("--root", type=Path, required=True, help="data root")
+    download.set_defaults(work=_download)
+    check.add_argument("benchmark", nargs="?", help=named)
+    check.add_argument("--root", type=Path, help="data root")
+    check.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration of a run instead: every record and question is tokenised for its model and judged, "
+        "as before training, and nothing is run",
+    )
+    check.set_defaults(work=_check)
     check.add_argument("--all", action="store_true", help="decode every image and read every client file")
     check.add_argument("--setting", choices=["homogeneous", "heterogeneous"], help="only this one (default: both)")
     check.add_argument("--beta", action="append", help="only this partition (can be repeated; default: 0.5, 1.0, 5.0)")
@@ -106,6 +117,12 @@ def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.config is not None:
+        if args.benchmark or args.root:
+            raise ConfigError("--config: the configuration names benchmark and data_root; leave them out here")
+        return _configured(args)
+    if args.benchmark is None or args.root is None:
+        raise ConfigError("data check: name a benchmark and --root, or a run's configuration with --config")
     spec = _spec(args.benchmark)
     if not args.root.is_dir():
         fill = f"`fcit data download {args.benchmark} --root ...` fills one"
@@ -122,6 +139,47 @@ def _check(args: argparse.Namespace) -> int:
         by = " by our rule `caption`" if spec.datasets[name].scorer == "caption7" else ""
         print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
     return code
+
+
+def _configured(args: argparse.Namespace) -> int:
+    """Everything that a run looks at in its data before it trains, for the model it names.
+
+    Raises:
+        ConfigError: what would stop the run.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from fcit import config as configuration
+    from fcit.data.benchmark import open_benchmark
+    from fcit.evaluation.reachable import warnings
+    from fcit.models.judging import judge_of
+
+    config = configuration.load(args.config)
+    benchmark = open_benchmark(config)
+    benchmark.judge = judge_of(config.backbone)
+    benchmark.prepare()
+    benchmark.look()
+    told = benchmark.told(warnings(benchmark))
+    if args.json:
+        print(json.dumps({"good": True, **told}, indent=1))
+        return EXIT_OK
+    most = config.backbone.max_length
+    table = Table(title=f"{benchmark.spec.name} as {config.backbone.model} reads it (backbone.max_length {most})")
+    for column in ("data set", "split", "format"):
+        table.add_column(column)
+    for column in ("records", "unusable", "tokens (mean)", "tokens (most)", "turns dropped"):
+        table.add_column(column, justify="right")
+    for name, splits in told["tokens"].items():
+        for split, found in splits.items():
+            form = benchmark.formats.get(name, "") if split == "train" else ""
+            numbers = [found[key] for key in ("records", "unusable", "mean", "longest")]
+            table.add_row(name, split, form, *(f"{number:,}" for number in [*numbers, found.get("turns_dropped", 0)]))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for warning in told["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_OK
 
 
 def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
@@ -154,6 +212,7 @@ def _report(found: Findings) -> int:
         numbers = [f"{n:,}" if n is not None else "?" for n in (d.train, d.test, d.images, d.bad_images, d.bad_records)]
         table.add_row(d.name, f"{there}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
     console.print(table)
+    console.print(_counts("what the training records are", {d.name: d.conversations for d in found.datasets}))
     console.print(_counts("what the images looked at are", {d.name: d.pictures for d in found.datasets}))
     table = Table(title="what can run")
     for column in ("setting", "beta", "client files", "", ""):

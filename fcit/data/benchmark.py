@@ -120,13 +120,33 @@ class Benchmark:
                 missing.append(f"the image folder {self.image_root}, named by `images` of the benchmark")
         if missing:
             raise ConfigError([f"data_root: missing {what}" for what in missing])
+        self.look(names)
+
+    def look(self, names: list[str] | None = None) -> None:
+        """Read, and where there is a judge tokenise, every record of these data sets (default: all).
+
+        Raises:
+            ConfigError: what is broken, together.
+        """
+        names = names or list(dict.fromkeys(n for task in self.spec.tasks for n in task))
         problems = [problem for name in names for problem in self._problems(name)]
         if problems:
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             raise ConfigError([*problems[:SHOWN], *more])
 
-    def told(self) -> dict[str, Any]:
-        """What was found of the data, for people: formats, lengths in tokens, turns left out, warnings."""
+    def sentences(self, name: str, problems: dict[int, str], most: int) -> list[str]:
+        """What is said of a data set's questions, by their positions in :meth:`test`, with file, line and record."""
+        questions, references = self._split(name)
+        path = self.instructions / questions
+        form = self.spec.datasets[name].format
+        count = len(self._questions(path, self.instructions / references if references else None, form))
+        chosen = subset.chosen(count, name, self.config.evaluation.samples, self.config.evaluation.seed)
+        found = read_rows(path).sentences({chosen[n]: why for n, why in problems.items()}, most)
+        more = len(problems) - most
+        return found + ([f"{path}: ... and {more} more records"] if more > 0 else [])
+
+    def told(self, more: Sequence[str] = ()) -> dict[str, Any]:
+        """What was found of the data, for people: formats, tokens, turns left out, warnings and ``more`` of these."""
         found: dict[str, dict[str, Any]] = {}
         for (name, split), verdict in self.verdicts.items():
             numbers = {"records": verdict.count, "longest": verdict.longest, "unusable": len(verdict.problems)}
@@ -135,7 +155,7 @@ class Benchmark:
                 numbers |= {"turns_dropped": sum(verdict.dropped.values()), "cut_short": len(verdict.dropped)}
             found.setdefault(name, {})[split] = numbers
         guessed = {n: form for n, form in self.formats.items() if self.spec.datasets[n].format is None}
-        return {"tokens": found, "formats": guessed, "warnings": self.warnings}
+        return {"tokens": found, "formats": guessed, "warnings": [*self.warnings, *more]}
 
     def _split(self, name: str) -> tuple[str, str | None]:
         """Files that a dataset is scored on: questions and, for captions, references."""
@@ -189,7 +209,7 @@ class Benchmark:
         rows = read_rows(path)
         more = len(verdict.warnings) - WARNED
         self.warnings += rows.sentences(verdict.warnings, WARNED)
-        self.warnings += [f"{path}: ... and {more} more records to be warned of"] if more > 0 else []
+        self.warnings += [f"{path}: ... and {more} more records"] if more > 0 else []
         return rows.sentences(verdict.problems, SHOWN)
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:

@@ -18,6 +18,8 @@ class Dataset:
     images: int = 0  # looked at
     bad_images: int = 0
     bad_records: int = 0
+    format: str = ""  # of the training file
+    conversations: dict[str, int] = field(default_factory=dict)  # what training records are, by its name in words
     pictures: dict[str, int] = field(default_factory=dict)  # what the images looked at are, by its name in words
     problems: list[str] = field(default_factory=list)  # the first ones
     notes: list[str] = field(default_factory=list)  # what keeps no setting from running

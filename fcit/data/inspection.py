@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,19 @@ SETTINGS = ("homogeneous", "heterogeneous")
 #: What is counted of images, in words, and the attribute of ``Look`` that says so.
 PICTURES = {"turned by EXIF": "rotated", "transparent": "transparent", "one single colour": "single"}
 SHARED = "test pictures in training"
+
+
+def kinds(records: Iterable[Record | None]) -> dict[str, int]:
+    """How many records are more than one image, one question and one answer, and in which way."""
+    found: Counter[str] = Counter()
+    for record in records:
+        if record is not None:
+            found["answers"] += len(record.turns)
+            found["of several turns"] += len(record.turns) > 1
+            found["of text alone"] += not record.images
+            found["with several images"] += len(record.images) > 1
+            found["with a system turn"] += bool(record.system)
+    return {kind: count for kind, count in found.items() if count}
 
 
 class Inspection:
@@ -85,10 +98,11 @@ class Inspection:
         """Look at the training records; returns all their images."""
         path, folder = self._instructions / self.spec.datasets[found.name].train, self.spec.datasets[found.name].images
         try:
-            survey = self._tables.train(path)
+            survey = self._tables.train(path, self.spec.datasets[found.name].format)
         except DataError as error:
             found.problems.append(str(error))
             return []
+        found.format, found.conversations = survey.format, kinds(survey.records)
         found.train, found.bad_records = len(survey.records), len(survey.problems)
         rows = self._sampled(found.name, "train", found.train)
         named = [placed(folder, r.images) if r else () for r in picked(survey.records, rows)]
@@ -108,7 +122,8 @@ class Inspection:
         """Look at the questions of a split; returns how many there are and all their images."""
         folder, path = self.spec.datasets[found.name].images, self._instructions / files[0]
         try:
-            questions = self._tables.test(path, self._instructions / files[1] if files[1] else None)
+            form = self.spec.datasets[found.name].format
+            questions = self._tables.test(path, self._instructions / files[1] if files[1] else None, form)
         except DataError as error:
             problems.append(str(error))
             return None, []

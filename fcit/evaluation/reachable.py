@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fcit import registry, strict
+from fcit.data.benchmark import WARNED, Benchmark
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
@@ -46,6 +47,20 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
             except FCITError as error:
                 found[n] = str(error)
         return found
+
+
+def warnings(benchmark: Benchmark) -> list[str]:
+    """What costs score whatever a model answers: truths nobody can hit, captions the rule cannot cut into words."""
+    found: list[str] = []
+    names = [name for stage in range(len(benchmark.stages)) for name in benchmark.evaluation(stage)]
+    for name in dict.fromkeys(names):
+        scorer, records = benchmark.spec.datasets[name].scorer, benchmark.test(name)
+        problems = unreachable(scorer, records)
+        if scorer == "caption7":
+            problems = {**untokenisable(records), **problems}
+        if problems:
+            found += benchmark.sentences(name, problems, WARNED)
+    return found
 
 
 def _why(scorer: str, answer: str) -> str:
