@@ -134,7 +134,7 @@ def test_too_few_records_for_the_clients(check):
     ("args", "words"),
     [
         (("mine.yaml", "--root", "nowhere"), "name the one that holds the folders 'instructions' and 'datasets'"),
-        (("mine.yaml", "--root", "data", "--setting", "heterogeneous"), "`heterogeneous:` in its file does"),
+        (("mine.yaml", "--root", "data", "--setting", "heterogeneous"), "needs the key `heterogeneous`"),
         (("./bench.py:mine", "--root", "data"), "is code, which says itself where its records are"),
         (("none.yaml", "--root", "data"), "no such file 'none.yaml'"),
     ],

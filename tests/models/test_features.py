@@ -202,7 +202,7 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
     black, white = official.vision_features(tmp_path, ["clip.png", "white.png"])
     clip, same = upright.vision_features(tmp_path, ["clip.png", "white.png"])
     assert torch.equal(clip, same) and torch.equal(white, same) and not torch.equal(black, clip)
-    records = [Record(name, "Which?", "none") for name in ("clip.png", "white.png")]
+    records = [Record.single(name, "Which?", "none") for name in ("clip.png", "white.png")]
     black, white = official.identity.features("image", records, tmp_path)
     clip, same = upright.identity.features("image", records, tmp_path)
     assert (clip == same).all() and (white == same).all() and (black != clip).any()

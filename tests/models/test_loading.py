@@ -278,7 +278,7 @@ def test_all_end_tokens_end_an_answer(tiny, written, ends):
     write(tiny / "llava" / "generation_config.json", eos_token_id=written)
     backbone = Backbone(settings(tiny))
     assert backbone.model.generation_config.eos_token_id == ends
-    assert backbone.encode("How many?", "3", "").answer[-1] == ends[0] == backbone.tokenizer.eos_token_id
+    assert backbone.encode("How many?", "3", "").targets[-1] == ends[0] == backbone.tokenizer.eos_token_id
 
 
 def test_an_answer_ends_at_an_end_token_of_the_generation_configuration_alone(tiny):
