@@ -11,7 +11,7 @@ from typing import Any
 
 from fcit import seeding
 from fcit.data.records import Record, TestRecord
-from fcit.data.spec import BenchmarkSpec, placed
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
 from fcit.data.table import Tables, picked
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import DataError
@@ -132,9 +132,10 @@ class Inspection:
         return found
 
     def _train(self, found: Dataset) -> None:
-        path, folder = self._instructions / self.spec.datasets[found.name].train, self.spec.datasets[found.name].images
+        spec = self.spec.datasets[found.name]
+        path, folder = self._instructions / spec.train, spec.images
         try:
-            survey = self._tables.train(path)
+            survey = self._tables.train(path, spec.format)
         except DataError as error:
             found.problems.append(str(error))
             return
@@ -154,7 +155,8 @@ class Inspection:
         spec = self.spec.datasets[found.name]
         path = self._instructions / spec.test
         try:
-            questions = self._tables.test(path, self._instructions / spec.references if spec.references else None)
+            references = self._instructions / spec.references if spec.references else None
+            questions = self._tables.test(path, references, spec.format)
         except DataError as error:
             found.problems.append(str(error))
             return
@@ -229,14 +231,14 @@ class Inspection:
         owners: dict[str, frozenset[int]] = {}
         for task, names in enumerate(self.spec.tasks):
             for spec in (self.spec.datasets[name] for name in names):
-                for image in self._images_of(self._instructions / spec.train, spec.images):
+                for image in self._images_of(spec):
                     owners[image] = owners.get(image, frozenset()) | {task}
         return owners
 
-    def _images_of(self, path: Path, folder: str) -> set[str]:
+    def _images_of(self, spec: DatasetSpec) -> set[str]:
         try:
-            records = self._tables.train(path).records
-            return {image for r in records if r is not None for image in placed(folder, r.images)}
+            records = self._tables.train(self._instructions / spec.train, spec.format).records
+            return {image for r in records if r is not None for image in placed(spec.images, r.images)}
         except DataError:
             return set()  # told where its data set is looked at
 
