@@ -16,7 +16,6 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from cryptography import x509
@@ -24,14 +23,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from clients.start import environment
+from fcit import __version__
 from fcit import site as sites
+from fcit.config import Backbone
+from fcit.data.pictures import image_path
 from fcit.data.reading import read_test, survey_train
-from fcit.data.records import image_path
 from fcit.data.usable import ImageVerdicts, Usable
 from fcit.deploy import app as bundle
 from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import Steps
-from fcit.environment import LIBRARIES
+from fcit.doctor.models import check_models
+from fcit.environment import LIBRARIES, SOMETIMES, versions
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.models.backbone import locate
 from fcit.site import Site, SiteTask
@@ -212,16 +214,17 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
 
 
 def model(site: Site) -> Finding:
-    """Whether the backbone lies here; it is loaded with the first order."""
+    """Whether backbone and identity encoder would load whole; their weights are read with the first order."""
     for name, folder in (("model", site.model), ("identity", site.identity)):
         if folder is not None and not (Path(folder) / "config.json").is_file():
             return "model", False, f"{name}: {folder} holds no config.json; give the folder of a downloaded model"
-    if site.model is not None:
-        return "model", True, f"{site.model}" + (f", identity {site.identity}" if site.identity else "")
-    try:
-        return "model", True, f"fcit-tiny, {locate('fcit-tiny', site.identity)[0]}; another one only with `model`"
-    except FCITError as error:
-        return "model", False, str(error)
+    tiny = locate("fcit-tiny", site.identity)  # an identity encoder that only an order names is not looked at
+    chosen = Backbone(model=site.model or "fcit-tiny", identity=tiny[1], conversation="vicuna_v1")
+    found = check_models(chosen, sees=False)
+    if found.problems:
+        return "model", False, "; ".join(found.problems)
+    what = site.model or f"fcit-tiny, {tiny[0]}; another one only with `model`"
+    return "model", True, what + (f", identity {site.identity}" if site.identity else "")
 
 
 def home(site: Site) -> Iterator[Finding]:
@@ -245,12 +248,9 @@ def home(site: Site) -> Iterator[Finding]:
 
 def libraries() -> Iterator[Finding]:
     """Library versions; the operator's are compared with them before round 0."""
-    found, missing = [], []
-    for name in ("fcit", *(name for name in LIBRARIES if name != "ray")):
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
+    known = {"fcit": __version__, **versions()}
+    found = [f"{name} {version}" for name, version in known.items() if name != "ray"]  # no Ray at a site
+    missing = [name for name in LIBRARIES if name not in known and name not in SOMETIMES]
     if missing:
         yield "libraries", False, f"missing: {', '.join(missing)}; install fcit again"
     else:

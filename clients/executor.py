@@ -4,7 +4,7 @@ What is different: only apps pinned in SITE.yaml are served, checked before anyt
 the code that runs is always the installed ``clients.app``, never a file that came over the wire; what goes
 wrong leaves the site as a code and a reference to its log; and one process can do order after order.
 
-This is the one file on the client's side that touches Flower's private parts (flwr 1.41); a test says which.
+This is the one file on the client's side that touches Flower's private parts (flwr 1.41 and 1.42); a test says which.
 ``python -m clients.executor SITE.yaml`` is started by `fcit client start`.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from fcit.data.reading import read_test
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import placed, suffixed, with_suffix
 from fcit.data.usable import ImageVerdicts, Usable, read_usable
+from fcit.data.verdict import Judge, Verdict
 from fcit.errors import DataError, Refused
 from fcit.evaluation.scorers import Result
 from fcit.site import Site, SiteTask
@@ -27,6 +29,7 @@ class OwnTasks:
         self._site, self._turns = site, "all"
         self._read: dict[int, Usable] = {}
         self._tests: dict[int, list[TestRecord]] = {}
+        self._judge: Judge | None = None
 
     @property
     def image_root(self) -> Path:
@@ -69,7 +72,13 @@ class OwnTasks:
     def _usable(self, task: int) -> Usable:
         if task not in self._read:
             spec = self._site.tasks[task]
-            self._read[task] = read_usable(self._file(spec.train), self._verdicts(spec), self._site.max_bad_share)
+            path, judge = self._file(spec.train), self._judge
+
+            def judged(places: Sequence[int], records: Sequence[Record]) -> Verdict:
+                learnt = [_trained(record, spec) for record in records]
+                return judge.train([str(path), path.stat().st_mtime_ns], places, learnt) if judge else Verdict()
+
+            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, judge=judged)
         return self._read[task]
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
@@ -83,6 +92,10 @@ class OwnTasks:
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many of their records cannot be used."""
         return sum(self._usable(task).skipped for task in tasks)
+
+    def judged_by(self, judge: Judge) -> None:
+        """Records that the worker's model cannot use are passed over and counted, too."""
+        self._judge = judge
 
     def test(self, dataset: str) -> list[TestRecord]:
         """The test records of a task, by its number.

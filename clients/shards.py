@@ -10,6 +10,7 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.records import Record, TestRecord
 from fcit.data.table import joined
+from fcit.data.verdict import Judge
 
 
 class Shards(Protocol):
@@ -27,6 +28,9 @@ class Shards(Protocol):
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many records of these tasks could not be used."""
+
+    def judged_by(self, judge: Judge) -> None:
+        """From now on records that the worker's model cannot use are among those that are passed over."""
 
     def test(self, dataset: str) -> Sequence[TestRecord]:
         """The records a dataset is scored on."""
@@ -58,6 +62,9 @@ class BenchmarkShards:
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         return sum(self.benchmark.skipped(client, task) for task in tasks)
+
+    def judged_by(self, judge: Judge) -> None:
+        self.benchmark.judge = judge
 
     def test(self, dataset: str) -> Sequence[TestRecord]:
         return self.benchmark.test(dataset)

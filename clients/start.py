@@ -24,7 +24,7 @@ from fcit.errors import EXIT_OK, ConfigError
 from fcit.site import Site
 
 #: A SuperLink takes a site that ended without saying goodbye for alive for up to a minute and refuses it
-#: so long (flwr 1.41); asking more often does not help.
+#: so long (flwr 1.41 and 1.42); asking more often does not help.
 _SUPERNODE_WAIT = 15.0, 15.0
 _EXECUTOR_WAIT = 1.0, 60.0
 _SAY_AGAIN = 60.0  # seconds between two explanations of what is wrong

@@ -19,6 +19,7 @@ from fcit.errors import FCITError
 from fcit.federation.records import TrainOrder
 from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Method, Session
+from fcit.models.schedules import trainer_multipliers
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,16 @@ def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
 
 
 def learning_rates(training: configuration.Training, steps: int) -> Iterator[float]:
-    """Linear warm-up, then cosine to zero, afresh in every local epoch run (as FCIT trains)."""
+    """The rate of each step, afresh in every local epoch run.
+
+    - ``trainer``: the published multipliers, see :func:`fcit.models.schedules.trainer_multipliers`: the first step has
+      rate 0, and a run of one step leaves everything as it was.
+    - ``cosine`` (ours): linear warm-up whose first step moves already, then cosine to zero.
+    - ``constant`` (ours): the same warm-up, then ``lr``.
+    """
+    if training.schedule == "trainer":
+        yield from (training.lr * multiplier for multiplier in trainer_multipliers(training.warmup_ratio, steps))
+        return
     warm = math.ceil(training.warmup_ratio * steps)
     for step in range(steps):
         if step < warm:
@@ -106,7 +116,8 @@ def train(
             losses.append(micro.backward(sessions, batch, loss_of, parameters))
             for part, view in parts:
                 part.on_gradients(view)
-            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            if training.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
             for part, view in parts:
                 part.on_step(view)

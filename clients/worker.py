@@ -6,7 +6,7 @@ The backbone is loaded once per process, whoever asks; nothing of one client sta
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +47,9 @@ from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Asked, Method, Session, Tensors
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
+from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
+from fcit.schema import Way
 
 #: Kept per process: numbers of all tokenised records (some 36 bytes each), and of identity features.
 _TOKENS, _NUMBERS = 4_000_000, 64_000_000
@@ -67,6 +69,7 @@ class Worker:
     ) -> None:  # fmt: skip
         self.config, self.memory, self.data, self.terms = config, memory, data, terms
         self.backbone, self.adapters = model
+        data.judged_by(judge_with(self.backbone.config, self.backbone.encoder))
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.micro = micro.MicroBatches(config.training.micro_batch)
@@ -77,7 +80,7 @@ class Worker:
 
     def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
         def encode() -> list[Encoded]:
-            return _whole(self.backbone.encoder.encode_all(self.data.records(client, tasks)))
+            return _whole(self.backbone.encoder.encoded(self.data.records(client, tasks)))
 
         return self._encodings.get((client, tuple(tasks)), encode)
 
@@ -177,7 +180,7 @@ class Worker:
 
         def encode() -> list[Encoded]:
             records = self.data.test(dataset)
-            return _whole(self.backbone.encoder.encode_all(records[i] for i in range(first, last)))
+            return _whole(self.backbone.encoder.encoded(records[i] for i in range(first, last)))
 
         return self._encodings.get((dataset, first, last), encode)
 
@@ -216,7 +219,7 @@ class Worker:
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
             texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
-            scores[task], counts[task] = round(self.data.score(task, texts), 4), len(texts)
+            scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return Scores(order.client, scores, counts, time.perf_counter() - begin)
 
     def _answers(
@@ -247,16 +250,18 @@ class Worker:
         return texts, weights
 
 
-def _whole(encoded: list[Encoded | str]) -> list[Encoded]:
+def _whole(encoded: Iterable[Encoded | str]) -> list[Encoded]:
     """Tokenised records, of which all can be used.
 
     Raises:
         DataError: one cannot.
     """
+    found = []
     for example in encoded:
         if isinstance(example, str):
             raise DataError(example)
-    return [example for example in encoded if not isinstance(example, str)]
+        found.append(example)
+    return found
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:
@@ -264,8 +269,8 @@ def _under(tensors: Tensors, prefix: str) -> Tensors:
 
 
 @lru_cache(maxsize=1)
-def _backbone(model: str, adapter: str, layout: Layout) -> tuple[Backbone, Adapters]:
-    backbone = Backbone(configuration.Backbone.model_validate_json(model))
+def _backbone(model: str, pictures: Way, adapter: str, layout: Layout) -> tuple[Backbone, Adapters]:
+    backbone = Backbone(configuration.Backbone.model_validate_json(model), pictures)
     return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter), layout)
 
 
@@ -288,5 +293,6 @@ def worker(
     parsed = configuration.parse_text(config, "order")
     layout = registry.resolve("method", parsed.method["name"])(parsed).layout
     data = own.learning(parsed.data.turns) if own else BenchmarkShards(parsed, render=terms.at_site)
-    model = _backbone(parsed.backbone.model_dump_json(), parsed.adapter.model_dump_json(), layout)
+    pictures, adapter = parsed.data.pictures, parsed.adapter.model_dump_json()
+    model = _backbone(parsed.backbone.model_dump_json(), pictures, adapter, layout)
     return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)

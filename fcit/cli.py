@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fcit import __version__, cli_adapters, cli_data, cli_deploy, cli_evaluate
-from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, FCITError
+from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ConfigError, FCITError
 
 _EXAMPLES = """\
 examples:
@@ -34,7 +34,7 @@ exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on req
 """
 
 
-def _execute(path: Path) -> int:
+def _execute(path: Path, accept_changed_data: bool = False) -> int:
     """Run or resume a run folder on its engine; print the final table."""
     from rich.console import Console
 
@@ -45,7 +45,7 @@ def _execute(path: Path) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     with ConsoleWatcher(console, path.name) as watcher:
         try:
-            run = execute(path, watcher)
+            run = execute(path, watcher, accept_changed_data)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -60,7 +60,9 @@ def _run(args: argparse.Namespace) -> int:
 
     config = configuration.load(args.config, args.overrides)
     print(f"preparing data under {open_benchmark(config).root}", file=sys.stderr)
-    return _execute(create(config).path)
+    path = create(config).path
+    print(f"run folder {path.resolve()}", file=sys.stderr)
+    return _execute(path)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -73,8 +75,11 @@ def _resume(args: argparse.Namespace) -> int:
     belongs = run.path / BELONGS
     if belongs.is_file():
         deployment = belongs.read_text(encoding="utf-8").strip()
-        raise ConfigError(f"{args.run} is run on sites; `fcit deploy submit {deployment} --resume {args.run}` goes on")
-    return _execute(args.run)
+        also = " --accept-changed-data" * args.accept_changed_data
+        raise ConfigError(
+            f"{args.run} is run on sites; `fcit deploy submit {deployment} --resume {args.run}{also}` goes on"
+        )
+    return _execute(args.run, args.accept_changed_data)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -101,7 +106,10 @@ def _report(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from fcit.bench.command import Wishes, bench
 
-    return bench(Wishes(args.file, args.table, args.dry_run, args.only, args.jobs, args.fresh, args.into))
+    rows = tuple(args.rows or ())
+    return bench(
+        Wishes(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
+    )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -210,6 +218,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. training.lr=0.002")
     resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1")
     resume.add_argument("run", type=Path, help="run folder")
+    resume.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although data or own code are not what they were; the run says so from then on",
+    )
     report = add(
         "report",
         _report,
@@ -228,6 +241,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
     bench.add_argument("--dry-run", action="store_true", help="list the runs and which are done")
     bench.add_argument("--only", default="", metavar="TEXT", help="run only rows or folders whose name contains this")
+    bench.add_argument(
+        "--rows", action="append", metavar="NAME", help="run only the row of this label (can be repeated)"
+    )
+    bench.add_argument(
+        "--seeds", metavar="N,N", help="run these seeds of the rows, also seeds that the file does not name"
+    )
     bench.add_argument("--jobs", type=int, help="runs at a time (default: the file's, else one per GPU or core)")
     bench.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
     bench.add_argument("--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed")
@@ -274,6 +293,15 @@ def main(argv: list[str] | None = None) -> int:
     except FCITError as error:
         print(f"fcit: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "fcit", "server", "clients"):
+            raise  # a fault of ours
+        print(
+            f"fcit: this needs the package {error.name!r}, which is not installed; `fcit doctor` tells what is there, "
+            "`make install` (or pip) brings what is missing",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

@@ -75,7 +75,7 @@ def _submit(args: argparse.Namespace) -> int:
     if args.resume is not None:
         if args.config is not None:
             raise ConfigError("submit takes either CONFIG or --resume RUN: a run folder has its own configuration")
-        return submit.resume(deployment, args.resume, steps)
+        return submit.resume(deployment, args.resume, steps, args.accept_changed_data)
     if args.config is None:
         raise ConfigError("submit needs a configuration, or --resume RUN; see `fcit deploy submit --help`")
     return submit.submit(deployment, args.config, args.overrides, steps)
@@ -120,6 +120,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     submit.add_argument("config", type=Path, nargs="?", help="YAML file")
     submit.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting")
     submit.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder instead")
+    submit.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="with --resume: go on although the server's data or own code are not what they were",
+    )
     follow = add("follow", _follow, "look at a submitted run until it ends", dry=False)
     follow.add_argument("run", nargs="?", help="the SuperLink's run id (default: the last one submitted)")
     stop = add("stop", _control, "end a run; it can be resumed")

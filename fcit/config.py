@@ -118,12 +118,16 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         base = _read_yaml(file.parent / str(parent))
         if "extends" in base:
             raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
-        raw = _merge(_normal(base), raw)
+        # Each file's names are relative to itself, also where the two lie in different folders.
+        raw = _merge(_anchored(_normal(base), (file.parent / str(parent)).parent), _anchored(_normal(raw), file.parent))
     return resolve(raw, file.parent, str(file), overrides)
 
 
 def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str] | None = None) -> RunConfig:
     """The configuration of a raw mapping with overrides; file names in it are relative to ``folder``.
+
+    Names in overrides are relative to the current folder, and so is ``output`` wherever it stands: results
+    belong where one works, and a configuration may lie where nothing can be written.
 
     Raises:
         ConfigError: every mistake of mapping and overrides together.
@@ -158,19 +162,41 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
 
 
 def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The user's own files by full path: ``./my_method.py:MyMethod`` is relative to who names it."""
+    """The user's own files by full path: ``./my_method.py:MyMethod`` is relative to who names it; not ``output``."""
     raw = dict(raw)
     for family in ("method", "fedopt"):
         part = raw.get(family)
         if isinstance(part, dict) and isinstance(part.get("name"), str):
             raw[family] = {**part, "name": registry.anchored(part["name"], folder)}
     if isinstance(raw.get("benchmark"), str):
-        raw["benchmark"] = registry.anchored(raw["benchmark"], folder)
+        raw["benchmark"] = _benchmark(raw["benchmark"], folder)
+    if isinstance(raw.get("backbone"), dict):
+        models = {key: raw["backbone"].get(key) for key in ("model", "identity")}
+        found = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
+        raw["backbone"] = {**raw["backbone"], **found}
+    if isinstance(raw.get("output"), str) and raw["output"].startswith("~"):
+        raw["output"] = strict.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):
         raw["trackers"] = [registry.anchored(t, folder) if isinstance(t, str) else t for t in raw["trackers"]]
     if isinstance(raw.get("data_root"), str):
         raw["data_root"] = strict.full_path(folder, raw["data_root"])
     return raw
+
+
+def _benchmark(name: str, folder: Path) -> str:
+    """A benchmark file beside who names it by its full path; a shipped one, and one that is elsewhere, as it is."""
+    beside = strict.full_path(folder, name)
+    if name.endswith((".yaml", ".yml")) and strict.is_file(Path(beside)):
+        return beside
+    return registry.anchored(name, folder)
+
+
+def model_path(name: str, folder: Path) -> str:
+    """A model's folder beside who names it by its full path; a hub name, and a folder elsewhere, as it is."""
+    beside = strict.full_path(folder, name)
+    with contextlib.suppress(OSError, ValueError):  # too long for a file system, null bytes
+        return beside if name not in ("", "fcit-tiny") and Path(beside).is_dir() else name
+    return name
 
 
 def _normal(raw: dict[str, Any]) -> dict[str, Any]:

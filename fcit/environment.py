@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fcit import __version__
 
 LIBRARIES = (
     "torch",
@@ -24,17 +27,28 @@ LIBRARIES = (
     "pydantic",
     "pycocoevalcap",
 )
+#: Of these, what only some runs use, and which.
+SOMETIMES = {"ray": "federation.engine: ray", "pycocoevalcap": "a caption scorer"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that are installed; what a run does not use may be missing."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def describe() -> dict[str, Any]:
     """Versions and machine, for ``environment.json``."""
     return {
-        "fcit": metadata.version("fcit"),
+        "fcit": __version__,  # also from a source tree that is not installed
         "source": source(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": versions(),
     }
 
 
@@ -50,10 +64,13 @@ def source() -> str:
 
 def check() -> Iterator[tuple[str, bool, str]]:
     """Checks of ``fcit doctor``: what, fine, detail."""
+    found = versions()
     for name in LIBRARIES:
-        try:
-            yield name, True, metadata.version(name)
-        except metadata.PackageNotFoundError:
+        if name in found:
+            yield name, True, found[name]
+        elif name in SOMETIMES:
+            yield name, True, f"not installed; only {SOMETIMES[name]} needs it (`make install` brings it)"
+        else:
             yield name, False, "not installed; run `make install`"
     from fcit.data.benchmark import cache_folder
 
@@ -110,7 +127,6 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

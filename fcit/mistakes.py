@@ -25,6 +25,21 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
     return sorted(current.model_fields) if hasattr(current, "model_fields") else []
 
 
+def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """How a key is written, by the ``examples`` of the innermost field of a location; empty if it has none."""
+    current: Any = model
+    found = ""
+    for part in location:
+        fields = getattr(current, "model_fields", None)
+        if fields is None:
+            inner = [a for a in typing.get_args(current) if a is not type(None)]
+            current = inner[-1] if inner else None
+        elif part in fields:
+            examples = fields[part].examples
+            found, current = f"{part}: {examples[0]}" if examples else "", fields[part].annotation
+    return f", e.g. `{found}`" if found else ""
+
+
 def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
     sentences = []
@@ -37,9 +52,13 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
             allowed = _allowed_keys(model, item["loc"])
             hint = registry.nearest(str(item["loc"][-1]), allowed)
             sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
+            continue
+        example = _example(model, item["loc"])
+        if item["type"] == "missing":
+            sentences.append(f"{key}: must be given{example}")
         else:
             message = item["msg"][0].lower() + item["msg"][1:]
-            sentences.append(f"{key}: {message}, got {shown(item['input'])}")
+            sentences.append(f"{key}: {message}, got {shown(item['input'])}{example}")
     return sentences
 
 

@@ -32,6 +32,7 @@ class ConsoleWatcher:
         self._stages = self._rounds = 0
         self._begin = time.perf_counter()
         self._losses: list[float] = []
+        self._idle = False
 
     def __enter__(self) -> ConsoleWatcher:
         if self.console.is_terminal:
@@ -78,6 +79,20 @@ class ConsoleWatcher:
         if any(done):
             self._line(f"{self.label}: resuming at stage {done[0] + 1}, {done[1]} of {rounds} rounds done")
 
+    def _on_data(self, tokens: dict[str, Any], formats: dict[str, str], warnings: list[str]) -> None:
+        for form in sorted(set(formats.values())):
+            names = ", ".join(name for name, found in formats.items() if found == form)
+            self._line(f"{self.label}: read as format {form}, as they look like it: {names}")
+        for name, found in tokens.items():
+            cut = found.get("train", {})
+            if cut.get("turns_dropped"):
+                self._line(
+                    f"{self.label}: {name}: {cut['turns_dropped']} turns of {cut['cut_short']} conversations are "
+                    "beyond backbone.max_length and not learnt"
+                )
+        for warning in warnings:
+            self._line(f"{self.label}: warning: {warning}")
+
     def _on_client(self, client: int, loss: float) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")
@@ -87,9 +102,20 @@ class ConsoleWatcher:
         moved = (v["up"] + v["down"]) / 1e6
         note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"
         self._advance(f"{note} loss {mean:.3f}")
+        self._say_idle(v.get("idle", []))
         if self._bar is None:
             who = ",".join(str(c) if c >= 0 else "all" for c in clients)
             self._line(f"{self.label}: {note} clients {who} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
+
+    def _say_idle(self, clients: list[int]) -> None:
+        """Once in a run, of the first clients to which it happens."""
+        if clients and not self._idle:
+            self._idle = True
+            who = f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"
+            self._line(
+                f"{self.label}: {who} learnt nothing: with training.schedule: trainer the first step of a local epoch "
+                "has rate 0, and there was no second; this is said once, the report counts all such epochs"
+            )
 
     def _on_stage(self, stage: int, row: dict[str, float]) -> None:
         self._advance(f"stage {stage + 1}/{self._stages} {'evaluated' if row else 'done'}")
@@ -102,6 +128,9 @@ class ConsoleWatcher:
 
     def _on_tracker_failed(self, tracker: str, reason: str) -> None:
         self._line(f"{self.label}: {tracker} is told nothing more, the run goes on: {reason.splitlines()[0]}")
+
+    def _on_data_changed(self, reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: goes on with changed data: {reason}")
 
     def _on_reused(self, clients: list[int], **v: Any) -> None:
         who = ", ".join(map(str, clients))

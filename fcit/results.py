@@ -9,6 +9,7 @@ from typing import Any
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.data.recorded import data_of
 from fcit.errors import DataError, RunError
 from fcit.evaluation import predictions
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -91,6 +92,16 @@ class Run:
         return dict(read_json(self.folder.environment))
 
     @cached_property
+    def data(self) -> dict[str, Any]:
+        """Fingerprints of the run's data and own code, see :mod:`fcit.data.fingerprint`; empty for older runs."""
+        return dict(data_of(self.folder).get("data") or {})
+
+    @cached_property
+    def data_changes(self) -> list[dict[str, Any]]:
+        """What was accepted with ``--accept-changed-data``: ``time``, ``changes`` and, in words, ``said``."""
+        return list(data_of(self.folder).get("data_changes") or [])
+
+    @cached_property
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened, in order (``events.jsonl``)."""
         return list(self.folder.read_events())
@@ -98,6 +109,12 @@ class Run:
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Events of one kind, e.g. ``round``, ``scored``, ``rejected``."""
         return [event for event in self.events if event["event"] == kind]
+
+    @cached_property
+    def constants(self) -> dict[str, float]:
+        """Score of the best constant answer by data set; empty for unfinished runs and older run folders."""
+        found = self.results.get("constants", {}) if self.finished else {}
+        return {name: float(constant["score"]) for name, constant in found.items()}
 
     @property
     def subspaces(self) -> list[str]:

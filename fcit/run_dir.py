@@ -216,6 +216,11 @@ class RunDir:
         """What tells this run from all others, wherever its folder is; empty for runs of older versions."""
         return str(read_json(self.environment).get("id", ""))
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.state.glob("*/state.json"))
+
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to ``events.jsonl``.
 

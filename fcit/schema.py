@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from fcit import strict
 
 LONGEST = 24  # tokens of an answer where nobody says otherwise
+
+#: How pictures become pixels: see :mod:`fcit.data.pixels`.
+Way = Literal["official", "upright"]
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a key holds a number, or a number or nothing."""
+    return annotation in (int, float) or (bool(kinds := set(get_args(annotation))) and kinds <= {int, float, NoneType})
 
 
 class Section(BaseModel):
@@ -19,7 +28,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _sound(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("must be a number")
         if isinstance(value, str) and ("\0" in value or not strict.is_text(value)):
             raise ValueError("must be text without null characters and halves of surrogate pairs")
@@ -97,7 +106,9 @@ class Adapter(Section):
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="before A; 0.05: as published; 0 in the mini configurations, where it costs time"
+    )
     targets: str = Field(
         r".*language_model.*\.(gate_proj|up_proj|down_proj)",
         description="regular expression over module names (FCIT: feed-forward layers only)",
@@ -116,13 +127,23 @@ class Training(Section):
     batch_size: int = Field(16, ge=1, description="records of an optimiser step")
     epochs: int = Field(1, ge=1, description="local epochs per round")
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "trainer"] = Field(
+        "cosine",
+        description="rates within a local epoch; trainer: the published ones, whose first step has rate 0 (an epoch of "
+        "one step learns nothing); cosine and constant (ours) move from the first step on",
+    )
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
+    )
     micro_batch: MicroBatch = Field(
         None, description="records passed through the model at a time; auto: halved when memory runs out"
     )
     checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them")
+
+    def moves(self, steps: int) -> bool:
+        """Whether a local epoch of so many steps changes anything: the trainer's first rate is 0."""
+        return self.schedule != "trainer" or steps > 1 or not self.warmup_ratio
 
 
 class Evaluation(Section):
@@ -172,7 +193,7 @@ class Evaluation(Section):
 class Backbone(Section):
     """The frozen multimodal model."""
 
-    model: str = Field("fcit-tiny", description="fcit-tiny, a folder or a hub name")
+    model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
@@ -216,6 +237,10 @@ class Data(Section):
     turns: Literal["all", "first"] = Field(
         "all", description="answers of a conversation that are learnt; first: its first question and answer alone"
     )
+    pictures: Way = Field(
+        "official",
+        description="official: as the published trainer reads them; upright: turned by EXIF, transparency on white",
+    )
 
 
 class RunConfig(Section):
@@ -248,7 +273,9 @@ class RunConfig(Section):
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
     data_root: str | None = Field(None, description="folder with instructions/ and datasets/, relative to this file")
-    output: str = Field("runs", description="folder that run folders are made in")
+    output: str = Field(
+        "runs", description="folder that run folders are made in, relative to the current folder (not to this file)"
+    )
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run folder")
     trackers: list[str] = Field(default_factory=list, description="who else is told every event, ./mine.py:MyTracker")
 

@@ -18,6 +18,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.collate import images_of
 from fcit.data.formats.conversation import places
+from fcit.data.pixels import as_rgb
 from fcit.data.records import TestRecord
 from fcit.data.texts import without_tags
 from fcit.errors import ConfigError, DataError
@@ -28,6 +29,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector
 from fcit.models.portable import Portable
+from fcit.schema import Way
 
 Picture = str | Path | Image.Image
 
@@ -73,7 +75,7 @@ class Assistant:
         self.method = _method(self.portable, settings)
         subspaces, shared = self.portable.split()
         self._known = self.portable.known()
-        self._backbone = Backbone(self.method.config.backbone)
+        self._backbone = Backbone(self.method.config.backbone, self.routing.pictures)
         if not other_weights:
             self._same_weights()
         self._adapters = Adapters(self._backbone, self.routing.adapter, self.method.layout)
@@ -124,7 +126,8 @@ class Assistant:
             return []
         with TemporaryDirectory(prefix="fcit-") as scratch:
             listed = [_listed(given) for given in images]
-            root, names = _one_root([image for given in listed for image in given], Path(scratch))
+            flat = [image for given in listed for image in given]
+            root, names = _one_root(flat, Path(scratch), self.routing.pictures)
             rest = iter(names)
             records = [
                 _record(number, tuple(islice(rest, len(given))), question)
@@ -262,13 +265,13 @@ def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
     return TestRecord(str(number), names, text, "")
 
 
-def _one_root(images: Sequence[Picture], scratch: Path) -> tuple[Path, list[str]]:
+def _one_root(images: Sequence[Picture], scratch: Path, way: Way) -> tuple[Path, list[str]]:
     """A folder all images lie below, and their names in it; opened ones are written to ``scratch`` without loss."""
     files = []
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):
             file = scratch / f"{number}.png"
-            image.convert("RGB").save(file)
+            as_rgb(image, way).save(file)
         else:
             file = Path(image)
             if "\0" in str(image) or not file.is_file():

@@ -13,6 +13,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
+from fcit.data.verdict import Judge
 from fcit.environment import describe, own_packages_first, quiet_libraries
 from fcit.results import Run
 from fcit.run_dir import RunDir
@@ -29,15 +30,28 @@ def create(config: RunConfig) -> RunDir:
     check(config)
     if config.stream == "benchmark":  # else the sites bring data of their own
         benchmark = open_benchmark(config)
+        benchmark.judge = _judge(config)
         benchmark.prepare()
         benchmark.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
 
 
-def execute(path: Path, watcher: Watcher | None = None) -> Run:
+def _judge(config: RunConfig) -> Judge:
+    from fcit.models.judging import judge_of  # transformers take their time, and a mistake in the configuration none
+
+    return judge_of(config.backbone)
+
+
+def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: bool = False) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
+    Args:
+        path: the run folder.
+        watcher: as for :func:`simulate`.
+        accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
+
     Raises:
+        ConfigError: they are not, and that is not accepted.
         RunError: the run cannot go on. StopRequested: asked to stop. Both leave a checkpoint.
     """
     from fcit.report.page import write_page
@@ -49,7 +63,7 @@ def execute(path: Path, watcher: Watcher | None = None) -> Run:
 
     engine = registry.resolve("engine", config.federation.engine)
     with closing(engine(client_app, config.federation.clients, config, RunDir(path).memory)) as grid:
-        serve(path, grid, watcher)
+        serve(path, grid, watcher, accept_changed_data)
     run = Run(path)
     write_page([run], path / "report.html")
     return run

@@ -88,9 +88,8 @@ def parse_json(text: str, unique: bool = False, constants: bool = False) -> Any:
         ValueError: anything else, ``json.JSONDecodeError`` where a place can be named.
     """
     try:
-        return json.loads(
-            text, parse_constant=None if constants else _no_constant, object_pairs_hook=_unique if unique else None
-        )
+        refuse = None if constants else _no_constant
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -12,10 +12,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
-from fcit.data.benchmark import open_benchmark
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.recorded import hold_data
 from fcit.environment import describe
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.models.judging import judge_of
 from fcit.run_dir import RunDir
 from fcit.trackers import Trackers, Watcher, check
 from server.loop import Loop
@@ -38,15 +41,23 @@ def _stop_on_signals(loop: Loop) -> dict[int, Any]:
     return {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
-def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatrix:
-    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told."""
+def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_data: bool = False) -> AccuracyMatrix:
+    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told.
+
+    Raises:
+        ConfigError: data or code have changed since the run began, unless that is accepted.
+    """
     run_dir = RunDir.open(path)
     config = configuration.load(run_dir.config)
     check(config)
     benchmark = SiteStream(config) if config.stream == "site" else open_benchmark(config)
+    unjudged = _judge(config, benchmark)
     benchmark.prepare()
+    hold_data(run_dir, benchmark, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
     loop = Loop(config, benchmark, run_dir, grid, trackers)
+    if unjudged:
+        benchmark.warnings.append(unjudged)
     before = _stop_on_signals(loop)
     try:
         return loop.start()
@@ -56,13 +67,24 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None) -> AccuracyMatri
             signal.signal(number, handler)
 
 
+def _judge(config: RunConfig, benchmark: Benchmark) -> str:
+    """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only."""
+    if config.stream == "site":
+        return ""
+    try:
+        benchmark.judge = judge_of(config.backbone)
+    except ConfigError as error:
+        return f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"
+    return ""
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Entry point under Flower.
 
-    The run configuration names either ``run-dir``, a run folder to go on with, or ``config``, a YAML
-    file, with ``overrides`` (``"seed=1 federation.rounds=2"``). Give absolute paths: Flower runs this
-    in a folder of its own.
+    The run configuration names either ``run-dir``, a run folder to go on with (with ``accept-changed-data=true``
+    although data or code are not what they were), or ``config``, a YAML file, with ``overrides``
+    (``"seed=1 federation.rounds=2"``). Give absolute paths: Flower runs this in a folder of its own.
 
     Raises:
         ConfigError: neither is given, or the configuration is wrong.
@@ -76,4 +98,4 @@ def main(grid: Grid, context: Context) -> None:
         path = RunDir.create(Path(config.output), config.name, configuration.dump(config), describe()).path
     else:
         raise ConfigError("nothing to run: give flwr run an absolute path, -c 'config=\"/path/to/run.yaml\"'")
-    run(path, grid)
+    run(path, grid, accept_changed_data=settings.get("accept-changed-data", "").lower() == "true")

@@ -7,9 +7,11 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fcit.config import RunConfig
+from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
+from fcit.data.recorded import data_of
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.reachable import warnings
 from fcit.federation.records import ClientUpdate, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.methods.base import Factory, Pair
@@ -52,9 +54,11 @@ class Loop(Updates):
         self.spill.tidy(self.progress.stage, self.progress.round)
         for reason in damaged:
             self._event("checkpoint-damaged", reason=reason)
+        self._tell_changes()
         with self._timed("start-up"):
             self._probe(found is None)
             if found is None:  # else it has been, and training has begun
+                self._event("data", **self.benchmark.told(warnings(self.benchmark)))
                 Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self._event).check()
         if found is None:
             checkpoint.save(self.run, self.state, self.progress)
@@ -71,6 +75,15 @@ class Loop(Updates):
             self._evaluate()
             self.stop.check()
         return self._finish()
+
+    def _tell_changes(self) -> None:
+        """One event for every change of data that was accepted; again where a crash cut it off."""
+        told = sum(event["event"] == "data-changed" for event in self.run.read_events())
+        for change in data_of(self.run).get("data_changes", [])[told:]:
+            self._event(
+                "data-changed", stage=self.progress.stage, round=self.progress.round,
+                reason="; ".join(change["said"]), accepted=change["time"], changes=change["changes"],
+            )  # fmt: skip
 
     @property
     def _rounds(self) -> int:
@@ -123,7 +136,7 @@ class Loop(Updates):
             examples=[h.examples if h else 0 for h in heads],
             loss={f"{h.client}/{h.shard}": round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
-            exactness=aggregator.exactness, **aggregator.flags, **_said(heads),
+            exactness=aggregator.exactness, **aggregator.flags, **_said(heads, self.config.training),
             seconds=round(time.perf_counter() - begin, 3), **traffic,
         )  # fmt: skip
         with self._timed("checkpoint"):
@@ -177,13 +190,14 @@ class Loop(Updates):
         # The last file says that the run is finished.
         with writing(self.run.adapters):
             routing.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
-            results.write(
-                self.run, self.config, self.benchmark.spec, self.method, self.state, self.progress, matrix
-            )  # fmt: skip
+            results.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress, matrix)
         return matrix
 
 
-def _said(heads: list[ClientUpdate | None]) -> dict[str, Any]:
-    """Where anybody said so: records passed over, and how a site trained, in the order of the round's clients."""
+def _said(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
+    """Where there is something to say: records passed over and how a site trained, in the order of the round's clients;
+    clients whose epoch could move nothing."""
     skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
-    return ({"skipped": skipped} if any(skipped) else {}) | ({"how": how} if any(how) else {})
+    idle = [h.client for h in heads if h and not training.moves(h.steps)]
+    said = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
+    return {key: value for key, value in said.items() if value}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fcit.config import RunConfig
-from fcit.data.spec import BenchmarkSpec
+from fcit.data.benchmark import Benchmark
+from fcit.data.recorded import data_of
 from fcit.data.subset import reduced
+from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.methods.base import Method, ServerState, arrays
 from fcit.models.saving import save_subspace
@@ -35,23 +37,28 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
 
 
 def write(
-    run: RunDir, config: RunConfig, benchmark: BenchmarkSpec, method: Method, state: ServerState, progress: Progress,
+    run: RunDir, config: RunConfig, benchmark: Benchmark, method: Method, state: ServerState, progress: Progress,
     matrix: AccuracyMatrix,
 ) -> None:  # fmt: skip
     """Write ``adapters/`` and ``results.json``; the latter says that the run is finished."""
+    spec = benchmark.spec
+    # The questions of sites with their own stream are not here.
+    constant = {} if config.stream == "site" else constants(benchmark, matrix.datasets)
     for name, tensors in state.subspaces.items():
         save_subspace(run.adapters / name, {**state.shared, **tensors}, config.adapter, config.backbone.model)
     write_json(
         run.results,
         {
             "name": config.name, "method": method.name, "group": method.group, "dagger": method.dagger,
-            "benchmark": benchmark.name, "setting": config.setting, "seed": config.seed, "reduced": reduced(config),
+            "benchmark": spec.name, "setting": config.setting, "seed": config.seed, "reduced": reduced(config),
             **matrix.summary(), "evaluated": matrix.evaluated,
             "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
             "subspace_names": list(state.subspaces), "method_tables": method.report(state),
             "cost": cost(method, state, progress), "seconds": progress.seconds,
-            "scorers": {name: spec.scorer for name, spec in benchmark.datasets.items() if name in matrix.datasets},
+            "scorers": {name: d.scorer for name, d in spec.datasets.items() if name in matrix.datasets},
+            "constants": {name: found._asdict() for name, found in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            **data_of(run),
             **(survey.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
         },
     )  # fmt: skip

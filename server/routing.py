@@ -34,7 +34,7 @@ def write(
         projector=portable.projector_policy(list(state.subspaces.values()), state.shared),
         adapter=config.adapter, backbone=config.backbone, hashes=dict(read_json(run.environment)["hashes"]),
         max_new_tokens=max(config.evaluation.longest(n) for n in own), batch_size=config.evaluation.batch_size,
-        stage=len(progress.rows), trained_on=_trained_on(benchmark, progress),
+        pictures=config.data.pictures, stage=len(progress.rows), trained_on=_trained_on(benchmark, progress),
         formats={name: d.suffix for name, d in benchmark.spec.datasets.items() if d.suffix},
     )  # fmt: skip
     portable.write(run.adapters, routing, tokens)

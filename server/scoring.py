@@ -20,7 +20,10 @@ from fcit.run_dir import write_text
 
 @dataclass(frozen=True)
 class Scored:
-    """A dataset's score, the scores by the rules reported beside, and the mean mix."""
+    """A dataset's score, the scores by the rules reported beside, and the mean mix.
+
+    Scores are not rounded here: tables round them once (50 of 101 is 49.50, and 49.51 if 49.505 is kept).
+    """
 
     score: float
     also: dict[str, float]
@@ -57,7 +60,7 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
         raise RunError(f"evaluate {answers.dataset}: {len(answers.texts)} answers to {len(records)} questions")
     spec = benchmark.spec.datasets[answers.dataset]
     result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
-    also = {n: round(registry.resolve("scorer", n)(answers.texts, records).score, 4) for n in spec.also}
+    also = {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
     mix = answers.tensors.get("mix")
     # Not the run folder's name: the same configuration and seed write the same file anywhere.
     model, seed = model_id(benchmark.config), benchmark.config.seed
@@ -73,7 +76,7 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
         lines.append(predictions.to_line(prediction) + "\n")
     write_text(file, "".join(lines))
     mean = None if mix is None else [round(float(w), 4) for w in mix.mean(axis=0)]
-    return Scored(round(result.score, 4), also, mean)
+    return Scored(result.score, also, mean)
 
 
 def model_id(config: RunConfig) -> str:

@@ -102,7 +102,8 @@ class Validator:
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:
             return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
-        self._round[update.client, update.shard] = norm
+        if norm:  # an epoch of one step at rate 0 (training.schedule: trainer) says nothing of how far others go
+            self._round[update.client, update.shard] = norm
         return None
 
     def _absurd(self, update: ClientUpdate, most: int) -> str | None:

@@ -11,10 +11,15 @@ from fcit.progress import ConsoleWatcher
     [
         ("absent", {"client": 2, "stage": 0, "round": 1}, "run: client 2 is not connected"),
         ("refused", {"client": 1, "reason": "client 1: torch is {x}\nmore"}, "run: client 1 is refused: torch is {x}"),
+        (
+            "round",
+            {"stage": 0, "round": 0, "clients": [3, 7], "loss": {}, "up": 0, "down": 0, "idle": [7]},
+            "run: client 7 learnt nothing: with training.schedule: trainer the first step of a local epoch has rate 0",
+        ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
     ],
 )
 def test_what_happens_to_clients_is_said_in_a_line(kind, values, line):
     out = io.StringIO()
     ConsoleWatcher(Console(file=out, width=200), "run").say(kind, **values)
-    assert out.getvalue().startswith(line) and out.getvalue().count("\n") == 1
+    assert out.getvalue().startswith(line) and out.getvalue().count("\n") == (2 if kind == "round" else 1)

@@ -41,7 +41,8 @@ def test_the_official_values(name):
     f, a, t, b = run.federation, run.adapter, run.training, run.backbone
     assert (f.clients, f.clients_per_round, f.rounds, f.sampling, f.beta) == (50, 5, 10, "official", 1.0)
     assert (a.rank, a.alpha, a.dropout, a.projector) == (8, 16, 0.05, "shared")
-    assert (t.lr, t.epochs, t.warmup_ratio, t.schedule, t.weight_decay) == (2e-4, 1, 0.03, "cosine", 0)
+    assert (t.lr, t.epochs, t.warmup_ratio, t.schedule, t.weight_decay) == (2e-4, 1, 0.03, "trainer", 0)
+    assert t.max_grad_norm is None  # the official DeepSpeed configuration clips nothing
     assert t.batch_size == (64 if "/cap-" in name else 128)
     assert (t.micro_batch, t.checkpointing) == ("auto", True)
     assert (b.dtype, b.conversation, b.pad_to_square, b.max_length) == ("bfloat16", "vicuna_v1", True, 2048)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcit.bench import folders, leaderboard, page, plan, tables
+from fcit.bench import folders, leaderboard, page, plan, seeds, tables
 from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, cores, gpus
@@ -26,6 +26,8 @@ class Wishes:
     table: bool = False
     dry_run: bool = False
     only: str = ""
+    rows: tuple[str, ...] = ()
+    seeds: str | None = None
     jobs: int | None = None
     fresh: bool = False
     into: Path | None = None
@@ -40,8 +42,7 @@ def bench(wishes: Wishes) -> int:
     if wishes.jobs is not None and wishes.jobs < 1:
         raise ConfigError(f"--jobs {wishes.jobs}: must be at least 1")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    made = plan.load(wishes.file)
-    chosen = _chosen(made, wishes.only)
+    made, chosen = _wanted(wishes)
     if wishes.dry_run:
         return _list(console, made, chosen)
     folders.check(made.runs if wishes.table else chosen, wishes.fresh and not wishes.table)
@@ -61,17 +62,27 @@ def bench(wishes: Wishes) -> int:
     return EXIT_OK
 
 
-def _chosen(made: Plan, only: str) -> list[Planned]:
-    """The runs whose label or folder contains ``only``.
+def _wanted(wishes: Wishes) -> tuple[Plan, list[Planned]]:
+    """The bench with all the seeds that were ever asked for, and the runs that this call is about.
 
     Raises:
         ConfigError: there is none.
     """
-    chosen = [run for run in made.runs if only in run.name or only in run.row.label]
-    if not chosen:
+    made = plan.load(wishes.file)
+    asked = None if wishes.seeds is None else seeds.parse(wishes.seeds)
+    more = seeds.remembered(made.folder)
+    if asked is not None and not wishes.table:
+        rows = seeds.named(made, wishes.rows)
+        more = {**more, **{row.slug: [*more.get(row.slug, []), *asked] for row in rows}}
+        if not wishes.dry_run:
+            seeds.remember(made, more)
+    made = seeds.extended(made, more)
+    chosen = seeds.chosen(made, wishes.rows, asked)
+    found = [run for run in chosen if wishes.only in run.name or wishes.only in run.row.label]
+    if not found:
         names = ", ".join(dict.fromkeys(run.row.label for run in made.runs))
-        raise ConfigError(f"--only {only!r}: no run is called like that (rows: {names})")
-    return chosen
+        raise ConfigError(f"--only {wishes.only!r}: no run is called like that (rows: {names})")
+    return made, found
 
 
 def _list(console: Console, made: Plan, chosen: list[Planned]) -> int:
@@ -96,8 +107,37 @@ def _work(console: Console, made: Plan, chosen: list[Planned], wishes: Wishes) -
     folders.prepare(missing)
     devices = gpus(missing)
     jobs = min(wishes.jobs or made.jobs or len(devices) or cores(), len(missing))
-    with BenchWatcher(console, made.name, len(chosen), len(chosen) - len(missing), jobs) as watcher:
+    refresh = Refresh(made)
+    with BenchWatcher(console, made.name, len(chosen), len(chosen) - len(missing), jobs, refresh) as watcher:
         return Schedule(missing, jobs, watcher, devices).work()
+
+
+class Refresh:
+    """Writes the leaderboard while a bench runs; what goes wrong with it is told once and stops nothing.
+
+    Args:
+        made: the bench.
+    """
+
+    def __init__(self, made: Plan) -> None:
+        self.made, self._told = made, False
+        self._known: leaderboard.Known = {}
+
+    def __call__(self) -> None:
+        try:
+            _write(leaderboard.collect(self.made, self._known))
+        except Exception as error:  # noqa: BLE001  (tables are made again at the end, where it would be told)
+            if not self._told:
+                print(f"the leaderboard cannot be refreshed: {type(error).__name__}: {error}", file=sys.stderr)
+            self._told = True
+
+
+def _write(board: leaderboard.Leaderboard) -> None:
+    """Write the files of a leaderboard but its pictures, each whole or not at all."""
+    texts = {"md": tables.markdown, "csv": tables.csv, "json": tables.to_json, "tex": tables.tex}
+    for ending, writer in texts.items():
+        write_text(board.folder / f"leaderboard.{ending}", writer(board))
+    page.write_page(board)
 
 
 def _tables(console: Console, made: Plan, into: Path | None) -> None:
@@ -106,11 +146,8 @@ def _tables(console: Console, made: Plan, into: Path | None) -> None:
     if not board.tables:
         console.print("no run has finished yet: no tables", highlight=False)
         return
-    texts = {"md": tables.markdown, "csv": tables.csv, "json": tables.to_json, "tex": tables.tex}
-    for ending, writer in texts.items():
-        write_text(made.folder / f"leaderboard.{ending}", writer(board))
+    _write(board)
     pictures = page.write_figures(board)
-    page.write_page(board)
     for table in board.tables:
         console.print(tables.terminal(table, board.name, console.width))
     path = made.folder / "leaderboard"

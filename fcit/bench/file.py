@@ -43,7 +43,7 @@ class BenchFile(Section):
     seeds: list[Seed] = Field([0], min_length=1)
     baseline: str | None = Field(None, description="label of the row differences are taken to; default: the first row")
     jobs: int | None = Field(None, ge=1, description="runs at a time; default: one per GPU, else one per core")
-    output: str = Field("runs/bench", description="folder that bench folders are made in")
+    output: str = Field("runs/bench", description="folder that bench folders are made in, relative to the current one")
     axes: dict[str, list[Any]] = Field(default_factory=dict, description="short for one block of these axes")
     rows: list[Block] = Field(default_factory=list, description="blocks, one after the other")
 

@@ -10,6 +10,7 @@ from typing import Literal
 from fcit import config as configuration
 from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import Planned, same_run
+from fcit.data import fingerprint
 from fcit.data.benchmark import open_benchmark
 from fcit.environment import describe
 from fcit.errors import ConfigError, FCITError
@@ -81,6 +82,7 @@ def prepare(runs: list[Planned]) -> None:
         shares = (*key, federation.clients, federation.beta, run.seed, run.config.data.max_records)
         if shares not in ready:
             benchmark.divide()
+            fingerprint.of(benchmark)  # keeps the hashes of the images
         ready |= {key, shares}
 
 

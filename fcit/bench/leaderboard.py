@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import Plan, Row, TableKey
 from fcit.config import RunConfig
 from fcit.errors import FCITError
-from fcit.report.tables import FIGURES
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.report import footing
+from fcit.report.tables import FIGURES, constant_matrix
 from fcit.results import Run
 
 #: Blocks of a table: only the first is ranked.
@@ -81,6 +85,8 @@ class Table:
     baseline: str | None  # None: it has no finished run here
     reference: str  # the row that settings and surroundings are held against: the baseline if it can be
     waiting: list[str]  # rows without a finished run
+    constant: AccuracyMatrix | None = None  # of the best constant answers; None where no run knows them
+    apart: list[str] = field(default_factory=list)  # why runs on other test data do not stand here, a sentence each
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -180,20 +186,81 @@ def differing_surroundings(line: Line, other: Line) -> list[str]:
     return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
 
 
-def _table(key: TableKey, plan: Plan) -> Table:
-    rows = [row for row in plan.rows if row.table == key]
-    finished: dict[str, dict[int, Run]] = {row.label: {} for row in rows}
+#: Differences that were computed before: their owner, the row's seeds and the baseline's -> what came out.
+Known = dict[tuple[str, tuple[int, ...], tuple[int, ...]], Difference | None]
+
+
+def _difference(owner: str, line: Line, baseline: Line, known: Known) -> Difference | None:
+    """A row's difference; finished runs do not change, so that it is computed once for the same seeds."""
+    key = (owner, tuple(line.runs), tuple(baseline.runs))
+    if key not in known:
+        known[key] = bootstrap.difference(owner, line.runs, baseline.runs)
+    return known[key]
+
+
+def _constant(lines: list[Line]) -> AccuracyMatrix | None:
+    """The best constant answers to the questions of a table; None where runs disagree about them or know of none."""
+    runs = [run for line in lines for run in line.runs.values() if run.constants]
+    if len({json.dumps(run.constants, sort_keys=True) for run in runs}) != 1:
+        return None
+    # A row that was only evaluated at the end has no course to take the average of.
+    return max((constant_matrix(run) for run in runs), key=lambda m: len(m.evaluated) if m else 0)
+
+
+def differing_training(line: Line, other: Line) -> list[str]:
+    """Training data and own code of a row that are not those of another, seed by seed."""
+    found = [
+        f"training: {change.sentence('there', 'here')}"
+        for seed, run in line.runs.items()
+        if seed in other.runs
+        for change in footing.trained_apart(other.runs[seed], run)
+    ]
+    return list(dict.fromkeys(found))
+
+
+Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run
+
+
+def _finished(key: TableKey, plan: Plan) -> dict[str, Finished]:
+    """Finished runs of a table by the test data they were scored on; in one table they would be compared."""
+    found: dict[str, Finished] = {}
     for planned in plan.runs:
         if planned.row.table == key and state(planned) == "done":
-            finished[planned.row.label][planned.seed] = Run(planned.folder)
+            run = Run(planned.folder)
+            rows = found.setdefault(footing.tested(run), {row.label: {} for row in plan.rows if row.table == key})
+            rows[planned.row.label][planned.seed] = run
+    return found
+
+
+def _first(finished: Finished) -> Run:
+    return next(run for runs in finished.values() for run in runs.values())
+
+
+def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
+    """The table of a key; several where its runs were scored on different test data."""
+    found = _finished(key, plan)
+    anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
+    for test, finished in found.items():
+        first = _first(finished)
+        said = [footing.called(test) if len(found) > 1 else "", footing.changed(first)]
+        table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished, known)
+        others = [_first(other) for name, other in found.items() if name != test]
+        table.apart = [footing.why_apart(first, other) for other in others]
+        table.waiting = [label for label in table.waiting if label not in anywhere]
+        yield table
+
+
+def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table:
+    rows = [row for row in plan.rows if row.label in finished and row.table[:-1] == key[:-1]]
     lines = [_line(row, finished[row.label]) for row in rows if finished[row.label]]
     baseline = next((line for line in lines if line.row.label == plan.baseline), None)
     for line in lines:
         if line is not baseline:
             owner = f"{key.title}: {line.row.label}"
-            line.difference = bootstrap.difference(owner, line.runs, baseline.runs) if baseline else None
+            line.difference = _difference(owner, line, baseline, known) if baseline else None
             line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
             line.elsewhere = differing_surroundings(line, baseline or lines[0])
+            line.elsewhere += differing_training(line, baseline or lines[0])
 
     def rank(line: Line) -> tuple[int, float]:
         last = line.figures["Last"]
@@ -201,10 +268,16 @@ def _table(key: TableKey, plan: Plan) -> Table:
 
     waiting = [row.label for row in rows if not finished[row.label]]
     reference = (baseline or lines[0]).row.label
-    return Table(key, sorted(lines, key=rank), reference if baseline else None, reference, waiting)
+    lines = sorted(lines, key=rank)
+    return Table(key, lines, reference if baseline else None, reference, waiting, _constant(lines))
 
 
-def collect(plan: Plan) -> Leaderboard:
-    """Read everything that is finished; tables without a finished run are left out."""
+def collect(plan: Plan, known: Known | None = None) -> Leaderboard:
+    """Read everything that is finished; tables without a finished run are left out.
+
+    Args:
+        known: differences of an earlier call, which are not computed again; new ones are added.
+    """
+    known = {} if known is None else known
     keys = dict.fromkeys(run.row.table for run in plan.runs if state(run) == "done")
-    return Leaderboard(plan.name, plan.folder, [_table(key, plan) for key in keys])
+    return Leaderboard(plan.name, plan.folder, [table for key in keys for table in _tables(key, plan, known)])

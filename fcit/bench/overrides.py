@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fcit import config as configuration
 from fcit import registry
 
 
@@ -64,6 +65,8 @@ class Overrides:
             return value
         if key in ("method.name", "fedopt.name", "benchmark"):
             value = registry.anchored(value, self.folder)
+        if key in ("backbone.model", "backbone.identity"):
+            return configuration.model_path(value, self.folder)
         beside = self.folder / Path(value).expanduser()
         if key == "data_root" or (key == "benchmark" and value.endswith((".yaml", ".yml")) and beside.is_file()):
             return str(beside.resolve())

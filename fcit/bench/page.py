@@ -49,7 +49,8 @@ def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
     some = figures.points(table)
     return {
         "slug": slug(title), "title": title, "accuracy": tables.accuracy_head(table), "blocks": blocks,
-        "costs": any(line.cost["up"] for line in table.lines), "notes": tables.notes(table),
+        "constant": tables.constant_cells(table), "notes": tables.notes(table),
+        "costs": any(line.cost["up"] for line in table.lines),
         "pareto": Markup(svg(figures.pareto, table, title=f"Accuracy against bytes, {title}")) if some else None,
         "lasts": Markup(svg(figures.lasts, table, title=f"Last of every row, {title}")),
     }  # fmt: skip

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ class TableKey(NamedTuple):
     split: str
     reduced: tuple[str, ...]  # why its numbers are of less than the benchmark; empty: they are full
     stages: tuple[int, ...]  # those it is evaluated after, from 1; empty: every one
+    test_data: str = ""  # which, where finished runs were scored on several, see fcit.report.footing
 
     @classmethod
     def of(cls, config: RunConfig, count: int) -> TableKey:
@@ -50,7 +51,7 @@ class TableKey(NamedTuple):
         """What must be said of its numbers; nothing of full ones of the test split after every stage."""
         stages = ", ".join(map(str, self.stages))
         after = f"evaluated after stage{'s' * (len(self.stages) > 1)} {stages} only" if self.stages else ""
-        return ", ".join(filter(None, [Footing(self.split, self.reduced).label, after]))
+        return ", ".join(filter(None, [Footing(self.split, self.reduced).label, after, self.test_data]))
 
     @property
     def title(self) -> str:
@@ -108,6 +109,10 @@ class Plan:
     jobs: int | None
     rows: list[Row]
     runs: list[Planned]
+
+    def of(self, rows: list[Row]) -> Plan:
+        """The same bench with these rows."""
+        return replace(self, rows=rows, runs=list(_runs(rows, self.folder)))
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,25 @@ def same_run(config: RunConfig) -> str:
     return json.dumps(config.model_dump(mode="json", exclude=aside), sort_keys=True)
 
 
+def _merged(rows: list[Row]) -> list[Row]:
+    """Rows with what the file says twice put together: one configuration under one label, other seeds.
+
+    What shares a seed is left as it is, to be refused.
+    """
+    found: dict[tuple[TableKey, str, str], Row] = {}
+    rest: list[Row] = []
+    for row in rows:
+        key = (row.table, row.label, same_run(row.config.model_copy(update={"seed": 0})))
+        first = found.get(key)
+        if first is None or set(first.seeds) & set(row.seeds):
+            found.setdefault(key, row)
+            rest.append(row)
+        else:
+            found[key] = replace(first, seeds=(*first.seeds, *row.seeds))
+            rest[rest.index(first)] = found[key]
+    return rest
+
+
 def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -> None:
     """Rows that cannot be told apart, and a baseline that is none of them."""
     labels: dict[tuple[TableKey, str], Row] = {}
@@ -216,7 +240,9 @@ def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -
             problems.add(row.line, f"seeds: {list(row.seeds)} names one seed twice")
         first = labels.setdefault((row.table, row.label), row)
         if first is not row:
-            problems.add(row.line, f"label: two rows are called {row.label!r} (the other: line {first.line})")
+            twice = sorted(set(first.seeds) & set(row.seeds))
+            again = f"; both have seed {twice[0]}: a row may be repeated with other seeds only" if twice else ""
+            problems.add(row.line, f"label: two rows are called {row.label!r} (the other: line {first.line}){again}")
             continue
         if slugs.setdefault(row.slug, row) is not row:
             other = slugs[row.slug]
@@ -255,6 +281,7 @@ def load(path: Path) -> Plan:
     resolver = _Resolver(path, file, lines, problems)
     rows = [row for draft in _drafts(file, lines) if (row := resolver.row(draft)) is not None]
     if not problems:
+        rows = _merged(rows)
         _check(rows, file, lines, problems)
     if problems:
         raise problems.error()

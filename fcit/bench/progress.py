@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
@@ -64,9 +65,16 @@ def duration(seconds: float) -> str:
 
 
 class BenchWatcher:
-    """Follows a schedule; ``done`` runs of ``total`` were finished before it began."""
+    """Follows a schedule; ``done`` runs of ``total`` were finished before it began.
 
-    def __init__(self, console: Console, name: str, total: int, done: int, jobs: int) -> None:
+    Args:
+        refresh: called after a run has finished, when the next one is on its way.
+    """
+
+    def __init__(
+        self, console: Console, name: str, total: int, done: int, jobs: int, refresh: Callable[[], None] | None = None
+    ) -> None:
+        self._refresh, self._stale = refresh, False
         self.console, self.total, self.done, self.failed = console, total, done, 0
         self._begin, self._before = time.monotonic(), float(done)
         self._running: dict[int, Follower] = {}
@@ -116,6 +124,7 @@ class BenchWatcher:
         if self._bar is not None:
             self._bar.update(self._slots[slot], visible=False)
         if problem is None:
+            self._stale = True
             self.done += 1
             last = read_json(RunDir(run.folder).results).get("Last")
             what = "Last -" if last is None else f"Last {last:.1f}"
@@ -127,6 +136,9 @@ class BenchWatcher:
 
     def look(self) -> None:
         """Read what the running runs have written."""
+        if self._stale and self._refresh is not None:
+            self._stale = False
+            self._refresh()
         if self._bar is None:
             return
         for slot, follower in self._running.items():

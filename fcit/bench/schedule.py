@@ -96,13 +96,13 @@ class Schedule:
                     for slot in range(self.jobs):
                         while slot not in self.going and self.waiting:
                             self._start(slot, self.waiting.pop(0))
+                self.watcher.look()  # when the next runs are on their way: what it does holds nobody up
                 time.sleep(PAUSE)
                 self._heed()
                 for slot, going in list(self.going.items()):
                     if going.process.poll() is not None:
                         del self.going[slot]
                         self._end(slot, going)
-                self.watcher.look()
         return self.outcome
 
     def _start(self, slot: int, run: Planned) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from rich.markup import escape
@@ -10,7 +11,9 @@ from rich.table import Table as Grid
 
 from fcit.bench.bootstrap import LEVEL, RESAMPLES
 from fcit.bench.leaderboard import COSTS, GROUPS, Leaderboard, Line, Spread, Table
-from fcit.report.tables import FIGURES, csv_text, latex
+from fcit.bench.plan import TableKey
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.report.tables import CONSTANT, FIGURES, cell, csv_text, latex
 
 BLOCKS = {"": "", "replay": "store samples", "reference": "references"}
 
@@ -73,6 +76,14 @@ def accuracy_cells(line: Line) -> list[str]:
     return [marked(line), line.seeds, *figures, _difference(line), single, "; ".join(line.differs)]
 
 
+def constant_cells(table: Table) -> list[str]:
+    """The row of the best constant answer, as :func:`accuracy_cells`; empty where nothing is known of it."""
+    if table.constant is None:
+        return []
+    figures = {"Last": table.constant.last, "Avg": table.constant.avg}
+    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), "-", "-", ""]
+
+
 def cost_cells(line: Line) -> list[str]:
     """One row of the table of cost: a client in a round, the server, a sample."""
     cost = line.cost
@@ -90,6 +101,14 @@ def _left_out(table: Table) -> list[str]:
             found.setdefault(f"{dataset} ({why})", {})[line.row.label] = None
     rows = sum(line.difference is not None for line in table.lines)
     return [what if len(labels) == rows else f"{what}, for {', '.join(labels)}" for what, labels in found.items()]
+
+
+def _seeds(table: Table) -> list[str]:
+    """Rows that have other seeds than most."""
+    each = {line.row.label: tuple(sorted(line.runs)) for line in table.lines}
+    usual, _ = Counter(each.values()).most_common(1)[0]
+    others = [f"{label} has {', '.join(map(str, found))}" for label, found in each.items() if found != usual]
+    return [f"Seeds are {', '.join(map(str, usual))}; {'; '.join(others)}."] if others else []
 
 
 def notes(table: Table) -> list[str]:
@@ -115,6 +134,15 @@ def notes(table: Table) -> list[str]:
         found += [
             f"The difference leaves out {what}, so it is not that of the column Last." for what in _left_out(table)
         ]
+    if table.constant is not None:
+        last = [row for row in table.constant.scores if row][-1]
+        each = ", ".join(f"{name} {score:.1f}" for name, score in last.items())
+        found.append(
+            f"{CONSTANT}: one text to every question of a dataset, the best of some that were tried, so a lower bound "
+            f"({each}). A row that is not above it shows no learning."
+        )
+    found += table.apart
+    found += _seeds(table)
     if any(line.dagger for line in table.lines):
         found.append("† our definition.")
     found += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
@@ -125,20 +153,21 @@ def notes(table: Table) -> list[str]:
     return found
 
 
-def _markdown_rows(table: Table, head: list[str], cells: Any) -> list[str]:
+def _markdown_rows(table: Table, head: list[str], cells: Any, last: list[str] | None = None) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for title, rows in blocks(table):
         if title:
             lines.append(f"| *{title}* |" + " |" * (len(head) - 1))
         lines += [f"| {' | '.join(c.replace('|', '/') for c in cells(line))} |" for line in rows]
-    return lines
+    return lines + ([f"| {' | '.join(last)} |"] if last else [])
 
 
 def markdown(board: Leaderboard) -> str:
     """Everything as Markdown."""
     parts = [f"# {board.name}", ""]
     for table in board.tables:
-        parts += [f"## {table.key.title}", "", *_markdown_rows(table, accuracy_head(table), accuracy_cells), ""]
+        accuracy = _markdown_rows(table, accuracy_head(table), accuracy_cells, constant_cells(table))
+        parts += [f"## {table.key.title}", "", *accuracy, ""]
         if any(table_line.cost["up"] for table_line in table.lines):
             parts += [*_markdown_rows(table, COST, cost_cells), ""]
         parts += [*(f"- {note}" for note in notes(table)), ""]
@@ -147,7 +176,8 @@ def markdown(board: Leaderboard) -> str:
 
 def csv(board: Leaderboard) -> str:
     """One line a row, plain numbers; cost in bytes, seconds and parameters."""
-    head = ["benchmark", "setting", "split", "reduced", "evaluated_after", "group", "row", "method", "our_definition",
+    head = ["benchmark", "setting", "split", "reduced", "evaluated_after", "test_data", "group",
+            "row", "method", "our_definition",
             "seeds", "planned"]  # fmt: skip
     head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
     rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
@@ -155,6 +185,7 @@ def csv(board: Leaderboard) -> str:
         for line in table.lines:
             key, found = table.key, line.difference
             values = [key.benchmark, key.setting, key.split, "; ".join(key.reduced), " ".join(map(str, key.stages)),
+                      key.test_data,
                       line.group, line.row.label, str(line.row.config.method["name"]), str(line.dagger).lower(),
                       str(len(line.runs)), str(len(line.row.seeds))]  # fmt: skip
             for value in (*line.figures.values(), *line.cost.values()):
@@ -162,7 +193,24 @@ def csv(board: Leaderboard) -> str:
                 values += ["" if v is None else f"{v:.6g}" for v in both]
             values += [""] * 3 if found is None else [f"{v:.4f}" for v in (found.estimate, found.low, found.high)]
             rows.append([*values, "; ".join(line.differs), "; ".join(line.elsewhere)])
+        if table.constant is not None:
+            rows.append(_constant_csv(rows[0], table.key, table.constant))
     return csv_text(rows)
+
+
+def _constant_csv(head: list[str], key: TableKey, matrix: AccuracyMatrix) -> list[str]:
+    """The line of the best constant answer."""
+    values = {
+        "benchmark": key.benchmark,
+        "setting": key.setting,
+        "split": key.split,
+        "reduced": "; ".join(key.reduced),
+        "evaluated_after": " ".join(map(str, key.stages)),
+        "group": "constant",
+        "row": CONSTANT,
+    }
+    values |= {n: f"{v:.6g}" for n, v in (("Last", matrix.last), ("Avg", matrix.avg)) if v is not None}
+    return [values.get(name, "") for name in head]
 
 
 def _json_line(line: Line) -> dict[str, Any]:
@@ -189,7 +237,8 @@ def to_json(board: Leaderboard) -> str:
     """Everything, with the value of every seed."""
     tables = [
         {**table.key._asdict(), "title": table.key.title, "baseline": table.baseline,
-         "rows": [_json_line(line) for line in table.lines], "waiting": table.waiting, "notes": notes(table)}
+         "rows": [_json_line(line) for line in table.lines], "waiting": table.waiting, "notes": notes(table),
+         "best_constant_answer": table.constant and table.constant.to_json()}
         for table in board.tables
     ]  # fmt: skip
     return json.dumps({"bench": board.name, "tables": tables}, indent=1, ensure_ascii=False) + "\n"
@@ -207,6 +256,8 @@ def tex(board: Leaderboard) -> str:
             for title, lines in blocks(table):
                 rows += [[title, *[""] * (len(head) - 1)]] if title else []
                 rows += [cells(line) for line in lines]
+            if what == "accuracy" and table.constant is not None:
+                rows.append(constant_cells(table))
             parts.append(latex(rows, f"{board.name}: {table.key.title} ({what})"))
         parts += [f"% {note}" for note in notes(table)]
     text = "\n".join(parts) + "\n"
@@ -227,12 +278,16 @@ COMPACT = (
 def terminal(table: Table, name: str, width: int) -> Grid:
     """The compact table, in columns that fit."""
     filled, names = {}, accuracy_head(table)
+    constant = dict(zip(names, constant_cells(table), strict=False))
     for line in table.lines:
         cells = dict(zip(names, accuracy_cells(line), strict=True))
         filled[line.row.label] = cells | dict(zip(COST, cost_cells(line), strict=True))
 
     def needs(columns: tuple[str, ...]) -> int:
-        return 1 + sum(3 + max(len(head), *(len(c[head]) for c in filled.values())) for head in ("row", *columns))
+        return 1 + sum(
+            3 + max(len(head), *(len(c.get(head, "-")) for c in [*filled.values(), constant]))
+            for head in ("row", *columns)
+        )
 
     compact = [tuple(table.key.avg if head == "Avg" else head for head in columns) for columns in COMPACT]
     columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])
@@ -246,4 +301,7 @@ def terminal(table: Table, name: str, width: int) -> Grid:
             grid.add_row(f"[dim]{title}[/dim]")
         for line in lines:
             grid.add_row(*(escape(filled[line.row.label][head]) for head in ("row", *columns)))
+    if constant:
+        grid.add_section()
+        grid.add_row(*(escape(constant.get(head, "-")) for head in ("row", *columns)))
     return grid

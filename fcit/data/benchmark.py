@@ -7,18 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data import partition, subset
-from fcit.data.formats import llava
+from fcit.data.formats import llava, read_rows
 from fcit.data.reading import VERSION, Survey, read_test, survey_train
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
 from fcit.data.table import MappedSurvey, Tables, joined, picked
-from fcit.data.usable import SHOWN, ImageVerdicts, Usable, read_usable
+from fcit.data.usable import SHOWN, ImageVerdicts, Judged, Usable, read_usable
+from fcit.data.verdict import Judge, Verdict
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.mistakes import stage_problem
+
+WARNED = 3  # records of a test set that are warned of in words
 
 
 def cache_folder() -> Path:
@@ -33,6 +37,10 @@ class Benchmark:
     spec: BenchmarkSpec
     root: Path
     config: RunConfig
+    judge: Judge | None = None  # what tokenises; None: records are looked at without a model
+    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)  # of data set and split
+    formats: dict[str, str] = field(default_factory=dict)  # of the training files
+    warnings: list[str] = field(default_factory=list)  # what prepare noticed and lets pass
     _partitions: dict[int, Path] = field(default_factory=dict)
     _skipped: dict[tuple[int, int], int] = field(default_factory=dict)
     _owners: dict[int, dict[str, str]] = field(default_factory=dict)  # of images in delivered files -> suffix
@@ -44,15 +52,7 @@ class Benchmark:
         if self.config.setting == "homogeneous":
             order = self.spec.homogeneous or list(range(len(self.spec.tasks)))
             return [[task] * slots for task in order]
-        if not self.spec.heterogeneous:
-            raise ConfigError(f"setting: benchmark {self.spec.name!r} defines no heterogeneous stages")
-        for number, stage in enumerate(self.spec.heterogeneous):
-            if len(stage) != slots:
-                raise ConfigError(
-                    f"setting: heterogeneous stage {number + 1} of {self.spec.name!r} has {len(stage)} slots, "
-                    f"federation.clients_per_round is {slots}"
-                )
-        return self.spec.heterogeneous
+        return self.spec.slots(slots, self.config.benchmark)
 
     def evaluation(self, stage: int) -> list[str]:
         """Datasets to score after ``stage``: those of every task seen so far, in task order."""
@@ -113,27 +113,53 @@ class Benchmark:
         missing = [f"{self.root} (data_root)"] if not self.root.is_dir() else []
         if not missing:
             for name in names:
-                dataset = self.spec.datasets[name]
-                for file in filter(None, (dataset.train, *self._split(name))):
+                for key, file in self.spec.files(name, self.config.evaluation.split).items():
                     if not (self.instructions / file).is_file():
-                        missing.append(f"{self.instructions / file} of dataset {name!r}")
+                        missing.append(f"{self.instructions / file}, named by datasets.{name}.{key} of the benchmark")
             if not self.image_root.is_dir():
-                missing.append(f"the image folder {self.image_root}")
+                missing.append(f"the image folder {self.image_root}, named by `images` of the benchmark")
         if missing:
             raise ConfigError([f"data_root: missing {what}" for what in missing])
+        self.look(names)
+
+    def look(self, names: list[str] | None = None) -> None:
+        """Read, and where there is a judge tokenise, every record of these data sets (default: all).
+
+        Raises:
+            ConfigError: what is broken, together.
+        """
+        names = names or list(dict.fromkeys(n for task in self.spec.tasks for n in task))
         problems = [problem for name in names for problem in self._problems(name)]
         if problems:
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             raise ConfigError([*problems[:SHOWN], *more])
 
+    def sentences(self, name: str, problems: dict[int, str], most: int) -> list[str]:
+        """What is said of a data set's questions, by their positions in :meth:`test`, with file, line and record."""
+        questions, references = self._split(name)
+        path = self.instructions / questions
+        form = self.spec.datasets[name].format
+        count = len(self._questions(path, self.instructions / references if references else None, form))
+        chosen = subset.chosen(count, name, self.config.evaluation.samples, self.config.evaluation.seed)
+        found = read_rows(path).sentences({chosen[n]: why for n, why in problems.items()}, most)
+        more = len(problems) - most
+        return found + ([f"{path}: ... and {more} more records"] if more > 0 else [])
+
+    def told(self, more: Sequence[str] = ()) -> dict[str, Any]:
+        """What was found of the data, for people: formats, tokens, turns left out, warnings and ``more`` of these."""
+        found: dict[str, dict[str, Any]] = {}
+        for (name, split), verdict in self.verdicts.items():
+            numbers = {"records": verdict.count, "longest": verdict.longest, "unusable": len(verdict.problems)}
+            numbers["mean"] = round(verdict.tokens / max(1, verdict.count - len(verdict.problems)))
+            if verdict.dropped:
+                numbers |= {"turns_dropped": sum(verdict.dropped.values()), "cut_short": len(verdict.dropped)}
+            found.setdefault(name, {})[split] = numbers
+        guessed = {n: form for n, form in self.formats.items() if self.spec.datasets[n].format is None}
+        return {"tokens": found, "formats": guessed, "warnings": [*self.warnings, *more]}
+
     def _split(self, name: str) -> tuple[str, str | None]:
         """Files that a dataset is scored on: questions and, for captions, references."""
-        spec = self.spec.datasets[name]
-        if self.config.evaluation.split == "test":
-            return spec.test, spec.references
-        if spec.val is None:
-            raise ConfigError(f"evaluation.split: dataset {name!r} has no val file")
-        return spec.val, spec.val_references
+        return self.spec.split(name, self.config.evaluation.split)
 
     def _problems(self, name: str) -> list[str]:
         """Training records of a dataset that cannot be used, if too many, and every bad test record."""
@@ -141,7 +167,10 @@ class Benchmark:
         problems: list[str] = []
         try:
             survey = self._survey(folder / spec.train, spec.format)
-            usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)))
+            self.formats[name] = survey.format
+            judged = self._judged(folder / spec.train, lambda record: self._turns(spec.trained(record)), spec.suffix)
+            usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)), judged)
+            self.verdicts[name, "train"] = usable.verdict
             problems += usable.excess(self.config.max_bad_share)
         except DataError as error:
             problems.append(str(error))
@@ -149,11 +178,39 @@ class Benchmark:
         try:
             questions = self._questions(folder / test, folder / references if references else None, spec.format)
         except DataError as error:
-            return [*problems, str(error)]
+            wanted = "references" if self.config.evaluation.split == "test" else "val_references"
+            hint = f"; right captions may stand in a COCO file of their own: datasets.{name}.{wanted}"
+            return [*problems, f"{error}{hint if spec.scorer.startswith('caption') and not references else ''}"]
         # Passing over a question would change the score.
         images = (image for question in questions for image in placed(spec.images, question.images))
         bad = self._verdicts.problems(images) if self._verdicts else {}
-        return [*problems, *(f"{folder / test}: {reason}" for reason in bad.values())]
+        problems += [f"{folder / test}: {reason}" for reason in bad.values()]
+        return problems + self._unanswerable(name, folder / test, questions)
+
+    def _judged(self, path: Path, change: Callable[[Record], Record], *origin: object) -> Judged | None:
+        """What asks the judge about records of a file, changed to what is learnt of them."""
+        if self.judge is None:
+            return None
+        judge, parts = self.judge, [*_stamps(path), self.config.data.turns, *origin]
+        return lambda places, records: judge.train(parts, places, picked(records, range(len(records)), change))
+
+    def _unanswerable(self, name: str, path: Path, questions: Sequence[TestRecord]) -> list[str]:
+        """The questions of a data set that the model cannot be asked; what only costs score is noted."""
+        if self.judge is None:
+            return []
+        spec, (_, references) = self.spec.datasets[name], self._split(name)
+        origin = [*_stamps(path, *([self.instructions / references] if references else [])), spec.model_dump()]
+        origin.append(self.spec.question_blanks)
+        asked = picked(questions, range(len(questions)), lambda question: self._asked(name, question))
+        limit = self.config.evaluation.longest(spec.max_new_tokens)
+        verdict = self.verdicts[name, "test"] = self.judge.test(origin, asked, limit)
+        if not verdict.problems and not verdict.warnings:
+            return []
+        rows = read_rows(path)
+        more = len(verdict.warnings) - WARNED
+        self.warnings += rows.sentences(verdict.warnings, WARNED)
+        self.warnings += [f"{path}: ... and {more} more records"] if more > 0 else []
+        return rows.sentences(verdict.problems, SHOWN)
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
         """Rows of a task's client files, in LLaVA's format whatever its own files are in."""
@@ -238,15 +295,17 @@ class Benchmark:
         share, ours = self.config.max_bad_share, folder.is_relative_to(cache_folder())
         if share > 0 and ours:
             share = 1.0  # cut by us: its data set was measured as a whole, and one client may hold most of what is bad
-        usable = read_usable(path, self._verdicts, share, self._tables)
-        self._skipped[client, task] = usable.skipped
         suffix_of = self._delivered_suffix(task) if not ours else None
-        if suffix_of is None and self.config.data.turns == "all":
-            return usable.records
 
         def learnt(record: Record) -> Record:
             return self._turns(suffixed(record, suffix_of(record)) if suffix_of else record)
 
+        suffixes = {name: self.spec.datasets[name].suffix for name in self.spec.tasks[task]} if suffix_of else {}
+        judged = self._judged(path, learnt, suffixes)
+        usable = read_usable(path, self._verdicts, share, self._tables, judged)
+        self._skipped[client, task] = usable.skipped
+        if suffix_of is None and self.config.data.turns == "all":
+            return usable.records
         return picked(usable.records, range(len(usable.records)), learnt)
 
     def _delivered_suffix(self, task: int) -> Callable[[Record], str] | None:
@@ -291,6 +350,11 @@ class Benchmark:
         return _read_split(self, name)
 
 
+def _stamps(*paths: Path) -> list[object]:
+    """Names of files as they are now."""
+    return [part for path in paths for part in (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)]
+
+
 @lru_cache(maxsize=64)
 def _read_once(
     tables: Tables | None, path: Path, references: Path | None, form: str | None, stamp: int
@@ -328,7 +392,10 @@ def open_benchmark(config: RunConfig) -> Benchmark:
 
         root = cache_folder() / VERSION
     else:
-        raise ConfigError(f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit")
+        folders = " and ".join(f"{Path(spec.folder(Path(), of)).name}/" for of in ("instructions", "images"))
+        raise ConfigError(
+            f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit (it holds {folders})"
+        )
     return _checked(Benchmark(spec, root, config))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fcit import seeding
-from fcit.data.records import Record, TestRecord
+from fcit.data.findings import Dataset, Findings, Partition, Setting
+from fcit.data.overlap import shared
+from fcit.data.records import Record
 from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
 from fcit.data.table import Tables, picked
 from fcit.data.usable import ImageVerdicts
@@ -20,72 +20,22 @@ SAMPLE = 200  # images looked at, of each data set
 SHOWN = 5  # problems of each data set that are told in words
 BETAS = ("0.5", "1.0", "5.0")
 SETTINGS = ("homogeneous", "heterogeneous")
+#: What is counted of images, in words, and the attribute of ``Look`` that says so.
+PICTURES = {"turned by EXIF": "rotated", "transparent": "transparent", "one single colour": "single"}
+SHARED = "test pictures in training"
 
 
-@dataclass
-class Dataset:
-    """What was found of one data set; counts are None where a file could not be read."""
-
-    name: str
-    files: dict[str, int | None] = field(default_factory=dict)  # path -> bytes
-    train: int | None = None
-    test: int | None = None
-    images: int = 0  # looked at
-    bad_images: int = 0
-    bad_records: int = 0
-    problems: list[str] = field(default_factory=list)  # the first ones
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing is wrong with it."""
-        return not self.problems
-
-
-@dataclass
-class Partition:
-    """What was found of the delivered partition for one beta."""
-
-    beta: str
-    folder: str
-    tasks: int  # that have client files
-    of: int
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def origin(self) -> str:
-        """Where client files come from in a run."""
-        return "generated" if self.tasks == 0 else "delivered" if self.tasks == self.of else "incomplete"
-
-
-@dataclass
-class Setting:
-    """One way to run the benchmark."""
-
-    setting: str
-    beta: str
-    partition: str
-    runs: bool
-    why: str = ""
-
-
-@dataclass
-class Findings:
-    """Everything that was found."""
-
-    benchmark: str
-    root: str
-    datasets: list[Dataset]
-    partitions: list[Partition]
-    settings: list[Setting]
-
-    @property
-    def good(self) -> bool:
-        """Whether every setting asked for can run."""
-        return all(setting.runs for setting in self.settings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"good": self.good, **asdict(self)}
+def kinds(records: Iterable[Record | None]) -> dict[str, int]:
+    """How many records are more than one image, one question and one answer, and in which way."""
+    found: Counter[str] = Counter()
+    for record in records:
+        if record is not None:
+            found["answers"] += len(record.turns)
+            found["of several turns"] += len(record.turns) > 1
+            found["of text alone"] += not record.images
+            found["with several images"] += len(record.images) > 1
+            found["with a system turn"] += bool(record.system)
+    return {kind: count for kind, count in found.items() if count}
 
 
 class Inspection:
@@ -107,6 +57,9 @@ class Inspection:
         """Look at everything that these settings need."""
         datasets = [self.dataset(name) for name in self.spec.datasets]
         partitions = [self.partition(beta) for beta in betas]
+        for partition in partitions:
+            if partition.origin == "generated":
+                partition.notes += self._too_few(datasets)
         found = []
         for setting in settings:
             if setting == "heterogeneous" and not self.spec.heterogeneous:
@@ -119,30 +72,41 @@ class Inspection:
     def dataset(self, name: str) -> Dataset:
         """Files, records and images of one data set."""
         spec, found = self.spec.datasets[name], Dataset(name)
-        for file in filter(None, (spec.train, spec.test, spec.references)):
-            path = self._instructions / file
-            found.files[str(path)] = path.stat().st_size if path.is_file() else None
-            if not path.is_file():
-                found.problems.append(f"{path}: no such file")
-        if (self._instructions / spec.train).is_file():
-            self._train(found)
-        questions = [self._instructions / file for file in (spec.test, spec.references) if file]
-        if all(path.is_file() for path in questions):
-            self._test(found)
+        looked: set[str] = set()
+        train = self._train(found, looked) if self._there(found, found.problems, spec.train) else []
+        if self._there(found, found.problems, spec.test, spec.references):
+            found.test, test = self._questions(found, "test", (spec.test, spec.references), looked, found.problems)
+            self._overlap(found, train, test)
+        if spec.val is not None:  # only evaluation.split=val asks for it
+            late: list[str] = []
+            if self._there(found, late, spec.val, spec.val_references):
+                found.val, _ = self._questions(found, "val", (spec.val, spec.val_references), looked, late)
+            found.notes += [f"{problem} (evaluation.split: val cannot run)" for problem in late]
+        self._pictures(found, looked)
         return found
 
-    def _train(self, found: Dataset) -> None:
-        spec = self.spec.datasets[found.name]
-        path, folder = self._instructions / spec.train, spec.images
+    def _there(self, found: Dataset, problems: list[str], *files: str | None) -> bool:
+        """Whether these files are there."""
+        paths = [self._instructions / file for file in files if file]
+        for path in paths:
+            found.files[str(path)] = path.stat().st_size if path.is_file() else None
+        missing = [f"{path}: no such file" for path in paths if found.files[str(path)] is None]
+        problems += missing
+        return not missing
+
+    def _train(self, found: Dataset, looked: set[str]) -> list[str]:
+        """Look at the training records; returns all their images."""
+        path, folder = self._instructions / self.spec.datasets[found.name].train, self.spec.datasets[found.name].images
         try:
-            survey = self._tables.train(path, spec.format)
+            survey = self._tables.train(path, self.spec.datasets[found.name].format)
         except DataError as error:
             found.problems.append(str(error))
-            return
+            return []
+        found.format, found.conversations = survey.format, kinds(survey.records)
         found.train, found.bad_records = len(survey.records), len(survey.problems)
         rows = self._sampled(found.name, "train", found.train)
         named = [placed(folder, r.images) if r else () for r in picked(survey.records, rows)]
-        bad = self._looked(found, [image for images in named for image in images])
+        bad = self._looked([image for images in named for image in images], looked)
         problems = {
             row: bad[image] for row, images in zip(rows, named, strict=True) for image in images if image in bad
         }
@@ -150,22 +114,24 @@ class Inspection:
             found.problems.append(f"{path}: holds no records")
         if problems or survey.problems:
             found.problems += survey.sentences(SHOWN, {**problems, **survey.problems})
+        return [image for r in survey.records if r is not None for image in placed(folder, r.images)]
 
-    def _test(self, found: Dataset) -> None:
-        spec = self.spec.datasets[found.name]
-        path = self._instructions / spec.test
+    def _questions(
+        self, found: Dataset, split: str, files: tuple[str, str | None], looked: set[str], problems: list[str]
+    ) -> tuple[int | None, list[str]]:
+        """Look at the questions of a split; returns how many there are and all their images."""
+        folder, path = self.spec.datasets[found.name].images, self._instructions / files[0]
         try:
-            references = self._instructions / spec.references if spec.references else None
-            questions = self._tables.test(path, references, spec.format)
+            form = self.spec.datasets[found.name].format
+            questions = self._tables.test(path, self._instructions / files[1] if files[1] else None, form)
         except DataError as error:
-            found.problems.append(str(error))
-            return
-        found.test = len(questions)
-        rows = self._sampled(found.name, "test", found.test)
-        asked: Sequence[TestRecord] = picked(questions, rows)
-        named = [(n, image) for n, q in zip(rows, asked, strict=True) for image in placed(spec.images, q.images)]
-        bad = self._looked(found, [image for _, image in named])
-        found.problems += [f"{path}, record {n}: {bad[image]}" for n, image in named if image in bad][:SHOWN]
+            problems.append(str(error))
+            return None, []
+        rows = self._sampled(found.name, split, len(questions))
+        asked = [(n, i) for n, q in zip(rows, picked(questions, rows), strict=True) for i in placed(folder, q.images)]
+        bad = self._looked([image for _, image in asked], looked)
+        problems += [f"{path}, record {n}: {bad[image]}" for n, image in asked if image in bad][:SHOWN]
+        return len(questions), [image for question in questions for image in placed(folder, question.images)]
 
     def _sampled(self, name: str, split: str, count: int) -> list[int]:
         """Positions of the records whose images are looked at, the same each time."""
@@ -173,11 +139,34 @@ class Inspection:
             return list(range(count))
         return sorted(seeding.generator(0, "check", name, split).permutation(count)[: SAMPLE // 2].tolist())
 
-    def _looked(self, found: Dataset, images: list[str]) -> dict[str, str]:
-        bad = self._verdicts.problems(images)
-        found.images += len(set(images))
-        found.bad_images += len(bad)
-        return bad
+    def _looked(self, images: list[str], looked: set[str]) -> dict[str, str]:
+        looked.update(images)
+        return self._verdicts.problems(images)
+
+    def _pictures(self, found: Dataset, looked: set[str]) -> None:
+        """What the images that were looked at are."""
+        looks = self._verdicts.looks(looked)
+        found.images, found.bad_images = len(looked), len(self._verdicts.problems(looked))
+        counts = {word: sum(getattr(look, name) for look in looks.values()) for word, name in PICTURES.items()}
+        found.pictures = counts | found.pictures
+        ignored = [f"{counts[word]} are {word}" for word in ("turned by EXIF", "transparent") if counts[word]]
+        if ignored:
+            found.notes.append(
+                f"{found.name}: of {len(looked)} images looked at, {' and '.join(ignored)}, which the published "
+                "trainer ignores; data.pictures=upright does not"
+            )
+
+    def _overlap(self, found: Dataset, train: list[str], test: list[str]) -> None:
+        """All images, whatever the sample: of few, hardly one would be met again."""
+        pairs = shared(self._verdicts, train, test)
+        found.pictures[SHARED] = len(pairs)
+        if pairs:
+            first = ", ".join(test if test == train else f"{test} (= {train})" for test, train in pairs[:SHOWN])
+            more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+            found.notes.append(
+                f"{found.name}: {len(pairs)} of {len(set(test))} pictures of the test set are in the training set, "
+                f"too: {first}{more}; what is scored on them may be remembered"
+            )
 
     # ------------------------------------------------------------------ partition
 
@@ -191,6 +180,20 @@ class Inspection:
             found.problems.append(f"{folder}: {', '.join(missing)} missing; complete the partition, or move it away")
         for task in tasks:
             self._client_files(found, task, folder / f"Task{task + 1}")
+        return found
+
+    def _too_few(self, datasets: list[Dataset]) -> list[str]:
+        """Tasks that cannot be cut into a share for each client."""
+        sizes = {dataset.name: dataset.train for dataset in datasets}
+        cut, found = self.spec.partition, []
+        for task, names in enumerate(self.spec.tasks):
+            counts = [sizes[name] for name in names]
+            total, each = sum(count or 0 for count in counts), max(cut.reserve, cut.min_size)
+            if None not in counts and total < each * self.clients:
+                found.append(
+                    f"task {task} ({', '.join(names)}): {total} records are too few for {self.clients} clients "
+                    f"(--clients) with {each} each; a run needs federation.clients of {total // each} at most"
+                )
         return found
 
     def _client_files(self, found: Partition, task: int, folder: Path) -> None:

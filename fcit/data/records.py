@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-from PIL import Image
-
-from fcit import strict
-from fcit.errors import DataError
-
-MAX_IMAGE_BYTES = 100 * 2**20
-MAX_PIXELS = 50_000_000  # decoded, 150 MB
-#: Formats with a decoder of Pillow's own: its EPS, for one, starts another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
@@ -83,51 +72,3 @@ class TestRecord:
     def instructions(self) -> tuple[str, ...]:
         """Its question, as a record's questions."""
         return (self.instruction,)
-
-
-def image_path(root: Path, relative: str) -> Path:
-    """Resolve an image path inside ``root``.
-
-    Raises:
-        DataError: the path or a link on it leaves the root, or no ordinary file is there.
-    """
-    base = root.resolve()
-    name = strict.shown(relative)
-    if "\0" in relative or not strict.is_text(relative):
-        raise DataError(f"image {name} is not a path")
-    try:
-        path = (base / relative).resolve()
-        if not path.is_relative_to(base):
-            raise DataError(f"image {name} leaves the image root {root}; only files inside it are opened")
-        if path.is_file():
-            return path
-        there = path.exists()
-    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
-        raise DataError(f"image {name} is not a path that can be followed under {root} ({error})") from None
-    if there and not path.is_dir():
-        raise DataError(f"image {name} is not an ordinary file under {root}; pipes and devices are not opened")
-    raise DataError(f"image {name} is missing under {root}")
-
-
-def open_image(root: Path, relative: str) -> Image.Image:
-    """Open an image inside ``root`` as RGB.
-
-    Its size is read from its header and bounded before anything is decoded.
-
-    Raises:
-        DataError: outside the root, missing, truncated, too large or not an image.
-    """
-    path = image_path(root, relative)
-    try:
-        size = path.stat().st_size
-        if size > MAX_IMAGE_BYTES:
-            raise DataError(f"{path}: {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read of an image")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            return image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise whatever a broken file leads them into)
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path}: not a readable image ({', '.join(FORMATS)}), perhaps truncated: {reason}") from None

@@ -37,33 +37,52 @@ def suffixed(record: Record, suffix: str) -> Record:
 
 
 class AnswerSuffix(Section):
-    """A text added to a question by its right answer, as an official generator does: it tells what kind is right."""
+    """A text added to a question by its right answer, as an official generator does: it tells what kind is right.
 
-    cases: dict[str, str] = Field(description="right answer, in any case -> text")
+    Answers are compared as they stand: "yes" and "Yes " are not "Yes" (``answer in ['Yes', 'No']`` in model_fin.py of
+    MLLM-CL).
+    """
+
+    cases: dict[str, str] = Field(description="right answer, exactly -> text")
     otherwise: str = Field(description="text for every other right answer")
 
     def of(self, answer: str) -> str:
         """The text for a right answer."""
-        known = {key.casefold(): text for key, text in self.cases.items()}
-        return known.get(answer.strip().casefold(), self.otherwise)
+        return self.cases.get(answer, self.otherwise)
 
 
 class DatasetSpec(Section):
     """One instruction-tuning set. Paths are relative to the benchmark's folder of instructions."""
 
-    train: str
-    test: str
-    val: str | None = None
-    references: str | None = Field(None, description="COCO captions of the test set")
-    val_references: str | None = None
-    scorer: str = "exact"
-    also: list[str] = Field(default_factory=list, description="scorers reported beside, e.g. the official rule")
+    train: str = Field(description="file of training records", examples=["flowers/train.json"])
+    test: str = Field(description="file of test questions", examples=["flowers/test.json"])
+    val: str | None = Field(
+        None, description="questions asked under `evaluation.split: val`", examples=["flowers/val.json"]
+    )
+    references: str | None = Field(
+        None,
+        description="several right captions per test question: a COCO captions file",
+        examples=["flowers/coco.json"],
+    )
+    val_references: str | None = Field(
+        None, description="the same for the questions of `val`", examples=["flowers/val_coco.json"]
+    )
+    scorer: str = Field(
+        "exact", description="how answers are judged (`fcit list scorer`), or `./mine.py:my_scorer`", examples=["exact"]
+    )
+    also: list[str] = Field(
+        default_factory=list,
+        description="scorers reported beside, e.g. an official rule",
+        examples=["[substring-official]"],
+    )
     suffix: str = Field("", description="line added to every instruction that does not end with it")
     test_suffix: str | AnswerSuffix = Field(
         "", description="text added to every test instruction as it stands, a leading space included"
     )
     images: str = Field("", description="folder under the image root that its image names are relative to")
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="tokens of the longest answer, unless `evaluation.max_new_tokens` is set; default: 24"
+    )
     format: Literal["llava", "messages"] | None = Field(
         None, description="of its instruction files; default: guessed by their first record, and told"
     )
@@ -105,16 +124,22 @@ class PartitionSpec(Section):
     """Where partitioned records lie, and how they are made when they do not."""
 
     folder: str = Field("partitioned_data", description="under the data root; holds <beta>/Task<n>/client_<i>.json")
-    min_size: int = Field(1, ge=0)
+    min_size: int = Field(
+        1, ge=0, description="records that every client must end up with; shares are drawn again until they have them"
+    )
     reserve: int = Field(0, ge=0, description="records every client gets before the rest is drawn")
 
 
 class BenchmarkSpec(Section):
     """The YAML file of a benchmark."""
 
-    name: str
-    source: Literal["files", "mini"] = Field("files", description="mini: rendered on first use")
-    description: str = ""
+    name: str = Field(
+        min_length=1, description="names cached partitions and stands in messages and reports", examples=["mine"]
+    )
+    source: Literal["files", "mini"] = Field(
+        "files", description="files: read from the data root; mini: rendered on first use"
+    )
+    description: str = Field("", description="in words, for `fcit list`")
     instructions: str | list[str] = Field(
         "instructions", description="folder of instruction files under the data root; of several, the first there is"
     )
@@ -125,12 +150,32 @@ class BenchmarkSpec(Section):
         "stripped", description="blanks at the ends of test questions; kept: as the official generators put them"
     )
     sources: list[Source] = Field(default_factory=list, description="for `fcit data download`")
-    datasets: dict[str, DatasetSpec]
-    tasks: list[list[str]] = Field(description="datasets of each task")
-    homogeneous: list[int] | None = Field(None, description="task of each stage; default: all tasks in order")
-    heterogeneous: list[list[int]] | None = Field(None, description="tasks of the participation slots per stage")
+    datasets: dict[str, DatasetSpec] = Field(
+        description="the data sets by name",
+        examples=["{flowers: {train: flowers/train.json, test: flowers/test.json, scorer: exact}}"],
+    )
+    tasks: list[list[str]] = Field(
+        min_length=1,
+        description="data sets of each task; tasks are numbered from 0",
+        examples=["[[flowers], [receipts]]"],
+    )
+    homogeneous: list[int] | None = Field(
+        None,
+        description="`setting: homogeneous`: the task of each stage, by number; default: all in order",
+        examples=["[1, 0]"],
+    )
+    heterogeneous: list[list[int]] | None = Field(
+        None,
+        description="`setting: heterogeneous`: for each stage the task of every participation slot, by number, "
+        "as many slots as `federation.clients_per_round`",
+        examples=["[[0, 1, 1], [1, 0, 0]]"],
+    )
     rounds: int | None = Field(None, ge=1, description="rounds per stage this benchmark is meant for")
-    partition: PartitionSpec = Field(default_factory=lambda: PartitionSpec.model_validate({}))
+    partition: PartitionSpec = Field(
+        default_factory=lambda: PartitionSpec.model_validate({}),
+        description="how records are divided among clients",
+        examples=["{reserve: 1}"],
+    )
 
     def folder(self, root: Path, of: Literal["instructions", "images"]) -> Path:
         """One of the two folders, under a data root: the first that is there, else the first."""
@@ -138,9 +183,59 @@ class BenchmarkSpec(Section):
         folders = [root / name for name in ([named] if isinstance(named, str) else named)]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
+    def split(self, name: str, split: str) -> tuple[str, str | None]:
+        """Files that a dataset is scored on in ``test`` or ``val``: questions and, for captions, references.
+
+        Raises:
+            ConfigError: the dataset has no such split.
+        """
+        dataset = self.datasets[name]
+        if split == "test":
+            return dataset.test, dataset.references
+        if dataset.val is None:
+            raise ConfigError(
+                f"evaluation.split: 'val' needs the key datasets.{name}.val in the benchmark file, e.g. "
+                f"`val: {Path(dataset.test).with_name('val.json')}`; or use evaluation.split: test"
+            )
+        return dataset.val, dataset.val_references
+
+    def files(self, name: str, split: str) -> dict[str, str]:
+        """The files that a run needs of a dataset, by the key that names them. Raises as :meth:`split`."""
+        keys = ("test", "references") if split == "test" else ("val", "val_references")
+        named = {"train": self.datasets[name].train, **dict(zip(keys, self.split(name, split), strict=True))}
+        return {key: file for key, file in named.items() if file is not None}
+
+    def slots(self, wanted: int, where: str) -> list[list[int]]:
+        """The tasks of the ``wanted`` participation slots of every heterogeneous stage.
+
+        Args:
+            where: the benchmark as the user names it.
+
+        Raises:
+            ConfigError: the file has none, or they are of another number; with a line that would do.
+        """
+        count, owner = len(self.tasks), where if where.endswith((".yaml", ".yml")) else f"benchmark {self.name!r}"
+        stages = [[(stage + slot) % count for slot in range(wanted)] for stage in range(min(count, 2))]
+        if not self.heterogeneous:
+            raise ConfigError(
+                f"setting: 'heterogeneous' needs the key `heterogeneous` in {owner}: for each stage the task (0 to "
+                f"{count - 1}) of every slot, as many as federation.clients_per_round, e.g. `heterogeneous: {stages}`; "
+                "or use setting: homogeneous"
+            )
+        for number, stage in enumerate(self.heterogeneous):
+            if len(stage) != wanted:
+                raise ConfigError(
+                    f"setting: heterogeneous stage {number + 1} of {owner} has {len(stage)} slots, "
+                    f"federation.clients_per_round is {wanted}; set federation.clients_per_round={len(stage)}, or name "
+                    f"{wanted} tasks in every stage of the key `heterogeneous`"
+                )
+        return self.heterogeneous
+
     @model_validator(mode="after")
     def _consistent(self) -> BenchmarkSpec:
         for number, task in enumerate(self.tasks):
+            if not task:
+                raise ValueError(f"tasks[{number}] is empty; name its data sets, e.g. `tasks: [[flowers], [receipts]]`")
             for name in task:
                 if name not in self.datasets:
                     hint = registry.nearest(name, list(self.datasets))
@@ -148,7 +243,9 @@ class BenchmarkSpec(Section):
         for stage in [[t] for t in self.homogeneous or []] + (self.heterogeneous or []):
             for task_id in stage:
                 if not 0 <= task_id < len(self.tasks):
-                    raise ValueError(f"stages name task {task_id}; tasks are 0..{len(self.tasks) - 1}")
+                    raise ValueError(
+                        f"homogeneous and heterogeneous name task {task_id}; tasks are 0..{len(self.tasks) - 1}"
+                    )
         for name, dataset in self.datasets.items():
             for scorer in [dataset.scorer, *dataset.also]:
                 problem = registry.problem("scorer", scorer)

@@ -7,51 +7,53 @@ import json
 import math
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import PIL
-from filelock import FileLock
 
-from fcit import strict
+from fcit.data.pictures import (
+    MAX_IMAGE_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    MAX_TILE,
+    Look,
+    Unreadable,
+    content_of,
+    image_path,
+    look_at,
+    look_at_header,
+)
 from fcit.data.reading import Survey, survey_train
-from fcit.data.records import MAX_IMAGE_BYTES, MAX_PIXELS, Record, image_path, open_image
+from fcit.data.records import Record
+from fcit.data.seen import Found, Passing, Seen, key_of
 from fcit.data.spec import placed
 from fcit.data.table import MappedSurvey, Tables, picked
+from fcit.data.verdict import Verdict
 from fcit.errors import DataError
 
 SHOWN = 20  # problems shown at once
 AT_ONCE = 2000  # images decoded before what was found is written down
 MOST_FOLDERS = 4096  # remembered at once: some data sets have a folder for every image
-SHOWS_BAR = 200  # images from which on a terminal is shown how far it is
 
-#: Says what is wrong with records, by their positions.
-Judge = Callable[[Sequence[Record]], dict[int, str]]
+#: Says of records at these positions of their file what a model can do with them.
+Judged = Callable[[Sequence[int], Sequence[Record]], Verdict]
 
 
 def stamp(path: Path) -> str:
     """What changes when a file is changed in place."""
-    return _stamp(path.stat())
+    return stamp_of(path.stat())
 
 
-def _stamp(status: os.stat_result) -> str:
+def stamp_of(status: os.stat_result) -> str:
+    """As :func:`stamp`, of what is known of the file already."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _digest(key: bytes) -> int:
-    """Eight bytes for a JSON text of ``image|stamp``: a benchmark has hundreds of thousands of them."""
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-
-
 class ImageVerdicts:
-    """Whether images below a root can be decoded. Each is decoded once, however often it is asked for.
-
-    Of a good image eight bytes are remembered (of a million good ones and a new one, two share them
-    with probability 5e-14); of a bad one, why it cannot be used.
+    """Whether images below a root can be decoded, and what they are. Each is decoded once, however often asked for.
 
     Args:
         root: the image root.
@@ -60,39 +62,19 @@ class ImageVerdicts:
 
     def __init__(self, root: Path, folder: Path | None) -> None:
         self.root = root
-        self._good = np.empty(0, dtype=np.uint64)
-        self._bad: dict[str, str] = {}  # JSON text of image|stamp -> why it cannot be used
         self._folders: dict[str, str | None] = {}  # followed once
-        self._file: Path | None = None
-        if folder is not None:
-            origin = (str(root.resolve()), PIL.__version__, MAX_PIXELS, MAX_IMAGE_BYTES)
-            self._file = folder / f"{hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]}.jsonl"
-            self._load(self._file)
-
-    def _load(self, file: Path) -> None:
-        if not file.is_file():
+        if folder is None:
+            self._seen = Seen(None)
             return
-        good = []
-        with file.open("rb") as lines:
-            for line in lines:
-                if line.startswith(b'["') and line.endswith(b'", null]\n'):
-                    good.append(_digest(line[1:-8]))
-                    continue
-                try:
-                    key, verdict = strict.parse_json(line.decode("utf-8"))
-                except (ValueError, TypeError):
-                    continue  # half a line: its writer was killed; the image is looked at again
-                if isinstance(key, str) and isinstance(verdict, str):
-                    self._bad[json.dumps(key)] = verdict
-        self._good = np.unique(np.array(good, dtype=np.uint64))
+        # Versions that did not bound sides have other names for the same bounds else.
+        before = (str(root.resolve()), PIL.__version__, MAX_PIXELS, MAX_IMAGE_BYTES)
+        older, file = (
+            folder / f"{hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]}.jsonl"
+            for origin in (before, (*before, MAX_SIDE, MAX_TILE))
+        )
+        self._seen = Seen(file, older)
 
-    def _new(self, keys: list[str]) -> list[bool]:
-        """Which of these nothing is known of."""
-        digests = np.array([_digest(key.encode()) for key in keys], dtype=np.uint64)
-        good = np.isin(digests, self._good)
-        return [not known and key not in self._bad for key, known in zip(keys, good, strict=True)]
-
-    def _status(self, image: str) -> os.stat_result:
+    def status(self, image: str) -> os.stat_result:
         """What ``image_path`` would find; folders are followed once, which is most of the work for many images.
 
         Raises:
@@ -113,59 +95,87 @@ class ImageVerdicts:
                 return status
         return image_path(self.root, image).stat()
 
-    def problems(self, images: Iterable[str]) -> dict[str, str]:
-        """The images that cannot be used, and why."""
-        found: dict[str, str] = {}
+    def _keys(self, images: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """By which key each image is known, and of those that are not there, why."""
         keys: dict[str, str] = {}
+        missing: dict[str, str] = {}
         for image in dict.fromkeys(images):
             try:
-                keys[image] = json.dumps(f"{image}|{_stamp(self._status(image))}")
+                keys[image] = key_of(image, stamp_of(self.status(image)))
             except (DataError, OSError) as error:  # may be there the next time: not kept
-                found[image] = str(error)
-        new = [image for image, is_new in zip(keys, self._new(list(keys.values())), strict=True) if is_new]
-        self._decode(new, keys)
-        return found | {image: self._bad[key] for image, key in keys.items() if key in self._bad}
+                missing[image] = str(error)
+        return keys, missing
 
-    def _decode(self, images: list[str], keys: dict[str, str]) -> None:
-        """Look at images that are new; Pillow decodes beside other threads."""
+    def problems(self, images: Iterable[str]) -> dict[str, str]:
+        """The images that cannot be used, and why."""
+        keys, found = self._keys(images)
+        known = self._seen.known(list(keys.values()))
+        self._work("looking at images", self._verdict, [i for i, k in zip(keys, known, strict=True) if not k], keys)
+        return found | {image: self._seen.bad[key] for image, key in keys.items() if key in self._seen.bad}
+
+    def looks(self, images: Iterable[str]) -> dict[str, Look]:
+        """What the images that can be used look like."""
+        keys, _ = self._keys(images)
+        looks = self._seen.looks(list(keys.values()))
+        new = [i for i, look in zip(keys, looks, strict=True) if look is None and keys[i] not in self._seen.bad]
+        self._work("looking at images", self._look, new, keys)
+        looks = self._seen.looks(list(keys.values()))
+        return {image: look for image, look in zip(keys, looks, strict=True) if look is not None}
+
+    def contents(self, images: Iterable[str]) -> dict[str, str]:
+        """The contents (as ``Look.content``) of those images that are there; none is decoded for it."""
+        keys, _ = self._keys(images)
+        known = self._seen.contents(list(keys.values()))
+        new = [i for i, k in zip(keys, known, strict=True) if not k and keys[i] not in self._seen.bad]
+        self._work("reading images", self._content, new, keys)
+        known = self._seen.contents(list(keys.values()))
+        return {image: content for image, content in zip(keys, known, strict=True) if content}
+
+    def sizes(self, images: Iterable[str]) -> dict[str, int]:
+        """Bytes of those images that are there."""
+        found: dict[str, int] = {}
+        for image in dict.fromkeys(images):
+            try:
+                found[image] = self.status(image).st_size
+            except (DataError, OSError):
+                continue  # told where images are looked at
+        return found
+
+    def _work(self, what: str, work: Callable[[str, str], Found], images: list[str], keys: dict[str, str]) -> None:
+        """Do something with images and remember what is found; Pillow decodes beside other threads."""
         if not images:
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from fcit.data.bar import counting  # rich takes a while to import
 
-        hidden = len(images) < SHOWS_BAR or not sys.stderr.isatty()
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"),
-            TimeRemainingColumn(), console=Console(stderr=True), disable=hidden,
-        )  # fmt: skip
+        bar = counting(len(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
-            task = bar.add_task("looking at images", total=len(images))
+            task = bar.add_task(what, total=len(images))
             for start in range(0, len(images), AT_ONCE):
                 stretch = images[start : start + AT_ONCE]
-                new: dict[str, str | None] = {}
-                for image, verdict in zip(stretch, pool.map(self._verdict, stretch), strict=True):
-                    new[keys[image]] = verdict
+                new: dict[str, Found] = {}
+                found = pool.map(work, stretch, [keys[image] for image in stretch])
+                for image, one in zip(stretch, found, strict=True):
+                    new[keys[image]] = one
                     bar.advance(task)
-                self._remember(new)
+                self._seen.remember(new)  # an interruption loses one stretch at most
 
-    def _remember(self, new: dict[str, str | None]) -> None:
-        """Keep verdicts, here and for other processes; an interruption loses one stretch at most."""
-        good = [_digest(key.encode()) for key, verdict in new.items() if verdict is None]
-        self._good = np.union1d(self._good, np.array(good, dtype=np.uint64))
-        self._bad |= {key: verdict for key, verdict in new.items() if verdict is not None}
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(f"[{key}, {json.dumps(verdict)}]\n" for key, verdict in new.items())
-            with FileLock(f"{self._file}.lock"), self._file.open("ab+") as file:
-                torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-                file.write((b"\n" if torn else b"") + text.encode())
+    def _verdict(self, image: str, key: str) -> Found:
+        """What an older version has decoded may still have a side that is too long now."""
+        return self._attempt(look_at_header, image) if self._seen.decoded(key) else self._look(image, key)
 
-    def _verdict(self, image: str) -> str | None:
+    def _look(self, image: str, key: str) -> Found:
+        return self._attempt(look_at, image)
+
+    def _content(self, image: str, key: str) -> Found:
+        return self._attempt(lambda root, name: content_of(root, name).encode(), image)
+
+    def _attempt(self, work: Callable[[Path, str], Look | bytes | None], image: str) -> Found:
         try:
-            open_image(self.root, image)
+            return work(self.root, image)
+        except Unreadable as error:
+            return Passing(error)
         except DataError as error:
             return str(error)
-        return None
 
 
 def _inside(root: Path, folder: str) -> str | None:
@@ -185,17 +195,19 @@ class Usable:
         verdicts: of its images; None where the images are our own.
         folder: what its image names are relative to, under the root of ``verdicts``.
         only: positions of the records asked for; None: all.
-        judge: what is wrong with records that are otherwise good, as texts by their positions in what it is given.
+        judge: what the model says of records that are otherwise good; None: nobody asks it.
 
     Attributes:
         records: in the file's order.
         skipped: how many others there are.
+        verdict: what the judge said.
     """
 
     def __init__(
         self, survey: Survey | MappedSurvey, verdicts: ImageVerdicts | None, folder: str = "",
-        only: Sequence[int] | None = None, judge: Judge | None = None,
+        only: Sequence[int] | None = None, judge: Judged | None = None,
     ) -> None:  # fmt: skip
+        self.verdict = Verdict()
         asked = range(len(survey.records)) if only is None else only
         problems = survey.problems if only is None else {n: survey.problems[n] for n in only if n in survey.problems}
         if verdicts is not None:
@@ -204,9 +216,9 @@ class Usable:
             unseen = {n: bad[i] for n, images in zip(asked, names, strict=True) for i in images if i in bad}
             problems = {**problems, **unseen}
         if judge is not None:
-            open_ = [n for n in asked if n not in problems]
-            judged = judge(cast("Sequence[Record]", picked(survey.records, open_)))
-            problems = {**problems, **{open_[n]: why for n, why in judged.items()}}
+            places = [n for n in asked if n not in problems] if problems else asked
+            self.verdict = judge(places, cast("Sequence[Record]", picked(survey.records, places)))
+            problems = {**problems, **self.verdict.problems}
         good = [n for n in asked if n not in problems] if problems else asked
         self.records = cast("Sequence[Record]", picked(survey.records, good))  # what is None has a problem
         self.skipped = len(problems)
@@ -234,7 +246,7 @@ def read_usable(
     verdicts: ImageVerdicts | None,
     share: float,
     tables: Tables | None = None,
-    judge: Judge | None = None,
+    judge: Judged | None = None,
     form: str | None = None,
 ) -> Usable:
     """Read a training file of which at most ``share`` of the records may be passed over.

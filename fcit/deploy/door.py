@@ -1,6 +1,6 @@
 """The door: a reverse proxy that lets sites reach Flower's Fleet API and nothing else.
 
-Flower 1.41 serves its Control, Fleet and Runtime API on one port, and its open edition asks nobody who uses the
+Flower 1.41 and 1.42 serve Control, Fleet and Runtime API on one port; the open edition asks nobody who uses the
 Control API to say who they are. So the SuperLink listens on loopback, and nginx passes on the few paths that a
 registered SuperNode needs. Flower itself then checks the node's signature.
 """

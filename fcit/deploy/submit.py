@@ -8,6 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fcit import config as configuration
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.recorded import hold_data
+from fcit.data.spec import BenchmarkSpec
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.layout import Deployment
@@ -52,18 +56,29 @@ def submit(deployment: Deployment, config: Path, overrides: list[str], steps: St
     return _start(deployment, run, steps)
 
 
-def resume(deployment: Deployment, run: Path, steps: Steps) -> int:
+def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data: bool = False) -> int:
     """Go on with a run folder from its checkpoint, as a new run of the SuperLink.
 
     Raises:
-        ConfigError: there is no run. DeployError: the SuperLink is not up or refuses.
+        ConfigError: there is no run, or the server's own data or code have changed and that is not accepted.
+        DeployError: the SuperLink is not up or refuses.
     """
     folder = RunDir.open(run.resolve())
     if folder.results.is_file():
         steps.say(f"{run} is already finished; `fcit report {run}` shows it")
         return EXIT_OK
     _ready(deployment, steps)
+    if folder.begun and not steps.dry:
+        # Here, where a person reads it; the server finds it settled.
+        hold_data(folder, _served(configuration.load(folder.config)), accept_changed_data)
     return _start(deployment, folder.path, steps)
+
+
+def _served(config: RunConfig) -> Benchmark:
+    """What the server itself knows of the data: nothing where every site brings its own."""
+    if config.stream == "benchmark":
+        return open_benchmark(config)
+    return Benchmark(BenchmarkSpec(name="sites", datasets={}, tasks=[]), Path(), config)
 
 
 def follow(deployment: Deployment, number: str | None) -> int:

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from fcit import registry, seeding
+from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.benchmark import open_benchmark
 from fcit.data.spec import read_spec
-from fcit.doctor import estimate
+from fcit.doctor import estimate, timing
 from fcit.doctor.devices import Device, device_of
 from fcit.doctor.estimate import Lengths
 from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large
+from fcit.doctor.models import check_models
+from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
 from fcit.methods.base import Method
-from fcit.models.adapters import Adapters
-from fcit.models.backbone import Backbone
 from fcit.models.features import features_size
 from fcit.models.shapes import HERE, Shape, shape_of
 
 #: Assumed: share of a device's peak that training reaches, and that answering in batches reaches of its bandwidth.
 REACHED, STREAMED = 0.35, 0.5
-_SAMPLED = 5  # clients whose shards are counted
 _ASSUMED_TASKS = 8  # of a benchmark in code
 _WIDTH = 72  # of the tables, so that their titles stand on one line
-
-
-@dataclass(frozen=True)
-class Work:
-    """How much a run does: records trained on in all, questions answered, images looked at; None: not known."""
-
-    trained: float
-    asked: int
-    images: int
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds per training record and per question, and how that is known."""
-
-    record: float
-    question: float
-    known: str
 
 
 def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Console) -> int:
     """Print what a configuration needs.
 
     Raises:
-        ConfigError: it cannot fit; the sentence says what would.
+        ConfigError: its models would not load whole, or it cannot fit; the sentence says what would.
     """
     if gpu_gb is not None and config.backbone.device == "cpu":
         config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"device": "cuda"})})
+    models = check_models(config.backbone, estimate.sees(config))
+    if models.problems:
+        raise ConfigError(models.problems, config.name)
     shape = shape_of(config.backbone, config.adapter.targets)
     device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
     with console.status("counting records"):
@@ -74,10 +53,12 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     problems += machine_problems(config, shape, subspaces, shown, lengths)
     if problems:
         raise ConfigError(problems, config.name)
-    there = device.here and shape.source.startswith(HERE)  # nothing is downloaded for a look
+    there = device.here and models.looked and shape.source.startswith(HERE)  # nothing is downloaded for a look
     with console.status("timing a step"):
-        speed = _measured(config, lengths, shown) if probe and there else None
+        speed = timing.measured(config, lengths, shown, subspaces, work) if probe and there else None
     console.print(_time_table(config, shape, lengths, device, work, speed, why))
+    for line in models.said:
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; assumed "
         f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
@@ -99,56 +80,12 @@ def _work(config: RunConfig) -> tuple[Work | None, str]:
     try:
         benchmark = open_benchmark(config)
         benchmark.prepare()
-        return _counted(benchmark, config), ""
+        return timing.counted(benchmark, config), ""
     except FCITError as error:
         return None, str(error).splitlines()[0]
 
 
-def _counted(benchmark: Benchmark, config: RunConfig) -> Work:
-    clients = range(min(_SAMPLED, config.federation.clients))
-    mean = {}
-    for task in {task for slots in benchmark.stages for task in slots}:
-        mean[task] = sum(len(benchmark.shard(k, task)) for k in clients) / len(clients)
-    rounds = config.federation.rounds * config.training.epochs
-    trained = rounds * sum(mean[task] for slots in benchmark.stages for task in slots)
-    when = config.evaluation.stages(len(benchmark.stages))
-    tests = {name: len(benchmark.test(name)) for stage in when for name in benchmark.evaluation(stage - 1)}
-    asked = sum(tests[name] for stage in when for name in benchmark.evaluation(stage - 1))
-    images = sum(mean.values()) * config.federation.clients + sum(tests.values())
-    return Work(trained, asked, round(images))
-
-
 # ---------------------------------------------------------------------- time
-
-
-def _measured(config: RunConfig, lengths: Lengths, micro: int) -> Speed | None:
-    """One training step and one batch of answers on blank images, timed; None where the model is not here."""
-    try:
-        backbone = Backbone(config.backbone)
-    except FCITError:
-        return None
-    adapters = Adapters(backbone, config.adapter)
-    words = "What is in this picture? " * (lengths.text // 8)
-    examples = [backbone.encode(words, "a small red cup " * (lengths.answer // 5), "")] * micro
-    features = torch.zeros(micro, *backbone.family.shape, device=backbone.device, dtype=backbone.dtype)
-    with seeding.torch_seeded(0, "doctor"), adapters.training():
-        training = _timed(lambda: backbone.loss(examples, features).backward(), backbone.device) / micro
-    questions = [backbone.encode(words, None, "")] * min(config.evaluation.batch_size, 8)
-    adapters.load_mixture([], adapters.base_projector())
-    with adapters.mixed(None):
-        rows = features[:1].expand(len(questions), *features.shape[1:])
-        answering = _timed(lambda: backbone.generate(questions, rows, lengths.answer), backbone.device)
-    return Speed(training, answering / len(questions), "measured here, on blank images")
-
-
-def _timed(work: Any, device: torch.device) -> float:
-    """Seconds of the second time."""
-    for _ in range(2):
-        begin = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
 
 
 def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> Speed:
@@ -225,8 +162,18 @@ def _time_table(
         table.add_row(f"the whole run: not known ({why})", "-")
         return table
     workers = config.ray.workers if config.federation.engine == "ray" else 1
-    train, ask = (n * each / workers for n, each in ((work.trained, found.record), (work.asked, found.question)))
-    table.add_row(f"training on {work.trained:,.0f} records, {workers} worker{'s' * (workers > 1)}", _hours(train))
-    table.add_row(f"answering {work.asked:,} questions", _hours(ask))
-    table.add_row("the whole run", _hours(train + ask))
+    # Kept features are made once; without a cache an image is looked at whenever it is needed.
+    looks = work.seen if config.backbone.feature_cache == "disk" else work.records + work.questions
+    parts = (
+        (
+            f"training on {work.records:,.0f} records, {workers} worker{'s' * (workers > 1)}",
+            work.records * found.record,
+        ),
+        (f"answering {work.questions:,} questions", work.questions * found.question),
+        (f"looking at {looks:,.0f} images, at most", looks * found.image),
+    )
+    for what, seconds in parts:
+        if seconds:
+            table.add_row(what, _hours(seconds / workers))
+    table.add_row("the whole run", _hours(found.start + sum(seconds for _, seconds in parts) / workers))
     return table

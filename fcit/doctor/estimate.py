@@ -113,7 +113,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     found.always = {
         "language model": kept,
         "vision tower, projector": s * (shape.vision.parameters + projector),
-        "identity encoder": _FLOAT * (shape.identity_text + (shape.identity_vision if _sees(config) else 0)),
+        "identity encoder": _FLOAT * (shape.identity_text + (shape.identity_vision if sees(config) else 0)),
         "adapters": _FLOAT * ((1 + subspaces) * one + 2 * (trained - one) + own),
     }
     found.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
@@ -130,7 +130,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     return found
 
 
-def _sees(config: RunConfig) -> bool:
+def sees(config: RunConfig) -> bool:
     """Whether identity features are made of images, too."""
     return config.method.get("token", "text") != "text"
 

@@ -6,13 +6,13 @@ those weights stay the whole set's when records are drawn anew.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from fcit.data.records import TestRecord
 from fcit.evaluation.scorers import Result
+from fcit.evaluation.wording import tokens
 
 _TINY, _SMALL = 1e-15, 1e-9  # as pycocoevalcap keeps from dividing by zero
 
@@ -21,8 +21,8 @@ Captions = dict[int, list[str]]
 
 
 def words(text: str) -> str:
-    """What is compared: lower-cased words, digits and apostrophes."""
-    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+    """What is compared: the words of a text in any script (:func:`fcit.evaluation.wording.tokens`), by blanks."""
+    return " ".join(tokens(text))
 
 
 def references(record: TestRecord) -> tuple[str, ...]:
@@ -46,28 +46,35 @@ def _compared(texts: Sequence[str], records: Sequence[TestRecord]) -> tuple[Capt
     return {i: [words(r) for r in references(record)] for i, record in enumerate(records)}, said
 
 
+def _rouge(wanted: Captions, said: Captions) -> np.ndarray:
+    """ROUGE-L of every record, 0..1; a caption without a word is like nothing, not even another such."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    found = np.asarray(Rouge().compute_score(wanted, said)[1], dtype=np.float64)
+    return np.where([bool(answer[0]) for answer in said.values()], found, 0.0)
+
+
 def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Mean of BLEU-1, BLEU-4, ROUGE-L and min(CIDEr, 1), each times 100: bounded and free of Java.
 
     Our definition; the official FCIT figure is the mean of seven COCO metrics, CIDEr unbounded
-    (:func:`fcit.evaluation.coco.caption7`). The metrics themselves are those of pycocoevalcap, over lower-cased words.
+    (:func:`fcit.evaluation.coco.caption7`). The metrics themselves are those of pycocoevalcap, over the words of
+    :mod:`fcit.evaluation.wording`: single characters in scripts without blanks.
     """
     from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.rouge.rouge import Rouge
 
     wanted, said = _compared(texts, records)
     bleu = Bleu(4).compute_score(wanted, said, verbose=0)[0]
-    rouge = Rouge().compute_score(wanted, said)[0]
+    rouge = _rouge(wanted, said).mean()
     return Result(25.0 * float(bleu[0] + bleu[3] + rouge + min(cider(wanted, said)[0], 1.0)))
 
 
 def parts(texts: Sequence[str], records: Sequence[TestRecord]) -> np.ndarray:
     """``(N, 12)``: n-grams found and possible for n = 1..4, length, closest reference length, ROUGE-L, CIDEr."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
-    from pycocoevalcap.rouge.rouge import Rouge
 
     wanted, said = _compared(texts, records)
-    rouge = np.asarray(Rouge().compute_score(wanted, said)[1], dtype=np.float64)
+    rouge = _rouge(wanted, said)
     rows = []
     for i, answer in said.items():
         found = cook_test(answer[0], cook_refs(wanted[i]), "closest")

@@ -6,16 +6,19 @@ lower-casing: we assume) is wrong and stays in the denominator. Answers are not 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+
+import regex
 
 from fcit.data.records import TestRecord
 from fcit.evaluation.scorers import Result, bare, marked
+from fcit.evaluation.wording import SINGLE, WORD, folded, letters
 
-#: Images of the science domain whose answers are compared whole; all others are MapQA's.
+#: Sources of the science domain whose answers are compared whole; all others count as MapQA's.
 _WHOLE = ("AI2D", "TQA", "VQA", "SciVerse")
 _STATES = "Which states"
+_SINGLE, _MARK = regex.compile(SINGLE), regex.compile(r"\p{M}")
+_GOES_ON = regex.compile(rf"(?!{SINGLE})[{WORD}_]")
 
 
 def _answerable(judge: Callable[[str, str, TestRecord], float]) -> Callable[[str, TestRecord], float]:
@@ -54,11 +57,11 @@ def contained(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
 
 
 def science(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
-    """Official rule of Sci, by the source of the image.
+    """Official rule of Sci, by the source of the image: its file name up to the first underscore (eval_sci.py).
 
-    AI2D, TQA, VQA and SciVerse (the image's name or a folder of it starts so; which of the two is
-    unknown, we take both): equal. MapQA: for "Which states" the share of the answer's items that are
-    among the prediction's, both cut at commas and not trimmed; else the answer occurs in the prediction.
+    AI2D, TQA, VQA and SciVerse: equal. MapQA and whatever else: for "Which states" the share of the answer's
+    items that are among the prediction's, both cut at commas and not trimmed; else the answer occurs in the
+    prediction.
     Quirks: "ohio, texas" shares nothing with "texas, ohio"; naming every state is never wrong.
     """
 
@@ -93,16 +96,37 @@ def whole_words(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
 
     Cleaned: "no" is not in "normal" nor 2 in 12 or 2.5, blanks and punctuation around the answer do not
     matter, an empty answer is only right if the prediction is empty. "Unanswerable" is a word like others.
+    Where a script has no blanks a word may begin and end anywhere.
     """
     return marked(lambda text, record: _has_words(text, record.answer), texts, records)
 
 
 def _has_words(text: str, answer: str) -> bool:
-    wanted = bare(answer)
+    wanted, text = bare(answer), folded(text)
     if not wanted:
         return not text
-    # A digit may not go on behind a point either; letters and digits end a word, a full stop does not.
-    return re.search(rf"(?<![\w])(?<!\d\.){re.escape(wanted)}(?![\w])(?!\.\d)", text.lower()) is not None
+    at = text.find(wanted)
+    while at >= 0:
+        if _apart(text, at, at + len(wanted)):
+            return True
+        at = text.find(wanted, at + 1)
+    return False
+
+
+def _apart(text: str, begin: int, end: int) -> bool:
+    """Whether a stretch of a text is not a part of a longer word or number.
+
+    Letters, digits and underscores go on a word, and a digit also behind a point. A character of a script without
+    blanks does not, but the marks that belong to it do.
+    """
+    before, after = text[max(0, begin - 2) : begin], text[end : end + 2]
+    if not _SINGLE.match(text[begin]) and (
+        _GOES_ON.match(before[-1:]) or (before[-1:] == "." and before[-2:-1].isdecimal())
+    ):
+        return False
+    if _SINGLE.match(text[end - 1]):
+        return not _MARK.match(after[:1])
+    return not (_GOES_ON.match(after[:1]) or (after[:1] == "." and after[1:2].isdecimal()))
 
 
 def science_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
@@ -125,12 +149,8 @@ def science_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result
 
 def choice_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The cleaned rule of Fin, ours: equal ignoring case and everything but letters and digits, on both sides."""
-
-    def kept(text: str) -> str:
-        return re.sub(r"[\W_]+", "", text.lower())
-
-    return marked(lambda text, record: kept(text) == kept(record.answer), texts, records)
+    return marked(lambda text, record: letters(text) == letters(record.answer), texts, records)
 
 
 def _compared_whole(record: TestRecord) -> bool:
-    return any(part.startswith(_WHOLE) for part in PurePosixPath(record.image).parts)
+    return record.image.split("/")[-1].split("_")[0] in _WHOLE

@@ -2,15 +2,18 @@
 
 A line holds ``question_id``, ``prompt``, ``text``, ``answer_id``, ``model_id`` and ``metadata``. What we know
 beyond that (image, answer, mark, mix) is under ``metadata``; ``image`` is a text for one image, a list for several
-and absent for none. Lines of older run folders, which have these keys side by side, are read as well.
+and absent for none. Lines of older run folders, which have these keys side by side, are read as well. Of other
+people's files only ``question_id`` and ``text`` are looked at, as the official scripts do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from fcit.errors import DataError
 MAX_TEXT = 200_000  # characters of a prompt or a prediction
 _HUGE = 1e300  # beyond it, and NaN, is no number here
 _ID = 22  # characters of an answer_id, as many as the official ones have
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,18})(?:\.\d{1,18})?(?:[eE][-+]?\d{1,3})?", re.ASCII)  # as JSON writes one
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,31 @@ def _id(row: dict[str, Any]) -> str:
     return _text({"question_id": str(value) if _is_number(value) else value}, "question_id")
 
 
+def _object(row: Any) -> dict[str, Any]:
+    """A line's object, with an id and a text."""
+    if not isinstance(row, dict):
+        raise ValueError(f"must be an object, got {strict.shown(row)}")
+    missing = [repr(key) for key in ("question_id", "text") if key not in row]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing; a line has question_id, prompt, text, answer_id, model_id")
+    return row
+
+
+def from_others(line: str) -> Prediction:
+    """A prediction from a line of whoever wrote it: its ``question_id`` and ``text``.
+
+    All else may be anything that Python's JSON reads (``metadata`` null or a list, NaN): the official scripts never
+    look at it. A key twice is refused all the same: which of two texts was meant nobody knows.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    row = _object(strict.parse_json(line, unique=True, constants=True))
+    return Prediction(_id(row), (), "", _text(row, "text"), "")
+
+
 def from_line(line: str) -> Prediction:
-    """A prediction from a line of JSON; numbers are fine as ids.
+    """A prediction from a line of a run folder; numbers are fine as ids.
 
     Raises:
         ValueError: what is wrong with it.
@@ -107,11 +134,7 @@ def from_line(line: str) -> Prediction:
     problem = strict.depth_problem(row)
     if problem:
         raise ValueError(problem)
-    if not isinstance(row, dict):
-        raise ValueError(f"must be an object, got {strict.shown(row)}")
-    missing = [repr(key) for key in ("question_id", "text") if key not in row]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} missing; a line has question_id, prompt, text, answer_id, model_id")
+    row = _object(row)
     more = row.get("metadata", row)  # older run folders have no metadata
     if not isinstance(more, dict):
         raise ValueError(f"'metadata' must be an object, got {strict.shown(more)}")
@@ -125,8 +148,11 @@ def from_line(line: str) -> Prediction:
     return Prediction(_id(row), _images(more), text=_text(row, "text"), answer=answer, mark=mark, mix=mix, **beside)
 
 
-def read(path: Path) -> list[Prediction]:
-    """All predictions of a file, one a line.
+def read(path: Path, parse: Callable[[str], Prediction] = from_line) -> list[Prediction]:
+    """All predictions of a file, one a line; lines may end as on any system, and a byte order mark may come first.
+
+    Args:
+        parse: makes a prediction of a line: :func:`from_line` for run folders, :func:`from_others` for all others.
 
     Raises:
         DataError: naming file and line.
@@ -137,13 +163,20 @@ def read(path: Path) -> list[Prediction]:
         raise DataError(f"{path}: no such file of predictions") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    text = text.removeprefix("\ufeff").rstrip()
     found = []
-    for number, line in enumerate(text.rstrip().split("\n") if text.strip() else (), start=1):
+    # Not splitlines(): a text may hold U+2028 and the like as they are, but JSON escapes these two.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text) if text else (), start=1):
         try:
-            found.append(from_line(line))
+            found.append(parse(line))
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
     return found
+
+
+def _same(question_id: str) -> Hashable:
+    """What an id is compared by: numbers by their value, so that 1, 1.0 and "1" are one; "01" is a text."""
+    return Decimal(question_id) if _NUMBER.fullmatch(question_id) else question_id
 
 
 def paired(
@@ -152,22 +185,23 @@ def paired(
     """The question of every prediction (a line of ``path``) by its ``question_id``, and what is unusual.
 
     As the official scripts do it: of questions with one id the last counts, and a prediction that comes
-    twice counts twice.
+    twice counts twice; ids that are numbers are equal by value (1 and 1.0). Beyond them, "1" is 1, too.
 
     Raises:
         DataError: no predictions, or one to a question that is not asked, naming file and line.
     """
     if not found:
         raise DataError(f"{path}: holds no predictions")
-    index = {record.question_id: record for record in questions}
-    for number, prediction in enumerate(found, start=1):
-        if prediction.question_id not in index:
+    index = {_same(record.question_id): record for record in questions}
+    asked = [_same(prediction.question_id) for prediction in found]
+    for number, (prediction, key) in enumerate(zip(found, asked, strict=True), start=1):
+        if key not in index:
             raise DataError(
                 f"{path}, line {number}: question_id {strict.shown(prediction.question_id)} is not in the test "
                 f"set ({len(questions)} questions, the first is {strict.shown(questions[0].question_id)}); is it of "
                 "this data set and split?"
             )
-    answered = {prediction.question_id for prediction in found}
+    answered = set(asked)
     said = []
     if len(index) < len(questions):
         said.append(f"{len(questions) - len(index)} questions share their id with another; the last one counts")
@@ -178,4 +212,4 @@ def paired(
     blanks = sum(p.text != p.text.strip() for p in found)
     if blanks:
         said.append(f"{blanks} predictions begin or end with blanks, which are removed as the official generator does")
-    return [index[prediction.question_id] for prediction in found], said
+    return [index[key] for key in asked], said

@@ -5,6 +5,7 @@ where the rule judges one answer at a time, a mark per answer.
 
 The official generator strips every prediction before it is written, so every rule here does that first;
 the official rules leave the ground truth as it is in the file. Nothing else is normalised unless said.
+Our own rules compare folded texts (:func:`fcit.evaluation.wording.folded`), so that they hold in any script.
 Captions are scored in :mod:`fcit.evaluation.captions` (ours) and :mod:`fcit.evaluation.coco` (official),
 the rules of MLLM-CL's domain part are in :mod:`fcit.evaluation.dcl`.
 """
@@ -15,8 +16,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import regex
+
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
+from fcit.evaluation.wording import WORD, folded
 
 #: The largest score any rule gives: CIDEr reaches 10, and the mean of seven takes it times 100 like the others.
 LARGEST = (6 * 100 + 10 * 100) / 7
@@ -50,13 +54,13 @@ def exact(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     return marked(lambda text, record: text.upper() == record.answer.upper(), texts, records)
 
 
-_BEGINS = re.compile(r"[-+]?\.?\d|[^\W_]")  # a letter, or a number with its sign
-_ENDS = re.compile(r"[\W_]+$")
+_BEGINS = regex.compile(r"[-+]?\.?\p{Nd}|[\p{L}\p{N}]")  # a letter, or a number with its sign
+_ENDS = regex.compile(rf"[^{WORD}]+$")
 
 
 def bare(text: str) -> str:
-    """Lower-cased, without blanks and punctuation at both ends; a text of nothing else stays as it is."""
-    low = text.strip().lower()
+    """Folded, without blanks and punctuation at both ends; a text of nothing else stays as it is."""
+    low = folded(text).strip()
     begin = _BEGINS.search(low)
     return _ENDS.sub("", low[begin.start() :]) if begin else low
 
@@ -80,11 +84,14 @@ def substring(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     The official direction (prediction inside the answer) would also accept a part of the answer,
     down to one letter, so equality is asked for.
     """
-    return marked(lambda text, record: bool(text) and text.upper() == record.answer.strip().upper(), texts, records)
+    return marked(lambda text, record: bool(text) and folded(text) == folded(record.answer.strip()), texts, records)
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes ``(x1, y1, x2, y2)``; 0 if they are empty."""
+    """Intersection over union of two boxes ``(x1, y1, x2, y2)``; 0 if they are empty.
+
+    The order of the operations is the official one: near 0.5 the last bit decides.
+    """
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0.0) * max(height, 0.0)
@@ -95,7 +102,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
-def _truth(record: TestRecord) -> list[float]:
+def box(record: TestRecord) -> list[float]:
     """The four numbers of the ground truth, which the official rule reads whole.
 
     Of a record with an answer and a box (``answer_bbox``) it is the box.
@@ -117,7 +124,7 @@ def box_iou(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Right iff the four numbers of ``[x1, y1, x2, y2]`` give IoU > 0.5 (the cleaned rule, ours)."""
 
     def judge(text: str, record: TestRecord) -> bool:
-        truth, numbers = _truth(record), [float(n) for n in _NUMBER.findall(text)]
+        truth, numbers = box(record), [float(n) for n in _NUMBER.findall(folded(text))]
         return len(numbers) == 4 and iou(numbers, truth) > 0.5
 
     return marked(judge, texts, records)
@@ -127,16 +134,21 @@ def box_iou_official(texts: Sequence[str], records: Sequence[TestRecord]) -> Res
     """The official Grounding rule, IoU > 0.5, with its parsing quirk.
 
     Brackets are removed and then the first and last remaining characters too, so the last digit of
-    y2 is lost and a leading "1.0" reads ".0"; what does not parse is wrong. The official script scales both
-    boxes by the image's longer side first, which changes no IoU and is left out.
+    y2 is lost and a leading "1.0" reads ".0"; what does not parse is wrong.
+    Both boxes are multiplied by the image's longer side (``size`` of the record) before the IoU is taken. On paper
+    that changes nothing; in binary it decides where the lost digit halves a box exactly: [0.36, 0.14, 0.89, 0.26],
+    read as [.36, 0.14, 0.89, 0.2], has IoU 0.4999999999999999 as it stands and 0.5000000000000001 times 612. A file
+    without ``size``, with which the official script ends in an error, is judged as it stands.
+    Source: eval_grounding.py as CoIN and MLLM-CL publish it.
     """
 
     def judge(text: str, record: TestRecord) -> bool:
-        truth, trimmed = _truth(record), text.replace("[", "").replace("]", "")[1:-1]
+        truth, trimmed = box(record), text.replace("[", "").replace("]", "")[1:-1]
         try:
             numbers = [float(part) for part in trimmed.split(",")]
         except ValueError:
             return False
-        return len(numbers) == 4 and iou(numbers, truth) > 0.5
+        side = max(record.size) if record.size else 1.0
+        return len(numbers) == 4 and iou([n * side for n in numbers], [n * side for n in truth]) > 0.5
 
     return marked(judge, texts, records)

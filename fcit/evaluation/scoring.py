@@ -10,13 +10,13 @@ from fcit import registry
 from fcit.data.benchmark import Benchmark
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
-from fcit.evaluation.predictions import Prediction, paired, read
+from fcit.evaluation.predictions import Prediction, from_others, paired, read
 from fcit.evaluation.scorers import Result
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score by one rule; ``official`` if the rule is that of a published script."""
+    """A score by one rule, not rounded; ``official`` if the rule is that of a published script."""
 
     rule: str
     score: float
@@ -64,7 +64,7 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
     """
     names = rules(benchmark, dataset, rule)
     questions = benchmark.test(dataset)
-    found = read(file)
+    found = read(file, from_others)
     records, warnings = paired(file, found, questions)
     texts = [prediction.text for prediction in found]
     scores = []
@@ -74,7 +74,7 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
             asked, said = numbered(file, found, records, questions)
             warnings += said
         result: Result = registry.resolve("scorer", name)(texts, asked)
-        scores.append(Score(name, round(result.score, 4), name in registry.OFFICIAL_RULES))
+        scores.append(Score(name, result.score, name in registry.OFFICIAL_RULES))
     return Scores(len(found), len(questions), scores, warnings)
 
 

@@ -10,6 +10,7 @@ import yaml
 from fcit import registry
 from fcit.data.subset import reduced
 from fcit.models.portable import Routing
+from fcit.report.footing import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.results import Run
 
@@ -86,6 +87,7 @@ def _what(run: Run, routing: Routing) -> str:
 def _results(run: Run) -> str:
     config, matrix = run.config, run.matrix
     parts = [f"> **Reduced** numbers, not comparable with full ones: {why}." for why in reduced(config)]
+    parts += [f"> {sentence}" for sentence in accepted(run)]
     if config.backbone.model == "fcit-tiny":
         parts.append("> fcit-tiny is a toy of a few million parameters: these numbers say nothing about a real model.")
     scorers = ", ".join(f"{name} `{registry.label(rule)}`" for name, rule in run.results.get("scorers", {}).items())
@@ -95,13 +97,14 @@ def _results(run: Run) -> str:
     )
     found = matrix.summary()
     figures = [matrix.avg_name if name == "Avg" else name for name in FIGURES]
-    parts += [markdown(matrix_rows(matrix)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
+    parts += [markdown(matrix_rows(run)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
     others = rules(run)
     if len(others) > 1:
         parts.append(markdown(others))
     parts.append(
         "Last: mean of the last row. Avg: mean over stages of the mean over the data sets seen. MFT: mean when first "
         "seen. BWT: mean change since then. Forgetting: mean loss against the best score before the last stage."
+        + (" Best constant answer: one text to every question, the best of some." if run.constants else "")
     )
     return "\n\n".join(parts)
 
@@ -124,6 +127,12 @@ def _usage(routing: Routing) -> str:
     where = ""
     if routing.backbone.model == "fcit-tiny":  # no hub has it
         where, base = "from fcit.models.backbone import TINY\n", 'TINY / "llava"'
+    upright = ""
+    if routing.pictures == "upright":
+        upright = (
+            "\n\nPictures were turned as their EXIF says, and transparency was laid on white (`data.pictures: "
+            "upright`). fcit does so here; with plain peft it is up to you."
+        )
     return f"""All together, each question routed as in the run (`pip install fcit`):
 
 ```python
@@ -146,7 +155,7 @@ base = AutoModelForImageTextToText.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "DIR/subspaces/{name}")
 ```
 
-`routing.json` and `tokens.safetensors` hold the mix: method, its options, identity tokens."""
+`routing.json` and `tokens.safetensors` hold the mix: method, its options, identity tokens.{upright}"""
 
 
 _LICENCE = (

@@ -1,4 +1,4 @@
-"""Numbers that Flower 1.41 gives a meaning, and ours for virtual clients."""
+"""Numbers that Flower (1.41, 1.42) gives a meaning, and ours for virtual clients."""
 
 #: The node that speaks when Flower itself answers: the SuperLink.
 SERVER_NODE = 1

@@ -15,7 +15,7 @@ class Adaptive(FedOpt):
     """Delta = sum_k n_k theta_k / N - theta; theta <- theta + eta m / (sqrt v + tau), with m and v of each optimiser.
 
     Every tensor has its own state, which moves only when that tensor was updated. m_0 = 0. v_0 = 0 as in
-    Flower 1.41; the paper asks for v_0 >= tau^2, which ``v0: tau2`` gives. The defaults of eta, tau and the
+    Flower 1.41 and 1.42; the paper asks for v_0 >= tau^2, which ``v0: tau2`` gives. The defaults of eta, tau and the
     betas are those of OpenFedLLM (Ye et al., 2024, arXiv 2402.06954), where LoRA is trained as here.
     """
 

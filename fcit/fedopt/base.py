@@ -65,7 +65,7 @@ class FedOpt:
         optimiser's own ``received`` and ``memory``."""
 
     def on_gradients(self, session: Any) -> None:
-        """After the method's own hook on gradients, before clipping."""
+        """After the method's own hook on gradients, before clipping, where there is any."""
 
     def on_step(self, session: Any) -> None:
         """After each optimiser step; ``session.lr`` is the step's learning rate."""

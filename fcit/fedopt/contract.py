@@ -124,9 +124,10 @@ def returns_what_it_was_given(case: Case) -> None:
 
 
 def a_client_can_train(case: Case) -> None:
-    """Client hooks: float32 arrays in and out as announced, a memory that can be saved."""
+    """Client hooks: finite float32 arrays in and out as announced, also without a step that moves; a memory."""
     memory: dict[str, Any] = {}
-    for turn in range(2):  # the second time it remembers the first
+    # The second time it remembers the first; then epochs of one step at rate 0 (`training.schedule: trainer`).
+    for turn, rates in enumerate([(0.1, 0.05), (0.1, 0.05), (0.0,), (0.0,)]):
         toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in case.old.items()})
         names = case.trained(turn)
         for name, parameter in toy.trainable.items():
@@ -135,7 +136,7 @@ def a_client_can_train(case: Case) -> None:
         require(all(t.dtype == np.float32 for t in received.values()), "broadcast must give float32 arrays")
         session = Session(toy, toy, 0, "task-0", 0, turn, "0", received, memory)
         case.fedopt.prepare(session)
-        for lr in (0.1, 0.05):
+        for lr in rates:
             session.lr = lr
             toy.loss([], None).backward()
             case.fedopt.on_gradients(session)
@@ -144,7 +145,9 @@ def a_client_can_train(case: Case) -> None:
                     toy.trainable[name].sub_(toy.trainable[name].grad, alpha=lr)  # type: ignore[arg-type]
                     toy.trainable[name].grad = None
             case.fedopt.on_step(session)
-        got = {n: t.shape for n, t in case.fedopt.finish(session).items() if t.dtype == np.float32}
+        returned = case.fedopt.finish(session)
+        require(all(np.isfinite(t).all() for t in returned.values()), f"finish is not finite after rates {rates}")
+        got = {n: t.shape for n, t in returned.items() if t.dtype == np.float32}
         announced = case.fedopt.extra_shapes({n: SHAPES[n] for n in names})
         require(got == announced, f"finish returned {got} in float32, extra_shapes announces {announced}")
         still = set(SHAPES) - set(names)

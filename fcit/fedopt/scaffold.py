@@ -30,6 +30,9 @@ class Scaffold(FedAvg):
     of the scheduled learning rates, so that a variate is the mean normalised step, and correct outside the
     optimiser, so that AdamW's moments see plain gradients. A variate per subspace and one for the
     shared projector; c travels down and c_k+ - c_k up with every tensor trained, twice FedAvg's traffic.
+
+    Where all rates are 0 (``training.schedule: trainer`` and an epoch of one step) the client has learnt nothing of
+    its drift either: c_k stays as it was (our choice; the formula would divide nothing by nothing).
     """
 
     summary = "control variates against client drift; twice the traffic, clients remember theirs"
@@ -70,6 +73,9 @@ class Scaffold(FedAvg):
         for name, start in session.notes["start"].items():
             moved = (start - session.adapters.trainable[name].detach()).float().cpu().numpy()
             own = self._own(session, name)
+            if not session.notes["rates"]:
+                changes[name] = np.zeros_like(moved)
+                continue
             changes[name] = (moved / session.notes["rates"] - session.received[name]).astype(np.float32)
             own[name] = own.get(name, np.float32(0)) + changes[name]
         return changes

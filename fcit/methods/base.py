@@ -217,7 +217,7 @@ class Method:
         return session.backbone.loss(examples, features)
 
     def on_gradients(self, session: Session) -> None:
-        """After the backward pass of each step, before clipping."""
+        """After the backward pass of each step, before clipping, where there is any."""
 
     def on_step(self, session: Session) -> None:
         """After each optimiser step."""

@@ -7,21 +7,29 @@ question mixes the subspaces by how much it resembles them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fcit.config import RunConfig, Section
 from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Tensors, one_subspace
 from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 
 
-def softmax_mix(similarity: np.ndarray, temperature: float) -> np.ndarray:
-    """alpha = softmax(s / epsilon) per row of ``(N, E)`` (paper: epsilon = 0.05)."""
+def softmax_mix(similarity: np.ndarray, temperature: float, slots: int = 0) -> np.ndarray:
+    """alpha = softmax(s / epsilon) per row of ``(N, E)`` (paper: epsilon = 0.05).
+
+    With ``slots`` above E, slots - E empty ones take part with s = 0 and are left out of the answer, whose rows then
+    sum to less than one: the rest of the weight is the bare model's.
+    """
+    subspaces = similarity.shape[1]
+    if slots > subspaces:
+        similarity = np.pad(similarity, ((0, 0), (0, slots - subspaces)))
     scaled = similarity / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
+    return (scaled / scaled.sum(axis=1, keepdims=True))[:, :subspaces].astype(np.float32)
 
 
 def argmax_mix(similarity: np.ndarray) -> np.ndarray:
@@ -29,6 +37,23 @@ def argmax_mix(similarity: np.ndarray) -> np.ndarray:
     best = np.zeros_like(similarity, dtype=np.float32)
     best[np.arange(len(best)), similarity.argmax(axis=1)] = 1.0
     return best
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """New (client, shard) pairs that are alike: their feature sum ``(d,)`` and records."""
+
+    pairs: list[Pair]
+    total: np.ndarray
+    count: int
+
+    @classmethod
+    def of(cls, stats: dict[Pair, Stats]) -> _Cluster:
+        return cls(list(stats), np.sum([s.total for s in stats.values()], axis=0), sum(s.count for s in stats.values()))
+
+    @property
+    def token(self) -> np.ndarray:
+        return self.total / self.count
 
 
 class Disco(Method):
@@ -61,7 +86,18 @@ class Disco(Method):
       subspaces at once (there: they trained the same slot and one first round was lost);
     - every subspace starts from fresh tensors, also in the first stage;
     - capacity grows on demand instead of a preset number of slots;
-    - questions are routed one by one, whatever the batch.
+    - questions are routed one by one, whatever the batch;
+    - the softmax is over the subspaces that there are. There it is over all preset slots (8, capability-related 4),
+      empty ones with s = 0: for a question far from every token they take most of the weight, which the bare model
+      then has. ``empty_slots: 8`` or ``4`` repeats that.
+
+    Beyond the paper, ours, and off with 1: ``min_records``. A handful of records may be worded unlike the rest of
+    their task, and a client that has no others would open a subspace for them that nobody else ever trains. A new
+    cluster that reaches no known token and holds fewer than ``min_records`` records joins the most similar subspace
+    instead, of those known and those that this round opens; its records then count in that token. Where there is
+    none at all, the new cluster with the most records opens one (ties: the first). Who has been assigned stays
+    there. (The reference merges single clients with less than 0.1 % of the first round's records into the most
+    similar cluster, in that round only.)
     """
 
     class Options(Section):
@@ -70,10 +106,25 @@ class Disco(Method):
         tau = 0.9 is meant for text; cosines of images and of both lie elsewhere and need their own.
         """
 
-        threshold: float = Field(0.9, gt=-1, le=1)
-        temperature: float = Field(0.05, gt=0)
+        threshold: float = Field(0.9, gt=-1, le=1, description="cosine at which a client joins a known subspace (tau)")
+        temperature: float = Field(0.05, gt=0, description="of the softmax over similarities at inference (epsilon)")
         mix: Literal["softmax", "concat", "cosine", "argmax", "oracle"] = "softmax"
         token: Literal["text", "image", "both"] = "text"
+        empty_slots: int = Field(
+            0, ge=0, description="slots of the softmax in all, empty ones with similarity 0 (published code: 8 or 4)"
+        )
+        min_records: int = Field(
+            4, ge=1, description="records that a new cluster of clients needs to open a subspace; 1: as published"
+        )
+
+        @model_validator(mode="after")
+        def _slots_of_a_softmax(self) -> Self:
+            if self.empty_slots and self.mix != "softmax":
+                raise ValueError(
+                    f"empty_slots: {self.empty_slots} is for mix: softmax, and mix is {self.mix!r}; leave it out, or "
+                    "choose mix: softmax"
+                )
+            return self
 
     name = "disco"
     summary = "server-side knowledge cache, one subspace per discovered task, mixed per question"
@@ -82,7 +133,7 @@ class Disco(Method):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.identity = self.options.token
-        if self.options.mix in ("concat", "cosine"):
+        if self.options.mix in ("concat", "cosine") or self.options.empty_slots:
             self.invariants = INVARIANTS - {"mix-sums-to-one"}
         if self.options.mix == "oracle":
             self.needs_task_at_inference, self.group = True, "reference"
@@ -95,19 +146,27 @@ class Disco(Method):
         new = sorted(pair for pair in set(pairs) if pair not in state.assigned)
         if not new:
             return
-        cache = self._cache(state)
+        cache, small = self._cache(state), list[_Cluster]()
         tokens = np.stack([stats[pair].total / stats[pair].count for pair in new])
         counts = [stats[pair].count for pair in new]
         for members in average_linkage(tokens, counts, self.options.threshold):
-            total = np.sum([stats[new[i]].total for i in members], axis=0)
-            count = sum(counts[i] for i in members)
-            name = cache.match(total / count, self.options.threshold)
-            if name is None:
-                name = str(len(state.subspaces))
-                state.subspaces[name] = make(name)
-            cache.add(name, total, count)
-            for i in members:
-                state.assigned[new[i]] = name
+            cluster = _Cluster.of({new[i]: stats[new[i]] for i in members})
+            name = cache.match(cluster.token, self.options.threshold)
+            if name is None and cluster.count < self.options.min_records:
+                small.append(cluster)
+            else:
+                self._place(state, cache, cluster, name, make)
+        for cluster in sorted(small, key=lambda c: -c.count):
+            self._place(state, cache, cluster, cache.match(cluster.token, -np.inf), make)
+
+    @staticmethod
+    def _place(state: ServerState, cache: KnowledgeCache, cluster: _Cluster, name: str | None, make: Factory) -> None:
+        """Let a cluster join the subspace ``name``, or open the next one."""
+        if name is None:
+            name = str(len(state.subspaces))
+            state.subspaces[name] = make(name)
+        cache.add(name, cluster.total, cluster.count)
+        state.assigned.update(dict.fromkeys(cluster.pairs, name))
 
     def report(self, state: ServerState) -> list[dict[str, Any]]:
         cache = self._cache(state)
@@ -138,4 +197,4 @@ class Disco(Method):
             return np.maximum(similarity, 0.0).astype(np.float32)
         if self.options.mix == "argmax":
             return argmax_mix(similarity)
-        return softmax_mix(similarity, self.options.temperature)
+        return softmax_mix(similarity, self.options.temperature, self.options.empty_slots)

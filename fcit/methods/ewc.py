@@ -40,9 +40,11 @@ class EWC(Method):
     """
 
     class Options(Section):
-        """``strength`` is the paper's lambda."""
+        """``strength`` is the paper's lambda. No code of the published tables has it; see ``docs/protocol.md``."""
 
-        strength: float = Field(400.0, ge=0)
+        strength: float = Field(
+            400.0, ge=0, description="lambda; 400: the public code of PRISM-FMCL (arXiv 2605.01061); our benches: 1000"
+        )
         decay: float = Field(1.0, ge=0, le=1, description="1: the Fishers of all stages count alike")
         samples: int = Field(32, ge=1, description="records of a shard that a client looks at")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from fcit.config import Section
 from fcit.methods.base import INVARIANTS
@@ -26,7 +27,9 @@ class MLoRA(PerStage):
     class Options(Section):
         """Keys under ``method:``."""
 
-        merge: Literal["mean", "sum"] = "mean"
+        merge: Literal["mean", "sum"] = Field(
+            "mean", description="mean: model averaging; sum: task arithmetic (both our definition); our benches: sum"
+        )
 
     name = "mlora"
     summary = "a LoRA per stage, trained alone and merged exactly (our definition)"

@@ -32,10 +32,16 @@ class OLoRA(PerStage):
     """
 
     class Options(Section):
-        """``orthogonality`` is the paper's lambda_1, ``decay`` lambda_2."""
+        """``orthogonality`` is the paper's lambda_1, ``decay`` lambda_2.
 
-        orthogonality: float = Field(0.5, ge=0)
-        decay: float = Field(0.0, ge=0)
+        0.5 and 0 are the authors' (as the public code of PRISM-FMCL, arXiv 2605.01061, cites them); the public toolbox
+        MCITlib has 0.05 for the same absolute sum. Which the published tables used is not known.
+        """
+
+        orthogonality: float = Field(
+            0.5, ge=0, description="lambda_1; 0.5: the authors; the public toolbox MCITlib: 0.05; our benches: 0.005"
+        )
+        decay: float = Field(0.0, ge=0, description="lambda_2; 0: the authors")
 
     name = "olora"
     summary = "a LoRA per stage, orthogonal to the earlier ones, all summed"

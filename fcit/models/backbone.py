@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,20 +13,22 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
-from transformers import AutoImageProcessor
 
 from fcit import config as configuration
 from fcit.data.collate import IGNORE, Encoded, pad_left
-from fcit.data.records import Record, TestRecord, Turn, open_image
-from fcit.errors import ConfigError, DataError
+from fcit.data.pictures import open_image
+from fcit.data.records import Record, TestRecord, Turn
+from fcit.errors import DataError
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.families import Family
-from fcit.models.features import ImageFeatures, Pictures, hash_weights, quiet, restored, stored
+from fcit.models.features import ImageFeatures, Pictures, hash_weights, restored, stored
 from fcit.models.identity import Identity
 from fcit.models.loading import TINY as TINY
-from fcit.models.loading import check_hardware, family_of, load_model, load_words, locate
+from fcit.models.loading import check_hardware, inspect, load_model, locate
 from fcit.models.loading import versions as versions
+from fcit.models.quieting import quiet
+from fcit.schema import Way
 
 
 def _insert(
@@ -60,29 +61,25 @@ def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
 
 
 class Backbone:
-    """Loads everything once; adapters are attached by :class:`fcit.models.adapters.Adapters`."""
+    """Loads everything once; adapters are attached by :class:`fcit.models.adapters.Adapters`.
 
-    def __init__(self, config: configuration.Backbone) -> None:
+    Args:
+        pictures: ``data.pictures``: how files become pixels, for the model and for its identity encoder.
+    """
+
+    def __init__(self, config: configuration.Backbone, pictures: Way = "official") -> None:
         model_path, identity_path = locate(config.model, config.identity)
         check_hardware(config)
-        self.config = config
+        self.config, self.pictures = config, pictures
         self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         if config.threads:
             torch.set_num_threads(config.threads)
-        try:
-            with quiet():
-                family = family_of(config.model, model_path)
-                self.model: Any = load_model(model_path, config, family)
-                self.tokenizer, self._template = load_words(config.model, model_path, config, family)
-                # With torchvision installed transformers would pick another backend with other pixels.
-                self.image_processor: Any = AutoImageProcessor.from_pretrained(model_path, backend="pil")
-                self.identity = Identity(identity_path, self.device, config.feature_cache == "disk")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"backbone.model: cannot load {config.model!r} ({error})") from None
-        if self.model.generation_config.eos_token_id is None:
-            self.model.generation_config.eos_token_id = self.tokenizer.eos_token_id
-        self.family: Family = family(self.model, self.image_processor, config)
+        found = inspect(model_path, config)
+        self.tokenizer, self._template, self.image_processor = found.tokenizer, found.template, found.image_processor
+        self.model: Any = load_model(model_path, config, found)
+        self.identity = Identity(identity_path, self.device, config.feature_cache == "disk", pictures)
+        self.family: Family = found.family(self.model, self.image_processor, config)
         self._checkpointing = False
         #: While images are projected: the row of the batch that each of them belongs to.
         self.owners: list[int] | None = None
@@ -106,6 +103,7 @@ class Backbone:
             transformers.__version__,
         ]
         parts += [self.family.view] if self.family.view else []
+        parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -126,8 +124,7 @@ class Backbone:
         Nothing else changes: the second computation draws the same dropout. Only layers in training mode do it.
         """
         language = self._llava.language_model
-        with warnings.catch_warnings():  # an alias until transformers 6, but the name every 5.x has
-            warnings.simplefilter("ignore", FutureWarning)
+        with quiet():
             # Not reentrant: the embeddings are frozen, so a layer's input may need no gradient.
             language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._checkpointing = True
@@ -135,8 +132,7 @@ class Backbone:
             yield
         finally:
             self._checkpointing = False
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
+            with quiet():
                 language.gradient_checkpointing_disable()
 
     @property
@@ -170,7 +166,8 @@ class Backbone:
 
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
         """Patch features before the projector, as they are kept."""
-        return stored(self.family.features([open_image(root, image) for image in images]).to(self.dtype))
+        opened = (open_image(root, image, self.pictures) for image in images)  # one at a time in memory
+        return stored(self.family.features(opened).to(self.dtype))
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
         """Frozen features ``(N, tokens, width)``, from the cache where it is on; N may be 0.

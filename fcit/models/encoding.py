@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from fcit import config as configuration
@@ -51,22 +52,24 @@ class Encoder:
             raise DataError(found)
         return found
 
-    def encode_all(self, records: Iterable[Record | TestRecord]) -> list[Encoded | str]:
-        """Tokenise many, their texts all at once; a text says why one cannot be used."""
-        found: list[Encoded | str] = []
-        waiting: list[Record | TestRecord] = []
-        for record in records:
-            waiting.append(record)
-            if len(waiting) == AT_ONCE:
-                found += self._batch(waiting)
-                waiting = []
-        return found + self._batch(waiting)
+    def encoded(self, records: Iterable[Record | TestRecord]) -> Iterator[Encoded | str]:
+        """Tokenise many, a thousand at once; a text says why one cannot be used."""
+        rest = iter(records)
+        while waiting := list(islice(rest, AT_ONCE)):
+            yield from self._batch(waiting)
+
+    def lengths(self, answers: Iterable[str]) -> Iterator[int]:
+        """Tokens of answers, end token included."""
+        rest = iter(answers)
+        while waiting := list(islice(rest, AT_ONCE)):
+            for ids in self.tokenizer([f" {text}" for text in waiting], add_special_tokens=False).input_ids:
+                yield len(ids) + 1
 
     def _batch(self, records: Sequence[Record | TestRecord]) -> list[Encoded | str]:
         planned: list[list[Piece] | str] = []
         for record in records:
             try:
-                planned.append(list(self._pieces(record)))
+                planned.append(list(self.pieces(record)))
             except ValueError as error:
                 planned.append(str(error))
         self._learn(pieces for pieces in planned if not isinstance(pieces, str))
@@ -94,7 +97,7 @@ class Encoder:
 
     # ------------------------------------------------------------------ pieces
 
-    def _pieces(self, record: Record | TestRecord) -> Iterable[Piece]:
+    def pieces(self, record: Record | TestRecord) -> Iterable[Piece]:
         """The pieces of a prompt.
 
         Raises:

@@ -13,7 +13,7 @@ Supported: LLaVA (``llava``: LLaVA-1.5 and what is saved alike) and Qwen2.5-VL (
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from torch import nn
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
-from fcit.models.features import filled, square
+from fcit.models.features import filled, processed, square
 
 
 class Family(ABC):
@@ -73,8 +73,12 @@ class Family(ABC):
             return list(images)
         return [square(image, self.processor.image_mean) for image in images]
 
+    def _one_by_one(self, images: Iterable[Image.Image]) -> Iterator[Image.Image]:
+        """The same, of which one at a time is in memory: padded to a square it may be large."""
+        return (prepared for image in images for prepared in self.prepared([image]))
+
     @abstractmethod
-    def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
         """Frozen features ``(N, *shape)`` of at most ``BATCH`` images, in the tower's number format."""
 
     @abstractmethod
@@ -131,12 +135,12 @@ class Llava(Family):
         return self.tokens, self.base.config.vision_config.hidden_size * len(self._layers)
 
     @torch.no_grad()
-    def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        pixels = filled(self.processor(self.prepared(images), return_tensors="pt")["pixel_values"])
-        tower = self.tower
+    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        rows = processed(self.processor, self._one_by_one(images))
+        pixels, tower = filled(rows), self.tower
         states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states
         chosen = torch.cat([states[layer] for layer in self._layers], dim=-1)
-        return chosen[: len(images), 1 if self._selected else 0 :]
+        return chosen[: len(rows), 1 if self._selected else 0 :]
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         projector = self.base.model.multi_modal_projector
@@ -188,13 +192,14 @@ class Qwen(Family):
         return [image.resize(size, self.processor.resample) for image in super().prepared(images)]
 
     @torch.no_grad()
-    def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        found = self.processor(self.prepared(images), do_resize=False, return_tensors="pt")
-        patches = filled(found["pixel_values"].unflatten(0, (len(images), -1)))
+    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        small = list(self._one_by_one(images))
+        found = self.processor(small, do_resize=False, return_tensors="pt")
+        patches = filled(found["pixel_values"].unflatten(0, (len(small), -1)))
         grid = found["image_grid_thw"][:1].expand(len(patches), -1).to(self.tower.device)
         with _joined(self.tower) as tower:
             states = tower(patches.flatten(0, 1).to(tower.device, tower.dtype), grid_thw=grid).pooler_output
-        return states.unflatten(0, (len(patches), -1))[: len(images)]
+        return states.unflatten(0, (len(patches), -1))[: len(small)]
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         merger, rows = self.tower.merger, len(features)

@@ -6,11 +6,10 @@ float32 one, and what is read is bit for bit what was computed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from PIL import Image
 from torch import nn
 
 from fcit.data.benchmark import cache_folder
-from fcit.data.records import image_path, open_image
+from fcit.data.pictures import image_path, open_image
 from fcit.errors import DataError
+from fcit.schema import Way
 
 #: How numpy keeps a number format; it knows no bfloat16, whose bits are kept as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -30,21 +30,6 @@ _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16:
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
 # which other images happened to be missing at the time.
 BATCH = 32
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' loading reports and bars; errors still raise."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -69,13 +54,18 @@ def square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return padded
 
 
-def pixels(processor: Any, root: Path, images: Sequence[str]) -> torch.Tensor:
+def pixels(processor: Any, root: Path, images: Sequence[str], way: Way = "official") -> torch.Tensor:
     """Pixels of at most :data:`BATCH` images, filled up with zeros to that many.
 
     Raises:
         DataError: an image is missing, unreadable or outside ``root``.
     """
-    return filled(processor([open_image(root, image) for image in images], return_tensors="pt")["pixel_values"])
+    return filled(processed(processor, (open_image(root, image, way) for image in images)))
+
+
+def processed(processor: Any, images: Iterable[Image.Image]) -> torch.Tensor:
+    """The processor's ``pixel_values`` of images, of which one at a time is in memory."""
+    return torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
 
 
 def filled(rows: torch.Tensor) -> torch.Tensor:

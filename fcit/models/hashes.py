@@ -22,7 +22,7 @@ LARGE = 64 * 1024**2
 
 #: Files of a model folder that hold weights, newest format first; the first kind found is the model.
 _WEIGHTS = ("*.safetensors", "*.bin")
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
 
 
 def of_text(text: str) -> str:
@@ -54,12 +54,12 @@ def of_weights(source: str, model: nn.Module) -> str:
 
 def of_tokenizer(source: str, tokenizer: Any) -> str:
     """The tokenizer's files in a model's folder; where there are none, its vocabulary."""
-    return of_files(source, _TOKENIZER) or of_text(json.dumps(sorted(tokenizer.get_vocab().items())))
+    return of_files(source, TOKENIZER) or of_text(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def of_files(source: str, patterns: tuple[str, ...]) -> str:
     """Names and contents of the files of a model's folder that match; empty text if none does."""
-    folder = _folder(source)
+    folder = folder_of(source)
     found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
     if not found:
         return ""
@@ -67,7 +67,7 @@ def of_files(source: str, patterns: tuple[str, ...]) -> str:
     return of_text("\n".join(parts))
 
 
-def _folder(source: str) -> Path | None:
+def folder_of(source: str) -> Path | None:
     """Where a model's files lie: the folder itself or what the hub's name was downloaded to."""
     if Path(source).is_dir():
         return Path(source)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,115 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, CLIPVisionModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPTextModel, CLIPVisionModel
 
 from fcit.data import prompts
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.models import hashes
-from fcit.models.features import ImageFeatures, hash_weights, pixels, quiet
+from fcit.models.checking import check_config, check_files, is_local, told
+from fcit.models.features import ImageFeatures, hash_weights, pixels
+from fcit.models.quieting import quiet
+from fcit.models.whole import REPORTING, Report, check_weights, judge
+from fcit.models.words import check_size
+from fcit.schema import Way
 
 LENGTH = 77  # tokens of an instruction
+KEY = "backbone.identity"
+_KINDS = {"clip": ("text", "vision"), "clip_text_model": ("text",), "clip_vision_model": ("vision",)}
+#: Tensors of a whole CLIP that a tower of it leaves aside.
+_OTHERS = {
+    "text": r"vision_model\.|visual_projection\.|text_projection\.|logit_scale$",
+    "vision": r"text_model\.|visual_projection\.|text_projection\.|logit_scale$",
+}
+_WHOLE = "name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
+_UNLIKE = ("How many red cubes are left?", "Generate a brief caption for the image.")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What is known of an identity encoder before its weights are read."""
+
+    tokenizer: Any
+    image_processor: Any  # None unless images are looked at
+    tensors: int  # in its weight files; 0 for a hub's name
+
+
+def inspect(source: str, sees: bool) -> Inspected:
+    """Look at everything of a CLIP but its weights, and at the headers of those that are here.
+
+    Args:
+        sees: whether its vision tower is needed.
+
+    Raises:
+        ConfigError: it would not load, or not whole, or texts would all be the same to it.
+    """
+    local, tensors, processor = is_local(source), 0, None
+    if local:
+        check_config(KEY, Path(source))
+    towers = (("text", CLIPTextModel), ("vision", CLIPVisionModel))[: 1 + sees]
+    with quiet():
+        with told(KEY, source, "config.json"):
+            config = AutoConfig.from_pretrained(source)
+        for name, _ in towers:
+            if name not in _KINDS.get(config.model_type, ()):
+                raise ConfigError(f"{KEY}: {source!r} has no CLIP {name} tower (it is a {config.model_type}); {_WHOLE}")
+        files = check_files(KEY, Path(source), sees) if local else []
+        for name, build in towers if files else ():
+            own = getattr(config, f"{name}_config", config)
+            tensors = check_weights(KEY, files, build, own, _part(name), _OTHERS[name])
+        with told(KEY, source, "its tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            check_ends(source, tokenizer, getattr(config, "text_config", config))
+        if sees:
+            with told(KEY, source, "its image processor"):
+                # With torchvision installed transformers would pick another backend with other pixels.
+                processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    return Inspected(tokenizer, processor, tensors)
+
+
+def _part(tower: str) -> Callable[[str], str]:
+    """What every tensor of a tower belongs to."""
+    return lambda name: f"{tower} tower"
+
+
+def check_ends(source: str, tokenizer: Any, config: Any) -> None:
+    """The text tower finds the end of a text, whose state is the feature.
+
+    It looks for the first token ``eos_token_id`` of config.json, and where there is none takes the first token of the
+    text, which sees nothing of it: every text would have the same feature. For 2, which old files say wrongly, it
+    takes the token with the highest number (transformers' CLIPTextModel).
+
+    Raises:
+        ConfigError: the tower would look elsewhere, or its words or positions do not suffice.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"{KEY}: the tokenizer of {source!r} has no end token, and the state at the end is what tells texts apart; "
+            "name it in its tokenizer_config.json (eos_token)"
+        )
+    check_size(KEY, source, tokenizer, config.vocab_size)
+    if config.max_position_embeddings < LENGTH:
+        raise ConfigError(
+            f"{KEY}: the text tower of {source!r} sees {config.max_position_embeddings} tokens, {LENGTH} are needed; "
+            f"{_WHOLE}"
+        )
+    end, looked = tokenizer.eos_token_id, config.eos_token_id
+    found = len(tokenizer) - 1 if looked == 2 else looked
+    if end != found:
+        how = "the token with the highest number" if looked == 2 else f"token {looked}"
+        raise ConfigError(
+            f"{KEY}: the text tower of {source!r} takes {how} for the end of a text (eos_token_id {looked} in its "
+            f"config.json), and its tokenizer ends texts with {tokenizer.eos_token!r} ({end}), so that all texts could "
+            f"look the same; write {end} into config.json, or let tokenizer and config.json come from one model"
+        )
+    for text in (_UNLIKE[0], f"{_UNLIKE[0]} " * LENGTH):
+        ids = tokenizer(text, truncation=True, max_length=LENGTH).input_ids
+        if ids[-1] != end:
+            raise ConfigError(
+                f"{KEY}: the tokenizer of {source!r} adds no end token {tokenizer.eos_token!r} to a text, the state of "
+                "which tells texts apart; use the tokenizer that its model was trained with"
+            )
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -56,41 +157,36 @@ class Identity:
     Args:
         source: folder or hub name of a CLIP; its vision tower is loaded when images are first asked for.
         cache: whether image features are kept on disk.
+        pictures: ``data.pictures``: how files become pixels.
     """
 
-    def __init__(self, source: str, device: torch.device, cache: bool) -> None:
-        self.source, self.device, self.cache = source, device, cache
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    def __init__(self, source: str, device: torch.device, cache: bool, pictures: Way = "official") -> None:
+        self.source, self.device, self.cache, self.pictures = source, device, cache, pictures
+        self.tokenizer: Any = inspect(source, sees=False).tokenizer
         self._text = self._tower(CLIPTextModel, "text")
+        one, other = self.text(_UNLIKE)
+        if not np.isfinite(one).all() or np.allclose(one, other, rtol=1e-4, atol=1e-5):
+            raise ConfigError(
+                f"{KEY}: {source!r} gives {' and '.join(map(repr, _UNLIKE))} the same features, so texts cannot be "
+                f"told apart; {_WHOLE}"
+            )
 
     def _tower(self, kind: Any, name: str) -> Any:
         """One tower of the CLIP, frozen.
 
         Raises:
-            ConfigError: the CLIP has no such tower; transformers would fill it with random numbers.
+            ConfigError: it is not whole; transformers would fill it with random numbers.
         """
-        with quiet():
-            model, info = kind.from_pretrained(self.source, output_loading_info=True)
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise ConfigError(
-                f"backbone.identity: {self.source!r} has no CLIP {name} tower ({missing[0]} is missing); "
-                "name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
-            )
+        with quiet(), told(KEY, self.source, f"its {name} tower"):
+            model, info = kind.from_pretrained(self.source, **REPORTING)
+        judge(KEY, self.source, Report.of(model, info, _OTHERS[name]), _part(name))
         return model.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def _vision(self) -> tuple[Any, Any]:
         """Vision tower and image processor."""
-        try:
-            # With torchvision installed transformers would pick another backend with other pixels.
-            processor = AutoImageProcessor.from_pretrained(self.source, backend="pil")
-            return self._tower(CLIPVisionModel, "vision"), processor
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"backbone.identity: {self.source!r} has no vision tower and image processor that can be loaded "
-                f"({error}); name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
-            ) from None
+        found = inspect(self.source, sees=True)
+        return self._tower(CLIPVisionModel, "vision"), found.image_processor
 
     @property
     def hash(self) -> str:
@@ -149,12 +245,13 @@ class Identity:
         tower, processor = self._vision
         mark = ""
         if self.cache:
-            parts = (hash_weights(tower), processor.to_json_string(), transformers.__version__)
+            parts = [hash_weights(tower), processor.to_json_string(), transformers.__version__]
+            parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
             mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
         return ImageFeatures(mark, (self.width("image"),), self._pooled)
 
     @torch.no_grad()
     def _pooled(self, root: Path, images: Sequence[str]) -> np.ndarray:
         tower, processor = self._vision
-        padded = pixels(processor, root, images).to(self.device)
+        padded = pixels(processor, root, images, self.pictures).to(self.device)
         return tower(pixel_values=padded).pooler_output[: len(images)].float().cpu().numpy()

@@ -1,10 +1,17 @@
-"""Loading a multimodal model: where it lies, whether it can be used, in which number format, with which kernels."""
+"""Loading a multimodal model: where it lies, whether it can be used, in which number format, with which kernels.
+
+Everything that can be known without its weights is known first (:func:`inspect`), so that a wrong model is refused
+before 14 GB are read, and ``fcit doctor --config`` says the same as a run.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +19,10 @@ import peft
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
@@ -23,7 +31,13 @@ from transformers.utils import is_flash_attn_2_available
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
+from fcit.models import hashes
+from fcit.models.checking import check_config, check_files, is_local, told
+from fcit.models.encoding import Encoder
 from fcit.models.families import FAMILIES, Family
+from fcit.models.quieting import quiet
+from fcit.models.whole import REPORTING, Report, check_weights, judge
+from fcit.models.words import end_tokens, load_words
 
 TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
 
@@ -127,41 +141,102 @@ def check_hardware(settings: configuration.Backbone) -> None:
             )
 
 
-def load_model(source: str, settings: configuration.Backbone, family: type[Family]) -> Any:
-    """The frozen model on its device.
+@dataclass(frozen=True)
+class Inspected:
+    """What is known of a model before its weights are read."""
+
+    family: type[Family]
+    config: Any
+    tokenizer: Any  # pads on the left
+    template: Any  # holds the chat template
+    image_processor: Any
+    ends: list[int]  # tokens that end an answer; the first is the tokenizer's own, which training appends
+    tensors: int  # in the weight files; 0 for a hub's name, whose files may still have to be downloaded
+
+
+def part_of(family: type[Family]) -> Callable[[str], str]:
+    """Names what a tensor belongs to."""
+
+    def part(name: str) -> str:
+        pieces = name.split(".")
+        if family.projector in pieces:
+            return "projector"
+        if family.vision in pieces:
+            return "vision tower"
+        return "output layer (lm_head)" if "lm_head" in pieces else "language model"
+
+    return part
+
+
+def inspect(source: str, settings: configuration.Backbone) -> Inspected:
+    """Look at everything of a model but its weights, and at the headers of those that are here.
+
+    Raises:
+        ConfigError: it would not load, or not whole, or its parts do not belong together; one sentence says why.
+    """
+    key, name, tensors = "backbone.model", settings.model, 0
+    local = is_local(source)
+    if local:
+        check_config(key, Path(source))
+    with quiet():
+        with told(key, name, "config.json"):
+            family = family_of(name, source)
+            config = AutoConfig.from_pretrained(source)
+        files = check_files(key, Path(source)) if local else []
+        if files and getattr(config, "quantization_config", None) is None:  # else its tensors have other names
+            build = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+            tensors = check_weights(key, files, build, config, part_of(family))
+        with told(key, name, "its tokenizer"):
+            tokenizer, template = load_words(source, settings, family.processed, config)
+            ends = end_tokens(source, tokenizer)
+        with told(key, name, "its image processor"):
+            # With torchvision installed transformers would pick another backend with other pixels.
+            image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    return Inspected(family, config, tokenizer, template, image_processor, ends, tensors)
+
+
+def load_model(source: str, settings: configuration.Backbone, found: Inspected) -> Any:
+    """The frozen model on its device, whole.
 
     On a GPU weights go there one by one, so that no whole copy is made in the machine's memory.
+
+    Raises:
+        ConfigError: the weights cannot be read or do not make a whole model.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization == "4bit":
-        options["quantization_config"] = four_bits(settings.dtype, family)
+        options["quantization_config"] = four_bits(settings.dtype, found.family)
     if settings.device != "cpu":
         options["device_map"] = {"": settings.device}
-    model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    key, part = "backbone.model", part_of(found.family)
+    with quiet(), told(key, settings.model, "its weights"):
+        model, info = AutoModelForImageTextToText.from_pretrained(source, **REPORTING, **options)
+    if not getattr(model, "is_quantized", False):
+        judge(key, settings.model, Report.of(model, info), part)
+    elif not found.tensors and settings.quantization == "4bit":  # its tensors were renamed: the files tell
+        folder = hashes.folder_of(source)
+        files = check_files(key, folder) if folder else []
+        check_weights(key, files, type(model), found.config, part)
     own = model.generation_config
     # What else a model's settings ask for (Qwen: sampling, a penalty for repetition) would act on greedy answers.
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        bos_token_id=own.bos_token_id, eos_token_id=found.ends, pad_token_id=own.pad_token_id
     )
     return model.eval().requires_grad_(False)
 
 
-def load_words(name: str, source: str, settings: configuration.Backbone, family: type[Family]) -> tuple[Any, Any]:
-    """Tokenizer, padding on the left, and what holds the chat template.
+def load_encoder(settings: configuration.Backbone) -> Encoder:
+    """What tokenises for a model, without its weights.
 
     Raises:
-        ConfigError: ``conversation: template``, and there is none.
+        ConfigError: the model would not load, or not whole.
     """
-    processor = (AutoProcessor if family.processed else AutoTokenizer).from_pretrained(source)
-    tokenizer = processor.tokenizer if family.processed else processor
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:  # what stands at masked places is never seen
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if settings.conversation == "template" and not processor.chat_template:
-        raise ConfigError(f"backbone.conversation: 'template', but {name!r} has no chat template; choose vicuna_v1")
-    return tokenizer, processor
+    source, _ = locate(settings.model, settings.identity)
+    found = inspect(source, settings)
+    tokens = found.family(SimpleNamespace(config=found.config), found.image_processor, settings).tokens
+    return Encoder(found.tokenizer, found.template, found.config.image_token_id, tokens, settings)
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:

@@ -20,7 +20,7 @@ from fcit.mistakes import sentences
 from fcit.models.layout import is_projector
 from fcit.models.saving import BARE, PEFT
 from fcit.run_dir import read_tensors, write_json, write_tensors
-from fcit.schema import Adapter, Backbone, Section
+from fcit.schema import Adapter, Backbone, Section, Way
 
 Tensors = dict[str, np.ndarray]
 
@@ -45,6 +45,7 @@ class Routing(Section):
     backbone: Backbone
     hashes: dict[str, str] = Field(description="of the backbone, its tokenizer, image processor and identity encoder")
     max_new_tokens: int = Field(ge=1, description="longest answer that the run allowed")
+    pictures: Way = Field("official", description="how the run's pictures became pixels (data.pictures)")
     batch_size: int = Field(ge=1, description="questions answered at a time; the run's, for the same bits")
     stage: int = Field(ge=0, description="stages of the run that were finished")
     trained_on: dict[str, dict[str, int]] = Field(
@@ -69,7 +70,9 @@ def write(folder: Path, routing: Routing, tokens: Tensors) -> None:
         DiskFull: there is no room.
     """
     write_tensors(folder / TOKENS, tokens)
-    write_json(folder / ROUTING, routing.model_dump(mode="json"))
+    # Older versions know no `pictures` and refuse what they do not know.
+    aside = {"pictures"} if routing.pictures == "official" else set()
+    write_json(folder / ROUTING, routing.model_dump(mode="json", exclude=aside))
 
 
 @dataclass(frozen=True)

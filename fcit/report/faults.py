@@ -24,6 +24,7 @@ KINDS = {
     "evaluate-failed": "questions were not answered, another client was asked",
     "checkpoint-damaged": "a checkpoint could not be read, the one before was used",
     "spill-damaged": "an update kept before a crash could not be read, its client was asked again",
+    "data-changed": "data or code are not what they were when the run began; accepted",
     "tracker-failed": "switched off",
 }
 HEAD = ["what", "who", "where", "why", "times"]

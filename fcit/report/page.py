@@ -14,11 +14,12 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from fcit.data.benchmark import open_benchmark
-from fcit.data.records import open_image
+from fcit.data.pictures import open_image
 from fcit.errors import FCITError
-from fcit.report import faults, figures, footing, tables
+from fcit.report import faults, figures, footing, notes, tables
 from fcit.results import Prediction, Run
 from fcit.run_dir import write_text
+from fcit.schema import Way
 
 SAMPLES = 4  # predictions shown per dataset
 THUMBNAIL = 128  # pixels, longer side
@@ -33,23 +34,23 @@ def shade(value: float | None, top: float = 100.0) -> str:
     return f"background:rgb(38 99 171 / {0.06 + 0.94 * share:.2f});color:{ink}"
 
 
-def _thumbnail(root: Path, image: str) -> str:
-    """An image as a data address.
+def _thumbnail(root: Path, image: str, way: Way) -> str:
+    """An image as a data address, as the model saw it.
 
     Raises:
         DataError: it cannot be read.
     """
-    small = open_image(root, image)
+    small = open_image(root, image, way)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     small.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _picture(root: Path | None, image: str) -> str | None:
+def _picture(root: Path | None, image: str, way: Way) -> str | None:
     """An image as a data address, if it is on this machine and can be read."""
     try:
-        return None if root is None else _thumbnail(root, image)
+        return None if root is None else _thumbnail(root, image, way)
     except FCITError:
         return None
 
@@ -75,7 +76,7 @@ def _samples(run: Run) -> list[dict[str, Any]]:
             continue
         items = []
         for prediction in _picked(run.predictions(dataset)):
-            pictures = [_picture(root, image) for image in prediction.images]
+            pictures = [_picture(root, image, run.config.data.pictures) for image in prediction.images]
             spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
             items.append({"p": prediction, "pictures": pictures, "spoke": [(n, w) for w, n in spoke if w >= 0.01][:3]})
         found.append({"dataset": dataset, "items": items})
@@ -113,11 +114,14 @@ def _one(run: Run) -> dict[str, Any]:
         "run": run,
         "slug": "".join(c if c.isalnum() else "-" for c in run.name),
         "numbers": footing.label(run),
+        "accepted": footing.accepted(run),
         "matrix": run.matrix,
         "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
         "rules": tables.rules(run),
+        "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
+        "notes": notes.notes(run),
         "mixes": _mixes(run) if finished else None,
         "trained": _trained(run),
         "tables": run.results.get("method_tables", []) if finished else [],
@@ -152,6 +156,7 @@ def render(runs: list[Run]) -> str:
         title=" · ".join(run.name for run in runs),
         runs=[_one(run) for run in runs],
         comparisons=[(said, tables.summary(members)) for said, members in footing.groups(finished)],
+        notes=footing.notes(finished),
         charts={name: Markup(text) for name, text in charts.items()},
     )
 
@@ -189,7 +194,7 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
     """File name, rows, caption of every table, and what is said of its numbers."""
     for run in runs:
         said = footing.label(run)
-        yield f"matrix-{run.name}", tables.matrix_rows(run.matrix), f"Accuracy matrix of {run.name}", said
+        yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", said
         if len(rules := tables.rules(run)) > 1:
             yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", said
         if len(rows := faults.table(run)) > 1:

@@ -10,6 +10,8 @@ from fcit import registry
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.results import Run
 
+#: One text to every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
+CONSTANT = "best constant answer"
 FIGURES = ("Last", "Avg", "MFT", "BWT", "forgetting")
 
 
@@ -39,13 +41,31 @@ def summary(runs: list[Run]) -> list[list[str]]:
     return rows
 
 
-def matrix_rows(matrix: AccuracyMatrix) -> list[list[str]]:
-    """Head and one row a stage that was evaluated."""
+def constant_matrix(run: Run) -> AccuracyMatrix | None:
+    """The matrix of one who gives the best constant answer to every data set, or None where it is not known of all."""
+    matrix, known = run.matrix, run.constants
+    if any(name not in known for row in matrix.scores for name in row):
+        return None
+    return AccuracyMatrix(matrix.datasets, [{name: known[name] for name in row} for row in matrix.scores])
+
+
+def constant_row(run: Run) -> list[str]:
+    """The row below an accuracy matrix; empty where nothing is known, e.g. of older run folders."""
+    if not run.constants:
+        return []
+    whole = constant_matrix(run)
+    cells = [cell(run.constants.get(name)) for name in run.matrix.datasets]
+    return [CONSTANT, *cells, cell(whole.last if whole else None)]
+
+
+def matrix_rows(run: Run) -> list[list[str]]:
+    """Head and one row a stage that was evaluated; last the best constant answer, if it is known."""
+    matrix = run.matrix
     rows = [["stage", *matrix.datasets, "mean"]]
     for number, row in enumerate(matrix.scores, start=1):
         if row:
             rows.append([str(number), *(cell(row.get(n)) for n in matrix.datasets), cell(sum(row.values()) / len(row))])
-    return rows
+    return rows + [row for row in [constant_row(run)] if row]
 
 
 def rules(run: Run) -> list[list[str]]:

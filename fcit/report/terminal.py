@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fcit.report import tables
-from fcit.report.footing import groups, label, titled
+from fcit.report import footing, notes, tables
+from fcit.report.footing import accepted, groups, label, titled
 from fcit.results import Run
 
 #: Columns of text; all others are figures.
@@ -34,12 +34,21 @@ def show(console: Console, runs: list[Run]) -> None:
     """
     for run in runs:
         said = label(run)
-        _print(console, tables.matrix_rows(run.matrix), titled(f"Accuracy matrix of {run.name}", said))
+        _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", said))
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", said))
-    for said, members in groups([run for run in runs if run.finished]):
+        _say(console, accepted(run))
+        _say(console, [f"{run.name}: {sentence}" for sentence in notes.notes(run)])
+    finished = [run for run in runs if run.finished]
+    for said, members in groups(finished):
         _print(console, tables.summary(members), titled("Comparison", said))
+    _say(console, footing.notes(finished))
+
+
+def _say(console: Console, sentences: list[str]) -> None:
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def ending(console: Console, run: Run) -> None:

@@ -12,7 +12,8 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
 
 and of what went wrong: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
 ``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, or was mended: ``joined``, ``reused``,
-``checkpoint-damaged``, ``spill-damaged``. After a resume the round or evaluation that was cut is told again.
+``checkpoint-damaged``, ``spill-damaged``, or accepted: ``data-changed``. After a resume the
+round or evaluation that was cut is told again.
 """
 
 from __future__ import annotations

@@ -171,3 +171,50 @@ def test_every_shipped_bench_is_sound(path):
     assert made.runs and made.baseline in labels(made)
     # seeds that tune are not seeds that report
     assert {run.seed for run in made.runs} == {100} if path.stem == "sweep" else 100 not in {r.seed for r in made.runs}
+
+
+# ---------------------------------------------------------------------- more seeds for some rows
+
+
+def test_a_row_given_twice_with_other_seeds_is_one_row(planned):
+    made = planned(
+        seeds=[0, 1],
+        rows=[
+            {"axes": {"method": ["finetune", "disco"]}},
+            {"axes": {"method": ["disco"]}, "seeds": [5, 7]},
+        ],
+    )
+    assert labels(made) == ["finetune", "disco"] and [row.seeds for row in made.rows] == [(0, 1), (0, 1, 5, 7)]
+    assert [run.name for run in made.runs] == [
+        "finetune-s0",
+        "disco-s0",
+        "finetune-s1",
+        "disco-s1",
+        "disco-s5",
+        "disco-s7",
+    ]
+
+
+def test_a_row_given_twice_with_a_seed_in_common_is_refused(write):
+    with pytest.raises(ConfigError, match="both have seed 1: a row may be repeated with other seeds only"):
+        plan.load(
+            write(
+                seeds=[0, 1],
+                rows=[
+                    {"axes": {"method": ["disco"]}},
+                    {"axes": {"method": ["disco"]}, "seeds": [1, 2]},
+                ],
+            )
+        )
+
+
+def test_a_label_given_twice_for_other_settings_is_refused(write):
+    with pytest.raises(ConfigError, match="two rows are called 'x'"):
+        plan.load(
+            write(
+                rows=[
+                    {"axes": {"method": ["disco"]}, "label": "x"},
+                    {"axes": {"method": ["finetune"]}, "label": "x", "seeds": [9]},
+                ]
+            )
+        )

@@ -196,3 +196,102 @@ def test_following_a_run(made):
 
 def test_durations():
     assert [duration(s) for s in (7, 119, 600, 9000)] == ["7 s", "119 s", "10 min", "2.5 h"]
+
+
+# ---------------------------------------------------------------------- more seeds, tables on the way
+
+
+def listed(file: Path, capsys, **wishes) -> list[str]:
+    """The folders that a dry run names."""
+    capsys.readouterr()
+    assert command.bench(command.Wishes(file, dry_run=True, **wishes)) == 0
+    return [Path(line.split()[-1]).name for line in capsys.readouterr().out.splitlines()[:-1]]
+
+
+def test_rows_and_seeds_of_the_command_line(made, capsys, monkeypatch):
+    assert listed(made.file, capsys, rows=("disco",), seeds="3,4") == ["disco-s3", "disco-s4"]
+    assert not (made.folder / "seeds.json").exists()  # a dry run remembers nothing
+    monkeypatch.setattr(
+        command,
+        "_work",
+        lambda console, made, chosen, wishes: [finish(r, {"a": [1.0]}) for r in chosen] and command.Outcome(),
+    )
+    assert command.bench(command.Wishes(made.file, rows=("disco",), seeds="3,4")) == 0
+    # later calls know them, without being told
+    every = ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1", "disco-s3", "disco-s4"]
+    assert listed(made.file, capsys) == every
+    assert listed(made.file, capsys, rows=("disco",)) == ["disco-s0", "disco-s1", "disco-s3", "disco-s4"]
+    assert listed(made.file, capsys, seeds="1") == ["finetune-s1", "disco-s1"]
+    text = (made.folder / "leaderboard.md").read_text()
+    assert "| disco | 2 of 4 |" in text
+    assert command.bench(command.Wishes(made.file)) == 0
+    text = (made.folder / "leaderboard.md").read_text()
+    assert "| disco | 4 |" in text and "| finetune | 2 |" in text
+    assert "- Seeds are 0, 1; disco has 0, 1, 3, 4." in text or "- Seeds are 0, 1, 3, 4; finetune has 0, 1." in text
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"rows": ("disko",), "seeds": "3"}, "--rows 'disko': no row is called that; did you mean 'disco'"),
+        ({"seeds": "3,x"}, "--seeds '3,x': must be whole numbers from 0 on"),
+        ({"seeds": "-1"}, "must be whole numbers"),
+        ({"seeds": "2,2"}, "names one seed twice"),
+    ],
+)
+def test_rows_and_seeds_that_cannot_be(made, wishes, said):
+    with pytest.raises(ConfigError, match=said):
+        command.bench(command.Wishes(made.file, dry_run=True, **wishes))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"disco": [true]}', '{"disco": 3}', "[" * 10**5])
+def test_a_damaged_list_of_seeds_is_named(made, text):
+    made.folder.mkdir(parents=True)
+    (made.folder / "seeds.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"seeds.json: .*remove it"):
+        command.bench(command.Wishes(made.file, dry_run=True))
+
+
+def test_the_leaderboard_is_written_after_every_run(made, capsys):
+    seen = []
+    refresh = command.Refresh(made)
+
+    def told() -> None:
+        refresh()
+        board = made.folder / "leaderboard.md"
+        seen.append(board.read_text().count("-s") if board.is_file() else None)
+
+    class Finishing(BenchWatcher):
+        def ended(self, slot, run, problem):
+            finish(run, {"a": [1.0, 0.0]})
+            super().ended(slot, run, problem)
+
+    watcher = Finishing(Console(width=100), "small", 4, 0, 1, told)
+    run(made, watcher=watcher)
+    assert len(seen) == 3  # the fourth is the bench's own table at its end
+    text = (made.folder / "leaderboard.md").read_text()
+    assert "| finetune | 2 |" in text and "| disco | 1 of 2 |" in text
+    assert (made.folder / "leaderboard.html").is_file() and not list(made.folder.glob(".*tmp"))
+
+
+def test_a_leaderboard_that_cannot_be_refreshed_stops_nothing(made, capsys):
+    refresh = command.Refresh(made)
+    made.runs[0].folder.mkdir(parents=True)
+    (made.runs[0].folder / "results.json").write_text("damaged")
+    refresh()
+    refresh()
+    assert capsys.readouterr().err.count("the leaderboard cannot be refreshed") == 1
+
+
+def test_refreshing_computes_what_is_new(made, monkeypatch):
+    from fcit.bench import bootstrap
+
+    computed = []
+    real = bootstrap.difference
+    monkeypatch.setattr(bootstrap, "difference", lambda owner, *runs: computed.append(owner) or real(owner, *runs))
+    refresh = command.Refresh(made)
+    for planned_run in made.runs:  # finetune, the baseline, and disco, seed by seed
+        finish(planned_run, {"a": [1.0, 0.0]})
+        refresh()
+        refresh()
+    assert len(computed) == 3  # disco with one seed, with another baseline, with two seeds

@@ -1,6 +1,7 @@
 """`fcit client check`: what is wrong with a site is named, with what to do about it."""
 
 import json
+import shutil
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
 from clients import check as checking
+from fcit.models.backbone import TINY
 from tests.clients.federation import free_port, make_certificates, make_key, run
 
 APP = "a" * 64
@@ -155,8 +157,12 @@ def test_data(site):
 
 
 def test_model(site):
-    _, findings = site
+    folder, findings = site
     assert "config.json" in wrong(findings(model="models/none"))["model"]
+    shutil.copytree(TINY / "llava", folder / "cut")
+    assert "model" not in wrong(findings(model="cut"))
+    (folder / "cut" / "model.safetensors").write_bytes(b"half")
+    assert "cut short or damaged" in wrong(findings(model="cut"))["model"]
 
 
 def test_home(site):

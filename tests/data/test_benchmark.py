@@ -199,7 +199,7 @@ def test_some_questions_only(own):
 
 
 def test_split_without_files(own):
-    with pytest.raises(ConfigError, match="no val file"):
+    with pytest.raises(ConfigError, match=r"needs the key datasets.cups.val in .*e.g. `val: cups/val.json`"):
         own(evaluation={"split": "val"}).test("cups")
 
 
@@ -263,8 +263,66 @@ def test_unknown_benchmark():
 
 
 def test_own_lists_are_needed_for_the_heterogeneous_setting(own):
-    with pytest.raises(ConfigError, match="no heterogeneous stages"):
+    with pytest.raises(ConfigError) as caught:
         own(setting="heterogeneous")
+    text = str(caught.value)
+    assert "needs the key `heterogeneous` in " in text and "own.yaml" in text
+    assert "e.g. `heterogeneous: [[0, 1], [1, 0]]`" in text
+    # and the line is right: two tasks, two slots
+    line = yaml.safe_load(text[text.index("heterogeneous: [[") : text.index("`; or use")])
+    assert own(lambda spec: spec.update(line), setting="heterogeneous").stages == [[0, 1], [1, 0]]
+
+
+def test_slots_of_another_number_name_both_ways_out(own):
+    with pytest.raises(ConfigError) as caught:
+        own(lambda spec: spec.update(heterogeneous=[[0, 1, 1]]), setting="heterogeneous")
+    text = str(caught.value)
+    assert "set federation.clients_per_round=3, or name 2 tasks in every stage of the key `heterogeneous`" in text
+
+
+def test_a_missing_file_is_told_with_the_key_that_names_it(own):
+    def change(spec):
+        spec["datasets"]["cups"] |= {"references": "cups/none.json", "scorer": "caption"}
+        spec["images"] = "pictures"
+
+    with pytest.raises(ConfigError) as caught:
+        own(change).prepare()
+    text = str(caught.value)
+    assert "cups/none.json, named by datasets.cups.references of the benchmark" in text
+    assert "pictures, named by `images` of the benchmark" in text
+
+
+def test_captions_without_answers_name_the_key_of_their_references(own):
+    file = own.root / "instructions" / "cups" / "test.json"
+    file.write_text(
+        json.dumps([{k: v for k, v in row.items() if k != "answer"} for row in json.loads(file.read_text())])
+    )
+    with pytest.raises(ConfigError) as caught:
+        own(lambda spec: spec["datasets"]["cups"].update(scorer="caption")).prepare()
+    assert "a COCO file of their own: datasets.cups.references" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda spec: spec.pop("tasks"), "tasks: must be given, e.g. `tasks: [[flowers], [receipts]]`"),
+        (lambda spec: spec.pop("name"), "name: must be given, e.g. `name: mine`"),
+        (
+            lambda spec: spec["datasets"]["cups"].pop("train"),
+            "datasets.cups.train: must be given, e.g. `train: flowers/t",
+        ),
+        (lambda spec: spec.update(tasks=["cups"]), "got 'cups', e.g. `tasks: [[flowers], [receipts]]`"),
+        (lambda spec: spec.update(tasks=[]), "got [], e.g. `tasks: ["),
+        (lambda spec: spec.update(tasks=[[]]), "tasks[0] is empty; name its data sets"),
+        (lambda spec: spec.update(homogeneous=["cups"]), "got 'cups', e.g. `homogeneous: [1, 0]`"),
+        (lambda spec: spec.update(heterogeneous=[0]), "got 0, e.g. `heterogeneous: [[0, 1, 1], [1, 0, 0]]`"),
+        (lambda spec: spec["datasets"]["cups"].update(also="exact"), "got 'exact', e.g. `also: [substring-official]`"),
+        (lambda spec: spec["datasets"]["cups"].update(max_new_tokens=0), "max_new_tokens: input should be greater"),
+    ],
+)
+def test_a_mistake_in_the_file_shows_how_the_key_is_written(own, change, said):
+    text = problem(own, change)
+    assert said in text and len(text.splitlines()) == 1
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from fcit import registry
 from fcit.data import reading, records
 from fcit.data.mini import canvas, render, scenes
 from fcit.data.mini.questions import CAPTION, MAKERS, OPTION, PLACES, WORD
+from fcit.data.pictures import open_image
 from fcit.data.spec import read_spec
 from fcit.models.tiny import corpus
 
@@ -54,7 +55,7 @@ def test_rendering(name, tmp_path, few):
         assert all(len(r.references) == 3 for r in found) == (name == "flickr30k")
         train += found
     for record in train:
-        assert records.open_image(pictures, record.images[0]).size == (canvas.PIXELS, canvas.PIXELS)
+        assert open_image(pictures, record.images[0]).size == (canvas.PIXELS, canvas.PIXELS)
 
 
 def test_another_seed_draws_other_images(tmp_path, few):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fcit import cli
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.reading import read_train
@@ -15,19 +14,6 @@ from tests.official import BETAS, official_tree
 
 OFFICIAL = ["fcit-task", "fcit-cap", "ucit", "mllm-dcl"]
 CLIENTS = 5
-
-
-@pytest.fixture
-def fcit(capsys, monkeypatch, tmp_path):
-    """Call the command line with a cache of its own; returns (exit code, stdout, stderr)."""
-    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
-
-    def call(*args: object) -> tuple[int, str, str]:
-        code = cli.main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 def opened(root: Path, name: str, **changes) -> Benchmark:
@@ -114,6 +100,22 @@ def test_questions_of_the_domains_get_what_the_official_generators_add(tmp_path)
     assert {r.images[0].split("/")[0] for r in [*bench.test("sci"), *bench.pooled(3)]} == {"Sci"}
 
 
+@pytest.mark.parametrize(
+    ("answer", "asks"),
+    [
+        ("Yes", "yes or no"),
+        ("No", "yes or no"),
+        ("yes", "letter"),
+        ("NO", "letter"),
+        ("Yes ", "letter"),
+        ("A", "letter"),
+    ],
+)
+def test_yes_and_no_are_compared_as_they_stand(answer, asks):
+    """``answer in ['Yes', 'No']`` in model_fin.py."""
+    assert asks in read_spec("mllm-dcl").datasets["fin"].asked("?", answer)
+
+
 def test_grounding_keeps_its_box_and_captions_their_references(tmp_path):
     bench = opened(official_tree(tmp_path, "fcit-cap", records=2, tests=3), "fcit-cap")
     assert bench.test("grounding")[0].answer == "[0.01, 0.20, 0.53, 0.61]"
@@ -166,6 +168,9 @@ def test_check_finds_nothing_wrong(tree, fcit):
     code, out, err = fcit("data", "check", name, "--root", root)
     assert code == 0, out + err
     assert "FAIL" not in out and "generated" in out
+    said = [line for line in out.splitlines() if ": best constant answer " in line]
+    scorers = [dataset.scorer for dataset in read_spec(name).datasets.values()]
+    assert len(said) == len(scorers) and sum("by our rule" in line for line in said) == scorers.count("caption7")
     assert ("heterogeneous" in out) == name.startswith("fcit")
 
 
@@ -253,7 +258,7 @@ def test_check_of_one_setting(tmp_path, fcit):
     code, found = findings(fcit, "ucit", "--root", root, "--setting", "homogeneous", "--beta", "0.5")
     assert code == 0 and [(s["setting"], s["beta"]) for s in found["settings"]] == [("homogeneous", "0.5")]
     code, _, err = fcit("data", "check", "ucit", "--root", root, "--setting", "heterogeneous")
-    assert code == 2 and "no heterogeneous stages" in err
+    assert code == 2 and "needs the key `heterogeneous` in" in err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from PIL import Image
 
 from fcit.data import reading, records
 from fcit.errors import DataError
@@ -127,54 +126,3 @@ def test_coco_without_a_caption_for_a_question(write):
 def test_broken_coco(write, content):
     with pytest.raises(DataError, match=r"coco\.json"):
         reading.read_test(write(QUESTIONS), write(content, "coco.json"))
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "root"
-    folder.mkdir()
-    Image.new("L", (4, 4), 7).save(folder / "good.png")
-    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "outside.png")
-    return folder
-
-
-def test_images_open_as_rgb(root):
-    assert records.open_image(root, "good.png").getpixel((0, 0)) == (7, 7, 7)
-
-
-@pytest.mark.parametrize("path", ["../outside.png", "x/../../outside.png", "/etc/hostname"])
-def test_path_leaving_the_root(root, path):
-    with pytest.raises(DataError, match="leaves the image root"):
-        records.open_image(root, path)
-
-
-def test_link_leaving_the_root(root, tmp_path):
-    (root / "link.png").symlink_to(tmp_path / "outside.png")
-    (root / "folder").symlink_to(tmp_path)
-    for path in ("link.png", "folder/outside.png"):
-        with pytest.raises(DataError, match="leaves the image root"):
-            records.open_image(root, path)
-
-
-@pytest.mark.parametrize("path", ["none.png", "", "."])
-def test_missing_image(root, path):
-    with pytest.raises(DataError, match="missing"):
-        records.open_image(root, path)
-
-
-def test_null_byte_in_a_path(root):
-    with pytest.raises(DataError):
-        records.open_image(root, "a\0b.png")
-
-
-def test_truncated_image(root, tmp_path):
-    whole = (tmp_path / "outside.png").read_bytes()
-    (root / "half.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="not a readable image"):
-        records.open_image(root, "half.png")
-
-
-def test_not_an_image(root):
-    (root / "text.png").write_text("hello")
-    with pytest.raises(DataError, match="not a readable image"):
-        records.open_image(root, "text.png")

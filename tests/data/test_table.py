@@ -182,3 +182,16 @@ def test_a_benchmark_reads_the_same_either_way(tmp_path, monkeypatch):
     assert [type(part) for part in mapped] == [Table, Joined, Table, Table]
     assert all(a == b and list(b) == a for a, b in zip(lists, mapped, strict=True))
     benchmark._read_once.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [([612, 375], (612.0, 375.0)), (None, None), ("large", None), ([612], None), ([0, 1], None), ([True, 1], None)],
+)
+def test_the_size_of_an_image_is_kept_for_the_box_rule(tmp_path, tables, monkeypatch, size, expected):
+    path = tmp_path / "test.json"
+    box = {"question_id": 1, "image": "a.png", "text": "?", "answer_bbox": "[0.1, 0.2, 0.3, 0.4]", "size": size}
+    path.write_text(json.dumps([box]))
+    (found,) = reading.read_test(path)
+    monkeypatch.setattr(table, "MAPPED_FROM", 0)
+    assert found.size == expected and list(tables.test(path)) == [found]

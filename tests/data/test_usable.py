@@ -1,12 +1,15 @@
 """Verdicts on images: kept small, kept between runs, shown while they are made."""
 
+import hashlib
 import io
 import json
+import sys
 
+import PIL
 import pytest
 from PIL import Image
 
-from fcit.data import usable
+from fcit.data import bar, pictures, usable
 from fcit.data.usable import ImageVerdicts
 
 COUNT = 7
@@ -28,8 +31,8 @@ NAMES = [f"a/b/{n}.png" for n in range(COUNT)]
 def asked(monkeypatch) -> list[str]:
     """The images that are decoded."""
     found: list[str] = []
-    real = usable.open_image
-    monkeypatch.setattr(usable, "open_image", lambda root, image: found.append(image) or real(root, image))
+    real = usable.look_at
+    monkeypatch.setattr(usable, "look_at", lambda root, image: found.append(image) or real(root, image))
     return found
 
 
@@ -38,10 +41,10 @@ def test_an_interruption_loses_little(root, tmp_path, monkeypatch, asked):
     monkeypatch.setattr(usable.os, "cpu_count", lambda: 1)
     look = ImageVerdicts._verdict
 
-    def verdict(self, image):
+    def verdict(self, image, key):
         if image == NAMES[5]:
             raise KeyboardInterrupt
-        return look(self, image)
+        return look(self, image, key)
 
     monkeypatch.setattr(ImageVerdicts, "_verdict", verdict)
     with pytest.raises(KeyboardInterrupt):
@@ -58,7 +61,7 @@ def test_good_and_bad_are_known_to_the_next_process(root, tmp_path, asked):
     assert list(first) == [NAMES[2]] and len(asked) == COUNT
     (file,) = (tmp_path / "kept").glob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [verdict is None for _, verdict in rows] == [n != 2 for n in range(COUNT)]
+    assert [row[1] is None for row in rows] == [n != 2 for n in range(COUNT)]
     assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == first and len(asked) == COUNT
     Image.new("RGB", (9, 9)).save(root / NAMES[2])
     assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {} and asked[COUNT:] == [NAMES[2]]
@@ -85,10 +88,71 @@ def test_progress_is_shown_on_a_terminal_only(root, monkeypatch, terminal):
             return terminal
 
     screen = Screen()
-    monkeypatch.setattr(usable.sys, "stderr", screen)
-    monkeypatch.setattr(usable, "SHOWS_BAR", 5)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(bar, "SHOWN_FROM", 5)
     ImageVerdicts(root, None).problems(NAMES)
     assert ("looking at images" in screen.getvalue() and f"{COUNT}/{COUNT}" in screen.getvalue()) == terminal
     screen.truncate(0)
     ImageVerdicts(root, None).problems(NAMES[:4])  # a few are quick
     assert not screen.getvalue()
+
+
+# ---------------------------------------------------------------------- what is remembered
+
+
+def older(root, folder, names) -> None:
+    """Verdicts as a version left them that did not bound sides: all good."""
+    origin = json.dumps((str(root.resolve()), PIL.__version__, 50_000_000, 100 * 2**20))
+    folder.mkdir()
+    lines = [[f"{name}|{usable.stamp(root / name)}", None] for name in names]
+    file = folder / f"{hashlib.sha256(origin.encode()).hexdigest()[:16]}.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_verdicts_of_an_older_version_are_believed_but_for_sides(root, tmp_path, asked):
+    Image.new("1", (pictures.MAX_SIDE + 1, 1)).save(root / "long.png")
+    older(root, tmp_path / "kept", [*NAMES, "long.png"])
+    for _ in range(2):
+        bad = ImageVerdicts(root, tmp_path / "kept").problems([*NAMES, "long.png"])
+        assert list(bad) == ["long.png"] and "a side of more than" in bad["long.png"]
+    assert not asked  # nothing was decoded
+    looks = ImageVerdicts(root, tmp_path / "kept").looks(NAMES)
+    assert sorted(asked) == NAMES and all(look.single for look in looks.values())  # what they are nobody knew
+
+
+def test_looks_and_contents_are_remembered(root, tmp_path, asked, monkeypatch):
+    clip = Image.new("RGBA", (3, 1), (9, 9, 9, 255))
+    clip.putpixel((0, 0), (0, 0, 0, 0))
+    clip.save(root / "clip.png")
+    (root / "bad.png").write_bytes(b"x")
+    names = [NAMES[0], "clip.png", "bad.png", "none.png"]
+    first = ImageVerdicts(root, tmp_path / "kept")
+    digests = {n: hashlib.sha256((root / n).read_bytes()).hexdigest()[:16] for n in names[:3]}
+    assert first.contents(names) == digests and not asked  # read, not decoded
+    assert set(first.problems(names)) == {"bad.png", "none.png"} and len(asked) == 3
+    plain, clear = (
+        pictures.Look(digests[NAMES[0]], False, False, True),
+        pictures.Look(digests["clip.png"], False, True, False),
+    )
+    monkeypatch.setattr(usable, "content_of", lambda *_: pytest.fail("read again"))
+    for verdicts in (first, ImageVerdicts(root, tmp_path / "kept")):
+        assert verdicts.looks(names) == {NAMES[0]: plain, "clip.png": clear}
+        assert {n: verdicts.contents(names)[n] for n in names[:2]} == {n: digests[n] for n in names[:2]}
+        assert set(verdicts.problems(names)) == {"bad.png", "none.png"}
+    assert len(asked) == 3
+
+
+def test_what_could_not_be_read_is_tried_again(root, tmp_path, monkeypatch):
+    """After `chmod`, size and time are what they were."""
+    real = pictures._read
+
+    def refused(path):
+        if path.name == "3.png":
+            raise pictures.Unreadable(f"{path}: cannot be read (Permission denied)")
+        return real(path)
+
+    monkeypatch.setattr(pictures, "_read", refused)
+    first = ImageVerdicts(root, tmp_path / "kept")
+    assert list(first.problems(NAMES)) == list(first.problems(NAMES)) == [NAMES[3]]
+    monkeypatch.undo()
+    assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {}

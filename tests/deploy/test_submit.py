@@ -4,15 +4,18 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fcit import cli
+from fcit import config as configuration
+from fcit.data.recorded import hold_data
 from fcit.deploy import submit as module
 from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import DeployError
-from fcit.run_dir import RunDir
+from fcit.run_dir import BELONGS, RunDir, read_json, write_text
 
 CONFIG = {
     "name": "tiny", "method": "finetune", "federation": {"clients": 2, "clients_per_round": 2},
@@ -184,3 +187,26 @@ def test_what_to_stop_must_be_clear(deployment, monkeypatch, capsys):
 def test_follow_wants_a_run_that_is_known(deployment, capsys):
     assert cli.main(["deploy", "follow", str(deployment.path), "99"]) == 2
     assert "99 was not submitted here" in capsys.readouterr().err
+
+
+def test_changed_code_is_refused_before_anything_is_sent(deployment, tmp_path, monkeypatch, capsys):
+    """The way out goes through the same command, as the server of a deployment works elsewhere."""
+    pretended = pretend(monkeypatch, "completed", "")
+    examples = Path(__file__).parents[2] / "examples" / "own"
+    shutil.copy(examples / "momentum.py", tmp_path / "momentum.py")
+    raw = {**CONFIG, "fedopt": f"{tmp_path}/momentum.py:Momentum"}
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(raw), {})
+    write_text(folder.path / BELONGS, f"{deployment.path}\n")
+    benchmark = module._served(configuration.load(folder.config))
+    hold_data(folder, benchmark)
+    write_text(folder.state / "000001" / "state.json", "{}")
+    (tmp_path / "momentum.py").write_text((tmp_path / "momentum.py").read_text() + "\n# other\n")
+    command = ["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert f"fedopt Momentum ({tmp_path}/momentum.py): " in said and not any(a[0] == "run" for a in pretended.asked)
+    assert f"`fcit {' '.join(command)} --accept-changed-data` goes on" in said
+    monkeypatch.setattr(module, "_follow", lambda *arguments: 0)
+    assert cli.main([*command, "--accept-changed-data"]) == 0
+    assert len(read_json(folder.environment)["data_changes"]) == 1
+    assert any(a[0] == "run" for a in pretended.asked)

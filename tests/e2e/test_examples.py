@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fcit.federation.engines.inline import InlineGrid
-from fcit.models.features import quiet
+from fcit.models.quieting import quiet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

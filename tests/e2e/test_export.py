@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_the_run_folder_itself_answers_alike(reference, assistant, picture):
     [there] = assistant.answer([picture], [QUESTION])
     with Image.open(picture) as opened:
         assert fcit.load(reference).answer([opened], [QUESTION]) == [there]
+
+
+def test_empty_slots_leave_weight_to_the_bare_model(exported, assistant, picture, tmp_path):
+    """As a run with ``method.empty_slots: 8`` is exported: the same proportions, and less than one in all."""
+    shutil.copytree(exported, tmp_path / "slots")
+    file = tmp_path / "slots" / "routing.json"
+    raw = json.loads(file.read_text())
+    assert raw["method"]["empty_slots"] == 0
+    raw["method"] |= {"empty_slots": 8, "temperature": 1.0}
+    write_json(file, raw)
+    [answer] = fcit.load(tmp_path / "slots").answer([picture], [QUESTION])
+    weights = np.array(list(answer.mix.values()))
+    assert weights.size == len(assistant.subspaces) == 4 and 4 / 8 < weights.sum() < 0.9
+    raw["method"]["empty_slots"] = 4
+    write_json(file, raw)
+    [whole] = fcit.load(tmp_path / "slots").answer([picture], [QUESTION])
+    np.testing.assert_allclose(weights / weights.sum(), list(whole.mix.values()), atol=1e-5)
 
 
 def test_the_card_tells_what_it_is_and_what_it_scored(reference, exported):
@@ -310,8 +328,6 @@ def test_a_method_of_ones_own_answers_as_the_shipped_one_it_derives_from(tmp_pat
 @pytest.fixture
 def given(exported, tmp_path) -> Path:
     """An export that a test may spoil."""
-    import shutil
-
     return Path(shutil.copytree(exported, tmp_path / "given"))
 
 

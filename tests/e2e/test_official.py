@@ -53,6 +53,7 @@ def test_from_check_to_chat(java, cluster, fcit, tmp_path):
         "benchmark": str(benchmark), "data_root": str(root), "output": str(tmp_path / "runs"),
         "federation": {"clients": CLIENTS, "clients_per_round": 2, "rounds": 1, "sampling": "seeded", "engine": "ray"},
         "ray": {"address": cluster, "workers": 2}, "evaluation": {"max_new_tokens": 3},
+        "training": {"batch_size": 4},  # the trainer's first step of an epoch moves nothing
         "backbone": {"model": model, "identity": identity, "device": "cpu", "dtype": "float32", "threads": 1},
     }))  # fmt: skip
     code, out, err = fcit("run", config)

@@ -41,7 +41,8 @@ def test_tables_hold_the_matrix(two):
     assert rows[0] == ["stage", *run.matrix.datasets, "mean", "numbers"]
     reduced = "16 questions a test set, choice 0; 600 training records a data set"
     assert {row[-1] for row in rows[1:]} == {f"reduced ({reduced})"}
-    last = dict(zip(rows[0], rows[-1], strict=True))
+    assert rows[-1][0] == "best constant answer" and all(float(c) > 0 for c in rows[-1][1:-1])
+    last = dict(zip(rows[0], rows[-2], strict=True))
     assert {d: float(last[d]) for d in run.matrix.datasets} == {
         d: round(v, 1) for d, v in run.matrix.scores[-1].items()
     }

@@ -59,7 +59,7 @@ def test_med(text, answer, official, cleaned):
 
 
 @pytest.mark.parametrize("image", [
-    "AI2D_3.png", "Sci/images/TQA_1.jpg", "Sci/images/VQA/12.png", "Sci/images/SciVerse_9.png"
+    "AI2D_3.png", "Sci/images/TQA_1.jpg", "Sci/images/VQA_1_2.png", "Sci/images/SciVerse_9.png"
 ])  # fmt: skip
 @pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
     ("b", "B", 1, 1),
@@ -89,12 +89,67 @@ def test_science_states_of_a_map(text, answer, official, cleaned):
     assert found == (pytest.approx(official), pytest.approx(cleaned))
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        "Sci/images/VQA/12.png",
+        "AI2D/images/MapQA_1.png",
+        "Sci/images/AI2Dx_1.png",
+        "Sci/images/TQA.png",
+        "Sci/images/ai2d_1.png",
+        "Sci/images/VQA2_1.png",
+    ],
+)
+def test_the_source_of_an_image_is_its_name_up_to_the_first_underscore(image):
+    """``image.split('/')[-1].split('_')[0]`` in eval_sci.py: folders and longer names do not count."""
+    assert mark(dcl.science, "it is B", "b", image) == 1  # as MapQA: contained
+    assert mark(dcl.science, "it is B", "b", "Sci/images/VQA_1.png") == 0
+
+
 @pytest.mark.parametrize(("question", "official"), [("Is it so?", 1), ("which states?", 1), ("Which states?", 0)])
 def test_science_other_questions_about_maps(question, official):
     asked = {"image": "Sci/images/MapQA_7.png", "question": question}
     assert mark(dcl.science, "the answer is No.", "no", **asked) == official
     assert mark(dcl.science, "north", "no", image="MapQA_7.png", question="Is it so?") == 1
     assert mark(dcl.science_clean, "north", "no", image="MapQA_7.png", question="Is it so?") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("\u4e00\u53ea\u732b\u5750\u7740", "\u732b", 1),  # no blanks around a Chinese word
+        ("\u662fcat\u5417", "cat", 1),
+        ("concat\u5417", "cat", 0),
+        ("\u0e17\u0e35\u0e48", "\u0e17", 0),  # without its vowel and tone it is another syllable
+        ("\u0e17\u0e35\u0e48", "\u0e17\u0e35\u0e48", 1),
+        ("\u0915\u093f", "\u0915", 0),  # a vowel sign goes on a word
+        ("un cafe\u0301 noir", "caf\u00e9", 1),
+        ("un caf\u00e9", "caf", 0),
+        ("\uff14\uff12 m", "42", 1),
+        ("\u0434\u043e\u043c\u0430", "\u0434\u043e\u043c", 0),
+        ("a b c b2", "b", 1),
+        ("xb b", "b", 1),
+        ("b2 3b", "b", 0),
+        ("2.5", "5", 0),
+        ("2. 5", "5", 1),
+        ("5.", "5", 1),
+    ],
+)
+def test_whole_words_of_any_script(text, answer, expected):
+    assert mark(dcl.whole_words, text, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("\u0915\u093f", "\u0915\u093e", 0),  # told apart by vowel signs
+        ("\uff21.", "a", 1),
+        ("cafe\u0301", "caf\u00e9", 1),
+        ("cafe", "caf\u00e9", 0),
+    ],
+)
+def test_choices_of_any_script(text, answer, expected):
+    assert mark(dcl.choice_clean, text, answer) == expected
 
 
 @pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [

@@ -156,7 +156,73 @@ def test_evaluate_divides_by_the_lines_and_tells_what_is_unusual(scored):
 
 def test_evaluate_by_another_rule(scored):
     _, out, _ = scored([(10, ""), (11, "u"), (12, "x")], "--rule", "substring-official", "--json")
-    assert scores(out) == {"substring-official": (66.6667, True), "substring": (0.0, False)}
+    assert scores(out) == {"substring-official": (200 / 3, True), "substring": (0.0, False)}
+
+
+def test_a_percentage_is_rounded_once(scored):
+    """50 of 101 is 49.50495 and so 49.50, as the official scripts print; by way of 49.505 it would be 49.51."""
+    lines = [(10, "red" if n < 50 else "blue") for n in range(101)]
+    assert scored(lines)[1].splitlines()[1].split() == ["exact", "49.50", "official", "rule"]
+    assert scores(scored(lines, "--json")[1])["exact"] == (5000 / 101, True)
+
+
+FILES = {
+    "metadata null": '{"question_id": 10, "text": "red", "metadata": null}\n{"question_id": 11, "text": "x"}',
+    "metadata a list": '{"question_id": 10, "text": "red", "metadata": []}\n{"question_id": 11, "text": "x"}',
+    "what nobody reads": '{"question_id": 10, "text": "red", "metadata": {"mark": "x", "image": null}, "prompt": null,'
+    ' "logprob": NaN, "answer_id": 3}\n{"question_id": 11, "text": "x"}',
+    "float ids": '{"question_id": 10.0, "text": "red"}\n{"question_id": 11.0, "text": "x"}\n',
+    "ids as text": '{"question_id": "10", "text": "red"}\n{"question_id": "11.0", "text": "x"}\n',
+    "CR": '{"question_id": 10, "text": "red"}\r{"question_id": 11, "text": "x"}\r',
+    "CRLF": '{"question_id": 10, "text": "red"}\r\n{"question_id": 11, "text": "x"}\r\n\r\n',
+    "BOM": '\ufeff{"question_id": 10, "text": "red"}\n{"question_id": 11, "text": "x"}',
+    "U+2028 in a text": '{"question_id": 10, "text": "red"}\n{"question_id": 11, "text": "x\u2028\x85y"}',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_evaluate_reads_what_the_official_scripts_read(scored, tmp_path, name):
+    """Every one of them scores 1 of 2."""
+    (tmp_path / "theirs.jsonl").write_bytes(FILES[name].encode())
+    code, out, err = scored([], "--predictions", str(tmp_path / "theirs.jsonl"), "--json")
+    assert code == 0 and err.endswith("1 of 3 questions have no prediction and are left out\n")
+    assert json.loads(out)["lines"] == 2 and scores(out)["exact"] == (50.0, True)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "asked", "same"),
+    [
+        (1, "1", True),
+        (1.0, "1", True),
+        ("1", "1.0", True),
+        (1e0, "1.00", True),
+        ("1e2", "100", True),
+        ("01", "1", False),
+        ("x1", "1", False),
+        ("1 ", "1", False),
+        (True, "1", None),
+        (10**19, "1e19", False),
+        ("\u0661", "1", False),
+    ],
+)
+def test_ids_that_are_numbers_are_equal_by_value(tmp_path, theirs, asked, same):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"question_id": theirs, "text": "a"}))
+    try:
+        records, _ = predictions.paired(file, read(file), [TestRecord(asked, (), "", "")])
+        assert same and records[0].question_id == asked
+    except DataError as error:
+        assert not same and ("not in the test set" if same is False else "must be text") in str(error)
+
+
+def test_a_key_twice_is_refused_also_from_others(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question_id": 1, "text": "a", "text": "b"}')
+    with pytest.raises(DataError, match="line 1: a key occurs twice"):
+        read(file, predictions.from_others)
+    file.write_text('{"question_id": NaN, "text": "a"}')
+    with pytest.raises(DataError, match="'question_id' must be text, got nan"):
+        read(file, predictions.from_others)
 
 
 def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch):
@@ -187,7 +253,7 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
     ([], (), "holds no predictions"),
     ([(10, "red")], ("--rule", "exakt"), "--rule: scorer: unknown name 'exakt'; did you mean 'exact'"),
     ([(10, "red")], ("--dataset", "thing"), "no data set 'thing'; did you mean 'things'"),
-    ([(10, "red")], ("--split", "val"), "dataset 'things' has no val file"),
+    ([(10, "red")], ("--split", "val"), "needs the key datasets.things.val"),
     ([(10, "red")], ("--root", "/nowhere"), "no such instruction file"),
     ([(10, "red")], ("--benchmark", "fcit-mini-tusk"), "did you mean 'fcit-mini-task'"),
 ])  # fmt: skip

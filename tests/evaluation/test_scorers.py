@@ -3,7 +3,7 @@ import pytest
 
 from fcit.data import records
 from fcit.errors import DataError
-from fcit.evaluation import captions, scorers
+from fcit.evaluation import captions, scorers, wording
 
 
 def asked(*answers: str) -> list[records.TestRecord]:
@@ -35,7 +35,15 @@ def test_lengths_must_match():
     ("red", "red fish", False, False),
     ("", "red", False, False),
     ("4.0", "4", False, False),  # nor are numbers compared as numbers
-    ("stra\u00dfe", "STRASSE", True, False),  # upper-cased, not lower-cased
+    ("stra\u00dfe", "STRASSE", True, True),
+    ("caf\u00e9", "cafe\u0301.", False, True),  # composed or not
+    ("cafe", "caf\u00e9", False, False),
+    ("\uff14\uff12", "42", False, True),  # full-width
+    ("\u22125", "5", False, False),  # the minus sign
+    ("\u22125", "-5", False, True),
+    ("\u0915\u093f", "\u0915\u093e", False, False),  # vowel signs at the end are no punctuation
+    ("\u732b\u3002", "\u732b", False, True),
+    ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2", True, True),  # final sigma
     ("-5", "5", False, False),
     (".5", "5", False, False),
     ("...", "", False, False),
@@ -113,6 +121,15 @@ def test_what_the_official_rule_reads_as_a_box(text, official):
     assert right(scorers.box_iou_official, text, "[0.0, 0.0, 1.0, 1.0]") is official
 
 
+def test_the_official_boxes_are_scaled_before_they_are_compared():
+    """The lost digit leaves exactly half of the box: times 612 the IoU comes out at 0.5000000000000001."""
+    box = "[0.36, 0.14, 0.89, 0.26]"
+    for size, expected in ((None, 0.0), ((612.0, 375.0), 1.0), ((375.0, 612.0), 1.0), ((500.0, 375.0), 0.0)):
+        record = records.TestRecord("0", ("a.png",), "?", box, size=size)
+        assert scorers.box_iou_official([box], [record]).marks == (expected,), size
+        assert scorers.box_iou([box], [record]).marks == (1.0,)
+
+
 def test_a_box_that_does_not_parse_stays_in_the_denominator():
     box = "[0.0, 0.0, 1.0, 1.0]"
     assert scorers.box_iou_official(["[0.0, 0.0, 1.0, 1.00]", "here"], asked(box, box)).score == 50
@@ -146,6 +163,71 @@ def test_caption_ends_of_the_scale():
     assert 99 < perfect.score <= 100.0001
     assert captions.caption(["Red cup is above blue fish!"] + [r.answer for r in CAPTIONS[1:]], CAPTIONS) == perfect
     assert captions.caption([""] * 3, CAPTIONS).score == pytest.approx(0, abs=1e-3)
+
+
+#: Perfect, in another order, empty: figures of the rule as it was for ASCII only.
+ENGLISH = ("A cat sits on the table.", "Two dogs play in the snow!", "a red cup above the blue fish, isn't it")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (ENGLISH, 99.99999999484623),
+        (ENGLISH[1:] + ENGLISH[:1], 9.909294250030312),
+        (("a cat on a table", "", "CUP_above-the 2 blue fish"), 44.566530549600394),
+        (("", "", ""), 0.0),
+    ],
+)
+def test_ascii_captions_score_as_ever(texts, expected):
+    asked = captioned(*((text,) for text in ENGLISH))
+    assert captions.caption(texts, asked).score == expected
+    assert captions.score(captions.parts(texts, asked).sum(axis=0), 3) == pytest.approx(expected, abs=1e-9)
+
+
+SCRIPTS = {
+    "Chinese": ("一只猫坐在桌子上。", "两只狗在雪地里", "红杯在蓝鱼上面"),
+    "Japanese": ("猫がテーブルの上", "犬が雪の中で", "赤いカップ"),
+    "Thai": ("แมวนั่งบนโต๊ะ", "สุนัขเล่นหิมะ", "ถ้วยสีแดง"),
+    "Russian": ("Кошка сидит на столе", "две собаки играют там", "красная чашка и рыба"),
+    "Hindi": ("बिल्ली मेज पर बैठी है", "दो कुत्ते खेल रहे हैं", "लाल प्याला और नीली मछली"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_captions_of_any_script(name):
+    """They scored alike, 25.0, whatever was said."""
+    wanted = SCRIPTS[name]
+    asked = captioned(*((text,) for text in wanted))
+    found = [captions.caption(texts, asked).score for texts in (wanted, wanted[1:] + wanted[:1], ("",) * 3)]
+    assert found[0] > 70 and found[1] < 25 and found[2] == 0.0
+    for texts, score in zip((wanted, wanted[1:] + wanted[:1], ("",) * 3), found, strict=True):
+        assert captions.score(captions.parts(texts, asked).sum(axis=0), 3) == pytest.approx(score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A man's 2 cafe_s!", ["a", "man's", "2", "cafe", "s"]),
+        ("caf\u00e9 CAFE\u0301", ["caf\u00e9", "caf\u00e9"]),
+        ("\u4e00\u53ea\u732b cat\u5750\u3002", ["\u4e00", "\u53ea", "\u732b", "cat", "\u5750"]),
+        ("\u30e9\u30fc\u30e1\u30f3", ["\u30e9", "\u30fc", "\u30e1", "\u30f3"]),
+        ("\u0e19\u0e31\u0e48\u0e07", ["\u0e19\u0e31\u0e48", "\u0e07"]),  # a character with its marks
+        ("isn\u2019t \u2018cat\u2019", ["isn't", "cat"]),
+        ("\uff14\uff12\u3000\uff21", ["42", "a"]),
+        ("\u2764\ufe0f \u2026", []),
+        ("co\u00adop", ["coop"]),
+    ],
+)
+def test_words_of_any_script(text, expected):
+    assert wording.tokens(text) == expected
+
+
+@pytest.mark.parametrize("reference", ["", "...", "\u2026"])
+def test_an_empty_caption_is_like_nothing(reference):
+    asked = captioned((reference,), ("", "a red cup"))
+    for texts in (["", ""], ["!", "?"]):
+        assert captions.caption(texts, asked).score == 0.0
+        assert captions.score(captions.parts(texts, asked).sum(axis=0), 2) == 0.0
 
 
 def test_a_better_caption_scores_higher():

@@ -1,8 +1,11 @@
-"""Export, reload and a run at the lowest and the highest transformers and peft that pyproject.toml allows.
+"""The lowest and the highest transformers, peft, flwr and ray that pyproject.toml allows.
 
-``python -m tests.evidence.compat [lowest|highest]``. Each pair is installed into a folder of its own that comes before
-this environment's packages, everything else stays: what is tried is what a user has who has only these two older or
-newer. What they need of others (tokenizers, huggingface_hub) they check themselves when imported.
+``python -m tests.evidence.compat [models|wire] [lowest|highest]``. ``models`` is transformers and peft (export,
+reload, a run, the published path), ``wire`` is flwr and ray (engines, Flower's simulation, a deployment with its
+door). Each pair is installed into an environment of its own that comes before this one's packages, with what it needs
+and this one does not have (flwr 1.41 wants another uv than 1.42); everything else stays: what is tried is what a user
+has who has only these two older or newer. Flower's extra ``simulation`` names one release of ray, so that is both the
+lowest and the highest.
 """
 
 from __future__ import annotations
@@ -13,69 +16,108 @@ import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
-from importlib import metadata
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).parent / "results" / "compat.json"
-LIBRARIES = ("transformers", "peft")
-TESTS = (
-    "tests/models/test_adapters.py",
-    "tests/e2e/test_export.py",
-    "tests/e2e/test_runs.py::test_run_folder_is_complete",
-    "tests/e2e/test_official.py",
-)
+#: Libraries of a group and the tests that show it works.
+GROUPS = {
+    "models": (
+        ("transformers", "peft"),
+        (
+            "tests/models/test_adapters.py",
+            "tests/e2e/test_export.py",
+            "tests/e2e/test_runs.py::test_run_folder_is_complete",
+            "tests/e2e/test_official.py",
+        ),
+    ),
+    "wire": (
+        ("flwr", "ray"),
+        (
+            "tests/federation",
+            "tests/clients",
+            "tests/fedopt/test_server_side.py",
+            "tests/server/test_courier.py",
+            "tests/deploy",
+            "tests/e2e/test_flower.py",
+            "tests/e2e/test_ray.py",
+            "tests/e2e/test_deployment.py",
+            "tests/e2e/test_examples.py",
+        ),
+    ),
+}
+WHICH = ("lowest", "highest")
 
 
-def allowed() -> dict[str, str]:
-    """The requirement of each library, e.g. ``transformers>=5.20,<6``."""
+def allowed(group: str) -> dict[str, str]:
+    """The requirement of each library of a group, e.g. ``transformers>=5.20,<6``."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = {re.match(r"[\w-]+", line).group(): line for line in project["dependencies"]}
-    return {name: found[name] for name in LIBRARIES}
+    return {name: found[name] for name in GROUPS[group][0]}
 
 
-def wanted(which: str) -> list[str]:
+def wanted(group: str, which: str) -> list[str]:
     """What pip is asked for: the lower bound itself, or the newest that is allowed."""
     if which == "highest":
-        return list(allowed().values())
-    return [re.sub(r">=([\d.]+).*", r"==\1", line) for line in allowed().values()]
+        return list(allowed(group).values())
+    return [re.sub(r">=([\d.]+).*", r"==\1", line) for line in allowed(group).values()]
 
 
-def tried(which: str) -> dict[str, object]:
+def environment(folder: Path) -> Path:
+    """An environment whose packages come before this one's; returns its Python."""
+    venv.create(folder, symlinks=True)
+    inner = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    here = sysconfig.get_path("purelib")
+    (inner / "behind.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    return folder / "bin" / "python"
+
+
+def versions(python: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """The versions that are imported there."""
+    code = f"import importlib as i; print(*(i.import_module(n).__version__ for n in {names!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tempfile.gettempdir())
+    return dict(zip(names, done.stdout.split()[-len(names) :], strict=True))
+
+
+def tried(group: str, which: str) -> dict[str, object]:
     """Install a pair, run the tests with it, and say what came of it."""
+    libraries, tests = GROUPS[group]
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *wanted(which)]
-        subprocess.run(pip, check=True)
-        versions = {d.name: d.version for d in metadata.distributions(path=[folder])}
-        print(which, versions, flush=True)
-        environment = {**os.environ, "PYTHONPATH": folder}
-        shown = "import transformers, peft; print(transformers.__version__, peft.__version__)"
-        seen = subprocess.run(
-            [sys.executable, "-c", shown], env=environment, capture_output=True, text=True, check=True
-        )
-        if seen.stdout.split() != [versions[name] for name in LIBRARIES]:
-            raise RuntimeError(f"{which}: {versions} were installed, {seen.stdout.split()} are imported")
+        python = environment(Path(folder))
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--upgrade"]
+        subprocess.run([*pip, *wanted(group, which)], check=True)
+        found = versions(python, libraries)
+        print(group, which, found, flush=True)
+        # Its programs first: Flower's own are started by name.
+        path = {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"], "/usr/sbin"])}
         begin = time.perf_counter()
-        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *TESTS]
-        done = subprocess.run(pytest, env=environment, cwd=ROOT, capture_output=True, text=True)
+        pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-rs", *tests]
+        done = subprocess.run(pytest, env={**os.environ, **path}, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-3000:], flush=True)
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"{which}: pytest did not run ({done.returncode})\n{done.stdout}\n{done.stderr}")
+        raise RuntimeError(f"{group}, {which}: pytest did not run ({done.returncode})\n{done.stdout}\n{done.stderr}")
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    return {**versions, **counts, "failures": failed, "seconds": round(time.perf_counter() - begin)}
+    skipped = re.findall(r"^SKIPPED (.+)", done.stdout, re.MULTILINE)
+    return {**found, **counts, "failures": failed, "skips": skipped, "seconds": round(time.perf_counter() - begin)}
 
 
 def main() -> None:
     figures = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    figures |= {"allowed": allowed(), "tests": TESTS, "python": platform.python_version()}
-    for which in sys.argv[1:] or ("lowest", "highest"):
-        figures[which] = tried(which)
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(figures, indent=1) + "\n")
+    asked = sys.argv[1:]
+    groups = [name for name in asked if name in GROUPS] or list(GROUPS)
+    for group in groups:
+        figures.setdefault(group, {})
+        figures[group] |= {"allowed": allowed(group), "tests": GROUPS[group][1], "python": platform.python_version()}
+        for which in [name for name in asked if name in WHICH] or WHICH:
+            figures[group][which] = tried(group, which)
+            RESULT.parent.mkdir(exist_ok=True)
+            RESULT.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 
 

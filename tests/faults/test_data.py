@@ -12,7 +12,7 @@ from PIL import Image
 
 from fcit import config as configuration
 from fcit import simulate
-from fcit.data import reading, records
+from fcit.data import pictures, reading
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import ConfigError, DataError, RunError
@@ -93,7 +93,7 @@ def bomb(path: Path, side: int = 8000) -> None:
 
 def oversized(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(records.MAX_IMAGE_BYTES + 1)  # a hole: takes no room
+        file.truncate(pictures.MAX_IMAGE_BYTES + 1)  # a hole: takes no room
 
 
 def link(path: Path) -> None:
@@ -118,7 +118,7 @@ IMAGES = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:60]), "truncated"),
     "empty": (lambda p: p.write_bytes(b""), "not a readable image"),
     "bomb": (bomb, "8000 x 8000 pixels, more than 50,000,000"),
-    "larger bomb": (lambda p: bomb(p, 30_000), "could be decompression bomb"),
+    "larger bomb": (lambda p: bomb(p, 30_000), "more pixels than"),
     "oversized": (oversized, "more than the 104,857,600 that are read"),
     "no image": (lambda p: p.write_text("hello"), "not a readable image"),
     "program": (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a readable image"),
@@ -289,8 +289,8 @@ def test_images_are_decoded_once(own, monkeypatch):
     from fcit.data import usable
 
     asked: list[str] = []
-    real = usable.open_image
-    monkeypatch.setattr(usable, "open_image", lambda root, image: asked.append(image) or real(root, image))
+    real = usable.look_at
+    monkeypatch.setattr(usable, "look_at", lambda root, image: asked.append(image) or real(root, image))
     (own.parent / "data/datasets/3.png").write_bytes(b"")
     bench = opened(own, "max_bad_share=0.1")
     bench.prepare()

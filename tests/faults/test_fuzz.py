@@ -19,8 +19,8 @@ from fcit import config as configuration
 from fcit import site, strict, trees
 from fcit.bench import file as bench_file
 from fcit.config import RunConfig
+from fcit.data import pictures as opened
 from fcit.data import reading
-from fcit.data import records as data
 from fcit.data.spec import read_spec
 from fcit.errors import CodecError, ConfigError, DataError, RunError
 from fcit.federation import codec
@@ -335,7 +335,7 @@ def usable(records: object) -> None:
         json.dumps(asdict(record), ensure_ascii=False).encode("utf-8")
         for image in record.images:
             with pytest.raises(DataError):
-                data.image_path(Path("/nowhere"), image)
+                opened.image_path(Path("/nowhere"), image)
 
 
 rows = st.fixed_dictionaries(
@@ -396,7 +396,7 @@ def test_many_bad_records_are_told_quickly(tmp_path):
 def pictures() -> dict[str, bytes]:
     """A small image in every format that is read."""
     found = {}
-    for kind in data.FORMATS:
+    for kind in opened.FORMATS:
         buffer = io.BytesIO()
         Image.new("RGB", (20, 10), (9, 90, 200)).save(buffer, kind)
         found[kind] = buffer.getvalue()
@@ -406,19 +406,19 @@ def pictures() -> dict[str, bytes]:
 PICTURES = pictures()
 
 
-@pytest.mark.parametrize("kind", data.FORMATS)
+@pytest.mark.parametrize("kind", opened.FORMATS)
 def test_every_format_is_read(tmp_path, kind):
     (tmp_path / "x").write_bytes(PICTURES[kind])
-    assert data.open_image(tmp_path, "x").size == (20, 10)
+    assert opened.open_image(tmp_path, "x").size == (20, 10)
 
 
 @MANY
-@given(st.sampled_from(data.FORMATS), st.integers(0, 5000), st.binary(min_size=1, max_size=8), st.booleans())
+@given(st.sampled_from(opened.FORMATS), st.integers(0, 5000), st.binary(min_size=1, max_size=8), st.booleans())
 def test_any_change_of_an_image(tmp_path, kind, at, noise, early):
     whole = PICTURES[kind]
     at %= min(len(whole), 64) if early else len(whole)  # headers claim sizes
     (tmp_path / "x").write_bytes(whole[:at] + noise + whole[at + len(noise) :])
-    held = peak(lambda: read(lambda: data.open_image(tmp_path, "x")))
+    held = peak(lambda: read(lambda: opened.open_image(tmp_path, "x")))
     assert held < 5_000_000  # of Python's own; Pillow's pixels are bounded by the header check
 
 

@@ -82,6 +82,15 @@ def test_scaffold_by_hand():
     assert memory["subspace-0"]["a"].tolist() == [2.0]
 
 
+def test_scaffold_after_an_epoch_of_one_step_at_rate_zero():
+    """Nothing was learnt, of the drift neither: the variate stays, and nothing is divided by nothing."""
+    fedopt, memory = make("scaffold"), {"subspace-0": {"a": f32(2)}}
+    view = session({"a": f32(4)}, memory, a=1.0)
+    assert visit(fedopt, view, [(0.0, 0.0)]) == 1.0
+    assert fedopt.finish(view)["a"].tolist() == [0.0] and memory["subspace-0"]["a"].tolist() == [2.0]
+    assert visit(fedopt, session({"a": f32(4)}, {}, a=1.0), [(0.0, 0.0)]) == 1.0
+
+
 def test_scaffold_variates_are_kept_per_subspace_and_once_for_a_shared_projector():
     for projector, homes in (("shared", {"subspace-0", "subspace-1", "shared"}),
                              ("per_subspace", {"subspace-0", "subspace-1"})):  # fmt: skip

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
+from fcit import config
 from fcit.config import RunConfig
+from fcit.errors import ConfigError
 from fcit.methods.base import Factory, ServerState, Stats
+from fcit.methods.contract import check
 from fcit.methods.disco import Disco, softmax_mix
 from fcit.methods.knowledge_cache import KnowledgeCache
 
@@ -11,7 +14,7 @@ ICONS, BARS, BOOKS = np.eye(3)
 
 
 def disco(**options) -> Disco:
-    return Disco(RunConfig(method={"name": "disco", **options}))
+    return Disco(RunConfig(method={"name": "disco", "min_records": 1, **options}))
 
 
 def stats(feature: np.ndarray, count: int) -> Stats:
@@ -47,6 +50,38 @@ def test_a_later_client_joins_or_opens():
 
 def test_one_client_may_hold_two_tasks():
     assert assigned(disco(), ServerState(), {(1, "a"): (ICONS, 4), (1, "b"): (BARS, 4)}) == ["0", "1"]
+
+
+def test_two_records_of_their_own_wording_do_not_open_a_subspace():
+    """A client with 2 of 992 records is nearer to nobody than the threshold, and joins the nearest."""
+    clients = {(n, "a"): (ICONS, 99) for n in range(10)}
+    odd = 0.6 * ICONS + 0.8 * BARS
+    assert assigned(disco(), ServerState(), {**clients, (10, "a"): (odd, 2)}) == ["0"] * 10 + ["1"]
+    state = ServerState()
+    assert assigned(disco(min_records=8), state, {**clients, (10, "a"): (odd, 2)}) == ["0"] * 11
+    assert state.memory["cache"]["counts"] == [992]  # its records count in the token it joined
+    assert assigned(disco(min_records=8), state, {(11, "a"): (odd, 8)}) == ["1"]  # enough records
+    assert assigned(disco(min_records=8), state, {(12, "a"): (odd, 1)}) == ["1"]  # a known token is reached
+
+
+def test_small_clients_of_one_wording_count_together():
+    pairs = {(1, "a"): (ICONS, 9), (2, "b"): (BARS, 4), (3, "c"): (BARS, 4)}
+    assert assigned(disco(min_records=8), ServerState(), pairs) == ["0", "1", "1"]
+    assert assigned(disco(min_records=9), ServerState(), pairs) == ["0", "0", "0"]
+
+
+def test_small_clients_join_what_the_round_opens():
+    """The larger clusters come first, wherever they stand in the list."""
+    pairs = {(1, "a"): (BARS + 0.5 * BOOKS, 2), (2, "b"): (ICONS, 9), (3, "c"): (BOOKS, 9)}
+    state = ServerState()
+    assert assigned(disco(min_records=8), state, pairs) == ["1", "0", "1"] and list(state.subspaces) == ["0", "1"]
+
+
+def test_the_largest_of_small_clusters_opens_where_there_is_no_subspace():
+    pairs = {(1, "a"): (ICONS, 2), (2, "b"): (BARS, 3), (3, "c"): (BOOKS, 1)}
+    state = ServerState()
+    assert assigned(disco(min_records=8), state, pairs) == ["0", "0", "0"]
+    assert list(state.subspaces) == ["0"] and state.memory["cache"]["counts"] == [6]
 
 
 def test_token_is_the_mean_over_records():
@@ -87,6 +122,19 @@ def test_softmax_mix_does_not_overflow():
     assert softmax_mix(np.array([[1.0, -1.0]]), 1e-4).tolist() == [[1.0, 0.0]]
 
 
+def test_empty_slots_take_their_share_of_the_softmax():
+    """One subspace at cosine 0.05, seven empty slots at 0: e / (e + 7) of the weight, the bare model has the rest."""
+    assert softmax_mix(np.array([[0.05]]), 0.05, 8)[0, 0] == pytest.approx(np.e / (np.e + 7))
+    # As published, where a question resembles a token: the empty ones have next to nothing.
+    assert softmax_mix(np.array([[0.9, 0.2]]), 0.05, 8).sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2])
+def test_no_slots_are_empty_where_there_are_as_many_subspaces(slots):
+    similarity = np.array([[0.3, 0.1], [-0.2, 0.4]])
+    assert np.array_equal(softmax_mix(similarity, 0.05, slots), softmax_mix(similarity, 0.05))
+
+
 @pytest.fixture
 def trained():
     state = ServerState()
@@ -101,6 +149,27 @@ def test_route(trained):
     cosines = np.array([[0, 1, 0], [2**-0.5, 0, 2**-0.5]])
     assert mix == pytest.approx(softmax_mix(cosines, 0.05), abs=1e-6)
     assert mix[1] == pytest.approx([0.5, 0, 0.5], abs=1e-5)
+
+
+def test_route_with_empty_slots(trained):
+    """Three tokens that a question does not resemble at all, five empty slots: an eighth for each of the three."""
+    method = disco(empty_slots=8)
+    far = np.zeros((1, 3), np.float32)
+    mix = method.route(["0", "1", "2"], method.knowledge(trained), np.concatenate([far, BARS[None]]))
+    assert mix[0].tolist() == [0.125, 0.125, 0.125] and mix.dtype == np.float32
+    assert mix[1] == pytest.approx([0, 1, 0], abs=1e-6)
+    assert disco().route(["0", "1", "2"], method.knowledge(trained), far).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mix", ["argmax", "concat", "cosine", "oracle"])
+def test_empty_slots_belong_to_a_softmax(mix):
+    with pytest.raises(ConfigError, match=f"method.empty_slots: 8 is for mix: softmax, and mix is '{mix}'"):
+        config.parse({"method": {"name": "disco", "mix": mix, "empty_slots": 8}})
+
+
+@pytest.mark.parametrize("options", [{"empty_slots": 8}, {"min_records": 6}])
+def test_the_contract_holds_with_every_option(options):
+    assert {what: problem for what, problem in check("disco", options) if problem} == {}
 
 
 def test_route_follows_the_order_of_names(trained):

@@ -23,7 +23,7 @@ from transformers import (
 from fcit import seeding
 from fcit.data.prompts import VICUNA
 from fcit.models.backbone import TINY
-from fcit.models.features import quiet
+from fcit.models.quieting import quiet
 
 PIXELS, PATCH = 28, 14
 WORDS = (

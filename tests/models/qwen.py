@@ -13,7 +13,7 @@ from transformers import (
 
 from fcit import seeding
 from fcit.models.backbone import TINY
-from fcit.models.features import quiet
+from fcit.models.quieting import quiet
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT_TEMPLATE = (

@@ -1,13 +1,28 @@
+import hashlib
+import weakref
+
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from fcit.config import Adapter
 from fcit.config import Backbone as Settings
+from fcit.data.records import Record
+from fcit.models import backbone as backbone_module
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
-from fcit.models.features import BATCH, FeatureStore, features_size, restored, stored
+from fcit.models.features import (
+    BATCH,
+    FeatureStore,
+    features_size,
+    filled,
+    hash_weights,
+    processed,
+    restored,
+    stored,
+)
 from fcit.models.layout import is_projector
 
 
@@ -147,7 +162,13 @@ def test_pictures_are_read_batch_by_batch(tmp_path, monkeypatch):
         backbone = Backbone(Settings(feature_cache=cache))
         computed = []
         features = backbone.family.features
-        monkeypatch.setattr(backbone.family, "features", lambda i, f=features, c=computed: c.append(len(i)) or f(i))
+
+        def counted(images, features=features, computed=computed):
+            images = list(images)
+            computed.append(len(images))
+            return features(images)
+
+        monkeypatch.setattr(backbone.family, "features", counted)
         pictures = backbone.images(tmp_path, names)
         assert len(pictures) == 5 and computed == ([5] if cache == "disk" else [])
         batch = pictures.batch([4, 0, 4])
@@ -168,3 +189,43 @@ def test_the_projector_learns_from_kept_features(tmp_path, monkeypatch):
         backbone.loss([backbone.encode("Which colour?", "red", "a.png")], pictures.batch([0])).backward()
         grads = [float(p.grad.abs().sum()) for n, p in adapters.trainable.items() if is_projector(n)]
     assert len(grads) == 4 and all(value > 0 for value in grads)
+
+
+def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
+    """Those of the official way keep the name they always had."""
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clip.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    official, upright = Backbone(Settings()), Backbone(Settings(), "upright")
+    parts = [hash_weights(official.family.tower), official.image_processor.to_json_string(), transformers.__version__]
+    assert official.vision_hash == hashlib.sha256("|".join(parts).encode()).hexdigest()[:16] != upright.vision_hash
+    black, white = official.vision_features(tmp_path, ["clip.png", "white.png"])
+    clip, same = upright.vision_features(tmp_path, ["clip.png", "white.png"])
+    assert torch.equal(clip, same) and torch.equal(white, same) and not torch.equal(black, clip)
+    records = [Record(name, "Which?", "none") for name in ("clip.png", "white.png")]
+    black, white = official.identity.features("image", records, tmp_path)
+    clip, same = upright.identity.features("image", records, tmp_path)
+    assert (clip == same).all() and (white == same).all() and (black != clip).any()
+
+
+def test_one_large_picture_at_a_time(tmp_path, monkeypatch):
+    """A picture that is padded to a square may take 400 MB; a batch has 32."""
+    alive = []
+    real = backbone_module.open_image
+
+    def tracked(*args):
+        image = real(*args)
+        alive.append(weakref.ref(image))
+        assert sum(ref() is not None for ref in alive) <= 2  # the next one is opened before the last is let go
+        return image
+
+    monkeypatch.setattr(backbone_module, "open_image", tracked)
+    for n in range(6):
+        Image.new("RGB", (40, 20), (40 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    backbone = Backbone(Settings(feature_cache="off", pad_to_square=True))
+    found = backbone.vision_features(tmp_path, [f"{n}.png" for n in range(6)])
+    assert len(alive) == 6
+    opened = backbone.family.prepared([Image.open(tmp_path / f"{n}.png").convert("RGB") for n in range(6)])
+    together = filled(backbone.image_processor(opened, return_tensors="pt")["pixel_values"])
+    assert torch.equal(processed(backbone.image_processor, opened), together[:6])
+    assert torch.equal(found, backbone.vision_features(tmp_path, [f"{n}.png" for n in range(6)]))

@@ -73,9 +73,9 @@ def build(size: str, device: str, folder: Path) -> tuple[Backbone, Adapters, Sha
         _published(Path(model))
     whole = backbones.load_model
 
-    def random_weights(source: str, settings: Any, family: Any) -> Any:
+    def random_weights(source: str, settings: Any, found: Any) -> Any:
         if size == "toy":
-            return whole(source, settings, family)
+            return whole(source, settings, found)
         shape = llava_7b()
         shape.image_token_id = shape.image_token_index = _image_token(Path(source))
         with torch.device(device), seeding.torch_seeded(0, "perf"):

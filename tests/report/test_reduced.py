@@ -177,3 +177,26 @@ def test_the_end_of_a_run_names_its_folder(made):
     terminal.ending(console, run)
     text = console.export_text()
     assert "3 client updates were rejected" in text and f"report:     {Path(run.path) / 'report.html'}" in text
+
+
+def test_the_best_constant_answer_stands_below_the_matrix(made, tmp_path):
+    constants = {"iconqa": {"text": "2", "score": 40.0}, "figureqa": {"text": "yes", "score": 55.5}}
+    run = made("known", more={"constants": constants})
+    row = ["best constant answer", "40.0", "55.5", "47.8"]
+    assert tables.matrix_rows(run)[-1] == row
+    assert re.search(
+        r"best constant +│ +40\.0 │ +55\.5 │ +47\.8|best constant answer │ +40\.0 │ +55\.5 │ +47\.8", shown([run])
+    )
+    text = page.render([run])
+    assert "best constant answer</th><td>40.0</td><td>55.5</td><td>47.8</td></tr>" in text
+    page.write_all([run], tmp_path / "out")
+    assert list(csv.reader((tmp_path / "out" / "tables" / "matrix-known.csv").open()))[-1] == row
+    part = made("part", more={"constants": {"iconqa": constants["iconqa"]}})  # e.g. no Java for the other
+    assert tables.matrix_rows(part)[-1] == ["best constant answer", "40.0", "-", "-"]
+    for run in (made("old"), made("unfinished", finished=False)):
+        assert "best constant answer" not in shown([run]) and "best constant answer<" not in page.render([run])
+
+
+def test_scores_are_rounded_once():
+    """From 49.9999 and 49.95 to 50.0, from 49.949 to 49.9: no rounding lies between a score and its cell."""
+    assert [tables.cell(value) for value in (49.9499, 49.95001, 5000 / 101)] == ["49.9", "50.0", "49.5"]

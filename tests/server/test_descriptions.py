@@ -12,7 +12,7 @@ from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
 from server.descriptions import LEAST, assign, most_records, outliers, problem
 
-METHOD = Disco(RunConfig())
+METHOD = Disco(RunConfig(method={"name": "disco", "min_records": 1}))
 MAKE = Factory(0, {"x.lora_A.weight": (1, 2)})
 
 

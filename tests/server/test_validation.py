@@ -101,6 +101,15 @@ def test_norm_rule_allows_ten_times_the_median():
     assert validator.problem(ORDER, update(10.01), None) is not None
 
 
+def test_clients_that_learnt_nothing_do_not_silence_the_others():
+    """An epoch of one step at rate 0 (training.schedule: trainer) moves nothing: no measure of how far others go."""
+    validator = Validator()
+    accept(validator, QUIET + 5, move=0.0)
+    accept(validator, 3)
+    validator.close_round()
+    assert validator.problem(ORDER, update(1.0), None) is None and 0.0 not in validator.history
+
+
 def test_norm_is_per_root_of_steps():
     validator = Validator(batch_size=1, history=[1.0] * QUIET)
     assert validator.problem(ORDER, update(19.9, steps=4), None) is None

@@ -21,7 +21,7 @@ def _loaded(clients: int) -> tuple[RunConfig, Backbone, Adapters, Benchmark]:
         "adapter": {"projector": "frozen"},  # then nothing is shared: what one subspace learns no other forgets
         "backbone": {"model": "fcit-tiny", "threads": 1},
     })  # fmt: skip
-    backbone = Backbone(config.backbone)
+    backbone = Backbone(config.backbone, config.data.pictures)
     return config, backbone, Adapters(backbone, config.adapter), open_benchmark(config)
 
 

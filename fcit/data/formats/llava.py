@@ -13,6 +13,8 @@ from fcit.data.formats.conversation import Said, images_of, places, question_of,
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
 
+LARGEST_SIDE = 1e9  # pixels that a record may claim for a side of its image; beyond it, `size` is something else
+
 
 def is_row(row: Any) -> bool:
     """Whether a row looks like one of this format."""
@@ -65,8 +67,12 @@ def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
 
 
 def _size(value: Any) -> tuple[float, float] | None:
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(n) in (int, float) for n in value)
-    return (float(value[0]), float(value[1])) if numbers else None
+    """Width and height of the image; None where ``size`` is missing or means something else."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < LARGEST_SIDE for n in value):
+        return None
+    return float(value[0]), float(value[1])
 
 
 def row_of(record: Record) -> dict[str, Any]:

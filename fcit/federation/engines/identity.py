@@ -1,7 +1,7 @@
 """The one place that touches Flower's private parts; a test pins what is relied on.
 
 Outside Flower's own processes nobody has told Flower which task and node this is, and without that
-no ``Message`` can be built (flwr 1.41).
+no ``Message`` can be built (flwr 1.41 and 1.42).
 """
 
 from __future__ import annotations

@@ -1,0 +1,204 @@
+"""Fingerprints of what a run rests on: every data set, split and partition, and code of the user's own.
+
+They stand under ``data`` in ``environment.json`` and ``results.json``::
+
+    {"version": 1,
+     "datasets": {"iconqa": {
+        "train": {"instructions": {"file": "iconqa/train.json", "sha256": ...}, "images": {"count": 4, "sha256": ...}},
+        "test": {"split": "test", "questions": {...}, "references": {...}, "images": {...}, "asked": {"sha256": ...}}}},
+     "partitions": [{"delivered": "partitioned_data/0.5/Task1", "sha256": ..., "images": {...}}],
+     "code": {"scorer /home/me/mine.py:mine": {"file": "/home/me/mine.py", "sha256": ...}}}
+
+A hash is the SHA-256 of a file's bytes; of images, of the sorted (name, SHA-256) pairs. What the built-in
+benchmarks render is named by the renderer's version instead: one seed, the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, cache_folder
+from fcit.data.image_hashes import ImageHashes
+from fcit.data.records import Record, TestRecord
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
+from fcit.data.table import picked
+from fcit.errors import ConfigError
+
+VERSION = 1  # raised whenever something else is hashed: fingerprints of two versions are not compared
+
+
+def file_sha(path: Path) -> str | None:
+    """SHA-256 of a file's bytes, hexadecimal; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _sha(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def images_of(records: Iterable[Record | TestRecord | None]) -> Iterator[str]:
+    """The images that records name, as they name them."""
+    for record in records:
+        if record is not None:
+            yield from record.images
+
+
+def of(benchmark: Benchmark, trains: bool = True) -> dict[str, Any]:
+    """The fingerprints of a run's data and of the code it names.
+
+    Args:
+        trains: whether the training data are here; where sites train, only the server's own questions are.
+
+    Raises:
+        ConfigError, DataError: the data are not usable.
+    """
+    seen = _Data(benchmark)
+    datasets = {
+        name: ({"train": seen.train(name)} if trains else {}) | {"test": seen.test(name)} for name in seen.names
+    }
+    found: dict[str, Any] = {"version": VERSION, "datasets": datasets}
+    if trains:
+        found["partitions"] = [seen.partition(task, datasets) for task in range(len(benchmark.spec.tasks))]
+    return found | {"code": code(benchmark.config, benchmark.spec)}
+
+
+def differing_images(benchmark: Benchmark, name: str, split: str, before: str) -> list[str]:
+    """Which images of a data set are not what they were in a fingerprint, as far as that is still known.
+
+    Args:
+        split: ``train`` or ``test``.
+        before: the hash of the images in the fingerprint.
+    """
+    seen = _Data(benchmark)
+    return seen.hashes.differing(before, seen.hashes.of(seen.images(name, split)))
+
+
+class _Data:
+    """A benchmark, looked at."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark, self.spec = benchmark, benchmark.spec
+        self.names = list(dict.fromkeys(name for task in self.spec.tasks for name in task))
+        self.hashes = ImageHashes(benchmark.image_root, cache_folder() / "image-hashes")
+
+    def _file(self, name: str) -> dict[str, Any]:
+        return {"file": name, "sha256": file_sha(self.benchmark.instructions / name)}
+
+    def _images(self, names: Iterable[str]) -> dict[str, Any]:
+        hashes = self.hashes.of(names)
+        return {"count": len(hashes), "sha256": self.hashes.remember(hashes)}
+
+    def _of_split(self, name: str, split: str) -> dict[str, Any]:
+        if self.spec.source == "mini":
+            from fcit.data.mini.render import VERSION as rendered
+
+            return {"rendered": rendered}
+        return self._images(self.images(name, split))
+
+    def images(self, name: str, split: str) -> Iterator[str]:
+        """Images that the records in use name, from the image root."""
+        if split == "test":
+            yield from images_of(self.benchmark.test(name))
+            return
+        spec = self.spec.datasets[name]
+        path = self.benchmark.instructions / spec.train
+        if path.is_file():  # else the benchmark's own code makes its records
+            records = self.benchmark._survey(path, spec.format).records
+            kept = self.benchmark._kept(name, len(records))
+            used: Sequence[Record | None] = records if kept is None else picked(records, kept)
+            yield from placed(spec.images, tuple(images_of(used)))
+
+    def train(self, name: str) -> dict[str, Any]:
+        """The training file of a data set and the images of its records that are used."""
+        return {"instructions": self._file(self.spec.datasets[name].train), "images": self._of_split(name, "train")}
+
+    def test(self, name: str) -> dict[str, Any]:
+        """What a data set is scored on."""
+        questions, references = self.benchmark._split(name)
+        found: dict[str, Any] = {"split": self.benchmark.config.evaluation.split, "questions": self._file(questions)}
+        if found["questions"]["sha256"] is None:  # made by code of the user's own
+            found["questions"]["sha256"] = _sha([asdict(record) for record in self.benchmark.test(name)])
+        if references:
+            found["references"] = self._file(references)
+        spec = self.spec.datasets[name]
+        return found | {
+            "images": self._of_split(name, "test"),
+            "asked": {"sha256": _sha(_asked(spec, self.spec.question_blanks))},
+        }
+
+    def partition(self, task: int, datasets: dict[str, Any]) -> dict[str, Any]:
+        """A delivered partition's content; of a generated one, what it follows from."""
+        config, names = self.benchmark.config, self.spec.tasks[task]
+        folder = self.benchmark._task_folder(task)
+        clients = range(config.federation.clients)
+        if folder.is_relative_to(cache_folder()):
+            spec = self.spec.partition
+            return {
+                "generated": {name: datasets[name]["train"]["instructions"]["sha256"] for name in names},
+                "clients": len(clients), "beta": config.federation.beta, "seed": config.seed,
+                "min_size": spec.min_size, "reserve": spec.reserve, "max_records": config.data.max_records,
+            }  # fmt: skip
+        files = [folder / f"client_{client}.json" for client in clients]
+        records = (self.benchmark._survey(file, None).records for file in files if file.is_file())
+        return {
+            "delivered": str(folder.relative_to(self.benchmark.root)), "clients": len(clients),
+            "sha256": _sha([[file.name, file_sha(file)] for file in files]),
+            "images": self._images(image for some in records for image in images_of(some)),
+        }  # fmt: skip
+
+
+def _asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:
+    """How questions are put and scored; what is not said is left out, so that new settings change nothing."""
+    said = spec.model_dump(mode="json", include={"suffix", "test_suffix", "max_new_tokens"}, exclude_defaults=True)
+    kept = {"blanks": blanks} if blanks != "stripped" else {}
+    return {**said, **kept, "scorer": registry.label(spec.scorer)}
+
+
+# ---------------------------------------------------------------------- code
+
+
+def source_file(name: str) -> Path | None:
+    """The file of a part of the user's own, ``./file.py:Name`` or ``package.module:Name``."""
+    source = name.rpartition(":")[0]
+    if source.endswith(".py"):
+        return Path(source)
+    try:
+        found = importlib.util.find_spec(source)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin) if found is not None and found.origin is not None else None
+
+
+def code(config: RunConfig, spec: BenchmarkSpec) -> dict[str, Any]:
+    """The files of own parts that a run names, by family and name; of a benchmark file, its content.
+
+    What these files import is not looked at.
+    """
+    named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
+    named += [("tracker", name) for name in config.trackers]
+    named += [("benchmark", config.benchmark)]
+    named += [("scorer", rule) for data in spec.datasets.values() for rule in [data.scorer, *data.also]]
+    found: dict[str, Any] = {}
+    for family, name in named:
+        if registry.is_own(name):
+            file = source_file(name)
+        elif family == "benchmark" and name.endswith((".yaml", ".yml")):
+            file = Path(name)
+        else:
+            continue
+        if file is None:
+            raise ConfigError(f"{family}: the file of {name!r} cannot be found; is its folder on PYTHONPATH?")
+        found[f"{family} {name}"] = {"file": str(file), "sha256": file_sha(file)}
+    return found

@@ -1,0 +1,40 @@
+"""What a model's tokenizer says of a file before anything trains: which records it can use, and how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fcit.data.records import Record, TestRecord
+
+
+@dataclass
+class Verdict:
+    """Of the records of one file, by their positions in it.
+
+    Attributes:
+        problems: why a record cannot be used.
+        warnings: what only costs score: a true answer longer than the answers that are allowed.
+        dropped: position -> turns that do not fit into ``backbone.max_length`` and are not learnt.
+        count: records looked at.
+        tokens: of all that can be used, together; ``longest``: of the longest; ``learnt``: those of answers.
+    """
+
+    problems: dict[int, str] = field(default_factory=dict)
+    warnings: dict[int, str] = field(default_factory=dict)
+    dropped: dict[int, int] = field(default_factory=dict)
+    count: int = 0
+    tokens: int = 0
+    longest: int = 0
+    learnt: int = 0
+
+
+class Judge(Protocol):
+    """Who tokenises records and says what is wrong; what was said of a file is remembered under its origin."""
+
+    def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
+        """Of training records, as they are learnt; ``places`` are their positions in the file."""
+
+    def test(self, origin: Sequence[object], records: Sequence[TestRecord], limit: int) -> Verdict:
+        """Of questions, as they are asked; ``limit`` new tokens at most."""

@@ -1,0 +1,245 @@
+"""How long a run takes: its own records and questions, a few of each data set, timed here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fcit import config as configuration
+from fcit import registry, seeding
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.data.collate import images_of
+from fcit.data.records import Record, TestRecord
+from fcit.doctor.estimate import Lengths
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone
+from fcit.models.features import BATCH
+
+_COUNTED = 10  # clients whose shards are counted in files that others made; of what is rendered here, all
+_TIMES = 3  # the middle one of so many counts
+_PATIENCE = 60.0  # seconds for one kind of measurement; a large model on a CPU is timed on fewer data sets
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained on of one task: records in all rounds together, and a few of them."""
+
+    records: float
+    some: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions of one data set in all stages together, a few of them, and its longest answer allowed."""
+
+    questions: int
+    some: Sequence[TestRecord]
+    longest: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a run does.
+
+    Attributes:
+        images: all images of the benchmark.
+        seen: of these, what is expected to be looked at: training images of clients that are sampled, test images.
+    """
+
+    trained: list[Trained]
+    asked: list[Asked]
+    images: int
+    seen: float
+    image_root: Path
+
+    @property
+    def records(self) -> float:
+        return sum(part.records for part in self.trained)
+
+    @property
+    def questions(self) -> int:
+        return sum(part.questions for part in self.asked)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per training record, question and image, and how that is known."""
+
+    record: float
+    question: float
+    known: str
+    image: float = 0.0
+    start: float = 0.0  # seconds to load the model
+
+
+@dataclass
+class _Sum:
+    """Seconds weighted by how often they are spent."""
+
+    seconds: float = 0.0
+    weight: float = 0.0
+    begin: float = field(default_factory=time.perf_counter)
+
+    def add(self, seconds: float, weight: float) -> None:
+        self.seconds += seconds * weight
+        self.weight += weight
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() - self.begin > _PATIENCE
+
+    @property
+    def mean(self) -> float:
+        return self.seconds / self.weight if self.weight else 0.0
+
+
+def counted(benchmark: Benchmark, config: RunConfig) -> Work:
+    """The work of a run, counted in its data: shards of a few clients, every test set.
+
+    A client is among those looked at in R rounds of k out of n clients with probability 1 - (1 - k/n)^R.
+    """
+    federation, count = config.federation, config.federation.clients
+    clients = range(0, count, 1 if benchmark.spec.source == "mini" else max(1, count // _COUNTED))
+    trains = getattr(registry.resolve("method", config.method["name"]), "trains", True)
+    slots = [task for stage in benchmark.stages for task in stage]
+    parts, images = [], 0.0
+    seen = 0.0
+    for task in sorted(set(slots)):
+        shards = [benchmark.shard(k, task) for k in clients]
+        mean = sum(map(len, shards)) / len(shards)
+        if trains:
+            times = slots.count(task) * federation.rounds
+            some = max(shards, key=len)[: config.training.batch_size]
+            parts.append(Trained(mean * times * config.training.epochs, some))
+            seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)
+        images += mean * federation.clients
+    asked: dict[str, int] = {}
+    for stage in config.evaluation.stages(len(benchmark.stages)):
+        for name in benchmark.evaluation(stage - 1):
+            asked[name] = asked.get(name, 0) + 1
+    tests = {name: benchmark.test(name) for name in asked}
+    questions = [
+        Asked(
+            times * len(tests[name]),
+            tests[name][: config.evaluation.batch_size],
+            config.evaluation.longest(benchmark.spec.datasets[name].max_new_tokens),
+        )
+        for name, times in asked.items()
+    ]
+    shown = sum(map(len, tests.values()))
+    return Work(parts, questions, round(images + shown), seen + shown, benchmark.image_root)
+
+
+def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, work: Work | None) -> Speed:
+    """Steps and batches of answers, timed.
+
+    With ``work``, on the run's own records; else on texts of the assumed lengths. Pictures are blank (their features
+    are made once and kept). A tuned model stops where the right answer ends, which the untouched one does not know:
+    as many tokens are generated as the longest right answer of a batch has. Half of the subspaces of the end are
+    mixed, as in the middle of the run.
+
+    Raises:
+        ConfigError: the model cannot be loaded, so that no run would.
+    """
+    begin = time.perf_counter()
+    backbone = Backbone(_threads(config), config.data.pictures)
+    adapters = Adapters(backbone, config.adapter)
+    start = time.perf_counter() - begin
+    words, answer = "What is in this picture? " * (lengths.text // 8), "a small red cup " * (lengths.answer // 5)
+    if work is None:
+        record = Record.single("", words, answer)
+        question = TestRecord("", ("",), words, answer)
+        trained = [Trained(1.0, [record] * micro)]
+        asked = [Asked(1, [question] * min(config.evaluation.batch_size, 8), lengths.answer)]
+    else:
+        trained, asked = work.trained, work.asked
+    training = _training(config, backbone, adapters, trained, micro)
+    answering = _answering(backbone, adapters, asked, (subspaces + 1) // 2)
+    known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
+    return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
+
+
+def _threads(config: RunConfig) -> configuration.Backbone:
+    """The backbone with the threads that a worker would have."""
+    if config.federation.engine != "ray" or config.backbone.device != "cpu" or config.backbone.threads:
+        return config.backbone
+    return config.backbone.model_copy(update={"threads": config.ray.num_cpus})
+
+
+def _blank(backbone: Backbone, count: int) -> torch.Tensor:
+    return torch.zeros(count, *backbone.family.shape, device=backbone.device, dtype=backbone.dtype)
+
+
+def _training(
+    config: RunConfig, backbone: Backbone, adapters: Adapters, trained: Sequence[Trained], micro: int
+) -> float:
+    """Seconds per record: forward and backward a micro-batch at a time, and a record's share of an AdamW step."""
+    found = _Sum()
+    with seeding.torch_seeded(0, "doctor"), adapters.training() as parameters:
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, foreach=True)
+        for part in trained:
+            if found.late:
+                break
+            examples = [e for e in backbone.encoder.encoded(part.some[:micro]) if not isinstance(e, str)]
+            features = _blank(backbone, len(images_of(examples)))
+
+            def step(examples: list = examples, features: torch.Tensor = features) -> None:
+                backbone.loss(examples, features).backward()
+
+            if examples:
+                found.add(_timed(step, backbone.device) / len(examples), part.records)
+        stepping = _timed(optimizer.step, backbone.device) if found.weight else 0.0
+        optimizer.zero_grad(set_to_none=True)
+    return found.mean + stepping / config.training.batch_size
+
+
+def _answering(backbone: Backbone, adapters: Adapters, asked: Sequence[Asked], subspaces: int) -> float:
+    """Seconds per question, a batch at a time under a mixture."""
+    found = _Sum()
+    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector())
+    for part in asked:
+        if found.late:
+            break
+        questions = [e for e in backbone.encoder.encoded(part.some) if not isinstance(e, str)]
+        if not questions:
+            continue
+        told = list(backbone.encoder.lengths(q.answer for q in part.some if q.answer))
+        longest = min(max(told, default=part.longest), part.longest)
+        features = _blank(backbone, 1).expand(len(images_of(questions)), *backbone.family.shape)
+        mix = np.full((len(questions), subspaces), 1.0 / subspaces, dtype=np.float32)
+        with adapters.mixed(mix if subspaces > 1 else None):
+
+            def answer(q: list = questions, f: torch.Tensor = features, n: int = longest) -> None:
+                backbone.generate(q, f, n)
+
+            found.add(_timed(answer, backbone.device) / len(questions), part.questions)
+    return found.mean
+
+
+def _looking(backbone: Backbone, work: Work) -> float:
+    """Seconds per image: read, scaled, through the vision tower, ``BATCH`` at a time."""
+    names = list(dict.fromkeys(image for part in work.asked for q in part.some for image in q.images))[:BATCH]
+    if not names:
+        return 0.0
+    return _timed(lambda: backbone._vision(work.image_root, names), backbone.device) / len(names)
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds: the middle one of three, after one that does not count; of what takes long, the first."""
+    seconds = []
+    for number in range(1 + _TIMES):
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+        if number and seconds[-1] > _PATIENCE / 10:
+            return seconds[-1]
+    return statistics.median(seconds[1:])

@@ -1,0 +1,96 @@
+"""Truths that nobody can hit: answers to which the right answer itself scores 0, captions that no rule can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fcit import registry, strict
+from fcit.data.benchmark import WARNED, Benchmark
+from fcit.data.records import TestRecord
+from fcit.errors import FCITError
+from fcit.evaluation.captions import references
+from fcit.evaluation.wording import tokens, without_blanks
+
+CORPUS = ("caption", "caption7")  # rules that judge no single answer
+
+
+def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
+    """Which records score 0 by a rule even where the prediction is their own answer, and why, by position.
+
+    A prediction has no blanks at its ends, as generators and rules strip it. For captions: which have no reference
+    with a word in it. A rule of the user's own is not asked: it may judge the corpus, or cost what we cannot know.
+
+    Args:
+        scorer: its name in the registry.
+    """
+    if registry.is_own(scorer):
+        return {}
+    records = list(records)
+    if scorer in CORPUS:
+        return {
+            n: f"none of its {len(references(record))} reference captions has a word in it"
+            for n, record in enumerate(records)
+            if not any(map(tokens, references(record)))
+        }
+    judge, texts = registry.resolve("scorer", scorer), [record.answer.strip() for record in records]
+    if not records:
+        return {}
+    try:
+        marks = judge(texts, records).marks or ()
+        return {n: _why(scorer, records[n].answer) for n, mark in enumerate(marks) if mark == 0}
+    except FCITError:  # at least one of them; which ones, they are asked singly
+        found = {}
+        for n, (text, record) in enumerate(zip(texts, records, strict=True)):
+            try:
+                if judge([text], [record]).score == 0:
+                    found[n] = _why(scorer, record.answer)
+            except FCITError as error:
+                found[n] = str(error)
+        return found
+
+
+def warnings(benchmark: Benchmark) -> list[str]:
+    """What costs score whatever a model answers: truths nobody can hit, captions the rule cannot cut into words."""
+    found: list[str] = []
+    names = [name for stage in range(len(benchmark.stages)) for name in benchmark.evaluation(stage)]
+    for name in dict.fromkeys(names):
+        scorer, records = benchmark.spec.datasets[name].scorer, benchmark.test(name)
+        problems = unreachable(scorer, records)
+        if scorer == "caption7":
+            problems = {**untokenisable(records), **problems}
+        if problems:
+            found += benchmark.sentences(name, problems, WARNED)
+    return found
+
+
+def _why(scorer: str, answer: str) -> str:
+    """Why an answer scores 0 against itself."""
+    if scorer.startswith("dcl-") and "Unanswerable" in answer:
+        reason = '"Unanswerable" is never right'
+    elif answer != answer.strip():
+        reason = "it begins or ends with blanks, which no prediction does"
+    elif scorer == "dcl-choice":
+        reason = "blanks and full stops are taken out of the prediction and not out of the answer"
+    elif scorer == "box-iou-official":
+        reason = "without its last digit the box is half as large, or none"
+    else:
+        reason = "not even word for word"
+    return f"its own answer {strict.shown(answer)} scores 0 by the rule {scorer!r}: {reason}"
+
+
+def untokenisable(records: Sequence[TestRecord]) -> dict[int, str]:
+    """Which captions the official rule ``caption7`` cannot cut into words, and why, by position.
+
+    Its tokenizer, Stanford's PTB, knows words by the blanks between them: a Chinese, Japanese, Thai or Lao sentence
+    is one word to it, of Khmer and Myanmar it drops the vowel signs. Only a caption that is right to the last
+    character scores then. Our rule ``caption`` takes single characters.
+    """
+    found = {}
+    for n, record in enumerate(records):
+        stretch = next(filter(None, map(without_blanks, references(record))), "")
+        if stretch:
+            found[n] = (
+                f"the official tokenizer takes {strict.shown(stretch)} as one word: it knows words by blanks; "
+                "`scorer: caption`, our rule, takes single characters there"
+            )
+    return found

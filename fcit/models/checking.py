@@ -1,0 +1,182 @@
+"""Whether a model's folder holds every file that loading it needs, each whole and readable.
+
+Only headers are read, so that 14 GB are judged in seconds; a run and ``fcit doctor --config`` share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fcit.errors import ConfigError
+
+#: Weight files in the order transformers looks for them.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+CONFIG, WORDS, PICTURES = "config.json", "tokenizer_config.json", ("preprocessor_config.json", "processor_config.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_JSON = (
+    *(CONFIG, WORDS, *PICTURES, "tokenizer.json", "vocab.json", "generation_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+    *WEIGHTS[1::2],
+)
+_POINTER = b"version https://git-lfs"
+
+
+@contextlib.contextmanager
+def told(key: str, name: str, what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is one sentence about ``what`` of the model; memory that runs out stays what it is.
+
+    Raises:
+        ConfigError: something did.
+    """
+    try:
+        yield
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises bare Exceptions, configurations errors of their own
+        if "allocate memory" in str(error):  # a plain RuntimeError on a CPU
+            raise
+        said = " ".join(str(error).split())[:400].rstrip(".")
+        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+        raise ConfigError(f"{key}: cannot load {name!r}: {what} cannot be read ({said}); {_again(name)}") from error
+
+
+def is_local(source: str) -> bool:
+    """Whether a model's name means a folder, be it there or not; a hub's name has one slash at most."""
+    return Path(source).is_dir() or source.startswith((".", "~", os.sep)) or source.count("/") > 1
+
+
+def _again(name: str) -> str:
+    """What to do about a model that is not as its makers saved it."""
+    if Path(name).is_dir():
+        return "copy it from where the model comes from, or download the model again"
+    return f"name a folder that is here, or download the model first (hf download {name})"
+
+
+def cannot(key: str, folder: Path, why: str, then: str) -> ConfigError:
+    """The sentence for a folder that does not do."""
+    return ConfigError(f"{key}: cannot load {str(folder)!r}: {why}; {then}")
+
+
+def check_config(key: str, folder: Path) -> None:
+    """There is a folder with a config.json to read.
+
+    Args:
+        key: the setting that names the folder.
+
+    Raises:
+        ConfigError: what is wrong, and what to do.
+    """
+    if not folder.is_dir():
+        raise cannot(key, folder, "there is no such folder", "name the folder that holds config.json, or a hub name")
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        then = "name the model it was made for, or save the two merged (merge_and_unload)"
+        raise cannot(key, folder, f"{adapter.name} says that this is an adapter (PEFT)", then)
+    _check_present(key, folder, (CONFIG,), "which says what kind of model this is")
+    if _is_pointer(folder / CONFIG):
+        raise _pointer(key, folder / CONFIG)
+    _object(key, folder / CONFIG)
+
+
+def check_files(key: str, folder: Path, pictures: bool = True) -> list[Path]:
+    """The weight files of a folder in which nothing is missing, a stand-in or cut short.
+
+    Args:
+        key: the setting that names the folder.
+        pictures: whether an image processor is needed.
+
+    Raises:
+        ConfigError: what is wrong, with the file and what to do.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and _is_pointer(file):
+            raise _pointer(key, file)
+    for name in _JSON:
+        if (folder / name).is_file():
+            _object(key, folder / name)
+    _check_present(key, folder, _VOCABULARIES, "the words of its tokenizer")
+    _check_present(key, folder, (WORDS,), "without which its tokenizer knows no end token")
+    if pictures:
+        _check_present(key, folder, PICTURES, "which says how images are prepared")
+    files = _weights(key, folder)
+    for file in files:
+        _check_weights(key, file)
+    return files
+
+
+def _check_present(key: str, folder: Path, names: Sequence[str], what: str) -> None:
+    if not any((folder / name).is_file() for name in names):
+        raise cannot(key, folder, f"{' or '.join(names)} is missing, {what}", _again(str(folder)))
+
+
+def _is_pointer(file: Path) -> bool:
+    if not file.is_file() or file.stat().st_size > 1024:
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(_POINTER)) == _POINTER
+
+
+def _pointer(key: str, file: Path) -> ConfigError:
+    then = "run `git lfs pull` in that folder, or download the model with hf download"
+    return cannot(key, file.parent, f"{file.name} is a Git LFS pointer that stands for the file", then)
+
+
+def _object(key: str, file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise cannot(key, file.parent, f"{file.name} is not JSON ({error})", _again(str(file.parent))) from None
+    if not isinstance(found, dict):
+        raise cannot(key, file.parent, f"{file.name} holds no JSON object", _again(str(file.parent)))
+    return found
+
+
+def _weights(key: str, folder: Path) -> list[Path]:
+    """The files transformers would read, those that an index names included."""
+    own = _object(key, folder / CONFIG).get("transformers_weights")
+    first = next(
+        (name for name in (*([own] if isinstance(own, str) else []), *WEIGHTS) if (folder / name).is_file()), ""
+    )
+    if not first:
+        raise cannot(key, folder, f"there are no weights ({' or '.join(WEIGHTS[::2])})", _again(str(folder)))
+    if not first.endswith(".index.json"):
+        return [folder / first]
+    named = _object(key, folder / first).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise cannot(key, folder, f"{first} names no files (weight_map)", _again(str(folder)))
+    files = [folder / name for name in sorted(set(named.values()))]
+    gone = [file.name for file in files if not file.is_file()]
+    if gone:
+        why = f"{len(gone)} of the {len(files)} weight files that {first} names are missing, first {gone[0]}"
+        raise cannot(key, folder, why, _again(str(folder)))
+    return files
+
+
+def _check_weights(key: str, file: Path) -> None:
+    if _is_pointer(file):
+        raise _pointer(key, file)
+    try:
+        header(file)
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        why = f"{file.name} ({file.stat().st_size:,} bytes) is cut short or damaged ({said})"
+        raise cannot(key, file.parent, why, _again(str(file.parent))) from None
+
+
+def header(file: Path) -> dict[str, torch.Tensor]:
+    """Names and shapes of the tensors of one file, as tensors without numbers."""
+    if file.suffix != ".safetensors":
+        from transformers.modeling_utils import load_state_dict
+
+        return load_state_dict(file, map_location="meta")  # weights_only: nothing is unpickled but tensors
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+        return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}

@@ -1,0 +1,210 @@
+"""Every record is tokenised once before anything trains, and judged: can it be learnt, can it be answered?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+
+from fcit import config as configuration
+from fcit import strict
+from fcit.data.benchmark import cache_folder
+from fcit.data.collate import Encoded
+from fcit.data.records import Record, TestRecord
+from fcit.data.verdict import Verdict
+from fcit.models import hashes
+from fcit.models.encoding import Encoder
+from fcit.models.loading import load_encoder, locate
+
+T = TypeVar("T")
+
+VERSION = 1  # raised whenever something else is judged
+KEPT_FROM = 1000  # records whose verdict is kept between processes
+SHOWS_BAR = 5000  # records from which on a terminal is shown how far it is
+#: Words that open a turn; whoever learns to say them goes on with the next question.
+_ROLES = re.compile(r"\b(USER|ASSISTANT):")
+
+
+class TokenJudge:
+    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`.
+
+    Args:
+        mark: names tokenizer, template and settings: what was said of a file with these is remembered.
+        make: the encoder; made when something has to be tokenised.
+    """
+
+    def __init__(self, mark: str, make: Callable[[], Encoder]) -> None:
+        self.mark, self._make = mark, make
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What tokenises."""
+        return self._make()
+
+    def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
+        """Of training records, as they are learnt."""
+        return self._remembered(("train", *origin, _short(places)), lambda: self._trained(places, records))
+
+    def test(self, origin: Sequence[object], records: Sequence[TestRecord], limit: int) -> Verdict:
+        """Of questions, as they are asked."""
+        return self._remembered(("test", *origin, limit), lambda: self._asked(records, limit))
+
+    def _trained(self, places: Sequence[int], records: Sequence[Record]) -> Verdict:
+        verdict = Verdict(count=len(records))
+        encoded = self.encoder.encoded(_followed(records, len(records)))
+        for place, record, example in zip(places, records, encoded, strict=True):
+            problem = example if isinstance(example, str) else self._problem(record, example)
+            if problem:
+                verdict.problems[place] = problem
+                continue
+            assert not isinstance(example, str)
+            _count(verdict, example)
+            if example.dropped:
+                verdict.dropped[place] = example.dropped
+        return verdict
+
+    def _problem(self, record: Record, example: Encoded) -> str:
+        """Why a record that has tokens cannot be learnt; empty if it can."""
+        for turn in record.turns:
+            for word in self._special:
+                if word in turn.answer:
+                    return f"the answer {turn.answer[:80]!r} holds {word!r}, a special token of the tokenizer"
+            role = _ROLES.search(turn.answer) if self._speaks_roles else None
+            if role:
+                return f"the answer {turn.answer[:80]!r} holds {role[0]!r}, which opens the next turn of a conversation"
+        return self._pictured(example, len(example.images))
+
+    def _pictured(self, example: Encoded, images: int) -> str:
+        wanted = images * self.encoder.image_tokens
+        found = example.tokens.count(self.encoder.image_token)
+        return (
+            "" if found == wanted else f"{found} placeholders of images among its tokens, {wanted} are its images' own"
+        )
+
+    def _asked(self, records: Sequence[TestRecord], limit: int) -> Verdict:
+        verdict = Verdict(count=len(records))
+        first: dict[str, int] = {}
+        encoded = self.encoder.encoded(_followed(records, len(records)))
+        answers = self.encoder.lengths(record.answer for record in records)
+        for place, (record, example, length) in enumerate(zip(records, encoded, answers, strict=True)):
+            problem = example if isinstance(example, str) else self._pictured(example, len(record.images))
+            if problem:
+                verdict.problems[place] = problem
+                continue
+            assert not isinstance(example, str)
+            _count(verdict, example)
+            if first.setdefault(record.question_id, place) != place:
+                verdict.warnings[place] = (
+                    f"question_id {record.question_id!r} is that of record {first[record.question_id]}, too: "
+                    "the official scripts would score both by the last one's answer"
+                )
+            elif not record.references and length > limit:
+                verdict.warnings[place] = (
+                    f"the true answer {record.answer[:80]!r} has {length} tokens, {limit} are allowed (max_new_tokens)"
+                )
+        return verdict
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """Texts that the tokenizer turns into one sign with a meaning."""
+        return sorted(set(self.encoder.tokenizer.all_special_tokens))
+
+    @cached_property
+    def _speaks_roles(self) -> bool:
+        """Whether the model's conversation has turns opened by USER: and ASSISTANT:."""
+        pieces = self.encoder.pieces(TestRecord("", (), "x", ""))
+        return any(_ROLES.search(piece.text) for piece in pieces)
+
+    # ------------------------------------------------------------------ memory
+
+    def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
+        """A verdict from the cache, or a new one that is kept there if it took some time."""
+        file = cache_folder() / "judged" / f"{_short((VERSION, self.mark, *origin))}.json"
+        known = _read(file)
+        if known is not None:
+            return known
+        verdict = judge()
+        if verdict.count < KEPT_FROM:
+            return verdict
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            staging = file.with_suffix(f".{os.getpid()}.part")
+            staging.write_text(json.dumps(dataclasses.asdict(verdict)), encoding="utf-8")
+            staging.replace(file)
+        except OSError:
+            pass  # a cache that cannot be written costs the next start some seconds
+        return verdict
+
+
+def _count(verdict: Verdict, example: Encoded) -> None:
+    verdict.tokens += len(example.tokens)
+    verdict.longest = max(verdict.longest, len(example.tokens))
+    verdict.learnt += example.learnt
+
+
+def _short(value: Any) -> str:
+    return hashes.of_text(
+        json.dumps(value if not isinstance(value, range) else [value.start, value.stop], default=list)
+    )
+
+
+def _read(file: Path) -> Verdict | None:
+    """A verdict as it was kept; None where there is none that can be read."""
+    try:
+        raw = strict.parse_json(file.read_text(encoding="utf-8"))
+        parts = {n: {int(k): v for k, v in raw[n].items()} for n in ("problems", "warnings", "dropped")}
+        return Verdict(**{**raw, **parts})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _followed(records: Iterable[T], count: int) -> Iterator[T]:
+    """The same records; a terminal is shown how far a long list is."""
+    from rich.console import Console
+    from rich.progress import track
+
+    hidden = count < SHOWS_BAR or not sys.stderr.isatty()
+    yield from track(records, "tokenising records", count, console=Console(stderr=True), disable=hidden, transient=True)
+
+
+def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
+    """Names what tokens depend on: the tokenizer (its hash), placeholders, conversation, length, library."""
+    source, _ = locate(settings.model, settings.identity)
+    files = hashes.of_files(source, ("config.json", "*processor*config.json", "chat_template*"))
+    parts = (
+        tokenizer,
+        files,
+        settings.conversation,
+        settings.max_length,
+        settings.image_size,
+        transformers.__version__,
+    )
+    return hashes.of_text(json.dumps(parts))
+
+
+def judge_of(settings: configuration.Backbone) -> TokenJudge:
+    """The judge for a configuration's model; reads its tokenizer, no weights.
+
+    Raises:
+        ConfigError: the model is not there or has no tokenizer that can be loaded.
+    """
+    source, _ = locate(settings.model, settings.identity)
+    tokenizer = hashes.of_files(source, hashes.TOKENIZER)
+    if tokenizer:
+        return TokenJudge(mark_of(settings, tokenizer), lambda: load_encoder(settings))
+    encoder = load_encoder(settings)  # nothing of it lies here: named by what the hub sent
+    return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)
+
+
+def judge_with(settings: configuration.Backbone, encoder: Encoder) -> TokenJudge:
+    """The judge that shares the encoder of a loaded model."""
+    source, _ = locate(settings.model, settings.identity)
+    return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)

@@ -1,0 +1,138 @@
+"""Whether a checkpoint's tensors make the whole model that its config.json speaks of.
+
+transformers fills what is missing with random numbers, leaves aside what it does not know, and goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fcit.errors import ConfigError
+from fcit.models.checking import header
+from fcit.models.quieting import quiet
+
+#: What makes transformers say what it did instead of raising for shapes alone.
+REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+_SHOWN = 3  # names of tensors in a message
+
+
+@dataclass(frozen=True)
+class Report:
+    """Names of tensors as transformers loads them: those a model has, and what a checkpoint does about them."""
+
+    expected: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the file, in the model
+
+    @classmethod
+    def of(cls, model: Any, info: dict[str, Any], allowed: str = "") -> Report:
+        """From ``output_loading_info``: tied weights and buffers are no longer among the missing there.
+
+        Args:
+            allowed: regular expression of unexpected names that belong to another part of the checkpoint.
+        """
+        unexpected = [name for name in info["unexpected_keys"] if not (allowed and re.match(allowed, name))]
+        mismatched = sorted((name, tuple(held), tuple(own)) for name, held, own in info["mismatched_keys"])
+        missing, unexpected = (sorted(names, key=_natural) for names in (info["missing_keys"], unexpected))
+        return cls(tuple(model.state_dict()), tuple(missing), tuple(unexpected), tuple(mismatched))
+
+    @property
+    def whole(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+
+def _natural(name: str) -> list[Any]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def check_weights(
+    key: str, files: Sequence[Path], build: Any, config: Any, part: Callable[[str], str], allowed: str = ""
+) -> int:
+    """Let transformers load the headers of weight files into a model without memory; how many tensors these are.
+
+    Args:
+        build: the model's class.
+        part: name of a tensor -> what it belongs to, for the message.
+        allowed: as for :meth:`Report.of`.
+
+    Raises:
+        ConfigError: the model would not be whole.
+    """
+    held = {name: tensor for file in files for name, tensor in header(file).items()}
+    report = _tried(build, config, held, allowed)
+    if not report.whole:
+        heads = [name.partition(".")[0] + "." for name in list(held)[:1]]
+        heads += [".".join(name.split(".")[:2]) + "." for name in list(held)[:1]]
+        common = [head for head in heads if all(name.startswith(head) for name in held)]
+        renamed = {head: {name.removeprefix(head): tensor for name, tensor in held.items()} for head in common}
+        prefix = next((head for head in renamed if not _tried(build, config, renamed[head], allowed).missing), "")
+        judge(key, files[0].parent, report, part, prefix)
+    return len(held)
+
+
+def _tried(build: Any, config: Any, held: dict[str, torch.Tensor], allowed: str) -> Report:
+    with quiet():
+        model, info = build.from_pretrained(
+            None, config=config, state_dict=dict(held), device_map="meta", dtype=torch.float32, **REPORTING
+        )
+    return Report.of(model, info, allowed)
+
+
+def judge(key: str, where: Any, report: Report, part: Callable[[str], str], prefix: str = "") -> None:
+    """Refuse a model that is not whole.
+
+    Args:
+        prefix: what all names of the checkpoint begin with and should not.
+
+    Raises:
+        ConfigError: how many tensors are missing, unexpected or of another shape, the first, and the likely reason.
+    """
+    if report.whole:
+        return
+    found = []
+    if report.missing:
+        found.append(f"{len(report.missing)} of its {len(report.expected)} tensors missing ({_some(report.missing)})")
+    if report.unexpected:
+        found.append(f"{len(report.unexpected)} in the files are no part of it ({_some(report.unexpected)})")
+    if report.mismatched:
+        name, held, own = report.mismatched[0]
+        shapes = f"first {name}: {list(held)} instead of {list(own)}"
+        found.append(f"{len(report.mismatched)} of another shape than config.json asks for ({shapes})")
+    raise ConfigError(f"{key}: {str(where)!r} does not load whole: {', '.join(found)}; {_reason(report, part, prefix)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _reason(report: Report, part: Callable[[str], str], prefix: str) -> str:
+    """What most likely happened, and what to do."""
+    whole = "name a model that was saved whole (save_pretrained), or download it again"
+    if prefix:
+        return f"all its names begin with {prefix!r}: save the weights again without it"
+    if any(".lora_" in name for name in report.unexpected):
+        return "there are LoRA matrices inside: merge them (merge_and_unload) and save the model again"
+    if any("mm_projector" in name for name in report.unexpected):
+        return "its names are those of the original LLaVA code: name the converted model, e.g. llava-hf/llava-1.5-7b-hf"
+    missing = set(report.missing)
+    parts: dict[str, set[str]] = {}
+    for name in report.expected:
+        parts.setdefault(part(name), set()).add(name)
+    gone = [name for name, members in parts.items() if members <= missing]
+    if gone and len(gone) < len(parts):
+        return f"the checkpoint has no {' and no '.join(gone)}: {whole}"
+    if gone:
+        return f"nothing of the model is in it, so the weights are another model's or their names were changed: {whole}"
+    if report.mismatched:
+        return f"config.json and weights are of different models or sizes: {whole}"
+    if report.missing:
+        return f"a part was not saved, or config.json is that of a larger model: {whole}"
+    return "config.json is that of a smaller model, or the weights are another model's: let both come from one model"

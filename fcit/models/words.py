@@ -1,0 +1,108 @@
+"""Whether a model's words are its own: tokenizer, embeddings, picture's token and the tokens that end an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
+
+from fcit import config as configuration
+from fcit.errors import ConfigError
+
+
+def load_words(source: str, settings: configuration.Backbone, processed: bool, config: Any) -> tuple[Any, Any]:
+    """Tokenizer, padding on the left, and what holds the chat template.
+
+    Args:
+        processed: whether the model's processor can be loaded.
+        config: the model's configuration.
+
+    Raises:
+        ConfigError: no end token; words the model has no embedding for; ``conversation: template`` without a chat
+            template, or without a token for the image in the vocabulary.
+    """
+    key, name = "backbone.model", settings.model
+    processor = (AutoProcessor if processed else AutoTokenizer).from_pretrained(source)
+    tokenizer = processor.tokenizer if processed else processor
+    tokenizer.padding_side = "left"
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"{key}: the tokenizer of {name!r} has no end token, so no answer would ever end; name it in its "
+            "tokenizer_config.json (eos_token)"
+        )
+    if tokenizer.pad_token_id is None:  # what stands at masked places is never seen
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    check_size(key, name, tokenizer, config.get_text_config().vocab_size)
+    if settings.conversation == "template":
+        if not processor.chat_template:
+            raise ConfigError(f"backbone.conversation: 'template', but {name!r} has no chat template; choose vicuna_v1")
+        if config.image_token_id not in _special(tokenizer):
+            raise ConfigError(
+                f"{key}: image_token_id {config.image_token_id} in config.json of {name!r} is no special token of its "
+                "tokenizer, which must be another model's; let both come from one model"
+            )
+    return tokenizer, processor
+
+
+def check_size(key: str, name: str, tokenizer: Any, rows: int) -> None:
+    """Every word has an embedding.
+
+    Raises:
+        ConfigError: a tokenizer of more words than the model.
+    """
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"{key}: the tokenizer of {name!r} has {len(tokenizer)} tokens and the model knows {rows} (vocab_size in "
+            "config.json), so they are of different models; let both come from one model"
+        )
+
+
+def _special(tokenizer: Any) -> set[int]:
+    """Tokens that are no part of a text, and that are left out when an answer is turned into one."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def end_tokens(source: str, tokenizer: Any) -> list[int]:
+    """All tokens that end an answer: the tokenizer's, which training appends, then those of the configurations.
+
+    Only what is written in config.json and generation_config.json counts; what transformers assumes for a file that
+    says nothing (2 for Llama) may be an ordinary word of this vocabulary.
+
+    Raises:
+        ConfigError: one of them is no special token: an answer would be cut off in its middle.
+    """
+    raw = PreTrainedConfig.get_config_dict(source)[0]
+    text = raw.get("text_config")
+    written = {
+        "config.json": raw.get("eos_token_id"),
+        "text_config in config.json": text.get("eos_token_id") if isinstance(text, dict) else None,
+        "generation_config.json": _generation(source).get("eos_token_id"),
+    }
+    ends, special = [tokenizer.eos_token_id], _special(tokenizer)
+    for where, value in written.items():
+        for token in value if isinstance(value, list) else [value]:
+            if token is None or token in ends:
+                continue
+            if type(token) is not int or token not in special:
+                known = tokenizer.convert_ids_to_tokens(token) if type(token) is int and token >= 0 else None
+                raise ConfigError(
+                    f"backbone.model: {where} of {source!r} lets token {token!r} end an answer, which is "
+                    f"{f'the word {known!r}' if known is not None else 'no token'} of its tokenizer; write "
+                    f"{ends[0]} there, the tokenizer's own end ({tokenizer.eos_token!r})"
+                )
+            ends.append(token)
+    return ends
+
+
+def _generation(source: str) -> dict[str, Any]:
+    """What generation_config.json says; nothing where there is none."""
+    try:
+        file = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    except OSError:  # a hub that cannot be reached, as transformers takes it
+        return {}
+    found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return found if isinstance(found, dict) else {}

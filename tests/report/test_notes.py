@@ -1,0 +1,92 @@
+"""What a report says in words beside its numbers."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from clients.training import learning_rates
+from fcit import config as configuration
+from fcit.config import Training
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.federation.records import ClientUpdate
+from fcit.report import notes, page, terminal
+from fcit.results import Run
+from fcit.run_dir import RunDir
+from server.loop import _said
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run folder with these rounds, each a list of (client, subspace, records); returns it read."""
+
+    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco") -> Run:
+        raw = {"benchmark": "fcit-mini-short", "method": method}
+        folder = RunDir.place(tmp_path / method, configuration.dump(configuration.parse(raw)), {"python": "3"})
+        matrix = AccuracyMatrix(["iconqa", "figureqa"], [{"iconqa": 80.0}])
+        folder.matrix.write_text(json.dumps(matrix.to_json()))
+        lines = []
+        for number, slots in enumerate(rounds):
+            clients, subspaces, examples = (list(column) for column in zip(*slots, strict=True))
+            event = {"event": "round", "stage": 0, "round": number, "clients": clients, "subspaces": subspaces}
+            event |= {"examples": examples, "tasks": [[0]] * len(slots), "loss": {}, "up": 0, "down": 0, "seconds": 1}
+            event |= {"idle": idle[number]} if idle else {}
+            lines.append(json.dumps(event) + "\n")
+        folder.events.write_text("".join(lines))
+        return Run(folder.path)
+
+    return _made
+
+
+def test_subspaces_that_one_client_trained_are_named(made):
+    run = made([[(1, "0", 90), (2, "1", 2), (3, "0", 5)], [(2, "1", 2), (4, "2", 1), (5, "2", 0)]])
+    (said,) = notes.notes(run)
+    assert said == (
+        "Only one client ever trained subspaces 1 (client 2: 2 records in each of 2 rounds), 2 (client 4: 1 record); "
+        "method.min_records keeps small clients from opening their own."
+    )
+    assert said in page.render([run])
+    console = Console(width=400, record=True, file=io.StringIO())
+    terminal.show(console, [run])
+    assert said in console.export_text()
+
+
+def test_of_another_method_no_option_is_named(made):
+    (said,) = notes.notes(made([[(1, "0", 9), (2, "1", 2)], [(3, "0", 1)]], method="olora"))
+    assert said == "Only one client ever trained subspace 1 (client 2: 2 records)."
+
+
+def test_nothing_is_said_where_clients_share(made):
+    assert notes.notes(made([[(1, "0", 9), (2, "1", 2)], [(2, "0", 1), (1, "1", 1)]])) == []
+
+
+def test_nothing_is_said_of_pooled_data_and_of_a_federation_of_one(made):
+    assert notes.notes(made([[(-1, "0", 9)], [(-1, "1", 9)]], method="individual")) == []
+    assert notes.notes(made([[(0, "0", 9)], [(0, "1", 9)]])) == []
+
+
+def test_epochs_that_learnt_nothing_are_counted(made):
+    run = made([[(1, "0", 9), (2, "0", 2)], [(1, "0", 9), (2, "0", 2), (3, "0", 0)]], idle=[[2], [2]])
+    assert notes.notes(run) == [
+        "In 2 of 4 local epochs nothing was learnt: they have one optimiser step, whose rate is 0 with "
+        "training.schedule: trainer (client 2)."
+    ]
+
+
+def head(client: int, steps: int) -> ClientUpdate:
+    return ClientUpdate(0, 0, client, "s", "0", 4, steps, 0.5, 0.1, {})
+
+
+def test_a_round_names_who_learnt_nothing():
+    heads = [head(3, 1), None, head(5, 2)]
+    assert _said(heads, Training(schedule="trainer")) == {"idle": [3]}
+    assert _said(heads, Training()) == _said(heads, Training(schedule="trainer", warmup_ratio=0)) == {}
+
+
+@pytest.mark.parametrize("schedule", ["trainer", "cosine", "constant"])
+@pytest.mark.parametrize("ratio", [0.0, 0.03, 0.9])
+def test_who_learns_nothing_is_known_without_a_schedule(schedule, ratio):
+    training = Training(schedule=schedule, warmup_ratio=ratio)
+    for steps in range(1, 40):
+        assert training.moves(steps) is (sum(learning_rates(training, steps)) > 0)
