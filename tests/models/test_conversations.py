@@ -153,7 +153,7 @@ def test_whole_turns_are_dropped_and_counted(backbones, name):
             encoder.encode(record)
         with pytest.raises(DataError, match=r"does not fit into backbone\.max_length"):
             encoder.encode(TestRecord("0", ("a",), "How many? " * 9, ""))
-        told = encoder.encode_all([record, replace(record, images=("a",), turns=record.turns[:1]), SINGLE])
+        told = list(encoder.encoded([record, replace(record, images=("a",), turns=record.turns[:1]), SINGLE]))
         assert isinstance(told[0], str) and isinstance(told[1], str)
     finally:
         encoder.max_length = backbones(name).config.max_length
