@@ -296,11 +296,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "fcit", "server", "clients"):
             raise  # a fault of ours
-        print(
-            f"fcit: this needs the package {error.name!r}, which is not installed; `fcit doctor` tells what is there, "
-            "`make install` (or pip) brings what is missing",
-            file=sys.stderr,
-        )
+        need = f"this needs the package {error.name!r}, which is not installed; `make install` (or pip) brings it"
+        print(f"fcit: {need}; `fcit doctor` tells what is there", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -6,7 +6,12 @@ import pytest
 import yaml
 
 from fcit import cli
+from fcit import config as configuration
+from fcit.data.benchmark import open_benchmark
+from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
+from fcit.doctor.estimate import Lengths
+from fcit.models.backbone import Backbone
 
 LARGE = {
     "name": "large", "benchmark": "fcit-mini-short",
@@ -85,3 +90,37 @@ def test_devices_by_name():
     assert peak_of("NVIDIA L40S") == (362.0, 0.86) and peak_of("NVIDIA L4") == (121.0, 0.3) and peak_of("Own") is None
     assert device_of("cuda", 24, 0).memory == 24 * 2**30 and not device_of("cuda", 24, 0).here
     assert device_of("cpu", None, 2).here
+
+
+def test_the_runs_own_texts_are_timed(monkeypatch):
+    """Not texts of 110 tokens and answers of 32: the mini world's are several times shorter, and so was the run."""
+    config = configuration.parse(
+        {
+            "benchmark": "fcit-mini-short",
+            "federation": {"rounds": 3, "clients_per_round": 2},
+            "evaluation": {"batch_size": 4},
+            "training": {"batch_size": 4},
+        }
+    )
+    benchmark = open_benchmark(config)
+    benchmark.prepare()
+    work = timing.counted(benchmark, config)
+    shards = [[len(benchmark.shard(k, task)) for k in range(50)] for task in range(4)]
+    # 3 rounds of 2 of 50 clients in each of four stages
+    assert work.records == pytest.approx(sum(3 * 2 * sum(sizes) / 50 for sizes in shards))
+    # the tests of 1, 2, 3 and 4 tasks
+    assert work.questions == sum(len(benchmark.test(n)) * (4 - i) for i, n in enumerate(benchmark.evaluation(3)))
+    generated, trained = [], []
+    generate, loss = Backbone.generate, Backbone.loss
+    monkeypatch.setattr(Backbone, "generate", lambda s, q, f, n: generated.append(n) or generate(s, q, f, n))
+    monkeypatch.setattr(Backbone, "loss", lambda s, e, f: trained.extend(len(x.answer) for x in e) or loss(s, e, f))
+    speed = timing.measured(config, Lengths(), 4, 4, work)
+    assert speed.record > 0 and speed.question > 0 and speed.image > 0 and "own texts" in speed.known
+    assert max(trained) < 16 and max(generated) < 16
+
+
+def test_a_method_that_does_not_train_is_not_charged_for_it():
+    config = configuration.parse({"benchmark": "fcit-mini-short", "method": "zero_shot"})
+    benchmark = open_benchmark(config)
+    benchmark.prepare()
+    assert timing.counted(benchmark, config).records == 0

@@ -18,7 +18,8 @@ class Verdict:
         warnings: what only costs score: a true answer longer than the answers that are allowed.
         dropped: position -> turns that do not fit into ``backbone.max_length`` and are not learnt.
         count: records looked at.
-        tokens: of all that can be used, together; ``longest``: of the longest; ``learnt``: those of answers.
+        tokens: of all that can be used, together; ``longest``: of the longest.
+        learnt: those of answers, together; ``most``: of the one that has most.
     """
 
     problems: dict[int, str] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Verdict:
     tokens: int = 0
     longest: int = 0
     learnt: int = 0
+    most: int = 0
 
 
 class Judge(Protocol):

@@ -18,6 +18,7 @@ from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
 from fcit.methods.base import Method
 from fcit.models.features import features_size
+from fcit.models.judging import judge_of
 from fcit.models.shapes import HERE, Shape, shape_of
 
 #: Assumed: share of a device's peak that training reaches, and that answering in batches reaches of its bandwidth.
@@ -40,9 +41,10 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     shape = shape_of(config.backbone, config.adapter.targets)
     device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
     with console.status("counting records"):
-        work, why = _work(config)
+        work, longest, why = _work(config)
     subspaces = _subspaces(config)
-    lengths = Lengths()
+    # Whole conversations: what is longest decides what fits.
+    lengths = Lengths(max(1, longest[0] - longest[1] - shape.image_tokens), longest[1]) if longest else Lengths()
     workers = per_device(config)
     room = device.memory / workers
     size = estimate.largest_micro(config, shape, subspaces, room, lengths)
@@ -60,7 +62,8 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     for line in models.said:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(
-        f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; assumed "
+        f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; "
+        f"{'the longest record has' if longest else 'assumed'} "
         f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -75,14 +78,18 @@ def _subspaces(config: RunConfig) -> int:
     return _ASSUMED_TASKS if own else len(read_spec(config.benchmark).tasks)
 
 
-def _work(config: RunConfig) -> tuple[Work | None, str]:
-    """Counted in the data where they are; else None and why."""
+def _work(config: RunConfig) -> tuple[Work | None, tuple[int, int] | None, str]:
+    """Counted in the data where they are, with tokens of the longest record and of the longest answer; else why not."""
     try:
         benchmark = open_benchmark(config)
+        benchmark.judge = judge_of(config.backbone)
         benchmark.prepare()
-        return timing.counted(benchmark, config), ""
+        benchmark.look()
+        found = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train"]
+        longest = max(v.longest for v in found), max(v.most for v in found)
+        return timing.counted(benchmark, config), longest, ""
     except FCITError as error:
-        return None, str(error).splitlines()[0]
+        return None, None, str(error).splitlines()[0]
 
 
 # ---------------------------------------------------------------------- time

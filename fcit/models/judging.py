@@ -148,6 +148,7 @@ def _count(verdict: Verdict, example: Encoded) -> None:
     verdict.tokens += len(example.tokens)
     verdict.longest = max(verdict.longest, len(example.tokens))
     verdict.learnt += example.learnt
+    verdict.most = max(verdict.most, example.learnt)
 
 
 def _short(value: Any) -> str:
@@ -160,6 +161,8 @@ def _read(file: Path) -> Verdict | None:
     """A verdict as it was kept; None where there is none that can be read."""
     try:
         raw = strict.parse_json(file.read_text(encoding="utf-8"))
+        if set(raw) != {field.name for field in dataclasses.fields(Verdict)}:
+            return None
         parts = {n: {int(k): v for k, v in raw[n].items()} for n in ("problems", "warnings", "dropped")}
         return Verdict(**{**raw, **parts})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
