@@ -68,6 +68,7 @@ class TableKey(NamedTuple):
 TABLE_AXES = (
     "benchmark", "setting", "evaluation.split", "evaluation.samples", "evaluation.seed", "evaluation.when",
     "data.max_records",
+    "data.turns",
 )  # fmt: skip
 
 

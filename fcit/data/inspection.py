@@ -11,7 +11,7 @@ from fcit import seeding
 from fcit.data.findings import Dataset, Findings, Partition, Setting
 from fcit.data.overlap import shared
 from fcit.data.records import Record
-from fcit.data.spec import BenchmarkSpec, placed
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
 from fcit.data.table import Tables, picked
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import DataError
@@ -234,14 +234,14 @@ class Inspection:
         owners: dict[str, frozenset[int]] = {}
         for task, names in enumerate(self.spec.tasks):
             for spec in (self.spec.datasets[name] for name in names):
-                for image in self._images_of(self._instructions / spec.train, spec.images):
+                for image in self._images_of(spec):
                     owners[image] = owners.get(image, frozenset()) | {task}
         return owners
 
-    def _images_of(self, path: Path, folder: str) -> set[str]:
+    def _images_of(self, spec: DatasetSpec) -> set[str]:
         try:
-            records = self._tables.train(path).records
-            return {image for r in records if r is not None for image in placed(folder, r.images)}
+            records = self._tables.train(self._instructions / spec.train, spec.format).records
+            return {image for r in records if r is not None for image in placed(spec.images, r.images)}
         except DataError:
             return set()  # told where its data set is looked at
 

@@ -84,7 +84,7 @@ class Asked:
     adapters: Any
     subspaces: list[Tensors]  # in the order of the mix's columns
     examples: list[Any]
-    features: Any  # vision features (N, patches, d)
+    features: Any  # vision features (images, patches, d), question by question
     identity: np.ndarray  # (N, d)
     limit: int  # new tokens at most
 
@@ -210,7 +210,7 @@ class Method:
         """Before the first step; the slot holds the broadcast tensors."""
 
     def loss(self, session: Session, examples: list[Any], features: Any) -> Any:
-        """Loss of one batch: encoded records and their vision features ``(B, patches, d)``.
+        """Loss of one batch: encoded records and the features of their images ``(images, patches, d)``, in order.
 
         Default: mean cross-entropy over answer tokens.
         """

@@ -181,6 +181,7 @@ def test_tables_are_not_mixed(planned):
         ("evaluation.samples", [None, 50, 100], ["", ", reduced (50 questions a test set, choice 0)",
                                                  ", reduced (100 questions a test set, choice 0)"]),
         ("data.max_records", [None, 200], ["", ", reduced (200 training records a data set)"]),
+        ("data.turns", ["all", "first"], ["", ", reduced (the first turn of every conversation)"]),
         ("evaluation.when", ["stage", [2], "final"], ["", ", evaluated after stages 2, 4 only",
                                                       ", evaluated after stage 4 only"]),
         ("evaluation.split", ["test", "val"], ["", ", val split"]),

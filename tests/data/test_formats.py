@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fcit.data import reading
 from fcit.data.formats import llava, messages
+from fcit.data.inspection import Inspection
 from fcit.data.records import Record, TestRecord, Turn
+from fcit.data.spec import BenchmarkSpec
 from fcit.errors import DataError
 from fcit.evaluation import scorers
 
@@ -298,3 +301,21 @@ def test_captions_that_do_not_say_whose_they_are(write):
 def test_a_test_question_of_messages_is_not_taken_for_llavas():
     row = {"question_id": 1, "messages": chat("Q", "A")}
     assert messages.is_row(row) and not llava.is_row(row)
+
+
+@pytest.mark.parametrize(("form", "bad"), [(None, 0), ("llava", 0), ("messages", 3)])
+def test_a_look_at_the_data_reads_the_format_that_the_benchmark_names(tmp_path, form, bad):
+    """And counts records of text alone, of many turns and of several images."""
+    (tmp_path / "instructions").mkdir()
+    (tmp_path / "datasets").mkdir()
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / "datasets" / f"{name}.png")
+    pair = {"image": ["a.png", "b.png"], "conversations": said("Q1", "A1", "Q2", "A2")}
+    rows = [{"conversations": said("Q", "A")}, pair, {"image": "a.png", "conversations": said("<image>Q", "A")}]
+    (tmp_path / "instructions" / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "instructions" / "test.json").write_text(json.dumps([{"id": 1, "conversations": said("Q", "A")}]))
+    data = {"train": "train.json", "test": "test.json", "format": form}
+    spec = BenchmarkSpec.model_validate({"name": "own", "datasets": {"set": data}, "tasks": [["set"]]})
+    found = Inspection(spec, tmp_path, tmp_path / "cache").dataset("set")
+    assert (found.train, found.bad_records, found.bad_images) == (3, bad, 0)
+    assert (found.test, found.images, found.good) == ((1, 2, True) if not bad else (None, 0, False))

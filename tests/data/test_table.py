@@ -56,6 +56,39 @@ def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
         hash(found)
 
 
+def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, monkeypatch):
+    """Turns, systems, several images or none, boxes and sizes; and a record that is none stays in its place."""
+    monkeypatch.setattr(table, "MAPPED_FROM", 1)
+    said = [{"role": "user", "content": "<image><image>Q"}, {"role": "assistant", "content": "A"}]
+    rows = [
+        {"messages": [{"role": "system", "content": "Brief."}, *said, {**said[0], "content": "More?"}, said[1]],
+         "images": ["a", "b"]},
+        {"messages": [{**said[0], "content": "Q"}, said[1]]}, {}, {"messages": said, "images": ["a", "b"]},
+    ]  # fmt: skip
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    mapped, listed = tables.train(path), reading.survey_train(path)
+    assert isinstance(mapped, MappedSurvey) and list(mapped.records) == listed.records
+    assert [len(r.turns) if r else None for r in listed.records] == [2, 1, None, 1] and listed.records[0].system
+    assert mapped.problems == listed.problems and mapped.format == listed.format == "messages"
+    assert mapped.sentences(1) == listed.sentences(1)
+    first = table.picked(mapped.records, [0, 3], records.Record.first)
+    assert list(first) == [listed.records[0].first(), listed.records[3]]
+    asked = [
+        {"question_id": 1, "text": "Q", "answer": "A"},
+        {
+            "question_id": 2,
+            "image": ["a", "b"],
+            "text": "Q",
+            "answer": "A",
+            "answer_bbox": [0, 0, 1, 1],
+            "size": [4, 3],
+        },
+    ]
+    path.write_text("\n".join(map(json.dumps, asked)))
+    assert list(tables.test(path)) == reading.read_test(path)
+
+
 def test_sequences_are_joined_without_copying_them(file, tables):
     mapped, one = read_usable(file, None, 0.0, tables).records, [records.Record.single("b", "c", "d")]
     both = table.joined([one, mapped, [], mapped[:3]])
