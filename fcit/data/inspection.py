@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit import seeding
+from fcit.data.formats import Form, places
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import BenchmarkSpec, placed
 from fcit.data.table import Tables, picked
@@ -34,6 +35,7 @@ class Dataset:
     bad_images: int = 0
     bad_records: int = 0
     problems: list[str] = field(default_factory=list)  # the first ones
+    format: str | None = None  # of its training records
 
     @property
     def good(self) -> bool:
@@ -119,26 +121,31 @@ class Inspection:
     def dataset(self, name: str) -> Dataset:
         """Files, records and images of one data set."""
         spec, found = self.spec.datasets[name], Dataset(name)
-        for file in filter(None, (spec.train, spec.test, spec.references)):
-            path = self._instructions / file
-            found.files[str(path)] = path.stat().st_size if path.is_file() else None
-            if not path.is_file():
+        for path in map(self._located, filter(None, (spec.train, spec.test, spec.references))):
+            there = places.exists(path)
+            found.files[str(path)] = places.size(path) if there else None
+            if not there:
                 found.problems.append(f"{path}: no such file")
-        if (self._instructions / spec.train).is_file():
+        if places.exists(self._located(spec.train)):
             self._train(found)
-        questions = [self._instructions / file for file in (spec.test, spec.references) if file]
-        if all(path.is_file() for path in questions):
+        questions = [self._located(file) for file in (spec.test, spec.references) if file]
+        if all(map(places.exists, questions)):
             self._test(found)
         return found
 
+    def _located(self, file: str) -> Path:
+        return places.located(self._instructions, file)
+
     def _train(self, found: Dataset) -> None:
-        path, folder = self._instructions / self.spec.datasets[found.name].train, self.spec.datasets[found.name].images
+        spec = self.spec.datasets[found.name]
+        path, folder = self._located(spec.train), spec.images
         try:
-            survey = self._tables.train(path)
+            survey = self._tables.train(path, spec.form(self._images))
         except DataError as error:
             found.problems.append(str(error))
             return
         found.train, found.bad_records = len(survey.records), len(survey.problems)
+        found.format = survey.format
         rows = self._sampled(found.name, "train", found.train)
         named = [placed(folder, r.images) if r else () for r in picked(survey.records, rows)]
         bad = self._looked(found, [image for images in named for image in images])
@@ -152,9 +159,10 @@ class Inspection:
 
     def _test(self, found: Dataset) -> None:
         spec = self.spec.datasets[found.name]
-        path = self._instructions / spec.test
+        path = self._located(spec.test)
+        references = self._located(spec.references) if spec.references else None
         try:
-            questions = self._tables.test(path, self._instructions / spec.references if spec.references else None)
+            questions = self._tables.test(path, references, spec.form(self._images))
         except DataError as error:
             found.problems.append(str(error))
             return
@@ -229,13 +237,13 @@ class Inspection:
         owners: dict[str, frozenset[int]] = {}
         for task, names in enumerate(self.spec.tasks):
             for spec in (self.spec.datasets[name] for name in names):
-                for image in self._images_of(self._instructions / spec.train, spec.images):
+                for image in self._images_of(self._located(spec.train), spec.images, spec.form(self._images)):
                     owners[image] = owners.get(image, frozenset()) | {task}
         return owners
 
-    def _images_of(self, path: Path, folder: str) -> set[str]:
+    def _images_of(self, path: Path, folder: str, form: Form) -> set[str]:
         try:
-            records = self._tables.train(path).records
+            records = self._tables.train(path, form).records
             return {image for r in records if r is not None for image in placed(folder, r.images)}
         except DataError:
             return set()  # told where its data set is looked at
