@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcit import registry
+from fcit.data.formats.places import text_only
 from fcit.data.reading import read_test
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import placed, suffixed, with_suffix
@@ -62,7 +63,9 @@ class OwnTasks:
     def _usable(self, task: int) -> Usable:
         if task not in self._read:
             spec = self._site.tasks[task]
-            self._read[task] = read_usable(self._file(spec.train), self._verdicts(spec), self._site.max_bad_share)
+            self._read[task] = read_usable(
+                text_only(self._file(spec.train)), self._verdicts(spec), self._site.max_bad_share
+            )
         return self._read[task]
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
@@ -83,7 +86,7 @@ class OwnTasks:
         if number not in self._tests:
             spec = self._site.tasks[number]
             references = self._file(spec.references) if spec.references else None
-            records = read_test(self._file(spec.test), references)
+            records = read_test(text_only(self._file(spec.test)), references)
             bad = self._verdicts(spec).problems(image for r in records for image in r.images)
             if bad:
                 first = next(iter(bad.values()))

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from fcit import cli
 from fcit.data import reading
-from fcit.data.formats import Form, columns, hub, places, unpack
+from fcit.data.formats import FORMATS, Form, columns, hub, places, unpack
 from fcit.data.formats.columns import Columns
 from fcit.data.records import MAX_IMAGE_BYTES, Record, TestRecord, Turn
 from fcit.data.spec import DatasetSpec, read_spec
@@ -318,6 +319,31 @@ def test_a_saved_data_set_names_no_files_elsewhere(tmp_path):
         reading.read_train(tmp_path / "saved", Form(columns=NAMES))
 
 
+def test_damaged_files_are_told_and_lead_nowhere(tmp_path):
+    form, rng = Form(columns=NAMES, images=tmp_path / "images"), random.Random(0)
+    (tmp_path / "tables").mkdir()
+    places_ = [tmp_path / "tables" / make(tmp_path / "tables") for make in (parquet, saved)]
+    told = 0
+    for file in [places_[0], *sorted(places_[1].iterdir())]:
+        content = file.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(content)
+            for _ in range(rng.choice((1, 1, 20))):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            file.unlink()  # others may have it mapped
+            file.write_bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
+            for place in places_:
+                try:
+                    reading.survey_train(place, form)
+                except DataError as error:
+                    told += 1
+                    assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+        file.unlink()
+        file.write_bytes(content)
+    assert told > 100
+    assert [reading.survey_train(place, form).problems for place in places_] == [{}, {}]
+
+
 def test_format_and_place_must_fit(tmp_path):
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(DataError, match=r"neither Parquet nor a saved or hub data set, and .* says format: hf"):
@@ -507,3 +533,9 @@ def test_another_mapping_is_another_partition(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
     benchmark = opened(config)
     assert benchmark._task_folder(0) != before and benchmark.shard(0, 0)[0].turns[0].answer.isdigit()
+
+
+def test_the_documentation_names_every_column_and_format():
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert [key for key in Columns.model_fields if f"| `{key}` |" not in text] == []
+    assert [name for name in FORMATS if f"`{name}`" not in text] == []

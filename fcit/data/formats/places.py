@@ -80,6 +80,17 @@ def place_of(path: Path) -> Place:
     return Place("saved" if split is not None or strict.is_dir(path) else "text", path, split)
 
 
+def text_only(path: Path) -> Path:
+    """The path of a text file, for those who open nothing a path leads on to.
+
+    Raises:
+        DataError: it names another kind of place.
+    """
+    if place_of(path).is_table:
+        raise DataError(f"{path}: tasks of SITE.yaml are text files (JSON list or JSON Lines); write its rows into one")
+    return path
+
+
 def hub_parts(place: Place) -> dict[str, str | None]:
     """``name``, ``config``, ``revision`` and ``split`` of a data set of the hub.
 
