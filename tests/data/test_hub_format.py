@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -174,6 +175,33 @@ def test_a_conversation_in_a_column_is_read_as_in_text_files(tmp_path):
     assert reading.read_test(path) == [TestRecord("0", (), "Hello?", "Hi.")]
     wanted = [Record((), (Turn("not asked", "not given"),))]
     assert reading.read_train(path, Form(columns=mapped(question="question"))) == wanted
+
+
+def test_image_parts_stand_for_the_rows_embedded_images(tmp_path):
+    part = {"type": Value("string"), "text": Value("string")}
+    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Picture())})
+    content = [{"type": "image", "text": None}, {"type": "image", "text": None}, {"type": "text", "text": "Same?"}]
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "no"}]}]
+    pictures = [embedded(picture()), embedded(picture((0, 9, 9)))]
+    path = tmp_path / "trl.parquet"
+    Dataset.from_dict({"messages": [chat], "images": [pictures]}, features=features).to_parquet(path)
+    [found] = reading.read_train(path, Form(images=tmp_path))
+    assert found.turns == (Turn("Same?", "no", 2),)
+    assert [(tmp_path / image).read_bytes() for image in found.images] == [part["bytes"] for part in pictures]
+
+
+def test_columns_as_pandas_writes_them(tmp_path):
+    table = pa.table(
+        {
+            "question": pa.array(["a?", "b?"], pa.large_string()),
+            "answer": pa.array(["yes", "no"]).dictionary_encode(),
+            "picture": pa.array([picture(), None], pa.large_binary()),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = reading.read_train(tmp_path / "t.parquet", Form(columns=mapped(image="picture"), images=tmp_path))
+    assert [r.turns[0].answer for r in found] == ["yes", "no"]
+    assert (tmp_path / found[0].images[0]).read_bytes() == picture() and found[1].images == ()
 
 
 def test_one_turn_of_lists_is_a_list_of_turns():

@@ -134,7 +134,8 @@ class _Parquet:
             if missing:
                 raise DataError(f"{file}: has no column {missing[0]!r}, which {place.files()[0]} has")
         fields = [schema.field(name) for name in self._names]
-        self.features = Features.from_arrow_schema(pyarrow.schema(fields, metadata=schema.metadata))
+        known = b"huggingface" in (schema.metadata or {})  # else there are no class labels
+        self.features = Features.from_arrow_schema(pyarrow.schema(fields, schema.metadata)) if known else Features()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each row by column."""
