@@ -26,6 +26,7 @@ from clients.start import environment
 from fcit import __version__
 from fcit import site as sites
 from fcit.config import Backbone
+from fcit.data.formats.places import text_only
 from fcit.data.pictures import image_path
 from fcit.data.reading import read_test, survey_train
 from fcit.data.usable import ImageVerdicts, Usable
@@ -200,11 +201,11 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
         yield what, False, f"{images}: no such folder (images)"
         return
     try:
-        usable = Usable(survey_train(root / task.train), ImageVerdicts(images, cache))
+        usable = Usable(survey_train(text_only(root / task.train)), ImageVerdicts(images, cache))
         problems = usable.excess(share)
         good = f"{task.train}: {len(usable.records)} records, {usable.skipped} passed over"
         yield f"{what} train", not problems, "\n     ".join(problems[:5] + problems[-1:]) if problems else good
-        questions = read_test(root / task.test, root / task.references if task.references else None)
+        questions = read_test(text_only(root / task.test), root / task.references if task.references else None)
         for question in questions:
             for image in question.images:
                 image_path(images, image)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcit import registry
+from fcit.data.formats.places import text_only
 from fcit.data.reading import read_test
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import placed, suffixed, with_suffix
@@ -72,7 +73,7 @@ class OwnTasks:
     def _usable(self, task: int) -> Usable:
         if task not in self._read:
             spec = self._site.tasks[task]
-            path, judge = self._file(spec.train), self._judge
+            path, judge = text_only(self._file(spec.train)), self._judge
 
             def judged(places: Sequence[int], records: Sequence[Record]) -> Verdict:
                 learnt = [_trained(record, spec) for record in records]
@@ -107,7 +108,7 @@ class OwnTasks:
         if number not in self._tests:
             spec = self._site.tasks[number]
             references = self._file(spec.references) if spec.references else None
-            records = read_test(self._file(spec.test), references)
+            records = read_test(text_only(self._file(spec.test)), references)
             bad = self._verdicts(spec).problems(image for r in records for image in r.images)
             if bad:
                 first = next(iter(bad.values()))

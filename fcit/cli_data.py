@@ -205,12 +205,13 @@ def _report(found: Findings) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"{found.benchmark} under {found.root}")
-    for column in ("data set", "files", "train", "test", "images looked at", "bad images", "bad records", ""):
-        table.add_column(column, justify="left" if column in ("data set", "") else "right")
+    left = ("data set", "format", "")
+    for column in ("data set", "format", "files", "train", "test", "images looked at", "bad images", "bad records", ""):
+        table.add_column(column, justify="left" if column in left else "right")
     for d in found.datasets:
         there = sum(size is not None for size in d.files.values())
         numbers = [f"{n:,}" if n is not None else "?" for n in (d.train, d.test, d.images, d.bad_images, d.bad_records)]
-        table.add_row(d.name, f"{there}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
+        table.add_row(d.name, d.format or "?", f"{there}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
     console.print(table)
     console.print(_counts("what the training records are", {d.name: d.conversations for d in found.datasets}))
     console.print(_counts("what the images looked at are", {d.name: d.pictures for d in found.datasets}))

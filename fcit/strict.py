@@ -165,6 +165,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_dir(path: Path) -> bool:
+    """``path.is_dir()``, also for names that no file system takes."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def full_path(folder: Path, name: str) -> str:
     """The full path of a name relative to ``folder``; as it is where no path can be made of it."""
     try:

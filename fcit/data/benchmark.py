@@ -12,7 +12,7 @@ from typing import Any
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data import partition, subset
-from fcit.data.formats import llava, read_rows
+from fcit.data.formats import Form, llava, places, read_rows
 from fcit.data.reading import VERSION, Survey, read_test, survey_train
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
@@ -78,11 +78,19 @@ class Benchmark:
         """Keeps large files out of memory; what is rendered here is small."""
         return Tables(cache_folder() / "records") if self.spec.source == "files" else None
 
-    def _survey(self, path: Path, form: str | None) -> Survey | MappedSurvey:
+    def _located(self, file: str) -> Path:
+        """A file of a data set."""
+        return places.located(self.instructions, file)
+
+    def _form(self, name: str) -> Form:
+        """How a data set's files are read."""
+        return self.spec.datasets[name].form(self.image_root)
+
+    def _survey(self, path: Path, form: Form) -> Survey | MappedSurvey:
         return self._tables.train(path, form) if self._tables else survey_train(path, form)
 
-    def _questions(self, path: Path, references: Path | None, form: str | None) -> Sequence[TestRecord]:
-        return _read_once(self._tables, path, references, form, path.stat().st_mtime_ns if path.is_file() else 0)
+    def _questions(self, path: Path, references: Path | None, form: Form) -> Sequence[TestRecord]:
+        return _read_once(self._tables, path, references, form, places.stamp(path))
 
     def _asked(self, name: str, record: TestRecord) -> TestRecord:
         """A question of a dataset as it is put to the model."""
@@ -112,11 +120,14 @@ class Benchmark:
             return
         missing = [f"{self.root} (data_root)"] if not self.root.is_dir() else []
         if not missing:
+            tables = 0
             for name in names:
                 for key, file in self.spec.files(name, self.config.evaluation.split).items():
-                    if not (self.instructions / file).is_file():
-                        missing.append(f"{self.instructions / file}, named by datasets.{name}.{key} of the benchmark")
-            if not self.image_root.is_dir():
+                    path = self._located(file)
+                    if not places.exists(path):
+                        missing.append(f"{path}, named by datasets.{name}.{key} of the benchmark")
+                tables += places.place_of(self._located(self.spec.datasets[name].train)).is_table
+            if not self.image_root.is_dir() and tables < len(names):  # pictures of tables may be embedded
                 missing.append(f"the image folder {self.image_root}, named by `images` of the benchmark")
         if missing:
             raise ConfigError([f"data_root: missing {what}" for what in missing])
@@ -137,11 +148,10 @@ class Benchmark:
     def sentences(self, name: str, problems: dict[int, str], most: int) -> list[str]:
         """What is said of a data set's questions, by their positions in :meth:`test`, with file, line and record."""
         questions, references = self._split(name)
-        path = self.instructions / questions
-        form = self.spec.datasets[name].format
-        count = len(self._questions(path, self.instructions / references if references else None, form))
+        path, form = self._located(questions), self._form(name)
+        count = len(self._questions(path, self._located(references) if references else None, form))
         chosen = subset.chosen(count, name, self.config.evaluation.samples, self.config.evaluation.seed)
-        found = read_rows(path).sentences({chosen[n]: why for n, why in problems.items()}, most)
+        found = read_rows(path, form).sentences({chosen[n]: why for n, why in problems.items()}, most)
         more = len(problems) - most
         return found + ([f"{path}: ... and {more} more records"] if more > 0 else [])
 
@@ -163,20 +173,22 @@ class Benchmark:
 
     def _problems(self, name: str) -> list[str]:
         """Training records of a dataset that cannot be used, if too many, and every bad test record."""
-        spec, folder = self.spec.datasets[name], self.instructions
+        spec, form = self.spec.datasets[name], self._form(name)
         problems: list[str] = []
         try:
-            survey = self._survey(folder / spec.train, spec.format)
+            path = self._located(spec.train)
+            survey = self._survey(path, form)
             self.formats[name] = survey.format
-            judged = self._judged(folder / spec.train, lambda record: self._turns(spec.trained(record)), spec.suffix)
+            judged = self._judged(path, lambda record: self._turns(spec.trained(record)), spec.suffix)
             usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)), judged)
             self.verdicts[name, "train"] = usable.verdict
             problems += usable.excess(self.config.max_bad_share)
         except DataError as error:
             problems.append(str(error))
         test, references = self._split(name)
+        path = self._located(test)
         try:
-            questions = self._questions(folder / test, folder / references if references else None, spec.format)
+            questions = self._questions(path, self._located(references) if references else None, form)
         except DataError as error:
             wanted = "references" if self.config.evaluation.split == "test" else "val_references"
             hint = f"; right captions may stand in a COCO file of their own: datasets.{name}.{wanted}"
@@ -184,8 +196,8 @@ class Benchmark:
         # Passing over a question would change the score.
         images = (image for question in questions for image in placed(spec.images, question.images))
         bad = self._verdicts.problems(images) if self._verdicts else {}
-        problems += [f"{folder / test}: {reason}" for reason in bad.values()]
-        return problems + self._unanswerable(name, folder / test, questions)
+        problems += [f"{path}: {reason}" for reason in bad.values()]
+        return problems + self._unanswerable(name, path, questions)
 
     def _judged(self, path: Path, change: Callable[[Record], Record], *origin: object) -> Judged | None:
         """What asks the judge about records of a file, changed to what is learnt of them."""
@@ -199,14 +211,14 @@ class Benchmark:
         if self.judge is None:
             return []
         spec, (_, references) = self.spec.datasets[name], self._split(name)
-        origin = [*_stamps(path, *([self.instructions / references] if references else [])), spec.model_dump()]
+        origin = [*_stamps(path, *([self._located(references)] if references else [])), spec.model_dump(mode="json")]
         origin.append(self.spec.question_blanks)
         asked = picked(questions, range(len(questions)), lambda question: self._asked(name, question))
         limit = self.config.evaluation.longest(spec.max_new_tokens)
         verdict = self.verdicts[name, "test"] = self.judge.test(origin, asked, limit)
         if not verdict.problems and not verdict.warnings:
             return []
-        rows = read_rows(path)
+        rows = read_rows(path, self._form(name))
         more = len(verdict.warnings) - WARNED
         self.warnings += rows.sentences(verdict.warnings, WARNED)
         self.warnings += [f"{path}: ... and {more} more records"] if more > 0 else []
@@ -217,7 +229,7 @@ class Benchmark:
         rows: list[dict[str, object]] = []
         for name in self.spec.tasks[task]:
             spec = self.spec.datasets[name]
-            records = self._survey(self.instructions / spec.train, spec.format).records
+            records = self._survey(self._located(spec.train), self._form(name)).records
             kept = self._kept(name, len(records))
             for record in records if kept is None else picked(records, kept):
                 # What cannot be used its owner passes over, and counts.
@@ -233,12 +245,16 @@ class Benchmark:
         folder = self.root / spec.folder / str(float(federation.beta)) / f"Task{task + 1}"
         # Delivered files do not say which data set a record is of, so that none of it could be kept by number.
         if not folder.is_dir() or most is not None:
-            files = [self.instructions / dataset.train for dataset in datasets]
-            missing = next((f for f in files if not f.is_file()), None)
+            files = [self._located(dataset.train) for dataset in datasets]
+            missing = next((f for f in files if not places.exists(f)), None)
             if missing is not None:
                 raise DataError(f"{missing}: no such instruction file; check data_root and the benchmark file")
-            stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-            more = [what for what in ([d.images for d in datasets], most) if what and what != [""] * len(datasets)]
+            stamps = [(str(f), *places.stamp(f)) for f in files]
+            more: list[object] = [
+                what for what in ([d.images for d in datasets], most) if what and what != [""] * len(datasets)
+            ]
+            mapped = [d.columns.model_dump() if d.columns else None for d in datasets]
+            more += [mapped] if any(mapped) else []
             suffixes = [dataset.suffix for dataset in datasets]
             origin = partition.fingerprint(VERSION, stamps, suffixes, federation.clients, spec.model_dump(), *more)
             folder = (
@@ -321,8 +337,9 @@ class Benchmark:
         if task not in self._owners:
             self._owners[task] = {
                 image: spec.suffix
-                for spec in (self.spec.datasets[name] for name in self.spec.tasks[task])
-                for record in self._survey(self.instructions / spec.train, spec.format).records
+                for name in self.spec.tasks[task]
+                for spec in [self.spec.datasets[name]]
+                for record in self._survey(self._located(spec.train), self._form(name)).records
                 if record is not None
                 for image in placed(spec.images, record.images[:1])
             }
@@ -352,22 +369,20 @@ class Benchmark:
 
 def _stamps(*paths: Path) -> list[object]:
     """Names of files as they are now."""
-    return [part for path in paths for part in (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)]
+    return [part for path in paths for part in (str(path.absolute()), *places.stamp(path))]
 
 
 @lru_cache(maxsize=64)
 def _read_once(
-    tables: Tables | None, path: Path, references: Path | None, form: str | None, stamp: int
+    tables: Tables | None, path: Path, references: Path | None, form: Form, stamp: tuple[int, ...]
 ) -> Sequence[TestRecord]:
     return tables.test(path, references, form) if tables else read_test(path, references, form)
 
 
 def _read_split(benchmark: Benchmark, name: str) -> Sequence[TestRecord]:
     file, refs = benchmark._split(name)
-    folder = benchmark.instructions
-    path = folder / file
-    form = benchmark.spec.datasets[name].format
-    records = benchmark._questions(path, folder / refs if refs else None, form)
+    references = benchmark._located(refs) if refs else None
+    records = benchmark._questions(benchmark._located(file), references, benchmark._form(name))
     asked = benchmark.config.evaluation
     chosen = subset.chosen(len(records), name, asked.samples, asked.seed)
     return picked(records, chosen, lambda record: benchmark._asked(name, record))

@@ -26,6 +26,7 @@ from typing import Any
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, cache_folder
+from fcit.data.formats import Form, places
 from fcit.data.image_hashes import ImageHashes
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
@@ -94,7 +95,16 @@ class _Data:
         self.hashes = ImageHashes(benchmark.image_root, cache_folder() / "image-hashes")
 
     def _file(self, name: str) -> dict[str, Any]:
-        return {"file": name, "sha256": file_sha(self.benchmark.instructions / name)}
+        """A file by its content; a table of several files by all of them, one of the hub by its records."""
+        path = self.benchmark._located(name)
+        place = places.place_of(path)
+        if place.kind == "hub":
+            spec = next(s for s in self.spec.datasets.values() if name in (s.train, s.test, s.val))
+            records = self.benchmark._survey(path, spec.form(self.benchmark.image_root)).records
+            return {"file": name, "sha256": _sha([record and asdict(record) for record in records])}
+        if place.is_table and place.files():
+            return {"file": name, "sha256": _sha([[file.name, file_sha(file)] for file in place.files()])}
+        return {"file": name, "sha256": file_sha(path)}
 
     def _images(self, names: Iterable[str]) -> dict[str, Any]:
         hashes = self.hashes.of(names)
@@ -113,9 +123,9 @@ class _Data:
             yield from images_of(self.benchmark.test(name))
             return
         spec = self.spec.datasets[name]
-        path = self.benchmark.instructions / spec.train
-        if path.is_file():  # else the benchmark's own code makes its records
-            records = self.benchmark._survey(path, spec.format).records
+        path = self.benchmark._located(spec.train)
+        if places.exists(path):  # else the benchmark's own code makes its records
+            records = self.benchmark._survey(path, self.benchmark._form(name)).records
             kept = self.benchmark._kept(name, len(records))
             used: Sequence[Record | None] = records if kept is None else picked(records, kept)
             yield from placed(spec.images, tuple(images_of(used)))
@@ -151,7 +161,7 @@ class _Data:
                 "min_size": spec.min_size, "reserve": spec.reserve, "max_records": config.data.max_records,
             }  # fmt: skip
         files = [folder / f"client_{client}.json" for client in clients]
-        records = (self.benchmark._survey(file, None).records for file in files if file.is_file())
+        records = (self.benchmark._survey(file, Form()).records for file in files if file.is_file())
         return {
             "delivered": str(folder.relative_to(self.benchmark.root)), "clients": len(clients),
             "sha256": _sha([[file.name, file_sha(file)] for file in files]),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fcit import seeding
 from fcit.data.findings import Dataset, Findings, Partition, Setting
+from fcit.data.formats import places
 from fcit.data.overlap import shared
 from fcit.data.records import Record
 from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
@@ -85,20 +86,24 @@ class Inspection:
         self._pictures(found, looked)
         return found
 
+    def _located(self, file: str) -> Path:
+        return places.located(self._instructions, file)
+
     def _there(self, found: Dataset, problems: list[str], *files: str | None) -> bool:
         """Whether these files are there."""
-        paths = [self._instructions / file for file in files if file]
+        paths = [self._located(file) for file in files if file]
         for path in paths:
-            found.files[str(path)] = path.stat().st_size if path.is_file() else None
+            found.files[str(path)] = places.size(path) if places.exists(path) else None
         missing = [f"{path}: no such file" for path in paths if found.files[str(path)] is None]
         problems += missing
         return not missing
 
     def _train(self, found: Dataset, looked: set[str]) -> list[str]:
         """Look at the training records; returns all their images."""
-        path, folder = self._instructions / self.spec.datasets[found.name].train, self.spec.datasets[found.name].images
+        spec = self.spec.datasets[found.name]
+        path, folder = self._located(spec.train), spec.images
         try:
-            survey = self._tables.train(path, self.spec.datasets[found.name].format)
+            survey = self._tables.train(path, spec.form(self._images))
         except DataError as error:
             found.problems.append(str(error))
             return []
@@ -120,10 +125,11 @@ class Inspection:
         self, found: Dataset, split: str, files: tuple[str, str | None], looked: set[str], problems: list[str]
     ) -> tuple[int | None, list[str]]:
         """Look at the questions of a split; returns how many there are and all their images."""
-        folder, path = self.spec.datasets[found.name].images, self._instructions / files[0]
+        spec = self.spec.datasets[found.name]
+        folder, path = spec.images, self._located(files[0])
         try:
-            form = self.spec.datasets[found.name].format
-            questions = self._tables.test(path, self._instructions / files[1] if files[1] else None, form)
+            references = self._located(files[1]) if files[1] else None
+            questions = self._tables.test(path, references, spec.form(self._images))
         except DataError as error:
             problems.append(str(error))
             return None, []
@@ -240,7 +246,7 @@ class Inspection:
 
     def _images_of(self, spec: DatasetSpec) -> set[str]:
         try:
-            records = self._tables.train(self._instructions / spec.train, spec.format).records
+            records = self._tables.train(self._located(spec.train), spec.form(self._images)).records
             return {image for r in records if r is not None for image in placed(spec.images, r.images)}
         except DataError:
             return set()  # told where its data set is looked at

@@ -9,7 +9,7 @@ from typing import Any
 
 from fcit import strict
 from fcit.data import formats
-from fcit.data.formats import Rows, read_rows, read_text
+from fcit.data.formats import Form, Rows, read_rows, read_text
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import whole
 from fcit.errors import DataError
@@ -33,10 +33,13 @@ class Survey:
         return self.rows.sentences(self.problems if problems is None else problems, most)
 
 
-def _parse(path: Path, form: str | None, make: Callable[[Any, Any, int], Any]) -> tuple[Rows, str, list[Any], dict]:
+def _parse(
+    path: Path, form: str | Form | None, make: Callable[[Any, Any, int], Any]
+) -> tuple[Rows, str, list[Any], dict]:
     """Rows of a file, their format, what ``make`` makes of each (None where it cannot), and why not."""
-    rows = read_rows(path)
-    name = form or formats.guess(rows.rows)
+    form = Form.of(form)
+    rows = read_rows(path, form)
+    name = rows.format or form.name or formats.guess(rows.rows)
     module = formats.module(name)
     made: list[Any] = []
     problems: dict[int, str] = {}
@@ -52,11 +55,11 @@ def _parse(path: Path, form: str | None, make: Callable[[Any, Any, int], Any]) -
     return rows, name, made, problems
 
 
-def survey_train(path: Path, form: str | None = None) -> Survey:
+def survey_train(path: Path, form: str | Form | None = None) -> Survey:
     """Read a training file or a client's file (may be empty), usable or not.
 
     Args:
-        form: its format; None: guessed.
+        form: its format, or how it is read; None: guessed.
 
     Raises:
         DataError: the file as a whole cannot be used, naming file and line.
@@ -65,7 +68,7 @@ def survey_train(path: Path, form: str | None = None) -> Survey:
     return Survey(path, name, made, problems, rows)
 
 
-def read_train(path: Path, form: str | None = None) -> list[Record]:
+def read_train(path: Path, form: str | Form | None = None) -> list[Record]:
     """Read a training file or a client's file (may be empty), all of it.
 
     Raises:
@@ -77,7 +80,7 @@ def read_train(path: Path, form: str | None = None) -> list[Record]:
     return [record for record in survey.records if record is not None]
 
 
-def read_test(path: Path, references: Path | None = None, form: str | None = None) -> list[TestRecord]:
+def read_test(path: Path, references: Path | None = None, form: str | Form | None = None) -> list[TestRecord]:
     """Read a test file; ``references`` is a COCO caption file.
 
     Captions belong to the question whose ``image_id`` they have. Questions without this key are known by their

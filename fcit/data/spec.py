@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from fcit import registry, strict
 from fcit.config import Section
+from fcit.data.formats import Form
+from fcit.data.formats.columns import Columns
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.mistakes import sentences
@@ -52,7 +54,10 @@ class AnswerSuffix(Section):
 
 
 class DatasetSpec(Section):
-    """One instruction-tuning set. Paths are relative to the benchmark's folder of instructions."""
+    """One instruction-tuning set. Paths are relative to the benchmark's folder of instructions.
+
+    They name a text or Parquet file, a saved data set (``folder#split``) or one of the hub (``hub:owner/name#split``).
+    """
 
     train: str = Field(description="file of training records", examples=["flowers/train.json"])
     test: str = Field(description="file of test questions", examples=["flowers/test.json"])
@@ -83,9 +88,22 @@ class DatasetSpec(Section):
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer, unless `evaluation.max_new_tokens` is set; default: 24"
     )
-    format: Literal["llava", "messages"] | None = Field(
-        None, description="of its instruction files; default: guessed by their first record, and told"
+    format: Literal["llava", "messages", "parquet", "hf"] | None = Field(
+        None, description="of its instruction files; default: guessed by their names or first record, and told"
     )
+    columns: Columns | None = Field(
+        None, description="what the columns of Parquet, saved and hub data sets are; default: as they are called"
+    )
+
+    def form(self, images: Path) -> Form:
+        """How its files are read; ``images`` is the image root."""
+        return Form(self.format, self.columns, images / self.images)
+
+    @model_validator(mode="after")
+    def _has_columns(self) -> DatasetSpec:
+        if self.columns is not None and self.format in ("llava", "messages"):
+            raise ValueError(f"columns are those of Parquet, saved and hub data sets, and format is {self.format!r}")
+        return self
 
     def trained(self, record: Record) -> Record:
         """A training record as it is learnt: suffix behind every question, images named from the image root."""

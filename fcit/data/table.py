@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 from filelock import FileLock
 
-from fcit.data import reading
-from fcit.data.formats import read_rows
+from fcit.data import formats, reading
+from fcit.data.formats import Form, places, unpack
 from fcit.data.reading import Survey
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.texts import MAX_TEXT
@@ -184,15 +184,15 @@ class MappedSurvey:
     """A training file as :class:`fcit.data.reading.Survey` shows it, its records on disk."""
 
     def __init__(self, path: Path, data: Dataset) -> None:
-        self.path, self.format = path, str(data[0]["format"])
+        self.path, self.format = path, str(data[0]["format"]) if len(data) else ""
         self.records: Sequence[Record | None] = Table(data, _train_row)
         column = data.data.column("problem")
         bad = np.flatnonzero(column.is_valid().to_numpy())
         self.problems = {int(n): str(column[int(n)].as_py()) for n in bad}
 
     def sentences(self, most: int, problems: dict[int, str] | None = None) -> list[str]:
-        """The first problems (default: the records' own) with file, line and record; the file is read again."""
-        return read_rows(self.path).sentences(self.problems if problems is None else problems, most)
+        """The first problems (default: the records' own) with file, line and record; a text is read again."""
+        return formats.sentences(self.path, self.problems if problems is None else problems, most)
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ class Tables:
 
     folder: Path
 
-    def train(self, path: Path, form: str | None = None) -> Survey | MappedSurvey:
-        """A training file (of a format; None: guessed), usable or not; mapped if it is large.
+    def train(self, path: Path, form: str | Form | None = None) -> Survey | MappedSurvey:
+        """A training file (of a format, read in a way; None: guessed), usable or not; mapped if it is large.
 
         Raises:
             DataError: the file as a whole cannot be used, or no copy can be kept.
@@ -215,7 +215,7 @@ class Tables:
             return reading.survey_train(path, form)
         return MappedSurvey(path, self._mapped("train", path, None, form))
 
-    def test(self, path: Path, references: Path | None = None, form: str | None = None) -> Sequence[TestRecord]:
+    def test(self, path: Path, references: Path | None = None, form: str | Form | None = None) -> Sequence[TestRecord]:
         """A test file; mapped if it is large.
 
         Raises:
@@ -225,13 +225,18 @@ class Tables:
             return reading.read_test(path, references, form)
         return Table(self._mapped("test", path, references, form), _test_row)
 
-    def _mapped(self, kind: str, path: Path, references: Path | None, form: str | None) -> Dataset:
+    def _mapped(self, kind: str, path: Path, references: Path | None, form: str | Form | None) -> Dataset:
+        form = Form.of(form)
+
         def columns() -> dict[str, list[Any]]:
             return _train_columns(path, form) if kind == "train" else _test_columns(path, references, form)
 
+        key = form.key(path)
         try:
-            origin, stamps = _origin(kind if form is None else f"{kind}/{form}", path, references)
+            origin, stamps = _origin(f"{kind}/{key}" if key else kind, path, references)
             file = self.folder / f"{origin}-{stamps}.arrow"
+            if file.is_file() and form.images and _unpacked_lost(_opened(file), form.images):
+                file.unlink(missing_ok=True)
             if not file.is_file():
                 self._make(columns, file, f"{origin}-*.arrow")
         except OSError as error:
@@ -259,13 +264,22 @@ class Tables:
 
 
 def _large(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size >= MAPPED_FROM
+    """Whether a copy is kept: of large files, and of what the hub would have to be asked for again."""
+    return places.place_of(path).kind == "hub" or places.size(path) >= MAPPED_FROM
+
+
+def _unpacked_lost(data: Dataset, root: Path) -> bool:
+    """Whether pictures that were unpacked for a copy are gone, by the first of them."""
+    for row in range(min(len(data), BLOCK)):
+        for image in data[row]["images"]:
+            if image.startswith(f"{unpack.FOLDER}/"):
+                return not (root / image).is_file()
+    return False
 
 
 def _origin(kind: str, *paths: Path | None) -> tuple[str, str]:
     """Names for a file and for its present content."""
-    files = [path for path in paths if path is not None and path.is_file()]
-    stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stamps = [stamp for path in paths if path is not None and (stamp := places.stamp(path))]
     names = [str(path.resolve()) if path is not None else None for path in paths]
 
     def short(*parts: object) -> str:
@@ -274,7 +288,7 @@ def _origin(kind: str, *paths: Path | None) -> tuple[str, str]:
     return short(kind, names), short(reading.VERSION, MAX_TEXT, stamps)
 
 
-def _train_columns(path: Path, form: str | None) -> dict[str, list[Any]]:
+def _train_columns(path: Path, form: Form) -> dict[str, list[Any]]:
     survey = reading.survey_train(path, form)
     turns = [r.turns if r else () for r in survey.records]
     return {
@@ -288,7 +302,7 @@ def _train_columns(path: Path, form: str | None) -> dict[str, list[Any]]:
     }
 
 
-def _test_columns(path: Path, references: Path | None, form: str | None) -> dict[str, list[Any]]:
+def _test_columns(path: Path, references: Path | None, form: Form) -> dict[str, list[Any]]:
     found = reading.read_test(path, references, form)
     return {
         "question_id": [r.question_id for r in found],

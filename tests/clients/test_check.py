@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
 from clients import check as checking
+from clients.own_tasks import OwnTasks
+from fcit import site as sites
+from fcit.errors import DataError
 from fcit.models.backbone import TINY
 from tests.clients.federation import free_port, make_certificates, make_key, run
 
@@ -154,6 +157,11 @@ def test_data(site):
     (folder / "data" / "link").symlink_to(folder / "outside")
     task = {"train": "train.json", "test": "test.json", "images": "link"}
     assert "leads out of" in wrong(findings(tasks=[task]))["task 0"]
+    (folder / "data" / "saved").mkdir()  # its files could be links
+    for name in ("saved", "saved#train", "rows.parquet"):
+        assert "are text files" in wrong(findings(tasks=[{"train": name, "test": "test.json"}]))["task 0"]
+        with pytest.raises(DataError, match="are text files"):
+            OwnTasks(sites.load(folder / "SITE.yaml")).records(0, [0])
 
 
 def test_model(site):

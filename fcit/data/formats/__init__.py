@@ -1,7 +1,7 @@
 """Formats of instruction files: one module each, with what a row of it means.
 
 A module has ``is_row(row)``, ``record(row)`` and ``question(row, number, captioned)``. To add one, write it and name
-it in :data:`FORMATS`.
+it in :data:`FORMATS`. Where rows may lie is said in :mod:`fcit.data.formats.places`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcit import strict
+from fcit.data.formats.places import place_of
 from fcit.errors import DataError
+
+if TYPE_CHECKING:
+    from fcit.data.formats.columns import Columns
 
 MAX_FILE = 2**30  # bytes of an instruction file
 
-#: Name -> module; the first whose ``is_row`` holds for a file's first row is guessed.
-FORMATS = {"llava": "fcit.data.formats.llava", "messages": "fcit.data.formats.messages"}
+#: Name -> module; the first whose ``is_row`` holds for a file's first row is guessed. The last two are known by where
+#: rows lie: in Parquet files, or in a saved or hub data set.
+FORMATS = {
+    "llava": "fcit.data.formats.llava",
+    "messages": "fcit.data.formats.messages",
+    "parquet": "fcit.data.formats.hub",
+    "hf": "fcit.data.formats.hub",
+}
+TABLES = ("parquet", "hf")
 
 
 def module(name: str) -> Any:
@@ -28,20 +39,51 @@ def module(name: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How the files of a data set are read.
+
+    Attributes:
+        name: the format; None: guessed.
+        columns: of tables; None: each is named as what it is.
+        images: the folder that image names are relative to; embedded pictures are unpacked below it.
+    """
+
+    name: str | None = None
+    columns: Columns | None = None
+    images: Path | None = None
+
+    @classmethod
+    def of(cls, form: str | Form | None) -> Form:
+        """From a format's name, too."""
+        return form if isinstance(form, Form) else cls(form)
+
+    def key(self, path: Path) -> str:
+        """Tells apart ways of reading a file."""
+        if not place_of(path).is_table:
+            return self.name or ""
+        mapped = self.columns.model_dump_json(exclude_none=True) if self.columns else "{}"
+        return f"table/{mapped}/{self.images and self.images.resolve()}"
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of a file and where they stand.
 
     Attributes:
-        lines: positions in ascending order -> the lines they start on.
+        lines: positions in ascending order -> the lines they start on; None: rows have none.
+        format: what they are in, where that is known without looking at them.
     """
 
     path: Path
     rows: list[Any]
-    lines: Callable[[Sequence[int]], dict[int, int]]
+    lines: Callable[[Sequence[int]], dict[int, int]] | None
+    format: str | None = None
 
     def sentences(self, problems: dict[int, str], most: int) -> list[str]:
         """The first of the problems of a file's records, each with file, line and record."""
         first = sorted(problems)[:most]
+        if self.lines is None:
+            return [f"{self.path}, record {n}: {problems[n]}" for n in first]
         lines = self.lines(first)
         return [f"{self.path}, line {lines[n]}, record {n}: {problems[n]}" for n in first]
 
@@ -69,12 +111,20 @@ def read_text(path: Path, what: str) -> str:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
-def read_rows(path: Path) -> Rows:
-    """The rows of a JSON list or of JSON Lines.
+def read_rows(path: Path, form: Form = Form()) -> Rows:
+    """The rows of a JSON list, of JSON Lines or of a table.
 
     Raises:
-        DataError: neither, naming file and line.
+        DataError: none of them, naming file and line.
     """
+    place = place_of(path)
+    if place.is_table != (form.name in TABLES) and form.name is not None:
+        what = f"is in format {place.format}" if place.is_table else "is neither Parquet nor a saved or hub data set"
+        raise DataError(f"{path}: {what}, and the benchmark file says format: {form.name}; leave it out, it is guessed")
+    if place.is_table:
+        from fcit.data.formats import hub
+
+        return hub.read(place, form)
     text = read_text(path, "instruction")
     if path.suffix in (".jsonl", ".ndjson"):
         return _json_lines(path, text)
@@ -89,6 +139,12 @@ def read_rows(path: Path) -> Rows:
     if not isinstance(rows, list):
         raise DataError(f"{path}: must hold a JSON list of records or JSON Lines, got {type(rows).__name__}")
     return Rows(path, rows, lambda indices: _lines_of(text, indices))
+
+
+def sentences(path: Path, problems: dict[int, str], most: int) -> list[str]:
+    """As :meth:`Rows.sentences`; text is read again for its lines."""
+    rows = Rows(path, [], None) if place_of(path).is_table else read_rows(path)
+    return rows.sentences(problems, most)
 
 
 def _json_lines(path: Path, text: str) -> Rows:
