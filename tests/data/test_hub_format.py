@@ -24,7 +24,8 @@ from fcit import cli
 from fcit.data import reading
 from fcit.data.formats import FORMATS, Form, columns, hub, places, unpack
 from fcit.data.formats.columns import Columns
-from fcit.data.records import MAX_IMAGE_BYTES, Record, TestRecord, Turn
+from fcit.data.pictures import MAX_IMAGE_BYTES
+from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.spec import DatasetSpec, read_spec
 from fcit.data.table import MappedSurvey, Tables
 from fcit.errors import ConfigError, DataError
@@ -549,7 +550,7 @@ def test_a_run_tells_all_that_is_missing_or_broken(tmp_path):
     shutil.rmtree(tmp_path / "data" / "instructions" / "colors")
     change["datasets"]["colors"].pop("columns")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
-    with pytest.raises(ConfigError, match=r"missing \S+colors#train of dataset 'colors'"):
+    with pytest.raises(ConfigError, match=r"missing \S+colors#train, named by datasets.colors.train"):
         opened(config).prepare()
 
 
