@@ -151,6 +151,7 @@ def _configured(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fcit import config as configuration
+    from fcit.data import prepare
     from fcit.data.benchmark import open_benchmark
     from fcit.evaluation.reachable import warnings
     from fcit.models.judging import judge_of
@@ -160,7 +161,7 @@ def _configured(args: argparse.Namespace) -> int:
     benchmark.judge = judge_of(config.backbone)
     benchmark.prepare()
     benchmark.look()
-    told = benchmark.told(warnings(benchmark))
+    told = prepare.told(benchmark, warnings(benchmark))
     if args.json:
         print(json.dumps({"good": True, **told}, indent=1))
         return EXIT_OK

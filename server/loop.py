@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
+from fcit.data.prepare import told
 from fcit.data.recorded import data_of
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.evaluation.reachable import warnings
@@ -58,7 +59,7 @@ class Loop(Updates):
         with self._timed("start-up"):
             self._probe(found is None)
             if found is None:  # else it has been, and training has begun
-                self._event("data", **self.benchmark.told(warnings(self.benchmark)))
+                self._event("data", **told(self.benchmark, warnings(self.benchmark)))
                 Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self._event).check()
         if found is None:
             checkpoint.save(self.run, self.state, self.progress)

@@ -7,22 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data import partition, subset
-from fcit.data.formats import Form, llava, places, read_rows
+from fcit.data import partition, prepare, subset
+from fcit.data.formats import Form, llava, places
 from fcit.data.reading import VERSION, Survey, read_test, survey_train
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
 from fcit.data.table import MappedSurvey, Tables, joined, picked
-from fcit.data.usable import SHOWN, ImageVerdicts, Judged, Usable, read_usable
+from fcit.data.usable import SHOWN, ImageVerdicts, Judged, read_usable
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.mistakes import stage_problem
-
-WARNED = 3  # records of a test set that are warned of in words
 
 
 def cache_folder() -> Path:
@@ -106,7 +103,7 @@ class Benchmark:
         return None if most is None or most >= count else partition.kept(count, most, self.config.seed, name)
 
     def prepare(self, names: list[str] | None = None) -> None:
-        """Make sure the files of these datasets (default: all) are there and can be read.
+        """Make sure the files of these datasets (default: all) are there and can be used, every record of them.
 
         Raises:
             ConfigError: everything that is missing or broken, together.
@@ -118,17 +115,7 @@ class Benchmark:
             for name in names:
                 ensure(name, self.root)
             return
-        missing = [f"{self.root} (data_root)"] if not self.root.is_dir() else []
-        if not missing:
-            tables = 0
-            for name in names:
-                for key, file in self.spec.files(name, self.config.evaluation.split).items():
-                    path = self._located(file)
-                    if not places.exists(path):
-                        missing.append(f"{path}, named by datasets.{name}.{key} of the benchmark")
-                tables += places.place_of(self._located(self.spec.datasets[name].train)).is_table
-            if not self.image_root.is_dir() and tables < len(names):  # pictures of tables may be embedded
-                missing.append(f"the image folder {self.image_root}, named by `images` of the benchmark")
+        missing = prepare.missing(self, names)
         if missing:
             raise ConfigError([f"data_root: missing {what}" for what in missing])
         self.look(names)
@@ -140,89 +127,22 @@ class Benchmark:
             ConfigError: what is broken, together.
         """
         names = names or list(dict.fromkeys(n for task in self.spec.tasks for n in task))
-        problems = [problem for name in names for problem in self._problems(name)]
+        problems = [problem for name in names for problem in prepare.problems(self, name)]
+        problems += prepare.delivered(self, names)
         if problems:
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             raise ConfigError([*problems[:SHOWN], *more])
-
-    def sentences(self, name: str, problems: dict[int, str], most: int) -> list[str]:
-        """What is said of a data set's questions, by their positions in :meth:`test`, with file, line and record."""
-        questions, references = self._split(name)
-        path, form = self._located(questions), self._form(name)
-        count = len(self._questions(path, self._located(references) if references else None, form))
-        chosen = subset.chosen(count, name, self.config.evaluation.samples, self.config.evaluation.seed)
-        found = read_rows(path, form).sentences({chosen[n]: why for n, why in problems.items()}, most)
-        more = len(problems) - most
-        return found + ([f"{path}: ... and {more} more records"] if more > 0 else [])
-
-    def told(self, more: Sequence[str] = ()) -> dict[str, Any]:
-        """What was found of the data, for people: formats, tokens, turns left out, warnings and ``more`` of these."""
-        found: dict[str, dict[str, Any]] = {}
-        for (name, split), verdict in self.verdicts.items():
-            numbers = {"records": verdict.count, "longest": verdict.longest, "unusable": len(verdict.problems)}
-            numbers["mean"] = round(verdict.tokens / max(1, verdict.count - len(verdict.problems)))
-            if verdict.dropped:
-                numbers |= {"turns_dropped": sum(verdict.dropped.values()), "cut_short": len(verdict.dropped)}
-            found.setdefault(name, {})[split] = numbers
-        guessed = {n: form for n, form in self.formats.items() if self.spec.datasets[n].format is None}
-        return {"tokens": found, "formats": guessed, "warnings": [*self.warnings, *more]}
 
     def _split(self, name: str) -> tuple[str, str | None]:
         """Files that a dataset is scored on: questions and, for captions, references."""
         return self.spec.split(name, self.config.evaluation.split)
 
-    def _problems(self, name: str) -> list[str]:
-        """Training records of a dataset that cannot be used, if too many, and every bad test record."""
-        spec, form = self.spec.datasets[name], self._form(name)
-        problems: list[str] = []
-        try:
-            path = self._located(spec.train)
-            survey = self._survey(path, form)
-            self.formats[name] = survey.format
-            judged = self._judged(path, lambda record: self._turns(spec.trained(record)), spec.suffix)
-            usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)), judged)
-            self.verdicts[name, "train"] = usable.verdict
-            problems += usable.excess(self.config.max_bad_share)
-        except DataError as error:
-            problems.append(str(error))
-        test, references = self._split(name)
-        path = self._located(test)
-        try:
-            questions = self._questions(path, self._located(references) if references else None, form)
-        except DataError as error:
-            wanted = "references" if self.config.evaluation.split == "test" else "val_references"
-            hint = f"; right captions may stand in a COCO file of their own: datasets.{name}.{wanted}"
-            return [*problems, f"{error}{hint if spec.scorer.startswith('caption') and not references else ''}"]
-        # Passing over a question would change the score.
-        images = (image for question in questions for image in placed(spec.images, question.images))
-        bad = self._verdicts.problems(images) if self._verdicts else {}
-        problems += [f"{path}: {reason}" for reason in bad.values()]
-        return problems + self._unanswerable(name, path, questions)
-
     def _judged(self, path: Path, change: Callable[[Record], Record], *origin: object) -> Judged | None:
         """What asks the judge about records of a file, changed to what is learnt of them."""
         if self.judge is None:
             return None
-        judge, parts = self.judge, [*_stamps(path), self.config.data.turns, *origin]
+        judge, parts = self.judge, [*prepare.stamps(path), self.config.data.turns, *origin]
         return lambda places, records: judge.train(parts, places, picked(records, range(len(records)), change))
-
-    def _unanswerable(self, name: str, path: Path, questions: Sequence[TestRecord]) -> list[str]:
-        """The questions of a data set that the model cannot be asked; what only costs score is noted."""
-        if self.judge is None:
-            return []
-        spec, (_, references) = self.spec.datasets[name], self._split(name)
-        origin = [*_stamps(path, *([self._located(references)] if references else [])), spec.model_dump(mode="json")]
-        origin.append(self.spec.question_blanks)
-        asked = picked(questions, range(len(questions)), lambda question: self._asked(name, question))
-        limit = self.config.evaluation.longest(spec.max_new_tokens)
-        verdict = self.verdicts[name, "test"] = self.judge.test(origin, asked, limit)
-        if not verdict.problems and not verdict.warnings:
-            return []
-        rows = read_rows(path, self._form(name))
-        more = len(verdict.warnings) - WARNED
-        self.warnings += rows.sentences(verdict.warnings, WARNED)
-        self.warnings += [f"{path}: ... and {more} more records"] if more > 0 else []
-        return rows.sentences(verdict.problems, SHOWN)
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
         """Rows of a task's client files, in LLaVA's format whatever its own files are in."""
@@ -242,9 +162,8 @@ class Benchmark:
             return self._partitions[task]
         federation, spec = self.config.federation, self.spec.partition
         most, datasets = self.config.data.max_records, [self.spec.datasets[n] for n in self.spec.tasks[task]]
-        folder = self.root / spec.folder / str(float(federation.beta)) / f"Task{task + 1}"
-        # Delivered files do not say which data set a record is of, so that none of it could be kept by number.
-        if not folder.is_dir() or most is not None:
+        folder = self._delivered(task)
+        if not self.is_delivered(task):
             files = [self._located(dataset.train) for dataset in datasets]
             missing = next((f for f in files if not places.exists(f)), None)
             if missing is not None:
@@ -272,6 +191,17 @@ class Benchmark:
             partition.write_clients(folder, rows, shares)
         self._partitions[task] = folder
         return folder
+
+    def is_delivered(self, task: int) -> bool:
+        """Whether a task's client files lie under the data root and are used.
+
+        They do not say which data set a record is of, so that with ``data.max_records`` none could be kept by number.
+        """
+        return self.config.data.max_records is None and self._delivered(task).is_dir()
+
+    def _delivered(self, task: int) -> Path:
+        """Where a task's delivered client files would lie."""
+        return self.root / self.spec.partition.folder / str(float(self.config.federation.beta)) / f"Task{task + 1}"
 
     def divide(self) -> None:
         """Generate the partitions that are not there, all tasks.
@@ -308,7 +238,7 @@ class Benchmark:
         path = folder / f"client_{client}.json"
         if not path.is_file():
             raise DataError(f"{path}: the partition has no file for client {client}")
-        share, ours = self.config.max_bad_share, folder.is_relative_to(cache_folder())
+        share, ours = self.config.max_bad_share, not self.is_delivered(task)
         if share > 0 and ours:
             share = 1.0  # cut by us: its data set was measured as a whole, and one client may hold most of what is bad
         suffix_of = self._delivered_suffix(task) if not ours else None
@@ -365,11 +295,6 @@ class Benchmark:
     def test(self, name: str) -> Sequence[TestRecord]:
         """The records a dataset is scored on (``evaluation.split``, ``evaluation.samples``)."""
         return _read_split(self, name)
-
-
-def _stamps(*paths: Path) -> list[object]:
-    """Names of files as they are now."""
-    return [part for path in paths for part in (str(path.absolute()), *places.stamp(path))]
 
 
 @lru_cache(maxsize=64)

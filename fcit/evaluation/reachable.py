@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fcit import registry, strict
-from fcit.data.benchmark import WARNED, Benchmark
+from fcit.data.benchmark import Benchmark
+from fcit.data.prepare import WARNED, sentences
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
@@ -59,7 +60,7 @@ def warnings(benchmark: Benchmark) -> list[str]:
         if scorer == "caption7":
             problems = {**untokenisable(records), **problems}
         if problems:
-            found += benchmark.sentences(name, problems, WARNED)
+            found += sentences(benchmark, name, problems, WARNED)
     return found
 
 

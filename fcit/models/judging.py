@@ -27,7 +27,7 @@ from fcit.models.loading import load_encoder, locate
 T = TypeVar("T")
 
 VERSION = 1  # raised whenever something else is judged
-KEPT_FROM = 1000  # records whose verdict is kept between processes
+KEPT_FROM = 200  # records whose verdict is kept between processes
 SHOWS_BAR = 5000  # records from which on a terminal is shown how far it is
 #: Words that open a turn; whoever learns to say them goes on with the next question.
 _ROLES = re.compile(r"\b(USER|ASSISTANT):")
