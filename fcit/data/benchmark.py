@@ -128,7 +128,7 @@ class Benchmark:
         """
         names = names or list(dict.fromkeys(n for task in self.spec.tasks for n in task))
         problems = [problem for name in names for problem in prepare.problems(self, name)]
-        problems += prepare.delivered(self, names)
+        self.warnings += prepare.delivered(self, names)
         if problems:
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             raise ConfigError([*problems[:SHOWN], *more])

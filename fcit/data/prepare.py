@@ -85,7 +85,10 @@ def _unanswerable(benchmark: Benchmark, name: str, questions: Sequence[TestRecor
 
 
 def delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
-    """Client files of a delivered partition that cannot be used; generated ones follow from the training files."""
+    """Clients whose delivered files cannot be used: they are left out of their rounds, and that is told beforehand.
+
+    Generated files follow from the training files, which have been looked at.
+    """
     found = []
     for task, datasets in enumerate(benchmark.spec.tasks):
         if benchmark.judge is None or not set(datasets) & set(names) or not benchmark.is_delivered(task):
@@ -94,7 +97,7 @@ def delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
             try:
                 benchmark.shard(client, task)
             except DataError as error:
-                found.append(str(error))
+                found.append(f"client {client} has nothing to train on in task {task} and is left out: {error}")
     return found
 
 
