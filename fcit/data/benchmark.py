@@ -11,8 +11,9 @@ from typing import Any
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.data import formats as forms
 from fcit.data import partition, subset
-from fcit.data.formats import Form, llava, places, read_rows
+from fcit.data.formats import Form, llava, places
 from fcit.data.reading import VERSION, Survey, read_test, survey_train
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
@@ -151,7 +152,7 @@ class Benchmark:
         path, form = self._located(questions), self._form(name)
         count = len(self._questions(path, self._located(references) if references else None, form))
         chosen = subset.chosen(count, name, self.config.evaluation.samples, self.config.evaluation.seed)
-        found = read_rows(path, form).sentences({chosen[n]: why for n, why in problems.items()}, most)
+        found = forms.sentences(path, {chosen[n]: why for n, why in problems.items()}, most)
         more = len(problems) - most
         return found + ([f"{path}: ... and {more} more records"] if more > 0 else [])
 
@@ -179,7 +180,8 @@ class Benchmark:
             path = self._located(spec.train)
             survey = self._survey(path, form)
             self.formats[name] = survey.format
-            judged = self._judged(path, lambda record: self._turns(spec.trained(record)), spec.suffix)
+            origin = (spec.suffix, form.key(path))
+            judged = self._judged(path, lambda record: self._turns(spec.trained(record)), *origin)
             usable = Usable(survey, self._verdicts, spec.images, self._kept(name, len(survey.records)), judged)
             self.verdicts[name, "train"] = usable.verdict
             problems += usable.excess(self.config.max_bad_share)
@@ -218,11 +220,10 @@ class Benchmark:
         verdict = self.verdicts[name, "test"] = self.judge.test(origin, asked, limit)
         if not verdict.problems and not verdict.warnings:
             return []
-        rows = read_rows(path, self._form(name))
         more = len(verdict.warnings) - WARNED
-        self.warnings += rows.sentences(verdict.warnings, WARNED)
+        self.warnings += forms.sentences(path, verdict.warnings, WARNED)
         self.warnings += [f"{path}: ... and {more} more records"] if more > 0 else []
-        return rows.sentences(verdict.problems, SHOWN)
+        return forms.sentences(path, verdict.problems, SHOWN)
 
     def _train_rows(self, task: int) -> list[dict[str, object]]:
         """Rows of a task's client files, in LLaVA's format whatever its own files are in."""
@@ -369,7 +370,7 @@ class Benchmark:
 
 def _stamps(*paths: Path) -> list[object]:
     """Names of files as they are now."""
-    return [part for path in paths for part in (str(path.absolute()), *places.stamp(path))]
+    return [part for path in paths for part in (places.resolved(path), *places.stamp(path))]
 
 
 @lru_cache(maxsize=64)
