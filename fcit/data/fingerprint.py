@@ -171,7 +171,8 @@ class _Data:
 
 def _asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:
     """How questions are put and scored; what is not said is left out, so that new settings change nothing."""
-    said = spec.model_dump(mode="json", include={"suffix", "test_suffix", "max_new_tokens"}, exclude_defaults=True)
+    keys = {"suffix", "test_suffix", "max_new_tokens", "columns"}
+    said = spec.model_dump(mode="json", include=keys, exclude_defaults=True)
     kept = {"blanks": blanks} if blanks != "stripped" else {}
     return {**said, **kept, "scorer": registry.label(spec.scorer)}
 

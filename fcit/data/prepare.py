@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fcit.data import subset
-from fcit.data.formats import places, read_rows
+from fcit.data import formats, subset
+from fcit.data.formats import places
 from fcit.data.records import TestRecord
 from fcit.data.spec import placed
 from fcit.data.table import picked
@@ -43,7 +43,8 @@ def problems(benchmark: Benchmark, name: str) -> list[str]:
         path = benchmark._located(spec.train)
         survey = benchmark._survey(path, form)
         benchmark.formats[name] = survey.format
-        judged = benchmark._judged(path, lambda record: benchmark._turns(spec.trained(record)), spec.suffix)
+        origin = (spec.suffix, form.key(path))
+        judged = benchmark._judged(path, lambda record: benchmark._turns(spec.trained(record)), *origin)
         kept = benchmark._kept(name, len(survey.records))
         usable = Usable(survey, benchmark._verdicts, spec.images, kept, judged)
         benchmark.verdicts[name, "train"] = usable.verdict
@@ -77,11 +78,10 @@ def _unanswerable(benchmark: Benchmark, name: str, questions: Sequence[TestRecor
     verdict = benchmark.verdicts[name, "test"] = benchmark.judge.test(origin, asked, limit)
     if not verdict.problems and not verdict.warnings:
         return []
-    rows = read_rows(files[0], benchmark._form(name))
     more = len(verdict.warnings) - WARNED
-    benchmark.warnings += rows.sentences(verdict.warnings, WARNED)
+    benchmark.warnings += formats.sentences(files[0], verdict.warnings, WARNED)
     benchmark.warnings += [f"{files[0]}: ... and {more} more records"] if more > 0 else []
-    return rows.sentences(verdict.problems, SHOWN)
+    return formats.sentences(files[0], verdict.problems, SHOWN)
 
 
 def delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
@@ -103,7 +103,7 @@ def delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
 
 def stamps(*paths: Any) -> list[object]:
     """Names of files as they are now."""
-    return [part for path in paths for part in (str(path.absolute()), *places.stamp(path))]
+    return [part for path in paths for part in (places.resolved(path), *places.stamp(path))]
 
 
 def sentences(benchmark: Benchmark, name: str, said: dict[int, str], most: int) -> list[str]:
@@ -113,7 +113,7 @@ def sentences(benchmark: Benchmark, name: str, said: dict[int, str], most: int) 
     count = len(benchmark._questions(path, benchmark._located(references) if references else None, form))
     asked = benchmark.config.evaluation
     chosen = subset.chosen(count, name, asked.samples, asked.seed)
-    found = read_rows(path, form).sentences({chosen[n]: why for n, why in said.items()}, most)
+    found = formats.sentences(path, {chosen[n]: why for n, why in said.items()}, most)
     more = len(said) - most
     return found + ([f"{path}: ... and {more} more records"] if more > 0 else [])
 

@@ -280,7 +280,7 @@ def _unpacked_lost(data: Dataset, root: Path) -> bool:
 def _origin(kind: str, *paths: Path | None) -> tuple[str, str]:
     """Names for a file and for its present content."""
     stamps = [stamp for path in paths if path is not None and (stamp := places.stamp(path))]
-    names = [str(path.resolve()) if path is not None else None for path in paths]
+    names = [places.resolved(path) if path is not None else None for path in paths]
 
     def short(*parts: object) -> str:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -21,13 +21,14 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fcit import cli
-from fcit.data import reading
+from fcit.data import fingerprint, reading
 from fcit.data.formats import FORMATS, Form, columns, hub, places, unpack
 from fcit.data.formats.columns import Columns
 from fcit.data.pictures import MAX_IMAGE_BYTES
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.spec import DatasetSpec, read_spec
 from fcit.data.table import MappedSurvey, Tables
+from fcit.data.verdict import Verdict
 from fcit.errors import ConfigError, DataError
 from tests.faults.test_data import make_own, opened
 
@@ -568,3 +569,71 @@ def test_the_documentation_names_every_column_and_format():
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     assert [key for key in Columns.model_fields if f"| `{key}` |" not in text] == []
     assert [name for name in FORMATS if f"`{name}`" not in text] == []
+
+
+def test_a_saved_data_set_has_a_fingerprint(tmp_path):
+    config = own_tables(tmp_path)
+    before = fingerprint.of(opened(config))["datasets"]["colors"]
+    instructions = before["train"]["instructions"]
+    assert instructions["file"] == "colors#train" and len(instructions["sha256"]) == 64
+    assert before["train"]["images"]["count"] == 12 and before["test"]["images"]["count"] == 4
+    folder = tmp_path / "data" / "instructions" / "colors"
+    changed = datasets.load_from_disk(str(folder / "train")).select(range(11))
+    changed.save_to_disk(tmp_path / "new")
+    shutil.rmtree(folder / "train")
+    (tmp_path / "new").rename(folder / "train")
+    after = fingerprint.of(opened(config))["datasets"]["colors"]
+    assert after["train"]["instructions"]["sha256"] != instructions["sha256"] and after["test"] == before["test"]
+    change = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    change["datasets"]["colors"]["columns"]["answer"] = "qid"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
+    assert fingerprint.of(opened(config))["datasets"]["colors"]["test"]["asked"] != before["test"]["asked"]
+
+
+def test_a_hub_data_set_is_a_benchmark_with_a_fingerprint_of_its_records(tmp_path, monkeypatch):
+    config = own_tables(tmp_path)
+    folder = tmp_path / "data" / "instructions" / "colors"
+    splits = {name: datasets.load_from_disk(str(folder / name)) for name in ("train", "test")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split, revision: splits[split])
+    change = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    change["datasets"]["colors"] |= {"train": "hub:me/colors#train", "test": "hub:me/colors#test"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
+    benchmark = opened(config)
+    benchmark.prepare()
+    assert len(benchmark.test("colors")) == 4 and benchmark.shard(0, 0)[0].images[0].startswith("unpacked/me--colors/")
+    found = fingerprint.of(benchmark)["datasets"]["colors"]
+    assert found["train"]["instructions"]["file"] == "hub:me/colors#train"
+    assert len(found["train"]["instructions"]["sha256"]) == len(found["test"]["questions"]["sha256"]) == 64
+
+
+def test_another_mapping_is_judged_anew(tmp_path):
+    asked = []
+
+    class Judge:
+        def train(self, parts, places, records):
+            asked.append(json.dumps(parts))
+            return Verdict()
+
+        def test(self, parts, records, limit):
+            return Verdict(warnings={1: "long"})
+
+    config = own_tables(tmp_path)
+    for column in ("label", "qid"):
+        change = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+        change["datasets"]["colors"]["columns"]["answer"] = column
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
+        benchmark = opened(config)
+        benchmark.judge = Judge()
+        benchmark.prepare()
+        assert benchmark.warnings == [f"{tmp_path}/data/instructions/colors#test, record 1: long"]
+    assert len(set(asked)) == 2
+
+
+def test_what_is_kept_of_the_hub_is_found_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **more: vqa())
+    form, tables = Form(columns=NAMES, images=tmp_path / "images"), Tables(tmp_path / "records")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        tables.train(Path("hub:owner/name#train"), form)
+    assert len(list((tmp_path / "records").glob("*.arrow"))) == 1

@@ -106,6 +106,11 @@ def hub_parts(place: Place) -> dict[str, str | None]:
     return found.groupdict()
 
 
+def resolved(path: Path) -> str:
+    """Names a place, from wherever it is looked at."""
+    return str(path) if place_of(path).kind == "hub" else str(path.resolve())
+
+
 def exists(path: Path) -> bool:
     """Whether something is there to be read; of the hub, that is seen when it is asked."""
     place = place_of(path)
