@@ -23,16 +23,28 @@ def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
     """Files and folders of these data sets that are not there."""
     if not benchmark.root.is_dir():
         return [f"{benchmark.root} (data_root)"]
-    found, tables = [], 0
+    found = []
     for name in names:
         for key, file in benchmark.spec.files(name, benchmark.config.evaluation.split).items():
             path = benchmark._located(file)
             if not places.exists(path):
                 found.append(f"{path}, named by datasets.{name}.{key} of the benchmark")
-        tables += places.place_of(benchmark._located(benchmark.spec.datasets[name].train)).is_table
-    if not benchmark.image_root.is_dir() and tables < len(names):  # pictures of tables may be embedded
+    if not benchmark.image_root.is_dir() and any(_pictured(benchmark, name) for name in names):
         found.append(f"the image folder {benchmark.image_root}, named by `images` of the benchmark")
     return found
+
+
+def _pictured(benchmark: Benchmark, name: str) -> bool:
+    """Whether a data set has records with images that should be there: those embedded in tables are unpacked."""
+    path = benchmark._located(benchmark.spec.datasets[name].train)
+    if places.place_of(path).is_table:
+        return False
+    try:
+        return any(
+            record is not None and record.images for record in benchmark._survey(path, benchmark._form(name)).records
+        )
+    except DataError:
+        return True  # as far as anybody knows
 
 
 def problems(benchmark: Benchmark, name: str) -> list[str]:

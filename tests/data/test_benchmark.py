@@ -6,8 +6,8 @@ from PIL import Image
 
 from fcit.config import RunConfig
 from fcit.data import benchmark as module
-from fcit.data.benchmark import open_benchmark
-from fcit.data.spec import read_spec, shipped
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.spec import BenchmarkSpec, read_spec, shipped
 from fcit.errors import ConfigError, DataError
 
 TASK = ["imagenet-r", "arxivqa", "iconqa", "clevr-math", "ocr-vqa", "flickr30k", "figureqa", "super-clevr"]
@@ -330,3 +330,16 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert module.cache_folder() == tmp_path
     monkeypatch.delenv("FCIT_CACHE")
     assert module.cache_folder().name == "fcit"
+
+
+def test_texts_alone_need_no_image_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "instructions"
+    folder.mkdir()
+    said = [{"from": "human", "value": "What is the color of snow?"}, {"from": "gpt", "value": "white"}]
+    (folder / "train.json").write_text(json.dumps([{"conversations": said}] * 4))
+    (folder / "test.json").write_text(json.dumps([{"question_id": 1, "text": "And of grass?", "answer": "green"}]))
+    spec = BenchmarkSpec(name="t", datasets={"snow": {"train": "train.json", "test": "test.json"}}, tasks=[["snow"]])
+    bench = Benchmark(spec, tmp_path, RunConfig(federation={"clients": 2, "clients_per_round": 2}))
+    bench.prepare()
+    assert bench.pooled(0) and bench.test("snow")[0].images == ()
