@@ -66,7 +66,7 @@ def rows_of(mini: Path, dataset: str, folder: str, split: str, count: int, data:
         name = f"{CANARY}-{dataset}-{split}-{number}.png"
         note = PngInfo()
         note.add_text("Comment", CANARY)
-        Image.open(mini / "datasets" / row["image"]).save(data / "pictures" / name, pnginfo=note)
+        Image.open(mini / "datasets" / row["image"]).save(data / "ward-photos" / name, pnginfo=note)
         row["image"], row["id"] = name, f"{CANARY}-{number}"
     return rows
 
@@ -74,14 +74,14 @@ def rows_of(mini: Path, dataset: str, folder: str, split: str, count: int, data:
 def site(folder: Path, number: int, stream: list[tuple[str, str, int]], mini: Path) -> Path:
     """A SITE.yaml with its data beside it."""
     data = folder / "data"
-    (data / "pictures").mkdir(parents=True)
+    (data / "ward-photos").mkdir(parents=True)
     tasks = []
     for dataset, source, start in stream:
         ensure(dataset, mini)
         for split, count in (("train", 48), ("test", 16)):
             rows = rows_of(mini, dataset, source, split, count, data)
             (data / f"{dataset}-{split}.json").write_text(json.dumps(rows))
-        tasks.append({"train": f"{dataset}-train.json", "test": f"{dataset}-test.json", "images": "pictures",
+        tasks.append({"train": f"{dataset}-train.json", "test": f"{dataset}-test.json", "images": "ward-photos",
                       "start_stage": start})  # fmt: skip
     path = folder / "SITE.yaml"
     path.write_text(yaml.safe_dump({"name": str(number), "data_root": "data", "stream": "site", "tasks": tasks}))
@@ -131,7 +131,7 @@ def test_nothing_about_records_or_pictures_leaves_a_site(played):
     run, sent = played
     assert len(sent) > 1_000_000 and CANARY.encode() not in sent
     kept = b"".join(file.read_bytes() for file in run.path.rglob("*") if file.is_file())
-    for secret in (CANARY, "clevr-math", "super-clevr", "pictures"):
+    for secret in (CANARY, "clevr-math", "super-clevr", "ward-photos"):
         assert secret.encode() not in kept
     assert not list(run.folder.predictions.rglob("*.jsonl"))
 

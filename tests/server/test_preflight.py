@@ -75,9 +75,9 @@ def refused(folder: Path, **changes) -> str:
 
 @pytest.mark.parametrize("method", ["disco", "l2p", "moelora", "mlora", "replay", "joint", "individual", "zero_shot"])
 def test_every_data_set_is_tried_before_anything_else(tmp_path, method):
-    first, *more = begin(tmp_path, method=method)
-    assert first["event"] == "preflight" and [e["event"] for e in more] == ["start"]
-    assert first["datasets"] == ["ocr-vqa", "flickr30k", "figureqa", "super-clevr"]
+    events = begin(tmp_path, method=method)
+    assert [e["event"] for e in events] == ["data", "preflight", "start"]
+    assert events[1]["datasets"] == ["ocr-vqa", "flickr30k", "figureqa", "super-clevr"]
 
 
 @pytest.mark.parametrize("changes", [
@@ -85,7 +85,7 @@ def test_every_data_set_is_tried_before_anything_else(tmp_path, method):
     {"setting": "heterogeneous", "federation": {**SMALL["federation"], "clients_per_round": 5}},
 ])  # fmt: skip
 def test_other_settings_are_tried_too(tmp_path, changes):
-    assert len(begin(tmp_path, **changes)[0]["datasets"]) == 4
+    assert len(begin(tmp_path, **changes)[1]["datasets"]) == 4
 
 
 def test_a_missing_java_stops_the_run_there(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_scorer_beside_is_tried_too_and_the_run_begins_when_it_is_mended(tmp_p
     with pytest.raises(StopRequested, match="begun"):
         execute(tmp_path / "runs" / "small-1", Begun())
     run = RunDir(tmp_path / "runs" / "small-1")
-    assert [e["event"] for e in run.read_events()] == ["preflight", "start"]
+    assert [e["event"] for e in run.read_events()] == ["data", "preflight", "start"]
     (tmp_path / "fine").unlink()
     with pytest.raises(StopRequested, match="begun"):  # its training has begun: it is not tried again
         execute(run.path, Begun())
