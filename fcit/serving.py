@@ -257,8 +257,8 @@ def _listed(given: Picture | Sequence[Picture] | None) -> list[Picture]:
 
 def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
     """A question as test files have it, its image tags taken out."""
-    text, tags = without_tags(question)
     try:
+        text, tags = without_tags(question)
         places([tags], len(names))
     except ValueError as error:
         raise DataError(f"question {number} ({question[:80]!r}): {error}") from None

@@ -16,9 +16,17 @@ def without_tags(text: str) -> tuple[str, int]:
 
     Where there was one, blanks at both ends go too: the tag is moved to the front of the turn that holds it, as the
     public trainer moves it.
+
+    Raises:
+        ValueError: what is left makes a tag again.
     """
     count = text.count(IMAGE_TAG)
-    return (text.replace(IMAGE_TAG, "").strip(), count) if count else (text, 0)
+    if not count:
+        return text, 0
+    rest = text.replace(IMAGE_TAG, "").strip()
+    if IMAGE_TAG in rest:
+        raise ValueError(f"an image tag stands inside another: {text[:80]!r}")
+    return rest, count
 
 
 def whole(text: str, key: str) -> str:

@@ -319,3 +319,14 @@ def test_a_look_at_the_data_reads_the_format_that_the_benchmark_names(tmp_path, 
     found = Inspection(spec, tmp_path, tmp_path / "cache").dataset("set")
     assert (found.train, found.bad_records, found.bad_images) == (3, bad, 0)
     assert (found.test, found.images, found.good) == ((1, 2, True) if not bad else (None, 0, False))
+
+
+def test_a_tag_inside_a_tag_is_no_text():
+    row = {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<ima<image>ge> x"}, {"from": "gpt", "value": "y"}],
+    }
+    with pytest.raises(ValueError, match="an image tag stands inside another"):
+        llava.record(row)
+    with pytest.raises(ValueError, match="an image tag stands inside another"):
+        llava.question({"question_id": 1, "image": "a.png", "text": "<ima<image>ge> x", "answer": "y"}, 0)
