@@ -197,11 +197,12 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
         yield what, False, f"{outside[0]}: a link leads out of {root}; only what is inside is opened"
         return
     images = root / task.images
-    if not images.is_dir():
-        yield what, False, f"{images}: no such folder (images)"
-        return
     try:
-        usable = Usable(survey_train(text_only(root / task.train)), ImageVerdicts(images, cache))
+        survey = survey_train(text_only(root / task.train))
+        if not images.is_dir() and any(record is not None and record.images for record in survey.records):
+            yield what, False, f"{images}: no such folder (images)"
+            return
+        usable = Usable(survey, ImageVerdicts(images, cache))
         problems = usable.excess(share)
         good = f"{task.train}: {len(usable.records)} records, {usable.skipped} passed over"
         yield f"{what} train", not problems, "\n     ".join(problems[:5] + problems[-1:]) if problems else good

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcit import registry
+from fcit.data.formats import read_rows
 from fcit.data.formats.places import text_only
+from fcit.data.prepare import stamps
 from fcit.data.reading import read_test
 from fcit.data.records import Record, TestRecord
 from fcit.data.spec import placed, suffixed, with_suffix
@@ -16,6 +18,7 @@ from fcit.data.usable import ImageVerdicts, Usable, read_usable
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import DataError, Refused
 from fcit.evaluation.scorers import Result
+from fcit.schema import LONGEST
 from fcit.site import Site, SiteTask
 
 
@@ -38,9 +41,9 @@ class OwnTasks:
         return Path(self._site.data_root)
 
     def learning(self, turns: str) -> OwnTasks:
-        """The same tasks for a run with this ``data.turns``; what was read is shared."""
+        """The same tasks for a run with this ``data.turns``."""
         mine = copy(self)
-        mine._turns = turns
+        mine._turns, mine._read, mine._tests = turns, {}, {}  # another run's model may be able to use others
         return mine
 
     def _verdicts(self, spec: SiteTask) -> ImageVerdicts:
@@ -76,19 +79,20 @@ class OwnTasks:
             path, judge = text_only(self._file(spec.train)), self._judge
 
             def judged(places: Sequence[int], records: Sequence[Record]) -> Verdict:
-                learnt = [_trained(record, spec) for record in records]
-                return judge.train([str(path), path.stat().st_mtime_ns], places, learnt) if judge else Verdict()
+                learnt = [self._learnt(record, spec) for record in records]
+                origin = [*stamps(path), spec.suffix, self._turns]
+                return judge.train(origin, places, learnt) if judge else Verdict()
 
             self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, judge=judged)
         return self._read[task]
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
         """Training records of some tasks."""
-        return [
-            _trained(r if self._turns == "all" else r.first(), self._site.tasks[t])
-            for t in tasks
-            for r in self._usable(t).records
-        ]
+        return [self._learnt(record, self._site.tasks[task]) for task in tasks for record in self._usable(task).records]
+
+    def _learnt(self, record: Record, spec: SiteTask) -> Record:
+        """A record as it is learnt."""
+        return _trained(record if self._turns == "all" else record.first(), spec)
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many of their records cannot be used."""
@@ -113,8 +117,24 @@ class OwnTasks:
             if bad:
                 first = next(iter(bad.values()))
                 raise DataError(f"{spec.test}: {len(bad)} images of test records cannot be used (first: {first})")
-            self._tests[number] = [_asked(r, spec) for r in records]
+            asked = [_asked(r, spec) for r in records]
+            self._answerable(spec, asked)
+            self._tests[number] = asked
         return self._tests[number]
+
+    def _answerable(self, spec: SiteTask, asked: Sequence[TestRecord]) -> None:
+        """Whether the worker's model can be asked these questions.
+
+        Raises:
+            DataError: not all of them.
+        """
+        if self._judge is None:
+            return
+        path = self._file(spec.test)
+        verdict = self._judge.test([*stamps(path), spec.suffix], asked, spec.max_new_tokens or LONGEST)
+        if verdict.problems:
+            first = read_rows(path).sentences(verdict.problems, 1)[0]
+            raise DataError(f"{len(verdict.problems)} questions cannot be asked (first: {first})")
 
     def max_new_tokens(self, dataset: str) -> int | None:
         """As the task says."""

@@ -163,7 +163,8 @@ class Worker:
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
-            identity = self._identity(self.data.records(order.client, tasks))
+            key = (order.client, tuple(tasks))
+            identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
         mine, other = (
             Session(

@@ -118,8 +118,11 @@ def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]
 
 def _check(args: argparse.Namespace) -> int:
     if args.config is not None:
-        if args.benchmark or args.root:
-            raise ConfigError("--config: the configuration names benchmark and data_root; leave them out here")
+        if args.benchmark or args.root or args.setting or args.beta or args.all:
+            raise ConfigError(
+                "--config: the configuration names benchmark, data_root, setting and beta, and everything is looked "
+                "at; leave the other options out here"
+            )
         return _configured(args)
     if args.benchmark is None or args.root is None:
         raise ConfigError("data check: name a benchmark and --root, or a run's configuration with --config")
@@ -157,10 +160,16 @@ def _configured(args: argparse.Namespace) -> int:
     from fcit.models.judging import judge_of
 
     config = configuration.load(args.config)
+    if config.stream == "site":
+        raise ConfigError(
+            "--config: with stream: site the data are at the sites; `fcit client check SITE.yaml` looks there"
+        )
     benchmark = open_benchmark(config)
     benchmark.judge = judge_of(config.backbone)
     benchmark.prepare()
-    benchmark.look()
+    if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
+        benchmark.look()
+    benchmark.divide()
     told = prepare.told(benchmark, warnings(benchmark))
     if args.json:
         print(json.dumps({"good": True, **told}, indent=1))

@@ -19,7 +19,7 @@ from fcit.schema import Adapter, Backbone, Federation, RunConfig, Section, Train
 
 __all__ = [
     "Adapter", "Backbone", "Federation", "RunConfig", "Section", "Training",
-    "dump", "load", "parse", "parse_text", "resolve", "settings",
+    "dump", "load", "load_resolved", "parse", "parse_text", "resolve", "settings",
 ]  # fmt: skip
 
 LEVELS = 8  # dots in the key of an override; there are no settings below that
@@ -121,6 +121,30 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         # Each file's names are relative to itself, also where the two lie in different folders.
         raw = _merge(_anchored(_normal(base), (file.parent / str(parent)).parent), _anchored(_normal(raw), file.parent))
     return resolve(raw, file.parent, str(file), overrides)
+
+
+def load_resolved(path: str | os.PathLike[str], going_on: bool = False) -> RunConfig:
+    """The configuration of a run folder. It was whole when it was written, so what it lacks came later.
+
+    A method or optimiser names under ``EARLIER`` what an option that came later was before, where that is not its
+    default: a run goes on by the rules it began with.
+
+    Args:
+        going_on: the run is to be continued: one from before there was ``data.turns`` has learnt first answers only.
+
+    Raises:
+        ConfigError: every mistake.
+    """
+    file = Path(path)
+    raw = _normal(_read_yaml(file))
+    for family in ("method", "fedopt"):
+        part = raw.get(family)
+        if isinstance(part, dict) and registry.problem(family, str(part.get("name"))) is None:
+            earlier = getattr(registry.resolve(family, part["name"]).Options, "EARLIER", {})
+            raw[family] = {**earlier, **part}
+    if going_on and "turns" not in raw.get("data", {}):
+        raw["data"] = {**raw.get("data", {}), "turns": "first"}
+    return resolve(raw, file.parent, str(file))
 
 
 def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str] | None = None) -> RunConfig:

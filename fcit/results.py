@@ -48,7 +48,7 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         """The resolved configuration."""
-        return configuration.load(self.folder.config)
+        return configuration.load_resolved(self.folder.config)
 
     @property
     def method(self) -> str:

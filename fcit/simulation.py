@@ -57,7 +57,7 @@ def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: boo
     from fcit.report.page import write_page
 
     own_packages_first()
-    config = configuration.load(RunDir.open(path).config)
+    config = configuration.load_resolved(RunDir.open(path).config)
     from clients.app import app as client_app
     from server.app import run as serve
 

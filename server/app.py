@@ -19,7 +19,7 @@ from fcit.environment import describe
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.models.judging import judge_of
-from fcit.run_dir import RunDir
+from fcit.run_dir import BELONGS, RunDir
 from fcit.trackers import Trackers, Watcher, check
 from server.loop import Loop
 from server.site_stream import SiteStream
@@ -48,10 +48,10 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_d
         ConfigError: data or code have changed since the run began, unless that is accepted.
     """
     run_dir = RunDir.open(path)
-    config = configuration.load(run_dir.config)
+    config = configuration.load_resolved(run_dir.config, going_on=run_dir.begun)
     check(config)
     benchmark = SiteStream(config) if config.stream == "site" else open_benchmark(config)
-    unjudged = _judge(config, benchmark)
+    unjudged = _judge(config, benchmark, (path / BELONGS).is_file())
     benchmark.prepare()
     hold_data(run_dir, benchmark, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
@@ -67,13 +67,19 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_d
             signal.signal(number, handler)
 
 
-def _judge(config: RunConfig, benchmark: Benchmark) -> str:
-    """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only."""
+def _judge(config: RunConfig, benchmark: Benchmark, deployed: bool) -> str:
+    """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only.
+
+    Raises:
+        ConfigError: the model cannot be used, and it is here that clients run.
+    """
     if config.stream == "site":
         return ""
     try:
         benchmark.judge = judge_of(config.backbone)
     except ConfigError as error:
+        if not deployed:
+            raise
         return f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"
     return ""
 

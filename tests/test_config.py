@@ -270,3 +270,16 @@ def test_names_on_the_command_line_are_relative_to_the_current_folder(folders):
 @pytest.mark.parametrize("name", ["", "x" * 5000, "a/b\\c", "fcit-tiny"])
 def test_strange_model_names_stay_as_they_are(name, tmp_path):
     assert config.model_path(name, tmp_path) == name
+
+
+def test_a_run_goes_on_by_the_rules_it_began_with(tmp_path):
+    """An older run folder's DISCO let every client open a subspace; a new configuration does not."""
+    file = tmp_path / "config.yaml"
+    file.write_text("name: old\nmethod: {name: disco, threshold: 0.9}\n")
+    assert config.load_resolved(file).method["min_records"] == 1
+    assert config.load(file).method["min_records"] == 4
+    file.write_text("name: new\nmethod: {name: disco, min_records: 8}\n")
+    assert config.load_resolved(file).method["min_records"] == 8
+    # ... and a run from before there was data.turns has learnt first answers only
+    assert config.load_resolved(file, going_on=True).data.turns == "first"
+    assert config.load_resolved(file).data.turns == "all"

@@ -79,6 +79,8 @@ def _wanted(wishes: Wishes) -> tuple[Plan, list[Planned]]:
     made = seeds.extended(made, more)
     chosen = seeds.chosen(made, wishes.rows, asked)
     found = [run for run in chosen if wishes.only in run.name or wishes.only in run.row.label]
+    if not chosen:
+        raise ConfigError(f"--seeds {wishes.seeds!r}: no run has one of these seeds; without --table they are added")
     if not found:
         names = ", ".join(dict.fromkeys(run.row.label for run in made.runs))
         raise ConfigError(f"--only {wishes.only!r}: no run is called like that (rows: {names})")

@@ -34,7 +34,7 @@ def foreign(run: Planned) -> str | None:
     if not folder.config.is_file():
         return None
     try:
-        found = configuration.load(folder.config)
+        found = configuration.load_resolved(folder.config)
     except FCITError as error:
         return f"{folder.config} cannot be read any more ({error})"
     if same_run(found) == same_run(run.config):

@@ -139,7 +139,8 @@ def notes(table: Table) -> list[str]:
         each = ", ".join(f"{name} {score:.1f}" for name, score in last.items())
         found.append(
             f"{CONSTANT}: one text to every question of a dataset, the best of some that were tried, so a lower bound "
-            f"({each}). A row that is not above it shows no learning."
+            f"({each}). A dataset that is not above it shows no learning, unless its rule can be met by an empty text "
+            "or by all answers at once: 100 tells of the rule."
         )
     found += table.apart
     found += _seeds(table)
@@ -204,6 +205,7 @@ def _constant_csv(head: list[str], key: TableKey, matrix: AccuracyMatrix) -> lis
         "benchmark": key.benchmark,
         "setting": key.setting,
         "split": key.split,
+        "test_data": key.test_data,
         "reduced": "; ".join(key.reduced),
         "evaluated_after": " ".join(map(str, key.stages)),
         "group": "constant",

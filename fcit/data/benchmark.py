@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,10 +21,42 @@ from fcit.data.verdict import Judge, Verdict
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.mistakes import stage_problem
 
+RENDERED = 256  # tokens of the longest record that is rendered here, and more
+
 
 def cache_folder() -> Path:
     """Where rendered datasets, partitions and features are kept: ``FCIT_CACHE`` or ``~/.cache/fcit``."""
     return Path(os.environ.get("FCIT_CACHE") or Path.home() / ".cache" / "fcit")
+
+
+class Owners:
+    """Which suffix belongs behind a record that does not say which data set it is of.
+
+    A record is known by its images, first question and first answer, where several data sets have such a one or none
+    by its first image alone; if that has several suffixes, or none, nobody knows.
+
+    Args:
+        records: of training files: suffix, record, its images from the image root.
+    """
+
+    def __init__(self, records: Iterable[tuple[str, Record, tuple[str, ...]]]) -> None:
+        self._records: dict[tuple[object, ...], set[str]] = {}
+        self._images: dict[str, set[str]] = {}
+        for suffix, record, images in records:
+            self._records.setdefault(self._key(record, images), set()).add(suffix)
+            for image in images[:1]:
+                self._images.setdefault(image, set()).add(suffix)
+
+    @staticmethod
+    def _key(record: Record, images: tuple[str, ...]) -> tuple[object, ...]:
+        return images, record.turns[0].question, record.turns[0].answer
+
+    def suffix(self, record: Record) -> str | None:
+        """The suffix of a record whose images are named from the image root; None: not known."""
+        found = self._records.get(self._key(record, record.images), set())
+        if len(found) != 1 and record.images:
+            found = self._images.get(record.images[0], set())
+        return next(iter(found)) if len(found) == 1 else None
 
 
 @dataclass
@@ -40,7 +72,8 @@ class Benchmark:
     warnings: list[str] = field(default_factory=list)  # what prepare noticed and lets pass
     _partitions: dict[int, Path] = field(default_factory=dict)
     _skipped: dict[tuple[int, int], int] = field(default_factory=dict)
-    _owners: dict[int, dict[str, str]] = field(default_factory=dict)  # of images in delivered files -> suffix
+    _owners: dict[int, Owners] = field(default_factory=dict)
+    unowned: dict[tuple[int, int], int] = field(default_factory=dict)  # delivered records of no known data set
 
     @cached_property
     def stages(self) -> list[list[int]]:
@@ -114,6 +147,9 @@ class Benchmark:
 
             for name in names:
                 ensure(name, self.root)
+            backbone = self.config.backbone
+            if backbone.model != "fcit-tiny" or backbone.max_length < RENDERED:  # else they are made for each other
+                self.look(names)
             return
         missing = prepare.missing(self, names)
         if missing:
@@ -172,6 +208,8 @@ class Benchmark:
             more: list[object] = [
                 what for what in ([d.images for d in datasets], most) if what and what != [""] * len(datasets)
             ]
+            named = [d.format for d in datasets]
+            more += [named] if any(named) else []
             mapped = [d.columns.model_dump() if d.columns else None for d in datasets]
             more += [mapped] if any(mapped) else []
             suffixes = [dataset.suffix for dataset in datasets]
@@ -244,37 +282,35 @@ class Benchmark:
         suffix_of = self._delivered_suffix(task) if not ours else None
 
         def learnt(record: Record) -> Record:
-            return self._turns(suffixed(record, suffix_of(record)) if suffix_of else record)
+            return self._turns(suffixed(record, suffix_of(record) or "") if suffix_of else record)
 
-        suffixes = {name: self.spec.datasets[name].suffix for name in self.spec.tasks[task]} if suffix_of else {}
-        judged = self._judged(path, learnt, suffixes)
+        origin: list[object] = []
+        if suffix_of:
+            datasets = [self.spec.datasets[name] for name in self.spec.tasks[task]]
+            origin = [[d.suffix for d in datasets], *prepare.stamps(*(self._located(d.train) for d in datasets))]
+        judged = self._judged(path, learnt, *origin)
         usable = read_usable(path, self._verdicts, share, self._tables, judged)
         self._skipped[client, task] = usable.skipped
+        if suffix_of:
+            self.unowned[client, task] = sum(suffix_of(record) is None for record in usable.records)
         if suffix_of is None and self.config.data.turns == "all":
             return usable.records
         return picked(usable.records, range(len(usable.records)), learnt)
 
-    def _delivered_suffix(self, task: int) -> Callable[[Record], str] | None:
-        """The suffix of a record in a delivered client file; None where no data set of the task has one.
-
-        Such a file does not say which data set a record is of. Where these have different suffixes, the one whose
-        training file names the record's first image owns it; a record nobody owns is left as it is.
-        """
+    def _delivered_suffix(self, task: int) -> Callable[[Record], str | None] | None:
+        """The suffix of a record in a delivered client file (None: not known); None where no data set has one."""
         suffixes = {self.spec.datasets[name].suffix for name in self.spec.tasks[task]}
         if len(suffixes) == 1:
             [suffix] = suffixes
             return (lambda record: suffix) if suffix else None
         if task not in self._owners:
-            self._owners[task] = {
-                image: spec.suffix
-                for name in self.spec.tasks[task]
-                for spec in [self.spec.datasets[name]]
-                for record in self._survey(self._located(spec.train), self._form(name)).records
+            self._owners[task] = Owners(
+                (spec.suffix, record, placed(spec.images, record.images))
+                for spec in (self.spec.datasets[name] for name in self.spec.tasks[task])
+                for record in self._survey(self._located(spec.train), spec.form(self.image_root)).records
                 if record is not None
-                for image in placed(spec.images, record.images[:1])
-            }
-        owners = self._owners[task]
-        return lambda record: owners.get(record.images[0], "") if record.images else ""
+            )
+        return self._owners[task].suffix
 
     def skipped(self, client: int, task: int) -> int:
         """How many records :meth:`shard` passes over; of the pooled participant (below 0), all clients' together.

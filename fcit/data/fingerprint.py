@@ -95,13 +95,9 @@ class _Data:
         self.hashes = ImageHashes(benchmark.image_root, cache_folder() / "image-hashes")
 
     def _file(self, name: str) -> dict[str, Any]:
-        """A file by its content; a table of several files by all of them, one of the hub by its records."""
+        """A file by its content; a table of several files by all of them; none of the hub, which has records only."""
         path = self.benchmark._located(name)
         place = places.place_of(path)
-        if place.kind == "hub":
-            spec = next(s for s in self.spec.datasets.values() if name in (s.train, s.test, s.val))
-            records = self.benchmark._survey(path, spec.form(self.benchmark.image_root)).records
-            return {"file": name, "sha256": _sha([record and asdict(record) for record in records])}
         if place.is_table and place.files():
             return {"file": name, "sha256": _sha([[file.name, file_sha(file)] for file in place.files()])}
         return {"file": name, "sha256": file_sha(path)}
@@ -132,13 +128,19 @@ class _Data:
 
     def train(self, name: str) -> dict[str, Any]:
         """The training file of a data set and the images of its records that are used."""
-        return {"instructions": self._file(self.spec.datasets[name].train), "images": self._of_split(name, "train")}
+        spec = self.spec.datasets[name]
+        found = self._file(spec.train)
+        path = self.benchmark._located(spec.train)
+        if places.place_of(path).kind == "hub":
+            records = self.benchmark._survey(path, self.benchmark._form(name)).records
+            found["sha256"] = _sha([record and asdict(record) for record in records])
+        return {"instructions": found, "images": self._of_split(name, "train")}
 
     def test(self, name: str) -> dict[str, Any]:
         """What a data set is scored on."""
         questions, references = self.benchmark._split(name)
         found: dict[str, Any] = {"split": self.benchmark.config.evaluation.split, "questions": self._file(questions)}
-        if found["questions"]["sha256"] is None:  # made by code of the user's own
+        if found["questions"]["sha256"] is None:  # made by code of the user's own, or of the hub
             found["questions"]["sha256"] = _sha([asdict(record) for record in self.benchmark.test(name)])
         if references:
             found["references"] = self._file(references)
@@ -153,7 +155,7 @@ class _Data:
         config, names = self.benchmark.config, self.spec.tasks[task]
         folder = self.benchmark._task_folder(task)
         clients = range(config.federation.clients)
-        if folder.is_relative_to(cache_folder()):
+        if not self.benchmark.is_delivered(task):
             spec = self.spec.partition
             return {
                 "generated": {name: datasets[name]["train"]["instructions"]["sha256"] for name in names},

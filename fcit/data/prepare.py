@@ -108,6 +108,11 @@ def delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
         for client in range(benchmark.config.federation.clients):
             try:
                 benchmark.shard(client, task)
+                unowned = benchmark.unowned.get((client, task), 0)
+                if unowned:
+                    found.append(
+                        f"client {client}, task {task}: {unowned} records get no suffix, as no training file says which"
+                    )
             except DataError as error:
                 found.append(f"client {client} has nothing to train on in task {task} and is left out: {error}")
     return found

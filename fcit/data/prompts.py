@@ -90,7 +90,10 @@ def templated(source: Any, record: Record | TestRecord, end: str) -> Iterator[Pi
 def _rendered(source: Any, messages: list[dict[str, Any]]) -> str:
     try:
         return str(source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:  # what a template of the model's says of a conversation it has no form for
+    except (
+        TemplateError,
+        TypeError,
+    ) as error:  # what a template of the model's says of a conversation it has no form for
         raise ValueError(f"the model's chat template refuses the conversation ({error})") from None
 
 

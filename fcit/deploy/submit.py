@@ -70,7 +70,7 @@ def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data:
     _ready(deployment, steps)
     if folder.begun and not steps.dry:
         # Here, where a person reads it; the server finds it settled.
-        hold_data(folder, _served(configuration.load(folder.config)), accept_changed_data)
+        hold_data(folder, _served(configuration.load_resolved(folder.config)), accept_changed_data)
     return _start(deployment, folder.path, steps)
 
 

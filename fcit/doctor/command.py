@@ -84,9 +84,10 @@ def _work(config: RunConfig) -> tuple[Work | None, tuple[int, int] | None, str]:
         benchmark = open_benchmark(config)
         benchmark.judge = judge_of(config.backbone)
         benchmark.prepare()
-        benchmark.look()
+        if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
+            benchmark.look()
         found = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train"]
-        longest = max(v.longest for v in found), max(v.most for v in found)
+        longest = (max(v.longest for v in found), max(v.most for v in found)) if found else None
         return timing.counted(benchmark, config), longest, ""
     except FCITError as error:
         return None, None, str(error).splitlines()[0]

@@ -1,5 +1,7 @@
 """The best constant answer: what saying the same to every question scores. A model below it has learnt nothing.
 
+Unless the rule can be met by nothing at all or by all answers at once: then it is 100, which tells of the rule.
+
 The best text there is cannot be found for every rule, so a few are tried: the figure is a lower bound.
 """
 

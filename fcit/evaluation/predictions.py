@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -185,15 +186,24 @@ def paired(
     """The question of every prediction (a line of ``path``) by its ``question_id``, and what is unusual.
 
     As the official scripts do it: of questions with one id the last counts, and a prediction that comes
-    twice counts twice; ids that are numbers are equal by value (1 and 1.0). Beyond them, "1" is 1, too.
+    twice counts twice; ids that are numbers are equal by value (1 and 1.0). Beyond them, "1" is 1, too, unless
+    several questions would become one.
 
     Raises:
         DataError: no predictions, or one to a question that is not asked, naming file and line.
     """
     if not found:
         raise DataError(f"{path}: holds no predictions")
-    index = {_same(record.question_id): record for record in questions}
-    asked = [_same(prediction.question_id) for prediction in found]
+    texts = {record.question_id for record in questions}
+    values = Counter(_same(text) for text in texts)
+
+    def key_of(text: str) -> Hashable:
+        """The text itself where a question has it, or where its value is that of several: 1.1 and 1.10 are chapters."""
+        value = _same(text)
+        return text if text in texts and values[value] > 1 else value
+
+    index = {key_of(record.question_id): record for record in questions}
+    asked = [key_of(prediction.question_id) for prediction in found]
     for number, (prediction, key) in enumerate(zip(found, asked, strict=True), start=1):
         if key not in index:
             raise DataError(

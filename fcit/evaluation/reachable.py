@@ -33,18 +33,20 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
             for n, record in enumerate(records)
             if not any(map(tokens, references(record)))
         }
-    judge, texts = registry.resolve("scorer", scorer), [record.answer.strip() for record in records]
+    boxed = scorer.startswith("box-")
+    truths = [(record.box if boxed else "") or record.answer for record in records]
+    judge, texts = registry.resolve("scorer", scorer), [truth.strip() for truth in truths]
     if not records:
         return {}
     try:
         marks = judge(texts, records).marks or ()
-        return {n: _why(scorer, records[n].answer) for n, mark in enumerate(marks) if mark == 0}
+        return {n: _why(scorer, truths[n]) for n, mark in enumerate(marks) if mark == 0}
     except FCITError:  # at least one of them; which ones, they are asked singly
         found = {}
         for n, (text, record) in enumerate(zip(texts, records, strict=True)):
             try:
                 if judge([text], [record]).score == 0:
-                    found[n] = _why(scorer, record.answer)
+                    found[n] = _why(scorer, truths[n])
             except FCITError as error:
                 found[n] = str(error)
         return found

@@ -8,7 +8,7 @@ question mixes the subspaces by how much it resembles them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -105,6 +105,9 @@ class Disco(Method):
 
         tau = 0.9 is meant for text; cosines of images and of both lie elsewhere and need their own.
         """
+
+        #: Runs from before there was ``min_records`` let every client open a subspace.
+        EARLIER: ClassVar[dict[str, Any]] = {"min_records": 1}
 
         threshold: float = Field(0.9, gt=-1, le=1, description="cosine at which a client joins a known subspace (tau)")
         temperature: float = Field(0.05, gt=0, description="of the softmax over similarities at inference (epsilon)")

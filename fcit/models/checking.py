@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises for a damaged file
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def _check_weights(key: str, file: Path) -> None:
         raise _pointer(key, file)
     try:
         header(file)
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         why = f"{file.name} ({file.stat().st_size:,} bytes) is cut short or damaged ({said})"
         raise cannot(key, file.parent, why, _again(str(file.parent))) from None
@@ -176,7 +177,10 @@ def header(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
         from transformers.modeling_utils import load_state_dict
 
-        return load_state_dict(file, map_location="meta")  # weights_only: nothing is unpickled but tensors
+        found = load_state_dict(file, map_location="meta")  # weights_only: nothing is unpickled but tensors
+        if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+            raise ValueError(f"holds a {type(found).__name__} and not tensors by name")
+        return found
     with safe_open(file, framework="pt") as opened:
         names = list(opened.keys())
         return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}

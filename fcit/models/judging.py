@@ -16,6 +16,7 @@ import transformers
 
 from fcit import config as configuration
 from fcit import strict
+from fcit.data import reading
 from fcit.data.benchmark import cache_folder
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
@@ -127,7 +128,7 @@ class TokenJudge:
 
     def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
         """A verdict from the cache, or a new one that is kept there if it took some time."""
-        file = cache_folder() / "judged" / f"{_short((VERSION, self.mark, *origin))}.json"
+        file = cache_folder() / "judged" / f"{_short((VERSION, reading.VERSION, self.mark, *origin))}.json"
         known = _read(file)
         if known is not None:
             return known

@@ -260,3 +260,12 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
 def test_evaluate_tells_mistakes_in_one_sentence(scored, lines, more, said):
     code, out, err = scored(lines, *more)
     assert code == 2 and out == "" and said in err and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_chapters_are_no_numbers(tmp_path):
+    """1.1 and 1.10 are one value and two questions."""
+    file = tmp_path / "merge.jsonl"
+    file.write_text("".join(json.dumps({"question_id": n, "text": t}) + "\n" for n, t in (("1.1", "a"), ("1.10", "b"))))
+    questions = [TestRecord("1.1", (), "?", "a"), TestRecord("1.10", (), "?", "b")]
+    found, said = predictions.paired(file, predictions.read(file, predictions.from_others), questions)
+    assert [record.answer for record in found] == ["a", "b"] and said == []

@@ -74,3 +74,8 @@ def test_captions_that_the_official_tokenizer_takes_as_one_word(caption, told):
     found = untokenisable(asked("a dog", caption, caption))
     assert list(found) == ([1, 2] if told else [])
     assert not told or (repr(told) in found[1] and "`scorer: caption`" in found[1])
+
+
+def test_a_box_is_reached_whatever_the_answer_says():
+    records = [TestRecord("0", ("a.png",), "?", "the cat", box="[0.1, 0.1, 0.9, 0.9]")]
+    assert unreachable("box-iou", records) == {}

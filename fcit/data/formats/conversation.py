@@ -41,7 +41,7 @@ def images_of(row: dict[str, Any]) -> tuple[str, ...]:
     Raises:
         ValueError: anything else, or too many.
     """
-    named = [row[key] for key in ("image", "images") if row.get(key) is not None]
+    named = [row[key] for key in ("image", "images") if row.get(key) not in (None, "")]
     if not named:
         return ()
     if len(named) > 1 and named[0] != named[1]:
