@@ -7,15 +7,14 @@ from pathlib import Path
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
-from fcit.data.spec import BenchmarkSpec
+from fcit.data.spec import without_data
 
 
 class SiteStream(Benchmark):
     """Stages and nothing else: tasks, records and questions are the sites' own."""
 
     def __init__(self, config: RunConfig) -> None:
-        # Not validated: a benchmark file must have tasks, and here none are known.
-        super().__init__(BenchmarkSpec.model_construct(name="sites", datasets={}, tasks=[]), Path(), config)
+        super().__init__(without_data(), Path(), config)
 
     @cached_property
     def stages(self) -> list[list[int]]:

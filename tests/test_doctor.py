@@ -113,7 +113,7 @@ def test_the_runs_own_texts_are_timed(monkeypatch):
     generated, trained = [], []
     generate, loss = Backbone.generate, Backbone.loss
     monkeypatch.setattr(Backbone, "generate", lambda s, q, f, n: generated.append(n) or generate(s, q, f, n))
-    monkeypatch.setattr(Backbone, "loss", lambda s, e, f: trained.extend(len(x.answer) for x in e) or loss(s, e, f))
+    monkeypatch.setattr(Backbone, "loss", lambda s, e, f: trained.extend(len(x.targets) for x in e) or loss(s, e, f))
     speed = timing.measured(config, Lengths(), 4, 4, work)
     assert speed.record > 0 and speed.question > 0 and speed.image > 0 and "own texts" in speed.known
     assert max(trained) < 16 and max(generated) < 16

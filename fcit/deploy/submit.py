@@ -11,7 +11,7 @@ from fcit import config as configuration
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.recorded import hold_data
-from fcit.data.spec import BenchmarkSpec
+from fcit.data.spec import without_data
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.layout import Deployment
@@ -78,7 +78,7 @@ def _served(config: RunConfig) -> Benchmark:
     """What the server itself knows of the data: nothing where every site brings its own."""
     if config.stream == "benchmark":
         return open_benchmark(config)
-    return Benchmark(BenchmarkSpec(name="sites", datasets={}, tasks=[]), Path(), config)
+    return Benchmark(without_data(), Path(), config)
 
 
 def follow(deployment: Deployment, number: str | None) -> int:

@@ -40,7 +40,7 @@ def test_trackers_beside_a_run_that_is_cut_and_resumed(tmp_path, capsys):
     watcher = Stops()
     with pytest.raises(StopRequested):
         fcit.simulate(config, watcher=watcher)
-    assert watcher.kinds[:2] == ["preflight", "tracker-failed"]
+    assert watcher.kinds[:2] == ["data", "tracker-failed"]
     assert cli.main(["resume", str(tmp_path / "told-1")]) == 0
     assert "Breaks is told nothing more, the run goes on: ValueError: start" in capsys.readouterr().out
     told = fcit.load_run(tmp_path / "told-1")
