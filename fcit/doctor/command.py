@@ -41,7 +41,7 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     shape = shape_of(config.backbone, config.adapter.targets)
     device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
     with console.status("counting records"):
-        work, longest, why = _work(config)
+        work, longest, why = _work(config, models.looked)
     subspaces = _subspaces(config)
     # Whole conversations: what is longest decides what fits.
     lengths = Lengths(max(1, longest[0] - longest[1] - shape.image_tokens), longest[1]) if longest else Lengths()
@@ -78,15 +78,19 @@ def _subspaces(config: RunConfig) -> int:
     return _ASSUMED_TASKS if own else len(read_spec(config.benchmark).tasks)
 
 
-def _work(config: RunConfig) -> tuple[Work | None, tuple[int, int] | None, str]:
-    """Counted in the data where they are, with tokens of the longest record and of the longest answer; else why not."""
+def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] | None, str]:
+    """Counted in the data where they are, with tokens of the longest record and of the longest answer; else why not.
+
+    Args:
+        here: whether the model is on this machine, so that records can be tokenised; nothing is downloaded for a look.
+    """
     try:
         benchmark = open_benchmark(config)
-        benchmark.judge = judge_of(config.backbone)
+        benchmark.judge = judge_of(config.backbone) if here else None
         benchmark.prepare()
-        if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
+        if here and benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
             benchmark.look()
-        found = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train"]
+        found = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train" and verdict.count]
         longest = (max(v.longest for v in found), max(v.most for v in found)) if found else None
         return timing.counted(benchmark, config), longest, ""
     except FCITError as error:

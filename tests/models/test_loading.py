@@ -462,3 +462,15 @@ def test_a_model_that_is_elsewhere_is_not_called_whole(doctor):
         assert (
             "backbone.model: /elsewhere/llava-1.5-7b-hf is not on this machine, so whether it loads is not known" in out
         )
+
+
+def test_a_damaged_bin_file_is_one_sentence(tiny):
+    """A web page saved under the name of the weights, and weights that are a list."""
+    folder = tiny / "llava"
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
+    for content in (None, b"<html>404</html>", b"\x80\x04K\x01."):
+        if content is not None:
+            (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"pytorch_model\.bin .*is cut short or damaged"):
+            Backbone(settings(tiny))
