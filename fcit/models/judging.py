@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -194,6 +194,12 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
     return hashes.of_text(json.dumps(parts))
 
 
+@lru_cache(maxsize=2)
+def _encoder(settings: str, mark: str) -> Encoder:
+    """The encoder of a model's settings (JSON), once per process as long as its tokenizer's files stay what they are."""
+    return load_encoder(configuration.Backbone.model_validate_json(settings))
+
+
 def judge_of(settings: configuration.Backbone) -> TokenJudge:
     """The judge for a configuration's model; reads its tokenizer, no weights.
 
@@ -203,7 +209,8 @@ def judge_of(settings: configuration.Backbone) -> TokenJudge:
     source, _ = locate(settings.model, settings.identity)
     tokenizer = hashes.of_files(source, hashes.TOKENIZER)
     if tokenizer:
-        return TokenJudge(mark_of(settings, tokenizer), lambda: load_encoder(settings))
+        mark = mark_of(settings, tokenizer)
+        return TokenJudge(mark, lambda: _encoder(settings.model_dump_json(), mark))
     encoder = load_encoder(settings)  # nothing of it lies here: named by what the hub sent
     return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)
 
