@@ -196,7 +196,7 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
 
 @lru_cache(maxsize=2)
 def _encoder(settings: str, mark: str) -> Encoder:
-    """The encoder of a model's settings (JSON), once per process as long as its tokenizer's files stay what they are."""
+    """The encoder of a model's settings (JSON), once per process while its tokenizer's files stay what they are."""
     return load_encoder(configuration.Backbone.model_validate_json(settings))
 
 
