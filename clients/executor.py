@@ -18,7 +18,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,7 +112,8 @@ def perform(path: Path, address: str, token: str) -> None:
     heart = HeartbeatSender(lambda: _beat(client))
     heart.start()
     try:
-        message, given, run, fab = pull_task_input(client)
+        with _given_up_after(sites.load(path).arrival_timeout):
+            message, given, run, fab = pull_task_input(client)
         log.info("run %s: %s", run.run_id, message.metadata.message_type)
         # Nothing that the app or the operator configured reaches the code here, only the site's own file.
         context = Context(run.run_id, given.node_id, {"site": str(path)}, RecordDict(), {}, given.series_id)
@@ -131,6 +135,27 @@ def attempt(path: Path, address: str, token: str) -> bool:
         log.exception("the reply to an order could not be sent; the server hears of it within a minute")
         return False
     return True
+
+
+@contextmanager
+def _given_up_after(seconds: float) -> Iterator[None]:
+    """Give an order up whose parts have not all come by then.
+
+    A SuperNode whose run ended while it was receiving an order keeps a task without them; Flower's own wait for parts
+    lasts more than an hour, and all other orders would wait behind it.
+    """
+
+    def give_up() -> None:
+        log.warning("an order did not come whole within %.0f s (SITE.yaml arrival_timeout); it is given up", seconds)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _beat(client: RuntimeHttpClient) -> bool:

@@ -66,6 +66,11 @@ class Site(Section):
     )
     stream: Literal["benchmark", "site"] = Field("benchmark", description="site: the tasks below, in order")
     tasks: list[SiteTask] = Field(default_factory=list)
+    arrival_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="seconds an order may take to come whole; then it is given up, the worker starts again",
+    )
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: as ordered")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the backbone; if allowed")
     micro_batch: MicroBatch = Field(None, description="records per forward pass, or auto; default: as ordered")
