@@ -106,13 +106,13 @@ def answer(path: Path, message: Message, context: Context, run: Run, fab: Fab) -
         return failed(error)
 
 
-def perform(path: Path, address: str, token: str) -> None:
-    """Do the one order that ``token`` stands for and send its reply."""
+def perform(path: Path, address: str, token: str, arrival: float) -> None:
+    """Do the one order that ``token`` stands for and send its reply; it must come whole within ``arrival`` seconds."""
     client = connect(address, RuntimeTokenHttpInterceptor(token))
     heart = HeartbeatSender(lambda: _beat(client))
     heart.start()
     try:
-        with _given_up_after(sites.load(path).arrival_timeout):
+        with _given_up_after(arrival):
             message, given, run, fab = pull_task_input(client)
         log.info("run %s: %s", run.run_id, message.metadata.message_type)
         # Nothing that the app or the operator configured reaches the code here, only the site's own file.
@@ -127,10 +127,10 @@ def perform(path: Path, address: str, token: str) -> None:
         client.close()
 
 
-def attempt(path: Path, address: str, token: str) -> bool:
+def attempt(path: Path, address: str, token: str, arrival: float) -> bool:
     """:func:`perform`; what goes wrong around the order itself, its way here or the reply's way out, is logged."""
     try:
-        perform(path, address, token)
+        perform(path, address, token, arrival)
     except Exception:
         log.exception("the reply to an order could not be sent; the server hears of it within a minute")
         return False
@@ -212,7 +212,7 @@ class Executor:
 
     def _do(self, token: str) -> None:
         if self.site.worker == "resident":
-            attempt(self.path, self.site.inner, token)
+            attempt(self.path, self.site.inner, token, self.site.arrival_timeout)
             _give_back_memory()
             return
         command = [sys.executable, "-P", "-m", "clients.executor", str(self.path), "--one"]
@@ -255,7 +255,8 @@ def main(arguments: list[str]) -> int:
         else:  # two processes cannot turn over one file; `fcit client start` keeps what this one says
             logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s")
         if one:
-            return 0 if attempt(path, site.inner, sys.stdin.read().strip()) else 1
+            token = sys.stdin.read().strip()
+            return 0 if attempt(path, site.inner, token, site.arrival_timeout) else 1
         if site.worker == "resident":
             import clients.app  # noqa: F401  (slow: before the first order, not in it)
         Executor(path).serve()

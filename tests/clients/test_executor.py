@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import yaml
@@ -227,3 +228,14 @@ def test_what_is_relied_on_of_flowers_private_parts():
     assert kinds and executor._TASKS == (TaskType.CLIENT_APP, TaskType.AGENT_APP)
     with pytest.raises(Refused):
         executor.check_pinned([], *run_of(APP))
+
+
+def test_an_order_that_never_comes_whole_is_given_up():
+    """As by Ctrl-C: the process ends, and is started again without the order."""
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), executor._given_up_after(0.2):
+        time.sleep(20)
+    assert time.monotonic() - begin < 10
+    with executor._given_up_after(0.2):  # ... and one that came is not
+        pass
+    time.sleep(0.4)
