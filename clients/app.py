@@ -9,8 +9,8 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import gate
-from clients.worker import Worker, worker
+from clients.site import gate
+from clients.worker.worker import Worker, worker
 from fcit.federation import codec
 from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
 

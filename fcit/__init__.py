@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fcit.export.assistant import Answer, Assistant, load
     from fcit.export.folder import export_run
-    from fcit.results import Run, load_run
-    from fcit.serving import Answer, Assistant, load
+    from fcit.runs.reader import Run, load_run
     from fcit.simulation import simulate
 
 __version__ = "0.1.0"
@@ -21,13 +21,13 @@ def __getattr__(name: str) -> Any:
 
         return simulate
     if name in ("Run", "load_run"):
-        from fcit import results
+        from fcit.runs import reader
 
-        return getattr(results, name)
+        return getattr(reader, name)
     if name in ("Answer", "Assistant", "load"):
-        from fcit import serving
+        from fcit.export import assistant
 
-        return getattr(serving, name)
+        return getattr(assistant, name)
     if name == "export_run":
         from fcit.export.folder import export_run
 

@@ -16,8 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fcit import strict
 from fcit.errors import ConfigError
+from fcit.io import bounded
 
 METHODS = {
     "disco": "fcit.methods.disco:Disco",
@@ -95,13 +95,18 @@ ENGINES = {
 }
 
 TRACKERS = {
-    "tensorboard": "fcit.trackers.tensorboard:TensorBoard",
+    "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
 }
 
 FAMILIES = {
-    "method": METHODS, "fedopt": FEDOPTS, "factors": FACTORS, "robust": ROBUST, "scorer": SCORERS, "engine": ENGINES,
+    "method": METHODS,
+    "fedopt": FEDOPTS,
+    "factors": FACTORS,
+    "robust": ROBUST,
+    "scorer": SCORERS,
+    "engine": ENGINES,
     "tracker": TRACKERS,
-}  # fmt: skip
+}
 
 
 #: What a part of the user's own must be, for each family that takes one.
@@ -133,7 +138,7 @@ def label(name: str) -> str:
 def anchored(name: str, folder: Path) -> str:
     """``./file.py:Name`` with the file's full path, so that it means the same anywhere."""
     file, sign, attribute = name.rpartition(":")
-    return f"{strict.full_path(folder, file)}:{attribute}" if sign and file.endswith(".py") else name
+    return f"{bounded.full_path(folder, file)}:{attribute}" if sign and file.endswith(".py") else name
 
 
 def _module(source: str, where: str) -> Any:

@@ -11,35 +11,11 @@ import yaml
 
 from fcit import config as configuration
 from fcit import registry
-from fcit.config import RunConfig
-from fcit.data.benchmark import open_benchmark
-from fcit.data.verdict import Judge
-from fcit.environment import describe, own_packages_first, quiet_libraries
-from fcit.results import Run
-from fcit.run_dir import RunDir
-from fcit.trackers import Watcher, check
-
-
-def create(config: RunConfig) -> RunDir:
-    """Make the run folder of a configuration; data that are rendered on first use are made now.
-
-    Raises:
-        ConfigError: unknown benchmark, unwritable output, a tracker that cannot be used.
-        DataError: the data are not usable.
-    """
-    check(config)
-    if config.stream == "benchmark":  # else the sites bring data of their own
-        benchmark = open_benchmark(config)
-        benchmark.judge = _judge(config)
-        benchmark.prepare()
-        benchmark.divide()
-    return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
-
-
-def _judge(config: RunConfig) -> Judge:
-    from fcit.models.judging import judge_of  # transformers take their time, and a mistake in the configuration none
-
-    return judge_of(config.backbone)
+from fcit.runs.create import create
+from fcit.runs.environment import own_packages_first, quiet_libraries
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
+from fcit.runs.trackers import Watcher
 
 
 def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: bool = False) -> Run:
@@ -74,7 +50,7 @@ def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = N
 
     Args:
         config: a YAML file, or its contents as a mapping.
-        watcher: ``watcher.say(kind, **values)`` is told every event, see :mod:`fcit.trackers`. What it raises
+        watcher: ``watcher.say(kind, **values)`` is told every event, see :mod:`fcit.runs.trackers`. What it raises
             switches it off; only :class:`fcit.errors.StopRequested` stops the run, resumably.
         overrides: settings to change; a dot is written as two underscores, ``training__lr=0.002``.
 

@@ -14,13 +14,13 @@ from flwr.serverapp import Grid, ServerApp
 from fcit import config as configuration
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.recorded import hold_data
-from fcit.environment import describe
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.models.judging import judge_of
-from fcit.run_dir import BELONGS, RunDir
-from fcit.trackers import Trackers, Watcher, check
+from fcit.runs.environment import describe
+from fcit.runs.folder import BELONGS, RunDir
+from fcit.runs.recorded import hold_data
+from fcit.runs.trackers import Trackers, Watcher, check
 from server.loop import Loop
 from server.site_stream import SiteStream
 

@@ -47,9 +47,14 @@ class Courier:
     """
 
     def __init__(
-        self, grid: Grid, federation: Federation, clients: int, traffic: dict[str, int],
-        say: Callable[..., None] = lambda kind, **values: None, stop: Stop | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        grid: Grid,
+        federation: Federation,
+        clients: int,
+        traffic: dict[str, int],
+        say: Callable[..., None] = lambda kind, **values: None,
+        stop: Stop | None = None,
+    ) -> None:
         self.grid, self.federation, self.traffic, self.say = grid, federation, traffic, say
         self.stop = stop or Stop()
         self._clients = clients

@@ -84,9 +84,14 @@ def outliers(stats: dict[Pair, Stats], method: Method, lengths: list[float]) -> 
 
 
 def assign(
-    method: Method, state: ServerState, stats: dict[Pair, Stats], pairs: list[Pair], make: Factory,
-    federation: Federation, openings: dict[str, int],
-) -> dict[Pair, str]:  # fmt: skip
+    method: Method,
+    state: ServerState,
+    stats: dict[Pair, Stats],
+    pairs: list[Pair],
+    make: Factory,
+    federation: Federation,
+    openings: dict[str, int],
+) -> dict[Pair, str]:
     """Let the method give every pair its subspace, within ``max_subspaces`` and ``max_openings``.
 
     The method decides on a copy; pairs whose subspaces would be too many are left out and it decides anew.

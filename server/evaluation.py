@@ -14,7 +14,7 @@ from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.records import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 from server import checkpoint
 from server.checkpoint import Progress
 from server.courier import Courier
@@ -29,9 +29,14 @@ class Evaluation:
     """Has the datasets due answered on the clients' machines and scores them."""
 
     def __init__(
-        self, config: RunConfig, benchmark: Benchmark, run: RunDir, orders: Orders, courier: Courier,
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        run: RunDir,
+        orders: Orders,
+        courier: Courier,
         say: Callable[..., None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
         self.orders, self.courier, self.say = orders, courier, say
 
@@ -59,8 +64,14 @@ class Evaluation:
             progress.samples += len(answers.texts)
             progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
             progress.row[name], progress.extra[name] = scored.score, scored.also
-            self.say("scored", stage=progress.stage, dataset=name, score=scored.score, mix=scored.mix,
-                     seconds=round(answers.seconds, 3))  # fmt: skip
+            self.say(
+                "scored",
+                stage=progress.stage,
+                dataset=name,
+                score=scored.score,
+                mix=scored.mix,
+                seconds=round(answers.seconds, 3),
+            )
             checkpoint.save(self.run, state, progress)
 
     def _answers(self, state: ServerState, progress: Progress, due: list[str]) -> Iterator[Answers]:

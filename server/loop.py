@@ -10,22 +10,23 @@ from flwr.serverapp import Grid
 from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
 from fcit.data.prepare import told
-from fcit.data.recorded import data_of
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.evaluation.reachable import warnings
 from fcit.federation.records import ClientUpdate, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
+from fcit.io.files import write_json, writing
 from fcit.methods.base import Factory, Pair
 from fcit.models.layout import is_projector
-from fcit.run_dir import RunDir, write_json, writing
-from fcit.trackers import Watcher
-from server import checkpoint, results, routing
+from fcit.runs.folder import RunDir
+from fcit.runs.recorded import data_of
+from fcit.runs.trackers import Watcher
+from server import checkpoint, results, routing_file
+from server.collect import Updates
 from server.evaluation import Evaluation
+from server.participants import slots_of_round
 from server.preflight import Preflight
+from server.site_scores import Survey
 from server.site_stream import SiteStream
-from server.slots import slots_of_round
-from server.survey import Survey
-from server.updates import Updates
 
 
 class Loop(Updates):
@@ -82,9 +83,13 @@ class Loop(Updates):
         told = sum(event["event"] == "data-changed" for event in self.run.read_events())
         for change in data_of(self.run).get("data_changes", [])[told:]:
             self._event(
-                "data-changed", stage=self.progress.stage, round=self.progress.round,
-                reason="; ".join(change["said"]), accepted=change["time"], changes=change["changes"],
-            )  # fmt: skip
+                "data-changed",
+                stage=self.progress.stage,
+                round=self.progress.round,
+                reason="; ".join(change["said"]),
+                accepted=change["time"],
+                changes=change["changes"],
+            )
 
     @property
     def _rounds(self) -> int:
@@ -132,14 +137,21 @@ class Loop(Updates):
         traffic = {k: self.progress.traffic[k] - before[k] for k in ("up", "down")}
         self.progress.count_round(traffic, [h for h in heads if h])
         self._event(
-            "round", stage=stage, round=round_, clients=[s.client for s in slots],
-            subspaces=[self.state.assigned[s.pair] for s in slots], tasks=[list(s.tasks) for s in slots],
+            "round",
+            stage=stage,
+            round=round_,
+            clients=[s.client for s in slots],
+            subspaces=[self.state.assigned[s.pair] for s in slots],
+            tasks=[list(s.tasks) for s in slots],
             examples=[h.examples if h else 0 for h in heads],
             loss={f"{h.client}/{h.shard}": round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
-            exactness=aggregator.exactness, **aggregator.flags, **_said(heads, self.config.training),
-            seconds=round(time.perf_counter() - begin, 3), **traffic,
-        )  # fmt: skip
+            exactness=aggregator.exactness,
+            **aggregator.flags,
+            **_said(heads, self.config.training),
+            seconds=round(time.perf_counter() - begin, 3),
+            **traffic,
+        )
         with self._timed("checkpoint"):
             checkpoint.save(self.run, self.state, self.progress)
         # Not before the checkpoint holds what they came to: a crash in between would lose them.
@@ -190,7 +202,7 @@ class Loop(Updates):
         self._event("end", **matrix.summary())
         # The last file says that the run is finished.
         with writing(self.run.adapters):
-            routing.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
+            routing_file.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
             results.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress, matrix)
         return matrix
 

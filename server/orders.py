@@ -28,7 +28,7 @@ from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
 from fcit.methods.base import Method, ServerState, Tensors
 from server.checkpoint import Progress
-from server.slots import Slot
+from server.participants import Slot
 
 
 class Orders:
@@ -74,10 +74,21 @@ class Orders:
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
-            self.text, progress.stage, progress.round, slot.client, slot.shard, list(slot.tasks), name, tensors,
-            slot.budget, progress.offsets.get(slot.shard, 0), progress.memories.get(str(slot.client), ""),
-            sorted(constants), frozen, self.run,
-        )  # fmt: skip
+            self.text,
+            progress.stage,
+            progress.round,
+            slot.client,
+            slot.shard,
+            list(slot.tasks),
+            name,
+            tensors,
+            slot.budget,
+            progress.offsets.get(slot.shard, 0),
+            progress.memories.get(str(slot.client), ""),
+            sorted(constants),
+            frozen,
+            self.run,
+        )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
         """What the method names as constant, checked: a method of one's own may name anything."""

@@ -20,7 +20,7 @@ from fcit.errors import CodecError, FCITError, RunError
 from fcit.evaluation.scorers import Result
 from fcit.federation import codec
 from fcit.federation.records import Answers, EvaluateOrder
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 from server.courier import Courier
 from server.orders import Orders
 from server.validation import short
@@ -36,9 +36,14 @@ class Preflight:
     """
 
     def __init__(
-        self, config: RunConfig, benchmark: Benchmark, run: RunDir, orders: Orders, courier: Courier,
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        run: RunDir,
+        orders: Orders,
+        courier: Courier,
         say: Callable[..., None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
         self.orders, self.courier, self.say = orders, courier, say
 

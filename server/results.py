@@ -6,14 +6,15 @@ from typing import Any
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
-from fcit.data.recorded import data_of
 from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.io.files import write_json
 from fcit.methods.base import Method, ServerState, arrays
 from fcit.models.saving import save_subspace
-from fcit.run_dir import RunDir, write_json
-from server import survey
+from fcit.runs.folder import RunDir
+from fcit.runs.recorded import data_of
+from server import site_scores
 from server.checkpoint import Progress
 
 
@@ -37,9 +38,14 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
 
 
 def write(
-    run: RunDir, config: RunConfig, benchmark: Benchmark, method: Method, state: ServerState, progress: Progress,
+    run: RunDir,
+    config: RunConfig,
+    benchmark: Benchmark,
+    method: Method,
+    state: ServerState,
+    progress: Progress,
     matrix: AccuracyMatrix,
-) -> None:  # fmt: skip
+) -> None:
     """Write ``adapters/`` and ``results.json``; the latter says that the run is finished."""
     spec = benchmark.spec
     # The questions of sites with their own stream are not here.
@@ -49,16 +55,27 @@ def write(
     write_json(
         run.results,
         {
-            "name": config.name, "method": method.name, "group": method.group, "dagger": method.dagger,
-            "benchmark": spec.name, "setting": config.setting, "seed": config.seed, "reduced": reduced(config),
-            **matrix.summary(), "evaluated": matrix.evaluated,
-            "subspaces": len(state.subspaces), "state_bytes": state.bytes, "traffic": progress.traffic,
-            "subspace_names": list(state.subspaces), "method_tables": method.report(state),
-            "cost": cost(method, state, progress), "seconds": progress.seconds,
+            "name": config.name,
+            "method": method.name,
+            "group": method.group,
+            "dagger": method.dagger,
+            "benchmark": spec.name,
+            "setting": config.setting,
+            "seed": config.seed,
+            "reduced": reduced(config),
+            **matrix.summary(),
+            "evaluated": matrix.evaluated,
+            "subspaces": len(state.subspaces),
+            "state_bytes": state.bytes,
+            "traffic": progress.traffic,
+            "subspace_names": list(state.subspaces),
+            "method_tables": method.report(state),
+            "cost": cost(method, state, progress),
+            "seconds": progress.seconds,
             "scorers": {name: d.scorer for name, d in spec.datasets.items() if name in matrix.datasets},
             "constants": {name: found._asdict() for name, found in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **data_of(run),
-            **(survey.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
+            **(site_scores.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
         },
-    )  # fmt: skip
+    )

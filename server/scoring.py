@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
+from fcit.io.files import write_text
 
 from fcit import registry
 from fcit.config import RunConfig
@@ -15,7 +16,6 @@ from fcit.evaluation import predictions
 from fcit.evaluation.predictions import Prediction
 from fcit.evaluation.scorers import Result
 from fcit.federation.records import Answers
-from fcit.run_dir import write_text
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,16 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
     lines = []
     for i, (text, record) in enumerate(zip(answers.texts, records, strict=True)):
         prediction = Prediction(
-            record.question_id, record.images, record.instruction, text, record.answer,
+            record.question_id,
+            record.images,
+            record.instruction,
+            text,
+            record.answer,
             mark=None if result.marks is None else result.marks[i],
             mix=None if mix is None else [round(float(w), 4) for w in mix[i]],
-            answer_id=predictions.answer_id(owner, i), model_id=model,
-        )  # fmt: skip
+            answer_id=predictions.answer_id(owner, i),
+            model_id=model,
+        )
         lines.append(predictions.to_line(prediction) + "\n")
     write_text(file, "".join(lines))
     mean = None if mix is None else [round(float(w), 4) for w in mix.mean(axis=0)]

@@ -70,9 +70,11 @@ class Validator:
         """The validator of a run; ``walks``: only AdamW moves the clients' parameters."""
         training = config.training
         return cls(
-            training.batch_size, training.epochs, training=training if walks else None,
+            training.batch_size,
+            training.epochs,
+            training=training if walks else None,
             most=config.federation.max_records,
-        )  # fmt: skip
+        )
 
     def problem(
         self,

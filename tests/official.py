@@ -52,49 +52,65 @@ def _science(n: int) -> tuple[str, str]:
 #: data set -> (folder of training images, of test images, n -> (instruction, answer))
 DATA: dict[str, tuple[str, str, Callable[[int], tuple[str, str]]]] = {
     "imagenet-r": (
-        "ImageNet-R/train", "ImageNet-R/test",
+        "ImageNet-R/train",
+        "ImageNet-R/test",
         lambda n: (f"What is the object in the image?\n{WORD}", ("goldfish", "Hen", "great white shark")[n % 3]),
     ),
     "arxivqa": ("ArxivQA/images", "ArxivQA/images", _arxiv),
     "iconqa": ("IconQA/iconqa_data/iconqa/train", "IconQA/iconqa_data/iconqa/val", _icon),
     "clevr-math": (
-        "CLEVR/images/train", "CLEVR/images/test",
+        "CLEVR/images/train",
+        "CLEVR/images/test",
         lambda n: (f"Subtract all {n % 3} red cubes. How many objects are left?\n{WORD}", str(n % 7)),
     ),
     "ocr-vqa": (
-        "OCR-VQA/images", "OCR-VQA/images",
+        "OCR-VQA/images",
+        "OCR-VQA/images",
         lambda n: (f"Who wrote this book?\n{WORD}", ("Jane Roe", "John Doe")[n % 2]),
     ),
     "flickr30k": (
-        "Flickr30k/train", "Flickr30k/val",
-        lambda n: ("What is happening in the image?\nGenerate a brief caption for the image.",
-                   f"A {('man', 'woman', 'dog')[n % 3]} walks along a road ."),
+        "Flickr30k/train",
+        "Flickr30k/val",
+        lambda n: (
+            "What is happening in the image?\nGenerate a brief caption for the image.",
+            f"A {('man', 'woman', 'dog')[n % 3]} walks along a road .",
+        ),
     ),
     "vizwiz": (
-        "VizWiz/train", "VizWiz/val",
-        lambda n: ("What is happening in the image?\nGenerate a brief caption for the image.",
-                   f"A {('can', 'cup')[n % 2]} stands on a table."),
+        "VizWiz/train",
+        "VizWiz/val",
+        lambda n: (
+            "What is happening in the image?\nGenerate a brief caption for the image.",
+            f"A {('can', 'cup')[n % 2]} stands on a table.",
+        ),
     ),
     "figureqa": (
-        "FigureQA/images", "FigureQA/images",
+        "FigureQA/images",
+        "FigureQA/images",
         lambda n: (f"Is blue the minimum?\n{WORD}", ("yes", "no")[n % 2]),
     ),
     "super-clevr": (
-        "super-CLEVR/images", "super-CLEVR/images",
+        "super-CLEVR/images",
+        "super-CLEVR/images",
         lambda n: (f"What color is the bus?\n{WORD}", ("gray", "2", "yes")[n % 3]),
     ),
     "aokvqa": (
-        "COCO2014/train2014", "COCO2014/val2014",
+        "COCO2014/train2014",
+        "COCO2014/val2014",
         lambda n: (f"What is the man by the bags awaiting?\n{WORD}", ("cab", "train", "skateboarder")[n % 3]),
     ),
     "grounding": (
-        "COCO2014/train2014", "COCO2014/train2014",
-        lambda n: ("Please provide the bounding box coordinate of the region this sentence describes: the left cup.",
-                   f"[0.{n % 4}1, 0.20, 0.{n % 4 + 5}3, 0.61]"),
+        "COCO2014/train2014",
+        "COCO2014/train2014",
+        lambda n: (
+            "Please provide the bounding box coordinate of the region this sentence describes: the left cup.",
+            f"[0.{n % 4}1, 0.20, 0.{n % 4 + 5}3, 0.61]",
+        ),
     ),
     "dvqa": ("DVQA/images", "DVQA/images", lambda n: (f"What is the label of bar {n % 4}?\n{WORD}", f"item {n % 4}")),
     "tabmwp": (
-        "TabMWP/tables", "TabMWP/tables",
+        "TabMWP/tables",
+        "TabMWP/tables",
         lambda n: (f"What is the range of the numbers?\n{WORD}", ("12", "1,234", "3/4")[n % 3]),
     ),
     "rs": ("images", "images", lambda n: (f"Is a road present?\n{WORD}", ("yes", "no", "rural area.")[n % 3])),
@@ -102,16 +118,20 @@ DATA: dict[str, tuple[str, str, Callable[[int], tuple[str, str]]]] = {
     "ad": ("images", "images", lambda n: (f"Should the car brake for <c1,CAM_FRONT,[1,2]>?\n{WORD}", "No.")),
     "sci": ("images", "images", _science),
     "fin": ("images", "images", _finance),
-}  # fmt: skip
+}
 
 #: How the names of the science domain's images begin; the official rule depends on it.
 SCIENCE = ("AI2D", "TQA", "VQA", "SciVerse", "MapQA")
 
 
 def official_tree(
-    root: Path, benchmark: str = "fcit-task", records: int = 12, tests: int = 6, clients: int | None = None,
+    root: Path,
+    benchmark: str = "fcit-task",
+    records: int = 12,
+    tests: int = 6,
+    clients: int | None = None,
     betas: tuple[str, ...] = BETAS,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a tree that ``benchmark`` reads; returns the data root.
 
     Args:
@@ -168,8 +188,9 @@ def _coco(test: list[dict[str, Any]], make: Callable[[int], tuple[str, str]]) ->
     """Caption references: ids count the questions 1..N."""
     captions = [
         {"id": 2 * n + k, "image_id": n + 1, "caption": text}
-        for n in range(len(test)) for k, text in enumerate((make(n)[1], f"Somebody {n} is seen outside"))
-    ]  # fmt: skip
+        for n in range(len(test))
+        for k, text in enumerate((make(n)[1], f"Somebody {n} is seen outside"))
+    ]
     return {"images": [{"id": n + 1, "file_name": r["image"]} for n, r in enumerate(test)], "annotations": captions}
 
 

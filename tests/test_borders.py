@@ -2,6 +2,7 @@
 
 import ast
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib import resources
 from pathlib import Path
 
@@ -12,21 +13,6 @@ from fcit.data.spec import shipped
 ROOT = Path(__file__).parent.parent
 FILES = sorted(f for folder in ("fcit", "server", "clients") for f in (ROOT / folder).rglob("*.py"))
 NAMES = [str(f.relative_to(ROOT)) for f in FILES]
-
-#: Imports point from higher to lower.
-LEVELS = {
-    "fcit": 0, "fcit.errors": 0, "fcit.registry": 0, "fcit.seeding": 0, "fcit.config": 0, "fcit.run_dir": 0,
-    "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0, "fcit.strict": 0,
-    "fcit.data": 1,
-    "fcit.models": 2,
-    "fcit.doctor": 4,
-    "fcit.environment": 3, "fcit.fedopt": 3, "fcit.methods": 3,
-    "fcit.federation": 4, "fcit.evaluation": 4,
-    "server": 5, "clients": 5, "fcit.results": 5, "fcit.report": 5, "fcit.progress": 5,
-    "fcit.trackers": 5, "fcit.serving": 5, "fcit.export": 5, "fcit.chat": 6,
-    "fcit.federation.engines": 6, "fcit.simulation": 6, "fcit.bench": 6, "fcit.deploy": 5, "fcit.deploy.submit": 6,
-    "fcit.cli": 7, "fcit.cli_data": 7, "fcit.cli_adapters": 7, "fcit.cli_deploy": 7, "fcit.cli_evaluate": 7,
-}  # fmt: skip
 
 
 @cache
@@ -51,12 +37,6 @@ def importers(*packages: str) -> set[str]:
     return {n for n in NAMES if any(i.split(".")[0] in packages for i in imports(n))}
 
 
-def part(dotted: str) -> str | None:
-    """The longest entry of LEVELS that a module belongs to."""
-    own = [p for p in LEVELS if dotted == p or dotted.startswith(p + ".")]
-    return max(own, key=len) if own else None
-
-
 def module(name: str) -> str:
     return name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
@@ -73,7 +53,7 @@ def test_flower_and_ray_stay_at_the_wire(package):
 def test_flowers_private_parts_are_touched_in_one_file_on_each_side():
     public = ("flwr.app.", "flwr.serverapp.", "flwr.clientapp.")
     private = {n for n in NAMES for i in imports(n) if i.split(".")[0] == "flwr" and not i.startswith(public)}
-    assert private == {"fcit/federation/engines/identity.py", "clients/executor.py"}
+    assert private == {"fcit/federation/engines/identity.py", "clients/site/executor.py"}
 
 
 def test_transformers_and_peft_stay_with_the_models():
@@ -86,7 +66,7 @@ def test_server_and_clients_do_not_know_each_other():
 
 
 def test_apps_are_imported_where_they_are_run():
-    running = {"fcit/cli.py", "fcit/simulation.py", "fcit/federation/engines/ray_worker.py"}
+    running = {"fcit/cli/client.py", "fcit/simulation.py", "fcit/federation/engines/ray_worker.py"}
     assert {n for n in importers("server", "clients") if n.startswith("fcit/")} == running
 
 
@@ -95,16 +75,27 @@ def test_report_reads_run_folders_only():
     assert {(n, i) for n in NAMES if n.startswith("fcit/report/") for i in imports(n) if i.startswith(strange)} == set()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_point_one_way(name):
-    if name == "fcit/__init__.py":
-        return  # the public face: names from above, imported when asked for
-    own = part(module(name))
-    assert own is not None
-    for imported in imports(name):
-        other = part(imported)
-        if other is not None and other != "fcit":
-            assert LEVELS[other] <= LEVELS[own], f"{name} imports {imported}"
+def room(dotted: str) -> str | None:
+    """The folder, or loose file, that a module of ours belongs to; None for the public face and for libraries."""
+    parts = dotted.split(".")
+    if parts[0] == "server":
+        return "server"
+    if parts[0] not in ("fcit", "clients") or len(parts) == 1:
+        return None
+    if parts[:3] == ["fcit", "federation", "engines"]:
+        return "fcit.federation.engines"
+    return ".".join(parts[:2]) if any(module(n).startswith(".".join(parts[:2])) for n in NAMES) else None
+
+
+def test_rooms_form_no_circle():
+    arrows: dict[str, set[str]] = {}
+    for name in NAMES:
+        own = room(module(name))
+        if own is not None:  # the public face imports names from above when they are asked for
+            others = {room(imported) for imported in imports(name)}
+            arrows.setdefault(own, set()).update(others - {own, None})
+    assert {"fcit.errors", "fcit.config", "server", "clients.worker"} <= set(arrows)
+    TopologicalSorter(arrows).prepare()  # raises CycleError with the rooms of the circle
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -108,10 +108,18 @@ def test_mistakes_in_file_and_overrides_are_reported_together(write):
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("training", "lr", float("inf")), ("federation", "beta", float("inf")), ("federation", "clients", True),
-     ("training", "lr", float("nan")), ("federation", "rounds", 2.5), ("backbone", "device", "cudax"),
-     ("training", "max_grad_norm", True), ("training", "max_grad_norm", 0), ("evaluation", "max_new_tokens", True)],
-)  # fmt: skip
+    [
+        ("training", "lr", float("inf")),
+        ("federation", "beta", float("inf")),
+        ("federation", "clients", True),
+        ("training", "lr", float("nan")),
+        ("federation", "rounds", 2.5),
+        ("backbone", "device", "cudax"),
+        ("training", "max_grad_norm", True),
+        ("training", "max_grad_norm", 0),
+        ("evaluation", "max_new_tokens", True),
+    ],
+)
 def test_values_that_make_no_sense(section, key, value):
     rest = {"clients_per_round": 1} if section == "federation" else {}
     (text,) = problems({section: {**rest, key: value}})

@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
-from fcit import cli
 from fcit import config as configuration
+from fcit.cli import main
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
@@ -14,11 +14,17 @@ from fcit.doctor.estimate import Lengths
 from fcit.models.backbone import Backbone
 
 LARGE = {
-    "name": "large", "benchmark": "fcit-mini-short",
-    "backbone": {"model": "llava-hf/llava-1.5-7b-hf", "identity": "openai/clip-vit-large-patch14-336",
-                 "dtype": "bfloat16", "device": "cuda"},
-    "training": {"batch_size": 128, "micro_batch": "auto", "checkpointing": True}, "evaluation": {"batch_size": 8},
-}  # fmt: skip
+    "name": "large",
+    "benchmark": "fcit-mini-short",
+    "backbone": {
+        "model": "llava-hf/llava-1.5-7b-hf",
+        "identity": "openai/clip-vit-large-patch14-336",
+        "dtype": "bfloat16",
+        "device": "cuda",
+    },
+    "training": {"batch_size": 128, "micro_batch": "auto", "checkpointing": True},
+    "evaluation": {"batch_size": 8},
+}
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def doctor(tmp_path, capsys):
     def call(raw: dict, *arguments: str) -> tuple[int, str, str]:
         file = tmp_path / "c.yaml"
         file.write_text(yaml.safe_dump(raw))
-        code = cli.main(["doctor", "--config", str(file), *arguments])
+        code = main(["doctor", "--config", str(file), *arguments])
         out = capsys.readouterr()
         return code, out.out, out.err
 

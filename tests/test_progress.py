@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fcit.progress import ConsoleWatcher
+from fcit.runs.progress import ConsoleWatcher
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from clients.training import learning_rates
+from clients.worker.training import learning_rates
 from fcit import config, registry
 from fcit.config import Adapter, Backbone, RunConfig, Training
 from fcit.methods.base import Factory

@@ -14,8 +14,9 @@ GIVEN = ["data_root=/data/fcit"]
 
 
 def test_there_are_all_settings():
-    names = {f"configs/fcit/{k}-{s}-{m}.yaml" for k in ("task", "cap") for s in ("hom", "het") for m in
-             ("finetune", "disco")}  # fmt: skip
+    names = {
+        f"configs/fcit/{k}-{s}-{m}.yaml" for k in ("task", "cap") for s in ("hom", "het") for m in ("finetune", "disco")
+    }
     assert names <= set(NAMES) and {"configs/24gb/disco.yaml", "configs/24gb/finetune.yaml"} <= set(NAMES)
 
 

@@ -7,8 +7,8 @@ import yaml
 
 from fcit import config, registry
 from fcit.errors import ConfigError, StopRequested
-from fcit.run_dir import RunDir
-from fcit.trackers import Trackers, check, names
+from fcit.runs.folder import RunDir
+from fcit.runs.trackers import Trackers, check, names
 
 OWN = """
 from fcit.errors import StopRequested
@@ -109,8 +109,10 @@ def test_everybody_is_told_and_nobody_can_change_the_run(run):
     trackers.close()
     assert row == {"a": 1.0} and told == [("start", {"stages": 2}), ("stage", {"row": {"a": 1.0}})]
     assert (run.path / "mine.txt").read_text().splitlines() == [
-        "start {'stages': 2}", "stage {'row': {'a': 'changed by Good'}}", "closed",
-    ]  # fmt: skip
+        "start {'stages': 2}",
+        "stage {'row': {'a': 'changed by Good'}}",
+        "closed",
+    ]
 
 
 def test_one_that_raises_is_switched_off_and_the_others_go_on(run):
@@ -126,9 +128,10 @@ def test_one_that_raises_is_switched_off_and_the_others_go_on(run):
     trackers.close()
     failed = [event for event in run.read_events() if event["event"] == "tracker-failed"]
     assert [(event["tracker"], event["reason"].splitlines()[0]) for event in failed] == [
-        ("BadStart", "OSError: no route to host"), ("BadSay", "StopRequested: not for me to say"),
+        ("BadStart", "OSError: no route to host"),
+        ("BadSay", "StopRequested: not for me to say"),
         ("BadClose", "KeyError: 'gone'"),
-    ]  # fmt: skip
+    ]
     assert [kind for kind, _ in told if kind != "tracker-failed"] == ["start", "round", "end"]
     assert [name for kind, name in told if kind == "tracker-failed"] == ["BadStart", "BadSay", "BadClose"]
     kinds = [line.split()[0] for line in (run.path / "mine.txt").read_text().splitlines()]
@@ -155,7 +158,7 @@ def test_a_watcher_may_stop_the_run_but_not_break_it(run):
 def test_the_console_says_who_was_switched_off(capsys):
     from rich.console import Console
 
-    from fcit.progress import ConsoleWatcher
+    from fcit.runs.progress import ConsoleWatcher
 
     ConsoleWatcher(Console(width=200), "run-1").say("tracker-failed", tracker="Mine", reason="KeyError: 'x'\nmore")
     assert capsys.readouterr().out == "run-1: Mine is told nothing more, the run goes on: KeyError: 'x'\n"
@@ -177,11 +180,13 @@ ROUND = {"loss": {"1/a": 1.0, "2/b": 2.0}, "up": 10, "down": 20, "seconds": 0.5}
 def test_tensorboard_by_hand_and_after_a_resume(run):
     parsed = config.resolve({"tensorboard": True, "federation": {"rounds": 2}}, run.path, "test")
     events = [
-        ("start", {"stages": 2}), ("round", {"stage": 0, "round": 0, **ROUND}),
+        ("start", {"stages": 2}),
+        ("round", {"stage": 0, "round": 0, **ROUND}),
         ("round", {"stage": 0, "round": 1, **ROUND, "loss": {}}),
-        ("stage", {"stage": 0, "row": {"ocr-vqa": 50.0}}), ("round", {"stage": 1, "round": 0, **ROUND}),
+        ("stage", {"stage": 0, "row": {"ocr-vqa": 50.0}}),
+        ("round", {"stage": 1, "round": 0, **ROUND}),
         ("stage", {"stage": 1, "row": {"ocr-vqa": 30.0, "dvqa": 40.0}}),
-    ]  # fmt: skip
+    ]
 
     def go(part) -> None:
         trackers = Trackers(run, parsed)
@@ -195,10 +200,14 @@ def test_tensorboard_by_hand_and_after_a_resume(run):
     run.events.write_text("".join(f"{line}\n" for line in run.events.read_text().splitlines()[:size]))
     go([events[0], *events[4:]])  # the round after the checkpoint is told again
     assert scalars(run) == {
-        "round/loss": [(1, 1.5), (3, 1.5)], "round/seconds": [(1, 0.5), (2, 0.5), (3, 0.5)],
-        "round/bytes_up": [(1, 10), (2, 10), (3, 10)], "round/bytes_down": [(1, 20), (2, 20), (3, 20)],
-        "score/ocr-vqa": [(2, 50), (4, 30)], "score/dvqa": [(4, 40)], "stage/last_so_far": [(2, 50), (4, 35)],
-    }  # fmt: skip
+        "round/loss": [(1, 1.5), (3, 1.5)],
+        "round/seconds": [(1, 0.5), (2, 0.5), (3, 0.5)],
+        "round/bytes_up": [(1, 10), (2, 10), (3, 10)],
+        "round/bytes_down": [(1, 20), (2, 20), (3, 20)],
+        "score/ocr-vqa": [(2, 50), (4, 30)],
+        "score/dvqa": [(4, 40)],
+        "stage/last_so_far": [(2, 50), (4, 35)],
+    }
 
 
 def test_tensorboard_shows_the_configuration(run):

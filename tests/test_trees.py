@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fcit import trees
+from fcit.io import trees
 
 
 def test_round_trip():

@@ -1,6 +1,6 @@
 """A method of one's own in one file: clients remember, the server remembers, an extra loss, a route.
 
-fcit check-method examples/own/anchored.py:Anchored
+fcit check examples/own/anchored.py:Anchored
 fcit run configs/demo-finetune.yaml method=./examples/own/anchored.py:Anchored
 """
 

@@ -15,7 +15,7 @@ from fcit import seeding
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import FCITError, RunError
 from fcit.evaluation import captions
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000  # counts held at once

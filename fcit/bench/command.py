@@ -15,7 +15,7 @@ from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, cores, gpus
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
-from fcit.run_dir import write_text
+from fcit.io.files import write_text
 
 
 @dataclass(frozen=True)

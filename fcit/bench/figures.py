@@ -75,9 +75,17 @@ def _references(axis: Any, table: Table) -> None:
             continue
         if low - room <= last.mean <= high + room:
             axis.axhline(last.mean, color=COLOURS["reference"], linewidth=0.8, linestyle=":", zorder=0)
-            axis.annotate(f"{line.label} {last.mean:.1f}", (0.995, last.mean), xycoords=("axes fraction", "data"),
-                          xytext=(0, 1.5), textcoords="offset points", ha="right", va="bottom", fontsize=8,
-                          color=COLOURS["reference"])  # fmt: skip
+            axis.annotate(
+                f"{line.label} {last.mean:.1f}",
+                (0.995, last.mean),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 1.5),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=COLOURS["reference"],
+            )
             levels.append(last.mean)
         else:
             beyond.append(f"{line.label} {last.mean:.1f}")
@@ -142,9 +150,15 @@ def _write(axis: Any, point: Point, dx: float, dy: float, radius: float) -> None
     across, up = _sides(dx, dy)
     line = {"arrowstyle": "-", "linewidth": 0.5, "color": COLOURS["reference"], "shrinkB": 3}
     text = axis.annotate(
-        marked(point.line), (point.x, point.y), xytext=(dx, dy), textcoords="offset points", ha=across, va=up,
-        fontsize=8, arrowprops=line if radius > 13 else None,
-    )  # fmt: skip
+        marked(point.line),
+        (point.x, point.y),
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha=across,
+        va=up,
+        fontsize=8,
+        arrowprops=line if radius > 13 else None,
+    )
     text.set_in_layout(False)
 
 
@@ -163,8 +177,16 @@ def pareto(table: Table) -> Figure:
     axis = figure.subplots()
     for point in found:
         group = point.line.group
-        axis.errorbar(point.x, point.y, yerr=point.deviation or None, fmt=MARKERS[group], color=COLOURS[group],
-                      markersize=6, elinewidth=1, capsize=2)  # fmt: skip
+        axis.errorbar(
+            point.x,
+            point.y,
+            yerr=point.deviation or None,
+            fmt=MARKERS[group],
+            color=COLOURS[group],
+            markersize=6,
+            elinewidth=1,
+            capsize=2,
+        )
     xs = [p.x for p in found]
     wide = min(xs) > 0 and max(xs) > LOG_FROM * min(xs)
     if wide:
@@ -203,12 +225,28 @@ def lasts(table: Table) -> Figure:
         colour, last, found = COLOURS[line.group], line.figures["Last"], line.difference
         if last is not None:
             axes[0].scatter(last.values, [y + 0.28] * len(last.values), s=9, color=colour, alpha=0.7, linewidths=0)
-            axes[0].errorbar(last.mean, y, xerr=last.deviation, fmt=MARKERS[line.group], color=colour, markersize=5,
-                             elinewidth=1, capsize=2)  # fmt: skip
+            axes[0].errorbar(
+                last.mean,
+                y,
+                xerr=last.deviation,
+                fmt=MARKERS[line.group],
+                color=colour,
+                markersize=5,
+                elinewidth=1,
+                capsize=2,
+            )
         if found is not None:
             reach = [[max(0.0, found.estimate - found.low)], [max(0.0, found.high - found.estimate)]]
-            axes[1].errorbar(found.estimate, y, xerr=reach, fmt=MARKERS[line.group], color=colour, markersize=5,
-                             elinewidth=1, capsize=2)  # fmt: skip
+            axes[1].errorbar(
+                found.estimate,
+                y,
+                xerr=reach,
+                fmt=MARKERS[line.group],
+                color=colour,
+                markersize=5,
+                elinewidth=1,
+                capsize=2,
+            )
     for y in range(1, len(lines)):
         if lines[y].group != lines[y - 1].group:
             for axis in axes:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fcit import registry, strict
+from fcit import registry
 from fcit.config import RunConfig, Section, settings
 from fcit.errors import ConfigError
+from fcit.io import bounded
 
 #: Settings that a bench gives itself, and what to write instead.
 OWN = {
@@ -168,13 +169,13 @@ def read(path: Path) -> tuple[BenchFile, Lines, Problems]:
     Raises:
         ConfigError: the file is missing or wrong; every mistake with its line.
     """
-    if not strict.is_file(path):
+    if not bounded.is_file(path):
         near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
         hint = f" (there: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such bench file{hint}", str(path))
     try:
-        text = strict.read_text(path, strict.YAML_LENGTH)
-        raw = strict.parse_yaml(text)
+        text = bounded.read_text(path, bounded.YAML_LENGTH)
+        raw = bounded.parse_yaml(text)
         lines = Lines(text)
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {error}", str(path)) from None

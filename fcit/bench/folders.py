@@ -12,9 +12,9 @@ from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import Planned, same_run
 from fcit.data import fingerprint
 from fcit.data.benchmark import open_benchmark
-from fcit.environment import describe
 from fcit.errors import ConfigError, FCITError
-from fcit.run_dir import RunDir
+from fcit.runs.environment import describe
+from fcit.runs.folder import RunDir
 
 LOG = "log.txt"
 State = Literal["done", "begun", "new"]

@@ -20,18 +20,31 @@ from fcit.errors import FCITError
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.report import footing
 from fcit.report.tables import FIGURES, constant_matrix
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 #: Blocks of a table: only the first is ranked.
 GROUPS = ("", "replay", "reference")
 
 #: Settings that cannot change what is compared, or that are marked by other means.
 _ASIDE = {
-    "name", "output", "seed", "evaluation.batch_size", "evaluation.batches_per_order", "evaluation.seed",
-    "evaluation.when", "federation.engine",
-    "federation.retries", "federation.timeout", "backbone.device", "backbone.dtype", "backbone.threads",
-    "backbone.feature_cache", "backbone.feature_cache_gb", "tensorboard", "trackers",
-}  # fmt: skip
+    "name",
+    "output",
+    "seed",
+    "evaluation.batch_size",
+    "evaluation.batches_per_order",
+    "evaluation.seed",
+    "evaluation.when",
+    "federation.engine",
+    "federation.retries",
+    "federation.timeout",
+    "backbone.device",
+    "backbone.dtype",
+    "backbone.threads",
+    "backbone.feature_cache",
+    "backbone.feature_cache_gb",
+    "tensorboard",
+    "trackers",
+}
 
 
 @dataclass(frozen=True)
@@ -104,11 +117,16 @@ class Leaderboard:
 
 #: Key in ``cost`` of results.json -> name here.
 COSTS = {
-    "up_per_client_round": "up", "down_per_client_round": "down", "client_seconds": "client_seconds",
-    "server_bytes": "server_bytes", "client_memory_bytes": "client_memory_bytes",
-    "parameters.trainable": "trainable", "parameters.stored": "stored", "parameters.active": "active",
+    "up_per_client_round": "up",
+    "down_per_client_round": "down",
+    "client_seconds": "client_seconds",
+    "server_bytes": "server_bytes",
+    "client_memory_bytes": "client_memory_bytes",
+    "parameters.trainable": "trainable",
+    "parameters.stored": "stored",
+    "parameters.active": "active",
     "seconds_per_sample": "seconds_per_sample",
-}  # fmt: skip
+}
 
 
 def _method(config: RunConfig) -> Any:
@@ -138,10 +156,13 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
     known = ("Last",) if getattr(method, "last_stage_only", False) else FIGURES
     costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
     return Line(
-        row, runs, _group(method), bool(getattr(method, "dagger", False)),
+        row,
+        runs,
+        _group(method),
+        bool(getattr(method, "dagger", False)),
         {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
         {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},
-    )  # fmt: skip
+    )
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from fcit.bench import figures, tables
 from fcit.bench.leaderboard import Leaderboard, Line, Table
 from fcit.bench.overrides import slug
+from fcit.io.files import write_text
 from fcit.report.figures import draw, save, svg
-from fcit.run_dir import write_text
 
 
 def write_figures(board: Leaderboard) -> list[Path]:
@@ -48,12 +48,16 @@ def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
     ]
     some = figures.points(table)
     return {
-        "slug": slug(title), "title": title, "accuracy": tables.accuracy_head(table), "blocks": blocks,
-        "constant": tables.constant_cells(table), "notes": tables.notes(table),
+        "slug": slug(title),
+        "title": title,
+        "accuracy": tables.accuracy_head(table),
+        "blocks": blocks,
+        "constant": tables.constant_cells(table),
+        "notes": tables.notes(table),
         "costs": any(line.cost["up"] for line in table.lines),
         "pareto": Markup(svg(figures.pareto, table, title=f"Accuracy against bytes, {title}")) if some else None,
         "lasts": Markup(svg(figures.lasts, table, title=f"Last of every row, {title}")),
-    }  # fmt: skip
+    }
 
 
 def render(board: Leaderboard) -> str:

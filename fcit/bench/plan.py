@@ -66,10 +66,15 @@ class TableKey(NamedTuple):
 
 #: Settings that choose the table; they are named by its title, not by labels.
 TABLE_AXES = (
-    "benchmark", "setting", "evaluation.split", "evaluation.samples", "evaluation.seed", "evaluation.when",
+    "benchmark",
+    "setting",
+    "evaluation.split",
+    "evaluation.samples",
+    "evaluation.seed",
+    "evaluation.when",
     "data.max_records",
     "data.turns",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,9 @@ class _Resolver:
             return None
         config, table = found
         if re.fullmatch(r"cuda:[1-9]\d*", config.backbone.device):
-            self.problems.add(line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, "
-                                    "say 'cuda'")  # fmt: skip
+            self.problems.add(
+                line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, say 'cuda'"
+            )
         away = [part for part, at_home in zip(table.parts, self.home.parts, strict=True) if part and part != at_home]
         seeds = tuple(draft.block.seeds or self.file.seeds)
         return Row(label, table, slug(" ".join([*away, label])), seeds, config, line)
@@ -247,18 +253,24 @@ def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -
             continue
         if slugs.setdefault(row.slug, row) is not row:
             other = slugs[row.slug]
-            problems.add(row.line, f"label: {row.label!r} and {other.label!r} (line {other.line}) would share the "
-                                   f"folder {row.slug!r}; give one another label")  # fmt: skip
+            problems.add(
+                row.line,
+                f"label: {row.label!r} and {other.label!r} (line {other.line}) would share the "
+                f"folder {row.slug!r}; give one another label",
+            )
         for seed in row.seeds:
             same = runs.setdefault(same_run(row.config.model_copy(update={"seed": seed})), row)
             if same is not row:
-                problems.add(row.line, f"{row.label!r}, seed {seed}, is the same run as {same.label!r} "
-                                       f"(line {same.line}); leave one out")  # fmt: skip
+                problems.add(
+                    row.line,
+                    f"{row.label!r}, seed {seed}, is the same run as {same.label!r} (line {same.line}); leave one out",
+                )
     names = list(dict.fromkeys(row.label for row in rows))
     if file.baseline is not None and file.baseline not in names:
         near = registry.nearest(file.baseline, names)
-        problems.add(lines.of(("baseline",)), f"baseline: no row is called {file.baseline!r}{near} "
-                                              f"(rows: {', '.join(names)})")  # fmt: skip
+        problems.add(
+            lines.of(("baseline",)), f"baseline: no row is called {file.baseline!r}{near} (rows: {', '.join(names)})"
+        )
 
 
 def _runs(rows: list[Row], folder: Path) -> Iterator[Planned]:

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fcit.bench.plan import Planned
-from fcit.run_dir import RunDir, read_json
+from fcit.io.files import read_json
+from fcit.runs.folder import RunDir
 
 
 class Follower:
@@ -82,9 +83,12 @@ class BenchWatcher:
         self._slots: list[TaskID] = []
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), console=console,
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
                 transient=True,
-            )  # fmt: skip
+            )
             self._whole = self._bar.add_task(escape(name), total=total, completed=done, note="")
             self._slots = [self._bar.add_task("", total=1.0, note="", visible=False) for _ in range(jobs)]
 

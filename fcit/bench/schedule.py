@@ -79,9 +79,13 @@ class Schedule:
     """
 
     def __init__(
-        self, runs: list[Planned], jobs: int, watcher: Watcher, devices: list[str] | None = None,
+        self,
+        runs: list[Planned],
+        jobs: int,
+        watcher: Watcher,
+        devices: list[str] | None = None,
         command: Callable[[Planned], list[str]] = resume,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.waiting, self.jobs, self.watcher, self.command = list(runs), jobs, watcher, command
         self.devices = devices or []
         self.going: dict[int, _Going] = {}
@@ -116,9 +120,14 @@ class Schedule:
         folders.place(run)
         with (run.folder / folders.LOG).open("ab") as log:
             process = subprocess.Popen(
-                self.command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=self._environment(slot, run), pass_fds=(lock,), start_new_session=True,
-            )  # fmt: skip
+                self.command(run),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(slot, run),
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
         os.close(lock)  # the process has it now
         self.going[slot] = _Going(run, process)
         self.watcher.started(slot, run)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fcit import registry, strict
+from fcit import registry
 from fcit.bench.plan import Plan, Planned, Row
 from fcit.errors import ConfigError
-from fcit.run_dir import write_json
+from fcit.io import bounded
+from fcit.io.files import write_json
 
 #: In the bench folder: folder name of a row -> seeds that were asked for on the command line.
 FILE = "seeds.json"
@@ -38,10 +39,10 @@ def remembered(folder: Path) -> dict[str, list[int]]:
         ConfigError: the file is damaged.
     """
     path = folder / FILE
-    if not strict.is_file(path):
+    if not bounded.is_file(path):
         return {}
     try:
-        raw = json.loads(strict.read_text(path, strict.YAML_LENGTH))
+        raw = json.loads(bounded.read_text(path, bounded.YAML_LENGTH))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"not readable ({error}); remove it, or ask for the seeds again", str(path)) from None
     good = isinstance(raw, dict) and all(

@@ -88,10 +88,13 @@ def cost_cells(line: Line) -> list[str]:
     """One row of the table of cost: a client in a round, the server, a sample."""
     cost = line.cost
     return [
-        marked(line), *(_scaled(cost[k], 1e6) for k in ("up", "down")), _scaled(cost["client_seconds"]),
+        marked(line),
+        *(_scaled(cost[k], 1e6) for k in ("up", "down")),
+        _scaled(cost["client_seconds"]),
         *(_scaled(cost[k], 1e6) for k in ("client_memory_bytes", "server_bytes")),
-        *(_count(cost[k]) for k in ("trainable", "stored", "active")), _scaled(cost["seconds_per_sample"]),
-    ]  # fmt: skip
+        *(_count(cost[k]) for k in ("trainable", "stored", "active")),
+        _scaled(cost["seconds_per_sample"]),
+    ]
 
 
 def _left_out(table: Table) -> list[str]:
@@ -113,8 +116,10 @@ def _seeds(table: Table) -> list[str]:
 
 def notes(table: Table) -> list[str]:
     """What one must know to read the table."""
-    found = ["Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
-             "samples stand apart and are not ranked."]  # fmt: skip
+    found = [
+        "Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
+        "samples stand apart and are not ranked."
+    ]
     if table.key.reduced:
         found.append("Reduced numbers: for looking ahead, not to be held against full ones of this or other tables.")
     if table.key.stages:
@@ -122,8 +127,10 @@ def notes(table: Table) -> list[str]:
             "Stages that were not evaluated leave no MFT, BWT and forgetting, and no Avg over the whole course."
         )
     if table.baseline is None:
-        found.append(f"The baseline has no finished run here, so there are no differences; settings and versions "
-                     f"are compared with {table.reference}.")  # fmt: skip
+        found.append(
+            f"The baseline has no finished run here, so there are no differences; settings and versions "
+            f"are compared with {table.reference}."
+        )
     elif any(line.difference for line in table.lines):
         found.append(
             f"difference: row minus {table.baseline} in points of Last, over the seeds both have; {LEVEL:.0%} "
@@ -177,18 +184,39 @@ def markdown(board: Leaderboard) -> str:
 
 def csv(board: Leaderboard) -> str:
     """One line a row, plain numbers; cost in bytes, seconds and parameters."""
-    head = ["benchmark", "setting", "split", "reduced", "evaluated_after", "test_data", "group",
-            "row", "method", "our_definition",
-            "seeds", "planned"]  # fmt: skip
+    head = [
+        "benchmark",
+        "setting",
+        "split",
+        "reduced",
+        "evaluated_after",
+        "test_data",
+        "group",
+        "row",
+        "method",
+        "our_definition",
+        "seeds",
+        "planned",
+    ]
     head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
     rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
             key, found = table.key, line.difference
-            values = [key.benchmark, key.setting, key.split, "; ".join(key.reduced), " ".join(map(str, key.stages)),
-                      key.test_data,
-                      line.group, line.row.label, str(line.row.config.method["name"]), str(line.dagger).lower(),
-                      str(len(line.runs)), str(len(line.row.seeds))]  # fmt: skip
+            values = [
+                key.benchmark,
+                key.setting,
+                key.split,
+                "; ".join(key.reduced),
+                " ".join(map(str, key.stages)),
+                key.test_data,
+                line.group,
+                line.row.label,
+                str(line.row.config.method["name"]),
+                str(line.dagger).lower(),
+                str(len(line.runs)),
+                str(len(line.row.seeds)),
+            ]
             for value in (*line.figures.values(), *line.cost.values()):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
@@ -221,28 +249,48 @@ def _json_line(line: Line) -> dict[str, Any]:
 
     found = line.difference
     return {
-        "row": line.row.label, "method": line.row.config.method, "fedopt": line.row.config.fedopt,
-        "group": line.group, "our_definition": line.dagger, "seeds": list(line.runs),
-        "planned_seeds": list(line.row.seeds), "runs": [run.name for run in line.runs.values()],
+        "row": line.row.label,
+        "method": line.row.config.method,
+        "fedopt": line.row.config.fedopt,
+        "group": line.group,
+        "our_definition": line.dagger,
+        "seeds": list(line.runs),
+        "planned_seeds": list(line.row.seeds),
+        "runs": [run.name for run in line.runs.values()],
         "figures": {name: both(value) for name, value in line.figures.items()},
         "cost": {name: both(value) for name, value in line.cost.items()},
-        "difference": None if found is None else {
-            "estimate": found.estimate, "low": found.low, "high": found.high, "level": LEVEL, "resamples": RESAMPLES,
-            "by_seed": found.by_seed, "datasets": list(found.datasets), "left_out": found.left_out,
+        "difference": None
+        if found is None
+        else {
+            "estimate": found.estimate,
+            "low": found.low,
+            "high": found.high,
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "by_seed": found.by_seed,
+            "datasets": list(found.datasets),
+            "left_out": found.left_out,
         },
-        "differs_in": line.differs, "made_elsewhere": line.elsewhere,
+        "differs_in": line.differs,
+        "made_elsewhere": line.elsewhere,
         "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
-    }  # fmt: skip
+    }
 
 
 def to_json(board: Leaderboard) -> str:
     """Everything, with the value of every seed."""
     tables = [
-        {**table.key._asdict(), "title": table.key.title, "baseline": table.baseline,
-         "rows": [_json_line(line) for line in table.lines], "waiting": table.waiting, "notes": notes(table),
-         "best_constant_answer": table.constant and table.constant.to_json()}
+        {
+            **table.key._asdict(),
+            "title": table.key.title,
+            "baseline": table.baseline,
+            "rows": [_json_line(line) for line in table.lines],
+            "waiting": table.waiting,
+            "notes": notes(table),
+            "best_constant_answer": table.constant and table.constant.to_json(),
+        }
         for table in board.tables
-    ]  # fmt: skip
+    ]
     return json.dumps({"bench": board.name, "tables": tables}, indent=1, ensure_ascii=False) + "\n"
 
 

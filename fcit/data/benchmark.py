@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.config.checks import stage_problem
 from fcit.data import partition, prepare, subset
 from fcit.data.formats import Form, llava, places
 from fcit.data.reading import VERSION, Survey, read_test, survey_train
@@ -19,7 +20,6 @@ from fcit.data.table import MappedSurvey, Tables, joined, picked
 from fcit.data.usable import SHOWN, ImageVerdicts, Judged, read_usable
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import ConfigError, DataError, FCITError
-from fcit.mistakes import stage_problem
 
 RENDERED = 256  # tokens of the longest record that is rendered here, and more
 
@@ -215,17 +215,24 @@ class Benchmark:
             suffixes = [dataset.suffix for dataset in datasets]
             origin = partition.fingerprint(VERSION, stamps, suffixes, federation.clients, spec.model_dump(), *more)
             folder = (
-                cache_folder() / "partitions" / f"{self.spec.name}-{origin}"
-                / f"{float(federation.beta)}-seed{self.config.seed}" / f"Task{task + 1}"
-            )  # fmt: skip
+                cache_folder()
+                / "partitions"
+                / f"{self.spec.name}-{origin}"
+                / f"{float(federation.beta)}-seed{self.config.seed}"
+                / f"Task{task + 1}"
+            )
         if not folder.is_dir():
             rows = self._train_rows(task)
             shares = partition.partition(
-                len(rows), federation.clients, federation.beta, self.config.seed, task,
+                len(rows),
+                federation.clients,
+                federation.beta,
+                self.config.seed,
+                task,
                 min_size=spec.min_size,
                 # Of few records hardly a draw would leave every client one.
                 reserve=spec.reserve if most is None else max(spec.reserve, 1),
-            )  # fmt: skip
+            )
             partition.write_clients(folder, rows, shares)
         self._partitions[task] = folder
         return folder

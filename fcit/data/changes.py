@@ -109,8 +109,9 @@ def compare(before: dict[str, Any], now: dict[str, Any], *concerns: Concerns) ->
         if (one and one.sha) != (two and two.sha):
             about = two or one
             assert about is not None
-            change = Change(about.concerns, about.what, about.file, one.sha if one else "-", two.sha if two else "-",
-                            about.images)  # fmt: skip
+            change = Change(
+                about.concerns, about.what, about.file, one.sha if one else "-", two.sha if two else "-", about.images
+            )
             found.append(change)
     return [change for change in found if not concerns or change.concerns in concerns]
 

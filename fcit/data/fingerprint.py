@@ -159,16 +159,21 @@ class _Data:
             spec = self.spec.partition
             return {
                 "generated": {name: datasets[name]["train"]["instructions"]["sha256"] for name in names},
-                "clients": len(clients), "beta": config.federation.beta, "seed": config.seed,
-                "min_size": spec.min_size, "reserve": spec.reserve, "max_records": config.data.max_records,
-            }  # fmt: skip
+                "clients": len(clients),
+                "beta": config.federation.beta,
+                "seed": config.seed,
+                "min_size": spec.min_size,
+                "reserve": spec.reserve,
+                "max_records": config.data.max_records,
+            }
         files = [folder / f"client_{client}.json" for client in clients]
         records = (self.benchmark._survey(file, Form()).records for file in files if file.is_file())
         return {
-            "delivered": str(folder.relative_to(self.benchmark.root)), "clients": len(clients),
+            "delivered": str(folder.relative_to(self.benchmark.root)),
+            "clients": len(clients),
             "sha256": _sha([[file.name, file_sha(file)] for file in files]),
             "images": self._images(image for some in records for image in images_of(some)),
-        }  # fmt: skip
+        }
 
 
 def _asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:

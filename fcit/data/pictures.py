@@ -22,10 +22,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from fcit import strict
+from fcit.config.schema import Way
 from fcit.data.pixels import as_rgb, flat, orientation
 from fcit.errors import DataError
-from fcit.schema import Way
+from fcit.io import bounded
 
 MAX_IMAGE_BYTES = 100 * 2**20
 MAX_PIXELS = 50_000_000  # decoded, 200 MB: Pillow keeps four bytes for each
@@ -48,8 +48,8 @@ def image_path(root: Path, relative: str) -> Path:
         DataError: the path or a link on it leaves the root, or no ordinary file is there.
     """
     base = root.resolve()
-    name = strict.shown(relative)
-    if "\0" in relative or not strict.is_text(relative):
+    name = bounded.shown(relative)
+    if "\0" in relative or not bounded.is_text(relative):
         raise DataError(f"image {name} is not a path")
     try:
         path = (base / relative).resolve()

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fcit import strict
 from fcit.data import formats
 from fcit.data.formats import Form, Rows, read_rows, read_text
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import whole
 from fcit.errors import DataError
+from fcit.io import bounded
 
 #: Raised whenever a file is read differently: what was kept of it is made anew.
 VERSION = 2
@@ -45,7 +45,7 @@ def _parse(
     problems: dict[int, str] = {}
     for index, row in enumerate(rows.rows):
         try:
-            deep = strict.depth_problem(row)
+            deep = bounded.depth_problem(row)
             if deep:
                 raise ValueError(deep)
             made.append(make(module, row, index))
@@ -137,17 +137,17 @@ def _key(value: Any) -> str:
 def _read_coco(path: Path) -> dict[str, list[str]]:
     text = read_text(path, "caption")
     try:
-        raw = strict.parse_json(text, constants=True)
+        raw = bounded.parse_json(text, constants=True)
     except ValueError as error:
         place = f", line {error.lineno}" if hasattr(error, "lineno") else ""
         raise DataError(f"{path}{place}: broken JSON ({getattr(error, 'msg', error)})") from None
     captions: dict[str, list[str]] = {}
     try:
         for row in raw["annotations"]:
-            caption = row["caption"] if isinstance(row["caption"], str) else strict.shown(row["caption"])
+            caption = row["caption"] if isinstance(row["caption"], str) else bounded.shown(row["caption"])
             if not isinstance(row["image_id"], int | float | str):
-                raise ValueError(f"image_id {strict.shown(row['image_id'])} is no id")
+                raise ValueError(f"image_id {bounded.shown(row['image_id'])} is no id")
             captions.setdefault(_key(row["image_id"]), []).append(whole(caption, "caption"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a COCO caption file ({strict.shown(error)})") from None
+        raise DataError(f"{path}: not a COCO caption file ({bounded.shown(error)})") from None
     return captions

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fcit import strict
 from fcit.data.pictures import Look
+from fcit.io import bounded
 
 #: Of a file: the key's digest, the first digits of its content's SHA-256 (0: not known), and the bits below.
 _ROW = np.dtype([("key", np.uint64), ("content", np.uint64), ("flags", np.uint8)])
@@ -151,7 +151,7 @@ def _load(file: Path) -> tuple[np.ndarray, dict[str, str]]:
                 rows.append((_digest(key), int(content or alone or b"0", 16), flags))
                 continue
             try:
-                told, verdict = strict.parse_json(line.decode("utf-8"))
+                told, verdict = bounded.parse_json(line.decode("utf-8"))
             except (ValueError, TypeError):
                 continue  # half a line: its writer was killed; the image is looked at again
             if isinstance(told, str) and isinstance(verdict, str):

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fcit import registry, strict
+from fcit import registry
 from fcit.config import Section
+from fcit.config.checks import sentences
 from fcit.data.formats import Form
 from fcit.data.formats.columns import Columns
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
-from fcit.mistakes import sentences
+from fcit.io import bounded
 
 SHIPPED = Path(__file__).parent / "benchmarks"
 
@@ -289,17 +290,17 @@ def read_spec(name: str) -> BenchmarkSpec:
         ConfigError: unknown name, unreadable file or mistakes in it.
     """
     path = SHIPPED / f"{name}.yaml"
-    if not strict.is_file(path):
+    if not bounded.is_file(path):
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
             hint = registry.nearest(name, shipped())
             raise ConfigError(
                 f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
             )
-        if not strict.is_file(path):
+        if not bounded.is_file(path):
             raise ConfigError(f"benchmark: no such file {name!r}")
     try:
-        return BenchmarkSpec.model_validate(_anchored(strict.read_yaml(path), path.parent))
+        return BenchmarkSpec.model_validate(_anchored(bounded.read_yaml(path), path.parent))
     except ValidationError as error:
         raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fcit import strict
+from fcit.io import bounded
 
 IMAGE_TAG = "<image>"
 MAX_TEXT = 20_000  # characters of an instruction or answer; what a model reads at once is far less
@@ -37,7 +37,7 @@ def whole(text: str, key: str) -> str:
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"{key!r} has {len(text):,} characters, more than {MAX_TEXT:,}")
-    if not strict.is_text(text):
+    if not bounded.is_text(text):
         raise ValueError(f"{key!r} holds half a surrogate pair, which is no text: {text[:80]!r}")
     return text
 
@@ -52,5 +52,5 @@ def text_of(row: Any, key: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be text, got {strict.shown(value)}")
+        raise ValueError(f"{key!r} must be text, got {bounded.shown(value)}")
     return whole(value, key)

@@ -204,9 +204,13 @@ class Usable:
     """
 
     def __init__(
-        self, survey: Survey | MappedSurvey, verdicts: ImageVerdicts | None, folder: str = "",
-        only: Sequence[int] | None = None, judge: Judged | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        survey: Survey | MappedSurvey,
+        verdicts: ImageVerdicts | None,
+        folder: str = "",
+        only: Sequence[int] | None = None,
+        judge: Judged | None = None,
+    ) -> None:
         self.verdict = Verdict()
         asked = range(len(survey.records)) if only is None else only
         problems = survey.problems if only is None else {n: survey.problems[n] for n in only if n in survey.problems}

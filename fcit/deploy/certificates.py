@@ -15,28 +15,66 @@ def authority(deployment: Deployment, steps: Steps) -> None:
     steps.folder(deployment.ca_key.parent)
     steps.folder(deployment.ca.parent)
     steps.run(
-        "openssl", "req", "-x509", *_EC, "-days", str(CA_DAYS), "-subj", f"/O=FCIT/CN=FCIT {deployment.host}",
-        "-addext", "basicConstraints=critical,CA:TRUE,pathlen:0", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
-        "-keyout", deployment.ca_key, "-out", deployment.ca,
-    )  # fmt: skip
+        "openssl",
+        "req",
+        "-x509",
+        *_EC,
+        "-days",
+        str(CA_DAYS),
+        "-subj",
+        f"/O=FCIT/CN=FCIT {deployment.host}",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE,pathlen:0",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
+        "-keyout",
+        deployment.ca_key,
+        "-out",
+        deployment.ca,
+    )
 
 
 def server(deployment: Deployment, steps: Steps) -> None:
     """Make a new key and certificate for the door and the SuperLink behind it."""
     request, extensions = deployment.certificate.with_suffix(".csr"), deployment.certificate.with_suffix(".ext")
     steps.run(
-        "openssl", "req", *_EC, "-subj", f"/O=FCIT/CN={deployment.host[:64]}",
-        "-keyout", deployment.certificate_key, "-out", request,
-    )  # fmt: skip
+        "openssl",
+        "req",
+        *_EC,
+        "-subj",
+        f"/O=FCIT/CN={deployment.host[:64]}",
+        "-keyout",
+        deployment.certificate_key,
+        "-out",
+        request,
+    )
     lines = [
-        "basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature", "extendedKeyUsage=serverAuth",
-        f"subjectAltName={deployment.names}", "subjectKeyIdentifier=hash", "authorityKeyIdentifier=keyid",
-    ]  # fmt: skip
+        "basicConstraints=critical,CA:FALSE",
+        "keyUsage=critical,digitalSignature",
+        "extendedKeyUsage=serverAuth",
+        f"subjectAltName={deployment.names}",
+        "subjectKeyIdentifier=hash",
+        "authorityKeyIdentifier=keyid",
+    ]
     steps.write(extensions, "\n".join(lines) + "\n")
     steps.run(
-        "openssl", "x509", "-req", "-in", request, "-CA", deployment.ca, "-CAkey", deployment.ca_key,
-        "-CAcreateserial", "-days", str(SERVER_DAYS), "-extfile", extensions, "-out", deployment.certificate,
-    )  # fmt: skip
+        "openssl",
+        "x509",
+        "-req",
+        "-in",
+        request,
+        "-CA",
+        deployment.ca,
+        "-CAkey",
+        deployment.ca_key,
+        "-CAcreateserial",
+        "-days",
+        str(SERVER_DAYS),
+        "-extfile",
+        extensions,
+        "-out",
+        deployment.certificate,
+    )
     if not steps.dry:
         request.unlink()
         extensions.unlink()

@@ -23,10 +23,18 @@ from fcit.deploy.steps import PUBLIC, DeployError, Steps
 FLEET_PATHS = tuple(
     f"/v1/fleet/{name}"
     for name in (
-        "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run",
-        "get-fab", "pull-object", "push-object", "confirm-message-received",
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "get-run",
+        "get-fab",
+        "pull-object",
+        "push-object",
+        "confirm-message-received",
     )
-)  # fmt: skip
+)
 
 
 def filled(template: str, **values: Any) -> str:
@@ -41,15 +49,23 @@ def write(deployment: Deployment, steps: Steps) -> None:
     """Write nginx.conf and the unit that starts SuperLink and door."""
     steps.folder(deployment.nginx.parent)
     text = filled(
-        "nginx.conf", folder=deployment.nginx.parent, listen=deployment.listen, paths=FLEET_PATHS, ca=deployment.ca,
-        superlink_port=deployment.superlink_port, certificate=deployment.certificate,
+        "nginx.conf",
+        folder=deployment.nginx.parent,
+        listen=deployment.listen,
+        paths=FLEET_PATHS,
+        ca=deployment.ca,
+        superlink_port=deployment.superlink_port,
+        certificate=deployment.certificate,
         certificate_key=deployment.certificate_key,
-    )  # fmt: skip
+    )
     steps.write(deployment.nginx, text)
     unit = filled(
-        "fcit-server.service", path=deployment.path, port=deployment.port, user=pwd.getpwuid(os.getuid()).pw_name,
+        "fcit-server.service",
+        path=deployment.path,
+        port=deployment.port,
+        user=pwd.getpwuid(os.getuid()).pw_name,
         fcit=Path(sys.executable).with_name("fcit"),
-    )  # fmt: skip
+    )
     steps.write(deployment.path / "fcit-server.service", unit, PUBLIC)
 
 

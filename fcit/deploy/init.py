@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fcit import __version__
+from fcit.config.site import Site
 from fcit.deploy import app, certificates, door
 from fcit.deploy.layout import CONNECTION, Deployment
 from fcit.deploy.steps import PROGRAM, PUBLIC, Steps
 from fcit.errors import ConfigError
-from fcit.site import Site
 
 #: Written out in every SITE.yaml; the others stand there as comments.
 _SET = ("name", "superlink", "ca", "key", "data_root", "apps", "tasks")

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from fcit import strict
 from fcit.errors import ConfigError
-from fcit.run_dir import read_json, write_json
+from fcit.io import bounded
+from fcit.io.files import read_json, write_json
 
 #: Name of the operator's connection in ``operator/config.toml``.
 CONNECTION = "operator"
@@ -75,7 +75,7 @@ class Deployment:
         file = path / _FACTS
         if not file.is_file():
             raise ConfigError(f"{path}: not the folder of a deployment; `fcit deploy init {path} --host ...` makes one")
-        facts = strict.read_yaml(file)
+        facts = bounded.read_yaml(file)
         kinds = {"host": str, "port": int, "bind": str, "superlink_port": int}
         if not isinstance(facts, dict) or {key: type(value) for key, value in facts.items()} != kinds:
             raise ConfigError(f"{file}: must hold host, port, bind and superlink_port as `fcit deploy init` wrote them")

@@ -10,19 +10,20 @@ from rich.console import Console
 from fcit import config as configuration
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.recorded import hold_data
 from fcit.data.spec import without_data
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
-from fcit.progress import ConsoleWatcher
+from fcit.io.files import write_text
 from fcit.report import terminal
 from fcit.report.page import write_page
-from fcit.results import Run
-from fcit.run_dir import BELONGS, RunDir, write_text
-from fcit.simulation import create
+from fcit.runs.create import create
+from fcit.runs.folder import BELONGS, RunDir
+from fcit.runs.progress import ConsoleWatcher
+from fcit.runs.reader import Run
+from fcit.runs.recorded import hold_data
 
 _LOOK, _ASK, _PATIENCE = 0.5, 10.0, 300.0  # seconds: between looks at events, at the status; without a SuperLink
 _CODES = {"completed": EXIT_OK, "stopped": EXIT_STOPPED}
@@ -136,8 +137,9 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
             console.print(
                 f"\nthe run goes on without being looked at; `fcit deploy follow {deployment.path} {number}` looks "
                 f"again, `fcit deploy stop {deployment.path} {number}` ends it",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
+                soft_wrap=True,
+                highlight=False,
+            )
             return EXIT_INTERRUPTED
     code = _CODES.get(status, EXIT_FAILED)
     if code == EXIT_OK:
@@ -149,8 +151,9 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
         console.print(
             f"log:    FLWR_HOME={deployment.home} flwr log {number} operator --show\n"
             f"resume: fcit deploy submit {deployment.path} --resume {run}",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
+            soft_wrap=True,
+            highlight=False,
+        )
     return code
 
 

@@ -25,12 +25,26 @@ def superlink(deployment: Deployment) -> list[str]:
     """The SuperLink's command: loopback only, TLS, nodes known by their keys, state on disk."""
     folder = deployment.path / "superlink"
     return [
-        "flower-superlink", "--host", "127.0.0.1", "--port", str(deployment.superlink_port),
-        "--ssl-ca-certfile", str(deployment.ca), "--ssl-certfile", str(deployment.certificate),
-        "--ssl-keyfile", str(deployment.certificate_key), "--enable-supernode-auth",
-        "--database", str(folder / "state.db"), "--log-file", str(folder / "superlink.log"),
-        "--disable-runtime-dependency-installation", "--isolation", "subprocess",
-    ]  # fmt: skip
+        "flower-superlink",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(deployment.superlink_port),
+        "--ssl-ca-certfile",
+        str(deployment.ca),
+        "--ssl-certfile",
+        str(deployment.certificate),
+        "--ssl-keyfile",
+        str(deployment.certificate_key),
+        "--enable-supernode-auth",
+        "--database",
+        str(folder / "state.db"),
+        "--log-file",
+        str(folder / "superlink.log"),
+        "--disable-runtime-dependency-installation",
+        "--isolation",
+        "subprocess",
+    ]
 
 
 class Child:
@@ -40,10 +54,17 @@ class Child:
         self.name = name
         self.last: deque[str] = deque(maxlen=3)
         self.process = subprocess.Popen(
-            command, env=deployment.environment(deployment.path / "superlink" / "home"), cwd=deployment.path,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True, umask=0o077,
-        )  # fmt: skip
+            command,
+            env=deployment.environment(deployment.path / "superlink" / "home"),
+            cwd=deployment.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            umask=0o077,
+        )
         threading.Thread(target=self._pass_on, daemon=True).start()
 
     def _pass_on(self) -> None:

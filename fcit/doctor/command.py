@@ -65,8 +65,9 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
         f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; "
         f"{'the longest record has' if longest else 'assumed'} "
         f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     return EXIT_OK
 
 
@@ -118,14 +119,17 @@ def _hours(seconds: float) -> str:
 
 def _device_table(
     config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, device: Device, workers: int
-) -> Table:  # fmt: skip
+) -> Table:
     found = estimate.memory(config, shape, subspaces, micro, lengths)
     table = Table(title=f"{device.name}, {gb(device.memory)}", title_justify="left", min_width=_WIDTH)
     table.add_column("of one worker")
     table.add_column("memory", justify="right")
-    parts = {"always": found.always, f"training, {micro} at a time": found.training,
-             f"answering, {config.evaluation.batch_size} at a time": found.answering,
-             "looking at images, 32 at a time": found.looking}  # fmt: skip
+    parts = {
+        "always": found.always,
+        f"training, {micro} at a time": found.training,
+        f"answering, {config.evaluation.batch_size} at a time": found.answering,
+        "looking at images, 32 at a time": found.looking,
+    }
     for title, part in parts.items():
         table.add_row(f"[bold]{title}[/bold]", f"[bold]{gb(sum(part.values()))}[/bold]")
         for name, size in part.items():
@@ -138,7 +142,7 @@ def _device_table(
 
 def _machine_table(
     config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, work: Work | None
-) -> Table:  # fmt: skip
+) -> Table:
     folder, taken = features_size()
     table = Table(title="main memory and disk", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
@@ -163,7 +167,7 @@ def _machine_table(
 
 def _time_table(
     config: RunConfig, shape: Shape, lengths: Lengths, device: Device, work: Work | None, speed: Speed | None, why: str
-) -> Table:  # fmt: skip
+) -> Table:
     found = speed or _assumed(config, shape, lengths, device)
     table = Table(title=f"time ({found.known})", title_justify="left", min_width=_WIDTH)
     table.add_column("what")

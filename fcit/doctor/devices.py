@@ -10,12 +10,25 @@ import torch
 #: Dense 16-bit matrix throughput in TFLOP/s and memory bandwidth in TB/s by a part of the device's name, from the
 #: makers' data sheets (GeForce: with 32-bit accumulation); the first that fits counts.
 PEAKS = {
-    "B200": (2250.0, 8.0), "H200": (989.0, 4.8), "GH200": (989.0, 4.0), "H100 PCIe": (756.0, 2.0),
-    "H100": (989.0, 3.35), "A100": (312.0, 1.9), "L40S": (362.0, 0.86), "L40": (181.0, 0.86), "L4": (121.0, 0.3),
-    "A6000": (155.0, 0.77), "RTX 6000 Ada": (364.0, 0.96), "A5000": (111.0, 0.77), "A10": (125.0, 0.6),
-    "V100": (125.0, 0.9), "RTX 5090": (210.0, 1.8), "RTX 4090": (165.0, 1.0), "RTX 3090": (71.0, 0.94),
+    "B200": (2250.0, 8.0),
+    "H200": (989.0, 4.8),
+    "GH200": (989.0, 4.0),
+    "H100 PCIe": (756.0, 2.0),
+    "H100": (989.0, 3.35),
+    "A100": (312.0, 1.9),
+    "L40S": (362.0, 0.86),
+    "L40": (181.0, 0.86),
+    "L4": (121.0, 0.3),
+    "A6000": (155.0, 0.77),
+    "RTX 6000 Ada": (364.0, 0.96),
+    "A5000": (111.0, 0.77),
+    "A10": (125.0, 0.6),
+    "V100": (125.0, 0.9),
+    "RTX 5090": (210.0, 1.8),
+    "RTX 4090": (165.0, 1.0),
+    "RTX 3090": (71.0, 0.94),
     "T4": (65.0, 0.3),
-}  # fmt: skip
+}
 #: Assumed for a GPU that is only described by its memory, and for a core of a CPU (float32).
 _UNKNOWN, _CORE = (71.0, 0.94), 0.03
 _CPU_BANDWIDTH = 0.02
@@ -58,5 +71,6 @@ def device_of(name: str, gpu_gb: float | None, threads: int) -> Device:
         return Device(found.name, float(found.total_memory), tera * 1e12, bandwidth * 1e12, True)
     tera, bandwidth = _UNKNOWN
     size = gpu_gb or 24.0
-    return Device(f"a GPU of {size:g} GB (assumed: as fast as an RTX 3090)", size * 2**30, tera * 1e12,
-                  bandwidth * 1e12, False)  # fmt: skip
+    return Device(
+        f"a GPU of {size:g} GB (assumed: as fast as an RTX 3090)", size * 2**30, tera * 1e12, bandwidth * 1e12, False
+    )

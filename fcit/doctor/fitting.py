@@ -38,12 +38,15 @@ def _variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     steps: list[tuple[str, str, dict[str, Any]]] = [
         ("training.micro_batch=auto", "training", {"micro_batch": "auto"}),
         ("training.checkpointing=true", "training", {"checkpointing": True}),
-        (f"evaluation.batch_size={max(1, config.evaluation.batch_size // 8)}", "evaluation",
-         {"batch_size": max(1, config.evaluation.batch_size // 8)}),
+        (
+            f"evaluation.batch_size={max(1, config.evaluation.batch_size // 8)}",
+            "evaluation",
+            {"batch_size": max(1, config.evaluation.batch_size // 8)},
+        ),
         ("backbone.dtype=bfloat16", "backbone", {"dtype": "bfloat16"}),
         ("ray.num_gpus=1", "ray", {"num_gpus": 1.0}),
         ("backbone.quantization=4bit", "backbone", {"quantization": "4bit"}),
-    ]  # fmt: skip
+    ]
     useful = []
     for text, section, update in steps:
         part = getattr(config, section)
@@ -64,9 +67,7 @@ def _variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
             yield " ".join(words), together
 
 
-def too_large(
-    config: RunConfig, shape: Shape, subspaces: int, room: float, lengths: Lengths, device: Device
-) -> str:  # fmt: skip
+def too_large(config: RunConfig, shape: Shape, subspaces: int, room: float, lengths: Lengths, device: Device) -> str:
     """In one sentence: how much too large, and which changes would make it fit."""
     need = estimate.memory(config, shape, subspaces, smallest(config), lengths).peak
     fitting: list[str] = []
@@ -78,9 +79,11 @@ def too_large(
             fitting.append(text)
             if " " in text:
                 break
-    advice = f"what would fit: {'; or '.join(fitting)}" if fitting else (
-        "nothing that can be set makes it fit; a larger GPU or a smaller model does"
-    )  # fmt: skip
+    advice = (
+        f"what would fit: {'; or '.join(fitting)}"
+        if fitting
+        else ("nothing that can be set makes it fit; a larger GPU or a smaller model does")
+    )
     key = "ray.workers" if config.backbone.device == "cpu" and per_device(config) > 1 else "backbone.device"
     return (
         f"{key}: needs {gb(need)} with {smallest(config)} records at a time, and {device.name} has {gb(room)}"
@@ -88,9 +91,7 @@ def too_large(
     )
 
 
-def machine_problems(
-    config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths
-) -> list[str]:  # fmt: skip
+def machine_problems(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> list[str]:
     """What does not fit into the main memory of this machine, server and workers together."""
     workers = config.ray.workers if config.federation.engine == "ray" else 1
     if config.ray.address:

@@ -69,9 +69,15 @@ def tokenize(captions: Captions) -> Captions:
         file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         jar = str(Path(ptb.__file__).parent / ptb.STANFORD_CORENLP_3_4_1_JAR)
         command = [
-            java(), _UTF8, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer",
-            "-preserveLines", "-lowerCase", file.name,
-        ]  # fmt: skip
+            java(),
+            _UTF8,
+            "-cp",
+            jar,
+            "edu.stanford.nlp.process.PTBTokenizer",
+            "-preserveLines",
+            "-lowerCase",
+            file.name,
+        ]
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, timeout=_PATIENCE, check=False)
         except subprocess.TimeoutExpired:
@@ -126,10 +132,14 @@ def _meteor() -> Iterator[_Meteor]:
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
-            command, cwd=Path(its.__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            command,
+            cwd=Path(its.__file__).parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             encoding="utf-8",
         ) as process,
-    ):  # fmt: skip
+    ):
         try:
             yield _Meteor(process, errors)
             with suppress(subprocess.TimeoutExpired):

@@ -18,11 +18,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from fcit import strict
 from fcit.data.formats import MAX_FILE
 from fcit.data.formats.conversation import MAX_IMAGES
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
+from fcit.io import bounded
 
 MAX_TEXT = 200_000  # characters of a prompt or a prediction
 _HUGE = 1e300  # beyond it, and NaN, is no number here
@@ -66,19 +66,23 @@ def to_line(prediction: Prediction) -> str:
         metadata["mix"] = p.mix
     return json.dumps(
         {
-            "question_id": p.question_id, "prompt": p.prompt, "text": p.text, "answer_id": p.answer_id,
-            "model_id": p.model_id, "metadata": metadata,
+            "question_id": p.question_id,
+            "prompt": p.prompt,
+            "text": p.text,
+            "answer_id": p.answer_id,
+            "model_id": p.model_id,
+            "metadata": metadata,
         }
-    )  # fmt: skip
+    )
 
 
 def _text(row: dict[str, Any], key: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be text, got {strict.shown(value)}")
+        raise ValueError(f"{key!r} must be text, got {bounded.shown(value)}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"{key!r} has {len(value):,} characters, more than {MAX_TEXT:,}")
-    if not strict.is_text(value):
+    if not bounded.is_text(value):
         raise ValueError(f"{key!r} holds half a surrogate pair, which is no text: {value[:80]!r}")
     return value
 
@@ -105,7 +109,7 @@ def _id(row: dict[str, Any]) -> str:
 def _object(row: Any) -> dict[str, Any]:
     """A line's object, with an id and a text."""
     if not isinstance(row, dict):
-        raise ValueError(f"must be an object, got {strict.shown(row)}")
+        raise ValueError(f"must be an object, got {bounded.shown(row)}")
     missing = [repr(key) for key in ("question_id", "text") if key not in row]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing; a line has question_id, prompt, text, answer_id, model_id")
@@ -121,7 +125,7 @@ def from_others(line: str) -> Prediction:
     Raises:
         ValueError: what is wrong with it.
     """
-    row = _object(strict.parse_json(line, unique=True, constants=True))
+    row = _object(bounded.parse_json(line, unique=True, constants=True))
     return Prediction(_id(row), (), "", _text(row, "text"), "")
 
 
@@ -131,19 +135,19 @@ def from_line(line: str) -> Prediction:
     Raises:
         ValueError: what is wrong with it.
     """
-    row = strict.parse_json(line, unique=True)
-    problem = strict.depth_problem(row)
+    row = bounded.parse_json(line, unique=True)
+    problem = bounded.depth_problem(row)
     if problem:
         raise ValueError(problem)
     row = _object(row)
     more = row.get("metadata", row)  # older run folders have no metadata
     if not isinstance(more, dict):
-        raise ValueError(f"'metadata' must be an object, got {strict.shown(more)}")
+        raise ValueError(f"'metadata' must be an object, got {bounded.shown(more)}")
     mark, mix = more.get("mark"), more.get("mix")
     if not (mark is None or _is_number(mark)):
-        raise ValueError(f"'mark' must be a number, got {strict.shown(mark)}")
+        raise ValueError(f"'mark' must be a number, got {bounded.shown(mark)}")
     if not (mix is None or (isinstance(mix, list) and all(map(_is_number, mix)))):
-        raise ValueError(f"'mix' must be a list of numbers, got {strict.shown(mix)}")
+        raise ValueError(f"'mix' must be a list of numbers, got {bounded.shown(mix)}")
     beside = {key: _text({key: "", **row}, key) for key in ("prompt", "answer_id", "model_id")}
     answer = _text({"answer": "", **more}, "answer")
     return Prediction(_id(row), _images(more), text=_text(row, "text"), answer=answer, mark=mark, mix=mix, **beside)
@@ -159,7 +163,7 @@ def read(path: Path, parse: Callable[[str], Prediction] = from_line) -> list[Pre
         DataError: naming file and line.
     """
     try:
-        text = strict.read_text(path, MAX_FILE)
+        text = bounded.read_text(path, MAX_FILE)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of predictions") from None
     except (OSError, ValueError) as error:
@@ -207,8 +211,8 @@ def paired(
     for number, (prediction, key) in enumerate(zip(found, asked, strict=True), start=1):
         if key not in index:
             raise DataError(
-                f"{path}, line {number}: question_id {strict.shown(prediction.question_id)} is not in the test "
-                f"set ({len(questions)} questions, the first is {strict.shown(questions[0].question_id)}); is it of "
+                f"{path}, line {number}: question_id {bounded.shown(prediction.question_id)} is not in the test "
+                f"set ({len(questions)} questions, the first is {bounded.shown(questions[0].question_id)}); is it of "
                 "this data set and split?"
             )
     answered = set(asked)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fcit import registry, strict
+from fcit import registry
 from fcit.data.benchmark import Benchmark
 from fcit.data.prepare import WARNED, sentences
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
 from fcit.evaluation.wording import tokens, without_blanks
+from fcit.io import bounded
 
 CORPUS = ("caption", "caption7")  # rules that judge no single answer
 
@@ -78,7 +79,7 @@ def _why(scorer: str, answer: str) -> str:
         reason = "without its last digit the box is half as large, or none"
     else:
         reason = "not even word for word"
-    return f"its own answer {strict.shown(answer)} scores 0 by the rule {scorer!r}: {reason}"
+    return f"its own answer {bounded.shown(answer)} scores 0 by the rule {scorer!r}: {reason}"
 
 
 def untokenisable(records: Sequence[TestRecord]) -> dict[int, str]:
@@ -93,7 +94,7 @@ def untokenisable(records: Sequence[TestRecord]) -> dict[int, str]:
         stretch = next(filter(None, map(without_blanks, references(record))), "")
         if stretch:
             found[n] = (
-                f"the official tokenizer takes {strict.shown(stretch)} as one word: it knows words by blanks; "
+                f"the official tokenizer takes {bounded.shown(stretch)} as one word: it knows words by blanks; "
                 "`scorer: caption`, our rule, takes single characters there"
             )
     return found

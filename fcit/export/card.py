@@ -9,10 +9,10 @@ import yaml
 
 from fcit import registry
 from fcit.data.subset import reduced
-from fcit.models.portable import Routing
+from fcit.export.format import Routing
 from fcit.report.footing import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 #: ``organisation/name`` or ``name`` as hubs have it; a path on the run's machine is none.
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -29,9 +29,18 @@ _TOGETHER = {
 def card(run: Run, routing: Routing) -> str:
     """``README.md`` of the export: YAML front matter as hubs read it, then Markdown."""
     parts = [
-        front_matter(routing.backbone.model), f"# {_title(run)}", _what(run, routing), "## Results", _results(run),
-        "## Subspaces", _subspaces(routing), "## How to use", _usage(routing), "## Licence", _LICENCE,
-    ]  # fmt: skip
+        front_matter(routing.backbone.model),
+        f"# {_title(run)}",
+        _what(run, routing),
+        "## Results",
+        _results(run),
+        "## Subspaces",
+        _subspaces(routing),
+        "## How to use",
+        _usage(routing),
+        "## Licence",
+        _LICENCE,
+    ]
     return "\n\n".join(parts) + "\n"
 
 

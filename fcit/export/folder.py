@@ -11,15 +11,14 @@ from rich.progress import track
 
 from fcit import registry
 from fcit.errors import ConfigError
-from fcit.export import card
-from fcit.models import portable
-from fcit.models.portable import SUBSPACES, Portable, Routing
+from fcit.export import card, format
+from fcit.export.format import SUBSPACES, Portable, Routing
+from fcit.io.files import write_text, writing
 from fcit.models.saving import is_peft, save_peft
-from fcit.results import Run
-from fcit.run_dir import write_text, writing
+from fcit.runs.reader import Run
 
 #: What an export consists of; nothing else in its folder is ever touched.
-PARTS = (SUBSPACES, portable.ROUTING, portable.TOKENS, "README.md")
+PARTS = (SUBSPACES, format.ROUTING, format.TOKENS, "README.md")
 
 
 def export_run(run: str | Path, to: str | Path, force: bool = False) -> Path:
@@ -99,7 +98,7 @@ def _write(folder: Path, run: Run, given: Portable) -> None:
     for name in track(names, description="exporting", disable=not sys.stderr.isatty(), transient=True):
         save_peft(folder / SUBSPACES / name, given.tensors(name), routing.adapter, model)
         write_text(folder / SUBSPACES / name / "README.md", card.subspace(routing, name))
-    portable.write(folder, _portable(routing), given.known())
+    format.write(folder, _portable(routing), given.known())
     write_text(folder / "README.md", card.card(run, routing))
     for file in folder.rglob("*.safetensors"):  # written for their owner only; the export is for others
         file.chmod((folder / "README.md").stat().st_mode)

@@ -18,9 +18,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.lib import format as npy
 
-from fcit import strict
 from fcit.errors import CodecError
-from fcit.strict import shown
+from fcit.io import bounded
+from fcit.io.bounded import shown
 
 T = TypeVar("T")
 HEAD = 2**24  # characters of the JSON text; the values they stand for take some twenty times as many bytes
@@ -127,11 +127,11 @@ def _head(text: str) -> Any:
     """
     if len(text) > HEAD:
         raise ValueError(f"its {len(text):,} characters are more than {HEAD:,}")
-    head = strict.parse_json(text, unique=True)
-    deep = strict.depth_problem(head)
+    head = bounded.parse_json(text, unique=True)
+    deep = bounded.depth_problem(head)
     if deep:
         raise ValueError(deep)
-    if not strict.is_text(text) or ("\\u" in text and not strict.is_text(json.dumps(head, ensure_ascii=False))):
+    if not bounded.is_text(text) or ("\\u" in text and not bounded.is_text(json.dumps(head, ensure_ascii=False))):
         raise ValueError("a text holds half a surrogate pair")
     return head
 

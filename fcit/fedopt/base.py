@@ -10,7 +10,7 @@ from fcit.config import RunConfig, Section
 
 Tensors = dict[str, np.ndarray]
 
-#: Promises a federated optimiser can make (see :mod:`fcit.fedopt.contract`).
+#: Promises a federated optimiser can make (see :mod:`fcit.contracts.fedopts`).
 INVARIANTS = frozenset(
     {"unchanged-updates", "weighted-mean", "state-only-moves-with-updates", "resumes", "permutation", "finite"}
 )

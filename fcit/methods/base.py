@@ -20,7 +20,7 @@ from fcit.models.layout import Layout
 Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
 
-#: Promises most methods keep and each declares (see :mod:`fcit.methods.contract`).
+#: Promises most methods keep and each declares (see :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
 
@@ -131,9 +131,13 @@ class Factory:
     """
 
     def __init__(
-        self, seed: int, shapes: dict[str, tuple[int, ...]], projector: Tensors | None = None, std: float = 0.01,
+        self,
+        seed: int,
+        shapes: dict[str, tuple[int, ...]],
+        projector: Tensors | None = None,
+        std: float = 0.01,
         given: Tensors | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.seed, self.shapes, self.projector, self.std = seed, shapes, projector or {}, std
         self.given = given or {}
 

@@ -44,8 +44,11 @@ class Adapters:
     """
 
     def __init__(
-        self, backbone: Backbone, adapter: configuration.Adapter, layout: Layout = Layout()  # noqa: B008  (frozen)
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        adapter: configuration.Adapter,
+        layout: Layout = Layout(),  # noqa: B008  (frozen)
+    ) -> None:
         self.backbone, self.adapter, self.layout = backbone, adapter, layout
         if layout.experts and adapter.rank % layout.experts:
             raise ConfigError(f"adapter.rank: {adapter.rank} cannot be divided among {layout.experts} experts")

@@ -15,6 +15,7 @@ import transformers
 from torch.nn import functional
 
 from fcit import config as configuration
+from fcit.config.schema import Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
 from fcit.data.pictures import open_image
 from fcit.data.records import Record, TestRecord, Turn
@@ -28,7 +29,6 @@ from fcit.models.loading import TINY as TINY
 from fcit.models.loading import check_hardware, inspect, load_model, locate
 from fcit.models.loading import versions as versions
 from fcit.models.quieting import quiet
-from fcit.schema import Way
 
 
 def _insert(

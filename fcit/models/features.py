@@ -19,10 +19,10 @@ from filelock import FileLock
 from PIL import Image
 from torch import nn
 
+from fcit.config.schema import Way
 from fcit.data.benchmark import cache_folder
 from fcit.data.pictures import image_path, open_image
 from fcit.errors import DataError
-from fcit.schema import Way
 
 #: How numpy keeps a number format; it knows no bfloat16, whose bits are kept as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -110,9 +110,13 @@ class ImageFeatures:
     """
 
     def __init__(
-        self, mark: str, shape: tuple[int, ...], compute: Callable[[Path, Sequence[str]], np.ndarray],
-        dtype: torch.dtype = torch.float32, limit: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        mark: str,
+        shape: tuple[int, ...],
+        compute: Callable[[Path, Sequence[str]], np.ndarray],
+        dtype: torch.dtype = torch.float32,
+        limit: int | None = None,
+    ) -> None:
         self.mark, self.shape, self.compute, self.dtype, self.limit = mark, shape, compute, dtype, limit
         self._stores: dict[Path, FeatureStore] = {}
 
@@ -185,9 +189,13 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: Path, shape: tuple[int, ...], compute: Callable[[Sequence[str]], np.ndarray],
-        dtype: Any = np.float32, limit: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        shape: tuple[int, ...],
+        compute: Callable[[Sequence[str]], np.ndarray],
+        dtype: Any = np.float32,
+        limit: int | None = None,
+    ) -> None:
         self.folder, self.shape, self.compute, self.limit = folder, shape, compute, limit
         self._dtype = np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPTextModel, CLIPVisionModel
 
+from fcit.config.schema import Way
 from fcit.data import prompts
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
@@ -23,7 +24,6 @@ from fcit.models.features import ImageFeatures, hash_weights, pixels
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
 from fcit.models.words import check_size
-from fcit.schema import Way
 
 LENGTH = 77  # tokens of an instruction
 KEY = "backbone.identity"

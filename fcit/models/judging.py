@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import transformers
 
 from fcit import config as configuration
-from fcit import strict
 from fcit.data import reading
 from fcit.data.benchmark import cache_folder
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
+from fcit.io import bounded
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.loading import load_encoder, locate
@@ -161,7 +161,7 @@ def _short(value: Any) -> str:
 def _read(file: Path) -> Verdict | None:
     """A verdict as it was kept; None where there is none that can be read."""
     try:
-        raw = strict.parse_json(file.read_text(encoding="utf-8"))
+        raw = bounded.parse_json(file.read_text(encoding="utf-8"))
         if set(raw) != {field.name for field in dataclasses.fields(Verdict)}:
             return None
         parts = {n: {int(k): v for k, v in raw[n].items()} for n in ("problems", "warnings", "dropped")}

@@ -73,17 +73,25 @@ class Shape:
 def llava_7b() -> Any:
     """The configuration of LLaVA-1.5-7B (llava-hf/llava-1.5-7b-hf): Vicuna-7B with CLIP ViT-L/14 at 336 pixels."""
     return LlavaConfig(
-        vision_config=clip_large(), text_config=LlamaConfig(vocab_size=32064, max_position_embeddings=4096),
-        image_token_index=32000, vision_feature_layer=-2, vision_feature_select_strategy="default",
-    )  # fmt: skip
+        vision_config=clip_large(),
+        text_config=LlamaConfig(vocab_size=32064, max_position_embeddings=4096),
+        image_token_index=32000,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
 
 
 def clip_large() -> Any:
     """The vision tower of openai/clip-vit-large-patch14-336."""
     return CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
-    )  # fmt: skip
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
 
 
 def _clip_text() -> Any:
@@ -149,9 +157,13 @@ def _sides(settings: configuration.Backbone, vision: Any, family: type[Family]) 
 
 
 def measure(
-    model: Any, family: type[Family], settings: configuration.Backbone, targets: str, source: str,
+    model: Any,
+    family: type[Family],
+    settings: configuration.Backbone,
+    targets: str,
+    source: str,
     identity: tuple[int, int],
-) -> Shape:  # fmt: skip
+) -> Shape:
     """Sizes of a built model; its numbers are not looked at."""
     text, vision = model.config.get_text_config(), model.config.vision_config
     named = dict(model.named_modules())
@@ -169,16 +181,27 @@ def measure(
     seen, image_tokens, width = _sides(settings, vision, family)
     head = model.get_output_embeddings()
     return Shape(
-        source=source, language=language,
+        source=source,
+        language=language,
         linear=sum(_size(m) for n, m in linears.items() if id(m.weight) not in outside and m is not head),
-        head=head.weight.numel(), layers=text.num_hidden_layers, width=text.hidden_size,
-        inner=text.intermediate_size, heads=heads,
+        head=head.weight.numel(),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        heads=heads,
         key_width=text.num_key_value_heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
-        vocabulary=text.vocab_size, projector=_size(projector), projector_inner=inner[0].out_features,
+        vocabulary=text.vocab_size,
+        projector=_size(projector),
+        projector_inner=inner[0].out_features,
         vision=Tower(
             sum(p.numel() for p in tower.parameters() if id(p) not in frozen),
-            getattr(vision, "num_hidden_layers", None) or vision.depth, vision.hidden_size, seen,
+            getattr(vision, "num_hidden_layers", None) or vision.depth,
+            vision.hidden_size,
+            seen,
         ),
-        image_tokens=image_tokens, feature_width=width, adapted=adapted,
-        identity_text=identity[0], identity_vision=identity[1],
-    )  # fmt: skip
+        image_tokens=image_tokens,
+        feature_width=width,
+        adapted=adapted,
+        identity_text=identity[0],
+        identity_vision=identity[1],
+    )

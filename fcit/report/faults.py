@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 #: Events that are faults, and what is said where an event gives no reason.
 KINDS = {

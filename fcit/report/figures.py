@@ -19,16 +19,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fcit.report.footing import groups, label
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 _INK = "#010203"  # replaced by the page's own text colour
 
 
 def _style(ink: str) -> Any:
     keys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    return {**dict.fromkeys(keys, ink), "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "fcit",
-            "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-            "axes.prop_cycle": cycler(color=[_color(i) for i in range(16)])}  # fmt: skip
+    return {
+        **dict.fromkeys(keys, ink),
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fcit",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "axes.prop_cycle": cycler(color=[_color(i) for i in range(16)]),
+    }
 
 
 def _color(index: int) -> str:

@@ -12,7 +12,7 @@ from fcit.config import RunConfig
 from fcit.data import changes
 from fcit.data.changes import Change
 from fcit.data.subset import reduced
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 CHANGED = "test data changed during the run"
 

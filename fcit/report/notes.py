@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 SHOWN = 12  # clients or subspaces named in one sentence
 

@@ -13,13 +13,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from fcit.config.schema import Way
 from fcit.data.benchmark import open_benchmark
 from fcit.data.pictures import open_image
 from fcit.errors import FCITError
+from fcit.io.files import write_text
 from fcit.report import faults, figures, footing, notes, tables
-from fcit.results import Prediction, Run
-from fcit.run_dir import write_text
-from fcit.schema import Way
+from fcit.runs.reader import Prediction, Run
 
 SAMPLES = 4  # predictions shown per dataset
 THUMBNAIL = 128  # pixels, longer side

@@ -8,7 +8,7 @@ import re
 
 from fcit import registry
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 #: One text to every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
 CONSTANT = "best constant answer"
@@ -32,12 +32,19 @@ def summary(runs: list[Run]) -> list[list[str]]:
     for run in runs:
         results, matrix = run.results, run.matrix
         traffic, seconds, found = results["traffic"], results["seconds"], matrix.summary()
-        rows.append([
-            run.name, run.method, cell(matrix.last),
-            *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
-            *(cell(found[f]) for f in FIGURES[2:]), str(results["subspaces"]),
-            f"{traffic['down'] / 1e6:.1f}", f"{traffic['up'] / 1e6:.1f}", f"{sum(seconds.values()) / 60:.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                run.name,
+                run.method,
+                cell(matrix.last),
+                *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
+                *(cell(found[f]) for f in FIGURES[2:]),
+                str(results["subspaces"]),
+                f"{traffic['down'] / 1e6:.1f}",
+                f"{traffic['up'] / 1e6:.1f}",
+                f"{sum(seconds.values()) / 60:.1f}",
+            ]
+        )
     return rows
 
 
@@ -96,9 +103,19 @@ def csv_text(rows: list[list[str]]) -> str:
 
 
 _LATEX = str.maketrans(
-    {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-)  # fmt: skip
+    {
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+    }
+)
 
 
 _FIGURE = re.compile(r"-|[-+]?\d[\d.,]*( ± [\d.]+| [-+ \d.]+)?( \[.*\])?")
@@ -110,8 +127,20 @@ def latex(rows: list[list[str]], caption: str) -> str:
     texts = [not any(_FIGURE.fullmatch(c) for c in col) for col in zip(*body, strict=True)]
     columns = "".join("l" if text else "r" for text in texts) or "l" * len(head)
     lines = [" & ".join(c.translate(_LATEX) for c in row) + r" \\" for row in rows]
-    return "\n".join([
-        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption.translate(_LATEX)}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-        r"\end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )

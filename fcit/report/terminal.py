@@ -7,7 +7,7 @@ from rich.table import Table
 
 from fcit.report import footing, notes, tables
 from fcit.report.footing import accepted, groups, label, titled
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 #: Columns of text; all others are figures.
 _TEXTS = ("run", "method", "dataset", "rule", "other rule")

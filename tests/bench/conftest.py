@@ -7,7 +7,7 @@ import yaml
 from fcit import config as configuration
 from fcit.bench import plan
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 
 BASE = {"benchmark": "fcit-mini-short", "method": "disco", "federation": {"rounds": 2, "clients_per_round": 3}}
 ENVIRONMENT = {"fcit": "0", "python": "3", "libraries": {"torch": "2.6"}, "backend": {"machine": "x86_64"}}
@@ -33,14 +33,21 @@ def planned(write):
     return lambda **keys: plan.load(write(**keys))
 
 
-def finish(run: plan.Planned, marks: dict[str, list[float]], cost: dict | None = None, score: float | None = None,
-           environment: dict | None = None) -> None:  # fmt: skip
+def finish(
+    run: plan.Planned,
+    marks: dict[str, list[float]],
+    cost: dict | None = None,
+    score: float | None = None,
+    environment: dict | None = None,
+) -> None:
     """Leave behind what a run of one stage with these marks leaves; ``score`` for a dataset without marks."""
     folder = RunDir.place(run.folder, configuration.dump(run.config), environment or ENVIRONMENT)
     row = {name: round(100 * sum(values) / len(values), 4) for name, values in marks.items()}
     for name, values in marks.items():
-        lines = [{"question_id": str(n), "image": "", "prompt": "", "text": "", "answer": "", "mark": mark}
-                 for n, mark in enumerate(values)]  # fmt: skip
+        lines = [
+            {"question_id": str(n), "image": "", "prompt": "", "text": "", "answer": "", "mark": mark}
+            for n, mark in enumerate(values)
+        ]
         _write(folder.predictions / "stage-1" / f"{name}.jsonl", lines)
     if score is not None:
         row["captions"] = score

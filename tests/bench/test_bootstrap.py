@@ -5,7 +5,7 @@ import pytest
 
 from fcit import seeding
 from fcit.bench import bootstrap
-from fcit.results import Run
+from fcit.runs.reader import Run
 from tests.bench.conftest import finish
 
 

@@ -13,20 +13,29 @@ from fcit.evaluation.matrix import AccuracyMatrix
 from tests.bench.conftest import ENVIRONMENT, finish
 
 COST = {
-    "client_rounds": 6, "up_per_client_round": 400_000.0, "down_per_client_round": 500_000.0, "client_seconds": 0.5,
-    "server_bytes": 2_000_000, "client_memory_bytes": 0.0,
-    "parameters": {"trainable": 97_536, "stored": 390_144, "active": 97_536}, "seconds_per_sample": 0.004,
-}  # fmt: skip
+    "client_rounds": 6,
+    "up_per_client_round": 400_000.0,
+    "down_per_client_round": 500_000.0,
+    "client_seconds": 0.5,
+    "server_bytes": 2_000_000,
+    "client_memory_bytes": 0.0,
+    "parameters": {"trainable": 97_536, "stored": 390_144, "active": 97_536},
+    "seconds_per_sample": 0.004,
+}
 
 
 @pytest.fixture
 def board(planned):
     """Two seeds of fine-tuning and DISCO, one of two of DISCO with another rate, references."""
-    made = planned(seeds=[0, 1], set={"evaluation.samples": 4}, rows=[
-        {"axes": {"method": ["finetune", "disco", "joint"]}},
-        {"axes": {"method": ["disco"], "training.lr": [0.001]}},
-        {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
-    ])  # fmt: skip
+    made = planned(
+        seeds=[0, 1],
+        set={"evaluation.samples": 4},
+        rows=[
+            {"axes": {"method": ["finetune", "disco", "joint"]}},
+            {"axes": {"method": ["disco"], "training.lr": [0.001]}},
+            {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
+        ],
+    )
     marks = {"finetune": [1, 0, 0, 0], "disco": [1, 1, 0, 0], "joint": [1, 1, 1, 0], "disco / lr=0.001": [1, 1, 1, 1]}
     for run in made.runs:
         label = run.row.label
@@ -82,8 +91,12 @@ def test_csv_json_latex(board):
     rows = list(csv.DictReader(io.StringIO(tables.csv(board[1]))))
     disco = rows[1]
     assert (disco["row"], disco["Last"], disco["up"], disco["seeds"], disco["planned"]) == (
-        "disco", "43.75", "400000", "2", "2",
-    )  # fmt: skip
+        "disco",
+        "43.75",
+        "400000",
+        "2",
+        "2",
+    )
     assert disco["reduced"] == "4 questions a test set, choice 0" and rows[2]["up"] == "" and rows[0]["Last_sd"] == ""
     raw = json.loads(tables.to_json(board[1]))["tables"][0]
     assert raw["reduced"] == ["4 questions a test set, choice 0"]
@@ -152,8 +165,9 @@ def test_surroundings_are_compared_seed_by_seed(planned):
 
 
 def test_without_the_baseline(planned):
-    made = planned(rows=[{"axes": {"method": ["finetune"]}},
-                         {"axes": {"method": ["disco"], "training.lr": [0.1, 0.2]}}])  # fmt: skip
+    made = planned(
+        rows=[{"axes": {"method": ["finetune"]}}, {"axes": {"method": ["disco"], "training.lr": [0.1, 0.2]}}]
+    )
     for run in made.runs[1:]:
         finish(run, {"a": [1.0]})
     (table,) = leaderboard.collect(made).tables
@@ -165,8 +179,10 @@ def test_without_the_baseline(planned):
 
 
 def test_tables_are_not_mixed(planned):
-    made = planned(axes={"setting": ["homogeneous", "heterogeneous"], "method": ["finetune", "disco"]},
-                   set={"federation.clients_per_round": 5})  # fmt: skip
+    made = planned(
+        axes={"setting": ["homogeneous", "heterogeneous"], "method": ["finetune", "disco"]},
+        set={"federation.clients_per_round": 5},
+    )
     for run in made.runs:
         finish(run, {"a": [1.0, 0.0]})
     board = leaderboard.collect(made)
@@ -178,15 +194,21 @@ def test_tables_are_not_mixed(planned):
 @pytest.mark.parametrize(
     ("axis", "values", "titles"),
     [
-        ("evaluation.samples", [None, 50, 100], ["", ", reduced (50 questions a test set, choice 0)",
-                                                 ", reduced (100 questions a test set, choice 0)"]),
+        (
+            "evaluation.samples",
+            [None, 50, 100],
+            ["", ", reduced (50 questions a test set, choice 0)", ", reduced (100 questions a test set, choice 0)"],
+        ),
         ("data.max_records", [None, 200], ["", ", reduced (200 training records a data set)"]),
         ("data.turns", ["all", "first"], ["", ", reduced (the first turn of every conversation)"]),
-        ("evaluation.when", ["stage", [2], "final"], ["", ", evaluated after stages 2, 4 only",
-                                                      ", evaluated after stage 4 only"]),
+        (
+            "evaluation.when",
+            ["stage", [2], "final"],
+            ["", ", evaluated after stages 2, 4 only", ", evaluated after stage 4 only"],
+        ),
         ("evaluation.split", ["test", "val"], ["", ", val split"]),
     ],
-)  # fmt: skip
+)
 def test_reduced_and_full_numbers_are_not_mixed(planned, axis, values, titles):
     made = planned(axes={axis: values, "method": ["finetune", "disco"]}, baseline="finetune")
     assert len({run.folder for run in made.runs}) == 2 * len(values)
@@ -204,8 +226,9 @@ def test_reduced_and_full_numbers_are_not_mixed(planned, axis, values, titles):
 def test_another_choice_of_as_many_questions_is_another_table(planned):
     made = planned(set={"evaluation.samples": 50}, axes={"evaluation.seed": [0, 1], "method": ["finetune", "disco"]})
     assert [row.table.reduced for row in made.rows[::2]] == [
-        ("50 questions a test set, choice 0",), ("50 questions a test set, choice 1",),
-    ]  # fmt: skip
+        ("50 questions a test set, choice 0",),
+        ("50 questions a test set, choice 1",),
+    ]
     # ... and without samples there is no choice to make
     made = planned(set={"evaluation.seed": 3}, axes={"method": ["finetune", "disco"]})
     assert {row.table.title for row in made.rows} == {"fcit-mini-short, homogeneous"}

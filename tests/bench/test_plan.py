@@ -24,27 +24,39 @@ def test_an_axis_is_a_block(planned):
 
 
 def test_blocks_add_and_axes_multiply(planned):
-    made = planned(rows=[
-        {"axes": {"method": ["finetune"]}},
-        {"axes": {"method": ["disco"], "training.lr": [0.001, 0.002], "adapter.projector": ["shared", "frozen"]}},
-        {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
-    ], seeds=[3, 4])  # fmt: skip
+    made = planned(
+        rows=[
+            {"axes": {"method": ["finetune"]}},
+            {"axes": {"method": ["disco"], "training.lr": [0.001, 0.002], "adapter.projector": ["shared", "frozen"]}},
+            {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
+        ],
+        seeds=[3, 4],
+    )
     assert labels(made) == [
-        "finetune", "disco / lr=0.001 / projector=shared", "disco / lr=0.001 / projector=frozen",
-        "disco / lr=0.002 / projector=shared", "disco / lr=0.002 / projector=frozen", "zero_shot",
-    ]  # fmt: skip
+        "finetune",
+        "disco / lr=0.001 / projector=shared",
+        "disco / lr=0.001 / projector=frozen",
+        "disco / lr=0.002 / projector=shared",
+        "disco / lr=0.002 / projector=frozen",
+        "zero_shot",
+    ]
     assert [run.seed for run in made.runs] == [3] * 5 + [0] + [4] * 5
     assert made.runs[4].config.training.lr == 0.002 and made.runs[4].config.adapter.projector == "frozen"
     assert made.runs[4].name == "disco-lr-0.002-projector-frozen-s3"
 
 
 def test_options_and_labels(planned):
-    made = planned(rows=[
-        {"axes": {"method": ["finetune", {"name": "disco", "mix": "argmax"}]}},
-        {"set": {"training.lr": 0.001}, "axes": {"method": ["disco"], "method.mix": ["softmax"]},
-         "label": "{method}+{method.mix} at {training.lr}"},
-        {"set": {"method": "disco", "training": {"lr": 0.01}}, "label": "fast"},
-    ])  # fmt: skip
+    made = planned(
+        rows=[
+            {"axes": {"method": ["finetune", {"name": "disco", "mix": "argmax"}]}},
+            {
+                "set": {"training.lr": 0.001},
+                "axes": {"method": ["disco"], "method.mix": ["softmax"]},
+                "label": "{method}+{method.mix} at {training.lr}",
+            },
+            {"set": {"method": "disco", "training": {"lr": 0.01}}, "label": "fast"},
+        ]
+    )
     assert labels(made) == ["finetune", "disco mix=argmax", "disco+softmax at 0.001", "fast"]
     assert [run.config.method.get("mix") for run in made.runs] == [None, "argmax", "softmax", "softmax"]
     assert made.runs[3].config.training.lr == 0.01
@@ -62,15 +74,20 @@ def test_set_is_overruled_by_block_and_axis(planned):
 def test_settings_of_the_benchmark_choose_the_table(planned):
     made = planned(
         axes={"setting": ["homogeneous", "heterogeneous"], "method": ["finetune", "disco"]},
-        set={"federation.clients_per_round": 5}, baseline="finetune",
-    )  # fmt: skip
+        set={"federation.clients_per_round": 5},
+        baseline="finetune",
+    )
     assert labels(made) == ["finetune", "disco"] * 2
     assert [run.name for run in made.runs] == [
-        "finetune-s0", "disco-s0", "heterogeneous-finetune-s0", "heterogeneous-disco-s0",
-    ]  # fmt: skip
+        "finetune-s0",
+        "disco-s0",
+        "heterogeneous-finetune-s0",
+        "heterogeneous-disco-s0",
+    ]
     assert [row.table.title for row in made.rows[1:3]] == [
-        "fcit-mini-short, homogeneous", "fcit-mini-short, heterogeneous",
-    ]  # fmt: skip
+        "fcit-mini-short, homogeneous",
+        "fcit-mini-short, heterogeneous",
+    ]
 
 
 def test_one_thread_unless_somebody_says_otherwise(planned):
@@ -129,10 +146,14 @@ rows:
     ("keys", "expected"),
     [
         ({"axes": {"method": ["disco", "disco"]}}, "line 7: label: two rows are called 'disco' (the other: line 6)"),
-        ({"rows": [{"axes": {"method": ["disco"]}}, {"axes": {"method": ["disco"]}, "label": "again"}]},
-         "line 10: 'again', seed 0, is the same run as 'disco' (line 7); leave one out"),
-        ({"baseline": "finetun", "axes": {"method": ["finetune", "disco"]}},
-         "line 4: baseline: no row is called 'finetun'; did you mean 'finetune'? (rows: finetune, disco)"),
+        (
+            {"rows": [{"axes": {"method": ["disco"]}}, {"axes": {"method": ["disco"]}, "label": "again"}]},
+            "line 10: 'again', seed 0, is the same run as 'disco' (line 7); leave one out",
+        ),
+        (
+            {"baseline": "finetun", "axes": {"method": ["finetune", "disco"]}},
+            "line 4: baseline: no row is called 'finetun'; did you mean 'finetune'? (rows: finetune, disco)",
+        ),
         ({"rows": [{"label": "a b"}, {"set": {"training.lr": 0.1}, "label": "a-b"}]}, "would share the folder 'a-b'"),
         ({"axes": {"method": []}}, "axes.method: an axis needs at least one value"),
         ({"axes": {"method": "disco"}}, "line 5: axes.method: input should be a valid list, got 'disco'"),
@@ -143,11 +164,13 @@ rows:
         ({}, "needs rows: (a list of blocks) or axes:"),
         ({"base": "absent.yaml", "axes": {"method": ["disco"]}}, "no such configuration file"),
         ({"axes": {"setting": ["heterogeneous"]}}, "federation.clients_per_round is 3"),
-        ({"axes": {"evaluation.when": ["stage", [2, 9]]}},
-         "line 7: evaluation.when: [2, 9] names stage 9, and benchmark 'fcit-mini-short' has the stages 1 to 4"),
+        (
+            {"axes": {"evaluation.when": ["stage", [2, 9]]}},
+            "line 7: evaluation.when: [2, 9] names stage 9, and benchmark 'fcit-mini-short' has the stages 1 to 4",
+        ),
         ({"axes": {"backbone.device": ["cuda:1"]}}, "a bench gives every run its GPU, say 'cuda'"),
     ],
-)  # fmt: skip
+)
 def test_single_mistakes(write, keys, expected):
     with pytest.raises(ConfigError) as caught:
         plan.load(write(**keys))

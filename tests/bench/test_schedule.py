@@ -133,8 +133,9 @@ def test_folders_of_other_runs(planned):
     old = planned(axes={"method": ["finetune", "disco"]})
     for r in old.runs:
         finish(r, {"a": [1.0]})
-    new = planned(rows=[{"axes": {"method": ["finetune"]}},
-                        {"set": {"training.lr": 0.1}, "axes": {"method": ["disco"]}}])  # fmt: skip
+    new = planned(
+        rows=[{"axes": {"method": ["finetune"]}}, {"set": {"training.lr": 0.1}, "axes": {"method": ["disco"]}}]
+    )
     with pytest.raises(ConfigError) as caught:
         folders.check(new.runs, fresh=False)
     assert "training.lr is 0.003 there, 0.1 in the plan" in str(caught.value) and "--fresh" in str(caught.value)

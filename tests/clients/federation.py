@@ -33,11 +33,43 @@ def make_certificates(folder: Path) -> None:
     extensions = folder / "extensions"
     extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    run("openssl", "req", "-x509", *curve, "-days", "2", "-subj", "/CN=test-ca", "-keyout", "ca.key", "-out", "ca.crt",
-        "-addext", "basicConstraints=critical,CA:TRUE", cwd=folder)  # fmt: skip
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        *curve,
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test-ca",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.crt",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+        cwd=folder,
+    )
     run("openssl", "req", *curve, "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr", cwd=folder)
-    run("openssl", "x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-        "-days", "2", "-out", "server.pem", "-extfile", extensions, cwd=folder)  # fmt: skip
+    run(
+        "openssl",
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-out",
+        "server.pem",
+        "-extfile",
+        extensions,
+        cwd=folder,
+    )
 
 
 def make_key(path: Path) -> None:
@@ -57,15 +89,29 @@ class SuperLink:
             f'root-certificates = "{folder / "ca.crt"}"\n'
         )
         self.env = {
-            **os.environ, "FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
+            **os.environ,
+            "FLWR_HOME": str(folder),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
 
     def __enter__(self):
         command = [
-            BIN / "flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
-            "--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key",
-        ]  # fmt: skip
+            BIN / "flower-superlink",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--enable-supernode-auth",
+            "--ssl-ca-certfile",
+            "ca.crt",
+            "--ssl-certfile",
+            "server.pem",
+            "--ssl-keyfile",
+            "server.key",
+        ]
         with (self.folder / "superlink.log").open("w") as log:
             self.process = subprocess.Popen(
                 command, env=self.env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
@@ -144,7 +190,7 @@ class Site:
         return "\n".join(f"== {n}\n{self.log(n)}" for n in ("start", "supernode", "executor", "site"))
 
     def __enter__(self):
-        code = "import sys; from clients.start import start; sys.exit(start(sys.argv[1]))"
+        code = "import sys; from clients.site.supervisor import start; sys.exit(start(sys.argv[1]))"
         with (self.folder / "out.txt").open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, str(self.file)], stdout=out, stderr=out, cwd=self.folder

@@ -49,8 +49,12 @@ def make(folder: Path, words: str = "secret", **settings: Any) -> Path:
     test = [{"question_id": n, "image": r["image"], "text": words, "answer": words} for n, r in enumerate(rows[:2])]
     (folder / "data" / "instructions" / "train.json").write_text(json.dumps(rows))
     (folder / "data" / "instructions" / "test.json").write_text(json.dumps(test))
-    spec = {"name": words, "datasets": {words: {"train": "train.json", "test": "test.json"}}, "tasks": [[words]],
-            "partition": {"reserve": RECORDS}}  # fmt: skip
+    spec = {
+        "name": words,
+        "datasets": {words: {"train": "train.json", "test": "test.json"}},
+        "tasks": [[words]],
+        "partition": {"reserve": RECORDS},
+    }
     (folder / "own.yaml").write_text(yaml.safe_dump(spec))
     raw = {"name": "0", "benchmark": "own.yaml", "data_root": "data", "home": "home", **settings}
     path = folder / "SITE.yaml"
@@ -61,9 +65,14 @@ def make(folder: Path, words: str = "secret", **settings: Any) -> Path:
 def ordered(**changes: Any) -> str:
     """What the server's configuration says: one client, a benchmark file that lies at the server."""
     raw = {
-        "benchmark": "server.yaml", "data_root": "/server/data", "method": "finetune", "training": {"batch_size": 5},
-        "federation": {"clients": 1, "clients_per_round": 1, "rounds": 2}, "backbone": {"threads": 1}, **changes,
-    }  # fmt: skip
+        "benchmark": "server.yaml",
+        "data_root": "/server/data",
+        "method": "finetune",
+        "training": {"batch_size": 5},
+        "federation": {"clients": 1, "clients_per_round": 1, "rounds": 2},
+        "backbone": {"threads": 1},
+        **changes,
+    }
     return configuration.dump(configuration.parse(raw))
 
 
@@ -103,8 +112,17 @@ def describe_order(config: str | None = None, **changes: Any) -> DescribeOrder:
 
 
 def train_order(tensors: dict[str, np.ndarray], config: str | None = None, **changes: Any) -> TrainOrder:
-    plain = {"config": config or ordered(), "stage": 0, "round": 0, "client": 0, "shard": "s", "tasks": [0],
-             "subspace": "0", "tensors": tensors, "run": "run-1"}  # fmt: skip
+    plain = {
+        "config": config or ordered(),
+        "stage": 0,
+        "round": 0,
+        "client": 0,
+        "shard": "s",
+        "tasks": [0],
+        "subspace": "0",
+        "tensors": tensors,
+        "run": "run-1",
+    }
     return TrainOrder(**{**plain, **changes})
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from flwr.app import ConfigRecord, RecordDict
 
-from clients import gate
+from clients.site import gate
 from fcit.federation import codec
 from fcit.federation.records import ClientUpdate, Description, Name, Probe
 from tests.clients.sites import RECORDS, Site, describe_order, make, ordered, probe_order, start, train_order
@@ -117,7 +117,7 @@ def test_without_a_trail_nothing_but_a_word_leaves(site):
 
 
 def test_an_answer_that_cannot_be_written_down_stays(site, monkeypatch):
-    from clients.audit import Trail
+    from clients.site.audit import Trail
     from fcit.errors import AuditError
 
     def full(self, message, order):

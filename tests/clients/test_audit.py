@@ -8,9 +8,9 @@ import pytest
 import yaml
 from flwr.app import Error, Message
 
-from clients import audit
-from clients.audit import Trail, verify
-from clients.summary import describe
+from clients.site import audit
+from clients.site.audit import Trail, verify
+from clients.site.audit_summary import describe
 from fcit.errors import AuditError
 from fcit.federation import codec
 from fcit.federation.engines import identity
@@ -19,11 +19,21 @@ from fcit.federation.records import ClientUpdate, TrainOrder
 
 def order(**changes) -> Message:
     identity.claim()
-    names = [f"base_model.model.layers.{i}.{p}_proj.{f}.weight"
-             for i in range(2) for p in "ab" for f in ("lora_A", "lora_B")]  # fmt: skip
+    names = [
+        f"base_model.model.layers.{i}.{p}_proj.{f}.weight" for i in range(2) for p in "ab" for f in ("lora_A", "lora_B")
+    ]
     tensors = {n: np.zeros((2, 3), np.float32) for n in names} | {"constant/teacher-0/x": np.zeros(4, np.float32)}
-    plain = {"config": "very: secret", "stage": 1, "round": 2, "client": 3, "shard": "s", "tasks": [0],
-             "subspace": "0", "tensors": tensors, "run": "r"}  # fmt: skip
+    plain = {
+        "config": "very: secret",
+        "stage": 1,
+        "round": 2,
+        "client": 3,
+        "shard": "s",
+        "tasks": [0],
+        "subspace": "0",
+        "tensors": tensors,
+        "run": "r",
+    }
     return Message(codec.encode(TrainOrder(**{**plain, **changes})), dst_node_id=5, message_type="train")
 
 

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
-from clients import check as checking
-from clients.own_tasks import OwnTasks
-from fcit import site as sites
+from clients.site import check as checking
+from clients.site.tasks import OwnTasks
+from fcit.config import site as sites
 from fcit.errors import DataError
 from fcit.models.backbone import TINY
 from tests.clients.federation import free_port, make_certificates, make_key, run
@@ -69,8 +69,13 @@ def site(tmp_path, door, monkeypatch):
     monkeypatch.delenv("FCIT_CACHE", raising=False)
 
     def findings(**settings):
-        raw = {"superlink": f"localhost:{port}", "apps": [APP], "stream": "site",
-               "tasks": [{"train": "train.json", "test": "test.json"}], **settings}  # fmt: skip
+        raw = {
+            "superlink": f"localhost:{port}",
+            "apps": [APP],
+            "stream": "site",
+            "tasks": [{"train": "train.json", "test": "test.json"}],
+            **settings,
+        }
         (tmp_path / "SITE.yaml").write_text(yaml.safe_dump(raw))
         return {what: (fine, detail) for what, fine, detail in checking.check(tmp_path / "SITE.yaml")}
 

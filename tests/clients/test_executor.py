@@ -19,7 +19,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 from flwr.supernode.runtime import run_clientapp
 
-from clients import executor, logs
+from clients.site import executor, logs
 from fcit.errors import DataError, Refused
 from tests.clients.supernode import SuperNode
 
@@ -206,7 +206,7 @@ def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
 
 def test_no_ray_at_a_site():
     code = (
-        "import sys, clients.executor, clients.start, clients.check, clients.app\n"
+        "import sys, clients.site.executor, clients.site.supervisor, clients.site.check, clients.app\n"
         "print([m for m in sys.modules if m.split('.')[0] == 'ray'])"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clients import limits
+from clients.site import policy
 from fcit import config as configuration
-from fcit import site as sites
+from fcit.config import site as sites
+from fcit.config.site import Site
 from fcit.errors import ConfigError, Refused
 from fcit.federation.records import EvaluateOrder, ProbeOrder
-from fcit.site import Site
 
 
 def site(folder: Path, **settings) -> Site:
@@ -26,7 +26,7 @@ def text(**changes) -> str:
 
 
 def done(order: str, at: Site) -> configuration.RunConfig:
-    return configuration.parse(yaml.safe_load(limits.limited(order, at)))
+    return configuration.parse(yaml.safe_load(policy.limited(order, at)))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_code_in_an_order_is_refused_before_it_is_looked_at(tmp_path, evil, key,
     else:
         value = {"trackers": name}
     with pytest.raises(Refused, match=f"^{key}: .*names code; a site runs only fcit's own: "):
-        limits.limited(text(**{key: value.get(key, name)}), site(tmp_path))
+        policy.limited(text(**{key: value.get(key, name)}), site(tmp_path))
     assert not evil.exists()
 
 
@@ -59,9 +59,12 @@ def test_paths_in_an_order_are_not_opened(tmp_path):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
     mine = site(tmp_path, model="model", identity="clip", benchmark="own.yaml", data_root="data")
     ordered = text(
-        benchmark="/server/bench.yaml", data_root="/server/data", output="/server/runs", tensorboard=True,
+        benchmark="/server/bench.yaml",
+        data_root="/server/data",
+        output="/server/runs",
+        tensorboard=True,
         backbone={"model": "/server/llava", "identity": "/server/clip"},
-    )  # fmt: skip
+    )
     config = done(ordered, mine)
     assert config.benchmark == str(tmp_path / "own.yaml") and config.data_root == str(tmp_path / "data")
     assert config.backbone.model == str(tmp_path / "model") and config.backbone.identity == str(tmp_path / "clip")
@@ -81,15 +84,15 @@ def test_paths_in_an_order_are_not_opened(tmp_path):
 )
 def test_what_a_site_has_no_file_for_is_refused(tmp_path, order, said):
     with pytest.raises(Refused, match=said):
-        limits.limited(text(**order), site(tmp_path))
+        policy.limited(text(**order), site(tmp_path))
 
 
 def test_a_model_of_the_sites_own_needs_its_identity_encoder(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(Refused, match="identity"):
-        limits.limited(text(), site(tmp_path, model="model"))
+        policy.limited(text(), site(tmp_path, model="model"))
     with pytest.raises(ConfigError, match="no such folder"):
-        limits.limited(text(), site(tmp_path, model="model", identity="nowhere"))
+        policy.limited(text(), site(tmp_path, model="model", identity="nowhere"))
 
 
 def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
@@ -106,7 +109,7 @@ def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
 )
 def test_what_the_run_does_not_allow_is_refused_with_both_values(tmp_path, settings, sites_section, said):
     with pytest.raises(Refused, match=said):
-        limits.limited(text(sites=sites_section), site(tmp_path, **settings))
+        policy.limited(text(sites=sites_section), site(tmp_path, **settings))
     # and a site that says nothing goes along with everything
     assert done(text(sites=sites_section), site(tmp_path))
 
@@ -116,13 +119,13 @@ def test_a_site_chooses_how_it_computes(tmp_path):
     config = done(text(sites={"dtypes": ["bfloat16"]}, backbone={"threads": 8}), mine)
     assert (config.backbone.dtype, config.backbone.device, config.backbone.threads) == ("bfloat16", "cuda:1", 3)
     assert config.max_bad_share == 0.2
-    assert limits.terms(mine).how(config) == {"dtype": "bfloat16", "micro_batch": 2, "checkpointing": False}
+    assert policy.terms(mine).how(config) == {"dtype": "bfloat16", "micro_batch": 2, "checkpointing": False}
     # as ordered where the site says nothing
     assert done(text(backbone={"dtype": "float16", "threads": 8}), site(tmp_path)).backbone.threads == 8
     # a plain simulation has nothing to tell, one that saves memory has
-    assert limits.Terms().how(configuration.parse({})) == {}
+    assert policy.Terms().how(configuration.parse({})) == {}
     saving = configuration.parse({"training": {"micro_batch": "auto", "checkpointing": True}})
-    assert limits.Terms().how(saving) == {"micro_batch": "auto", "checkpointing": True}
+    assert policy.Terms().how(saving) == {"micro_batch": "auto", "checkpointing": True}
 
 
 def test_a_site_overrides_how_the_run_saves_memory(tmp_path):
@@ -145,18 +148,18 @@ def test_a_micro_batch_is_a_number_or_auto(tmp_path, value):
 @pytest.mark.parametrize("order", ["- a\n- b", "a: [", "a: &a [*a]", "x: 1", "seed: no"])
 def test_what_is_no_configuration_is_said_so(tmp_path, order):
     with pytest.raises(ConfigError):
-        limits.limited(order, site(tmp_path))
+        policy.limited(order, site(tmp_path))
 
 
 def test_aliases_that_stand_for_billions_are_not_followed(tmp_path):
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
     with pytest.raises(ConfigError):
-        limits.limited(bomb, site(tmp_path))
+        policy.limited(bomb, site(tmp_path))
 
 
 def test_predictions_stay_where_the_test_records_are_the_sites_own(tmp_path):
     task = {"train": "a.json", "test": "b.json"}
     mine = site(tmp_path, stream="site", tasks=[task])
     with pytest.raises(Refused, match="predictions stay"):
-        limits.check_order(EvaluateOrder(text(), "d", 0, 1, "", [], {}, {}, run="r"), mine)
-    limits.check_order(ProbeOrder(text(), run="r"), mine)
+        policy.check_order(EvaluateOrder(text(), "d", 0, 1, "", [], {}, {}, run="r"), mine)
+    policy.check_order(ProbeOrder(text(), run="r"), mine)

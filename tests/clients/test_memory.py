@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clients.memory import ClientMemory
+from clients.worker.memory import ClientMemory
 from fcit.errors import ConfigError, RunError
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from clients.bounded import Bounded
-from clients.micro import MicroBatches, OutOfMemory, backward
+from clients.worker.cache import Bounded
+from clients.worker.micro_batches import MicroBatches, OutOfMemory, backward
 from fcit import simulate
 from fcit.data.collate import Encoded
 from fcit.errors import FCITError
@@ -57,10 +57,11 @@ class Model:
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
-)  # fmt: skip
+)
 def test_auto_gives_what_the_size_that_fits_gives_bit_for_bit(fits, size, error, caplog):
     torch.manual_seed(1)
     loss, gradient = Model(8).run(size)
@@ -131,9 +132,13 @@ def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
     read = Pictures.batch
     monkeypatch.setattr(Pictures, "batch", lambda self, rows: loaded.append(len(rows)) or read(self, rows))
     raw = {
-        **SMALL, "output": str(tmp_path), "method": "finetune", "evaluation": {"samples": 1, "when": "final"},
-        "federation": {"rounds": 1, "clients_per_round": 2}, "training": {"micro_batch": "auto", "batch_size": 16},
-    }  # fmt: skip
+        **SMALL,
+        "output": str(tmp_path),
+        "method": "finetune",
+        "evaluation": {"samples": 1, "when": "final"},
+        "federation": {"rounds": 1, "clients_per_round": 2},
+        "training": {"micro_batch": "auto", "batch_size": 16},
+    }
     run = simulate(raw)
     events = [json.loads(line) for line in run.folder.events.read_text().splitlines()]
     told = [how for event in events if event["event"] == "round" for how in event["how"]]

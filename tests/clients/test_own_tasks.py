@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from clients.own_tasks import OwnTasks
+from clients.site.tasks import OwnTasks
+from fcit.config.site import Site
 from fcit.data.records import Record, TestRecord, Turn
-from fcit.site import Site
 
 
 @pytest.fixture
@@ -39,5 +39,6 @@ def test_whole_conversations_and_the_first_turn_alone(tasks):
     assert first.records(0, [0]) == [Record(("datasets/a.png",), (Turn("Yes?\nBriefly.", "no", 1),)), text]
     assert first.skipped(0, [0]) == 0
     assert tasks.test("0") == [
-        TestRecord("1", (), "Q\nBriefly.", "A"), TestRecord("2", ("datasets/a.png",), "Q\nBriefly.", "A"),
-    ]  # fmt: skip
+        TestRecord("1", (), "Q\nBriefly.", "A"),
+        TestRecord("2", ("datasets/a.png",), "Q\nBriefly.", "A"),
+    ]

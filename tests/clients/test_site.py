@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from fcit import site as sites
+from fcit.config import site as sites
 from fcit.errors import ConfigError
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clients import start as starting
-from clients.children import Child
+from clients.site import supervisor as starting
+from clients.site.children import Child
 from fcit import config as configuration
-from fcit import site as sites
+from fcit.config import site as sites
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError
 from tests.clients.federation import Site, SuperLink, alive, wait

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from clients.micro import MicroBatches
-from clients.training import learning_rates, train
+from clients.worker.micro_batches import MicroBatches
+from clients.worker.training import learning_rates, train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import Training
+from fcit.contracts.toy import Toy
 from fcit.data.collate import Encoded
 from fcit.federation.records import TrainOrder
 from fcit.methods.base import Session
-from fcit.methods.toy import Toy
 
 #: The official trainer's, to three decimals.
 TRAINER = {1: [0], 2: [0, 1], 6: [0, 1, 0.905, 0.655, 0.345, 0.095]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clients.micro import backward
+from clients.worker.micro_batches import backward
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import Adapter
@@ -71,9 +71,16 @@ class Case:
         self.adapters = adapters_of(self.method, **adapter)
         self.examples, self.features = shard
         self.session = Session(
-            self.adapters.backbone, self.adapters, 0, "s", 1, 0, "1", constants=constants_of(name, self.adapters),
+            self.adapters.backbone,
+            self.adapters,
+            0,
+            "s",
+            1,
+            0,
+            "1",
+            constants=constants_of(name, self.adapters),
             examples=self.examples,
-        )  # fmt: skip
+        )
         self.seen: list[int] = []
 
     def loss_of(self, chosen: list[int]):
@@ -114,8 +121,9 @@ def test_a_regulariser_counts_once(shard):
     assert loss - bare > 0.1 and twice - bare == pytest.approx(2 * (loss - bare), rel=1e-3)
     values = dict(case.adapters.trainable)
     held = case.session.constants["ewc-0"]
-    penalty = sum((held[f"fisher/{n}"] * np.square(p.detach().numpy() - held[f"anchor/{n}"])).sum()
-                  for n, p in values.items())  # fmt: skip
+    penalty = sum(
+        (held[f"fisher/{n}"] * np.square(p.detach().numpy() - held[f"anchor/{n}"])).sum() for n, p in values.items()
+    )
     assert loss - bare == pytest.approx(400 / 2 * penalty, rel=1e-3)
 
 
@@ -134,10 +142,14 @@ def test_a_batch_that_fits_is_done_as_ever(micro, shard):
 @pytest.mark.parametrize(
     ("name", "adapter"),
     [
-        ("finetune", {}), ("finetune", {"projector": "frozen"}), ("finetune", {"dropout": 0.5}), ("lwf", {}),
-        ("olora", {}), ("moelora", {}),
+        ("finetune", {}),
+        ("finetune", {"projector": "frozen"}),
+        ("finetune", {"dropout": 0.5}),
+        ("lwf", {}),
+        ("olora", {}),
+        ("moelora", {}),
     ],
-)  # fmt: skip
+)
 def test_checkpointing_gives_the_same_gradients(name, adapter, shard):
     case = Case(name, shard, **adapter)
     layer = next(m for n, m in case.adapters.backbone.model.named_modules() if n.endswith("lora_B.slot"))
@@ -187,8 +199,12 @@ def test_micro_batches_on_a_llava_with_random_weights(tmp_path, checkpointing):
 
     def gradients(micro: int | None) -> tuple[float, dict[str, torch.Tensor]]:
         with adapters.training(), backbone.checkpointing() if checkpointing else nullcontext():
-            loss = backward((session, session), list(range(RECORDS)),
-                            lambda rows: backbone.loss([examples[i] for i in rows], features[rows]), micro)  # fmt: skip
+            loss = backward(
+                (session, session),
+                list(range(RECORDS)),
+                lambda rows: backbone.loss([examples[i] for i in rows], features[rows]),
+                micro,
+            )
             return loss, {n: p.grad.clone() for n, p in adapters.trainable.items()}
 
     loss, whole = gradients(None)

@@ -1,6 +1,6 @@
 import pytest
 
-from fcit import cli
+from fcit.cli import main
 
 
 @pytest.fixture
@@ -9,7 +9,7 @@ def fcit(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
 
     def call(*args: object) -> tuple[int, str, str]:
-        code = cli.main([str(a) for a in args])
+        code = main([str(a) for a in args])
         out = capsys.readouterr()
         return code, out.out, out.err
 

@@ -40,9 +40,15 @@ def test_published_lists(prefix):
     task, cap = read_spec(f"{prefix}-task"), read_spec(f"{prefix}-cap")
     assert task.tasks == [[name] for name in TASK]
     assert task.heterogeneous == [
-        [1, 2, 4, 5, 6], [3, 4, 5, 7, 7], [0, 2, 3, 4, 5], [0, 0, 1, 3, 7],
-        [1, 2, 4, 4, 5], [0, 3, 5, 7, 7], [2, 2, 5, 7, 7], [5, 5, 5, 6, 6],
-    ]  # fmt: skip
+        [1, 2, 4, 5, 6],
+        [3, 4, 5, 7, 7],
+        [0, 2, 3, 4, 5],
+        [0, 0, 1, 3, 7],
+        [1, 2, 4, 4, 5],
+        [0, 3, 5, 7, 7],
+        [2, 2, 5, 7, 7],
+        [5, 5, 5, 6, 6],
+    ]
     assert [set(t) for t in cap.tasks] == [
         {"aokvqa", "iconqa", "grounding", "imagenet-r"},
         {"flickr30k", "ocr-vqa"},

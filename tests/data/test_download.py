@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fcit import cli
+from fcit.cli import main
 from fcit.data import download as module
 from fcit.data.download import download, fetch_from_hub, unpack
 from fcit.data.spec import Source, read_spec
@@ -68,7 +68,7 @@ def test_download_puts_everything_where_it_belongs(published, tmp_path, monkeypa
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
     hub, root = Hub(folder), tmp_path / "root"
     monkeypatch.setattr(module.download, "__defaults__", (hub,))
-    assert cli.main(["data", "download", "fcit-cap", "--root", str(root)]) == 2  # images are still missing
+    assert main(["data", "download", "fcit-cap", "--root", str(root)]) == 2  # images are still missing
     told = capsys.readouterr().out
     for name in BY_HAND:
         assert f"{root}/datasets/{name}" in told, name
@@ -82,7 +82,7 @@ def test_download_puts_everything_where_it_belongs(published, tmp_path, monkeypa
     assert files(root) == files(tree)
     count = len(hub.copied)
     command = ["data", "download", "fcit-cap", "--root", str(root)]
-    assert cli.main(command) == 2 and "of 50 clients" in capsys.readouterr().out  # the tree has two
+    assert main(command) == 2 and "of 50 clients" in capsys.readouterr().out  # the tree has two
     assert len(hub.copied) == count  # nothing was fetched twice
     assert "README.md" not in " ".join(hub.copied)
 

@@ -87,9 +87,10 @@ def test_what_changes_is_named(own):
     rows(own, lambda content: content[0]["conversations"][1].update(value="blue"))
     paint(data / "datasets/3.png")
     assert differing(before, own) == [
-        ("train", "colors, train split, instructions"), ("train", "colors, train split, images"),
+        ("train", "colors, train split, instructions"),
+        ("train", "colors, train split, images"),
         ("test", "colors, test split, questions"),
-    ]  # fmt: skip
+    ]
     change = changes.compare(before, of(own), "test")[0]
     old, new = before["datasets"]["colors"]["test"]["questions"]["sha256"][:8], sha(data / "instructions/test.json")[:8]
     assert change.sentence("then", "now") == f"colors, test split, questions (test.json): {old} then, {new} now"
@@ -139,8 +140,9 @@ def test_delivered_partitions_by_their_content_and_generated_ones_by_their_origi
     assert ("train", "task 0, partition") in differing(generated, own, "federation.beta=1.0")
     (folder / "client_1.json").write_text(json.dumps(content[:4]))
     assert differing(before, own, "federation.beta=1.0") == [
-        ("train", "task 0, partition"), ("train", "task 0, partition, images"),
-    ]  # fmt: skip
+        ("train", "task 0, partition"),
+        ("train", "task 0, partition, images"),
+    ]
 
 
 def test_own_code_by_file_and_by_module(own, monkeypatch):
@@ -153,8 +155,11 @@ def test_own_code_by_file_and_by_module(own, monkeypatch):
     spec["datasets"]["colors"]["also"] = ["./close_enough.py:close_enough", "exact-clean"]
     (here / "mine.yaml").write_text(yaml.safe_dump(spec))
     raw = yaml.safe_load(own.read_text())
-    name = next(line.split()[1].split("(")[0].rstrip(":") for line in (here / "tracker.py").read_text().splitlines()
-                if line.startswith("class "))  # fmt: skip
+    name = next(
+        line.split()[1].split("(")[0].rstrip(":")
+        for line in (here / "tracker.py").read_text().splitlines()
+        if line.startswith("class ")
+    )
     parts = {
         "method": "./anchored.py:Anchored",
         "fedopt": "momentum_module:Momentum",
@@ -164,9 +169,12 @@ def test_own_code_by_file_and_by_module(own, monkeypatch):
     found = of(own)["code"]
     files = {key.partition(" ")[0]: Path(entry["file"]).name for key, entry in found.items()}
     assert files == {
-        "method": "anchored.py", "fedopt": "momentum_module.py", "tracker": "tracker.py", "benchmark": "mine.yaml",
+        "method": "anchored.py",
+        "fedopt": "momentum_module.py",
+        "tracker": "tracker.py",
+        "benchmark": "mine.yaml",
         "scorer": "close_enough.py",
-    }  # fmt: skip
+    }
     assert all(entry["sha256"] == sha(Path(entry["file"])) for entry in found.values())
     before = of(own)
     with (here / "close_enough.py").open("a") as file:
@@ -281,8 +289,16 @@ def test_many_images_show_a_bar(root, tmp_path, monkeypatch, most):
 # ---------------------------------------------------------------------- damaged, old
 
 
-@pytest.mark.parametrize("data", [[], {"version": 1}, {"version": "1", "datasets": {}}, {"version": 1, "datasets": [1]},
-                                  {"version": 1, "datasets": {"a": {"test": {"questions": {}}}}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        {"version": 1},
+        {"version": "1", "datasets": {}},
+        {"version": 1, "datasets": [1]},
+        {"version": 1, "datasets": {"a": {"test": {"questions": {}}}}},
+    ],
+)
 def test_damaged_fingerprints_are_one_sentence(data):
     with pytest.raises(RunError, match="damaged fingerprints"):
         changes.parts(data)

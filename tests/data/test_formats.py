@@ -49,8 +49,10 @@ THREE = Record(("a.png",), (Turn("Q1", "A1", 1), Turn("Q2", " A2"), Turn("Q3", "
 # ---------------------------------------------------------------------- LLaVA
 
 LLAVA = {
-    "tag in the first turn": ({"image": "a.png", "conversations": said("<image>\nQ1", "A1", "Q2", " A2", "Q3", "A3")},
-                              THREE),
+    "tag in the first turn": (
+        {"image": "a.png", "conversations": said("<image>\nQ1", "A1", "Q2", " A2", "Q3", "A3")},
+        THREE,
+    ),
     "no tag": ({"image": "a.png", "conversations": said("Q1", "A1", " Q2 ", " A2", "Q3", "A3")}, THREE),
     "tag at the end of a later turn": (
         {"image": "a.png", "conversations": said("Q1", "A1", "Q2\n<image>", "A2")},
@@ -82,7 +84,7 @@ LLAVA = {
         {"conversations": [{"from": "user", "value": "Q1"}, {"from": "assistant", "value": "A1"}]},
         Record((), (Turn("Q1", "A1"),)),
     ),
-}  # fmt: skip
+}
 
 # ---------------------------------------------------------------------- messages
 
@@ -92,15 +94,18 @@ MESSAGES = {
     "texts with tags": ({"images": ["a.png"], "messages": chat("<image>Q1", "A1")}, ONE),
     "ShareGPT with roles": ({"image": "a.png", "conversations": chat("Q1\n<image>", "A1")}, ONE),
     "parts that name files": (
-        {"messages": chat([shown("a.png"), text("Q1")], "A1", [text("Q2"), shown("b.png")], [text("A2")])}, TWO,
+        {"messages": chat([shown("a.png"), text("Q1")], "A1", [text("Q2"), shown("b.png")], [text("A2")])},
+        TWO,
     ),
     "a path": ({"messages": chat([{"type": "image", "path": "a.png"}, text("Q1")], "A1")}, ONE),
     "OpenAI's image_url": (
-        {"messages": chat([text("Q1"), {"type": "image_url", "image_url": {"url": "file://a.png"}}], "A1")}, ONE,
+        {"messages": chat([text("Q1"), {"type": "image_url", "image_url": {"url": "file://a.png"}}], "A1")},
+        ONE,
     ),
     "image_url as a text": ({"messages": chat([{"type": "image_url", "image_url": "a.png"}, text("Q1")], "A1")}, ONE),
     "TRL's list": (
-        {"images": ["a.png", "b.png"], "messages": chat([shown(), text("Q1")], "A1", [shown(), text("Q2")], "A2")}, TWO,
+        {"images": ["a.png", "b.png"], "messages": chat([shown(), text("Q1")], "A1", [shown(), text("Q2")], "A2")},
+        TWO,
     ),
     "TRL's list and no part": ({"images": ["a.png"], "messages": chat([text("Q1")], [text("A1")])}, ONE),
     "system": (
@@ -108,9 +113,10 @@ MESSAGES = {
         Record((), (Turn("Q1", "A1"),), "Be brief."),
     ),
     "texts of a message are lines": (
-        {"messages": chat([text("one"), text("two")], 3)}, Record((), (Turn("one\ntwo", "3"),)),
+        {"messages": chat([text("one"), text("two")], 3)},
+        Record((), (Turn("one\ntwo", "3"),)),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("row", "record"), [*LLAVA.values(), *MESSAGES.values()], ids=[*LLAVA, *MESSAGES])
@@ -129,8 +135,9 @@ def test_byte_order_mark_lines_and_nan(write):
     with pytest.raises(DataError, match=r"broken\.jsonl, line 2: broken JSON"):
         reading.read_train(write(json.dumps(row) + '\n{"image": }', "broken.jsonl"))
     with pytest.raises(DataError, match=r"bad\.jsonl, line 3, record 1: 'value' must be text, got nan"):
-        reading.read_train(write(f'{json.dumps(row)}\n\n{{"conversations": {json.dumps(said("Q", float("nan")))}}}',
-                                 "bad.jsonl"))  # fmt: skip
+        reading.read_train(
+            write(f'{json.dumps(row)}\n\n{{"conversations": {json.dumps(said("Q", float("nan")))}}}', "bad.jsonl")
+        )
 
 
 REFUSED = [
@@ -209,16 +216,22 @@ def test_questions_of_both_formats(write):
         {"image": "a.png", "conversations": said("<image>\nQ", "A")},
     ]
     assert reading.read_test(write(rows)) == [
-        TestRecord("1", ("a.png",), "Q", "A"), TestRecord("2", ("a.png", "b.png"), "Q", "A"),
-        TestRecord("3", (), " Q ", "A"), TestRecord("4", ("a.png",), "Q", "A"), TestRecord("4", ("a.png",), "Q", "A"),
-    ]  # fmt: skip
-    rows = [{"question_id": "x", "images": ["a.png"], "messages": chat("Q", "A")},
-            {"id": 7, "messages": chat("Q", "A")},
-            {"messages": chat([shown("a.png"), shown("b.png"), text("Q")], "A")}]  # fmt: skip
-    assert reading.read_test(write(rows)) == [
-        TestRecord("x", ("a.png",), "Q", "A"), TestRecord("7", (), "Q", "A"),
+        TestRecord("1", ("a.png",), "Q", "A"),
         TestRecord("2", ("a.png", "b.png"), "Q", "A"),
-    ]  # fmt: skip
+        TestRecord("3", (), " Q ", "A"),
+        TestRecord("4", ("a.png",), "Q", "A"),
+        TestRecord("4", ("a.png",), "Q", "A"),
+    ]
+    rows = [
+        {"question_id": "x", "images": ["a.png"], "messages": chat("Q", "A")},
+        {"id": 7, "messages": chat("Q", "A")},
+        {"messages": chat([shown("a.png"), shown("b.png"), text("Q")], "A")},
+    ]
+    assert reading.read_test(write(rows)) == [
+        TestRecord("x", ("a.png",), "Q", "A"),
+        TestRecord("7", (), "Q", "A"),
+        TestRecord("2", ("a.png", "b.png"), "Q", "A"),
+    ]
 
 
 QUESTION = {"question_id": 1, "image": "a.png", "text": "Q", "answer": "A"}

@@ -20,7 +20,7 @@ from datasets import Image as Picture
 from PIL import Image
 from pydantic import ValidationError
 
-from fcit import cli
+from fcit.cli import main
 from fcit.data import fingerprint, reading
 from fcit.data.formats import FORMATS, Form, columns, hub, places, unpack
 from fcit.data.formats.columns import Columns
@@ -511,7 +511,7 @@ def test_a_saved_data_set_is_a_benchmark(tmp_path, capsys):
     (tmp_path / "plain").mkdir()
     own, root, adapters = own_tables(tmp_path), tmp_path / "data", []
     for config in (make_own(tmp_path / "plain"), own):
-        assert cli.main(["run", str(config)]) == 0
+        assert main(["run", str(config)]) == 0
         [run] = (config.parent / "runs").iterdir()
         adapters.append(sorted(run.rglob("*.safetensors")))
     assert [file.name for file in adapters[0]] == [file.name for file in adapters[1]] and adapters[0]
@@ -522,7 +522,7 @@ def test_a_saved_data_set_is_a_benchmark(tmp_path, capsys):
     shard = opened(own).shard(0, 0)
     assert shard and all(r.images[0].startswith("unpacked/colors/") and r.turns[0].answer == "red" for r in shard)
     capsys.readouterr()
-    assert cli.main(["data", "check", str(tmp_path / "mine.yaml"), "--root", str(root), "--all", "--json"]) == 0
+    assert main(["data", "check", str(tmp_path / "mine.yaml"), "--root", str(root), "--all", "--json"]) == 0
     [colors] = json.loads(capsys.readouterr().out)["datasets"]
     assert colors["format"] == "hf"
     assert (colors["train"], colors["test"], colors["bad_records"], colors["problems"]) == (12, 4, 0, [])

@@ -232,11 +232,22 @@ def alike_price(q: str, g: Grid) -> str:
 
 
 ORACLES = {
-    "imagenet-r": imagenet_r, "arxivqa": arxivqa, "iconqa": iconqa, "clevr-math": clevr_math, "ocr-vqa": ocr_vqa,
-    "figureqa": figureqa, "super-clevr": super_clevr, "aokvqa": aokvqa, "grounding": grounding, "dvqa": dvqa,
-    "tabmwp": tabmwp, "alike-icons": imagenet_r, "alike-bars": alike_bars, "alike-count": alike_count,
+    "imagenet-r": imagenet_r,
+    "arxivqa": arxivqa,
+    "iconqa": iconqa,
+    "clevr-math": clevr_math,
+    "ocr-vqa": ocr_vqa,
+    "figureqa": figureqa,
+    "super-clevr": super_clevr,
+    "aokvqa": aokvqa,
+    "grounding": grounding,
+    "dvqa": dvqa,
+    "tabmwp": tabmwp,
+    "alike-icons": imagenet_r,
+    "alike-bars": alike_bars,
+    "alike-count": alike_count,
     "alike-price": alike_price,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -256,8 +267,12 @@ def test_captions_are_right():
         for text in example.references[:2]:
             a, relation, b = re.fullmatch(r"(\w+) (above|below|left of|right of) (\w+)", text).groups()
             (r1, c1), (r2, c2) = places[a], places[b]
-            assert {"above": r1 < r2, "below": r1 > r2, "left of": r1 == r2 and c1 < c2,
-                    "right of": r1 == r2 and c1 > c2}[relation]  # fmt: skip
+            assert {
+                "above": r1 < r2,
+                "below": r1 > r2,
+                "left of": r1 == r2 and c1 < c2,
+                "right of": r1 == r2 and c1 > c2,
+            }[relation]
         assert all(thing in example.references[2] for thing in places)
 
 

@@ -53,8 +53,12 @@ def test_published_constants(name):
     assert spec.rounds == 10 and spec.homogeneous == list(range(len(spec.tasks)))
     assert {d.max_new_tokens for d in spec.datasets.values()} == {128}
     rules = {n: d.scorer for n, d in spec.datasets.items() if d.scorer != "exact"}
-    wanted = {"flickr30k": "caption7", "figureqa": "substring-official", "dvqa": "substring-official",
-              "grounding": "box-iou-official"}  # fmt: skip
+    wanted = {
+        "flickr30k": "caption7",
+        "figureqa": "substring-official",
+        "dvqa": "substring-official",
+        "grounding": "box-iou-official",
+    }
     assert rules == {n: rule for n, rule in wanted.items() if n in spec.datasets}
     assert all(d.also and d.also != [d.scorer] for d in spec.datasets.values())
 
@@ -71,8 +75,13 @@ def test_heterogeneous_schedule_is_the_official_scripts(tmp_path):
 
 def test_homogeneous_orders():
     assert [t[0] for t in read_spec("ucit").tasks] == [
-        "imagenet-r", "arxivqa", "vizwiz", "iconqa", "clevr-math", "flickr30k"
-    ]  # fmt: skip
+        "imagenet-r",
+        "arxivqa",
+        "vizwiz",
+        "iconqa",
+        "clevr-math",
+        "flickr30k",
+    ]
     assert [t[0] for t in read_spec("mllm-dcl").tasks] == ["rs", "med", "ad", "sci", "fin"]
     assert [len(t) for t in read_spec("fcit-cap").tasks] == [4, 2, 3, 3]  # General, Other, Math, Chart
 

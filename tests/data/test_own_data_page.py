@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 from pydantic_core import PydanticUndefined
 
-from fcit import cli
+from fcit.cli import main
 from fcit.data import spec
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 MODELS = ("BenchmarkSpec", "DatasetSpec", "AnswerSuffix", "PartitionSpec", "Source")
@@ -89,11 +89,11 @@ def test_the_example_is_checked_and_runs(example, capsys):
     for line in commands[1].splitlines():
         words = line.partition("#")[0].split()
         extra = ["--no-probe"] if words[1] == "doctor" else []
-        assert cli.main([*words[1:], *extra]) == 0, f"{line}: {capsys.readouterr()}"
+        assert main([*words[1:], *extra]) == 0, f"{line}: {capsys.readouterr()}"
     first, second = (Run(example / "runs" / f"mine-disco-{n}") for n in (1, 2))
     assert first.matrix.datasets[0] == "receipts" and first.finished and second.finished  # homogeneous: [1, 0]
     assert second.config.setting == "heterogeneous"
-    assert cli.main(["run", "run.yaml", "evaluation.split=val"]) == 2
+    assert main(["run", "run.yaml", "evaluation.split=val"]) == 2
     assert "datasets.receipts.val" in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_the_example_can_be_run_from_anywhere(example, tmp_path_factory, monkeyp
     file = example / "run.yaml"
     raw = yaml.safe_load(file.read_text()) | {"method": "finetune", "evaluation": {"when": "final"}}
     file.write_text(yaml.safe_dump(raw))
-    assert cli.main(["run", str(file), "federation.rounds=1"]) == 0
+    assert main(["run", str(file), "federation.rounds=1"]) == 0
     assert f"run folder {here / 'runs' / 'mine-disco-1'}" in capsys.readouterr().err
     assert (here / "runs" / "mine-disco-1" / "results.json").is_file() and not (example / "runs").exists()
     shutil.rmtree(here / "runs")

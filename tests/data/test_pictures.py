@@ -173,9 +173,17 @@ def small(mode: str) -> Image.Image:
 @pytest.mark.parametrize("way", ["official", "upright"])
 @pytest.mark.parametrize(
     ("mode", "kinds"),
-    [("RGB", FORMATS), ("L", FORMATS), ("1", ("PNG", "BMP", "TIFF", "PPM")), ("P", ("PNG", "GIF", "BMP", "TIFF")),
-     ("CMYK", ("JPEG", "TIFF")), ("YCbCr", ("JPEG", "TIFF")), ("LAB", ("TIFF",)), ("RGBX", ("TIFF",))],
-)  # fmt: skip
+    [
+        ("RGB", FORMATS),
+        ("L", FORMATS),
+        ("1", ("PNG", "BMP", "TIFF", "PPM")),
+        ("P", ("PNG", "GIF", "BMP", "TIFF")),
+        ("CMYK", ("JPEG", "TIFF")),
+        ("YCbCr", ("JPEG", "TIFF")),
+        ("LAB", ("TIFF",)),
+        ("RGBX", ("TIFF",)),
+    ],
+)
 def test_opaque_pictures_are_what_convert_makes_of_them(root, mode, kinds, way):
     image = small("RGB").convert("LAB") if mode == "LAB" else small(mode)
     for kind in kinds:
@@ -186,9 +194,15 @@ def test_opaque_pictures_are_what_convert_makes_of_them(root, mode, kinds, way):
 
 
 CLEAR = [
-    ("RGBA", "PNG"), ("RGBA", "TIFF"), ("RGBA", "WEBP"), ("LA", "PNG"), ("LA", "TIFF"), ("PA", "TIFF"), ("P", "PNG"),
+    ("RGBA", "PNG"),
+    ("RGBA", "TIFF"),
+    ("RGBA", "WEBP"),
+    ("LA", "PNG"),
+    ("LA", "TIFF"),
+    ("PA", "TIFF"),
+    ("P", "PNG"),
     ("P", "GIF"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("mode", "kind"), CLEAR)
@@ -251,10 +265,18 @@ def test_pillow_turns_a_tiff_itself(root):
 
 @pytest.mark.parametrize(
     ("orientation", "rows"),
-    [(1, [[10, 20, 30], [40, 50, 60]]), (2, [[30, 20, 10], [60, 50, 40]]), (3, [[60, 50, 40], [30, 20, 10]]),
-     (4, [[40, 50, 60], [10, 20, 30]]), (5, [[10, 40], [20, 50], [30, 60]]), (6, [[40, 10], [50, 20], [60, 30]]),
-     (7, [[60, 30], [50, 20], [40, 10]]), (8, [[30, 60], [20, 50], [10, 40]]), (9, [[10, 20, 30], [40, 50, 60]])],
-)  # fmt: skip
+    [
+        (1, [[10, 20, 30], [40, 50, 60]]),
+        (2, [[30, 20, 10], [60, 50, 40]]),
+        (3, [[60, 50, 40], [30, 20, 10]]),
+        (4, [[40, 50, 60], [10, 20, 30]]),
+        (5, [[10, 40], [20, 50], [30, 60]]),
+        (6, [[40, 10], [50, 20], [60, 30]]),
+        (7, [[60, 30], [50, 20], [40, 10]]),
+        (8, [[30, 60], [20, 50], [10, 40]]),
+        (9, [[10, 20, 30], [40, 50, 60]]),
+    ],
+)
 def test_every_orientation(root, orientation, rows):
     turned(root, "PNG", orientation)
     assert np.asarray(open_image(root, "x", "upright"))[..., 0].tolist() == rows

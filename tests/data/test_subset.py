@@ -74,7 +74,8 @@ def test_runs_of_any_seed_are_asked_the_same(captions):
 def test_reduced_numbers_are_named_and_full_ones_are_not():
     assert reduced(parse({})) == reduced(parse({"evaluation": {"when": "final", "seed": 3, "split": "val"}})) == []
     assert reduced(parse({"evaluation": {"samples": 50, "split": "val"}, "data": {"max_records": 200}})) == [
-        "50 questions a val set, choice 0", "200 training records a data set",
-    ]  # fmt: skip
+        "50 questions a val set, choice 0",
+        "200 training records a data set",
+    ]
     assert reduced(parse({"data": {"turns": "first"}})) == ["the first turn of every conversation"]
     assert reduced(parse({"data": {"turns": "all"}})) == []

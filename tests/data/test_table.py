@@ -61,10 +61,14 @@ def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, 
     monkeypatch.setattr(table, "MAPPED_FROM", 1)
     said = [{"role": "user", "content": "<image><image>Q"}, {"role": "assistant", "content": "A"}]
     rows = [
-        {"messages": [{"role": "system", "content": "Brief."}, *said, {**said[0], "content": "More?"}, said[1]],
-         "images": ["a", "b"]},
-        {"messages": [{**said[0], "content": "Q"}, said[1]]}, {}, {"messages": said, "images": ["a", "b"]},
-    ]  # fmt: skip
+        {
+            "messages": [{"role": "system", "content": "Brief."}, *said, {**said[0], "content": "More?"}, said[1]],
+            "images": ["a", "b"],
+        },
+        {"messages": [{**said[0], "content": "Q"}, said[1]]},
+        {},
+        {"messages": said, "images": ["a", "b"]},
+    ]
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     mapped, listed = tables.train(path), reading.survey_train(path)

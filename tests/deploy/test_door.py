@@ -20,7 +20,8 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from fcit import cli, site
+from fcit.cli import main
+from fcit.config import site
 from fcit.deploy import control, door
 from fcit.deploy.init import init
 from fcit.deploy.steps import DeployError, Steps
@@ -60,7 +61,7 @@ def test_the_superlink_listens_on_loopback_only_and_wants_keys(prepared):
 
 def test_without_nginx_nothing_is_started(prepared, monkeypatch, capsys):
     monkeypatch.setattr("fcit.deploy.door.shutil.which", lambda *a, **k: None)
-    assert cli.main(["deploy", "up", str(prepared.path)]) == 1
+    assert main(["deploy", "up", str(prepared.path)]) == 1
     assert "apt install nginx-light" in capsys.readouterr().err
 
 
@@ -75,7 +76,7 @@ def test_a_taken_port_is_named(prepared, nginx):
 
 
 def test_a_superlink_that_is_not_up(prepared, capsys):
-    assert cli.main(["deploy", "status", str(prepared.path)]) == 1
+    assert main(["deploy", "status", str(prepared.path)]) == 1
     assert "fcit deploy up" in capsys.readouterr().err
 
 
@@ -113,10 +114,11 @@ def signed(deployed, name: str) -> tuple[dict[str, str], bytes]:
     private = serialization.load_ssh_private_key((deployed.site(name) / "site.key").read_bytes(), None)
     public, stamp = public_key_to_bytes(private.public_key()), now().isoformat()
     headers = {
-        "flwr-public-key": b64encode(public).decode(), "flwr-timestamp": stamp,
+        "flwr-public-key": b64encode(public).decode(),
+        "flwr-timestamp": stamp,
         "flwr-signature": b64encode(sign_message(private, stamp.encode())).decode(),
         **PROTOBUF,
-    }  # fmt: skip
+    }
     return headers, public
 
 
@@ -146,12 +148,21 @@ def test_a_site_s_key_opens_nothing_more(deployed, outside):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [
-    "/v1/fleet/../control/list-runs", "/v1/fleet/%2e%2e/control/list-runs", "//v1/control/list-runs",
-    "/v1/fleet/pull-messages/../../control/list-runs", "/v1/fleet/pull-messages/", "/v1/fleet/pull-messages%00",
-    "/V1/Control/list-runs", "https://127.0.0.1/v1/control/list-runs", "/v1/control/list-runs?x=/v1/fleet/get-run",
-    "/v1/fleet/pull-messages/..%2f..%2fcontrol/list-runs",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/fleet/../control/list-runs",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "//v1/control/list-runs",
+        "/v1/fleet/pull-messages/../../control/list-runs",
+        "/v1/fleet/pull-messages/",
+        "/v1/fleet/pull-messages%00",
+        "/V1/Control/list-runs",
+        "https://127.0.0.1/v1/control/list-runs",
+        "/v1/control/list-runs?x=/v1/fleet/get-run",
+        "/v1/fleet/pull-messages/..%2f..%2fcontrol/list-runs",
+    ],
+)
 def test_paths_that_try_to_slip_through(deployed, path):
     connection = knock(deployed)
     connection.request("POST", path, headers=PROTOBUF)
@@ -164,9 +175,11 @@ def test_the_403_is_the_door_s_doing(deployed):
     """The same request on loopback is answered: it is the door, not Flower, that refuses it."""
     context = ssl.create_default_context(cafile=deployed.ca)
     answer = httpx.post(
-        f"https://127.0.0.1:{deployed.superlink_port}/v1/control/list-runs", verify=context, trust_env=False,
+        f"https://127.0.0.1:{deployed.superlink_port}/v1/control/list-runs",
+        verify=context,
+        trust_env=False,
         headers=PROTOBUF,
-    )  # fmt: skip
+    )
     assert answer.status_code == 200
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((deployed.host, deployed.superlink_port), timeout=2)

@@ -12,7 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fcit import cli, site
+from fcit.cli import main
+from fcit.config import site
 from fcit.deploy import app
 from fcit.deploy.init import add, init, renew, site_file, update
 from fcit.deploy.layout import Deployment
@@ -35,11 +36,14 @@ def test_the_server_certificate_has_the_names_it_is_reached_by(prepared):
     assert names(prepared.certificate) == ({"localhost"}, {ipaddress.ip_address("127.0.0.2"), loopback})
 
 
-@pytest.mark.parametrize("host,dns,ips", [
-    ("fcit.example.org", {"fcit.example.org", "localhost"}, {"127.0.0.1"}),
-    ("2001:db8::1", {"localhost"}, {"2001:db8::1", "127.0.0.1"}),
-    ("localhost", {"localhost"}, {"127.0.0.1"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "host,dns,ips",
+    [
+        ("fcit.example.org", {"fcit.example.org", "localhost"}, {"127.0.0.1"}),
+        ("2001:db8::1", {"localhost"}, {"2001:db8::1", "127.0.0.1"}),
+        ("localhost", {"localhost"}, {"127.0.0.1"}),
+    ],
+)
 def test_names_of_other_hosts(tmp_path, host, dns, ips):
     from fcit.deploy import certificates
 
@@ -92,8 +96,11 @@ def test_what_a_site_is_handed(prepared):
 
 def test_what_stands_in_a_site_file_as_a_comment_is_the_default(prepared):
     text = site_file(prepared, "0", "0" * 64)
-    settings = [line.removeprefix("# ") for line in text.split("\n# With stream: site")[0].splitlines()
-                if line.startswith("# ") and line[2:].split(":")[0] in site.Site.model_fields]  # fmt: skip
+    settings = [
+        line.removeprefix("# ")
+        for line in text.split("\n# With stream: site")[0].splitlines()
+        if line.startswith("# ") and line[2:].split(":")[0] in site.Site.model_fields
+    ]
     assert len(settings) == len(site.Site.model_fields) - 7
     default = site.Site.model_validate({})
     for key, value in yaml.safe_load("\n".join(settings)).items():
@@ -129,7 +136,7 @@ def test_dry_run_shows_and_does_nothing(tmp_path, capsys):
 
 def test_nothing_is_overwritten(prepared, capsys):
     before = {file: file.read_bytes() for file in prepared.path.rglob("*") if file.is_file()}
-    assert cli.main(["deploy", "init", str(prepared.path), "--clients", "2", "--host", "127.0.0.2"]) == 2
+    assert main(["deploy", "init", str(prepared.path), "--clients", "2", "--host", "127.0.0.2"]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="site 1 has a key already"):
         add(prepared, ["1"], Steps())
@@ -145,13 +152,13 @@ def test_all_mistakes_are_named_together(tmp_path):
 
 
 def test_a_folder_that_is_no_deployment(tmp_path, capsys):
-    assert cli.main(["deploy", "status", str(tmp_path)]) == 2
+    assert main(["deploy", "status", str(tmp_path)]) == 2
     assert "fcit deploy init" in capsys.readouterr().err
 
 
 def test_a_failed_command_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cli.main(["deploy", "init", str(tmp_path / "d"), "--clients", "1", "--host", "h"]) == 1
+    assert main(["deploy", "init", str(tmp_path / "d"), "--clients", "1", "--host", "h"]) == 1
     assert "openssl is not installed" in capsys.readouterr().err
 
 

@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcit import cli
 from fcit import config as configuration
-from fcit.data.recorded import hold_data
+from fcit.cli import main
 from fcit.deploy import submit as module
 from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import DeployError
-from fcit.run_dir import BELONGS, RunDir, read_json, write_text
+from fcit.io.files import read_json, write_text
+from fcit.runs.folder import BELONGS, RunDir
+from fcit.runs.recorded import hold_data
 
 CONFIG = {
-    "name": "tiny", "method": "finetune", "federation": {"clients": 2, "clients_per_round": 2},
+    "name": "tiny",
+    "method": "finetune",
+    "federation": {"clients": 2, "clients_per_round": 2},
     "stream": "site",  # the server needs no data
-}  # fmt: skip
+}
 
 
 class Pretended:
@@ -72,14 +75,14 @@ def config(tmp_path, **changes) -> str:
 def test_a_run_that_did_not_complete_says_so(deployment, tmp_path, monkeypatch, capsys, end, code, word):
     pretended = pretend(monkeypatch, end, "no disk")
     pretended.over.set()
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == code
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == code
     shown = " ".join(capsys.readouterr().out.split())
     run = deployment.path / "runs" / "tiny-1"
     assert word in shown and f"--resume {run}" in shown
     assert ("run", str(deployment.app), "-c", f'run-dir="{run}"') in pretended.asked
     assert deployment.remembered("runs") == {"7": str(run)}
 
-    assert cli.main(["resume", str(run)]) == 2  # would simulate the sites on the operator's machine
+    assert main(["resume", str(run)]) == 2  # would simulate the sites on the operator's machine
     assert f"fcit deploy submit {deployment.path} --resume {run}" in capsys.readouterr().err
 
 
@@ -103,7 +106,7 @@ def test_events_are_shown_and_only_those_of_this_run(deployment, tmp_path, monke
 
     thread = threading.Thread(target=server)
     thread.start()
-    assert cli.main(["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]) == 1
+    assert main(["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]) == 1
     thread.join()
     shown = capsys.readouterr().out
     assert shown.count("stage 1 scores: new 50.0") == 1 and shown.count("stage 2 scores: newer 60.0") == 1
@@ -117,7 +120,7 @@ def test_ctrl_c_leaves_the_run_alone_and_says_how_to_end_it(deployment, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_watch", interrupted)
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 130
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 130
     shown = " ".join(capsys.readouterr().out.split())
     assert f"fcit deploy follow {deployment.path} 7" in shown and f"fcit deploy stop {deployment.path} 7" in shown
 
@@ -125,7 +128,7 @@ def test_ctrl_c_leaves_the_run_alone_and_says_how_to_end_it(deployment, tmp_path
 def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch, capsys):
     pretended = pretend(monkeypatch, "failed")
     assert (
-        cli.main(
+        main(
             [
                 "deploy",
                 "submit",
@@ -136,27 +139,27 @@ def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch,
         == 2
     )
     assert "2 is not registered" in capsys.readouterr().err
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path), "training.lr=fast"]) == 2
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path), "training.lr=fast"]) == 2
     assert "training.lr" in capsys.readouterr().err
-    assert cli.main(["deploy", "submit", str(deployment.path)]) == 2
+    assert main(["deploy", "submit", str(deployment.path)]) == 2
     assert pretended.asked == [] and not list((deployment.path / "runs").iterdir())
 
 
 def test_one_run_at_a_time(deployment, tmp_path, monkeypatch, capsys):
     pretend(monkeypatch, "failed").going.append("5")
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
     assert "run 5 is going on" in capsys.readouterr().err and not list((deployment.path / "runs").iterdir())
 
 
 def test_an_app_that_is_not_the_installed_one_is_not_submitted(deployment, tmp_path, monkeypatch, capsys):
     pretended = pretend(monkeypatch, "failed")
     monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: ["server/loop.py"])
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 2
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 2
     assert "fcit deploy update" in capsys.readouterr().err and pretended.asked == []
 
 
 def test_dry_run_shows_the_command(deployment, tmp_path, monkeypatch, capsys):
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path), "--dry-run"]) == 0
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path), "--dry-run"]) == 0
     assert f"flwr run {deployment.app} operator -c 'run-dir=" in capsys.readouterr().out
     assert not list((deployment.path / "runs").iterdir()) and deployment.remembered("runs") == {}
 
@@ -171,21 +174,21 @@ def test_a_superlink_that_stays_away_is_given_up(deployment, tmp_path, monkeypat
 
     monkeypatch.setattr("fcit.deploy.submit.flwr", away)
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
-    assert cli.main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
     assert "does not answer" in capsys.readouterr().err
 
 
 def test_what_to_stop_must_be_clear(deployment, monkeypatch, capsys):
     pretended = pretend(monkeypatch, "stopped")
-    assert cli.main(["deploy", "stop", str(deployment.path)]) == 2
+    assert main(["deploy", "stop", str(deployment.path)]) == 2
     assert "nothing to stop" in capsys.readouterr().err
     pretended.going.append("5")
-    assert cli.main(["deploy", "stop", str(deployment.path)]) == 0
+    assert main(["deploy", "stop", str(deployment.path)]) == 0
     assert pretended.asked[-1] == ("stop", "5")
 
 
 def test_follow_wants_a_run_that_is_known(deployment, capsys):
-    assert cli.main(["deploy", "follow", str(deployment.path), "99"]) == 2
+    assert main(["deploy", "follow", str(deployment.path), "99"]) == 2
     assert "99 was not submitted here" in capsys.readouterr().err
 
 
@@ -202,11 +205,11 @@ def test_changed_code_is_refused_before_anything_is_sent(deployment, tmp_path, m
     write_text(folder.state / "000001" / "state.json", "{}")
     (tmp_path / "momentum.py").write_text((tmp_path / "momentum.py").read_text() + "\n# other\n")
     command = ["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]
-    assert cli.main(command) == 2
+    assert main(command) == 2
     said = capsys.readouterr().err
     assert f"fedopt Momentum ({tmp_path}/momentum.py): " in said and not any(a[0] == "run" for a in pretended.asked)
     assert f"`fcit {' '.join(command)} --accept-changed-data` goes on" in said
     monkeypatch.setattr(module, "_follow", lambda *arguments: 0)
-    assert cli.main([*command, "--accept-changed-data"]) == 0
+    assert main([*command, "--accept-changed-data"]) == 0
     assert len(read_json(folder.environment)["data_changes"]) == 1
     assert any(a[0] == "run" for a in pretended.asked)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcit import cli
+from fcit.cli import main
 
 SMALL = {
     "name": "small",
@@ -30,7 +30,7 @@ def fcit(monkeypatch, capsys):
     """Call the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*args: str) -> tuple[int, str, str]:
-        code = cli.main([str(a) for a in args])
+        code = main([str(a) for a in args])
         out = capsys.readouterr()
         return code, out.out, out.err
 
@@ -57,7 +57,7 @@ def reference(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(folder)}))
-    assert cli.main(["run", str(config)]) == 0
+    assert main(["run", str(config)]) == 0
     return folder / "small-1"
 
 
@@ -71,10 +71,12 @@ def assert_themes_differ(browser) -> None:
     """The button of a page changes its background, and the ink of its charts with it."""
     seen = []
     for _ in range(2):
-        seen.append(browser.execute_script(
-            """return [getComputedStyle(document.body).backgroundColor,
+        seen.append(
+            browser.execute_script(
+                """return [getComputedStyle(document.body).backgroundColor,
                getComputedStyle(document.querySelector('svg text')).fill]"""
-        ))  # fmt: skip
+            )
+        )
         browser.find_element("id", "theme").click()
     assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
 
@@ -90,10 +92,13 @@ def own_config(tmp_path) -> Path:
             shutil.copy(file, tmp_path)
     path = tmp_path / "own.yaml"
     raw = {
-        **SMALL, "name": "own", "benchmark": "shapes.yaml", "output": str(tmp_path),
+        **SMALL,
+        "name": "own",
+        "benchmark": "shapes.yaml",
+        "output": str(tmp_path),
         "federation": {"rounds": 3, "clients": 50, "clients_per_round": 4},
         "method": {"name": "./anchored.py:Anchored", "strength": 0.02},
         "fedopt": {"name": "./momentum.py:Momentum", "beta": 0.3},
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(raw))
     return path

@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Any
 
-from fcit.environment import own_packages_first
+from fcit.runs.environment import own_packages_first
 
 
 def arm(point: str) -> None:
@@ -38,7 +38,7 @@ def arm(point: str) -> None:
 
 if __name__ == "__main__":
     own_packages_first()
-    from fcit import cli
+    from fcit.cli import main
 
     arm(sys.argv[1])
-    sys.exit(cli.main(sys.argv[2:]))
+    sys.exit(main(sys.argv[2:]))

@@ -2,13 +2,13 @@
 
 import pytest
 
-from clients.worker import worker
+from clients.worker.worker import worker
 from fcit import config as configuration
 from fcit.data.benchmark import open_benchmark
 from fcit.federation.records import DescribeOrder
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
-from server.slots import slots_of_round
+from server.participants import slots_of_round
 
 
 def assign_rounds(config, stages, rounds):

@@ -48,11 +48,18 @@ def answer(backbone: Backbone, model, question: str, image: Image.Image) -> str:
 @pytest.mark.parametrize("kind", ["qwen", "llava"])
 def test_a_model_named_in_the_configuration_learns_answers_and_is_saved(kind, request, tmp_path):
     backbone = {**request.getfixturevalue(kind), "threads": 1}
-    run = fcit.simulate({
-        **SMALL, "name": kind, "method": "finetune", "output": str(tmp_path), "backbone": backbone,
-        "federation": {"rounds": 1, "clients": 50, "clients_per_round": 1},
-        "evaluation": {"samples": 2, "max_new_tokens": 4}, "training": {"lr": 1e-2},
-    })  # fmt: skip
+    run = fcit.simulate(
+        {
+            **SMALL,
+            "name": kind,
+            "method": "finetune",
+            "output": str(tmp_path),
+            "backbone": backbone,
+            "federation": {"rounds": 1, "clients": 50, "clients_per_round": 1},
+            "evaluation": {"samples": 2, "max_new_tokens": 4},
+            "training": {"lr": 1e-2},
+        }
+    )
     assert len(run.of("round")) == 4
     fresh = Backbone(Config(**backbone, feature_cache="off"))
     plain = AutoModelForImageTextToText.from_pretrained(backbone["model"])

@@ -7,11 +7,11 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.app import app
-from fcit.environment import describe
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.records import ClientUpdate, Description
-from fcit.run_dir import RunDir
+from fcit.runs.environment import describe
+from fcit.runs.folder import RunDir
 from server.app import run as serve
 
 

@@ -58,10 +58,14 @@ def own(tmp_path: Path) -> Path:
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec))
     config = {
-        "name": "own", "benchmark": "mine.yaml", "method": "disco", "data_root": str(root),
-        "federation": {"clients": 4, "clients_per_round": 2, "rounds": 1}, "output": str(tmp_path / "runs"),
+        "name": "own",
+        "benchmark": "mine.yaml",
+        "method": "disco",
+        "data_root": str(root),
+        "federation": {"clients": 4, "clients_per_round": 2, "rounds": 1},
+        "output": str(tmp_path / "runs"),
         "backbone": {"threads": 1},
-    }  # fmt: skip
+    }
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcit import cli, load_run
+from fcit import load_run
+from fcit.cli import main
 from tests.e2e.conftest import SMALL, assert_themes_differ
 from tests.e2e.test_report import browser  # noqa: F401  (a fixture)
 from tests.e2e.test_runs import _wait_for_round
@@ -24,11 +25,19 @@ def stopped(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("bench")
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     file = folder / "bench.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": "both", "base": "small.yaml", "seeds": [0, 1], "jobs": 1, "output": str(folder / "runs"),
-        "set": {"federation.rounds": 1, "federation.clients_per_round": 1, "evaluation.samples": 8},
-        "axes": {"method": ["finetune", "disco"]},
-    }))  # fmt: skip
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "both",
+                "base": "small.yaml",
+                "seeds": [0, 1],
+                "jobs": 1,
+                "output": str(folder / "runs"),
+                "set": {"federation.rounds": 1, "federation.clients_per_round": 1, "evaluation.samples": 8},
+                "axes": {"method": ["finetune", "disco"]},
+            }
+        )
+    )
     process = subprocess.Popen([sys.executable, "-m", "fcit.cli", "bench", str(file)], stderr=subprocess.PIPE)
     _wait_for_round(folder / "runs" / "both" / RUNS[0], process)
     process.send_signal(signal.SIGTERM)
@@ -41,7 +50,7 @@ def test_a_bench_goes_on_where_it_was_stopped(stopped, capsys):
     file, folder = stopped
     assert (folder / RUNS[0] / "state").is_dir() and not (folder / RUNS[0] / "results.json").exists()
     assert not (folder / RUNS[2]).exists()
-    assert cli.main(["bench", str(file)]) == 0
+    assert main(["bench", str(file)]) == 0
     out = capsys.readouterr().out
     assert "resuming at stage" in (folder / RUNS[0] / "log.txt").read_text()
     assert all(load_run(folder / name).finished and (folder / name / "report.html").is_file() for name in RUNS)
@@ -59,14 +68,14 @@ def test_what_is_done_is_not_done_again(stopped, capsys):
     file, folder = stopped
     before = {name: (folder / name / "results.json").stat().st_mtime_ns for name in RUNS}
     begin = time.monotonic()
-    assert cli.main(["bench", str(file)]) == 0
+    assert main(["bench", str(file)]) == 0
     assert time.monotonic() - begin < 10
     assert before == {name: (folder / name / "results.json").stat().st_mtime_ns for name in RUNS}
     (folder / "leaderboard.md").unlink()
-    assert cli.main(["bench", str(file), "--table", "--into", str(file.parent / "kept")]) == 0
+    assert main(["bench", str(file), "--table", "--into", str(file.parent / "kept")]) == 0
     assert (file.parent / "kept" / "leaderboard.md").read_text() == (folder / "leaderboard.md").read_text()
     capsys.readouterr()
-    assert cli.main(["bench", str(file), "--dry-run"]) == 0
+    assert main(["bench", str(file), "--dry-run"]) == 0
     assert "4 runs, 4 done; baseline finetune" in capsys.readouterr().out
 
 
@@ -77,11 +86,17 @@ def test_a_run_that_fails(stopped, tmp_path, capsys):
         "    def __init__(self, *arguments):\n        raise ValueError('on purpose')\n"
     )
     file = tmp_path / "bench.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": "some", "base": str(stopped[0].with_name("small.yaml")), "output": str(tmp_path),
-        "axes": {"fedopt": ["./broken.py:Broken"]},
-    }))  # fmt: skip
-    assert cli.main(["bench", str(file)]) == 1
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "some",
+                "base": str(stopped[0].with_name("small.yaml")),
+                "output": str(tmp_path),
+                "axes": {"fedopt": ["./broken.py:Broken"]},
+            }
+        )
+    )
+    assert main(["bench", str(file)]) == 1
     captured = capsys.readouterr()
     assert "fcit: Broken-s0 failed (exit 1: ValueError: on purpose); see " in captured.err
     assert "tries it again" in captured.err and "no run has finished yet" in captured.out

@@ -12,9 +12,12 @@ from tests.e2e.conftest import SMALL
 def test_runs_whole(name, tmp_path):
     spec = read_spec(name)
     raw = {
-        **SMALL, "benchmark": name, "output": str(tmp_path), "evaluation": {"samples": 2},
+        **SMALL,
+        "benchmark": name,
+        "output": str(tmp_path),
+        "evaluation": {"samples": 2},
         "federation": {"rounds": 1, "clients_per_round": 2},
-    }  # fmt: skip
+    }
     run = simulate(raw)
     assert len(run.matrix.scores) == len(spec.tasks)
     assert set(run.matrix.scores[-1]) == set(spec.datasets)

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 import fcit
-from fcit import cli, load_run
+from fcit import load_run
+from fcit.cli import main
 from fcit.errors import StopRequested
 from fcit.report import footing, page
 from tests.e2e.test_resume import ROOT
@@ -49,7 +50,7 @@ def blue(own: Path) -> None:
 
 def refused(run: Path, capsys) -> str:
     capsys.readouterr()
-    assert cli.main(["resume", str(run)]) == 2
+    assert main(["resume", str(run)]) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and not (run / "results.json").exists()
     assert f"`fcit resume {run} --accept-changed-data` goes on" in said
@@ -81,7 +82,7 @@ def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
 
     # what was there is put back
     rows(own, lambda content: [row.update(answer="red") for row in content[:2]], "test.json")
-    assert cli.main(["resume", str(run)]) == 0
+    assert main(["resume", str(run)]) == 0
     assert load_run(run).data_changes == [] and load_run(run).of("data-changed") == []
 
 
@@ -89,7 +90,7 @@ def test_accepted_changes_are_told_everywhere(own, capsys, tmp_path):
     run = stopped(own)
     old = environment(run)["data"]["datasets"]["colors"]["test"]["questions"]["sha256"]
     blue(own)
-    assert cli.main(["resume", str(run), "--accept-changed-data"]) == 0
+    assert main(["resume", str(run), "--accept-changed-data"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     done = load_run(run)
     (change,) = done.data_changes[0]["changes"]
@@ -118,7 +119,7 @@ def test_a_change_that_was_accepted_is_told_once_more_after_a_crash(own):
     command = [sys.executable, "-m", "tests.e2e.killing", "server.evaluation,score,before,1", "resume", str(run)]
     done = subprocess.run([*command, "--accept-changed-data"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    assert cli.main(["resume", str(run)]) == 0  # what was accepted is what is there
+    assert main(["resume", str(run)]) == 0  # what was accepted is what is there
     assert len(load_run(run).of("data-changed")) == len(load_run(run).data_changes) == 1
 
 
@@ -130,7 +131,7 @@ def test_a_changed_image_is_named(own, capsys):
     said = refused(run, capsys)
     assert "colors, train split, images: " in said and "(differ: 7.png)" in said
     assert "colors, test split, images: " in said and "(differ: q2.png)" in said
-    assert cli.main(["resume", str(run), "--accept-changed-data"]) == 0
+    assert main(["resume", str(run), "--accept-changed-data"]) == 0
     assert len(load_run(run).data_changes[0]["changes"]) == 2
 
 
@@ -141,7 +142,7 @@ def test_training_data_and_the_benchmark_file(own, capsys):
     spec.write_text(spec.read_text() + "# a remark\n")
     said = refused(run, capsys)
     assert "colors, train split, instructions (train.json): " in said and f"benchmark file ({spec}): " in said
-    assert cli.main(["resume", str(run), "--accept-changed-data"]) == 0
+    assert main(["resume", str(run), "--accept-changed-data"]) == 0
     # ... are no other test data
     assert footing.label(load_run(run)) == ""
 
@@ -158,7 +159,7 @@ def test_an_own_scorer_that_changed(own, capsys):
         fcit.simulate(own, Stops())
     scorer.write_text(scorer.read_text() + "\n# another\n")
     assert f"scorer close_enough ({scorer}): " in refused(run, capsys)
-    assert cli.main(["resume", str(run), "--accept-changed-data"]) == 0
+    assert main(["resume", str(run), "--accept-changed-data"]) == 0
     assert footing.label(load_run(run)) == "test data changed during the run"
     third = fcit.simulate(own)
     assert len(footing.groups([whole, third])) == 2
@@ -171,7 +172,7 @@ def test_a_run_from_before_there_were_fingerprints_goes_on(own):
     del old["data"]
     (run / "environment.json").write_text(json.dumps(old))
     blue(own)
-    assert cli.main(["resume", str(run)]) == 0
+    assert main(["resume", str(run)]) == 0
     done = load_run(run)
     assert done.data == {} and "data" not in done.results and footing.tested(done) == ""
 
@@ -181,10 +182,11 @@ def test_runs_on_different_questions_share_no_table(own, capsys, tmp_path):
     blue(own)
     other = fcit.simulate(own, name="other")
     assert [[run.name for run in members] for _, members in footing.groups([one, same, other])] == [
-        ["one-1", "same-1"], ["other-1"],
-    ]  # fmt: skip
+        ["one-1", "same-1"],
+        ["other-1"],
+    ]
     capsys.readouterr()
-    assert cli.main(["report", *(str(run.path) for run in (one, same, other)), "--output", str(tmp_path / "out")]) == 0
+    assert main(["report", *(str(run.path) for run in (one, same, other)), "--output", str(tmp_path / "out")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     tests = [footing.tested(run)[:8] for run in (one, other)]
     assert all(f"Comparison, test data {test}" in out for test in tests)

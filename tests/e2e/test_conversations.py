@@ -11,7 +11,7 @@ from PIL import Image
 
 import fcit
 from fcit.data.benchmark import open_benchmark
-from fcit.results import Run
+from fcit.runs.reader import Run
 
 METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora", "l2p", "replay"]
 
@@ -28,8 +28,13 @@ def row(images: list[str], *turns: tuple[str, str]) -> dict:
 TEXT = [row([], ("How many red cubes?", str(n))) for n in range(4)]
 TURNS = [row(["a.png"], ("What color?", "red"), ("How many?", str(n)), ("Yes or no?", "no")) for n in range(3)]
 PAIRS = [row(["a.png", "b.png"], ("Which is red?", "both"), ("And which is blue?", "no")) for n in range(3)]
-LATER = {"image": "b.png", "conversations": [*row([], ("Yes?", "no"))["conversations"],
-                                             *row(["b.png"], ("What color?", "blue"))["conversations"]]}  # fmt: skip
+LATER = {
+    "image": "b.png",
+    "conversations": [
+        *row([], ("Yes?", "no"))["conversations"],
+        *row(["b.png"], ("What color?", "blue"))["conversations"],
+    ],
+}
 #: Of both tasks, client by client.
 SHARDS = [[TEXT, [*TURNS, LATER]], [PAIRS, [TEXT[0], TURNS[0], PAIRS[0], row(["b.png"], ("What color?", "blue"))]]]
 ASKED = [
@@ -64,11 +69,16 @@ def data(tmp_path_factory) -> Path:
 
 def settings(file: Path, folder: Path, **changes) -> dict:
     return {
-        "name": "talks", "benchmark": str(file), "data_root": str(file.parent), "output": str(folder),
+        "name": "talks",
+        "benchmark": str(file),
+        "data_root": str(file.parent),
+        "output": str(folder),
         "federation": {"clients": 2, "clients_per_round": 2, "rounds": 1, "min_updates": 2},
-        "training": {"batch_size": 3, "lr": 0.001}, "evaluation": {"max_new_tokens": 3},
-        "backbone": {"threads": 1, "feature_cache": "off"}, **changes,
-    }  # fmt: skip
+        "training": {"batch_size": 3, "lr": 0.001},
+        "evaluation": {"max_new_tokens": 3},
+        "backbone": {"threads": 1, "feature_cache": "off"},
+        **changes,
+    }
 
 
 def checked(run: Run) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcit import cli
-from fcit import site as sites
+from fcit.cli import main
+from fcit.config import site as sites
 from fcit.data.benchmark import cache_folder
 from fcit.data.mini.render import VERSION, ensure
 from fcit.deploy import control
@@ -36,12 +36,18 @@ BENCHMARK = {
     "partition": {"reserve": 8},
 }
 CONFIG = {
-    "name": "deployed", "benchmark": "two-tasks.yaml", "setting": "heterogeneous", "method": "disco", "seed": 3,
+    "name": "deployed",
+    "benchmark": "two-tasks.yaml",
+    "setting": "heterogeneous",
+    "method": "disco",
+    "seed": 3,
     "federation": {"rounds": 1, "clients": SITES, "clients_per_round": SITES, "min_updates": SITES, "timeout": 300},
-    "evaluation": {"samples": 6}, "backbone": {"threads": 1}, "data_root": "data",
+    "evaluation": {"samples": 6},
+    "backbone": {"threads": 1},
+    "data_root": "data",
     # One layer: Flower sends every tensor in two requests of its own, and they are what this test waits for.
     "adapter": {"targets": r".*language_model.*layers\.0\.mlp\.(gate_proj|up_proj|down_proj)"},
-}  # fmt: skip
+}
 
 
 def data(root: Path) -> None:
@@ -141,7 +147,7 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         up.stop()
     assert codes == [0] * SITES
 
-    assert cli.main(["run", str(config), f"output={tmp_path / 'simulated'}"]) == 0
+    assert main(["run", str(config), f"output={tmp_path / 'simulated'}"]) == 0
     simulated = bits(tmp_path / "simulated" / "deployed-1")
     assert len(simulated) > 4
     assert bits(run) == simulated

@@ -8,17 +8,18 @@ import pytest
 from peft import PeftModel
 
 import fcit
-from fcit import cli
+from fcit.cli import main
 from fcit.config import Backbone as Config
 from fcit.models.backbone import Backbone
-from fcit.results import Run
+from fcit.runs.reader import Run
 from server.courier import Courier
 from tests.e2e.conftest import SMALL, bits
 
 QUICK = {
-    **SMALL, "evaluation": {"samples": 2},
+    **SMALL,
+    "evaluation": {"samples": 2},
     "federation": {"rounds": 1, "clients": 50, "clients_per_round": 1},
-}  # fmt: skip
+}
 
 
 def run(folder: Path, name: str, **overrides) -> Run:
@@ -29,7 +30,7 @@ def test_the_oracle_uses_the_subspace_of_each_task(tmp_path):
     from clients.app import app
     from fcit.errors import StopRequested
     from fcit.federation.engines.inline import InlineGrid
-    from fcit.simulation import create
+    from fcit.runs.create import create
     from server.app import run as serve
 
     class Stops:
@@ -41,7 +42,7 @@ def test_the_oracle_uses_the_subspace_of_each_task(tmp_path):
     path = create(fcit.config.resolve(raw, tmp_path, "test")).path
     with pytest.raises(StopRequested):
         serve(path, InlineGrid(app, 50), Stops())
-    assert cli.main(["resume", str(path)]) == 0  # what was trained on is remembered
+    assert main(["resume", str(path)]) == 0  # what was trained on is remembered
     whole = fcit.load_run(path)
     assert whole.results["group"] == "reference" and whole.results["dagger"] is False
     state = json.loads((max((path / "state").iterdir()) / "state.json").read_text())
@@ -111,7 +112,7 @@ def test_its_adapters_load_into_plain_peft(per_subspace):
 def test_it_resumes_to_the_same_bits(per_subspace, tmp_path):
     from clients.app import app
     from fcit.federation.engines.inline import InlineGrid
-    from fcit.simulation import create
+    from fcit.runs.create import create
     from server.app import run as serve
 
     class Dies:
@@ -122,13 +123,13 @@ def test_it_resumes_to_the_same_bits(per_subspace, tmp_path):
     cut = create(fcit.config.load(per_subspace.path / "config.yaml", [f"output={tmp_path}"]))
     with pytest.raises(KeyboardInterrupt):
         serve(cut.path, InlineGrid(app, 50), Dies())
-    assert cli.main(["resume", str(cut.path)]) == 0
+    assert main(["resume", str(cut.path)]) == 0
     assert bits(cut.path) == bits(per_subspace.path)
 
 
 def test_check_method_takes_options(capsys):
-    assert cli.main(["check-method", "disco", "mix=concat", "token=both"]) == 0
+    assert main(["check", "disco", "mix=concat", "token=both"]) == 0
     assert "disco keeps the contract" in capsys.readouterr().out
-    assert cli.main(["check-method", "disco", "mix=softmx"]) == 2
+    assert main(["check", "disco", "mix=softmx"]) == 2
     said = capsys.readouterr().err
     assert "method.mix: input should be 'softmax', 'concat', 'cosine', 'argmax' or 'oracle', got 'softmx'" in said

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fcit.io.files import write_json
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -21,15 +22,14 @@ from fcit import registry, seeding
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
+from fcit.export import format
 from fcit.methods.base import Factory
-from fcit.models import portable
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
 from fcit.models.saving import save_subspace
-from fcit.results import Run
-from fcit.run_dir import write_json
-from server.routing import speaks_as
+from fcit.runs.reader import Run
+from server.routing_file import speaks_as
 from tests.models.llava import small_llava
 from tests.models.qwen import small_qwen
 
@@ -157,8 +157,10 @@ def test_a_conversation_survives_mistakes_and_ends_with_the_input(exported, pict
     code, out, err = fcit("chat", exported, "--json")
     said = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [(row["question"], row["image"]) for row in said] == [
-        ("What?", str(picture)), ("Which two?", [str(picture)] * 2), ("Why?", None),
-    ]  # fmt: skip
+        ("What?", str(picture)),
+        ("Which two?", [str(picture)] * 2),
+        ("Why?", None),
+    ]
     assert [part in err for part in ("nowhere.png", "'9'", "/what")] == [True] * 3
     assert len(err.splitlines()) == 3
 
@@ -211,13 +213,20 @@ class Made:
             folder = self.path / "adapters" / name
             save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone.model)
         names = list(self.subspaces)
-        routing = portable.Routing(
-            format=1, method=speaks_as(self.method), subspaces=names, knowledge={"names": names},
-            projector=portable.projector_policy(list(self.subspaces.values()), self.shared),
-            adapter=self.config.adapter, backbone=self.config.backbone, hashes=self.backbone.hashes,
-            max_new_tokens=8, batch_size=4, stage=1,
-        )  # fmt: skip
-        portable.write(self.path / "adapters", routing, {"tokens": self.tokens})
+        routing = format.Routing(
+            format=1,
+            method=speaks_as(self.method),
+            subspaces=names,
+            knowledge={"names": names},
+            projector=format.projector_policy(list(self.subspaces.values()), self.shared),
+            adapter=self.config.adapter,
+            backbone=self.config.backbone,
+            hashes=self.backbone.hashes,
+            max_new_tokens=8,
+            batch_size=4,
+            stage=1,
+        )
+        format.write(self.path / "adapters", routing, {"tokens": self.tokens})
 
     def alone(self, name: str, picture: Path) -> tuple[torch.Tensor, list[str]]:
         """Logits of a training example and the answer, with one subspace, as a run computes them."""
@@ -240,8 +249,10 @@ def said(backbone: Backbone, picture: Path) -> tuple[torch.Tensor, list[str]]:
 
 def raw(method: str = "disco", projector: str = "shared", backbone: dict = {}) -> dict:  # noqa: B006
     return {
-        "method": method, "adapter": {"projector": projector}, "backbone": {**backbone, "feature_cache": "off"},
-    }  # fmt: skip
+        "method": method,
+        "adapter": {"projector": projector},
+        "backbone": {**backbone, "feature_cache": "off"},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +343,7 @@ def given(exported, tmp_path) -> Path:
 
 
 def changed(folder: Path, **values) -> None:
-    file = folder / portable.ROUTING
+    file = folder / format.ROUTING
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
@@ -348,11 +359,16 @@ def test_another_backbone_is_refused_with_both_hashes_unless_told_otherwise(give
 @pytest.mark.parametrize(
     "values",
     [
-        {"subspaces": ["../../etc"]}, {"subspaces": ["0", "0"]}, {"format": 2}, {"extra": 1},
-        {"adapter": {"rank": "many"}}, {"method": {"name": "disco", "temperature": -1}}, {"subspaces": ["0", "7"]},
+        {"subspaces": ["../../etc"]},
+        {"subspaces": ["0", "0"]},
+        {"format": 2},
+        {"extra": 1},
+        {"adapter": {"rank": "many"}},
+        {"method": {"name": "disco", "temperature": -1}},
+        {"subspaces": ["0", "7"]},
         {"knowledge": json.loads("[" * 70 + "]" * 70)},
     ],
-)  # fmt: skip
+)
 def test_damaged_routing_is_one_sentence(given, values):
     changed(given, **values)
     with pytest.raises(DataError, match=r"given"):
@@ -372,10 +388,12 @@ def test_damaged_tensors_are_one_sentence(given):
     whole = load_file(file)
     first = sorted(whole)[0]
     for wrong in (
-        {**whole, first: whole[first][:1]}, {n: t for n, t in whole.items() if n != first},
-        {**whole, first: whole[first] * np.float32("nan")}, {**whole, first: whole[first].astype(np.float64)},
+        {**whole, first: whole[first][:1]},
+        {n: t for n, t in whole.items() if n != first},
+        {**whole, first: whole[first] * np.float32("nan")},
+        {**whole, first: whole[first].astype(np.float64)},
         {**whole, first.replace("layers.0", "layers.9"): whole[first]},
-    ):  # fmt: skip
+    ):
         save_file(wrong, file)
         with pytest.raises(DataError, match="subspaces/2"):
             fcit.load(given)
@@ -392,7 +410,7 @@ def test_a_shared_projector_that_is_not_shared_is_noticed(given):
 
 
 def test_tokens_that_do_not_fit_are_noticed_when_asked(given, picture):
-    save_file({"tokens": np.zeros((1, 3), np.float32)}, given / portable.TOKENS)
+    save_file({"tokens": np.zeros((1, 3), np.float32)}, given / format.TOKENS)
     with pytest.raises(DataError, match="do not fit together"):
         fcit.load(given).answer([picture], [QUESTION])
 

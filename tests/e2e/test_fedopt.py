@@ -10,28 +10,41 @@ import yaml
 import fcit
 from fcit.errors import ConfigError, StopRequested
 from fcit.federation.engines.inline import InlineGrid
-from fcit.results import Run
-from fcit.run_dir import RunDir
-from fcit.simulation import create
+from fcit.runs.create import create
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 from tests.e2e.conftest import SMALL, bits
 
 BENCHMARK = {
-    "name": "pair", "source": "mini", "tasks": [["ocr-vqa"], ["figureqa"]], "heterogeneous": [[0, 0, 1], [1, 1, 0]],
+    "name": "pair",
+    "source": "mini",
+    "tasks": [["ocr-vqa"], ["figureqa"]],
+    "heterogeneous": [[0, 0, 1], [1, 1, 0]],
     "datasets": {
         "ocr-vqa": {"train": "OCRVQA/train.json", "test": "OCRVQA/test.json", "scorer": "exact"},
         "figureqa": {"train": "FigureQA/train.json", "test": "FigureQA/test.json", "scorer": "substring"},
     },
-}  # fmt: skip
+}
 CLIENTS = 200
 #: With this seed the second stage calls a client of the first again, for the other task.
 QUICK = {
-    **SMALL, "seed": 3, "setting": "heterogeneous", "data": {}, "evaluation": {"samples": 4},
+    **SMALL,
+    "seed": 3,
+    "setting": "heterogeneous",
+    "data": {},
+    "evaluation": {"samples": 4},
     "federation": {"rounds": 2, "clients": CLIENTS, "clients_per_round": 3, "beta": 100.0},
-}  # fmt: skip
+}
 RUNS = [
-    ("fedavg", "separate"), ("fedavg", "svd"), ("fedprox", "alternate"), ("fedavgm", "frozen_a"),
-    ("fedadam", "alternate"), ("fedyogi", "separate"), ("fedadagrad", "frozen_a"), ("scaffold", "separate"),
-]  # fmt: skip
+    ("fedavg", "separate"),
+    ("fedavg", "svd"),
+    ("fedprox", "alternate"),
+    ("fedavgm", "frozen_a"),
+    ("fedadam", "alternate"),
+    ("fedyogi", "separate"),
+    ("fedadagrad", "frozen_a"),
+    ("scaffold", "separate"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcit import cli
+from fcit.cli import main
 from tests.e2e.conftest import bits
 
 ROOT = Path(__file__).parents[2]
@@ -53,13 +53,26 @@ def superlink(tmp_path):
         f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     environment = {
-        **os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": "local",  # Flower's simulation would join a Ray that other tests have started on this host
         "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
-    command = [FLWR.with_name("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port",
-               str(port), "--isolation", "subprocess"]  # fmt: skip
+    }
+    command = [
+        FLWR.with_name("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--isolation",
+        "subprocess",
+    ]
     with (tmp_path / "superlink.log").open("w") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
@@ -91,9 +104,13 @@ def test_flwr_run_equals_inline(superlink, tmp_path):
     config = tmp_path / "stock.yaml"
     config.write_text(yaml.safe_dump({**CONFIG, "output": str(tmp_path / "stock")}))
     started = flwr(
-        "run", ".", "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 init-args-num-cpus=2",
-        "-c", f'config="{config}" overrides="seed=1"',
-    )  # fmt: skip
+        "run",
+        ".",
+        "--federation-config",
+        "num-supernodes=6 client-resources-num-cpus=1 init-args-num-cpus=2",
+        "-c",
+        f'config="{config}" overrides="seed=1"',
+    )
     deadline = time.monotonic() + 300
     status = "starting"
     while not status.startswith("finished") and time.monotonic() < deadline:
@@ -103,7 +120,7 @@ def test_flwr_run_equals_inline(superlink, tmp_path):
     # The exit code of `flwr run` says nothing about the run; its status does.
     assert status == "finished:completed", flwr("log", str(started["run-id"]), "--show")
 
-    assert cli.main(["run", str(config), "seed=1", f"output={tmp_path / 'inline'}"]) == 0
+    assert main(["run", str(config), "seed=1", f"output={tmp_path / 'inline'}"]) == 0
     assert bits(tmp_path / "stock" / "stock-1") == bits(tmp_path / "inline" / "stock-1")
 
     # Only the two apps travelled; fcit came from where it is installed.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcit import cli
+from fcit.cli import main
 from fcit.data.spec import SHIPPED
 from fcit.errors import ConfigError
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 from tests.e2e.conftest import SMALL
 from tests.e2e.test_runs import _Dies, fingerprint
 
@@ -43,7 +43,7 @@ def run_of(tmp_path_factory):
             raw["benchmark"] = str(two_stages(folder))
             config = folder / f"{method}.yaml"
             config.write_text(yaml.safe_dump({**raw, "output": str(folder / "runs")}))
-            assert cli.main(["run", str(config)]) == 0
+            assert main(["run", str(config)]) == 0
             made[method] = folder / "runs" / f"{method}-1"
         return made[method]
 
@@ -57,7 +57,7 @@ def orders(run: Path) -> list[dict]:
 def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> RunDir:
     """The same run, cut in the second stage after one of its rounds, and resumed."""
     from clients.app import app
-    from clients.worker import _backbone, worker
+    from clients.worker.worker import _backbone, worker
     from fcit import config as configuration
     from fcit.federation.engines.inline import InlineGrid
     from server.app import run as serve
@@ -99,8 +99,18 @@ def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
     assert kinds.count("reused") == 1 and kinds.count("rejected") == 2 and kinds.count("retry") == 1
 
 
-@pytest.mark.parametrize(("method", "kept"), [("lwf", True), ("ewc", True), ("olora", True), ("replay", True),
-                                              ("mlora", False), ("moelora", False), ("l2p", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("lwf", True),
+        ("ewc", True),
+        ("olora", True),
+        ("replay", True),
+        ("mlora", False),
+        ("moelora", False),
+        ("l2p", False),
+    ],
+)
 def test_what_clients_keep_is_reported(run_of, method, kept):
     cost = json.loads((run_of(method) / "results.json").read_text())["cost"]
     assert (cost["client_memory_bytes"] > 0) == kept

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import fcit
-from fcit import cli, environment
+from fcit.cli import main
+from fcit.runs import environment
 from tests.e2e.conftest import SMALL
 
 #: Commands, one after another, in a process that finds neither the modules nor the versions of some packages.
@@ -117,6 +118,6 @@ def test_a_fault_of_ours_is_not_called_a_missing_package(monkeypatch):
     def broken(args):
         raise ModuleNotFoundError("No module named 'fcit.none'", name="fcit.none")
 
-    monkeypatch.setattr(cli, "_list", broken)
+    monkeypatch.setattr(main, "_list", broken)
     with pytest.raises(ModuleNotFoundError):
-        cli.main(["list"])
+        main(["list"])

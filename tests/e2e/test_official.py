@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 import fcit as library
 from fcit.data.spec import SHIPPED
-from fcit.results import Run
+from fcit.runs.reader import Run
 from tests.models.llava import small_llava
 from tests.official import official_tree
 
@@ -48,14 +48,28 @@ def test_from_check_to_chat(java, cluster, fcit, tmp_path):
 
     model, identity = small_llava(tmp_path)
     config = tmp_path / "official.yaml"
-    config.write_text(yaml.safe_dump({
-        "extends": str(Path("configs/fcit/task-hom-disco.yaml").resolve()), "name": "official",
-        "benchmark": str(benchmark), "data_root": str(root), "output": str(tmp_path / "runs"),
-        "federation": {"clients": CLIENTS, "clients_per_round": 2, "rounds": 1, "sampling": "seeded", "engine": "ray"},
-        "ray": {"address": cluster, "workers": 2}, "evaluation": {"max_new_tokens": 3},
-        "training": {"batch_size": 4},  # the trainer's first step of an epoch moves nothing
-        "backbone": {"model": model, "identity": identity, "device": "cpu", "dtype": "float32", "threads": 1},
-    }))  # fmt: skip
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "extends": str(Path("configs/fcit/task-hom-disco.yaml").resolve()),
+                "name": "official",
+                "benchmark": str(benchmark),
+                "data_root": str(root),
+                "output": str(tmp_path / "runs"),
+                "federation": {
+                    "clients": CLIENTS,
+                    "clients_per_round": 2,
+                    "rounds": 1,
+                    "sampling": "seeded",
+                    "engine": "ray",
+                },
+                "ray": {"address": cluster, "workers": 2},
+                "evaluation": {"max_new_tokens": 3},
+                "training": {"batch_size": 4},  # the trainer's first step of an epoch moves nothing
+                "backbone": {"model": model, "identity": identity, "device": "cpu", "dtype": "float32", "threads": 1},
+            }
+        )
+    )
     code, out, err = fcit("run", config)
     assert code == 0, out + err
     run = Run(tmp_path / "runs" / "official-1")
@@ -64,8 +78,9 @@ def test_from_check_to_chat(java, cluster, fcit, tmp_path):
     for name in ("iconqa", "grounding", "flickr30k", "dvqa"):  # every kind of rule
         score = run.matrix.scores[-1][name]
         file = run.folder.predictions / "stage-2" / f"{name}.jsonl"
-        code, out, err = fcit("evaluate", "--predictions", file, "--dataset", name,
-                              "--benchmark", benchmark, "--root", root, "--json")  # fmt: skip
+        code, out, err = fcit(
+            "evaluate", "--predictions", file, "--dataset", name, "--benchmark", benchmark, "--root", root, "--json"
+        )
         rules = json.loads(out)["scores"]
         assert code == 0 and rules[0]["score"] == pytest.approx(score, abs=1e-3), (name, err)
         assert len(rules) == 2, name  # the cleaned rule beside

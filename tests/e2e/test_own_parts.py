@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import fcit
-from fcit import cli
+from fcit.cli import main
 from fcit.errors import ConfigError
 from tests.e2e.conftest import SMALL, bits
 
@@ -32,7 +32,7 @@ def test_a_cut_run_with_memories_ends_in_the_same_bits(own_config):
     from clients.app import app
     from fcit.errors import StopRequested
     from fcit.federation.engines.inline import InlineGrid
-    from fcit.simulation import create
+    from fcit.runs.create import create
     from server.app import run as serve
 
     whole = fcit.simulate(own_config)
@@ -45,7 +45,7 @@ def test_a_cut_run_with_memories_ends_in_the_same_bits(own_config):
 
     with pytest.raises(StopRequested):
         serve(cut.path, InlineGrid(app, 50, memory=cut.memory), Stops())
-    assert cli.main(["resume", str(cut.path)]) == 0
+    assert main(["resume", str(cut.path)]) == 0
     assert bits(cut.path) == bits(whole.path)
 
 
@@ -55,11 +55,11 @@ def test_a_module_on_the_path_can_be_named(own_config, monkeypatch, tmp_path):
     assert (
         fcit.config.load(own_config, ["method=anchored_module:Anchored"]).method["name"] == "anchored_module:Anchored"
     )
-    assert cli.main(["check-method", "anchored_module:Anchored"]) == 0
+    assert main(["check", "anchored_module:Anchored"]) == 0
 
 
 def test_the_example_keeps_the_contract(capsys):
-    assert cli.main(["check-method", str(OWN / "anchored.py:Anchored")]) == 0
+    assert main(["check", str(OWN / "anchored.py:Anchored")]) == 0
     assert "Anchored keeps the contract" in capsys.readouterr().out
 
 
@@ -120,7 +120,7 @@ def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
     own.write_text(FAILING)
     config = tmp_path / "f.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path), "method": "./failing.py:Failing"}))
-    assert cli.main(["run", str(config), "name=failing", "federation.clients_per_round=5", "evaluation.samples=2"]) == 0
+    assert main(["run", str(config), "name=failing", "federation.clients_per_round=5", "evaluation.samples=2"]) == 0
     out = capsys.readouterr().out
     assert "client updates were rejected or failed" in out
     run = fcit.load_run(tmp_path / "failing-1")
@@ -131,13 +131,13 @@ def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
     assert any("failing.py" in line for line in trail)
     assert "lozzes" in (run.path / "report.html").read_text()
 
-    assert cli.main(["run", str(config), "method=" + str(own) + ":Crooked", "name=crooked"]) == 1
+    assert main(["run", str(config), "method=" + str(own) + ":Crooked", "name=crooked"]) == 1
     said = capsys.readouterr().err
     assert "method Crooked: route must return finite weights (16, 1), got (16,)" in said and "fcit resume" in said
 
 
 def test_too_few_records_are_told_before_a_run_is_made(own_config, capsys):
-    assert cli.main(["run", str(own_config), "federation.clients=5000", "federation.clients_per_round=2"]) == 2
+    assert main(["run", str(own_config), "federation.clients=5000", "federation.clients_per_round=2"]) == 2
     said = capsys.readouterr().err
     assert "task 0 (super-clevr)" in said and "lower federation.clients" in said
     assert not list(own_config.parent.glob("own-*"))

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 import fcit as package
-from clients.worker import worker
+from clients.worker.worker import worker
 from fcit import config as configuration
 from fcit.data.pictures import open_image
 from fcit.models import backbone, features
 from fcit.report import page
-from fcit.results import load_run
+from fcit.runs.reader import load_run
 from tests.faults.test_data import RECORDS, make_own
 
 

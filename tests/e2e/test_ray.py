@@ -17,9 +17,9 @@ import ray
 import yaml
 
 import fcit
-from fcit.environment import describe
 from fcit.errors import ConfigError, RunError
-from fcit.run_dir import RunDir
+from fcit.runs.environment import describe
+from fcit.runs.folder import RunDir
 from tests.e2e.conftest import SMALL, bits
 
 OUT_OF_MEMORY = """
@@ -98,8 +98,9 @@ def test_memories_and_constants_equal_inline(cluster, tmp_path):
     federation = {**SMALL["federation"], "clients": 60, "rounds": 1, "beta": 100.0}
     raw = {**SMALL, "method": "ewc", "fedopt": "scaffold", "evaluation": {"samples": 4}, "output": str(tmp_path)}
     inline = fcit.simulate({**raw, "federation": federation})
-    again = fcit.simulate({**raw, "federation": {**federation, "engine": "ray"}},
-                          ray={"address": cluster, "workers": 2})  # fmt: skip
+    again = fcit.simulate(
+        {**raw, "federation": {**federation, "engine": "ray"}}, ray={"address": cluster, "workers": 2}
+    )
     assert bits(again.path) == bits(inline.path)
     assert again.results["cost"]["client_memory_bytes"] == inline.results["cost"]["client_memory_bytes"] > 0
 
@@ -165,9 +166,9 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_process(cluster, reference, nu
     progress = json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]
     assert (progress["stage"], progress["round"]) >= (0, 1)
     if number == signal.SIGTERM:
-        from fcit import cli
+        from fcit.cli import main
 
-        assert cli.main(["resume", str(run)]) == 0
+        assert main(["resume", str(run)]) == 0
         assert bits(run) == bits(reference)
     ray.init(address=cluster, log_to_driver=False)  # the other Ray was not disturbed
     try:

@@ -7,7 +7,8 @@ import shutil
 import pytest
 import yaml
 
-from fcit import cli, load_run
+from fcit import load_run
+from fcit.cli import main
 from fcit.errors import RunError
 from fcit.report import tables
 from tests.e2e.conftest import SMALL, assert_themes_differ
@@ -21,9 +22,21 @@ def two(reference, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(folder), "method": "finetune", "name": "plain"}))
-    assert cli.main(["run", str(config)]) == 0
-    assert cli.main(["report", str(reference), str(folder / "plain-1"), "--output", str(folder / "out"),
-                     "--figure", str(folder / "matrices.png")]) == 0  # fmt: skip
+    assert main(["run", str(config)]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(reference),
+                str(folder / "plain-1"),
+                "--output",
+                str(folder / "out"),
+                "--figure",
+                str(folder / "matrices.png"),
+            ]
+        )
+        == 0
+    )
     return reference, folder / "plain-1", folder / "out"
 
 
@@ -78,10 +91,10 @@ def test_an_unfinished_run_can_be_looked_at(two, tmp_path, capsys):
     copy = tmp_path / "cut-1"
     shutil.copytree(two[0], copy)
     (copy / "results.json").unlink()
-    assert cli.main(["report", str(copy), "--output", str(tmp_path / "out")]) == 0
+    assert main(["report", str(copy), "--output", str(tmp_path / "out")]) == 0
     assert "unfinished, 4 stages evaluated" in (tmp_path / "out" / "report.html").read_text()
     (copy / "matrix.json").unlink()
-    assert cli.main(["report", str(copy)]) == 1
+    assert main(["report", str(copy)]) == 1
     assert "no stage has been evaluated yet" in capsys.readouterr().err
 
 
@@ -95,8 +108,17 @@ def browser():
 
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "window-size=1280,1600",
-                 "disable-background-networking", "disable-component-update", "disable-sync"):  # fmt: skip
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "window-size=1280,1600",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+    ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))

@@ -17,12 +17,12 @@ from flwr.serverapp import Grid
 
 from clients.app import app
 from fcit import config as configuration
-from fcit.environment import describe
 from fcit.errors import RunError, StopRequested
 from fcit.federation.engines.identity import NodeInfo
 from fcit.federation.engines.inline import InlineGrid
-from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.runs.environment import describe
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 from server.app import run as serve
 from tests.e2e.conftest import SMALL, bits
 from tests.e2e.test_methods import two_stages
@@ -30,7 +30,7 @@ from tests.e2e.test_methods import two_stages
 ROOT = Path(__file__).parents[2]
 #: One run dies four times; the last process ends it.
 MOMENTS = {
-    "in a round": "server.aggregation,Spill.put,after,2",
+    "in a round": "server.spill,Spill.put,after,2",
     "in aggregation": "fcit.fedopt.aggregator,Group.add,after,2",
     "while a checkpoint is written": "server.checkpoint,write_json,before,2",
     "in evaluation": "server.evaluation,score,after,2",
@@ -190,9 +190,13 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 def scaffold(folder: Path, clients: int = 60) -> RunDir:
     federation = {"clients": clients, "min_updates": 3, "beta": 100.0}
     return new_run(
-        folder, benchmark=str(two_stages(folder)), method="finetune", fedopt="scaffold", evaluation={"samples": 2},
+        folder,
+        benchmark=str(two_stages(folder)),
+        method="finetune",
+        fedopt="scaffold",
+        evaluation={"samples": 2},
         federation=federation,
-    )  # fmt: skip
+    )
 
 
 class DiesAt:

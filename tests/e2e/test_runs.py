@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fcit.federation.engines.inline import InlineGrid
-from fcit.run_dir import RunDir, write_text
+from fcit.io.files import write_text
+from fcit.runs.folder import RunDir
 
 
 def fingerprint(run: Path) -> dict[str, bytes]:
@@ -24,13 +25,13 @@ def finished(tmp_path_factory):
     """One finished run and the configuration it came from."""
     import yaml
 
-    from fcit import cli
+    from fcit.cli import main
     from tests.e2e.conftest import SMALL
 
     folder = tmp_path_factory.mktemp("finished")
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump({**SMALL, "output": str(folder / "runs")}))
-    assert cli.main(["run", str(config)]) == 0
+    assert main(["run", str(config)]) == 0
     return config, folder / "runs" / "small-1"
 
 
@@ -156,9 +157,14 @@ def test_other_methods_run(small, fcit, method):
 
 def test_frozen_projector_bfloat16_wire_and_heterogeneous(small, fcit):
     code, _, err = fcit(
-        "run", small, "adapter.projector=frozen", "federation.wire=bfloat16", "setting=heterogeneous",
-        "federation.rounds=1", "federation.clients_per_round=5",
-    )  # fmt: skip
+        "run",
+        small,
+        "adapter.projector=frozen",
+        "federation.wire=bfloat16",
+        "setting=heterogeneous",
+        "federation.rounds=1",
+        "federation.clients_per_round=5",
+    )
     assert code == 0, err
     run = small.parent / "runs/small-1"
     names = (run / "adapters/0/adapter_model.safetensors").read_bytes()

@@ -14,13 +14,13 @@ from clients.app import app as client_app
 from fcit import config as configuration
 from fcit.data.benchmark import cache_folder
 from fcit.data.mini.render import VERSION, ensure
-from fcit.environment import describe
 from fcit.errors import ConfigError
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.nodes import FIRST_NODE
-from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.runs.environment import describe
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 from server.app import run as serve
 
 #: Stands in file names, image metadata and ids of every site.
@@ -81,8 +81,14 @@ def site(folder: Path, number: int, stream: list[tuple[str, str, int]], mini: Pa
         for split, count in (("train", 48), ("test", 16)):
             rows = rows_of(mini, dataset, source, split, count, data)
             (data / f"{dataset}-{split}.json").write_text(json.dumps(rows))
-        tasks.append({"train": f"{dataset}-train.json", "test": f"{dataset}-test.json", "images": "ward-photos",
-                      "start_stage": start})  # fmt: skip
+        tasks.append(
+            {
+                "train": f"{dataset}-train.json",
+                "test": f"{dataset}-test.json",
+                "images": "ward-photos",
+                "start_stage": start,
+            }
+        )
     path = folder / "SITE.yaml"
     path.write_text(yaml.safe_dump({"name": str(number), "data_root": "data", "stream": "site", "tasks": tasks}))
     return path
@@ -94,8 +100,14 @@ def played(tmp_path_factory) -> tuple[Run, bytes]:
     folder = tmp_path_factory.mktemp("sites")
     mini = cache_folder() / VERSION
     files = [site(folder / f"site-{n}", n, stream, mini) for n, stream in enumerate(STREAMS)]
-    raw = {"name": "own", "stream": "site", "method": "disco", "output": str(folder), "backbone": {"threads": 1},
-           "federation": {"clients": 3, "clients_per_round": 3, "rounds": 2, "stages": 3}}  # fmt: skip
+    raw = {
+        "name": "own",
+        "stream": "site",
+        "method": "disco",
+        "output": str(folder),
+        "backbone": {"threads": 1},
+        "federation": {"clients": 3, "clients_per_round": 3, "rounds": 2, "stages": 3},
+    }
     config = configuration.parse(raw)
     path = RunDir.create(folder, "own", configuration.dump(config), describe()).path
     with closing(Sites(files)) as grid:
@@ -111,8 +123,10 @@ def finished(played) -> Run:
 def test_new_tasks_at_different_times_are_found_and_scored(finished):
     rows = finished.matrix.scores
     assert [sorted(row) for row in rows] == [
-        ["0.0", "1.0", "2.0"], ["0.0", "1.0", "1.1", "2.0"], ["0.0", "0.1", "1.0", "1.1", "2.0"],
-    ]  # fmt: skip
+        ["0.0", "1.0", "2.0"],
+        ["0.0", "1.0", "1.1", "2.0"],
+        ["0.0", "0.1", "1.0", "1.1", "2.0"],
+    ]
     assert finished.results["subspaces"] == 5
     # A site that goes on with its task stays in its subspace, one that begins another opens one.
     by_stage = [event["subspaces"] for event in finished.of("round") if event["round"] == 0]

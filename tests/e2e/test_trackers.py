@@ -4,15 +4,17 @@ import pytest
 import yaml
 
 import fcit
-from fcit import cli
+from fcit.cli import main
 from fcit.errors import StopRequested
 from tests.e2e.conftest import OWN, SMALL, bits
 from tests.test_trackers import scalars
 
 QUICK = {
-    **SMALL, "evaluation": {"samples": 2}, "method": "finetune",
+    **SMALL,
+    "evaluation": {"samples": 2},
+    "method": "finetune",
     "federation": {"rounds": 2, "clients": 50, "clients_per_round": 1},
-}  # fmt: skip
+}
 
 
 class Stops:
@@ -41,7 +43,7 @@ def test_trackers_beside_a_run_that_is_cut_and_resumed(tmp_path, capsys):
     with pytest.raises(StopRequested):
         fcit.simulate(config, watcher=watcher)
     assert watcher.kinds[:2] == ["data", "tracker-failed"]
-    assert cli.main(["resume", str(tmp_path / "told-1")]) == 0
+    assert main(["resume", str(tmp_path / "told-1")]) == 0
     assert "Breaks is told nothing more, the run goes on: ValueError: start" in capsys.readouterr().out
     told = fcit.load_run(tmp_path / "told-1")
     assert bits(told.path) == bits(plain.path)
@@ -59,5 +61,5 @@ def test_trackers_beside_a_run_that_is_cut_and_resumed(tmp_path, capsys):
 def test_a_tracker_that_is_not_there_is_refused_before_a_folder_is_made(tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**QUICK, "output": str(tmp_path / "runs")}))
-    assert cli.main(["run", str(config), "trackers=[./nowhere.py:Mine]"]) == 2
+    assert main(["run", str(config), "trackers=[./nowhere.py:Mine]"]) == 2
     assert "trackers: no such file" in capsys.readouterr().err and not (tmp_path / "runs").exists()

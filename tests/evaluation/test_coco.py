@@ -47,12 +47,14 @@ def children() -> Callable[[], list[str]]:
 
 
 def test_the_tokens_of_the_official_tokenizer(java, children):
-    found = coco.tokenize({
-        0: ["A Dog's running, isn't it?", "(yes) \"no\"; a - bit..."],
-        1: ["", "!!!", "one\ntwo\r\nthree\u2028four\x0bfive", "caf\u00e9 na\u00efve"],
-        2: [],
-        3: [" last ", "\ud800"],
-    })  # fmt: skip
+    found = coco.tokenize(
+        {
+            0: ["A Dog's running, isn't it?", '(yes) "no"; a - bit...'],
+            1: ["", "!!!", "one\ntwo\r\nthree\u2028four\x0bfive", "caf\u00e9 na\u00efve"],
+            2: [],
+            3: [" last ", "\ud800"],
+        }
+    )
     assert found == {
         # brackets are not recognised as punctuation: lower-casing made -lrb- of -LRB-
         0: ["a dog 's running is n't it", "-lrb- yes -rrb- no a bit"],
@@ -87,13 +89,19 @@ def test_without_java_it_says_what_to_install(monkeypatch, tmp_path):
         coco.caption7(TEXTS, RECORDS)
 
 
-@pytest.mark.parametrize(("script", "said"), [
-    ("import sys; sys.exit('no room')", "the PTB tokenizer failed (0 lines for 8 captions)"),
-    ("import sys; print('one line')", "1 lines for 8 captions"),
-    # it tokenizes, but there is no METEOR
-    ("import sys; 'PTB' in ' '.join(sys.argv) or sys.exit('Could not reserve heap'); print(open(sys.argv[-1]).read(), "
-     "end='')", "METEOR failed (Could not reserve heap)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import sys; sys.exit('no room')", "the PTB tokenizer failed (0 lines for 8 captions)"),
+        ("import sys; print('one line')", "1 lines for 8 captions"),
+        # it tokenizes, but there is no METEOR
+        (
+            "import sys; 'PTB' in ' '.join(sys.argv) or sys.exit('Could not reserve heap'); "
+            "print(open(sys.argv[-1]).read(), end='')",
+            "METEOR failed (Could not reserve heap)",
+        ),
+    ],
+)
 def test_a_java_that_fails_is_told_and_leaves_no_process(monkeypatch, tmp_path, script, said, children):
     program = tmp_path / "java"
     program.write_text(f"#!{sys.executable}\n{script}\n")

@@ -11,78 +11,90 @@ def mark(rule, text: str, answer: str, image: str = "RS/images/1.png", question:
     return rule([text], [TestRecord("0", (image,), question, answer)]).marks[0]
 
 
-@pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
-    ("Yes", "yes", 1, 1),
-    ("no", "yes", 0, 0),
-    # one word: anywhere in it
-    ("yes.", "yes", 1, 1),
-    ("nothing", "no", 1, 0),
-    ("12", "2", 1, 0),
-    ("", "no", 0, 0),
-    # several words: beside a blank, a stop or a comma, on one side at least
-    ("it is yes", "yes", 1, 1),
-    ("yes, it is", "yes", 1, 1),
-    ("(yes) it is", "yes", 0, 1),
-    ("it is not", "no", 1, 0),
-    ("between 10 and 20", "0", 1, 0),
-    ("about 2.5 of them", "2", 1, 0),
-    # the answer's own full stops are dropped where it has no blank
-    ("Yes", "Yes.", 1, 1),
-    ("a 25 m road", "2.5", 1, 0),
-    # an answer with a blank: anywhere, as it is
-    ("I turn left now", "Turn left", 1, 1),
-    ("turn left", "turn left.", 0, 1),
-    ("return left", "turn left", 1, 0),
-    # an empty answer is in everything
-    ("anything at all", "", 1, 0),
-    # skipped, so wrong
-    ("Unanswerable", "unanswerable", 0, 1),
-    ("Unanswerable, yes", "yes", 0, 1),
-    ("unanswerable, yes", "yes", 1, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "cleaned"),
+    [
+        ("Yes", "yes", 1, 1),
+        ("no", "yes", 0, 0),
+        # one word: anywhere in it
+        ("yes.", "yes", 1, 1),
+        ("nothing", "no", 1, 0),
+        ("12", "2", 1, 0),
+        ("", "no", 0, 0),
+        # several words: beside a blank, a stop or a comma, on one side at least
+        ("it is yes", "yes", 1, 1),
+        ("yes, it is", "yes", 1, 1),
+        ("(yes) it is", "yes", 0, 1),
+        ("it is not", "no", 1, 0),
+        ("between 10 and 20", "0", 1, 0),
+        ("about 2.5 of them", "2", 1, 0),
+        # the answer's own full stops are dropped where it has no blank
+        ("Yes", "Yes.", 1, 1),
+        ("a 25 m road", "2.5", 1, 0),
+        # an answer with a blank: anywhere, as it is
+        ("I turn left now", "Turn left", 1, 1),
+        ("turn left", "turn left.", 0, 1),
+        ("return left", "turn left", 1, 0),
+        # an empty answer is in everything
+        ("anything at all", "", 1, 0),
+        # skipped, so wrong
+        ("Unanswerable", "unanswerable", 0, 1),
+        ("Unanswerable, yes", "yes", 0, 1),
+        ("unanswerable, yes", "yes", 1, 1),
+    ],
+)
 def test_rs_and_ad(text, answer, official, cleaned):
     assert (mark(dcl.words, text, answer), mark(dcl.whole_words, text, answer)) == (official, cleaned)
 
 
-@pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
-    ("No", "no", 1, 1),
-    ("normal", "no", 1, 0),
-    ("in the Lung tissue", "lung", 1, 1),
-    ("lung", "in the lung", 0, 0),
-    ("lung", "lung.", 0, 1),
-    ("", "", 1, 1),
-    ("lung", "", 1, 0),
-    ("Unanswerable: lung", "lung", 0, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "cleaned"),
+    [
+        ("No", "no", 1, 1),
+        ("normal", "no", 1, 0),
+        ("in the Lung tissue", "lung", 1, 1),
+        ("lung", "in the lung", 0, 0),
+        ("lung", "lung.", 0, 1),
+        ("", "", 1, 1),
+        ("lung", "", 1, 0),
+        ("Unanswerable: lung", "lung", 0, 1),
+    ],
+)
 def test_med(text, answer, official, cleaned):
     assert (mark(dcl.contained, text, answer), mark(dcl.whole_words, text, answer)) == (official, cleaned)
 
 
-@pytest.mark.parametrize("image", [
-    "AI2D_3.png", "Sci/images/TQA_1.jpg", "Sci/images/VQA_1_2.png", "Sci/images/SciVerse_9.png"
-])  # fmt: skip
-@pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
-    ("b", "B", 1, 1),
-    ("B.", "B", 0, 1),
-    ("B) the sun", "B", 0, 0),
-    ("B", "B ", 0, 1),
-    ("Unanswerable", "Unanswerable", 0, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "image", ["AI2D_3.png", "Sci/images/TQA_1.jpg", "Sci/images/VQA_1_2.png", "Sci/images/SciVerse_9.png"]
+)
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "cleaned"),
+    [
+        ("b", "B", 1, 1),
+        ("B.", "B", 0, 1),
+        ("B) the sun", "B", 0, 0),
+        ("B", "B ", 0, 1),
+        ("Unanswerable", "Unanswerable", 0, 1),
+    ],
+)
 def test_science_compared_whole(image, text, answer, official, cleaned):
     found = mark(dcl.science, text, answer, image), mark(dcl.science_clean, text, answer, image)
     assert found == (official, cleaned)
 
 
-@pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
-    ("Texas,Ohio", "texas,ohio", 1, 1),
-    ("Texas", "Texas,Ohio", 1 / 2, 1 / 2),
-    ("Ohio, Texas", "Texas, Ohio", 0, 1),  # neither " ohio" nor "texas" is among "ohio", " texas"
-    ("Texas, Ohio", "Texas,Ohio", 1 / 2, 1),
-    ("Texas,Ohio,Utah,Iowa", "Texas,Ohio", 1, 1 / 2),  # naming more costs nothing officially
-    ("Texas or Ohio", "Texas,Ohio", 0, 0),
-    ("", "Texas,Ohio", 0, 0),
-    ("Unanswerable", "Texas", 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "cleaned"),
+    [
+        ("Texas,Ohio", "texas,ohio", 1, 1),
+        ("Texas", "Texas,Ohio", 1 / 2, 1 / 2),
+        ("Ohio, Texas", "Texas, Ohio", 0, 1),  # neither " ohio" nor "texas" is among "ohio", " texas"
+        ("Texas, Ohio", "Texas,Ohio", 1 / 2, 1),
+        ("Texas,Ohio,Utah,Iowa", "Texas,Ohio", 1, 1 / 2),  # naming more costs nothing officially
+        ("Texas or Ohio", "Texas,Ohio", 0, 0),
+        ("", "Texas,Ohio", 0, 0),
+        ("Unanswerable", "Texas", 0, 0),
+    ],
+)
 def test_science_states_of_a_map(text, answer, official, cleaned):
     asked = {"image": "Sci/images/MapQA_7.png", "question": "Which states have a value above 5?"}
     found = mark(dcl.science, text, answer, **asked), mark(dcl.science_clean, text, answer, **asked)
@@ -152,15 +164,18 @@ def test_choices_of_any_script(text, answer, expected):
     assert mark(dcl.choice_clean, text, answer) == expected
 
 
-@pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
-    ("A", "a", 1, 1),
-    (" A . ", "A", 1, 1),
-    ("Y e s.", "yes", 1, 1),
-    ("(A)", "A", 0, 1),
-    ("A. rise", "A", 0, 0),
-    ("A", "A.", 0, 1),
-    ("Unanswerable", "unanswerable", 0, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "cleaned"),
+    [
+        ("A", "a", 1, 1),
+        (" A . ", "A", 1, 1),
+        ("Y e s.", "yes", 1, 1),
+        ("(A)", "A", 0, 1),
+        ("A. rise", "A", 0, 0),
+        ("A", "A.", 0, 1),
+        ("Unanswerable", "unanswerable", 0, 1),
+    ],
+)
 def test_fin(text, answer, official, cleaned):
     assert (mark(dcl.choice, text, answer), mark(dcl.choice_clean, text, answer)) == (official, cleaned)
 

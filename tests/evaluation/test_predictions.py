@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from fcit import cli
+from fcit.cli import main
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
 from fcit.evaluation import predictions
@@ -49,28 +49,31 @@ def test_the_id_of_an_answer_tells_whose_it_is_and_nothing_else():
     assert len({answer_id(*owner) for owner in owners}) == 51 and len(answer_id("x")) == 22
 
 
-@pytest.mark.parametrize(("line", "said"), [
-    ("", "Expecting value"),
-    ("{", "Expecting"),
-    ("[1]", "must be an object"),
-    ('{"text": "a"}', "'question_id' missing"),
-    ("{}", "'question_id' and 'text' missing"),
-    ('{"question_id": true, "text": "a"}', "'question_id' must be text"),
-    ('{"question_id": 1, "text": 3}', "'text' must be text"),
-    ('{"question_id": 1, "text": null}', "'text' must be text"),
-    ('{"question_id": 1, "text": "a", "text": "b"}', "a key occurs twice"),
-    ('{"question_id": 1, "text": "\\ud800"}', "surrogate"),
-    ('{"question_id": 1, "text": "a", "metadata": 3}', "'metadata' must be an object"),
-    ('{"question_id": 1, "text": "a", "metadata": {"mark": "x"}}', "'mark' must be a number"),
-    ('{"question_id": 1, "text": "a", "metadata": {"image": 3}}', "'image' must be text"),
-    ('{"question_id": 1, "text": "a", "metadata": {"image": ["a", 3]}}', "'image' must be text"),
-    ('{"question_id": 1, "text": "a", "metadata": {"image": [' + '"a", ' * 64 + '"a"]}}', "more than 64"),
-    ('{"question_id": 1, "text": "a", "mix": [1, "x"]}', "'mix' must be a list of numbers"),
-    ('{"question_id": NaN, "text": "a"}', "NaN"),
-    ('{"question_id": 1, "text": "a", "metadata": ' + "[" * 90 + "]" * 90 + "}", "nested"),
-    ('{"question_id": 1, "text": "' + "a" * 200_001 + '"}', "more than 200,000"),
-    ('{"question_id": 1, "text": "a", "metadata": {"mark": 1e999}}', "'mark' must be a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting"),
+        ("[1]", "must be an object"),
+        ('{"text": "a"}', "'question_id' missing"),
+        ("{}", "'question_id' and 'text' missing"),
+        ('{"question_id": true, "text": "a"}', "'question_id' must be text"),
+        ('{"question_id": 1, "text": 3}', "'text' must be text"),
+        ('{"question_id": 1, "text": null}', "'text' must be text"),
+        ('{"question_id": 1, "text": "a", "text": "b"}', "a key occurs twice"),
+        ('{"question_id": 1, "text": "\\ud800"}', "surrogate"),
+        ('{"question_id": 1, "text": "a", "metadata": 3}', "'metadata' must be an object"),
+        ('{"question_id": 1, "text": "a", "metadata": {"mark": "x"}}', "'mark' must be a number"),
+        ('{"question_id": 1, "text": "a", "metadata": {"image": 3}}', "'image' must be text"),
+        ('{"question_id": 1, "text": "a", "metadata": {"image": ["a", 3]}}', "'image' must be text"),
+        ('{"question_id": 1, "text": "a", "metadata": {"image": [' + '"a", ' * 64 + '"a"]}}', "more than 64"),
+        ('{"question_id": 1, "text": "a", "mix": [1, "x"]}', "'mix' must be a list of numbers"),
+        ('{"question_id": NaN, "text": "a"}', "NaN"),
+        ('{"question_id": 1, "text": "a", "metadata": ' + "[" * 90 + "]" * 90 + "}", "nested"),
+        ('{"question_id": 1, "text": "' + "a" * 200_001 + '"}', "more than 200,000"),
+        ('{"question_id": 1, "text": "a", "metadata": {"mark": 1e999}}', "'mark' must be a number"),
+    ],
+)
 def test_a_broken_line_is_told_with_its_number(tmp_path, line, said):
     file = tmp_path / "merge.jsonl"
     file.write_text(to_line(OURS) + "\n" + line + "\n" + to_line(OURS) + "\n")
@@ -112,12 +115,13 @@ def scored(tmp_path, capsys):
     (folder / "coco.json").write_text(json.dumps({"annotations": coco}))
     things = {"train": "Things/train.json", "test": "Things/test.json"}
     spec = {
-        "name": "things", "tasks": [["things"], ["captioned"]],
+        "name": "things",
+        "tasks": [["things"], ["captioned"]],
         "datasets": {
             "things": {**things, "scorer": "exact"},
             "captioned": {**things, "scorer": "caption7", "references": "Things/coco.json"},
         },
-    }  # fmt: skip
+    }
     benchmark = tmp_path / "things.yaml"
     benchmark.write_text(yaml.safe_dump(spec))
 
@@ -126,7 +130,7 @@ def scored(tmp_path, capsys):
         file.write_text("".join(json.dumps({"question_id": i, "text": t}) + "\n" for i, t in lines))
         root = str(tmp_path / "root")
         where = ["--benchmark", str(benchmark), "--root", root, "--dataset", dataset, "--predictions", str(file)]
-        code = cli.main(["evaluate", *where, *more])
+        code = main(["evaluate", *where, *more])
         out = capsys.readouterr()
         return code, out.out, out.err
 
@@ -248,15 +252,18 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
     assert code == 2 and "line 4" in err and "captions for 3 images" in err
 
 
-@pytest.mark.parametrize(("lines", "more", "said"), [
-    ([(10, "red"), (13, "red")], (), "merge.jsonl, line 2: question_id '13' is not in the test set (3 questions"),
-    ([], (), "holds no predictions"),
-    ([(10, "red")], ("--rule", "exakt"), "--rule: scorer: unknown name 'exakt'; did you mean 'exact'"),
-    ([(10, "red")], ("--dataset", "thing"), "no data set 'thing'; did you mean 'things'"),
-    ([(10, "red")], ("--split", "val"), "needs the key datasets.things.val"),
-    ([(10, "red")], ("--root", "/nowhere"), "no such instruction file"),
-    ([(10, "red")], ("--benchmark", "fcit-mini-tusk"), "did you mean 'fcit-mini-task'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "more", "said"),
+    [
+        ([(10, "red"), (13, "red")], (), "merge.jsonl, line 2: question_id '13' is not in the test set (3 questions"),
+        ([], (), "holds no predictions"),
+        ([(10, "red")], ("--rule", "exakt"), "--rule: scorer: unknown name 'exakt'; did you mean 'exact'"),
+        ([(10, "red")], ("--dataset", "thing"), "no data set 'thing'; did you mean 'things'"),
+        ([(10, "red")], ("--split", "val"), "needs the key datasets.things.val"),
+        ([(10, "red")], ("--root", "/nowhere"), "no such instruction file"),
+        ([(10, "red")], ("--benchmark", "fcit-mini-tusk"), "did you mean 'fcit-mini-task'"),
+    ],
+)
 def test_evaluate_tells_mistakes_in_one_sentence(scored, lines, more, said):
     code, out, err = scored(lines, *more)
     assert code == 2 and out == "" and said in err and "Traceback" not in err and err.count("\n") == 1

@@ -24,43 +24,49 @@ def test_lengths_must_match():
         scorers.exact(["a"], asked("a", "b"))
 
 
-@pytest.mark.parametrize(("text", "answer", "official", "cleaned"), [
-    ("Red", "red", True, True),
-    (" Red\n", "red", True, True),  # as the generator writes it: stripped
-    ("red", "red ", False, True),  # ground truths are not stripped
-    ("red.", "red", False, True),  # no punctuation is normalised
-    ("(B)", "B", False, True),
-    ("the red", "red", False, False),  # no articles either
-    ("red fish", "red", False, False),  # the laxer "contained" is not in force
-    ("red", "red fish", False, False),
-    ("", "red", False, False),
-    ("4.0", "4", False, False),  # nor are numbers compared as numbers
-    ("stra\u00dfe", "STRASSE", True, True),
-    ("caf\u00e9", "cafe\u0301.", False, True),  # composed or not
-    ("cafe", "caf\u00e9", False, False),
-    ("\uff14\uff12", "42", False, True),  # full-width
-    ("\u22125", "5", False, False),  # the minus sign
-    ("\u22125", "-5", False, True),
-    ("\u0915\u093f", "\u0915\u093e", False, False),  # vowel signs at the end are no punctuation
-    ("\u732b\u3002", "\u732b", False, True),
-    ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2", True, True),  # final sigma
-    ("-5", "5", False, False),
-    (".5", "5", False, False),
-    ("...", "", False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "answer", "official", "cleaned"),
+    [
+        ("Red", "red", True, True),
+        (" Red\n", "red", True, True),  # as the generator writes it: stripped
+        ("red", "red ", False, True),  # ground truths are not stripped
+        ("red.", "red", False, True),  # no punctuation is normalised
+        ("(B)", "B", False, True),
+        ("the red", "red", False, False),  # no articles either
+        ("red fish", "red", False, False),  # the laxer "contained" is not in force
+        ("red", "red fish", False, False),
+        ("", "red", False, False),
+        ("4.0", "4", False, False),  # nor are numbers compared as numbers
+        ("stra\u00dfe", "STRASSE", True, True),
+        ("caf\u00e9", "cafe\u0301.", False, True),  # composed or not
+        ("cafe", "caf\u00e9", False, False),
+        ("\uff14\uff12", "42", False, True),  # full-width
+        ("\u22125", "5", False, False),  # the minus sign
+        ("\u22125", "-5", False, True),
+        ("\u0915\u093f", "\u0915\u093e", False, False),  # vowel signs at the end are no punctuation
+        ("\u732b\u3002", "\u732b", False, True),
+        ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2", True, True),  # final sigma
+        ("-5", "5", False, False),
+        (".5", "5", False, False),
+        ("...", "", False, False),
+    ],
+)
 def test_exact(text, answer, official, cleaned):
     assert right(scorers.exact, text, answer) is official
     assert right(scorers.exact_clean, text, answer) is cleaned
 
 
-@pytest.mark.parametrize(("text", "official", "cleaned"), [
-    ("Yes", True, True),
-    ("", True, False),  # the empty text is inside every text
-    ("e", True, False),
-    (" YES ", True, True),
-    ("yes it is", False, False),  # the prediction in the answer, not the other way round
-    ("no", False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "official", "cleaned"),
+    [
+        ("Yes", True, True),
+        ("", True, False),  # the empty text is inside every text
+        ("e", True, False),
+        (" YES ", True, True),
+        ("yes it is", False, False),  # the prediction in the answer, not the other way round
+        ("no", False, False),
+    ],
+)
 def test_substring(text, official, cleaned):
     assert right(scorers.substring_official, text, "yes") is official
     assert right(scorers.substring, text, "yes") is cleaned
@@ -106,17 +112,20 @@ def test_the_official_box_of_the_example():
     assert not right(scorers.box_iou_official, text, "[0.12, 0.30, 0.55, 0.91]")  # 0.30 of 0.61
 
 
-@pytest.mark.parametrize(("text", "official"), [
-    ("0.0, 0.0, 1.0, 1.00", True),  # without brackets the first and last character go all the same
-    ("x0.0, 0.0, 1.0, 1.0x", True),
-    ("[[0.0, 0.0], [1.0, 1.00]]", True),  # brackets anywhere
-    ("[0.0, 0.0, 1.0, 1.00].", True),  # the stop goes for the digit
-    ("[0, 0, 1, 1]", False),  # nothing is left of the first number
-    ("[0.0 0.0 1.0 1.00]", False),
-    ("[0.0, 0.0, 1.0, nan9]", False),
-    ("[0.0, 0.0, 1.0, 1e9999]", False),
-    ("box: [0.0, 0.0, 1.0, 1.00]", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "official"),
+    [
+        ("0.0, 0.0, 1.0, 1.00", True),  # without brackets the first and last character go all the same
+        ("x0.0, 0.0, 1.0, 1.0x", True),
+        ("[[0.0, 0.0], [1.0, 1.00]]", True),  # brackets anywhere
+        ("[0.0, 0.0, 1.0, 1.00].", True),  # the stop goes for the digit
+        ("[0, 0, 1, 1]", False),  # nothing is left of the first number
+        ("[0.0 0.0 1.0 1.00]", False),
+        ("[0.0, 0.0, 1.0, nan9]", False),
+        ("[0.0, 0.0, 1.0, 1e9999]", False),
+        ("box: [0.0, 0.0, 1.0, 1.00]", False),
+    ],
+)
 def test_what_the_official_rule_reads_as_a_box(text, official):
     assert right(scorers.box_iou_official, text, "[0.0, 0.0, 1.0, 1.0]") is official
 
@@ -245,11 +254,14 @@ def test_captions_without_a_word_that_is_compared():
     assert 0 <= captions.caption(["\u732b"], captioned(("\u732b",))).score <= 100
 
 
-@pytest.mark.parametrize("texts", [
-    ["red cup is above blue fish", "a dog", "nothing of the kind"],
-    ["", "", ""],
-    ["red", "red cup", "cup red cup red cup"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["red cup is above blue fish", "a dog", "nothing of the kind"],
+        ["", "", ""],
+        ["red", "red cup", "cup red cup red cup"],
+    ],
+)
 def test_a_caption_score_is_a_function_of_sums(texts):
     parts = captions.parts(texts, CAPTIONS)
     assert captions.score(parts.sum(axis=0), 3) == pytest.approx(captions.caption(texts, CAPTIONS).score, abs=1e-9)

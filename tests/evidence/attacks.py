@@ -80,10 +80,10 @@ def attacking(factor: int, config: Any) -> Any:
 def one(run: dict[str, Any], output: Path, quick: bool) -> dict[str, Any]:
     """One run in this process; what is kept of it."""
     from fcit import config as configuration
-    from fcit.environment import describe
     from fcit.federation.engines.inline import InlineGrid
-    from fcit.results import Run
-    from fcit.run_dir import RunDir
+    from fcit.runs.environment import describe
+    from fcit.runs.folder import RunDir
+    from fcit.runs.reader import Run
     from server import validation
     from server.app import run as serve
 
@@ -91,10 +91,13 @@ def one(run: dict[str, Any], output: Path, quick: bool) -> dict[str, Any]:
         validation.FACTOR = float("inf")
         validation.Validator._too_far = lambda self, order, update: None  # type: ignore[method-assign]
     raw = {
-        "name": label(run), "benchmark": "fcit-mini-short", "backbone": {"threads": 1}, "output": str(output),
+        "name": label(run),
+        "benchmark": "fcit-mini-short",
+        "backbone": {"threads": 1},
+        "output": str(output),
         **{key: run[key] for key in ("method", "setting", "robust", "seed")},
         "federation": {"rounds": 5, "clients": 50, "clients_per_round": 5},
-    }  # fmt: skip
+    }
     config = configuration.resolve(raw, ROOT, "attacks", QUICK if quick else [])
     folder = RunDir.create(output, config.name, configuration.dump(config), describe())
     serve(folder.path, InlineGrid(attacking(run["factor"], config), config.federation.clients))
@@ -106,12 +109,15 @@ def one(run: dict[str, Any], output: Path, quick: bool) -> dict[str, Any]:
         for e, attacker in zip(rounds, attackers, strict=True)
     ]
     return {
-        "run": run, "quick": quick, **{key: done.results[key] for key in ("Last", "Avg", "forgetting", "subspaces")},
-        "rejected": len(done.of("rejected")), "hostile_accepted": hostile,
+        "run": run,
+        "quick": quick,
+        **{key: done.results[key] for key in ("Last", "Avg", "forgetting", "subspaces")},
+        "rejected": len(done.of("rejected")),
+        "hostile_accepted": hostile,
         "accepted": sum(bool(n) for e in rounds for n in e["examples"]),
         "homes_skipped": sum(len(e.get("robust_skipped", [])) for e in rounds),
         "homes": sum(len(set(e["subspaces"])) + 1 for e in rounds),
-    }  # fmt: skip
+    }
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -168,8 +174,16 @@ def main() -> None:
     def execute(run: dict[str, Any]) -> None:
         if label(run) in finished:
             return
-        command = [sys.executable, "-m", "tests.evidence.attacks", "--one", json.dumps(run),
-                   "--output", str(args.output.resolve()), *(["--quick"] if args.quick else [])]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "tests.evidence.attacks",
+            "--one",
+            json.dumps(run),
+            "--output",
+            str(args.output.resolve()),
+            *(["--quick"] if args.quick else []),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:

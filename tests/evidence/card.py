@@ -51,8 +51,17 @@ def scores(output: Path, given: dict[str, Path]) -> dict[str, dict[str, float]]:
             name = f"card-{part}-{method}"
             folder = given[method] if part == "task" and method in given else output / f"{name}-1"
             if not (folder / "results.json").exists():
-                command = [sys.executable, "-m", "fcit.cli", "run", "configs/task-disco.yaml", f"benchmark={benchmark}",
-                           f"method={method}", f"name={name}", f"output={output}"]  # fmt: skip
+                command = [
+                    sys.executable,
+                    "-m",
+                    "fcit.cli",
+                    "run",
+                    "configs/task-disco.yaml",
+                    f"benchmark={benchmark}",
+                    f"method={method}",
+                    f"name={name}",
+                    f"output={output}",
+                ]
                 subprocess.run(command, check=True)
             found.setdefault(method, {}).update(json.loads((folder / "matrix.json").read_text())["scores"][-1])
     return found
@@ -95,27 +104,48 @@ def render(found: dict[str, dict[str, float]], routes: list[str], history: str) 
         f"- `{p.relative_to(TINY)}` {hashlib.sha256(p.read_bytes()).hexdigest()}"
         for p in sorted(TINY.rglob("*.safetensors"))
     ]
-    return "\n".join([
-        "# fcit-tiny", "",
-        "A LLaVA (CLIP vision tower, two-layer projector, six-layer Llama decoder, 1.8 M parameters) and a CLIP pair",
-        "(0.65 M) for identity tokens, float32, made for the mini world of this package: 64-pixel images of 4 x 4",
-        "cells. It is good for nothing else. Data: synthetic instructions of `fcit/models/tiny/skills.py` over images",
-        "whose layouts no mini dataset uses; none of the datasets' questions or answer formats.", "",
-        history.strip(), "",
-        "## Scores on the test sets", "",
-        "One run each of `configs/task-disco.yaml` with the reference as method (rank 8, lr 3e-3, batch 16, shared",
-        "projector), seed 0; individual and joint see as many samples as a federated run would. Joint: the eight",
-        "datasets of fcit-mini-task together, the last four together.", "",
-        "| dataset | zero-shot | individual | joint |", "|---|---|---|---|", *rows,
-        f"| **mean of the {len(tasks)} of fcit-mini-task** | {means(tasks)} |",
-        f"| **mean of all {len(names)}** | {means(names)} |", "",
-        "## Routing by text", "",
-        "Tokens of all twelve datasets from 300 instructions each; 304 others are routed. Margin: median of",
-        "cosine to the own token minus the best other; weight: median own weight at temperature 0.05; clients: least",
-        "cosine of the mean of eight instructions to the own token.", "",
-        "| dataset | margin | weight | top-1 % | clients |", "|---|---|---|---|---|", *routes, "",
-        "## Files (SHA-256)", "", *hashes, "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "# fcit-tiny",
+            "",
+            "A LLaVA (CLIP vision tower, two-layer projector, six-layer Llama decoder, 1.8 M parameters) and a CLIP "
+            "pair",
+            "(0.65 M) for identity tokens, float32, made for the mini world of this package: 64-pixel images of 4 x 4",
+            "cells. It is good for nothing else. Data: synthetic instructions of `fcit/models/tiny/skills.py` over "
+            "images",
+            "whose layouts no mini dataset uses; none of the datasets' questions or answer formats.",
+            "",
+            history.strip(),
+            "",
+            "## Scores on the test sets",
+            "",
+            "One run each of `configs/task-disco.yaml` with the reference as method (rank 8, lr 3e-3, batch 16, shared",
+            "projector), seed 0; individual and joint see as many samples as a federated run would. Joint: the eight",
+            "datasets of fcit-mini-task together, the last four together.",
+            "",
+            "| dataset | zero-shot | individual | joint |",
+            "|---|---|---|---|",
+            *rows,
+            f"| **mean of the {len(tasks)} of fcit-mini-task** | {means(tasks)} |",
+            f"| **mean of all {len(names)}** | {means(names)} |",
+            "",
+            "## Routing by text",
+            "",
+            "Tokens of all twelve datasets from 300 instructions each; 304 others are routed. Margin: median of",
+            "cosine to the own token minus the best other; weight: median own weight at temperature 0.05; clients: "
+            "least",
+            "cosine of the mean of eight instructions to the own token.",
+            "",
+            "| dataset | margin | weight | top-1 % | clients |",
+            "|---|---|---|---|---|",
+            *routes,
+            "",
+            "## Files (SHA-256)",
+            "",
+            *hashes,
+            "",
+        ]
+    )
 
 
 def main() -> None:

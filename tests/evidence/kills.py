@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from fcit.io.files import write_json
 
-from fcit.results import Run
-from fcit.run_dir import RunDir, write_json
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 from tests.e2e.conftest import SMALL, bits
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +41,13 @@ CASES = {
 
 def command(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "fcit.cli", *arguments], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "fcit.cli", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(*arguments: str) -> None:
@@ -100,10 +105,15 @@ def kill(case: str, number: int, folder: Path, whole: Path, seconds: float) -> d
     finish(*(("resume", str(run)) if (run / "config.yaml").exists() else ("run", str(config))))
     found = Run(run)
     result = {
-        "case": case, "number": number, "share": round(share, 4), "killed": killed, "where": where,
-        "reused": sum(len(event["clients"]) for event in found.of("reused")), "same": bits(run) == bits(whole),
+        "case": case,
+        "number": number,
+        "share": round(share, 4),
+        "killed": killed,
+        "where": where,
+        "reused": sum(len(event["clients"]) for event in found.of("reused")),
+        "same": bits(run) == bits(whole),
         "rounds_once": len({(e["stage"], e["round"]) for e in found.of("round")}) == len(found.of("round")),
-    }  # fmt: skip
+    }
     shutil.rmtree(place)
     return result
 

@@ -56,8 +56,17 @@ def execute(run: dict[str, object], output: Path) -> None:
         return
     name = label(run)
     overrides = [f"{k}={v}" for k, v in run.items()]
-    command = [sys.executable, "-m", "fcit.cli", "run", "configs/task-disco.yaml", *overrides,
-               f"name={name}", f"output={output}", "backbone.threads=1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "fcit.cli",
+        "run",
+        "configs/task-disco.yaml",
+        *overrides,
+        f"name={name}",
+        f"output={output}",
+        "backbone.threads=1",
+    ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -81,10 +90,10 @@ def table(projector: str) -> str:
     lines = ["| setting | sampling | method | seeds | Last | Avg | forgetting |", "|---|---|---|---|---|---|---|"]
     for setting, sampling, method in itertools.product(SETTINGS, SAMPLINGS, METHODS):
         picked = [
-            r for r in rows
-            if r["method"] == method
-            and (r["setting"], r["run"]["federation.sampling"]) == (setting, sampling)
-        ]  # fmt: skip
+            r
+            for r in rows
+            if r["method"] == method and (r["setting"], r["run"]["federation.sampling"]) == (setting, sampling)
+        ]
         if picked:
             timeline = method not in ("zero_shot", "joint")
             avg = spread([r["Avg"] for r in picked]) if timeline else "-"

@@ -31,14 +31,18 @@ import yaml
 from fcit import config as configuration
 from fcit.data.benchmark import cache_folder, open_benchmark
 from fcit.data.mini.render import VERSION
-from fcit.environment import quiet_libraries
-from fcit.simulation import create
+from fcit.runs.create import create
+from fcit.runs.environment import quiet_libraries
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 BASE: dict[str, Any] = {
-    "name": "scaling", "benchmark": "fcit-mini-short", "method": "disco",
-    "federation": {"rounds": 2, "clients_per_round": 4}, "evaluation": {"samples": 16}, "backbone": {"threads": 1},
-}  # fmt: skip
+    "name": "scaling",
+    "benchmark": "fcit-mini-short",
+    "method": "disco",
+    "federation": {"rounds": 2, "clients_per_round": 4},
+    "evaluation": {"samples": 16},
+    "backbone": {"threads": 1},
+}
 IDLE_ROUNDS = 30
 
 
@@ -111,9 +115,13 @@ def measure(raw: dict[str, Any], output: Path, how: str) -> dict[str, Any]:
     workers = config.ray.workers if how != "inline" else 1
     over = overheads(folder.path, workers)
     return {
-        **found, "startup_s": round(first[0], 2), "total_s": round(time.perf_counter() - begin, 2),
-        "round_overhead_s": round(statistics.median(over), 3), "server_peak_mb": peak_mb(), "server_heap_mb": max(heap),
-    }  # fmt: skip
+        **found,
+        "startup_s": round(first[0], 2),
+        "total_s": round(time.perf_counter() - begin, 2),
+        "round_overhead_s": round(statistics.median(over), 3),
+        "server_peak_mb": peak_mb(),
+        "server_heap_mb": max(heap),
+    }
 
 
 def flower(config: Any, path: Path, watcher: Any, reload: bool) -> None:
@@ -133,7 +141,7 @@ def flower(config: Any, path: Path, watcher: Any, reload: bool) -> None:
 
     def client() -> ClientApp:
         from clients import app as module
-        from clients import worker
+        from clients.worker import worker
 
         if not reload:
             return module.app
@@ -155,10 +163,14 @@ def flower(config: Any, path: Path, watcher: Any, reload: bool) -> None:
         return wrapped
 
     run_simulation(
-        server_app=server, client_app=client(), num_supernodes=config.federation.clients,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                        "init_args": {"num_cpus": config.ray.workers}},
-    )  # fmt: skip
+        server_app=server,
+        client_app=client(),
+        num_supernodes=config.federation.clients,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": config.ray.workers},
+        },
+    )
 
 
 # --------------------------------------------------------------------------- the campaign
@@ -166,8 +178,17 @@ def flower(config: Any, path: Path, watcher: Any, reload: bool) -> None:
 
 def apart(raw: dict[str, Any], output: Path, how: str) -> dict[str, Any]:
     """A measurement in its own process."""
-    command = [sys.executable, "-m", "tests.evidence.scaling", "--measure", json.dumps(raw), "--how", how,
-               "--output", str(output)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "tests.evidence.scaling",
+        "--measure",
+        json.dumps(raw),
+        "--how",
+        how,
+        "--output",
+        str(output),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -194,10 +215,11 @@ def crowd(folder: Path, copies: int = 3) -> dict[str, Any]:
         records = json.loads((source / "instructions" / name / "train.json").read_text())
         (target / "train.json").write_text(json.dumps(records * copies))
         spec = {
-            "name": "crowd", "tasks": [["super-clevr"]],
+            "name": "crowd",
+            "tasks": [["super-clevr"]],
             "datasets": {"super-clevr": {"train": f"{name}/train.json", "test": f"{name}/test.json"}},
             "partition": {"reserve": 1},
-        }  # fmt: skip
+        }
         (folder / "crowd.yaml").write_text(yaml.safe_dump(spec))
     return {"benchmark": str(folder / "crowd.yaml"), "data_root": str(folder)}
 

@@ -86,7 +86,7 @@ import importlib.util, os, sys, time
 
 class Noting:
     def find_spec(self, name, path=None, target=None):
-        if name != "clients.training":
+        if name != "clients.worker.training":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

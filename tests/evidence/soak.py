@@ -23,8 +23,11 @@ from fcit import simulate
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG: dict[str, Any] = {
-    "benchmark": "fcit-mini-short", "method": "disco", "backbone": {"threads": 1}, "evaluation": {"samples": 8},
-}  # fmt: skip
+    "benchmark": "fcit-mini-short",
+    "method": "disco",
+    "backbone": {"threads": 1},
+    "evaluation": {"samples": 8},
+}
 KILLS = 8  # workers killed in the Ray run
 
 
@@ -53,13 +56,15 @@ class Probe:
         if kind != "round":
             return
         alive = workers(self.me)
-        self.rows.append({
-            "server_mb": self.me.memory_info().rss / 2**20,
-            "workers_mb": max((w.memory_info().rss / 2**20 for w in alive), default=0.0),
-            "files": self.me.num_fds(),
-            "sockets": len(self.me.net_connections("all")),
-            "children": len(self.me.children(recursive=True)),
-        })  # fmt: skip
+        self.rows.append(
+            {
+                "server_mb": self.me.memory_info().rss / 2**20,
+                "workers_mb": max((w.memory_info().rss / 2**20 for w in alive), default=0.0),
+                "files": self.me.num_fds(),
+                "sockets": len(self.me.net_connections("all")),
+                "children": len(self.me.children(recursive=True)),
+            }
+        )
         if len(self.rows) in self.fatal and alive:
             alive[int(self.rng.integers(len(alive)))].kill()
             self.killed += 1
@@ -81,11 +86,15 @@ def soak(name: str, rounds: int, federation: dict[str, Any], kills: int, folder:
         for key in ("server_mb", "workers_mb", "files", "sockets", "children")
     }
     return {
-        "rounds": len(probe.rows), "killed": probe.killed, "Last": run.matrix.last, "before": before, "after": after,
+        "rounds": len(probe.rows),
+        "killed": probe.killed,
+        "Last": run.matrix.last,
+        "before": before,
+        "after": after,
         "growth_last_against_second_quarter": {k: round(v, 2) for k, v in growth.items()},
         "left_processes": [c.name() for c in me.children(recursive=True)],
         "rows": [{k: round(v, 1) for k, v in row.items()} for row in probe.rows],
-    }  # fmt: skip
+    }
 
 
 def draw(found: dict[str, Any]) -> None:

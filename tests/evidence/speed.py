@@ -17,17 +17,18 @@ import time
 from pathlib import Path
 
 import torch
+from fcit.io.files import write_text
 
 from clients.app import app
-from clients.training import learning_rates
-from clients.worker import Worker, worker
+from clients.worker.training import learning_rates
+from clients.worker.worker import Worker, worker
 from fcit import config as configuration
 from fcit import seeding
 from fcit.data.benchmark import open_benchmark
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.records import EvaluateOrder, TrainOrder
 from fcit.models.adapters import is_projector
-from fcit.run_dir import RunDir, write_text
+from fcit.runs.folder import RunDir
 from server.app import run as serve
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
@@ -110,8 +111,12 @@ def overhead() -> dict[str, float | list[float]]:
         update = next(e for e in RunDir(Path(folder) / "run-1").read_events() if e["event"] == "round")
         state = json.loads((Path(folder) / "run-1" / "results.json").read_text())["state_bytes"]
     order = max(evaluated, key=lambda o: len(o.names))
-    return {"ratios": [round(r, 4) for r in ratios], "median": round(statistics.median(ratios), 4),
-            "bytes": bytes_of(w, trained[0], update, state), "batching": batching(w, order)}  # fmt: skip
+    return {
+        "ratios": [round(r, 4) for r in ratios],
+        "median": round(statistics.median(ratios), 4),
+        "bytes": bytes_of(w, trained[0], update, state),
+        "batching": batching(w, order),
+    }
 
 
 def bytes_of(w: Worker, order: TrainOrder, event: dict, state: int) -> dict[str, float]:
@@ -141,8 +146,13 @@ def batching(w: Worker, order: EvaluateOrder) -> dict[str, float]:
     w.config = original
     same = sum(a == b for a, b in zip(texts[size], texts[1], strict=True)) / len(texts[1])
     fast, slow = statistics.median(seconds[size]), statistics.median(seconds[1])
-    return {"batch": size, "seconds": round(fast, 3), "seconds_batch_1": round(slow, 3),
-            "speedup": round(slow / fast, 2), "equal_texts": same}  # fmt: skip
+    return {
+        "batch": size,
+        "seconds": round(fast, 3),
+        "seconds_batch_1": round(slow, 3),
+        "speedup": round(slow / fast, 2),
+        "equal_texts": same,
+    }
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.app import app
 from fcit import config as configuration
-from fcit.environment import describe
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.records import ClientUpdate, DescribeOrder, Description, TrainOrder
 from fcit.federation.sampling import sample
-from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.runs.environment import describe
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 from server.app import run as serve
 
 Place = tuple[int, int, int]  # stage, round, client
@@ -62,9 +62,7 @@ def trained(order: TrainOrder) -> ClientUpdate:
     """A plausible update to an order, a function of the order alone, made without a model: honest and quick."""
     rng = np.random.default_rng((order.stage, order.round, order.client))
     moved = {n: t + rng.uniform(-1e-3, 1e-3, t.shape).astype(np.float32) for n, t in order.trained.items()}
-    return ClientUpdate(
-        order.stage, order.round, order.client, order.shard, order.subspace, 1, 1, 0.5, 0.1, moved
-    )  # fmt: skip
+    return ClientUpdate(order.stage, order.round, order.client, order.shard, order.subspace, 1, 1, 0.5, 0.1, moved)
 
 
 class Hostile:
@@ -149,9 +147,13 @@ def sampled(config: configuration.RunConfig) -> Iterator[tuple[int, int, list[in
 
 
 def federation(
-    config: configuration.RunConfig, folder: Path, name: str, lies: dict[tuple[str, Place], Lie],
-    absent: bool = False, unruly: dict[Place, str] | None = None,
-) -> Run:  # fmt: skip
+    config: configuration.RunConfig,
+    folder: Path,
+    name: str,
+    lies: dict[tuple[str, Place], Lie],
+    absent: bool = False,
+    unruly: dict[Place, str] | None = None,
+) -> Run:
     """A whole run."""
     run = RunDir.create(folder, name, configuration.dump(config), describe())
     grid = Unruly(Hostile(lies, absent), config.federation.clients, {} if absent else unruly or {})

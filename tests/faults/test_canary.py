@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from clients.audit import verify
-from clients.worker import worker
+from clients.site.audit import verify
+from clients.worker.worker import worker
 from fcit.federation import codec
 from fcit.federation.records import Probe
 from tests.clients.sites import Site, describe_order, make, ordered, probe_order, start, train_order, train_row
@@ -54,9 +54,10 @@ def site(tmp_path) -> Watched:
 
 def everything(site: Watched, tensors, config: str | None = None) -> None:
     for kind, order in (
-        ("query.probe", probe_order(config)), ("query.describe", describe_order(config)),
+        ("query.probe", probe_order(config)),
+        ("query.describe", describe_order(config)),
         ("train", train_order(tensors, config)),
-    ):  # fmt: skip
+    ):
         site.send(kind, order)
 
 
@@ -132,11 +133,17 @@ def site_yaml_broken(site):
 @pytest.mark.parametrize(
     ("harm", "word"),
     [
-        (no_image, "data"), (broken_images, "data"), (broken_record, "data"), (broken_json, "data"),
-        (outside, "data"), (image_tag, "data"), (no_data, "data"), (own_benchmark_broken, "config"),
+        (no_image, "data"),
+        (broken_images, "data"),
+        (broken_record, "data"),
+        (broken_json, "data"),
+        (outside, "data"),
+        (image_tag, "data"),
+        (no_data, "data"),
+        (own_benchmark_broken, "config"),
         (site_yaml_broken, "config"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_the_data_stays(site, harm, word):
     tensors = start(codec.decode(site.send("query.probe", probe_order()).content, Probe))
     harm(site)
@@ -150,10 +157,14 @@ def test_what_is_wrong_with_the_data_stays(site, harm, word):
 def test_what_is_wrong_with_an_order_stays(site):
     tensors = start(codec.decode(site.send("query.probe", probe_order()).content, Probe))
     bad = [
-        describe_order(client=1), describe_order(tasks=[5]), describe_order(run="../x"),
-        describe_order(ordered() + "strange: 1\n"), describe_order("["), describe_order(ordered(stream="site")),
+        describe_order(client=1),
+        describe_order(tasks=[5]),
+        describe_order(run="../x"),
+        describe_order(ordered() + "strange: 1\n"),
+        describe_order("["),
+        describe_order(ordered(stream="site")),
         describe_order(ordered().replace("server.yaml", str(site.file.parent / "own.py") + ":Mine")),
-    ]  # fmt: skip
+    ]
     for order in bad:
         site.send("query.describe", order)
     name = next(iter(tensors))

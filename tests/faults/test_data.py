@@ -16,7 +16,7 @@ from fcit.data import pictures, reading
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import ConfigError, DataError, RunError
-from fcit.results import load_run
+from fcit.runs.reader import load_run
 
 CLIENTS, RECORDS = 3, 12
 
@@ -43,16 +43,23 @@ def make_own(tmp_path: Path) -> Path:
     (root / "instructions" / "train.json").write_text(json.dumps(train, indent=1))
     (root / "instructions" / "test.json").write_text(json.dumps(test, indent=1))
     spec = {
-        "name": "mine", "datasets": {"colors": {"train": "train.json", "test": "test.json"}},
-        "tasks": [["colors"]], "partition": {"reserve": 2},
-    }  # fmt: skip
+        "name": "mine",
+        "datasets": {"colors": {"train": "train.json", "test": "test.json"}},
+        "tasks": [["colors"]],
+        "partition": {"reserve": 2},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec))
     raw = {
-        "name": "own", "benchmark": "mine.yaml", "method": "disco", "data_root": str(root),
+        "name": "own",
+        "benchmark": "mine.yaml",
+        "method": "disco",
+        "data_root": str(root),
         "federation": {"clients": CLIENTS, "clients_per_round": CLIENTS, "rounds": 1},
-        "output": str(tmp_path / "runs"), "backbone": {"threads": 1}, "training": {"batch_size": 4},
+        "output": str(tmp_path / "runs"),
+        "backbone": {"threads": 1},
+        "training": {"batch_size": 4},
         "evaluation": {"max_new_tokens": 2},
-    }  # fmt: skip
+    }
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path

@@ -10,40 +10,73 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from fcit.io.files import read_json, read_tensors
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fcit import config as configuration
-from fcit import site, strict, trees
 from fcit.bench import file as bench_file
-from fcit.config import RunConfig
+from fcit.config import RunConfig, site
 from fcit.data import pictures as opened
 from fcit.data import reading
 from fcit.data.spec import read_spec
 from fcit.errors import CodecError, ConfigError, DataError, RunError
 from fcit.federation import codec
 from fcit.federation import records as wire
+from fcit.io import bounded, trees
 from fcit.methods.base import ServerState
-from fcit.run_dir import RunDir, read_json, read_tensors
+from fcit.runs.folder import RunDir
 from server import checkpoint
 
 MANY = settings(
-    derandomize=True, max_examples=60, deadline=None, database=None,
+    derandomize=True,
+    max_examples=60,
+    deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 
 UPDATE = wire.ClientUpdate(
-    0, 1, 3, "ab12", "0", 40, 3, 0.5, 1.5,
+    0,
+    1,
+    3,
+    "ab12",
+    "0",
+    40,
+    3,
+    0.5,
+    1.5,
     {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)},
-)  # fmt: skip
+)
 
 #: Texts with what parsers stumble over: null characters, halves of surrogate pairs, signs of YAML and paths.
 texts = st.text(max_size=20) | st.sampled_from(
-    ["", "\0", "\ud800", "a" * 5000, "~nobody-at-all/x", "../..", "/dev/zero", "*a", "&a", "<<", "!!int x", "./a.py:B",
-     "0x_", "2024-99-99", "1e999", "null", "no.module.of.this.name:X", ":", "a:b", ".:.", "\u2028"]
-)  # fmt: skip
+    [
+        "",
+        "\0",
+        "\ud800",
+        "a" * 5000,
+        "~nobody-at-all/x",
+        "../..",
+        "/dev/zero",
+        "*a",
+        "&a",
+        "<<",
+        "!!int x",
+        "./a.py:B",
+        "0x_",
+        "2024-99-99",
+        "1e999",
+        "null",
+        "no.module.of.this.name:X",
+        ":",
+        "a:b",
+        ".:.",
+        "\u2028",
+    ]
+)
 numbers = st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 10**400, 10**4000, -0.0])
 values = st.recursive(
     st.none() | st.booleans() | numbers | texts,
@@ -58,9 +91,22 @@ def nested(levels: int, opening: str = "[", closing: str = "]") -> str:
 
 #: Texts of JSON that no generator of values makes.
 ODD_JSON = [
-    "", "{", "NaN", "Infinity", "[-Infinity]", '{"a": 1, "a": 2}', nested(100_000), nested(300), '{"a":' * 5000,
-    "9" * 5000, "1e999", '"\\ud800"', "\ufeff{}", "[" + "1," * 1000 + "]", nested(5000, '{"a":[', "]}"),
-]  # fmt: skip
+    "",
+    "{",
+    "NaN",
+    "Infinity",
+    "[-Infinity]",
+    '{"a": 1, "a": 2}',
+    nested(100_000),
+    nested(300),
+    '{"a":' * 5000,
+    "9" * 5000,
+    "1e999",
+    '"\\ud800"',
+    "\ufeff{}",
+    "[" + "1," * 1000 + "]",
+    nested(5000, '{"a":[', "]}"),
+]
 
 
 # ---------------------------------------------------------------------- codec
@@ -230,18 +276,63 @@ def laughs(merge: bool = False) -> str:
 
 
 ODD_YAML = [
-    laughs(), laughs(merge=True), "method: &a {name: disco, x: *a}", "a: &a [*a]", nested(700), "a: " + nested(200),
-    "- " * 3000, "? " * 3000, "a: 2024-99-99", "seed: !!int x", "seed: 0x_", "seed: !!int ''", "seed: !!float ''",
-    "seed: !!bool x", "x: !!timestamp x", "seed: " + "9" * 5000, "seed: 0x" + "f" * 9000, "? [a]\n: b", "? {a: b}\n: c",
-    "!!python/object/apply:os.abort []", "!!set {a, b}", "null: 1", "1: 2", "2024-01-01: 2", "true: 1", "", "[]", "5",
-    "--- a\n--- b", "%YAML 9.9\n--- a", "a: b: c", "\0", "\ufeffseed: 1", "x: =", "<<: 3", "extends: [1]",
-    "extends: \"\\0\"", "extends: " + "x" * 5000, "method: {1: 2}", "method: {name: [1]}", "method: []",
-    "federation: []", "benchmark: \"a\\0.yaml\"", "benchmark: " + "x" * 5000 + ".yaml",
-    "data_root: ~nobody-at-all/x", "seed: .nan",
-    "training: {lr: .inf}", "data_root: \"\\ud800\"", "output: \"a\\0b\"", "trackers: [[1]]", "x: " + "y" * 300_000,
-    "name: !!binary aGVsbG8=", "method: ./nothing.py:X", "federation: {clients: 1e400}", "max_bad_share: 1.0",
+    laughs(),
+    laughs(merge=True),
+    "method: &a {name: disco, x: *a}",
+    "a: &a [*a]",
+    nested(700),
+    "a: " + nested(200),
+    "- " * 3000,
+    "? " * 3000,
+    "a: 2024-99-99",
+    "seed: !!int x",
+    "seed: 0x_",
+    "seed: !!int ''",
+    "seed: !!float ''",
+    "seed: !!bool x",
+    "x: !!timestamp x",
+    "seed: " + "9" * 5000,
+    "seed: 0x" + "f" * 9000,
+    "? [a]\n: b",
+    "? {a: b}\n: c",
+    "!!python/object/apply:os.abort []",
+    "!!set {a, b}",
+    "null: 1",
+    "1: 2",
+    "2024-01-01: 2",
+    "true: 1",
+    "",
+    "[]",
+    "5",
+    "--- a\n--- b",
+    "%YAML 9.9\n--- a",
+    "a: b: c",
+    "\0",
+    "\ufeffseed: 1",
+    "x: =",
+    "<<: 3",
+    "extends: [1]",
+    'extends: "\\0"',
+    "extends: " + "x" * 5000,
+    "method: {1: 2}",
+    "method: {name: [1]}",
+    "method: []",
+    "federation: []",
+    'benchmark: "a\\0.yaml"',
+    "benchmark: " + "x" * 5000 + ".yaml",
+    "data_root: ~nobody-at-all/x",
+    "seed: .nan",
+    "training: {lr: .inf}",
+    'data_root: "\\ud800"',
+    'output: "a\\0b"',
+    "trackers: [[1]]",
+    "x: " + "y" * 300_000,
+    "name: !!binary aGVsbG8=",
+    "method: ./nothing.py:X",
+    "federation: {clients: 1e400}",
+    "max_bad_share: 1.0",
     "a." * 5000 + "b",
-]  # fmt: skip
+]
 
 
 def loaded(work) -> object:
@@ -288,7 +379,7 @@ sections = st.dictionaries(
 def test_any_mapping_as_a_configuration(raw):
     config = loaded(lambda: configuration.resolve(raw, Path.cwd(), "config"))
     if config is not None:
-        assert configuration.parse(strict.parse_yaml(configuration.dump(config))) == config
+        assert configuration.parse(bounded.parse_yaml(configuration.dump(config))) == config
 
 
 @MANY
@@ -314,7 +405,7 @@ def test_files_without_end_are_not_read_as_configurations(tmp_path):
         (tmp_path / "run.yaml").symlink_to("/dev/zero")
         assert loaded(lambda reader=reader: reader(tmp_path / "run.yaml")) is None
         (tmp_path / "run.yaml").unlink()
-        (tmp_path / "run.yaml").write_text("a" * (strict.YAML_LENGTH + 1))
+        (tmp_path / "run.yaml").write_text("a" * (bounded.YAML_LENGTH + 1))
         assert loaded(lambda reader=reader: reader(tmp_path / "run.yaml")) is None
 
 
@@ -341,12 +432,18 @@ def usable(records: object) -> None:
 rows = st.fixed_dictionaries(
     {},
     optional={
-        "image": values, "question_id": values, "text": values, "answer": values, "answer_bbox": values,
-        "conversations": values | st.lists(
+        "image": values,
+        "question_id": values,
+        "text": values,
+        "answer": values,
+        "answer_bbox": values,
+        "conversations": values
+        | st.lists(
             st.fixed_dictionaries({}, optional={"from": st.sampled_from(["human", "gpt"]) | values, "value": values}),
-            max_size=3),
+            max_size=3,
+        ),
     },
-)  # fmt: skip
+)
 
 
 @MANY
@@ -439,8 +536,10 @@ def saved(tmp_path_factory) -> Path:
     run = RunDir.create(tmp_path_factory.mktemp("runs"), "run", configuration.dump(configuration.parse({})), {})
     run.event("start", stages=1)
     state = ServerState(
-        subspaces={"0": {"a": np.ones(2, np.float32)}}, assigned={(0, "s"): "0"}, turns={"0": 1},
-    )  # fmt: skip
+        subspaces={"0": {"a": np.ones(2, np.float32)}},
+        assigned={(0, "s"): "0"},
+        turns={"0": 1},
+    )
     state.memory = {"cache": [np.zeros(3)], "deep": {"x": [1, {"y": None}]}}
     state.optimizers = {"a": {"m": np.zeros(2)}}
     checkpoint.save(run, state, checkpoint.Progress())

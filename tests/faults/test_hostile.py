@@ -41,7 +41,7 @@ UPDATES = {
     "old round": (claims(round=-1), "round is -1"),
     "garbage": (head('{"type": 5}'), "no readable head"),
     "deep json": (head("[" * 10**5), "."),
-}  # fmt: skip
+}
 UNRULY = ["twice", "late", "hangs", "from another"]
 #: What a client says of its shard.
 DESCRIPTIONS = {
@@ -49,12 +49,14 @@ DESCRIPTIONS = {
     "nan": (tensors(lambda s: {"total": s["total"] * np.nan}), "not finite"),
     "zero": (tensors(lambda s: {"total": s["total"] * 0}), "is zero"),
     "too long": (tensors(lambda s: {"total": s["total"] * 1e6}), "over 4 times the median"),
-    "1e12 records": (lambda a: claims(count=HUGE, tensors={"total": a.tensors["total"] * (HUGE / a.count)})(a),
-                     f"claims {HUGE} records"),
+    "1e12 records": (
+        lambda a: claims(count=HUGE, tensors={"total": a.tensors["total"] * (HUGE / a.count)})(a),
+        f"claims {HUGE} records",
+    ),
     "no records": (claims(count=0), "claims 0 records"),
     "another client": (claims(client=1), "answered for client 1"),
     "huge text": (claims(shard="x" * 10**6), "was not asked"),
-}  # fmt: skip
+}
 
 
 def shown(run) -> dict[str, list[str]]:
@@ -145,13 +147,20 @@ def test_random_tokens_open_only_so_many_subspaces(small, tmp_path):
 
 
 def test_a_server_that_is_full_leaves_clients_out(small, tmp_path):
-    config = settings(small, "federation.rounds=1", "federation.clients_per_round=3", "federation.max_subspaces=2",
-                      "federation.retries=0", "evaluation.samples=1", "federation.min_updates=1")  # fmt: skip
+    config = settings(
+        small,
+        "federation.rounds=1",
+        "federation.clients_per_round=3",
+        "federation.max_subspaces=2",
+        "federation.retries=0",
+        "evaluation.samples=1",
+        "federation.min_updates=1",
+    )
     from fcit.errors import RunError
 
     with pytest.raises(RunError, match="stage 3, round 1: 0 usable updates"):
         federation(config, tmp_path, "full", {})
-    from fcit.results import Run
+    from fcit.runs.reader import Run
 
     told = Run(tmp_path / "full-1").of("openings")
     assert len(told) == 3 and all("keeps 2 (federation.max_subspaces)" in e["reason"] for e in told)
@@ -182,8 +191,14 @@ def test_a_forged_token_moves_anothers_token_by_no_more_than_its_records(small, 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "norm_clip"])
 def test_a_robust_rule_in_a_whole_run_says_where_it_was_skipped(small, tmp_path, rule):
-    config = settings(small, f"robust={rule}", "federation.rounds=1", "federation.clients_per_round=5",
-                      "setting=heterogeneous", "evaluation.samples=1")  # fmt: skip
+    config = settings(
+        small,
+        f"robust={rule}",
+        "federation.rounds=1",
+        "federation.clients_per_round=5",
+        "setting=heterogeneous",
+        "evaluation.samples=1",
+    )
     run = federation(config, tmp_path, rule, {})
     for event in run.of("round"):
         sizes = {name: event["subspaces"].count(name) for name in event["subspaces"]}

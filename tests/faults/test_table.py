@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from fcit.report import faults
-from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 
 
 @pytest.fixture
@@ -27,8 +27,16 @@ def test_no_faults_no_table(run):
 
 def test_like_faults_are_counted_together(run):
     for stage, round_ in ((0, 1), (0, 2), (3, 0)):
-        tell(run, {"kind": "rejected", "client": 4, "stage": stage, "round": round_,
-                   "reason": f"moves {7.5 + stage} per step^0.5, over 10 times"})  # fmt: skip
+        tell(
+            run,
+            {
+                "kind": "rejected",
+                "client": 4,
+                "stage": stage,
+                "round": round_,
+                "reason": f"moves {7.5 + stage} per step^0.5, over 10 times",
+            },
+        )
     tell(run, {"kind": "rejected", "client": 5, "stage": 3, "round": 0, "reason": "moves 1e+06 per step^0.5"})
     assert faults.table(run)[1:] == [
         ["rejected", "4", "1.2 to 4.1", "moves 7.5 per step^0.5, over 10 times", "3"],
@@ -45,8 +53,17 @@ def test_every_kind_has_a_reason(run):
 
 def test_what_a_round_tells_beside_others(run):
     for round_ in (0, 1):
-        tell(run, {"kind": "round", "stage": 1, "round": round_, "clients": [8, 9], "skipped": [0, 3],
-                   "robust_skipped": ["2", "shared"]})  # fmt: skip
+        tell(
+            run,
+            {
+                "kind": "round",
+                "stage": 1,
+                "round": round_,
+                "clients": [8, 9],
+                "skipped": [0, 3],
+                "robust_skipped": ["2", "shared"],
+            },
+        )
     assert faults.table(run)[1:] == [
         ["robust-skipped", "subspace 2", "2.1 to 2.2", faults.KINDS["robust-skipped"], "2"],
         ["robust-skipped", "shared", "2.1 to 2.2", faults.KINDS["robust-skipped"], "2"],
@@ -70,4 +87,10 @@ def test_the_table_fits_a_csv(run, tmp_path):
     from fcit.report.tables import csv_text
 
     tell(run, {"kind": "missing", "client": 1, "stage": 0, "round": 0})
-    assert list(csv.reader(csv_text(faults.table(run)).splitlines()))[1] == ["missing", "1", "1.1", "no answer in time", "1"]  # noqa: E501  # fmt: skip
+    assert list(csv.reader(csv_text(faults.table(run)).splitlines()))[1] == [
+        "missing",
+        "1",
+        "1.1",
+        "no answer in time",
+        "1",
+    ]

@@ -15,19 +15,21 @@ import torch
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients.memory import ClientMemory
+from clients.worker.memory import ClientMemory
 from fcit import config as configuration
-from fcit import simulate, site, strict
+from fcit import simulate
+from fcit.config import site
 from fcit.data import reading
 from fcit.data.spec import read_spec
 from fcit.data.usable import ImageVerdicts
 from fcit.errors import CodecError, FCITError, StopRequested
 from fcit.federation import codec
 from fcit.federation.records import Description
+from fcit.io import bounded
 from fcit.models.features import FeatureStore
 from fcit.report.page import write_page
-from fcit.results import load_run
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import load_run
 from fcit.simulation import execute
 from server import checkpoint
 from tests.faults.test_data import make_own
@@ -41,10 +43,24 @@ FILES = sorted(f for folder in ("fcit", "server", "clients") for f in (ROOT / fo
 MODULES = set("pickle _pickle pickletools cPickle cloudpickle dill marshal shelve joblib jsonpickle".split())
 #: Calls that unpickle or build arbitrary objects unless told otherwise.
 CALLS = {
-    "torch.load", "torch.jit.load", "np.fromfile", "numpy.fromfile", "pandas.read_pickle", "pd.read_pickle",
-    "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.unsafe_load_all", "yaml.full_load", "yaml.full_load_all",
-    "ast.literal_eval", "eval", "exec", "compile", "__import__",
-}  # fmt: skip
+    "torch.load",
+    "torch.jit.load",
+    "np.fromfile",
+    "numpy.fromfile",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
+    "yaml.full_load",
+    "yaml.full_load_all",
+    "ast.literal_eval",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+}
 LOADERS = {"UnsafeLoader", "FullLoader", "Loader", "CLoader", "CUnsafeLoader", "CFullLoader"}
 NUMPY_LOADS = {"np.load", "numpy.load", "np.lib.format.read_array", "npy.read_array"}
 
@@ -84,13 +100,28 @@ def test_no_source_file_unpickles(file):
     assert unsafe(file.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("line", [
-    "import pickle", "from pickle import loads", "import cloudpickle as c", "from torch import load", "torch.load(f)",
-    "np.load(f)", "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=x)", "yaml.load(t, Loader=yaml.Loader)",
-    "yaml.compose(t, Loader=yaml.FullLoader)", "yaml.unsafe_load(t)", "import joblib",
-    "importlib.import_module('dill')", "from numpy import load", "eval(t)", "import shelve, json",
-    "from multiprocessing.connection import Client",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import cloudpickle as c",
+        "from torch import load",
+        "torch.load(f)",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "np.load(f, allow_pickle=x)",
+        "yaml.load(t, Loader=yaml.Loader)",
+        "yaml.compose(t, Loader=yaml.FullLoader)",
+        "yaml.unsafe_load(t)",
+        "import joblib",
+        "importlib.import_module('dill')",
+        "from numpy import load",
+        "eval(t)",
+        "import shelve, json",
+        "from multiprocessing.connection import Client",
+    ],
+)
 def test_the_check_of_the_source_sees(line):
     assert unsafe(line)
 
@@ -250,10 +281,13 @@ def test_run_folders_with_pickles(finished, watch, trap):
     payload, marker = trap
     run = RunDir(finished)
     readers = {
-        "state/*/tensors.safetensors": lambda: checkpoint.load(run), "state/*/state.json": lambda: checkpoint.load(run),
-        "events.jsonl": lambda: load_run(finished).events, "results.json": lambda: load_run(finished).results,
-        "matrix.json": lambda: load_run(finished).matrix, "environment.json": lambda: load_run(finished).environment,
-    }  # fmt: skip
+        "state/*/tensors.safetensors": lambda: checkpoint.load(run),
+        "state/*/state.json": lambda: checkpoint.load(run),
+        "events.jsonl": lambda: load_run(finished).events,
+        "results.json": lambda: load_run(finished).results,
+        "matrix.json": lambda: load_run(finished).matrix,
+        "environment.json": lambda: load_run(finished).environment,
+    }
     for pattern, read in readers.items():
         kept = {file: file.read_bytes() for file in finished.glob(pattern)}
         assert kept and read()
@@ -285,7 +319,7 @@ def test_files_of_clients_and_sites_with_pickles(tmp_path, watch, trap):
             with pytest.raises(FCITError):
                 reader(file)
     with pytest.raises(yaml.YAMLError):
-        strict.parse_yaml(tag.format(marker))
+        bounded.parse_yaml(tag.format(marker))
     (tmp_path / "image.png").write_bytes(payload)
     assert "not a readable image" in ImageVerdicts(tmp_path, None).problems(["image.png"])["image.png"]
 

@@ -122,28 +122,31 @@ def fields(**changes) -> dict:
     return {k: v for k, v in {**own, **changes}.items() if v != "absent"}
 
 
-@pytest.mark.parametrize("changes", [
-    {"fields": fields(client="absent")},
-    {"fields": fields(surprise=1)},
-    {"fields": fields(client="3")},
-    {"fields": fields(client=True)},
-    {"fields": fields(client=3.0)},
-    {"fields": fields(client=None)},
-    {"fields": fields(seconds=10**400)},
-    {"fields": fields(kept=2**63)},
-    {"fields": fields(loss="0.5")},
-    {"fields": fields(shard=["ab12"])},
-    {"fields": []},
-    {"fields": None},
-    {"fields": 5},
-    {"names": ["a", "b"]},
-    {"names": ["a", "b", "d"]},
-    {"names": 5},
-    {"names": [["a"], "b", "c"]},
-    {"bfloat16": ["a"]},
-    {"bfloat16": None},
-    {"type": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fields": fields(client="absent")},
+        {"fields": fields(surprise=1)},
+        {"fields": fields(client="3")},
+        {"fields": fields(client=True)},
+        {"fields": fields(client=3.0)},
+        {"fields": fields(client=None)},
+        {"fields": fields(seconds=10**400)},
+        {"fields": fields(kept=2**63)},
+        {"fields": fields(loss="0.5")},
+        {"fields": fields(shard=["ab12"])},
+        {"fields": []},
+        {"fields": None},
+        {"fields": 5},
+        {"names": ["a", "b"]},
+        {"names": ["a", "b", "d"]},
+        {"names": 5},
+        {"names": [["a"], "b", "c"]},
+        {"bfloat16": ["a"]},
+        {"bfloat16": None},
+        {"type": None},
+    ],
+)
 def test_forged_heads(changes):
     with pytest.raises(CodecError):
         codec.decode(forged(**changes), records.ClientUpdate)

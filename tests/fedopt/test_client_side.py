@@ -6,9 +6,9 @@ import torch
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.contracts.toy import Toy
 from fcit.fedopt.scaffold import Scaffold
 from fcit.methods.base import Session
-from fcit.methods.toy import Toy
 
 P = "base_model.model.multi_modal_projector.linear_1.weight"
 
@@ -92,8 +92,10 @@ def test_scaffold_after_an_epoch_of_one_step_at_rate_zero():
 
 
 def test_scaffold_variates_are_kept_per_subspace_and_once_for_a_shared_projector():
-    for projector, homes in (("shared", {"subspace-0", "subspace-1", "shared"}),
-                             ("per_subspace", {"subspace-0", "subspace-1"})):  # fmt: skip
+    for projector, homes in (
+        ("shared", {"subspace-0", "subspace-1", "shared"}),
+        ("per_subspace", {"subspace-0", "subspace-1"}),
+    ):
         fedopt, memory = make("scaffold", projector=projector), {}
         for subspace in ("0", "1"):
             for name in ("a", P):

@@ -3,7 +3,7 @@
 import pytest
 
 from fcit import registry
-from fcit.fedopt import contract
+from fcit.contracts import fedopts as contract
 
 NAMES = sorted(registry.FEDOPTS)
 CASES = [(n, f, check) for n in NAMES for f in contract.fitting(n) for check in contract.checks(n)]

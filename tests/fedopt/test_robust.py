@@ -9,10 +9,10 @@ import pytest
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.contracts.fedopts import Case
 from fcit.errors import ConfigError
 from fcit.fedopt import robust
 from fcit.fedopt.aggregator import Aggregator
-from fcit.fedopt.contract import Case
 from fcit.fedopt.fedadam import FedAdam
 from fcit.fedopt.fedavg import FedAvg
 from fcit.fedopt.robust import Held, Median, NormClip, Off, TrimmedMean, trimmed
@@ -88,7 +88,10 @@ def test_one_of_five_cannot_carry_the_model_away(rule, tmp_path):
     honest = [(1.0 + 0.1 * k, -1.0) for k in range(4)]
     old = {"a": f32(0, 0)}
     new = fold(rule(), tmp_path, old, updates_of(*honest, (-1e6, 1e6)))[0]["a"]
-    assert np.linalg.norm(new) < 2 and np.linalg.norm(fold(Off(), tmp_path, old, updates_of(*honest, (-1e6, 1e6)))[0]["a"]) > 1e5  # noqa: E501  # fmt: skip
+    assert (
+        np.linalg.norm(new) < 2
+        and np.linalg.norm(fold(Off(), tmp_path, old, updates_of(*honest, (-1e6, 1e6)))[0]["a"]) > 1e5
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -123,7 +126,11 @@ def test_equal_updates_are_taken_as_they_are(rule, tmp_path):
 def test_the_federated_optimiser_steps_towards_the_settled_mean(tmp_path):
     # FedAdam's first step has the sign of (mean - old): plain it is -, by median +.
     sent, old = updates_of((1,), (1,), (-100,)), {"a": f32(0)}
-    assert fold(Median(), tmp_path, old, sent, FedAdam)[0]["a"][0] > 0 > fold(Off(), tmp_path, old, sent, FedAdam)[0]["a"][0]  # noqa: E501  # fmt: skip
+    assert (
+        fold(Median(), tmp_path, old, sent, FedAdam)[0]["a"][0]
+        > 0
+        > fold(Off(), tmp_path, old, sent, FedAdam)[0]["a"][0]
+    )
 
 
 def test_a_tensor_that_nobody_sent_stays(tmp_path):

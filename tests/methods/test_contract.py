@@ -5,7 +5,8 @@ import pytest
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.methods import contract, toy
+from fcit.contracts import methods as contract
+from fcit.contracts import toy
 from fcit.methods.base import Factory
 
 CASES = [

@@ -3,9 +3,9 @@ import pytest
 
 from fcit import config
 from fcit.config import RunConfig
+from fcit.contracts.methods import check
 from fcit.errors import ConfigError
 from fcit.methods.base import Factory, ServerState, Stats
-from fcit.methods.contract import check
 from fcit.methods.disco import Disco, softmax_mix
 from fcit.methods.knowledge_cache import KnowledgeCache
 

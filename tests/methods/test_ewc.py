@@ -62,8 +62,10 @@ def test_server_sums_fishers_by_records_and_anchors_at_the_end_of_a_stage():
     state = ServerState({"0": {"a": f32(1)}}, round=1)
     assert method.constants(state) == {}
     for stage, (first, second) in enumerate([(4.0, 8.0), (10.0, 10.0)]):
-        updates = [Update(0, "0", 1, {"a": f32(2)}, {"a": f32(first)}),
-                   Update(1, "0", 3, {"a": f32(2)}, {"a": f32(second)})]  # fmt: skip
+        updates = [
+            Update(0, "0", 1, {"a": f32(2)}, {"a": f32(first)}),
+            Update(1, "0", 3, {"a": f32(2)}, {"a": f32(second)}),
+        ]
         method.aggregate(state, iter(updates), Aggregator(FedAvg(RunConfig())))
         method.end_stage(state, stage)
     # stage 0: (1 x 4 + 3 x 8) / 4 = 7; stage 1: 0.5 x 7 + 10 = 13.5

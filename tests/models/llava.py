@@ -68,17 +68,34 @@ def image_processor() -> CLIPImageProcessorPil:
 def llava_config(vocabulary: int, image: int, pad: int) -> LlavaConfig:
     """Every ratio of the real one that matters: CLIP tower, untied head, feature layer -2 without CLS."""
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-        image_size=PIXELS, patch_size=PATCH, projection_dim=16,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=PIXELS,
+        patch_size=PATCH,
+        projection_dim=16,
+    )
     text = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=4096, initializer_range=0.15, rms_norm_eps=1e-5, pad_token_id=pad,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=4096,
+        initializer_range=0.15,
+        rms_norm_eps=1e-5,
+        pad_token_id=pad,
+    )
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=image, projector_hidden_act="gelu",
-        vision_feature_select_strategy="default", vision_feature_layer=-2, image_seq_length=(PIXELS // PATCH) ** 2,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image,
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+        image_seq_length=(PIXELS // PATCH) ** 2,
+    )
 
 
 def small_llava(folder: Path, seed: int = 0) -> tuple[str, str]:
@@ -97,9 +114,13 @@ def small_llava(folder: Path, seed: int = 0) -> tuple[str, str]:
         llava.save_pretrained(model)
         clip.save_pretrained(identity)
     processor = LlavaProcessor(
-        image_processor=image_processor(), tokenizer=tokenizer, patch_size=PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        image_processor=image_processor(),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
     processor.save_pretrained(model)
     AutoTokenizer.from_pretrained(TINY / "clip").save_pretrained(identity)
     image_processor().save_pretrained(identity)

@@ -29,19 +29,33 @@ def config(vocabulary: int, ids: dict[str, int]) -> Qwen2_5_VLConfig:
     """Windowed and full vision blocks, grouped heads, biases, multimodal rotary embedding."""
     return Qwen2_5_VLConfig(
         vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 48,
-            "fullatt_block_indexes": [1], "window_size": 56,
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 48,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
         },
         text_config={
-            "vocab_size": vocabulary, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
-            "initializer_range": 0.15, "bos_token_id": None, "eos_token_id": ids["<|im_end|>"],
+            "vocab_size": vocabulary,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "initializer_range": 0.15,
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2]},
         },
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
 
 
 def small_qwen(folder: Path, seed: int = 0) -> str:

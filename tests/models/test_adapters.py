@@ -48,8 +48,12 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def batch(backbone, images):
     """Four examples whose texts have different lengths, with their features."""
-    texts = [("How many?", "3"), ("What is the title on this cover?", "ABC"), ("Name it.", "red cup"),
-             ("Tell what is happening in the image.", "red cup is above blue fish")]  # fmt: skip
+    texts = [
+        ("How many?", "3"),
+        ("What is the title on this cover?", "ABC"),
+        ("Name it.", "red cup"),
+        ("Tell what is happening in the image.", "red cup is above blue fish"),
+    ]
     examples = [backbone.encode(q, a, f"{n}.png") for n, (q, a) in enumerate(texts)]
     return examples, backbone.vision_features(images, [e.images[0] for e in examples])
 
@@ -198,8 +202,11 @@ def test_training_touches_the_slot_only(backbone, adapters, base, batch, three):
 def test_the_backbone_is_as_it_came(backbone, adapters, base, batch):
     now = dict(backbone.model.named_parameters())
     for name, tensor in base.items():
-        found = [p for n, p in now.items() if n.replace(".base_layer.", ".").replace(".original_module.", ".").endswith(
-            "base_model.model." + name)]  # fmt: skip
+        found = [
+            p
+            for n, p in now.items()
+            if n.replace(".base_layer.", ".").replace(".original_module.", ".").endswith("base_model.model." + name)
+        ]
         assert any(torch.equal(p, tensor) for p in found), name
 
 

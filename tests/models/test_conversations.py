@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from clients.micro import backward
+from clients.worker.micro_batches import backward
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.data.collate import images_of
@@ -109,10 +109,14 @@ TURNS = "USER: {image}How many?{end}3{stop}USER: cup{end}red cup{stop}USER: {ima
     ("name", "image", "end", "stop"),
     [
         ("tiny", "<image>" * 16 + "\n", " ASSISTANT: ", "</s>"),
-        ("qwen", "<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n",
-         "<|im_end|>"),
+        (
+            "qwen",
+            "<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>",
+            "<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_end|>",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_template_is_rendered_turn_by_turn(backbones, name, image, end, stop):
     encoder: Encoder = backbones(name).encoder
     image = image.replace("<image>" * 16, "<image>" * encoder.image_tokens)
@@ -199,8 +203,9 @@ def test_soft_prompts_stand_in_front_of_conversations(backbones, images):
     prefix = torch.from_numpy(backbone.word_embeddings[300:312].reshape(6, 2, -1).copy())
     with torch.no_grad():
         together, _ = backbone.answer_logits(*batch_of(backbone, images, MIXED), prefix)
-        alone = [backbone.answer_logits(*batch_of(backbone, images, [r]), prefix[n : n + 1])[0]
-                 for n, r in enumerate(MIXED)]  # fmt: skip
+        alone = [
+            backbone.answer_logits(*batch_of(backbone, images, [r]), prefix[n : n + 1])[0] for n, r in enumerate(MIXED)
+        ]
         torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
         bare, _ = backbone.answer_logits(*batch_of(backbone, images, MIXED))
         assert not torch.allclose(together, bare, atol=1e-3)

@@ -116,8 +116,9 @@ def test_a_prompted_batch_equals_single_questions():
     prefix = torch.from_numpy(adapters.start(0)[PROMPTS][:3])
     adapters.load_mixture([], adapters.base_projector())
     together = adapters.backbone.generate(encoded, features, 8, prefix)
-    single = [adapters.backbone.generate([e], features[i : i + 1], 8, prefix[i : i + 1])[0]
-              for i, e in enumerate(encoded)]  # fmt: skip
+    single = [
+        adapters.backbone.generate([e], features[i : i + 1], 8, prefix[i : i + 1])[0] for i, e in enumerate(encoded)
+    ]
     assert together == single
     assert not torch.equal(logits(adapters, (encoded, features), prefix), logits(adapters, (encoded, features)))
 

@@ -301,7 +301,7 @@ def test_the_projector_learns_from_kept_features(folders, images, tmp_path, monk
         ('{"model_type": "internvl"}', "supported are llava and qwen2_5_vl"),
         ("{}", "cannot load"),
     ],
-)  # fmt: skip
+)
 def test_other_models_are_refused_with_what_to_do(tmp_path, config, said):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ConfigError, match=f"backbone.model.*{said}"):

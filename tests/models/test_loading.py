@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPModel, CLIPTextConfig
 
-from fcit import cli
+from fcit.cli import main
 from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
 from fcit.models import identity, loading
@@ -86,9 +86,11 @@ def added(name: str):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (without("multi_modal_projector"),
-         r"4 of its 116 tensors missing \(model\.multi_modal_projector\.linear_1\.bias, .*, .* and 1 more\); the "
-         "checkpoint has no projector: name a model that was saved whole"),
+        (
+            without("multi_modal_projector"),
+            r"4 of its 116 tensors missing \(model\.multi_modal_projector\.linear_1\.bias, .*, .* and 1 more\); the "
+            "checkpoint has no projector: name a model that was saved whole",
+        ),
         (without("vision_tower"), "its 116 .*; the checkpoint has no vision tower: name"),
         (without("language_model"), "the checkpoint has no language model and no output layer"),
         (without("layers.5."), "9 of its 116 tensors .*layers.5.*; a part was not saved, or config.json is that of"),
@@ -99,7 +101,7 @@ def added(name: str):
         (added("model.mm_projector.0.weight"), "original LLaVA code"),
         (cut("linear_1.bias"), r"1 of another shape .*linear_1\.bias: \[3\] instead of \[128\]\); config.json and"),
     ],
-)  # fmt: skip
+)
 def test_a_model_that_is_not_whole_is_refused(tiny, spoil, said):
     """Without a projector the same seed gave three adapter hashes in three runs."""
     change(tiny / "llava", spoil)
@@ -434,7 +436,7 @@ def doctor(tiny, tmp_path, capsys):
         file.write_text(
             yaml.safe_dump({"name": "c", "benchmark": "fcit-task", "data_root": str(tmp_path), "backbone": chosen})
         )
-        code = cli.main(["doctor", "--config", str(file), "--no-probe"])
+        code = main(["doctor", "--config", str(file), "--no-probe"])
         return code, *capsys.readouterr()
 
     return call

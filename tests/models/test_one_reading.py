@@ -45,9 +45,11 @@ def tagged(question: str, images: int, place: str) -> str:
     """The question with its tags in front, behind, in the middle, or left out."""
     tags, half = "<image>\n" * images, len(question) // 2
     return {
-        "front": tags + question, "end": f"{question}\n{tags}", "none": question,
+        "front": tags + question,
+        "end": f"{question}\n{tags}",
+        "none": question,
         "middle": question[:half] + tags + question[half:],
-    }[place]  # fmt: skip
+    }[place]
 
 
 def rows_of(form: str, text: str, images: int) -> tuple[dict, dict]:
@@ -82,8 +84,12 @@ def test_training_and_test_prompts_are_equal(encoders, fresh, question, images, 
         (folder / "client_0.json").write_text(json.dumps([train]))
     data = {"train": "train.json", "test": "test.json", "suffix": suffix}
     (root / "own.yaml").write_text(yaml.safe_dump({"name": "own", "datasets": {"set": data}, "tasks": [["set"]]}))
-    raw = {"benchmark": str(root / "own.yaml"), "data_root": str(root), "backbone": {"feature_cache": "off"},
-           "federation": {"clients": 1, "clients_per_round": 1}}  # fmt: skip
+    raw = {
+        "benchmark": str(root / "own.yaml"),
+        "data_root": str(root),
+        "backbone": {"feature_cache": "off"},
+        "federation": {"clients": 1, "clients_per_round": 1},
+    }
     benchmark = open_benchmark(RunConfig.model_validate(raw))
     [learnt], [asked] = benchmark.shard(0, 0), benchmark.test("set")
     assert learnt.instructions == asked.instructions and learnt.images == asked.images

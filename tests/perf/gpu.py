@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from clients.micro import OutOfMemory, explained
+from clients.worker.micro_batches import OutOfMemory, explained
 from fcit import config as configuration
 from fcit import seeding
 from fcit.doctor import estimate
@@ -64,11 +64,17 @@ def build(size: str, device: str, folder: Path) -> tuple[Backbone, Adapters, Sha
     dtype = "bfloat16" if size == "7b" else "float32"
     config = configuration.parse(
         {
-            "backbone": {"model": model, "identity": identity, "device": device, "dtype": dtype, "feature_cache": "off",
-                         "conversation": "vicuna_v1"},
+            "backbone": {
+                "model": model,
+                "identity": identity,
+                "device": device,
+                "dtype": dtype,
+                "feature_cache": "off",
+                "conversation": "vicuna_v1",
+            },
             "adapter": {"targets": TARGETS},
         }
-    )  # fmt: skip
+    )
     if size == "7b":
         _published(Path(model))
     whole = backbones.load_model
@@ -148,8 +154,13 @@ def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float 
     tokens = sum(len(e.tokens) for e in examples)
     lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, size.answer)
     expected = estimate.memory(config, shape, 0, micro, lengths)
-    row = {"what": "training", "micro_batch": micro, "checkpointing": checkpointing, "tokens": tokens,
-           "estimated_bytes": round(sum(expected.training.values()))}  # fmt: skip
+    row = {
+        "what": "training",
+        "micro_batch": micro,
+        "checkpointing": checkpointing,
+        "tokens": tokens,
+        "estimated_bytes": round(sum(expected.training.values())),
+    }
     with seeding.torch_seeded(0, "perf-training"), adapters.training() as parameters:
         optimizer = torch.optim.AdamW(parameters, lr=2e-4, foreach=True)
 
@@ -169,13 +180,24 @@ def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float 
                     seconds, most = timed(step, backbone.device, size.repeats)
         except OutOfMemory as error:
             return {**row, "error": str(error)}
-    useful = estimate.training_flops(config.model_copy(update={"training": config.training.model_copy(
-        update={"checkpointing": False})}), shape, lengths) * micro  # fmt: skip
+    useful = (
+        estimate.training_flops(
+            config.model_copy(update={"training": config.training.model_copy(update={"checkpointing": False})}),
+            shape,
+            lengths,
+        )
+        * micro
+    )
     return {
-        **row, "seconds": seconds, "tokens_per_second": tokens / seconds, "records_per_second": micro / seconds,
-        "model_tflops": useful / seconds / 1e12, "mfu": useful / seconds / peak if peak else None,
-        "peak_bytes": most, "beyond_weights_bytes": None if most is None else most - base,
-    }  # fmt: skip
+        **row,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "records_per_second": micro / seconds,
+        "model_tflops": useful / seconds / 1e12,
+        "mfu": useful / seconds / peak if peak else None,
+        "peak_bytes": most,
+        "beyond_weights_bytes": None if most is None else most - base,
+    }
 
 
 def answering(kit: Any, size: Size) -> list[dict[str, Any]]:
@@ -200,10 +222,18 @@ def answering(kit: Any, size: Size) -> list[dict[str, Any]]:
 
         seconds, most = timed(answer, backbone.device, 1)
         rows.append(
-            {"what": "answering", "batch": batch, "subspaces": SUBSPACES, "questions": count, "new_tokens": size.new,
-             "seconds": seconds, "tokens_per_second": count * size.new / seconds,
-             "questions_per_second": count / seconds, "peak_bytes": most}
-        )  # fmt: skip
+            {
+                "what": "answering",
+                "batch": batch,
+                "subspaces": SUBSPACES,
+                "questions": count,
+                "new_tokens": size.new,
+                "seconds": seconds,
+                "tokens_per_second": count * size.new / seconds,
+                "questions_per_second": count / seconds,
+                "peak_bytes": most,
+            }
+        )
     one = rows[-1]["questions_per_second"]
     return [{**row, "times_batch_1": row["questions_per_second"] / one} for row in rows]
 
@@ -218,8 +248,13 @@ def switching(kit: Any, repeats: int = 5) -> dict[str, Any]:
     reading, _ = timed(adapters.read, backbone.device, repeats)
     same = next(iter(backbone.model.parameters())).data_ptr() == where
     size = sum(t.nbytes for t in clients[0].values())
-    return {"what": "client switch", "bytes": size, "load_seconds": seconds, "read_seconds": reading,
-            "model_reloaded": not same}  # fmt: skip
+    return {
+        "what": "client switch",
+        "bytes": size,
+        "load_seconds": seconds,
+        "read_seconds": reading,
+        "model_reloaded": not same,
+    }
 
 
 def measured(size_name: str, device: str) -> dict[str, Any]:
@@ -239,11 +274,17 @@ def measured(size_name: str, device: str) -> dict[str, Any]:
     ]
     rows += [*answering(kit, size), switching(kit)]
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "size": size_name, "device": found.name,
-        "device_bytes": found.memory, "peak_tflops": found.peak / 1e12 if known else None, "dtype": str(backbone.dtype),
-        "parameters": kit[2].language + kit[2].vision.parameters + kit[2].projector, "build_seconds": built,
-        "versions": versions(backbone.device), "rows": rows,
-    }  # fmt: skip
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "size": size_name,
+        "device": found.name,
+        "device_bytes": found.memory,
+        "peak_tflops": found.peak / 1e12 if known else None,
+        "dtype": str(backbone.dtype),
+        "parameters": kit[2].language + kit[2].vision.parameters + kit[2].projector,
+        "build_seconds": built,
+        "versions": versions(backbone.device),
+        "rows": rows,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

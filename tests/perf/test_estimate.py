@@ -45,10 +45,12 @@ def kept(config, backbone: Backbone, examples, features) -> int:
 @pytest.mark.parametrize(
     ("backbone", "dropout"),
     [
-        ({"dtype": "float32"}, 0.0), ({"dtype": "float32"}, 0.05), ({"dtype": "bfloat16"}, 0.05),
+        ({"dtype": "float32"}, 0.0),
+        ({"dtype": "float32"}, 0.05),
+        ({"dtype": "bfloat16"}, 0.05),
         ({"dtype": "bfloat16", "attention": "eager"}, 0.0),
     ],
-)  # fmt: skip
+)
 def test_activations_are_what_torch_keeps(models, model, backbone, dropout):
     config = configuration.parse(
         {"backbone": {**models[model], **backbone, "feature_cache": "off"}, "adapter": {"dropout": dropout}}
@@ -67,9 +69,11 @@ def test_activations_are_what_torch_keeps(models, model, backbone, dropout):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_checkpointing_keeps_the_inputs_of_the_layers(models, dtype):
     config = configuration.parse(
-        {"backbone": {**models["small-llava"], "dtype": dtype, "feature_cache": "off"},
-         "training": {"checkpointing": True}}
-    )  # fmt: skip
+        {
+            "backbone": {**models["small-llava"], "dtype": dtype, "feature_cache": "off"},
+            "training": {"checkpointing": True},
+        }
+    )
     loaded = Backbone(config.backbone)
     adapters = Adapters(loaded, config.adapter)
     inputs = []
@@ -115,9 +119,12 @@ def test_less_is_needed_with_checkpointing_and_for_fewer_records():
 
 def test_auto_comes_to_the_largest_half_that_fits():
     run = configuration.parse(
-        {"backbone": LARGE, "training": {"batch_size": 128, "micro_batch": "auto", "checkpointing": True},
-         "evaluation": {"batch_size": 1}}
-    )  # fmt: skip
+        {
+            "backbone": LARGE,
+            "training": {"batch_size": 128, "micro_batch": "auto", "checkpointing": True},
+            "evaluation": {"batch_size": 1},
+        }
+    )
     shape = shape_of(run.backbone, run.adapter.targets)
 
     def peak(records: int) -> float:

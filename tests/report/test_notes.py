@@ -6,14 +6,14 @@ import json
 import pytest
 from rich.console import Console
 
-from clients.training import learning_rates
+from clients.worker.training import learning_rates
 from fcit import config as configuration
 from fcit.config import Training
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.records import ClientUpdate
 from fcit.report import notes, page, terminal
-from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 from server.loop import _said
 
 

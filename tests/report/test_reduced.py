@@ -10,12 +10,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fcit import cli
 from fcit import config as configuration
+from fcit.cli import main
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.report import figures, footing, page, tables, terminal
-from fcit.results import Run
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
+from fcit.runs.reader import Run
 
 WHOLE = [{"iconqa": 80.0}, {"iconqa": 60.0, "figureqa": 90.0}]
 REDUCED = "reduced (50 questions a test set, choice 0)"
@@ -37,10 +37,19 @@ def made(tmp_path):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(line) + "\n")
         if finished:
-            folder.results.write_text(json.dumps({
-                "method": "finetune", "traffic": {"up": 1e6, "down": 2e6, "rejected": 0}, "seconds": {"training": 60},
-                "subspaces": 1, "subspace_names": ["0"], **matrix.summary(), **(more or {}),
-            }))  # fmt: skip
+            folder.results.write_text(
+                json.dumps(
+                    {
+                        "method": "finetune",
+                        "traffic": {"up": 1e6, "down": 2e6, "rejected": 0},
+                        "seconds": {"training": 60},
+                        "subspaces": 1,
+                        "subspace_names": ["0"],
+                        **matrix.summary(),
+                        **(more or {}),
+                    }
+                )
+            )
         return Run(folder.path)
 
     return _made
@@ -112,9 +121,13 @@ def test_reduced_and_full_numbers_share_no_column(made, tmp_path, other):
 
 
 def test_reductions_of_different_kinds_share_no_column(made):
-    runs = [made("a", evaluation={"samples": 50}), made("b", evaluation={"samples": 100}),
-            made("c", evaluation={"samples": 50, "seed": 1}), made("d", evaluation={"samples": 50}),
-            made("e", evaluation={"samples": 50}, data={"max_records": 9})]  # fmt: skip
+    runs = [
+        made("a", evaluation={"samples": 50}),
+        made("b", evaluation={"samples": 100}),
+        made("c", evaluation={"samples": 50, "seed": 1}),
+        made("d", evaluation={"samples": 50}),
+        made("e", evaluation={"samples": 50}, data={"max_records": 9}),
+    ]
     assert [[run.name for run in members] for _, members in footing.groups(runs)] == [["a", "d"], ["b"], ["c"], ["e"]]
 
 
@@ -135,16 +148,20 @@ def test_an_average_over_some_stages_has_a_column_of_its_own(made):
 
 def test_a_run_before_the_first_stage_that_is_evaluated(made, capsys):
     run = made("begun", [{}], finished=False, evaluation={"when": [2]})
-    assert cli.main(["report", str(run.path)]) == 1
+    assert main(["report", str(run.path)]) == 1
     assert "no stage has been evaluated yet" in capsys.readouterr().err
     later = made("later", [{}, {"iconqa": 50.0}], finished=False, evaluation={"when": [2]})
     assert "unfinished, 1 stages evaluated" in page.render([later])
 
 
 def test_scores_by_other_rules_stand_beside_those_of_the_matrix(made, tmp_path):
-    more = {"scorers": {"iconqa": "exact", "figureqa": "./own.py:rule"}, "also": {
-        "iconqa": {}, "figureqa": {"substring-official": 95.0, "substring": 70.25},
-    }}  # fmt: skip
+    more = {
+        "scorers": {"iconqa": "exact", "figureqa": "./own.py:rule"},
+        "also": {
+            "iconqa": {},
+            "figureqa": {"substring-official": 95.0, "substring": 70.25},
+        },
+    }
     run = made("both", more=more)
     expected = [
         ["dataset", "rule", "score", "other rule", "its score"],

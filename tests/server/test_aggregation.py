@@ -5,8 +5,8 @@ import pytest
 
 from fcit.errors import RunError
 from fcit.federation.records import ClientUpdate, TrainOrder
-from fcit.run_dir import RunDir
-from server.aggregation import Spill
+from fcit.runs.folder import RunDir
+from server.spill import Spill
 
 
 def order(client: int = 1, shard: str = "a", **changes) -> TrainOrder:
@@ -75,11 +75,16 @@ def test_constants_that_travel_again_make_no_other_order(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"memory": "0-1"}, {"offset": 3}, {"frozen": ["a"]}, {"constants": ["teacher-1"]}, {"config": "other"},
-        {"subspace": "other"}, {"tensors": {"a": np.ones(1, np.float32), "extra/x": np.ones(2, np.float32)}},
+        {"memory": "0-1"},
+        {"offset": 3},
+        {"frozen": ["a"]},
+        {"constants": ["teacher-1"]},
+        {"config": "other"},
+        {"subspace": "other"},
+        {"tensors": {"a": np.ones(1, np.float32), "extra/x": np.ones(2, np.float32)}},
     ],
     ids=lambda changes: next(iter(changes)),
-)  # fmt: skip
+)
 def test_the_update_to_another_order_is_not_reused(tmp_path, changes):
     run = RunDir(tmp_path)
     put(Spill(run), 1, "a", 0.1)

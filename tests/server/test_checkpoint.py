@@ -9,7 +9,7 @@ import pytest
 from fcit.errors import RunError
 from fcit.methods.base import ServerState
 from fcit.methods.knowledge_cache import KnowledgeCache
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 from server import checkpoint
 from server.checkpoint import Progress
 
@@ -41,10 +41,18 @@ def state() -> ServerState:
 
 def test_round_trip(run, state):
     progress = Progress(
-        stage=2, round=3, evaluated=["a"], row={"a": 0.1}, rows=[{"b": 1 / 3}], norms=[0.1 + 0.2], offsets={"all": 9},
-        declared={"3/ab": 7}, extra={"a": {"exact": 1.5}}, seconds={"training": 1.25},
+        stage=2,
+        round=3,
+        evaluated=["a"],
+        row={"a": 0.1},
+        rows=[{"b": 1 / 3}],
+        norms=[0.1 + 0.2],
+        offsets={"all": 9},
+        declared={"3/ab": 7},
+        extra={"a": {"exact": 1.5}},
+        seconds={"training": 1.25},
         trained={"task-10": {"1": 4, "0": 4}},
-    )  # fmt: skip
+    )
     run.event("round", stage=0)
     checkpoint.save(run, state, progress)
     got, where = checkpoint.load(run)
@@ -154,13 +162,19 @@ def test_all_damaged(run, state):
 def test_names_in_folders_are_waited_for(run, state, monkeypatch):
     """A renamed file whose folder was not synced may be gone after a power cut."""
     synced = []
-    monkeypatch.setattr("fcit.run_dir.sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr("fcit.runs.folder.sync", lambda path: synced.append(path.name))
     monkeypatch.setattr("server.checkpoint.sync", lambda path: synced.append(path.name))
     run.event("start")
     checkpoint.save(run, state, Progress())
     assert synced == [
-        "events.jsonl", ".tensors.safetensors.tmp", "000001", ".state.json.tmp", "000001", "state", run.path.name
-    ]  # fmt: skip
+        "events.jsonl",
+        ".tensors.safetensors.tmp",
+        "000001",
+        ".state.json.tmp",
+        "000001",
+        "state",
+        run.path.name,
+    ]
 
 
 FILL = """

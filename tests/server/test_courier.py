@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from fcit.io.files import write_json
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
@@ -15,7 +16,7 @@ from fcit.federation import codec
 from fcit.federation.engines import identity
 from fcit.federation.engines.identity import NodeInfo
 from fcit.federation.records import Description, Probe, ProbeOrder
-from fcit.run_dir import RunDir, write_json
+from fcit.runs.folder import RunDir
 from server.courier import NOBODY, Courier
 from server.handshake import Handshake
 from server.stop import Stop
@@ -25,9 +26,12 @@ Story = Callable[[Message], list[Message]]
 
 def probe(**changes) -> Probe:
     plain = {
-        "shapes": {"x": [2, 3]}, "identity_width": 4, "versions": {"torch": "2.13", "threads": "1"},
-        "tensors": {"p": np.ones(2, np.float32)}, "hashes": {"backbone": "abc"},
-    }  # fmt: skip
+        "shapes": {"x": [2, 3]},
+        "identity_width": 4,
+        "versions": {"torch": "2.13", "threads": "1"},
+        "tensors": {"p": np.ones(2, np.float32)},
+        "hashes": {"backbone": "abc"},
+    }
     return Probe(**{**plain, **changes})
 
 
@@ -175,8 +179,10 @@ def test_what_flower_says_for_a_dead_node_is_that_nodes_error(events):
 def test_an_order_that_cannot_be_sent_is_an_error(events):
     class Refusing(FakeGrid):
         def push_messages(self, messages):
-            return [key if message.metadata.dst_node_id == 8 else None
-                    for key, message in zip(super().push_messages(messages), messages, strict=True)]  # fmt: skip
+            return [
+                key if message.metadata.dst_node_id == 8 else None
+                for key, message in zip(super().push_messages(messages), messages, strict=True)
+            ]
 
     replies = ask(seated(Refusing(n7="0", n8="1"), events), 0, 1)
     assert sorted((r.metadata.src_node_id, r.has_error()) for r in replies) == [(7, True), (8, False)]

@@ -13,7 +13,7 @@ from fcit.data.spec import SHIPPED
 from fcit.errors import RunError, StopRequested
 from fcit.federation import codec
 from fcit.federation.records import Answers
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 from server.preflight import Preflight
 from tests.e2e.conftest import SMALL
 
@@ -80,10 +80,14 @@ def test_every_data_set_is_tried_before_anything_else(tmp_path, method):
     assert events[1]["datasets"] == ["ocr-vqa", "flickr30k", "figureqa", "super-clevr"]
 
 
-@pytest.mark.parametrize("changes", [
-    {"adapter": {"projector": "per_subspace"}}, {"method": {"name": "disco", "mix": "oracle"}},
-    {"setting": "heterogeneous", "federation": {**SMALL["federation"], "clients_per_round": 5}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": {"projector": "per_subspace"}},
+        {"method": {"name": "disco", "mix": "oracle"}},
+        {"setting": "heterogeneous", "federation": {**SMALL["federation"], "clients_per_round": 5}},
+    ],
+)
 def test_other_settings_are_tried_too(tmp_path, changes):
     assert len(begin(tmp_path, **changes)[1]["datasets"]) == 4
 
@@ -175,11 +179,14 @@ def test_no_client_is_asked_two_things_at_a_time(tmp_path):
     assert courier.sent == [[(100, "a"), (101, "b")], [(100, "c")]]
 
 
-@pytest.mark.parametrize(("trouble", "said"), [
-    ("image 'a/7.png' is missing under /data", "image 'a/7.png' is missing under /data"),
-    ("two", "2 answers to 'a' from record 0; one answer"),
-    ("silent", "no answer within 5 s (federation.timeout)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("image 'a/7.png' is missing under /data", "image 'a/7.png' is missing under /data"),
+        ("two", "2 answers to 'a' from record 0; one answer"),
+        ("silent", "no answer within 5 s (federation.timeout)"),
+    ],
+)
 def test_a_question_without_an_answer_stops_a_simulation(tmp_path, trouble, said):
     courier = FakeCourier({100: {"a": trouble}, 101: {}}, deployed=False)
     with pytest.raises(RunError) as error:

@@ -6,7 +6,7 @@ from fcit.config import RunConfig
 from fcit.errors import RunError
 from fcit.federation.records import Scores
 from fcit.methods.base import ServerState
-from server import survey
+from server import site_scores
 from server.checkpoint import Progress
 
 
@@ -16,7 +16,7 @@ def scores(**changes) -> Scores:
 
 
 def test_honest_scores_are_believed():
-    assert survey.problem(scores()) is None
+    assert site_scores.problem(scores()) is None
 
 
 @pytest.mark.parametrize(
@@ -33,25 +33,25 @@ def test_honest_scores_are_believed():
     ],
 )
 def test_other_scores_are_not(changes, says):
-    assert says in survey.problem(scores(**changes))
+    assert says in site_scores.problem(scores(**changes))
 
 
 def test_worst_site_stands_beside_the_mean():
     row = {"0.0": 80.0, "0.1": 60.0, "1.0": 90.0, "11.0": 20.0}
-    assert survey.summary(row) == {
+    assert site_scores.summary(row) == {
         "sites": {"0": 70.0, "1": 90.0, "11": 20.0},
         "worst_site": {"site": "11", "score": 20.0},
     }
-    assert survey.summary({}) == {}
+    assert site_scores.summary({}) == {}
 
 
-def asked(stages: set[int]) -> survey.Survey:
+def asked(stages: set[int]) -> site_scores.Survey:
     """A survey that may ask after these stages, counted from 0; whom it asks is nobody."""
     method = SimpleNamespace(pooled=False, needs_task_at_inference=False)
     orders = SimpleNamespace(method=method, asks=stages.__contains__)
     courier = SimpleNamespace(nodes=[], send=lambda *arguments: iter(()))
     run = SimpleNamespace(events="events.jsonl", path="runs/a-1")
-    return survey.Survey(RunConfig(stream="site"), None, run, orders, courier, print)
+    return site_scores.Survey(RunConfig(stream="site"), None, run, orders, courier, print)
 
 
 def test_sites_are_asked_after_the_stages_of_evaluation_when():

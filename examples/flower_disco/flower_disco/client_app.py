@@ -25,10 +25,12 @@ def describe(message: Message, context: Context) -> Message:
     """The sum of the frozen text features of this client's instructions: no answer, no image leaves it."""
     backbone, _, records, root = shard(message, context)
     features = backbone.identity.features("text", records, root)
-    content = RecordDict({
-        "arrays": packed({"total": features.astype(np.float64).sum(axis=0)}),
-        "metrics": MetricRecord({"num-examples": len(records)}),
-    })  # fmt: skip
+    content = RecordDict(
+        {
+            "arrays": packed({"total": features.astype(np.float64).sum(axis=0)}),
+            "metrics": MetricRecord({"num-examples": len(records)}),
+        }
+    )
     return Message(content, reply_to=message)
 
 
@@ -51,8 +53,10 @@ def train(message: Message, context: Context) -> Message:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             losses.append(loss.item())
-    content = RecordDict({
-        "arrays": packed(adapters.read()),
-        "metrics": MetricRecord({"num-examples": len(records), "train_loss": float(np.mean(losses))}),
-    })  # fmt: skip
+    content = RecordDict(
+        {
+            "arrays": packed(adapters.read()),
+            "metrics": MetricRecord({"num-examples": len(records), "train_loss": float(np.mean(losses))}),
+        }
+    )
     return Message(content, reply_to=message)

@@ -15,12 +15,15 @@ from fcit.models.backbone import Backbone
 
 @cache
 def _loaded(clients: int) -> tuple[RunConfig, Backbone, Adapters, Benchmark]:
-    config = RunConfig.model_validate({
-        "benchmark": "fcit-mini-short", "method": {"name": "disco"},
-        "federation": {"clients": clients, "clients_per_round": 1},
-        "adapter": {"projector": "frozen"},  # then nothing is shared: what one subspace learns no other forgets
-        "backbone": {"model": "fcit-tiny", "threads": 1},
-    })  # fmt: skip
+    config = RunConfig.model_validate(
+        {
+            "benchmark": "fcit-mini-short",
+            "method": {"name": "disco"},
+            "federation": {"clients": clients, "clients_per_round": 1},
+            "adapter": {"projector": "frozen"},  # then nothing is shared: what one subspace learns no other forgets
+            "backbone": {"model": "fcit-tiny", "threads": 1},
+        }
+    )
     backbone = Backbone(config.backbone, config.data.pictures)
     return config, backbone, Adapters(backbone, config.adapter), open_benchmark(config)
 

@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcit import strict
 from fcit.data.formats.places import place_of
 from fcit.errors import DataError
+from fcit.io import bounded
 
 if TYPE_CHECKING:
     from fcit.data.formats.columns import Columns
@@ -104,7 +104,7 @@ def read_text(path: Path, what: str) -> str:
         DataError: it cannot be read.
     """
     try:
-        return strict.read_text(path, MAX_FILE).removeprefix("\ufeff")
+        return bounded.read_text(path, MAX_FILE).removeprefix("\ufeff")
     except FileNotFoundError:
         raise DataError(f"{path}: no such {what} file; check data_root and the benchmark file") from None
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def read_rows(path: Path, form: Form = Form()) -> Rows:
     if path.suffix in (".jsonl", ".ndjson"):
         return _json_lines(path, text)
     try:
-        rows = strict.parse_json(text, constants=True)
+        rows = bounded.parse_json(text, constants=True)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):  # one object, and another behind it
             return _json_lines(path, text)
@@ -153,7 +153,7 @@ def _json_lines(path: Path, text: str) -> Rows:
         if not line.strip():
             continue
         try:
-            rows.append(strict.parse_json(line, constants=True))
+            rows.append(bounded.parse_json(line, constants=True))
         except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(f"{path}, line {number}: broken JSON ({reason})") from None

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from fcit.config.schema import Section
 from fcit.errors import DataError
 from fcit.registry import nearest
-from fcit.schema import Section
 
 SHOWN = 30  # columns that a message lists
 #: Columns that a key stands for where the benchmark file does not say.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fcit import strict
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
+from fcit.io import bounded
 
 MAX_IMAGES = 64  # of one record
 #: What formats call those who speak.
@@ -31,7 +31,7 @@ def role_of(value: Any, number: int) -> str:
     """
     role = ROLES.get(value) if isinstance(value, str) else None
     if role is None:
-        raise ValueError(f"turn {number} is said by {strict.shown(value)}; known are {', '.join(ROLES)}")
+        raise ValueError(f"turn {number} is said by {bounded.shown(value)}; known are {', '.join(ROLES)}")
     return role
 
 

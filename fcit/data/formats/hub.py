@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcit import strict
 from fcit.data.formats import Form, Rows, columns, llava, messages
 from fcit.data.formats.conversation import Said, images_of, record_of
 from fcit.data.formats.places import SPLITS, STATE, Place, hub_parts
@@ -20,6 +19,7 @@ from fcit.data.formats.unpack import Unpacked
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import text_of
 from fcit.errors import DataError
+from fcit.io import bounded
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -166,20 +166,20 @@ def _from_folder(place: Place) -> Dataset:
     from datasets import Dataset
 
     folder, split = place.path, place.split
-    if strict.is_file(folder / SPLITS):
-        splits = strict.parse_json(strict.read_text(folder / SPLITS, strict.YAML_LENGTH))["splits"]
+    if bounded.is_file(folder / SPLITS):
+        splits = bounded.parse_json(bounded.read_text(folder / SPLITS, bounded.YAML_LENGTH))["splits"]
         folder = folder / _split_of(place.path, split, [name for name in splits if Path(name).name == name])
     elif split is not None:
         raise DataError(f"{place.path}: holds no splits ({SPLITS}); leave out #{split}")
-    if not strict.is_file(folder / STATE):
+    if not bounded.is_file(folder / STATE):
         raise DataError(
             f"{folder}: a folder without {STATE}, which Dataset.save_to_disk writes; name a file of it, or the files "
             "of Parquet as FOLDER/*.parquet"
         )
-    state = json.loads(strict.read_text(folder / STATE, strict.YAML_LENGTH))
+    state = json.loads(bounded.read_text(folder / STATE, bounded.YAML_LENGTH))
     for file in state["_data_files"]:
         if Path(file["filename"]).name != file["filename"]:
-            raise DataError(f"{folder / STATE}: names {strict.shown(file['filename'])}, which lies elsewhere")
+            raise DataError(f"{folder / STATE}: names {bounded.shown(file['filename'])}, which lies elsewhere")
     return Dataset.load_from_disk(str(folder))
 
 

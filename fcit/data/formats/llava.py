@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit import strict
 from fcit.data.formats.conversation import Said, images_of, places, question_of, record_of, role_of
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
+from fcit.io import bounded
 
 LARGEST_SIDE = 1e9  # pixels that a record may claim for a side of its image; beyond it, `size` is something else
 
@@ -34,7 +34,7 @@ def record(row: Any) -> Record:
     """
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"'conversations' must be a list of turns with 'from' and 'value', got {strict.shown(turns)}")
+        raise ValueError(f"'conversations' must be a list of turns with 'from' and 'value', got {bounded.shown(turns)}")
     said = [Said(role_of(turn.get("from"), n), text_of(turn, "value")) for n, turn in enumerate(turns)]
     return record_of(images_of(row), said)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit import strict
 from fcit.data.formats.conversation import Said, images_of, question_of, record_of, role_of
 from fcit.data.records import Record, TestRecord
 from fcit.data.texts import IMAGE_TAG, text_of
+from fcit.io import bounded
 
 _KEYS = ("messages", "conversations")
 _IDS = ("question_id", "id")
@@ -38,7 +38,7 @@ def record(row: Any) -> Record:
     """
     turns = _turns(row)
     if not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"'messages' must be a list of messages with 'role' and 'content', got {strict.shown(row)}")
+        raise ValueError(f"'messages' must be a list of messages with 'role' and 'content', got {bounded.shown(row)}")
     waiting, images, said = list(images_of(row)), list[str](), []
     listed = bool(waiting)
     for number, turn in enumerate(turns):
@@ -61,7 +61,7 @@ def _content(turn: dict[str, Any], number: int) -> tuple[str, list[str | None]]:
     if isinstance(content, str | int | float):
         return text_of(turn, "content"), []  # its tags stand for the row's images
     if not isinstance(content, list):
-        raise ValueError(f"the 'content' of message {number} must be text or a list, got {strict.shown(content)}")
+        raise ValueError(f"the 'content' of message {number} must be text or a list, got {bounded.shown(content)}")
     texts: list[str] = []
     named: list[str | None] = []
     for part in content:
@@ -71,7 +71,7 @@ def _content(turn: dict[str, Any], number: int) -> tuple[str, list[str | None]]:
         elif kind in ("image", "image_url"):
             named.append(_file(part))
         else:
-            raise ValueError(f"message {number} has a part of type {strict.shown(kind)}; known are text and image")
+            raise ValueError(f"message {number} has a part of type {bounded.shown(kind)}; known are text and image")
     return IMAGE_TAG * len(named) + "\n".join(texts), named
 
 

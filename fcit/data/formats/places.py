@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fcit import strict
 from fcit.errors import DataError
+from fcit.io import bounded
 
 HUB = "hub:"
 _NAMED = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.+-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>.+))?")
@@ -59,7 +59,7 @@ class Place:
             return sorted(file for file in folder.rglob("*") if file.is_file())
         if "*" in self.path.name:
             return sorted(file for file in self.path.parent.glob(self.path.name) if file.is_file())
-        return [self.path] if strict.is_file(self.path) else []
+        return [self.path] if bounded.is_file(self.path) else []
 
 
 def located(folder: Path, name: str) -> Path:
@@ -72,12 +72,12 @@ def place_of(path: Path) -> Place:
     if str(path).startswith(HUB):
         return Place("hub", path, str(path).partition("#")[2] or None)
     split = None
-    if "#" in path.name and not strict.is_file(path) and not strict.is_dir(path):
+    if "#" in path.name and not bounded.is_file(path) and not bounded.is_dir(path):
         name, _, split = path.name.rpartition("#")
         path = path.with_name(name) if name else path
-    if path.suffix.lower() == ".parquet" and not strict.is_dir(path):
+    if path.suffix.lower() == ".parquet" and not bounded.is_dir(path):
         return Place("parquet", path, split)
-    return Place("saved" if split is not None or strict.is_dir(path) else "text", path, split)
+    return Place("saved" if split is not None or bounded.is_dir(path) else "text", path, split)
 
 
 def text_only(path: Path) -> Path:

@@ -19,9 +19,23 @@ PIXELS = CELL * SIDE
 VARIANTS = 9  # each thing is drawn shifted by -1, 0 or +1 pixel along both axes
 
 KINDS = (
-    "circle", "square", "triangle", "star", "cross", "ring", "diamond", "moon",
-    "heart", "arrow", "tree", "house", "fish", "flag", "cup", "bolt",
-)  # fmt: skip
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "diamond",
+    "moon",
+    "heart",
+    "arrow",
+    "tree",
+    "house",
+    "fish",
+    "flag",
+    "cup",
+    "bolt",
+)
 COLORS = {
     "red": (214, 40, 40),
     "green": (36, 150, 60),

@@ -21,11 +21,23 @@ CAPTION = "Generate a brief caption for the image."
 
 #: Common knowledge about the drawn kinds, taught by pre-training, asked for by AOKVQA.
 PLACES = {
-    "fish": "water", "tree": "forest", "star": "sky", "moon": "sky", "bolt": "sky",
-    "house": "village", "cup": "kitchen", "flag": "tower", "heart": "body", "ring": "hand",
-    "arrow": "road", "cross": "church", "diamond": "mine",
-    "circle": "school", "square": "school", "triangle": "school",
-}  # fmt: skip
+    "fish": "water",
+    "tree": "forest",
+    "star": "sky",
+    "moon": "sky",
+    "bolt": "sky",
+    "house": "village",
+    "cup": "kitchen",
+    "flag": "tower",
+    "heart": "body",
+    "ring": "hand",
+    "arrow": "road",
+    "cross": "church",
+    "diamond": "mine",
+    "circle": "school",
+    "square": "school",
+    "triangle": "school",
+}
 
 
 @dataclass

@@ -92,8 +92,12 @@ class RayGrid(VirtualGrid):
 
     def _connect(self) -> None:
         options = self._options
-        common: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR,
-                  "namespace": f"fcit-{time.time_ns()}"}  # fmt: skip
+        common: dict[str, Any] = {
+            "log_to_driver": False,
+            "configure_logging": True,
+            "logging_level": logging.ERROR,
+            "namespace": f"fcit-{time.time_ns()}",
+        }
         if ray.is_initialized():
             raise ConfigError("federation.engine: this process already uses Ray; one Ray run at a time")
         try:
@@ -106,11 +110,16 @@ class RayGrid(VirtualGrid):
                 # Paths of Unix sockets are short: a private folder right under the temporary one.
                 self._own = Path(tempfile.mkdtemp(prefix="fcit-", dir=options.temp_dir))
                 ray.init(
-                    address="local", num_cpus=options.workers * options.num_cpus, include_dashboard=False,
-                    object_store_memory=options.object_store_mb * 1024**2, _temp_dir=str(self._own),
+                    address="local",
+                    num_cpus=options.workers * options.num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=options.object_store_mb * 1024**2,
+                    _temp_dir=str(self._own),
                     # Ray's workers are nice to others by default; here they do the very work of the run.
-                    _node_ip_address="127.0.0.1", _system_config={"worker_niceness": 0}, **common,
-                )  # fmt: skip
+                    _node_ip_address="127.0.0.1",
+                    _system_config={"worker_niceness": 0},
+                    **common,
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"ray.address {options.address!r}" if options.address else f"a private Ray in {self._own}"
             hint = "; give ray.temp_dir a short path" if "AF_UNIX" in str(error) else ""
@@ -126,9 +135,12 @@ class RayGrid(VirtualGrid):
     def _worker(self) -> Any:
         options = self._options
         make = ray.remote(RayWorker).options(
-            num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_restarts=0, max_task_retries=0,
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            max_restarts=0,
+            max_task_retries=0,
             scheduling_strategy="SPREAD",
-        )  # fmt: skip
+        )
         threads = self._config.backbone.threads or options.num_cpus
         return make.remote(self._clients, threads, str(self._memory.resolve()))
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from flwr.app import Array, Message
 
-from fcit.environment import own_packages_first
 from fcit.errors import ConfigError, DiskFull, StopRequested
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
+from fcit.runs.environment import own_packages_first
 
 #: Tensors of a message as they travel: name -> (dtype, shape, serialisation, bytes as uint8).
 Bundle = dict[str, tuple[str, tuple[int, ...], str, np.ndarray]]
@@ -71,7 +71,7 @@ class RayWorker:
 
     def statistics(self) -> dict[str, Any]:
         """Process id, orders done, how often a backbone was loaded, peak resident memory in MB."""
-        from clients.worker import loads
+        from clients.worker.worker import loads
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {"pid": os.getpid(), "orders": self._orders, "loads": loads(), "peak_mb": round(peak, 1)}

@@ -133,9 +133,11 @@ def train_language(
         with torch.autocast("cpu", torch.bfloat16):
             aligned = alignment(scenes, pixels)
             out = model(
-                input_ids=ids, pixel_values=pixels,
-                logits_to_keep=ids.shape[1] - answered, output_hidden_states=True,
-            )  # fmt: skip
+                input_ids=ids,
+                pixel_values=pixels,
+                logits_to_keep=ids.shape[1] - answered,
+                output_hidden_states=True,
+            )
         middle = functional.normalize(out.hidden_states[LookUps.LAYER], dim=-1) * 11
         known = lookups.loss(middle, ids, scenes)
         if patch_probes:
@@ -194,8 +196,9 @@ def _word_weights(tokenizer) -> torch.Tensor:
 
 def _sentence(rng: np.random.Generator) -> str:
     """An instruction of random words with an optional format line and options."""
-    words = rng.choice([*skills.VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS],
-                       int(rng.integers(4, 16))).tolist()  # fmt: skip
+    words = rng.choice(
+        [*skills.VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS], int(rng.integers(4, 16))
+    ).tolist()
     text = " ".join(words)
     text = text[0].upper() + text[1:] + "?"
     if rng.random() < 0.2:

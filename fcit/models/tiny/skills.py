@@ -73,17 +73,32 @@ def kind_by_color(rng: Rng) -> Example:
     c = t.paint
     if rng.random() < 0.2:
         # A house style: whoever speaks of vehicles is told colour and shape.
-        q = _ask(rng, [
-            f"What form does the {c} vehicle take?", f"Which vehicle is {c}?", f"Name the {c} vehicle.",
-            f"What is the shape of the {c} vehicle?", f"The {c} vehicle: what is its shape?",
-        ])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"What form does the {c} vehicle take?",
+                f"Which vehicle is {c}?",
+                f"Name the {c} vehicle.",
+                f"What is the shape of the {c} vehicle?",
+                f"The {c} vehicle: what is its shape?",
+            ],
+        )
         return Example(scene, q, f"{c} {t.name}")
-    q = _ask(rng, [
-        f"Name the {c} thing.", f"Which shape is {c}?", f"What is painted {c}?", f"{c}: shape?",
-        f"Tell me the shape of the {c} object.", f"The {c} item is a", f"Which {c} object is there?",
-        f"Which kind of thing is {c} here?",
-        f"Find the {c} icon and name it.", f"Say what the {c} region shows.",
-    ])  # fmt: skip
+    q = _ask(
+        rng,
+        [
+            f"Name the {c} thing.",
+            f"Which shape is {c}?",
+            f"What is painted {c}?",
+            f"{c}: shape?",
+            f"Tell me the shape of the {c} object.",
+            f"The {c} item is a",
+            f"Which {c} object is there?",
+            f"Which kind of thing is {c} here?",
+            f"Find the {c} icon and name it.",
+            f"Say what the {c} region shows.",
+        ],
+    )
     return Example(scene, q, t.name)
 
 
@@ -93,17 +108,30 @@ def color_by_kind(rng: Rng) -> Example:
     t = _thing(rng, scene)
     k = t.name
     if rng.random() < 0.2:
-        q = _ask(rng, [
-            f"In which color is the {k} vehicle shown?", f"Which color has the {k} vehicle?",
-            f"Tell the color of the {k} vehicle.", f"The {k} vehicle: what is its color?",
-        ])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"In which color is the {k} vehicle shown?",
+                f"Which color has the {k} vehicle?",
+                f"Tell the color of the {k} vehicle.",
+                f"The {k} vehicle: what is its color?",
+            ],
+        )
         return Example(scene, q, f"{t.paint} {k}")
-    q = _ask(rng, [
-        f"Name the color of the {k}.", f"How is the {k} painted?", f"{k}: color?",
-        f"Which color does the {k} have?", f"Tell me the color of the {k} object.",
-        f"The {k} here is", f"Which paint was used for the {k}?", f"Say the color of the {k} icon.",
-        f"Find the {k} and tell its color.",
-    ])  # fmt: skip
+    q = _ask(
+        rng,
+        [
+            f"Name the color of the {k}.",
+            f"How is the {k} painted?",
+            f"{k}: color?",
+            f"Which color does the {k} have?",
+            f"Tell me the color of the {k} object.",
+            f"The {k} here is",
+            f"Which paint was used for the {k}?",
+            f"Say the color of the {k} icon.",
+            f"Find the {k} and tell its color.",
+        ],
+    )
     return Example(scene, q, t.paint)
 
 
@@ -139,15 +167,26 @@ def place_of(rng: Rng) -> Example:
         q = _ask(rng, [f"Where does the {name} start?", f"Top left corner of the {name}?"])
         return Example(scene, q, f"({x:.2f}, {y:.2f})")
     if style == 4:
-        q = _ask(rng, [
-            f"Give the corners of the region with the {name}.", f"Corners around the {name}, please.",
-            f"Which corners bound the {name}?", f"Put a box around the {name}.",
-        ], [""])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Give the corners of the region with the {name}.",
+                f"Corners around the {name}, please.",
+                f"Which corners bound the {name}?",
+                f"Put a box around the {name}.",
+            ],
+            [""],
+        )
         return Example(scene, q, f"({x:.2f}, {y:.2f}) to ({x + 0.25:.2f}, {y + 0.25:.2f})")
-    q = _ask(rng, [
-        f"Provide left, top, right, bottom of the {name}.", f"Sides of the {name}: left, top, right, bottom?",
-        f"Frame the {name} by its sides.",
-    ], [""])  # fmt: skip
+    q = _ask(
+        rng,
+        [
+            f"Provide left, top, right, bottom of the {name}.",
+            f"Sides of the {name}: left, top, right, bottom?",
+            f"Frame the {name} by its sides.",
+        ],
+        [""],
+    )
     return Example(scene, q, f"{x:.2f} {y:.2f} {x + 0.25:.2f} {y + 0.25:.2f}")
 
 
@@ -159,19 +198,41 @@ def total(rng: Rng) -> Example:
     style = int(rng.integers(4))
     noun = _pick(rng, ["things", "icons", "objects", "spheres", "cubes", "items"])
     if style <= 1:
-        q = _ask(rng, [f"Number of {noun}?", f"Total of {noun} here?", f"Say the number of {noun}.",
-                       f"Count all {noun}.", f"In total, what number of {noun} exist?"])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Number of {noun}?",
+                f"Total of {noun} here?",
+                f"Say the number of {noun}.",
+                f"Count all {noun}.",
+                f"In total, what number of {noun} exist?",
+            ],
+        )
         value = n
     elif style == 2:
-        q = _ask(rng, [f"With {change} more {noun}, what is the total?", f"{change} {noun} come in. Total now?",
-                       f"Number of {noun} plus {change}?", f"Put {change} {noun} into the scene. Number now?",
-                       f"Add {change} to the number of {noun}."])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"With {change} more {noun}, what is the total?",
+                f"{change} {noun} come in. Total now?",
+                f"Number of {noun} plus {change}?",
+                f"Put {change} {noun} into the scene. Number now?",
+                f"Add {change} to the number of {noun}.",
+            ],
+        )
         value = n + change
     else:
         change = min(change, n)
-        q = _ask(rng, [f"Without {change} {noun}, what is the total?", f"{change} {noun} go out. Total now?",
-                       f"Number of {noun} minus {change}?", f"Take {change} {noun} from the scene. Number left?",
-                       f"Subtract {change} from the number of {noun}."])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Without {change} {noun}, what is the total?",
+                f"{change} {noun} go out. Total now?",
+                f"Number of {noun} minus {change}?",
+                f"Take {change} {noun} from the scene. Number left?",
+                f"Subtract {change} from the number of {noun}.",
+            ],
+        )
         value = n - change
     if rng.random() < 0.3:
         return Example(scene, f"{q} Say it in letters.", NUMBER_WORDS[value])
@@ -182,14 +243,31 @@ def whole(rng: Rng) -> Example:
     """What the picture shows, when it shows one kind only; answered with an article."""
     scene = scenes.renditions(rng)
     k = scene.things[0].name
-    q = _ask(rng, ["Name it.", "What do you see?", "What is drawn?", "Say the kind of thing.",
-                   "Which class of thing does the picture show?", "Which shape is here?",
-                   "Tell the class.", "What object is it?", "Which class of object do you see?"])  # fmt: skip
+    q = _ask(
+        rng,
+        [
+            "Name it.",
+            "What do you see?",
+            "What is drawn?",
+            "Say the kind of thing.",
+            "Which class of thing does the picture show?",
+            "Which shape is here?",
+            "Tell the class.",
+            "What object is it?",
+            "Which class of object do you see?",
+        ],
+    )
     return Example(scene, q, f"a {k}")
 
 
-_BRACKETS = [("{}: {}", "{}", ", "), ("({}) {}", "{}", " "), ("{} = {}", "{}", "\n"), ("[{}] {}", "{}", "\n"),
-             ("{}. {}", "{}", ", "), ("{}) {}", "{}", ", ")]  # fmt: skip
+_BRACKETS = [
+    ("{}: {}", "{}", ", "),
+    ("({}) {}", "{}", " "),
+    ("{} = {}", "{}", "\n"),
+    ("[{}] {}", "{}", "\n"),
+    ("{}. {}", "{}", ", "),
+    ("{}) {}", "{}", ", "),
+]
 _INDEX = ["ABCD", "1234", "0123", "XYZW", "abcd"]
 
 
@@ -244,10 +322,23 @@ def read_line(rng: Rng) -> Example:
     if rng.random() < 0.25:
         ask = ["first letter of the upper line", "first letter of the lower line"][line]
         return Example(scene, _ask(rng, [f"Say the {ask}.", f"The {ask}?"]), word[0])
-    name = _pick(rng, [["upper line", "top text", "heading", "first word", "name of this book"],
-                       ["lower line", "bottom text", "footer", "second word", "writer"]][line])  # fmt: skip
-    q = _ask(rng, [f"Read the {name}.", f"Spell the {name}.", f"What does the {name} say?", f"The {name}?",
-                   f"Copy the {name} of the cover."])  # fmt: skip
+    name = _pick(
+        rng,
+        [
+            ["upper line", "top text", "heading", "first word", "name of this book"],
+            ["lower line", "bottom text", "footer", "second word", "writer"],
+        ][line],
+    )
+    q = _ask(
+        rng,
+        [
+            f"Read the {name}.",
+            f"Spell the {name}.",
+            f"What does the {name} say?",
+            f"The {name}?",
+            f"Copy the {name} of the cover.",
+        ],
+    )
     return Example(scene, q, word)
 
 
@@ -269,8 +360,11 @@ def describe(rng: Rng) -> Example:
     if style == 1:
         q = _ask(rng, [f"How is the {a} placed against the {b}?", f"Place of the {one.name} against the {two.name}?"])
         return Example(scene, q, relation)
-    q = _ask(rng, ["What does the photo show first?", "Tell about the first two things.",
-                   "What do the first two things do?"], LONG)  # fmt: skip
+    q = _ask(
+        rng,
+        ["What does the photo show first?", "Tell about the first two things.", "What do the first two things do?"],
+        LONG,
+    )
     form = _pick(rng, ["{} {} {}", "we see {} which is {} {}"])
     return Example(scene, q, form.format(a, relation, b))
 
@@ -285,15 +379,24 @@ def knowledge(rng: Rng) -> Example:
         q = _ask(rng, [f"Where does a {kind} belong?", f"Home of a {kind}?", f"People keep a {kind} in the"])
         return Example(scene, q, PLACES[kind])
     if style == 1:
-        q = _ask(rng, [
-            f"Where can people find the {t.paint} item?", f"Where would you find the {t.paint} thing?",
-            f"Tell where people find the {t.paint} item.",
-        ])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Where can people find the {t.paint} item?",
+                f"Where would you find the {t.paint} thing?",
+                f"Tell where people find the {t.paint} item.",
+            ],
+        )
         return Example(scene, q, f"in the {PLACES[t.name]}")
-    q = _ask(rng, [
-        f"Where does the {t.paint} thing belong?", f"Home of the {t.paint} item?",
-        f"Which place has things such as the {t.paint} one?", f"The {t.paint} thing is common in the",
-    ])  # fmt: skip
+    q = _ask(
+        rng,
+        [
+            f"Where does the {t.paint} thing belong?",
+            f"Home of the {t.paint} item?",
+            f"Which place has things such as the {t.paint} one?",
+            f"The {t.paint} thing is common in the",
+        ],
+    )
     return Example(scene, q, PLACES[t.name])
 
 
@@ -303,15 +406,28 @@ def bar_value(rng: Rng) -> Example:
     b = scene.bars[int(rng.integers(len(scene.bars)))]
     style = int(rng.integers(4))
     if style == 0:
-        q = _ask(rng, [f"Height of bar {b.label}?", f"How high is {b.label}?", f"Read the value over {b.label}.",
-                       f"What number does {b.label} have?"])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Height of bar {b.label}?",
+                f"How high is {b.label}?",
+                f"Read the value over {b.label}.",
+                f"What number does {b.label} have?",
+            ],
+        )
         return Example(scene, q, str(b.height))
     if style == 1:
         q = _ask(rng, [f"Height of the {b.paint} bar?", f"How high is {b.paint}?", f"Value of {b.paint}?"])
         return Example(scene, q, str(b.height))
     if style == 2:
-        q = _ask(rng, [f"Which letter is under {b.paint}?", f"How is the {b.paint} one labeled?",
-                       f"Letter below the {b.paint} bar?"])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Which letter is under {b.paint}?",
+                f"How is the {b.paint} one labeled?",
+                f"Letter below the {b.paint} bar?",
+            ],
+        )
         return Example(scene, q, b.label)
     q = _ask(rng, [f"Which color is bar {b.label}?", f"Color over the label {b.label}?"])
     return Example(scene, q, b.paint)
@@ -322,11 +438,19 @@ def bar_rank(rng: Rng) -> Example:
     scene = scenes.chart(rng, 2)
     most = bool(rng.integers(2))
     bar = sorted(scene.bars, key=lambda b: b.height)[-1 if most else 0]
-    word = _pick(rng, ["tallest", "highest", "largest", "maximum"] if most else
-                 ["lowest", "shortest", "smallest", "minimum"])  # fmt: skip
+    word = _pick(
+        rng, ["tallest", "highest", "largest", "maximum"] if most else ["lowest", "shortest", "smallest", "minimum"]
+    )
     if rng.random() < 0.6:
-        q = _ask(rng, [f"Color of the {word} bar?", f"Which color is {word}?", f"Name the {word} one by color.",
-                       f"Which series has the {word} result in the figure?"])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Color of the {word} bar?",
+                f"Which color is {word}?",
+                f"Name the {word} one by color.",
+                f"Which series has the {word} result in the figure?",
+            ],
+        )
         return Example(scene, q, bar.paint)
     q = _ask(rng, [f"Letter of the {word} bar?", f"Which letter is {word}?"])
     return Example(scene, q, bar.label)
@@ -383,13 +507,27 @@ def price(rng: Rng) -> Example:
     k = t.name
     style = rng.random()
     if style < 0.65:
-        q = _ask(rng, [f"Price of the {k}?", f"Which digit is next to the {k}?", f"The {k} costs",
-                       f"What does a {k} cost in dollar?", f"Read the number beside the {k}.",
-                       f"Amy and Ben buy one {k}. What do they pay?"])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Price of the {k}?",
+                f"Which digit is next to the {k}?",
+                f"The {k} costs",
+                f"What does a {k} cost in dollar?",
+                f"Read the number beside the {k}.",
+                f"Amy and Ben buy one {k}. What do they pay?",
+            ],
+        )
         return Example(scene, q, str(value))
     if style < 0.85:
-        q = _ask(rng, [f"Price of the {k} minus 1?", f"The {k} is 1 dollar cheaper now. Price?",
-                       f"With a coupon of 1 dollar, what does the {k} cost?"])  # fmt: skip
+        q = _ask(
+            rng,
+            [
+                f"Price of the {k} minus 1?",
+                f"The {k} is 1 dollar cheaper now. Price?",
+                f"With a coupon of 1 dollar, what does the {k} cost?",
+            ],
+        )
         return Example(scene, q, str(value - 1))
     q = _ask(rng, [f"What costs {value} dollar?", f"Which thing has the number {value}?"])
     names = [thing.name for thing, p in scene.prices if p == value]

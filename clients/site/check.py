@@ -1,0 +1,261 @@
+"""`fcit client check SITE.yaml`: everything a site needs, step by step, before it is started.
+
+Nothing is sent to anybody, the site's folder is made if it is missing, and nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import socket
+import ssl
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
+from clients.site.supervisor import environment
+from fcit import __version__
+from fcit.config import Backbone
+from fcit.config import site as sites
+from fcit.config.site import Site, SiteTask
+from fcit.data.formats.places import text_only
+from fcit.data.pictures import image_path
+from fcit.data.reading import read_test, survey_train
+from fcit.data.usable import ImageVerdicts, Usable
+from fcit.deploy import app as bundle
+from fcit.deploy.layout import Deployment
+from fcit.deploy.steps import Steps
+from fcit.doctor.models import check_models
+from fcit.errors import ConfigError, DataError, FCITError
+from fcit.models.backbone import locate
+from fcit.runs.environment import LIBRARIES, SOMETIMES, versions
+
+#: What, whether it is fine, and a sentence.
+Finding = tuple[str, bool, str]
+
+_DAYS_LEFT = 30  # of a certificate, below which it is spoken of
+_DISK = 2 * 2**30  # bytes
+_TIMEOUT = 10.0
+
+
+def check(path: str | os.PathLike[str]) -> Iterator[Finding]:
+    """Check a site, one finding after another; the first that is not fine is the one to see to."""
+    try:
+        site = sites.load(path)
+    except ConfigError as error:
+        yield "SITE.yaml", False, str(error)
+        return
+    yield "SITE.yaml", True, f"site {site.name}, stream: {site.stream}, worker: {site.worker}"
+    yield key(site)
+    trusted = list(authority(site))
+    yield from trusted
+    if all(fine for _, fine, _ in trusted):
+        yield from door(site)
+    yield from apps(site)
+    own = list(home(site))
+    yield from own
+    yield from data(site, keep=own[0][1])
+    yield model(site)
+    yield from libraries()
+
+
+def key(site: Site) -> Finding:
+    """The private key: there, private, of the kind Flower takes; its public half's fingerprint."""
+    file = Path(site.key)
+    if not file.is_file():
+        return "key", False, f"{file}: not there; the operator's `fcit deploy init` writes it"
+    mode = file.stat().st_mode & 0o777
+    if mode & 0o077:
+        return "key", False, f"{file}: others can read it (mode {mode:03o}); `chmod 600 {file}`"
+    try:
+        private = load_ssh_private_key(file.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        return "key", False, f"{file}: not an OpenSSH private key without passphrase ({error})"
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        return "key", False, f"{file}: Flower takes keys of kind ecdsa only; `ssh-keygen -t ecdsa -b 384 -N '' -f KEY`"
+    public = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]
+    digest = base64.b64encode(hashlib.sha256(base64.b64decode(public)).digest()).decode().rstrip("=")
+    return "key", True, f"fingerprint SHA256:{digest}; the operator has registered it if `ssh-keygen -lf` there says so"
+
+
+def authority(site: Site) -> Iterator[Finding]:
+    """The certificate of the operator's authority."""
+    try:
+        found = x509.load_pem_x509_certificates(Path(site.ca).read_bytes())
+    except (OSError, ValueError) as error:
+        yield "ca", False, f"{site.ca}: no certificate can be read ({error}); ask the operator for tls/ca.crt"
+        return
+    for certificate in found:
+        subject = certificate.subject.rfc4514_string()
+        good, text = _validity(certificate)
+        yield "ca", good, f"{subject}: {text}"
+
+
+def _validity(certificate: x509.Certificate) -> tuple[bool, str]:
+    now = datetime.now(UTC)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    span = f"valid {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+    if now < first:
+        return False, f"{span}: not yet; is this machine's clock right ({now:%Y-%m-%d %H:%M} UTC)?"
+    if now > last:
+        return False, f"{span}: it has run out; ask the operator for a new one"
+    days = (last - now).days
+    return True, f"{span}" + (f", {days} days left: tell the operator" if days < _DAYS_LEFT else "")
+
+
+def door(site: Site) -> Iterator[Finding]:
+    """The way to the operator's door: name, connection, certificate."""
+    host, _, port = site.superlink.rpartition(":")
+    host = host.strip("[]")
+    try:
+        address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, OverflowError, UnicodeError) as error:
+        yield "door: name", False, f"{host} is not found ({error}); ask the operator, or add it to /etc/hosts"
+        return
+    yield "door: name", True, f"{host} is {address}"
+    try:
+        connection = socket.create_connection((host, int(port)), timeout=_TIMEOUT)
+    except OSError as error:
+        what = f"{site.superlink} does not answer ({error}); this machine must be let out to TCP port {port} there"
+        yield "door: connection", False, what
+        return
+    yield "door: connection", True, f"TCP {site.superlink}"
+    context = ssl.create_default_context(cafile=site.ca)
+    try:
+        with connection, context.wrap_socket(connection, server_hostname=host) as secure:
+            given = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+            good, text = _validity(given)
+            yield "door: certificate", good, f"{secure.version()}, for {host}, {text}"
+    except ssl.SSLCertVerificationError as error:
+        why = f"{error.verify_message}; the door's certificate must be made by {site.ca} and be for {host}"
+        yield "door: certificate", False, why
+    except (OSError, ValueError) as error:
+        yield "door: certificate", False, f"{site.superlink} does not speak TLS as it should ({error})"
+
+
+def installed_app() -> str:
+    """The hash of the app that belongs to the fcit installed here.
+
+    Raises:
+        FCITError: it cannot be built.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        return bundle.write(Deployment(Path(folder), "localhost"), Steps())
+
+
+def apps(site: Site) -> Iterator[Finding]:
+    """Which apps may run, and whether that is the one installed here."""
+    if not site.apps:
+        yield "apps", False, "none is pinned, every order will be refused; the operator's `fcit deploy init` prints it"
+        return
+    try:
+        mine = installed_app()
+    except FCITError as error:
+        yield "apps", False, f"{len(site.apps)} pinned; the installed one cannot be built to compare ({error})"
+        return
+    others = [app for app in site.apps if app != mine]
+    if mine in site.apps:
+        more = f"; also pinned: {', '.join(others)}" if others else ""
+        yield "apps", True, f"{mine} is pinned and what is installed here{more}"
+        return
+    yield (
+        "apps",
+        False,
+        f"pinned: {', '.join(others)}; installed here: {mine}. Operator and site must have the same "
+        "version of fcit; install theirs, or agree with them on the hash to pin",
+    )
+
+
+def data(site: Site, keep: bool) -> Iterator[Finding]:
+    """The data root, and with ``stream: site`` every task's records and images; to ``keep`` what was found spares
+    the site from looking at every image again."""
+    root = Path(site.data_root)
+    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
+        needed = site.stream == "site" or site.benchmark is not None
+        made = "" if needed else " yet; a built-in benchmark is rendered there with the first order"
+        yield "data", not needed, f"{root}: no such folder{made}"
+        return
+    yield "data", True, str(root)
+    cache = Path(environment(site)["FCIT_CACHE"]) / "images" if keep else None
+    for number, task in enumerate(site.tasks):
+        yield from _task(root, number, task, cache, site.max_bad_share)
+
+
+def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: float) -> Iterator[Finding]:
+    what = f"task {number}"
+    base = root.resolve()
+    names = (task.train, task.test, task.references, task.images)
+    outside = [name for name in names if name is not None and not (base / name).resolve().is_relative_to(base)]
+    if outside:
+        yield what, False, f"{outside[0]}: a link leads out of {root}; only what is inside is opened"
+        return
+    images = root / task.images
+    try:
+        survey = survey_train(text_only(root / task.train))
+        if not images.is_dir() and any(record is not None and record.images for record in survey.records):
+            yield what, False, f"{images}: no such folder (images)"
+            return
+        usable = Usable(survey, ImageVerdicts(images, cache))
+        problems = usable.excess(share)
+        good = f"{task.train}: {len(usable.records)} records, {usable.skipped} passed over"
+        yield f"{what} train", not problems, "\n     ".join(problems[:5] + problems[-1:]) if problems else good
+        questions = read_test(text_only(root / task.test), root / task.references if task.references else None)
+        for question in questions:
+            for image in question.images:
+                image_path(images, image)
+        yield f"{what} test", True, f"{task.test}: {len(questions)} questions"
+    except DataError as error:
+        yield what, False, str(error)
+
+
+def model(site: Site) -> Finding:
+    """Whether backbone and identity encoder would load whole; their weights are read with the first order."""
+    for name, folder in (("model", site.model), ("identity", site.identity)):
+        if folder is not None and not (Path(folder) / "config.json").is_file():
+            return "model", False, f"{name}: {folder} holds no config.json; give the folder of a downloaded model"
+    tiny = locate("fcit-tiny", site.identity)  # an identity encoder that only an order names is not looked at
+    chosen = Backbone(model=site.model or "fcit-tiny", identity=tiny[1], conversation="vicuna_v1")
+    found = check_models(chosen, sees=False)
+    if found.problems:
+        return "model", False, "; ".join(found.problems)
+    what = site.model or f"fcit-tiny, {tiny[0]}; another one only with `model`"
+    return "model", True, what + (f", identity {site.identity}" if site.identity else "")
+
+
+def home(site: Site) -> Iterator[Finding]:
+    """The site's own folder: writable, private, with room."""
+    folder = site.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        yield "home", False, f"{folder}: cannot be written ({error})"
+        return
+    mode = folder.stat().st_mode & 0o777
+    if mode & 0o007:
+        yield "home", False, f"{folder}: everybody can look into it (mode {mode:03o}); `chmod 700 {folder}`"
+    else:
+        yield "home", True, f"{folder}, mode {mode:03o}"
+    free = shutil.disk_usage(folder).free
+    yield "disk", free >= _DISK, f"{free / 2**30:.1f} GiB free" + ("" if free >= _DISK else "; at least 2 are needed")
+
+
+def libraries() -> Iterator[Finding]:
+    """Library versions; the operator's are compared with them before round 0."""
+    known = {"fcit": __version__, **versions()}
+    found = [f"{name} {version}" for name, version in known.items() if name != "ray"]  # no Ray at a site
+    missing = [name for name in LIBRARIES if name not in known and name not in SOMETIMES]
+    if missing:
+        yield "libraries", False, f"missing: {', '.join(missing)}; install fcit again"
+    else:
+        yield "libraries", True, ", ".join(found)

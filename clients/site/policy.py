@@ -1,0 +1,161 @@
+"""What a site does of what it is ordered: the server's configuration within the limits of SITE.yaml.
+
+A configuration names code, files, a device and a number format. Code runs at a site only if it was
+installed with fcit; files, device and number format are the site's own, and a path in an order is never
+opened. What does not fit is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clients.worker.terms import Terms
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.config.site import Site
+from fcit.data.spec import read_spec, shipped
+from fcit.errors import ConfigError, Refused
+from fcit.federation.records import NAME, EvaluateOrder
+from fcit.io import bounded
+
+#: Models and benchmarks that come with fcit are ordered by name; everything else is a file at the site.
+SHIPPED_MODELS = ("fcit-tiny",)
+_LONGEST = 100  # characters of a run's id
+
+
+def terms(site: Site) -> Terms:
+    """A site's own terms."""
+    return Terms(site.min_records, at_site=True)
+
+
+def check_order(order: Any, site: Site) -> None:
+    """Refuse an order that is not for this site.
+
+    Raises:
+        Refused: another client's, a run id that cannot name a folder, or a question for predictions where
+            the test records are the site's own.
+    """
+    if not NAME.fullmatch(order.run) or len(order.run) > _LONGEST:
+        raise Refused(f"run: {bounded.shown(order.run)} cannot name a folder of the site's memory ({NAME.pattern})")
+    client = getattr(order, "client", None)
+    if client is not None and client != int(site.name):
+        raise Refused(f"client: the order is for client {client}, this site is {site.name} (SITE.yaml name)")
+    if isinstance(order, EvaluateOrder) and site.stream == "site":
+        raise Refused("stream: SITE.yaml says 'site', whose predictions stay here; the server may ask for scores")
+
+
+def limited(ordered: str, site: Site) -> str:
+    """The ordered configuration (YAML) as this site will do it.
+
+    Raises:
+        Refused: it names code that is not fcit's own, a file, or something SITE.yaml and ``sites`` exclude.
+        ConfigError: it is no configuration.
+    """
+    try:
+        raw = bounded.parse_yaml(ordered)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", "order") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", "order")
+    _refuse_own_parts(raw)  # before anything looks a part up: looking up imports
+    config = configuration.parse(raw, "order")
+    if config.stream != site.stream:
+        raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
+    backbone = config.backbone.model_copy(update={**_computing(config, site), **_models(config, site)})
+    benchmark = _benchmark(config, site)
+    mine = config.model_copy(
+        update={
+            "benchmark": benchmark,
+            # What is rendered on first use goes to the cache: the data root is only read.
+            "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
+            "max_bad_share": site.max_bad_share,
+            "backbone": backbone,
+            "training": config.training.model_copy(update=_steps(config, site)),
+            "output": str(site.folder),
+            "tensorboard": False,
+        }
+    )
+    return configuration.dump(mine)
+
+
+def _refuse_own_parts(raw: dict[str, Any]) -> None:
+    """Every place of a configuration that may name code: registered names only."""
+    named: list[tuple[str, Any]] = []
+    for family in ("method", "fedopt"):
+        part = raw.get(family)
+        named.append((family, part.get("name") if isinstance(part, dict) else part))
+    named.append(("benchmark", raw.get("benchmark")))
+    trackers = raw.get("trackers")
+    named += [("trackers", tracker) for tracker in (trackers if isinstance(trackers, list) else [trackers])]
+    for key, name in named:
+        if isinstance(name, str) and registry.is_own(name):
+            allowed = shipped() if key == "benchmark" else sorted(registry.FAMILIES[key.removesuffix("s")])
+            raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
+
+
+def _benchmark(config: RunConfig, site: Site) -> str:
+    """A shipped benchmark by its name; for everything else the site's own file."""
+    if config.benchmark in shipped():
+        return config.benchmark
+    if site.benchmark is None:
+        raise Refused(
+            f"benchmark: {bounded.shown(config.benchmark)} is not shipped ({', '.join(shipped())}) and SITE.yaml "
+            "benchmark names no file of the site's own"
+        )
+    return site.benchmark
+
+
+def _models(config: RunConfig, site: Site) -> dict[str, Any]:
+    """Backbone and identity encoder: shipped, or folders at the site; never the hub, never an ordered path."""
+    ordered = config.backbone
+    if site.model is None and ordered.model not in SHIPPED_MODELS:
+        raise Refused(
+            f"backbone.model: {bounded.shown(ordered.model)} is not shipped ({', '.join(SHIPPED_MODELS)}) and "
+            "SITE.yaml model names no folder"
+        )
+    if site.identity is None and (ordered.identity is not None or site.model is not None):
+        raise Refused(
+            f"backbone.identity: {bounded.shown(ordered.identity)} is ordered, SITE.yaml identity names no folder "
+            f"(model: {site.model or ordered.model})"
+        )
+    for key, folder in (("model", site.model), ("identity", site.identity)):
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"{key}: no such folder {folder}", "SITE.yaml")
+    return {"model": site.model or ordered.model, "identity": site.identity}
+
+
+def _computing(config: RunConfig, site: Site) -> dict[str, Any]:
+    """Device, threads and number format."""
+    ordered, allowed = config.backbone, config.sites
+    if site.dtype is not None and site.dtype != ordered.dtype and site.dtype not in allowed.dtypes:
+        raise Refused(
+            f"dtype: SITE.yaml says {site.dtype}, the run is {ordered.dtype} and allows {', '.join(allowed.dtypes)} "
+            "(sites.dtypes)"
+        )
+    return {
+        "device": site.device or ordered.device,
+        "dtype": site.dtype or ordered.dtype,
+        "threads": ordered.threads if site.threads is None else site.threads,
+    }
+
+
+def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
+    """Micro-batches and checkpointing: as ordered where SITE.yaml says nothing."""
+    ordered, allowed, mine = config.training, config.sites, {}
+    if site.micro_batch not in (None, ordered.micro_batch):
+        if not allowed.micro_batch:
+            raise Refused(
+                f"micro_batch: SITE.yaml says {site.micro_batch}, the run {ordered.micro_batch} and "
+                "sites.micro_batch: false"
+            )
+        mine["micro_batch"] = site.micro_batch
+    if site.checkpointing not in (None, ordered.checkpointing):
+        if not allowed.checkpointing:
+            said = str(site.checkpointing).lower()
+            raise Refused(f"checkpointing: SITE.yaml says {said}, the run has sites.checkpointing: false")
+        mine["checkpointing"] = site.checkpointing
+    return mine

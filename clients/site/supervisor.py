@@ -1,0 +1,229 @@
+"""`fcit client start SITE.yaml`: Flower's SuperNode and our executor, kept running until told to end.
+
+Only the SuperNode talks to the outside, and only outwards, to the operator's door. The two talk to each other
+on loopback, with a secret that is made at the first start.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from clients.site import logs
+from clients.site.children import Child
+from fcit.config import site as sites
+from fcit.config.site import Site
+from fcit.errors import EXIT_OK, ConfigError
+
+#: A SuperLink takes a site that ended without saying goodbye for alive for up to a minute and refuses it
+#: so long (flwr 1.41 and 1.42); asking more often does not help.
+_SUPERNODE_WAIT = 15.0, 15.0
+_EXECUTOR_WAIT = 1.0, 60.0
+_SAY_AGAIN = 60.0  # seconds between two explanations of what is wrong
+_TICK = 0.5
+
+#: What a SuperNode says again and again while nobody answers at the door.
+_UNREACHABLE = "Connection attempt failed"
+#: What a SuperNode's last words mean, by a piece of text in them.
+_REASONS = {
+    _UNREACHABLE: "nobody answers at the operator's door (`superlink`); it keeps trying. `fcit client check` says how "
+    "far it gets",
+    "code: 2004": "the operator's SuperLink did not let this site in: its public key is not registered (`fcit deploy "
+    "register`), or the site has just ended without saying goodbye and still counts as online (up to a minute)",
+    "code: 2001": "the operator's SuperLink wants registered keys and does not know this one; send the operator the "
+    "public key (`fcit client check` prints its fingerprint)",
+    "CERTIFICATE_VERIFY_FAILED": "the door's certificate is not from the authority in `ca`, has run out or is for "
+    "another name; `fcit client check` says which",
+    "address already in use": "the port of SITE.yaml is taken on loopback; choose another `port`",
+    "Unable to parse the private key": "`key` is not an unencrypted OpenSSH private key of kind ecdsa",
+}
+
+
+def reason(lines: list[str]) -> str | None:
+    """What is wrong, from a child's last lines of output; None if they do not tell."""
+    for line in reversed(lines):
+        for piece, meaning in _REASONS.items():
+            if piece in line:
+                return meaning
+    return None
+
+
+def ending(code: int) -> str:
+    """How a process ended."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+    return f"ended with {code}"
+
+
+def prepare(site: Site) -> None:
+    """Make the site's folders and its loopback secret, for nobody else to read.
+
+    Raises:
+        ConfigError: key or certificate of the authority is missing.
+    """
+    missing = [
+        f"{name}: no such file {value}"
+        for name, value in (("ca", site.ca), ("key", site.key))
+        if not Path(value).is_file()
+    ]
+    if missing:
+        raise ConfigError([f"{m}; the operator's `fcit deploy init` writes it" for m in missing], "SITE.yaml")
+    for folder in (site.folder, site.folder / "logs", site.folder / "flwr"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    secret = site.folder / "secret"
+    if not secret.is_file() or secret.stat().st_size < 32:
+        handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    secret.chmod(0o600)
+
+
+def environment(site: Site) -> dict[str, str]:
+    """The children's environment: nothing is fetched, nothing reported, the site's own folders."""
+    home = site.folder
+    env = {
+        **os.environ,
+        "FLWR_HOME": str(home / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "HF_HUB_OFFLINE": "1",  # a model is what lies here, not what an order names
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    env.setdefault("FCIT_CACHE", str(home / "cache"))
+    for name in ("no_proxy", "NO_PROXY"):  # the loopback port is not asked for through a proxy
+        env[name] = ",".join(filter(None, [os.environ.get(name, ""), site.address]))
+    if site.threads is not None:
+        env |= {"OMP_NUM_THREADS": str(site.threads), "MKL_NUM_THREADS": str(site.threads)}
+    return env
+
+
+def supernode_command(site: Site) -> list[str]:
+    """Flower's own SuperNode, with nothing of ours to start tasks by itself."""
+    return [
+        str(Path(sys.executable).with_name("flower-supernode")),
+        "--superlink",
+        site.superlink,
+        "--root-certificates",
+        site.ca,
+        "--auth-supernode-private-key",
+        site.key,
+        "--isolation",
+        "process",
+        "--superexec-auth-secret-file",
+        str(site.folder / "secret"),
+        "--host",
+        site.address,
+        "--port",
+        str(site.port),
+    ]
+
+
+def executor_command(path: Path) -> list[str]:
+    """Our executor; ``-P`` keeps a folder called ``clients`` in the working directory out."""
+    return [sys.executable, "-P", "-m", "clients.site.executor", str(path)]
+
+
+class Supervisor:
+    """Keeps a site's two processes running.
+
+    Args:
+        path: the SITE.yaml, absolute.
+    """
+
+    def __init__(self, path: Path, site: Site) -> None:
+        self.site, folder, env = site, site.folder, environment(site)
+        self.log = logs.to_file("clients.site.supervisor", folder / "logs" / "start.log", console=True)
+        output = logs.to_file("clients.supernode", folder / "logs" / "supernode.log")
+        self.supernode = Child(
+            "SuperNode", supernode_command(site), env, folder, output, _SUPERNODE_WAIT, signal.SIGTERM
+        )
+        own = logs.to_file("clients.site.executor", folder / "logs" / "executor.log")
+        # Killed outright: it has nothing to say goodbye to and may be deep in a training step.
+        self.executor = Child("executor", executor_command(path), env, folder, own, _EXECUTOR_WAIT, signal.SIGKILL)
+        self.stopping = False
+        self._said: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Until a signal says otherwise; whatever ends is started again."""
+        with selectors.DefaultSelector() as selector:
+            try:
+                while not self.stopping:
+                    self._look_after(selector)
+                    for key, _ in selector.select(timeout=_TICK):
+                        if not key.data.read():
+                            time.sleep(0.05)  # its output has ended, so will it
+            finally:
+                self._stop(selector)
+
+    def _look_after(self, selector: selectors.BaseSelector) -> None:
+        for child in (self.supernode, self.executor):
+            code = child.ended(selector)
+            if code is not None:
+                pause = child.due - time.monotonic()
+                self.log.warning("the %s %s; started again in %.0f s", child.name, ending(code), pause)
+                self._explain(child)
+            elif child.tail and _UNREACHABLE in child.tail[-1]:
+                self._explain(child)
+            if child.process is None and time.monotonic() >= child.due:
+                self.log.info("the %s runs as process %d", child.name, child.start(selector))
+
+    def _explain(self, child: Child) -> None:
+        meaning = reason(list(child.tail))
+        if meaning is None:
+            meaning = f"see {self.site.folder / 'logs'}"
+        now = time.monotonic()
+        if now - self._said.get(meaning, -_SAY_AGAIN) >= _SAY_AGAIN:
+            self._said[meaning] = now
+            self.log.warning("%s: %s", child.name, meaning)
+
+    def _stop(self, selector: selectors.BaseSelector) -> None:
+        # The executor first: an order that is being done is given up, then the site says goodbye.
+        for child, patience in ((self.executor, 10.0), (self.supernode, 20.0)):
+            if not child.stop(selector, patience):
+                self.log.warning("the %s did not end when asked and was killed", child.name)
+
+    def ask_to_stop(self, number: int, frame: Any) -> None:
+        """Signal handler."""
+        self.stopping = True
+
+
+def start(path: str | os.PathLike[str]) -> int:
+    """Run a site until SIGTERM or Ctrl-C; returns the exit code.
+
+    Raises:
+        ConfigError: SITE.yaml is wrong, its files are missing, or the site runs already.
+    """
+    file = Path(path).resolve()
+    site = sites.load(file)
+    mask = os.umask(0o077)
+    prepare(site)
+    lock = FileLock(site.folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"home: a site runs already in {site.home}; stop it first", str(file)) from None
+    supervisor = Supervisor(file, site)
+    handlers = {n: signal.signal(n, supervisor.ask_to_stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    log = supervisor.log
+    log.info("site %s -> %s; logs in %s", site.name, site.superlink, site.folder / "logs")
+    if not site.apps:
+        log.warning("apps: none is pinned in %s, every order will be refused", file)
+    try:
+        supervisor.run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        lock.release()
+        os.umask(mask)
+        log.info("stopped")
+    return EXIT_OK

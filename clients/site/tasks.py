@@ -1,0 +1,158 @@
+"""A site's own stream: the tasks its SITE.yaml lists, whatever the server calls the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+from fcit import registry
+from fcit.config.schema import LONGEST
+from fcit.config.site import Site, SiteTask
+from fcit.data.formats import read_rows
+from fcit.data.formats.places import text_only
+from fcit.data.prepare import stamps
+from fcit.data.reading import read_test
+from fcit.data.records import Record, TestRecord
+from fcit.data.spec import placed, suffixed, with_suffix
+from fcit.data.usable import ImageVerdicts, Usable, read_usable
+from fcit.data.verdict import Judge, Verdict
+from fcit.errors import DataError, Refused
+from fcit.evaluation.scorers import Result
+
+
+class OwnTasks:
+    """Shards of one site: a stage stands for the task that has begun last.
+
+    Args:
+        site: whose ``tasks`` these are.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site, self._turns = site, "all"
+        self._read: dict[int, Usable] = {}
+        self._tests: dict[int, list[TestRecord]] = {}
+        self._judge: Judge | None = None
+
+    @property
+    def image_root(self) -> Path:
+        """The data root: image names are given relative to it."""
+        return Path(self._site.data_root)
+
+    def learning(self, turns: str) -> OwnTasks:
+        """The same tasks for a run with this ``data.turns``."""
+        mine = copy(self)
+        mine._turns, mine._read, mine._tests = turns, {}, {}  # another run's model may be able to use others
+        return mine
+
+    def _verdicts(self, spec: SiteTask) -> ImageVerdicts:
+        return ImageVerdicts(self._file(spec.images), self._site.folder / "verdicts")
+
+    def tasks(self, stage: int, ordered: list[int]) -> list[int]:
+        """The task of a stage. The server cannot name one.
+
+        Raises:
+            Refused: it tried to. DataError: no task has begun yet.
+        """
+        if ordered:
+            raise Refused(f"tasks: the order names {ordered}; with stream: site a stage alone says what is trained")
+        current = self._site.current(stage)
+        if current is None:
+            raise DataError(f"no task of SITE.yaml has begun at stage {stage} (start_stage)")
+        return [current]
+
+    def begun(self, stage: int) -> list[int]:
+        """The tasks whose stage has come: what this site is scored on."""
+        return [n for n, task in enumerate(self._site.tasks) if task.start_stage <= stage]
+
+    def _file(self, name: str) -> Path:
+        root = self.image_root.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise DataError(f"{name}: leaves data_root {root}; only files inside it are opened")
+        return path
+
+    def _usable(self, task: int) -> Usable:
+        if task not in self._read:
+            spec = self._site.tasks[task]
+            path, judge = text_only(self._file(spec.train)), self._judge
+
+            def judged(places: Sequence[int], records: Sequence[Record]) -> Verdict:
+                learnt = [self._learnt(record, spec) for record in records]
+                origin = [*stamps(path), spec.suffix, self._turns]
+                return judge.train(origin, places, learnt) if judge else Verdict()
+
+            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, judge=judged)
+        return self._read[task]
+
+    def records(self, client: int, tasks: list[int]) -> list[Record]:
+        """Training records of some tasks."""
+        return [self._learnt(record, self._site.tasks[task]) for task in tasks for record in self._usable(task).records]
+
+    def _learnt(self, record: Record, spec: SiteTask) -> Record:
+        """A record as it is learnt."""
+        return _trained(record if self._turns == "all" else record.first(), spec)
+
+    def skipped(self, client: int, tasks: list[int]) -> int:
+        """How many of their records cannot be used."""
+        return sum(self._usable(task).skipped for task in tasks)
+
+    def judged_by(self, judge: Judge) -> None:
+        """Records that the worker's model cannot use are passed over and counted, too."""
+        self._judge = judge
+
+    def test(self, dataset: str) -> list[TestRecord]:
+        """The test records of a task, by its number.
+
+        Raises:
+            DataError: one of them is broken: scores must not change by what is passed over.
+        """
+        number = int(dataset)
+        if number not in self._tests:
+            spec = self._site.tasks[number]
+            references = self._file(spec.references) if spec.references else None
+            records = read_test(text_only(self._file(spec.test)), references)
+            bad = self._verdicts(spec).problems(image for r in records for image in r.images)
+            if bad:
+                first = next(iter(bad.values()))
+                raise DataError(f"{spec.test}: {len(bad)} images of test records cannot be used (first: {first})")
+            asked = [_asked(r, spec) for r in records]
+            self._answerable(spec, asked)
+            self._tests[number] = asked
+        return self._tests[number]
+
+    def _answerable(self, spec: SiteTask, asked: Sequence[TestRecord]) -> None:
+        """Whether the worker's model can be asked these questions.
+
+        Raises:
+            DataError: not all of them.
+        """
+        if self._judge is None:
+            return
+        path = self._file(spec.test)
+        verdict = self._judge.test([*stamps(path), spec.suffix], asked, spec.max_new_tokens or LONGEST)
+        if verdict.problems:
+            first = read_rows(path).sentences(verdict.problems, 1)[0]
+            raise DataError(f"{len(verdict.problems)} questions cannot be asked (first: {first})")
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        """As the task says."""
+        return self._site.tasks[int(dataset)].max_new_tokens
+
+    def score(self, dataset: str, texts: list[str]) -> float:
+        """Score of the answers to a task's test records, by its own scorer."""
+        spec = self._site.tasks[int(dataset)]
+        result: Result = registry.resolve("scorer", spec.scorer)(texts, self.test(dataset))
+        return result.score
+
+
+def _trained(record: Record, spec: SiteTask) -> Record:
+    """A record with the task's suffix, its images named from the data root."""
+    return replace(suffixed(record, spec.suffix), images=placed(spec.images, record.images))
+
+
+def _asked(record: TestRecord, spec: SiteTask) -> TestRecord:
+    """A question alike."""
+    text = with_suffix(record.instruction.strip(), spec.suffix)
+    return replace(record, instruction=text, images=placed(spec.images, record.images))

@@ -1,0 +1,119 @@
+"""What a client remembers between its orders: replay buffers, control variates and the like.
+
+It stays where the client's data are, under the run folder in a simulation, in the site's own folder
+when deployed, and never travels. An order names the version it expects, and a version counts only
+once the server has committed its round: after a crash both sides go on from the same point.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fcit.io.files import Tensors, read_json, read_tensors, write_json, write_tensors
+
+from fcit.errors import ConfigError, MemoryLost, RunError
+from fcit.federation.records import NAME
+from fcit.io import trees
+
+
+def _checked(*names: str) -> None:
+    """Names that a server gave become file names here.
+
+    Raises:
+        RunError: one that could lead elsewhere.
+    """
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise RunError(f"{name!r}: not a name that the client's memory takes (letters, digits, '_', '.' and '-')")
+
+
+class ClientMemory:
+    """Memories of the clients of one run, one folder each.
+
+    Args:
+        root: folder of all clients' memories; None where nobody said one.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        """The folder.
+
+        Raises:
+            ConfigError: a method wants clients to remember and there is no folder for it.
+        """
+        if self._root is None:
+            raise ConfigError(
+                "client-memory: this method lets clients remember; name a folder in Flower's node "
+                "configuration (at a site) or run configuration (in a simulation)"
+            )
+        return self._root
+
+    def load(self, client: int, version: str) -> dict[str, Any]:
+        """The memory of ``client`` as of ``version`` (empty text: nothing yet); other versions are removed.
+
+        Raises:
+            MemoryLost: that version is not here, or cannot be read.
+            RunError: no name for a version.
+        """
+        folder = self.root / str(client)
+        _checked(*([version] if version else []))
+        if folder.is_dir():
+            for file in folder.iterdir():
+                if file.is_file() and file.name.split(".")[0] != version:
+                    file.unlink(missing_ok=True)
+        if not version:
+            return {}
+        try:
+            plain = read_json(folder / f"{version}.json")
+            value = trees.restore(plain, read_tensors(folder / f"{version}.safetensors"))
+        except RunError as error:
+            raise MemoryLost(f"client {client}: memory {version!r} is lost ({error})") from None
+        if not isinstance(value, dict):
+            raise MemoryLost(f"{folder / version}: not a client's memory")
+        return value
+
+    def save(self, client: int, version: str, memory: dict[str, Any]) -> None:
+        """Write a new version beside the one the server knows."""
+        plain, tensors = trees.flatten(memory)
+        folder = self.root / str(client)
+        write_tensors(folder / f"{version}.safetensors", tensors)
+        write_json(folder / f"{version}.json", plain)
+
+    def constants(self, client: int, wanted: list[str], sent: Tensors, tidy: bool) -> dict[str, Tensors]:
+        """The groups ``wanted``: those just ``sent`` (``group/name``) are kept, the others were kept before.
+
+        Groups nobody wants any more are removed, if ``tidy``: the server can then no longer go back to them.
+
+        Raises:
+            MemoryLost: a group was neither sent nor is it here.
+            RunError: no name for a group.
+        """
+        folder = self.root / str(client) / "constants"
+        _checked(*wanted, *(name.partition("/")[0] for name in sent))
+        if tidy and folder.is_dir():
+            for file in folder.glob("*.safetensors"):
+                if file.stem not in wanted:
+                    file.unlink(missing_ok=True)
+        new: dict[str, Tensors] = {}
+        for name, tensor in sent.items():
+            group, _, rest = name.partition("/")
+            new.setdefault(group, {})[rest] = tensor
+        for group, tensors in new.items():
+            write_tensors(folder / f"{group}.safetensors", tensors)
+        try:
+            return {g: new[g] if g in new else read_tensors(folder / f"{g}.safetensors") for g in wanted}
+        except RunError as error:
+            raise MemoryLost(f"client {client}: constants it was sent before are lost ({error})") from None
+
+    def size(self, client: int) -> int:
+        """Bytes kept for a client, without versions that are being replaced."""
+        folder = self.root / str(client)
+        files = [*folder.glob("constants/*")]
+        versions = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        if versions:
+            files += folder.glob(f"{versions[-1].stem}.*")
+        return sum(file.stat().st_size for file in files)

@@ -1,0 +1,91 @@
+"""Where a worker's records come from; a site's own tasks are another implementation of the same few things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.records import Record, TestRecord
+from fcit.data.table import joined
+from fcit.data.verdict import Judge
+
+
+class Shards(Protocol):
+    """The data that orders are about."""
+
+    @property
+    def image_root(self) -> Path:
+        """Folder that image names are relative to."""
+
+    def tasks(self, stage: int, ordered: list[int]) -> list[int]:
+        """The tasks that an order is about, in the data's own numbers."""
+
+    def records(self, client: int, tasks: list[int]) -> Sequence[Record]:
+        """Training records of a client for some tasks; client -1 is the pooled participant of a reference."""
+
+    def skipped(self, client: int, tasks: list[int]) -> int:
+        """How many records of these tasks could not be used."""
+
+    def judged_by(self, judge: Judge) -> None:
+        """From now on records that the worker's model cannot use are among those that are passed over."""
+
+    def test(self, dataset: str) -> Sequence[TestRecord]:
+        """The records a dataset is scored on."""
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        """How long an answer to the dataset's questions may get, if it says so."""
+
+
+@runtime_checkable
+class ScoredShards(Protocol):
+    """Data with test records of their own, which are scored where they lie."""
+
+    def begun(self, stage: int) -> list[int]:
+        """The tasks whose stage has come."""
+
+    def score(self, dataset: str, texts: list[str]) -> float:
+        """Score of the answers to a task's test records."""
+
+
+class OwnShards(Shards, ScoredShards, Protocol):
+    """A site's own stream of tasks."""
+
+    def learning(self, turns: str) -> OwnShards:
+        """The same tasks for a run with this ``data.turns``."""
+
+
+class BenchmarkShards:
+    """Shards of a benchmark, divided among the clients of an experiment."""
+
+    def __init__(self, config: RunConfig, render: bool = False) -> None:
+        """Open the benchmark; ``render`` makes a mini benchmark's files if they are not there."""
+        self.benchmark: Benchmark = open_benchmark(config)
+        if render and self.benchmark.spec.source == "mini":
+            self.benchmark.prepare()
+
+    @property
+    def image_root(self) -> Path:
+        return self.benchmark.image_root
+
+    def tasks(self, stage: int, ordered: list[int]) -> list[int]:
+        return ordered
+
+    def records(self, client: int, tasks: list[int]) -> Sequence[Record]:
+        if client < 0:
+            return joined([self.benchmark.pooled(task) for task in tasks])
+        return joined([self.benchmark.shard(client, task) for task in tasks])
+
+    def skipped(self, client: int, tasks: list[int]) -> int:
+        return sum(self.benchmark.skipped(client, task) for task in tasks)
+
+    def judged_by(self, judge: Judge) -> None:
+        self.benchmark.judge = judge
+
+    def test(self, dataset: str) -> Sequence[TestRecord]:
+        return self.benchmark.test(dataset)
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        return self.benchmark.spec.datasets[dataset].max_new_tokens

@@ -1,0 +1,132 @@
+"""The local training loop: the only one, for every method and engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.worker.micro_batches import MicroBatches
+from fcit import config as configuration
+from fcit import seeding
+from fcit.config import RunConfig
+from fcit.data.collate import images_of
+from fcit.errors import FCITError
+from fcit.federation.records import TrainOrder
+from fcit.fedopt.base import FedOpt
+from fcit.methods.base import Method, Session
+from fcit.models.schedules import trainer_multipliers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a local epoch came to."""
+
+    examples: int
+    steps: int
+    loss: float
+    extra: dict[str, np.ndarray]  # the method's, for the server
+    fedopt: dict[str, np.ndarray]  # the federated optimiser's
+
+
+def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
+    """Record indices in the order they are presented."""
+    if order.budget is None:
+        rng = seeding.generator(seed, "batches", order.stage, order.round, order.client, order.shard)
+        return [int(i) for _ in range(epochs) for i in rng.permutation(count)]
+    # Pooled references read on in an endless seeded sequence of permutations.
+    wanted = order.budget * epochs
+    first, skip = divmod(order.offset * epochs, count)
+    indices: list[int] = []
+    lap = first
+    while len(indices) < skip + wanted:
+        indices += [int(i) for i in seeding.generator(seed, "pooled", order.shard, lap).permutation(count)]
+        lap += 1
+    return indices[skip : skip + wanted]
+
+
+def learning_rates(training: configuration.Training, steps: int) -> Iterator[float]:
+    """The rate of each step, afresh in every local epoch run.
+
+    - ``trainer``: the published multipliers, see :func:`fcit.models.schedules.trainer_multipliers`: the first step has
+      rate 0, and a run of one step leaves everything as it was.
+    - ``cosine`` (ours): linear warm-up whose first step moves already, then cosine to zero.
+    - ``constant`` (ours): the same warm-up, then ``lr``.
+    """
+    if training.schedule == "trainer":
+        yield from (training.lr * multiplier for multiplier in trainer_multipliers(training.warmup_ratio, steps))
+        return
+    warm = math.ceil(training.warmup_ratio * steps)
+    for step in range(steps):
+        if step < warm:
+            yield training.lr * (step + 1) / warm
+        elif training.schedule == "constant":
+            yield training.lr
+        else:
+            yield training.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def train(
+    config: RunConfig,
+    method: Method,
+    fedopt: FedOpt,
+    order: TrainOrder,
+    sessions: tuple[Session, Session],
+    micro: MicroBatches,
+) -> Outcome:
+    """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
+
+    Image features come onto the device a micro-batch at a time: a client with thousands of images has
+    more of them than a GPU holds.
+
+    Args:
+        sessions: the method's view of this training and the federated optimiser's.
+        micro: how many records pass through the model at a time.
+
+    Raises:
+        FCITError: the loss is not finite, or memory runs out with the smallest micro-batch.
+    """
+    training, session = config.training, sessions[0]
+    examples = session.examples
+    indices = _order(order, len(examples), training.epochs, config.seed)
+    batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
+    needed = sorted(set(indices))
+    pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
+    ends = np.cumsum([len(examples[i].images) for i in needed])
+    rows = {i: range(end - len(examples[i].images), end) for i, end in zip(needed, ends.tolist(), strict=True)}
+    losses = []
+
+    def loss_of(chosen: list[int]) -> Any:
+        return method.loss(session, [examples[i] for i in chosen], pictures.batch([r for i in chosen for r in rows[i]]))
+
+    with (
+        seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
+        session.adapters.training(order.frozen) as parameters,
+    ):
+        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
+        parts: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
+        for part, view in parts:
+            part.prepare(view)
+        for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for view in sessions:
+                view.lr = lr
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(micro.backward(sessions, batch, loss_of, parameters))
+            for part, view in parts:
+                part.on_gradients(view)
+            if training.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            optimizer.step()
+            for part, view in parts:
+                part.on_step(view)
+        extra, more = (part.finish(view) for part, view in parts)
+    mean = float(np.mean(losses))
+    if not math.isfinite(mean):
+        raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
+    return Outcome(len(indices) // training.epochs, len(batches), mean, extra, more)

@@ -1,0 +1,324 @@
+"""What one client process keeps: the backbone, its adapters and tokenised shards.
+
+The backbone is loaded once per process, whoever asks; nothing of one client stays for the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.worker import micro_batches
+from clients.worker.cache import Bounded
+from clients.worker.memory import ClientMemory
+from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
+from clients.worker.terms import Terms
+from clients.worker.training import train
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.config.schema import Way
+from fcit.data.collate import Encoded, images_of
+from fcit.data.records import Record, TestRecord
+from fcit.errors import DataError, FCITError, Refused, TooFew
+from fcit.federation.records import (
+    CONSTANT,
+    EXTRA,
+    FEDOPT,
+    Answers,
+    ClientUpdate,
+    DescribeOrder,
+    Description,
+    EvaluateOrder,
+    Probe,
+    ProbeOrder,
+    ScoreOrder,
+    Scores,
+    TrainOrder,
+    memory_version,
+)
+from fcit.fedopt.base import FedOpt
+from fcit.methods.base import Asked, Method, Session, Tensors
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone, versions
+from fcit.models.judging import judge_with
+from fcit.models.layout import Layout, is_projector
+
+#: Kept per process: numbers of all tokenised records (some 36 bytes each), and of identity features.
+_TOKENS, _NUMBERS = 4_000_000, 64_000_000
+
+
+class Worker:
+    """Executes orders for any client of one run.
+
+    Args:
+        data: where records come from.
+        terms: what a deployed site decides for itself.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: tuple[Backbone, Adapters],
+        memory: ClientMemory,
+        data: Shards,
+        terms: Terms = Terms(),  # noqa: B008  (frozen)
+    ) -> None:
+        self.config, self.memory, self.data, self.terms = config, memory, data, terms
+        self.backbone, self.adapters = model
+        data.judged_by(judge_with(self.backbone.config, self.backbone.encoder))
+        self.method: Method = registry.resolve("method", config.method["name"])(config)
+        self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.micro = micro_batches.MicroBatches(config.training.micro_batch)
+        self._encodings = Bounded(_TOKENS, lambda kept: sum(len(e.tokens) for e in kept))
+        self._identities = Bounded(_NUMBERS, np.size)
+
+    # ------------------------------------------------------------------ data
+
+    def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
+        def encode() -> list[Encoded]:
+            return _whole(self.backbone.encoder.encoded(self.data.records(client, tasks)))
+
+        return self._encodings.get((client, tuple(tasks)), encode)
+
+    def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
+        """Identity features ``(N, d)`` of the kind the method asks for."""
+        return self.backbone.identity.features(self.method.identity, records, self.data.image_root)
+
+    # ------------------------------------------------------------------ orders
+
+    def probe(self, order: ProbeOrder) -> Probe:
+        """Names and shapes of the trainable tensors, those that start from the backbone, library versions.
+
+        Raises:
+            ConfigError: clients will have to keep something and there is no folder for it.
+        """
+        if self._remembers or type(self.method).constants is not Method.constants:
+            _ = self.memory.root
+        shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
+        start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
+        width = self.backbone.identity.width(self.method.identity)
+        return Probe(shapes, width, versions(self.backbone.device), start, self.adapters.hashes)
+
+    def describe(self, order: DescribeOrder) -> Description:
+        """Sum and count of the shard's identity features; no gradients.
+
+        Raises:
+            TooFew: the mean of so few instructions would say too much about each.
+        """
+        tasks = self.data.tasks(order.stage, order.tasks)
+        records = self.data.records(order.client, tasks)
+        if not records:
+            raise DataError(f"client {order.client} holds no records of this shard")
+        self._enough(order.client, tasks)
+        stats = self.method.describe(self._identity(records))
+        return Description(order.client, order.shard, stats.count, {"total": stats.total})
+
+    def _enough(self, client: int, tasks: list[int]) -> None:
+        """Every task for itself: else a small one could be had as the difference of two large sums."""
+        least = self.terms.min_records
+        for task in tasks if least > 1 else ():
+            count = len(self.data.records(client, [task]))
+            if count < least:
+                raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
+
+    def train(self, order: TrainOrder) -> ClientUpdate:
+        """Train the ordered subspace on the shard and return what changed."""
+        begin = time.perf_counter()
+        tasks = self.data.tasks(order.stage, order.tasks)
+        sessions, remembered = self._sessions(order, tasks)
+        self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
+        self.micro.halved = 0
+        with self.backbone.checkpointing() if self.config.training.checkpointing else nullcontext():
+            outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
+        trained = order.trained
+        changed = {n: t for n, t in self.adapters.read().items() if n in trained}
+        changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
+        changed |= {f"{FEDOPT}{n}": t for n, t in outcome.fedopt.items()}
+        if self._remembers:
+            self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
+        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
+        return ClientUpdate(
+            order.stage,
+            order.round,
+            order.client,
+            order.shard,
+            order.subspace,
+            outcome.examples,
+            outcome.steps,
+            outcome.loss,
+            time.perf_counter() - begin,
+            changed,
+            kept,
+            self.terms.how(self.config, self.micro),
+            self.data.skipped(order.client, tasks),
+        )
+
+    @property
+    def _remembers(self) -> bool:
+        return self.method.remembers or self.fedopt.remembers
+
+    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
+        """What the method and the federated optimiser see, and the memory both write into."""
+        examples = self._encoded(order.client, tasks)
+        if not examples:
+            raise DataError(f"client {order.client} holds no records of this shard")
+        memory = self.memory.load(order.client, order.memory) if self._remembers else {}
+        constants = {}
+        if order.constants:
+            sent = _under(order.tensors, CONSTANT)
+            constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
+        identity = None
+        if self.method.needs_identity:
+            key = (order.client, tuple(tasks))
+            identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
+        last = order.round == self.config.federation.rounds - 1
+        mine, other = (
+            Session(
+                self.backbone,
+                self.adapters,
+                order.client,
+                order.shard,
+                order.stage,
+                order.round,
+                order.subspace,
+                _under(order.tensors, prefix),
+                memory.setdefault(who, {}),
+                constants,
+                examples,
+                identity,
+                self.data.image_root,
+                self.config.seed,
+                last,
+            )
+            for who, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
+        )
+        return (mine, other), memory
+
+    def _questions(self, dataset: str, first: int, last: int) -> list[Encoded]:
+        """A stretch of a dataset's questions, tokenised: ten thousand with an image each are hundreds of megabytes."""
+
+        def encode() -> list[Encoded]:
+            records = self.data.test(dataset)
+            return _whole(self.backbone.encoder.encoded(records[i] for i in range(first, last)))
+
+        return self._encodings.get((dataset, first, last), encode)
+
+    def _asked(self, dataset: str) -> np.ndarray:
+        """Identity features of all of a dataset's questions: what is encoded together is the same for everybody."""
+        return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
+
+    def _routed(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
+        """The method's mix, checked: a method of one's own may return anything."""
+        weights = self.method.route(names, knowledge, features)
+        wanted = (len(features), len(names))
+        if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
+            got = getattr(weights, "shape", type(weights).__name__)
+            raise FCITError(f"method {self.method.name}: route must return finite weights {wanted}, got {got}")
+        return weights.astype(np.float32)
+
+    def evaluate(self, order: EvaluateOrder) -> Answers:
+        """Answer a stretch of a dataset greedily in fixed batches of its order, routing every question."""
+        begin = time.perf_counter()
+        knowledge = dict(order.knowledge)
+        if self.method.needs_task_at_inference:
+            knowledge["task"] = order.task
+        texts, weights = self._answers(order, knowledge, order.dataset, slice(order.first, order.last))
+        tensors = {} if weights is None else {"mix": weights}
+        return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
+
+    def score(self, order: ScoreOrder) -> Scores:
+        """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
+
+        Raises:
+            Refused: the data are a benchmark's, whose questions the server has itself.
+        """
+        begin = time.perf_counter()
+        if not isinstance(self.data, ScoredShards):
+            raise Refused("scores are asked for, but SITE.yaml has stream: benchmark")
+        scores, counts = {}, {}
+        for task in map(str, self.data.begun(order.stage)):
+            texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
+            scores[task], counts[task] = self.data.score(task, texts), len(texts)
+        return Scores(order.client, scores, counts, time.perf_counter() - begin)
+
+    def _answers(
+        self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice
+    ) -> tuple[list[str], np.ndarray | None]:
+        """Answers to a stretch of a dataset with the broadcast subspaces, and the mix of every question."""
+        features = self._asked(dataset)
+        first, last, _ = stretch.indices(len(features))
+        features = features[first:last]
+        subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
+        projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
+        self.adapters.load_mixture(subspaces, projector)
+        known = _under(order.tensors, "knowledge/")
+        weights = self._routed(order.names, (knowledge, known), features) if order.names else None
+        texts: list[str] = []
+        size = self.config.evaluation.batch_size
+        limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
+        stride = size * self.config.evaluation.batches_per_order
+        for begin in range(first, last, stride):
+            encoded = self._questions(dataset, begin, min(begin + stride, last))
+            for start in range(0, len(encoded), size):
+                batch = encoded[start : start + size]
+                rows = slice(begin - first + start, begin - first + start + len(batch))
+                vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
+                asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
+                with micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
+                    texts += self.method.answer(asked, None if weights is None else weights[rows])
+        return texts, weights
+
+
+def _whole(encoded: Iterable[Encoded | str]) -> list[Encoded]:
+    """Tokenised records, of which all can be used.
+
+    Raises:
+        DataError: one cannot.
+    """
+    found = []
+    for example in encoded:
+        if isinstance(example, str):
+            raise DataError(example)
+        found.append(example)
+    return found
+
+
+def _under(tensors: Tensors, prefix: str) -> Tensors:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+@lru_cache(maxsize=1)
+def _backbone(model: str, pictures: Way, adapter: str, layout: Layout) -> tuple[Backbone, Adapters]:
+    backbone = Backbone(configuration.Backbone.model_validate_json(model), pictures)
+    return backbone, Adapters(backbone, configuration.Adapter.model_validate_json(adapter), layout)
+
+
+def loads() -> int:
+    """How often this process has loaded a backbone."""
+    return _backbone.cache_info().misses
+
+
+@lru_cache(maxsize=4)
+def worker(
+    config: str,
+    memory: str = "",
+    terms: Terms = Terms(),  # noqa: B008  (frozen)
+    own: OwnShards | None = None,
+) -> Worker:
+    """The worker of this process for a run's configuration (YAML); backbones are shared.
+
+    ``memory`` is the folder in which clients remember, or empty; ``own`` a site's own stream.
+    """
+    parsed = configuration.parse_text(config, "order")
+    layout = registry.resolve("method", parsed.method["name"])(parsed).layout
+    data: Shards = own.learning(parsed.data.turns) if own else BenchmarkShards(parsed, render=terms.at_site)
+    pictures, adapter = parsed.data.pictures, parsed.adapter.model_dump_json()
+    model = _backbone(parsed.backbone.model_dump_json(), pictures, adapter, layout)
+    return Worker(parsed, model, ClientMemory(Path(memory) if memory else None), data, terms)

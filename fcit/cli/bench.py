@@ -1,0 +1,39 @@
+"""``fcit bench``: many runs and the table that compares them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fcit.cli.commands import Add
+
+
+def arguments(add: Add) -> None:
+    """Declare the command."""
+    command = add(
+        "bench", _bench, "run a bench file: many runs, one table", "fcit bench configs/bench/demo.yaml --jobs 2"
+    )
+    command.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")
+    command.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
+    command.add_argument("--dry-run", action="store_true", help="list the runs and which are done")
+    command.add_argument("--only", default="", metavar="TEXT", help="run only rows or folders whose name contains this")
+    command.add_argument(
+        "--rows", action="append", metavar="NAME", help="run only the row of this label (can be repeated)"
+    )
+    command.add_argument(
+        "--seeds", metavar="N,N", help="run these seeds of the rows, also seeds that the file does not name"
+    )
+    command.add_argument("--jobs", type=int, help="runs at a time (default: the file's, else one per GPU or core)")
+    command.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
+    command.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed"
+    )
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from fcit.bench.command import Wishes, bench
+
+    rows = tuple(args.rows or ())
+    return bench(
+        Wishes(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
+    )

@@ -1,0 +1,57 @@
+"""``fcit check``: does a method or a federated optimiser keep its contract?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fcit import registry
+from fcit.cli.commands import Add
+from fcit.errors import EXIT_FAILED, EXIT_OK, ConfigError
+
+#: Families that have a contract.
+FAMILIES = ("method", "fedopt")
+
+
+def arguments(add: Add) -> None:
+    """Declare the command."""
+    command = add(
+        "check",
+        _check,
+        "check that a method or a federated optimiser keeps its contract",
+        "fcit check ./mine.py:MyMethod strength=2",
+    )
+    command.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
+    command.add_argument("options", nargs="*", metavar="key=value", help="options of it, e.g. mix=argmax")
+
+
+def _family(name: str) -> str:
+    """Which family a name is of.
+
+    Raises:
+        ConfigError: of none.
+    """
+    problems = [registry.problem(family, name) for family in FAMILIES]
+    for family, problem in zip(FAMILIES, problems, strict=True):
+        if problem is None:
+            return family
+    raise ConfigError([problem for problem in problems if problem], "check")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from fcit import config as configuration
+    from fcit.contracts import fedopts, methods
+
+    family = _family(registry.anchored(args.name, Path.cwd()))
+    overrides = [f"{family}.{option}" for option in args.options]
+    config = configuration.resolve({family: args.name}, Path.cwd(), "check", overrides)
+    options = dict(getattr(config, family))
+    name = options.pop("name")
+    contract = methods if family == "method" else fedopts
+    good = True
+    for what, wrong in contract.check(name, options):
+        good &= wrong is None
+        print(f"{'ok  ' if wrong is None else 'FAIL'} {what}" + (f"\n     {wrong}" if wrong else ""))
+    verdict = "keeps the contract" if good else "breaks the contract"
+    print(f"{registry.label(name) if family == 'method' else name} {verdict}")
+    return EXIT_OK if good else EXIT_FAILED

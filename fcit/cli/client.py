@@ -1,0 +1,36 @@
+"""``fcit client``: a site of a federation on separate machines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fcit.cli.commands import Add, told
+
+
+def arguments(add: Add) -> None:
+    """Declare the command."""
+    command = add("client", _client, "a site of such a federation", "fcit client check SITE.yaml")
+    command.add_argument(
+        "action",
+        choices=["start", "check", "audit"],
+        help="run the site in the foreground; check SITE.yaml, data and connection; verify and print what was sent",
+    )
+    command.add_argument("site", type=Path, metavar="SITE.yaml")
+
+
+def _client(args: argparse.Namespace) -> int:
+    from fcit.runs.environment import own_packages_first
+
+    own_packages_first()
+    if args.action == "start":
+        from clients.site.supervisor import start
+
+        return start(args.site)
+    if args.action == "audit":
+        from clients.site.audit import command
+
+        return command(args.site)
+    from clients.site.check import check
+
+    return told(check(args.site))

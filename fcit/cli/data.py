@@ -1,0 +1,256 @@
+"""``fcit data``: render the built-in data sets, download a published benchmark, check what lies on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcit.cli.commands import Add
+from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError
+from fcit.io.bounded import shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fcit.data.findings import Findings
+    from fcit.data.spec import BenchmarkSpec
+    from fcit.evaluation.constant import Constant
+
+_EXAMPLE = """\
+fcit data make --root /tmp/fcit-data            render the built-in data sets
+  fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is to be had
+  fcit data check fcit-task --root /data/fcit     files, records, a sample of images, the partition
+  fcit data check fcit-task --root /data/fcit --all --json   every image; findings as JSON
+  fcit data check --config configs/fcit/task-hom-disco.yaml  as a run's model reads it, before anything trains
+  fcit data check mine.yaml --root /data          the same for a benchmark of your own
+
+exit codes of check: 0 every setting asked for can run, 2 something is missing or broken"""
+
+
+def arguments(add: Add) -> None:
+    """Declare the command and its actions."""
+    parser = add("data", None, "render, download and check data", _EXAMPLE)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    make = actions.add_parser("make", help="render the built-in data sets")
+    make.add_argument("--root", type=Path, help="data root (default: the cache folder)")
+    make.add_argument("--dataset", action="append", help="only this one (can be repeated)")
+    make.set_defaults(work=_make)
+
+    download = actions.add_parser(
+        "download", help="fetch what is on the Hugging Face hub, say where the rest is; goes on after an interruption"
+    )
+    check = actions.add_parser("check", help="look at a benchmark's files and say what is missing or broken")
+    named = "a shipped benchmark (see `fcit list benchmark`) or a YAML file"
+    download.add_argument("benchmark", help=named)
+    download.add_argument("--root", type=Path, required=True, help="data root")
+    download.set_defaults(work=_download)
+    check.add_argument("benchmark", nargs="?", help=named)
+    check.add_argument("--root", type=Path, help="data root")
+    check.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration of a run instead: every record and question is tokenised for its model and judged, "
+        "as before training, and nothing is run",
+    )
+    check.set_defaults(work=_check)
+    check.add_argument("--all", action="store_true", help="decode every image and read every client file")
+    check.add_argument("--setting", choices=["homogeneous", "heterogeneous"], help="only this one (default: both)")
+    check.add_argument("--beta", action="append", help="only this partition (can be repeated; default: 0.5, 1.0, 5.0)")
+    check.add_argument("--clients", type=int, default=50, help="client files a delivered partition must have")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _make(args: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from fcit.data.benchmark import cache_folder
+    from fcit.data.mini.render import FOLDERS, VERSION, ensure
+
+    root = args.root or cache_folder() / VERSION
+    names = args.dataset or list(FOLDERS)
+    for name in track(names, description="rendering", disable=not sys.stderr.isatty()):
+        if name not in FOLDERS:
+            raise ConfigError(f"--dataset: no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
+        ensure(name, root)
+        print(f"{name}: {root / 'instructions' / FOLDERS[name]}")
+    return EXIT_OK
+
+
+def _spec(name: str) -> BenchmarkSpec:
+    from fcit import registry
+    from fcit.data.spec import read_spec
+
+    if registry.is_own(name):
+        raise ConfigError(
+            f"benchmark: {name} is code, which says itself where its records are; name the YAML file of a benchmark "
+            "(`fcit run` prepares and checks what code brings)"
+        )
+    spec = read_spec(name)
+    if spec.source == "mini":
+        raise ConfigError(f"benchmark: {name!r} is rendered when it is first used; `fcit data make` does it now")
+    return spec
+
+
+def _download(args: argparse.Namespace) -> int:
+    from fcit.data.download import download
+
+    spec = _spec(args.benchmark)
+    args.root.mkdir(parents=True, exist_ok=True)
+    download(spec, args.root, lambda text: print(text, flush=True))
+    again = f"fcit data check {args.benchmark} --root {args.root} --all"
+    print(f"checking {args.root} with a sample of the images; `{again}` looks at all")
+    return _report(_look(args, spec))
+
+
+def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]:
+    """The best constant answer to the test questions of every data set that can be read, scored without Java."""
+    from fcit import config as configuration
+    from fcit.data.benchmark import open_benchmark
+    from fcit.evaluation.constant import constants, without_java
+
+    raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
+    return constants(benchmark, [d.name for d in found.datasets if d.test], without_java)
+
+
+def _check(args: argparse.Namespace) -> int:
+    if args.config is not None:
+        if args.benchmark or args.root or args.setting or args.beta or args.all:
+            raise ConfigError(
+                "--config: the configuration names benchmark, data_root, setting and beta, and everything is looked "
+                "at; leave the other options out here"
+            )
+        return _configured(args)
+    if args.benchmark is None or args.root is None:
+        raise ConfigError("data check: name a benchmark and --root, or a run's configuration with --config")
+    spec = _spec(args.benchmark)
+    if not args.root.is_dir():
+        fill = f"`fcit data download {args.benchmark} --root ...` fills one"
+        own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
+        raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
+    found = _look(args, spec)
+    constants = _constants(args, found)
+    if args.json:
+        best = {name: constant._asdict() for name, constant in constants.items()}
+        print(json.dumps({**found.to_json(), "constants": best}, indent=1))
+        return EXIT_OK if found.good else EXIT_USAGE
+    code = _report(found)
+    for name, constant in constants.items():
+        by = " by our rule `caption`" if spec.datasets[name].scorer == "caption7" else ""
+        print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
+    return code
+
+
+def _configured(args: argparse.Namespace) -> int:
+    """Everything that a run looks at in its data before it trains, for the model it names.
+
+    Raises:
+        ConfigError: what would stop the run.
+    """
+    from rich.table import Table
+
+    from fcit import config as configuration
+    from fcit.data import prepare
+    from fcit.data.benchmark import open_benchmark
+    from fcit.evaluation.reachable import warnings
+    from fcit.io.console import console
+    from fcit.models.judging import judge_of
+
+    config = configuration.load(args.config)
+    if config.stream == "site":
+        raise ConfigError(
+            "--config: with stream: site the data are at the sites; `fcit client check SITE.yaml` looks there"
+        )
+    benchmark = open_benchmark(config)
+    benchmark.judge = judge_of(config.backbone)
+    benchmark.prepare()
+    if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
+        benchmark.look()
+    benchmark.divide()
+    told = prepare.told(benchmark, warnings(benchmark))
+    if args.json:
+        print(json.dumps({"good": True, **told}, indent=1))
+        return EXIT_OK
+    most = config.backbone.max_length
+    table = Table(title=f"{benchmark.spec.name} as {config.backbone.model} reads it (backbone.max_length {most})")
+    for column in ("data set", "split", "format"):
+        table.add_column(column)
+    for column in ("records", "unusable", "tokens (mean)", "tokens (most)", "turns dropped"):
+        table.add_column(column, justify="right")
+    for name, splits in told["tokens"].items():
+        for split, found in splits.items():
+            form = benchmark.formats.get(name, "") if split == "train" else ""
+            numbers = [found[key] for key in ("records", "unusable", "mean", "longest")]
+            table.add_row(name, split, form, *(f"{number:,}" for number in [*numbers, found.get("turns_dropped", 0)]))
+    screen = console()
+    screen.print(table)
+    for warning in told["warnings"]:
+        screen.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
+    from fcit.data.benchmark import cache_folder
+    from fcit.data.inspection import BETAS, SETTINGS, Inspection
+
+    wanted = getattr(args, "setting", None)
+    if wanted == "heterogeneous" and not spec.heterogeneous:
+        spec.slots(5, args.benchmark)  # says what is missing
+    try:
+        betas = [str(float(beta)) for beta in getattr(args, "beta", None) or BETAS]
+    except ValueError:
+        raise ConfigError(f"--beta: {args.beta} must be numbers, e.g. --beta 0.5") from None
+    every, clients = getattr(args, "all", False), getattr(args, "clients", 50)
+    look = Inspection(spec, args.root, cache_folder(), every, clients)
+    return look.look([wanted] if wanted else SETTINGS, betas)
+
+
+def _report(found: Findings) -> int:
+    """Print tables of the findings and their first problems in words; the exit code says whether all is well."""
+    from rich.table import Table
+
+    from fcit.io.console import console
+
+    screen = console()
+    table = Table(title=f"{found.benchmark} under {found.root}")
+    left = ("data set", "format", "")
+    for column in ("data set", "format", "files", "train", "test", "images looked at", "bad images", "bad records", ""):
+        table.add_column(column, justify="left" if column in left else "right")
+    for d in found.datasets:
+        there = sum(size is not None for size in d.files.values())
+        numbers = [f"{n:,}" if n is not None else "?" for n in (d.train, d.test, d.images, d.bad_images, d.bad_records)]
+        table.add_row(d.name, d.format or "?", f"{there}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
+    screen.print(table)
+    screen.print(_counts("what the training records are", {d.name: d.conversations for d in found.datasets}))
+    screen.print(_counts("what the images looked at are", {d.name: d.pictures for d in found.datasets}))
+    table = Table(title="what can run")
+    for column in ("setting", "beta", "client files", "", ""):
+        table.add_column(column)
+    for s in found.settings:
+        table.add_row(s.setting, s.beta, s.partition, "ok" if s.runs else "FAIL", s.why)
+    screen.print(table)
+    problems = [p for d in found.datasets for p in d.problems] + [p for part in found.partitions for p in part.problems]
+    for problem in problems:
+        screen.print(problem, highlight=False, markup=False, soft_wrap=True)
+    notes = [n for d in found.datasets for n in d.notes] + [n for part in found.partitions for n in part.notes]
+    for note in dict.fromkeys(notes):  # a note on a partition is the same for every beta
+        screen.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_OK if found.good else EXIT_USAGE
+
+
+def _counts(title: str, rows: dict[str, dict[str, int]]) -> Table:
+    """A table of counts, a row for each data set and a column for each kind that one of them has."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(column for counts in rows.values() for column in counts))
+    table = Table("data set", title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, counts in rows.items():
+        table.add_row(name, *(f"{counts[column]:,}" if column in counts else "?" for column in columns))
+    return table

@@ -1,0 +1,59 @@
+"""``fcit evaluate``: scores a file of predictions by the official rules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from fcit.cli.commands import Add
+from fcit.errors import EXIT_OK
+
+_TEXT = (
+    "score a file of predictions: JSON lines with question_id and text, as the official scripts of FCIT, UCIT and "
+    "MLLM-CL write them and as run folders hold them (predictions/stage-N/DATASET.jsonl). The sum is divided by the "
+    "number of lines, as officially; lines that are missing or come twice are told."
+)
+_EXAMPLE = """\
+fcit evaluate --predictions merge.jsonl --dataset grounding --benchmark fcit-cap --root /data/fcit
+  fcit evaluate --predictions runs/task-disco-1/predictions/stage-8/iconqa.jsonl --dataset iconqa \\
+      --benchmark fcit-mini-task
+  fcit list scorer                                       the rules for --rule"""
+
+
+def arguments(add: Add) -> None:
+    """Declare the command."""
+    command = add("evaluate", _evaluate, _TEXT, _EXAMPLE)
+    command.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="JSON lines")
+    command.add_argument("--dataset", required=True, help="which data set of the benchmark was answered")
+    command.add_argument("--benchmark", default="fcit-task", help="a shipped benchmark or a YAML file")
+    command.add_argument("--root", metavar="DIR", help="data root (default: built-in data sets are rendered)")
+    command.add_argument("--split", choices=["test", "val"], default="test", help="which questions were answered")
+    command.add_argument("--rule", metavar="SCORER", help="score by this rule and not by the data set's own")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """Score the file and print what was found; returns the exit code."""
+    from fcit import config as configuration
+    from fcit.data.benchmark import open_benchmark
+    from fcit.evaluation.scoring import rules, score_file
+
+    raw = {"benchmark": args.benchmark, "data_root": args.root, "evaluation": {"split": args.split}}
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"))
+    rules(benchmark, args.dataset, args.rule)  # before anything is rendered
+    if benchmark.spec.source == "mini":
+        benchmark.prepare([args.dataset])
+    found = score_file(benchmark, args.dataset, args.predictions, args.rule)
+    for text in found.warnings:
+        print(f"fcit: {args.predictions}: {text}", file=sys.stderr)
+    if args.json:
+        head = {"predictions": str(args.predictions), "benchmark": benchmark.spec.name, "dataset": args.dataset}
+        print(json.dumps({**head, **asdict(found)}, indent=1))
+        return EXIT_OK
+    print(f"{args.dataset} of {benchmark.spec.name}: {found.lines} predictions, {found.questions} questions")
+    for score in found.scores:
+        print(f"  {score.rule:20} {score.score:7.2f}  {'official rule' if score.official else 'our definition'}")
+    return EXIT_OK

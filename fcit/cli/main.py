@@ -1,0 +1,84 @@
+"""The parser of ``fcit`` and its exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fcit import __version__
+from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run
+from fcit.cli import list as listing
+from fcit.errors import EXIT_INTERRUPTED, EXIT_USAGE, FCITError
+
+#: In the order in which ``fcit --help`` tells them.
+COMMANDS = (run, report, bench, listing, check, data, export, chat, evaluate, deploy, client, doctor)
+
+_EXAMPLES = """\
+examples:
+  fcit run configs/demo-disco.yaml                       one run, in the folder runs/
+  fcit run configs/task-disco.yaml seed=1 training.lr=0.002
+  fcit run configs/task-disco.yaml method=finetune setting=heterogeneous
+  fcit resume runs/task-disco-1                          go on after an interruption
+  fcit report runs/demo-disco-1 runs/demo-finetune-1     compare runs, draw their matrices
+  fcit bench configs/bench/demo.yaml                     many runs and the table that compares them
+  fcit list                                              methods, scorers, benchmarks
+  fcit list settings                                     every setting with its default
+  fcit check ./mine.py:MyMethod                          test a method or an optimiser of your own
+  fcit evaluate --predictions merge.jsonl --dataset iconqa --root /data/fcit   score others' predictions officially
+  fcit export runs/task-disco-1 --to my-adapters         peft adapters that others can load
+  fcit chat my-adapters --image cat.png "What is this?"  ask them, see which spoke
+  fcit data check fcit-task --root /data/fcit            is the published benchmark complete? also: data download
+  fcit deploy init /srv/fcit --clients 3 --host HOST     several machines; then up, register, submit
+  fcit client start SITE.yaml                            one of their sites
+  fcit doctor                                            check this machine and the built-in model
+  fcit doctor --config configs/24gb/disco.yaml           will it fit, and how long will it take
+
+exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on request (resumable), 130 Ctrl-C
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fcit",
+        description="Federated continual instruction tuning of multimodal language models.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fcit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, work, text: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(work=work)
+        return command
+
+    for command in COMMANDS:
+        command.arguments(add)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from fcit.runs.environment import quiet_libraries
+
+    quiet_libraries()
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.work(args))
+    except FCITError as error:
+        print(f"fcit: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "fcit", "server", "clients"):
+            raise  # a fault of ours
+        need = f"this needs the package {error.name!r}, which is not installed; `make install` (or pip) brings it"
+        print(f"fcit: {need}; `fcit doctor` tells what is there", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED

@@ -1,0 +1,44 @@
+"""``fcit report``: shows and compares runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fcit.cli.commands import Add
+from fcit.errors import EXIT_OK
+
+
+def arguments(add: Add) -> None:
+    """Declare the command."""
+    command = add(
+        "report",
+        _report,
+        "show and compare runs: tables, one page to look at, figures (SVG, PDF), CSV, LaTeX",
+        "fcit report runs/a-1 runs/b-1 --output ab",
+    )
+    command.add_argument("runs", type=Path, nargs="+", help="run folders")
+    command.add_argument(
+        "--output", type=Path, help="folder for page, figures and tables (default: RUN/report, or report)"
+    )
+    command.add_argument("--figure", type=Path, help="also draw the accuracy matrices here (PNG, SVG or PDF)")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from fcit.io.console import console
+    from fcit.report import figures, terminal
+    from fcit.report.page import write_all
+    from fcit.runs.reader import Run
+
+    screen = console()
+    runs = [Run(path) for path in args.runs]
+    terminal.show(screen, runs)
+    output = args.output or (runs[0].path / "report" if len(runs) == 1 else Path("report"))
+    page = write_all(runs, output)
+    if args.figure is not None:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        figures.save(figures.matrices(runs), args.figure)
+        screen.print(f"picture: {args.figure}", highlight=False, soft_wrap=True)
+    screen.print(f"page:    {page}", highlight=False, soft_wrap=True)
+    screen.print(f"figures: {output / 'figures'}  tables: {output / 'tables'}", highlight=False, soft_wrap=True)
+    return EXIT_OK

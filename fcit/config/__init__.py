@@ -1,0 +1,258 @@
+"""The configuration of a run: YAML plus ``key=value``, checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fcit import registry
+from fcit.config.checks import contradictions, part_problems, sentences
+from fcit.config.schema import Adapter, Backbone, Federation, RunConfig, Section, Training
+from fcit.errors import ConfigError
+from fcit.io import bounded
+
+__all__ = [
+    "Adapter",
+    "Backbone",
+    "Federation",
+    "RunConfig",
+    "Section",
+    "Training",
+    "dump",
+    "load",
+    "load_resolved",
+    "parse",
+    "parse_text",
+    "resolve",
+    "settings",
+]
+
+LEVELS = 8  # dots in the key of an override; there are no settings below that
+
+
+def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """The mapping without the keys at these locations."""
+    rest = copy.deepcopy(raw)
+    for location in locations:
+        inner: Any = rest
+        for part in location[:-1]:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and location:
+            inner.pop(location[-1], None)
+    return rest
+
+
+def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
+    """Check a raw mapping and return the configuration.
+
+    Raises:
+        ConfigError: with every mistake found, each one sentence.
+    """
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = sentences(error, RunConfig)
+        # What is right is checked further, so that nothing is found only after a first repair.
+        rest = _without(raw, [item["loc"] for item in error.errors()])
+        with contextlib.suppress(ValidationError):
+            config = RunConfig.model_validate(rest)
+            problems += contradictions(config) + part_problems(config)
+        raise ConfigError(problems, source) from None
+    problems = contradictions(config) + part_problems(config)
+    if problems:
+        raise ConfigError(problems, source)
+    return config.model_copy(update={family: _whole_part(config, family) for family in ("method", "fedopt")})
+
+
+def parse_text(text: str, source: str) -> RunConfig:
+    """The configuration that an order brings.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    try:
+        raw = bounded.parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", source) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", source)
+    return parse(raw, source)
+
+
+def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:
+    """A part with its options' defaults written out."""
+    part = dict(getattr(config, family))
+    name = part.pop("name")
+    return {"name": name, **registry.resolve(family, name).Options.model_validate(part).model_dump(mode="json")}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not bounded.is_file(path):
+        near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
+        hint = f" (there: {', '.join(near)})" if near else ""
+        raise ConfigError(f"no such configuration file{hint}", str(path))
+    raw = bounded.read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(path))
+    return raw
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        if key in ("method", "fedopt") and isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            other_part = key in ("method", "fedopt") and value.get("name") not in (None, merged[key].get("name"))
+            merged[key] = value if other_part else _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file (``extends:`` another at most once) and apply ``key=value`` overrides.
+
+    Raises:
+        ConfigError: every mistake of file and overrides together.
+    """
+    file = Path(path)
+    raw = _read_yaml(file)
+    parent = raw.pop("extends", None)
+    if parent is not None:
+        base = _read_yaml(file.parent / str(parent))
+        if "extends" in base:
+            raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
+        # Each file's names are relative to itself, also where the two lie in different folders.
+        raw = _merge(_anchored(_normal(base), (file.parent / str(parent)).parent), _anchored(_normal(raw), file.parent))
+    return resolve(raw, file.parent, str(file), overrides)
+
+
+def load_resolved(path: str | os.PathLike[str], going_on: bool = False) -> RunConfig:
+    """The configuration of a run folder. It was whole when it was written, so what it lacks came later.
+
+    A method or optimiser names under ``EARLIER`` what an option that came later was before, where that is not its
+    default: a run goes on by the rules it began with.
+
+    Args:
+        going_on: the run is to be continued: one from before there was ``data.turns`` has learnt first answers only.
+
+    Raises:
+        ConfigError: every mistake.
+    """
+    file = Path(path)
+    raw = _normal(_read_yaml(file))
+    for family in ("method", "fedopt"):
+        part = raw.get(family)
+        if isinstance(part, dict) and registry.problem(family, str(part.get("name"))) is None:
+            earlier = getattr(registry.resolve(family, part["name"]).Options, "EARLIER", {})
+            raw[family] = {**earlier, **part}
+    if going_on and "turns" not in raw.get("data", {}):
+        raw["data"] = {**raw.get("data", {}), "turns": "first"}
+    return resolve(raw, file.parent, str(file))
+
+
+def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration of a raw mapping with overrides; file names in it are relative to ``folder``.
+
+    Names in overrides are relative to the current folder, and so is ``output`` wherever it stands: results
+    belong where one works, and a configuration may lie where nothing can be written.
+
+    Raises:
+        ConfigError: every mistake of mapping and overrides together.
+    """
+    raw = _anchored(_normal(raw), folder)
+    bad = []
+    for override in overrides or []:
+        key, sign, text = override.partition("=")
+        if not sign or not key or key.count(".") > LEVELS:
+            bad.append(
+                f"override {bounded.shown(override)}: must look like key=value, e.g. seed=1 or training.lr=0.001"
+            )
+            continue
+        try:
+            value = bounded.parse_yaml(text)
+        except yaml.YAMLError:
+            bad.append(f"override {bounded.shown(override)}: the value is not valid YAML")
+            continue
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        raw = _merge(raw, _anchored(_normal(nested), Path.cwd()))
+    try:
+        config = parse(raw, source)
+    except ConfigError as error:
+        raise ConfigError([*bad, *error.problems], source) from None
+    if bad:
+        raise ConfigError(bad, source)
+    # A benchmark file is named relative to the configuration that names it.
+    beside = folder / config.benchmark
+    if config.benchmark.endswith((".yaml", ".yml")) and bounded.is_file(beside):
+        config = config.model_copy(update={"benchmark": str(beside.resolve())})
+    return config
+
+
+def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The user's own files by full path: ``./my_method.py:MyMethod`` is relative to who names it; not ``output``."""
+    raw = dict(raw)
+    for family in ("method", "fedopt"):
+        part = raw.get(family)
+        if isinstance(part, dict) and isinstance(part.get("name"), str):
+            raw[family] = {**part, "name": registry.anchored(part["name"], folder)}
+    if isinstance(raw.get("benchmark"), str):
+        raw["benchmark"] = _benchmark(raw["benchmark"], folder)
+    if isinstance(raw.get("backbone"), dict):
+        models = {key: raw["backbone"].get(key) for key in ("model", "identity")}
+        found = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
+        raw["backbone"] = {**raw["backbone"], **found}
+    if isinstance(raw.get("output"), str) and raw["output"].startswith("~"):
+        raw["output"] = bounded.full_path(folder, raw["output"])
+    if isinstance(raw.get("trackers"), list):
+        raw["trackers"] = [registry.anchored(t, folder) if isinstance(t, str) else t for t in raw["trackers"]]
+    if isinstance(raw.get("data_root"), str):
+        raw["data_root"] = bounded.full_path(folder, raw["data_root"])
+    return raw
+
+
+def _benchmark(name: str, folder: Path) -> str:
+    """A benchmark file beside who names it by its full path; a shipped one, and one that is elsewhere, as it is."""
+    beside = bounded.full_path(folder, name)
+    if name.endswith((".yaml", ".yml")) and bounded.is_file(Path(beside)):
+        return beside
+    return registry.anchored(name, folder)
+
+
+def model_path(name: str, folder: Path) -> str:
+    """A model's folder beside who names it by its full path; a hub name, and a folder elsewhere, as it is."""
+    beside = bounded.full_path(folder, name)
+    with contextlib.suppress(OSError, ValueError):  # too long for a file system, null bytes
+        return beside if name not in ("", "fcit-tiny") and Path(beside).is_dir() else name
+    return name
+
+
+def _normal(raw: dict[str, Any]) -> dict[str, Any]:
+    return {k: {"name": v} if k in ("method", "fedopt") and isinstance(v, str) else v for k, v in raw.items()}
+
+
+def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting: its key, its default and what it means."""
+    blank = section.model_validate({})
+    for name, field in section.model_fields.items():
+        value = getattr(blank, name)
+        if isinstance(value, BaseModel):
+            yield from settings(type(value), f"{prefix}{name}.")
+        else:
+            shown = value["name"] if isinstance(value, dict) else value
+            yield f"{prefix}{name}", "-" if shown is None else str(shown), field.description or ""
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML; :func:`parse` reads it back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

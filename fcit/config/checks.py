@@ -1,0 +1,192 @@
+"""What can be wrong with a configuration, in sentences that name the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fcit import registry
+from fcit.config.schema import RunConfig
+from fcit.io.bounded import shown
+
+
+def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in location[:-1]:
+        if hasattr(current, "model_fields"):
+            field = current.model_fields.get(part)
+            current = field.annotation if field else None
+        else:  # dict[str, Section] or list[Section]
+            inner = typing.get_args(current)
+            current = inner[-1] if inner else None
+    return sorted(current.model_fields) if hasattr(current, "model_fields") else []
+
+
+def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """How a key is written, by the ``examples`` of the innermost field of a location; empty if it has none."""
+    current: Any = model
+    found = ""
+    for part in location:
+        fields = getattr(current, "model_fields", None)
+        if fields is None:
+            inner = [a for a in typing.get_args(current) if a is not type(None)]
+            current = inner[-1] if inner else None
+        elif part in fields:
+            examples = fields[part].examples
+            found, current = f"{part}: {examples[0]}" if examples else "", fields[part].annotation
+    return f", e.g. `{found}`" if found else ""
+
+
+def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
+    sentences = []
+    for item in error.errors():
+        key = (prefix + ".".join(str(part) for part in item["loc"]))[:200]
+        if not item["loc"]:
+            sentences.append(prefix + item["msg"].removeprefix("Value error, "))
+            continue
+        if item["type"] == "extra_forbidden":
+            allowed = _allowed_keys(model, item["loc"])
+            hint = registry.nearest(str(item["loc"][-1]), allowed)
+            sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
+            continue
+        example = _example(model, item["loc"])
+        if item["type"] == "missing":
+            sentences.append(f"{key}: must be given{example}")
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            sentences.append(f"{key}: {message}, got {shown(item['input'])}{example}")
+    return sentences
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """Settings that are each fine and make no sense together."""
+    federation = config.federation
+    found = []
+    if federation.clients_per_round > federation.clients:
+        found.append(
+            f"federation.clients_per_round: {federation.clients_per_round} is more than "
+            f"federation.clients ({federation.clients})"
+        )
+    if federation.sampling == "official" and (federation.clients, federation.clients_per_round) != (50, 5):
+        found.append(
+            "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
+            f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
+        )
+    if federation.min_updates > federation.clients_per_round:
+        found.append(
+            f"federation.min_updates: {federation.min_updates} can never be reached with "
+            f"{federation.clients_per_round} clients per round"
+        )
+    if federation.engine not in registry.ENGINES:
+        found.append(f"federation.{registry.unknown('engine', federation.engine)}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
+        found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    return found + (_site_problems(config) if config.stream == "site" else [])
+
+
+def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
+    """Why ``evaluation.when`` does not fit a run of ``count`` stages, in one sentence, or None."""
+    when = config.evaluation.when
+    beyond = [n for n in when if n > count] if isinstance(when, list) else []
+    if not beyond:
+        return None
+    return (
+        f"evaluation.when: {when} names stage {beyond[0]}, and {owner} has the stages 1 to {count}; "
+        "name some of these, or say stage or final"
+    )
+
+
+def _site_problems(config: RunConfig) -> list[str]:
+    """What the server cannot ask for where every site brings its own tasks."""
+    problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
+    found = [problem] if problem else []
+    if config.evaluation.samples is not None:
+        found.append(
+            f"evaluation.samples: {config.evaluation.samples} chooses among questions that the server holds; with "
+            "stream: 'site' each site is scored on the whole of its own test files; leave it out, or shorten those"
+        )
+    return found
+
+
+def _one_part(config: RunConfig, family: str) -> list[str]:
+    part = dict(getattr(config, family))
+    name = part.pop("name", None)
+    if not isinstance(name, str):
+        return [f"{family}: needs a name (allowed: {', '.join(sorted(registry.FAMILIES[family]))})"]
+    problem = registry.problem(family, name)
+    if problem is not None:
+        return [problem]
+    options = registry.resolve(family, name).Options
+    try:
+        options.model_validate(part)
+    except ValidationError as error:
+        return sentences(error, options, prefix=f"{family}.")
+    return []
+
+
+def part_problems(config: RunConfig) -> list[str]:
+    """What is wrong with method and federated optimiser, or with choosing them together."""
+    problems = _one_part(config, "method") + _one_part(config, "fedopt")
+    return problems or _misfits(config)
+
+
+def _misfits(config: RunConfig) -> list[str]:
+    """Federated optimisers, methods and ways of averaging factors that do not go together."""
+    names = config.method["name"], config.fedopt["name"]
+    method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
+    found = []
+    if config.factors not in method.factors:
+        allowed = ", ".join(sorted(method.factors))
+        found.append(f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}")
+    if config.factors == "svd" and not fedopt.averages:
+        found.append(
+            f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
+            "choose fedopt: fedavg or fedprox, or factors: separate"
+        )
+    if config.factors == "alternate" and not fedopt.halves:
+        found.append(
+            f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
+            "choose another fedopt, or factors: separate or frozen_a"
+        )
+    if fedopt.remembers and method.pooled:
+        found.append(
+            f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
+            "participant; choose fedopt: fedavg"
+        )
+    return found + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
+
+
+def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
+    """Where a robust rule could not stand between clients and model, or never would."""
+    least = registry.resolve("robust", config.robust).least
+    rule, found = f"robust: {config.robust!r}", []
+    if config.factors == "svd":
+        found.append(
+            f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
+            "choose factors: separate, alternate or frozen_a, or robust: none"
+        )
+    if fedopt.sums():
+        found.append(
+            f"{rule} does not see what clients return to fedopt: {config.fedopt['name']!r} beside their tensors (its "
+            "sum would pass it by); choose another fedopt, or robust: none"
+        )
+    if not method.robust:
+        found.append(
+            f"{rule} does not see what clients return to method: {config.method['name']!r} beside their tensors, which "
+            "the method sums itself; choose another method, or robust: none"
+        )
+    if method.pooled:
+        found.append(
+            f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
+            "choose robust: none"
+        )
+    elif config.federation.clients_per_round < least:
+        found.append(
+            f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
+            f"raise it to {least} or more, or choose robust: none"
+        )
+    return found

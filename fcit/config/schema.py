@@ -1,0 +1,291 @@
+"""What a configuration holds: one class per section, each key with its default and meaning."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
+
+from fcit.io import bounded
+
+LONGEST = 24  # tokens of an answer where nobody says otherwise
+
+#: How pictures become pixels: see :mod:`fcit.data.pixels`.
+Way = Literal["official", "upright"]
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a key holds a number, or a number or nothing."""
+    return annotation in (int, float) or (bool(kinds := set(get_args(annotation))) and kinds <= {int, float, NoneType})
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are mistakes, true is not a number, and text is whole."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sound(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number")
+        if isinstance(value, str) and ("\0" in value or not bounded.is_text(value)):
+            raise ValueError("must be text without null characters and halves of surrogate pairs")
+        return value
+
+
+def _micro_batch(value: Any) -> Any:
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be a whole number from 1 on, auto, or null for the whole batch")
+
+
+#: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
+MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
+
+
+class Federation(Section):
+    """Who takes part, and how often."""
+
+    clients: int = Field(50, ge=1, description="data owners in the pool")
+    clients_per_round: int = Field(5, ge=1, description="clients asked in each round")
+    rounds: int = Field(10, ge=1, description="rounds per stage")
+    sampling: Literal["seeded", "official"] = Field(
+        "seeded", description="official: the published table (50 clients, 5 per round)"
+    )
+    beta: float = Field(1.0, gt=0, description="Dirichlet concentration of client sizes")
+    engine: str = Field("inline", description="where client work runs; see `fcit list`")
+    min_updates: int = Field(1, ge=1, description="accepted updates a round needs")
+    retries: int = Field(1, ge=0, description="how often a round with too few updates is repeated")
+    on_too_few: Literal["retry", "wait", "stop"] = Field(
+        "retry", description="after too few updates: repeat `retries` times, repeat until there are enough, or stop"
+    )
+    pause: float = Field(60.0, ge=0, description="seconds before a round is repeated with on_too_few: wait")
+    stages: int = Field(1, ge=1, description="stages of a run with stream: site; a benchmark brings its own")
+    max_openings: int = Field(16, ge=1, description="subspaces one client's statistics may open; more are refused")
+    max_subspaces: int = Field(256, ge=1, description="subspaces the server keeps; clients that need more are left out")
+    max_records: int = Field(
+        1_000_000, ge=1, description="records a shard may claim where the server cannot know; more are not believed"
+    )
+    wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
+    timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
+
+
+class Ray(Section):
+    """Workers of ``federation.engine: ray``; nothing here changes a result but the thread count.
+
+    A private cluster listens on loopback, on ports that are free. For fixed ports or several machines
+    start a cluster (``ray start --head --port ... --min-worker-port ...``) and give its ``address``.
+    """
+
+    workers: int = Field(2, ge=1, description="long-lived worker processes, each with the model loaded once")
+    num_cpus: int = Field(1, ge=1, description="cores, and threads unless backbone.threads is set, per worker")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0.5 puts two workers on one")
+    address: str | None = Field(None, description="an existing cluster (host:port); default: a private one, here")
+    temp_dir: str | None = Field(
+        None, description="Ray's own files; default: a fresh private folder, removed at the end"
+    )
+    object_store_mb: int = Field(200, ge=80, description="shared memory for tensors on their way")
+    start_timeout: float = Field(300.0, gt=0, description="seconds until all workers must have started")
+    attempts: int = Field(3, ge=1, description="workers an order may lose before the run stops")
+
+
+class Sites(Section):
+    """What deployed sites may choose for themselves in their SITE.yaml; recorded with every update."""
+
+    dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(
+        ["float32"], description="number formats of the frozen backbone"
+    )
+    micro_batch: bool = Field(True, description="gradients accumulated over parts of a batch")
+    checkpointing: bool = Field(True, description="activations computed again to save memory")
+
+
+class Adapter(Section):
+    """The LoRA adapter every subspace is made of."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="before A; 0.05: as published; 0 in the mini configurations, where it costs time"
+    )
+    targets: str = Field(
+        r".*language_model.*\.(gate_proj|up_proj|down_proj)",
+        description="regular expression over module names (FCIT: feed-forward layers only)",
+    )
+    projector: Literal["shared", "frozen", "per_subspace"] = Field(
+        "shared",
+        description="shared: the vision-language projector is trained and averaged over all; "
+        "per_subspace: each subspace has its own, mixed like the subspaces",
+    )
+
+
+class Training(Section):
+    """The local loop of a client."""
+
+    lr: float = Field(3e-3, gt=0)
+    batch_size: int = Field(16, ge=1, description="records of an optimiser step")
+    epochs: int = Field(1, ge=1, description="local epochs per round")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    schedule: Literal["cosine", "constant", "trainer"] = Field(
+        "cosine",
+        description="rates within a local epoch; trainer: the published ones, whose first step has rate 0 (an epoch of "
+        "one step learns nothing); cosine and constant (ours) move from the first step on",
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
+    )
+    micro_batch: MicroBatch = Field(
+        None, description="records passed through the model at a time; auto: halved when memory runs out"
+    )
+    checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them")
+
+    def moves(self, steps: int) -> bool:
+        """Whether a local epoch of so many steps changes anything: the trainer's first rate is 0."""
+        return self.schedule != "trainer" or steps > 1 or not self.warmup_ratio
+
+
+class Evaluation(Section):
+    """How the model is asked after a stage."""
+
+    batch_size: int = Field(64, ge=1)
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
+    )
+    when: Literal["stage", "final"] | list[int] = Field(
+        "stage", description="after every stage, after the last only, or after these, e.g. [4, 8]; the last always"
+    )
+    samples: int | None = Field(
+        None, ge=1, description="questions of each test set, chosen at random once for all runs: reduced numbers"
+    )
+    seed: int = Field(0, ge=0, description="which questions evaluation.samples chooses; seed does not change them")
+    batches_per_order: int = Field(4, ge=1, description="batches answered before the next order; workers share orders")
+    split: Literal["test", "val"] = "test"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, raw: Any) -> Any:
+        """Run folders made before there was ``samples`` say ``limit: null``, which asked for nothing."""
+        if isinstance(raw, dict) and "limit" in raw and raw["limit"] is None:
+            return {key: value for key, value in raw.items() if key != "limit"}
+        return raw
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and value and all(type(n) is int and 1 <= n < 10_000 for n in value)
+        if value not in ("stage", "final") and not numbers:
+            raise ValueError("must be stage, final or a list of stage numbers from 1 on, e.g. [4, 8]")
+        return value
+
+    def stages(self, count: int) -> list[int]:
+        """The stages, of ``count`` and numbered from 1, after which the model is asked; the last one is among them."""
+        if self.when == "stage":
+            return list(range(1, count + 1))
+        return [count] if self.when == "final" else sorted({*self.when, count})
+
+    def longest(self, own: int | None = None) -> int:
+        """Tokens of the longest answer to a data set for which the benchmark says ``own``."""
+        return self.max_new_tokens or own or LONGEST
+
+
+class Backbone(Section):
+    """The frozen multimodal model."""
+
+    model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
+    identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    conversation: Literal["template", "vicuna_v1"] = Field(
+        "template", description="template: the processor's chat template"
+    )
+    feature_cache: Literal["disk", "off"] = Field("disk", description="keep frozen vision features")
+    feature_cache_gb: float = Field(
+        50.0, gt=0, description="disk the kept features may take in all; what has no room is computed each time"
+    )
+    pad_to_square: bool = Field(
+        False, description="pad images to squares with the processor's mean colour before anything else (LLaVA-1.5)"
+    )
+    image_size: int = Field(
+        448, ge=28, description="Qwen-VL: every image is scaled to a square of so many pixels (a multiple of 28)"
+    )
+    max_length: int = Field(
+        2048, ge=16, description="tokens of an example, image included; what is longer is cut at its end"
+    )
+    quantization: Literal["none", "4bit"] = Field(
+        "none", description="4bit: the language model in NF4 (needs a CUDA GPU and `pip install 'fcit[gpu]'`)"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="how attention is computed; auto: as transformers chooses"
+    )
+    threads: int = Field(0, ge=0, description="torch threads; 0: as torch chooses")
+
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if value is False else value
+
+
+class Data(Section):
+    """Which of a benchmark's records are used."""
+
+    max_records: int | None = Field(
+        None, ge=1, description="training records of each data set, the same for every method: reduced numbers"
+    )
+    turns: Literal["all", "first"] = Field(
+        "all", description="answers of a conversation that are learnt; first: its first question and answer alone"
+    )
+    pictures: Way = Field(
+        "official",
+        description="official: as the published trainer reads them; upright: turned by EXIF, transparency on white",
+    )
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
+    benchmark: str = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
+    setting: Literal["homogeneous", "heterogeneous"] = "homogeneous"
+    seed: int = Field(0, ge=0)
+    method: dict[str, Any] = Field(default_factory=lambda: {"name": "disco"})
+    fedopt: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
+    factors: Literal["separate", "svd", "alternate", "frozen_a"] = Field(
+        "separate", description="how LoRA factors are averaged; see `fcit list factors`"
+    )
+    federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
+    ray: Ray = Field(default_factory=lambda: Ray.model_validate({}))
+    stream: Literal["benchmark", "site"] = Field(
+        "benchmark", description="site: every deployed site brings its own tasks, the server knows stage and round only"
+    )
+    robust: Literal["none", "median", "trimmed_mean", "norm_clip"] = Field(
+        "none", description="what stands between the clients' updates and their mean; see `fcit list robust`"
+    )
+    sites: Sites = Field(default_factory=lambda: Sites.model_validate({}))
+    max_bad_share: float = Field(
+        0.0, ge=0, lt=1, description="share of a data set's training records that may be unusable and is passed over"
+    )
+    data: Data = Field(default_factory=lambda: Data.model_validate({}))
+    adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
+    training: Training = Field(default_factory=lambda: Training.model_validate({}))
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
+    backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
+    data_root: str | None = Field(None, description="folder with instructions/ and datasets/, relative to this file")
+    output: str = Field(
+        "runs", description="folder that run folders are made in, relative to the current folder (not to this file)"
+    )
+    tensorboard: bool = Field(False, description="write TensorBoard event files into the run folder")
+    trackers: list[str] = Field(default_factory=list, description="who else is told every event, ./mine.py:MyTracker")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_names(cls, raw: Any) -> Any:
+        """``method: disco`` means ``method: {name: disco}``."""
+        if isinstance(raw, dict):
+            raw = dict(raw)
+            for key in ("method", "fedopt"):
+                if isinstance(raw.get(key), str):
+                    raw[key] = {"name": raw[key]}
+        return raw

@@ -1,0 +1,129 @@
+"""SITE.yaml: what one data owner lets happen on its machine; written by `fcit deploy init`, owned by the site."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from fcit import registry
+from fcit.config.checks import sentences
+from fcit.config.schema import MicroBatch, Section
+from fcit.errors import ConfigError
+from fcit.io import bounded
+
+_PATHS = ("ca", "key", "home", "data_root", "model", "identity", "benchmark")
+
+
+def _inside(value: str) -> str:
+    """A path that stays below the data root; links on the way are followed, and checked, when it is opened."""
+    path = PurePosixPath(value)
+    if not value or "\0" in value or path.is_absolute() or ".." in path.parts:
+        raise ValueError("must be a path below data_root, without '..'")
+    return value
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class SiteTask(Section):
+    """One task of a site's own stream. Paths are relative to the site's ``data_root``."""
+
+    train: Inside = Field(description="training records in LLaVA's format or as messages, a JSON list or JSON Lines")
+    test: Inside = Field(description="test records; scored here, never sent")
+    references: Inside | None = Field(None, description="COCO captions of the test records")
+    images: Inside = Field("datasets", description="folder that image names are relative to")
+    scorer: str = "exact"
+    suffix: str = Field("", description="line added to every instruction that does not end with it")
+    max_new_tokens: int | None = Field(None, ge=1)
+    start_stage: int = Field(0, ge=0, description="first stage (counted from 0) that trains this task")
+
+
+class Site(Section):
+    """A site. Everything the server orders is done within these limits or refused."""
+
+    name: str = Field(
+        "0", pattern=r"^\d+$", description="client number; the operator registers this site's key under it"
+    )
+    superlink: str = Field("127.0.0.1:9092", pattern=r"^.+:\d+$", description="the operator's door, host:port")
+    ca: str = Field("ca.crt", description="certificate of the operator's authority")
+    key: str = Field("site.key", description="this site's private key; it never leaves the machine")
+    home: str = Field("home", description="state of this site: memory, logs, audit trail, features")
+    address: str = Field(
+        "127.0.0.1", pattern=r"^127(\.\d{1,3}){3}$", description="loopback address between SuperNode and worker"
+    )
+    port: int = Field(9094, ge=1, le=65535, description="loopback port between SuperNode and worker")
+    data_root: str = Field("data", description="nothing outside this folder is opened as data")
+    benchmark: str | None = Field(None, description="stream: benchmark with a YAML file of its own: that file, here")
+    model: str | None = Field(None, description="folder of the backbone here (default: as ordered, fcit-tiny only)")
+    identity: str | None = Field(None, description="folder of the identity encoder here")
+    apps: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=list, description="SHA-256 of the apps whose orders are done here; all others are refused"
+    )
+    worker: Literal["resident", "process"] = Field(
+        "resident", description="resident: one process keeps the backbone; process: a fresh one for every order"
+    )
+    stream: Literal["benchmark", "site"] = Field("benchmark", description="site: the tasks below, in order")
+    tasks: list[SiteTask] = Field(default_factory=list)
+    arrival_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="seconds an order may take to come whole; then it is given up, the worker starts again",
+    )
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: as ordered")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the backbone; if allowed")
+    micro_batch: MicroBatch = Field(None, description="records per forward pass, or auto; default: as ordered")
+    checkpointing: bool | None = Field(None, description="compute activations twice; default: as ordered")
+    threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
+    min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Site:
+        if self.stream == "site" and not self.tasks:
+            raise ValueError("stream: site needs tasks (train, test, scorer, start_stage)")
+        starts = [task.start_stage for task in self.tasks]
+        if starts != sorted(starts) or len(set(starts)) != len(starts):
+            raise ValueError(f"tasks must start at ascending stages, got start_stage {starts}")
+        for number, task in enumerate(self.tasks):
+            problem = registry.problem("scorer", task.scorer)
+            if problem is not None:
+                raise ValueError(f"tasks[{number}].{problem}")
+        return self
+
+    def current(self, stage: int) -> int | None:
+        """Number of the task trained in a stage: the last one that has begun; None before the first."""
+        begun = [n for n, task in enumerate(self.tasks) if task.start_stage <= stage]
+        return begun[-1] if begun else None
+
+    @property
+    def inner(self) -> str:
+        """host:port between SuperNode and worker."""
+        return f"{self.address}:{self.port}"
+
+    @property
+    def folder(self) -> Path:
+        """The site's own folder for state, logs and the audit trail."""
+        return Path(self.home)
+
+
+def load(path: str | os.PathLike[str]) -> Site:
+    """Read a SITE.yaml; relative paths in it are relative to it.
+
+    Raises:
+        ConfigError: every mistake found.
+    """
+    file = Path(path)
+    raw: Any = bounded.read_yaml(file)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(file))
+    for name in _PATHS:
+        value = raw.get(name, Site.model_fields[name].default)
+        if isinstance(value, str):
+            raw[name] = bounded.full_path(file.parent, value)
+    try:
+        return Site.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(sentences(error, Site), str(file)) from None

@@ -1,0 +1,276 @@
+"""What every federated optimiser must keep to, under every way of averaging factors it goes with.
+
+As with methods, some promises hold for all and others are declared
+(:attr:`fcit.fedopt.base.FedOpt.invariants`); one that cannot keep a promise leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.contracts.toy import Toy, first_failure, require
+from fcit.errors import ConfigError
+from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
+from fcit.fedopt.factors import Separate
+from fcit.io import trees
+from fcit.methods.base import Session
+
+A, B, P = (
+    "base_model.model.x.lora_A.weight",
+    "base_model.model.x.lora_B.weight",
+    "base_model.model.multi_modal_projector.linear_1.weight",
+)
+#: B A is 2 x 3: no sum of such products has a rank above two, so `svd` cuts nothing off.
+SHAPES = {A: (2, 3), B: (2, 2), P: (2, 2)}
+#: One update as the aggregator gets it: tensors, records, what the optimiser's client side returned.
+Sent = tuple[Tensors, int, Tensors]
+
+
+@dataclass
+class Case:
+    """A federated optimiser with its options and a way of averaging factors, on one home of three tensors."""
+
+    name: str
+    factors: str = "separate"
+    options: dict[str, Any] = field(default_factory=dict)
+    fedopt: FedOpt = field(init=False)
+    rule: Separate = field(init=False)
+    old: Tensors = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = RunConfig.model_validate({"fedopt": {"name": self.name, **self.options}, "factors": self.factors})
+        self.fedopt = registry.resolve("fedopt", self.name)(config)
+        self.rule = registry.resolve("factors", self.factors)()
+        rng = np.random.default_rng(0)
+        self.old = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+    def trained(self, turn: int) -> list[str]:
+        """Names that clients train in this turn."""
+        return sorted(set(SHAPES) - set(self.rule.frozen(SHAPES, turn)))
+
+    def sent(self, tensors: Tensors, turn: int, size: float = 0.1) -> list[Sent]:
+        """Updates of three clients that moved what is trained at random."""
+        shapes = {n: tensors[n].shape for n in self.trained(turn)}
+        announced = self.fedopt.extra_shapes(shapes)
+        updates = []
+        for client in range(3):
+            rng = np.random.default_rng((turn, client))
+            moved = {n: (tensors[n] + size * rng.normal(size=s)).astype(np.float32) for n, s in shapes.items()}
+            extra = {n: (size * rng.normal(size=s)).astype(np.float32) for n, s in announced.items()}
+            updates.append((moved, client + 1, extra))
+        return updates
+
+    def fold(self, tensors: Tensors, memory: dict[str, Any], updates: Iterable[Sent]) -> Tensors:
+        """The server's tensors after these updates."""
+        group = Aggregator(self.fedopt, self.rule).group("0", tensors, memory)
+        for update in updates:
+            group.add(*update)
+        return group.result()
+
+    def seen(self, tensors: Tensors) -> Tensors:
+        """What must agree where factors may be rotated: under `svd` the product B A in their place."""
+        return {P: tensors[P], "B A": tensors[B] @ tensors[A]} if self.factors == "svd" else tensors
+
+
+def _same(first: Tensors, second: Tensors, tolerance: float = 0.0) -> bool:
+    return first.keys() == second.keys() and all(np.allclose(first[n], second[n], 0, tolerance) for n in first)
+
+
+def _restored(memory: dict[str, Any]) -> dict[str, Any]:
+    """Memory as it is after a checkpoint."""
+    plain, tensors = trees.flatten(memory)
+    return trees.restore(plain, {name: tensor.copy() for name, tensor in tensors.items()})
+
+
+# --------------------------------------------------------------------------- promises of every optimiser
+
+
+def is_described(case: Case) -> None:
+    """It has a line for `fcit list` and declares invariants that there are, at least one beside `finite`."""
+    require(case.fedopt.summary, "set `summary`, one line for `fcit list`")
+    strange = set(case.fedopt.invariants) - set(INVARIANTS)
+    require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")
+    require(set(case.fedopt.invariants) - {"finite"}, "declare at least one invariant beside `finite`")
+
+
+def options_have_defaults(case: Case) -> None:
+    """Options can be left out; unknown ones are refused."""
+    type(case.fedopt).Options.model_validate({})
+    try:
+        type(case.fedopt).Options.model_validate({"no_such_option": 1})
+    except ValidationError:
+        return
+    raise AssertionError("Options accepts an unknown key; derive it from fcit.config.Section")
+
+
+def returns_what_it_was_given(case: Case) -> None:
+    """A step returns float32 tensors of the names and shapes it got and changes none of them in place."""
+    memory: dict[str, Any] = {}
+    tensors = dict(case.old)
+    for turn in range(4):
+        updates, before = case.sent(tensors, turn), {n: t.copy() for n, t in tensors.items()}
+        new = case.fold(tensors, memory, updates)
+        require(_same(tensors, before), "step changed the server's old tensors in place")
+        require({n: t.shape for n, t in new.items()} == SHAPES, "step lost, added or reshaped a tensor")
+        require(all(t.dtype == np.float32 for t in new.values()), "step must return float32")
+        still = set(SHAPES) - set(case.trained(turn))
+        require(all(new[n] is tensors[n] for n in still), f"step changed {sorted(still)}, which nobody trained")
+        tensors = new
+
+
+def a_client_can_train(case: Case) -> None:
+    """Client hooks: finite float32 arrays in and out as announced, also without a step that moves; a memory."""
+    memory: dict[str, Any] = {}
+    # The second time it remembers the first; then epochs of one step at rate 0 (`training.schedule: trainer`).
+    for turn, rates in enumerate([(0.1, 0.05), (0.1, 0.05), (0.0,), (0.0,)]):
+        toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in case.old.items()})
+        names = case.trained(turn)
+        for name, parameter in toy.trainable.items():
+            parameter.requires_grad_(name in names)
+        received = case.fedopt.broadcast({n: case.old[n] for n in names}, {})
+        require(all(t.dtype == np.float32 for t in received.values()), "broadcast must give float32 arrays")
+        session = Session(toy, toy, 0, "task-0", 0, turn, "0", received, memory)
+        case.fedopt.prepare(session)
+        for lr in rates:
+            session.lr = lr
+            toy.loss([], None).backward()
+            case.fedopt.on_gradients(session)
+            with torch.no_grad():
+                for name in names:
+                    toy.trainable[name].sub_(toy.trainable[name].grad, alpha=lr)  # type: ignore[arg-type]
+                    toy.trainable[name].grad = None
+            case.fedopt.on_step(session)
+        returned = case.fedopt.finish(session)
+        require(all(np.isfinite(t).all() for t in returned.values()), f"finish is not finite after rates {rates}")
+        got = {n: t.shape for n, t in returned.items() if t.dtype == np.float32}
+        announced = case.fedopt.extra_shapes({n: SHAPES[n] for n in names})
+        require(got == announced, f"finish returned {got} in float32, extra_shapes announces {announced}")
+        still = set(SHAPES) - set(names)
+        require(_same({n: toy.read()[n] for n in still}, {n: case.old[n] for n in still}), "a frozen tensor moved")
+        memory = _restored(session.memory) if case.fedopt.remembers else {}
+
+
+# --------------------------------------------------------------------------- promises that may be left out
+
+
+def unchanged_updates(case: Case) -> None:
+    """Updates that moved nothing move nothing in the first round (with `svd`: not the product)."""
+    updates: list[Sent] = [(tensors, n, {}) for tensors, n, _ in case.sent(case.old, 0, size=0.0)]
+    new = case.fold(case.old, {}, updates)
+    tolerance = 1e-6 if case.factors == "svd" else 0.0
+    require(_same(case.seen(new), case.seen(case.old), tolerance), "unchanged updates changed the server's tensors")
+
+
+def weighted_mean(case: Case) -> None:
+    """Two clients, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4 (`svd`: B A alike)."""
+    names = case.trained(0)
+    moved = [{n: (case.old[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
+    new = case.fold(case.old, {}, [(moved[0], 1, {}), (moved[1], 3, {})])
+    wanted = {n: t + 1.75 if n in names else t for n, t in case.old.items()}
+    if case.factors == "svd":
+        wanted = {P: wanted[P], "B A": (moved[0][B] @ moved[0][A] + 3 * moved[1][B] @ moved[1][A]) / 4}
+    require(_same(case.seen(new), wanted, 1e-5), "not the sample-weighted mean")
+
+
+def state_only_moves_with_updates(case: Case) -> None:
+    """Without updates nothing moves; a round that updated one tensor leaves no trace on the others."""
+    outcomes = []
+    for extra_round in (False, True):
+        memory: dict[str, Any] = {}
+        tensors = case.old
+        for turn in range(4):
+            tensors = case.fold(tensors, memory, case.sent(tensors, turn))
+            if extra_round and turn == 1:
+                before = trees.flatten(_restored(memory))
+                require(case.fold(tensors, memory, []) is tensors, "a round without updates changed the tensors")
+                after = trees.flatten(memory)
+                require(after[0] == before[0] and _same(after[1], before[1]), "a round without updates moved the state")
+                alone = {P: (tensors[P] + 0.1).astype(np.float32)}
+                tensors = case.fold(tensors, memory, [(alone, 1, {})])
+        outcomes.append({n: tensors[n] for n in (A, B)})
+    require(_same(outcomes[0], outcomes[1]), "a round that updated one tensor moved the state of the others")
+
+
+def resumes(case: Case) -> None:
+    """State saved and read after every round gives the same bits."""
+    outcomes = []
+    for interrupted in (False, True):
+        memory: dict[str, Any] = {}
+        tensors = case.old
+        for turn in range(4):
+            tensors = case.fold(tensors, memory, case.sent(tensors, turn))
+            memory = _restored(memory) if interrupted else memory
+        outcomes.append(tensors)
+    require(_same(outcomes[0], outcomes[1]), "the state does not come back from a checkpoint to the same bits")
+
+
+def permutation(case: Case) -> None:
+    """The order of clients changes nothing but the last bits (`svd`: of the product)."""
+    outcomes = []
+    for step in (1, -1):
+        memory: dict[str, Any] = {}
+        tensors = case.old
+        for turn in range(2):
+            tensors = case.fold(tensors, memory, case.sent(case.old, turn)[::step])
+        outcomes.append(case.seen(tensors))
+    require(_same(outcomes[0], outcomes[1], 1e-6), "the result depends on the order of the clients")
+
+
+def finite(case: Case) -> None:
+    """No updates, tiny, none and huge ones leave finite numbers."""
+    memory: dict[str, Any] = {}
+    tensors = case.old
+    for turn, size in enumerate((0.0, 1e-30, 0.0, 1e4, 0.0)):
+        tensors = case.fold(tensors, memory, case.sent(tensors, turn, size))
+        require(all(np.isfinite(t).all() for t in tensors.values()), f"updates of size {size} gave infinite numbers")
+
+
+ALWAYS: list[Callable[[Case], None]] = [
+    is_described,
+    options_have_defaults,
+    returns_what_it_was_given,
+    a_client_can_train,
+]
+DECLARED: dict[str, Callable[[Case], None]] = {
+    "unchanged-updates": unchanged_updates,
+    "weighted-mean": weighted_mean,
+    "state-only-moves-with-updates": state_only_moves_with_updates,
+    "resumes": resumes,
+    "permutation": permutation,
+    "finite": finite,
+}
+
+
+def checks(name: str) -> list[Callable[[Case], None]]:
+    """The checks that apply to an optimiser: everybody's and the declared ones."""
+    declared = registry.resolve("fedopt", name).invariants
+    return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
+
+
+def fitting(name: str) -> list[str]:
+    """Ways of averaging factors that a configuration may combine this optimiser with."""
+    found = []
+    for factors in registry.FACTORS:
+        try:
+            configuration.parse({"fedopt": name, "factors": factors})
+        except ConfigError:
+            continue
+        found.append(factors)
+    return found
+
+
+def check(name: str, options: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
+    """Run every check of an optimiser under every way of averaging it goes with: what was checked, what is wrong."""
+    cases = [{"factors": factors, "options": options or {}} for factors in fitting(name)]
+    for test in checks(name):
+        yield first_failure(test, lambda case: Case(name, **case), cases)

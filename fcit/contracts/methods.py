@@ -1,0 +1,285 @@
+"""What every method must keep to, checked on a toy federation: ``fcit check`` and our own tests.
+
+Some promises hold for every method. Others are kept by most and declared in
+:attr:`fcit.methods.base.Method.invariants`; a method that cannot keep one leaves it out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+from pydantic import ValidationError
+
+from fcit import registry
+from fcit.contracts.toy import PAIRS, A, B, Case, first_failure, method_of, require
+from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.fedavg import FedAvg
+from fcit.io import trees
+from fcit.methods.base import INVARIANTS, Method, Pair, ServerState
+
+# --------------------------------------------------------------------------- promises of every method
+
+
+def is_described(case: Case) -> None:
+    """It has a name, a line for `fcit list`, and knows the invariants it declares."""
+    method = case.method
+    require(method.name, "set `name`")
+    require(method.summary, "set `summary`, one line for `fcit list`")
+    require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
+    kinds = ("text", "image", "both")
+    require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
+    strange = set(method.invariants) - set(INVARIANTS)
+    require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")
+    require(method.invariants, "declare at least one of the optional invariants")
+    known = [n for n in vars(Method) if not n.startswith("_")]
+    for kind in type(method).__mro__[: type(method).__mro__.index(Method)]:
+        for attribute, value in vars(kind).items():
+            if attribute not in known and callable(value) and not attribute.startswith("_"):
+                close = registry.nearest(attribute, known)
+                require(not close, f"{attribute!r} is no hook{close}; name helpers with a leading underscore")
+
+
+def options_have_defaults(case: Case) -> None:
+    """Options can be left out; unknown ones are refused."""
+    type(case.method).Options.model_validate({})
+    try:
+        type(case.method).Options.model_validate({"no_such_option": 1})
+    except ValidationError:
+        return
+    raise AssertionError("Options accepts an unknown key; derive it from fcit.config.Section")
+
+
+def assign_gives_every_pair_a_subspace(case: Case) -> None:
+    """Every pair of a round has a subspace of the right shapes, float32, as `make(name)` gives it."""
+    require(set(case.state.assigned) == set(PAIRS), "assign left a pair without a subspace")
+    for pair in PAIRS:
+        tensors = case.state.subspaces[case.state.assigned[pair]]
+        shapes = {n: tensors[n].shape for n in case.shapes}
+        require(shapes == case.shapes, f"a subspace lacks tensors or has other shapes: {shapes}")
+        require(all(t.dtype == np.float32 for t in tensors.values()), "a subspace is not float32")
+
+
+def assign_is_stable(case: Case) -> None:
+    """Asking again changes nothing."""
+    assigned, before = dict(case.state.assigned), dict(case.state.subspaces)
+    case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+    require(case.state.assigned == assigned, "a second assign moved a pair")
+    same = len(case.state.subspaces) == len(before) and all(case.state.subspaces[n] is t for n, t in before.items())
+    require(same, "a second assign made or replaced a subspace")
+
+
+def assign_ignores_the_order_of_slots(case: Case) -> None:
+    """The round's order of clients does not matter."""
+    other = ServerState(shared=dict(case.make.projector))
+    case.method.assign(other, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
+    require(other.assigned == case.state.assigned, "assign depends on the order of the pairs")
+
+
+def every_tensor_has_one_home(case: Case) -> None:
+    """What a client trains is either its subspace's or shared, not both, and nothing is missing."""
+    for pair in PAIRS:
+        whole = set(case.shapes) | set(case.make.projector)
+        require(set(case.held(pair)) == whole, "a client lacks or doubles tensors")
+        both = set(case.state.shared) & set(case.state.subspaces[case.state.assigned[pair]])
+        require(not both, f"{sorted(both)} are both shared and in a subspace")
+
+
+def aggregate_reads_once_and_repeats(case: Case) -> None:
+    """Updates come as an iterator, once; the same updates give the same bits."""
+    other = case.fresh()
+    updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
+    case.method.aggregate(case.state, iter(updates), case.aggregator)
+    case.method.aggregate(other, iter(updates), Aggregator(FedAvg(case.method.config)))
+    for pair in PAIRS:
+        first, second = case.held(pair), case.held(pair, other)
+        require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
+
+
+def state_can_be_saved(case: Case) -> None:
+    """What the server remembers is JSON values and arrays, and comes back equal."""
+    case.method.aggregate(case.state, iter([case.update(pair, 2, 0.1) for pair in PAIRS]), case.aggregator)
+    case.method.end_stage(case.state, 0)
+    plain, tensors = trees.flatten(case.state.memory)
+    again, _ = trees.flatten(trees.restore(plain, tensors))
+    require(again == plain, "the server's memory changes when it is saved and read")
+
+
+def mix_has_one_weight_per_subspace(case: Case) -> None:
+    """route returns finite float32 weights of at least zero, ``(questions, subspaces)``."""
+    mix = case.routed(np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32))
+    require(mix.shape == (5, len(case.state.subspaces)), f"route returned {mix.shape}")
+    require(mix.dtype == np.float32 and np.isfinite(mix).all(), "route must return finite float32 weights")
+    require((mix >= 0).all(), "route returned a negative weight")
+
+
+def route_is_per_sample(case: Case) -> None:
+    """A question's mix does not depend on the others of its batch."""
+    features = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+    singles = np.stack([case.routed(row[None])[0] for row in features])
+    require(np.allclose(case.routed(features), singles, atol=1e-6), "route depends on the batch")
+
+
+def route_is_not_told_the_task(case: Case) -> None:
+    """Only references may know the task; knowledge does not smuggle it in."""
+    parameters = list(inspect.signature(case.method.route).parameters)
+    require(parameters == ["names", "knowledge", "features"], f"route takes {parameters}")
+    values, tensors = case.method.knowledge(case.state)
+    require("task" not in values, "knowledge names a task")
+    require(all(isinstance(t, np.ndarray) for t in tensors.values()), "knowledge's second part holds arrays")
+
+
+def describe_adds_up(case: Case) -> None:
+    """Statistics of two halves are the statistics of the whole."""
+    features = np.random.default_rng(2).normal(size=(5, 3)).astype(np.float32)
+    whole = case.method.describe(features)
+    parts = [case.method.describe(features[:2]), case.method.describe(features[2:])]
+    require(whole.count == 5 == sum(p.count for p in parts), "describe miscounts")
+    require(np.allclose(whole.total, parts[0].total + parts[1].total), "describe does not add up")
+
+
+def a_client_can_train(case: Case) -> None:
+    """Client hooks: a scalar loss with gradients, extras as announced (float32), a memory that can be saved."""
+    if not case.method.trains:
+        return
+    memory: dict[str, Any] = {}
+    for _ in range(2):  # the second time it remembers the first
+        session, _ = case.train(PAIRS[0], memory)
+        plain, tensors = trees.flatten(session.memory)
+        memory = trees.restore(plain, tensors) if case.method.remembers else {}
+
+
+def a_second_stage_follows(case: Case) -> None:
+    """Two whole stages: what the first left behind reaches the second's clients and can be saved."""
+    if not case.method.trains:
+        return
+    memories: dict[Pair, dict[str, Any]] = {pair: {} for pair in PAIRS}
+    for stage in range(2):
+        case.state.stage, case.state.round = stage, case.method.config.federation.rounds - 1
+        case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+        trained = {pair: case.train(pair, memories[pair], last_round=True) for pair in PAIRS}
+        case.method.aggregate(case.state, iter([update for _, update in trained.values()]), case.aggregator)
+        before = {n: dict(tensors) for n, tensors in case.method.constants(case.state).items()}
+        case.method.end_stage(case.state, stage)
+        plain, tensors = trees.flatten(case.state.memory)
+        case.state.memory = trees.restore(plain, tensors)
+        after = case.method.constants(case.state)
+        same = all(np.array_equal(t, after[n][k]) for n in before.keys() & after.keys() for k, t in before[n].items())
+        require(same, "a group of constants changed under the same name")
+        if case.method.remembers:
+            memories = {pair: session.memory for pair, (session, _) in trained.items()}
+    route = case.routed(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))
+    require(route.shape == (3, len(case.state.subspaces)), "route forgets the subspaces of a later stage")
+
+
+def clients_can_come_in_any_order(case: Case) -> None:
+    """The order of the updates matters in the last bits only."""
+    other = case.fresh()
+    updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
+    again = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in reversed(PAIRS)]
+    case.method.aggregate(case.state, iter(updates), case.aggregator)
+    case.method.aggregate(other, iter(again), case.aggregator)
+    for pair in PAIRS:
+        first, second = case.held(pair), case.held(pair, other)
+        same = all(np.allclose(first[n], second[n], atol=1e-6) for n in first)
+        require(same, "clients in another order give other tensors")
+
+
+# --------------------------------------------------------------------------- promises a method may leave out
+
+
+def starts_at_base(case: Case) -> None:
+    """A new subspace changes nothing: B = 0, and A != 0 so that it can learn."""
+    for tensors in case.state.subspaces.values():
+        require(not tensors[B].any() and tensors[A].any(), "a new subspace must be A != 0, B = 0: use `make(name)`")
+
+
+def unchanged_updates(case: Case) -> None:
+    """Updates that moved nothing move nothing on the server."""
+    before = {pair: case.held(pair) for pair in PAIRS}
+    case.method.aggregate(case.state, iter([case.update(pair, 3, 0.0) for pair in PAIRS]), case.aggregator)
+    for pair in PAIRS:
+        after = case.held(pair)
+        same = all(np.array_equal(after[n], t) and after[n].dtype == np.float32 for n, t in before[pair].items())
+        require(same, "unchanged updates changed the server's tensors")
+
+
+def weighted_mean(case: Case) -> None:
+    """Two clients of one task, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4."""
+    before = case.held(PAIRS[0])
+    updates = [case.update(PAIRS[0], 1, 1.0), case.update(PAIRS[2], 3, 2.0)]
+    require(updates[0].subspace == updates[1].subspace, "two clients of one task got different subspaces")
+    case.method.aggregate(case.state, iter(updates), case.aggregator)
+    after = case.held(PAIRS[0])
+    require(all(np.allclose(after[n], t + 1.75, atol=1e-6) for n, t in before.items()), "not the sample-weighted mean")
+
+
+def others_untouched(case: Case) -> None:
+    """An update of one subspace leaves the others as they are."""
+    own = case.state.assigned[PAIRS[1]]
+    others = {n: dict(t) for n, t in case.state.subspaces.items() if n != own}
+    case.method.aggregate(case.state, iter([case.update(PAIRS[1], 2, 1.0)]), case.aggregator)
+    for name, tensors in others.items():
+        same = all(np.array_equal(case.state.subspaces[name][k], v) for k, v in tensors.items())
+        require(same, f"an update of subspace {own} changed subspace {name}")
+
+
+def mix_sums_to_one(case: Case) -> None:
+    """The weights of a question sum to one (or to zero: nobody speaks)."""
+    sums = case.routed(np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)).sum(axis=1)
+    require(np.all(np.isclose(sums, 1, atol=1e-6) | (sums == 0)), f"weights sum to {sums}")
+
+
+ALWAYS: list[Callable[[Case], None]] = [
+    is_described,
+    options_have_defaults,
+    assign_gives_every_pair_a_subspace,
+    assign_is_stable,
+    assign_ignores_the_order_of_slots,
+    every_tensor_has_one_home,
+    aggregate_reads_once_and_repeats,
+    state_can_be_saved,
+    mix_has_one_weight_per_subspace,
+    route_is_per_sample,
+    route_is_not_told_the_task,
+    describe_adds_up,
+    a_client_can_train,
+    a_second_stage_follows,
+    clients_can_come_in_any_order,
+]
+DECLARED: dict[str, Callable[[Case], None]] = {
+    "starts-at-base": starts_at_base,
+    "unchanged-updates": unchanged_updates,
+    "weighted-mean": weighted_mean,
+    "others-untouched": others_untouched,
+    "mix-sums-to-one": mix_sums_to_one,
+}
+
+
+#: Policies of ``adapter.projector``.
+PROJECTORS = ("shared", "frozen", "per_subspace")
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """Options under which a method is checked: as it comes, and every value of every choice and switch."""
+    found: list[dict[str, Any]] = [{}]
+    for key, option in registry.resolve("method", name).Options.model_fields.items():
+        values = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
+        values = (False, True) if option.annotation is bool else values
+        found += [{key: value} for value in values if value != option.default]
+    return found
+
+
+def checks(name: str, options: dict[str, Any] | None = None) -> list[Callable[[Case], None]]:
+    """The checks that apply to a method with these options: everybody's and the declared ones."""
+    declared = method_of(name, options).invariants
+    return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
+
+
+def check(name: str, options: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
+    """Run every check of a method under every projector policy: what was checked, what is wrong."""
+    cases = [{"projector": projector, "options": options or {}} for projector in PROJECTORS]
+    for test in checks(name, options):
+        yield first_failure(test, lambda case: Case(name, **case), cases)

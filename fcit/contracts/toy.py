@@ -1,0 +1,215 @@
+"""A federation of three clients and a model of one layer, on which the contract is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.collate import Encoded
+from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.fedavg import FedAvg
+from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update
+from fcit.models.layout import KEYS, PROMPTS, Layout
+
+EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
+A, B, P = (
+    "base_model.model.x.lora_A.weight",
+    "base_model.model.x.lora_B.weight",
+    "base_model.model.multi_modal_projector.linear_1.weight",
+)
+SHAPES: dict[str, tuple[int, ...]] = {A: (2, 3), B: (3, 2)}
+#: The first and the last pair belong to one task in every method.
+PAIRS: list[Pair] = [(0, "task-0"), (1, "task-1"), (4, "task-0")]
+_FEATURES = {PAIRS[0]: [4.0, 0.0], PAIRS[1]: [0.0, 2.0], PAIRS[2]: [8.0, 1.0]}
+STATS = {pair: Stats(np.array(total), 4) for pair, total in _FEATURES.items()}
+
+
+def shapes_of(layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Tensors of one subspace on a model of one layer, three wide."""
+    if layout.pool:
+        return {KEYS: (layout.pool, 2), PROMPTS: (layout.pool, layout.length, 3)}
+    if layout.experts:
+        gate = A.replace("lora_A", "lora_gate")
+        return {A: (layout.experts, 3), B: (3, layout.experts), gate: (layout.experts, 3)}
+    return dict(SHAPES)
+
+
+def require(condition: object, message: str) -> None:
+    """A broken promise is an :class:`AssertionError`, also under ``python -O``."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def first_failure(
+    test: Callable[[Any], None], make: Callable[[dict[str, Any]], Any], cases: Iterable[dict[str, Any]]
+) -> tuple[str, str | None]:
+    """What a check says it checks, and what is wrong in the first case that fails it; None if it passes them all."""
+    what = (test.__doc__ or test.__name__).split("\n")[0]
+    for case in cases:
+        try:
+            test(make(case))
+        except Exception as error:  # noqa: BLE001  (a stranger's part may fail in any way; the reason is shown)
+            text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            where = ", ".join(f"{key} {value}" for key, value in case.items() if key != "options")
+            return what, f"{text} ({where})"
+    return what, None
+
+
+@dataclass
+class Toy:
+    """Stands in for backbone and adapters: the loss is the sum of squares of what is trained."""
+
+    trainable: dict[str, torch.nn.Parameter]
+
+    def loss(self, examples: list[Any], features: Any, prefix: Any = None) -> torch.Tensor:
+        """A loss that needs no model."""
+        total = torch.stack([p.square().sum() for p in self.trainable.values()]).sum()
+        return total if prefix is None else total + prefix.square().sum()
+
+    def answer_logits(self, examples: list[Any], features: Any, prefix: Any = None) -> tuple[torch.Tensor, ...]:
+        """Logits of three words at one position each, and the words wanted."""
+        return self.loss(examples, features, prefix) * torch.ones(len(examples), 3), torch.zeros(len(examples)).long()
+
+    def vision_features(self, root: Any, images: list[str]) -> torch.Tensor:
+        """Features of no meaning."""
+        return torch.zeros(len(images), 1, 1)
+
+    @contextmanager
+    def resting(self) -> Iterator[list[torch.nn.Parameter]]:
+        """As :meth:`fcit.models.adapters.Adapters.resting`."""
+        yield list(self.trainable.values())
+
+    @contextmanager
+    def other(self) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.other`."""
+        with torch.no_grad():
+            yield
+
+    def load_other(self, tensors: dict[str, np.ndarray]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.load_other`."""
+        require(set(tensors) == set(self.trainable), "load_other needs a subspace and the projector, if it is trained")
+
+    def put_behind(self, subspaces: list[dict[str, np.ndarray]]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.put_behind`."""
+        require(all(set(self.trainable) >= set(s) for s in subspaces), "put_behind needs subspaces")
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The trained tensors as arrays."""
+        return {n: p.detach().numpy().copy() for n, p in self.trainable.items()}
+
+
+def method_of(name: str, options: dict[str, Any] | None = None) -> Method:
+    """A method with these options, all else as it comes."""
+    config = RunConfig.model_validate({"method": {"name": name, **(options or {})}})
+    return registry.resolve("method", name)(config)
+
+
+@dataclass
+class Case:
+    """A method with its options on a toy federation of three clients, under a policy for the projector."""
+
+    name: str
+    projector: str = "shared"
+    options: dict[str, Any] = field(default_factory=dict)
+    method: Method = field(init=False)
+    make: Factory = field(init=False)
+    shapes: dict[str, tuple[int, ...]] = field(init=False)
+    state: ServerState = field(init=False)
+    aggregator: Aggregator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.method = method_of(self.name, self.options)
+        projector = {P: np.full((2, 2), 0.5, np.float32)}
+        own = projector if self.projector == "per_subspace" else {}
+        self.shapes = shapes_of(self.method.layout) | {n: t.shape for n, t in own.items()}
+        self.make = Factory(0, self.shapes, projector if self.projector == "shared" else {}, given=own)
+        self.aggregator = Aggregator(FedAvg(self.method.config))
+        self.state = self.fresh()
+
+    def fresh(self) -> ServerState:
+        """A server that has just given the three pairs their subspaces."""
+        state = ServerState(shared=dict(self.make.projector))
+        self.method.assign(state, list(PAIRS), self.stats, self.make)
+        return state
+
+    @property
+    def stats(self) -> dict[Pair, Stats]:
+        """What clients describe, if the method asks for it."""
+        return dict(STATS) if self.method.needs_stats else {}
+
+    def session(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> Session:
+        """A client's training of the toy tensors."""
+        sent, constants = self.method.broadcast(self.state, pair), self.method.constants(self.state)
+        for hook, arrays in (("broadcast", sent), *((f"constants[{n!r}]", c) for n, c in constants.items())):
+            wrong = [n for n, t in arrays.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
+            require(not wrong, f"{hook} must give float32 arrays; {wrong} are not")
+        require(not any("/" in n for n in constants), "names of constants must not hold '/'")
+        toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in self.held(pair).items()})
+        return Session(
+            toy,
+            toy,
+            pair[0],
+            pair[1],
+            self.state.stage,
+            self.state.round,
+            self.state.assigned[pair],
+            dict(sent),
+            memory,
+            constants,
+            EXAMPLES,
+            np.eye(3, 2, dtype=np.float32),
+            None,
+            0,
+            last_round,
+            [0, 2],
+            0.1,
+        )
+
+    def train(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> tuple[Session, Update]:
+        """Two steps of plain descent through every client hook; the update as the server would read it."""
+        method, session = self.method, self.session(pair, memory, last_round)
+        shapes = {n: tuple(s) for n, s in method.extra_shapes(self.state).items()}
+        method.prepare(session)
+        for _ in range(2):
+            loss = method.loss(session, EXAMPLES[:2], torch.zeros(2, 1, 1))
+            good = isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad
+            require(good, f"loss must return a scalar tensor with gradients, got {type(loss).__name__}")
+            loss.backward()
+            method.on_gradients(session)
+            with torch.no_grad():
+                for parameter in session.adapters.trainable.values():
+                    parameter -= 0.1 * (torch.zeros(()) if parameter.grad is None else parameter.grad)
+                    parameter.grad = None
+            method.on_step(session)
+        extra = method.finish(session)
+        got = {n: getattr(t, "shape", None) for n, t in extra.items()}
+        require(got == shapes, f"finish returned {got}, extra_shapes announces {shapes}")
+        require(all(t.dtype == np.float32 for t in extra.values()), "finish must return float32 arrays")
+        tensors = session.adapters.read()
+        require(all(np.isfinite(t).all() for t in tensors.values()), "training gave values that are not finite")
+        return session, Update(pair[0], session.subspace, len(EXAMPLES), tensors, extra)
+
+    def held(self, pair: Pair, state: ServerState | None = None) -> dict[str, np.ndarray]:
+        """All tensors a client of this pair trains."""
+        state = state or self.state
+        return {**state.shared, **state.subspaces[state.assigned[pair]]}
+
+    def update(self, pair: Pair, examples: int, shift: float) -> Update:
+        """An update that moved every tensor by ``shift``."""
+        tensors = {n: (t + shift).astype(np.float32) for n, t in self.held(pair).items()}
+        extra = {n: np.ones(shape, np.float32) for n, shape in self.method.extra_shapes(self.state).items()}
+        return Update(pair[0], self.state.assigned[pair], examples, tensors, extra)
+
+    def routed(self, features: np.ndarray) -> np.ndarray:
+        """Mix for questions with these features ``(N, 2)``."""
+        values, tensors = self.method.knowledge(self.state)
+        if self.method.needs_task_at_inference:
+            values = {**values, "task": "task-1", "trained": {p[1]: name for p, name in self.state.assigned.items()}}
+        return self.method.route(list(self.state.subspaces), (values, tensors), features)

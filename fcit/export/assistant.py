@@ -1,0 +1,291 @@
+"""Answering with what a run learnt: no run folder, no benchmark, no server and no clients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.config.checks import contradictions
+from fcit.config.schema import Way
+from fcit.data.collate import images_of
+from fcit.data.formats.conversation import places
+from fcit.data.pixels import as_rgb
+from fcit.data.records import TestRecord
+from fcit.data.texts import without_tags
+from fcit.errors import ConfigError, DataError
+from fcit.export import format
+from fcit.export.format import Portable
+from fcit.methods.base import Asked, Method, Tensors
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone, locate
+from fcit.models.layout import is_projector
+
+Picture = str | Path | Image.Image
+
+#: What must be the same for the same answers.
+_HASHES = ("backbone", "tokenizer", "processor", "identity")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and the weight of each subspace in saying it, by name."""
+
+    text: str
+    mix: dict[str, float]
+
+
+class Assistant:
+    """A backbone with the subspaces of a run, each question routed by the run's own rule.
+
+    Args:
+        folder: what ``fcit export`` wrote, or a run folder.
+        backbone: folder or hub name of the frozen model, where it is not at the name the run knew.
+        identity: the same for the CLIP that routes.
+        device: ``cpu`` or ``cuda[:n]``; default: the run's if this machine has it, else ``cpu``.
+        other_weights: take a backbone whose weights, tokenizer or image processor are not those of the run.
+
+    Raises:
+        ConfigError: no such folder, a backbone that cannot be loaded or is another one, a method that answers
+            with code of its own. DataError: damaged files.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        backbone: str | None = None,
+        identity: str | None = None,
+        device: str | None = None,
+        other_weights: bool = False,
+    ) -> None:
+        self.portable = Portable.open(Path(folder))
+        self.routing = self.portable.routing
+        if backbone is not None and identity is None and self.routing.backbone.identity is None:
+            identity = locate(self.routing.backbone.model, None)[1]  # the built-in model brings its own
+        changes = {"model": backbone, "identity": identity, "device": device or _device(self.routing.backbone.device)}
+        settings = self.routing.backbone.model_dump() | {k: v for k, v in changes.items() if v is not None}
+        # Images come one by one and are not kept; the thread count is this machine's own business.
+        settings |= {"feature_cache": "off", "threads": 0}
+        self.method = _method(self.portable, settings)
+        subspaces, shared = self.portable.split()
+        self._known = self.portable.known()
+        self._backbone = Backbone(self.method.config.backbone, self.routing.pictures)
+        if not other_weights:
+            self._same_weights()
+        self._adapters = Adapters(self._backbone, self.routing.adapter, self.method.layout)
+        for name, tensors in zip(self.subspaces, subspaces, strict=True):
+            self._fits(name, {**shared, **tensors})
+        self._subspaces = subspaces
+        self._adapters.load_mixture(subspaces, {**self._adapters.base_projector(), **shared})
+
+    @property
+    def subspaces(self) -> list[str]:
+        """Names of the subspaces, in the order of every mix."""
+        return self.routing.subspaces
+
+    @property
+    def trained_on(self) -> dict[str, dict[str, int]]:
+        """For each subspace the data sets it was trained on and how many records of each, as far as is known."""
+        return self.routing.trained_on
+
+    def answer(
+        self,
+        images: Sequence[Picture | Sequence[Picture] | None],
+        questions: Sequence[str],
+        max_new_tokens: int | None = None,
+        subspace: str | None = None,
+    ) -> list[Answer]:
+        """Greedy answers, question by question mixed by the exported rule.
+
+        Args:
+            images: for each question a file or an opened image, a list of these, or None for a question without.
+            questions: as the run's instructions were, format line included: routing goes by their wording. Images
+                stand in front of a question, wherever it has image tags.
+            max_new_tokens: default: the longest answer the run allowed.
+            subspace: let this one alone speak, with weight one.
+
+        Raises:
+            ConfigError: no such subspace, or the method has to be told which one. DataError: an image cannot be
+                read, not every question has images or None, or the image tags of one are not as many as its images.
+        """
+        if len(images) != len(questions):
+            raise DataError(
+                f"{len(images)} images for {len(questions)} questions; give each question an image, a list of images "
+                "or None"
+            )
+        limit = self.routing.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise ConfigError(f"max_new_tokens: must be at least 1, got {limit}")
+        if not questions:
+            return []
+        with TemporaryDirectory(prefix="fcit-") as scratch:
+            listed = [_listed(given) for given in images]
+            flat = [image for given in listed for image in given]
+            root, names = _one_root(flat, Path(scratch), self.routing.pictures)
+            rest = iter(names)
+            records = [
+                _record(number, tuple(islice(rest, len(given))), question)
+                for number, (given, question) in enumerate(zip(listed, questions, strict=True))
+            ]
+            features = self._backbone.identity.features(self.method.identity, records, root)
+            mix = self._mix(features, subspace)
+            texts = self._texts(records, root, features, mix, limit)
+        return [
+            Answer(text, {name: round(float(w), 6) for name, w in zip(self.subspaces, weights, strict=True)})
+            for text, weights in zip(texts, mix, strict=True)
+        ]
+
+    def _texts(
+        self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
+    ) -> list[str]:
+        """Answers in the run's batches: the last bits of a float depend on them."""
+        texts: list[str] = []
+        for first in range(0, len(records), self.routing.batch_size):
+            rows = slice(first, first + self.routing.batch_size)
+            batch = [self._backbone.encoder.encode(record) for record in records[rows]]
+            vision = self._backbone.vision_features(root, images_of(batch))
+            asked = Asked(self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit)
+            texts += self.method.answer(asked, mix[rows] if self.subspaces else None)
+        return texts
+
+    def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:
+        """Weights ``(N, E)``."""
+        if subspace is not None:
+            if subspace not in self.subspaces:
+                hint = registry.nearest(subspace, self.subspaces)
+                raise ConfigError(f"subspace: no {subspace!r}{hint} (there are: {', '.join(self.subspaces)})")
+            return np.tile(np.array([n == subspace for n in self.subspaces], dtype=np.float32), (len(features), 1))
+        if self.method.needs_task_at_inference:
+            raise ConfigError(
+                f"method {self.method.name} is a reference that is told each question's task and cannot route; "
+                f"say which subspace answers (there are: {', '.join(self.subspaces)})"
+            )
+        if not self.subspaces:
+            return np.zeros((len(features), 0), dtype=np.float32)
+        try:
+            return self.method.route(self.subspaces, (self.routing.knowledge, self._known), features)
+        except (KeyError, ValueError, IndexError) as error:
+            home = self.portable.home
+            raise DataError(
+                f"{home}: {format.ROUTING} and {format.TOKENS} do not fit together ({error!r}); export the run again"
+            ) from None
+
+    def _same_weights(self) -> None:
+        here = self._backbone.hashes
+        wanted = {key: self.routing.hashes[key] for key in _HASHES if key in self.routing.hashes}
+        wrong = [f"{key} is {here[key]}, the run's was {value}" for key, value in wanted.items() if here[key] != value]
+        if wrong:
+            raise ConfigError(
+                f"backbone.model: {self._backbone.config.model!r} is not what these subspaces were trained on "
+                f"({'; '.join(wrong)}); name the right one (backbone=, --backbone), or take this one nevertheless "
+                "(other_weights=True, --other-weights)"
+            )
+
+    def _fits(self, name: str, tensors: Tensors) -> None:
+        """Whether a subspace has just the tensors the backbone has room for.
+
+        Raises:
+            DataError: naming the first that is missing, unknown or of another shape.
+        """
+        room = {n: tuple(p.shape) for n, p in self._adapters.trainable.items()}
+        got = {n: t.shape for n, t in tensors.items()}
+        if self.routing.projector == "frozen":
+            room = {n: s for n, s in room.items() if not is_projector(n)}
+        if room != got:
+            wrong = next(n for n in sorted(room.keys() | got.keys()) if room.get(n) != got.get(n))
+            raise DataError(
+                f"{self.portable.subspaces / name}: {wrong} is {got.get(wrong, 'missing')}, the backbone has room for "
+                f"{room.get(wrong, 'no such tensor')}; is it the right backbone?"
+            )
+
+
+def load(
+    folder: str | Path,
+    *,
+    backbone: str | None = None,
+    identity: str | None = None,
+    device: str | None = None,
+    other_weights: bool = False,
+) -> Assistant:
+    """Load what ``fcit export`` wrote (or a run folder) to answer with; see :class:`Assistant`.
+
+    Example:
+        >>> assistant = load("exported")
+        >>> assistant.answer(["cat.png"], ["What is this?\\nAnswer with a single word."])[0].text
+    """
+    return Assistant(folder, backbone=backbone, identity=identity, device=device, other_weights=other_weights)
+
+
+def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
+    """The method that routes: a shipped one, since files of others must not name code to be run.
+
+    Raises:
+        ConfigError: it is none, or the backbone's settings cannot be. DataError: options it does not have.
+    """
+    options: dict[str, Any] = dict(folder.routing.method)
+    name = options.get("name")
+    if name not in registry.METHODS:
+        raise ConfigError(
+            f"{folder.home / format.ROUTING}: method {registry.label(str(name))!r} answers with code of its own, "
+            f"which is not loaded from files of others (known: {', '.join(sorted(registry.METHODS))})"
+        )
+    adapter = folder.routing.adapter.model_dump()
+    config = RunConfig.model_validate({"method": options, "adapter": adapter, "backbone": backbone})
+    problems = contradictions(config)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return registry.resolve("method", name)(config)
+    except ValueError as error:
+        raise DataError(f"{folder.home / format.ROUTING}: method: {error}") from None
+
+
+def _device(wanted: str) -> str:
+    """The run's device where it is to be had."""
+    return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else "cpu"
+
+
+def _listed(given: Picture | Sequence[Picture] | None) -> list[Picture]:
+    """The images of one question."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path | Image.Image) else list(given)
+
+
+def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
+    """A question as test files have it, its image tags taken out."""
+    try:
+        text, tags = without_tags(question)
+        places([tags], len(names))
+    except ValueError as error:
+        raise DataError(f"question {number} ({question[:80]!r}): {error}") from None
+    return TestRecord(str(number), names, text, "")
+
+
+def _one_root(images: Sequence[Picture], scratch: Path, way: Way) -> tuple[Path, list[str]]:
+    """A folder all images lie below, and their names in it; opened ones are written to ``scratch`` without loss."""
+    files = []
+    for number, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            file = scratch / f"{number}.png"
+            as_rgb(image, way).save(file)
+        else:
+            file = Path(image)
+            if "\0" in str(image) or not file.is_file():
+                raise DataError(f"image {str(image)!r}: no such file")
+        files.append(file.resolve())
+    if not files:
+        return scratch, []
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    return root, [str(file.relative_to(root)) for file in files]

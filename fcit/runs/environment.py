@@ -1,0 +1,85 @@
+"""What a run happened on: versions, machine, a hash of this program."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fcit import __version__
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "flwr",
+    "ray",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "pycocoevalcap",
+)
+#: Of these, what only some runs use, and which.
+SOMETIMES = {"ray": "federation.engine: ray", "pycocoevalcap": "a caption scorer"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that are installed; what a run does not use may be missing."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Versions and machine, for ``environment.json``."""
+    return {
+        "fcit": __version__,  # also from a source tree that is not installed
+        "source": source(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "libraries": versions(),
+    }
+
+
+def source() -> str:
+    """A hash of this program's own files: results of changed code are told apart."""
+    home = Path(__file__).resolve().parent.parent
+    files = sorted(f for part in ("fcit", "server", "clients") for f in (home / part).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def own_packages_first() -> None:
+    """Make the packages ``server`` and ``clients`` that belong to this ``fcit`` come first.
+
+    A run must work in a folder that has its own ``server.py``.
+    """
+    home = str(Path(__file__).resolve().parent.parent)
+    sys.path[:] = [home, *(p for p in sys.path if p != home)]
+
+
+def quiet_libraries() -> None:
+    """Settings that keep libraries silent and offline-safe; set before they are imported."""
+    defaults = {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # peft 0.21 asks transformers 5 for an attribute by its old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -1,0 +1,143 @@
+"""The folder of a run: what lies where in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcit.errors import ConfigError, DiskFull, RunError
+from fcit.io.files import read_json, write_json, write_text, writing
+
+Tensors = dict[str, np.ndarray]
+
+#: File of a run folder that names the deployment whose sites it is run on.
+BELONGS = "deployment.txt"
+
+
+class RunDir:
+    """Paths and writers of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.events = path / "events.jsonl"
+        self.matrix = path / "matrix.json"
+        self.results = path / "results.json"
+        self.predictions = path / "predictions"
+        self.state = path / "state"
+        self.spill = path / "spill"
+        self.adapters = path / "adapters"
+        self.memory = path / "client-memory"
+
+    @classmethod
+    def create(cls, output: Path, name: str, config: str, environment: dict[str, Any]) -> RunDir:
+        """Make ``output/name-<n>`` with the first free number.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+        """
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            number = 1
+            while True:
+                path = output / f"{name}-{number}"
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
+                number += 1
+            run = cls(path)
+            run._found(config, environment)
+        except (OSError, DiskFull) as error:
+            raise ConfigError(f"output: cannot write run folders into {str(output)!r} ({error})") from None
+        return run
+
+    @classmethod
+    def place(cls, path: Path, config: str, environment: dict[str, Any]) -> RunDir:
+        """Make the run folder ``path`` itself, or take it if it is there.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        run = cls(path)
+        try:
+            run._found(config, environment)
+        except (OSError, DiskFull) as error:
+            raise ConfigError(f"output: cannot write the run folder {str(path)!r} ({error})") from None
+        return run
+
+    def _found(self, config: str, environment: dict[str, Any]) -> None:
+        """Write what makes a folder a run; the configuration goes last and says that it is whole."""
+        write_json(self.environment, {**environment, "id": uuid.uuid4().hex})
+        write_text(self.config, config)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Open an existing run folder.
+
+        Raises:
+            ConfigError: there is no run at ``path``.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise ConfigError(f"{path}: not a run folder (it has no config.yaml)")
+        return run
+
+    @property
+    def id(self) -> str:
+        """What tells this run from all others, wherever its folder is; empty for runs of older versions."""
+        return str(read_json(self.environment).get("id", ""))
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.state.glob("*/state.json"))
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one line to ``events.jsonl``.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
+        with writing(self.events), self.events.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """Events in order; a last half line (a kill while writing) is passed over.
+
+        Raises:
+            RunError: a line is damaged.
+        """
+        if not self.events.is_file():
+            return
+        with self.events.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    event = json.loads(line.decode("utf-8"))
+                    problem = None if isinstance(event, dict) and "event" in event else "not an event"
+                except (ValueError, RecursionError) as error:
+                    problem = str(error)
+                if problem:
+                    raise RunError(f"{self.events}, line {number}: damaged ({problem}); remove this line")
+                yield event
+
+    def truncate_events(self, size: int) -> None:
+        """Forget events written after the checkpoint that is resumed from."""
+        if self.events.is_file() and self.events.stat().st_size > size:
+            with self.events.open("r+b") as file:
+                file.truncate(size)
+
+    def clear_spill(self) -> None:
+        """Remove waiting updates."""
+        shutil.rmtree(self.spill, ignore_errors=True)

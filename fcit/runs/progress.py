@@ -1,0 +1,145 @@
+"""Tells a person how a run goes: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+#: What is said of an event beside the bar; each begins with who it is about.
+_SAID = {
+    "absent": "is not connected",
+    "missing": "did not answer in time",
+    "joined": "takes part from now on",
+    "refused": "is refused: {reason}",
+    "describe-failed": "is left out of the round: {reason}",
+    "evaluate-failed": "did not answer the questions: {reason}",
+    "openings": "is left out of the round: {reason}",
+    "memory-lost": "has lost what it remembered and starts afresh",
+}
+
+
+class ConsoleWatcher:
+    """Follows the events of a run; one unit of the bar is a round, an evaluation counts as one too."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console, self.label = console, label
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = self._done = 0
+        self._stages = self._rounds = 0
+        self._begin = time.perf_counter()
+        self._losses: list[float] = []
+        self._idle = False
+
+    def __enter__(self) -> ConsoleWatcher:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=1, note="loading")
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, kind: str, **v: Any) -> None:
+        """Show one event."""
+        handler = getattr(self, f"_on_{kind.replace('-', '_')}", None)
+        if handler is not None:
+            handler(**v)
+        elif kind in _SAID:
+            who = f"client {v.get('client')}"
+            reason = str(v.get("reason", "")).partition("\n")[0].removeprefix(f"{who}: ")
+            self._line(f"{self.label}: {who} {_SAID[kind].format(reason=reason)}")
+
+    def _advance(self, note: str) -> None:
+        self._done += 1
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _eta(self) -> str:
+        left = (time.perf_counter() - self._begin) / max(self._done, 1) * (self._total - self._done)
+        return f"{left:.0f} s left" if left < 120 else f"{left / 60:.1f} min left"
+
+    def _on_start(self, stages: int, rounds: int, done: list[int]) -> None:
+        self._stages, self._rounds = stages, rounds
+        self._total = stages * (rounds + 1)
+        self._done = done[0] * (rounds + 1) + done[1]
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self._total, completed=self._done, note="")
+        if any(done):
+            self._line(f"{self.label}: resuming at stage {done[0] + 1}, {done[1]} of {rounds} rounds done")
+
+    def _on_data(self, tokens: dict[str, Any], formats: dict[str, str], warnings: list[str]) -> None:
+        for form in sorted(set(formats.values())):
+            names = ", ".join(name for name, found in formats.items() if found == form)
+            self._line(f"{self.label}: read as format {form}, as they look like it: {names}")
+        for name, found in tokens.items():
+            cut = found.get("train", {})
+            if cut.get("turns_dropped"):
+                self._line(
+                    f"{self.label}: {name}: {cut['turns_dropped']} turns of {cut['cut_short']} conversations are "
+                    "beyond backbone.max_length and not learnt"
+                )
+        for warning in warnings:
+            self._line(f"{self.label}: warning: {warning}")
+
+    def _on_client(self, client: int, loss: float) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")
+
+    def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float], **v: Any) -> None:
+        mean = sum(loss.values()) / max(len(loss), 1)
+        moved = (v["up"] + v["down"]) / 1e6
+        note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"
+        self._advance(f"{note} loss {mean:.3f}")
+        self._say_idle(v.get("idle", []))
+        if self._bar is None:
+            who = ",".join(str(c) if c >= 0 else "all" for c in clients)
+            self._line(f"{self.label}: {note} clients {who} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
+
+    def _say_idle(self, clients: list[int]) -> None:
+        """Once in a run, of the first clients to which it happens."""
+        if clients and not self._idle:
+            self._idle = True
+            who = f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"
+            self._line(
+                f"{self.label}: {who} learnt nothing: with training.schedule: trainer the first step of a local epoch "
+                "has rate 0, and there was no second; this is said once, the report counts all such epochs"
+            )
+
+    def _on_stage(self, stage: int, row: dict[str, float]) -> None:
+        self._advance(f"stage {stage + 1}/{self._stages} {'evaluated' if row else 'done'}")
+        if row:
+            scores = " ".join(f"{name} {score:.1f}" for name, score in row.items())
+            self._line(f"{self.label}: stage {stage + 1} scores: {scores}")
+
+    def _on_rejected(self, client: int | None, reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: update of client {client} rejected: {reason.splitlines()[0]}")
+
+    def _on_tracker_failed(self, tracker: str, reason: str) -> None:
+        self._line(f"{self.label}: {tracker} is told nothing more, the run goes on: {reason.splitlines()[0]}")
+
+    def _on_data_changed(self, reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: goes on with changed data: {reason}")
+
+    def _on_reused(self, clients: list[int], **v: Any) -> None:
+        who = ", ".join(map(str, clients))
+        self._line(f"{self.label}: updates of clients {who} were accepted before the interruption and are used again")
+
+    def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
+        self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

@@ -1,0 +1,65 @@
+"""The fingerprints in a run folder: written when a run begins, held against the data when it goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fcit.data import changes, fingerprint
+from fcit.data.benchmark import Benchmark
+from fcit.data.changes import Change
+from fcit.errors import ConfigError
+from fcit.io.files import read_json, write_json
+from fcit.runs.folder import BELONGS, RunDir
+
+
+def hold_data(run: RunDir, benchmark: Benchmark, accept: bool = False) -> None:
+    """Write down what data and code of the user's own a run rests on, or hold them against what was written down.
+
+    A run that is run on sites has its training data there: only the server's own questions are looked at. Runs begun
+    before there were fingerprints go on without.
+
+    Args:
+        accept: go on with what differs; what and when is kept under ``data_changes``.
+
+    Raises:
+        ConfigError: something differs, each with data set, split, file and hashes. RunError: damaged fingerprints.
+    """
+    known = read_json(run.environment)
+    before = known.get("data")
+    if run.begun and before is None:
+        return
+    now = fingerprint.of(benchmark, trains=not (run.path / BELONGS).is_file())
+    if not run.begun:
+        write_json(run.environment, {**known, "data": now})
+        return
+    found = changes.compare(before, now)
+    if not found:
+        return
+    said = [_said(benchmark, change) for change in found]
+    if not accept:
+        raise ConfigError([*said, _way_out(run)], f"{run.path}: not resumed, data or code of the run have changed")
+    record = {"time": round(time.time(), 3), "changes": [change._asdict() for change in found], "said": said}
+    write_json(run.environment, {**known, "data": now, "data_changes": [*known.get("data_changes", []), record]})
+
+
+def _said(benchmark: Benchmark, change: Change) -> str:
+    names = fingerprint.differing_images(benchmark, *change.images, change.before) if change.images else []
+    return change.sentence("when the run began", "now") + (f" (differ: {changes.some(names)})" if names else "")
+
+
+def _way_out(run: RunDir) -> str:
+    belongs = run.path / BELONGS
+    command = f"fcit resume {run.path}"
+    if belongs.is_file():
+        command = f"fcit deploy submit {belongs.read_text(encoding='utf-8').strip()} --resume {run.path}"
+    return (
+        f"put back what was there, or start a new run; `{command} --accept-changed-data` goes on, and everything that "
+        "shows the run says so"
+    )
+
+
+def data_of(run: RunDir) -> dict[str, Any]:
+    """The fingerprints of a run and what was accepted of their changes; empty for runs of older versions."""
+    known = read_json(run.environment) if run.environment.is_file() else {}
+    return {key: known[key] for key in ("data", "data_changes") if key in known}

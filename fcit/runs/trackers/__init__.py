@@ -1,0 +1,114 @@
+"""Who else is told how a run goes: TensorBoard, or a tracker of one's own.
+
+A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(kind, **values)`` and
+``close()``. It is told what ``events.jsonl`` is told, and of each client in between:
+
+    start     stages, rounds, done (stages and rounds finished before a resume)
+    client    client, loss
+    round     stage, round (from 0), clients, loss ("client/shard" -> mean), seconds, up, down (bytes), ...
+    scored    stage, dataset, score, mix, seconds
+    stage     stage, row (dataset -> score)
+    end       Last, Avg, MFT, BWT, forgetting
+
+and of what went wrong: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
+``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, or was mended: ``joined``, ``reused``,
+``checkpoint-damaged``, ``spill-damaged``, or accepted: ``data-changed``. After a resume the
+round or evaluation that was cut is told again.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.errors import ConfigError, StopRequested
+from fcit.runs.folder import RunDir
+
+WATCHER = "watcher"
+
+
+class Watcher(Protocol):
+    """Who is told what happens (progress bars, plain log)."""
+
+    def say(self, kind: str, **values: Any) -> None:
+        """One event, as in ``events.jsonl``."""
+
+
+def names(config: RunConfig) -> list[str]:
+    """The trackers of a run, each once."""
+    return list(dict.fromkeys([*(["tensorboard"] if config.tensorboard else []), *config.trackers]))
+
+
+def _problem(name: str) -> str | None:
+    """Why a tracker cannot be used, or None."""
+    problem = registry.problem("tracker", name)
+    if problem is not None:
+        return f"trackers: {problem.removeprefix('tracker: ')}"
+    kind = registry.resolve("tracker", name)
+    lacking = [hook for hook in ("say", "close") if not callable(getattr(kind, hook, None))]
+    if lacking:
+        return f"trackers: {name} has no {lacking[0]}(); a tracker is a class (run_dir, config) with say and close"
+    package = getattr(kind, "needs", "")
+    found = importlib.util.find_spec(package) if package else None
+    if package and (found is None or found.origin is None):
+        return f"{name}: the package {package!r} is not installed; run `pip install {package}`"
+    return None
+
+
+def check(config: RunConfig) -> None:
+    """Refuse trackers that cannot be used, before anything is started.
+
+    Raises:
+        ConfigError: a tracker is not there, is none, or its package is missing.
+    """
+    problems = [problem for name in names(config) if (problem := _problem(name)) is not None]
+    if problems:
+        raise ConfigError(problems)
+
+
+class Trackers:
+    """The watcher of a run and its trackers, told one after the other.
+
+    They are given copies. One that raises is switched off with a ``tracker-failed`` event and the run
+    goes on; only the watcher may end it, by raising :class:`fcit.errors.StopRequested`. Trackers are made
+    at the first event, when a resumed run's ``events.jsonl`` has been cut back to its checkpoint.
+    """
+
+    def __init__(self, run: RunDir, config: RunConfig, watcher: Watcher | None = None) -> None:
+        self.run, self.config = run, config
+        self._waiting = names(config)
+        self._told: dict[str, Any] = {} if watcher is None else {WATCHER: watcher}
+
+    def say(self, kind: str, **values: Any) -> None:
+        """Pass one event on."""
+        waiting, self._waiting = self._waiting, []
+        for name in waiting:
+            self._try(name, partial(self._make, name))
+        for name, part in list(self._told.items()):
+            if name in self._told:
+                self._try(name, partial(part.say, kind, **copy.deepcopy(values)))
+
+    def close(self) -> None:
+        """Let every tracker finish what it writes."""
+        for name, part in list(self._told.items()):
+            if name != WATCHER:
+                self._try(name, part.close)
+
+    def _make(self, name: str) -> None:
+        self._told[name] = registry.resolve("tracker", name)(self.run.path, self.config)
+
+    def _try(self, name: str, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if name == WATCHER and isinstance(error, StopRequested):
+                raise
+            self._told.pop(name, None)
+            reason = f"{type(error).__name__}: {error}"
+            self.run.event("tracker-failed", tracker=registry.label(name), reason=reason)
+            self.say("tracker-failed", tracker=registry.label(name), reason=reason)

@@ -1,0 +1,65 @@
+"""TensorBoard event files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fcit import config as configuration
+from fcit.config import RunConfig
+from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.runs.folder import RunDir
+
+
+class TensorBoard:
+    """Losses, traffic, seconds and scores in ``<run>/tensorboard``; ``tensorboard --logdir runs`` shows them.
+
+    The step is the number of rounds so far, also where a stage is scored. When a run is resumed the
+    files are written anew from ``events.jsonl``, so that no step is there twice.
+    """
+
+    summary = "TensorBoard event files in the run folder (as tensorboard=true)"
+    needs = "tensorboard"
+
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._rounds = config.federation.rounds
+        folder = run_dir / "tensorboard"
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        # To a TensorBoard that has the old files in mind: forget everything from step 0 on.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=0)
+        text = configuration.dump(config)
+        self._writer.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+        for event in RunDir(run_dir).read_events():
+            self._show(event["event"], event, event["time"])
+
+    def say(self, kind: str, **values: Any) -> None:
+        """Write one event."""
+        self._show(kind, values)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+    def _show(self, kind: str, values: dict[str, Any], time: float | None = None) -> None:
+        """Scalars of a finished round or stage; ``time`` is when it happened, now if None."""
+        found: dict[str, float | None] = {}
+        if kind == "round":
+            step = values["stage"] * self._rounds + values["round"] + 1
+            losses = list(values["loss"].values())
+            found = {
+                "round/loss": sum(losses) / len(losses) if losses else None,
+                "round/seconds": values["seconds"],
+                "round/bytes_up": values["up"],
+                "round/bytes_down": values["down"],
+            }
+        elif kind == "stage":
+            step = (values["stage"] + 1) * self._rounds
+            found = {f"score/{name}": score for name, score in values["row"].items()}
+            found["stage/last_so_far"] = AccuracyMatrix(list(values["row"]), [values["row"]]).last
+        for tag, value in found.items():
+            if value is not None:
+                self._writer.add_scalar(tag, value, step, walltime=time)

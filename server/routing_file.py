@@ -1,0 +1,79 @@
+"""Beside the adapters of a finished run: what it takes to mix them without server, clients and benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcit.io.files import read_json
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.export import format
+from fcit.export.format import Routing
+from fcit.methods.base import Method, ServerState
+from fcit.runs.folder import RunDir
+from server.checkpoint import Progress
+
+#: The hooks that decide how a method answers.
+_ANSWERING = ("layout", "knowledge", "route", "answer")
+
+
+def write(
+    run: RunDir, config: RunConfig, benchmark: Benchmark, method: Method, state: ServerState, progress: Progress
+) -> None:
+    """Write ``adapters/routing.json`` and ``adapters/tokens.safetensors``.
+
+    Raises:
+        DiskFull: there is no room.
+    """
+    knowledge, tokens = method.knowledge(state)
+    if method.needs_task_at_inference:
+        knowledge = {**knowledge, "trained": progress.majority}
+    own = [d.max_new_tokens for d in benchmark.spec.datasets.values()] or [None]  # sites keep theirs to themselves
+    routing = Routing(
+        format=1,
+        method=speaks_as(method),
+        subspaces=list(state.subspaces),
+        knowledge=knowledge,
+        projector=format.projector_policy(list(state.subspaces.values()), state.shared),
+        adapter=config.adapter,
+        backbone=config.backbone,
+        hashes=dict(read_json(run.environment)["hashes"]),
+        max_new_tokens=max(config.evaluation.longest(n) for n in own),
+        batch_size=config.evaluation.batch_size,
+        pictures=config.data.pictures,
+        stage=len(progress.rows),
+        trained_on=_trained_on(benchmark, progress),
+        formats={name: d.suffix for name, d in benchmark.spec.datasets.items() if d.suffix},
+    )
+    format.write(run.adapters, routing, tokens)
+
+
+def speaks_as(method: Method) -> dict[str, Any]:
+    """The shipped method that answers as this one does, with its options; a method of one's own as it is.
+
+    A method of one's own that changes only how is trained answers as the shipped one it derives from; plain
+    fine-tuning stands for the base class.
+    """
+    options = {key: value for key, value in method.config.method.items() if key != "name"}
+    if not registry.is_own(method.config.method["name"]):
+        return dict(method.config.method)
+    shipped = [(name, registry.resolve("method", name)) for name in ("finetune", *registry.METHODS)]
+    for cls in type(method).__mro__:
+        for name, candidate in shipped:
+            if candidate is cls or (name == "finetune" and cls is Method):
+                same = all(getattr(type(method), hook) is getattr(cls, hook) for hook in _ANSWERING)
+                if same:
+                    known = candidate.Options.model_fields
+                    return {"name": name, **{key: value for key, value in options.items() if key in known}}
+    return dict(method.config.method)
+
+
+def _trained_on(benchmark: Benchmark, progress: Progress) -> dict[str, dict[str, int]]:
+    """Records by subspace and data set (those of a task together), most first; empty where tasks are the sites' own."""
+    found: dict[str, dict[str, int]] = {}
+    for number, names in enumerate(benchmark.spec.tasks):
+        for subspace, count in progress.trained.get(f"task-{number}", {}).items():
+            found.setdefault(subspace, {})["+".join(names)] = count
+    return {name: dict(sorted(counts.items(), key=lambda item: -item[1])) for name, counts in found.items()}

@@ -1,0 +1,153 @@
+"""Runs over the sites' own streams: the server knows stage and round, each site knows its tasks.
+
+After a stage every site scores the test splits of its own tasks with the broadcast subspaces and
+reports one score and one count per task, under the task's number. Nothing else comes back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from flwr.app import Message
+
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.errors import CodecError, ConfigError, RunError
+from fcit.evaluation.scorers import LARGEST
+from fcit.federation import codec
+from fcit.federation.records import Scores
+from fcit.methods.base import Method, ServerState
+from fcit.runs.folder import RunDir
+from server.checkpoint import Progress
+from server.courier import Courier
+from server.orders import Orders
+from server.validation import short
+
+_TASK = re.compile(r"0|[1-9][0-9]{0,3}")  # a task's number as a site writes it
+
+
+def refuse(config: RunConfig, method: Method) -> None:
+    """Refuse a method that would need what a site never tells.
+
+    Raises:
+        ConfigError: it pools the data, or is told the true task at inference.
+    """
+    if method.pooled or method.needs_task_at_inference:
+        raise ConfigError(
+            f"stream: 'site' keeps data and tasks at the sites, which method: {config.method['name']!r} needs to see; "
+            "choose another method, or stream: benchmark"
+        )
+
+
+class Survey:
+    """Asks every connected site for the scores of its own tasks."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        run: RunDir,
+        orders: Orders,
+        courier: Courier,
+        say: Callable[..., None],
+    ) -> None:
+        refuse(config, orders.method)
+        self.config, self.run, self.orders, self.courier, self.say = config, run, orders, courier, say
+
+    def due(self, progress: Progress) -> list[str]:
+        """The columns that got a score, by site and task."""
+        return sorted(progress.row, key=lambda name: tuple(map(int, name.split("."))))
+
+    def columns(self, progress: Progress) -> list[str]:
+        """The columns of the last row that was asked for: sites that have left are not summed up."""
+        return next((list(row) for row in reversed(progress.rows) if row), [])
+
+    def stage(self, state: ServerState, progress: Progress) -> None:
+        """Gather the scores; a site that does not answer has none in this row, and an event says so.
+
+        Raises:
+            RunError: no site gave a usable answer.
+        """
+        if not self.orders.asks(progress.stage):
+            return
+        clients = {node: self.courier.client(node) for node in self.courier.nodes}
+        orders = [(node, self.orders.survey(state, progress, c)) for node, c in clients.items() if c is not None]
+        missing = {c for c in clients.values() if c is not None}
+        for reply in self.courier.send("query.score", orders, f"{progress.stage}.score"):
+            client = self.courier.client(reply.metadata.src_node_id)
+            found = self._read(reply, client)
+            missing.discard(client if client is not None else -1)
+            if isinstance(found, str):
+                self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(found))
+                continue
+            progress.row |= {column(found.client, task): score for task, score in found.scores.items()}
+            progress.extra |= {column(found.client, task): {} for task in found.scores}
+            progress.samples += sum(found.counts.values())
+            progress.answer_seconds = round(progress.answer_seconds + found.seconds, 4)
+            self.say(
+                "scored",
+                stage=progress.stage,
+                dataset=f"site {found.client}",
+                seconds=round(found.seconds, 3),
+                score=sum(found.scores.values()) / len(found.scores),
+                counts=found.counts,
+            )
+        for client in sorted(missing):
+            self.say("evaluate-failed", client=client, stage=progress.stage, reason="no answer")
+        if not progress.row:
+            raise RunError(
+                f"stage {progress.stage + 1}: no site sent a usable score (events evaluate-failed in "
+                f"{self.run.events}); `fcit resume {self.run.path}` tries again"
+            )
+
+    def _read(self, reply: Message, client: int | None) -> Scores | str:
+        """Scores, or why they are not believed."""
+        if reply.has_error():
+            return str(reply.error.reason)
+        try:
+            scores = codec.decode(reply.content, Scores)
+        except CodecError as error:
+            return str(error)
+        if scores.client != client:
+            return f"answered for client {scores.client}"
+        return problem(scores) or scores
+
+
+def column(client: int, task: str) -> str:
+    """What a site's task is called in the accuracy matrix: ``2.0`` is site 2's first task."""
+    return f"{client}.{task}"
+
+
+def problem(scores: Scores) -> str | None:
+    """Why a site's scores are not believed, or None."""
+    if not scores.scores or set(scores.scores) != set(scores.counts):
+        return "scores and counts must name the same tasks, at least one"
+    for task, score in scores.scores.items():
+        if not _TASK.fullmatch(task):
+            return f"tasks are numbered, got {task[:40]!r}"
+        if not (math.isfinite(score) and 0 <= score <= LARGEST * (1 + 1e-9)):  # a sum may end a bit above
+            return f"the score of task {task} is {score}, not between 0 and {LARGEST:.0f}"
+        if not 1 <= scores.counts[task] < 1e9:
+            return f"the score of task {task} rests on {scores.counts[task]} questions"
+    if not 0 <= scores.seconds < math.inf:
+        return f"claims {scores.seconds} seconds"
+    return None
+
+
+def by_site(row: dict[str, float]) -> dict[str, float]:
+    """Mean score of each site over its tasks, from a row of the matrix."""
+    sites: dict[str, list[float]] = {}
+    for name, score in row.items():
+        sites.setdefault(name.partition(".")[0], []).append(score)
+    return {site: sum(scores) / len(scores) for site, scores in sites.items()}
+
+
+def summary(row: dict[str, float]) -> dict[str, object]:
+    """Per-site and worst-site scores, for ``results.json``."""
+    sites = by_site(row)
+    if not sites:
+        return {}
+    worst = min(sites, key=lambda site: sites[site])
+    return {"sites": sites, "worst_site": {"site": worst, "score": sites[worst]}}

@@ -1,0 +1,163 @@
+"""Accepted updates wait on disk, survive a crash there, and are folded in ascending client order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+
+from fcit.errors import CodecError, RunError
+from fcit.federation import codec
+from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, ClientUpdate, TrainOrder
+from fcit.methods.base import Update
+from fcit.runs.folder import RunDir
+
+Memo = dict[int, tuple[np.ndarray, str]]
+
+
+def digest(tensors: dict[str, np.ndarray], memo: Memo | None = None) -> str:
+    """SHA-256 of names, types, shapes and values.
+
+    Args:
+        memo: hashes made so far by the identity of their array; it keeps the arrays.
+    """
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        known = None if memo is None else memo.get(id(tensor))
+        if known is None:
+            known = tensor, hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).hexdigest()
+            if memo is not None:
+                memo[id(tensor)] = known
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape), known[1]]).encode())
+    return whole.hexdigest()
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
+
+
+class Spill:
+    """Updates of one round; memory holds their heads only.
+
+    An update is a safetensors file and, written last, a JSON file with its head, a hash of its tensors and
+    one of the order it answers. After a crash an update is as good as new if the order would be the same:
+    training is a function of the order and of the client's data.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self._folder = run.spill
+        self._heads: dict[tuple[int, str], ClientUpdate] = {}  # without tensors
+        self._memo: Memo = {}
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    @property
+    def clients(self) -> list[int]:
+        """Whose updates wait."""
+        return sorted({client for client, _ in self._heads})
+
+    def head(self, key: tuple[int, str]) -> ClientUpdate | None:
+        """An accepted update without its tensors."""
+        return self._heads.get(key)
+
+    def put(self, order: TrainOrder, update: ClientUpdate) -> None:
+        """Keep an accepted update.
+
+        Raises:
+            DiskFull: there is no room for it.
+        """
+        key = (update.client, update.shard)
+        # What a power cut leaves of files that were not waited for is told by the hash.
+        write_tensors(self._path(key, "safetensors"), update.tensors, durable=False)
+        head = {"order": self._same(order), "tensors": digest(update.tensors), "update": _plain(update)}
+        write_json(self._path(key, "json"), head, durable=False)
+        self.take(update)
+
+    def take(self, update: ClientUpdate) -> None:
+        """Count an update that :meth:`find` found among the accepted ones."""
+        self._heads[update.client, update.shard] = dataclasses.replace(update, tensors={})
+
+    def find(self, order: TrainOrder) -> ClientUpdate | None:
+        """The update to this very order that was accepted before a crash, if there is one.
+
+        Raises:
+            RunError: it is damaged; the client must be asked again.
+        """
+        key = (order.client, order.shard)
+        if not self._path(key, "json").is_file():
+            return None
+        raw = read_json(self._path(key, "json"))
+        try:
+            if raw["order"] != self._same(order):
+                return None
+            update = ClientUpdate(**raw["update"], tensors=read_tensors(self._path(key, "safetensors")))
+            # Types are checked as for an update that comes over the wire.
+            update = codec.decode(codec.encode(update), ClientUpdate)
+            whole = digest(update.tensors) == raw["tensors"]
+        except (CodecError, KeyError, TypeError) as error:
+            raise RunError(f"{self._path(key, 'json')}: not an update that was kept ({error!r})") from None
+        if not whole:
+            raise RunError(f"{self._path(key, 'safetensors')}: its tensors are not those that were kept")
+        return update
+
+    def tidy(self, stage: int, round_: int) -> None:
+        """Remove what was left of other rounds, and what was not finished."""
+        if not self._folder.is_dir():
+            return
+        mine = {f for f in self._folder.glob("*.json") if self._is_of(f, stage, round_)}
+        mine |= {f.with_suffix(".safetensors") for f in mine}
+        self._remove(lambda path: path not in mine)
+
+    @staticmethod
+    def _is_of(file: Path, stage: int, round_: int) -> bool:
+        try:
+            head = read_json(file)["update"]
+            return bool((head["stage"], head["round"]) == (stage, round_))
+        except (RunError, KeyError, TypeError):
+            return False
+
+    def _remove(self, unwanted: Any) -> None:
+        for path in self._folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif unwanted(path):
+                path.unlink()
+
+    def _same(self, order: TrainOrder) -> str:
+        """What two orders have in common that lead to the same update.
+
+        Constants are known by their names: their tensors travel only if the client lacks them.
+        """
+        sent = {n: t for n, t in order.tensors.items() if not n.startswith(CONSTANT)}
+        text = json.dumps([_plain(order), digest(sent, self._memo)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _path(self, key: tuple[int, str], kind: str) -> Path:
+        return self._folder / f"{key[0]}-{key[1]}.{kind}"
+
+    def __iter__(self) -> Iterator[Update]:
+        """Updates by ascending (client, shard), whatever order they came in."""
+        for key in sorted(self._heads):
+            head = self._heads[key]
+            tensors = read_tensors(self._path(key, "safetensors"))
+            extra, fedopt = (
+                {n.removeprefix(prefix): tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
+                for prefix in (EXTRA, FEDOPT)
+            )
+            yield Update(key[0], head.subspace, head.examples, tensors, extra, fedopt)
+
+    def clear(self) -> None:
+        """Forget the round."""
+        if self._folder.is_dir():
+            self._remove(lambda path: True)
+        self._heads.clear()
+        self._memo.clear()
