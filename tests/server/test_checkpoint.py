@@ -162,7 +162,7 @@ def test_all_damaged(run, state):
 def test_names_in_folders_are_waited_for(run, state, monkeypatch):
     """A renamed file whose folder was not synced may be gone after a power cut."""
     synced = []
-    monkeypatch.setattr("fcit.runs.folder.sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr("fcit.io.files.sync", lambda path: synced.append(path.name))
     monkeypatch.setattr("server.checkpoint.sync", lambda path: synced.append(path.name))
     run.event("start")
     checkpoint.save(run, state, Progress())
