@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.stream import Stream, open_stream
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.models.judging import judge_of
@@ -22,7 +22,6 @@ from fcit.runs.folder import BELONGS, RunDir
 from fcit.runs.recorded import hold_data
 from fcit.runs.trackers import Trackers, Watcher, check
 from server.loop import Loop
-from server.site_stream import SiteStream
 
 app = ServerApp()
 
@@ -50,14 +49,13 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_d
     run_dir = RunDir.open(path)
     config = configuration.load_resolved(run_dir.config, going_on=run_dir.begun)
     check(config)
-    benchmark = SiteStream(config) if config.stream == "site" else open_benchmark(config)
-    unjudged = _judge(config, benchmark, (path / BELONGS).is_file())
-    benchmark.prepare()
-    hold_data(run_dir, benchmark, accept_changed_data)
+    stream = open_stream(config)
+    unjudged = _judge(config, stream, (path / BELONGS).is_file())
+    stream.prepare()
+    stream.warnings += unjudged
+    hold_data(run_dir, stream, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
-    loop = Loop(config, benchmark, run_dir, grid, trackers)
-    if unjudged:
-        benchmark.warnings.append(unjudged)
+    loop = Loop(config, stream, run_dir, grid, trackers)
     before = _stop_on_signals(loop)
     try:
         return loop.start()
@@ -67,21 +65,19 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_d
             signal.signal(number, handler)
 
 
-def _judge(config: RunConfig, benchmark: Benchmark, deployed: bool) -> str:
+def _judge(config: RunConfig, stream: Stream, deployed: bool) -> list[str]:
     """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only.
 
     Raises:
         ConfigError: the model cannot be used, and it is here that clients run.
     """
-    if config.stream == "site":
-        return ""
     try:
-        benchmark.judge = judge_of(config.backbone)
+        stream.judged_by(lambda: judge_of(config.backbone))
     except ConfigError as error:
         if not deployed:
             raise
-        return f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"
-    return ""
+        return [f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"]
+    return []
 
 
 @app.main()

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.records import ClientUpdate, Description, ProbeOrder, TrainOrder
@@ -42,11 +42,11 @@ class Updates:
     make: Factory  # of subspaces, once a client was probed
     _identity_width: int
 
-    def __init__(self, config: RunConfig, benchmark: Benchmark, run: RunDir, grid: Grid, watcher: Watcher) -> None:
-        self.config, self.benchmark, self.run, self.watcher = config, benchmark, run, watcher
+    def __init__(self, config: RunConfig, stream: Stream, run: RunDir, grid: Grid, watcher: Watcher) -> None:
+        self.config, self.stream, self.run, self.watcher = config, stream, run, watcher
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.orders = Orders(config, benchmark, self.method, self.fedopt, run.id)
+        self.orders = Orders(config, stream, self.method, self.fedopt, run.id)
         self.state, self.progress = ServerState(), Progress()
         self.validator = Validator.of(config, self.orders.walks)
         self.spill = Spill(run)
@@ -245,7 +245,7 @@ class Updates:
         slot = new.get((answer.client, answer.shard))
         if slot is None:
             return client, "was not asked", None
-        most = descriptions.most_records(self.config, self.benchmark, slot.client, slot.tasks)
+        most = descriptions.most_records(self.config, self.stream, slot.client, slot.tasks)
         return client, descriptions.problem(answer, self._identity_width, most), answer
 
     def _read_update(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> tuple[str | None, ClientUpdate | None]:
@@ -274,7 +274,7 @@ class Updates:
         """Why an update to an order is not believed, or None."""
         declared = order.budget or self.progress.declared.get(f"{order.client}/{order.shard}")
         if declared is None:
-            declared = descriptions.most_records(self.config, self.benchmark, order.client, order.tasks)
+            declared = descriptions.most_records(self.config, self.stream, order.client, order.tasks)
         shapes = self.orders.extra_shapes(self.state, order)
         return self.validator.problem(order, update, declared, shapes, self.orders.doubt)
 

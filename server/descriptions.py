@@ -8,13 +8,13 @@ its records weigh.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fcit.config import Federation, RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import DataError
 from fcit.federation.records import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
@@ -24,18 +24,15 @@ LEAST = 3  # mean features that a median needs to mean something
 WINDOW = 500  # mean features the median looks back on
 
 
-def most_records(config: RunConfig, benchmark: Benchmark, client: int, tasks: Iterable[int]) -> int:
-    """How many records a shard can have: as many as the benchmark gave the client.
+def most_records(config: RunConfig, stream: Stream, client: int, tasks: Sequence[int]) -> int:
+    """How many records a shard can have: as many as the stream gave the client.
 
-    Where the server does not have the client's share, or sites bring their own streams, it is
-    ``federation.max_records``.
+    Where the server does not have the client's share it is ``federation.max_records``.
     """
-    if config.stream == "benchmark":
-        try:
-            return sum(len(benchmark.shard(client, task)) for task in tasks)
-        except DataError:
-            pass  # the client's file lies with the client only
-    return config.federation.max_records
+    try:
+        return stream.most_records(client, tasks)
+    except DataError:  # the client's file lies with the client only
+        return config.federation.max_records
 
 
 def problem(answer: Description, width: int, most: int) -> str | None:

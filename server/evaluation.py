@@ -10,7 +10,9 @@ from flwr.app import Message
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
+from fcit.data.prepare import told
 from fcit.errors import CodecError, RunError
+from fcit.evaluation.reachable import warnings
 from fcit.federation import codec
 from fcit.federation.records import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
@@ -19,6 +21,7 @@ from server import checkpoint
 from server.checkpoint import Progress
 from server.courier import Courier
 from server.orders import Orders
+from server.preflight import Preflight
 from server.scoring import Parts, score
 from server.validation import short
 
@@ -39,6 +42,20 @@ class Evaluation:
     ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
         self.orders, self.courier, self.say = orders, courier, say
+
+    def begin(self) -> None:
+        """Before anything is trained: the event ``data``, then a trial of every scorer and of the clients.
+
+        Raises:
+            RunError: something does not work, and for which data set.
+            StopRequested: asked to stop.
+        """
+        self.say("data", **told(self.benchmark, warnings(self.benchmark)))
+        Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self.say).check()
+
+    def by_site(self, progress: Progress) -> dict[str, object]:
+        """Nothing: the data sets belong to no site."""
+        return {}
 
     def due(self, progress: Progress) -> list[str]:
         """The datasets scored after the stage at hand, in the benchmark's order."""

@@ -9,9 +9,8 @@ from flwr.serverapp import Grid
 
 from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
-from fcit.data.prepare import told
+from fcit.data.stream import Stream
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.evaluation.reachable import warnings
 from fcit.federation.records import ClientUpdate, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.io.files import write_json, writing
@@ -24,18 +23,20 @@ from server import checkpoint, results, routing_file
 from server.collect import Updates
 from server.evaluation import Evaluation
 from server.participants import slots_of_round
-from server.preflight import Preflight
 from server.site_scores import Survey
-from server.site_stream import SiteStream
 
 
 class Loop(Updates):
     """Runs a configuration on a grid and writes its run folder."""
 
-    def __init__(self, config: RunConfig, benchmark: Benchmark, run: RunDir, grid: Grid, watcher: Watcher) -> None:
-        super().__init__(config, benchmark, run, grid, watcher)
-        ask = Survey if isinstance(benchmark, SiteStream) else Evaluation
-        self.evaluation = ask(config, benchmark, run, self.orders, self.courier, self._event)
+    def __init__(self, config: RunConfig, stream: Stream, run: RunDir, grid: Grid, watcher: Watcher) -> None:
+        super().__init__(config, stream, run, grid, watcher)
+        parts = run, self.orders, self.courier, self._event
+        self.evaluation: Evaluation | Survey
+        if isinstance(stream, Benchmark):  # its questions are here
+            self.evaluation = Evaluation(config, stream, *parts)
+        else:
+            self.evaluation = Survey(config, stream, *parts)
 
     # ------------------------------------------------------------------ the run
 
@@ -60,13 +61,12 @@ class Loop(Updates):
         with self._timed("start-up"):
             self._probe(found is None)
             if found is None:  # else it has been, and training has begun
-                self._event("data", **told(self.benchmark, warnings(self.benchmark)))
-                Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self._event).check()
+                self.evaluation.begin()
         if found is None:
             checkpoint.save(self.run, self.state, self.progress)
-        stages = self.benchmark.stages
-        self._event("start", stages=len(stages), rounds=self._rounds, done=[self.progress.stage, self.progress.round])
-        while self.progress.stage < len(stages):
+        stages = self.stream.stage_count
+        self._event("start", stages=stages, rounds=self._rounds, done=[self.progress.stage, self.progress.round])
+        while self.progress.stage < stages:
             while self.method.trains and self.progress.round < self._rounds:
                 self._round()
                 self.stop.check()
@@ -119,7 +119,7 @@ class Loop(Updates):
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        sampled = slots_of_round(self.config, self.benchmark, self.method, stage, round_)
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_)
         answered = self._gather(sampled)
         # Who could not be described has no subspace and is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
@@ -202,8 +202,9 @@ class Loop(Updates):
         self._event("end", **matrix.summary())
         # The last file says that the run is finished.
         with writing(self.run.adapters):
-            routing_file.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
-            results.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress, matrix)
+            routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
+            by_site = self.evaluation.by_site(self.progress)
+            results.write(self.run, self.config, self.stream, self.method, self.state, self.progress, matrix, by_site)
         return matrix
 
 

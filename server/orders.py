@@ -10,7 +10,7 @@ import numpy as np
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import RunError
 from fcit.federation.records import (
     CONSTANT,
@@ -34,9 +34,9 @@ from server.participants import Slot
 class Orders:
     """Makes the orders of one run, whose id they carry."""
 
-    def __init__(self, config: RunConfig, benchmark: Benchmark, method: Method, fedopt: FedOpt, run: str = "") -> None:
+    def __init__(self, config: RunConfig, stream: Stream, method: Method, fedopt: FedOpt, run: str = "") -> None:
         self.run = run
-        self.config, self.benchmark, self.method, self.fedopt = config, benchmark, method, fedopt
+        self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
         self.text = configuration.dump(config)
@@ -125,13 +125,13 @@ class Orders:
 
     def asks(self, stage: int) -> bool:
         """Whether the model is asked after a stage (``evaluation.when``, and what the method has a sense for)."""
-        count = len(self.benchmark.stages)
+        count = self.stream.stage_count
         late = self.method.last_stage_only and stage < count - 1
         return not late and stage + 1 in self.config.evaluation.stages(count)
 
     def due(self, stage: int) -> list[str]:
         """Datasets to score after a stage."""
-        return self.benchmark.evaluation(stage) if self.asks(stage) else []
+        return self.stream.evaluation(stage) if self.asks(stage) else []
 
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
@@ -144,7 +144,7 @@ class Orders:
         names, knowledge, tensors = self._mixture(state, progress)
         step = self.config.evaluation.batch_size * self.config.evaluation.batches_per_order
         for number, dataset in enumerate(datasets):
-            for at, first in enumerate(range(0, len(self.benchmark.test(dataset)), step)):
+            for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
                 task = self._task_of(dataset)
                 order = EvaluateOrder(
                     self.text, dataset, first, first + step, task, names, knowledge, tensors, self.run
@@ -171,4 +171,4 @@ class Orders:
         """The true task's name, sent to references only: methods must not see it."""
         if not self.method.needs_task_at_inference:
             return ""
-        return next(f"task-{t}" for t, names in enumerate(self.benchmark.spec.tasks) if dataset in names)
+        return next(f"task-{t}" for t, names in enumerate(self.stream.tasks) if dataset in names)

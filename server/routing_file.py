@@ -8,7 +8,7 @@ from fcit.io.files import read_json
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.export import format
 from fcit.export.format import Routing
 from fcit.methods.base import Method, ServerState
@@ -20,7 +20,7 @@ _ANSWERING = ("layout", "knowledge", "route", "answer")
 
 
 def write(
-    run: RunDir, config: RunConfig, benchmark: Benchmark, method: Method, state: ServerState, progress: Progress
+    run: RunDir, config: RunConfig, stream: Stream, method: Method, state: ServerState, progress: Progress
 ) -> None:
     """Write ``adapters/routing.json`` and ``adapters/tokens.safetensors``.
 
@@ -30,7 +30,7 @@ def write(
     knowledge, tokens = method.knowledge(state)
     if method.needs_task_at_inference:
         knowledge = {**knowledge, "trained": progress.majority}
-    own = [d.max_new_tokens for d in benchmark.spec.datasets.values()] or [None]  # sites keep theirs to themselves
+    own = [d.max_new_tokens for d in stream.datasets.values()] or [None]  # sites keep theirs to themselves
     routing = Routing(
         format=1,
         method=speaks_as(method),
@@ -44,8 +44,8 @@ def write(
         batch_size=config.evaluation.batch_size,
         pictures=config.data.pictures,
         stage=len(progress.rows),
-        trained_on=_trained_on(benchmark, progress),
-        formats={name: d.suffix for name, d in benchmark.spec.datasets.items() if d.suffix},
+        trained_on=_trained_on(stream, progress),
+        formats={name: d.suffix for name, d in stream.datasets.items() if d.suffix},
     )
     format.write(run.adapters, routing, tokens)
 
@@ -70,10 +70,10 @@ def speaks_as(method: Method) -> dict[str, Any]:
     return dict(method.config.method)
 
 
-def _trained_on(benchmark: Benchmark, progress: Progress) -> dict[str, dict[str, int]]:
+def _trained_on(stream: Stream, progress: Progress) -> dict[str, dict[str, int]]:
     """Records by subspace and data set (those of a task together), most first; empty where tasks are the sites' own."""
     found: dict[str, dict[str, int]] = {}
-    for number, names in enumerate(benchmark.spec.tasks):
+    for number, names in enumerate(stream.tasks):
         for subspace, count in progress.trained.get(f"task-{number}", {}).items():
             found.setdefault(subspace, {})["+".join(names)] = count
     return {name: dict(sorted(counts.items(), key=lambda item: -item[1])) for name, counts in found.items()}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from flwr.app import Message
 
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import CodecError, ConfigError, RunError
 from fcit.evaluation.scorers import LARGEST
 from fcit.federation import codec
@@ -47,14 +47,22 @@ class Survey:
     def __init__(
         self,
         config: RunConfig,
-        benchmark: Benchmark,
+        stream: Stream,
         run: RunDir,
         orders: Orders,
         courier: Courier,
         say: Callable[..., None],
     ) -> None:
         refuse(config, orders.method)
-        self.config, self.run, self.orders, self.courier, self.say = config, run, orders, courier, say
+        self.stream, self.run, self.orders, self.courier, self.say = stream, run, orders, courier, say
+
+    def begin(self) -> None:
+        """The event ``data``: nothing of them is here."""
+        self.say("data", tokens={}, formats={}, warnings=self.stream.warnings)
+
+    def by_site(self, progress: Progress) -> dict[str, object]:
+        """Per-site and worst-site scores after the last stage, for ``results.json``."""
+        return summary(progress.rows[-1]) if progress.rows else {}
 
     def due(self, progress: Progress) -> list[str]:
         """The columns that got a score, by site and task."""

@@ -156,17 +156,18 @@ def _configured(args: argparse.Namespace) -> int:
 
     from fcit import config as configuration
     from fcit.data import prepare
-    from fcit.data.benchmark import open_benchmark
+    from fcit.data.benchmark import Benchmark
+    from fcit.data.stream import open_stream
     from fcit.evaluation.reachable import warnings
     from fcit.io.console import console
     from fcit.models.judging import judge_of
 
     config = configuration.load(args.config)
-    if config.stream == "site":
+    benchmark = open_stream(config)
+    if not isinstance(benchmark, Benchmark):
         raise ConfigError(
             "--config: with stream: site the data are at the sites; `fcit client check SITE.yaml` looks there"
         )
-    benchmark = open_benchmark(config)
     benchmark.judge = judge_of(config.backbone)
     benchmark.prepare()
     if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is

@@ -15,7 +15,7 @@ from fcit.data import partition, prepare, subset
 from fcit.data.formats import Form, llava, places
 from fcit.data.reading import VERSION, Survey, read_test, survey_train
 from fcit.data.records import Record, TestRecord
-from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed, read_spec, suffixed
 from fcit.data.table import MappedSurvey, Tables, joined, picked
 from fcit.data.usable import SHOWN, ImageVerdicts, Judged, read_usable
 from fcit.data.verdict import Judge, Verdict
@@ -75,6 +75,21 @@ class Benchmark:
     _owners: dict[int, Owners] = field(default_factory=dict)
     unowned: dict[tuple[int, int], int] = field(default_factory=dict)  # delivered records of no known data set
 
+    @property
+    def name(self) -> str:
+        """As results and reports call it."""
+        return self.spec.name
+
+    @property
+    def datasets(self) -> dict[str, DatasetSpec]:
+        """The data sets by name."""
+        return self.spec.datasets
+
+    @property
+    def tasks(self) -> list[list[str]]:
+        """The names of each task's data sets, by the task's number."""
+        return self.spec.tasks
+
     @cached_property
     def stages(self) -> list[list[int]]:
         """For each stage, the task id of each participation slot."""
@@ -83,6 +98,15 @@ class Benchmark:
             order = self.spec.homogeneous or list(range(len(self.spec.tasks)))
             return [[task] * slots for task in order]
         return self.spec.slots(slots, self.config.benchmark)
+
+    @property
+    def stage_count(self) -> int:
+        """Number of stages."""
+        return len(self.stages)
+
+    def slots(self, stage: int) -> list[tuple[int, ...]]:
+        """The task that each participation slot of a stage trains on."""
+        return [(task,) for task in self.stages[stage]]
 
     def evaluation(self, stage: int) -> list[str]:
         """Datasets to score after ``stage``: those of every task seen so far, in task order."""
@@ -134,6 +158,14 @@ class Benchmark:
         """Which of a dataset's training records are used; None: all."""
         most = self.config.data.max_records
         return None if most is None or most >= count else partition.kept(count, most, self.config.seed, name)
+
+    def judged_by(self, judge: Callable[[], Judge]) -> None:
+        """Have every record checked with a model's tokenizer from now on.
+
+        Raises:
+            ConfigError: the model cannot be used.
+        """
+        self.judge = judge()
 
     def prepare(self, names: list[str] | None = None) -> None:
         """Make sure the files of these datasets (default: all) are there and can be used, every record of them.
@@ -330,6 +362,14 @@ class Benchmark:
         if (client, task) not in self._skipped:
             self.shard(client, task)
         return self._skipped[client, task]
+
+    def most_records(self, client: int, tasks: Sequence[int]) -> int:
+        """How many training records a client has of these tasks.
+
+        Raises:
+            DataError: as :meth:`shard`.
+        """
+        return sum(len(self.shard(client, task)) for task in tasks)
 
     def pooled(self, task: int) -> Sequence[Record]:
         """All clients' records of a task together, in client order."""

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from fcit import registry
-from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, cache_folder
 from fcit.data.formats import Form, places
 from fcit.data.image_hashes import ImageHashes
 from fcit.data.records import Record, TestRecord
-from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
+from fcit.data.spec import DatasetSpec, placed
+from fcit.data.stream import Stream
 from fcit.data.table import picked
 from fcit.errors import ConfigError
 
@@ -56,8 +56,8 @@ def images_of(records: Iterable[Record | TestRecord | None]) -> Iterator[str]:
             yield from record.images
 
 
-def of(benchmark: Benchmark, trains: bool = True) -> dict[str, Any]:
-    """The fingerprints of a run's data and of the code it names.
+def of(stream: Stream, trains: bool = True) -> dict[str, Any]:
+    """The fingerprints of a run's data and of the code it names; of a stream without data, of the code alone.
 
     Args:
         trains: whether the training data are here; where sites train, only the server's own questions are.
@@ -65,14 +65,15 @@ def of(benchmark: Benchmark, trains: bool = True) -> dict[str, Any]:
     Raises:
         ConfigError, DataError: the data are not usable.
     """
-    seen = _Data(benchmark)
-    datasets = {
-        name: ({"train": seen.train(name)} if trains else {}) | {"test": seen.test(name)} for name in seen.names
-    }
-    found: dict[str, Any] = {"version": VERSION, "datasets": datasets}
-    if trains:
-        found["partitions"] = [seen.partition(task, datasets) for task in range(len(benchmark.spec.tasks))]
-    return found | {"code": code(benchmark.config, benchmark.spec)}
+    found: dict[str, Any] = {"version": VERSION, "datasets": {}} | ({"partitions": []} if trains else {})
+    if isinstance(stream, Benchmark):
+        data = _Data(stream)
+        datasets = found["datasets"] = {
+            name: ({"train": data.train(name)} if trains else {}) | {"test": data.test(name)} for name in data.names
+        }
+        if trains:
+            found["partitions"] = [data.partition(task, datasets) for task in range(len(stream.tasks))]
+    return found | {"code": code(stream)}
 
 
 def differing_images(benchmark: Benchmark, name: str, split: str, before: str) -> list[str]:
@@ -199,15 +200,16 @@ def source_file(name: str) -> Path | None:
     return Path(found.origin) if found is not None and found.origin is not None else None
 
 
-def code(config: RunConfig, spec: BenchmarkSpec) -> dict[str, Any]:
+def code(stream: Stream) -> dict[str, Any]:
     """The files of own parts that a run names, by family and name; of a benchmark file, its content.
 
     What these files import is not looked at.
     """
+    config = stream.config
     named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
     named += [("tracker", name) for name in config.trackers]
     named += [("benchmark", config.benchmark)]
-    named += [("scorer", rule) for data in spec.datasets.values() for rule in [data.scorer, *data.also]]
+    named += [("scorer", rule) for data in stream.datasets.values() for rule in [data.scorer, *data.also]]
     found: dict[str, Any] = {}
     for family, name in named:
         if registry.is_own(name):

@@ -278,11 +278,6 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def without_data() -> BenchmarkSpec:
-    """What stands in for a benchmark file where every site brings its own tasks; a file must have some."""
-    return BenchmarkSpec.model_construct(name="sites", datasets={}, tasks=[])
-
-
 def read_spec(name: str) -> BenchmarkSpec:
     """Read a shipped benchmark by name or a YAML file by path.
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fcit import config as configuration
-from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.spec import without_data
+from fcit.data.stream import open_stream
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.layout import Deployment
@@ -71,15 +69,8 @@ def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data:
     _ready(deployment, steps)
     if folder.begun and not steps.dry:
         # Here, where a person reads it; the server finds it settled.
-        hold_data(folder, _served(configuration.load_resolved(folder.config)), accept_changed_data)
+        hold_data(folder, open_stream(configuration.load_resolved(folder.config)), accept_changed_data)
     return _start(deployment, folder.path, steps)
-
-
-def _served(config: RunConfig) -> Benchmark:
-    """What the server itself knows of the data: nothing where every site brings its own."""
-    if config.stream == "benchmark":
-        return open_benchmark(config)
-    return Benchmark(without_data(), Path(), config)
 
 
 def follow(deployment: Deployment, number: str | None) -> int:

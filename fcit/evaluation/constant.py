@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fcit import registry
-from fcit.data.benchmark import Benchmark
 from fcit.data.records import TestRecord
+from fcit.data.stream import Stream
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
 from fcit.evaluation.reachable import CORPUS
@@ -71,7 +71,7 @@ def without_java(scorer: str) -> str:
 
 
 def constants(
-    benchmark: Benchmark, names: Iterable[str], rule: Callable[[str], str] = lambda scorer: scorer
+    stream: Stream, names: Iterable[str], rule: Callable[[str], str] = lambda scorer: scorer
 ) -> dict[str, Constant]:
     """The best constant answer of each data set; those that have none are left out.
 
@@ -81,7 +81,7 @@ def constants(
     found = {}
     for name in names:
         try:
-            constant = best_constant(rule(benchmark.spec.datasets[name].scorer), benchmark.test(name))
+            constant = best_constant(rule(stream.datasets[name].scorer), stream.test(name))
         except FCITError:
             continue  # its questions are gone or broken, which is told elsewhere
         if constant is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcit import config as configuration
 from fcit.config import RunConfig
-from fcit.data.benchmark import open_benchmark
+from fcit.data.stream import open_stream
 from fcit.data.verdict import Judge
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
@@ -21,11 +21,10 @@ def create(config: RunConfig) -> RunDir:
         DataError: the data are not usable.
     """
     check(config)
-    if config.stream == "benchmark":  # else the sites bring data of their own
-        benchmark = open_benchmark(config)
-        benchmark.judge = _judge(config)
-        benchmark.prepare()
-        benchmark.divide()
+    stream = open_stream(config)
+    stream.judged_by(lambda: _judge(config))
+    stream.prepare()
+    stream.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
 
 

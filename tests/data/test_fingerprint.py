@@ -183,9 +183,10 @@ def test_own_code_by_file_and_by_module(own, monkeypatch):
 
 
 def test_a_module_whose_file_cannot_be_found_is_said(own):
-    config = configuration.load(own).model_copy(update={"trackers": ["no.such.module:Tracker"]})
+    bench = opened(own)
+    bench.config = bench.config.model_copy(update={"trackers": ["no.such.module:Tracker"]})
     with pytest.raises(ConfigError, match=r"tracker: the file of 'no.such.module:Tracker' cannot be found"):
-        fingerprint.code(config, opened(own).spec)
+        fingerprint.code(bench)
 
 
 def test_the_mini_world_is_named_by_its_version_and_files():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fcit.config import Federation, RunConfig
+from fcit.data.stream import SiteStream
 from fcit.errors import DataError
 from fcit.federation.records import Description
 from fcit.methods.base import Factory, ServerState, Stats
@@ -90,17 +91,16 @@ def test_statistics_of_a_methods_own_kind_are_not_measured():
 
 
 def test_most_records():
-    def shard(client, task):
+    def counted(client, tasks):
         if client == 9:
             raise DataError("the file is with the client")
-        return [0] * (3 + task)
+        return sum(3 + task for task in tasks)
 
-    benchmark = SimpleNamespace(shard=shard)
-    assert most_records(RunConfig(), benchmark, 0, [0, 1]) == 7
-    limited = {"federation": {"max_records": 50}}
-    assert most_records(RunConfig.model_validate(limited), benchmark, 9, [0]) == 50
-    site = RunConfig.model_validate({**limited, "stream": "site"})
-    assert most_records(site, benchmark, 0, []) == 50
+    stream = SimpleNamespace(most_records=counted)
+    assert most_records(RunConfig(), stream, 0, [0, 1]) == 7
+    limited = RunConfig.model_validate({"federation": {"max_records": 50}})
+    assert most_records(limited, stream, 9, [0]) == 50
+    assert most_records(limited, SiteStream(limited), 0, []) == 50
 
 
 # ------------------------------------------------------------------ openings
