@@ -86,7 +86,8 @@ def _what(run: Run, routing: Routing) -> str:
         f"{len(routing.subspaces)} LoRA subspaces (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
         f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: "
         f"{described(config)}, {federation.clients} clients, {federation.clients_per_round} in each of "
-        f"{federation.rounds} rounds per stage, {routing.stage} stages. {how} In the language model's layers `{adapter.targets}`; {projector}."
+        f"{federation.rounds} rounds per stage, {routing.stage} stages. {how} In the language model's layers "
+        f"`{adapter.targets}`; {projector}."
     )
 
 
