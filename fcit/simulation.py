@@ -11,6 +11,7 @@ import yaml
 
 from fcit import config as configuration
 from fcit import registry
+from fcit.config import RunConfig
 from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
 from fcit.runs.folder import RunDir
@@ -18,13 +19,19 @@ from fcit.runs.reader import Run
 from fcit.runs.trackers import Watcher
 
 
-def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: bool = False) -> Run:
+def execute(
+    path: Path,
+    watcher: Watcher | None = None,
+    accept_changed_data: bool = False,
+    config: RunConfig | None = None,
+) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
     Args:
         path: the run folder.
         watcher: as for :func:`simulate`.
         accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
+        config: the resolved configuration of a folder that was made just now; None: read from the folder.
 
     Raises:
         ConfigError: they are not, and that is not accepted.
@@ -33,14 +40,15 @@ def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: boo
     from fcit.report.page import write_page
 
     own_packages_first()
-    config = configuration.load_resolved(RunDir.open(path).config)
+    folder = RunDir.open(path)
+    resolved = config or configuration.load_resolved(folder.config, going_on=folder.begun)
     from clients.app import app as client_app
     from server.app import run as serve
 
-    engine = registry.resolve("engine", config.federation.engine)
-    with closing(engine(client_app, config.federation.clients, config, RunDir(path).memory)) as grid:
-        serve(path, grid, watcher, accept_changed_data)
-    run = Run(path)
+    engine = registry.resolve("engine", resolved.federation.engine)
+    with closing(engine(client_app, resolved.federation.clients, resolved, folder.memory)) as grid:
+        serve(path, grid, watcher, accept_changed_data, resolved)
+    run = Run(path, config)
     write_page([run], path / "report.html")
     return run
 
@@ -68,4 +76,4 @@ def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = N
         loaded = configuration.resolve(dict(config), Path.cwd(), "config", changes)
     else:
         loaded = configuration.load(config, changes)
-    return execute(create(loaded).path, watcher)
+    return execute(create(loaded).path, watcher, config=loaded)

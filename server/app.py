@@ -40,14 +40,23 @@ def _stop_on_signals(loop: Loop) -> dict[int, Any]:
     return {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
-def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_data: bool = False) -> AccuracyMatrix:
+def run(
+    path: Path,
+    grid: Grid,
+    watcher: Watcher | None = None,
+    accept_changed_data: bool = False,
+    config: RunConfig | None = None,
+) -> AccuracyMatrix:
     """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told.
+
+    Args:
+        config: the folder's resolved configuration, where that is at hand; None: read from the folder.
 
     Raises:
         ConfigError: data or code have changed since the run began, unless that is accepted.
     """
     run_dir = RunDir.open(path)
-    config = configuration.load_resolved(run_dir.config, going_on=run_dir.begun)
+    config = config or configuration.load_resolved(run_dir.config, going_on=run_dir.begun)
     check(config)
     stream = open_stream(config)
     unjudged = _judge(config, stream, (path / BELONGS).is_file())

@@ -15,7 +15,7 @@ from fcit.io.bounded import shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fcit.data.findings import Findings
+    from fcit.data.checks.findings import Findings
     from fcit.data.spec import BenchmarkSpec
     from fcit.evaluation.constant import Constant
 
@@ -68,8 +68,8 @@ def arguments(add: Add) -> None:
 def _make(args: argparse.Namespace) -> int:
     from rich.progress import track
 
-    from fcit.data.benchmark import cache_folder
     from fcit.data.mini.render import FOLDERS, VERSION, ensure
+    from fcit.io.cache import cache_folder
 
     root = args.root or cache_folder() / VERSION
     names = args.dataset or list(FOLDERS)
@@ -155,8 +155,8 @@ def _configured(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fcit import config as configuration
-    from fcit.data import prepare
     from fcit.data.benchmark import Benchmark
+    from fcit.data.checks import before_run
     from fcit.data.stream import open_stream
     from fcit.evaluation.reachable import warnings
     from fcit.io.console import console
@@ -173,9 +173,9 @@ def _configured(args: argparse.Namespace) -> int:
     if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
         benchmark.look()
     benchmark.divide()
-    told = prepare.told(benchmark, warnings(benchmark))
+    findings = before_run.findings(benchmark, warnings(benchmark))
     if args.json:
-        print(json.dumps({"good": True, **told}, indent=1))
+        print(json.dumps({"good": True, **findings}, indent=1))
         return EXIT_OK
     most = config.backbone.max_length
     table = Table(title=f"{benchmark.spec.name} as {config.backbone.model} reads it (backbone.max_length {most})")
@@ -183,21 +183,21 @@ def _configured(args: argparse.Namespace) -> int:
         table.add_column(column)
     for column in ("records", "unusable", "tokens (mean)", "tokens (most)", "turns dropped"):
         table.add_column(column, justify="right")
-    for name, splits in told["tokens"].items():
-        for split, found in splits.items():
+    for name, splits in findings["tokens"].items():
+        for split, counts in splits.items():
             form = benchmark.formats.get(name, "") if split == "train" else ""
-            numbers = [found[key] for key in ("records", "unusable", "mean", "longest")]
-            table.add_row(name, split, form, *(f"{number:,}" for number in [*numbers, found.get("turns_dropped", 0)]))
+            numbers = [counts[key] for key in ("records", "unusable", "mean", "longest")]
+            table.add_row(name, split, form, *(f"{number:,}" for number in [*numbers, counts.get("turns_dropped", 0)]))
     screen = console()
     screen.print(table)
-    for warning in told["warnings"]:
+    for warning in findings["warnings"]:
         screen.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK
 
 
 def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
-    from fcit.data.benchmark import cache_folder
-    from fcit.data.inspection import BETAS, SETTINGS, Inspection
+    from fcit.data.checks.inspection import BETAS, SETTINGS, Inspection
+    from fcit.io.cache import cache_folder
 
     wanted = getattr(args, "setting", None)
     if wanted == "heterogeneous" and not spec.heterogeneous:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
+
+if TYPE_CHECKING:
+    from fcit.config import RunConfig
 
 
 def arguments(add: Add) -> None:
@@ -26,14 +30,15 @@ def arguments(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from fcit import config as configuration
-    from fcit.data.benchmark import open_benchmark
+    from fcit.data.stream import open_stream
     from fcit.runs.create import create
 
     config = configuration.load(args.config, args.overrides)
-    print(f"preparing data under {open_benchmark(config).root}", file=sys.stderr)
-    path = create(config).path
+    stream = open_stream(config)
+    print(f"preparing data{f' under {stream.root}' if stream.root else ''}", file=sys.stderr)
+    path = create(config, stream).path
     print(f"run folder {path.resolve()}", file=sys.stderr)
-    return _execute(path)
+    return _execute(path, config=config)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -53,8 +58,8 @@ def _resume(args: argparse.Namespace) -> int:
     return _execute(args.run, args.accept_changed_data)
 
 
-def _execute(path: Path, accept_changed_data: bool = False) -> int:
-    """Run or resume a run folder on its engine; print the final table."""
+def _execute(path: Path, accept_changed_data: bool = False, config: RunConfig | None = None) -> int:
+    """Run or resume a run folder on its engine; print the final table. ``config``: of a folder made just now."""
     from fcit.io.console import console
     from fcit.report import terminal
     from fcit.runs.progress import ConsoleWatcher
@@ -62,7 +67,7 @@ def _execute(path: Path, accept_changed_data: bool = False) -> int:
 
     with ConsoleWatcher(console(), path.name) as watcher:
         try:
-            run = execute(path, watcher, accept_changed_data)
+            run = execute(path, watcher, accept_changed_data, config)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -200,7 +200,8 @@ def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, goal: Path, archive
 
 
 def _tracked(members: list[zipfile.ZipInfo], what: str) -> Iterator[zipfile.ZipInfo]:
-    from rich.console import Console
     from rich.progress import track
 
-    yield from track(members, description=what, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    from fcit.io.console import notes
+
+    yield from track(members, description=what, console=notes(), disable=not sys.stderr.isatty())

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from fcit.data.formats.conversation import IMAGE_TAG
 from fcit.data.records import Record, TestRecord
-from fcit.data.texts import IMAGE_TAG
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "

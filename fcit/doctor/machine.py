@@ -18,7 +18,7 @@ def check() -> Iterator[tuple[str, bool, str]]:
             yield name, True, f"not installed; only {SOMETIMES[name]} needs it (`make install` brings it)"
         else:
             yield name, False, "not installed; run `make install`"
-    from fcit.data.benchmark import cache_folder
+    from fcit.io.cache import cache_folder
 
     folder = cache_folder()
     existing = next(p for p in (folder, *folder.parents) if p.exists())

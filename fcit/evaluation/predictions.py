@@ -18,8 +18,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from fcit.data.formats import MAX_FILE
 from fcit.data.formats.conversation import MAX_IMAGES
+from fcit.data.formats.files import MAX_FILE
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
 from fcit.io import bounded

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fcit import registry
 from fcit.data.benchmark import Benchmark
-from fcit.data.prepare import WARNED, sentences
+from fcit.data.checks.before_run import WARNED, sentences
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references

@@ -21,17 +21,18 @@ __all__ = ["Prediction", "Run", "load_run"]
 
 
 class Run:
-    """What a run was, did and found.
+    """The configuration, events and results of a run.
 
     Args:
         path: the run folder.
+        config: its resolved configuration, where that is at hand; None: read from the folder when needed.
 
     Raises:
         ConfigError: there is no run at ``path``.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.folder = RunDir.open(Path(path))
+    def __init__(self, path: str | Path, config: RunConfig | None = None) -> None:
+        self.folder, self._config = RunDir.open(Path(path)), config
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -49,7 +50,7 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         """The resolved configuration."""
-        return configuration.load_resolved(self.folder.config)
+        return self._config or configuration.load_resolved(self.folder.config)
 
     @property
     def method(self) -> str:
@@ -94,7 +95,7 @@ class Run:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """Fingerprints of the run's data and own code, see :mod:`fcit.data.fingerprint`; empty for older runs."""
+        """Fingerprints of data and own code (:mod:`fcit.data.fingerprints.fingerprint`); empty for older runs."""
         return dict(data_of(self.folder).get("data") or {})
 
     @cached_property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fcit.data import changes, fingerprint
 from fcit.data.benchmark import Benchmark
-from fcit.data.changes import Change
+from fcit.data.fingerprints import changes, fingerprint
+from fcit.data.fingerprints.changes import Change
 from fcit.data.stream import Stream
 from fcit.errors import ConfigError
 from fcit.io.files import read_json, write_json

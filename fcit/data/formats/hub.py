@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcit.data.formats import Form, Rows, columns, llava, messages
-from fcit.data.formats.conversation import Said, images_of, record_of
-from fcit.data.formats.places import SPLITS, STATE, Place, hub_parts
+from fcit.data.formats import columns, llava, messages
+from fcit.data.formats.conversation import Message, images_of, record_of, text_of
+from fcit.data.formats.files import SPLITS, STATE, Form, Place, Rows, hub_parts
 from fcit.data.formats.unpack import Unpacked
 from fcit.data.records import Record, TestRecord
-from fcit.data.texts import text_of
 from fcit.errors import DataError
 from fcit.io import bounded
 
@@ -49,9 +48,9 @@ def record(row: Any) -> Record:
         raise ValueError(row.why)
     if "text" not in row:
         return (llava if "conversations" in row else messages).record(row)
-    said = [Said("system", text_of(row, "system"))] if row.get("system") else []
-    said.append(Said("user", text_of({"question": row["text"]}, "question")))
-    said.append(Said("assistant", text_of({"answer": _answers(row)[0]}, "answer")))
+    said = [Message("system", text_of(row, "system"))] if row.get("system") else []
+    said.append(Message("user", text_of({"question": row["text"]}, "question")))
+    said.append(Message("assistant", text_of({"answer": _answers(row)[0]}, "answer")))
     return record_of(images_of(row), said)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from fcit.data.pictures import FORMATS, MAX_IMAGE_BYTES
+from fcit.data.images.opening import FORMATS, MAX_IMAGE_BYTES
 from fcit.errors import DataError
 
 FOLDER = "unpacked"

@@ -1,6 +1,6 @@
 """From a picture's file to the pixels a model sees: what is opened, and within which bounds.
 
-What an opened picture becomes is in :mod:`fcit.data.pixels`.
+What an opened picture becomes is in :mod:`fcit.data.images.pixels`.
 
 The published trainer sets ``ImageFile.LOAD_TRUNCATED_IMAGES`` (ETrain/Dataset/LLaVA/llava_dataset.py of its code), so
 that it learns from the upper part of a truncated file and from grey below. Here a truncated picture cannot be read: the
@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from fcit.config.schema import Way
-from fcit.data.pixels import as_rgb, flat, orientation
+from fcit.data.images.pixels import as_rgb, flat, orientation
 from fcit.errors import DataError
 from fcit.io import bounded
 

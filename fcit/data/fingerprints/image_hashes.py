@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fcit.data.usable import ImageVerdicts, stamp_of
+from fcit.data.images.verdicts import ImageVerdicts, stamp_of
 from fcit.errors import DataError
 
 BLOCK = 2**16  # bytes read at once
@@ -86,10 +86,10 @@ class ImageHashes:
         """Hash images nothing is known of; an interruption loses one stretch at most."""
         if not images:
             return {}
-        from fcit.data.bar import counting  # rich takes a while to import
+        from fcit.io.console import progress_bar
 
         found: dict[str, str] = {}
-        bar = counting(len(images))
+        bar = progress_bar(len(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
             task = bar.add_task("fingerprints of images", total=len(images))
             for start in range(0, len(images), AT_ONCE):
