@@ -21,7 +21,7 @@ SHIPPED = Path(__file__).parent / "benchmarks"
 
 
 class AnswerSuffix(Section):
-    """A text added to a question by its right answer, as an official generator does: it tells what kind is right.
+    """A text added to a question, chosen by its right answer, as an official generator does.
 
     Answers are compared as they stand: "yes" and "Yes " are not "Yes" (``answer in ['Yes', 'No']`` in model_fin.py of
     MLLM-CL).
@@ -178,7 +178,7 @@ class BenchmarkSpec(Section):
     )
 
     def folder(self, root: Path, of: Literal["instructions", "images"]) -> Path:
-        """One of the two folders, under a data root: the first that is there, else the first."""
+        """One of the two folders, under a data root: the first that exists, else the first."""
         named = getattr(self, of)
         folders = [root / name for name in ([named] if isinstance(named, str) else named)]
         return next((folder for folder in folders if folder.is_dir()), folders[0])

@@ -382,7 +382,7 @@ def test_what_a_look_tells(root):
 @pytest.fixture
 def warned(root, monkeypatch):
     """A palette with transparency for each colour, of which Pillow warns."""
-    monkeypatch.setattr(opening, "_told", set())
+    monkeypatch.setattr(opening, "_warned", set())
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 200, 0, 0, 0])
     for name in ("a.png", "b.png"):

@@ -26,7 +26,7 @@ class Dataset:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether it has no problem."""
         return not self.problems
 
 
@@ -70,7 +70,7 @@ class Findings:
 
     @property
     def good(self) -> bool:
-        """Whether every setting asked for can run."""
+        """Whether every setting that was checked can run."""
         return all(setting.runs for setting in self.settings)
 
     def to_json(self) -> dict[str, Any]:

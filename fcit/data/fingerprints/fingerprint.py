@@ -66,26 +66,27 @@ def of(stream: Stream, trains: bool = True) -> dict[str, Any]:
     Raises:
         ConfigError, DataError: the data are not usable.
     """
-    found: dict[str, Any] = {"version": VERSION, "datasets": {}} | ({"partitions": []} if trains else {})
+    data: dict[str, Any] = {"version": VERSION, "datasets": {}} | ({"partitions": []} if trains else {})
     if isinstance(stream, Benchmark):
-        data = _Data(stream)
-        datasets = found["datasets"] = {
-            name: ({"train": data.train(name)} if trains else {}) | {"test": data.test(name)} for name in data.names
+        source = _Data(stream)
+        datasets = data["datasets"] = {
+            name: ({"train": source.train(name)} if trains else {}) | {"test": source.test(name)}
+            for name in source.names
         }
         if trains:
-            found["partitions"] = [data.partition(task, datasets) for task in range(len(stream.tasks))]
-    return found | {"code": code(stream)}
+            data["partitions"] = [source.partition(task, datasets) for task in range(len(stream.tasks))]
+    return data | {"code": code(stream)}
 
 
 def differing_images(benchmark: Benchmark, name: str, split: str, before: str) -> list[str]:
-    """Which images of a data set are not what they were in a fingerprint, as far as that is still known.
+    """The images of a data set that differ from those of a fingerprint, as far as their hashes are still kept.
 
     Args:
         split: ``train`` or ``test``.
         before: the hash of the images in the fingerprint.
     """
-    seen = _Data(benchmark)
-    return seen.hashes.differing(before, seen.hashes.of(seen.images(name, split)))
+    data = _Data(benchmark)
+    return data.hashes.differing(before, data.hashes.of(data.images(name, split)))
 
 
 class _Data:
@@ -195,23 +196,23 @@ def source_file(name: str) -> Path | None:
     if source.endswith(".py"):
         return Path(source)
     try:
-        found = importlib.util.find_spec(source)
+        module = importlib.util.find_spec(source)
     except (ImportError, ValueError):
         return None
-    return Path(found.origin) if found is not None and found.origin is not None else None
+    return Path(module.origin) if module is not None and module.origin is not None else None
 
 
 def code(stream: Stream) -> dict[str, Any]:
     """The files of own parts that a run names, by family and name; of a benchmark file, its content.
 
-    What these files import is not looked at.
+    Modules that these files import are not hashed.
     """
     config = stream.config
     named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
     named += [("tracker", name) for name in config.trackers]
     named += [("benchmark", config.benchmark)]
     named += [("scorer", rule) for data in stream.datasets.values() for rule in [data.scorer, *data.also]]
-    found: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
     for family, name in named:
         if registry.is_own(name):
             file = source_file(name)
@@ -221,5 +222,5 @@ def code(stream: Stream) -> dict[str, Any]:
             continue
         if file is None:
             raise ConfigError(f"{family}: the file of {name!r} cannot be found; is its folder on PYTHONPATH?")
-        found[f"{family} {name}"] = {"file": str(file), "sha256": file_sha(file)}
-    return found
+        hashes[f"{family} {name}"] = {"file": str(file), "sha256": file_sha(file)}
+    return hashes

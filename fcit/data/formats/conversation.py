@@ -13,7 +13,7 @@ from fcit.io import bounded
 IMAGE_TAG = "<image>"
 MAX_TEXT = 20_000  # characters of an instruction or answer; what a model reads at once is far less
 MAX_IMAGES = 64  # of one record
-#: What formats call those who speak.
+#: The roles by the names that formats give them.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -32,7 +32,7 @@ def text_of(row: Any, key: str) -> str:
     """The text under a key; a number is written out.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: it holds neither.
     """
     value = row.get(key) if isinstance(row, dict) else None
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

@@ -46,12 +46,12 @@ class Place:
 
     @property
     def is_table(self) -> bool:
-        """Whether its rows have columns with types, which ``datasets`` knows."""
+        """Whether its rows have typed columns, which ``datasets`` reads."""
         return self.kind != "text"
 
     @property
     def format(self) -> str | None:
-        """The format that follows from it; a text file's rows tell theirs."""
+        """The format that follows from the place; None: that of a text file is found from its rows."""
         return {"text": None, "parquet": "parquet"}.get(self.kind, "hf")
 
     @property
@@ -60,7 +60,7 @@ class Place:
         return self.path if self.split is None or self.kind == "hub" else Path(f"{self.path}#{self.split}")
 
     def files(self) -> list[Path]:
-        """The files whose bytes make up its rows, by name; none of the hub's, whose revision tells what they are."""
+        """The files whose bytes make up its rows, by name; none for the hub, where a revision identifies them."""
         if self.kind == "hub":
             return []
         if self.kind == "saved":
@@ -72,12 +72,12 @@ class Place:
 
 
 def located(folder: Path, name: str) -> Path:
-    """A name from a benchmark file as the path that this module's functions take."""
+    """The path, as this module's functions take it, of a name in a benchmark file."""
     return Path(name) if name.startswith(HUB) else folder / name
 
 
 def place_of(path: Path) -> Place:
-    """What a path names; nothing need be there."""
+    """What a path names; it need not exist."""
     if str(path).startswith(HUB):
         return Place("hub", path, str(path).partition("#")[2] or None)
     split = None
@@ -90,7 +90,7 @@ def place_of(path: Path) -> Place:
 
 
 def text_only(path: Path) -> Path:
-    """The path of a text file, for those who open nothing a path leads on to.
+    """The path, if it names a text file: sites open no other kind.
 
     Raises:
         DataError: it names another kind of place.
@@ -104,30 +104,30 @@ def hub_parts(place: Place) -> dict[str, str | None]:
     """``name``, ``config``, ``revision`` and ``split`` of a data set of the hub.
 
     Raises:
-        DataError: its name is not written so.
+        DataError: its name has another form.
     """
-    found = _NAMED.fullmatch(str(place.path))
-    if found is None:
+    match = _NAMED.fullmatch(str(place.path))
+    if match is None:
         raise DataError(
             f"{place.path}: a data set of the hub is named hub:owner/name#split, with a configuration or a revision "
             "hub:owner/name/config@revision#split"
         )
-    return found.groupdict()
+    return match.groupdict()
 
 
 def resolved(path: Path) -> str:
-    """Names a place, from wherever it is looked at."""
+    """The name of a place that is the same in every working folder."""
     return str(path) if place_of(path).kind == "hub" else str(path.resolve())
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there to be read; of the hub, that is seen when it is asked."""
+    """Whether there is a file to read; always for the hub, where loading shows it."""
     place = place_of(path)
     return place.kind == "hub" or bool(place.files())
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Sizes and times of the files: what changes when one of them is changed in place. Empty where there is none."""
+    """Sizes and times of the files: what changes when one of them is changed in place. Empty where none exists."""
     status = [file.stat() for file in place_of(path).files()]
     return tuple(number for file in status for number in (file.st_size, file.st_mtime_ns))
 
@@ -151,7 +151,7 @@ class Form:
 
     Attributes:
         name: the format; None: guessed.
-        columns: of tables; None: each is named as what it is.
+        columns: of tables; None: each column has the name of its key.
         images: the folder that image names are relative to; embedded pictures are unpacked below it.
     """
 
@@ -161,11 +161,11 @@ class Form:
 
     @classmethod
     def of(cls, form: str | Form | None) -> Form:
-        """From a format's name, too."""
+        """The form that a format's name stands for; a form as it is."""
         return form if isinstance(form, Form) else cls(form)
 
     def key(self, path: Path) -> str:
-        """Tells apart ways of reading a file."""
+        """Identifies this way of reading a file, among others of the same file."""
         if not place_of(path).is_table:
             return self.name or ""
         mapped = self.columns.model_dump_json(exclude_none=True) if self.columns else "{}"
@@ -178,7 +178,7 @@ class Rows:
 
     Attributes:
         lines: positions in ascending order -> the lines they start on; None: rows have none.
-        format: what they are in, where that is known without looking at them.
+        format: their format, where it follows from the place; None: it is found from the rows.
     """
 
     path: Path
@@ -262,7 +262,7 @@ def _json_lines(path: Path, text: str) -> Rows:
 def _lines_of(text: str, indices: Sequence[int]) -> dict[int, int]:
     """The lines on which elements of a top-level JSON list start; ``indices`` ascend."""
     decoder, position, index = json.JSONDecoder(), text.index("[") + 1, 0
-    found = {}
+    lines = {}
     for wanted in indices:
         while True:
             while text[position] in " \t\r\n,":
@@ -271,5 +271,5 @@ def _lines_of(text: str, indices: Sequence[int]) -> dict[int, int]:
                 break
             _, position = decoder.raw_decode(text, position)
             index += 1
-        found[wanted] = text.count("\n", 0, position) + 1
-    return found
+        lines[wanted] = text.count("\n", 0, position) + 1
+    return lines
