@@ -16,7 +16,7 @@ NAMES = [str(f.relative_to(ROOT)) for f in FILES]
 #: Imports point from higher to lower.
 LEVELS = {
     "fcit": 0, "fcit.errors": 0, "fcit.registry": 0, "fcit.seeding": 0, "fcit.config": 0, "fcit.run_dir": 0,
-    "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0, "fcit.strict": 0,
+    "fcit.trees": 0, "fcit.schema": 0, "fcit.mistakes": 0, "fcit.strict": 0, "fcit.bounded": 0,
     "fcit.data": 1,
     "fcit.models": 2,
     "fcit.doctor": 4,

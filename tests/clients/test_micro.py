@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from clients.bounded import Bounded
 from clients.micro import MicroBatches, OutOfMemory, backward
 from fcit import simulate
+from fcit.bounded import Bounded
 from fcit.data.collate import Encoded
 from fcit.errors import FCITError
 from fcit.methods.base import Session
