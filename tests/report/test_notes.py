@@ -14,7 +14,7 @@ from fcit.federation.records import ClientUpdate
 from fcit.report import notes, page, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
-from server.loop import _said
+from server.loop import remarks
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def head(client: int, steps: int) -> ClientUpdate:
 
 def test_a_round_names_who_learnt_nothing():
     heads = [head(3, 1), None, head(5, 2)]
-    assert _said(heads, Training(schedule="trainer")) == {"idle": [3]}
-    assert _said(heads, Training()) == _said(heads, Training(schedule="trainer", warmup_ratio=0)) == {}
+    assert remarks(heads, Training(schedule="trainer")) == {"idle": [3]}
+    assert remarks(heads, Training()) == remarks(heads, Training(schedule="trainer", warmup_ratio=0)) == {}
 
 
 @pytest.mark.parametrize("schedule", ["trainer", "cosine", "constant"])
