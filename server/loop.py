@@ -71,7 +71,9 @@ class Loop:
         clients = 1 if self.method.pooled else config.federation.clients
         traffic, say = self.progress.traffic, self.journal.round_event
         self.courier = Courier(grid, config.federation, clients, traffic, say, stop)
-        self.handshake = Handshake(self.courier, ProbeOrder(self.orders.text, run.id), run, config.federation)
+        self.handshake = Handshake(
+            self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation
+        )
         self.evaluation = self._evaluation()
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:

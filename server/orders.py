@@ -52,7 +52,9 @@ class Orders:
 
     def describe(self, slot: Slot, stage: int) -> DescribeOrder:
         """What a participation is asked before its first training."""
-        return DescribeOrder(self.text, slot.client, slot.shard, list(slot.tasks), self.run, stage)
+        return DescribeOrder(
+            config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
+        )
 
     def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
         """What a participation trains; constants that the client has are not sent again.
@@ -74,20 +76,20 @@ class Orders:
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
-            self.text,
-            progress.stage,
-            progress.round,
-            slot.client,
-            slot.shard,
-            list(slot.tasks),
-            name,
-            tensors,
-            slot.budget,
-            progress.offsets.get(slot.shard, 0),
-            progress.memories.get(str(slot.client), ""),
-            sorted(constants),
-            frozen,
-            self.run,
+            config=self.text,
+            stage=progress.stage,
+            round=progress.round,
+            client=slot.client,
+            shard=slot.shard,
+            tasks=list(slot.tasks),
+            subspace=name,
+            tensors=tensors,
+            budget=slot.budget,
+            offset=progress.offsets.get(slot.shard, 0),
+            memory=progress.memories.get(str(slot.client), ""),
+            constants=sorted(constants),
+            frozen=frozen,
+            run=self.run,
         )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
@@ -147,14 +149,30 @@ class Orders:
             for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
                 task = self._task_of(dataset)
                 order = EvaluateOrder(
-                    self.text, dataset, first, first + step, task, names, knowledge, tensors, self.run
+                    config=self.text,
+                    dataset=dataset,
+                    first=first,
+                    last=first + step,
+                    task=task,
+                    names=names,
+                    knowledge=knowledge,
+                    tensors=tensors,
+                    run=self.run,
                 )
                 yield nodes[(number + at) % len(nodes)], order
 
     def score(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
         """Ask a site for the scores of its own tasks."""
         names, knowledge, tensors = self._mixture(state, progress)
-        return ScoreOrder(self.text, client, progress.stage, names, knowledge, tensors, self.run)
+        return ScoreOrder(
+            config=self.text,
+            client=client,
+            stage=progress.stage,
+            names=names,
+            knowledge=knowledge,
+            tensors=tensors,
+            run=self.run,
+        )
 
     def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
         """What answering takes: the subspaces in a fixed order, and what the method knows about them."""

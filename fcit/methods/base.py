@@ -44,7 +44,7 @@ class Update:
     fedopt: Tensors = field(default_factory=dict)  # what the federated optimiser's finish returned
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """One local training as a method's client hooks see it; gone when the order is done.
 

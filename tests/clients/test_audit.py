@@ -38,7 +38,18 @@ def order(**changes) -> Message:
 
 
 def answer(to: Message) -> Message:
-    update = ClientUpdate(1, 2, 3, "s", "0", 12, 3, 0.5, 1.0, {"multi_modal_projector.x": np.ones(2, np.float32)})
+    update = ClientUpdate(
+        stage=1,
+        round=2,
+        client=3,
+        shard="s",
+        subspace="0",
+        examples=12,
+        steps=3,
+        loss=0.5,
+        seconds=1.0,
+        tensors={"multi_modal_projector.x": np.ones(2, np.float32)},
+    )
     return Message(codec.encode(update), reply_to=to)
 
 

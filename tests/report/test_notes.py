@@ -75,7 +75,18 @@ def test_epochs_that_learnt_nothing_are_counted(made):
 
 
 def head(client: int, steps: int) -> ClientUpdate:
-    return ClientUpdate(0, 0, client, "s", "0", 4, steps, 0.5, 0.1, {})
+    return ClientUpdate(
+        stage=0,
+        round=0,
+        client=client,
+        shard="s",
+        subspace="0",
+        examples=4,
+        steps=steps,
+        loss=0.5,
+        seconds=0.1,
+        tensors={},
+    )
 
 
 def test_a_round_names_who_learnt_nothing():

@@ -11,14 +11,32 @@ from fcit.federation.records import ClientUpdate, TrainOrder
 from server.validation import QUIET, Validator, reach, short
 
 ORDER = TrainOrder(
-    "seed: 0", 0, 1, 3, "ab", [0], "0", {"a": np.zeros((1, 2), np.float32), "b": np.zeros(1, np.float32)}
+    config="seed: 0",
+    stage=0,
+    round=1,
+    client=3,
+    shard="ab",
+    tasks=[0],
+    subspace="0",
+    tensors={"a": np.zeros((1, 2), np.float32), "b": np.zeros(1, np.float32)},
 )
 
 
 def update(move: float = 1.0, order: TrainOrder = ORDER, **changes) -> ClientUpdate:
     """An honest update that moved by ``move`` in one step."""
     tensors = {"a": np.array([[move, 0]], np.float32), "b": np.zeros(1, np.float32)}
-    base = ClientUpdate(order.stage, order.round, order.client, order.shard, order.subspace, 4, 1, 0.5, 0.1, tensors)
+    base = ClientUpdate(
+        stage=order.stage,
+        round=order.round,
+        client=order.client,
+        shard=order.shard,
+        subspace=order.subspace,
+        examples=4,
+        steps=1,
+        loss=0.5,
+        seconds=0.1,
+        tensors=tensors,
+    )
     return dataclasses.replace(base, **changes)
 
 
