@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.io.files import read_json
-
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.export import format
 from fcit.export.format import Routing
+from fcit.io.files import read_json
 from fcit.methods.base import Method, ServerState
 from fcit.runs.folder import RunDir
 from server.checkpoint import Progress
@@ -36,7 +35,7 @@ def write(
         method=speaks_as(method),
         subspaces=list(state.subspaces),
         knowledge=knowledge,
-        projector=format.projector_policy(list(state.subspaces.values()), state.shared),
+        projector=format.projector_policy(list(state.subspaces.values()), state.shared, config.adapter.projector),
         adapter=config.adapter,
         backbone=config.backbone,
         hashes=dict(read_json(run.environment)["hashes"]),

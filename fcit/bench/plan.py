@@ -15,6 +15,7 @@ from fcit import registry
 from fcit.bench.file import BenchFile, Block, Lines, Location, Problems, read, unknown_setting
 from fcit.bench.overrides import Overrides, named, slug, text_of
 from fcit.config import RunConfig
+from fcit.config.effects import Effect, effects
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import FCITError
 from fcit.evaluation.matrix import over
@@ -65,16 +66,9 @@ class TableKey(NamedTuple):
 
 
 #: Settings that choose the table; they are named by its title, not by labels.
-TABLE_AXES = (
-    "benchmark",
-    "setting",
-    "evaluation.split",
-    "evaluation.samples",
-    "evaluation.seed",
-    "evaluation.when",
-    "data.max_records",
-    "data.turns",
-)
+TABLE_AXES = frozenset(key for key, effect in effects(RunConfig).items() if effect is Effect.SCOPE)
+#: Settings that may differ between two folders of one run.
+RECORDED = frozenset(key for key, effect in effects(RunConfig).items() if effect is Effect.RECORD)
 
 
 @dataclass(frozen=True)
@@ -214,8 +208,7 @@ def _with_threads(config: RunConfig) -> RunConfig:
 
 def same_run(config: RunConfig) -> str:
     """A text that two configurations share if they are the same run, wherever it is kept and whoever is told."""
-    aside = {"name", "output", "tensorboard", "trackers"}
-    return json.dumps(config.model_dump(mode="json", exclude=aside), sort_keys=True)
+    return json.dumps(config.model_dump(mode="json", exclude=set(RECORDED)), sort_keys=True)
 
 
 def _merged(rows: list[Row]) -> list[Row]:

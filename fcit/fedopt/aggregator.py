@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fcit.fedopt.base import FedOpt, Mean, Tensors
-from fcit.fedopt.factors import A, B, Separate
+from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import LEAST, Held, Off
+from fcit.models.layout import A, B
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch

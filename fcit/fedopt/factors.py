@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fcit.fedopt.base import Tensors
+from fcit.models.layout import A, B
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
-
-A, B = ".lora_A.", ".lora_B."
 
 
 class Separate:

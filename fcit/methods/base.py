@@ -15,7 +15,7 @@ import numpy as np
 from fcit import seeding
 from fcit.config import RunConfig, Section
 from fcit.fedopt.aggregator import Aggregator, Group
-from fcit.models.layout import Layout
+from fcit.models.layout import A, B, Layout
 
 Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
@@ -149,9 +149,9 @@ class Factory:
     def _start(self, key: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         if key in self.given:
             return self.given[key].copy()
-        if ".lora_B." in key:
+        if B in key:
             return np.zeros(shape, dtype=np.float32)
-        if ".lora_A." in key:
+        if A in key:
             return rng.normal(0.0, self.std, shape).astype(np.float32)
         # Gates: kaiming-uniform with a = sqrt 5, i.e. U(-1, 1) / sqrt(d_in). Keys of a prompt pool alike.
         return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(shape[-1])).astype(np.float32)

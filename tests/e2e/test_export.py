@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fcit.io.files import write_json
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -23,6 +22,7 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
+from fcit.io.files import write_json
 from fcit.methods.base import Factory
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
@@ -212,13 +212,13 @@ class Made:
         for name, tensors in self.subspaces.items():
             folder = self.path / "adapters" / name
             save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone.model)
-        names = list(self.subspaces)
+        names, policy = list(self.subspaces), self.config.adapter.projector
         routing = format.Routing(
             format=1,
             method=speaks_as(self.method),
             subspaces=names,
             knowledge={"names": names},
-            projector=format.projector_policy(list(self.subspaces.values()), self.shared),
+            projector=format.projector_policy(list(self.subspaces.values()), self.shared, policy),
             adapter=self.config.adapter,
             backbone=self.config.backbone,
             hashes=self.backbone.hashes,

@@ -9,9 +9,9 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
 from fcit.methods.base import Factory
-from fcit.models.adapters import GATE, Adapters, is_projector
+from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, _insert
-from fcit.models.layout import KEYS, PROMPTS, Layout
+from fcit.models.layout import KEYS, PROMPTS, Layout, is_projector
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
@@ -60,7 +60,7 @@ def test_gates_weigh_experts_token_by_token(gated):
     adapters.load({**tensors, **adapters.base_projector()})
     name, layer = next(iter(adapters._layers.items()))
     x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
-    a, b, gate = (torch.from_numpy(tensors[f"{name}{end}"]) for end in (".lora_A.weight", ".lora_B.weight", GATE))
+    a, b, gate = (torch.from_numpy(tensors[f"{name}.lora_{part}.weight"]) for part in ("A", "B", "gate"))
     g = torch.softmax(x @ gate.T, dim=-1)
     wanted = layer.base_layer(x)
     for i in range(4):
