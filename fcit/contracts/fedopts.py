@@ -269,8 +269,14 @@ def fitting(name: str) -> list[str]:
     return found
 
 
+def conditions(name: str) -> tuple[str, list[str]]:
+    """The setting that an optimiser is checked under, and its values: every way of averaging it goes with."""
+    return "factors", fitting(name)
+
+
 def check(name: str, options: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
-    """Run every check of an optimiser under every way of averaging it goes with: what was checked, what is wrong."""
-    cases = [{"factors": factors, "options": options or {}} for factors in fitting(name)]
+    """Run every check of an optimiser under all its conditions: what was checked, what is wrong (None: nothing)."""
+    key, values = conditions(name)
+    cases = [{key: value, "options": options or {}} for value in values]
     for test in checks(name):
         yield first_failure(test, lambda case: Case(name, **case), cases)

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fcit import registry
+from fcit.config import Adapter
 from fcit.contracts.toy import PAIRS, A, B, Case, first_failure, method_of, require
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
@@ -28,6 +29,7 @@ def is_described(case: Case) -> None:
     method = case.method
     require(method.name, "set `name`")
     require(method.summary, "set `summary`, one line for `fcit list`")
+    require(method.answers, "set `answers`, one sentence for the model card: how the subspaces answer together")
     require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
     kinds = ("text", "image", "both")
     require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
@@ -232,8 +234,18 @@ def mix_sums_to_one(case: Case) -> None:
     require(np.all(np.isclose(sums, 1, atol=1e-6) | (sums == 0)), f"weights sum to {sums}")
 
 
+def several_subspaces_are_described(case: Case) -> None:
+    """A method that opens several subspaces says in `answers` how they answer together."""
+    state, pairs = case.fresh(), list(PAIRS)
+    state.stage = 1
+    case.method.assign(state, pairs, case.stats, case.make)
+    default = len(state.subspaces) > 1 and case.method.answers == Method.answers
+    require(not default, f"{len(state.subspaces)} subspaces, and `answers` is the default {Method.answers!r}")
+
+
 ALWAYS: list[Callable[[Case], None]] = [
     is_described,
+    several_subspaces_are_described,
     options_have_defaults,
     assign_gives_every_pair_a_subspace,
     assign_is_stable,
@@ -258,10 +270,6 @@ DECLARED: dict[str, Callable[[Case], None]] = {
 }
 
 
-#: Policies of ``adapter.projector``.
-PROJECTORS = ("shared", "frozen", "per_subspace")
-
-
 def variants(name: str) -> list[dict[str, Any]]:
     """Options under which a method is checked: as it comes, and every value of every choice and switch."""
     found: list[dict[str, Any]] = [{}]
@@ -278,8 +286,14 @@ def checks(name: str, options: dict[str, Any] | None = None) -> list[Callable[[C
     return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
 
 
+def conditions(name: str) -> tuple[str, list[str]]:
+    """The setting that a method is checked under, and its values: every projector policy."""
+    return "projector", list(get_args(Adapter.model_fields["projector"].annotation))
+
+
 def check(name: str, options: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
-    """Run every check of a method under every projector policy: what was checked, what is wrong."""
-    cases = [{"projector": projector, "options": options or {}} for projector in PROJECTORS]
+    """Run every check of a method under all its conditions: what was checked, what is wrong (None: nothing)."""
+    key, values = conditions(name)
+    cases = [{key: value, "options": options or {}} for value in values]
     for test in checks(name, options):
         yield first_failure(test, lambda case: Case(name, **case), cases)

@@ -166,6 +166,8 @@ class Method:
     name: ClassVar[str] = ""
     #: One line for ``fcit list``.
     summary: ClassVar[str] = ""
+    #: How the subspaces answer together, for the model card of an export; may depend on the options, as below.
+    answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
     needs_stats: ClassVar[bool] = False
     #: References only: training data are pooled at one participant.

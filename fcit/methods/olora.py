@@ -46,6 +46,7 @@ class OLoRA(PerStage):
 
     name = "olora"
     summary = "a LoRA per stage, orthogonal to the earlier ones, all summed"
+    answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     invariants = INVARIANTS - {"mix-sums-to-one"}
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
