@@ -44,7 +44,7 @@ from fcit.federation.records import (
     memory_version,
 )
 from fcit.fedopt.base import FedOpt
-from fcit.methods.base import Asked, Method, Session, Tensors
+from fcit.methods.base import Method, QuestionBatch, Session, Tensors
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
@@ -270,9 +270,9 @@ class Worker:
                 batch = encoded[start : start + size]
                 rows = slice(begin - first + start, begin - first + start + len(batch))
                 vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
+                questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
                 with micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
-                    texts += self.method.answer(asked, None if weights is None else weights[rows])
+                    texts += self.method.answer(questions, None if weights is None else weights[rows])
         return texts, weights
 
 

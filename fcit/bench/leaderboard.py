@@ -20,7 +20,7 @@ from fcit.config import RunConfig
 from fcit.config.effects import Effect, effects
 from fcit.errors import FCITError
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report import footing
+from fcit.report import scope
 from fcit.report.tables import FIGURES, constant_matrix
 from fcit.runs.reader import Run
 
@@ -217,7 +217,7 @@ def differing_training(line: Line, other: Line) -> list[str]:
         f"training: {change.sentence('there', 'here')}"
         for seed, run in line.runs.items()
         if seed in other.runs
-        for change in footing.trained_apart(other.runs[seed], run)
+        for change in scope.trained_apart(other.runs[seed], run)
     ]
     return list(dict.fromkeys(found))
 
@@ -231,7 +231,7 @@ def _finished(key: TableKey, plan: Plan) -> dict[str, Finished]:
     for planned in plan.runs:
         if planned.row.table == key and state(planned) == "done":
             run = Run(planned.folder)
-            rows = found.setdefault(footing.tested(run), {row.label: {} for row in plan.rows if row.table == key})
+            rows = found.setdefault(scope.tested(run), {row.label: {} for row in plan.rows if row.table == key})
             rows[planned.row.label][planned.seed] = run
     return found
 
@@ -246,10 +246,10 @@ def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
     anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
     for test, finished in found.items():
         first = _first(finished)
-        said = [footing.called(test) if len(found) > 1 else "", footing.changed(first)]
+        said = [scope.called(test) if len(found) > 1 else "", scope.changed(first)]
         table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished, known)
         others = [_first(other) for name, other in found.items() if name != test]
-        table.apart = [footing.why_apart(first, other) for other in others]
+        table.apart = [scope.why_apart(first, other) for other in others]
         table.waiting = [label for label in table.waiting if label not in anywhere]
         yield table
 

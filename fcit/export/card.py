@@ -10,7 +10,7 @@ import yaml
 from fcit import registry
 from fcit.data.subset import reduced
 from fcit.export.format import Routing
-from fcit.report.footing import accepted
+from fcit.report.scope import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.runs.reader import Run
 

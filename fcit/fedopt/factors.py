@@ -34,7 +34,9 @@ class Separate:
 
         return Sketch()
 
-    def settle(self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors) -> tuple[Tensors, float | None]:
+    def combine(
+        self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors
+    ) -> tuple[Tensors, float | None]:
         """What the server takes as the clients' mean, and how far its products are from W.
 
         Args:

@@ -77,7 +77,7 @@ class Session:
 
 
 @dataclass
-class Asked:
+class QuestionBatch:
     """A batch of test questions as :meth:`Method.answer` gets it."""
 
     backbone: Any
@@ -257,8 +257,8 @@ class Method:
         """Names and shapes (float32) of what :meth:`finish` returns; anything else is rejected."""
         return {}
 
-    def doubt(self, extra: Tensors, examples: int) -> str | None:
-        """Why an update's extra tensors (finite, of the announced shapes) are not believed, or None."""
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
+        """Why an update is rejected for its extra tensors (finite, of the announced shapes); None if it is not."""
         return None
 
     def end_stage(self, state: ServerState, stage: int) -> None:
@@ -303,10 +303,10 @@ class Method:
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
 
-    def answer(self, asked: Asked, mix: np.ndarray | None) -> list[str]:
+    def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
         """Texts for a batch of questions under their mix ``(N, E)``; the mixture is loaded."""
-        with asked.adapters.mixed(mix):
-            return asked.backbone.generate(asked.examples, asked.features, asked.limit)
+        with questions.adapters.mixed(mix):
+            return questions.backbone.generate(questions.examples, questions.features, questions.limit)
 
     def active(self, state: ServerState) -> int:
         """Trained numbers that act on one question; default: all subspaces and the shared tensors."""

@@ -54,7 +54,7 @@ class OLoRA(PerStage):
 
     def prepare(self, session: Session) -> None:
         frozen = [session.constants[name] for name in sorted(session.constants, key=_stage)]
-        session.adapters.put_behind(frozen)
+        session.adapters.add_frozen(frozen)
         for name, parameter in session.adapters.trainable.items():
             if A in name and frozen:
                 stacked = torch.from_numpy(np.concatenate([tensors[name] for tensors in frozen]))

@@ -62,7 +62,7 @@ class Adapters:
         self._gates: dict[str, dict[str, torch.Tensor]] = {}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
-            layer.register_forward_hook(self._add_frozen)
+            layer.register_forward_hook(self._with_frozen)
         self._slot = self._trainable()
         self._check_names()
 
@@ -213,15 +213,15 @@ class Adapters:
         finally:
             self._activate()
 
-    def load_other(self, tensors: Tensors) -> None:
-        """Amid a training: load the subspace (and projector) that speaks inside :meth:`other`."""
+    def load_teacher(self, tensors: Tensors) -> None:
+        """Amid a training: load the subspace (and projector) that speaks inside :meth:`teacher`."""
         lora = {n: t for n, t in tensors.items() if not is_projector(n)}
         self.load_mixture([lora], {**self.base_projector(), **tensors})
         self._activate()
 
     @contextmanager
-    def other(self) -> Iterator[None]:
-        """Amid a training: what :meth:`load_other` loaded speaks instead of the slot; no dropout, no gradients."""
+    def teacher(self) -> Iterator[None]:
+        """Amid a training: what :meth:`load_teacher` loaded speaks instead of the slot; no dropout, no gradients."""
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
         try:
@@ -230,7 +230,7 @@ class Adapters:
         finally:
             self._activate()
 
-    def put_behind(self, subspaces: list[Tensors]) -> None:
+    def add_frozen(self, subspaces: list[Tensors]) -> None:
         """Amid a training: add the sum of these frozen subspaces to everything the slot says, until it ends."""
         if subspaces:
             lora = [{n: t for n, t in s.items() if not is_projector(n)} for s in subspaces]
@@ -238,7 +238,7 @@ class Adapters:
             self._behind = True
             self._activate()
 
-    def _add_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def _with_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._behind or layer.active_adapters != [SLOT]:
             return None
         x = inputs[0].to(layer.lora_A[MIX].weight.dtype)

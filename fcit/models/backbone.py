@@ -23,7 +23,7 @@ from fcit.errors import DataError
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
-from fcit.models.features import ImageFeatures, Pictures, hash_weights, restored, stored
+from fcit.models.features import ImageFeatures, Pictures, restored, stored
 from fcit.models.identity import Identity
 from fcit.models.loading import TINY as TINY
 from fcit.models.loading import check_hardware, inspect, load_model, locate
@@ -98,7 +98,7 @@ class Backbone:
     def vision_hash(self) -> str:
         """Names the feature cache: vision weights, how images are prepared and transformers' version."""
         parts = [
-            hash_weights(self.family.tower),
+            hashes.of_module(self.family.tower),
             self.image_processor.to_json_string(),
             transformers.__version__,
         ]

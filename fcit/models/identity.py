@@ -28,7 +28,7 @@ from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.models import hashes
 from fcit.models.checking import check_config, check_files, is_local, told
-from fcit.models.features import ImageFeatures, hash_weights, pixels
+from fcit.models.features import ImageFeatures, pixels
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
 from fcit.models.words import check_size
@@ -282,7 +282,7 @@ class Identity:
         tower, processor = self._vision
         mark = ""
         if self.cache:
-            parts = [hash_weights(tower), processor.to_json_string(), transformers.__version__]
+            parts = [hashes.of_module(tower), processor.to_json_string(), transformers.__version__]
             parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
             mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
         return ImageFeatures(mark, (self.width("image"),), self._pooled)

@@ -24,7 +24,7 @@ def _label(name, options, check) -> str:
 @pytest.mark.parametrize("projector", contract.conditions("disco")[1])
 @pytest.mark.parametrize(("name", "options", "check"), CASES, ids=[_label(*case) for case in CASES])
 def test_contract(name, options, check, projector):
-    check(contract.Case(name, projector, options))
+    check(contract.MethodCase(name, projector, options))
 
 
 def test_every_choice_is_checked():
@@ -67,7 +67,7 @@ def test_the_contract_can_fail(check, tmp_path):
         f"class Broken(Finetune):\n    name = 'broken'\n    summary = 'broken'\n    {BROKEN[check]}\n"
     )
     with pytest.raises((AssertionError, TypeError)):
-        getattr(contract, check.strip())(contract.Case(f"{file}:Broken", "frozen"))
+        getattr(contract, check.strip())(contract.MethodCase(f"{file}:Broken", "frozen"))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_frozen_sum_stands_behind_the_slot(plain):
     batch = examples(plain.backbone)
     plain.load({**three[2], **plain.base_projector()})
     with plain.training():
-        plain.put_behind(three[:2])
+        plain.add_frozen(three[:2])
         trained = logits(plain, batch)
         plain.backbone.loss(*batch).backward()
         assert all(p.grad.abs().sum() > 0 for p in plain.trainable.values())
@@ -159,7 +159,7 @@ def test_frozen_sums_and_teachers_go_with_bfloat16():
     adapters.load(tensors)
     with adapters.training():
         alone = logits(adapters, batch)
-        adapters.put_behind([random(adapters, 2)])
+        adapters.add_frozen([random(adapters, 2)])
         assert not torch.equal(logits(adapters, batch), alone)
         adapters.backbone.loss(*batch).backward()
 
@@ -180,7 +180,7 @@ def test_nothing_stays_behind(plain):
     plain.load({**one, **plain.base_projector()})
     with plain.training():
         alone = logits(plain, batch)
-        plain.put_behind([other])
+        plain.add_frozen([other])
     with plain.training():
         assert torch.equal(logits(plain, batch), alone)
 
@@ -195,8 +195,8 @@ def test_a_teacher_speaks_in_between(plain):
     plain.load({**mine, **plain.base_projector()})
     with plain.training() as parameters:
         before = logits(plain, batch)
-        plain.load_other({**teacher, **taught_projector})
-        with plain.other():
+        plain.load_teacher({**teacher, **taught_projector})
+        with plain.teacher():
             taught = logits(plain, batch)
         torch.testing.assert_close(taught, wanted, **CLOSE)
         assert torch.equal(logits(plain, batch), before)
