@@ -123,7 +123,7 @@ class Orders:
             {n.removeprefix(prefix): t for n, t in update.tensors.items() if n.startswith(prefix)}
             for prefix in (EXTRA, FEDOPT)
         )
-        return self.method.doubt(extra, update.examples) or self.fedopt.doubt(fedopt)
+        return self.method.reject_reason(extra, update.examples) or self.fedopt.reject_reason(fedopt)
 
     def evaluates(self, stage: int) -> bool:
         """Whether the model is evaluated after a stage (``evaluation.when``, and :attr:`Method.last_stage_only`)."""

@@ -37,6 +37,9 @@ def order(**changes) -> Message:
     return Message(codec.encode(TrainOrder(**{**plain, **changes})), dst_node_id=5, message_type="train")
 
 
+PROJECTOR = "base_model.model.multi_modal_projector.x"
+
+
 def answer(to: Message) -> Message:
     update = ClientUpdate(
         stage=1,
@@ -48,7 +51,7 @@ def answer(to: Message) -> Message:
         steps=3,
         loss=0.5,
         seconds=1.0,
-        tensors={"multi_modal_projector.x": np.ones(2, np.float32)},
+        tensors={PROJECTOR: np.ones(2, np.float32)},
     )
     return Message(codec.encode(update), reply_to=to)
 

@@ -139,5 +139,5 @@ def test_scaffold_variates_average_to_the_servers():
 
 def test_a_variate_that_cannot_be_is_refused():
     scaffold = Scaffold(RunConfig())
-    assert scaffold.doubt({"a": np.full(2, 30, np.float32)}) is None
-    assert "moved by 1e+30" in scaffold.doubt({"a": np.array([0, -1e30], np.float32)})
+    assert scaffold.reject_reason({"a": np.full(2, 30, np.float32)}) is None
+    assert "moved by 1e+30" in scaffold.reject_reason({"a": np.array([0, -1e30], np.float32)})

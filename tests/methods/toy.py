@@ -26,10 +26,10 @@ class TinyModel:
     def vision_features(self, root, images):
         return torch.zeros(len(images), 1, 1)
 
-    def load_other(self, tensors):
+    def load_teacher(self, tensors):
         self.loaded = tensors
 
-    def put_behind(self, subspaces):
+    def add_frozen(self, subspaces):
         self.behind = subspaces
 
     def read(self):
@@ -46,7 +46,7 @@ class TinyModel:
         def __exit__(self, *problem):
             self.model.taught = False
 
-    def other(self):
+    def teacher(self):
         return self._Switch(self, True)
 
     def resting(self):

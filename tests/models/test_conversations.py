@@ -20,6 +20,7 @@ from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.encoding import Encoder
+from fcit.models.families.qwen import Qwen
 from fcit.models.layout import is_projector
 from tests.models.llava import PATCH, PIXELS, small_llava
 from tests.models.qwen import small_qwen
@@ -172,7 +173,7 @@ def by_hand(backbone: Backbone, images, record: Record) -> tuple[torch.Tensor, i
     given = {"input_ids": torch.tensor([example.tokens])}
     if record.images:
         opened = [Image.open(images / name).convert("RGB") for name in record.images]
-        if backbone.family.kind == "qwen2_5_vl":
+        if isinstance(backbone.family, Qwen):
             opened = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in opened]
             given["mm_token_type_ids"] = (given["input_ids"] == backbone.encoder.image_token).int()
         given |= backbone.image_processor(opened, return_tensors="pt")
