@@ -22,18 +22,17 @@ from fcit.runs.folder import BELONGS, RunDir
 from fcit.runs.recorded import hold_data
 from fcit.runs.trackers import Trackers, Watcher, check
 from server.loop import Loop
+from server.stop import Stop
 
 app = ServerApp()
 
 
-def _stop_on_signals(loop: Loop) -> dict[int, Any]:
+def _stop_on_signals(stop: Stop, run: Path) -> dict[int, Any]:
     """SIGTERM and SIGUSR1 end the run when the answer at hand is dealt with; accepted updates are kept."""
 
     def ask(number: int, frame: Any) -> None:
         name = signal.Signals(number).name
-        loop.stop.request = StopRequested(
-            f"stopped by {name}; `fcit resume {loop.run.path}` goes on from the checkpoint"
-        )
+        stop.request = StopRequested(f"stopped by {name}; `fcit resume {run}` goes on from the checkpoint")
 
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -64,10 +63,10 @@ def run(
     stream.warnings += unjudged
     hold_data(run_dir, stream, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
-    loop = Loop(config, stream, run_dir, grid, trackers)
-    before = _stop_on_signals(loop)
+    stop = Stop()
+    before = _stop_on_signals(stop, run_dir.path)
     try:
-        return loop.start()
+        return Loop(config, stream, run_dir, grid, trackers, stop).start()
     finally:
         trackers.close()
         for number, handler in before.items():

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -65,7 +66,16 @@ class Courier:
         if self._virtual:
             self._nodes = {int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients}
 
-    # ------------------------------------------------------------------ who is there
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave the traffic of the body out of the counters."""
+        counters, self.traffic = self.traffic, dict.fromkeys(self.traffic, 0)
+        try:
+            yield
+        finally:
+            self.traffic = counters
+
+    # ------------------------------------------------------------------ connecting
 
     def connect(self) -> None:
         """Wait for the clients: for all in a simulation, for ``min_updates`` of them in deployment.

@@ -42,8 +42,8 @@ class Orders:
         self.text = configuration.dump(config)
 
     @property
-    def walks(self) -> bool:
-        """Whether AdamW alone moves what clients train, as far as is known: parts of one's own may do as they like."""
+    def bounded_by_adamw(self) -> bool:
+        """Whether AdamW alone moves what clients train; False where the method or the optimiser is the user's own."""
         own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
         hooks = type(self.method).on_step is Method.on_step and type(self.fedopt).on_step is FedOpt.on_step
         # Numbers of a shorter format are rounded at every step.
@@ -52,7 +52,9 @@ class Orders:
 
     def describe(self, slot: Slot, stage: int) -> DescribeOrder:
         """What a participation is asked before its first training."""
-        return DescribeOrder(self.text, slot.client, slot.shard, list(slot.tasks), self.run, stage)
+        return DescribeOrder(
+            config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
+        )
 
     def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
         """What a participation trains; constants that the client has are not sent again.
@@ -74,20 +76,20 @@ class Orders:
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
-            self.text,
-            progress.stage,
-            progress.round,
-            slot.client,
-            slot.shard,
-            list(slot.tasks),
-            name,
-            tensors,
-            slot.budget,
-            progress.offsets.get(slot.shard, 0),
-            progress.memories.get(str(slot.client), ""),
-            sorted(constants),
-            frozen,
-            self.run,
+            config=self.text,
+            stage=progress.stage,
+            round=progress.round,
+            client=slot.client,
+            shard=slot.shard,
+            tasks=list(slot.tasks),
+            subspace=name,
+            tensors=tensors,
+            budget=slot.budget,
+            offset=progress.offsets.get(slot.shard, 0),
+            memory=progress.memories.get(str(slot.client), ""),
+            constants=sorted(constants),
+            frozen=frozen,
+            run=self.run,
         )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
@@ -115,23 +117,23 @@ class Orders:
         extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(state).items()}
         return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
 
-    def doubt(self, update: ClientUpdate) -> str | None:
-        """Why method or optimiser do not believe what an update holds beside the trained tensors, or None."""
+    def reject_reason(self, update: ClientUpdate) -> str | None:
+        """Why method or optimiser reject what an update holds beside the trained tensors, or None."""
         extra, fedopt = (
             {n.removeprefix(prefix): t for n, t in update.tensors.items() if n.startswith(prefix)}
             for prefix in (EXTRA, FEDOPT)
         )
-        return self.method.doubt(extra, update.examples) or self.fedopt.doubt(fedopt)
+        return self.method.reject_reason(extra, update.examples) or self.fedopt.reject_reason(fedopt)
 
-    def asks(self, stage: int) -> bool:
-        """Whether the model is asked after a stage (``evaluation.when``, and what the method has a sense for)."""
+    def evaluates(self, stage: int) -> bool:
+        """Whether the model is evaluated after a stage (``evaluation.when``, and :attr:`Method.last_stage_only`)."""
         count = self.stream.stage_count
         late = self.method.last_stage_only and stage < count - 1
         return not late and stage + 1 in self.config.evaluation.stages(count)
 
     def due(self, stage: int) -> list[str]:
         """Datasets to score after a stage."""
-        return self.stream.evaluation(stage) if self.asks(stage) else []
+        return self.stream.evaluation(stage) if self.evaluates(stage) else []
 
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
@@ -147,14 +149,30 @@ class Orders:
             for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
                 task = self._task_of(dataset)
                 order = EvaluateOrder(
-                    self.text, dataset, first, first + step, task, names, knowledge, tensors, self.run
+                    config=self.text,
+                    dataset=dataset,
+                    first=first,
+                    last=first + step,
+                    task=task,
+                    names=names,
+                    knowledge=knowledge,
+                    tensors=tensors,
+                    run=self.run,
                 )
                 yield nodes[(number + at) % len(nodes)], order
 
-    def survey(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
+    def score(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
         """Ask a site for the scores of its own tasks."""
         names, knowledge, tensors = self._mixture(state, progress)
-        return ScoreOrder(self.text, client, progress.stage, names, knowledge, tensors, self.run)
+        return ScoreOrder(
+            config=self.text,
+            client=client,
+            stage=progress.stage,
+            names=names,
+            knowledge=knowledge,
+            tensors=tensors,
+            run=self.run,
+        )
 
     def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
         """What answering takes: the subspaces in a fixed order, and what the method knows about them."""

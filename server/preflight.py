@@ -136,7 +136,20 @@ class Preflight:
         open_ = {dataset: (node, silent) for node, dataset in asked.items()}
         # One record, no subspaces, no tensors: an ordinary question to the backbone as it came.
         orders = [
-            (node, EvaluateOrder(self.orders.text, dataset, 0, 1, "", [], {}, {}, self.orders.run))
+            (
+                node,
+                EvaluateOrder(
+                    config=self.orders.text,
+                    dataset=dataset,
+                    first=0,
+                    last=1,
+                    task="",
+                    names=[],
+                    knowledge={},
+                    tensors={},
+                    run=self.orders.run,
+                ),
+            )
             for node, dataset in asked.items()
         ]
         for reply in self.courier.send("evaluate", orders, "preflight"):

@@ -35,7 +35,7 @@ def write(
         method=speaks_as(method),
         subspaces=list(state.subspaces),
         knowledge=knowledge,
-        projector=format.projector_policy(list(state.subspaces.values()), state.shared),
+        projector=format.projector_policy(list(state.subspaces.values()), state.shared, config.adapter.projector),
         adapter=config.adapter,
         backbone=config.backbone,
         hashes=dict(read_json(run.environment)["hashes"]),

@@ -46,7 +46,9 @@ class Parts:
         texts = [text for part in ordered for text in part.texts]
         names = ordered[0].tensors
         tensors = {n: np.concatenate([part.tensors[n] for part in ordered]) for n in names}
-        return Answers(self.dataset, 0, texts, sum(part.seconds for part in ordered), tensors)
+        return Answers(
+            dataset=self.dataset, first=0, texts=texts, seconds=sum(part.seconds for part in ordered), tensors=tensors
+        )
 
 
 def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:

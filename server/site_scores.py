@@ -41,7 +41,7 @@ def refuse(config: RunConfig, method: Method) -> None:
         )
 
 
-class Survey:
+class SiteEvaluation:
     """Asks every connected site for the scores of its own tasks."""
 
     def __init__(
@@ -78,10 +78,10 @@ class Survey:
         Raises:
             RunError: no site gave a usable answer.
         """
-        if not self.orders.asks(progress.stage):
+        if not self.orders.evaluates(progress.stage):
             return
         clients = {node: self.courier.client(node) for node in self.courier.nodes}
-        orders = [(node, self.orders.survey(state, progress, c)) for node, c in clients.items() if c is not None]
+        orders = [(node, self.orders.score(state, progress, c)) for node, c in clients.items() if c is not None]
         missing = {c for c in clients.values() if c is not None}
         for reply in self.courier.send("query.score", orders, f"{progress.stage}.score"):
             client = self.courier.client(reply.metadata.src_node_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -66,40 +66,46 @@ class Validator:
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: RunConfig, walks: bool) -> Validator:
-        """The validator of a run; ``walks``: only AdamW moves the clients' parameters."""
+    def of(cls, config: RunConfig, bounded_by_adamw: bool, norms: Sequence[float]) -> Validator:
+        """The validator of a run.
+
+        Args:
+            bounded_by_adamw: whether only AdamW moves the clients' parameters.
+            norms: of the updates accepted so far.
+        """
         training = config.training
         return cls(
             training.batch_size,
             training.epochs,
-            training=training if walks else None,
+            list(norms),
+            training=training if bounded_by_adamw else None,
             most=config.federation.max_records,
         )
 
-    def problem(
+    def reject_reason(
         self,
         order: TrainOrder,
         update: ClientUpdate,
         declared: int | None,
         extra: dict[str, tuple[int, ...]] | None = None,
-        doubt: Callable[[ClientUpdate], str | None] | None = None,
+        more: Callable[[ClientUpdate], str | None] | None = None,
     ) -> str | None:
         """Why the update is rejected, or None.
 
         Args:
             declared: the client's shard size if known.
             extra: names (with their prefix) and shapes of the method's and the optimiser's own tensors.
-            doubt: what method and optimiser say of an update whose form is right.
+            more: the method's and the optimiser's reason, called for an update of the right form.
         """
-        problem = (
+        reason = (
             _another_order(order, update)
             or _other_tensors(order, update, extra or {})
             or self._absurd(update, self.most if declared is None else declared)
             or self._too_far(order, update)
-            or (doubt(update) if doubt is not None else None)
+            or (more(update) if more is not None else None)
         )
-        if problem is not None:
-            return problem
+        if reason is not None:
+            return reason
         norm = self._norm(order, update)
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fcit.federation import codec
-from fcit.models.layout import is_projector
+from fcit.models.layout import GATE, A, B, is_projector
 
 _SHORT, _FEW = 64, 32  # characters of a text and entries of a mapping that are written out
 
@@ -39,7 +39,7 @@ def _group(name: str) -> str:
         return f"{head}/{rest.partition('/')[0]}" if head == "constant" else head
     if is_projector(name):
         return "projector"
-    return next((kind for kind in ("lora_A", "lora_B", "lora_gate") if f".{kind}." in name), name.partition(".")[0])
+    return next((kind.strip(".") for kind in (A, B, GATE) if kind in name), name.partition(".")[0])
 
 
 def _tensors(arrays: dict[str, Array]) -> dict[str, Any]:

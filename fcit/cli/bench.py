@@ -31,9 +31,9 @@ def arguments(add: Add) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from fcit.bench.command import Wishes, bench
+    from fcit.bench.command import BenchOptions, bench
 
     rows = tuple(args.rows or ())
     return bench(
-        Wishes(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
+        BenchOptions(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
     )

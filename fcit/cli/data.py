@@ -119,6 +119,8 @@ def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]
 
 
 def _check(args: argparse.Namespace) -> int:
+    from fcit.evaluation.constant import without_java
+
     if args.config is not None:
         if args.benchmark or args.root or args.setting or args.beta or args.all:
             raise ConfigError(
@@ -141,7 +143,8 @@ def _check(args: argparse.Namespace) -> int:
         return EXIT_OK if found.good else EXIT_USAGE
     code = _report(found)
     for name, constant in constants.items():
-        by = " by our rule `caption`" if spec.datasets[name].scorer == "caption7" else ""
+        rule = spec.datasets[name].scorer
+        by = f" by our rule `{without_java(rule)}`" if without_java(rule) != rule else ""
         print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
     return code
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcit.data.records import TestRecord
-from fcit.evaluation.scorers import Result
+from fcit.evaluation.scorers import Result, corpus
 from fcit.evaluation.wording import tokens
 
 _TINY, _SMALL = 1e-15, 1e-9  # as pycocoevalcap keeps from dividing by zero
@@ -54,21 +54,6 @@ def _rouge(wanted: Captions, said: Captions) -> np.ndarray:
     return np.where([bool(answer[0]) for answer in said.values()], found, 0.0)
 
 
-def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
-    """Mean of BLEU-1, BLEU-4, ROUGE-L and min(CIDEr, 1), each times 100: bounded and free of Java.
-
-    Our definition; the official FCIT figure is the mean of seven COCO metrics, CIDEr unbounded
-    (:func:`fcit.evaluation.coco.caption7`). The metrics themselves are those of pycocoevalcap, over the words of
-    :mod:`fcit.evaluation.wording`: single characters in scripts without blanks.
-    """
-    from pycocoevalcap.bleu.bleu import Bleu
-
-    wanted, said = _compared(texts, records)
-    bleu = Bleu(4).compute_score(wanted, said, verbose=0)[0]
-    rouge = _rouge(wanted, said).mean()
-    return Result(25.0 * float(bleu[0] + bleu[3] + rouge + min(cider(wanted, said)[0], 1.0)))
-
-
 def parts(texts: Sequence[str], records: Sequence[TestRecord]) -> np.ndarray:
     """``(N, 12)``: n-grams found and possible for n = 1..4, length, closest reference length, ROUGE-L, CIDEr."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
@@ -89,3 +74,19 @@ def score(sums: np.ndarray, count: int) -> np.ndarray:
     short = np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1)), 1.0)
     bleu = short * (precision[..., 0] + precision.prod(axis=-1) ** 0.25)
     return 25.0 * (bleu + sums[..., 10] / count + np.minimum(sums[..., 11] / count, 1.0))
+
+
+@corpus(parts=parts, score=score)
+def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
+    """Mean of BLEU-1, BLEU-4, ROUGE-L and min(CIDEr, 1), each times 100: bounded and free of Java.
+
+    Our definition; the official FCIT figure is the mean of seven COCO metrics, CIDEr unbounded
+    (:func:`fcit.evaluation.coco.caption7`). The metrics themselves are those of pycocoevalcap, over the words of
+    :mod:`fcit.evaluation.wording`: single characters in scripts without blanks.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    wanted, said = _compared(texts, records)
+    bleu = Bleu(4).compute_score(wanted, said, verbose=0)[0]
+    rouge = _rouge(wanted, said).mean()
+    return Result(25.0 * float(bleu[0] + bleu[3] + rouge + min(cider(wanted, said)[0], 1.0)))

@@ -17,8 +17,7 @@ from fcit.data.records import TestRecord
 from fcit.data.stream import Stream
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
-from fcit.evaluation.reachable import CORPUS
-from fcit.evaluation.scorers import box
+from fcit.evaluation.scorers import box, corpus_of
 from fcit.evaluation.wording import tokens
 
 FREQUENT = 20  # most frequent answers that are tried
@@ -51,7 +50,7 @@ def best_constant(scorer: str, records: Sequence[TestRecord]) -> Constant | None
     try:
         if registry.is_own(scorer):
             tried: list[str] = [next(_frequent(records))]
-        elif scorer in CORPUS:
+        elif corpus_of(registry.resolve("scorer", scorer)) is not None:
             tried = _ranked("caption", _phrases(records), _spread(records, CAPTIONED))[:1]
         else:
             texts = [*_texts(records), *_boxes(scorer, records), *_items(scorer, records)]
@@ -67,7 +66,8 @@ def best_constant(scorer: str, records: Sequence[TestRecord]) -> Constant | None
 
 def without_java(scorer: str) -> str:
     """The rule, or our own beside it where it would start Java, which takes longer than all else of a look at files."""
-    return registry.OFFICIAL_RULES[scorer] if scorer == "caption7" else scorer
+    corpus = corpus_of(registry.resolve("scorer", scorer))
+    return registry.OFFICIAL_RULES[scorer] if corpus is not None and corpus.slow else scorer
 
 
 def constants(

@@ -10,10 +10,9 @@ from fcit.data.checks.before_run import WARNED, sentences
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
+from fcit.evaluation.scorers import corpus_of
 from fcit.evaluation.wording import tokens, without_blanks
 from fcit.io import bounded
-
-CORPUS = ("caption", "caption7")  # rules that judge no single answer
 
 
 def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
@@ -28,7 +27,7 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     if registry.is_own(scorer):
         return {}
     records = list(records)
-    if scorer in CORPUS:
+    if corpus_of(registry.resolve("scorer", scorer)) is not None:
         return {
             n: f"none of its {len(references(record))} reference captions has a word in it"
             for n, record in enumerate(records)
@@ -60,7 +59,8 @@ def warnings(benchmark: Benchmark) -> list[str]:
     for name in dict.fromkeys(names):
         scorer, records = benchmark.spec.datasets[name].scorer, benchmark.test(name)
         problems = unreachable(scorer, records)
-        if scorer == "caption7":
+        corpus = corpus_of(registry.resolve("scorer", scorer))
+        if corpus is not None and corpus.by_blanks:
             problems = {**untokenisable(records), **problems}
         if problems:
             found += sentences(benchmark, name, problems, WARNED)
@@ -83,7 +83,7 @@ def _why(scorer: str, answer: str) -> str:
 
 
 def untokenisable(records: Sequence[TestRecord]) -> dict[int, str]:
-    """Which captions the official rule ``caption7`` cannot cut into words, and why, by position.
+    """Which captions a rule that knows words by blanks (``caption7``) cannot cut into words, and why, by position.
 
     Its tokenizer, Stanford's PTB, knows words by the blanks between them: a Chinese, Japanese, Thai or Lao sentence
     is one word to it, of Khmer and Myanmar it drops the vowel signs. Only a caption that is right to the last

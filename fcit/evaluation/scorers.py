@@ -15,7 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import regex
 
 from fcit.data.records import TestRecord
@@ -35,6 +37,41 @@ class Result:
 
     score: float
     marks: tuple[float, ...] | None = None
+
+
+Scorer = Callable[[Sequence[str], Sequence[TestRecord]], Result]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a rule states of itself that scores all answers together and marks none of them.
+
+    ``parts`` takes a score apart into rows ``(N, k)`` that add up over records, ``score`` makes 0..100 of sums of
+    them over a number of records: a bootstrap needs both. ``by_line`` pairs line n of a file of predictions with the
+    references of record n, whatever the ids. ``by_blanks`` knows words by the blanks between them. ``slow`` starts
+    another program (Java), which takes longer than all else of a look at data.
+    """
+
+    parts: Callable[[Sequence[str], Sequence[TestRecord]], np.ndarray] | None = None
+    score: Callable[[np.ndarray, int], np.ndarray] | None = None
+    by_line: bool = False
+    by_blanks: bool = False
+    slow: bool = False
+
+
+def corpus(**facts: Any) -> Callable[[Scorer], Scorer]:
+    """Declare that a rule is a corpus score; ``facts`` as for :class:`Corpus`."""
+
+    def declare(scorer: Scorer) -> Scorer:
+        vars(scorer)["corpus"] = Corpus(**facts)
+        return scorer
+
+    return declare
+
+
+def corpus_of(scorer: Scorer) -> Corpus | None:
+    """What a rule states of itself if it is a corpus score; None for a rule that marks every answer."""
+    return getattr(scorer, "corpus", None)
 
 
 def marked(judge: Callable[[str, TestRecord], float], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:

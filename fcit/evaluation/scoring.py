@@ -11,7 +11,7 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.evaluation.predictions import Prediction, from_others, paired, read
-from fcit.evaluation.scorers import Result
+from fcit.evaluation.scorers import Result, corpus_of
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,19 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
     texts = [prediction.text for prediction in found]
     scores = []
     for name in names:
-        asked: Sequence[TestRecord] = records
-        if name == "caption7":
-            asked, said = numbered(file, found, records, questions)
-            warnings += said
-        result: Result = registry.resolve("scorer", name)(texts, asked)
+        scorer = registry.resolve("scorer", name)
+        corpus = corpus_of(scorer)
+        scored: Sequence[TestRecord] = records
+        if corpus is not None and corpus.by_line:
+            scored, unusual = numbered(name, file, found, records, questions)
+            warnings += unusual
+        result: Result = scorer(texts, scored)
         scores.append(Score(name, result.score, name in registry.OFFICIAL_RULES))
     return Scores(len(found), len(questions), scores, warnings)
 
 
 def numbered(
-    file: Path, found: Sequence[Prediction], records: Sequence[TestRecord], questions: Sequence[TestRecord]
+    rule: str, file: Path, found: Sequence[Prediction], records: Sequence[TestRecord], questions: Sequence[TestRecord]
 ) -> tuple[Sequence[TestRecord], list[str]]:
     """The questions as the official caption script pairs them: line n of the file with the references of image n.
 
@@ -97,5 +99,5 @@ def numbered(
     if [record.question_id for record in records] == [q.question_id for q in questions[: len(records)]]:
         return questions[: len(records)], []
     if len(found) < len(questions):
-        return records, ["caption7: paired by question_id, the official script would number the lines and pair others"]
-    return questions, ["caption7: lines are in another order than the questions; paired line by line, as officially"]
+        return records, [f"{rule}: paired by question_id, the official script would number the lines and pair others"]
+    return questions, [f"{rule}: lines are in another order than the questions; paired line by line, as officially"]

@@ -25,7 +25,7 @@ from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
 from fcit.export.format import Portable
-from fcit.methods.base import Asked, Method, Tensors
+from fcit.methods.base import Method, QuestionBatch, Tensors
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector
@@ -154,8 +154,10 @@ class Assistant:
             rows = slice(first, first + self.routing.batch_size)
             batch = [self._backbone.encoder.encode(record) for record in records[rows]]
             vision = self._backbone.vision_features(root, images_of(batch))
-            asked = Asked(self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit)
-            texts += self.method.answer(asked, mix[rows] if self.subspaces else None)
+            questions = QuestionBatch(
+                self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
+            )
+            texts += self.method.answer(questions, mix[rows] if self.subspaces else None)
         return texts
 
     def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:

@@ -131,6 +131,7 @@ class Disco(Method):
 
     name = "disco"
     summary = "server-side knowledge cache, one subspace per discovered task, mixed per question"
+    answers = "Each question mixes the subspaces by how much it resembles what they were trained on."
     needs_stats = True
 
     def __init__(self, config: RunConfig) -> None:

@@ -91,7 +91,7 @@ class EWC(Method):
             return {}
         return {name: tensor.shape for name, tensor in self._held(state).items()}
 
-    def doubt(self, extra: Tensors, examples: int) -> str | None:
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
         if any((tensor < 0).any() or (tensor > ABSURD).any() for tensor in extra.values()):
             return f"a Fisher information below 0 or above {ABSURD:.0e}"
         return None

@@ -37,8 +37,22 @@ def order(**changes) -> Message:
     return Message(codec.encode(TrainOrder(**{**plain, **changes})), dst_node_id=5, message_type="train")
 
 
+PROJECTOR = "base_model.model.multi_modal_projector.x"
+
+
 def answer(to: Message) -> Message:
-    update = ClientUpdate(1, 2, 3, "s", "0", 12, 3, 0.5, 1.0, {"multi_modal_projector.x": np.ones(2, np.float32)})
+    update = ClientUpdate(
+        stage=1,
+        round=2,
+        client=3,
+        shard="s",
+        subspace="0",
+        examples=12,
+        steps=3,
+        loss=0.5,
+        seconds=1.0,
+        tensors={PROJECTOR: np.ones(2, np.float32)},
+    )
     return Message(codec.encode(update), reply_to=to)
 
 

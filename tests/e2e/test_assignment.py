@@ -24,7 +24,7 @@ def assign_rounds(config, stages, rounds):
             stats = {}
             for slot in slots:
                 if slot.pair not in state.assigned:
-                    order = DescribeOrder(text, slot.client, slot.shard, list(slot.tasks))
+                    order = DescribeOrder(config=text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks))
                     answer = worker(text).describe(order)
                     stats[slot.pair] = Stats(answer.tensors["total"], answer.count)
             method.assign(state, [s.pair for s in slots], stats, make)

@@ -69,7 +69,7 @@ def idle_round(grid: Any, config: Any) -> float:
     text, spent = configuration.dump(config), []
     for _ in range(IDLE_ROUNDS):
         begin = time.perf_counter()
-        orders = [(courier.node(k), ProbeOrder(text)) for k in range(5)]
+        orders = [(courier.node(k), ProbeOrder(config=text)) for k in range(5)]
         assert sum(1 for reply in courier.send("query.probe", orders, "idle") if reply.has_content()) == 5
         spent.append(time.perf_counter() - begin)
     return round(statistics.median(spent), 4)

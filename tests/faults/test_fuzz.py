@@ -39,16 +39,16 @@ MANY = settings(
 )
 
 UPDATE = wire.ClientUpdate(
-    0,
-    1,
-    3,
-    "ab12",
-    "0",
-    40,
-    3,
-    0.5,
-    1.5,
-    {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)},
+    stage=0,
+    round=1,
+    client=3,
+    shard="ab12",
+    subspace="0",
+    examples=40,
+    steps=3,
+    loss=0.5,
+    seconds=1.5,
+    tensors={"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)},
 )
 
 #: Texts with what parsers stumble over: null characters, halves of surrogate pairs, signs of YAML and paths.

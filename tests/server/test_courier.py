@@ -116,11 +116,11 @@ def seated(grid: FakeGrid, events: list[dict], **federation) -> Courier:
 
 
 def described(client: int) -> Description:
-    return Description(client, "shard", 3, {"total": np.ones(2)})
+    return Description(client=client, shard="shard", count=3, tensors={"total": np.ones(2)})
 
 
 def ask(made: Courier, *clients: int) -> list[Message]:
-    orders = [(made.node(client), ProbeOrder("")) for client in clients]
+    orders = [(made.node(client), ProbeOrder(config="")) for client in clients]
     return list(made.send("query.describe", orders, "describe"))
 
 
@@ -164,7 +164,7 @@ def test_equal_orders_cannot_be_told_by_their_hash(events):
     ask(seated(grid, events), 0, 1)
     nonces = {str(m.content["nonce"]["nonce"]) for m in sent}
     assert len(nonces) == 2 and all(len(nonce) == 32 for nonce in nonces)
-    assert codec.decode(sent[0].content, ProbeOrder) == ProbeOrder("")
+    assert codec.decode(sent[0].content, ProbeOrder) == ProbeOrder(config="")
 
 
 def test_what_flower_says_for_a_dead_node_is_that_nodes_error(events):
@@ -242,7 +242,7 @@ def hands(tmp_path, events):
         if not run.environment.is_file():
             write_json(run.environment, {})
         made = courier(grid, events, **federation)
-        return Handshake(made, ProbeOrder(""), run, made.federation)
+        return Handshake(made, ProbeOrder(config=""), run, made.federation)
 
     return make
 

@@ -18,7 +18,7 @@ MAKE = Factory(0, {"x.lora_A.weight": (1, 2)})
 
 
 def described(total=(3.0, 4.0), count=1, names=("total",), dtype=np.float64) -> Description:
-    return Description(0, "a", count, {name: np.array(total, dtype=dtype) for name in names})
+    return Description(client=0, shard="a", count=count, tensors={name: np.array(total, dtype=dtype) for name in names})
 
 
 def test_an_honest_description():
