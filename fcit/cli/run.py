@@ -14,17 +14,33 @@ if TYPE_CHECKING:
     from fcit.config import RunConfig
 
 
+_TEXT = """\
+Prepares and checks the data, makes the run folder OUTPUT/NAME-N, trains and evaluates stage by stage, and writes
+report.html into the folder. An interrupted run goes on with `fcit resume RUN`; `fcit report RUN RUN ...` compares."""
+_EXAMPLE = """\
+fcit run configs/demo-disco.yaml                                    four stages, about a minute on a CPU
+  fcit run configs/task-disco.yaml seed=1 federation.beta=0.5         settings changed for this run
+  fcit run configs/task-disco.yaml method=./mine.py:MyMethod          a method of your own
+  fcit doctor --config configs/24gb/disco.yaml                        first: will it fit, and how long will it take"""
+_RESUMED = "The run goes on from its last checkpoint and ends with the same bits as if it had not been interrupted."
+
+
 def arguments(add: Add) -> None:
     """Declare both commands."""
-    run = add("run", _run, "run a configuration", "fcit run configs/task-disco.yaml seed=1 federation.beta=0.5")
-    run.add_argument("config", type=Path, help="YAML file")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. training.lr=0.002")
-    resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1")
+    run = add("run", _run, "run a configuration", _EXAMPLE, _TEXT)
+    run.add_argument("config", type=Path, help="YAML file; shipped ones are in configs/")
+    run.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change a setting for this run, e.g. training.lr=0.002 (all: `fcit list settings`)",
+    )
+    resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1", _RESUMED)
     resume.add_argument("run", type=Path, help="run folder")
     resume.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="go on although data or own code are not what they were; the run says so from then on",
+        help="go on although the data or code of your own have changed; everything that shows the run says so",
     )
 
 
