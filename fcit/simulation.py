@@ -11,7 +11,7 @@ import yaml
 
 from fcit import config as configuration
 from fcit import registry
-from fcit.config import RunConfig
+from fcit.data.stream import Stream, open_stream
 from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
 from fcit.runs.folder import RunDir
@@ -23,7 +23,7 @@ def execute(
     path: Path,
     watcher: Watcher | None = None,
     accept_changed_data: bool = False,
-    config: RunConfig | None = None,
+    stream: Stream | None = None,
 ) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
@@ -31,7 +31,7 @@ def execute(
         path: the run folder.
         watcher: as for :func:`simulate`.
         accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
-        config: the resolved configuration of a folder that was made just now; None: read from the folder.
+        stream: the prepared stream of a folder that was made just now; None: configuration and data are read again.
 
     Raises:
         ConfigError: they are not, and that is not accepted.
@@ -41,20 +41,20 @@ def execute(
 
     own_packages_first()
     folder = RunDir.open(path)
-    resolved = config or configuration.load_resolved(folder.config, going_on=folder.begun)
+    config = stream.config if stream else configuration.load_resolved(folder.config, going_on=folder.begun)
     from clients.app import app as client_app
     from server.app import run as serve
 
-    engine = registry.resolve("engine", resolved.federation.engine)
-    with closing(engine(client_app, resolved.federation.clients, resolved, folder.memory)) as grid:
-        serve(path, grid, watcher, accept_changed_data, resolved)
-    run = Run(path, config)
+    engine = registry.resolve("engine", config.federation.engine)
+    with closing(engine(client_app, config.federation.clients, config, folder.memory)) as grid:
+        serve(path, grid, watcher, accept_changed_data, stream)
+    run = Run(path, stream.config if stream else None)
     write_page([run], path / "report.html")
     return run
 
 
 def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = None, **overrides: Any) -> Run:
-    """Run a configuration and return what it found.
+    """Run a configuration and return its results.
 
     Args:
         config: a YAML file, or its contents as a mapping.
@@ -76,4 +76,5 @@ def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = N
         loaded = configuration.resolve(dict(config), Path.cwd(), "config", changes)
     else:
         loaded = configuration.load(config, changes)
-    return execute(create(loaded).path, watcher, config=loaded)
+    stream = open_stream(loaded)
+    return execute(create(loaded, stream).path, watcher, stream=stream)
