@@ -32,7 +32,13 @@ exit codes of check: 0 every setting that was checked can run, 2 something is mi
 
 def arguments(add: Add) -> None:
     """Declare the command and its actions."""
-    parser = add("data", None, "render, download and check data", _EXAMPLE)
+    parser = add(
+        "data",
+        None,
+        "render, download and check data",
+        _EXAMPLE,
+        "`fcit data ACTION --help` explains an action. Published benchmarks: `fcit list benchmark`.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     make = actions.add_parser("make", help="render the built-in data sets")
@@ -129,7 +135,10 @@ def _check(args: argparse.Namespace) -> int:
             )
         return _configured(args)
     if args.benchmark is None or args.root is None:
-        raise ConfigError("data check: name a benchmark and --root, or a run's configuration with --config")
+        raise ConfigError(
+            "data check: name a benchmark and --root, or a run's configuration with --config, e.g. "
+            "`fcit data check fcit-task --root /data/fcit`"
+        )
     spec = _spec(args.benchmark)
     if not args.root.is_dir():
         fill = f"`fcit data download {args.benchmark} --root ...` fills one"

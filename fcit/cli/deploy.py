@@ -91,7 +91,13 @@ def _follow(args: argparse.Namespace) -> int:
 
 def arguments(add: Add) -> None:
     """Declare the command and its actions."""
-    parser = add("deploy", None, "the operator's side of a federation on separate machines", _EXAMPLE)
+    parser = add(
+        "deploy",
+        None,
+        "the operator's side of a federation on separate machines",
+        _EXAMPLE,
+        "Make a folder (init), run the SuperLink (up), let sites in (register), submit a run; `--dry-run` only shows.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, work: _Work, text: str, dry: bool = True) -> argparse.ArgumentParser:
@@ -114,10 +120,12 @@ def arguments(add: Add) -> None:
     action("update", _files, "make the app anew after an update of fcit")
     action("up", _up, "run SuperLink and door in the foreground")
     register = action("register", _control, "let sites in: make their public keys known to the SuperLink")
-    register.add_argument("names", nargs="*", metavar="NAME", help="default: all that are not yet")
+    register.add_argument(
+        "names", nargs="*", metavar="NAME", help="client numbers of sites (default: all that are not registered)"
+    )
     unregister = action("unregister", _control, "shut sites out: their keys are refused from now on")
-    unregister.add_argument("names", nargs="+", metavar="NAME")
-    action("status", _control, "sites that are online or not, and runs")
+    unregister.add_argument("names", nargs="+", metavar="NAME", help="client number of a site")
+    action("status", _control, "show which sites are online, and the runs")
     submit = action("submit", _submit, "run a configuration on the sites and follow it; exit codes as of fcit run")
     submit.add_argument("config", type=Path, nargs="?", help="YAML file")
     submit.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting")
@@ -125,9 +133,9 @@ def arguments(add: Add) -> None:
     submit.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="with --resume: go on although the server's data or own code are not what they were",
+        help="with --resume: go on although the server's data or own code have changed",
     )
-    follow = action("follow", _follow, "look at a submitted run until it ends", dry=False)
+    follow = action("follow", _follow, "show the events of a submitted run until it ends", dry=False)
     follow.add_argument("run", nargs="?", help="the SuperLink's run id (default: the last one submitted)")
     stop = action("stop", _control, "end a run; it can be resumed")
     stop.add_argument("run", nargs="?", help="the SuperLink's run id (default: the one that is going on)")

@@ -1,0 +1,64 @@
+"""The command line teaches: every help has an example, every mistake names the way to the help."""
+
+import argparse
+
+import pytest
+
+from fcit.cli.list import FAMILIES
+from fcit.cli.main import _parser, main
+from fcit.errors import EXIT_USAGE
+
+
+def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    [action] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(action.choices)
+
+
+def test_every_command_has_a_line_and_an_example():
+    lacking = [
+        name
+        for name, command in commands(_parser()).items()
+        if not command.description or f"fcit {name}" not in (command.epilog or "")
+    ]
+    assert lacking == []
+
+
+def test_every_argument_is_explained():
+    def arguments(name: str, parser: argparse.ArgumentParser):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for inner, command in action.choices.items():
+                    yield from arguments(f"{name} {inner}", command)
+            elif not action.help:
+                yield f"{name}: {action.dest}"
+
+    assert list(arguments("fcit", _parser())) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["rnu"], "`fcit --help`"), (["run"], "`fcit run --help`"), (["data", "check", "--clients", "x"], "fcit data check")],
+)
+def test_a_mistake_names_the_help(words, hint, capsys):
+    with pytest.raises(SystemExit) as raised:
+        raise SystemExit(main(words))
+    assert raised.value.code == EXIT_USAGE
+    assert hint in capsys.readouterr().err
+
+
+def test_list_has_every_family(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.removesuffix(":") for line in lines if not line.startswith(" ")] == FAMILIES
+    assert all(len(line.split()) > 1 for line in lines if line.startswith(" "))
+
+
+def test_list_has_the_formats_of_instruction_files(capsys):
+    assert main(["list", "format"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "format:",
+        "llava",
+        "messages",
+        "parquet",
+        "hf",
+    ]
