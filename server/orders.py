@@ -26,7 +26,8 @@ from fcit.federation.records import (
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
-from fcit.methods.base import Method, ServerState, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
 from server.participants import Slot
 

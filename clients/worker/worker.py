@@ -44,7 +44,8 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.base import FedOpt
 from fcit.io.cache import Bounded
-from fcit.methods.base import Method, QuestionBatch, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
