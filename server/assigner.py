@@ -10,7 +10,7 @@ from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import CodecError
 from fcit.federation import codec
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from server import descriptions
 from server.checkpoint import Progress

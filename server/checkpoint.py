@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fcit.errors import DiskFull, RunError
-from fcit.federation.records import ClientUpdate
+from fcit.federation.messages import ClientUpdate
 from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
 from fcit.methods.base import ServerState

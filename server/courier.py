@@ -15,8 +15,8 @@ from flwr.serverapp import Grid
 from fcit.config import Federation
 from fcit.errors import RunError
 from fcit.federation import codec
+from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE
-from fcit.federation.records import Name
 from server.stop import Stop
 
 NOBODY = 0  # the node of a client that is not connected; Flower gives this id to no node

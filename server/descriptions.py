@@ -16,7 +16,7 @@ import numpy as np
 from fcit.config import Federation, RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import DataError
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 
 FACTOR = 4.0  # a mean feature may be this many times as long as the median one

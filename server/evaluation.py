@@ -14,7 +14,7 @@ from fcit.data.prepare import told
 from fcit.errors import CodecError, RunError
 from fcit.evaluation.reachable import warnings
 from fcit.federation import codec
-from fcit.federation.records import Answers, EvaluateOrder
+from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError
 from fcit.federation import codec
-from fcit.federation.records import Probe, ProbeOrder
+from fcit.federation.messages import Probe, ProbeOrder
 from fcit.io.files import read_json, write_json
 from fcit.runs.folder import RunDir
 from server.courier import Courier, Node

@@ -12,7 +12,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import RunError
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,

@@ -19,7 +19,7 @@ from fcit.data.records import TestRecord
 from fcit.errors import CodecError, FCITError, RunError
 from fcit.evaluation.scorers import Result
 from fcit.federation import codec
-from fcit.federation.records import Answers, EvaluateOrder
+from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.runs.folder import RunDir
 from server.courier import Courier
 from server.orders import Orders

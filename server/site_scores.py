@@ -17,7 +17,7 @@ from fcit.data.stream import Stream
 from fcit.errors import CodecError, ConfigError, RunError
 from fcit.evaluation.scorers import LARGEST
 from fcit.federation import codec
-from fcit.federation.records import Scores
+from fcit.federation.messages import Scores
 from fcit.methods.base import Method, ServerState
 from fcit.runs.folder import RunDir
 from server.checkpoint import Progress

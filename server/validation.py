@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fcit.config import RunConfig, Training
-from fcit.federation.records import NAME, PREFIXES, ClientUpdate, TrainOrder
+from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active

@@ -32,7 +32,7 @@ from fcit.data.pictures import image_path
 from fcit.data.reading import read_test, survey_train
 from fcit.data.usable import ImageVerdicts, Usable
 from fcit.deploy import app as bundle
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import Steps
 from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError

@@ -26,7 +26,7 @@ from fcit.config.schema import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,

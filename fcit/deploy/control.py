@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fcit.deploy.layout import CONNECTION, Deployment, parsed
+from fcit.deploy.deployment import CONNECTION, Deployment, parsed
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import ConfigError
 

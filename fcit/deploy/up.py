@@ -14,7 +14,7 @@ from types import FrameType
 
 from fcit.deploy import door
 from fcit.deploy.child import Child, read_output
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_OK
 

@@ -48,7 +48,7 @@ from flwr.app import Message
 from flwr.serverapp import ServerApp
 from fcit import config
 from fcit.federation import codec
-from fcit.federation.records import Probe, ProbeOrder
+from fcit.federation.messages import Probe, ProbeOrder
 
 app = ServerApp()
 

@@ -13,7 +13,7 @@ from fcit import config as configuration
 from fcit.cli import main
 from fcit.data.stream import open_stream
 from fcit.deploy import submit as module
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError
 from fcit.io.files import read_json, write_text
 from fcit.runs.folder import BELONGS, RunDir

@@ -8,7 +8,7 @@ import pytest
 from fcit.config import Federation, RunConfig
 from fcit.data.stream import SiteStream
 from fcit.errors import DataError
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
 from server.descriptions import LEAST, assign, most_records, outliers, problem

@@ -4,7 +4,7 @@ import pytest
 
 from fcit.config import RunConfig
 from fcit.errors import RunError
-from fcit.federation.records import Scores
+from fcit.federation.messages import Scores
 from fcit.methods.base import ServerState
 from server import site_scores
 from server.checkpoint import Progress
