@@ -28,19 +28,19 @@ app = ServerApp()
 
 
 def _stop_on_signals(stop: Stop, run: Path) -> dict[int, Any]:
-    """SIGTERM and SIGUSR1 end the run when the answer at hand is dealt with; accepted updates are kept."""
+    """SIGTERM and SIGUSR1 end the run after the reply at hand; accepted updates are kept."""
 
-    def ask(number: int, frame: Any) -> None:
+    def request(number: int, frame: Any) -> None:
         name = signal.Signals(number).name
         stop.request = StopRequested(f"stopped by {name}; `fcit resume {run}` goes on from the checkpoint")
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    return {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
 def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_data: bool = False) -> AccuracyMatrix:
-    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told.
+    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers get every event.
 
     Raises:
         ConfigError: data or code have changed since the run began, unless that is accepted.
@@ -65,10 +65,10 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_d
 
 
 def _judge(config: RunConfig, stream: Stream, deployed: bool) -> list[str]:
-    """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only.
+    """Have the model's tokenizer check all records; returns a warning where the model is at the sites only.
 
     Raises:
-        ConfigError: the model cannot be used, and it is here that clients run.
+        ConfigError: the model cannot be used, and the clients run on this machine.
     """
     try:
         stream.judged_by(lambda: judge_of(config.backbone))

@@ -96,4 +96,4 @@ class Assigner:
         if slot is None:
             return client, "was not asked", None
         most = descriptions.most_records(self.config, self.stream, slot.client, slot.tasks)
-        return client, descriptions.problem(description, self.identity_width, most), description
+        return client, descriptions.reject_reason(description, self.identity_width, most), description
