@@ -12,7 +12,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
-from fcit.config import RunConfig
 from fcit.data.stream import Stream, open_stream
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -39,19 +38,24 @@ def _stop_on_signals(stop: Stop, run: Path) -> dict[int, Any]:
     return {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
-def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_data: bool = False) -> AccuracyMatrix:
+def run(
+    path: Path,
+    grid: Grid,
+    watcher: Watcher | None = None,
+    accept_changed_data: bool = False,
+    stream: Stream | None = None,
+) -> AccuracyMatrix:
     """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers get every event.
+
+    Args:
+        stream: the prepared stream of a new run folder; by default configuration and data are read from disk.
 
     Raises:
         ConfigError: data or code have changed since the run began, unless that is accepted.
     """
     run_dir = RunDir.open(path)
-    config = configuration.load_resolved(run_dir.config, going_on=run_dir.begun)
-    check(config)
-    stream = open_stream(config)
-    unjudged = _judge(config, stream, (path / BELONGS).is_file())
-    stream.prepare()
-    stream.warnings += unjudged
+    stream = stream or _prepared(run_dir)
+    config = stream.config
     hold_data(run_dir, stream, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
     stop = Stop()
@@ -64,19 +68,26 @@ def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_d
             signal.signal(number, handler)
 
 
-def _judge(config: RunConfig, stream: Stream, deployed: bool) -> list[str]:
-    """Have the model's tokenizer check all records; returns a warning where the model is at the sites only.
+def _prepared(run: RunDir) -> Stream:
+    """The stream of a run folder, its records checked with the model's tokenizer.
+
+    On a server whose sites alone have the model, the records are not tokenised; a warning says why.
 
     Raises:
-        ConfigError: the model cannot be used, and the clients run on this machine.
+        ConfigError: a tracker or the data cannot be used; or the model cannot, and the clients run on this machine.
     """
+    config = configuration.load_resolved(run.config, going_on=run.begun)
+    check(config)
+    stream, unjudged = open_stream(config), list[str]()
     try:
         stream.judged_by(lambda: judge_of(config.backbone))
     except ConfigError as error:
-        if not deployed:
+        if not (run.path / BELONGS).is_file():
             raise
-        return [f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"]
-    return []
+        unjudged = [f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"]
+    stream.prepare()
+    stream.warnings += unjudged
+    return stream
 
 
 @app.main()

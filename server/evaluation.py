@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
-from fcit.data.prepare import told
+from fcit.data.checks.before_run import findings
 from fcit.errors import CodecError, RunError
 from fcit.evaluation.reachable import warnings
 from fcit.federation import codec
@@ -50,7 +50,7 @@ class Evaluation:
             RunError: something does not work, and for which data set.
             StopRequested: asked to stop.
         """
-        self.say("data", **told(self.benchmark, warnings(self.benchmark)))
+        self.say("data", **findings(self.benchmark, warnings(self.benchmark)))
         Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self.say).check()
 
     def by_site(self, progress: Progress) -> dict[str, object]:

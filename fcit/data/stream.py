@@ -8,7 +8,7 @@ the server then knows how many stages there are and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Protocol
 
 from fcit.config import RunConfig
@@ -35,6 +35,10 @@ class Stream(Protocol):
     @property
     def name(self) -> str:
         """As results and reports call it."""
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of the data; None: they are not at the server."""
 
     @property
     def datasets(self) -> Mapping[str, DatasetSpec]:
@@ -90,6 +94,7 @@ class SiteStream:
     """Stages without data: tasks, records and questions are at the sites, which score themselves."""
 
     name = "sites"
+    root = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from fcit import config as configuration
 from fcit.data.stream import open_stream
 from fcit.deploy import app
@@ -14,6 +12,7 @@ from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.io.console import console
 from fcit.io.files import write_text
 from fcit.report import terminal
 from fcit.report.page import write_page
@@ -120,12 +119,12 @@ def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
 
 def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int:
     """Show events until Flower says that the run is over; Ctrl-C lets it go on alone."""
-    console = Console(width=None if Console().is_terminal else 120)
-    with ConsoleWatcher(console, run.name) as watcher:
+    screen = console()
+    with ConsoleWatcher(screen, run.name) as watcher:
         try:
             status, details = _watch(deployment, number, RunDir(run), since, watcher)
         except KeyboardInterrupt:
-            console.print(
+            screen.print(
                 f"\nthe run goes on without being looked at; `fcit deploy follow {deployment.path} {number}` looks "
                 f"again, `fcit deploy stop {deployment.path} {number}` ends it",
                 soft_wrap=True,
@@ -136,10 +135,10 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
     if code == EXIT_OK:
         done = Run(run)
         write_page([done], run / "report.html")
-        terminal.ending(console, done)
+        terminal.ending(screen, done)
     else:
-        console.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
-        console.print(
+        screen.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
+        screen.print(
             f"log:    FLWR_HOME={deployment.home} flwr log {number} operator --show\n"
             f"resume: fcit deploy submit {deployment.path} --resume {run}",
             soft_wrap=True,

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import nn
 from transformers.utils import cached_file
 
-from fcit.data.benchmark import cache_folder
+from fcit.io.cache import cache_folder
 
 #: Bytes from which on a file's hash is noted.
 LARGE = 64 * 1024**2

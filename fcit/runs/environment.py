@@ -1,4 +1,4 @@
-"""What a run happened on: versions, machine, a hash of this program."""
+"""The environment of a run: versions, machine, a hash of this program."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 
 from fcit import __version__
 
-#: The packages that this program consists of, and the folder they lie in.
-PACKAGES, HOME = ("fcit", "server", "clients"), Path(__file__).resolve().parents[2]
+#: The folder that holds the packages of this program.
+HOME = Path(__file__).resolve().parents[2]
+PACKAGES = ("fcit", "server", "clients")
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -28,7 +30,7 @@ LIBRARIES = (
     "pydantic",
     "pycocoevalcap",
 )
-#: Of these, what only some runs use, and which.
+#: Libraries that only some runs use, and which runs.
 SOMETIMES = {"ray": "federation.engine: ray", "pycocoevalcap": "a caption scorer"}
 #: Variables by which Flower, and the Ray under it, report nothing, look for no update and install nothing.
 FLOWER = {
@@ -40,12 +42,12 @@ FLOWER = {
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that are installed; what a run does not use may be missing."""
-    found = {}
+    """Versions of the libraries that are installed; those that a run does not use may be missing."""
+    installed = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def describe() -> dict[str, Any]:
@@ -61,7 +63,7 @@ def describe() -> dict[str, Any]:
 
 
 def source() -> str:
-    """A hash of this program's own files: results of changed code are told apart."""
+    """A hash of this program's own files, by which results of changed code differ."""
     files = sorted(f for part in PACKAGES for f in (HOME / part).rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:

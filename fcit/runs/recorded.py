@@ -1,13 +1,13 @@
-"""The fingerprints in a run folder: written when a run begins, held against the data when it goes on."""
+"""The fingerprints in a run folder: written when a run begins, compared with the data when it goes on."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from fcit.data import changes, fingerprint
 from fcit.data.benchmark import Benchmark
-from fcit.data.changes import Change
+from fcit.data.fingerprints import changes, fingerprint
+from fcit.data.fingerprints.changes import Change
 from fcit.data.stream import Stream
 from fcit.errors import ConfigError
 from fcit.io.files import read_json, write_json
@@ -15,13 +15,13 @@ from fcit.runs.folder import BELONGS, RunDir
 
 
 def hold_data(run: RunDir, stream: Stream, accept: bool = False) -> None:
-    """Write down what data and code of the user's own a run rests on, or hold them against what was written down.
+    """Write the fingerprints of the data and own code that a run rests on, or compare them with those written.
 
-    A run that is run on sites has its training data there: only the server's own questions are looked at. Runs begun
-    before there were fingerprints go on without.
+    The training data of a deployed run are at the sites: only the server's questions are hashed. Runs of versions
+    without fingerprints go on without.
 
     Args:
-        accept: go on with what differs; what and when is kept under ``data_changes``.
+        accept: go on although they differ; what differs, and when, is kept under ``data_changes``.
 
     Raises:
         ConfigError: something differs, each with data set, split, file and hashes. RunError: damaged fingerprints.
@@ -34,13 +34,14 @@ def hold_data(run: RunDir, stream: Stream, accept: bool = False) -> None:
     if not run.begun:
         write_json(run.environment, {**known, "data": now})
         return
-    found = changes.compare(before, now)
-    if not found:
+    differing = changes.compare(before, now)
+    if not differing:
         return
-    said = [_sentence(stream, change) for change in found]
+    sentences = [_sentence(stream, change) for change in differing]
     if not accept:
-        raise ConfigError([*said, _way_out(run)], f"{run.path}: not resumed, data or code of the run have changed")
-    record = {"time": round(time.time(), 3), "changes": [change._asdict() for change in found], "said": said}
+        raise ConfigError([*sentences, _way_out(run)], f"{run.path}: not resumed, data or code of the run have changed")
+    fields = [change._asdict() for change in differing]
+    record = {"time": round(time.time(), 3), "changes": fields, "said": sentences}
     write_json(run.environment, {**known, "data": now, "data_changes": [*known.get("data_changes", []), record]})
 
 

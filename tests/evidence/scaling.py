@@ -29,8 +29,9 @@ from typing import Any
 import yaml
 
 from fcit import config as configuration
-from fcit.data.benchmark import cache_folder, open_benchmark
+from fcit.data.benchmark import open_benchmark
 from fcit.data.mini.render import VERSION
+from fcit.io.cache import cache_folder
 from fcit.runs.create import create
 from fcit.runs.environment import quiet_libraries
 
