@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from clients.site import gate
 from clients.worker.worker import Worker, worker
 from fcit.federation import codec
-from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
+from fcit.federation.messages import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
 
 app = ClientApp()
 

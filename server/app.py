@@ -27,15 +27,15 @@ app = ServerApp()
 
 
 def _stop_on_signals(stop: Stop, run: Path) -> dict[int, Any]:
-    """SIGTERM and SIGUSR1 end the run when the answer at hand is dealt with; accepted updates are kept."""
+    """SIGTERM and SIGUSR1 end the run after the reply at hand; accepted updates are kept."""
 
-    def ask(number: int, frame: Any) -> None:
+    def request(number: int, frame: Any) -> None:
         name = signal.Signals(number).name
         stop.request = StopRequested(f"stopped by {name}; `fcit resume {run}` goes on from the checkpoint")
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    return {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
 def run(
@@ -45,10 +45,10 @@ def run(
     accept_changed_data: bool = False,
     stream: Stream | None = None,
 ) -> AccuracyMatrix:
-    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told.
+    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers get every event.
 
     Args:
-        stream: the prepared stream of a folder that was made just now; None: configuration and data are read from disk.
+        stream: the prepared stream of a new run folder; by default configuration and data are read from disk.
 
     Raises:
         ConfigError: data or code have changed since the run began, unless that is accepted.
@@ -74,7 +74,7 @@ def _prepared(run: RunDir) -> Stream:
     On a server whose sites alone have the model, the records are not tokenised; a warning says why.
 
     Raises:
-        ConfigError: a tracker or the data cannot be used; or the model cannot, and it is here that clients run.
+        ConfigError: a tracker or the data cannot be used; or the model cannot, and the clients run on this machine.
     """
     config = configuration.load_resolved(run.config, going_on=run.begun)
     check(config)

@@ -10,7 +10,7 @@ from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import CodecError
 from fcit.federation import codec
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from server import descriptions
 from server.checkpoint import Progress
@@ -96,4 +96,4 @@ class Assigner:
         if slot is None:
             return client, "was not asked", None
         most = descriptions.most_records(self.config, self.stream, slot.client, slot.tasks)
-        return client, descriptions.problem(description, self.identity_width, most), description
+        return client, descriptions.reject_reason(description, self.identity_width, most), description

@@ -12,7 +12,7 @@ from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import CodecError, RunError
 from fcit.federation import codec
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.methods.base import Pair, ServerState
 from fcit.runs.folder import RunDir
 from server import descriptions

@@ -13,7 +13,7 @@ from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.records import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
+from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
 from fcit.io.files import write_json, writing

@@ -1,4 +1,4 @@
-"""Orders to clients: who trains what with which tensors, and who answers which questions."""
+"""Orders to clients: to describe a shard, to train a subspace on it, to answer questions, to score tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import RunError
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
@@ -26,7 +26,8 @@ from fcit.federation.records import (
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
-from fcit.methods.base import Method, ServerState, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
 from server.participants import Slot
 
@@ -44,23 +45,23 @@ class Orders:
     @property
     def bounded_by_adamw(self) -> bool:
         """Whether AdamW alone moves what clients train; False where the method or the optimiser is the user's own."""
-        own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
+        users_own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
         hooks = type(self.method).on_step is Method.on_step and type(self.fedopt).on_step is FedOpt.on_step
         # Numbers of a shorter format are rounded at every step.
         exact = {self.config.backbone.dtype, *self.config.sites.dtypes} == {"float32"}
-        return hooks and not own and exact
+        return hooks and not users_own and exact
 
     def describe(self, slot: Slot, stage: int) -> DescribeOrder:
-        """What a participation is asked before its first training."""
+        """Order to describe a participation's shard, before its first training."""
         return DescribeOrder(
             config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
         )
 
     def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
-        """What a participation trains; constants that the client has are not sent again.
+        """Order to train; constants that the client has are not sent again.
 
         Raises:
-            RunError: the method broadcasts something else than float32 arrays.
+            RunError: the method broadcasts something other than float32 arrays.
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
@@ -93,32 +94,32 @@ class Orders:
         )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
-        """What the method names as constant, checked: a method of one's own may name anything."""
+        """The method's constants, checked: a method of the user's own may return anything."""
         constants = self.method.constants(state)
         for group, tensors in constants.items():
             wrong = [n for n, t in tensors.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
             if wrong or not tensors or not NAME.fullmatch(group):
-                what = f"{wrong[0]!r} is not one" if wrong else "it is empty" if not tensors else "name it otherwise"
+                fault = f"{wrong[0]!r} is not one" if wrong else "it is empty" if not tensors else "name it otherwise"
                 raise RunError(
                     f"method {self.method.name}: constants[{group!r}] must be float32 arrays under a name of letters, "
-                    f"digits, '_', '.' and '-'; {what}"
+                    f"digits, '_', '.' and '-'; {fault}"
                 )
         return constants
 
     def _variates(self, state: ServerState, name: str, frozen: list[str]) -> Tensors:
-        """What the federated optimiser sends along with a subspace and the shared tensors."""
+        """The federated optimiser's own tensors for a subspace and the shared tensors."""
         trained = {n: t for n, t in state.subspaces[name].items() if n not in frozen}
-        own = self.fedopt.broadcast(trained, state.optimizers.get(f"subspace-{name}", {}))
-        return own | self.fedopt.broadcast(state.shared, state.optimizers.get("shared", {}))
+        of_subspace = self.fedopt.broadcast(trained, state.optimizers.get(f"subspace-{name}", {}))
+        return of_subspace | self.fedopt.broadcast(state.shared, state.optimizers.get("shared", {}))
 
     def extra_shapes(self, state: ServerState, order: TrainOrder) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what the update to an order holds beside the trained tensors."""
+        """Names and shapes of the tensors that the update to an order holds beside the trained ones."""
         trained = {n: t.shape for n, t in order.trained.items()}
         extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(state).items()}
         return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
 
     def reject_reason(self, update: ClientUpdate) -> str | None:
-        """Why method or optimiser reject what an update holds beside the trained tensors, or None."""
+        """Why method or optimiser reject the tensors that an update holds beside the trained ones, or None."""
         extra, fedopt = (
             {n.removeprefix(prefix): t for n, t in update.tensors.items() if n.startswith(prefix)}
             for prefix in (EXTRA, FEDOPT)
@@ -140,8 +141,8 @@ class Orders:
     ) -> Iterator[tuple[int, EvaluateOrder]]:
         """``(node, order)`` for every stretch of the datasets.
 
-        The stretches of a dataset go to one node after the other, the same in every stage: it has the
-        questions at hand then.
+        The stretches of a data set go to one node after the other, the same in every stage, which then has
+        their tokens already.
         """
         names, knowledge, tensors = self._mixture(state, progress)
         step = self.config.evaluation.batch_size * self.config.evaluation.batches_per_order
@@ -162,7 +163,7 @@ class Orders:
                 yield nodes[(number + at) % len(nodes)], order
 
     def score(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
-        """Ask a site for the scores of its own tasks."""
+        """Order to score a site's own tasks."""
         names, knowledge, tensors = self._mixture(state, progress)
         return ScoreOrder(
             config=self.text,
@@ -175,7 +176,7 @@ class Orders:
         )
 
     def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
-        """What answering takes: the subspaces in a fixed order, and what the method knows about them."""
+        """The subspaces in a fixed order, the method's routing knowledge about them, and the tensors of both."""
         names = list(state.subspaces)
         tensors = {f"shared/{k}": v for k, v in state.shared.items()}
         for i, name in enumerate(names):

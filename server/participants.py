@@ -1,4 +1,4 @@
-"""Who trains what in a round."""
+"""The participations of a round: clients and the shards they train on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POOL = -1  # the participant of pooled references
 
 @dataclass(frozen=True)
 class Slot:
-    """One participation in a round: a client, what it trains on, how the record set is called."""
+    """One participation in a round: a client, the name of its shard, the tasks whose records are in it."""
 
     client: int
     shard: str
@@ -37,10 +37,11 @@ def slots_of_round(
 ) -> list[Slot]:
     """The participations of a round in slot order.
 
-    Pooled references have one participant; its budget is what the sampled clients would have shown.
+    Pooled references have one participant; its budget is the number of records that the sampled clients would
+    have trained on.
     """
     clients = sample(config.federation, config.seed, stage, round_)
-    # Where only the client knows its task, what it trains on in a stage is one shard, named by the stage.
+    # Where only the client knows its task, its records of a stage are one shard, named by the stage.
     slots = [
         Slot(client, shard_id(config.seed, client, *(tasks or (stage,))), tasks)
         for client, tasks in zip(clients, stream.slots(stage), strict=True)

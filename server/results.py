@@ -1,4 +1,4 @@
-"""What a finished run leaves behind beside its predictions: ``results.json`` and the adapters."""
+"""The results of a finished run beside its predictions: ``results.json`` and the adapters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from server.checkpoint import Progress
 
 
 def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, Any]:
-    """What the run cost: per client in a round, per question, and what is held where."""
+    """Cost of the run: per client and round, per question, and bytes held at server and clients."""
     rounds = max(progress.client_rounds, 1)
     return {
         "client_rounds": progress.client_rounds,
@@ -76,7 +76,7 @@ def write(
             "cost": cost(method, state, progress),
             "seconds": progress.seconds,
             "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
-            "constants": {name: found._asdict() for name, found in constant.items()},
+            "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **data_of(run),
             **by_site,

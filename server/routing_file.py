@@ -1,4 +1,4 @@
-"""Beside the adapters of a finished run: what it takes to mix them without server, clients and benchmark."""
+"""The file beside the adapters of a finished run by which they are mixed without server, clients and benchmark."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def write(
     """Write ``adapters/routing.json`` and ``adapters/tokens.safetensors``.
 
     Raises:
-        DiskFull: there is no room.
+        DiskFull: no space left.
     """
     knowledge, tokens = method.knowledge(state)
     if method.needs_task_at_inference:
         knowledge = {**knowledge, "trained": progress.majority}
-    own = [d.max_new_tokens for d in stream.datasets.values()] or [None]  # sites keep theirs to themselves
+    lengths = [d.max_new_tokens for d in stream.datasets.values()] or [None]  # sites keep theirs to themselves
     routing = Routing(
         format=1,
         method=speaks_as(method),
@@ -39,7 +39,7 @@ def write(
         adapter=config.adapter,
         backbone=config.backbone,
         hashes=dict(read_json(run.environment)["hashes"]),
-        max_new_tokens=max(config.evaluation.longest(n) for n in own),
+        max_new_tokens=max(config.evaluation.longest(n) for n in lengths),
         batch_size=config.evaluation.batch_size,
         pictures=config.data.pictures,
         stage=len(progress.rows),
@@ -71,8 +71,8 @@ def speaks_as(method: Method) -> dict[str, Any]:
 
 def _trained_on(stream: Stream, progress: Progress) -> dict[str, dict[str, int]]:
     """Records by subspace and data set (those of a task together), most first; empty where tasks are the sites' own."""
-    found: dict[str, dict[str, int]] = {}
+    counts_of: dict[str, dict[str, int]] = {}
     for number, names in enumerate(stream.tasks):
         for subspace, count in progress.trained.get(f"task-{number}", {}).items():
-            found.setdefault(subspace, {})["+".join(names)] = count
-    return {name: dict(sorted(counts.items(), key=lambda item: -item[1])) for name, counts in found.items()}
+            counts_of.setdefault(subspace, {})["+".join(names)] = count
+    return {name: dict(sorted(counts.items(), key=lambda item: -item[1])) for name, counts in counts_of.items()}

@@ -14,7 +14,7 @@ from fcit.errors import RunError
 from fcit.evaluation import predictions
 from fcit.evaluation.predictions import Prediction
 from fcit.evaluation.scorers import Result
-from fcit.federation.records import Answers
+from fcit.federation.messages import Answers
 from fcit.io.files import write_text
 
 

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 
 from fcit.config import RunConfig, Training
-from fcit.federation.records import NAME, PREFIXES, ClientUpdate, TrainOrder
+from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
 WINDOW = 500  # accepted updates the median looks back on
-#: Claims that only end in tables are held to what a real client could mean.
+#: Values that only end in tables are held to ranges that a real client can have.
 MOST_SECONDS, MOST_BYTES, MOST_LOSS, MOST_WORDS, LONGEST = 1e7, 1e13, 1e6, 8, 40
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW, which clients train with
 REASON = 2000  # characters of a reason that are kept
 
 
 def short(reason: str) -> str:
-    """A reason as events keep it: what a client sent may be in it, at any length."""
+    """A reason as events keep it: text from a client in it may be of any length."""
     return reason if len(reason) <= REASON else f"{reason[:REASON]}... ({len(reason)} characters)"
 
 
 @lru_cache(maxsize=256)
 def reach(steps: int) -> float:
-    """How far a number can walk in so many steps of AdamW with a learning rate of at most one.
+    """How far a number can move in so many steps of AdamW, in units of the learning rate.
 
     Step t moves it by lr m_t / sqrt(v_t), m_t and v_t corrected for their start at zero. Whatever the
     gradients, Cauchy and Schwarz give with r = b1^2 / b2:
@@ -110,7 +110,7 @@ class Validator:
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:
             return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
-        if norm:  # an epoch of one step at rate 0 (training.schedule: trainer) says nothing of how far others go
+        if norm:  # an epoch of one step at rate 0 (training.schedule: trainer) is no measure for others
             self._round[update.client, update.shard] = norm
         return None
 
@@ -124,7 +124,7 @@ class Validator:
             return f"claims {update.examples} records, its shard has {most}"
         if not 0 <= update.skipped <= self.most:
             return f"claims {update.skipped} records that could not be used"
-        # In whole numbers: as floats, counts near the largest there are would overflow.
+        # In integers: as floats, counts near the largest possible would overflow.
         steps = -(-update.examples * self.epochs // self.batch_size)
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"

@@ -3,6 +3,8 @@
 import hashlib
 import sys
 
+import pytest
+
 from fcit.runs import environment
 
 
@@ -20,3 +22,14 @@ def test_this_programs_packages_come_first(monkeypatch):
     monkeypatch.setattr(sys, "path", ["/somewhere/else", *sys.path])
     environment.own_packages_first()
     assert sys.path[0] == str(environment.HOME) and sys.path[1] == "/somewhere/else"
+
+
+@pytest.mark.parametrize("proxy", [None, "10.0.0.1"])
+def test_processes_of_flower_report_and_install_nothing(tmp_path, monkeypatch, proxy):
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
+    monkeypatch.setenv("FLWR_LOG_LEVEL", "DEBUG")
+    monkeypatch.setenv("no_proxy", proxy or "")
+    made = environment.flower_environment(tmp_path, loopback="127.0.0.2")
+    expected = {**environment.FLOWER, "FLWR_HOME": str(tmp_path)}
+    assert {key: made[key] for key in expected} == expected and "FLWR_LOG_LEVEL" not in made
+    assert made["no_proxy"] == ("10.0.0.1,127.0.0.2" if proxy else "127.0.0.2")

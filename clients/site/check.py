@@ -33,7 +33,7 @@ from fcit.data.formats.files import text_only
 from fcit.data.images.opening import image_path
 from fcit.data.images.verdicts import ImageVerdicts
 from fcit.deploy import app as bundle
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import Steps
 from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError

@@ -26,7 +26,7 @@ from fcit.config.schema import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
@@ -44,7 +44,8 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.base import FedOpt
 from fcit.io.cache import Bounded
-from fcit.methods.base import Method, QuestionBatch, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with

@@ -20,9 +20,10 @@ from fcit.config import RunConfig
 from fcit.contracts.toy import Toy, first_failure, require
 from fcit.errors import ConfigError
 from fcit.fedopt.aggregator import Aggregator
-from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
+from fcit.fedopt.base import INVARIANTS, FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io import trees
+from fcit.io.trees import Tensors
 from fcit.methods.base import Session
 
 A, B, P = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fcit.deploy.layout import CONNECTION, Deployment, parsed
+from fcit.deploy.deployment import CONNECTION, Deployment, parsed
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import ConfigError
 from fcit.io.console import console

@@ -9,7 +9,7 @@ from fcit import config as configuration
 from fcit.data.stream import open_stream
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
 from fcit.io.console import console

@@ -25,7 +25,8 @@ from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
 from fcit.export.format import Portable
-from fcit.methods.base import Method, QuestionBatch, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector

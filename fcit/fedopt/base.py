@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcit.config import RunConfig, Section
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
 
 #: Promises a federated optimiser can make (see :mod:`fcit.contracts.fedopts`).
 INVARIANTS = frozenset(

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from fcit.errors import DiskFull, RunError
 from fcit.io import bounded
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
 
 #: Error numbers of the system for a full disk: no space, quota used up, file size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -15,9 +15,9 @@ import numpy as np
 from fcit import seeding
 from fcit.config import RunConfig, Section
 from fcit.fedopt.aggregator import Aggregator, Group
+from fcit.io.trees import Tensors
 from fcit.models.layout import A, B, Layout
 
-Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
 
 #: Promises most methods keep and each declares (see :mod:`fcit.contracts.methods`).

@@ -15,7 +15,8 @@ from fcit.config import Section
 from fcit.data.collate import images_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
-from fcit.methods.base import Method, ServerState, Session, Tensors, Update
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState, Session, Update
 
 #: No mean squared gradient of a model that trains is anywhere near; one such number would end every later loss.
 ABSURD = 1e8

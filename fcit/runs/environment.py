@@ -32,6 +32,13 @@ LIBRARIES = (
 )
 #: Libraries that only some runs use, and which runs.
 SOMETIMES = {"ray": "federation.engine: ray", "pycocoevalcap": "a caption scorer"}
+#: Variables by which Flower, and the Ray under it, report nothing, look for no update and install nothing.
+FLOWER = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 def versions() -> dict[str, str]:
@@ -69,19 +76,25 @@ def own_packages_first() -> None:
 
     A run must work in a folder that has its own ``server.py``.
     """
-    home = str(HOME)
-    sys.path[:] = [home, *(p for p in sys.path if p != home)]
+    sys.path[:] = [str(HOME), *(p for p in sys.path if p != str(HOME))]
+
+
+def flower_environment(home: Path, loopback: str = "127.0.0.1,localhost") -> dict[str, str]:
+    """Environment of a process of Flower: this one's without its ``FLWR_`` variables, but with :data:`FLOWER`.
+
+    Args:
+        home: the process' ``FLWR_HOME``.
+        loopback: addresses that are reached without a proxy.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    for name in ("no_proxy", "NO_PROXY"):
+        kept[name] = ",".join(filter(None, [kept.get(name), loopback]))
+    return {**kept, **FLOWER, "FLWR_HOME": str(home)}
 
 
 def quiet_libraries() -> None:
     """Settings that keep libraries silent and offline-safe; set before they are imported."""
-    defaults = {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    defaults = {**FLOWER, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # peft 0.21 asks transformers 5 for an attribute by its old name.

@@ -11,12 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fcit.errors import ConfigError, DiskFull, RunError
 from fcit.io.files import read_json, write_json, write_text, writing
-
-Tensors = dict[str, np.ndarray]
 
 #: File of a run folder that names the deployment whose sites it is run on.
 BELONGS = "deployment.txt"

@@ -11,7 +11,7 @@ from fcit import config as configuration
 from fcit.config import site as sites
 from fcit.config.site import Site
 from fcit.errors import ConfigError, Refused
-from fcit.federation.records import EvaluateOrder, ProbeOrder
+from fcit.federation.messages import EvaluateOrder, ProbeOrder
 
 
 def site(folder: Path, **settings) -> Site:

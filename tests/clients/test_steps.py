@@ -13,7 +13,7 @@ from fcit import registry
 from fcit.config import Training
 from fcit.contracts.toy import Toy
 from fcit.data.collate import Encoded
-from fcit.federation.records import TrainOrder
+from fcit.federation.messages import TrainOrder
 from fcit.methods.base import Session
 
 #: The official trainer's, to three decimals.

@@ -5,7 +5,7 @@ import pytest
 from clients.worker.worker import worker
 from fcit import config as configuration
 from fcit.data.benchmark import open_benchmark
-from fcit.federation.records import DescribeOrder
+from fcit.federation.messages import DescribeOrder
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
 from server.participants import slots_of_round

@@ -62,7 +62,7 @@ def heap_mb() -> float:
 
 def idle_round(grid: Any, config: Any) -> float:
     """Median seconds of a round trip of five orders that need no compute (each brings the projector back)."""
-    from fcit.federation.records import ProbeOrder
+    from fcit.federation.messages import ProbeOrder
     from server.courier import Courier
 
     courier = Courier(grid, config.federation, 50, {"up": 0, "down": 0, "orders": 0})

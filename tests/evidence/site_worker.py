@@ -53,7 +53,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from fcit.federation import codec
-from fcit.federation.records import ClientUpdate, Probe, ProbeOrder, TrainOrder
+from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder
 
 app = ServerApp()
 client = ClientApp()

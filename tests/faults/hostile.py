@@ -15,7 +15,7 @@ from clients.app import app
 from fcit import config as configuration
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
-from fcit.federation.records import ClientUpdate, DescribeOrder, Description, TrainOrder
+from fcit.federation.messages import ClientUpdate, DescribeOrder, Description, TrainOrder
 from fcit.federation.sampling import sample
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir

@@ -23,7 +23,7 @@ from fcit.data.images import opening as opened
 from fcit.data.spec import read_spec
 from fcit.errors import CodecError, ConfigError, DataError, RunError
 from fcit.federation import codec
-from fcit.federation import records as wire
+from fcit.federation import messages as wire
 from fcit.io import bounded, trees
 from fcit.io.files import read_json, read_tensors
 from fcit.methods.base import ServerState

@@ -24,7 +24,7 @@ from fcit.data.images.verdicts import ImageVerdicts
 from fcit.data.spec import read_spec
 from fcit.errors import CodecError, FCITError, StopRequested
 from fcit.federation import codec
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.io import bounded
 from fcit.models.features import FeatureStore
 from fcit.report.page import write_page

@@ -10,7 +10,7 @@ from clients.worker.training import learning_rates
 from fcit import config as configuration
 from fcit.config import Training
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.records import ClientUpdate
+from fcit.federation.messages import ClientUpdate
 from fcit.report import notes, page, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fcit.errors import RunError
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.runs.folder import RunDir
 from server.spill import Spill
 

@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 from fcit.config import Federation
 from fcit.errors import ConfigError, RunError, StopRequested
 from fcit.federation import codec
-from fcit.federation.engines import identity
-from fcit.federation.engines.identity import NodeInfo
-from fcit.federation.records import Description, Probe, ProbeOrder
+from fcit.federation.engines import private
+from fcit.federation.engines.private import NodeInfo
+from fcit.federation.messages import Description, Probe, ProbeOrder
 from fcit.io.files import write_json
 from fcit.runs.folder import RunDir
 from server.courier import NOBODY, Courier
@@ -50,7 +50,7 @@ class FakeGrid(Grid):
     """A deployment: nodes by name, answers by a story told per node, handed out at the next pull."""
 
     def __init__(self, **names: str) -> None:
-        identity.claim()
+        private.claim()
         self.names = {int(key.removeprefix("n")): name for key, name in names.items()}
         self.restarts: dict[int, int] = {}
         self.story: dict[int, Story] = {}
@@ -82,7 +82,7 @@ class FakeGrid(Grid):
         ids = []
         for message in messages:
             self._count += 1
-            identity.number(message, f"m{self._count}")
+            private.number(message, f"m{self._count}")
             ids.append(message.metadata.message_id)
             node = message.metadata.dst_node_id
             self.asked.append(node)
@@ -170,7 +170,7 @@ def test_equal_orders_cannot_be_told_by_their_hash(events):
 def test_what_flower_says_for_a_dead_node_is_that_nodes_error(events):
     grid = FakeGrid(n7="0", n8="1")
     grid.story[7] = lambda m: [
-        moved(Message(Error(code=5, reason="Node Unavailable"), reply_to=m), src_node_id=identity.SERVER_NODE)
+        moved(Message(Error(code=5, reason="Node Unavailable"), reply_to=m), src_node_id=private.SERVER_NODE)
     ]
     (reply,) = ask(seated(grid, events), 0)
     assert reply.has_error() and reply.metadata.src_node_id == 7 and reply.error.code == 5 and not events

@@ -8,10 +8,10 @@ import pytest
 from fcit.config import Federation, RunConfig
 from fcit.data.stream import SiteStream
 from fcit.errors import DataError
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
-from server.descriptions import LEAST, assign, most_records, outliers, problem
+from server.descriptions import LEAST, assign, most_records, outliers, reject_reason
 
 METHOD = Disco(RunConfig(method={"name": "disco", "min_records": 1}))
 MAKE = Factory(0, {"x.lora_A.weight": (1, 2)})
@@ -22,7 +22,7 @@ def described(total=(3.0, 4.0), count=1, names=("total",), dtype=np.float64) -> 
 
 
 def test_an_honest_description():
-    assert problem(described(), 2, 10) is None
+    assert reject_reason(described(), 2, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_an_honest_description():
     ],
 )
 def test_what_is_not_believed(wrong, reason):
-    found = problem(wrong, 2, 10)
+    found = reject_reason(wrong, 2, 10)
     assert found is not None and reason in found
 
 

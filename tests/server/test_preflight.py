@@ -12,7 +12,7 @@ from fcit.data.records import TestRecord
 from fcit.data.spec import SHIPPED
 from fcit.errors import RunError, StopRequested
 from fcit.federation import codec
-from fcit.federation.records import Answers
+from fcit.federation.messages import Answers
 from fcit.runs.folder import RunDir
 from server.preflight import Preflight
 from tests.e2e.conftest import SMALL

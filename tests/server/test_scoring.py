@@ -1,6 +1,6 @@
 import numpy as np
 
-from fcit.federation.records import Answers
+from fcit.federation.messages import Answers
 from server.scoring import Parts
 
 

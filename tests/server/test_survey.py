@@ -4,7 +4,7 @@ import pytest
 
 from fcit.config import RunConfig
 from fcit.errors import RunError
-from fcit.federation.records import Scores
+from fcit.federation.messages import Scores
 from fcit.methods.base import ServerState
 from server import site_scores
 from server.checkpoint import Progress
@@ -16,7 +16,7 @@ def scores(**changes) -> Scores:
 
 
 def test_honest_scores_are_believed():
-    assert site_scores.problem(scores()) is None
+    assert site_scores.reject_reason(scores()) is None
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_honest_scores_are_believed():
     ],
 )
 def test_other_scores_are_not(changes, says):
-    assert says in site_scores.problem(scores(**changes))
+    assert says in site_scores.reject_reason(scores(**changes))
 
 
 def test_worst_site_stands_beside_the_mean():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcit.config import RunConfig, Training
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.messages import ClientUpdate, TrainOrder
 from server.validation import QUIET, Validator, reach, short
 
 ORDER = TrainOrder(

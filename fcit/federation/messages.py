@@ -6,9 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
 
 #: Prefix of a method's own tensors in training orders and updates.
 EXTRA = "extra/"
