@@ -37,7 +37,11 @@ def test_every_argument_is_explained():
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [(["rnu"], "`fcit --help`"), (["run"], "`fcit run --help`"), (["data", "check", "--clients", "x"], "fcit data check")],
+    [
+        (["rnu"], "`fcit --help`"),
+        (["run"], "`fcit run --help`"),
+        (["data", "check", "--clients", "x"], "fcit data check"),
+    ],
 )
 def test_a_mistake_names_the_help(words, hint, capsys):
     with pytest.raises(SystemExit) as raised:
