@@ -102,8 +102,8 @@ class Cell:
         count = len(self.ours.keys)
         return float(self._score(self.ours.values.sum(axis=0), self.theirs.values.sum(axis=0), count))
 
-    def _score(self, ours: np.ndarray, theirs: np.ndarray, count: int) -> np.ndarray:
-        return self.ours.score(ours, count) - self.theirs.score(theirs, count)
+    def _score(self, row: np.ndarray, baseline: np.ndarray, count: int) -> np.ndarray:
+        return self.ours.score(row, count) - self.theirs.score(baseline, count)
 
     def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
         """Differences of ``resamples`` draws of the records with replacement, the same records for both."""
@@ -164,20 +164,20 @@ def difference(label: str, row: dict[int, Run], baseline: dict[int, Run]) -> Dif
     names = [d for d in row[seeds[0]].matrix.datasets if d in _last_row(row[seeds[0]])]
     for dataset in names:
         for seed in seeds:
-            ours, theirs = answered(row[seed], dataset), answered(baseline[seed], dataset)
-            if isinstance(ours, str) or isinstance(theirs, str):
-                left_out[dataset] = ours if isinstance(ours, str) else str(theirs)
-            elif ours.keys != theirs.keys:
+            row_answers, baseline_answers = answered(row[seed], dataset), answered(baseline[seed], dataset)
+            if isinstance(row_answers, str) or isinstance(baseline_answers, str):
+                left_out[dataset] = row_answers if isinstance(row_answers, str) else str(baseline_answers)
+            elif row_answers.keys != baseline_answers.keys:
                 left_out[dataset] = "the two rows answered different records"
             else:
-                cells[seed][dataset] = Cell(ours, theirs)
+                cells[seed][dataset] = Cell(row_answers, baseline_answers)
     kept = [name for name in names if name not in left_out]
     if not kept:
         return None
-    cells = {seed: {name: found[name] for name in kept} for seed, found in cells.items()}
+    cells = {seed: {name: by_dataset[name] for name in kept} for seed, by_dataset in cells.items()}
     # The owner of the draws is the pair of rows: another row in the table changes nothing.
     rng = seeding.generator(0, "bench", label)
-    by_seed = {s: float(np.mean([cell.estimate for cell in found.values()])) for s, found in cells.items()}
+    by_seed = {s: float(np.mean([cell.estimate for cell in by_dataset.values()])) for s, by_dataset in cells.items()}
     return Difference(*interval(cells, rng), by_seed, tuple(kept), left_out)
 
 

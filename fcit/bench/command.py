@@ -69,30 +69,30 @@ def _wanted(options: BenchOptions) -> tuple[Plan, list[Planned]]:
         ConfigError: there is none.
     """
     made = plan.load(options.file)
-    asked = None if options.seeds is None else seeds.parse(options.seeds)
+    requested = None if options.seeds is None else seeds.parse(options.seeds)
     more = seeds.remembered(made.folder)
-    if asked is not None and not options.table:
+    if requested is not None and not options.table:
         rows = seeds.named(made, options.rows)
-        more = {**more, **{row.slug: [*more.get(row.slug, []), *asked] for row in rows}}
+        more = {**more, **{row.slug: [*more.get(row.slug, []), *requested] for row in rows}}
         if not options.dry_run:
             seeds.remember(made, more)
     made = seeds.extended(made, more)
-    chosen = seeds.chosen(made, options.rows, asked)
-    found = [run for run in chosen if options.only in run.name or options.only in run.row.label]
+    chosen = seeds.chosen(made, options.rows, requested)
+    matches = [run for run in chosen if options.only in run.name or options.only in run.row.label]
     if not chosen:
         raise ConfigError(f"--seeds {options.seeds!r}: no run has one of these seeds; without --table they are added")
-    if not found:
+    if not matches:
         names = ", ".join(dict.fromkeys(run.row.label for run in made.runs))
         raise ConfigError(f"--only {options.only!r}: no run is called like that (rows: {names})")
-    return made, found
+    return made, matches
 
 
 def _list(console: Console, made: Plan, chosen: list[Planned]) -> int:
-    said = {"done": "done ", "begun": "begun", "new": "     "}
+    states = {"done": "done ", "begun": "begun", "new": "     "}
     for run in chosen:
         problem = folders.foreign(run)
-        what = "OTHER" if problem else said[folders.state(run)]
-        console.print(f"{what} {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        shown = "OTHER" if problem else states[folders.state(run)]
+        console.print(f"{shown} {run.folder}", highlight=False, markup=False, soft_wrap=True)
         if problem:
             console.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
     done = sum(folders.state(run) == "done" for run in chosen)

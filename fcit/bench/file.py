@@ -69,11 +69,11 @@ class Lines:
         self._at.setdefault(location, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                here = (*location, str(key.value))
-                if here in self._at:
-                    self.twice.append((key.start_mark.line + 1, f"{_dotted(here)}: given twice"))
-                self._at[here] = key.start_mark.line + 1
-                self._walk(value, here)
+                inner = (*location, str(key.value))
+                if inner in self._at:
+                    self.twice.append((key.start_mark.line + 1, f"{_dotted(inner)}: given twice"))
+                self._at[inner] = key.start_mark.line + 1
+                self._walk(value, inner)
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
                 self._walk(item, (*location, number))

@@ -34,16 +34,16 @@ def foreign(run: Planned) -> str | None:
     if not folder.config.is_file():
         return None
     try:
-        found = configuration.load_resolved(folder.config)
+        config = configuration.load_resolved(folder.config)
     except FCITError as error:
         return f"{folder.config} cannot be read any more ({error})"
-    if same_run(found) == same_run(run.config):
+    if same_run(config) == same_run(run.config):
         return None
-    there, planned = flat(found.model_dump(mode="json")), flat(run.config.model_dump(mode="json"))
+    present, planned = flat(config.model_dump(mode="json")), flat(run.config.model_dump(mode="json"))
     changed = [
-        f"{key} is {text_of(there.get(key))} there, {text_of(planned.get(key))} in the plan"
-        for key in {**there, **planned}
-        if there.get(key) != planned.get(key) and key not in RECORDED
+        f"{key} is {text_of(present.get(key))} there, {text_of(planned.get(key))} in the plan"
+        for key in {**present, **planned}
+        if present.get(key) != planned.get(key) and key not in RECORDED
     ]
     return f"{folder.config} is of another run: {'; '.join(changed)}"
 

@@ -155,39 +155,41 @@ def _settings(config: RunConfig, effect: Effect) -> dict[str, Any]:
 
 def differing_settings(config: RunConfig, baseline: RunConfig) -> list[str]:
     """Settings that are not the baseline's. Options of another method are what makes it another method."""
-    ours, theirs = _settings(config, Effect.RESULTS), _settings(baseline, Effect.RESULTS)
+    row, reference = _settings(config, Effect.RESULTS), _settings(baseline, Effect.RESULTS)
     for family in ("method", "fedopt"):
-        if ours[f"{family}.name"] != theirs[f"{family}.name"]:
-            for found in (ours, theirs):
-                for key in [k for k in found if k.startswith(f"{family}.")]:
-                    del found[key]
+        if row[f"{family}.name"] != reference[f"{family}.name"]:
+            for values in (row, reference):
+                for key in [k for k in values if k.startswith(f"{family}.")]:
+                    del values[key]
             if family == "fedopt":
-                ours["fedopt"], theirs["fedopt"] = config.fedopt["name"], baseline.fedopt["name"]
-    keys = [key for key in {**ours, **theirs} if key not in OWN and ours.get(key) != theirs.get(key)]
-    return [f"{key} {text_of(ours.get(key))}, not {text_of(theirs.get(key))}" for key in keys]
+                row["fedopt"], reference["fedopt"] = config.fedopt["name"], baseline.fedopt["name"]
+    keys = [key for key in {**row, **reference} if key not in OWN and row.get(key) != reference.get(key)]
+    return [f"{key} {text_of(row.get(key))}, not {text_of(reference.get(key))}" for key in keys]
 
 
 def _surroundings(run: Run) -> dict[str, str]:
     """What the last bits of a run depend on: settings, versions, machine."""
     environment = run.environment
-    found = _settings(run.config, Effect.BITS)
-    found |= {key: environment.get(key) for key in ("fcit", "source", "python")}
-    found |= dict(environment.get("libraries") or {})
-    found |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
-    return {key: str(value) for key, value in found.items()}
+    values = _settings(run.config, Effect.BITS)
+    values |= {key: environment.get(key) for key in ("fcit", "source", "python")}
+    values |= dict(environment.get("libraries") or {})
+    values |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
+    return {key: str(value) for key, value in values.items()}
 
 
-def differing_surroundings(line: Line, other: Line) -> list[str]:
+def differing_surroundings(line: Line, reference: Line) -> list[str]:
     """Where a row was made that another was not; a seed is held against the same seed if it is there."""
-    found: dict[str, set[str]] = {}
+    differences: dict[str, set[str]] = {}
     for seed, run in line.runs.items():
-        pairs = [_surroundings(r) for r in ([other.runs[seed]] if seed in other.runs else other.runs.values())]
-        here = _surroundings(run)
-        for key in dict.fromkeys([*here, *(key for pair in pairs for key in pair)]):
-            there = sorted({pair.get(key, "-") for pair in pairs})
-            if here.get(key, "-") not in there:
-                found.setdefault(key, set()).add(f"{here.get(key, '-')}, not {' or '.join(there)}")
-    return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
+        pairs = [
+            _surroundings(r) for r in ([reference.runs[seed]] if seed in reference.runs else reference.runs.values())
+        ]
+        values = _surroundings(run)
+        for key in dict.fromkeys([*values, *(key for pair in pairs for key in pair)]):
+            reference_values = sorted({pair.get(key, "-") for pair in pairs})
+            if values.get(key, "-") not in reference_values:
+                differences.setdefault(key, set()).add(f"{values.get(key, '-')}, not {' or '.join(reference_values)}")
+    return [f"{key} {' and '.join(sorted(texts))}" for key, texts in differences.items()]
 
 
 #: Differences that were computed before: their owner, the row's seeds and the baseline's -> what came out.
@@ -211,15 +213,15 @@ def _constant(lines: list[Line]) -> AccuracyMatrix | None:
     return max((constant_matrix(run) for run in runs), key=lambda m: len(m.evaluated) if m else 0)
 
 
-def differing_training(line: Line, other: Line) -> list[str]:
+def differing_training(line: Line, reference: Line) -> list[str]:
     """Training data and own code of a row that are not those of another, seed by seed."""
-    found = [
+    sentences = [
         f"training: {change.sentence('there', 'here')}"
         for seed, run in line.runs.items()
-        if seed in other.runs
-        for change in scope.trained_apart(other.runs[seed], run)
+        if seed in reference.runs
+        for change in scope.trained_apart(reference.runs[seed], run)
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(sentences))
 
 
 Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run
@@ -227,13 +229,13 @@ Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run
 
 def _finished(key: TableKey, plan: Plan) -> dict[str, Finished]:
     """Finished runs of a table by the test data they were scored on; in one table they would be compared."""
-    found: dict[str, Finished] = {}
+    by_test: dict[str, Finished] = {}
     for planned in plan.runs:
         if planned.row.table == key and state(planned) == "done":
             run = Run(planned.folder)
-            rows = found.setdefault(scope.tested(run), {row.label: {} for row in plan.rows if row.table == key})
+            rows = by_test.setdefault(scope.tested(run), {row.label: {} for row in plan.rows if row.table == key})
             rows[planned.row.label][planned.seed] = run
-    return found
+    return by_test
 
 
 def _first(finished: Finished) -> Run:
@@ -242,13 +244,13 @@ def _first(finished: Finished) -> Run:
 
 def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
     """The table of a key; several where its runs were scored on different test data."""
-    found = _finished(key, plan)
-    anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
-    for test, finished in found.items():
+    by_test = _finished(key, plan)
+    anywhere = {label for finished in by_test.values() for label, runs in finished.items() if runs}
+    for test, finished in by_test.items():
         first = _first(finished)
-        said = [scope.called(test) if len(found) > 1 else "", scope.changed(first)]
-        table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished, known)
-        others = [_first(other) for name, other in found.items() if name != test]
+        remarks = [scope.called(test) if len(by_test) > 1 else "", scope.changed(first)]
+        table = _table(key._replace(test_data=", ".join(filter(None, remarks))), plan, finished, known)
+        others = [_first(other) for name, other in by_test.items() if name != test]
         table.apart = [scope.why_apart(first, other) for other in others]
         table.waiting = [label for label in table.waiting if label not in anywhere]
         yield table

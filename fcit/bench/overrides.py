@@ -34,10 +34,10 @@ def slug(text: str) -> str:
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as dotted keys."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
 
 
 class Overrides:
@@ -51,8 +51,8 @@ class Overrides:
     def add(self, key: str, value: Any, line: int) -> None:
         """Add a setting; a mapping adds its keys."""
         if isinstance(value, dict) and value:
-            for inner, one in value.items():
-                self.add(f"{key}.{inner}", one, line)
+            for inner, inner_value in value.items():
+                self.add(f"{key}.{inner}", inner_value, line)
             return
         if key in ("method", "fedopt") and isinstance(value, str):
             key = f"{key}.name"

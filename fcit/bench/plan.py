@@ -185,11 +185,11 @@ class _Resolver:
     def row(self, draft: _Draft) -> Row | None:
         """The row, or None after noting what is wrong."""
         line = max((at for _, at in draft.values.values()), default=self.lines.of(draft.at))
-        found = self._config(draft.block.set, draft.at, draft.values, line)
-        label = draft.label(self.lines, self.problems, found[0] if found else None)
-        if found is None or self.home is None:
+        resolved = self._config(draft.block.set, draft.at, draft.values, line)
+        label = draft.label(self.lines, self.problems, resolved[0] if resolved else None)
+        if resolved is None or self.home is None:
             return None
-        config, table = found
+        config, table = resolved
         if re.fullmatch(r"cuda:[1-9]\d*", config.backbone.device):
             self.problems.add(
                 line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, say 'cuda'"
@@ -216,17 +216,17 @@ def _merged(rows: list[Row]) -> list[Row]:
 
     What shares a seed is left as it is, to be refused.
     """
-    found: dict[tuple[TableKey, str, str], Row] = {}
+    merged: dict[tuple[TableKey, str, str], Row] = {}
     rest: list[Row] = []
     for row in rows:
         key = (row.table, row.label, same_run(row.config.model_copy(update={"seed": 0})))
-        first = found.get(key)
+        first = merged.get(key)
         if first is None or set(first.seeds) & set(row.seeds):
-            found.setdefault(key, row)
+            merged.setdefault(key, row)
             rest.append(row)
         else:
-            found[key] = replace(first, seeds=(*first.seeds, *row.seeds))
-            rest[rest.index(first)] = found[key]
+            merged[key] = replace(first, seeds=(*first.seeds, *row.seeds))
+            rest[rest.index(first)] = merged[key]
     return rest
 
 
@@ -245,10 +245,10 @@ def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -
             problems.add(row.line, f"label: two rows are called {row.label!r} (the other: line {first.line}){again}")
             continue
         if slugs.setdefault(row.slug, row) is not row:
-            other = slugs[row.slug]
+            owner = slugs[row.slug]
             problems.add(
                 row.line,
-                f"label: {row.label!r} and {other.label!r} (line {other.line}) would share the "
+                f"label: {row.label!r} and {owner.label!r} (line {owner.line}) would share the "
                 f"folder {row.slug!r}; give one another label",
             )
         for seed in row.seeds:

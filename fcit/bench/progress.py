@@ -131,12 +131,12 @@ class BenchWatcher:
             self._stale = True
             self.done += 1
             last = read_json(RunDir(run.folder).results).get("Last")
-            what = "Last -" if last is None else f"Last {last:.1f}"
+            outcome = "Last -" if last is None else f"Last {last:.1f}"
         else:
             self.failed += 1
             self._before -= 0.0 if follower is None else follower.first
-            what = problem if problem == "stopped" else f"FAILED ({problem})"
-        self._line(f"{run.name}: {what}; {self.done} of {self.total} runs done{self._left()}")
+            outcome = problem if problem == "stopped" else f"FAILED ({problem})"
+        self._line(f"{run.name}: {outcome}; {self.done} of {self.total} runs done{self._left()}")
 
     def look(self) -> None:
         """Read what the running runs have written."""

@@ -134,10 +134,10 @@ class Schedule:
 
     def _environment(self, slot: int, run: Planned) -> dict[str, str]:
         threads = run.config.backbone.threads or max(1, cores() // self.jobs)
-        found = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if self.devices:
-            found["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        return found
+            variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        return variables
 
     def _end(self, slot: int, going: _Going) -> None:
         code, run = going.process.returncode, going.run

@@ -210,8 +210,8 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["benchmark"] = _benchmark(raw["benchmark"], folder)
     if isinstance(raw.get("backbone"), dict):
         models = {key: raw["backbone"].get(key) for key in ("model", "identity")}
-        found = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
-        raw["backbone"] = {**raw["backbone"], **found}
+        paths = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
+        raw["backbone"] = {**raw["backbone"], **paths}
     if isinstance(raw.get("output"), str) and raw["output"].startswith("~"):
         raw["output"] = bounded.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):

@@ -28,7 +28,7 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
 def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """How a key is written, by the ``examples`` of the innermost field of a location; empty if it has none."""
     current: Any = model
-    found = ""
+    example = ""
     for part in location:
         fields = getattr(current, "model_fields", None)
         if fields is None:
@@ -36,8 +36,8 @@ def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
             current = inner[-1] if inner else None
         elif part in fields:
             examples = fields[part].examples
-            found, current = f"{part}: {examples[0]}" if examples else "", fields[part].annotation
-    return f", e.g. `{found}`" if found else ""
+            example, current = f"{part}: {examples[0]}" if examples else "", fields[part].annotation
+    return f", e.g. `{example}`" if example else ""
 
 
 def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -65,27 +65,27 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
 def contradictions(config: RunConfig) -> list[str]:
     """Settings that are each fine and make no sense together."""
     federation = config.federation
-    found = []
+    problems = []
     if federation.clients_per_round > federation.clients:
-        found.append(
+        problems.append(
             f"federation.clients_per_round: {federation.clients_per_round} is more than "
             f"federation.clients ({federation.clients})"
         )
     if federation.sampling == "official" and (federation.clients, federation.clients_per_round) != (50, 5):
-        found.append(
+        problems.append(
             "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
             f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
         )
     if federation.min_updates > federation.clients_per_round:
-        found.append(
+        problems.append(
             f"federation.min_updates: {federation.min_updates} can never be reached with "
             f"{federation.clients_per_round} clients per round"
         )
     if federation.engine not in registry.ENGINES:
-        found.append(f"federation.{registry.unknown('engine', federation.engine)}")
+        problems.append(f"federation.{registry.unknown('engine', federation.engine)}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
-        found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
-    return found + (_site_problems(config) if config.stream == "site" else [])
+        problems.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    return problems + (_site_problems(config) if config.stream == "site" else [])
 
 
 def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
@@ -103,13 +103,13 @@ def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
 def _site_problems(config: RunConfig) -> list[str]:
     """What the server cannot ask for where every site brings its own tasks."""
     problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
-    found = [problem] if problem else []
+    problems = [problem] if problem else []
     if config.evaluation.samples is not None:
-        found.append(
+        problems.append(
             f"evaluation.samples: {config.evaluation.samples} chooses among questions that the server holds; with "
             "stream: 'site' each site is scored on the whole of its own test files; leave it out, or shorten those"
         )
-    return found
+    return problems
 
 
 def _one_part(config: RunConfig, family: str) -> list[str]:
@@ -138,55 +138,57 @@ def _misfits(config: RunConfig) -> list[str]:
     """Federated optimisers, methods and ways of averaging factors that do not go together."""
     names = config.method["name"], config.fedopt["name"]
     method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
-    found = []
+    problems = []
     if config.factors not in method.factors:
         allowed = ", ".join(sorted(method.factors))
-        found.append(f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}")
+        problems.append(
+            f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}"
+        )
     if config.factors == "svd" and not fedopt.averages:
-        found.append(
+        problems.append(
             f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
             "choose fedopt: fedavg or fedprox, or factors: separate"
         )
     if config.factors == "alternate" and not fedopt.halves:
-        found.append(
+        problems.append(
             f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
             "choose another fedopt, or factors: separate or frozen_a"
         )
     if fedopt.remembers and method.pooled:
-        found.append(
+        problems.append(
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
         )
-    return found + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
+    return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
 
 
 def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Where a robust rule could not stand between clients and model, or never would."""
     least = registry.resolve("robust", config.robust).least
-    rule, found = f"robust: {config.robust!r}", []
+    rule, problems = f"robust: {config.robust!r}", []
     if config.factors == "svd":
-        found.append(
+        problems.append(
             f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
             "choose factors: separate, alternate or frozen_a, or robust: none"
         )
     if fedopt.sums():
-        found.append(
+        problems.append(
             f"{rule} does not see what clients return to fedopt: {config.fedopt['name']!r} beside their tensors (its "
             "sum would pass it by); choose another fedopt, or robust: none"
         )
     if not method.robust:
-        found.append(
+        problems.append(
             f"{rule} does not see what clients return to method: {config.method['name']!r} beside their tensors, which "
             "the method sums itself; choose another method, or robust: none"
         )
     if method.pooled:
-        found.append(
+        problems.append(
             f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
             "choose robust: none"
         )
     elif config.federation.clients_per_round < least:
-        found.append(
+        problems.append(
             f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
             f"raise it to {least} or more, or choose robust: none"
         )
-    return found
+    return problems

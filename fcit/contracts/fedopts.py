@@ -259,14 +259,14 @@ def checks(name: str) -> list[Callable[[FedOptCase], None]]:
 
 def fitting(name: str) -> list[str]:
     """Ways of averaging factors that a configuration may combine this optimiser with."""
-    found = []
+    rules = []
     for factors in registry.FACTORS:
         try:
             configuration.parse({"fedopt": name, "factors": factors})
         except ConfigError:
             continue
-        found.append(factors)
-    return found
+        rules.append(factors)
+    return rules
 
 
 def conditions(name: str) -> tuple[str, list[str]]:

@@ -75,9 +75,9 @@ def assign_is_stable(case: MethodCase) -> None:
 
 def assign_ignores_the_order_of_slots(case: MethodCase) -> None:
     """The round's order of clients does not matter."""
-    other = ServerState(shared=dict(case.make.projector))
-    case.method.assign(other, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
-    require(other.assigned == case.state.assigned, "assign depends on the order of the pairs")
+    reversed_state = ServerState(shared=dict(case.make.projector))
+    case.method.assign(reversed_state, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
+    require(reversed_state.assigned == case.state.assigned, "assign depends on the order of the pairs")
 
 
 def every_tensor_has_one_home(case: MethodCase) -> None:
@@ -91,12 +91,12 @@ def every_tensor_has_one_home(case: MethodCase) -> None:
 
 def aggregate_reads_once_and_repeats(case: MethodCase) -> None:
     """Updates come as an iterator, once; the same updates give the same bits."""
-    other = case.fresh()
+    again = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
     case.method.aggregate(case.state, iter(updates), case.aggregator)
-    case.method.aggregate(other, iter(updates), Aggregator(FedAvg(case.method.config)))
+    case.method.aggregate(again, iter(updates), Aggregator(FedAvg(case.method.config)))
     for pair in PAIRS:
-        first, second = case.held(pair), case.held(pair, other)
+        first, second = case.held(pair), case.held(pair, again)
         require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
 
 
@@ -178,13 +178,13 @@ def a_second_stage_follows(case: MethodCase) -> None:
 
 def clients_can_come_in_any_order(case: MethodCase) -> None:
     """The order of the updates matters in the last bits only."""
-    other = case.fresh()
+    again = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
-    again = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in reversed(PAIRS)]
+    repeated = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in reversed(PAIRS)]
     case.method.aggregate(case.state, iter(updates), case.aggregator)
-    case.method.aggregate(other, iter(again), case.aggregator)
+    case.method.aggregate(again, iter(repeated), case.aggregator)
     for pair in PAIRS:
-        first, second = case.held(pair), case.held(pair, other)
+        first, second = case.held(pair), case.held(pair, again)
         same = all(np.allclose(first[n], second[n], atol=1e-6) for n in first)
         require(same, "clients in another order give other tensors")
 
@@ -220,12 +220,12 @@ def weighted_mean(case: MethodCase) -> None:
 
 def others_untouched(case: MethodCase) -> None:
     """An update of one subspace leaves the others as they are."""
-    own = case.state.assigned[PAIRS[1]]
-    others = {n: dict(t) for n, t in case.state.subspaces.items() if n != own}
+    updated = case.state.assigned[PAIRS[1]]
+    others = {n: dict(t) for n, t in case.state.subspaces.items() if n != updated}
     case.method.aggregate(case.state, iter([case.update(PAIRS[1], 2, 1.0)]), case.aggregator)
     for name, tensors in others.items():
         same = all(np.array_equal(case.state.subspaces[name][k], v) for k, v in tensors.items())
-        require(same, f"an update of subspace {own} changed subspace {name}")
+        require(same, f"an update of subspace {updated} changed subspace {name}")
 
 
 def mix_sums_to_one(case: MethodCase) -> None:
@@ -272,12 +272,12 @@ DECLARED: dict[str, Callable[[MethodCase], None]] = {
 
 def variants(name: str) -> list[dict[str, Any]]:
     """Options under which a method is checked: as it comes, and every value of every choice and switch."""
-    found: list[dict[str, Any]] = [{}]
+    variants: list[dict[str, Any]] = [{}]
     for key, option in registry.resolve("method", name).Options.model_fields.items():
         values = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
         values = (False, True) if option.annotation is bool else values
-        found += [{key: value} for value in values if value != option.default]
-    return found
+        variants += [{key: value} for value in values if value != option.default]
+    return variants
 
 
 def checks(name: str, options: dict[str, Any] | None = None) -> list[Callable[[MethodCase], None]]:

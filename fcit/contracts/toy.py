@@ -51,15 +51,15 @@ def first_failure(
     test: Callable[[Any], None], make: Callable[[dict[str, Any]], Any], cases: Iterable[dict[str, Any]]
 ) -> tuple[str, str | None]:
     """What a check says it checks, and what is wrong in the first case that fails it; None if it passes them all."""
-    what = (test.__doc__ or test.__name__).split("\n")[0]
+    promise = (test.__doc__ or test.__name__).split("\n")[0]
     for case in cases:
         try:
             test(make(case))
         except Exception as error:  # noqa: BLE001  (a stranger's part may fail in any way; the reason is shown)
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             where = ", ".join(f"{key} {value}" for key, value in case.items() if key != "options")
-            return what, f"{text} ({where})"
-    return what, None
+            return promise, f"{text} ({where})"
+    return promise, None
 
 
 @dataclass
@@ -129,9 +129,9 @@ class MethodCase:
     def __post_init__(self) -> None:
         self.method = method_of(self.name, self.options)
         projector = {P: np.full((2, 2), 0.5, np.float32)}
-        own = projector if self.projector == "per_subspace" else {}
-        self.shapes = shapes_of(self.method.layout) | {n: t.shape for n, t in own.items()}
-        self.make = Factory(0, self.shapes, projector if self.projector == "shared" else {}, given=own)
+        per_subspace = projector if self.projector == "per_subspace" else {}
+        self.shapes = shapes_of(self.method.layout) | {n: t.shape for n, t in per_subspace.items()}
+        self.make = Factory(0, self.shapes, projector if self.projector == "shared" else {}, given=per_subspace)
         self.aggregator = Aggregator(FedAvg(self.method.config))
         self.state = self.fresh()
 

@@ -184,9 +184,11 @@ class Assistant:
             ) from None
 
     def _same_weights(self) -> None:
-        here = self._backbone.hashes
+        loaded = self._backbone.hashes
         wanted = {key: self.routing.hashes[key] for key in _HASHES if key in self.routing.hashes}
-        wrong = [f"{key} is {here[key]}, the run's was {value}" for key, value in wanted.items() if here[key] != value]
+        wrong = [
+            f"{key} is {loaded[key]}, the run's was {value}" for key, value in wanted.items() if loaded[key] != value
+        ]
         if wrong:
             raise ConfigError(
                 f"backbone.model: {self._backbone.config.model!r} is not what these subspaces were trained on "

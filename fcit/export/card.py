@@ -97,12 +97,12 @@ def _results(run: Run) -> str:
         f"Scores (0 to 100) on each data set's {config.evaluation.split} questions after each stage that was evaluated"
         f"{f', by these rules: {scorers}' if scorers else ''}."
     )
-    found = matrix.summary()
+    summary = matrix.summary()
     figures = [matrix.avg_name if name == "Avg" else name for name in FIGURES]
-    parts += [markdown(matrix_rows(run)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
-    others = rules(run)
-    if len(others) > 1:
-        parts.append(markdown(others))
+    parts += [markdown(matrix_rows(run)), markdown([figures, [cell(summary[name]) for name in FIGURES]])]
+    other_rules = rules(run)
+    if len(other_rules) > 1:
+        parts.append(markdown(other_rules))
     parts.append(
         "Last: mean of the last row. Avg: mean over stages of the mean over the data sets seen. MFT: mean when first "
         "seen. BWT: mean change since then. Forgetting: mean loss against the best score before the last stage."

@@ -78,10 +78,10 @@ def _expressible(run: Run, given: Portable) -> None:
     for subspace in given.routing.subspaces:
         tensors = given.tensors(subspace)
         if not is_peft(tensors):
-            what = "soft prompts" if PROMPTS in tensors else "token gates"
+            content = "soft prompts" if PROMPTS in tensors else "token gates"
             raise ConfigError(
-                f"{run.path}: subspace {subspace!r} of method {run.method} holds {what}, which are no part of a peft "
-                f"LoRA adapter and would be lost; {instead}"
+                f"{run.path}: subspace {subspace!r} of method {run.method} holds {content}, which are no part of a "
+                f"peft LoRA adapter and would be lost; {instead}"
             )
 
 

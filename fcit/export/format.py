@@ -137,8 +137,8 @@ class Portable:
         tensors = _read(file)
         wrong = [n for n, t in tensors.items() if t.dtype != np.float32 or not np.isfinite(t).all()]
         if wrong or not tensors:
-            what = f"{bounded.shown(wrong[0])} is not made of finite float32 numbers" if wrong else "no tensor in it"
-            raise DataError(f"{file}: {what}; export the run again")
+            problem = f"{bounded.shown(wrong[0])} is not made of finite float32 numbers" if wrong else "no tensor in it"
+            raise DataError(f"{file}: {problem}; export the run again")
         return tensors
 
     def known(self) -> Tensors:

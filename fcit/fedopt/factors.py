@@ -49,9 +49,9 @@ class Separate:
         missed = total = 0.0
         mean = dict(mean)
         for name, layer in layers.items():
-            other = name.replace(A, B)
-            mean[name], mean[other] = self.merged(layer, old[name], mean[name], mean[other])
-            missed += layer.distance(mean[other], mean[name]) ** 2
+            name_b = name.replace(A, B)
+            mean[name], mean[name_b] = self.merged(layer, old[name], mean[name], mean[name_b])
+            missed += layer.distance(mean[name_b], mean[name]) ** 2
             total += layer.norm() ** 2
         if not layers:
             return mean, None
@@ -96,15 +96,15 @@ class Svd(Separate):
 
 def _complete(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
     """Up to ``count`` orthonormal rows outside the span of ``rows``: the old row with most left there comes first."""
-    found, candidates = rows, old.astype(np.float64)
+    basis, candidates = rows, old.astype(np.float64)
     for _ in range(count):
-        candidates = candidates - candidates @ found.T @ found
+        candidates = candidates - candidates @ basis.T @ basis
         sizes = np.linalg.norm(candidates, axis=1)
         best = int(sizes.argmax())
         if sizes[best] <= 1e-6 * np.linalg.norm(old):
             break  # the old A holds no further direction
-        found = np.vstack([found, candidates[best] / sizes[best]])
-    return found[len(rows) :]
+        basis = np.vstack([basis, candidates[best] / sizes[best]])
+    return basis[len(rows) :]
 
 
 class Alternate(Separate):

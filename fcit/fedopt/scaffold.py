@@ -72,12 +72,12 @@ class Scaffold(FedAvg):
         changes = {}
         for name, start in session.notes["start"].items():
             moved = (start - session.adapters.trainable[name].detach()).float().cpu().numpy()
-            own = self._own(session, name)
+            control = self._own(session, name)
             if not session.notes["rates"]:
                 changes[name] = np.zeros_like(moved)
                 continue
             changes[name] = (moved / session.notes["rates"] - session.received[name]).astype(np.float32)
-            own[name] = own.get(name, np.float32(0)) + changes[name]
+            control[name] = control.get(name, np.float32(0)) + changes[name]
         return changes
 
     # ------------------------------------------------------------------ server

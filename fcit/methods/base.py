@@ -277,8 +277,8 @@ class Method:
             if name not in groups:
                 memory = state.optimizers.setdefault(f"subspace-{name}", {})
                 groups[name] = aggregator.group(name, state.subspaces[name], memory)
-            own = {k: v for k, v in update.tensors.items() if k not in state.shared}
-            groups[name].add(own, update.examples, update.fedopt)
+            subspace = {k: v for k, v in update.tensors.items() if k not in state.shared}
+            groups[name].add(subspace, update.examples, update.fedopt)
             common = {k: v for k, v in update.tensors.items() if k in state.shared}
             if common:
                 shared.add(common, update.examples, update.fedopt)

@@ -194,8 +194,8 @@ class Disco(Method):
         if self.options.mix == "concat":
             return np.ones((len(features), len(names)), dtype=np.float32)
         if self.options.mix == "oracle":
-            own = values["trained"].get(values["task"])
-            return np.tile(np.array([name == own for name in names], dtype=np.float32), (len(features), 1))
+            trained = values["trained"].get(values["task"])
+            return np.tile(np.array([name == trained for name in names], dtype=np.float32), (len(features), 1))
         similarity = cosine(features, tensors["tokens"][[values["names"].index(name) for name in names]])
         if self.options.mix == "cosine":
             return np.maximum(similarity, 0.0).astype(np.float32)

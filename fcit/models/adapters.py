@@ -106,9 +106,9 @@ class Adapters:
             named[PROMPTS] = self._parameter(pool, length, width)
         if self.layout.experts:
             layers = self._layers
-            mine = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
-            named |= {f"{n}{_GATE}": gate for n, gate in mine.items()}
-            self._gates[SLOT] = dict(mine)
+            gates = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
+            named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
+            self._gates[SLOT] = dict(gates)
             TokenGates(layers, SLOT, self._gates[SLOT])
         return dict(sorted(named.items()))
 
@@ -247,11 +247,11 @@ class Adapters:
 
     def base_projector(self) -> Tensors:
         """The projector as the backbone came, under its saved names (empty if it is frozen)."""
-        found = {}
+        projector = {}
         for name, parameter in sorted(self._peft.named_parameters()):
             if f"{self._projector}.original_module." in name:
-                found[name.replace(".original_module.", ".")] = parameter.detach().float().cpu().numpy().copy()
-        return found
+                projector[name.replace(".original_module.", ".")] = parameter.detach().float().cpu().numpy().copy()
+        return projector
 
     # ------------------------------------------------------------------ mixture
 

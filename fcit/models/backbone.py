@@ -75,11 +75,15 @@ class Backbone:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         if config.threads:
             torch.set_num_threads(config.threads)
-        found = inspect(model_path, config)
-        self.tokenizer, self._template, self.image_processor = found.tokenizer, found.template, found.image_processor
-        self.model: Any = load_model(model_path, config, found)
+        inspected = inspect(model_path, config)
+        self.tokenizer, self._template, self.image_processor = (
+            inspected.tokenizer,
+            inspected.template,
+            inspected.image_processor,
+        )
+        self.model: Any = load_model(model_path, config, inspected)
         self.identity = Identity(identity_path, self.device, config.feature_cache == "disk", pictures)
-        self.family: Family = found.family(self.model, self.image_processor, config)
+        self.family: Family = inspected.family(self.model, self.image_processor, config)
         self._checkpointing = False
         #: While images are projected: the row of the batch that each of them belongs to.
         self.owners: list[int] | None = None

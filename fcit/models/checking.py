@@ -30,7 +30,7 @@ _POINTER = b"version https://git-lfs"
 
 
 @contextlib.contextmanager
-def told(key: str, name: str, what: str) -> Iterator[None]:
+def told(key: str, name: str, part: str) -> Iterator[None]:
     """Whatever goes wrong inside is one sentence about ``what`` of the model; memory that runs out stays what it is.
 
     Raises:
@@ -43,9 +43,9 @@ def told(key: str, name: str, what: str) -> Iterator[None]:
     except Exception as error:  # tokenizers raises bare Exceptions, configurations errors of their own
         if "allocate memory" in str(error):  # a plain RuntimeError on a CPU
             raise
-        said = " ".join(str(error).split())[:400].rstrip(".")
-        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
-        raise ConfigError(f"{key}: cannot load {name!r}: {what} cannot be read ({said}); {_again(name)}") from error
+        reason = " ".join(str(error).split())[:400].rstrip(".")
+        reason = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
+        raise ConfigError(f"{key}: cannot load {name!r}: {part} cannot be read ({reason}); {_again(name)}") from error
 
 
 def is_local(source: str) -> bool:
@@ -112,9 +112,9 @@ def check_files(key: str, folder: Path, pictures: bool = True) -> list[Path]:
     return files
 
 
-def _check_present(key: str, folder: Path, names: Sequence[str], what: str) -> None:
+def _check_present(key: str, folder: Path, names: Sequence[str], meaning: str) -> None:
     if not any((folder / name).is_file() for name in names):
-        raise cannot(key, folder, f"{' or '.join(names)} is missing, {what}", _again(str(folder)))
+        raise cannot(key, folder, f"{' or '.join(names)} is missing, {meaning}", _again(str(folder)))
 
 
 def _is_pointer(file: Path) -> bool:
@@ -131,19 +131,24 @@ def _pointer(key: str, file: Path) -> ConfigError:
 
 def _object(key: str, file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise cannot(key, file.parent, f"{file.name} is not JSON ({error})", _again(str(file.parent))) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise cannot(key, file.parent, f"{file.name} holds no JSON object", _again(str(file.parent)))
-    return found
+    return content
 
 
 def _weights(key: str, folder: Path) -> list[Path]:
     """The files transformers would read, those that an index names included."""
-    own = _object(key, folder / CONFIG).get("transformers_weights")
+    named_file = _object(key, folder / CONFIG).get("transformers_weights")
     first = next(
-        (name for name in (*([own] if isinstance(own, str) else []), *WEIGHTS) if (folder / name).is_file()), ""
+        (
+            name
+            for name in (*([named_file] if isinstance(named_file, str) else []), *WEIGHTS)
+            if (folder / name).is_file()
+        ),
+        "",
     )
     if not first:
         raise cannot(key, folder, f"there are no weights ({' or '.join(WEIGHTS[::2])})", _again(str(folder)))
@@ -168,8 +173,8 @@ def _check_weights(key: str, file: Path) -> None:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  (torch raises whatever a damaged file leads it into)
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        why = f"{file.name} ({file.stat().st_size:,} bytes) is cut short or damaged ({said})"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        why = f"{file.name} ({file.stat().st_size:,} bytes) is cut short or damaged ({reason})"
         raise cannot(key, file.parent, why, _again(str(file.parent))) from None
 
 
@@ -178,10 +183,10 @@ def header(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
         from transformers.modeling_utils import load_state_dict
 
-        found = load_state_dict(file, map_location="meta")  # weights_only: nothing is unpickled but tensors
-        if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-            raise ValueError(f"holds a {type(found).__name__} and not tensors by name")
-        return found
+        tensors = load_state_dict(file, map_location="meta")  # weights_only: nothing is unpickled but tensors
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise ValueError(f"holds a {type(tensors).__name__} and not tensors by name")
+        return tensors
     with safe_open(file, framework="pt") as opened:
         names = list(opened.keys())
         return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}

@@ -47,10 +47,10 @@ class Encoder:
         Raises:
             DataError: not even the first turn, or not the whole of a question, fits.
         """
-        [found] = self._batch([record])
-        if isinstance(found, str):
-            raise DataError(found)
-        return found
+        [encoded] = self._batch([record])
+        if isinstance(encoded, str):
+            raise DataError(encoded)
+        return encoded
 
     def encoded(self, records: Iterable[Record | TestRecord]) -> Iterator[Encoded | str]:
         """Tokenise many, a thousand at once; a text says why one cannot be used."""
@@ -73,14 +73,14 @@ class Encoder:
             except ValueError as error:
                 planned.append(str(error))
         self._learn(pieces for pieces in planned if not isinstance(pieces, str))
-        found: list[Encoded | str] = []
+        encoded: list[Encoded | str] = []
         for record, pieces in zip(records, planned, strict=True):
             try:
-                found.append(pieces if isinstance(pieces, str) else self._assembled(record, pieces))
+                encoded.append(pieces if isinstance(pieces, str) else self._assembled(record, pieces))
             except DataError as error:
-                found.append(str(error))
+                encoded.append(str(error))
         self._known.clear()
-        return found
+        return encoded
 
     def _learn(self, planned: Iterable[list[Piece]]) -> None:
         """Tokenise all texts of these pieces in two calls."""
@@ -154,8 +154,8 @@ class Encoder:
         prompt, tail = list(ids[0]), []
         if piece.answer is not None:
             # Vicuna's answer is tokenised as the end of its piece, a template's by itself.
-            own = ids[1][len(prompt) :] if self.conversation == "vicuna_v1" else ids[1]
-            tail = [*own, self.tokenizer.eos_token_id]
+            answer = ids[1][len(prompt) :] if self.conversation == "vicuna_v1" else ids[1]
+            tail = [*answer, self.tokenizer.eos_token_id]
         if self.conversation == "vicuna_v1":
             if number == 0 and self.tokenizer.bos_token_id is not None:
                 prompt.insert(0, self.tokenizer.bos_token_id)

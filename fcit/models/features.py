@@ -73,8 +73,8 @@ def stored(rows: torch.Tensor) -> np.ndarray:
 
 def restored(rows: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     """The inverse of :func:`stored`."""
-    found = torch.from_numpy(rows)
-    return found.view(torch.bfloat16) if dtype == torch.bfloat16 else found
+    tensor = torch.from_numpy(rows)
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
 
 
 def features_folder() -> Path:
@@ -275,8 +275,8 @@ class FeatureStore:
                     raise self._damaged(f"the index holds {line[:80]!r}: {error}") from None
                 self._rows[key] = row
 
-    def _damaged(self, what: str) -> DataError:
-        return DataError(f"{self.folder}: damaged feature cache ({what}); remove this folder, it is made again")
+    def _damaged(self, problem: str) -> DataError:
+        return DataError(f"{self.folder}: damaged feature cache ({problem}); remove this folder, it is made again")
 
     def _append(self, keys: list[str]) -> None:
         values = self.compute(keys).astype(self._dtype).reshape(len(keys), -1)

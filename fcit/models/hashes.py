@@ -41,9 +41,9 @@ def of_weights(source: str, model: nn.Module) -> str:
     Where no such files are found: the frozen tensors of ``model`` as they were loaded.
     """
     for kind in _WEIGHTS:
-        found = of_files(source, (kind,))
-        if found:
-            return found
+        digest = of_files(source, (kind,))
+        if digest:
+            return digest
     return of_module(model)
 
 
@@ -69,10 +69,10 @@ def of_tokenizer(source: str, tokenizer: Any) -> str:
 def of_files(source: str, patterns: tuple[str, ...]) -> str:
     """Names and contents of the files of a model's folder that match; empty text if none does."""
     folder = folder_of(source)
-    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
-    if not found:
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
+    if not files:
         return ""
-    parts = [f"{f.name}:{_content(f, f.stat().st_size, f.stat().st_mtime_ns)}" for f in sorted(found)]
+    parts = [f"{f.name}:{_content(f, f.stat().st_size, f.stat().st_mtime_ns)}" for f in sorted(files)]
     return of_text("\n".join(parts))
 
 
@@ -102,11 +102,11 @@ def _content(file: Path, size: int, stamp: int) -> str:
     note = cache_folder() / "hashes" / f"{of_text(json.dumps(about))}.json"
     note.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{note}.lock"):  # workers that start together: one reads, the others wait for its note
-        found = _noted(note, about) or _digest(file)
+        digest = _noted(note, about) or _digest(file)
         with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False, encoding="utf-8") as draft:
-            json.dump({"about": about, "sha256": found}, draft)
+            json.dump({"about": about, "sha256": digest}, draft)
         Path(draft.name).replace(note)
-    return found
+    return digest
 
 
 def _noted(note: Path, about: list[Any]) -> str | None:

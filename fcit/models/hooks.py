@@ -104,6 +104,6 @@ class Projectors:
         mixed = samples * (total <= 0)[..., None].to(output.dtype)
         for i, parameters in enumerate(self._all):
             if bool(share[:, i].any()):
-                found = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
-                mixed = mixed + share[:, i, None, None] * found
+                projected = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
+                mixed = mixed + share[:, i, None, None] * projected
         return mixed.reshape(output.shape)

@@ -97,8 +97,8 @@ def inspect(source: str, sees: bool) -> Inspected:
                 raise ConfigError(f"{KEY}: {source!r} has no CLIP {name} tower (it is a {config.model_type}); {_WHOLE}")
         files = check_files(KEY, Path(source), sees) if local else []
         for name, build in towers if files else ():
-            own = getattr(config, f"{name}_config", config)
-            tensors = check_weights(KEY, files, build, own, _Tower(name), _OTHERS[name])
+            tower_config = getattr(config, f"{name}_config", config)
+            tensors = check_weights(KEY, files, build, tower_config, _Tower(name), _OTHERS[name])
         with told(KEY, source, "its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
             check_ends(source, tokenizer, getattr(config, "text_config", config))
@@ -143,8 +143,8 @@ def check_ends(source: str, tokenizer: Any, config: Any) -> None:
             f"{_WHOLE}"
         )
     end, looked = tokenizer.eos_token_id, config.eos_token_id
-    found = len(tokenizer) - 1 if looked == 2 else looked
-    if end != found:
+    taken = len(tokenizer) - 1 if looked == 2 else looked
+    if end != taken:
         how = "the token with the highest number" if looked == 2 else f"token {looked}"
         raise ConfigError(
             f"{KEY}: the text tower of {source!r} takes {how} for the end of a text (eos_token_id {looked} in its "
@@ -201,8 +201,8 @@ class Identity:
         self.source, self.device, self.cache, self.pictures = source, device, cache, pictures
         self.tokenizer: Any = inspect(source, sees=False).tokenizer
         self._text = self._tower(CLIPTextModel, "text")
-        one, other = self.text(_UNLIKE)
-        if not np.isfinite(one).all() or np.allclose(one, other, rtol=1e-4, atol=1e-5):
+        first, second = self.text(_UNLIKE)
+        if not np.isfinite(first).all() or np.allclose(first, second, rtol=1e-4, atol=1e-5):
             raise ConfigError(
                 f"{KEY}: {source!r} gives {' and '.join(map(repr, _UNLIKE))} the same features, so texts cannot be "
                 f"told apart; {_WHOLE}"
@@ -222,8 +222,8 @@ class Identity:
     @cached_property
     def _vision(self) -> tuple[Any, Any]:
         """Vision tower and image processor."""
-        found = inspect(self.source, sees=True)
-        return self._tower(CLIPVisionModel, "vision"), found.image_processor
+        inspected = inspect(self.source, sees=True)
+        return self._tower(CLIPVisionModel, "vision"), inspected.image_processor
 
     @property
     def hash(self) -> str:
@@ -261,8 +261,8 @@ class Identity:
 
     def _texts(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
         questions = [r.instructions for r in records]
-        rows = self.text([question for asked in questions for question in asked])
-        return means(rows, [len(asked) for asked in questions])
+        rows = self.text([question for instructions in questions for question in instructions])
+        return means(rows, [len(instructions) for instructions in questions])
 
     @torch.no_grad()
     def text(self, instructions: Sequence[str]) -> np.ndarray:

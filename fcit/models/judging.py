@@ -51,8 +51,8 @@ class Memory(NamedTuple):
 @lru_cache(maxsize=4)
 def _memory(folder: Path) -> Memory:
     """Shared by all judges of a process that keep what they say in the same folder."""
-    told = Bounded(REMEMBERED, lambda v: 1 + len(v.problems) + len(v.warnings) + len(v.dropped))
-    return Memory(Tokens(folder), told)
+    verdicts = Bounded(REMEMBERED, lambda v: 1 + len(v.problems) + len(v.warnings) + len(v.dropped))
+    return Memory(Tokens(folder), verdicts)
 
 
 class TokenJudge:
@@ -132,9 +132,11 @@ class TokenJudge:
 
     def _pictured(self, example: Encoded, images: int) -> str:
         wanted = images * self.encoder.image_tokens
-        found = example.tokens.count(self.encoder.image_token)
+        placeholders = example.tokens.count(self.encoder.image_token)
         return (
-            "" if found == wanted else f"{found} placeholders of images among its tokens, {wanted} are its images' own"
+            ""
+            if placeholders == wanted
+            else f"{placeholders} placeholders of images among its tokens, {wanted} are its images' own"
         )
 
     def _asked(self, records: Sequence[TestRecord], limit: int) -> Verdict:
@@ -176,8 +178,8 @@ class TokenJudge:
     def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
         """A verdict from memory or from the cache, or a new one that is kept there if it took some time."""
         file = self._folder / f"{_short((reading.VERSION, *origin))}.json"
-        found: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
-        return found
+        verdict: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
+        return verdict
 
     def _kept(self, file: Path, verdict: Verdict) -> Verdict:
         if verdict.count >= KEPT_FROM:

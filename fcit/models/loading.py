@@ -176,7 +176,7 @@ def inspect(source: str, settings: configuration.Backbone) -> Inspected:
     return Inspected(family, config, tokenizer, template, image_processor, ends, tensors)
 
 
-def load_model(source: str, settings: configuration.Backbone, found: Inspected) -> Any:
+def load_model(source: str, settings: configuration.Backbone, inspected: Inspected) -> Any:
     """The frozen model on its device, whole.
 
     On a GPU weights go there one by one, so that no whole copy is made in the machine's memory.
@@ -188,24 +188,24 @@ def load_model(source: str, settings: configuration.Backbone, found: Inspected) 
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization == "4bit":
-        options["quantization_config"] = four_bits(settings.dtype, found.family)
+        options["quantization_config"] = four_bits(settings.dtype, inspected.family)
     if settings.device != "cpu":
         options["device_map"] = {"": settings.device}
     key = "backbone.model"
     with quiet(), told(key, settings.model, "its weights"):
         model, info = AutoModelForImageTextToText.from_pretrained(source, **REPORTING, **options)
     if not getattr(model, "is_quantized", False):
-        judge(key, settings.model, Report.of(model, info), found.family)
-    elif not found.tensors and settings.quantization == "4bit":  # its tensors were renamed: the files tell
+        judge(key, settings.model, Report.of(model, info), inspected.family)
+    elif not inspected.tensors and settings.quantization == "4bit":  # its tensors were renamed: the files tell
         folder = hashes.folder_of(source)
         files = check_files(key, folder) if folder else []
-        check_weights(key, files, type(model), found.config, found.family)
-    for module in (found.family.vision, found.family.projector):
+        check_weights(key, files, type(model), inspected.config, inspected.family)
+    for module in (inspected.family.vision, inspected.family.projector):
         module_called(model, module)
-    own = model.generation_config
+    generation = model.generation_config
     # What else a model's settings ask for (Qwen: sampling, a penalty for repetition) would act on greedy answers.
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=found.ends, pad_token_id=own.pad_token_id
+        bos_token_id=generation.bos_token_id, eos_token_id=inspected.ends, pad_token_id=generation.pad_token_id
     )
     return model.eval().requires_grad_(False)
 
@@ -217,9 +217,9 @@ def load_encoder(settings: configuration.Backbone) -> Encoder:
         ConfigError: the model would not load, or not whole.
     """
     source, _ = locate(settings.model, settings.identity)
-    found = inspect(source, settings)
-    tokens = found.family(SimpleNamespace(config=found.config), found.image_processor, settings).tokens
-    return Encoder(found.tokenizer, found.template, found.config.image_token_id, tokens, settings)
+    inspected = inspect(source, settings)
+    tokens = inspected.family(SimpleNamespace(config=inspected.config), inspected.image_processor, settings).tokens
+    return Encoder(inspected.tokenizer, inspected.template, inspected.config.image_token_id, tokens, settings)
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:

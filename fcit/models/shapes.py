@@ -82,8 +82,8 @@ def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
 
 def _config(name: str, key: str) -> tuple[Any, str]:
     try:
-        found = AutoConfig.from_pretrained(name, local_files_only=True)
-        return found, f"{HERE}{name}"
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+        return config, f"{HERE}{name}"
     except (OSError, ValueError):
         published = {hub: make for family in families().values() for hub, make in family.published.items()}
         for hub, make in published.items():

@@ -50,7 +50,7 @@ class Report:
             allowed: regular expression of unexpected names that belong to another part of the checkpoint.
         """
         unexpected = [name for name in info["unexpected_keys"] if not (allowed and re.match(allowed, name))]
-        mismatched = sorted((name, tuple(held), tuple(own)) for name, held, own in info["mismatched_keys"])
+        mismatched = sorted((name, tuple(held), tuple(shape)) for name, held, shape in info["mismatched_keys"])
         missing, unexpected = (sorted(names, key=_natural) for names in (info["missing_keys"], unexpected))
         return cls(tuple(model.state_dict()), tuple(missing), tuple(unexpected), tuple(mismatched))
 
@@ -105,16 +105,18 @@ def judge(key: str, where: Any, report: Report, kind: Kind, prefix: str = "") ->
     """
     if report.whole:
         return
-    found = []
+    faults = []
     if report.missing:
-        found.append(f"{len(report.missing)} of its {len(report.expected)} tensors missing ({_some(report.missing)})")
+        faults.append(f"{len(report.missing)} of its {len(report.expected)} tensors missing ({_some(report.missing)})")
     if report.unexpected:
-        found.append(f"{len(report.unexpected)} in the files are no part of it ({_some(report.unexpected)})")
+        faults.append(f"{len(report.unexpected)} in the files are no part of it ({_some(report.unexpected)})")
     if report.mismatched:
-        name, held, own = report.mismatched[0]
-        shapes = f"first {name}: {list(held)} instead of {list(own)}"
-        found.append(f"{len(report.mismatched)} of another shape than config.json asks for ({shapes})")
-    raise ConfigError(f"{key}: {str(where)!r} does not load whole: {', '.join(found)}; {_reason(report, kind, prefix)}")
+        name, held, shape = report.mismatched[0]
+        shapes = f"first {name}: {list(held)} instead of {list(shape)}"
+        faults.append(f"{len(report.mismatched)} of another shape than config.json asks for ({shapes})")
+    raise ConfigError(
+        f"{key}: {str(where)!r} does not load whole: {', '.join(faults)}; {_reason(report, kind, prefix)}"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -104,5 +104,5 @@ def _generation(source: str) -> dict[str, Any]:
         file = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False)
     except OSError:  # a hub that cannot be reached, as transformers takes it
         return {}
-    found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    return found if isinstance(found, dict) else {}
+    content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return content if isinstance(content, dict) else {}

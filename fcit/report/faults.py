@@ -83,19 +83,19 @@ def _of_round(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def faults(run: Run) -> list[Fault]:
     """The faults of a run, in the order in which they were first met; reasons may differ in their numbers."""
-    found: dict[tuple[str, str, str], Fault] = {}
+    by_key: dict[tuple[str, str, str], Fault] = {}
     for event in run.events:
-        for one in _of_round(event) if event["event"] == "round" else [event]:
-            if one["event"] not in KINDS:
+        for fault_event in _of_round(event) if event["event"] == "round" else [event]:
+            if fault_event["event"] not in KINDS:
                 continue
-            first, _, trail = _reason(one).partition("\n")
-            who = one.get("client", one.get("tracker"))
-            kind, who = one["event"], "-" if who is None else str(who)
-            key = kind, who, _NUMBER.sub("#", first[:SHOWN])
-            fault = found.setdefault(key, Fault(kind, who, first[:SHOWN], first[SHOWN:] + trail))
-            fault.where.append(_place(one))
+            first, _, trail = _reason(fault_event).partition("\n")
+            client = fault_event.get("client", fault_event.get("tracker"))
+            kind, client = fault_event["event"], "-" if client is None else str(client)
+            key = kind, client, _NUMBER.sub("#", first[:SHOWN])
+            fault = by_key.setdefault(key, Fault(kind, client, first[:SHOWN], first[SHOWN:] + trail))
+            fault.where.append(_place(fault_event))
             fault.count += 1
-    return list(found.values())
+    return list(by_key.values())
 
 
 def table(run: Run) -> list[list[str]]:

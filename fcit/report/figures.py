@@ -99,11 +99,11 @@ def means(runs: list[Run]) -> Figure:
     """Mean over the datasets seen so far; runs whose numbers may be compared share a panel."""
     parts = groups(runs)
     figure, axes = _panels(len(parts), width=6.4)
-    for axis, (said, members) in zip(axes, parts, strict=False):
+    for axis, (title, members) in zip(axes, parts, strict=False):
         for run in members:
             points = [(t, sum(row.values()) / len(row)) for t, row in enumerate(run.matrix.scores, start=1) if row]
             axis.plot(*zip(*points, strict=True), marker="o", label=f"{run.name} ({run.method})")
-        axis.set(title=said, xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
+        axis.set(title=title, xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
         axis.set_xticks(range(1, 1 + max(len(run.matrix.scores) for run in members)))
         axis.legend()
     return figure

@@ -21,14 +21,14 @@ def lone_subspaces(run: Run) -> list[str]:
                 trained.setdefault(name, {}).setdefault(client, []).append(count)
     if len({client for clients in trained.values() for client in clients}) < 2:
         return []
-    found = [(name, *next(iter(clients.items()))) for name, clients in trained.items() if len(clients) == 1]
-    if not found:
+    lone = [(name, *next(iter(clients.items()))) for name, clients in trained.items() if len(clients) == 1]
+    if not lone:
         return []
-    said = [f"{name} (client {client}: {_records(counts)})" for name, client, counts in found]
+    subspaces = [f"{name} (client {client}: {_records(counts)})" for name, client, counts in lone]
     way_out = (
         "; method.min_records keeps small clients from opening their own" if "min_records" in run.config.method else ""
     )
-    return [f"Only one client ever trained {_some('subspace', said)}{way_out}."]
+    return [f"Only one client ever trained {_some('subspace', subspaces)}{way_out}."]
 
 
 def idle_clients(run: Run) -> list[str]:
@@ -37,10 +37,10 @@ def idle_clients(run: Run) -> list[str]:
     idle = [client for event in run.of("round") for client in event.get("idle", [])]
     if not idle:
         return []
-    who = _some("client", [str(client) for client in dict.fromkeys(sorted(idle))])
+    clients = _some("client", [str(client) for client in dict.fromkeys(sorted(idle))])
     return [
         f"In {len(idle)} of {trainings} local epochs nothing was learnt: they have one optimiser step, whose rate is 0 "
-        f"with training.schedule: trainer ({who})."
+        f"with training.schedule: trainer ({clients})."
     ]
 
 
@@ -49,6 +49,6 @@ def _records(counts: list[int]) -> str:
     return most if len(counts) == 1 else f"{most} in each of {len(counts)} rounds"
 
 
-def _some(what: str, names: list[str]) -> str:
+def _some(noun: str, names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what}{'s' if len(names) > 1 else ''} {', '.join(names[:SHOWN])}{more}"
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names[:SHOWN])}{more}"

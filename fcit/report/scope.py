@@ -45,9 +45,9 @@ def label(run: Run) -> str:
     return ", ".join(filter(None, [ScoreScope.of(run.config).label, changed(run)]))
 
 
-def titled(what: str, said: str) -> str:
+def titled(title: str, remark: str) -> str:
     """A title with what is said of its numbers."""
-    return f"{what}, {said}" if said else what
+    return f"{title}, {remark}" if remark else title
 
 
 # ---------------------------------------------------------------------- data
@@ -84,59 +84,63 @@ def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
 
     Test data are named only where there are several.
     """
-    found: dict[str, dict[str, list[Run]]] = {"": {}}
+    parts_by_label: dict[str, dict[str, list[Run]]] = {"": {}}
     for run in runs:
-        found.setdefault(label(run), {}).setdefault(tested(run), []).append(run)
+        parts_by_label.setdefault(label(run), {}).setdefault(tested(run), []).append(run)
     return [
-        (said if len(parts) == 1 else ", ".join(filter(None, [said, called(test)])), members)
-        for said, parts in found.items()
+        (remark if len(parts) == 1 else ", ".join(filter(None, [remark, called(test)])), members)
+        for remark, parts in parts_by_label.items()
         for test, members in parts.items()
     ]
 
 
-def why_apart(one: Run, other: Run) -> str:
+def why_apart(first: Run, second: Run) -> str:
     """Why two runs that were scored on different test data do not share a table, in one sentence."""
-    head = f"{one.name} and {other.name} do not share a table: "
-    unknown = [run.name for run in (one, other) if not tested(run)]
+    head = f"{first.name} and {second.name} do not share a table: "
+    unknown = [run.name for run in (first, second) if not tested(run)]
     if unknown:
         return f"{head}what {unknown[0]} was scored on was not recorded, so it may be other test data."
-    mixed = [run.name for run in (one, other) if _mixed(run)]
+    mixed = [run.name for run in (first, second) if _mixed(run)]
     if mixed:
         return f"{head}the test data of {mixed[0]} changed during the run."
-    found = changes.compare(one.data, other.data, "test")
-    said = [change.sentence(f"in {one.name}", f"in {other.name}") for change in found]
-    return f"{head}their test data differ ({changes.some(said) or 'fingerprints of two versions'})."
+    differences = changes.compare(first.data, second.data, "test")
+    sentences = [change.sentence(f"in {first.name}", f"in {second.name}") for change in differences]
+    return f"{head}their test data differ ({changes.some(sentences) or 'fingerprints of two versions'})."
 
 
 def notes(runs: list[Run]) -> list[str]:
     """What must be said of the data of runs side by side: test data that keep them apart, training data that differ."""
     parts = groups(runs)
     firsts = [members[0] for _, members in parts]
-    found = [
-        why_apart(one, other)
-        for one, other in pairwise(firsts)
-        if ScoreScope.of(one.config) == ScoreScope.of(other.config) and tested(one) != tested(other)
+    sentences = [
+        why_apart(first, second)
+        for first, second in pairwise(firsts)
+        if ScoreScope.of(first.config) == ScoreScope.of(second.config) and tested(first) != tested(second)
     ]
     for _, members in parts:
         for run in members[1:]:
-            said = [c.sentence(f"in {members[0].name}", f"in {run.name}") for c in trained_apart(members[0], run)]
-            if said:
-                found.append(f"{members[0].name} and {run.name} differ in what they learnt from: {changes.some(said)}.")
-    return found
+            differences = [
+                c.sentence(f"in {members[0].name}", f"in {run.name}") for c in trained_apart(members[0], run)
+            ]
+            if differences:
+                sentences.append(
+                    f"{members[0].name} and {run.name} differ in what they learnt from: {changes.some(differences)}."
+                )
+    return sentences
 
 
-def trained_apart(one: Run, other: Run) -> list[Change]:
+def trained_apart(first: Run, second: Run) -> list[Change]:
     """Training data, and own code that both name, that are not the same in two runs.
 
     What partitions and shortened data sets hold follows from settings and seed as well, and is compared where
     these are the same.
     """
-    if not one.data or not other.data:
+    if not first.data or not second.data:
         return []
-    drawn = [(run.config.data, run.config.seed, run.config.federation) for run in (one, other)]
+    drawn = [(run.config.data, run.config.seed, run.config.federation) for run in (first, second)]
     return [
         change
-        for change in changes.compare(one.data, other.data, "train", "code")
+        for change in changes.compare(first.data, second.data, "train", "code")
         if "-" not in (change.before, change.now)
         and not change.what.startswith("tracker")
         and (drawn[0] == drawn[1] or not (change.images or "partition" in change.what))

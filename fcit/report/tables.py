@@ -31,14 +31,14 @@ def summary(runs: list[Run]) -> list[list[str]]:
     rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", "MB sent", "MB back", "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
-        traffic, seconds, found = results["traffic"], results["seconds"], matrix.summary()
+        traffic, seconds, figures = results["traffic"], results["seconds"], matrix.summary()
         rows.append(
             [
                 run.name,
                 run.method,
                 cell(matrix.last),
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
-                *(cell(found[f]) for f in FIGURES[2:]),
+                *(cell(figures[f]) for f in FIGURES[2:]),
                 str(results["subspaces"]),
                 f"{traffic['down'] / 1e6:.1f}",
                 f"{traffic['up'] / 1e6:.1f}",
@@ -85,14 +85,14 @@ def rules(run: Run) -> list[list[str]]:
     names = results.get("scorers", {})
     for dataset, others in results.get("also", {}).items():
         rule = registry.label(names[dataset]) if dataset in names else "-"
-        mine = [dataset, rule, cell(run.matrix.scores[-1].get(dataset))]
-        rows += [[*mine, registry.label(other), cell(score)] for other, score in others.items()]
+        head = [dataset, rule, cell(run.matrix.scores[-1].get(dataset))]
+        rows += [[*head, registry.label(other), cell(score)] for other, score in others.items()]
     return rows
 
 
-def noted(rows: list[list[str]], said: str) -> list[list[str]]:
+def noted(rows: list[list[str]], remark: str) -> list[list[str]]:
     """Rows with what is said of their numbers in a last column, for files without a title."""
-    return [[*rows[0], "numbers"], *([*row, said] for row in rows[1:])] if said else rows
+    return [[*rows[0], "numbers"], *([*row, remark] for row in rows[1:])] if remark else rows
 
 
 def csv_text(rows: list[list[str]]) -> str:

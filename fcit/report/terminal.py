@@ -33,16 +33,16 @@ def show(console: Console, runs: list[Run]) -> None:
         RunError: a run has not evaluated any stage yet.
     """
     for run in runs:
-        said = label(run)
-        _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", said))
+        remark = label(run)
+        _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", remark))
         rules = tables.rules(run)
         if len(rules) > 1:
-            _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", said))
+            _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", remark))
         _say(console, accepted(run))
         _say(console, [f"{run.name}: {sentence}" for sentence in notes.notes(run)])
     finished = [run for run in runs if run.finished]
-    for said, members in groups(finished):
-        _print(console, tables.summary(members), titled("Comparison", said))
+    for remark, members in groups(finished):
+        _print(console, tables.summary(members), titled("Comparison", remark))
     _say(console, scope.notes(finished))
 
 

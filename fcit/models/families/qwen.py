@@ -74,9 +74,9 @@ class Qwen(Family):
     @torch.no_grad()
     def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
         small = list(self._one_by_one(images))
-        found = self.processor(small, do_resize=False, return_tensors="pt")
-        patches = filled(found["pixel_values"].unflatten(0, (len(small), -1)))
-        grid = found["image_grid_thw"][:1].expand(len(patches), -1).to(self.tower.device)
+        inputs = self.processor(small, do_resize=False, return_tensors="pt")
+        patches = filled(inputs["pixel_values"].unflatten(0, (len(small), -1)))
+        grid = inputs["image_grid_thw"][:1].expand(len(patches), -1).to(self.tower.device)
         with _joined(self.tower) as tower:
             states = tower(patches.flatten(0, 1).to(tower.device, tower.dtype), grid_thw=grid).pooler_output
         return states.unflatten(0, (len(patches), -1))[: len(small)]
