@@ -1,7 +1,7 @@
-"""What every federated optimiser must keep to, under every way of averaging factors it goes with.
+"""The contract of federated optimisers, under every rule for averaging factors that they can be combined with.
 
-As with methods, some promises hold for all and others are declared
-(:attr:`fcit.fedopt.base.FedOpt.invariants`); one that cannot keep a promise leaves it out.
+As with methods, some checks apply to all and others belong to declared invariants
+(:attr:`fcit.fedopt.base.FedOpt.invariants`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Sent = tuple[Tensors, int, Tensors]
 
 @dataclass
 class FedOptCase:
-    """A federated optimiser with its options and a way of averaging factors, on one home of three tensors."""
+    """A federated optimiser with its options and a rule for averaging factors, on one home of three tensors."""
 
     name: str
     factors: str = "separate"
@@ -55,7 +55,7 @@ class FedOptCase:
         self.old = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
     def trained(self, turn: int) -> list[str]:
-        """Names that clients train in this turn."""
+        """Names of the tensors that clients train in this turn."""
         return sorted(set(SHAPES) - set(self.rule.frozen(SHAPES, turn)))
 
     def sent(self, tensors: Tensors, turn: int, size: float = 0.1) -> list[Sent]:
@@ -78,7 +78,7 @@ class FedOptCase:
         return group.result()
 
     def seen(self, tensors: Tensors) -> Tensors:
-        """What must agree where factors may be rotated: under `svd` the product B A in their place."""
+        """Tensors to compare: under `svd`, which may rotate factors, the product B A in their place."""
         return {P: tensors[P], "B A": tensors[B] @ tensors[A]} if self.factors == "svd" else tensors
 
 
@@ -87,7 +87,7 @@ def _same(first: Tensors, second: Tensors, tolerance: float = 0.0) -> bool:
 
 
 def _restored(memory: dict[str, Any]) -> dict[str, Any]:
-    """Memory as it is after a checkpoint."""
+    """State as restored from a checkpoint."""
     plain, tensors = trees.flatten(memory)
     return trees.restore(plain, {name: tensor.copy() for name, tensor in tensors.items()})
 
@@ -258,7 +258,7 @@ def checks(name: str) -> list[Callable[[FedOptCase], None]]:
 
 
 def fitting(name: str) -> list[str]:
-    """Ways of averaging factors that a configuration may combine this optimiser with."""
+    """Rules for averaging factors that a configuration may combine this optimiser with."""
     rules = []
     for factors in registry.FACTORS:
         try:

@@ -1,7 +1,7 @@
-"""What every method must keep to, checked on a toy federation: ``fcit check`` and our own tests.
+"""The contract of methods, checked on a toy federation by ``fcit check`` and by the tests.
 
-Some promises hold for every method. Others are kept by most and declared in
-:attr:`fcit.methods.base.Method.invariants`; a method that cannot keep one leaves it out.
+Some checks apply to every method. Others belong to invariants that a method declares
+(:attr:`fcit.methods.base.Method.invariants`); a method without an invariant leaves it out.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _POINTER = b"version https://git-lfs"
 
 
 @contextlib.contextmanager
-def told(key: str, name: str, part: str) -> Iterator[None]:
+def explained(key: str, name: str, part: str) -> Iterator[None]:
     """Turn any error inside into one sentence about a part of the model; errors of memory are passed on.
 
     Args:

@@ -22,7 +22,7 @@ from fcit.models.families.base import Family, families, module_called
 from fcit.models.identity import PUBLISHED
 from fcit.models.loading import locate, supported
 
-#: How :attr:`Shape.source` begins for a model that is on this machine.
+#: Beginning of :attr:`Shape.source` for a model on this machine.
 HERE = "config.json of "
 
 
@@ -40,7 +40,7 @@ class Tower:
 class Shape:
     """Everything an estimate needs to know of a model; numbers of parameters, widths and tokens."""
 
-    source: str  # where this was read
+    source: str  # origin of these sizes
     language: int  # parameters of the language model, embeddings and head included
     linear: int  # of those, in linear layers except the head: what 4-bit quantisation shrinks
     head: int  # of those, in the output layer
@@ -68,7 +68,8 @@ def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
     """Sizes of the model that a configuration names, with adapters on the layers that ``targets`` matches.
 
     Raises:
-        ConfigError: it is neither here nor known by heart, of no supported kind, or ``targets`` fits no layer.
+        ConfigError: it is neither here nor published in its family, its family is not supported, or ``targets`` fits
+            no layer.
     """
     name, identity = locate(backbone.model, backbone.identity)
     config, source = _config(name, "backbone.model")
@@ -124,7 +125,7 @@ def measure(
     source: str,
     identity: tuple[int, int],
 ) -> Shape:
-    """Sizes of a built model; its numbers are not looked at."""
+    """Sizes of a built model; its weights are not used."""
     text, vision = model.config.get_text_config(), family.sizes(model.config, settings)
     tower, projector = module_called(model, family.vision), module_called(model, family.projector)
     outside = {id(p) for p in (*tower.parameters(), *projector.parameters())}

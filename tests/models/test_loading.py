@@ -16,7 +16,7 @@ from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
 from fcit.models import identity, loading
 from fcit.models.backbone import TINY, Backbone
-from fcit.models.checking import is_local, told
+from fcit.models.checking import explained, is_local
 from fcit.models.identity import Identity
 from fcit.models.quieting import quiet
 from tests.models.llava import small_llava
@@ -247,7 +247,7 @@ def test_memory_that_runs_out_stays_what_it_is():
         torch.OutOfMemoryError("CUDA"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
-        with pytest.raises(type(error)), told("backbone.model", "x", "its weights"):
+        with pytest.raises(type(error)), explained("backbone.model", "x", "its weights"):
             raise error
 
 
@@ -363,7 +363,7 @@ def test_features_that_tell_nothing_apart(tiny):
         tiny / "clip",
         lambda state: {n: torch.zeros_like(t) if "text_model.embed" in n else t for n, t in state.items()},
     )
-    assert_said(refused(tiny), r"backbone\.identity: .* the same features, so texts cannot be told apart")
+    assert_said(refused(tiny), r"backbone\.identity: .* the same features, so texts cannot be explained apart")
 
 
 def test_another_kind_of_encoder(tiny):
