@@ -1,4 +1,4 @@
-"""``fcit bench``: run what is missing, then write the tables."""
+"""``fcit bench``: carry out missing runs, then write the tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fcit.io.files import write_text
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the command line asks for."""
+    """Options of the command line."""
 
     file: Path
     table: bool = False
@@ -101,7 +101,7 @@ def _list(console: Console, made: Plan, chosen: list[Planned]) -> int:
 
 
 def _work(console: Console, made: Plan, chosen: list[Planned], options: BenchOptions) -> Outcome:
-    """Run what is not done."""
+    """Carry out the runs that are not finished."""
     missing = [run for run in chosen if folders.state(run) != "done"]
     if not missing:
         return Outcome()
@@ -115,7 +115,7 @@ def _work(console: Console, made: Plan, chosen: list[Planned], options: BenchOpt
 
 
 class Refresh:
-    """Writes the leaderboard while a bench runs; what goes wrong with it is told once and stops nothing.
+    """Writes the leaderboard while a bench runs; an error in writing is reported once and stops nothing.
 
     Args:
         made: the bench.
@@ -135,7 +135,7 @@ class Refresh:
 
 
 def _write(board: leaderboard.Leaderboard) -> None:
-    """Write the files of a leaderboard but its pictures, each whole or not at all."""
+    """Write the files of a leaderboard except its figures, each atomically."""
     texts = {"md": tables.markdown, "csv": tables.csv, "json": tables.to_json, "tex": tables.tex}
     for ending, writer in texts.items():
         write_text(board.folder / f"leaderboard.{ending}", writer(board))

@@ -1,4 +1,4 @@
-"""The pictures of a bench: what accuracy costs, and how sure it is. Drawn like those of a report."""
+"""Figures of a bench: accuracy against cost, and confidence intervals. Drawn like those of a report."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fcit.bench.tables import marked
 COLOURS = {"": "#3a87c8", "replay": "#ff7f0e", "reference": "#8c8c8c"}  # read on white and on dark grey
 MARKERS = {"": "o", "replay": "s", "reference": "D"}
 MEANING = {"": "ranked", "replay": "stores samples", "reference": "reference"}
-LOG_FROM = 10.0  # widest span of bytes that is drawn on a plain axis
+LOG_FROM = 10.0  # largest ratio of bytes on a linear axis
 
 
 @dataclass(frozen=True)
 class Point:
-    """A row in the plane of bytes and accuracy."""
+    """A row as a point of bytes and accuracy."""
 
     line: Line
-    x: float  # MB up and down in a client's round
+    x: float  # MB sent and received by a client in a round
     y: float  # Last
 
     @property
@@ -38,7 +38,7 @@ class Point:
 
 
 def points(table: Table) -> list[Point]:
-    """Rows whose bytes are known. References know no clients: their bytes are nobody's."""
+    """Rows with known traffic; references have no clients and so no traffic."""
     points = []
     for line in table.lines:
         up, down, last = line.cost["up"], line.cost["down"], line.figures["Last"]
@@ -48,7 +48,7 @@ def points(table: Table) -> list[Point]:
 
 
 def frontier(points: list[Point]) -> list[Point]:
-    """Ranked rows that no other reaches with as few bytes, by bytes."""
+    """The Pareto frontier: ranked rows that no other row with at most as many bytes exceeds, by bytes."""
     best: list[Point] = []
     for point in sorted((p for p in points if p.line.group == ""), key=lambda p: (p.x, -p.y)):
         if not best or point.y > best[-1].y:
@@ -65,7 +65,7 @@ def _corners(best: list[Point], right: float) -> list[tuple[float, float]]:
 
 
 def _references(axis: Any, table: Table) -> None:
-    """References as levels, where they do not squeeze the rest."""
+    """Draw references as horizontal lines, unless they compress the rest of the figure."""
     low, high = axis.get_ylim()
     room = 0.8 * (high - low)
     beyond, levels = [], [low, high]
@@ -100,10 +100,10 @@ def _overlap(box: Bbox, others: list[Bbox]) -> float:
 
 
 def _label(axis: Any, points: list[Point], corners: list[tuple[float, float]]) -> None:
-    """Names beside the points, each where it covers least; a thin line where that is not close by."""
+    """Draw labels beside the points with the least overlap; a thin line connects distant labels."""
     renderer = FigureCanvasAgg(axis.figure).get_renderer()
     axis.figure.draw_without_rendering()
-    unit = axis.figure.dpi / 72  # pixels in a point
+    unit = axis.figure.dpi / 72  # pixels per point
     inside = axis.get_window_extent(renderer)
     taken = [text.get_window_extent(renderer) for text in axis.texts]
     for point in points:
@@ -133,13 +133,13 @@ def _around(x: float, y: float, across: float, up: float) -> Bbox:
 
 
 def _sides(dx: float, dy: float) -> tuple[str, str]:
-    """How a text is aligned to a place that far from its point."""
+    """Alignment of a text at a given offset from its point."""
     across = "left" if dx > 1 else "right" if dx < -1 else "center"
     return across, "center" if across != "center" else ("bottom" if dy > 0 else "top")
 
 
 def _beside(at: Any, size: Bbox, dx: float, dy: float) -> Bbox:
-    """The box of a text of that size at a place."""
+    """Bounding box of a text of given size at a position."""
     across, up = _sides(dx, dy)
     x = at[0] - {"left": 0.0, "right": 1.0, "center": 0.5}[across] * size.width
     y = at[1] - {"bottom": 0.0, "top": 1.0, "center": 0.5}[up] * size.height
@@ -163,15 +163,15 @@ def _write(axis: Any, point: Point, dx: float, dy: float, radius: float) -> None
 
 
 def _figure(table: Table, width: float, height: float) -> Figure:
-    """An empty figure; above it stands what must be said of the table's numbers."""
-    figure = Figure(figsize=(width, height + 0.3 * bool(table.key.said)), layout="constrained")
-    if table.key.said:
-        figure.suptitle(table.key.said, fontsize=9)
+    """An empty figure, with the remarks about the table's numbers as title."""
+    figure = Figure(figsize=(width, height + 0.3 * bool(table.key.remark)), layout="constrained")
+    if table.key.remark:
+        figure.suptitle(table.key.remark, fontsize=9)
     return figure
 
 
 def pareto(table: Table) -> Figure:
-    """Last against the bytes of a client's round; the line joins rows that nothing cheaper reaches."""
+    """Last against a client's bytes per round; the line is the Pareto frontier."""
     shown = points(table)
     figure = _figure(table, 8.6, 4.2 + 0.1 * len(shown))
     axis = figure.subplots()
@@ -210,13 +210,13 @@ def pareto(table: Table) -> Figure:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Limits with room for labels; a tenth of the value where all are the same."""
+    """Axis limits with room for labels; a tenth of the value if all are equal."""
     room = max(0.25 * (high - low), 0.1 * high, 1e-9)
     return max(0.0, low - room), high + room
 
 
 def lasts(table: Table) -> Figure:
-    """Last of every row with its seeds, and the difference to the baseline with its interval."""
+    """Last of every row for each seed, and the difference from the baseline with its interval."""
     lines = table.lines
     compared = any(line.difference for line in lines)
     figure = _figure(table, 10 if compared else 6, 1.1 + 0.32 * len(lines))

@@ -1,4 +1,4 @@
-"""Settings of a row as dotted keys, and how their values are called in labels and folder names."""
+"""Settings of a row as dotted keys, and their values in labels and folder names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcit import registry
 
 
 def text_of(value: Any) -> str:
-    """A value in a label: parts by name, options behind it."""
+    """A value in a label: the name of a part, followed by its options."""
     if isinstance(value, dict):
         head = [registry.label(str(value["name"]))] if "name" in value else []
         return " ".join([*head, *(f"{k}={text_of(v)}" for k, v in value.items() if k != "name")])
@@ -22,7 +22,7 @@ def text_of(value: Any) -> str:
 
 
 def named(key: str, value: Any) -> str:
-    """An axis value in a default label; numbers and inner settings say which they are."""
+    """An axis value in a default label; numbers and nested settings with their key."""
     plain = isinstance(value, dict) or (isinstance(value, str) and "." not in key)
     return text_of(value) if plain else f"{key.rpartition('.')[2]}={text_of(value)}"
 
@@ -41,7 +41,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Overrides:
-    """Settings of one row as dotted leaves; later levels win. Knows the line that gave each."""
+    """Settings of one row by dotted key, with their lines; later ones take precedence."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Overrides:
         self._lines[key] = line
 
     def _anchored(self, key: str, value: Any) -> Any:
-        """File names are relative to the bench file."""
+        """Resolve file names relative to the bench file."""
         if not isinstance(value, str):
             return value
         if key in ("method.name", "fedopt.name", "benchmark"):
@@ -78,7 +78,7 @@ class Overrides:
         return [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in ordered]
 
     def line(self, problem: str, otherwise: int) -> int:
-        """The line to blame for a sentence that begins with a key."""
+        """The line of the setting that an error message beginning with a key refers to."""
         key = problem.partition(":")[0]
         for given, line in self._lines.items():
             short = given.removesuffix(".name")

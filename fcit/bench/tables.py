@@ -31,7 +31,7 @@ def _difference(line: Line) -> str:
 
 
 def _three(number: float) -> str:
-    """A number with three digits that say something."""
+    """A number with three significant digits."""
     return f"{number:,.0f}" if number >= 99.95 or number == 0 else f"{number:#.3g}"
 
 
@@ -50,7 +50,7 @@ def _count(value: Spread | None) -> str:
 
 
 def marked(line: Line) -> str:
-    """The label with its signs."""
+    """The label with its marks."""
     return line.label + (" ‡" if line.elsewhere else "")
 
 
@@ -60,7 +60,7 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 
 
 def accuracy_head(table: Table) -> list[str]:
-    """Heads of the table of figures; an Avg over some of the stages is called that."""
+    """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
     return ["row", "seeds", *figures, "difference [95 %]", "by seed", "differs in"]
 
@@ -77,7 +77,7 @@ def accuracy_cells(line: Line) -> list[str]:
 
 
 def constant_cells(table: Table) -> list[str]:
-    """The row of the best constant answer, as :func:`accuracy_cells`; empty where nothing is known of it."""
+    """The row of the best constant answer, as :func:`accuracy_cells`; empty if unknown."""
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
@@ -109,7 +109,7 @@ def _left_out(table: Table) -> list[str]:
 
 
 def _seeds(table: Table) -> list[str]:
-    """Rows that have other seeds than most."""
+    """Rows with other seeds than most rows."""
     each = {line.row.label: tuple(sorted(line.runs)) for line in table.lines}
     usual, _ = Counter(each.values()).most_common(1)[0]
     others = [f"{label} has {', '.join(map(str, seeds))}" for label, seeds in each.items() if seeds != usual]
@@ -117,7 +117,7 @@ def _seeds(table: Table) -> list[str]:
 
 
 def notes(table: Table) -> list[str]:
-    """What one must know to read the table."""
+    """Notes below the table."""
     sentences = [
         "Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
         "samples stand apart and are not ranked."
@@ -175,7 +175,7 @@ def _markdown_rows(table: Table, head: list[str], cells: Any, last: list[str] | 
 
 
 def markdown(board: Leaderboard) -> str:
-    """Everything as Markdown."""
+    """All tables as Markdown."""
     parts = [f"# {board.name}", ""]
     for table in board.tables:
         accuracy = _markdown_rows(table, accuracy_head(table), accuracy_cells, constant_cells(table))
@@ -187,7 +187,7 @@ def markdown(board: Leaderboard) -> str:
 
 
 def csv(board: Leaderboard) -> str:
-    """One line a row, plain numbers; cost in bytes, seconds and parameters."""
+    """One line per row, plain numbers; cost in bytes, seconds and parameters."""
     head = [
         "benchmark",
         "setting",
@@ -286,7 +286,7 @@ def _json_line(line: Line) -> dict[str, Any]:
 
 
 def to_json(board: Leaderboard) -> str:
-    """Everything, with the value of every seed."""
+    """All tables as JSON, with the value of every seed."""
     tables = [
         {
             **table.key._asdict(),
@@ -324,7 +324,7 @@ def tex(board: Leaderboard) -> str:
     return text
 
 
-#: Columns of the compact table, and what is left of them where they do not fit.
+#: Columns of the compact table, and those left if they do not fit.
 COMPACT = (
     ("seeds", "Last", "Avg", "forgetting", "difference [95 %]", "MB up", "MB down"),
     ("seeds", "Last", "Avg", "forgetting", "difference [95 %]"),

@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, in sentences that name the key, the value and what is allowed."""
+"""Checks of a configuration; mistakes are sentences with key, value and allowed values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
 
 
 def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """How a key is written, by the ``examples`` of the innermost field of a location; empty if it has none."""
+    """An example of a key, from the ``examples`` of the innermost field of a location; empty if it has none."""
     current: Any = model
     example = ""
     for part in location:
@@ -41,7 +41,7 @@ def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
+    """Turn errors of pydantic into sentences with key, value and allowed values."""
     sentences = []
     for item in error.errors():
         key = (prefix + ".".join(str(part) for part in item["loc"]))[:200]
@@ -63,7 +63,7 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
 
 
 def contradictions(config: RunConfig) -> list[str]:
-    """Settings that are each fine and make no sense together."""
+    """Settings that are valid by themselves but not together."""
     federation = config.federation
     problems = []
     if federation.clients_per_round > federation.clients:
@@ -101,7 +101,7 @@ def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
 
 
 def _site_problems(config: RunConfig) -> list[str]:
-    """What the server cannot ask for where every site brings its own tasks."""
+    """Settings that are impossible with ``stream: site``, where the server does not know the tasks."""
     problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
     problems = [problem] if problem else []
     if config.evaluation.samples is not None:
@@ -129,13 +129,13 @@ def _one_part(config: RunConfig, family: str) -> list[str]:
 
 
 def part_problems(config: RunConfig) -> list[str]:
-    """What is wrong with method and federated optimiser, or with choosing them together."""
+    """Mistakes in method and federated optimiser, or in their combination."""
     problems = _one_part(config, "method") + _one_part(config, "fedopt")
     return problems or _misfits(config)
 
 
 def _misfits(config: RunConfig) -> list[str]:
-    """Federated optimisers, methods and ways of averaging factors that do not go together."""
+    """Federated optimisers, methods and rules for averaging factors that cannot be combined."""
     names = config.method["name"], config.fedopt["name"]
     method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
     problems = []
@@ -163,7 +163,7 @@ def _misfits(config: RunConfig) -> list[str]:
 
 
 def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
-    """Where a robust rule could not stand between clients and model, or never would."""
+    """Settings under which a robust rule would not protect the model, or never apply."""
     least = registry.resolve("robust", config.robust).least
     rule, problems = f"robust: {config.robust!r}", []
     if config.factors == "svd":

@@ -42,7 +42,7 @@ class SiteTask(Section):
 
 
 class Site(Section):
-    """A site. Everything the server orders is done within these limits or refused."""
+    """The configuration of a site: orders of the server are carried out within these limits or refused."""
 
     name: str = Field(
         "0", pattern=r"^\d+$", description="client number; the operator registers this site's key under it"

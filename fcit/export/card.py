@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, what it scored, how to load it."""
+"""The model card of an export: contents, scores, usage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcit.report.scope import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.runs.reader import Run
 
-#: ``organisation/name`` or ``name`` as hubs have it; a path on the run's machine is none.
+#: ``organisation/name`` or ``name`` as hubs have it; not a path on the run's machine.
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -48,7 +48,7 @@ def subspace(routing: Routing, name: str) -> str:
 
 
 def front_matter(model: str) -> str:
-    """What hubs read: the base model, the library, tags. No licence: that is for its owner to say."""
+    """Metadata for hubs: base model, library, tags. No licence, which is for the owner to choose."""
     base = base_model(model)
     tags = [f"base_model:adapter:{base}", "lora", "federated-learning", "continual-learning", "fcit"]
     head = {"base_model": base, "library_name": "peft", "pipeline_tag": "image-text-to-text", "tags": tags}
@@ -56,7 +56,7 @@ def front_matter(model: str) -> str:
 
 
 def base_model(model: str) -> str:
-    """The backbone's name without the folders of the machine it lay on."""
+    """The backbone's name without folders of the run's machine."""
     return model if _HUB.fullmatch(model) else PurePath(model).name
 
 

@@ -81,7 +81,7 @@ class FedOpt:
         return {}
 
     def extra_shapes(self, trained: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what :meth:`finish` returns, given those of the trained tensors; a subset of their names."""
+        """Names and shapes of what :meth:`finish` returns: a subset of the names in ``trained``."""
         return {}
 
     def reject_reason(self, extra: Tensors) -> str | None:

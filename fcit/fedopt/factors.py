@@ -95,7 +95,7 @@ class Svd(Separate):
 
 
 def _complete(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
-    """Up to ``count`` orthonormal rows outside the span of ``rows``: the old row with the largest remainder comes first."""
+    """Up to ``count`` orthonormal rows outside the span of ``rows``: largest remainders of old rows first."""
     basis, candidates = rows, old.astype(np.float64)
     for _ in range(count):
         candidates = candidates - candidates @ basis.T @ basis

@@ -1,4 +1,4 @@
-"""What a reader of a run's numbers should know beside them, in sentences: from ``events.jsonl``."""
+"""Notes on a run's numbers, in sentences, from ``events.jsonl``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 
 def notes(run: Run) -> list[str]:
-    """Sentences about a run; none where there is nothing to say."""
+    """All notes on a run."""
     return [*lone_subspaces(run), *idle_clients(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
-    """Subspaces that only one client ever trained: what they hold is what that client's few records say."""
+    """Note on subspaces that only one client ever trained, and so on that client's records alone."""
     trained: dict[str, dict[int, list[int]]] = {}
     for event in run.of("round"):
         for client, name, count in zip(event["clients"], event["subspaces"], event.get("examples", []), strict=False):
-            if count and client >= 0:  # what is below stands for pooled data
+            if count and client >= 0:  # negative numbers are pooled data
                 trained.setdefault(name, {}).setdefault(client, []).append(count)
     if len({client for clients in trained.values() for client in clients}) < 2:
         return []
@@ -32,7 +32,7 @@ def lone_subspaces(run: Run) -> list[str]:
 
 
 def idle_clients(run: Run) -> list[str]:
-    """Clients whose local epoch had one step, at the trainer's first rate of 0."""
+    """Note on clients whose local epoch had one step, at the trainer's first rate of 0."""
     trainings = sum(sum(1 for count in event.get("examples", []) if count) for event in run.of("round"))
     idle = [client for event in run.of("round") for client in event.get("idle", [])]
     if not idle:

@@ -26,7 +26,7 @@ THUMBNAIL = 128  # pixels, longer side
 
 
 def shade(value: float | None, top: float = 100.0) -> str:
-    """Background and ink of a heat-map cell: the more, the bluer; readable in both themes."""
+    """Background and text colour of a heat-map cell, bluer for larger values; readable in both themes."""
     if value is None:
         return ""
     share = min(1.0, max(0.0, value / top))
@@ -35,7 +35,7 @@ def shade(value: float | None, top: float = 100.0) -> str:
 
 
 def _thumbnail(root: Path, image: str, way: Way) -> str:
-    """An image as a data address, as the model saw it.
+    """An image as a data URL, as the model saw it.
 
     Raises:
         DataError: it cannot be read.
@@ -48,7 +48,7 @@ def _thumbnail(root: Path, image: str, way: Way) -> str:
 
 
 def _picture(root: Path | None, image: str, way: Way) -> str | None:
-    """An image as a data address, if it is on this machine and can be read."""
+    """An image as a data URL, if it is on this machine and readable."""
     try:
         return None if root is None else _thumbnail(root, image, way)
     except FCITError:
@@ -56,7 +56,7 @@ def _picture(root: Path | None, image: str, way: Way) -> str | None:
 
 
 def _picked(predictions: list[Prediction]) -> list[Prediction]:
-    """A few predictions: wrong ones and right ones in turn, in record order."""
+    """A few predictions, wrong and right ones, in record order."""
     wrong = [p for p in predictions if p.mark is not None and p.mark < 0.5]
     right = [p for p in predictions if p not in wrong]
     half = SAMPLES // 2
@@ -69,7 +69,7 @@ def _samples(run: Run) -> list[dict[str, Any]]:
     try:
         root: Path | None = open_benchmark(run.config).image_root
     except FCITError:
-        root = None  # the data are on another machine: everything but the pictures is still here
+        root = None  # the data are on another machine: shown without images
     samples = []
     for dataset in run.matrix.datasets:
         if not any(dataset in row for row in run.matrix.scores):
@@ -77,8 +77,10 @@ def _samples(run: Run) -> list[dict[str, Any]]:
         items = []
         for prediction in _picked(run.predictions(dataset)):
             pictures = [_picture(root, image, run.config.data.pictures) for image in prediction.images]
-            spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
-            items.append({"p": prediction, "pictures": pictures, "spoke": [(n, w) for w, n in spoke if w >= 0.01][:3]})
+            weights = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
+            items.append(
+                {"p": prediction, "pictures": pictures, "weights": [(n, w) for w, n in weights if w >= 0.01][:3]}
+            )
         samples.append({"dataset": dataset, "items": items})
     return samples
 
@@ -191,7 +193,7 @@ def write_all(runs: list[Run], folder: Path) -> Path:
 
 
 def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
-    """File name, rows, caption of every table, and what is said of its numbers."""
+    """File name, rows, caption of every table, and the remark about its numbers."""
     for run in runs:
         remark = scope.label(run)
         yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", remark

@@ -1,4 +1,4 @@
-"""What the numbers of a run rest on, and so which of them may stand in one column."""
+"""The scope of a run's scores: which numbers may be compared in one column."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ CHANGED = "test data changed during the run"
 
 
 class ScoreScope(NamedTuple):
-    """Numbers on different footings are never put into one column.
+    """Scores of different scopes are never put into one column.
 
-    ``reduced`` holds why the numbers are of less than the benchmark, see :func:`fcit.data.subset.reduced`; it is
-    empty for full ones, and for run folders from before there was such a thing. Numbers of a whole validation split
-    are full numbers of another split.
+    ``reduced`` lists why the scores do not cover the whole benchmark, see :func:`fcit.data.subset.reduced`; it is
+    empty for full ones and for old run folders. Scores of a whole validation split are full scores of another split.
     """
 
     split: str
@@ -30,23 +29,23 @@ class ScoreScope(NamedTuple):
 
     @classmethod
     def of(cls, config: RunConfig) -> ScoreScope:
-        """The footing of a run, as far as its configuration tells it; the other part of it is :func:`tested`."""
+        """The scope by a run's configuration; the test data are compared by :func:`tested`."""
         return cls(config.evaluation.split, tuple(reduced(config)))
 
     @property
     def label(self) -> str:
-        """What tables and pictures say of such numbers; nothing of full ones of the test split."""
+        """The remark in tables and figures; empty for full scores of the test split."""
         split = [] if self.split == "test" else [f"{self.split} split"]
         return ", ".join([*split, *([f"reduced ({'; '.join(self.reduced)})"] if self.reduced else [])])
 
 
 def label(run: Run) -> str:
-    """What tables and pictures say of a run's numbers."""
+    """The remark about a run's scores in tables and figures."""
     return ", ".join(filter(None, [ScoreScope.of(run.config).label, changed(run)]))
 
 
 def titled(title: str, remark: str) -> str:
-    """A title with what is said of its numbers."""
+    """A title with the remark about its numbers."""
     return f"{title}, {remark}" if remark else title
 
 
@@ -54,20 +53,20 @@ def titled(title: str, remark: str) -> str:
 
 
 def _mixed(run: Run) -> bool:
-    """Whether some of the run's scores are on other test data than others."""
+    """Whether the run's scores are on different test data."""
     return any(change["concerns"] == "test" for record in run.data_changes for change in record["changes"])
 
 
 def changed(run: Run) -> str:
-    """What is said of such a run's numbers; nothing of others'."""
+    """The remark about a run whose test data changed; empty for others."""
     return CHANGED if _mixed(run) else ""
 
 
 def tested(run: Run) -> str:
     """One hash of the questions, references, images and rules that the run was scored with.
 
-    Runs from before there were fingerprints, and those scored at their sites, share the empty one: nobody knows. A run
-    whose test data changed on the way has one of its own.
+    It is empty, i.e. unknown, for old runs without fingerprints and for runs scored at their sites. A run whose test
+    data changed has a hash that it shares with no other run.
     """
     if _mixed(run):
         return hashlib.sha256(json.dumps([run.data, run.data_changes]).encode()).hexdigest()
@@ -75,14 +74,14 @@ def tested(run: Run) -> str:
 
 
 def called(test: str) -> str:
-    """What tells the tables of different test data apart."""
+    """The remark that distinguishes tables of different test data."""
     return f"test data {changes.short(test)}" if test else "test data not recorded"
 
 
 def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs whose numbers may share columns, with what is said of them; full ones first.
+    """Runs whose numbers may share columns, with the remark about them; full ones first.
 
-    Test data are named only where there are several.
+    Test data are named only if they differ.
     """
     parts_by_label: dict[str, dict[str, list[Run]]] = {"": {}}
     for run in runs:
@@ -95,7 +94,7 @@ def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
 
 
 def why_apart(first: Run, second: Run) -> str:
-    """Why two runs that were scored on different test data do not share a table, in one sentence."""
+    """Why two runs scored on different test data do not share a table, in one sentence."""
     head = f"{first.name} and {second.name} do not share a table: "
     unknown = [run.name for run in (first, second) if not tested(run)]
     if unknown:
@@ -109,7 +108,7 @@ def why_apart(first: Run, second: Run) -> str:
 
 
 def notes(runs: list[Run]) -> list[str]:
-    """What must be said of the data of runs side by side: test data that keep them apart, training data that differ."""
+    """Notes on runs side by side: differences in test data, which separate them, and in training data."""
     parts = groups(runs)
     firsts = [members[0] for _, members in parts]
     sentences = [
@@ -130,10 +129,9 @@ def notes(runs: list[Run]) -> list[str]:
 
 
 def trained_apart(first: Run, second: Run) -> list[Change]:
-    """Training data, and own code that both name, that are not the same in two runs.
+    """Differences in training data, and in the user's code that both name, between two runs.
 
-    What partitions and shortened data sets hold follows from settings and seed as well, and is compared where
-    these are the same.
+    Partitions and reduced data sets depend on settings and seed as well, and are compared only if these are equal.
     """
     if not first.data or not second.data:
         return []
@@ -148,7 +146,7 @@ def trained_apart(first: Run, second: Run) -> list[Change]:
 
 
 def accepted(run: Run) -> list[str]:
-    """What of a run's data and code was changed before it went on, and when; one sentence for each time."""
+    """Accepted changes of a run's data and code, with their time; one sentence each."""
     return [
         f"Data or code changed before {datetime.fromtimestamp(record['time'], UTC):%Y-%m-%d %H:%M} UTC, accepted with "
         f"--accept-changed-data: {'; '.join(record['said'])}."

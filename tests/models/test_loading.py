@@ -363,7 +363,7 @@ def test_features_that_tell_nothing_apart(tiny):
         tiny / "clip",
         lambda state: {n: torch.zeros_like(t) if "text_model.embed" in n else t for n, t in state.items()},
     )
-    assert_said(refused(tiny), r"backbone\.identity: .* the same features, so texts cannot be explained apart")
+    assert_said(refused(tiny), r"backbone\.identity: .* the same features, so texts cannot be told apart")
 
 
 def test_another_kind_of_encoder(tiny):
