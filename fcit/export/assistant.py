@@ -117,7 +117,8 @@ class Assistant:
 
         Raises:
             ConfigError: no such subspace, or a method that cannot route without the true task. DataError: an image
-                cannot be read, not every question has images or None, or the image tags of one are not as many as its images.
+                cannot be read, not every question has images or None, or a question has not as many image tags as
+                images.
         """
         if len(images) != len(questions):
             raise DataError(

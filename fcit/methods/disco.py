@@ -72,7 +72,7 @@ class Disco(Method):
 
     Ablations of the paper: alpha_i = 1 (``concat``), alpha_i = cos(f, mu_i) (``cosine``; negative ones
     are set to 0), alpha_i = [i = argmax_j cos(f, mu_j)] (``argmax``); tokens from text, images or both (see
-    :class:`fcit.models.identity.Identity`). ``oracle`` is a reference: alpha_i = 1 for the subspace that
+    :class:`fcit.models.identity.IdentityEncoder`). ``oracle`` is a reference: alpha_i = 1 for the subspace that
     was trained on most records of the question's true task, which inference is given.
 
     Errors of the reference code that are not repeated:

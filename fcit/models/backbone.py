@@ -24,7 +24,7 @@ from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
-from fcit.models.identity import Identity
+from fcit.models.identity import IdentityEncoder
 from fcit.models.loading import TINY as TINY
 from fcit.models.loading import check_hardware, inspect, load_model, locate
 from fcit.models.loading import versions as versions
@@ -82,7 +82,7 @@ class Backbone:
             inspected.image_processor,
         )
         self.model: Any = load_model(model_path, config, inspected)
-        self.identity = Identity(identity_path, self.device, config.feature_cache == "disk", pictures)
+        self.identity = IdentityEncoder(identity_path, self.device, config.feature_cache == "disk", pictures)
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         self._checkpointing = False
         #: While images are projected: the row of the batch that each image belongs to.

@@ -183,7 +183,7 @@ def means(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     )
 
 
-class Identity:
+class IdentityEncoder:
     """Features of records, ``(N, d)`` float32: ``text``, ``image`` or ``both``.
 
     ``text`` is the pooled state of the text tower over the instruction (arXiv 2503.12897), ``image`` that

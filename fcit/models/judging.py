@@ -56,7 +56,7 @@ def _memory(folder: Path) -> Memory:
 
 
 class TokenJudge:
-    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`, and tells what tokens records have.
+    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`, and provides the tokens of records.
 
     Args:
         mark: names tokenizer, template and settings: what was said and tokenised with these is remembered.
