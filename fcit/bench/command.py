@@ -63,7 +63,7 @@ def bench(options: BenchOptions) -> int:
 
 
 def _wanted(options: BenchOptions) -> tuple[Plan, list[Planned]]:
-    """The bench with all the seeds that were ever asked for, and the runs that this call is about.
+    """The bench with all seeds requested so far, and the runs that this call selects.
 
     Raises:
         ConfigError: there is none.
@@ -128,7 +128,7 @@ class Refresh:
     def __call__(self) -> None:
         try:
             _write(leaderboard.collect(self.made, self._known))
-        except Exception as error:  # noqa: BLE001  (tables are made again at the end, where it would be told)
+        except Exception as error:  # noqa: BLE001  (tables are written again at the end, where the error would be reported)
             if not self._told:
                 print(f"the leaderboard cannot be refreshed: {type(error).__name__}: {error}", file=sys.stderr)
             self._told = True

@@ -23,7 +23,7 @@ class Effect(StrEnum):
     BITS = "bits"
     #: Nothing of the results: where work is done, how long it may take, what is kept to save time.
     WORK = "work"
-    #: Nothing of the run: its name, its folder and who is told of it.
+    #: Nothing of the run: its name, its folder and the receivers of its events.
     RECORD = "record"
 
 

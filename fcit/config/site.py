@@ -18,7 +18,7 @@ _PATHS = ("ca", "key", "home", "data_root", "model", "identity", "benchmark")
 
 
 def _inside(value: str) -> str:
-    """A path that stays below the data root; links on the way are followed, and checked, when it is opened."""
+    """A path that stays below the data root; links are followed, and checked, when it is opened."""
     path = PurePosixPath(value)
     if not value or "\0" in value or path.is_absolute() or ".." in path.parts:
         raise ValueError("must be a path below data_root, without '..'")

@@ -92,11 +92,11 @@ def _restored(memory: dict[str, Any]) -> dict[str, Any]:
     return trees.restore(plain, {name: tensor.copy() for name, tensor in tensors.items()})
 
 
-# --------------------------------------------------------------------------- promises of every optimiser
+# --------------------------------------------------------------------------- checks of every optimiser
 
 
 def is_described(case: FedOptCase) -> None:
-    """It has a line for `fcit list` and declares invariants that there are, at least one beside `finite`."""
+    """It has a summary for `fcit list` and declares known invariants, at least one beside `finite`."""
     require(case.fedopt.summary, "set `summary`, one line for `fcit list`")
     strange = set(case.fedopt.invariants) - set(INVARIANTS)
     require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")
@@ -104,7 +104,7 @@ def is_described(case: FedOptCase) -> None:
 
 
 def options_have_defaults(case: FedOptCase) -> None:
-    """Options can be left out; unknown ones are refused."""
+    """Options have defaults; unknown ones are refused."""
     type(case.fedopt).Options.model_validate({})
     try:
         type(case.fedopt).Options.model_validate({"no_such_option": 1})
@@ -114,7 +114,7 @@ def options_have_defaults(case: FedOptCase) -> None:
 
 
 def returns_what_it_was_given(case: FedOptCase) -> None:
-    """A step returns float32 tensors of the names and shapes it got and changes none of them in place."""
+    """step returns float32 tensors of the given names and shapes, and changes none in place."""
     memory: dict[str, Any] = {}
     tensors = dict(case.old)
     for turn in range(4):
@@ -124,12 +124,12 @@ def returns_what_it_was_given(case: FedOptCase) -> None:
         require({n: t.shape for n, t in new.items()} == SHAPES, "step lost, added or reshaped a tensor")
         require(all(t.dtype == np.float32 for t in new.values()), "step must return float32")
         still = set(SHAPES) - set(case.trained(turn))
-        require(all(new[n] is tensors[n] for n in still), f"step changed {sorted(still)}, which nobody trained")
+        require(all(new[n] is tensors[n] for n in still), f"step changed {sorted(still)}, which no client trained")
         tensors = new
 
 
 def a_client_can_train(case: FedOptCase) -> None:
-    """Client hooks: finite float32 arrays in and out as announced, also without a step that moves; a memory."""
+    """Client hooks: finite float32 arrays as announced, also after steps at rate 0; a memory that can be saved."""
     memory: dict[str, Any] = {}
     # The second time it remembers the first; then epochs of one step at rate 0 (`training.schedule: trainer`).
     for turn, rates in enumerate([(0.1, 0.05), (0.1, 0.05), (0.0,), (0.0,)]):
@@ -160,11 +160,11 @@ def a_client_can_train(case: FedOptCase) -> None:
         memory = _restored(session.memory) if case.fedopt.remembers else {}
 
 
-# --------------------------------------------------------------------------- promises that may be left out
+# --------------------------------------------------------------------------- declared invariants
 
 
 def unchanged_updates(case: FedOptCase) -> None:
-    """Updates that moved nothing move nothing in the first round (with `svd`: not the product)."""
+    """unchanged-updates: in the first round they leave the server's tensors (`svd`: the product B A) unchanged."""
     updates: list[Sent] = [(tensors, n, {}) for tensors, n, _ in case.sent(case.old, 0, size=0.0)]
     new = case.fold(case.old, {}, updates)
     tolerance = 1e-6 if case.factors == "svd" else 0.0
@@ -172,7 +172,7 @@ def unchanged_updates(case: FedOptCase) -> None:
 
 
 def weighted_mean(case: FedOptCase) -> None:
-    """Two clients, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4 (`svd`: B A alike)."""
+    """weighted-mean: clients with 1 and 3 records moved by 1 and 2 move the server by (1 x 1 + 3 x 2) / 4."""
     names = case.trained(0)
     moved = [{n: (case.old[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
     new = case.fold(case.old, {}, [(moved[0], 1, {}), (moved[1], 3, {})])
@@ -183,7 +183,7 @@ def weighted_mean(case: FedOptCase) -> None:
 
 
 def state_only_moves_with_updates(case: FedOptCase) -> None:
-    """Without updates nothing moves; a round that updated one tensor leaves no trace on the others."""
+    """state-only-moves-with-updates: an update of some tensors leaves the state of all others unchanged."""
     outcomes = []
     for extra_round in (False, True):
         memory: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def state_only_moves_with_updates(case: FedOptCase) -> None:
 
 
 def resumes(case: FedOptCase) -> None:
-    """State saved and read after every round gives the same bits."""
+    """resumes: state saved and restored after every round gives the same bits."""
     outcomes = []
     for interrupted in (False, True):
         memory: dict[str, Any] = {}
@@ -215,7 +215,7 @@ def resumes(case: FedOptCase) -> None:
 
 
 def permutation(case: FedOptCase) -> None:
-    """The order of clients changes nothing but the last bits (`svd`: of the product)."""
+    """permutation: the order of clients changes only the last bits (`svd`: of the product)."""
     outcomes = []
     for step in (1, -1):
         memory: dict[str, Any] = {}
@@ -227,7 +227,7 @@ def permutation(case: FedOptCase) -> None:
 
 
 def finite(case: FedOptCase) -> None:
-    """No updates, tiny, none and huge ones leave finite numbers."""
+    """finite: zero, tiny and huge updates give finite numbers."""
     memory: dict[str, Any] = {}
     tensors = case.old
     for turn, size in enumerate((0.0, 1e-30, 0.0, 1e4, 0.0)):
@@ -252,7 +252,7 @@ DECLARED: dict[str, Callable[[FedOptCase], None]] = {
 
 
 def checks(name: str) -> list[Callable[[FedOptCase], None]]:
-    """The checks that apply to an optimiser: everybody's and the declared ones."""
+    """The checks that apply to an optimiser: general ones and those of declared invariants."""
     declared = registry.resolve("fedopt", name).invariants
     return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
 

@@ -171,7 +171,7 @@ class Assistant:
             return np.tile(np.array([n == subspace for n in self.subspaces], dtype=np.float32), (len(features), 1))
         if self.method.needs_task_at_inference:
             raise ConfigError(
-                f"method {self.method.name} is a reference that is told each question's task and cannot route; "
+                f"method {self.method.name} is a reference that needs the true task of each question and cannot route; "
                 f"say which subspace answers (there are: {', '.join(self.subspaces)})"
             )
         if not self.subspaces:

@@ -59,7 +59,7 @@ class TokenJudge:
     """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`, and provides the tokens of records.
 
     Args:
-        mark: names tokenizer, template and settings: what was said and tokenised with these is remembered.
+        mark: identifies tokenizer, template and settings, under which verdicts and tokens are cached.
         make: the encoder; made when something has to be tokenised.
     """
 

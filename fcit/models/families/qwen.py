@@ -89,8 +89,8 @@ class Qwen(Family):
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
         """Three rows of positions ``(3, B, L)``: time, height, width (multimodal rotary embedding).
 
-        Words count on by one; all words of an image share one time, their height and width count from there,
-        and what follows goes on after the larger of the two.
+        Positions of words increase by one; all words of an image share one time, their height and width count from
+        there, and the next word follows after the larger of the two.
         """
         place = (mask.cumsum(-1) - 1).clamp(min=0)
         before = pictured.cumsum(-1) - pictured.long()  # words of images before each place
