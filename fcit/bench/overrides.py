@@ -61,16 +61,9 @@ class Overrides:
 
     def _anchored(self, key: str, value: Any) -> Any:
         """Resolve file names relative to the bench file."""
-        if not isinstance(value, str):
-            return value
-        if key in ("method.name", "fedopt.name", "benchmark"):
-            value = registry.anchored(value, self.folder)
-        if key in ("backbone.model", "backbone.identity"):
-            return configuration.model_path(value, self.folder)
-        beside = self.folder / Path(value).expanduser()
-        if key == "data_root" or (key == "benchmark" and value.endswith((".yaml", ".yml")) and beside.is_file()):
-            return str(beside.resolve())
-        return value
+        section, _, name = key.partition(".")
+        nested = configuration.anchored({section: {name: value} if name else value}, self.folder)[section]
+        return nested[name] if name else nested
 
     def texts(self) -> list[str]:
         """As ``key=value``; the name of a part before its options."""

@@ -25,6 +25,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "Training",
+    "anchored",
     "dump",
     "load",
     "load_resolved",
@@ -131,7 +132,7 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         if "extends" in base:
             raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
         # File names are relative to the file that contains them, also if the two are in different folders.
-        raw = _merge(_anchored(_normal(base), (file.parent / str(parent)).parent), _anchored(_normal(raw), file.parent))
+        raw = _merge(anchored(_normal(base), (file.parent / str(parent)).parent), anchored(_normal(raw), file.parent))
     return resolve(raw, file.parent, str(file), overrides)
 
 
@@ -168,7 +169,7 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
     Raises:
         ConfigError: every mistake of mapping and overrides together.
     """
-    raw = _anchored(_normal(raw), folder)
+    raw = anchored(_normal(raw), folder)
     bad = []
     for override in overrides or []:
         key, sign, text = override.partition("=")
@@ -185,7 +186,7 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        raw = _merge(raw, _anchored(_normal(nested), Path.cwd()))
+        raw = _merge(raw, anchored(_normal(nested), Path.cwd()))
     try:
         config = parse(raw, source)
     except ConfigError as error:
@@ -199,7 +200,7 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
     return config
 
 
-def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Resolve paths of the user's files, e.g. ``./my_method.py:MyMethod``, relative to ``folder``; not ``output``."""
     raw = dict(raw)
     for family in ("method", "fedopt"):

@@ -91,7 +91,7 @@ def _config(name: str, key: str) -> tuple[Any, str]:
             if Path(name).name == Path(hub).name:
                 return make(), f"known values of {hub}"
     raise ConfigError(
-        f"{key}: {name!r} is not on this machine and its sizes are not known (known without download: {', '.join(published)}); "
+        f"{key}: {name!r} is not on this machine and its sizes are not known (known: {', '.join(published)}); "
         f"download it first (hf download {name}), or name its folder"
     )
 
@@ -106,7 +106,7 @@ def _identity(name: str) -> tuple[int, int]:
         if known is None:
             raise ConfigError(
                 f"backbone.identity: {name!r} is not a whole CLIP on this machine; download it first "
-                f"(hf download {name}), or name its folder (known without download: {', '.join(PUBLISHED)})"
+                f"(hf download {name}), or name its folder (known: {', '.join(PUBLISHED)})"
             ) from None
         text, vision = (make() for make in known)
     with torch.device("meta"):
