@@ -205,7 +205,7 @@ class IdentityEncoder:
         if not np.isfinite(first).all() or np.allclose(first, second, rtol=1e-4, atol=1e-5):
             raise ConfigError(
                 f"{KEY}: {source!r} gives {' and '.join(map(repr, _UNLIKE))} the same features, so texts cannot be "
-                f"explained apart; {_WHOLE}"
+                f"told apart; {_WHOLE}"
             )
 
     def _tower(self, kind: Any, name: str) -> Any:
