@@ -6,8 +6,8 @@ store** (:mod:`fcit.data.store`) keeps the records of large files memory-mapped.
 run sees it, or the sites' own tasks, as a **stream** (:mod:`fcit.data.stream`).
 
 From a file to a batch: ``formats/`` (``files`` reads rows, ``llava`` and others say what a row means, ``conversation``
-cleans texts), ``store``, ``partition`` (records divided over clients), ``usable`` (records that can be used),
-``prompts`` (the text a model reads), ``collate`` (padded batches of tokens). Beside them: ``images/`` opens images,
-``checks/`` reads everything before a run or for ``fcit data check``, ``fingerprints/`` says what a run rests on,
-``mini/`` renders the built-in data sets, ``benchmarks/`` holds the shipped benchmark files.
+cleans texts), ``store``, ``dataset`` (which records can be used), ``partition`` (records divided among clients),
+``prompts`` (the text a model reads), ``collate`` (padded batches of tokens). Beside them: ``spec`` is the benchmark
+file, ``images/`` opens images, ``checks/`` reads everything before a run or for ``fcit data check``, ``fingerprints/``
+hashes what a run rests on, ``mini/`` renders the built-in data sets, ``benchmarks/`` holds the shipped benchmark files.
 """
