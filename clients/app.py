@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from clients.site import gate
 from clients.worker.worker import Worker, worker
 from fcit.federation import codec
-from fcit.federation.records import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
+from fcit.federation.messages import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
 
 app = ClientApp()
 
@@ -72,5 +72,5 @@ def probe(message: Message, context: Context) -> Message:
 def whoami(message: Message, context: Context) -> Message:
     """Which client this node is; the server asks only where operators gave no names, as in a simulation."""
     if "site" in context.node_config:
-        return gate.answer(context, message, lambda door: (Name(int(door.site.name)), "float32"))
-    return Message(codec.encode(Name(int(context.node_config["partition-id"]))), reply_to=message)
+        return gate.answer(context, message, lambda door: (Name(client=int(door.site.name)), "float32"))
+    return Message(codec.encode(Name(client=int(context.node_config["partition-id"]))), reply_to=message)

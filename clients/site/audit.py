@@ -29,6 +29,7 @@ from rich.text import Text
 from clients.site.audit_summary import describe
 from fcit.config import site as sites
 from fcit.errors import EXIT_FAILED, EXIT_OK, AuditError
+from fcit.io.console import console
 from fcit.io.files import sync
 
 FILE = "audit.jsonl"
@@ -193,7 +194,7 @@ def _cell(value: Any) -> Text:
     return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
-def show(path: Path, console: Console, most: int = _SHOWN) -> None:
+def show(path: Path, screen: Console, most: int = _SHOWN) -> None:
     """Print the last lines of a trail, good or not, and what all of them come to."""
     last: deque[dict[str, Any]] = deque(maxlen=most)
     count, size = {"in": 0, "out": 0}, {"in": 0, "out": 0}
@@ -212,8 +213,8 @@ def show(path: Path, console: Console, most: int = _SHOWN) -> None:
         when = "" if entry.get("stage") is None else f"{entry['stage']}.{entry.get('round')}"
         cells = (entry.get("number"), time, what, entry.get("run"), when, entry.get("client"), entry.get("bytes"))
         table.add_row(*(_cell(cell) for cell in cells), _cell(_holds(entry.get("holds"))))
-    console.print(table)
-    console.print(
+    screen.print(table)
+    screen.print(
         f"{path}: {count['in']} orders in ({size['in']:,} bytes), {count['out']} answers out ({size['out']:,} bytes)",
         soft_wrap=True,
         markup=False,
@@ -243,22 +244,22 @@ def command(site_path: str | os.PathLike[str]) -> int:
         AuditError: the trail cannot be read.
     """
     path = sites.load(site_path).folder / FILE
-    console = Console()
+    screen = console()
     if not path.exists():
-        console.print(f"{path}: no message yet")
+        screen.print(f"{path}: no message yet")
         return EXIT_OK
     try:
-        show(path, console)
+        show(path, screen)
         verdict = verify(path)
     except OSError as error:
         raise AuditError(f"{path}: cannot be read ({error})") from None
     if verdict.broken is not None:
         said = f"BROKEN at line {verdict.broken}: {verdict.reason}; {verdict.lines} good lines before it"
-        console.print(_cell(said), soft_wrap=True)
+        screen.print(_cell(said), soft_wrap=True)
         return EXIT_FAILED
     if verdict.torn:
-        console.print("half a line at the end: its writing was interrupted, and its message never left")
-    console.print(
+        screen.print("half a line at the end: its writing was interrupted, and its message never left")
+    screen.print(
         f"{verdict.lines} lines, the chain is whole. Lines cut off at the end do not show: note this last hash "
         f"elsewhere, the file must hold it later too\n{verdict.last}",
         soft_wrap=True,

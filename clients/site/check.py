@@ -27,12 +27,13 @@ from fcit import __version__
 from fcit.config import Backbone
 from fcit.config import site as sites
 from fcit.config.site import Site, SiteTask
-from fcit.data.formats.places import text_only
-from fcit.data.pictures import image_path
-from fcit.data.reading import read_test, survey_train
-from fcit.data.usable import ImageVerdicts, Usable
+from fcit.data.dataset import Usable
+from fcit.data.formats import read_test, read_train_file
+from fcit.data.formats.files import text_only
+from fcit.data.images.opening import image_path
+from fcit.data.images.verdicts import ImageVerdicts
 from fcit.deploy import app as bundle
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import Steps
 from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError
@@ -200,7 +201,7 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
         return
     images = root / task.images
     try:
-        survey = survey_train(text_only(root / task.train))
+        survey = read_train_file(text_only(root / task.train))
         if not images.is_dir() and any(record is not None and record.images for record in survey.records):
             yield what, False, f"{images}: no such folder (images)"
             return

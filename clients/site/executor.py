@@ -43,8 +43,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.site import logs
-from clients.site.children import with_parent
 from fcit.config import site as sites
+from fcit.deploy.child import with_parent
 from fcit.errors import FCITError, Refused
 from fcit.registry import resolve_path
 

@@ -19,7 +19,7 @@ from fcit.config import RunConfig
 from fcit.config.site import Site
 from fcit.data.spec import read_spec, shipped
 from fcit.errors import ConfigError, Refused
-from fcit.federation.records import NAME, EvaluateOrder
+from fcit.federation.messages import NAME, EvaluateOrder
 from fcit.io import bounded
 
 #: Models and benchmarks that come with fcit are ordered by name; everything else is a file at the site.

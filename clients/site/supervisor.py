@@ -18,10 +18,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from clients.site import logs
-from clients.site.children import Child
 from fcit.config import site as sites
 from fcit.config.site import Site
+from fcit.deploy.child import Child, read_output
 from fcit.errors import EXIT_OK, ConfigError
+from fcit.runs.environment import flower_environment
 
 #: A SuperLink takes a site that ended without saying goodbye for alive for up to a minute and refuses it
 #: so long (flwr 1.41 and 1.42); asking more often does not help.
@@ -90,18 +91,12 @@ def environment(site: Site) -> dict[str, str]:
     """The children's environment: nothing is fetched, nothing reported, the site's own folders."""
     home = site.folder
     env = {
-        **os.environ,
-        "FLWR_HOME": str(home / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        **flower_environment(home / "flwr", loopback=site.address),
         "HF_HUB_OFFLINE": "1",  # a model is what lies here, not what an order names
         "TRANSFORMERS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
     env.setdefault("FCIT_CACHE", str(home / "cache"))
-    for name in ("no_proxy", "NO_PROXY"):  # the loopback port is not asked for through a proxy
-        env[name] = ",".join(filter(None, [os.environ.get(name, ""), site.address]))
     if site.threads is not None:
         env |= {"OMP_NUM_THREADS": str(site.threads), "MKL_NUM_THREADS": str(site.threads)}
     return env
@@ -159,9 +154,7 @@ class Supervisor:
             try:
                 while not self.stopping:
                     self._look_after(selector)
-                    for key, _ in selector.select(timeout=_TICK):
-                        if not key.data.read():
-                            time.sleep(0.05)  # its output has ended, so will it
+                    read_output(selector, _TICK)
             finally:
                 self._stop(selector)
 

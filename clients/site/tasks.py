@@ -10,13 +10,11 @@ from pathlib import Path
 from fcit import registry
 from fcit.config.schema import LONGEST
 from fcit.config.site import Site, SiteTask
-from fcit.data.formats import read_rows
-from fcit.data.formats.places import text_only
-from fcit.data.prepare import stamps
-from fcit.data.reading import read_test
-from fcit.data.records import Record, TestRecord
-from fcit.data.spec import placed, suffixed, with_suffix
-from fcit.data.usable import ImageVerdicts, Usable, read_usable
+from fcit.data.dataset import Usable, read_usable
+from fcit.data.formats import read_test
+from fcit.data.formats.files import read_rows, stamps, text_only
+from fcit.data.images.verdicts import ImageVerdicts
+from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import DataError, Refused
 from fcit.evaluation.scorers import Result
@@ -78,12 +76,12 @@ class OwnTasks:
             spec = self._site.tasks[task]
             path, judge = text_only(self._file(spec.train)), self._judge
 
-            def judged(places: Sequence[int], records: Sequence[Record]) -> Verdict:
+            def check(positions: Sequence[int], records: Sequence[Record]) -> Verdict:
                 learnt = [self._learnt(record, spec) for record in records]
                 origin = [*stamps(path), spec.suffix, self._turns]
-                return judge.train(origin, places, learnt) if judge else Verdict()
+                return judge.train(origin, positions, learnt) if judge else Verdict()
 
-            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, judge=judged)
+            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, check=check)
         return self._read[task]
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:

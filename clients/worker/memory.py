@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fcit.errors import ConfigError, MemoryLost, RunError
-from fcit.federation.records import NAME
+from fcit.federation.messages import NAME
 from fcit.io import trees
-from fcit.io.files import Tensors, read_json, read_tensors, write_json, write_tensors
+from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+from fcit.io.trees import Tensors
 
 
 def _checked(*names: str) -> None:

@@ -8,8 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.records import Record, TestRecord
-from fcit.data.table import joined
+from fcit.data.records import Record, TestRecord, joined
 from fcit.data.verdict import Judge
 
 

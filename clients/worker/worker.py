@@ -26,7 +26,7 @@ from fcit.config.schema import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
@@ -44,7 +44,8 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.base import FedOpt
 from fcit.io.cache import Bounded
-from fcit.methods.base import Method, QuestionBatch, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
@@ -106,7 +107,13 @@ class Worker:
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
-        return Probe(shapes, width, versions(self.backbone.device), start, self.adapters.hashes)
+        return Probe(
+            shapes=shapes,
+            identity_width=width,
+            versions=versions(self.backbone.device),
+            tensors=start,
+            hashes=self.adapters.hashes,
+        )
 
     def describe(self, order: DescribeOrder) -> Description:
         """Sum and count of the shard's identity features; no gradients.
@@ -120,7 +127,7 @@ class Worker:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
         stats = self.method.describe(self._identity(records))
-        return Description(order.client, order.shard, stats.count, {"total": stats.total})
+        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": stats.total})
 
     def _enough(self, client: int, tasks: list[int]) -> None:
         """Every task for itself: else a small one could be had as the difference of two large sums."""
@@ -147,19 +154,19 @@ class Worker:
             self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
         kept = self.memory.size(order.client) if self._remembers or order.constants else 0
         return ClientUpdate(
-            order.stage,
-            order.round,
-            order.client,
-            order.shard,
-            order.subspace,
-            outcome.examples,
-            outcome.steps,
-            outcome.loss,
-            time.perf_counter() - begin,
-            changed,
-            kept,
-            self.terms.how(self.config, self.micro),
-            self.data.skipped(order.client, tasks),
+            stage=order.stage,
+            round=order.round,
+            client=order.client,
+            shard=order.shard,
+            subspace=order.subspace,
+            examples=outcome.examples,
+            steps=outcome.steps,
+            loss=outcome.loss,
+            seconds=time.perf_counter() - begin,
+            tensors=changed,
+            kept=kept,
+            how=self.terms.how(self.config, self.micro),
+            skipped=self.data.skipped(order.client, tasks),
         )
 
     @property
@@ -183,21 +190,21 @@ class Worker:
         last = order.round == self.config.federation.rounds - 1
         mine, other = (
             Session(
-                self.backbone,
-                self.adapters,
-                order.client,
-                order.shard,
-                order.stage,
-                order.round,
-                order.subspace,
-                _under(order.tensors, prefix),
-                memory.setdefault(who, {}),
-                constants,
-                examples,
-                identity,
-                self.data.image_root,
-                self.config.seed,
-                last,
+                backbone=self.backbone,
+                adapters=self.adapters,
+                client=order.client,
+                shard=order.shard,
+                stage=order.stage,
+                round=order.round,
+                subspace=order.subspace,
+                received=_under(order.tensors, prefix),
+                memory=memory.setdefault(who, {}),
+                constants=constants,
+                examples=examples,
+                identity=identity,
+                image_root=self.data.image_root,
+                seed=self.config.seed,
+                last_round=last,
             )
             for who, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
         )
@@ -231,7 +238,9 @@ class Worker:
             knowledge["task"] = order.task
         texts, weights = self._answers(order, knowledge, order.dataset, slice(order.first, order.last))
         tensors = {} if weights is None else {"mix": weights}
-        return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
+        return Answers(
+            dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
+        )
 
     def score(self, order: ScoreOrder) -> Scores:
         """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
@@ -246,7 +255,7 @@ class Worker:
         for task in map(str, self.data.begun(order.stage)):
             texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
-        return Scores(order.client, scores, counts, time.perf_counter() - begin)
+        return Scores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 
     def _answers(
         self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice

@@ -15,7 +15,10 @@ from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, cores, gpus
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.io.console import console
 from fcit.io.files import write_text
+
+PAGE = 140  # characters of a line that no terminal bounds: tables of many methods
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,15 @@ def bench(options: BenchOptions) -> int:
     """
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: must be at least 1")
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    screen = console(PAGE)
     made, chosen = _wanted(options)
     if options.dry_run:
-        return _list(console, made, chosen)
+        return _list(screen, made, chosen)
     folders.check(made.runs if options.table else chosen, options.fresh and not options.table)
-    outcome = Outcome() if options.table else _work(console, made, chosen, options)
+    outcome = Outcome() if options.table else _work(screen, made, chosen, options)
     if not options.table and chosen != made.runs:
         folders.check([run for run in made.runs if folders.state(run) == "done"], False)
-    _tables(console, made, options.into)
+    _tables(screen, made, options.into)
     for name, why in outcome.failed.items():
         print(f"fcit: {name} failed ({why}); see {made.folder / name / folders.LOG}", file=sys.stderr)
     if outcome.stopped:
@@ -87,20 +90,20 @@ def _wanted(options: BenchOptions) -> tuple[Plan, list[Planned]]:
     return made, matches
 
 
-def _list(console: Console, made: Plan, chosen: list[Planned]) -> int:
+def _list(screen: Console, made: Plan, chosen: list[Planned]) -> int:
     states = {"done": "done ", "begun": "begun", "new": "     "}
     for run in chosen:
         problem = folders.foreign(run)
         shown = "OTHER" if problem else states[folders.state(run)]
-        console.print(f"{shown} {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        screen.print(f"{shown} {run.folder}", highlight=False, markup=False, soft_wrap=True)
         if problem:
-            console.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
+            screen.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
     done = sum(folders.state(run) == "done" for run in chosen)
-    console.print(f"{len(chosen)} runs, {done} done; baseline {made.baseline}", highlight=False, markup=False)
+    screen.print(f"{len(chosen)} runs, {done} done; baseline {made.baseline}", highlight=False, markup=False)
     return EXIT_OK
 
 
-def _work(console: Console, made: Plan, chosen: list[Planned], options: BenchOptions) -> Outcome:
+def _work(screen: Console, made: Plan, chosen: list[Planned], options: BenchOptions) -> Outcome:
     """Carry out the runs that are not finished."""
     missing = [run for run in chosen if folders.state(run) != "done"]
     if not missing:
@@ -110,7 +113,7 @@ def _work(console: Console, made: Plan, chosen: list[Planned], options: BenchOpt
     devices = gpus(missing)
     jobs = min(options.jobs or made.jobs or len(devices) or cores(), len(missing))
     refresh = Refresh(made)
-    with BenchWatcher(console, made.name, len(chosen), len(chosen) - len(missing), jobs, refresh) as watcher:
+    with BenchWatcher(screen, made.name, len(chosen), len(chosen) - len(missing), jobs, refresh) as watcher:
         return Schedule(missing, jobs, watcher, devices).work()
 
 
@@ -142,21 +145,21 @@ def _write(board: leaderboard.Leaderboard) -> None:
     page.write_page(board)
 
 
-def _tables(console: Console, made: Plan, into: Path | None) -> None:
+def _tables(screen: Console, made: Plan, into: Path | None) -> None:
     """Write the leaderboard and show it."""
     board = leaderboard.collect(made)
     if not board.tables:
-        console.print("no run has finished yet: no tables", highlight=False)
+        screen.print("no run has finished yet: no tables", highlight=False)
         return
     _write(board)
     pictures = page.write_figures(board)
     for table in board.tables:
-        console.print(tables.terminal(table, board.name, console.width))
+        screen.print(tables.terminal(table, board.name, screen.width))
     path = made.folder / "leaderboard"
-    console.print(f"tables: {path}.md .csv .json .tex", highlight=False, soft_wrap=True)
-    console.print(f"page:   {path}.html", highlight=False, soft_wrap=True)
+    screen.print(f"tables: {path}.md .csv .json .tex", highlight=False, soft_wrap=True)
+    screen.print(f"page:   {path}.html", highlight=False, soft_wrap=True)
     if into is not None:
         into.mkdir(parents=True, exist_ok=True)
         for file in [*(path.with_suffix(f".{ending}") for ending in ("md", "csv", "json")), *pictures]:
             shutil.copy(file, into)
-        console.print(f"copies: {into}", highlight=False, soft_wrap=True)
+        screen.print(f"copies: {into}", highlight=False, soft_wrap=True)

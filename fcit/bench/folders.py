@@ -10,8 +10,8 @@ from typing import Literal
 from fcit import config as configuration
 from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import RECORDED, Planned, same_run
-from fcit.data import fingerprint
 from fcit.data.benchmark import open_benchmark
+from fcit.data.fingerprints import fingerprint
 from fcit.errors import ConfigError, FCITError
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir

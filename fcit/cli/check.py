@@ -20,6 +20,7 @@ def arguments(add: Add) -> None:
         _check,
         "check that a method or a federated optimiser keeps its contract",
         "fcit check ./mine.py:MyMethod strength=2",
+        "Runs it on a toy federation, without a model: every hook that it overrides is called as in a run.",
     )
     command.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
     command.add_argument("options", nargs="*", metavar="key=value", help="options of it, e.g. mix=argmax")

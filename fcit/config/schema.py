@@ -12,7 +12,7 @@ from fcit.io import bounded
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
 
-#: How pictures become pixels: see :mod:`fcit.data.pixels`.
+#: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
 
 

@@ -20,9 +20,10 @@ from fcit.config import RunConfig
 from fcit.contracts.toy import Toy, first_failure, require
 from fcit.errors import ConfigError
 from fcit.fedopt.aggregator import Aggregator
-from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
+from fcit.fedopt.base import INVARIANTS, FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io import trees
+from fcit.io.trees import Tensors
 from fcit.methods.base import Session
 
 A, B, P = (
@@ -139,7 +140,17 @@ def a_client_can_train(case: FedOptCase) -> None:
             parameter.requires_grad_(name in names)
         received = case.fedopt.broadcast({n: case.old[n] for n in names}, {})
         require(all(t.dtype == np.float32 for t in received.values()), "broadcast must give float32 arrays")
-        session = Session(toy, toy, 0, "task-0", 0, turn, "0", received, memory)
+        session = Session(
+            backbone=toy,
+            adapters=toy,
+            client=0,
+            shard="task-0",
+            stage=0,
+            round=turn,
+            subspace="0",
+            received=received,
+            memory=memory,
+        )
         case.fedopt.prepare(session)
         for lr in rates:
             session.lr = lr

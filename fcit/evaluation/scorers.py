@@ -4,7 +4,7 @@ A scorer takes predictions and test records in the same order and returns ``Resu
 where the rule judges one answer at a time, a mark per answer.
 
 The official generator strips every prediction before it is written, so every rule here does that first;
-the official rules leave the ground truth as it is in the file. Nothing else is normalised unless said.
+the official rules leave the ground truth as it is in the file. Nothing else is normalised unless stated.
 Our own rules compare folded texts (:func:`fcit.evaluation.wording.folded`), so that they hold in any script.
 Captions are scored in :mod:`fcit.evaluation.captions` (ours) and :mod:`fcit.evaluation.coco` (official),
 the rules of MLLM-CL's domain part are in :mod:`fcit.evaluation.dcl`.
@@ -119,7 +119,7 @@ def substring(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The cleaned rule for DVQA and FigureQA, ours: equal ignoring case, and never empty.
 
     The official direction (prediction inside the answer) would also accept a part of the answer,
-    down to one letter, so equality is asked for.
+    down to one letter, so equality is required.
     """
     return marked(lambda text, record: bool(text) and folded(text) == folded(record.answer.strip()), texts, records)
 

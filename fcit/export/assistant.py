@@ -19,14 +19,14 @@ from fcit.config import RunConfig
 from fcit.config.checks import contradictions
 from fcit.config.schema import Way
 from fcit.data.collate import images_of
-from fcit.data.formats.conversation import places
-from fcit.data.pixels import as_rgb
+from fcit.data.formats.conversation import images_per_turn, without_tags
+from fcit.data.images.pixels import as_rgb
 from fcit.data.records import TestRecord
-from fcit.data.texts import without_tags
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
 from fcit.export.format import Portable
-from fcit.methods.base import Method, QuestionBatch, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector
@@ -272,7 +272,7 @@ def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
     """A question as a test record, without its image tags."""
     try:
         text, tags = without_tags(question)
-        places([tags], len(names))
+        images_per_turn([tags], len(names))
     except ValueError as error:
         raise DataError(f"question {number} ({question[:80]!r}): {error}") from None
     return TestRecord(str(number), names, text, "")

@@ -8,6 +8,7 @@ from pathlib import PurePath
 import yaml
 
 from fcit import registry
+from fcit.data.stream import described
 from fcit.data.subset import reduced
 from fcit.export.format import Routing
 from fcit.report.scope import accepted
@@ -67,10 +68,6 @@ def _title(run: Run) -> str:
 def _what(run: Run, routing: Routing) -> str:
     config = run.config
     federation, adapter = config.federation, config.adapter
-    if config.stream == "site":
-        data = f"{federation.stages} stages of tasks that the sites kept to themselves"
-    else:
-        data = f"`{PurePath(config.benchmark).stem}` ({config.setting}, seed {config.seed})"
     projector = {
         "shared": "one projector, trained by all, is in every folder (`modules_to_save`)",
         "per_subspace": "each brings a trained projector of its own (`modules_to_save`)",
@@ -80,9 +77,10 @@ def _what(run: Run, routing: Routing) -> str:
     how = method(config.model_copy(update={"method": routing.method})).answers
     return (
         f"{len(routing.subspaces)} LoRA subspaces (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
-        f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: {data}, "
-        f"{federation.clients} clients, {federation.clients_per_round} in each of {federation.rounds} rounds per "
-        f"stage, {routing.stage} stages. {how} In the language model's layers `{adapter.targets}`; {projector}."
+        f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: "
+        f"{described(config)}, {federation.clients} clients, {federation.clients_per_round} in each of "
+        f"{federation.rounds} rounds per stage, {routing.stage} stages. {how} In the language model's layers "
+        f"`{adapter.targets}`; {projector}."
     )
 
 

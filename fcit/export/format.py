@@ -19,10 +19,9 @@ from fcit.config.schema import Adapter, Backbone, Section, Way
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.io import bounded
 from fcit.io.files import read_tensors, write_json, write_tensors
+from fcit.io.trees import Tensors
 from fcit.models.layout import is_projector
 from fcit.models.saving import BARE, PEFT
-
-Tensors = dict[str, np.ndarray]
 
 Policy = Literal["shared", "frozen", "per_subspace"]
 

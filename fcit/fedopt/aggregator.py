@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcit.fedopt.base import FedOpt, Mean, Tensors
+from fcit.fedopt.base import FedOpt, Mean
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
+from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
 
 if TYPE_CHECKING:

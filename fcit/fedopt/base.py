@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcit.config import RunConfig, Section
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
 
 #: Invariants that a federated optimiser can declare (checked by :mod:`fcit.contracts.fedopts`).
 INVARIANTS = frozenset(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fcit.fedopt.base import Tensors
+from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fcit.fedopt.base import Tensors
+from fcit.io.trees import Tensors
 
 LEAST = 3  # minimum of updates for a rule
 BLOCK = 1 << 20  # numbers read at a time

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fcit.config import RunConfig
-from fcit.fedopt.base import Tensors
 from fcit.fedopt.fedavg import FedAvg
+from fcit.io.trees import Tensors
 from fcit.models.layout import is_projector
 
 #: AdamW's normalised steps, and so the variates, are a few units at most; one huge variate would reach all clients.

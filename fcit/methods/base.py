@@ -15,9 +15,9 @@ import numpy as np
 from fcit import seeding
 from fcit.config import RunConfig, Section
 from fcit.fedopt.aggregator import Aggregator, Group
+from fcit.io.trees import Tensors
 from fcit.models.layout import A, B, Layout
 
-Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
 
 #: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
@@ -44,7 +44,7 @@ class Update:
     fedopt: Tensors = field(default_factory=dict)  # what the federated optimiser's finish returned
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """One local training, as passed to a method's client hooks; it ends with the order.
 

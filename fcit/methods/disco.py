@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fcit.config import RunConfig, Section
-from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Tensors, one_subspace
+from fcit.io.trees import Tensors
+from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, one_subspace
 from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 
 

@@ -15,7 +15,8 @@ from fcit.config import Section
 from fcit.data.collate import images_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
-from fcit.methods.base import Method, ServerState, Session, Tensors, Update
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState, Session, Update
 
 #: Far above any mean squared gradient of a converging model; one such value would dominate every later loss.
 ABSURD = 1e8

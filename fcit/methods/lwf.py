@@ -10,7 +10,8 @@ from pydantic import Field
 from torch.nn import functional
 
 from fcit.config import Section
-from fcit.methods.base import Method, ServerState, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState, Session
 
 
 class LwF(Method):

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.methods.base import INVARIANTS, ServerState, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import INVARIANTS, ServerState, Session
 from fcit.methods.per_stage import PerStage
 from fcit.models.layout import A, is_factor
 

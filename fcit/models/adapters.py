@@ -22,6 +22,7 @@ from torch import nn
 from fcit import config as configuration
 from fcit import seeding
 from fcit.errors import ConfigError
+from fcit.io.trees import Tensors
 from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, scale
@@ -30,8 +31,6 @@ from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_
 SLOT = "slot"
 MIX = "mix"
 _GATE = f"{GATE}weight"
-
-Tensors = dict[str, np.ndarray]
 
 
 class Adapters:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from fcit import config as configuration
 from fcit.config.schema import Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
-from fcit.data.pictures import open_image
+from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes

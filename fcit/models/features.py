@@ -19,9 +19,9 @@ from filelock import FileLock
 from PIL import Image
 
 from fcit.config.schema import Way
-from fcit.data.benchmark import cache_folder
-from fcit.data.pictures import image_path, open_image
+from fcit.data.images.opening import image_path, open_image
 from fcit.errors import DataError
+from fcit.io.cache import cache_folder
 
 #: The numpy type that stores a number format; numpy has no bfloat16, whose bits are stored as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import nn
 from transformers.utils import cached_file
 
-from fcit.data.benchmark import cache_folder
+from fcit.io.cache import cache_folder
 
 #: Bytes from which the hash of a file is cached on disk.
 LARGE = 64 * 1024**2

@@ -11,10 +11,9 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from fcit import config as configuration
+from fcit.io.trees import Tensors
 from fcit.models.families.base import families
 from fcit.models.layout import is_factor, is_projector
-
-Tensors = dict[str, np.ndarray]
 
 #: File of a peft adapter's tensors, and of a subspace that is none (gates, prompt pools).
 PEFT = "adapter_model.safetensors"

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from fcit.config.schema import Way
 from fcit.data.benchmark import open_benchmark
-from fcit.data.pictures import open_image
+from fcit.data.images.opening import open_image
 from fcit.errors import FCITError
 from fcit.io.files import write_text
 from fcit.report import faults, figures, notes, scope, tables

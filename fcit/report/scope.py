@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fcit.config import RunConfig
-from fcit.data import changes
-from fcit.data.changes import Change
+from fcit.data.fingerprints import changes
+from fcit.data.fingerprints.changes import Change
 from fcit.data.subset import reduced
 from fcit.runs.reader import Run
 

@@ -24,7 +24,17 @@ def make(name: str, clients: int = 4, projector: str = "shared", **options):
 
 def session(received=None, memory=None, subspace: str = "0", **values: float) -> Session:
     toy = Toy({n: torch.nn.Parameter(torch.tensor([v], dtype=torch.float32)) for n, v in values.items()})
-    return Session(toy, toy, 0, "task-0", 0, 0, subspace, received or {}, {} if memory is None else memory)
+    return Session(
+        backbone=toy,
+        adapters=toy,
+        client=0,
+        shard="task-0",
+        stage=0,
+        round=0,
+        subspace=subspace,
+        received=received or {},
+        memory={} if memory is None else memory,
+    )
 
 
 def test_fedprox_adds_the_terms_gradient():

@@ -57,7 +57,7 @@ def session(model=None, **values) -> Session:
     """A client's order: client 3, shard "s", stage 0."""
     model = model or TinyModel()
     plain = {"client": 3, "shard": "s", "stage": 0, "round": 0, "subspace": "0"}
-    return Session(model, model, **{**plain, **values})
+    return Session(backbone=model, adapters=model, **{**plain, **values})
 
 
 def f32(*values) -> np.ndarray:

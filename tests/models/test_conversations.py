@@ -225,7 +225,9 @@ def test_parts_of_a_mixed_batch_give_its_gradients(backbones, images):
     adapters = adapted(backbone)
     examples, features = batch_of(backbone, images, MIXED)
     ends = np.cumsum([len(e.images) for e in examples])
-    session = Session(backbone, adapters, 0, "s", 0, 0, "0", examples=examples)
+    session = Session(
+        backbone=backbone, adapters=adapters, client=0, shard="s", stage=0, round=0, subspace="0", examples=examples
+    )
 
     def loss_of(rows: list[int]) -> torch.Tensor:
         own = [i for row in rows for i in range(ends[row] - len(examples[row].images), ends[row])]
