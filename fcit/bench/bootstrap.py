@@ -93,28 +93,28 @@ def _decomposed(path: Path, dataset: str, texts: tuple[str, ...]) -> tuple[np.nd
 class Cell:
     """Two runs' answers to the same records of one dataset: a stratum."""
 
-    ours: Answered
-    theirs: Answered
+    row: Answered
+    baseline: Answered
 
     @property
     def estimate(self) -> float:
         """Difference of the scores."""
-        count = len(self.ours.keys)
-        return float(self._score(self.ours.values.sum(axis=0), self.theirs.values.sum(axis=0), count))
+        count = len(self.row.keys)
+        return float(self._score(self.row.values.sum(axis=0), self.baseline.values.sum(axis=0), count))
 
     def _score(self, row: np.ndarray, baseline: np.ndarray, count: int) -> np.ndarray:
-        return self.ours.score(row, count) - self.theirs.score(baseline, count)
+        return self.row.score(row, count) - self.baseline.score(baseline, count)
 
     def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
         """Differences of ``resamples`` draws of the records with replacement, the same records for both."""
-        if self.ours.score is mean_mark:
-            return 100.0 * resampled_means(self.ours.values[:, 0] - self.theirs.values[:, 0], rng, resamples)
-        count = len(self.ours.keys)
+        if self.row.score is mean_mark:
+            return 100.0 * resampled_means(self.row.values[:, 0] - self.baseline.values[:, 0], rng, resamples)
+        count = len(self.row.keys)
         step = max(1, CHUNK // count)
         parts = []
         for at in range(0, resamples, step):
             often = rng.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - at))
-            parts.append(self._score(often @ self.ours.values, often @ self.theirs.values, count))
+            parts.append(self._score(often @ self.row.values, often @ self.baseline.values, count))
         return np.concatenate(parts)
 
 
