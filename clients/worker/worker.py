@@ -38,7 +38,7 @@ from fcit.federation.messages import (
     Probe,
     ProbeOrder,
     ScoreOrder,
-    Scores,
+    SiteScores,
     TrainOrder,
     memory_version,
 )
@@ -242,7 +242,7 @@ class Worker:
             dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
         )
 
-    def score(self, order: ScoreOrder) -> Scores:
+    def score(self, order: ScoreOrder) -> SiteScores:
         """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
 
         Raises:
@@ -255,7 +255,7 @@ class Worker:
         for task in map(str, self.data.begun(order.stage)):
             texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
-        return Scores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
+        return SiteScores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 
     def _answers(
         self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice

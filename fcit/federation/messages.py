@@ -131,7 +131,7 @@ class ScoreOrder:
 
 
 @dataclass(kw_only=True)
-class Scores:
+class SiteScores:
     """Reply to :class:`ScoreOrder`: score and number of questions of each of the site's own tasks, by its number."""
 
     client: int
