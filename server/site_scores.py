@@ -17,7 +17,7 @@ from fcit.data.stream import Stream
 from fcit.errors import CodecError, ConfigError, RunError
 from fcit.evaluation.scorers import LARGEST
 from fcit.federation import codec
-from fcit.federation.messages import Scores
+from fcit.federation.messages import SiteScores
 from fcit.methods.base import Method, ServerState
 from fcit.runs.folder import RunDir
 from server.checkpoint import Progress
@@ -110,12 +110,12 @@ class SiteEvaluation:
                 f"{self.run.events}); `fcit resume {self.run.path}` tries again"
             )
 
-    def _read(self, reply: Message, client: int | None) -> Scores | str:
+    def _read(self, reply: Message, client: int | None) -> SiteScores | str:
         """Scores, or why they are rejected."""
         if reply.has_error():
             return str(reply.error.reason)
         try:
-            scores = codec.decode(reply.content, Scores)
+            scores = codec.decode(reply.content, SiteScores)
         except CodecError as error:
             return str(error)
         if scores.client != client:
@@ -128,7 +128,7 @@ def column(client: int, task: str) -> str:
     return f"{client}.{task}"
 
 
-def reject_reason(scores: Scores) -> str | None:
+def reject_reason(scores: SiteScores) -> str | None:
     """Why a site's scores are rejected, or None."""
     if not scores.scores or set(scores.scores) != set(scores.counts):
         return "scores and counts must name the same tasks, at least one"

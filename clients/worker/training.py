@@ -24,7 +24,7 @@ from fcit.models.schedules import trainer_multipliers
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a local epoch came to."""
+    """Result of a local training."""
 
     examples: int
     steps: int

@@ -80,9 +80,9 @@ def fab_hash(deployment: Deployment, steps: Steps) -> str:
 
 
 def differs(deployment: Deployment) -> list[str]:
-    """Files in which the app is not what is installed here: after an update of fcit, or changed by hand."""
+    """Files in which the app differs from the installed packages: after an update of fcit, or changed by hand."""
     expected = {name: source.read_bytes() for name, source in _sources().items()}
     expected["pyproject.toml"] = _PROJECT.encode()
-    there = [f for f in deployment.app.rglob("*") if f.is_file() and f.suffix != ".pyc"]
-    found = {str(f.relative_to(deployment.app)): f.read_bytes() for f in there}
-    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    files = [f for f in deployment.app.rglob("*") if f.is_file() and f.suffix != ".pyc"]
+    actual = {str(f.relative_to(deployment.app)): f.read_bytes() for f in files}
+    return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))

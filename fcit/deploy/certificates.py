@@ -5,13 +5,13 @@ from __future__ import annotations
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import PUBLIC, Steps
 
-#: Days a certificate is good for. Sites hold the authority's; the server's is renewed without telling them.
+#: Days for which a certificate is valid. Sites hold the authority's; the server's is renewed without a change there.
 CA_DAYS, SERVER_DAYS = 3650, 825
 _EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes")
 
 
 def authority(deployment: Deployment, steps: Steps) -> None:
-    """Make the operator's certificate authority, good for this deployment only."""
+    """Make the operator's certificate authority, valid for this deployment only."""
     steps.folder(deployment.ca_key.parent)
     steps.folder(deployment.ca.parent)
     steps.run(

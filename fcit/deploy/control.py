@@ -17,7 +17,7 @@ from fcit.io.console import console
 def flwr(
     deployment: Deployment, *words: str, settings: tuple[str, ...] = (), steps: Steps | None = None
 ) -> dict[str, Any]:
-    """Run a `flwr` command on this deployment's SuperLink and return its JSON answer; shown if ``steps`` is given.
+    """Run a `flwr` command on this deployment's SuperLink and return its JSON output; shown if ``steps`` is given.
 
     Raises:
         DeployError: the SuperLink is not up, or refuses.
@@ -29,10 +29,10 @@ def flwr(
         if steps.dry:
             return {}
     done = subprocess.run(command, env=environment, cwd=deployment.home, capture_output=True, text=True)
-    answer = parsed(done.stdout)
-    if done.returncode == 0 and answer.get("success"):
-        return answer
-    reason = str(answer.get("error-message") or done.stderr or done.stdout).strip() or f"code {done.returncode}"
+    output = parsed(done.stdout)
+    if done.returncode == 0 and output.get("success"):
+        return output
+    reason = str(output.get("error-message") or done.stderr or done.stdout).strip() or f"code {done.returncode}"
     if "SuperLink is unavailable" in reason:
         raise DeployError(
             f"the SuperLink at 127.0.0.1:{deployment.superlink_port} does not answer; "
@@ -48,12 +48,12 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
         ConfigError: no key of that name.
     """
     known = deployment.sites()
-    strange = [name for name in names if name not in known]
-    if strange:
+    unknown = [name for name in names if name not in known]
+    if unknown:
         raise ConfigError(
-            f"no public key of site {', '.join(strange)} in {deployment.home / 'keys'} "
+            f"no public key of site {', '.join(unknown)} in {deployment.home / 'keys'} "
             f"(there are: {', '.join(known)}); "
-            f"`fcit deploy add {deployment.path} {' '.join(strange)}` makes one"
+            f"`fcit deploy add {deployment.path} {' '.join(unknown)}` makes one"
         )
     nodes = deployment.remembered("nodes")
     for name in names or known:
@@ -61,23 +61,23 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
             steps.say(f"site {name} is registered already")
             continue
         key = str(deployment.public_key(name))
-        answer = flwr(deployment, "supernode", "register", key, "--name", name, steps=steps)
+        output = flwr(deployment, "supernode", "register", key, "--name", name, steps=steps)
         if not steps.dry:
-            nodes[name] = str(answer["node-id"])
+            nodes[name] = str(output["node-id"])
             deployment.remember("nodes", nodes)
             steps.say(f"site {name} is node {nodes[name]}")
 
 
 def unregister(deployment: Deployment, names: list[str], steps: Steps) -> None:
-    """Close the door to sites: their keys are refused from now on and for ever.
+    """Unregister sites: their keys are refused for ever from now on.
 
     Raises:
         ConfigError: such a site is not registered.
     """
     nodes = deployment.remembered("nodes")
-    strange = [name for name in names if name not in nodes]
-    if strange:
-        raise ConfigError(f"site {', '.join(strange)} is not registered (registered: {', '.join(nodes) or 'none'})")
+    unknown = [name for name in names if name not in nodes]
+    if unknown:
+        raise ConfigError(f"site {', '.join(unknown)} is not registered (registered: {', '.join(nodes) or 'none'})")
     for name in names:
         flwr(deployment, "supernode", "unregister", nodes[name], steps=steps)
         if not steps.dry:
@@ -86,7 +86,7 @@ def unregister(deployment: Deployment, names: list[str], steps: Steps) -> None:
 
 
 def runs(deployment: Deployment, steps: Steps | None = None) -> list[dict[str, Any]]:
-    """What `flwr ls` says about all runs."""
+    """All runs, as `flwr ls` lists them."""
     return list(flwr(deployment, "ls", steps=steps).get("runs", []))
 
 
@@ -124,10 +124,10 @@ def stop(deployment: Deployment, run: str | None, steps: Steps) -> None:
         ConfigError: no or several runs are going on and none is named.
     """
     if run is None:
-        going = [] if steps.dry else unfinished(deployment)
-        if len(going) != 1 and not steps.dry:
-            raise ConfigError(f"{len(going)} runs are going on: {', '.join(going) or 'nothing to stop'}")
-        run = going[0] if going else "RUN-ID"
+        going_on = [] if steps.dry else unfinished(deployment)
+        if len(going_on) != 1 and not steps.dry:
+            raise ConfigError(f"{len(going_on)} runs are going on: {', '.join(going_on) or 'nothing to stop'}")
+        run = going_on[0] if going_on else "RUN-ID"
     flwr(deployment, "stop", run, steps=steps)
     if not steps.dry:
         folder = deployment.remembered("runs").get(run, "RUN-FOLDER")

@@ -1,4 +1,4 @@
-"""The folder of a deployment: where everything is, and the few facts that everything else follows from."""
+"""The folder of a deployment: its paths, and the few facts from which everything else follows."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ class Deployment:
         return cls.plan(path, **facts)
 
     def facts(self) -> str:
-        """What :meth:`open` reads."""
+        """The text that :meth:`open` reads."""
         values = {key: value for key, value in asdict(self).items() if key != "path"}
         return yaml.safe_dump(values, sort_keys=False)
 
     @property
     def file(self) -> Path:
-        """Where the facts are kept."""
+        """The file with the facts."""
         return self.path / _FACTS
 
     @property
@@ -156,17 +156,17 @@ class Deployment:
         """Names of all sites a key exists of, in order."""
         return sorted((file.stem for file in (self.home / "keys").glob("*.pub")), key=int)
 
-    def remembered(self, what: str) -> dict[str, str]:
-        """A small table of the operator: ``nodes`` (site to node id) or ``runs`` (Flower's run id to run folder)."""
-        file = self.home / f"{what}.json"
+    def remembered(self, kind: str) -> dict[str, str]:
+        """The operator's ``nodes`` (site to node id) or ``runs`` (Flower's run id to run folder)."""
+        file = self.home / f"{kind}.json"
         return dict(read_json(file)) if file.is_file() else {}
 
-    def remember(self, what: str, table: dict[str, str]) -> None:
-        """Keep such a table."""
-        write_json(self.home / f"{what}.json", table)
+    def remember(self, kind: str, values: dict[str, str]) -> None:
+        """Save the operator's ``nodes`` or ``runs``."""
+        write_json(self.home / f"{kind}.json", values)
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Environment of every Flower process of this deployment, which finds the programs installed beside fcit."""
+        """Environment of every Flower process of this deployment; programs installed beside fcit come first."""
         environment = flower_environment(home)
         programs = str(Path(sys.executable).parent)
         return {**environment, "PATH": os.pathsep.join([programs, environment.get("PATH", os.defpath)])}

@@ -1,7 +1,7 @@
-"""The door: a reverse proxy that lets sites reach Flower's Fleet API and nothing else.
+"""The door: a reverse proxy (nginx) by which sites reach Flower's Fleet API and nothing else.
 
-Flower 1.41 and 1.42 serve Control, Fleet and Runtime API on one port; the open edition asks nobody who uses the
-Control API to say who they are. So the SuperLink listens on loopback, and nginx passes on the few paths that a
+Flower 1.41 and 1.42 serve Control, Fleet and Runtime API on one port; the open edition does not
+authenticate users of the Control API. So the SuperLink listens on loopback, and nginx passes on the few paths that a
 registered SuperNode needs. Flower itself then checks the node's signature.
 """
 
@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import PUBLIC, DeployError, Steps
 
-#: What a SuperNode with a registered key calls. Registering itself is not among it: the operator does that.
+#: Paths that a SuperNode with a registered key calls. Registration is not one of them: the operator does that.
 FLEET_PATHS = tuple(
     f"/v1/fleet/{name}"
     for name in (
@@ -46,7 +46,7 @@ def filled(template: str, **values: Any) -> str:
 
 
 def write(deployment: Deployment, steps: Steps) -> None:
-    """Write nginx.conf and the unit that starts SuperLink and door."""
+    """Write nginx.conf and the systemd unit that starts SuperLink and door."""
     steps.folder(deployment.nginx.parent)
     text = filled(
         "nginx.conf",
@@ -70,7 +70,7 @@ def write(deployment: Deployment, steps: Steps) -> None:
 
 
 def nginx() -> str:
-    """The nginx program; Debian keeps it where ordinary users have no path to.
+    """The nginx program; Debian installs it outside ordinary users' PATH.
 
     Raises:
         DeployError: it is not installed.
@@ -82,5 +82,5 @@ def nginx() -> str:
 
 
 def command(deployment: Deployment) -> list[str]:
-    """The command that is the door; it stays in the foreground."""
+    """The command of the door; it stays in the foreground."""
     return [nginx(), "-e", str(deployment.nginx.parent / "error.log"), "-c", str(deployment.nginx)]

@@ -11,7 +11,7 @@ from fcit.deploy.deployment import CONNECTION, Deployment
 from fcit.deploy.steps import PROGRAM, PUBLIC, Steps
 from fcit.errors import ConfigError
 
-#: Written out in every SITE.yaml; the others stand there as comments.
+#: Keys written out in every SITE.yaml; the others are comments in it.
 _SET = ("name", "superlink", "ca", "key", "data_root", "apps", "tasks")
 
 
@@ -19,7 +19,7 @@ def init(deployment: Deployment, clients: int, steps: Steps) -> None:
     """Make the folder of a deployment: authority, certificate, app, door, operator, and a folder for each site.
 
     Raises:
-        ConfigError: the folder is in use, or there would be no site.
+        ConfigError: the folder is in use, or the number of sites is 0.
         DeployError: openssl, ssh-keygen or flwr fail.
     """
     if clients < 1:
@@ -102,7 +102,7 @@ def _site(deployment: Deployment, name: str, fab: str, steps: Steps) -> None:
 
 
 def site_file(deployment: Deployment, name: str, fab: str) -> str:
-    """Text of a SITE.yaml: what is known, and every other setting with its default and meaning."""
+    """Text of a SITE.yaml: the known settings, and every other one with its default and meaning."""
     rest = [
         (key, _default(field.get_default(call_default_factory=True)), field.description or "")
         for key, field in Site.model_fields.items()

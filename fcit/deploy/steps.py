@@ -1,4 +1,4 @@
-"""Every command that is run and every file that is written is shown; a dry run only shows."""
+"""The steps of a deployment, each shown before it is done; a dry run only shows them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcit.errors import FCITError
 
 
 class DeployError(FCITError):
-    """A command of a deployment failed, or something it needs is not there."""
+    """A command of a deployment failed, or a program or file that it needs is missing."""
 
     code = "deploy"
 
@@ -36,7 +36,7 @@ class Steps:
         """Run a command and return what it printed; files it makes are this user's only.
 
         Raises:
-            DeployError: it is not installed or fails; with its own words.
+            DeployError: it is not installed or fails; quotes the end of its output.
         """
         words = [str(word) for word in command]
         self.say("$ " + shlex.join(words))
@@ -50,8 +50,8 @@ class Steps:
             [program, *words[1:]], env=environment, cwd=cwd, capture_output=True, text=True, umask=0o077
         )
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-5:]
-            raise DeployError(f"{words[0]} failed with code {done.returncode}: " + " / ".join(said))
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-5:]
+            raise DeployError(f"{words[0]} failed with code {done.returncode}: " + " / ".join(lines))
         return done.stdout
 
     def folder(self, path: Path) -> None:

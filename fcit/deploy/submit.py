@@ -34,7 +34,7 @@ def submit(deployment: Deployment, config: Path, overrides: list[str], steps: St
         DeployError: the SuperLink is not up or refuses.
     """
     loaded = configuration.load(config, overrides)
-    # The server works elsewhere: its folder of runs is the deployment's, unless a full path says otherwise.
+    # The server's working folder is another: its runs go into the deployment's folder, unless `output` is absolute.
     loaded = loaded.model_copy(update={"output": str(deployment.path / loaded.output)})
     members = deployment.remembered("nodes")
     absent = [str(n) for n in range(loaded.federation.clients) if str(n) not in members]
@@ -67,7 +67,7 @@ def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data:
         return EXIT_OK
     _ready(deployment, steps)
     if folder.begun and not steps.dry:
-        # Here, where a person reads it; the server finds it settled.
+        # Checked here, where a person reads it, before the server checks it.
         hold_data(folder, open_stream(configuration.load_resolved(folder.config)), accept_changed_data)
     return _start(deployment, folder.path, steps)
 
@@ -98,27 +98,27 @@ def _ready(deployment: Deployment, steps: Steps) -> None:
             f"{deployment.app} is not what is installed ({_few(changed)} different); "
             f"`fcit deploy update {deployment.path}` makes it anew, and sites have to pin its hash"
         )
-    going = [] if steps.dry else unfinished(deployment)
-    if going:
+    going_on = [] if steps.dry else unfinished(deployment)
+    if going_on:
         raise DeployError(
-            f"run {', '.join(going)} is going on; `fcit deploy follow {deployment.path}` shows it, "
+            f"run {', '.join(going_on)} is going on; `fcit deploy follow {deployment.path}` shows it, "
             f"`fcit deploy stop {deployment.path}` ends it"
         )
 
 
 def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
     began = time.time()
-    answer = flwr(deployment, "run", str(deployment.app), settings=("-c", f'run-dir="{run}"'), steps=steps)
+    output = flwr(deployment, "run", str(deployment.app), settings=("-c", f'run-dir="{run}"'), steps=steps)
     if steps.dry:
         return EXIT_OK
-    number = str(answer["run-id"])
+    number = str(output["run-id"])
     deployment.remember("runs", {**deployment.remembered("runs"), number: str(run)})
     steps.say(f"run {number} of the SuperLink, folder {run}")
     return _follow(deployment, number, run, began)
 
 
 def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int:
-    """Show events until Flower says that the run is over; Ctrl-C lets it go on alone."""
+    """Show events until Flower says that the run is over; Ctrl-C ends the display only."""
     screen = console()
     with ConsoleWatcher(screen, run.name) as watcher:
         try:
@@ -150,20 +150,20 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
 def _watch(
     deployment: Deployment, number: str, folder: RunDir, since: float, watcher: ConsoleWatcher
 ) -> tuple[str, str]:
-    """Tell the watcher every event; returns how the run ended and Flower's words about it.
+    """Pass every event to the watcher; returns how the run ended and Flower's details about it.
 
-    Only events after ``since`` are shown: a run that is resumed first cuts off what came after its checkpoint.
+    Only events after ``since`` are shown: a resumed run first removes the events after its checkpoint.
     """
-    shown, size, asked, answered = 0, -1, 0.0, time.monotonic()
+    shown, size, last_query, last_reply = 0, -1, 0.0, time.monotonic()
     ended: tuple[str, str] | None = None
     while True:
-        if time.monotonic() - asked >= (1.0 if folder.results.is_file() else _ASK):
-            asked = time.monotonic()
+        if time.monotonic() - last_query >= (1.0 if folder.results.is_file() else _ASK):
+            last_query = time.monotonic()
             try:
                 ended = _end(deployment, number)
-                answered = time.monotonic()
+                last_reply = time.monotonic()
             except DeployError:
-                if time.monotonic() - answered > _PATIENCE:
+                if time.monotonic() - last_reply > _PATIENCE:
                     raise
         now_size = folder.events.stat().st_size if folder.events.is_file() else 0
         if now_size != size:

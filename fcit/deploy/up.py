@@ -1,4 +1,4 @@
-"""`fcit deploy up`: the SuperLink and the proxy before it, in the foreground; what the systemd unit runs."""
+"""`fcit deploy up`: the SuperLink and the proxy before it, in the foreground; the systemd unit runs it."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _check_runs(child: Child, selector: selectors.BaseSelector) -> None:
     """Raise DeployError if a process has ended."""
     code = child.ended(selector)
     if code is not None:
-        last = " / ".join(list(child.tail)[-_TAIL:]) or "it said nothing"
+        last = " / ".join(list(child.tail)[-_TAIL:]) or "it printed nothing"
         raise DeployError(f"the {child.name} ended with code {code}: {last}")
 
 

@@ -1,4 +1,4 @@
-"""Typed records to Flower records and back; the only form in which anything crosses the wire.
+"""Typed messages to Flower records and back: the only form in which anything is sent.
 
 A message is one JSON text (plain fields) and one array record (tensors). Nothing is unpickled:
 arrays travel in numpy's own format, read with pickling off. bfloat16 travels as an int16 view.
@@ -90,9 +90,9 @@ def _array(array: Array, name: str) -> np.ndarray:
         version = npy.read_magic(file)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         shape, fortran, dtype = read_header(file)
-    except Exception as error:  # noqa: BLE001  (numpy's parser of headers raises whatever hostile ones lead it into)
+    except Exception as error:  # noqa: BLE001  (numpy's parser may raise anything on hostile headers)
         raise CodecError(f"tensor {name!r} cannot be read: {shown(error)}") from None
-    # Nothing is allocated before the header is known to describe the bytes that are there.
+    # Nothing is allocated before the header is known to fit the bytes received.
     plain = dtype.kind in "biuf" and len(shape) <= DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
     plain = plain and math.prod(max(n, 1) for n in shape) < 2**40  # an empty array has a shape, too
     if not plain or dtype.itemsize * math.prod(shape) != len(array.data) - file.tell():

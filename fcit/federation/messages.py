@@ -1,4 +1,4 @@
-"""What travels between server and clients, as typed records."""
+"""The messages between server and clients as typed dataclasses: orders, and what clients reply."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ EXTRA = "extra/"
 FEDOPT = "fedopt/"
 #: Prefix of constants, ``constant/<group>/<name>``: sent once, kept by the client.
 CONSTANT = "constant/"
-#: What a group of constants and a version of a memory may be called: they become file names at the client.
+#: Form of the name of a group of constants and of a version of a memory: they become file names at the client.
 NAME = re.compile(r"\w[\w.-]*")
-#: Everything that is not a tensor to be trained.
+#: Prefixes of all tensors that are not trained.
 PREFIXES = (EXTRA, FEDOPT, CONSTANT)
 
 
 def memory_version(stage: int, round_: int) -> str:
-    """Name of what a client remembers after a round."""
+    """Name of the version of a client's memory after a round."""
     return f"{stage}-{round_}"
 
 
 @dataclass(kw_only=True)
 class DescribeOrder:
-    """Ask for the additive statistics of one shard."""
+    """Order to send the additive statistics of one shard."""
 
     config: str  # the run's configuration as YAML
     client: int
@@ -39,7 +39,7 @@ class DescribeOrder:
 
 @dataclass(kw_only=True)
 class Description:
-    """Answer to :class:`DescribeOrder`: record count and, as ``total``, the feature sum."""
+    """Reply to :class:`DescribeOrder`: record count and, as ``total``, the feature sum."""
 
     client: int
     shard: str
@@ -81,7 +81,7 @@ class TrainOrder:
 
 @dataclass(kw_only=True)
 class ClientUpdate:
-    """Answer to :class:`TrainOrder`: the tensors that changed and what they rest on."""
+    """Reply to :class:`TrainOrder`: the trained tensors and how they were trained."""
 
     stage: int
     round: int
@@ -94,13 +94,13 @@ class ClientUpdate:
     seconds: float
     tensors: Tensors
     kept: int = 0  # bytes this client keeps between its orders
-    how: dict[str, Any] = field(default_factory=dict)  # what the site chose: dtype, micro_batch, checkpointing
+    how: dict[str, Any] = field(default_factory=dict)  # the site's own choices: dtype, micro_batch, checkpointing
     skipped: int = 0  # records of the shard that could not be used
 
 
 @dataclass(kw_only=True)
 class EvaluateOrder:
-    """Answer records ``first`` to ``last`` (not included) of a dataset with the current subspaces.
+    """Order to answer records ``first`` to ``last`` (not included) of a dataset with the current subspaces.
 
     ``names`` fixes the order of the subspaces in ``tensors``. A stretch starts at a multiple of the
     evaluation batch size, so that batches are the same however a dataset is cut.
@@ -119,7 +119,7 @@ class EvaluateOrder:
 
 @dataclass(kw_only=True)
 class ScoreOrder:
-    """Ask a site to score its own test splits; the tensors are those of an :class:`EvaluateOrder`."""
+    """Order to a site to score its own test splits; the tensors are those of an :class:`EvaluateOrder`."""
 
     config: str
     client: int
@@ -131,8 +131,8 @@ class ScoreOrder:
 
 
 @dataclass(kw_only=True)
-class Scores:
-    """Answer to :class:`ScoreOrder`: for each of the site's own tasks, by its number, score and questions."""
+class SiteScores:
+    """Reply to :class:`ScoreOrder`: score and number of questions of each of the site's own tasks, by its number."""
 
     client: int
     scores: dict[str, float]
@@ -142,7 +142,7 @@ class Scores:
 
 @dataclass(kw_only=True)
 class Answers:
-    """Predictions of a stretch of a dataset in record order, with the mix each was given ``(N, E)``."""
+    """Reply to :class:`EvaluateOrder`: answers to a stretch of a data set, in its order, and mixes ``(N, E)``."""
 
     dataset: str
     first: int
@@ -153,7 +153,7 @@ class Answers:
 
 @dataclass(kw_only=True)
 class ProbeOrder:
-    """Ask a client what a subspace looks like: names and shapes of the trainable tensors."""
+    """Order to send names and shapes of the trainable tensors of a subspace."""
 
     config: str
     run: str = ""
@@ -161,9 +161,9 @@ class ProbeOrder:
 
 @dataclass(kw_only=True)
 class Probe:
-    """Answer to :class:`ProbeOrder`; ``tensors`` holds the projector as the backbone came.
+    """Reply to :class:`ProbeOrder`; ``tensors`` holds the backbone's own projector.
 
-    ``hashes`` says what must be the same everywhere: backbone, tokenizer, processor, identity, layout.
+    ``hashes`` are of what must be the same at all clients: backbone, tokenizer, processor, identity, layout.
     """
 
     shapes: dict[str, list[int]]
@@ -175,6 +175,6 @@ class Probe:
 
 @dataclass(kw_only=True)
 class Name:
-    """A virtual client's number, as its simulated node knows it."""
+    """Reply of a node to ``query.whoami``: the number of its client."""
 
     client: int

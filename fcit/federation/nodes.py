@@ -1,6 +1,6 @@
 """Numbers that Flower (1.41, 1.42) gives a meaning, and ours for virtual clients."""
 
-#: The node that speaks when Flower itself answers: the SuperLink.
+#: The node of Flower's own replies: the SuperLink.
 SERVER_NODE = 1
 #: Error code of an exception in the ClientApp.
 CLIENT_RAISED = 2

@@ -13,7 +13,7 @@ def official(stage: int, round_: int) -> list[int]:
 
     The reference seeds numpy's legacy generator with 10 * stage + round (both 0-based), draws
     without replacement and then iterates over a ``set`` of the draw; the order of small integers in
-    a CPython set of five is what makes the slot order.
+    a CPython set of five makes the slot order.
     """
     draw = np.random.RandomState(10 * stage + round_).choice(np.arange(50), 5, replace=False)
     return list({int(client) for client in draw})

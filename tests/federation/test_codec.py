@@ -60,7 +60,7 @@ EXAMPLES = [
     messages.Answers(dataset="iconqa", first=64, texts=["3", "naïve ☃"], seconds=0.5, tensors=TENSORS),
     messages.Answers(dataset="iconqa", first=0, texts=[], seconds=0.0),
     messages.ScoreOrder(config="seed: 0", client=2, stage=1, names=["0"], knowledge={"names": ["0"]}, tensors=TENSORS),
-    messages.Scores(client=2, scores={"0": 71.5}, counts={"0": 40}, seconds=1.5),
+    messages.SiteScores(client=2, scores={"0": 71.5}, counts={"0": 40}, seconds=1.5),
     messages.ProbeOrder(config="seed: 0"),
     messages.Probe(shapes={"x": [2, 3]}, identity_width=128, versions={"torch": "2"}, tensors=TENSORS),
 ]

@@ -43,7 +43,7 @@ class InlineGrid(VirtualGrid):
         self._contexts: dict[int, Context] = {}
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
@@ -56,7 +56,7 @@ class InlineGrid(VirtualGrid):
         return [self._work(self._waiting.pop(key)) for key in message_ids if key in self._waiting]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Replies one by one, each computed when it is asked for: one update in memory at a time."""
+        """Replies one by one, each computed when it is requested: one update in memory at a time."""
         for key in self.push_messages(messages):
             yield from self.pull_messages([key])
 

@@ -1,7 +1,7 @@
-"""The one place that touches Flower's private parts; a test pins what is relied on.
+"""The one place on the server's side that uses Flower's private parts; a test names them.
 
-Outside Flower's own processes nobody has told Flower which task and node this is, and without that
-no ``Message`` can be built (flwr 1.41 and 1.42).
+Outside Flower's own processes the task and the node of this process are not set, and without them no ``Message``
+can be built (flwr 1.41 and 1.42).
 """
 
 from __future__ import annotations

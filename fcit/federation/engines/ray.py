@@ -32,7 +32,7 @@ from fcit.federation.engines.ray_worker import Bundle, RayWorker, pack, unpack
 from fcit.federation.engines.virtual import VirtualGrid
 from fcit.federation.nodes import CLIENT_RAISED, FIRST_NODE
 
-#: How Ray says that the process is gone (also by the kernel's or Ray's own memory guard).
+#: Errors by which Ray reports that a process has ended (also by the kernel's or Ray's own memory guard).
 _DEAD = (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.ObjectLostError)
 
 
@@ -124,12 +124,12 @@ class RayGrid(VirtualGrid):
             where = f"ray.address {options.address!r}" if options.address else f"a private Ray in {self._own}"
             hint = "; give ray.temp_dir a short path" if "AF_UNIX" in str(error) else ""
             raise ConfigError(f"{where}: cannot start ({str(error).splitlines()[0]}){hint}") from None
-        there = ray.cluster_resources()
+        resources = ray.cluster_resources()
         for key, wanted in (("CPU", options.workers * options.num_cpus), ("GPU", options.workers * options.num_gpus)):
-            if there.get(key, 0) < wanted:
+            if resources.get(key, 0) < wanted:
                 raise ConfigError(
                     f"ray.workers: {options.workers} workers need {wanted:g} {key}s, the cluster has "
-                    f"{there.get(key, 0):g}; lower ray.workers or ray.num_{key.lower()}s"
+                    f"{resources.get(key, 0):g}; lower ray.workers or ray.num_{key.lower()}s"
                 )
 
     def _worker(self) -> Any:
@@ -193,7 +193,7 @@ class RayGrid(VirtualGrid):
         return [self._done.pop(key) for key in message_ids if key in self._done]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Replies as they come; what is not there after ``timeout`` seconds is given up."""
+        """Replies as they come; those missing after ``timeout`` seconds are given up."""
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
@@ -236,8 +236,8 @@ class RayGrid(VirtualGrid):
         """Give every idle worker an order, rather one of a client it has worked for."""
         for seat in self._seats:
             if seat.job is None and self._queue:
-                mine = (j for j in self._queue if self._last_seat.get(j.message.metadata.dst_node_id) == seat.number)
-                job = next(mine, self._queue[0])
+                known = (j for j in self._queue if self._last_seat.get(j.message.metadata.dst_node_id) == seat.number)
+                job = next(known, self._queue[0])
                 self._queue.remove(job)
                 meta = job.message.metadata
                 self._last_seat[meta.dst_node_id] = seat.number
@@ -297,7 +297,7 @@ class RayGrid(VirtualGrid):
         self._queue.appendleft(job)
 
     def _give_up(self, waiting: set[str]) -> None:
-        """Forget orders; a worker still busy with one is replaced, so that nobody waits for it."""
+        """Forget orders; a worker still busy with one is replaced, so that the next order need not wait for it."""
         self._queue = deque(job for job in self._queue if job.message.metadata.message_id not in waiting)
         for key in waiting:
             self._done.pop(key, None)

@@ -1,4 +1,4 @@
-"""What grids of virtual clients have in common: their nodes and the numbers of their messages."""
+"""The base of grids of virtual clients: their nodes and the numbers of their messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VirtualGrid(Grid):
         clients: number of virtual clients.
     """
 
-    #: Tells the server that every client is there from the start.
+    #: Marks for the server that every client is connected from the start.
     virtual: ClassVar[bool] = True
 
     def __init__(self, clients: int) -> None:

@@ -4,15 +4,15 @@ import pytest
 
 from fcit.config import RunConfig
 from fcit.errors import RunError
-from fcit.federation.messages import Scores
+from fcit.federation.messages import SiteScores
 from fcit.methods.base import ServerState
 from server import site_scores
 from server.checkpoint import Progress
 
 
-def scores(**changes) -> Scores:
+def scores(**changes) -> SiteScores:
     plain = {"client": 2, "scores": {"0": 50.0, "1": 100.0}, "counts": {"0": 10, "1": 5}, "seconds": 1.0}
-    return Scores(**{**plain, **changes})
+    return SiteScores(**{**plain, **changes})
 
 
 def test_honest_scores_are_believed():
@@ -45,8 +45,8 @@ def test_worst_site_stands_beside_the_mean():
     assert site_scores.summary({}) == {}
 
 
-def asked(stages: set[int]) -> site_scores.SiteEvaluation:
-    """A survey that may ask after these stages, counted from 0; whom it asks is nobody."""
+def evaluation(stages: set[int]) -> site_scores.SiteEvaluation:
+    """An evaluation after these stages, counted from 0, to which no site is connected."""
     method = SimpleNamespace(pooled=False, needs_task_at_inference=False)
     orders = SimpleNamespace(method=method, evaluates=stages.__contains__)
     courier = SimpleNamespace(nodes=[], send=lambda *arguments: iter(()))
@@ -56,13 +56,13 @@ def asked(stages: set[int]) -> site_scores.SiteEvaluation:
 
 def test_sites_are_asked_after_the_stages_of_evaluation_when():
     progress = Progress(stage=0)
-    asked({1}).stage(ServerState(), progress)
+    evaluation({1}).stage(ServerState(), progress)
     assert progress.row == {}
     with pytest.raises(RunError, match="stage 2: no site sent a usable score"):
-        asked({1}).stage(ServerState(), Progress(stage=1))
+        evaluation({1}).stage(ServerState(), Progress(stage=1))
 
 
 def test_columns_are_those_of_the_last_row_there_is():
     rows = [{"0.0": 1.0, "1.0": 2.0}, {"0.0": 3.0}, {}]
-    assert asked(set()).columns(Progress(rows=rows)) == ["0.0"]
-    assert asked(set()).columns(Progress(rows=[{}])) == asked(set()).columns(Progress()) == []
+    assert evaluation(set()).columns(Progress(rows=rows)) == ["0.0"]
+    assert evaluation(set()).columns(Progress(rows=[{}])) == evaluation(set()).columns(Progress()) == []
