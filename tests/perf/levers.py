@@ -8,7 +8,7 @@ the step is computed, in this process and while it is measured; what runs use st
 and the JSON file is written before and after it, so that a run that is stopped leaves what it measured. A variant that
 fails, exceeds its limit or finds too little of --seconds left says so in its row; where memory runs out in training,
 the batch is halved. At the end the rows are printed as a table, as in tests/perf/results/README.md. `--size toy` tries
-the code on a CPU within a minute or two; its figures mean nothing.
+the code on a CPU within minutes, most of them of compilers; its figures mean nothing.
 """
 
 from __future__ import annotations
