@@ -5,6 +5,10 @@ code that runs use: a training step (micro-batches, with and without checkpointi
 subspaces (a batch against one question at a time), and putting another client into the training slot. `--size toy`
 does the same with a model of a few thousand weights: a test that this file works, its figures mean nothing.
 
+Weights, records and adapters come from fixed seeds, so two versions of the code compute the same loss, gradient norm
+and answers on one machine. To compare them, run this in the older tree with `--json old.json`, then in the newer one
+with `--json new.json --against old.json`: it prints both times of every row, with status 1 if a number differs.
+
 MFU is model FLOP utilisation: 4 P + attention a token (frozen weights have no gradient; a second forward pass of
 checkpointing is not counted as useful), over the peak of the table in fcit/devices.py.
 """
@@ -12,6 +16,7 @@ checkpointing is not counted as useful), over the peak of the table in fcit/devi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -114,14 +119,23 @@ def _image_token(folder: Path) -> int:
     return int(json.loads((folder / "config.json").read_text())["image_token_index"])
 
 
-def records(backbone: Backbone, size: Size, count: int, answered: bool) -> tuple[list[Any], torch.Tensor]:
-    """Records of the size's lengths and random features of their images."""
+def records(
+    backbone: Backbone, size: Size, count: int, answered: bool, uneven: bool = False
+) -> tuple[list[Any], torch.Tensor]:
+    """Records of the size's lengths and random features of their images.
+
+    Words are byte tokens of the small tokenizer, ids 3 to 249: never the image token, which comes last.
+
+    Args:
+        uneven: each record keeps a random number of its words, so that shorter rows of a batch are padded.
+    """
     blank = backbone.encode("", None, "")
     room = max(0, size.text - (len(blank.prompt) - backbone.family.tokens))
-    rng = seeding.generator(0, "perf-words")
+    rng, lengths = seeding.generator(0, "perf-words"), seeding.generator(0, "perf-lengths")
     made = []
     for _ in range(count):
         words = tuple(int(i) for i in rng.integers(3, 250, room))
+        words = words[: int(lengths.integers(0, room + 1))] if uneven else words
         answer = tuple(int(i) for i in rng.integers(3, 250, size.answer)) if answered else ()
         tokens = blank.prompt + words + answer
         spans = ((len(tokens) - len(answer), len(tokens)),) if answer else ()
@@ -145,6 +159,41 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int) -> tuple[
     return seconds, float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 
+def optimiser_step(backbone: Backbone, parameters: Any, examples: Any, features: torch.Tensor) -> Callable[[], None]:
+    """A whole optimiser step over these records, to be called again and again."""
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, foreach=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        backbone.loss(examples, features).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def useful_flops(kit: Any, examples: Any) -> float:
+    """Floating-point operations of a step over these records, without the second forward pass of checkpointing."""
+    _, _, shape, config = kit
+    config = config.model_copy(update={"training": config.training.model_copy(update={"checkpointing": False})})
+    lengths = (Lengths(len(e.prompt) - shape.image_tokens, len(e.tokens) - len(e.prompt)) for e in examples)
+    return sum(estimate.training_flops(config, shape, length) for length in lengths)
+
+
+def numbers(kit: Any, size: Size) -> dict[str, Any]:
+    """Loss and gradient norm of two records, from seeded adapters: equal for two versions that compute the same."""
+    backbone, adapters, _, _ = kit
+    examples, features = records(backbone, size, 2, answered=True)
+    rng = seeding.generator(0, "perf-numbers")
+    lora = {n: tuple(p.shape) for n, p in adapters.trainable.items() if ".lora_" in n}
+    adapters.load({n: rng.normal(0, 0.01, shape).astype(np.float32) for n, shape in lora.items()})
+    with seeding.torch_seeded(0, "perf-numbers"), adapters.training() as parameters:
+        loss = backbone.loss(examples, features)
+        loss.backward()
+        norm = sum((p.grad.double() ** 2).sum() for p in parameters if p.grad is not None) ** 0.5
+    return {"what": "numbers", "loss": float(loss.detach()), "gradient_norm": float(norm)}
+
+
 def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float | None) -> dict[str, Any]:
     """One optimiser step over ``micro`` records."""
     backbone, adapters, shape, config = kit
@@ -162,14 +211,7 @@ def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float 
         "estimated_bytes": round(sum(expected.training.values())),
     }
     with seeding.torch_seeded(0, "perf-training"), adapters.training() as parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=2e-4, foreach=True)
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            backbone.loss(examples, features).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-
+        step = optimiser_step(backbone, parameters, examples, features)
         base = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else 0
         try:
             with explained("in a training step", "--size"):
@@ -180,14 +222,7 @@ def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float 
                     seconds, most = timed(step, backbone.device, size.repeats)
         except OutOfMemory as error:
             return {**row, "error": str(error)}
-    useful = (
-        estimate.training_flops(
-            config.model_copy(update={"training": config.training.model_copy(update={"checkpointing": False})}),
-            shape,
-            lengths,
-        )
-        * micro
-    )
+    useful = useful_flops(kit, examples)
     return {
         **row,
         "seconds": seconds,
@@ -213,12 +248,14 @@ def answering(kit: Any, size: Size) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for batch in (size.batch, 1):
         count = size.batch if batch > 1 else min(4, size.batch)
+        texts: list[str] = []
 
-        def answer(batch: int = batch, count: int = count) -> None:
+        def answer(batch: int = batch, count: int = count, texts: list[str] = texts) -> None:
+            texts.clear()
             for start in range(0, count, batch):
                 part = slice(start, start + batch)
                 with adapters.mixed(mix[part]):
-                    backbone.generate(examples[part], features[part], size.new)
+                    texts += backbone.generate(examples[part], features[part], size.new)
 
         seconds, most = timed(answer, backbone.device, 1)
         rows.append(
@@ -227,6 +264,7 @@ def answering(kit: Any, size: Size) -> list[dict[str, Any]]:
                 "batch": batch,
                 "subspaces": SUBSPACES,
                 "questions": count,
+                "answers": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16],
                 "new_tokens": size.new,
                 "seconds": seconds,
                 "tokens_per_second": count * size.new / seconds,
@@ -267,7 +305,8 @@ def measured(size_name: str, device: str) -> dict[str, Any]:
     backbone = kit[0]
     found = device_of(device, None, torch.get_num_threads())
     known = peak_of(found.name) is not None or device == "cpu"
-    rows = [
+    rows = [numbers(kit, size)]
+    rows += [
         training(kit, size, micro, checkpointing, found.peak if known else None)
         for checkpointing in (True, False)
         for micro in size.micro
@@ -287,20 +326,56 @@ def measured(size_name: str, device: str) -> dict[str, Any]:
     }
 
 
+#: Of a row: what says which measurement it is, and what two versions of the code must agree in.
+_NAMED, _EQUAL = ("what", "micro_batch", "checkpointing", "batch"), ("loss", "gradient_norm", "answers")
+
+
+def compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], bool]:
+    """A line for each row of two results, and whether they hold the same numbers.
+
+    Raises:
+        ValueError: the results are of different devices or sizes, or rows have no counterpart.
+    """
+    tables = [{tuple(row.get(n) for n in _NAMED): row for row in result["rows"]} for result in (old, new)]
+    for key in ("device", "size"):
+        if old[key] != new[key]:
+            raise ValueError(f"{key}: {old[key]!r} against {new[key]!r}; measure both versions on one machine")
+    if tables[0].keys() != tables[1].keys():
+        raise ValueError(f"rows differ: {sorted(map(str, tables[0].keys() ^ tables[1].keys()))}; measure both again")
+    lines, same = [], True
+    for name, before in tables[0].items():
+        after = tables[1][name]
+        seconds = [row.get("seconds", row.get("load_seconds")) for row in (before, after)]
+        times = [] if None in seconds else [f"{seconds[0]:.4g} s -> {seconds[1]:.4g} s"]
+        values = [f"{k} {before[k]} {'=' if before[k] == after[k] else '!='} {after[k]}" for k in _EQUAL if k in before]
+        same &= all(before[k] == after[k] for k in _EQUAL if k in before)
+        lines.append("  ".join([" ".join(str(n) for n in name if n is not None), *times, *values]))
+    return lines, same
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print, save."""
+    """Measure, print, save, compare; 1 if an older version computed other numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="toy")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1 or cpu")
     parser.add_argument("--json", type=Path, help="also save here")
+    parser.add_argument("--against", type=Path, help="what --json saved in another version of the code: compare")
     args = parser.parse_args(argv)
+    before = None if args.against is None else json.loads(args.against.read_text(encoding="utf-8"))
     found = measured(args.size, args.device)
     text = json.dumps(found, indent=1)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(text + "\n", encoding="utf-8")
     print(text)
-    return 0
+    if before is None:
+        return 0
+    try:
+        lines, same = compared(before, found)
+    except ValueError as error:
+        parser.error(f"--against {args.against}: {error}")
+    print("\n".join([*lines, "the same numbers" if same else "OTHER NUMBERS (!= above)"]))
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -32,8 +32,10 @@ def found(request, tmp_path, monkeypatch):
 def test_every_figure_is_there_and_possible(found):
     whole = found["size"] == "7b"
     assert found["device"].startswith("CPU") and found["dtype"] == ("torch.bfloat16" if whole else "torch.float32")
-    kinds = ("training", "answering", "client switch")
+    kinds = ("numbers", "training", "answering", "client switch")
     rows = {what: [r for r in found["rows"] if r["what"] == what] for what in kinds}
+    (numbers,) = rows["numbers"]
+    assert numbers["loss"] > 0 and numbers["gradient_norm"] > 0
     assert [r["checkpointing"] for r in rows["training"]] == [True, False]
     for row in rows["training"]:
         assert "error" not in row and row["estimated_bytes"] > 0
@@ -42,7 +44,15 @@ def test_every_figure_is_there_and_possible(found):
         if whole:  # 576 of an image, and what the size says of the rest
             assert row["tokens"] == row["micro_batch"] * (576 + 110 + 4)
     many, one = rows["answering"]
+    assert len(many["answers"]) == len(one["answers"]) == 16
     assert many["subspaces"] == 8 and (many["batch"] > one["batch"] == 1) and one["times_batch_1"] == 1
     assert many["times_batch_1"] == pytest.approx(many["questions_per_second"] / one["questions_per_second"])
     (switch,) = rows["client switch"]
     assert not switch["model_reloaded"] and switch["bytes"] > 0 and 0 < switch["load_seconds"] < 1
+
+
+def test_the_same_code_computes_the_same_numbers(tmp_path, capsys):
+    first, again = (str(tmp_path / name) for name in ("first.json", "again.json"))
+    assert gpu.main(["--device", "cpu", "--json", first]) == 0
+    assert gpu.main(["--device", "cpu", "--json", again, "--against", first]) == 0
+    assert capsys.readouterr().out.endswith("the same numbers\n")

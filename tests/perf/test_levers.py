@@ -1,0 +1,128 @@
+"""The variants run at toy size and write their rows; the tables of results are those of the recorded figures."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcit.errors import DataError
+from tests.perf import gpu, levers
+from tests.perf.variants import Column, Variant, limited, run, table
+
+RESULTS = Path(__file__).parent / "results"
+RECORDED = json.loads((RESULTS / "nvidia-h200.json").read_text())
+
+
+def measure(what, only, folder):
+    file = folder / "out" / "rows.json"
+    chosen = [word for name in only for word in ("--only", name)]
+    assert levers.main([what, "--size", "toy", "--device", "cpu", "--json", str(file), *chosen]) == 0
+    report = json.loads(file.read_text())
+    assert (report["what"], report["size"]) == (what, "toy")
+    rows = {row["variant"]: row for row in report["rows"]}
+    assert sorted(rows) == sorted(only)
+    assert not [row for row in rows.values() if "error" in row or "skipped" in row]
+    return rows
+
+
+def test_training_variants_compute_the_same_gradients(tmp_path, capsys):
+    rows = measure("training", ["reference", "as is", "autocast, checkpointing", "as is, uneven"], tmp_path)
+    assert rows["as is"]["gradient_gap_lora"] == rows["as is"]["gradient_gap_projector"] == 0
+    assert 0 < rows["autocast, checkpointing"]["gradient_gap_lora"] < 0.1
+    assert rows["as is, uneven"]["tokens"] < rows["as is"]["tokens"]
+    assert all(row["seconds"] > 0 for name, row in rows.items() if name != "reference")
+    assert "| as is, uneven |" in capsys.readouterr().out
+
+
+def test_answering_variants_say_the_same(tmp_path):
+    rows = measure("answering", ["as is, batch 2", "graph, batch 2", "no graph, batch 2"], tmp_path)
+    assert rows["graph, batch 2"]["tokens_equal"] == rows["no graph, batch 2"]["tokens_equal"] == 1
+    assert all(row["prefill_seconds"] > 0 for row in rows.values())
+
+
+def test_variants_are_listed_and_unknown_ones_refused(capsys):
+    assert levers.main(["training", "--size", "7b", "--list"]) == 0
+    assert "autocast, autotuned: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        levers.main(["training", "--only", "as was"])
+    assert "'as was'" in capsys.readouterr().err
+
+
+def variant(work, **limits):
+    return Variant("a", "a way", work, **limits)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RuntimeError("no kernel"), "RuntimeError: no kernel"), (DataError("no text"), "DataError: no text")],
+)
+def test_a_failure_is_a_row(error, reason, tmp_path):
+    def work(bench, row):
+        raise error
+
+    report: dict[str, Any] = {"rows": []}
+    file = tmp_path / "rows.json"
+    run([variant(work), variant(lambda bench, row: row.update(seconds=bench))], 2.5, report, file, 60)
+    assert [row.get("error") for row in report["rows"]] == [reason, None]
+    assert json.loads(file.read_text()) == report
+    text = table(report["rows"], [Column("ms", "seconds", 1e3, ".0f")])
+    assert text.splitlines()[2:] == [f"| a |  | a way (error: {reason}) |", "| a | 2500 | a way |"]
+
+
+def test_a_variant_that_is_killed_leaves_a_row(tmp_path):
+    def work(bench, row):
+        raise KeyboardInterrupt
+
+    file = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        run([variant(work)], None, {"rows": []}, file, 60)
+    assert json.loads(file.read_text())["rows"] == [{"variant": "a", "means": "a way", "error": "not finished"}]
+
+
+def test_a_variant_ends_at_its_limit():
+    def work(bench, row):
+        try:
+            time.sleep(60)
+        except Exception:  # noqa: BLE001  (as compilers do)
+            row["caught"] = True
+
+    report: dict[str, Any] = {"rows": []}
+    run([variant(work, limit=1.0), variant(work, needs=100.0)], None, report, None, 60)
+    late, skipped = report["rows"]
+    assert late["error"].startswith("TimeLimit")
+    assert "caught" not in late
+    assert skipped["skipped"].endswith("100 s needed")
+    with limited(60):
+        pass
+
+
+@pytest.mark.parametrize("what", levers.LEVERS)
+def test_tables_of_results_are_the_recorded_figures(what):
+    _, variants, columns = levers.LEVERS[what]
+    rows = RECORDED[what]["rows"]
+    assert table(rows, columns) in (RESULTS / "README.md").read_text()
+    assert {row["variant"] for row in rows} == {v.name for v in variants("7b")}
+
+
+def test_two_versions_are_compared():
+    one: dict[str, Any] = {"what": "training", "micro_batch": 2, "checkpointing": True, "seconds": 2.0}
+    result: dict[str, Any] = {
+        "device": "GPU",
+        "size": "7b",
+        "rows": [{"what": "numbers", "loss": 1.5, "gradient_norm": 0.5}, one],
+    }
+    later = {**result, "rows": [result["rows"][0], {**one, "seconds": 1.0}]}
+    assert gpu.compared(result, later) == (
+        ["numbers  loss 1.5 = 1.5  gradient_norm 0.5 = 0.5", "training 2 True  2 s -> 1 s"],
+        True,
+    )
+    other = {**result, "rows": [{**result["rows"][0], "loss": 1.25}, one]}
+    lines, same = gpu.compared(result, other)
+    assert not same
+    assert "loss 1.5 != 1.25" in lines[0]
+    with pytest.raises(ValueError, match="device: 'GPU' against 'CPU'"):
+        gpu.compared(result, {**result, "device": "CPU"})
+    with pytest.raises(ValueError, match="rows differ"):
+        gpu.compared(result, {**result, "rows": [one]})
