@@ -19,14 +19,14 @@ from tests.docs.pages import DOCS, ROOT, Block, blocks, commands
 RECIPES = sorted(page.name for page in DOCS.glob("own-*.md") if page.name != "own-data.md")  # it has a test of its own
 #: Runs the commands on its input; its last line holds the exit code and the output of each.
 DRIVER = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, json, runpy, sys, traceback
 from fcit.cli import main
 done = []
-for page, line, words in json.loads(sys.stdin.read()):
+for page, line, (program, *words) in json.loads(sys.stdin.read()):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            code = main(words)
+            code = main(words) if program == "fcit" else runpy.run_path(words[0]) and 0
         except BaseException:
             code = traceback.format_exc()
     done.append((page, line, code, out.getvalue()))
@@ -53,8 +53,7 @@ def prepare(page: str, folder: Path) -> list[tuple[str, str, list[str]]]:
         elif block.title and block.title != "output":
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.title).write_text(block.body, encoding="utf-8")
-        words = [(line, shlex.split(line, comments=True)) for line in commands(block)]
-        lines += [(page, line, rest) for line, (first, *rest) in words if first == "fcit"]
+        lines += [(page, line, shlex.split(line, comments=True)) for line in commands(block)]
     return lines
 
 
