@@ -126,7 +126,7 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
 
 STAND_INS = """\
 import sys
-from clients import start
+from clients.site import supervisor as start
 supernode, executor = sys.argv[2:]
 start.supernode_command = lambda site: ["sh", "-c", supernode]
 start.executor_command = lambda path: ["sh", "-c", executor]

@@ -16,8 +16,10 @@ from fcit.config import RunConfig
 from fcit.config.site import Site
 from fcit.data.spec import BenchmarkSpec, DatasetSpec
 from tests.docs.pages import ALL, PAGES, ROOT, Block, commands
+from tests.docs.test_recipes import RECIPES
 
-FCIT = [(block, line) for block in ALL for line in commands(block) if "fcit " in line]
+READ = [block for block in ALL if block.page.removeprefix("docs/") not in RECIPES]  # those are carried out
+FCIT = [(block, line) for block in READ for line in commands(block) if "fcit " in line]
 
 
 def words(line: str) -> list[list[str]]:
@@ -88,13 +90,13 @@ def yaml_problem(block: Block) -> str | None:
 
 
 def test_every_yaml_block_is_valid():
-    own = [block for block in ALL if block.language == "yaml" and ".py:" not in block.body]
-    assert len(own) >= 4
+    own = [block for block in READ if block.language == "yaml" and ".py:" not in block.body]
+    assert len(own) >= 3
     assert [f"{block}: {why}" for block in own if (why := yaml_problem(block))] == []
 
 
 def test_every_json_block_is_valid():
-    for block in (block for block in ALL if block.language == "json"):
+    for block in (block for block in READ if block.language == "json"):
         json.loads(block.body)
 
 
@@ -108,8 +110,8 @@ def names_imported(block: Block) -> list[tuple[str, str]]:
 
 
 def test_every_python_block_compiles_and_imports_what_there_is():
-    python = [block for block in ALL if block.language == "python"]
-    assert len(python) >= 8, len(python)
+    python = [block for block in READ if block.language == "python"]
+    assert len(python) >= 3
     missing = [
         f"{block}: {module}.{name}"
         for block in python
