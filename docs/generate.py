@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from fcit import registry
 from fcit.cli.main import _parser
 from fcit.config import RunConfig, settings
+from fcit.config.effects import Effect, effects
 from fcit.config.site import Site
 from fcit.data.spec import read_spec, shipped
 
@@ -94,14 +95,26 @@ def _sections(rows: list[tuple[str, str, str]]) -> dict[str, list[tuple[str, str
     return found
 
 
+_CHANGES = {
+    Effect.SCOPE: "what is measured",
+    Effect.RESULTS: "results",
+    Effect.BITS: "last bits",
+    Effect.WORK: "where and how long",
+    Effect.RECORD: "nothing",
+}
+
+
 def settings_page() -> str:
     """Every setting of a run, one table for each section."""
-    parts = []
+    parts, changes = [], effects(RunConfig)
     for section, rows in _sections(list(settings())).items():
         doc = "" if not section else inspect.getdoc(type(getattr(RunConfig.model_validate({}), section))) or ""
         title = f"## `{section}:`" if section else "## Of the run"
-        body = [[f"`{key}`", code(default), cell(_allowed(key, text))] for key, default, text in rows]
-        parts.append(f"{title}\n\n{prose(doc)}\n\n{table(['setting', 'default', 'meaning'], body)}")
+        body = [
+            [f"`{key}`", code(default), cell(_allowed(key, text)), _CHANGES[changes[key]]]
+            for key, default, text in rows
+        ]
+        parts.append(f"{title}\n\n{prose(doc)}\n\n{table(['setting', 'default', 'meaning', 'changes'], body)}")
     return "\n\n".join(parts)
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from fcit import registry
 from fcit.config import settings
+from fcit.methods.base import Method
 from tests.docs.pages import DOCS, PAGES, ROOT
 
 
@@ -92,6 +93,12 @@ def test_every_command_is_in_the_reference(generate):
     page = generate.cli_page()
     listed = [name for name, _ in generate.commands()]
     assert len(listed) > 15 and [name for name in listed if f"## `{name}`" not in page] == []
+
+
+def test_the_page_on_methods_names_every_hook():
+    text = (DOCS / "own-method.md").read_text(encoding="utf-8")
+    hooks = [name for name in vars(Method) if not name.startswith("_") and callable(getattr(Method, name))]
+    assert [name for name in hooks if name != "Options" and not re.search(rf"`{name}\(", text)] == []
 
 
 @pytest.mark.parametrize("family", ["method", "fedopt", "factors", "robust"])
