@@ -13,6 +13,8 @@ PAGES = [
     ROOT / "examples" / "README.md",
     *sorted(DOCS.rglob("*.md")),
 ]
+#: Pages that are carried out as they are written; own-data.md has a test of its own.
+RECIPES = sorted(page.name for page in DOCS.glob("own-*.md") if page.name != "own-data.md")
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(r"^\w+\$\s+")
 

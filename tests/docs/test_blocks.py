@@ -15,8 +15,7 @@ from fcit.cli.main import _parser
 from fcit.config import RunConfig
 from fcit.config.site import Site
 from fcit.data.spec import BenchmarkSpec, DatasetSpec
-from tests.docs.pages import ALL, PAGES, ROOT, Block, commands
-from tests.docs.test_recipes import RECIPES
+from tests.docs.pages import ALL, PAGES, RECIPES, ROOT, Block, commands
 
 READ = [block for block in ALL if block.page.removeprefix("docs/") not in RECIPES]  # those are carried out
 FCIT = [(block, line) for block in READ for line in commands(block) if "fcit " in line]

@@ -11,7 +11,7 @@ import yaml
 from fcit import registry
 from fcit.config import settings
 from fcit.methods.base import Method
-from tests.docs.pages import DOCS, PAGES, ROOT
+from tests.docs.pages import DOCS, PAGES, RECIPES, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,11 @@ def test_a_walk_is_drawn_with_every_step(generate):
 
 
 def folders() -> list[str]:
-    """Every folder of the packages down to the second level that holds files of ours."""
+    """Every folder of the packages that holds code of ours, and every other one down to the second level."""
     tops = [ROOT / name for name in ("fcit", "server", "clients")]
-    found = [*tops, *(p for top in tops for p in top.iterdir() if p.is_dir() and p.name != "__pycache__")]
-    return sorted(f"{p.relative_to(ROOT)}/" for p in found if any(p.rglob("*")))
+    code = {file.parent for top in tops for file in top.rglob("*.py")}
+    second = {path for top in tops for path in top.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    return sorted(f"{path.relative_to(ROOT)}/" for path in code | second if any(path.rglob("*.*")))
 
 
 def test_the_architecture_page_has_every_room():
@@ -134,6 +135,22 @@ def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     nav = listed(yaml.safe_load(text)["nav"])
     assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_every_file_that_a_page_names_is_there():
+    """Paths from the root of the repository, and those of tests in the table of faults."""
+    roots = "fcit|server|clients|tests|configs|examples|docs"
+    folders = "|".join(path.name for path in (ROOT / "tests").iterdir() if path.is_dir())
+    lost = []
+    for page in (page for page in PAGES if page.name not in RECIPES):
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(rf"(?<![\w/.])((?:{roots})/[\w/.-]+\.(?:py|yaml|md|png|json|svg))(?![\w*{{])", text)
+        tests = re.findall(rf"`((?:{folders})/\w+\.py)`", text)
+        lost += [f"{page.name}: {name}" for name in named if not (ROOT / name).exists()]
+        lost += [
+            f"{page.name}: {name}" for name in tests if not any((ROOT / t / name).exists() for t in (".", "tests"))
+        ]
+    assert lost == []
 
 
 def anchors(text: str) -> set[str]:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, ROOT, Block, blocks, commands
+from tests.docs.pages import DOCS, RECIPES, ROOT, Block, blocks, commands
 
-RECIPES = sorted(page.name for page in DOCS.glob("own-*.md") if page.name != "own-data.md")  # it has a test of its own
 #: Runs the commands on its input; its last line holds the exit code and the output of each.
 DRIVER = """
 import contextlib, io, json, runpy, sys, traceback
