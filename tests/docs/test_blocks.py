@@ -6,7 +6,6 @@ import importlib
 import json
 import shlex
 
-import pytest
 import yaml
 
 from fcit import config
@@ -120,6 +119,5 @@ def test_every_python_block_compiles_and_imports_what_there_is():
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_fences_are_closed(page):
-    assert page.read_text(encoding="utf-8").count("\n```") % 2 == 0
+def test_fences_are_closed():
+    assert [page.name for page in PAGES if page.read_text(encoding="utf-8").count("\n```") % 2] == []
