@@ -19,7 +19,6 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	$(BIN)/fcit report $$(ls -d runs/demo/demo-finetune-* | sort -V | tail -1) \
 	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png \
 	    --output runs/demo/report
-	@echo "next: source $(BIN)/activate, then fcit run, fcit list, ...; README.md says what"
 
 test: install  ## unit and end-to-end tests, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
