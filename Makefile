@@ -19,6 +19,9 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	$(BIN)/fcit report $$(ls -d runs/demo/demo-finetune-* | sort -V | tail -1) \
 	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png \
 	    --output runs/demo/report
+	@echo
+	@echo "the pictures: runs/demo/comparison.png   the page: runs/demo/report/report.html"
+	@echo "next:         . $(BIN)/activate && fcit --help"
 
 test: install  ## unit and end-to-end tests, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -13,10 +13,10 @@ EXIT_INTERRUPTED = 130  # Ctrl-C: as above
 
 
 class FCITError(Exception):
-    """Anything FCIT says itself; shown as one sentence, without a traceback."""
+    """An error that fcit raises itself; shown as one sentence, without a traceback."""
 
     exit_code = EXIT_FAILED
-    #: All that a deployed site tells the server about it; the sentence stays in the site's own log.
+    #: The only part that a deployed site sends to the server; the sentence stays in the site's own log.
     code = "failed"
 
 
@@ -50,31 +50,31 @@ class RunError(FCITError):
 
 
 class DiskFull(RunError):
-    """There is no room to write a file of the run; what was written before is whole."""
+    """There is no room to write a file of the run; files written before are whole."""
 
     code = "disk-full"
 
 
 class MemoryLost(RunError):
-    """A client no longer has the version of its memory that the server knows."""
+    """A client no longer has the version of its memory that the server expects."""
 
     code = "memory-lost"
 
 
 class Refused(FCITError):
-    """A site does not do what it was ordered to: its SITE.yaml does not allow it."""
+    """A site refuses an order that its SITE.yaml does not allow."""
 
     code = "refused"
 
 
 class TooFew(FCITError):
-    """A shard holds fewer records than its site lets anything be said about (``min_records``)."""
+    """A shard holds fewer records than its site allows to be described (``min_records``)."""
 
     code = "too-few"
 
 
 class AuditError(FCITError):
-    """A site's audit trail cannot be written or went wrong; nothing leaves the site unrecorded."""
+    """A site's audit trail cannot be written, or is damaged; nothing leaves the site unrecorded."""
 
     code = "audit"
 

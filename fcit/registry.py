@@ -44,6 +44,12 @@ FEDOPTS = {
     "scaffold": "fcit.fedopt.scaffold:Scaffold",
 }
 
+#: Families of multimodal models by ``model_type`` in config.json.
+MODELS = {
+    "llava": "fcit.models.families.llava:Llava",
+    "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
+}
+
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
@@ -101,6 +107,7 @@ TRACKERS = {
 FAMILIES = {
     "method": METHODS,
     "fedopt": FEDOPTS,
+    "model": MODELS,
     "factors": FACTORS,
     "robust": ROBUST,
     "scorer": SCORERS,

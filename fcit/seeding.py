@@ -26,7 +26,7 @@ def generator(seed: int, *owner: int | str) -> np.random.Generator:
 
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
-    """Torch's global generators after the body as before it, for library calls that draw from them on the side."""
+    """Leaves torch's global generators as they were, for library calls that draw from them."""
     import torch
 
     with torch.random.fork_rng():
@@ -34,23 +34,23 @@ def untouched() -> Iterator[None]:
 
 
 def bookmark() -> Callable[[], None]:
-    """Remember where the global generators stand; calling the result puts them back there.
+    """Remember the states of the global generators; calling the result restores them.
 
-    For a computation that is given up halfway and done again as if nothing had been drawn.
+    For a computation that is aborted and repeated as if nothing had been drawn.
     """
     import torch
 
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
-    def put_back() -> None:
+    def restore() -> None:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
         if gpus is not None:
             torch.cuda.set_rng_state_all(gpus)
 
-    return put_back
+    return restore
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import yaml
 
 from fcit import config as configuration
 from fcit import registry
+from fcit.data.stream import Stream, open_stream
 from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
 from fcit.runs.folder import RunDir
@@ -18,13 +19,19 @@ from fcit.runs.reader import Run
 from fcit.runs.trackers import Watcher
 
 
-def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: bool = False) -> Run:
+def execute(
+    path: Path,
+    watcher: Watcher | None = None,
+    accept_changed_data: bool = False,
+    stream: Stream | None = None,
+) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
     Args:
         path: the run folder.
         watcher: as for :func:`simulate`.
         accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
+        stream: the prepared stream of a folder that was made just now; None: configuration and data are read again.
 
     Raises:
         ConfigError: they are not, and that is not accepted.
@@ -33,20 +40,21 @@ def execute(path: Path, watcher: Watcher | None = None, accept_changed_data: boo
     from fcit.report.page import write_page
 
     own_packages_first()
-    config = configuration.load_resolved(RunDir.open(path).config)
+    folder = RunDir.open(path)
+    config = stream.config if stream else configuration.load_resolved(folder.config, going_on=folder.begun)
     from clients.app import app as client_app
     from server.app import run as serve
 
     engine = registry.resolve("engine", config.federation.engine)
-    with closing(engine(client_app, config.federation.clients, config, RunDir(path).memory)) as grid:
-        serve(path, grid, watcher, accept_changed_data)
-    run = Run(path)
+    with closing(engine(client_app, config.federation.clients, config, folder.memory)) as grid:
+        serve(path, grid, watcher, accept_changed_data, stream)
+    run = Run(path, stream.config if stream else None)
     write_page([run], path / "report.html")
     return run
 
 
 def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = None, **overrides: Any) -> Run:
-    """Run a configuration and return what it found.
+    """Run a configuration and return its results.
 
     Args:
         config: a YAML file, or its contents as a mapping.
@@ -68,4 +76,5 @@ def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = N
         loaded = configuration.resolve(dict(config), Path.cwd(), "config", changes)
     else:
         loaded = configuration.load(config, changes)
-    return execute(create(loaded).path, watcher)
+    stream = open_stream(loaded)
+    return execute(create(loaded, stream).path, watcher, stream=stream)

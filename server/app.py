@@ -12,8 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
-from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, open_benchmark
+from fcit.data.stream import Stream, open_stream
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.models.judging import judge_of
@@ -22,66 +21,73 @@ from fcit.runs.folder import BELONGS, RunDir
 from fcit.runs.recorded import hold_data
 from fcit.runs.trackers import Trackers, Watcher, check
 from server.loop import Loop
-from server.site_stream import SiteStream
+from server.stop import Stop
 
 app = ServerApp()
 
 
-def _stop_on_signals(loop: Loop) -> dict[int, Any]:
-    """SIGTERM and SIGUSR1 end the run when the answer at hand is dealt with; accepted updates are kept."""
+def _stop_on_signals(stop: Stop, run: Path) -> dict[int, Any]:
+    """SIGTERM and SIGUSR1 end the run after the reply at hand; accepted updates are kept."""
 
-    def ask(number: int, frame: Any) -> None:
+    def request(number: int, frame: Any) -> None:
         name = signal.Signals(number).name
-        loop.stop.request = StopRequested(
-            f"stopped by {name}; `fcit resume {loop.run.path}` goes on from the checkpoint"
-        )
+        stop.request = StopRequested(f"stopped by {name}; `fcit resume {run}` goes on from the checkpoint")
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    return {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
-def run(path: Path, grid: Grid, watcher: Watcher | None = None, accept_changed_data: bool = False) -> AccuracyMatrix:
-    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers are told.
+def run(
+    path: Path,
+    grid: Grid,
+    watcher: Watcher | None = None,
+    accept_changed_data: bool = False,
+    stream: Stream | None = None,
+) -> AccuracyMatrix:
+    """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers get every event.
+
+    Args:
+        stream: the prepared stream of a new run folder; by default configuration and data are read from disk.
 
     Raises:
         ConfigError: data or code have changed since the run began, unless that is accepted.
     """
     run_dir = RunDir.open(path)
-    config = configuration.load_resolved(run_dir.config, going_on=run_dir.begun)
-    check(config)
-    benchmark = SiteStream(config) if config.stream == "site" else open_benchmark(config)
-    unjudged = _judge(config, benchmark, (path / BELONGS).is_file())
-    benchmark.prepare()
-    hold_data(run_dir, benchmark, accept_changed_data)
+    stream = stream or _prepared(run_dir)
+    config = stream.config
+    hold_data(run_dir, stream, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
-    loop = Loop(config, benchmark, run_dir, grid, trackers)
-    if unjudged:
-        benchmark.warnings.append(unjudged)
-    before = _stop_on_signals(loop)
+    stop = Stop()
+    before = _stop_on_signals(stop, run_dir.path)
     try:
-        return loop.start()
+        return Loop(config, stream, run_dir, grid, trackers, stop).start()
     finally:
         trackers.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _judge(config: RunConfig, benchmark: Benchmark, deployed: bool) -> str:
-    """Let the model's tokenizer judge all records; returns why it cannot, where the model is at the sites only.
+def _prepared(run: RunDir) -> Stream:
+    """The stream of a run folder, its records checked with the model's tokenizer.
+
+    On a server whose sites alone have the model, the records are not tokenised; a warning says why.
 
     Raises:
-        ConfigError: the model cannot be used, and it is here that clients run.
+        ConfigError: a tracker or the data cannot be used; or the model cannot, and the clients run on this machine.
     """
-    if config.stream == "site":
-        return ""
+    config = configuration.load_resolved(run.config, going_on=run.begun)
+    check(config)
+    stream, unjudged = open_stream(config), list[str]()
     try:
-        benchmark.judge = judge_of(config.backbone)
+        stream.judged_by(lambda: judge_of(config.backbone))
     except ConfigError as error:
-        if not deployed:
+        if not (run.path / BELONGS).is_file():
             raise
-        return f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"
-    return ""
+        unjudged = [f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"]
+    stream.prepare()
+    stream.warnings += unjudged
+    return stream
 
 
 @app.main()

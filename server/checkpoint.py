@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fcit.errors import DiskFull, RunError
-from fcit.federation.records import ClientUpdate
+from fcit.federation.messages import ClientUpdate
 from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
 from fcit.methods.base import ServerState
@@ -33,7 +33,7 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
-    lengths: list[float] = field(default_factory=list)  # of the mean features believed so far
+    lengths: list[float] = field(default_factory=list)  # of the mean features accepted so far
     openings: dict[str, int] = field(default_factory=dict)  # client -> subspaces opened for its shards
     trained: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> subspace -> records trained on
     memories: dict[str, str] = field(default_factory=dict)  # client -> version of what it remembers
@@ -60,7 +60,7 @@ class Progress:
             self.training_bytes[way] += traffic[way]
 
     def count_tasks(self, tasks: list[int], subspace: str, examples: int) -> None:
-        """Note what a subspace was trained on; only references that are told the task make use of it."""
+        """Note what a subspace was trained on; only references that know the true task use it."""
         for task in tasks:
             counts = self.trained.setdefault(f"task-{task}", {})
             counts[subspace] = counts.get(subspace, 0) + examples
@@ -94,7 +94,7 @@ def save(run: RunDir, state: ServerState, progress: Progress) -> None:
     """Write a new checkpoint; older ones than the last two are removed.
 
     Raises:
-        DiskFull: there is no room; the checkpoints before are untouched.
+        DiskFull: no space left; earlier checkpoints are untouched.
     """
     progress.saves += 1
     if run.events.is_file():
@@ -134,7 +134,7 @@ def load(run: RunDir, damaged: Callable[[str], None] = lambda reason: None) -> t
     """The newest checkpoint that can be read, or None if there is none.
 
     Args:
-        damaged: is told why a newer one was passed over.
+        damaged: called with the reason for each newer one that was passed over.
 
     Raises:
         RunError: there are checkpoints and all of them are damaged.

@@ -1,4 +1,4 @@
-"""Carries orders to nodes and answers back, counting bytes."""
+"""Carries orders to nodes and replies back, counting bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -14,13 +15,13 @@ from flwr.serverapp import Grid
 from fcit.config import Federation
 from fcit.errors import RunError
 from fcit.federation import codec
+from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE
-from fcit.federation.records import Name
 from server.stop import Stop
 
 NOBODY = 0  # the node of a client that is not connected; Flower gives this id to no node
 _CLIENT = re.compile(r"0|[1-9][0-9]*")  # how the operator names the node of a client
-_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds between two looks for answers
+_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds between two looks for replies
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
 _HALF_DAY = 12 * 3600.0
 
@@ -36,14 +37,14 @@ class Courier:
     """The server's side of the wire.
 
     Three kinds of grids: virtual ones have every client from the start; in Flower's own simulation nodes
-    have no names and are asked once; in deployment client k is the node that the operator registered as
-    "k", and who is connected is looked up again before every round.
+    have no names and are asked for their client once; in deployment client k is the node that the operator
+    registered as "k", and the connected nodes are looked up again before every round.
 
     Args:
-        clients: how many there are in all.
+        clients: their number.
         traffic: counters ``up``, ``down`` (bytes as encoded), ``orders`` and ``rejected``, added to in place.
-        say: is told events.
-        stop: asked while waiting.
+        say: called with each event, as kind and values.
+        stop: looked at while waiting; by default no stop is requested.
     """
 
     def __init__(
@@ -58,14 +59,23 @@ class Courier:
         self.grid, self.federation, self.traffic, self.say = grid, federation, traffic, say
         self.stop = stop or Stop()
         self._clients = clients
-        #: Whether this is a deployment, whose sites come and go.
+        #: Whether this is a deployment, whose sites may connect and disconnect during the run.
         self.deployed = False
         self._nodes: dict[int, int] = {}
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
             self._nodes = {int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients}
 
-    # ------------------------------------------------------------------ who is there
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave the traffic of the body out of the counters."""
+        counters, self.traffic = self.traffic, dict.fromkeys(self.traffic, 0)
+        try:
+            yield
+        finally:
+            self.traffic = counters
+
+    # ------------------------------------------------------------------ connecting
 
     def connect(self) -> None:
         """Wait for the clients: for all in a simulation, for ``min_updates`` of them in deployment.
@@ -83,21 +93,21 @@ class Courier:
             self._ask_names(begin + min(_APPEAR, self.federation.timeout))
             return
         enough = min(self.federation.min_updates, self._clients)
-        while len(there := self.connected()) < enough and time.monotonic() - begin < self.federation.timeout:
+        while len(connected := self.connected()) < enough and time.monotonic() - begin < self.federation.timeout:
             self.stop.pause(_LONGEST_NAP)
-        if len(there) < enough:
+        if len(connected) < enough:
             raise RunError(
-                f"{len(there)} of {self._clients} clients are connected after {self.federation.timeout:.0f} s "
+                f"{len(connected)} of {self._clients} clients are connected after {self.federation.timeout:.0f} s "
                 f"(federation.timeout), {enough} are needed (federation.min_updates); client k is the node that "
                 "`flwr supernode register ... --name k` named; start the sites and resume the run"
             )
 
     def _ask_names(self, deadline: float) -> None:
-        """Flower's own simulation: nodes appear shortly after the server starts and are asked who they are."""
+        """Flower's own simulation: nodes appear shortly after the server starts and are asked for their client."""
         while len(nodes := list(self.grid.get_nodes())) < self._clients and time.monotonic() < deadline:
             self.stop.pause(2 * _NAP)
-        asked = [Message(RecordDict(), dst_node_id=n.node_id, message_type="query.whoami") for n in nodes]
-        for reply in self._answers(asked):
+        queries = [Message(RecordDict(), dst_node_id=n.node_id, message_type="query.whoami") for n in nodes]
+        for reply in self._replies(queries):
             if reply.has_content():
                 client, node = codec.decode(reply.content, Name).client, reply.metadata.src_node_id
                 if self._nodes.setdefault(client, node) != node:
@@ -112,21 +122,21 @@ class Courier:
         Raises:
             RunError: two of them have the same name.
         """
-        found: dict[int, Node] = {}
+        nodes: dict[int, Node] = {}
         for info in self.grid.get_nodes():
             client = int(info.name) if _CLIENT.fullmatch(info.name) else self._clients
             if client >= self._clients:
                 continue
-            if client in found:
+            if client in nodes:
                 raise RunError(
-                    f"two connected nodes are registered as client {client} (ids {found[client].id} and "
+                    f"two connected nodes are registered as client {client} (ids {nodes[client].id} and "
                     f"{info.node_id}); remove one with `flwr supernode unregister` and resume the run"
                 )
-            found[client] = Node(info.node_id, info.last_activated_at)
-        return found
+            nodes[client] = Node(info.node_id, info.last_activated_at)
+        return nodes
 
     def seat(self, nodes: dict[int, int]) -> None:
-        """Deployment: who takes part from now on, by client."""
+        """Deployment: set the nodes that take part from now on, by client."""
         self._nodes = dict(nodes)
 
     @property
@@ -135,7 +145,7 @@ class Courier:
         return [self._nodes[client] for client in sorted(self._nodes)]
 
     def node(self, client: int) -> int:
-        """Node of a client, :data:`NOBODY` if it is not there.
+        """Node of a client, :data:`NOBODY` if it is not connected.
 
         The participant of pooled references lives on the first node.
         """
@@ -143,9 +153,9 @@ class Courier:
 
     def client(self, node: int) -> int | None:
         """The client at a node."""
-        return next((client for client, mine in self._nodes.items() if mine == node), None)
+        return next((client for client, its_node in self._nodes.items() if its_node == node), None)
 
-    # ------------------------------------------------------------------ orders and answers
+    # ------------------------------------------------------------------ orders and replies
 
     def send(
         self, kind: str, orders: Iterable[tuple[int, Any]], group: str, timeout: float | None = None
@@ -165,45 +175,45 @@ class Courier:
             self.traffic["down"] += codec.size(content)
             self.traffic["orders"] += 1
             if self.deployed:
-                # An order's id is a hash of what it holds, and Flower takes an answer to it from any site: nobody
-                # who could guess the rest of an order shall guess its id.
+                # An order's id is a hash of its content, and Flower takes a reply to it from any site: a site that
+                # can guess the rest of an order must not be able to guess its id.
                 content["nonce"] = ConfigRecord({"nonce": secrets.token_hex(16)})
-            # Flower drops what is not answered in time to live: later than we stop waiting for it.
+            # Flower drops a message without a reply after its time to live: it is longer than our waiting.
             ttl = max(_HALF_DAY, self.federation.timeout + 3600.0)
             messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl))
-        for reply in self._answers(messages, timeout):
+        for reply in self._replies(messages, timeout):
             if reply.has_content():
                 self.traffic["up"] += codec.size(reply.content)
             yield reply
 
-    def count(self, order: Any, answer: Any) -> None:
+    def count(self, order: Any, reply: Any) -> None:
         """Count an exchange that an earlier process of this run had with a client."""
         self.traffic["down"] += codec.size(codec.encode(order, self.federation.wire))
-        self.traffic["up"] += codec.size(codec.encode(answer, self.federation.wire))
+        self.traffic["up"] += codec.size(codec.encode(reply, self.federation.wire))
         self.traffic["orders"] += 1
 
-    def _answers(self, messages: list[Message], timeout: float | None = None) -> Iterator[Message]:
-        """The replies that answer these messages; everything else is refused here."""
+    def _replies(self, messages: list[Message], timeout: float | None = None) -> Iterator[Message]:
+        """The replies to these messages; everything else is refused here."""
         if not messages:
             return
         seconds = self.federation.timeout if timeout is None else timeout
         self.stop.check()
         if self._virtual:
-            replies: Iterable[Message] = self.grid.send_and_receive(messages, timeout=seconds)
+            received: Iterable[Message] = self.grid.send_and_receive(messages, timeout=seconds)
         else:
-            replies = self._pulled(messages, seconds)
-        # Messages get their ids when they are sent, which may be when the first reply is asked for.
+            received = self._pulled(messages, seconds)
+        # Messages get their ids when they are sent, which may be when the first reply is requested.
         waiting: dict[str, Message] | None = None
-        for reply in replies:
+        for reply in received:
             if waiting is None:
                 waiting = {message.metadata.message_id: message for message in messages}
-            answer = self._matched(reply, waiting)
-            if answer is not None:
-                yield answer
+            matched = self._matched(reply, waiting)
+            if matched is not None:
+                yield matched
             self.stop.check()
 
     def _matched(self, reply: Message, waiting: dict[str, Message]) -> Message | None:
-        """The reply, if it answers a message that waits, and comes from where that was sent."""
+        """The reply, if it is one to a waiting message and comes from the node that the message was sent to."""
         source = reply.metadata.src_node_id
         order = waiting.get(reply.metadata.reply_to_message_id)
         if order is None:
@@ -211,7 +221,7 @@ class Courier:
             return None
         target = order.metadata.dst_node_id
         if reply.has_error() and source == SERVER_NODE != target:
-            # Flower itself speaks for a node that is gone; from here on it is that node's error.
+            # Flower itself replies for a node that has disconnected; it is treated as that node's error.
             reply = Message(Error(code=reply.error.code, reason=reply.error.reason), reply_to=order)
         elif source != target:
             self._refuse(source, f"another node answered for client {self.client(target)}")
@@ -224,7 +234,7 @@ class Courier:
         self.say("rejected", client=self.client(source), reason=reason)
 
     def _pulled(self, messages: list[Message], timeout: float) -> Iterator[Message]:
-        """Replies by Flower's push and pull: its own waiting would not hear that we are asked to stop."""
+        """Replies by Flower's push and pull: its own waiting cannot be interrupted by a request to stop."""
         deadline, nap = time.monotonic() + timeout, _NAP
         pushed = set(self.grid.push_messages(messages))
         for message in messages:
@@ -240,10 +250,10 @@ class Courier:
                 self.stop.pause(min(nap, max(deadline - time.monotonic(), 0.0)))
 
     def ask(self, kind: str, node: int, order: Any, expected: type) -> Any:
-        """One order, one answer of the expected type.
+        """Send one order and return the reply, of the expected type.
 
         Raises:
-            RunError: no answer, or the client reports an error.
+            RunError: no reply, or the client reports an error.
         """
         for reply in self.send(kind, [(node, order)], kind):
             if reply.has_error():

@@ -1,22 +1,21 @@
-"""What clients say about their shards before they train: which statistics are believed, who may open subspaces.
+"""Rules for what clients send about their shards before training: accepted statistics, and who may open subspaces.
 
-What this cannot do: a client that describes itself with somebody else's plausible features is sent to that
-subspace and trains there. What it sends then has to pass the rules on updates, and its token weighs what
-its records weigh.
+Limit: a client that sends plausible features of another shard is assigned to that shard's subspace and trains
+it. Its updates then have to pass the rules on updates, and its description has the weight of its records.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fcit.config import Federation, RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import DataError
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 
 FACTOR = 4.0  # a mean feature may be this many times as long as the median one
@@ -24,47 +23,44 @@ LEAST = 3  # mean features that a median needs to mean something
 WINDOW = 500  # mean features the median looks back on
 
 
-def most_records(config: RunConfig, benchmark: Benchmark, client: int, tasks: Iterable[int]) -> int:
-    """How many records a shard can have: as many as the benchmark gave the client.
+def most_records(config: RunConfig, stream: Stream, client: int, tasks: Sequence[int]) -> int:
+    """How many records a shard can have: as many as the stream gave the client.
 
-    Where the server does not have the client's share, or sites bring their own streams, it is
-    ``federation.max_records``.
+    Where the server does not have the client's share it is ``federation.max_records``.
     """
-    if config.stream == "benchmark":
-        try:
-            return sum(len(benchmark.shard(client, task)) for task in tasks)
-        except DataError:
-            pass  # the client's file lies with the client only
-    return config.federation.max_records
+    try:
+        return stream.most_records(client, tasks)
+    except DataError:  # the client's file lies with the client only
+        return config.federation.max_records
 
 
-def problem(answer: Description, width: int, most: int) -> str | None:
-    """Why a description is not believed whatever the others say, or None.
+def reject_reason(description: Description, width: int, most: int) -> str | None:
+    """Why a description is rejected by itself, without a look at the others, or None.
 
     Args:
         width: numbers in an identity feature.
         most: records the shard can have.
     """
-    total = answer.tensors.get("total")
-    if set(answer.tensors) != {"total"} or total is None or total.shape != (width,):
+    total = description.tensors.get("total")
+    if set(description.tensors) != {"total"} or total is None or total.shape != (width,):
         return f"expected one vector of {width} numbers"
     if total.dtype != np.float64 or not np.isfinite(total).all():
         return "the feature sum is not finite float64"
-    if not 1 <= answer.count <= most:
-        return f"claims {answer.count} records, it can have 1 to {most}"
+    if not 1 <= description.count <= most:
+        return f"claims {description.count} records, it can have 1 to {most}"
     return None
 
 
 def outliers(stats: dict[Pair, Stats], method: Method, lengths: list[float]) -> dict[Pair, str]:
-    """Mean features that cannot be means of what the frozen encoder gives, with the reason.
+    """Mean features that cannot be means of features of the frozen encoder, with the reason.
 
     Features of one encoder are of nearly the same length (its last layer normalises them), and a mean is
-    not longer than the longest of what it is a mean of. Lengths are compared with the median of those
-    believed before and of this round's: sound while fewer than half of these lie. Methods with statistics
-    of their own are not judged.
+    not longer than its longest member. Lengths are compared with the median of those accepted before and of
+    this round's: sound while fewer than half of these are false. Methods with statistics of their own are
+    not checked.
 
     Args:
-        lengths: those believed earlier; the new ones are added, in the order of clients.
+        lengths: those accepted earlier; the new ones are added, in the order of clients.
     """
     if type(method).describe is not Method.describe:
         return {}
@@ -72,15 +68,15 @@ def outliers(stats: dict[Pair, Stats], method: Method, lengths: list[float]) -> 
         new = {pair: float(np.linalg.norm(stats[pair].total)) / stats[pair].count for pair in sorted(stats)}
     known = [*lengths, *new.values()]
     middle = float(np.median(known)) if len(known) >= LEAST else np.inf
-    found = {}
+    rejected = {}
     for pair, length in new.items():
         if length == 0:
-            found[pair] = "the feature sum is zero"
+            rejected[pair] = "the feature sum is zero"
         elif not np.isfinite(length) or length > FACTOR * middle:
-            found[pair] = f"a mean feature of length {length:.3g}, over {FACTOR:.0f} times the median {middle:.3g}"
-    lengths += [length for pair, length in new.items() if pair not in found]
+            rejected[pair] = f"a mean feature of length {length:.3g}, over {FACTOR:.0f} times the median {middle:.3g}"
+    lengths += [length for pair, length in new.items() if pair not in rejected]
     del lengths[:-WINDOW]
-    return found
+    return rejected
 
 
 def assign(
@@ -129,14 +125,14 @@ def _over(
     openers: dict[Pair, str], opened: list[str], held: int, federation: Federation, openings: dict[str, int]
 ) -> dict[Pair, str]:
     """Pairs that open more subspaces than a client may, or, if there are none, than the server keeps."""
-    found: dict[Pair, str] = {}
+    over: dict[Pair, str] = {}
     for client in sorted({client for client, _ in openers}):
         names = sorted({name for pair, name in openers.items() if pair[0] == client}, key=opened.index)
         room = max(0, federation.max_openings - openings.get(str(client), 0))
         reason = f"would open more than {federation.max_openings} subspaces for one client (federation.max_openings)"
-        found |= {p: reason for p, name in openers.items() if p[0] == client and name in names[room:]}
-    if found:
-        return found
+        over |= {p: reason for p, name in openers.items() if p[0] == client and name in names[room:]}
+    if over:
+        return over
     surplus = set(opened[max(0, federation.max_subspaces - held) :])
     reason = f"would open a subspace, and the server keeps {federation.max_subspaces} (federation.max_subspaces)"
     return {pair: reason for pair, name in openers.items() if name in surplus}

@@ -1,4 +1,4 @@
-"""After a stage: who answers which questions, and what becomes of the answers."""
+"""After a stage: clients answer the questions of the data sets, the server scores the answers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from flwr.app import Message
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
+from fcit.data.checks.before_run import findings
 from fcit.errors import CodecError, RunError
+from fcit.evaluation.reachable import warnings
 from fcit.federation import codec
-from fcit.federation.records import Answers, EvaluateOrder
+from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint
 from server.checkpoint import Progress
 from server.courier import Courier
 from server.orders import Orders
+from server.preflight import Preflight
 from server.scoring import Parts, score
 from server.validation import short
 
@@ -26,7 +29,7 @@ Stretch = tuple[str, int]  # dataset and first record
 
 
 class Evaluation:
-    """Has the datasets due answered on the clients' machines and scores them."""
+    """Has the data sets due answered on the clients' machines and scores the answers."""
 
     def __init__(
         self,
@@ -39,6 +42,20 @@ class Evaluation:
     ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
         self.orders, self.courier, self.say = orders, courier, say
+
+    def begin(self) -> None:
+        """Before anything is trained: the event ``data``, then a trial of every scorer and of the clients.
+
+        Raises:
+            RunError: something does not work, and for which data set.
+            StopRequested: asked to stop.
+        """
+        self.say("data", **findings(self.benchmark, warnings(self.benchmark)))
+        Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self.say).check()
+
+    def by_site(self, progress: Progress) -> dict[str, object]:
+        """Nothing: the data sets belong to no site."""
+        return {}
 
     def due(self, progress: Progress) -> list[str]:
         """The datasets scored after the stage at hand, in the benchmark's order."""
@@ -75,7 +92,7 @@ class Evaluation:
             checkpoint.save(self.run, state, progress)
 
     def _answers(self, state: ServerState, progress: Progress, due: list[str]) -> Iterator[Answers]:
-        """Answers of whole datasets; stretches of them are worked on wherever there is room."""
+        """Answers to whole data sets; stretches of each are given to all clients."""
         if not due:
             return
         if not self.courier.nodes:
@@ -83,23 +100,23 @@ class Evaluation:
         orders = list(self.orders.evaluate(state, progress, due, self.courier.nodes))
         parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         open_ = {(order.dataset, order.first): (node, order) for node, order in orders}
-        why: dict[Stretch, str] = {}
+        reasons: dict[Stretch, str] = {}
         for attempt in range(2):
             for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{attempt}"):
-                answer = self._accepted(reply, open_, why)
+                answer = self._accepted(reply, open_, reasons)
                 if answer is not None and (whole := parts[answer.dataset].add(answer)) is not None:
                     yield whole
             if not open_:
                 return
-            open_ = self._elsewhere(open_, why)
-        raise RunError(self._unanswered(open_, why))
+            open_ = self._elsewhere(open_, reasons)
+        raise RunError(self._unanswered(open_, reasons))
 
     def _accepted(
-        self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], why: dict[Stretch, str]
+        self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
     ) -> Answers | None:
-        """The answers in a reply, which closes its stretch; anything else is noted as the node's failure."""
+        """The answers in a reply, whose stretch is then closed; anything else is noted as the node's failure."""
         node = reply.metadata.src_node_id
-        mine = {stretch: order for stretch, (asked, order) in open_.items() if asked == node}
+        given = {stretch: order for stretch, (its_node, order) in open_.items() if its_node == node}
         if reply.has_error():
             problem = str(reply.error.reason)
         else:
@@ -109,19 +126,19 @@ class Evaluation:
                 problem = str(error)
             else:
                 stretch = answer.dataset, answer.first
-                problem = self._problem(mine.get(stretch), answer)
+                problem = self._reject_reason(given.get(stretch), answer)
                 if not problem:
                     del open_[stretch]
                     return answer
         if not self.courier.deployed:
             raise RunError(f"evaluation: {problem}\n`fcit resume {self.run.path}` tries it again")
         # An error does not say which of the node's stretches it is about.
-        why |= dict.fromkeys(mine, problem)
+        reasons |= dict.fromkeys(given, problem)
         self.say("evaluate-failed", client=self.courier.client(node), reason=short(problem))
         return None
 
-    def _problem(self, order: EvaluateOrder | None, answer: Answers) -> str:
-        """Why answers are not believed; empty if they are."""
+    def _reject_reason(self, order: EvaluateOrder | None, answer: Answers) -> str:
+        """Why answers are rejected; empty if they are not."""
         if order is None:
             return f"answers {answer.dataset[:80]!r} from record {answer.first}, which it was not asked"
         count = min(order.last, len(self.benchmark.test(order.dataset))) - order.first
@@ -137,21 +154,21 @@ class Evaluation:
         return ""
 
     def _elsewhere(
-        self, open_: dict[Stretch, tuple[int, EvaluateOrder]], why: dict[Stretch, str]
+        self, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
     ) -> dict[Stretch, tuple[int, EvaluateOrder]]:
-        """What is left, given to other nodes than those that failed.
+        """The open stretches, given to other nodes than those that failed.
 
         Raises:
             RunError: there is no other node.
         """
         failed = {node for node, _ in open_.values()}
-        others = [node for node in self.courier.nodes if node not in failed] if self.courier.deployed else []
-        if not others:
-            raise RunError(self._unanswered(open_, why))
-        return {s: (others[i % len(others)], order) for i, (s, (_, order)) in enumerate(open_.items())}
+        able = [node for node in self.courier.nodes if node not in failed] if self.courier.deployed else []
+        if not able:
+            raise RunError(self._unanswered(open_, reasons))
+        return {s: (able[i % len(able)], order) for i, (s, (_, order)) in enumerate(open_.items())}
 
-    def _unanswered(self, open_: dict[Stretch, Any], why: dict[Stretch, str]) -> str:
+    def _unanswered(self, open_: dict[Stretch, Any], reasons: dict[Stretch, str]) -> str:
         names = ", ".join(dict.fromkeys(dataset for dataset, _ in open_))
         silence = f"no answer within {self.config.federation.timeout:.0f} s (federation.timeout)"
-        reasons = "; ".join(dict.fromkeys(why.get(stretch, silence) for stretch in open_))
-        return f"evaluation of {names}: {reasons}; `fcit resume {self.run.path}` tries again"
+        all_reasons = "; ".join(dict.fromkeys(reasons.get(stretch, silence) for stretch in open_))
+        return f"evaluation of {names}: {all_reasons}; `fcit resume {self.run.path}` tries again"

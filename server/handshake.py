@@ -1,49 +1,49 @@
-"""Before anything is trained: does every client have the same libraries, backbone and adapter layout?"""
+"""Before training: check that every client has the same libraries, backbone and adapter layout."""
 
 from __future__ import annotations
 
 from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError
 from fcit.federation import codec
-from fcit.federation.records import Probe, ProbeOrder
+from fcit.federation.messages import Probe, ProbeOrder
 from fcit.io.files import read_json, write_json
 from fcit.runs.folder import RunDir
 from server.courier import Courier, Node
 from server.validation import short
 
-#: Facts about a machine, not about what is computed on it: they differ between sites and are recorded only.
-_OWN = {"versions.gpu", "versions.machine", "versions.threads"}
-_PATIENCE = 600.0  # seconds a client that appears later has for its answer: the others wait
+#: Facts about a machine that do not change results: they may differ between sites and are recorded only.
+_MACHINE = {"versions.gpu", "versions.machine", "versions.threads"}
+_PATIENCE = 600.0  # seconds in which a client that connects later must reply: the others wait for it
 _SHOWN = 8  # differences listed per client
 _SILENT = "no answer to the handshake; it takes part when it has been restarted"
 
 
 def facts(probe: Probe) -> dict[str, str]:
-    """What must be the same at every client, as short texts.
+    """The values that must be the same at every client, as short texts.
 
-    The tensors of a probe are not among it: they are part of the backbone, whose hash is, and a site that
+    The tensors of a probe are left out: they are part of the backbone, whose hash is compared, and a site that
     computes in bfloat16 has them rounded.
     """
-    found = {f"versions.{k}": v for k, v in probe.versions.items()}
-    found |= {f"hashes.{k}": v for k, v in probe.hashes.items()}
-    found |= {f"shapes.{k}": str(tuple(shape)) for k, shape in probe.shapes.items()}
-    found["identity_width"] = str(probe.identity_width)
-    return {key: value for key, value in found.items() if key not in _OWN}
+    values = {f"versions.{k}": v for k, v in probe.versions.items()}
+    values |= {f"hashes.{k}": v for k, v in probe.hashes.items()}
+    values |= {f"shapes.{k}": str(tuple(shape)) for k, shape in probe.shapes.items()}
+    values["identity_width"] = str(probe.identity_width)
+    return {key: value for key, value in values.items() if key not in _MACHINE}
 
 
 def differences(first: int, ours: dict[str, str], client: int, theirs: dict[str, str]) -> list[str]:
     """One sentence per key in which a client is not like the first one, with both values."""
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    said = [
+    sentences = [
         f"client {client}: {key[:80]} is {theirs.get(key, 'not there')[:80]!r}, "
         f"{ours.get(key, 'not there')[:80]!r} at client {first}"
         for key in keys[:_SHOWN]
     ]
-    return said + ([f"client {client}: {len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])
+    return sentences + ([f"client {client}: {len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])
 
 
 class Handshake:
-    """Probes clients and lets those take part that are like the first.
+    """Probes clients and admits those that equal the first.
 
     A simulation's clients share one installation: one of them is probed. In deployment each is, once it is
     connected and again after a restart.
@@ -55,7 +55,7 @@ class Handshake:
         self._admitted: dict[Node, bool] = {}  # of those connected that have been probed
 
     def start(self) -> Probe:
-        """Wait for the clients and probe them; returns what the first one (by number) has.
+        """Wait for the clients and probe them; returns the probe of the first one (by number).
 
         Raises:
             ConfigError: clients differ, or the first one is not as it was when this run began.
@@ -65,35 +65,37 @@ class Handshake:
         if not self.courier.deployed:
             probe = self.courier.ask("query.probe", self.courier.nodes[0], self.order, Probe)
         else:
-            probe = self._everybody()
+            probe = self._probe_all()
         self._compare_with_before(probe)
         return probe
 
-    def _everybody(self) -> Probe:
-        there = self.courier.connected()
-        probes, problems = self._probe(there)
+    def _probe_all(self) -> Probe:
+        connected = self.courier.connected()
+        probes, problems = self._probe(connected)
         if probes:
             self._first = min(probes)
             self._facts = facts(probes[self._first])
         for client, probe in sorted(probes.items()):
             problems += differences(self._first, self._facts, client, facts(probe))
         if problems or not probes:
-            silent = [f"client {c}: no answer within {self.federation.timeout:.0f} s" for c in there if c not in probes]
+            silent = [
+                f"client {c}: no answer within {self.federation.timeout:.0f} s" for c in connected if c not in probes
+            ]
             raise ConfigError(
                 problems or silent,
                 "the clients do not fit together; make them equal and start again, or leave one out (stop its node)",
             )
-        # One that said nothing is asked again when it has been restarted.
-        self._admitted = {node: client in probes for client, node in there.items()}
-        for client in sorted(there.keys() - probes.keys()):
+        # A client without a reply is asked again when it has been restarted.
+        self._admitted = {node: client in probes for client, node in connected.items()}
+        for client in sorted(connected.keys() - probes.keys()):
             self.courier.say("refused", client=client, reason=_SILENT)
-        self._seat(there)
+        self._seat(connected)
         return probes[self._first]
 
-    def _probe(self, there: dict[int, Node], timeout: float | None = None) -> tuple[dict[int, Probe], list[str]]:
-        """Answers by client, and what is wrong with those that are none."""
-        clients = {node.id: client for client, node in there.items()}
-        orders = [(node.id, self.order) for node in there.values()]
+    def _probe(self, connected: dict[int, Node], timeout: float | None = None) -> tuple[dict[int, Probe], list[str]]:
+        """Probes by client, and a sentence for each client that sent none."""
+        clients = {node.id: client for client, node in connected.items()}
+        orders = [(node.id, self.order) for node in connected.values()]
         probes, problems = {}, []
         for reply in self.courier.send("query.probe", orders, "probe", timeout):
             client = clients[reply.metadata.src_node_id]
@@ -107,11 +109,11 @@ class Handshake:
         return probes, problems
 
     def update(self) -> None:
-        """Deployment: look who is connected; a client that has appeared is probed, one that differs stays out."""
+        """Deployment: look up the connected clients, probe the new ones and admit those that equal the first."""
         if not self.courier.deployed:
             return
-        there = self.courier.connected()
-        new = {client: node for client, node in there.items() if node not in self._admitted}
+        connected = self.courier.connected()
+        new = {client: node for client, node in connected.items() if node not in self._admitted}
         if new:
             probes, problems = self._probe(new, min(self.federation.timeout, _PATIENCE))
             for client, node in new.items():
@@ -125,11 +127,11 @@ class Handshake:
                     self.courier.say("refused", client=client, reason="; ".join(wrong))
                 else:
                     self.courier.say("joined", client=client)
-        self._admitted = {node: fine for node, fine in self._admitted.items() if node in there.values()}
-        self._seat(there)
+        self._admitted = {node: fine for node, fine in self._admitted.items() if node in connected.values()}
+        self._seat(connected)
 
-    def _seat(self, there: dict[int, Node]) -> None:
-        self.courier.seat({client: node.id for client, node in there.items() if self._admitted[node]})
+    def _seat(self, connected: dict[int, Node]) -> None:
+        self.courier.seat({client: node.id for client, node in connected.items() if self._admitted[node]})
 
     def _compare_with_before(self, probe: Probe) -> None:
         known = read_json(self.run.environment)

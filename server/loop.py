@@ -1,88 +1,125 @@
-"""The one server loop: for every stage its rounds, then the evaluation; simulation and deployment."""
+"""The life of a run, from its newest checkpoint to its results: in simulations and deployments the same."""
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from fcit import registry
 from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
-from fcit.data.prepare import told
+from fcit.data.stream import Stream
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.evaluation.reachable import warnings
-from fcit.federation.records import ClientUpdate, TrainOrder, memory_version
+from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.base import FedOpt
 from fcit.io.files import write_json, writing
-from fcit.methods.base import Factory, Pair
+from fcit.methods.base import Factory, Method, Pair, ServerState
 from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
 from server import checkpoint, results, routing_file
-from server.collect import Updates
+from server.assigner import Assigner
+from server.checkpoint import Progress
+from server.collect import Collector
+from server.courier import Courier
 from server.evaluation import Evaluation
-from server.participants import slots_of_round
-from server.preflight import Preflight
-from server.site_scores import Survey
-from server.site_stream import SiteStream
+from server.handshake import Handshake
+from server.journal import Journal
+from server.orders import Orders
+from server.participants import Slot, slots_of_round
+from server.site_scores import SiteEvaluation
+from server.spill import Spill
+from server.stop import Stop
+from server.validation import Validator
 
 
-class Loop(Updates):
-    """Runs a configuration on a grid and writes its run folder."""
+class Loop:
+    """Runs a configuration on a grid and writes its run folder.
 
-    def __init__(self, config: RunConfig, benchmark: Benchmark, run: RunDir, grid: Grid, watcher: Watcher) -> None:
-        super().__init__(config, benchmark, run, grid, watcher)
-        ask = Survey if isinstance(benchmark, SiteStream) else Evaluation
-        self.evaluation = ask(config, benchmark, run, self.orders, self.courier, self._event)
+    Reads the newest checkpoint, if there is one, and makes the parts that the run consists of. State and progress
+    are the checkpoint's contents; the parts read them, and change them in place.
 
-    # ------------------------------------------------------------------ the run
+    Args:
+        stream: the tasks that arrive stage by stage.
+        stop: where a request to end the run early is left.
+
+    Raises:
+        ConfigError: the method cannot run on tasks that the sites keep to themselves.
+        RunError: there are checkpoints and all of them are damaged.
+    """
+
+    def __init__(
+        self, config: RunConfig, stream: Stream, run: RunDir, grid: Grid, watcher: Watcher, stop: Stop
+    ) -> None:
+        self.config, self.stream, self.run, self.stop = config, stream, run, stop
+        self.method: Method = registry.resolve("method", config.method["name"])(config)
+        self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.damaged: list[str] = []  # newer checkpoints that cannot be read, and why
+        restored = checkpoint.load(run, self.damaged.append)
+        self.fresh = restored is None
+        self.state, self.progress = restored or (ServerState(), Progress())
+        self.state.stage, self.state.round = self.progress.stage, self.progress.round
+        self.journal = Journal(run, watcher, self.progress)
+        self.orders = Orders(config, stream, self.method, self.fedopt, run.id)
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms)
+        self.spill = Spill(run)
+        clients = 1 if self.method.pooled else config.federation.clients
+        traffic, say = self.progress.traffic, self.journal.round_event
+        self.courier = Courier(grid, config.federation, clients, traffic, say, stop)
+        self.handshake = Handshake(
+            self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation
+        )
+        self.evaluation = self._evaluation()
+
+    def _evaluation(self) -> Evaluation | SiteEvaluation:
+        parts = self.run, self.orders, self.courier, self.journal.event
+        if isinstance(self.stream, Benchmark):  # its questions are here
+            return Evaluation(self.config, self.stream, *parts)
+        return SiteEvaluation(self.config, self.stream, *parts)
 
     def start(self) -> AccuracyMatrix:
-        """Run from the newest checkpoint (or the beginning) to the end; returns the matrix.
+        """Run to the end; returns the accuracy matrix.
 
         Raises:
+            ConfigError: the clients differ, or are not those that the run began with.
             RunError: too few updates in a round, questions without an answer, no room on the disk.
             StopRequested: asked to stop; the checkpoint is written, accepted updates are kept.
         """
-        damaged: list[str] = []
-        found = checkpoint.load(self.run, damaged.append)
-        if found is not None:
-            self.state, self.progress = found
-            self.state.stage, self.state.round = self.progress.stage, self.progress.round
-            self.validator.history = list(self.progress.norms)
-        self.run.truncate_events(self.progress.events)
-        self.spill.tidy(self.progress.stage, self.progress.round)
-        for reason in damaged:
-            self._event("checkpoint-damaged", reason=reason)
-        self._tell_changes()
-        with self._timed("start-up"):
-            self._probe(found is None)
-            if found is None:  # else it has been, and training has begun
-                self._event("data", **told(self.benchmark, warnings(self.benchmark)))
-                Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self._event).check()
-        if found is None:
-            checkpoint.save(self.run, self.state, self.progress)
-        stages = self.benchmark.stages
-        self._event("start", stages=len(stages), rounds=self._rounds, done=[self.progress.stage, self.progress.round])
-        while self.progress.stage < len(stages):
-            while self.method.trains and self.progress.round < self._rounds:
-                self._round()
+        self._return_to_checkpoint()
+        with self.journal.timed("start-up"):
+            collector = self._collector(self._probe())
+            if self.fresh:  # else this was done before training began
+                self.evaluation.begin()
+        if self.fresh:
+            self._save()
+        stages, rounds = self.stream.stage_count, self.config.federation.rounds
+        self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
+        while self.progress.stage < stages:
+            while self.method.trains and self.progress.round < rounds:
+                self._round(collector)
                 self.stop.check()
-            if not self.progress.ended:
-                self.method.end_stage(self.state, self.progress.stage)
-                self.progress.ended = True
-                checkpoint.save(self.run, self.state, self.progress)
+            self._end_stage()
             self._evaluate()
             self.stop.check()
         return self._finish()
 
-    def _tell_changes(self) -> None:
-        """One event for every change of data that was accepted; again where a crash cut it off."""
-        told = sum(event["event"] == "data-changed" for event in self.run.read_events())
-        for change in data_of(self.run).get("data_changes", [])[told:]:
-            self._event(
+    # ------------------------------------------------------------------ start
+
+    def _return_to_checkpoint(self) -> None:
+        """Remove from the run folder what came after the checkpoint, and report what happened before this start."""
+        self.run.truncate_events(self.progress.events)
+        self.spill.tidy(self.progress.stage, self.progress.round)
+        for reason in self.damaged:
+            self.journal.event("checkpoint-damaged", reason=reason)
+        # An event that a crash cut off is written again.
+        reported = sum(event["event"] == "data-changed" for event in self.run.read_events())
+        for change in data_of(self.run).get("data_changes", [])[reported:]:
+            self.journal.event(
                 "data-changed",
                 stage=self.progress.stage,
                 round=self.progress.round,
@@ -91,52 +128,70 @@ class Loop(Updates):
                 changes=change["changes"],
             )
 
-    @property
-    def _rounds(self) -> int:
-        return self.config.federation.rounds
+    def _probe(self) -> Probe:
+        """Wait for the clients and ask them what their backbone is."""
+        # The traffic of a run that goes on has its handshake from when it began.
+        with nullcontext() if self.fresh else self.courier.uncounted():
+            return self.handshake.start()
 
-    def _probe(self, fresh: bool) -> None:
-        """Learn the shapes of the trainable tensors from the backbone the clients have."""
-        if not fresh:
-            # What the handshake moves was counted when the run began.
-            self.courier.traffic = {"up": 0, "down": 0, "orders": 0}
-        probe = self.handshake.start()
-        self.courier.traffic = self.progress.traffic
+    def _collector(self, probe: Probe) -> Collector:
+        """What collects the updates of each round; new subspaces have the shapes that the probe names."""
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
         projector = {n: t for n, t in probe.tensors.items() if is_projector(n)}
         given = {n: t for n, t in probe.tensors.items() if n not in projector}
         if self.config.adapter.projector == "per_subspace":
             # Every subspace starts from the backbone's projector and trains its own.
             given, shapes, projector = given | projector, shapes | {n: t.shape for n, t in projector.items()}, {}
-        self.make = Factory(self.config.seed, shapes, projector, given=given)
-        if fresh:
+        if self.fresh:
             self.state.shared = dict(projector)
-        self._identity_width = probe.identity_width
+        assigner = Assigner(
+            config=self.config,
+            stream=self.stream,
+            method=self.method,
+            state=self.state,
+            progress=self.progress,
+            orders=self.orders,
+            courier=self.courier,
+            journal=self.journal,
+            factory=Factory(self.config.seed, shapes, projector, given=given),
+            identity_width=probe.identity_width,
+        )
+        return Collector(
+            config=self.config,
+            stream=self.stream,
+            run=self.run,
+            state=self.state,
+            progress=self.progress,
+            orders=self.orders,
+            courier=self.courier,
+            handshake=self.handshake,
+            assigner=assigner,
+            validator=self.validator,
+            spill=self.spill,
+            journal=self.journal,
+            stop=self.stop,
+        )
 
-    # ------------------------------------------------------------------ rounds
+    def _save(self) -> None:
+        checkpoint.save(self.run, self.state, self.progress)
 
-    def _round(self) -> None:
+    # ------------------------------------------------------------------ a round
+
+    def _round(self, collector: Collector) -> None:
+        """Collect the updates of a round, aggregate them, write the checkpoint."""
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        sampled = slots_of_round(self.config, self.benchmark, self.method, stage, round_)
-        answered = self._gather(sampled)
-        # Who could not be described has no subspace and is left out.
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_)
+        accepted = collector.gather(sampled)
+        # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
         heads = [self.spill.head(slot.pair) for slot in slots]
-        with self._timed("aggregation"):
-            aggregator = Aggregator(self.fedopt, self.orders.factors, self.orders.robust, self.run.spill / "robust")
-            self.method.aggregate(self.state, iter(self.spill), aggregator)
-        self._commit({slot.pair: answered[slot.pair] for slot in slots if slot.pair in answered})
-        self.validator.close_round()
-        self.progress.norms = self.validator.history
-        for slot in slots:
-            if slot.budget is not None:
-                self.progress.offsets[slot.shard] = self.progress.offsets.get(slot.shard, 0) + slot.budget
-        self.progress.round += 1
-        traffic = {k: self.progress.traffic[k] - before[k] for k in ("up", "down")}
+        aggregator = self._aggregate()
+        self._commit(slots, {slot.pair: accepted[slot.pair] for slot in slots if slot.pair in accepted})
+        traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
         self.progress.count_round(traffic, [h for h in heads if h])
-        self._event(
+        self.journal.event(
             "round",
             stage=stage,
             round=round_,
@@ -148,17 +203,29 @@ class Loop(Updates):
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
             exactness=aggregator.exactness,
             **aggregator.flags,
-            **_said(heads, self.config.training),
+            **remarks(heads, self.config.training),
             seconds=round(time.perf_counter() - begin, 3),
             **traffic,
         )
-        with self._timed("checkpoint"):
-            checkpoint.save(self.run, self.state, self.progress)
-        # Not before the checkpoint holds what they came to: a crash in between would lose them.
+        with self.journal.timed("checkpoint"):
+            self._save()
+        # After the checkpoint that holds their aggregate: a crash in between would lose them.
         self.spill.clear()
 
-    def _commit(self, orders: dict[Pair, TrainOrder]) -> None:
-        """Note what the accepted clients now know, which subspaces moved, and which tasks they were trained on."""
+    def _aggregate(self) -> Aggregator:
+        """Let the method fold the accepted updates into the state."""
+        with self.journal.timed("aggregation"):
+            aggregator = Aggregator(self.fedopt, self.orders.factors, self.orders.robust, self.run.spill / "robust")
+            self.method.aggregate(self.state, iter(self.spill), aggregator)
+        return aggregator
+
+    def _commit(self, slots: list[Slot], orders: dict[Pair, TrainOrder]) -> None:
+        """The round is over: note what its clients now remember, which subspaces moved, what they were trained on.
+
+        Args:
+            slots: the round's participations.
+            orders: those whose updates were accepted.
+        """
         progress = self.progress
         version = memory_version(progress.stage, progress.round)
         heads = {pair: head for pair in orders if (head := self.spill.head(pair)) is not None}
@@ -172,45 +239,62 @@ class Loop(Updates):
             progress.trained_numbers += sum(t.size for t in order.trained.values())
         for name in sorted({head.subspace for head in heads.values()}):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
+        self.validator.close_round()
+        progress.norms = self.validator.history
+        for slot in slots:
+            if slot.budget is not None:
+                progress.offsets[slot.shard] = progress.offsets.get(slot.shard, 0) + slot.budget
+        progress.round += 1
 
-    # ------------------------------------------------------------------ evaluation
+    # ------------------------------------------------------------------ after the rounds of a stage
+
+    def _end_stage(self) -> None:
+        """Tell the method that the stage is over, once."""
+        if not self.progress.ended:
+            self.method.end_stage(self.state, self.progress.stage)
+            self.progress.ended = True
+            self._save()
 
     def _evaluate(self) -> None:
+        """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
         self.handshake.update()
-        with self._timed("evaluation"):
+        with self.journal.timed("evaluation"):
             self.evaluation.stage(self.state, progress)
-        # In the benchmark's order, whichever dataset was answered first.
+        # In the benchmark's order, whichever data set was answered first.
         due = self.evaluation.due(progress)
         progress.rows.append({name: progress.row[name] for name in due})
         progress.extra_rows.append({name: progress.extra[name] for name in due})
         progress.evaluated, progress.row, progress.extra = [], {}, {}
-        self._event("stage", stage=progress.stage, row=progress.rows[-1])
+        self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
         progress.stage, progress.round, progress.ended = progress.stage + 1, 0, False
-        self._write_matrix()
-        checkpoint.save(self.run, self.state, progress)
+        write_json(self.run.matrix, self._matrix().to_json())
+        self._save()
+
+    # ------------------------------------------------------------------ the end
 
     def _matrix(self) -> AccuracyMatrix:
         return AccuracyMatrix(self.evaluation.columns(self.progress), self.progress.rows)
 
-    def _write_matrix(self) -> None:
-        write_json(self.run.matrix, self._matrix().to_json())
-
     def _finish(self) -> AccuracyMatrix:
+        """Write adapters and results; the last file says that the run is finished."""
         matrix = self._matrix()
         self.run.clear_spill()
-        self._event("end", **matrix.summary())
-        # The last file says that the run is finished.
+        self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            routing_file.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress)
-            results.write(self.run, self.config, self.benchmark, self.method, self.state, self.progress, matrix)
+            routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
+            by_site = self.evaluation.by_site(self.progress)
+            results.write(self.run, self.config, self.stream, self.method, self.state, self.progress, matrix, by_site)
         return matrix
 
 
-def _said(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
-    """Where there is something to say: records passed over and how a site trained, in the order of the round's clients;
-    clients whose epoch could move nothing."""
+def remarks(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
+    """What the event of a round says only where it applies.
+
+    ``skipped``: records that could not be used, and ``how`` each site trained, in the order of the round's
+    participations; ``idle``: clients whose learning rate was 0 in every step.
+    """
     skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
     idle = [h.client for h in heads if h and not training.moves(h.steps)]
-    said = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
-    return {key: value for key, value in said.items() if value}
+    values = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
+    return {key: value for key, value in values.items() if value}

@@ -1,4 +1,4 @@
-"""Orders to clients: who trains what with which tensors, and who answers which questions."""
+"""Orders to clients: to describe a shard, to train a subspace on it, to answer questions, to score tasks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import RunError
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
@@ -26,7 +26,8 @@ from fcit.federation.records import (
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
-from fcit.methods.base import Method, ServerState, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
 from server.participants import Slot
 
@@ -34,31 +35,33 @@ from server.participants import Slot
 class Orders:
     """Makes the orders of one run, whose id they carry."""
 
-    def __init__(self, config: RunConfig, benchmark: Benchmark, method: Method, fedopt: FedOpt, run: str = "") -> None:
+    def __init__(self, config: RunConfig, stream: Stream, method: Method, fedopt: FedOpt, run: str = "") -> None:
         self.run = run
-        self.config, self.benchmark, self.method, self.fedopt = config, benchmark, method, fedopt
+        self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
         self.text = configuration.dump(config)
 
     @property
-    def walks(self) -> bool:
-        """Whether AdamW alone moves what clients train, as far as is known: parts of one's own may do as they like."""
-        own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
+    def bounded_by_adamw(self) -> bool:
+        """Whether AdamW alone moves what clients train; False where the method or the optimiser is the user's own."""
+        users_own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
         hooks = type(self.method).on_step is Method.on_step and type(self.fedopt).on_step is FedOpt.on_step
         # Numbers of a shorter format are rounded at every step.
         exact = {self.config.backbone.dtype, *self.config.sites.dtypes} == {"float32"}
-        return hooks and not own and exact
+        return hooks and not users_own and exact
 
     def describe(self, slot: Slot, stage: int) -> DescribeOrder:
-        """What a participation is asked before its first training."""
-        return DescribeOrder(self.text, slot.client, slot.shard, list(slot.tasks), self.run, stage)
+        """Order to describe a participation's shard, before its first training."""
+        return DescribeOrder(
+            config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
+        )
 
     def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
-        """What a participation trains; constants that the client has are not sent again.
+        """Order to train; constants that the client has are not sent again.
 
         Raises:
-            RunError: the method broadcasts something else than float32 arrays.
+            RunError: the method broadcasts something other than float32 arrays.
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
@@ -74,90 +77,106 @@ class Orders:
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
-            self.text,
-            progress.stage,
-            progress.round,
-            slot.client,
-            slot.shard,
-            list(slot.tasks),
-            name,
-            tensors,
-            slot.budget,
-            progress.offsets.get(slot.shard, 0),
-            progress.memories.get(str(slot.client), ""),
-            sorted(constants),
-            frozen,
-            self.run,
+            config=self.text,
+            stage=progress.stage,
+            round=progress.round,
+            client=slot.client,
+            shard=slot.shard,
+            tasks=list(slot.tasks),
+            subspace=name,
+            tensors=tensors,
+            budget=slot.budget,
+            offset=progress.offsets.get(slot.shard, 0),
+            memory=progress.memories.get(str(slot.client), ""),
+            constants=sorted(constants),
+            frozen=frozen,
+            run=self.run,
         )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
-        """What the method names as constant, checked: a method of one's own may name anything."""
+        """The method's constants, checked: a method of the user's own may return anything."""
         constants = self.method.constants(state)
         for group, tensors in constants.items():
             wrong = [n for n, t in tensors.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
             if wrong or not tensors or not NAME.fullmatch(group):
-                what = f"{wrong[0]!r} is not one" if wrong else "it is empty" if not tensors else "name it otherwise"
+                fault = f"{wrong[0]!r} is not one" if wrong else "it is empty" if not tensors else "name it otherwise"
                 raise RunError(
                     f"method {self.method.name}: constants[{group!r}] must be float32 arrays under a name of letters, "
-                    f"digits, '_', '.' and '-'; {what}"
+                    f"digits, '_', '.' and '-'; {fault}"
                 )
         return constants
 
     def _variates(self, state: ServerState, name: str, frozen: list[str]) -> Tensors:
-        """What the federated optimiser sends along with a subspace and the shared tensors."""
+        """The federated optimiser's own tensors for a subspace and the shared tensors."""
         trained = {n: t for n, t in state.subspaces[name].items() if n not in frozen}
-        own = self.fedopt.broadcast(trained, state.optimizers.get(f"subspace-{name}", {}))
-        return own | self.fedopt.broadcast(state.shared, state.optimizers.get("shared", {}))
+        of_subspace = self.fedopt.broadcast(trained, state.optimizers.get(f"subspace-{name}", {}))
+        return of_subspace | self.fedopt.broadcast(state.shared, state.optimizers.get("shared", {}))
 
     def extra_shapes(self, state: ServerState, order: TrainOrder) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what the update to an order holds beside the trained tensors."""
+        """Names and shapes of the tensors that the update to an order holds beside the trained ones."""
         trained = {n: t.shape for n, t in order.trained.items()}
         extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(state).items()}
         return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}
 
-    def doubt(self, update: ClientUpdate) -> str | None:
-        """Why method or optimiser do not believe what an update holds beside the trained tensors, or None."""
+    def reject_reason(self, update: ClientUpdate) -> str | None:
+        """Why method or optimiser reject the tensors that an update holds beside the trained ones, or None."""
         extra, fedopt = (
             {n.removeprefix(prefix): t for n, t in update.tensors.items() if n.startswith(prefix)}
             for prefix in (EXTRA, FEDOPT)
         )
-        return self.method.doubt(extra, update.examples) or self.fedopt.doubt(fedopt)
+        return self.method.reject_reason(extra, update.examples) or self.fedopt.reject_reason(fedopt)
 
-    def asks(self, stage: int) -> bool:
-        """Whether the model is asked after a stage (``evaluation.when``, and what the method has a sense for)."""
-        count = len(self.benchmark.stages)
+    def evaluates(self, stage: int) -> bool:
+        """Whether the model is evaluated after a stage (``evaluation.when``, and :attr:`Method.last_stage_only`)."""
+        count = self.stream.stage_count
         late = self.method.last_stage_only and stage < count - 1
         return not late and stage + 1 in self.config.evaluation.stages(count)
 
     def due(self, stage: int) -> list[str]:
         """Datasets to score after a stage."""
-        return self.benchmark.evaluation(stage) if self.asks(stage) else []
+        return self.stream.evaluation(stage) if self.evaluates(stage) else []
 
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
     ) -> Iterator[tuple[int, EvaluateOrder]]:
         """``(node, order)`` for every stretch of the datasets.
 
-        The stretches of a dataset go to one node after the other, the same in every stage: it has the
-        questions at hand then.
+        The stretches of a data set go to one node after the other, the same in every stage, which then has
+        their tokens already.
         """
         names, knowledge, tensors = self._mixture(state, progress)
         step = self.config.evaluation.batch_size * self.config.evaluation.batches_per_order
         for number, dataset in enumerate(datasets):
-            for at, first in enumerate(range(0, len(self.benchmark.test(dataset)), step)):
+            for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
                 task = self._task_of(dataset)
                 order = EvaluateOrder(
-                    self.text, dataset, first, first + step, task, names, knowledge, tensors, self.run
+                    config=self.text,
+                    dataset=dataset,
+                    first=first,
+                    last=first + step,
+                    task=task,
+                    names=names,
+                    knowledge=knowledge,
+                    tensors=tensors,
+                    run=self.run,
                 )
                 yield nodes[(number + at) % len(nodes)], order
 
-    def survey(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
-        """Ask a site for the scores of its own tasks."""
+    def score(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
+        """Order to score a site's own tasks."""
         names, knowledge, tensors = self._mixture(state, progress)
-        return ScoreOrder(self.text, client, progress.stage, names, knowledge, tensors, self.run)
+        return ScoreOrder(
+            config=self.text,
+            client=client,
+            stage=progress.stage,
+            names=names,
+            knowledge=knowledge,
+            tensors=tensors,
+            run=self.run,
+        )
 
     def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
-        """What answering takes: the subspaces in a fixed order, and what the method knows about them."""
+        """The subspaces in a fixed order, the method's routing knowledge about them, and the tensors of both."""
         names = list(state.subspaces)
         tensors = {f"shared/{k}": v for k, v in state.shared.items()}
         for i, name in enumerate(names):
@@ -171,4 +190,4 @@ class Orders:
         """The true task's name, sent to references only: methods must not see it."""
         if not self.method.needs_task_at_inference:
             return ""
-        return next(f"task-{t}" for t, names in enumerate(self.benchmark.spec.tasks) if dataset in names)
+        return next(f"task-{t}" for t, names in enumerate(self.stream.tasks) if dataset in names)

@@ -1,4 +1,4 @@
-"""Who trains what in a round."""
+"""The participations of a round: clients and the shards they train on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.federation.sampling import sample
 from fcit.methods.base import Method, Pair
 
@@ -15,7 +15,7 @@ POOL = -1  # the participant of pooled references
 
 @dataclass(frozen=True)
 class Slot:
-    """One participation in a round: a client, what it trains on, how the record set is called."""
+    """One participation in a round: a client, the name of its shard, the tasks whose records are in it."""
 
     client: int
     shard: str
@@ -33,25 +33,26 @@ def shard_id(seed: int, client: int, task: int) -> str:
 
 
 def slots_of_round(
-    config: RunConfig, benchmark: Benchmark, method: type[Method] | Method, stage: int, round_: int
+    config: RunConfig, stream: Stream, method: type[Method] | Method, stage: int, round_: int
 ) -> list[Slot]:
     """The participations of a round in slot order.
 
-    Pooled references have one participant; its budget is what the sampled clients would have shown.
+    Pooled references have one participant; its budget is the number of records that the sampled clients would
+    have trained on.
     """
     clients = sample(config.federation, config.seed, stage, round_)
-    if config.stream == "site":
-        # A stage is all the server knows: what a client then trains on is one shard, whichever task it is.
-        return [Slot(c, shard_id(config.seed, c, stage), ()) for c in clients]
-    tasks = benchmark.stages[stage]
-    slots = [Slot(c, shard_id(config.seed, c, t), (t,)) for c, t in zip(clients, tasks, strict=True)]
+    # Where only the client knows its task, its records of a stage are one shard, named by the stage.
+    slots = [
+        Slot(client, shard_id(config.seed, client, *(tasks or (stage,))), tasks)
+        for client, tasks in zip(clients, stream.slots(stage), strict=True)
+    ]
     if not method.pooled:
         return slots
     sizes: dict[int, int] = {}
     for slot in slots:
         task = slot.tasks[0]
-        sizes[task] = sizes.get(task, 0) + len(benchmark.shard(slot.client, task))
+        sizes[task] = sizes.get(task, 0) + stream.most_records(slot.client, slot.tasks)
     if method.pooled == "task":
         return [Slot(POOL, f"task-{t}", (t,), n) for t, n in sorted(sizes.items())]
-    every = tuple(sorted({t for stage_ in benchmark.stages for t in stage_}))
+    every = tuple(sorted({t for n in range(stream.stage_count) for tasks in stream.slots(n) for t in tasks}))
     return [Slot(POOL, "all", every, sum(sizes.values()))]

@@ -1,7 +1,7 @@
-"""Before the first training step: everything that scoring will need is tried on one record of each data set.
+"""Before the first training step: scorers, images and generation are tried on one record of each data set.
 
-A missing Java or image, a question that is too long or an answer's length that cannot be had stops the run
-here, and not after the hours that its first stage takes.
+A missing Java or image, a question that is too long or an answer length that does not fit stops the run here
+instead of after the hours that its first stage takes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from fcit.data.records import TestRecord
 from fcit.errors import CodecError, FCITError, RunError
 from fcit.evaluation.scorers import Result
 from fcit.federation import codec
-from fcit.federation.records import Answers, EvaluateOrder
+from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.runs.folder import RunDir
 from server.courier import Courier
 from server.orders import Orders
 from server.validation import short
 
-Asked = dict[int, str]  # node -> the data set whose first question it was asked
+Questions = dict[int, str]  # node -> the data set whose first question it is sent
 
 
 class Preflight:
     """Tries scorers here, and images and generation at the clients, before anything is trained.
 
     Args:
-        say: is told events.
+        say: called with each event, as kind and values.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Preflight:
         """Try everything; one event says what was tried.
 
         Raises:
-            RunError: what does not work, and for which data set. Nothing was trained.
+            RunError: something does not work; names the data set. Nothing was trained.
             StopRequested: asked to stop.
         """
         begin = time.perf_counter()
         stages = range(len(self.benchmark.stages))
         due = list(dict.fromkeys(name for stage in stages for name in self.orders.due(stage)))
         if not due:
-            return  # every site has questions of its own, which the server knows nothing of
+            return  # the questions are the sites' own
         for name in due:
             self._score(name)
         self._answer(due)
@@ -78,8 +78,8 @@ class Preflight:
     def _score(self, dataset: str) -> None:
         """Have every scorer of a data set judge the first record's own answer.
 
-        A rule of ours that judges one answer at a time costs next to nothing and judges all of them: a ground
-        truth that it cannot read is found now.
+        A shipped rule that marks single answers is quick and is given all of them: a truth that it cannot read is
+        noticed now.
         """
         records, spec = self.benchmark.test(dataset), self.benchmark.spec.datasets[dataset]
         for name in dict.fromkeys([spec.scorer, *spec.also]):
@@ -95,7 +95,7 @@ class Preflight:
                 raise RunError(f"must return a Result with a finite score, got {result!r:.200}")
         except FCITError as error:
             raise self._stop(dataset, f"scorer {name!r}: {error}") from None
-        except Exception as error:  # (a scorer of one's own raises whatever it likes)
+        except Exception as error:  # (a scorer of the user's own may raise anything)
             raise self._stop(dataset, f"scorer {name!r}: {type(error).__name__}: {error}") from error
         return result
 
@@ -106,42 +106,55 @@ class Preflight:
         if not self.courier.nodes:
             raise RunError(f"before training: no client is connected; `fcit resume {self.run.path}` tries again")
         failed: dict[str, tuple[int, str]] = {}
-        for asked in self._spread(due):
-            failed |= self._ask(asked)
-        others = [node for node in self.courier.nodes if node not in {node for node, _ in failed.values()}]
-        if failed and self.courier.deployed and others:
-            # A site's own trouble is not the run's, as long as somebody else can answer.
+        for questions in self._spread(due):
+            failed |= self._ask(questions)
+        able = [node for node in self.courier.nodes if node not in {node for node, _ in failed.values()}]
+        if failed and self.courier.deployed and able:
+            # A fault of one site does not stop the run as long as another can answer.
             for dataset in list(failed):
-                again = self._ask({others[0]: dataset})
+                again = self._ask({able[0]: dataset})
                 if not again:
                     del failed[dataset]
                 failed |= again
         for dataset, (_, problem) in failed.items():
             record = self._first(dataset)
             about = f" about image {record.image[:200]!r}" if record.image else ""
-            what = f"question {record.question_id!r}{about} got no answer: {problem}"
+            sentence = f"question {record.question_id!r}{about} got no answer: {problem}"
             check = f"`fcit data check {self.config.benchmark} --root {self.benchmark.root} --all` looks at all images"
             look = "`fcit client check SITE.yaml` at the site says more" if self.courier.deployed else check
-            raise self._stop(dataset, f"{what}\n{look}")
+            raise self._stop(dataset, f"{sentence}\n{look}")
 
-    def _spread(self, due: list[str]) -> Iterator[Asked]:
-        """No node twice at a time: an error does not say what it is about."""
+    def _spread(self, due: list[str]) -> Iterator[Questions]:
+        """Groups in which no node occurs twice: an error does not name its question."""
         nodes = self.courier.nodes
         for at in range(0, len(due), len(nodes)):
             yield dict(zip(nodes, due[at : at + len(nodes)], strict=False))
 
-    def _ask(self, asked: Asked) -> dict[str, tuple[int, str]]:
-        """Ask the nodes; returns the data sets that got no usable answer, from whom and why."""
+    def _ask(self, questions: Questions) -> dict[str, tuple[int, str]]:
+        """Ask the nodes; returns the data sets that got no usable answer, each with the node and the reason."""
         silent = f"no answer within {self.config.federation.timeout:.0f} s (federation.timeout)"
-        open_ = {dataset: (node, silent) for node, dataset in asked.items()}
+        open_ = {dataset: (node, silent) for node, dataset in questions.items()}
         # One record, no subspaces, no tensors: an ordinary question to the backbone as it came.
         orders = [
-            (node, EvaluateOrder(self.orders.text, dataset, 0, 1, "", [], {}, {}, self.orders.run))
-            for node, dataset in asked.items()
+            (
+                node,
+                EvaluateOrder(
+                    config=self.orders.text,
+                    dataset=dataset,
+                    first=0,
+                    last=1,
+                    task="",
+                    names=[],
+                    knowledge={},
+                    tensors={},
+                    run=self.orders.run,
+                ),
+            )
+            for node, dataset in questions.items()
         ]
         for reply in self.courier.send("evaluate", orders, "preflight"):
             node = reply.metadata.src_node_id
-            dataset = asked[node]
+            dataset = questions[node]
             problem = _problem(reply, dataset)
             if not problem:
                 del open_[dataset]

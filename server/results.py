@@ -1,11 +1,11 @@
-"""What a finished run leaves behind beside its predictions: ``results.json`` and the adapters."""
+"""The results of a finished run beside its predictions: ``results.json`` and the adapters."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -14,12 +14,11 @@ from fcit.methods.base import Method, ServerState, arrays
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
-from server import site_scores
 from server.checkpoint import Progress
 
 
 def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, Any]:
-    """What the run cost: per client in a round, per question, and what is held where."""
+    """Cost of the run: per client and round, per question, and bytes held at server and clients."""
     rounds = max(progress.client_rounds, 1)
     return {
         "client_rounds": progress.client_rounds,
@@ -40,16 +39,20 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
 def write(
     run: RunDir,
     config: RunConfig,
-    benchmark: Benchmark,
+    stream: Stream,
     method: Method,
     state: ServerState,
     progress: Progress,
     matrix: AccuracyMatrix,
+    by_site: dict[str, object],
 ) -> None:
-    """Write ``adapters/`` and ``results.json``; the latter says that the run is finished."""
-    spec = benchmark.spec
-    # The questions of sites with their own stream are not here.
-    constant = {} if config.stream == "site" else constants(benchmark, matrix.datasets)
+    """Write ``adapters/`` and ``results.json``; the latter says that the run is finished.
+
+    Args:
+        by_site: scores of the single sites, where each scored its own tasks.
+    """
+    scored = [name for name in matrix.datasets if name in stream.datasets]  # by the server; sites score their own
+    constant = constants(stream, scored)
     for name, tensors in state.subspaces.items():
         save_subspace(run.adapters / name, {**state.shared, **tensors}, config.adapter, config.backbone.model)
     write_json(
@@ -59,7 +62,7 @@ def write(
             "method": method.name,
             "group": method.group,
             "dagger": method.dagger,
-            "benchmark": spec.name,
+            "benchmark": stream.name,
             "setting": config.setting,
             "seed": config.seed,
             "reduced": reduced(config),
@@ -72,10 +75,10 @@ def write(
             "method_tables": method.report(state),
             "cost": cost(method, state, progress),
             "seconds": progress.seconds,
-            "scorers": {name: d.scorer for name, d in spec.datasets.items() if name in matrix.datasets},
-            "constants": {name: found._asdict() for name, found in constant.items()},
+            "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
+            "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **data_of(run),
-            **(site_scores.summary(progress.rows[-1]) if config.stream == "site" and progress.rows else {}),
+            **by_site,
         },
     )

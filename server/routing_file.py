@@ -1,4 +1,4 @@
-"""Beside the adapters of a finished run: what it takes to mix them without server, clients and benchmark."""
+"""The file beside the adapters of a finished run by which they are mixed without server, clients and benchmark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.export import format
 from fcit.export.format import Routing
 from fcit.io.files import read_json
@@ -19,32 +19,32 @@ _ANSWERING = ("layout", "knowledge", "route", "answer")
 
 
 def write(
-    run: RunDir, config: RunConfig, benchmark: Benchmark, method: Method, state: ServerState, progress: Progress
+    run: RunDir, config: RunConfig, stream: Stream, method: Method, state: ServerState, progress: Progress
 ) -> None:
     """Write ``adapters/routing.json`` and ``adapters/tokens.safetensors``.
 
     Raises:
-        DiskFull: there is no room.
+        DiskFull: no space left.
     """
     knowledge, tokens = method.knowledge(state)
     if method.needs_task_at_inference:
         knowledge = {**knowledge, "trained": progress.majority}
-    own = [d.max_new_tokens for d in benchmark.spec.datasets.values()] or [None]  # sites keep theirs to themselves
+    lengths = [d.max_new_tokens for d in stream.datasets.values()] or [None]  # sites keep theirs to themselves
     routing = Routing(
         format=1,
         method=speaks_as(method),
         subspaces=list(state.subspaces),
         knowledge=knowledge,
-        projector=format.projector_policy(list(state.subspaces.values()), state.shared),
+        projector=format.projector_policy(list(state.subspaces.values()), state.shared, config.adapter.projector),
         adapter=config.adapter,
         backbone=config.backbone,
         hashes=dict(read_json(run.environment)["hashes"]),
-        max_new_tokens=max(config.evaluation.longest(n) for n in own),
+        max_new_tokens=max(config.evaluation.longest(n) for n in lengths),
         batch_size=config.evaluation.batch_size,
         pictures=config.data.pictures,
         stage=len(progress.rows),
-        trained_on=_trained_on(benchmark, progress),
-        formats={name: d.suffix for name, d in benchmark.spec.datasets.items() if d.suffix},
+        trained_on=_trained_on(stream, progress),
+        formats={name: d.suffix for name, d in stream.datasets.items() if d.suffix},
     )
     format.write(run.adapters, routing, tokens)
 
@@ -69,10 +69,10 @@ def speaks_as(method: Method) -> dict[str, Any]:
     return dict(method.config.method)
 
 
-def _trained_on(benchmark: Benchmark, progress: Progress) -> dict[str, dict[str, int]]:
+def _trained_on(stream: Stream, progress: Progress) -> dict[str, dict[str, int]]:
     """Records by subspace and data set (those of a task together), most first; empty where tasks are the sites' own."""
-    found: dict[str, dict[str, int]] = {}
-    for number, names in enumerate(benchmark.spec.tasks):
+    counts_of: dict[str, dict[str, int]] = {}
+    for number, names in enumerate(stream.tasks):
         for subspace, count in progress.trained.get(f"task-{number}", {}).items():
-            found.setdefault(subspace, {})["+".join(names)] = count
-    return {name: dict(sorted(counts.items(), key=lambda item: -item[1])) for name, counts in found.items()}
+            counts_of.setdefault(subspace, {})["+".join(names)] = count
+    return {name: dict(sorted(counts.items(), key=lambda item: -item[1])) for name, counts in counts_of.items()}

@@ -14,7 +14,7 @@ from fcit.errors import RunError
 from fcit.evaluation import predictions
 from fcit.evaluation.predictions import Prediction
 from fcit.evaluation.scorers import Result
-from fcit.federation.records import Answers
+from fcit.federation.messages import Answers
 from fcit.io.files import write_text
 
 
@@ -46,7 +46,9 @@ class Parts:
         texts = [text for part in ordered for text in part.texts]
         names = ordered[0].tensors
         tensors = {n: np.concatenate([part.tensors[n] for part in ordered]) for n in names}
-        return Answers(self.dataset, 0, texts, sum(part.seconds for part in ordered), tensors)
+        return Answers(
+            dataset=self.dataset, first=0, texts=texts, seconds=sum(part.seconds for part in ordered), tensors=tensors
+        )
 
 
 def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:

@@ -1,4 +1,4 @@
-"""Runs over the sites' own streams: the server knows stage and round, each site knows its tasks.
+"""Evaluation where the tasks are the sites' own: the server knows stage and round, each site knows its tasks.
 
 After a stage every site scores the test splits of its own tasks with the broadcast subspaces and
 reports one score and one count per task, under the task's number. Nothing else comes back.
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from flwr.app import Message
 
 from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream
 from fcit.errors import CodecError, ConfigError, RunError
 from fcit.evaluation.scorers import LARGEST
 from fcit.federation import codec
-from fcit.federation.records import Scores
+from fcit.federation.messages import Scores
 from fcit.methods.base import Method, ServerState
 from fcit.runs.folder import RunDir
 from server.checkpoint import Progress
@@ -29,10 +29,10 @@ _TASK = re.compile(r"0|[1-9][0-9]{0,3}")  # a task's number as a site writes it
 
 
 def refuse(config: RunConfig, method: Method) -> None:
-    """Refuse a method that would need what a site never tells.
+    """Refuse a method that needs something that stays at the sites.
 
     Raises:
-        ConfigError: it pools the data, or is told the true task at inference.
+        ConfigError: it pools the data, or needs the true task at inference.
     """
     if method.pooled or method.needs_task_at_inference:
         raise ConfigError(
@@ -41,58 +41,66 @@ def refuse(config: RunConfig, method: Method) -> None:
         )
 
 
-class Survey:
-    """Asks every connected site for the scores of its own tasks."""
+class SiteEvaluation:
+    """Has every connected site score the test questions of its own tasks."""
 
     def __init__(
         self,
         config: RunConfig,
-        benchmark: Benchmark,
+        stream: Stream,
         run: RunDir,
         orders: Orders,
         courier: Courier,
         say: Callable[..., None],
     ) -> None:
         refuse(config, orders.method)
-        self.config, self.run, self.orders, self.courier, self.say = config, run, orders, courier, say
+        self.stream, self.run, self.orders, self.courier, self.say = stream, run, orders, courier, say
+
+    def begin(self) -> None:
+        """Write the event ``data``, which is empty: the data are at the sites."""
+        self.say("data", tokens={}, formats={}, warnings=self.stream.warnings)
+
+    def by_site(self, progress: Progress) -> dict[str, object]:
+        """Per-site and worst-site scores after the last stage, for ``results.json``."""
+        return summary(progress.rows[-1]) if progress.rows else {}
 
     def due(self, progress: Progress) -> list[str]:
-        """The columns that got a score, by site and task."""
+        """The columns that got a score in this stage, by site and task."""
         return sorted(progress.row, key=lambda name: tuple(map(int, name.split("."))))
 
     def columns(self, progress: Progress) -> list[str]:
-        """The columns of the last row that was asked for: sites that have left are not summed up."""
+        """The columns of the last evaluated row: sites that have left do not count."""
         return next((list(row) for row in reversed(progress.rows) if row), [])
 
     def stage(self, state: ServerState, progress: Progress) -> None:
-        """Gather the scores; a site that does not answer has none in this row, and an event says so.
+        """Gather the scores; a site that sends none has an empty cell in this row, and an event says so.
 
         Raises:
-            RunError: no site gave a usable answer.
+            RunError: no site sent a usable score.
         """
-        if not self.orders.asks(progress.stage):
+        if not self.orders.evaluates(progress.stage):
             return
         clients = {node: self.courier.client(node) for node in self.courier.nodes}
-        orders = [(node, self.orders.survey(state, progress, c)) for node, c in clients.items() if c is not None]
+        orders = [(node, self.orders.score(state, progress, c)) for node, c in clients.items() if c is not None]
         missing = {c for c in clients.values() if c is not None}
         for reply in self.courier.send("query.score", orders, f"{progress.stage}.score"):
             client = self.courier.client(reply.metadata.src_node_id)
-            found = self._read(reply, client)
+            scores = self._read(reply, client)
             missing.discard(client if client is not None else -1)
-            if isinstance(found, str):
-                self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(found))
+            if isinstance(scores, str):
+                self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(scores))
                 continue
-            progress.row |= {column(found.client, task): score for task, score in found.scores.items()}
-            progress.extra |= {column(found.client, task): {} for task in found.scores}
-            progress.samples += sum(found.counts.values())
-            progress.answer_seconds = round(progress.answer_seconds + found.seconds, 4)
+            progress.row |= {column(scores.client, task): score for task, score in scores.scores.items()}
+            progress.extra |= {column(scores.client, task): {} for task in scores.scores}
+            progress.samples += sum(scores.counts.values())
+            progress.answer_seconds = round(progress.answer_seconds + scores.seconds, 4)
             self.say(
                 "scored",
                 stage=progress.stage,
-                dataset=f"site {found.client}",
-                seconds=round(found.seconds, 3),
-                score=sum(found.scores.values()) / len(found.scores),
-                counts=found.counts,
+                dataset=f"site {scores.client}",
+                seconds=round(scores.seconds, 3),
+                score=sum(scores.scores.values()) / len(scores.scores),
+                counts=scores.counts,
             )
         for client in sorted(missing):
             self.say("evaluate-failed", client=client, stage=progress.stage, reason="no answer")
@@ -103,7 +111,7 @@ class Survey:
             )
 
     def _read(self, reply: Message, client: int | None) -> Scores | str:
-        """Scores, or why they are not believed."""
+        """Scores, or why they are rejected."""
         if reply.has_error():
             return str(reply.error.reason)
         try:
@@ -112,16 +120,16 @@ class Survey:
             return str(error)
         if scores.client != client:
             return f"answered for client {scores.client}"
-        return problem(scores) or scores
+        return reject_reason(scores) or scores
 
 
 def column(client: int, task: str) -> str:
-    """What a site's task is called in the accuracy matrix: ``2.0`` is site 2's first task."""
+    """Name of a site's task in the accuracy matrix: ``2.0`` is site 2's first task."""
     return f"{client}.{task}"
 
 
-def problem(scores: Scores) -> str | None:
-    """Why a site's scores are not believed, or None."""
+def reject_reason(scores: Scores) -> str | None:
+    """Why a site's scores are rejected, or None."""
     if not scores.scores or set(scores.scores) != set(scores.counts):
         return "scores and counts must name the same tasks, at least one"
     for task, score in scores.scores.items():

@@ -1,4 +1,4 @@
-"""Accepted updates wait on disk, survive a crash there, and are folded in ascending client order."""
+"""Accepted updates wait on disk for aggregation, survive a crash there, and are read in ascending client order."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import numpy as np
 
 from fcit.errors import CodecError, RunError
 from fcit.federation import codec
-from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, ClientUpdate, TrainOrder
+from fcit.federation.messages import CONSTANT, EXTRA, FEDOPT, ClientUpdate, TrainOrder
 from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+from fcit.io.trees import Tensors
 from fcit.methods.base import Update
 from fcit.runs.folder import RunDir
 
 Memo = dict[int, tuple[np.ndarray, str]]
 
 
-def digest(tensors: dict[str, np.ndarray], memo: Memo | None = None) -> str:
+def digest(tensors: Tensors, memo: Memo | None = None) -> str:
     """SHA-256 of names, types, shapes and values.
 
     Args:
@@ -62,7 +63,7 @@ class Spill:
 
     @property
     def clients(self) -> list[int]:
-        """Whose updates wait."""
+        """Clients whose updates wait."""
         return sorted({client for client, _ in self._heads})
 
     def head(self, key: tuple[int, str]) -> ClientUpdate | None:
@@ -76,7 +77,7 @@ class Spill:
             DiskFull: there is no room for it.
         """
         key = (update.client, update.shard)
-        # What a power cut leaves of files that were not waited for is told by the hash.
+        # Not waiting for the disk is safe: the hash tells what a power cut left incomplete.
         write_tensors(self._path(key, "safetensors"), update.tensors, durable=False)
         head = {"order": self._same(order), "tensors": digest(update.tensors), "update": _plain(update)}
         write_json(self._path(key, "json"), head, durable=False)
@@ -87,7 +88,7 @@ class Spill:
         self._heads[update.client, update.shard] = dataclasses.replace(update, tensors={})
 
     def find(self, order: TrainOrder) -> ClientUpdate | None:
-        """The update to this very order that was accepted before a crash, if there is one.
+        """The update to an equal order that was accepted before a crash, or None.
 
         Raises:
             RunError: it is damaged; the client must be asked again.
@@ -110,12 +111,12 @@ class Spill:
         return update
 
     def tidy(self, stage: int, round_: int) -> None:
-        """Remove what was left of other rounds, and what was not finished."""
+        """Remove files of other rounds and unfinished ones."""
         if not self._folder.is_dir():
             return
-        mine = {f for f in self._folder.glob("*.json") if self._is_of(f, stage, round_)}
-        mine |= {f.with_suffix(".safetensors") for f in mine}
-        self._remove(lambda path: path not in mine)
+        wanted = {f for f in self._folder.glob("*.json") if self._is_of(f, stage, round_)}
+        wanted |= {f.with_suffix(".safetensors") for f in wanted}
+        self._remove(lambda path: path not in wanted)
 
     @staticmethod
     def _is_of(file: Path, stage: int, round_: int) -> bool:
@@ -133,9 +134,9 @@ class Spill:
                 path.unlink()
 
     def _same(self, order: TrainOrder) -> str:
-        """What two orders have in common that lead to the same update.
+        """A hash that is equal for orders that lead to the same update.
 
-        Constants are known by their names: their tensors travel only if the client lacks them.
+        Constants are part of it by name only: their tensors travel only if the client lacks them.
         """
         sent = {n: t for n, t in order.tensors.items() if not n.startswith(CONSTANT)}
         text = json.dumps([_plain(order), digest(sent, self._memo)], sort_keys=True)
@@ -145,7 +146,7 @@ class Spill:
         return self._folder / f"{key[0]}-{key[1]}.{kind}"
 
     def __iter__(self) -> Iterator[Update]:
-        """Updates by ascending (client, shard), whatever order they came in."""
+        """Updates by ascending (client, shard), independent of the order of their arrival."""
         for key in sorted(self._heads):
             head = self._heads[key]
             tensors = read_tensors(self._path(key, "safetensors"))

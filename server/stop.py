@@ -1,4 +1,4 @@
-"""Being asked to stop, heard while the server waits."""
+"""A request to stop, which the server notices while it waits."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import time
 
 from fcit.errors import StopRequested
 
-_SLICE = 0.2  # seconds asleep before somebody's wish to stop is looked for
+_SLICE = 0.2  # longest sleep in seconds before a request is looked for
 
 
 class Stop:
-    """A signal handler leaves its request here; whoever waits looks for it."""
+    """A signal handler leaves its request here; code that waits looks for it."""
 
     def __init__(self) -> None:
         self.request: StopRequested | None = None
 
     def check(self) -> None:
-        """Raise what was asked for, if anything.
+        """Raise the request, if there is one.
 
         Raises:
-            StopRequested: somebody asked.
+            StopRequested: there is a request.
         """
         if self.request is not None:
             raise self.request
 
     def pause(self, seconds: float) -> None:
-        """Sleep, but not through a request.
+        """Sleep, unless a request comes.
 
         Raises:
-            StopRequested: somebody asked.
+            StopRequested: there is a request.
         """
         end = time.monotonic() + seconds
         self.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 
 from fcit.config import RunConfig, Training
-from fcit.federation.records import NAME, PREFIXES, ClientUpdate, TrainOrder
+from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
 WINDOW = 500  # accepted updates the median looks back on
-#: Claims that only end in tables are held to what a real client could mean.
+#: Values that only end in tables are held to ranges that a real client can have.
 MOST_SECONDS, MOST_BYTES, MOST_LOSS, MOST_WORDS, LONGEST = 1e7, 1e13, 1e6, 8, 40
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW, which clients train with
 REASON = 2000  # characters of a reason that are kept
 
 
 def short(reason: str) -> str:
-    """A reason as events keep it: what a client sent may be in it, at any length."""
+    """A reason as events keep it: text from a client in it may be of any length."""
     return reason if len(reason) <= REASON else f"{reason[:REASON]}... ({len(reason)} characters)"
 
 
 @lru_cache(maxsize=256)
 def reach(steps: int) -> float:
-    """How far a number can walk in so many steps of AdamW with a learning rate of at most one.
+    """How far a number can move in so many steps of AdamW, in units of the learning rate.
 
     Step t moves it by lr m_t / sqrt(v_t), m_t and v_t corrected for their start at zero. Whatever the
     gradients, Cauchy and Schwarz give with r = b1^2 / b2:
@@ -66,45 +66,51 @@ class Validator:
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: RunConfig, walks: bool) -> Validator:
-        """The validator of a run; ``walks``: only AdamW moves the clients' parameters."""
+    def of(cls, config: RunConfig, bounded_by_adamw: bool, norms: Sequence[float]) -> Validator:
+        """The validator of a run.
+
+        Args:
+            bounded_by_adamw: whether only AdamW moves the clients' parameters.
+            norms: of the updates accepted so far.
+        """
         training = config.training
         return cls(
             training.batch_size,
             training.epochs,
-            training=training if walks else None,
+            list(norms),
+            training=training if bounded_by_adamw else None,
             most=config.federation.max_records,
         )
 
-    def problem(
+    def reject_reason(
         self,
         order: TrainOrder,
         update: ClientUpdate,
         declared: int | None,
         extra: dict[str, tuple[int, ...]] | None = None,
-        doubt: Callable[[ClientUpdate], str | None] | None = None,
+        more: Callable[[ClientUpdate], str | None] | None = None,
     ) -> str | None:
         """Why the update is rejected, or None.
 
         Args:
             declared: the client's shard size if known.
             extra: names (with their prefix) and shapes of the method's and the optimiser's own tensors.
-            doubt: what method and optimiser say of an update whose form is right.
+            more: the method's and the optimiser's reason, called for an update of the right form.
         """
-        problem = (
+        reason = (
             _another_order(order, update)
             or _other_tensors(order, update, extra or {})
             or self._absurd(update, self.most if declared is None else declared)
             or self._too_far(order, update)
-            or (doubt(update) if doubt is not None else None)
+            or (more(update) if more is not None else None)
         )
-        if problem is not None:
-            return problem
+        if reason is not None:
+            return reason
         norm = self._norm(order, update)
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:
             return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
-        if norm:  # an epoch of one step at rate 0 (training.schedule: trainer) says nothing of how far others go
+        if norm:  # an epoch of one step at rate 0 (training.schedule: trainer) is no measure for others
             self._round[update.client, update.shard] = norm
         return None
 
@@ -118,7 +124,7 @@ class Validator:
             return f"claims {update.examples} records, its shard has {most}"
         if not 0 <= update.skipped <= self.most:
             return f"claims {update.skipped} records that could not be used"
-        # In whole numbers: as floats, counts near the largest there are would overflow.
+        # In integers: as floats, counts near the largest possible would overflow.
         steps = -(-update.examples * self.epochs // self.batch_size)
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"

@@ -53,7 +53,7 @@ def test_flower_and_ray_stay_at_the_wire(package):
 def test_flowers_private_parts_are_touched_in_one_file_on_each_side():
     public = ("flwr.app.", "flwr.serverapp.", "flwr.clientapp.")
     private = {n for n in NAMES for i in imports(n) if i.split(".")[0] == "flwr" and not i.startswith(public)}
-    assert private == {"fcit/federation/engines/identity.py", "clients/site/executor.py"}
+    assert private == {"fcit/federation/engines/private.py", "clients/site/executor.py"}
 
 
 def test_transformers_and_peft_stay_with_the_models():

@@ -1,4 +1,4 @@
-"""What came to a site and what left it: ``audit.jsonl``, one line per message, each sealed by the next.
+"""The audit trail of a site: ``audit.jsonl``, one line per message received or sent, each sealed by the next.
 
 A line holds the hash of the line before and its own (SHA-256 over its canonical JSON), and is on the disk
 before its message leaves. Changing, removing, inserting or reordering lines breaks the chain. Two things the
@@ -29,10 +29,11 @@ from rich.text import Text
 from clients.site.audit_summary import describe
 from fcit.config import site as sites
 from fcit.errors import EXIT_FAILED, EXIT_OK, AuditError
+from fcit.io.console import console
 from fcit.io.files import sync
 
 FILE = "audit.jsonl"
-START = "0" * 64  # what the first line names as the hash before it
+START = "0" * 64  # the hash that the first line names as that of the line before
 _SHOWN = 40  # last messages in a table
 _BLOCK = 4096
 
@@ -72,7 +73,7 @@ class Trail:
         return self._append({"direction": "out", "answers": order["number"], **named, **missing})
 
     def _append(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Seal an entry and write it, on the disk when this returns.
+        """Seal an entry and write it, which is on the disk when this returns.
 
         Raises:
             AuditError: the file cannot be written, or its last line is not one of ours.
@@ -129,11 +130,11 @@ class Trail:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a look at a trail came to.
+    """The result of checking a trail.
 
     Attributes:
         broken: number of the first line (from 1) that is not as it was written; None if all are.
-        reason: what is wrong with it.
+        reason: the fault of that line.
         lines: good lines before it.
         last: hash of the last good line.
         torn: half a line stands at the end; its writer was interrupted, its message never left.
@@ -188,13 +189,13 @@ def verify(path: Path) -> Verdict:
 
 
 def _cell(value: Any) -> Text:
-    """Values as plain text: what a server wrote shall neither style nor steer the terminal."""
+    """Values as plain text: text from a server must neither style nor steer the terminal."""
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
     return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
-def show(path: Path, console: Console, most: int = _SHOWN) -> None:
-    """Print the last lines of a trail, good or not, and what all of them come to."""
+def show(path: Path, screen: Console, most: int = _SHOWN) -> None:
+    """Print the last lines of a trail, good or not, and the totals over all."""
     last: deque[dict[str, Any]] = deque(maxlen=most)
     count, size = {"in": 0, "out": 0}, {"in": 0, "out": 0}
     for _, entry in entries(path):
@@ -208,12 +209,12 @@ def show(path: Path, console: Console, most: int = _SHOWN) -> None:
     table = Table("#", "time (UTC)", "", "run", "round", "client", "bytes", Column("holds", overflow="fold"))
     for entry in last:
         time = str(entry.get("time", ""))[:19].replace("T", " ")
-        what = f"{entry.get('direction')} {entry.get('kind')}"
+        kind = f"{entry.get('direction')} {entry.get('kind')}"
         when = "" if entry.get("stage") is None else f"{entry['stage']}.{entry.get('round')}"
-        cells = (entry.get("number"), time, what, entry.get("run"), when, entry.get("client"), entry.get("bytes"))
+        cells = (entry.get("number"), time, kind, entry.get("run"), when, entry.get("client"), entry.get("bytes"))
         table.add_row(*(_cell(cell) for cell in cells), _cell(_holds(entry.get("holds"))))
-    console.print(table)
-    console.print(
+    screen.print(table)
+    screen.print(
         f"{path}: {count['in']} orders in ({size['in']:,} bytes), {count['out']} answers out ({size['out']:,} bytes)",
         soft_wrap=True,
         markup=False,
@@ -221,7 +222,7 @@ def show(path: Path, console: Console, most: int = _SHOWN) -> None:
 
 
 def _holds(holds: Any) -> str:
-    """What a message holds, most telling first."""
+    """The contents of a message: its type and tensors first."""
     if not isinstance(holds, dict):
         return ""
     rest = dict(holds)
@@ -243,22 +244,22 @@ def command(site_path: str | os.PathLike[str]) -> int:
         AuditError: the trail cannot be read.
     """
     path = sites.load(site_path).folder / FILE
-    console = Console()
+    screen = console()
     if not path.exists():
-        console.print(f"{path}: no message yet")
+        screen.print(f"{path}: no message yet")
         return EXIT_OK
     try:
-        show(path, console)
+        show(path, screen)
         verdict = verify(path)
     except OSError as error:
         raise AuditError(f"{path}: cannot be read ({error})") from None
     if verdict.broken is not None:
-        said = f"BROKEN at line {verdict.broken}: {verdict.reason}; {verdict.lines} good lines before it"
-        console.print(_cell(said), soft_wrap=True)
+        sentence = f"BROKEN at line {verdict.broken}: {verdict.reason}; {verdict.lines} good lines before it"
+        screen.print(_cell(sentence), soft_wrap=True)
         return EXIT_FAILED
     if verdict.torn:
-        console.print("half a line at the end: its writing was interrupted, and its message never left")
-    console.print(
+        screen.print("half a line at the end: its writing was interrupted, and its message never left")
+    screen.print(
         f"{verdict.lines} lines, the chain is whole. Lines cut off at the end do not show: note this last hash "
         f"elsewhere, the file must hold it later too\n{verdict.last}",
         soft_wrap=True,

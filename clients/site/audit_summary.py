@@ -1,4 +1,4 @@
-"""A message in a few words for the audit trail: whose it is, how large, its hash and what kinds of things it holds."""
+"""A message in a few words for the audit trail: run and client, size, hash, and the kinds of values it holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fcit.federation import codec
-from fcit.models.layout import is_projector
+from fcit.models.layout import GATE, A, B, is_projector
 
 _SHORT, _FEW = 64, 32  # characters of a text and entries of a mapping that are written out
 
@@ -33,20 +33,20 @@ def digest(content: RecordDict) -> str:
 
 
 def _group(name: str) -> str:
-    """What kind of tensor a name stands for; a name itself says too much of too little."""
+    """The kind of tensor that a name stands for: names themselves would be too many."""
     head, slash, rest = name.partition("/")
     if slash:
         return f"{head}/{rest.partition('/')[0]}" if head == "constant" else head
     if is_projector(name):
         return "projector"
-    return next((kind for kind in ("lora_A", "lora_B", "lora_gate") if f".{kind}." in name), name.partition(".")[0])
+    return next((kind.strip(".") for kind in (A, B, GATE) if kind in name), name.partition(".")[0])
 
 
 def _tensors(arrays: dict[str, Array]) -> dict[str, Any]:
     groups = sorted({_text(_group(name)) for name in arrays})
     return {
         "count": len(arrays),
-        # As declared; who declares more numbers than bytes is not believed.
+        # As declared, but not more numbers than bytes.
         "numbers": sum(min(math.prod(array.shape), len(array.data)) for array in arrays.values()),
         "groups": groups if len(groups) <= _FEW else f"{len(groups)} groups",
     }
@@ -57,7 +57,7 @@ def _text(value: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A field's value, or how much of it there is."""
+    """A field's value, or its length if it is long."""
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, bool | int | float):
@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fields(content: RecordDict) -> dict[str, Any]:
-    """The plain fields of a message, as far as it has any that can be read; it may come from anybody."""
+    """The plain fields of a message, as far as they can be read; the message may come from anywhere."""
     try:
         head = json.loads(str(content.config_records["head"]["json"]))
         fields = head["fields"]
@@ -80,7 +80,7 @@ def _fields(content: RecordDict) -> dict[str, Any]:
 
 
 def describe(message: Message) -> dict[str, Any]:
-    """What the trail says about a message."""
+    """The entry of the audit trail for a message."""
     if message.has_error():
         reason = str(message.error.reason)
         return {

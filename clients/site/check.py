@@ -1,6 +1,6 @@
 """`fcit client check SITE.yaml`: everything a site needs, step by step, before it is started.
 
-Nothing is sent to anybody, the site's folder is made if it is missing, and nothing else is changed.
+Nothing is sent anywhere, the site's folder is made if it is missing, and nothing else is changed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from fcit import __version__
 from fcit.config import Backbone
 from fcit.config import site as sites
 from fcit.config.site import Site, SiteTask
-from fcit.data.formats.places import text_only
-from fcit.data.pictures import image_path
-from fcit.data.reading import read_test, survey_train
-from fcit.data.usable import ImageVerdicts, Usable
+from fcit.data.dataset import Usable
+from fcit.data.formats import read_test, read_train_file
+from fcit.data.formats.files import text_only
+from fcit.data.images.opening import image_path
+from fcit.data.images.verdicts import ImageVerdicts
 from fcit.deploy import app as bundle
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import Steps
 from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.models.backbone import locate
 from fcit.runs.environment import LIBRARIES, SOMETIMES, versions
 
-#: What, whether it is fine, and a sentence.
+#: The thing checked, whether it is fine, and a sentence.
 Finding = tuple[str, bool, str]
 
 _DAYS_LEFT = 30  # of a certificate, below which it is spoken of
@@ -48,7 +49,7 @@ _TIMEOUT = 10.0
 
 
 def check(path: str | os.PathLike[str]) -> Iterator[Finding]:
-    """Check a site, one finding after another; the first that is not fine is the one to see to."""
+    """Check a site, one finding after another; the first that is not fine is the one to mend first."""
     try:
         site = sites.load(path)
     except ConfigError as error:
@@ -90,11 +91,11 @@ def key(site: Site) -> Finding:
 def authority(site: Site) -> Iterator[Finding]:
     """The certificate of the operator's authority."""
     try:
-        found = x509.load_pem_x509_certificates(Path(site.ca).read_bytes())
+        certificates = x509.load_pem_x509_certificates(Path(site.ca).read_bytes())
     except (OSError, ValueError) as error:
         yield "ca", False, f"{site.ca}: no certificate can be read ({error}); ask the operator for tls/ca.crt"
         return
-    for certificate in found:
+    for certificate in certificates:
         subject = certificate.subject.rfc4514_string()
         good, text = _validity(certificate)
         yield "ca", good, f"{subject}: {text}"
@@ -125,8 +126,8 @@ def door(site: Site) -> Iterator[Finding]:
     try:
         connection = socket.create_connection((host, int(port)), timeout=_TIMEOUT)
     except OSError as error:
-        what = f"{site.superlink} does not answer ({error}); this machine must be let out to TCP port {port} there"
-        yield "door: connection", False, what
+        problem = f"{site.superlink} does not answer ({error}); this machine must be let out to TCP port {port} there"
+        yield "door: connection", False, problem
         return
     yield "door: connection", True, f"TCP {site.superlink}"
     context = ssl.create_default_context(cafile=site.ca)
@@ -158,19 +159,19 @@ def apps(site: Site) -> Iterator[Finding]:
         yield "apps", False, "none is pinned, every order will be refused; the operator's `fcit deploy init` prints it"
         return
     try:
-        mine = installed_app()
+        installed = installed_app()
     except FCITError as error:
         yield "apps", False, f"{len(site.apps)} pinned; the installed one cannot be built to compare ({error})"
         return
-    others = [app for app in site.apps if app != mine]
-    if mine in site.apps:
+    others = [app for app in site.apps if app != installed]
+    if installed in site.apps:
         more = f"; also pinned: {', '.join(others)}" if others else ""
-        yield "apps", True, f"{mine} is pinned and what is installed here{more}"
+        yield "apps", True, f"{installed} is pinned and what is installed here{more}"
         return
     yield (
         "apps",
         False,
-        f"pinned: {', '.join(others)}; installed here: {mine}. Operator and site must have the same "
+        f"pinned: {', '.join(others)}; installed here: {installed}. Operator and site must have the same "
         "version of fcit; install theirs, or agree with them on the hash to pin",
     )
 
@@ -191,30 +192,30 @@ def data(site: Site, keep: bool) -> Iterator[Finding]:
 
 
 def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: float) -> Iterator[Finding]:
-    what = f"task {number}"
+    label = f"task {number}"
     base = root.resolve()
     names = (task.train, task.test, task.references, task.images)
     outside = [name for name in names if name is not None and not (base / name).resolve().is_relative_to(base)]
     if outside:
-        yield what, False, f"{outside[0]}: a link leads out of {root}; only what is inside is opened"
+        yield label, False, f"{outside[0]}: a link leads out of {root}; only what is inside is opened"
         return
     images = root / task.images
     try:
-        survey = survey_train(text_only(root / task.train))
+        survey = read_train_file(text_only(root / task.train))
         if not images.is_dir() and any(record is not None and record.images for record in survey.records):
-            yield what, False, f"{images}: no such folder (images)"
+            yield label, False, f"{images}: no such folder (images)"
             return
         usable = Usable(survey, ImageVerdicts(images, cache))
         problems = usable.excess(share)
         good = f"{task.train}: {len(usable.records)} records, {usable.skipped} passed over"
-        yield f"{what} train", not problems, "\n     ".join(problems[:5] + problems[-1:]) if problems else good
+        yield f"{label} train", not problems, "\n     ".join(problems[:5] + problems[-1:]) if problems else good
         questions = read_test(text_only(root / task.test), root / task.references if task.references else None)
         for question in questions:
             for image in question.images:
                 image_path(images, image)
-        yield f"{what} test", True, f"{task.test}: {len(questions)} questions"
+        yield f"{label} test", True, f"{task.test}: {len(questions)} questions"
     except DataError as error:
-        yield what, False, str(error)
+        yield label, False, str(error)
 
 
 def model(site: Site) -> Finding:
@@ -224,11 +225,11 @@ def model(site: Site) -> Finding:
             return "model", False, f"{name}: {folder} holds no config.json; give the folder of a downloaded model"
     tiny = locate("fcit-tiny", site.identity)  # an identity encoder that only an order names is not looked at
     chosen = Backbone(model=site.model or "fcit-tiny", identity=tiny[1], conversation="vicuna_v1")
-    found = check_models(chosen, sees=False)
-    if found.problems:
-        return "model", False, "; ".join(found.problems)
-    what = site.model or f"fcit-tiny, {tiny[0]}; another one only with `model`"
-    return "model", True, what + (f", identity {site.identity}" if site.identity else "")
+    checked = check_models(chosen, sees=False)
+    if checked.problems:
+        return "model", False, "; ".join(checked.problems)
+    text = site.model or f"fcit-tiny, {tiny[0]}; another one only with `model`"
+    return "model", True, text + (f", identity {site.identity}" if site.identity else "")
 
 
 def home(site: Site) -> Iterator[Finding]:
@@ -253,9 +254,9 @@ def home(site: Site) -> Iterator[Finding]:
 def libraries() -> Iterator[Finding]:
     """Library versions; the operator's are compared with them before round 0."""
     known = {"fcit": __version__, **versions()}
-    found = [f"{name} {version}" for name, version in known.items() if name != "ray"]  # no Ray at a site
+    texts = [f"{name} {version}" for name, version in known.items() if name != "ray"]  # no Ray at a site
     missing = [name for name in LIBRARIES if name not in known and name not in SOMETIMES]
     if missing:
         yield "libraries", False, f"missing: {', '.join(missing)}; install fcit again"
     else:
-        yield "libraries", True, ", ".join(found)
+        yield "libraries", True, ", ".join(texts)

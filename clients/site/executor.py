@@ -1,8 +1,8 @@
 """Does a site's orders; stands where Flower has ``flower-superexec`` and ``flwr-clientapp``.
 
-What is different: only apps pinned in SITE.yaml are served, checked before anything of them is unpacked;
-the code that runs is always the installed ``clients.app``, never a file that came over the wire; what goes
-wrong leaves the site as a code and a reference to its log; and one process can do order after order.
+Differences: only apps pinned in SITE.yaml are served, checked before anything of them is unpacked; the code that
+runs is always the installed ``clients.app``, never a file from the wire; of an error only a code and a reference
+to the site's log are sent; and one process can do order after order.
 
 This is the one file on the client's side that touches Flower's private parts (flwr 1.41 and 1.42); a test says which.
 ``python -m clients.site.executor SITE.yaml`` is started by `fcit client start`.
@@ -43,18 +43,18 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.site import logs
-from clients.site.children import with_parent
 from fcit.config import site as sites
+from fcit.deploy.child import with_parent
 from fcit.errors import FCITError, Refused
 from fcit.registry import resolve_path
 
 #: The app that does the orders, by Flower's name for it (pyproject.toml names it, too).
 APP = "clients.app:app"
-#: Both kinds of tasks that a SuperNode makes of a message; one that nobody takes would block the site for ever.
+#: Both kinds of tasks that a SuperNode makes of a message; one that is never taken would block the site for ever.
 _TASKS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _BUSY, _IDLE, _BUSY_FOR = 0.1, 1.0, 60.0  # seconds between two looks; the first while orders keep coming
-_AGAIN = 60.0  # seconds until the same complaint is logged again
+_AGAIN = 60.0  # seconds until the same warning is logged again
 EXIT_ABANDONED = 3  # the SuperNode does not know the order any more
 
 log = logging.getLogger("clients")
@@ -79,20 +79,20 @@ def check_pinned(apps: list[str], run: Run, fab: Fab) -> None:
     """Refuse an app that is not pinned, by the hash of its very bytes.
 
     Raises:
-        Refused: not pinned, or the bytes are not what the run declares.
+        Refused: not pinned, or the bytes do not have the hash that the run declares.
     """
     actual = hashlib.sha256(fab.content).hexdigest()
     if actual != run.fab_hash:
-        raise Refused(f"the app that came has hash {actual}, the run declares {run.fab_hash!r}")
+        raise Refused(f"the received app has hash {actual}, the run declares {run.fab_hash!r}")
     if actual not in apps:
         pinned = ", ".join(apps) or "none"
         raise Refused(f"app {actual} is not pinned in SITE.yaml (apps: {pinned}); add it there if you trust it")
 
 
-def answer(path: Path, message: Message, context: Context, run: Run, fab: Fab) -> Message:
-    """The reply to an order: what ``clients.app`` says, or an error that tells a code and a reference.
+def reply_to(path: Path, message: Message, context: Context, run: Run, fab: Fab) -> Message:
+    """The reply to an order: that of ``clients.app``, or an error with a code and a reference.
 
-    ``clients.app`` sees to its own errors; this is for what never gets there and what escapes it.
+    ``clients.app`` handles its own errors; this handles those before it and those that escape it.
     """
     from clients.site import gate
 
@@ -100,13 +100,13 @@ def answer(path: Path, message: Message, context: Context, run: Run, fab: Fab) -
         def fail(_: gate.Gate) -> NoReturn:
             raise error
 
-        return gate.answer(context, message, fail)
+        return gate.reply(context, message, fail)
 
     try:
-        # Read for every order: what the site's engineer has just written counts.
+        # Read for every order: a change of SITE.yaml counts at once.
         check_pinned(sites.load(path).apps, run, fab)
         return resolve_path(APP)(message, context)
-    except Exception as error:  # noqa: BLE001  (whatever it is goes to the site's log and trail; a code goes out)
+    except Exception as error:  # noqa: BLE001  (any error goes to the site's log and trail; a code is sent)
         return failed(error)
 
 
@@ -119,9 +119,9 @@ def perform(path: Path, address: str, token: str, arrival: float) -> None:
         with _given_up_after(arrival):
             message, given, run, fab = pull_task_input(client)
         log.info("run %s: %s", run.run_id, message.metadata.message_type)
-        # Nothing that the app or the operator configured reaches the code here, only the site's own file.
+        # The code here gets nothing that the app or the operator configured, only the site's own file.
         context = Context(run.run_id, given.node_id, {"site": str(path)}, RecordDict(), {}, given.series_id)
-        reply = answer(path, message, context, run, fab)
+        reply = reply_to(path, message, context, run, fab)
         status = SubStatus.FAILED if reply.has_error() else SubStatus.COMPLETED
         push_message(client, reply, context)
         push_task_output(client, None, status, "")
@@ -132,7 +132,7 @@ def perform(path: Path, address: str, token: str, arrival: float) -> None:
 
 
 def attempt(path: Path, address: str, token: str, arrival: float) -> bool:
-    """:func:`perform`; what goes wrong around the order itself, its way here or the reply's way out, is logged."""
+    """:func:`perform`; an error around the order itself, in receiving it or in sending the reply, is logged."""
     try:
         perform(path, address, token, arrival)
     except Exception:
@@ -186,8 +186,8 @@ class Executor:
         self.path, self.site = path, sites.load(path)
         secret = (self.site.folder / "secret").read_bytes()
         signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE])
-        self._door = connect(self.site.inner, signed)
-        self._complaint, self._complained = "", 0.0
+        self._supernode = connect(self.site.inner, signed)
+        self._warning, self._warned = "", 0.0
 
     def serve(self) -> None:
         """Do orders until the process is told to end."""
@@ -203,15 +203,15 @@ class Executor:
     def _acquire(self) -> str:
         """The token of an order, or the empty string."""
         try:
-            found = self._door.AcquireTask(AcquireTaskRequest(supported_task_types=_TASKS))
-            return str(found.token) if found.HasField("task") else ""
+            acquired = self._supernode.AcquireTask(AcquireTaskRequest(supported_task_types=_TASKS))
+            return str(acquired.token) if acquired.HasField("task") else ""
         except httpx.HTTPError as error:
-            self._complain(f"no word from the SuperNode on {self.site.inner}: {error!r}")
+            self._warn(f"no reply from the SuperNode on {self.site.inner}: {error!r}")
             return ""
 
-    def _complain(self, text: str) -> None:
-        if text != self._complaint or time.monotonic() - self._complained > _AGAIN:
-            self._complaint, self._complained = text, time.monotonic()
+    def _warn(self, text: str) -> None:
+        if text != self._warning or time.monotonic() - self._warned > _AGAIN:
+            self._warning, self._warned = text, time.monotonic()
             log.warning("%s", text)
 
     def _do(self, token: str) -> None:
@@ -228,7 +228,7 @@ class Executor:
 
 
 def _give_back_memory() -> None:
-    """Return what an order leaves behind to the system and the GPU; the backbone stays."""
+    """Return memory that an order has used to the system and the GPU; the backbone stays."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -249,14 +249,14 @@ def main(arguments: list[str]) -> int:
     quiet_libraries()
     own_packages_first()
     signal.signal(signal.SIGTERM, _end)
-    # A parent in the background hands down an ignored SIGINT, by which an order is given up here.
+    # A parent in the background passes on that SIGINT is ignored, by which an order is given up here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     path, one = Path(arguments[0]).resolve(), "--one" in arguments[1:]
     try:
         site = sites.load(path)
         if site.worker == "resident" or one:
             logs.to_file("clients", site.folder / "logs" / "site.log")
-        else:  # two processes cannot turn over one file; `fcit client start` keeps what this one says
+        else:  # two processes cannot turn over one file; `fcit client start` keeps this one's output
             logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s")
         if one:
             token = sys.stdin.read().strip()

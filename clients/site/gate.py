@@ -1,8 +1,8 @@
-"""Between a deployed site and the wire: every message is written down, every error becomes a code.
+"""A site's own admission of orders: every message is recorded in the audit trail, every error becomes a code.
 
-An order passes the trail, then SITE.yaml's limits, then it is done; its answer passes the trail and leaves.
-Whatever goes wrong on the way stays in the site's own log, with all it says. The server is told one word and
-the number of the order in the audit trail, under which the log has the rest.
+An order is recorded, checked against SITE.yaml, and done; its reply is recorded and sent. An error is kept in the
+site's own log with its full text. The server gets one word and the order's number in the audit trail, under which
+the log has the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fcit.federation.nodes import CLIENT_RAISED
 
 
 class Gate:
-    """One site's way to the wire, as its SITE.yaml stands now."""
+    """Admission of orders at one site, by its current SITE.yaml."""
 
     def __init__(self, site: Site, limited: Callable[[str], str]) -> None:
         self.site, self.terms = site, policy.terms(site)
@@ -35,26 +35,26 @@ class Gate:
         self._limited = limited
 
     def memory(self, run: str) -> Path:
-        """Where this site remembers what belongs to a run."""
+        """Folder of the memory that this site keeps for a run."""
         return self.site.folder / "memory" / run
 
     def admit(self, order: Any) -> str:
         """The configuration to do an order with.
 
         Raises:
-            Refused: it is not for this site, or SITE.yaml does not allow what it asks.
+            Refused: it is not for this site, or SITE.yaml does not allow it.
         """
         policy.check_order(order, self.site)
         return self._limited(order.config)
 
 
-def answer(context: Context, message: Message, work: Callable[[Gate], Any]) -> Message:
-    """The answer to an order at a site: a record, or an error that tells a code and a reference only.
+def reply(context: Context, message: Message, work: Callable[[Gate], Any]) -> Message:
+    """The reply to an order at a site: its result, or an error with a code and a reference only.
 
     Nothing is raised: Flower would send the server an exception's text.
 
     Args:
-        work: does the order within the gate's limits; returns ``(record, wire)``.
+        work: does the order within the gate's limits; returns the result and the number format of the wire.
     """
     number, log, trail = 0, logging.getLogger("clients"), None
     entry: dict[str, Any] = {"number": 0}
@@ -64,25 +64,25 @@ def answer(context: Context, message: Message, work: Callable[[Gate], Any]) -> M
         trail = Trail(gate.site.folder)
         entry = trail.incoming(message)
         number = entry["number"]
-        record, wire = work(gate)
-        reply = Message(codec.encode(record, wire), reply_to=message)
-        trail.outgoing(reply, entry)
-        return reply
+        result, wire = work(gate)
+        sent = Message(codec.encode(result, wire), reply_to=message)
+        trail.outgoing(sent, entry)
+        return sent
     except Exception as error:
         log.error("[%s] %s", number, message.metadata.message_type, exc_info=error)
-        reply = _failed(message, code(error), number)
-    if trail is None or number == 0:  # no SITE.yaml or no trail to write to: the bare code is all that leaves
-        return reply
+        sent = _failed(message, code(error), number)
+    if trail is None or number == 0:  # no SITE.yaml or no trail to write to: only the code is sent
+        return sent
     try:
-        trail.outgoing(reply, entry)
+        trail.outgoing(sent, entry)
     except Exception as error:
-        log.error("[%s] the answer is not in the trail", number, exc_info=error)
+        log.error("[%s] the reply is not in the trail", number, exc_info=error)
         return _failed(message, code(error), number)
-    return reply
+    return sent
 
 
 def code(error: BaseException) -> str:
-    """The one word about an error that leaves a site."""
+    """The one word about an error that is sent to the server."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "memory"
     return error.code if isinstance(error, FCITError) else "internal"

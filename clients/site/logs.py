@@ -1,4 +1,4 @@
-"""A site's own log files; what is in them never leaves the site."""
+"""A site's own log files; their content never leaves the site."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a site does of what it is ordered: the server's configuration within the limits of SITE.yaml.
+"""The configuration by which a site does an order: the server's, within the limits of SITE.yaml.
 
 A configuration names code, files, a device and a number format. Code runs at a site only if it was
 installed with fcit; files, device and number format are the site's own, and a path in an order is never
-opened. What does not fit is refused.
+opened. An order that does not fit is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fcit.config import RunConfig
 from fcit.config.site import Site
 from fcit.data.spec import read_spec, shipped
 from fcit.errors import ConfigError, Refused
-from fcit.federation.records import NAME, EvaluateOrder
+from fcit.federation.messages import NAME, EvaluateOrder
 from fcit.io import bounded
 
 #: Models and benchmarks that come with fcit are ordered by name; everything else is a file at the site.
@@ -67,10 +67,10 @@ def limited(ordered: str, site: Site) -> str:
         raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
     backbone = config.backbone.model_copy(update={**_computing(config, site), **_models(config, site)})
     benchmark = _benchmark(config, site)
-    mine = config.model_copy(
+    limited_config = config.model_copy(
         update={
             "benchmark": benchmark,
-            # What is rendered on first use goes to the cache: the data root is only read.
+            # Data rendered on first use go to the cache: the data root is only read.
             "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
             "max_bad_share": site.max_bad_share,
             "backbone": backbone,
@@ -79,7 +79,7 @@ def limited(ordered: str, site: Site) -> str:
             "tensorboard": False,
         }
     )
-    return configuration.dump(mine)
+    return configuration.dump(limited_config)
 
 
 def _refuse_own_parts(raw: dict[str, Any]) -> None:
@@ -145,17 +145,17 @@ def _computing(config: RunConfig, site: Site) -> dict[str, Any]:
 
 def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
     """Micro-batches and checkpointing: as ordered where SITE.yaml says nothing."""
-    ordered, allowed, mine = config.training, config.sites, {}
+    ordered, allowed, changes = config.training, config.sites, {}
     if site.micro_batch not in (None, ordered.micro_batch):
         if not allowed.micro_batch:
             raise Refused(
                 f"micro_batch: SITE.yaml says {site.micro_batch}, the run {ordered.micro_batch} and "
                 "sites.micro_batch: false"
             )
-        mine["micro_batch"] = site.micro_batch
+        changes["micro_batch"] = site.micro_batch
     if site.checkpointing not in (None, ordered.checkpointing):
         if not allowed.checkpointing:
-            said = str(site.checkpointing).lower()
-            raise Refused(f"checkpointing: SITE.yaml says {said}, the run has sites.checkpointing: false")
-        mine["checkpointing"] = site.checkpointing
-    return mine
+            switch = str(site.checkpointing).lower()
+            raise Refused(f"checkpointing: SITE.yaml says {switch}, the run has sites.checkpointing: false")
+        changes["checkpointing"] = site.checkpointing
+    return changes

@@ -18,26 +18,27 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from clients.site import logs
-from clients.site.children import Child
 from fcit.config import site as sites
 from fcit.config.site import Site
+from fcit.deploy.child import Child, read_output
 from fcit.errors import EXIT_OK, ConfigError
+from fcit.runs.environment import flower_environment
 
-#: A SuperLink takes a site that ended without saying goodbye for alive for up to a minute and refuses it
-#: so long (flwr 1.41 and 1.42); asking more often does not help.
+#: A SuperLink takes a site that ended without signing off for online for up to a minute and refuses it
+#: for as long (flwr 1.41 and 1.42); more frequent attempts do not help.
 _SUPERNODE_WAIT = 15.0, 15.0
 _EXECUTOR_WAIT = 1.0, 60.0
-_SAY_AGAIN = 60.0  # seconds between two explanations of what is wrong
+_SAY_AGAIN = 60.0  # seconds until the same explanation is logged again
 _TICK = 0.5
 
-#: What a SuperNode says again and again while nobody answers at the door.
+#: What a SuperNode prints repeatedly while it cannot reach the operator's door.
 _UNREACHABLE = "Connection attempt failed"
-#: What a SuperNode's last words mean, by a piece of text in them.
+#: Meaning of a SuperNode's last lines of output, by a piece of text in them.
 _REASONS = {
-    _UNREACHABLE: "nobody answers at the operator's door (`superlink`); it keeps trying. `fcit client check` says how "
+    _UNREACHABLE: "the operator's door (`superlink`) does not answer; it keeps trying. `fcit client check` says how "
     "far it gets",
     "code: 2004": "the operator's SuperLink did not let this site in: its public key is not registered (`fcit deploy "
-    "register`), or the site has just ended without saying goodbye and still counts as online (up to a minute)",
+    "register`), or the site has just ended without signing off and still counts as online (up to a minute)",
     "code: 2001": "the operator's SuperLink wants registered keys and does not know this one; send the operator the "
     "public key (`fcit client check` prints its fingerprint)",
     "CERTIFICATE_VERIFY_FAILED": "the door's certificate is not from the authority in `ca`, has run out or is for "
@@ -48,7 +49,7 @@ _REASONS = {
 
 
 def reason(lines: list[str]) -> str | None:
-    """What is wrong, from a child's last lines of output; None if they do not tell."""
+    """The cause of a fault, from a child's last lines of output; None if they do not name one."""
     for line in reversed(lines):
         for piece, meaning in _REASONS.items():
             if piece in line:
@@ -64,7 +65,7 @@ def ending(code: int) -> str:
 
 
 def prepare(site: Site) -> None:
-    """Make the site's folders and its loopback secret, for nobody else to read.
+    """Make the site's folders and its loopback secret, readable by this user only.
 
     Raises:
         ConfigError: key or certificate of the authority is missing.
@@ -90,18 +91,12 @@ def environment(site: Site) -> dict[str, str]:
     """The children's environment: nothing is fetched, nothing reported, the site's own folders."""
     home = site.folder
     env = {
-        **os.environ,
-        "FLWR_HOME": str(home / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "HF_HUB_OFFLINE": "1",  # a model is what lies here, not what an order names
+        **flower_environment(home / "flwr", loopback=site.address),
+        "HF_HUB_OFFLINE": "1",  # models are read from this machine's folders only
         "TRANSFORMERS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
     env.setdefault("FCIT_CACHE", str(home / "cache"))
-    for name in ("no_proxy", "NO_PROXY"):  # the loopback port is not asked for through a proxy
-        env[name] = ",".join(filter(None, [os.environ.get(name, ""), site.address]))
     if site.threads is not None:
         env |= {"OMP_NUM_THREADS": str(site.threads), "MKL_NUM_THREADS": str(site.threads)}
     return env
@@ -147,21 +142,19 @@ class Supervisor:
         self.supernode = Child(
             "SuperNode", supernode_command(site), env, folder, output, _SUPERNODE_WAIT, signal.SIGTERM
         )
-        own = logs.to_file("clients.site.executor", folder / "logs" / "executor.log")
-        # Killed outright: it has nothing to say goodbye to and may be deep in a training step.
-        self.executor = Child("executor", executor_command(path), env, folder, own, _EXECUTOR_WAIT, signal.SIGKILL)
+        output = logs.to_file("clients.site.executor", folder / "logs" / "executor.log")
+        # Killed at once: it has no connection to sign off from and may be in a long training step.
+        self.executor = Child("executor", executor_command(path), env, folder, output, _EXECUTOR_WAIT, signal.SIGKILL)
         self.stopping = False
-        self._said: dict[str, float] = {}
+        self._explained: dict[str, float] = {}
 
     def run(self) -> None:
-        """Until a signal says otherwise; whatever ends is started again."""
+        """Run until a signal; a child that ends is started again."""
         with selectors.DefaultSelector() as selector:
             try:
                 while not self.stopping:
                     self._look_after(selector)
-                    for key, _ in selector.select(timeout=_TICK):
-                        if not key.data.read():
-                            time.sleep(0.05)  # its output has ended, so will it
+                    read_output(selector, _TICK)
             finally:
                 self._stop(selector)
 
@@ -182,17 +175,17 @@ class Supervisor:
         if meaning is None:
             meaning = f"see {self.site.folder / 'logs'}"
         now = time.monotonic()
-        if now - self._said.get(meaning, -_SAY_AGAIN) >= _SAY_AGAIN:
-            self._said[meaning] = now
+        if now - self._explained.get(meaning, -_SAY_AGAIN) >= _SAY_AGAIN:
+            self._explained[meaning] = now
             self.log.warning("%s: %s", child.name, meaning)
 
     def _stop(self, selector: selectors.BaseSelector) -> None:
-        # The executor first: an order that is being done is given up, then the site says goodbye.
+        # The executor first: its order is given up, then the SuperNode signs off.
         for child, patience in ((self.executor, 10.0), (self.supernode, 20.0)):
             if not child.stop(selector, patience):
                 self.log.warning("the %s did not end when asked and was killed", child.name)
 
-    def ask_to_stop(self, number: int, frame: Any) -> None:
+    def request_stop(self, number: int, frame: Any) -> None:
         """Signal handler."""
         self.stopping = True
 
@@ -213,7 +206,7 @@ def start(path: str | os.PathLike[str]) -> int:
     except Timeout:
         raise ConfigError(f"home: a site runs already in {site.home}; stop it first", str(file)) from None
     supervisor = Supervisor(file, site)
-    handlers = {n: signal.signal(n, supervisor.ask_to_stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {n: signal.signal(n, supervisor.request_stop) for n in (signal.SIGTERM, signal.SIGINT)}
     log = supervisor.log
     log.info("site %s -> %s; logs in %s", site.name, site.superlink, site.folder / "logs")
     if not site.apps:

@@ -1,4 +1,4 @@
-"""A site's own stream: the tasks its SITE.yaml lists, whatever the server calls the stage."""
+"""A site's own stream: the tasks that its SITE.yaml lists, each from its own stage on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 from fcit import registry
 from fcit.config.schema import LONGEST
 from fcit.config.site import Site, SiteTask
-from fcit.data.formats import read_rows
-from fcit.data.formats.places import text_only
-from fcit.data.prepare import stamps
-from fcit.data.reading import read_test
-from fcit.data.records import Record, TestRecord
-from fcit.data.spec import placed, suffixed, with_suffix
-from fcit.data.usable import ImageVerdicts, Usable, read_usable
+from fcit.data.dataset import Usable, read_usable
+from fcit.data.formats import read_test
+from fcit.data.formats.files import read_rows, stamps, text_only
+from fcit.data.images.verdicts import ImageVerdicts
+from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import DataError, Refused
 from fcit.evaluation.scorers import Result
@@ -42,9 +40,9 @@ class OwnTasks:
 
     def learning(self, turns: str) -> OwnTasks:
         """The same tasks for a run with this ``data.turns``."""
-        mine = copy(self)
-        mine._turns, mine._read, mine._tests = turns, {}, {}  # another run's model may be able to use others
-        return mine
+        view = copy(self)
+        view._turns, view._read, view._tests = turns, {}, {}  # another run's model may be able to use other records
+        return view
 
     def _verdicts(self, spec: SiteTask) -> ImageVerdicts:
         return ImageVerdicts(self._file(spec.images), self._site.folder / "verdicts")
@@ -56,14 +54,14 @@ class OwnTasks:
             Refused: it tried to. DataError: no task has begun yet.
         """
         if ordered:
-            raise Refused(f"tasks: the order names {ordered}; with stream: site a stage alone says what is trained")
+            raise Refused(f"tasks: the order names {ordered}; with stream: site the stage alone selects the task")
         current = self._site.current(stage)
         if current is None:
             raise DataError(f"no task of SITE.yaml has begun at stage {stage} (start_stage)")
         return [current]
 
     def begun(self, stage: int) -> list[int]:
-        """The tasks whose stage has come: what this site is scored on."""
+        """The tasks that have begun by a stage: this site is scored on them."""
         return [n for n, task in enumerate(self._site.tasks) if task.start_stage <= stage]
 
     def _file(self, name: str) -> Path:
@@ -78,12 +76,12 @@ class OwnTasks:
             spec = self._site.tasks[task]
             path, judge = text_only(self._file(spec.train)), self._judge
 
-            def judged(places: Sequence[int], records: Sequence[Record]) -> Verdict:
+            def check(positions: Sequence[int], records: Sequence[Record]) -> Verdict:
                 learnt = [self._learnt(record, spec) for record in records]
                 origin = [*stamps(path), spec.suffix, self._turns]
-                return judge.train(origin, places, learnt) if judge else Verdict()
+                return judge.train(origin, positions, learnt) if judge else Verdict()
 
-            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, judge=judged)
+            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, check=check)
         return self._read[task]
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
@@ -99,14 +97,14 @@ class OwnTasks:
         return sum(self._usable(task).skipped for task in tasks)
 
     def judged_by(self, judge: Judge) -> None:
-        """Records that the worker's model cannot use are passed over and counted, too."""
+        """From now on pass over records that the worker's model cannot use, and count them as skipped."""
         self._judge = judge
 
     def test(self, dataset: str) -> list[TestRecord]:
         """The test records of a task, by its number.
 
         Raises:
-            DataError: one of them is broken: scores must not change by what is passed over.
+            DataError: one of them is broken: leaving some out would change the scores.
         """
         number = int(dataset)
         if number not in self._tests:
@@ -117,13 +115,13 @@ class OwnTasks:
             if bad:
                 first = next(iter(bad.values()))
                 raise DataError(f"{spec.test}: {len(bad)} images of test records cannot be used (first: {first})")
-            asked = [_asked(r, spec) for r in records]
-            self._answerable(spec, asked)
-            self._tests[number] = asked
+            questions = [_question(r, spec) for r in records]
+            self._answerable(spec, questions)
+            self._tests[number] = questions
         return self._tests[number]
 
-    def _answerable(self, spec: SiteTask, asked: Sequence[TestRecord]) -> None:
-        """Whether the worker's model can be asked these questions.
+    def _answerable(self, spec: SiteTask, questions: Sequence[TestRecord]) -> None:
+        """Check that the worker's model can answer these questions.
 
         Raises:
             DataError: not all of them.
@@ -131,13 +129,13 @@ class OwnTasks:
         if self._judge is None:
             return
         path = self._file(spec.test)
-        verdict = self._judge.test([*stamps(path), spec.suffix], asked, spec.max_new_tokens or LONGEST)
+        verdict = self._judge.test([*stamps(path), spec.suffix], questions, spec.max_new_tokens or LONGEST)
         if verdict.problems:
             first = read_rows(path).sentences(verdict.problems, 1)[0]
             raise DataError(f"{len(verdict.problems)} questions cannot be asked (first: {first})")
 
     def max_new_tokens(self, dataset: str) -> int | None:
-        """As the task says."""
+        """The task's own limit, if it has one."""
         return self._site.tasks[int(dataset)].max_new_tokens
 
     def score(self, dataset: str, texts: list[str]) -> float:
@@ -152,7 +150,7 @@ def _trained(record: Record, spec: SiteTask) -> Record:
     return replace(suffixed(record, spec.suffix), images=placed(spec.images, record.images))
 
 
-def _asked(record: TestRecord, spec: SiteTask) -> TestRecord:
-    """A question alike."""
+def _question(record: TestRecord, spec: SiteTask) -> TestRecord:
+    """A question with the task's suffix, its images named from the data root."""
     text = with_suffix(record.instruction.strip(), spec.suffix)
     return replace(record, instruction=text, images=placed(spec.images, record.images))

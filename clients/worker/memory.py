@@ -1,4 +1,4 @@
-"""What a client remembers between its orders: replay buffers, control variates and the like.
+"""Memory of a client between its orders: replay buffers, control variates and the like.
 
 It stays where the client's data are, under the run folder in a simulation, in the site's own folder
 when deployed, and never travels. An order names the version it expects, and a version counts only
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from fcit.errors import ConfigError, MemoryLost, RunError
-from fcit.federation.records import NAME
+from fcit.federation.messages import NAME
 from fcit.io import trees
-from fcit.io.files import Tensors, read_json, read_tensors, write_json, write_tensors
+from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+from fcit.io.trees import Tensors
 
 
 def _checked(*names: str) -> None:
-    """Names that a server gave become file names here.
+    """Check names from the server, which become file names.
 
     Raises:
-        RunError: one that could lead elsewhere.
+        RunError: a name could lead out of the folder.
     """
     for name in names:
         if not NAME.fullmatch(name):
@@ -31,7 +32,7 @@ class ClientMemory:
     """Memories of the clients of one run, one folder each.
 
     Args:
-        root: folder of all clients' memories; None where nobody said one.
+        root: folder of all clients' memories; None if none is configured.
     """
 
     def __init__(self, root: Path | None) -> None:
@@ -42,7 +43,7 @@ class ClientMemory:
         """The folder.
 
         Raises:
-            ConfigError: a method wants clients to remember and there is no folder for it.
+            ConfigError: the method makes clients remember and no folder is configured.
         """
         if self._root is None:
             raise ConfigError(
@@ -85,7 +86,7 @@ class ClientMemory:
     def constants(self, client: int, wanted: list[str], sent: Tensors, tidy: bool) -> dict[str, Tensors]:
         """The groups ``wanted``: those just ``sent`` (``group/name``) are kept, the others were kept before.
 
-        Groups nobody wants any more are removed, if ``tidy``: the server can then no longer go back to them.
+        Other groups are removed if ``tidy``: the server can then no longer go back to them.
 
         Raises:
             MemoryLost: a group was neither sent nor is it here.

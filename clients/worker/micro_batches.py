@@ -19,7 +19,7 @@ from fcit.methods.base import Session
 Sessions = tuple[Session, Session]
 LossOf = Callable[[list[int]], Any]
 
-#: What torch says in a RuntimeError that is not one of its out-of-memory errors.
+#: Text in a RuntimeError of torch that is not one of its out-of-memory errors.
 _NO_MEMORY = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
 #: Elements of a method's note that is put back before a batch is tried again; fixed tables are larger.
 _SMALL = 2**16
@@ -73,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatches:
-    """How many records pass through the model at a time in one process; with ``auto``, what turned out to fit.
+    """How many records pass through the model at a time in one process; with ``auto``, the size that has fitted.
 
     ``auto`` starts with the whole batch. When memory runs out the size is halved and the batch done again from
     its beginning: no gradients, random state and small notes of the method as before it, so that the result is
@@ -130,10 +130,10 @@ class MicroBatches:
 
 @contextmanager
 def explained(where: str, *lower: str) -> Iterator[None]:
-    """Memory that runs out in the body becomes a sentence that names what to lower.
+    """Running out of memory in the body becomes an error that names the settings to lower.
 
     Raises:
-        OutOfMemory: it did.
+        OutOfMemory: memory ran out.
     """
     try:
         yield
@@ -144,9 +144,9 @@ def explained(where: str, *lower: str) -> Iterator[None]:
 
 
 def _sentence(where: str, lower: Iterable[str], error: BaseException) -> OutOfMemory:
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    cause = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
     return OutOfMemory(
-        f"memory ran out {where}: {said}; lower {' or '.join(lower)}, or set training.checkpointing: true or "
+        f"memory ran out {where}: {cause}; lower {' or '.join(lower)}, or set training.checkpointing: true or "
         "backbone.quantization: 4bit; `fcit doctor --config FILE` says what fits"
     )
 
@@ -187,7 +187,7 @@ def _tensor(tensor: torch.Tensor) -> Callable[[], None]:
 
 
 def _free() -> None:
-    """Give back what the failed attempt held."""
+    """Free the memory of the failed attempt."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Where a worker's records come from; a site's own tasks are another implementation of the same few things."""
+"""Sources of a worker's records: a benchmark's shards here, a site's own tasks in ``clients/site/tasks.py``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.records import Record, TestRecord
-from fcit.data.table import joined
+from fcit.data.records import Record, TestRecord, joined
 from fcit.data.verdict import Judge
 
 
@@ -36,7 +35,7 @@ class Shards(Protocol):
         """The records a dataset is scored on."""
 
     def max_new_tokens(self, dataset: str) -> int | None:
-        """How long an answer to the dataset's questions may get, if it says so."""
+        """Longest answer to the data set's questions in tokens, if it sets one."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""How an order is done where it is done: simulated, or at a site that has its own mind."""
+"""Settings of the place where an order is done: a simulated client, or a site with limits of its own."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from fcit.config import RunConfig
 
 @dataclass(frozen=True)
 class Terms:
-    """How a site does an order, beside what the configuration says.
+    """A site's own settings beside the configuration.
 
-    The default is a simulated client, which gives everything it is asked for.
+    The default is a simulated client, which does every order as it is.
     """
 
     min_records: int = 1
     at_site: bool = False
 
     def how(self, config: RunConfig, used: MicroBatches | None = None) -> dict[str, Any]:
-        """What is told with an update about the way it was computed; nothing in a plain simulation.
+        """How an update was computed, as it is sent with it; empty in a plain simulation.
 
         Args:
-            config: as it was done here (:func:`clients.site.policy.limited`).
-            used: what ``micro_batch: auto`` came to.
+            config: as used here (:func:`clients.site.policy.limited`).
+            used: the micro-batches, whose size ``micro_batch: auto`` has found.
         """
         training = config.training
-        told: dict[str, Any] = {"dtype": config.backbone.dtype} if self.at_site else {}
+        how: dict[str, Any] = {"dtype": config.backbone.dtype} if self.at_site else {}
         if self.at_site or training.micro_batch is not None or training.checkpointing:
-            told |= {"micro_batch": training.micro_batch, "checkpointing": training.checkpointing}
+            how |= {"micro_batch": training.micro_batch, "checkpointing": training.checkpointing}
         if used is not None and training.micro_batch == "auto":
-            told |= {"micro_batch": used.size or training.batch_size, "halved": used.halved}
-        return told
+            how |= {"micro_batch": used.size or training.batch_size, "halved": used.halved}
+        return how

@@ -16,7 +16,7 @@ from fcit import seeding
 from fcit.config import RunConfig
 from fcit.data.collate import images_of
 from fcit.errors import FCITError
-from fcit.federation.records import TrainOrder
+from fcit.federation.messages import TrainOrder
 from fcit.fedopt.base import FedOpt
 from fcit.methods.base import Method, Session
 from fcit.models.schedules import trainer_multipliers
@@ -24,7 +24,7 @@ from fcit.models.schedules import trainer_multipliers
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a local epoch came to."""
+    """Result of a local training."""
 
     examples: int
     steps: int

@@ -1,6 +1,6 @@
-"""What one client process keeps: the backbone, its adapters and tokenised shards.
+"""Executes orders in one client process, which keeps the backbone, its adapters and tokenised shards.
 
-The backbone is loaded once per process, whoever asks; nothing of one client stays for the next.
+The backbone is loaded once per process for all clients; nothing of one client stays for the next.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fcit.config.schema import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
-from fcit.federation.records import (
+from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
@@ -44,23 +44,24 @@ from fcit.federation.records import (
 )
 from fcit.fedopt.base import FedOpt
 from fcit.io.cache import Bounded
-from fcit.methods.base import Asked, Method, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.tokens import Tokenised
 
-#: Kept per process: records whose tokens have been found, and numbers of identity features.
-_FOUND, _NUMBERS = 100_000, 64_000_000
+#: Kept per process: records whose tokens have been located, and numbers of identity features.
+_LOCATED, _NUMBERS = 100_000, 64_000_000
 
 
 class Worker:
     """Executes orders for any client of one run.
 
     Args:
-        data: where records come from.
-        terms: what a deployed site decides for itself.
+        data: source of the records.
+        terms: settings that a deployed site decides itself.
     """
 
     def __init__(
@@ -78,16 +79,16 @@ class Worker:
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.micro = micro_batches.MicroBatches(config.training.micro_batch)
-        self._encodings = Bounded(_FOUND, len)
+        self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
     # ------------------------------------------------------------------ data
 
     def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
-        found: Tokenised = self._encodings.get(
+        tokenised: Tokenised = self._encodings.get(
             (client, tuple(tasks)), lambda: self._judge.examples(self.data.records(client, tasks))
         )
-        return found
+        return tokenised
 
     def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
         """Identity features ``(N, d)`` of the kind the method asks for."""
@@ -99,20 +100,26 @@ class Worker:
         """Names and shapes of the trainable tensors, those that start from the backbone, library versions.
 
         Raises:
-            ConfigError: clients will have to keep something and there is no folder for it.
+            ConfigError: the method makes clients keep something and no folder is configured.
         """
         if self._remembers or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
-        return Probe(shapes, width, versions(self.backbone.device), start, self.adapters.hashes)
+        return Probe(
+            shapes=shapes,
+            identity_width=width,
+            versions=versions(self.backbone.device),
+            tensors=start,
+            hashes=self.adapters.hashes,
+        )
 
     def describe(self, order: DescribeOrder) -> Description:
         """Sum and count of the shard's identity features; no gradients.
 
         Raises:
-            TooFew: the mean of so few instructions would say too much about each.
+            TooFew: the mean of so few instructions would reveal too much about each.
         """
         tasks = self.data.tasks(order.stage, order.tasks)
         records = self.data.records(order.client, tasks)
@@ -120,10 +127,10 @@ class Worker:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
         stats = self.method.describe(self._identity(records))
-        return Description(order.client, order.shard, stats.count, {"total": stats.total})
+        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": stats.total})
 
     def _enough(self, client: int, tasks: list[int]) -> None:
-        """Every task for itself: else a small one could be had as the difference of two large sums."""
+        """Checked for each task: otherwise a small one could be computed as the difference of two large sums."""
         least = self.terms.min_records
         for task in tasks if least > 1 else ():
             count = len(self.data.records(client, [task]))
@@ -147,19 +154,19 @@ class Worker:
             self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
         kept = self.memory.size(order.client) if self._remembers or order.constants else 0
         return ClientUpdate(
-            order.stage,
-            order.round,
-            order.client,
-            order.shard,
-            order.subspace,
-            outcome.examples,
-            outcome.steps,
-            outcome.loss,
-            time.perf_counter() - begin,
-            changed,
-            kept,
-            self.terms.how(self.config, self.micro),
-            self.data.skipped(order.client, tasks),
+            stage=order.stage,
+            round=order.round,
+            client=order.client,
+            shard=order.shard,
+            subspace=order.subspace,
+            examples=outcome.examples,
+            steps=outcome.steps,
+            loss=outcome.loss,
+            seconds=time.perf_counter() - begin,
+            tensors=changed,
+            kept=kept,
+            how=self.terms.how(self.config, self.micro),
+            skipped=self.data.skipped(order.client, tasks),
         )
 
     @property
@@ -167,7 +174,7 @@ class Worker:
         return self.method.remembers or self.fedopt.remembers
 
     def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
-        """What the method and the federated optimiser see, and the memory both write into."""
+        """The sessions of method and federated optimiser, and the memory that both write into."""
         examples = self._encoded(order.client, tasks)
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
@@ -181,41 +188,41 @@ class Worker:
             key = (order.client, tuple(tasks))
             identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
-        mine, other = (
+        of_method, of_fedopt = (
             Session(
-                self.backbone,
-                self.adapters,
-                order.client,
-                order.shard,
-                order.stage,
-                order.round,
-                order.subspace,
-                _under(order.tensors, prefix),
-                memory.setdefault(who, {}),
-                constants,
-                examples,
-                identity,
-                self.data.image_root,
-                self.config.seed,
-                last,
+                backbone=self.backbone,
+                adapters=self.adapters,
+                client=order.client,
+                shard=order.shard,
+                stage=order.stage,
+                round=order.round,
+                subspace=order.subspace,
+                received=_under(order.tensors, prefix),
+                memory=memory.setdefault(owner, {}),
+                constants=constants,
+                examples=examples,
+                identity=identity,
+                image_root=self.data.image_root,
+                seed=self.config.seed,
+                last_round=last,
             )
-            for who, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
+            for owner, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
         )
-        return (mine, other), memory
+        return (of_method, of_fedopt), memory
 
     def _questions(self, dataset: str, first: int, last: int) -> Tokenised:
         """A stretch of a dataset's questions, tokenised."""
-        found: Tokenised = self._encodings.get(
+        tokenised: Tokenised = self._encodings.get(
             (dataset, first, last), lambda: self._judge.examples(self.data.test(dataset)[first:last])
         )
-        return found
+        return tokenised
 
-    def _asked(self, dataset: str) -> np.ndarray:
-        """Identity features of all of a dataset's questions: what is encoded together is the same for everybody."""
+    def _question_identity(self, dataset: str) -> np.ndarray:
+        """Identity features of all questions of a data set, encoded together: the same batches at every client."""
         return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
 
     def _routed(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
-        """The method's mix, checked: a method of one's own may return anything."""
+        """The method's mix, checked: a method of the user's own may return anything."""
         weights = self.method.route(names, knowledge, features)
         wanted = (len(features), len(names))
         if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
@@ -231,28 +238,30 @@ class Worker:
             knowledge["task"] = order.task
         texts, weights = self._answers(order, knowledge, order.dataset, slice(order.first, order.last))
         tensors = {} if weights is None else {"mix": weights}
-        return Answers(order.dataset, order.first, texts, time.perf_counter() - begin, tensors)
+        return Answers(
+            dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
+        )
 
     def score(self, order: ScoreOrder) -> Scores:
         """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
 
         Raises:
-            Refused: the data are a benchmark's, whose questions the server has itself.
+            Refused: the data are a benchmark's, whose questions the server scores itself.
         """
         begin = time.perf_counter()
         if not isinstance(self.data, ScoredShards):
-            raise Refused("scores are asked for, but SITE.yaml has stream: benchmark")
+            raise Refused("the order is to score, but SITE.yaml has stream: benchmark")
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
             texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
-        return Scores(order.client, scores, counts, time.perf_counter() - begin)
+        return Scores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 
     def _answers(
         self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice
     ) -> tuple[list[str], np.ndarray | None]:
         """Answers to a stretch of a dataset with the broadcast subspaces, and the mix of every question."""
-        features = self._asked(dataset)
+        features = self._question_identity(dataset)
         first, last, _ = stretch.indices(len(features))
         features = features[first:last]
         subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
@@ -270,9 +279,9 @@ class Worker:
                 batch = encoded[start : start + size]
                 rows = slice(begin - first + start, begin - first + start + len(batch))
                 vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                asked = Asked(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
+                questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
                 with micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
-                    texts += self.method.answer(asked, None if weights is None else weights[rows])
+                    texts += self.method.answer(questions, None if weights is None else weights[rows])
         return texts, weights
 
 

@@ -11,18 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from fcit import seeding
+from fcit import registry, seeding
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import FCITError, RunError
-from fcit.evaluation import captions
+from fcit.evaluation.scorers import corpus_of
 from fcit.runs.reader import Run
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000  # counts held at once
 LEVEL = 0.95
-
-#: Scores that are no mean of marks but a function of sums over records: module with ``parts`` and ``score``.
-DECOMPOSED = {"caption": captions}
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,13 @@ def _taken_apart(path: Path, dataset: str, texts: tuple[str, ...]) -> tuple[np.n
     """Answers as rows that add up, and the score of their sums; None for a score that nobody has taken apart."""
     try:
         benchmark = open_benchmark(Run(path).config)
-        module = DECOMPOSED.get(benchmark.spec.datasets[dataset].scorer)
-        records = benchmark.test(dataset) if module else []
+        corpus = corpus_of(registry.resolve("scorer", benchmark.spec.datasets[dataset].scorer))
+        if corpus is None or corpus.parts is None or corpus.score is None:
+            return None
+        records = benchmark.test(dataset)
     except (FCITError, KeyError):
         return None  # the data have moved since
-    return (module.parts(texts, records), module.score) if module and len(records) == len(texts) else None
+    return (corpus.parts(texts, records), corpus.score) if len(records) == len(texts) else None
 
 
 @dataclass(frozen=True)

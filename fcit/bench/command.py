@@ -15,11 +15,14 @@ from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, cores, gpus
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.io.console import console
 from fcit.io.files import write_text
+
+PAGE = 140  # characters of a line that no terminal bounds: tables of many methods
 
 
 @dataclass(frozen=True)
-class Wishes:
+class BenchOptions:
     """What the command line asks for."""
 
     file: Path
@@ -33,74 +36,74 @@ class Wishes:
     into: Path | None = None
 
 
-def bench(wishes: Wishes) -> int:
+def bench(options: BenchOptions) -> int:
     """Run a bench file; returns the exit code.
 
     Raises:
         ConfigError: mistakes in the file, folders of other runs. DataError: unusable data.
     """
-    if wishes.jobs is not None and wishes.jobs < 1:
-        raise ConfigError(f"--jobs {wishes.jobs}: must be at least 1")
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    made, chosen = _wanted(wishes)
-    if wishes.dry_run:
-        return _list(console, made, chosen)
-    folders.check(made.runs if wishes.table else chosen, wishes.fresh and not wishes.table)
-    outcome = Outcome() if wishes.table else _work(console, made, chosen, wishes)
-    if not wishes.table and chosen != made.runs:
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: must be at least 1")
+    screen = console(PAGE)
+    made, chosen = _wanted(options)
+    if options.dry_run:
+        return _list(screen, made, chosen)
+    folders.check(made.runs if options.table else chosen, options.fresh and not options.table)
+    outcome = Outcome() if options.table else _work(screen, made, chosen, options)
+    if not options.table and chosen != made.runs:
         folders.check([run for run in made.runs if folders.state(run) == "done"], False)
-    _tables(console, made, wishes.into)
+    _tables(screen, made, options.into)
     for name, why in outcome.failed.items():
         print(f"fcit: {name} failed ({why}); see {made.folder / name / folders.LOG}", file=sys.stderr)
     if outcome.stopped:
-        print(f"stopped; `fcit bench {wishes.file}` goes on", file=sys.stderr)
+        print(f"stopped; `fcit bench {options.file}` goes on", file=sys.stderr)
         return EXIT_INTERRUPTED if outcome.stopped == signal.SIGINT else EXIT_STOPPED
     if outcome.failed:
         them = "it" if len(outcome.failed) == 1 else "them"
-        print(f"failed runs: {len(outcome.failed)}; `fcit bench {wishes.file}` tries {them} again", file=sys.stderr)
+        print(f"failed runs: {len(outcome.failed)}; `fcit bench {options.file}` tries {them} again", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_OK
 
 
-def _wanted(wishes: Wishes) -> tuple[Plan, list[Planned]]:
+def _wanted(options: BenchOptions) -> tuple[Plan, list[Planned]]:
     """The bench with all the seeds that were ever asked for, and the runs that this call is about.
 
     Raises:
         ConfigError: there is none.
     """
-    made = plan.load(wishes.file)
-    asked = None if wishes.seeds is None else seeds.parse(wishes.seeds)
+    made = plan.load(options.file)
+    asked = None if options.seeds is None else seeds.parse(options.seeds)
     more = seeds.remembered(made.folder)
-    if asked is not None and not wishes.table:
-        rows = seeds.named(made, wishes.rows)
+    if asked is not None and not options.table:
+        rows = seeds.named(made, options.rows)
         more = {**more, **{row.slug: [*more.get(row.slug, []), *asked] for row in rows}}
-        if not wishes.dry_run:
+        if not options.dry_run:
             seeds.remember(made, more)
     made = seeds.extended(made, more)
-    chosen = seeds.chosen(made, wishes.rows, asked)
-    found = [run for run in chosen if wishes.only in run.name or wishes.only in run.row.label]
+    chosen = seeds.chosen(made, options.rows, asked)
+    found = [run for run in chosen if options.only in run.name or options.only in run.row.label]
     if not chosen:
-        raise ConfigError(f"--seeds {wishes.seeds!r}: no run has one of these seeds; without --table they are added")
+        raise ConfigError(f"--seeds {options.seeds!r}: no run has one of these seeds; without --table they are added")
     if not found:
         names = ", ".join(dict.fromkeys(run.row.label for run in made.runs))
-        raise ConfigError(f"--only {wishes.only!r}: no run is called like that (rows: {names})")
+        raise ConfigError(f"--only {options.only!r}: no run is called like that (rows: {names})")
     return made, found
 
 
-def _list(console: Console, made: Plan, chosen: list[Planned]) -> int:
+def _list(screen: Console, made: Plan, chosen: list[Planned]) -> int:
     said = {"done": "done ", "begun": "begun", "new": "     "}
     for run in chosen:
         problem = folders.foreign(run)
         what = "OTHER" if problem else said[folders.state(run)]
-        console.print(f"{what} {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        screen.print(f"{what} {run.folder}", highlight=False, markup=False, soft_wrap=True)
         if problem:
-            console.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
+            screen.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
     done = sum(folders.state(run) == "done" for run in chosen)
-    console.print(f"{len(chosen)} runs, {done} done; baseline {made.baseline}", highlight=False, markup=False)
+    screen.print(f"{len(chosen)} runs, {done} done; baseline {made.baseline}", highlight=False, markup=False)
     return EXIT_OK
 
 
-def _work(console: Console, made: Plan, chosen: list[Planned], wishes: Wishes) -> Outcome:
+def _work(screen: Console, made: Plan, chosen: list[Planned], options: BenchOptions) -> Outcome:
     """Run what is not done."""
     missing = [run for run in chosen if folders.state(run) != "done"]
     if not missing:
@@ -108,9 +111,9 @@ def _work(console: Console, made: Plan, chosen: list[Planned], wishes: Wishes) -
     print("preparing data", file=sys.stderr)
     folders.prepare(missing)
     devices = gpus(missing)
-    jobs = min(wishes.jobs or made.jobs or len(devices) or cores(), len(missing))
+    jobs = min(options.jobs or made.jobs or len(devices) or cores(), len(missing))
     refresh = Refresh(made)
-    with BenchWatcher(console, made.name, len(chosen), len(chosen) - len(missing), jobs, refresh) as watcher:
+    with BenchWatcher(screen, made.name, len(chosen), len(chosen) - len(missing), jobs, refresh) as watcher:
         return Schedule(missing, jobs, watcher, devices).work()
 
 
@@ -142,21 +145,21 @@ def _write(board: leaderboard.Leaderboard) -> None:
     page.write_page(board)
 
 
-def _tables(console: Console, made: Plan, into: Path | None) -> None:
+def _tables(screen: Console, made: Plan, into: Path | None) -> None:
     """Write the leaderboard and show it."""
     board = leaderboard.collect(made)
     if not board.tables:
-        console.print("no run has finished yet: no tables", highlight=False)
+        screen.print("no run has finished yet: no tables", highlight=False)
         return
     _write(board)
     pictures = page.write_figures(board)
     for table in board.tables:
-        console.print(tables.terminal(table, board.name, console.width))
+        screen.print(tables.terminal(table, board.name, screen.width))
     path = made.folder / "leaderboard"
-    console.print(f"tables: {path}.md .csv .json .tex", highlight=False, soft_wrap=True)
-    console.print(f"page:   {path}.html", highlight=False, soft_wrap=True)
+    screen.print(f"tables: {path}.md .csv .json .tex", highlight=False, soft_wrap=True)
+    screen.print(f"page:   {path}.html", highlight=False, soft_wrap=True)
     if into is not None:
         into.mkdir(parents=True, exist_ok=True)
         for file in [*(path.with_suffix(f".{ending}") for ending in ("md", "csv", "json")), *pictures]:
             shutil.copy(file, into)
-        console.print(f"copies: {into}", highlight=False, soft_wrap=True)
+        screen.print(f"copies: {into}", highlight=False, soft_wrap=True)

@@ -9,9 +9,9 @@ from typing import Literal
 
 from fcit import config as configuration
 from fcit.bench.overrides import flat, text_of
-from fcit.bench.plan import Planned, same_run
-from fcit.data import fingerprint
+from fcit.bench.plan import RECORDED, Planned, same_run
 from fcit.data.benchmark import open_benchmark
+from fcit.data.fingerprints import fingerprint
 from fcit.errors import ConfigError, FCITError
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
@@ -43,7 +43,7 @@ def foreign(run: Planned) -> str | None:
     changed = [
         f"{key} is {text_of(there.get(key))} there, {text_of(planned.get(key))} in the plan"
         for key in {**there, **planned}
-        if there.get(key) != planned.get(key) and key not in ("name", "output")
+        if there.get(key) != planned.get(key) and key not in RECORDED
     ]
     return f"{folder.config} is of another run: {'; '.join(changed)}"
 

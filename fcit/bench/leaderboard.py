@@ -12,39 +12,20 @@ from typing import Any
 from fcit import registry
 from fcit.bench import bootstrap
 from fcit.bench.bootstrap import Difference
+from fcit.bench.file import OWN
 from fcit.bench.folders import state
 from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import Plan, Row, TableKey
 from fcit.config import RunConfig
+from fcit.config.effects import Effect, effects
 from fcit.errors import FCITError
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report import footing
+from fcit.report import scope
 from fcit.report.tables import FIGURES, constant_matrix
 from fcit.runs.reader import Run
 
 #: Blocks of a table: only the first is ranked.
 GROUPS = ("", "replay", "reference")
-
-#: Settings that cannot change what is compared, or that are marked by other means.
-_ASIDE = {
-    "name",
-    "output",
-    "seed",
-    "evaluation.batch_size",
-    "evaluation.batches_per_order",
-    "evaluation.seed",
-    "evaluation.when",
-    "federation.engine",
-    "federation.retries",
-    "federation.timeout",
-    "backbone.device",
-    "backbone.dtype",
-    "backbone.threads",
-    "backbone.feature_cache",
-    "backbone.feature_cache_gb",
-    "tensorboard",
-    "trackers",
-}
 
 
 @dataclass(frozen=True)
@@ -165,14 +146,16 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
     )
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    found = flat(config.model_dump(mode="json"))
-    return {k: v for k, v in found.items() if k not in _ASIDE and not k.startswith("ray.")}
+def _settings(config: RunConfig, effect: Effect) -> dict[str, Any]:
+    """The settings of one effect by dotted key; options of parts change results."""
+    known = effects(RunConfig)
+    values = flat(config.model_dump(mode="json"))
+    return {key: value for key, value in values.items() if known.get(key, Effect.RESULTS) is effect}
 
 
 def differing_settings(config: RunConfig, baseline: RunConfig) -> list[str]:
     """Settings that are not the baseline's. Options of another method are what makes it another method."""
-    ours, theirs = _settings(config), _settings(baseline)
+    ours, theirs = _settings(config, Effect.RESULTS), _settings(baseline, Effect.RESULTS)
     for family in ("method", "fedopt"):
         if ours[f"{family}.name"] != theirs[f"{family}.name"]:
             for found in (ours, theirs):
@@ -180,14 +163,14 @@ def differing_settings(config: RunConfig, baseline: RunConfig) -> list[str]:
                     del found[key]
             if family == "fedopt":
                 ours["fedopt"], theirs["fedopt"] = config.fedopt["name"], baseline.fedopt["name"]
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    keys = [key for key in {**ours, **theirs} if key not in OWN and ours.get(key) != theirs.get(key)]
     return [f"{key} {text_of(ours.get(key))}, not {text_of(theirs.get(key))}" for key in keys]
 
 
 def _surroundings(run: Run) -> dict[str, str]:
-    """Device, number format and versions of a run."""
-    environment, backbone = run.environment, run.config.backbone
-    found = {"device": backbone.device, "dtype": backbone.dtype, "threads": backbone.threads}
+    """What the last bits of a run depend on: settings, versions, machine."""
+    environment = run.environment
+    found = _settings(run.config, Effect.BITS)
     found |= {key: environment.get(key) for key in ("fcit", "source", "python")}
     found |= dict(environment.get("libraries") or {})
     found |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
@@ -234,7 +217,7 @@ def differing_training(line: Line, other: Line) -> list[str]:
         f"training: {change.sentence('there', 'here')}"
         for seed, run in line.runs.items()
         if seed in other.runs
-        for change in footing.trained_apart(other.runs[seed], run)
+        for change in scope.trained_apart(other.runs[seed], run)
     ]
     return list(dict.fromkeys(found))
 
@@ -248,7 +231,7 @@ def _finished(key: TableKey, plan: Plan) -> dict[str, Finished]:
     for planned in plan.runs:
         if planned.row.table == key and state(planned) == "done":
             run = Run(planned.folder)
-            rows = found.setdefault(footing.tested(run), {row.label: {} for row in plan.rows if row.table == key})
+            rows = found.setdefault(scope.tested(run), {row.label: {} for row in plan.rows if row.table == key})
             rows[planned.row.label][planned.seed] = run
     return found
 
@@ -263,10 +246,10 @@ def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
     anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
     for test, finished in found.items():
         first = _first(finished)
-        said = [footing.called(test) if len(found) > 1 else "", footing.changed(first)]
+        said = [scope.called(test) if len(found) > 1 else "", scope.changed(first)]
         table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished, known)
         others = [_first(other) for name, other in found.items() if name != test]
-        table.apart = [footing.why_apart(first, other) for other in others]
+        table.apart = [scope.why_apart(first, other) for other in others]
         table.waiting = [label for label in table.waiting if label not in anywhere]
         yield table
 

@@ -15,10 +15,11 @@ from fcit import registry
 from fcit.bench.file import BenchFile, Block, Lines, Location, Problems, read, unknown_setting
 from fcit.bench.overrides import Overrides, named, slug, text_of
 from fcit.config import RunConfig
+from fcit.config.effects import Effect, effects
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import FCITError
 from fcit.evaluation.matrix import over
-from fcit.report.footing import Footing
+from fcit.report.scope import ScoreScope
 
 
 class TableKey(NamedTuple):
@@ -29,14 +30,14 @@ class TableKey(NamedTuple):
     split: str
     reduced: tuple[str, ...]  # why its numbers are of less than the benchmark; empty: they are full
     stages: tuple[int, ...]  # those it is evaluated after, from 1; empty: every one
-    test_data: str = ""  # which, where finished runs were scored on several, see fcit.report.footing
+    test_data: str = ""  # which, where finished runs were scored on several, see fcit.report.scope
 
     @classmethod
     def of(cls, config: RunConfig, count: int) -> TableKey:
         """The table of a configuration whose benchmark has ``count`` stages."""
         stages = config.evaluation.stages(count)
         some = () if len(stages) == count else tuple(stages)
-        return cls(config.benchmark, config.setting, *Footing.of(config), some)
+        return cls(config.benchmark, config.setting, *ScoreScope.of(config), some)
 
     @property
     def parts(self) -> list[str]:
@@ -51,7 +52,7 @@ class TableKey(NamedTuple):
         """What must be said of its numbers; nothing of full ones of the test split after every stage."""
         stages = ", ".join(map(str, self.stages))
         after = f"evaluated after stage{'s' * (len(self.stages) > 1)} {stages} only" if self.stages else ""
-        return ", ".join(filter(None, [Footing(self.split, self.reduced).label, after, self.test_data]))
+        return ", ".join(filter(None, [ScoreScope(self.split, self.reduced).label, after, self.test_data]))
 
     @property
     def title(self) -> str:
@@ -65,16 +66,9 @@ class TableKey(NamedTuple):
 
 
 #: Settings that choose the table; they are named by its title, not by labels.
-TABLE_AXES = (
-    "benchmark",
-    "setting",
-    "evaluation.split",
-    "evaluation.samples",
-    "evaluation.seed",
-    "evaluation.when",
-    "data.max_records",
-    "data.turns",
-)
+TABLE_AXES = frozenset(key for key, effect in effects(RunConfig).items() if effect is Effect.SCOPE)
+#: Settings that may differ between two folders of one run.
+RECORDED = frozenset(key for key, effect in effects(RunConfig).items() if effect is Effect.RECORD)
 
 
 @dataclass(frozen=True)
@@ -214,8 +208,7 @@ def _with_threads(config: RunConfig) -> RunConfig:
 
 def same_run(config: RunConfig) -> str:
     """A text that two configurations share if they are the same run, wherever it is kept and whoever is told."""
-    aside = {"name", "output", "tensorboard", "trackers"}
-    return json.dumps(config.model_dump(mode="json", exclude=aside), sort_keys=True)
+    return json.dumps(config.model_dump(mode="json", exclude=set(RECORDED)), sort_keys=True)
 
 
 def _merged(rows: list[Row]) -> list[Row]:

@@ -11,7 +11,11 @@ from fcit.cli.commands import Add
 def arguments(add: Add) -> None:
     """Declare the command."""
     command = add(
-        "bench", _bench, "run a bench file: many runs, one table", "fcit bench configs/bench/demo.yaml --jobs 2"
+        "bench",
+        _bench,
+        "run a bench file: many runs, and the table that compares them",
+        "fcit bench configs/bench/demo.yaml --jobs 2",
+        "Runs what is missing and makes the tables anew; the same command goes on after an interruption.",
     )
     command.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")
     command.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
@@ -24,16 +28,18 @@ def arguments(add: Add) -> None:
         "--seeds", metavar="N,N", help="run these seeds of the rows, also seeds that the file does not name"
     )
     command.add_argument("--jobs", type=int, help="runs at a time (default: the file's, else one per GPU or core)")
-    command.add_argument("--fresh", action="store_true", help="remove and repeat runs that are not the file's any more")
+    command.add_argument(
+        "--fresh", action="store_true", help="remove and repeat runs that the file no longer describes"
+    )
     command.add_argument(
         "--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed"
     )
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from fcit.bench.command import Wishes, bench
+    from fcit.bench.command import BenchOptions, bench
 
     rows = tuple(args.rows or ())
     return bench(
-        Wishes(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
+        BenchOptions(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
     )

@@ -30,7 +30,7 @@ HELP = (
 
 @dataclass
 class Chat:
-    """One conversation without a memory: every question is asked anew of the images at hand, if there are any."""
+    """A conversation without a memory: each question is asked on its own, about the current images, if any."""
 
     assistant: Assistant
     console: Console
@@ -40,7 +40,7 @@ class Chat:
     as_json: bool = False
 
     def ask(self, question: str) -> None:
-        """Answer and show who spoke.
+        """Answer and show which subspaces gave the answer.
 
         Raises:
             ConfigError: no such subspace. DataError: an image cannot be read.
@@ -111,8 +111,9 @@ def arguments(add: Add) -> None:
     command = add(
         "chat",
         _chat,
-        "ask what a run learnt, and see which subspaces spoke; without a question, a conversation",
-        'fcit chat my-adapters --image cat.png "What is this?"',
+        "ask the model of a run or an export",
+        'fcit chat my-adapters --image cat.png "What is this?"\n  fcit chat runs/demo-disco-1',
+        "Each answer comes with the subspaces that gave it. Without a question: a conversation, line by line.",
     )
     command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder")
     command.add_argument("question", nargs="?", help="worded as in training, format line included: it decides the mix")
@@ -123,10 +124,10 @@ def arguments(add: Add) -> None:
         default=[],
         help="what the question is about; again for every further image",
     )
-    command.add_argument("--subspace", metavar="NAME", help="let this one alone answer")
+    command.add_argument("--subspace", metavar="NAME", help="answer with this subspace alone")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
     command.add_argument("--backbone", metavar="MODEL", help="folder or hub name of the frozen model, if it moved")
-    command.add_argument("--identity", metavar="CLIP", help="the same for the CLIP that routes")
+    command.add_argument("--identity", metavar="CLIP", help="folder or hub name of the CLIP that routes, if it moved")
     command.add_argument("--device", help="cpu or cuda[:n] (default: the run's, if this machine has it)")
     command.add_argument("--other-weights", action="store_true", help="take a backbone that is not the run's")
     command.add_argument("--json", action="store_true", help="one JSON object for each answer")

@@ -9,8 +9,8 @@ from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
-#: Families that have a contract.
-FAMILIES = ("method", "fedopt")
+#: Families that have a contract, and what one of their parts is called.
+FAMILIES = {"method": "method", "fedopt": "federated optimiser"}
 
 
 def arguments(add: Add) -> None:
@@ -20,6 +20,7 @@ def arguments(add: Add) -> None:
         _check,
         "check that a method or a federated optimiser keeps its contract",
         "fcit check ./mine.py:MyMethod strength=2",
+        "Runs it on a toy federation, without a model: every hook that it overrides is called as in a run.",
     )
     command.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
     command.add_argument("options", nargs="*", metavar="key=value", help="options of it, e.g. mix=argmax")
@@ -48,10 +49,12 @@ def _check(args: argparse.Namespace) -> int:
     options = dict(getattr(config, family))
     name = options.pop("name")
     contract = methods if family == "method" else fedopts
+    label, (condition, values) = registry.label(name), contract.conditions(name)
+    chosen = ", ".join(f"{key} {value}" for key, value in options.items())
+    print(f"{FAMILIES[family]} {label}{f' ({chosen})' if chosen else ''}, with {condition}: {', '.join(values)}")
     good = True
     for what, wrong in contract.check(name, options):
         good &= wrong is None
         print(f"{'ok  ' if wrong is None else 'FAIL'} {what}" + (f"\n     {wrong}" if wrong else ""))
-    verdict = "keeps the contract" if good else "breaks the contract"
-    print(f"{registry.label(name) if family == 'method' else name} {verdict}")
+    print(f"{label} {'keeps' if good else 'breaks'} the contract")
     return EXIT_OK if good else EXIT_FAILED

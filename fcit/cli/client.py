@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fcit.cli.commands import Add, told
+from fcit.cli.commands import Add, print_checks
 
 
 def arguments(add: Add) -> None:
     """Declare the command."""
-    command = add("client", _client, "a site of such a federation", "fcit client check SITE.yaml")
+    command = add(
+        "client",
+        _client,
+        "a site of a federation on separate machines",
+        "fcit client check SITE.yaml\n  fcit client start SITE.yaml\n  fcit client audit SITE.yaml",
+        "SITE.yaml comes with the folder that the operator hands over (`fcit deploy init`).",
+    )
     command.add_argument(
         "action",
         choices=["start", "check", "audit"],
         help="run the site in the foreground; check SITE.yaml, data and connection; verify and print what was sent",
     )
-    command.add_argument("site", type=Path, metavar="SITE.yaml")
+    command.add_argument("site", type=Path, metavar="SITE.yaml", help="the site's configuration")
 
 
 def _client(args: argparse.Namespace) -> int:
@@ -33,4 +39,4 @@ def _client(args: argparse.Namespace) -> int:
         return command(args.site)
     from clients.site.check import check
 
-    return told(check(args.site))
+    return print_checks(check(args.site))

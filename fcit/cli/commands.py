@@ -1,4 +1,4 @@
-"""What the files of the commands share."""
+"""What the commands share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 
 from fcit.errors import EXIT_FAILED, EXIT_OK
 
-#: Adds a command to the parser: name, what carries it out, one sentence, an example.
+#: Adds a command to the parser: its name, the function that carries it out, one sentence, examples; further text.
 Add = Callable[..., argparse.ArgumentParser]
 
 
-def told(checks: Iterable[tuple[str, bool, str]]) -> int:
-    """Print checks as they are made (what, whether it is fine, detail); returns the exit code."""
+def print_checks(checks: Iterable[tuple[str, bool, str]]) -> int:
+    """Print checks as they are made (what is checked, whether it is good, detail); returns the exit code."""
     good = True
     for what, fine, detail in checks:
         good &= fine

@@ -15,19 +15,19 @@ from fcit.io.bounded import shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fcit.data.findings import Findings
+    from fcit.data.checks.findings import Findings
     from fcit.data.spec import BenchmarkSpec
     from fcit.evaluation.constant import Constant
 
 _EXAMPLE = """\
 fcit data make --root /tmp/fcit-data            render the built-in data sets
-  fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is to be had
+  fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is found
   fcit data check fcit-task --root /data/fcit     files, records, a sample of images, the partition
   fcit data check fcit-task --root /data/fcit --all --json   every image; findings as JSON
   fcit data check --config configs/fcit/task-hom-disco.yaml  as a run's model reads it, before anything trains
   fcit data check mine.yaml --root /data          the same for a benchmark of your own
 
-exit codes of check: 0 every setting asked for can run, 2 something is missing or broken"""
+exit codes of check: 0 every setting that was checked can run, 2 something is missing or broken"""
 
 
 def arguments(add: Add) -> None:
@@ -41,9 +41,9 @@ def arguments(add: Add) -> None:
     make.set_defaults(work=_make)
 
     download = actions.add_parser(
-        "download", help="fetch what is on the Hugging Face hub, say where the rest is; goes on after an interruption"
+        "download", help="fetch what is on the Hugging Face hub, say where the rest is found; can be interrupted"
     )
-    check = actions.add_parser("check", help="look at a benchmark's files and say what is missing or broken")
+    check = actions.add_parser("check", help="report what is missing or broken in a benchmark's files")
     named = "a shipped benchmark (see `fcit list benchmark`) or a YAML file"
     download.add_argument("benchmark", help=named)
     download.add_argument("--root", type=Path, required=True, help="data root")
@@ -68,8 +68,8 @@ def arguments(add: Add) -> None:
 def _make(args: argparse.Namespace) -> int:
     from rich.progress import track
 
-    from fcit.data.benchmark import cache_folder
     from fcit.data.mini.render import FOLDERS, VERSION, ensure
+    from fcit.io.cache import cache_folder
 
     root = args.root or cache_folder() / VERSION
     names = args.dataset or list(FOLDERS)
@@ -107,7 +107,7 @@ def _download(args: argparse.Namespace) -> int:
     return _report(_look(args, spec))
 
 
-def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]:
+def _constants(args: argparse.Namespace, findings: Findings) -> dict[str, Constant]:
     """The best constant answer to the test questions of every data set that can be read, scored without Java."""
     from fcit import config as configuration
     from fcit.data.benchmark import open_benchmark
@@ -115,10 +115,12 @@ def _constants(args: argparse.Namespace, found: Findings) -> dict[str, Constant]
 
     raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
     benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
-    return constants(benchmark, [d.name for d in found.datasets if d.test], without_java)
+    return constants(benchmark, [d.name for d in findings.datasets if d.test], without_java)
 
 
 def _check(args: argparse.Namespace) -> int:
+    from fcit.evaluation.constant import without_java
+
     if args.config is not None:
         if args.benchmark or args.root or args.setting or args.beta or args.all:
             raise ConfigError(
@@ -133,21 +135,22 @@ def _check(args: argparse.Namespace) -> int:
         fill = f"`fcit data download {args.benchmark} --root ...` fills one"
         own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
         raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
-    found = _look(args, spec)
-    constants = _constants(args, found)
+    findings = _look(args, spec)
+    constants = _constants(args, findings)
     if args.json:
         best = {name: constant._asdict() for name, constant in constants.items()}
-        print(json.dumps({**found.to_json(), "constants": best}, indent=1))
-        return EXIT_OK if found.good else EXIT_USAGE
-    code = _report(found)
+        print(json.dumps({**findings.to_json(), "constants": best}, indent=1))
+        return EXIT_OK if findings.good else EXIT_USAGE
+    code = _report(findings)
     for name, constant in constants.items():
-        by = " by our rule `caption`" if spec.datasets[name].scorer == "caption7" else ""
+        rule = spec.datasets[name].scorer
+        by = f" by our rule `{without_java(rule)}`" if without_java(rule) != rule else ""
         print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
     return code
 
 
 def _configured(args: argparse.Namespace) -> int:
-    """Everything that a run looks at in its data before it trains, for the model it names.
+    """Every check of its data that a run makes before it trains, for the model it names.
 
     Raises:
         ConfigError: what would stop the run.
@@ -155,26 +158,27 @@ def _configured(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fcit import config as configuration
-    from fcit.data import prepare
-    from fcit.data.benchmark import open_benchmark
+    from fcit.data.benchmark import Benchmark
+    from fcit.data.checks import before_run
+    from fcit.data.stream import open_stream
     from fcit.evaluation.reachable import warnings
     from fcit.io.console import console
     from fcit.models.judging import judge_of
 
     config = configuration.load(args.config)
-    if config.stream == "site":
+    benchmark = open_stream(config)
+    if not isinstance(benchmark, Benchmark):
         raise ConfigError(
             "--config: with stream: site the data are at the sites; `fcit client check SITE.yaml` looks there"
         )
-    benchmark = open_benchmark(config)
     benchmark.judge = judge_of(config.backbone)
     benchmark.prepare()
     if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
         benchmark.look()
     benchmark.divide()
-    told = prepare.told(benchmark, warnings(benchmark))
+    findings = before_run.findings(benchmark, warnings(benchmark))
     if args.json:
-        print(json.dumps({"good": True, **told}, indent=1))
+        print(json.dumps({"good": True, **findings}, indent=1))
         return EXIT_OK
     most = config.backbone.max_length
     table = Table(title=f"{benchmark.spec.name} as {config.backbone.model} reads it (backbone.max_length {most})")
@@ -182,21 +186,21 @@ def _configured(args: argparse.Namespace) -> int:
         table.add_column(column)
     for column in ("records", "unusable", "tokens (mean)", "tokens (most)", "turns dropped"):
         table.add_column(column, justify="right")
-    for name, splits in told["tokens"].items():
-        for split, found in splits.items():
+    for name, splits in findings["tokens"].items():
+        for split, counts in splits.items():
             form = benchmark.formats.get(name, "") if split == "train" else ""
-            numbers = [found[key] for key in ("records", "unusable", "mean", "longest")]
-            table.add_row(name, split, form, *(f"{number:,}" for number in [*numbers, found.get("turns_dropped", 0)]))
+            numbers = [counts[key] for key in ("records", "unusable", "mean", "longest")]
+            table.add_row(name, split, form, *(f"{number:,}" for number in [*numbers, counts.get("turns_dropped", 0)]))
     screen = console()
     screen.print(table)
-    for warning in told["warnings"]:
+    for warning in findings["warnings"]:
         screen.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK
 
 
 def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
-    from fcit.data.benchmark import cache_folder
-    from fcit.data.inspection import BETAS, SETTINGS, Inspection
+    from fcit.data.checks.inspection import BETAS, SETTINGS, Inspection
+    from fcit.io.cache import cache_folder
 
     wanted = getattr(args, "setting", None)
     if wanted == "heterogeneous" and not spec.heterogeneous:
@@ -210,37 +214,39 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
     return look.look([wanted] if wanted else SETTINGS, betas)
 
 
-def _report(found: Findings) -> int:
+def _report(findings: Findings) -> int:
     """Print tables of the findings and their first problems in words; the exit code says whether all is well."""
     from rich.table import Table
 
     from fcit.io.console import console
 
     screen = console()
-    table = Table(title=f"{found.benchmark} under {found.root}")
+    table = Table(title=f"{findings.benchmark} under {findings.root}")
     left = ("data set", "format", "")
     for column in ("data set", "format", "files", "train", "test", "images looked at", "bad images", "bad records", ""):
         table.add_column(column, justify="left" if column in left else "right")
-    for d in found.datasets:
-        there = sum(size is not None for size in d.files.values())
+    for d in findings.datasets:
+        existing = sum(size is not None for size in d.files.values())
         numbers = [f"{n:,}" if n is not None else "?" for n in (d.train, d.test, d.images, d.bad_images, d.bad_records)]
-        table.add_row(d.name, d.format or "?", f"{there}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
+        table.add_row(d.name, d.format or "?", f"{existing}/{len(d.files)}", *numbers, "ok" if d.good else "FAIL")
     screen.print(table)
-    screen.print(_counts("what the training records are", {d.name: d.conversations for d in found.datasets}))
-    screen.print(_counts("what the images looked at are", {d.name: d.pictures for d in found.datasets}))
+    screen.print(_counts("what the training records are", {d.name: d.conversations for d in findings.datasets}))
+    screen.print(_counts("what the images looked at are", {d.name: d.pictures for d in findings.datasets}))
     table = Table(title="what can run")
     for column in ("setting", "beta", "client files", "", ""):
         table.add_column(column)
-    for s in found.settings:
+    for s in findings.settings:
         table.add_row(s.setting, s.beta, s.partition, "ok" if s.runs else "FAIL", s.why)
     screen.print(table)
-    problems = [p for d in found.datasets for p in d.problems] + [p for part in found.partitions for p in part.problems]
+    problems = [p for d in findings.datasets for p in d.problems] + [
+        p for part in findings.partitions for p in part.problems
+    ]
     for problem in problems:
         screen.print(problem, highlight=False, markup=False, soft_wrap=True)
-    notes = [n for d in found.datasets for n in d.notes] + [n for part in found.partitions for n in part.notes]
+    notes = [n for d in findings.datasets for n in d.notes] + [n for part in findings.partitions for n in part.notes]
     for note in dict.fromkeys(notes):  # a note on a partition is the same for every beta
         screen.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    return EXIT_OK if found.good else EXIT_USAGE
+    return EXIT_OK if findings.good else EXIT_USAGE
 
 
 def _counts(title: str, rows: dict[str, dict[str, int]]) -> Table:

@@ -18,8 +18,8 @@ _Work = Callable[[argparse.Namespace], int]
 
 
 def _init(args: argparse.Namespace) -> int:
+    from fcit.deploy.deployment import Deployment
     from fcit.deploy.init import init
-    from fcit.deploy.layout import Deployment
     from fcit.deploy.steps import Steps
 
     plan = Deployment.plan(args.dir, args.host, args.port, args.bind, args.superlink_port)
@@ -29,7 +29,7 @@ def _init(args: argparse.Namespace) -> int:
 
 def _files(args: argparse.Namespace) -> int:
     from fcit.deploy import init
-    from fcit.deploy.layout import Deployment
+    from fcit.deploy.deployment import Deployment
     from fcit.deploy.steps import Steps
 
     deployment, steps = Deployment.open(args.dir), Steps(args.dry_run)
@@ -43,7 +43,7 @@ def _files(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
-    from fcit.deploy.layout import Deployment
+    from fcit.deploy.deployment import Deployment
     from fcit.deploy.steps import Steps
     from fcit.deploy.up import up
 
@@ -52,7 +52,7 @@ def _up(args: argparse.Namespace) -> int:
 
 def _control(args: argparse.Namespace) -> int:
     from fcit.deploy import control
-    from fcit.deploy.layout import Deployment
+    from fcit.deploy.deployment import Deployment
     from fcit.deploy.steps import Steps
 
     deployment, steps = Deployment.open(args.dir), Steps(args.dry_run)
@@ -69,7 +69,7 @@ def _control(args: argparse.Namespace) -> int:
 
 def _submit(args: argparse.Namespace) -> int:
     from fcit.deploy import submit
-    from fcit.deploy.layout import Deployment
+    from fcit.deploy.deployment import Deployment
     from fcit.deploy.steps import Steps
 
     deployment, steps = Deployment.open(args.dir), Steps(args.dry_run)
@@ -84,7 +84,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _follow(args: argparse.Namespace) -> int:
     from fcit.deploy import submit
-    from fcit.deploy.layout import Deployment
+    from fcit.deploy.deployment import Deployment
 
     return submit.follow(Deployment.open(args.dir), args.run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fcit.cli.commands import Add, told
+from fcit.cli.commands import Add, print_checks
 from fcit.errors import ConfigError
 
 
@@ -14,8 +14,10 @@ def arguments(add: Add) -> None:
     command = add(
         "doctor",
         _doctor,
-        "check this machine, the libraries and the built-in model; with --config, what a run needs and how long",
+        "check this machine and the built-in model; with --config, what a run needs",
         "fcit doctor --config configs/24gb/disco.yaml data_root=/data/fcit --gpu-gb 24",
+        "Without --config: libraries, devices, and a training step of the built-in model. With it: memory, disk and\n"
+        "time of the run, and whether its model can be loaded; nothing is downloaded.",
     )
     command.add_argument(
         "--config",
@@ -36,7 +38,7 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.config is None:
         if args.overrides or args.gpu_gb or args.no_probe:
             raise ConfigError("doctor: name the configuration, e.g. fcit doctor --config configs/24gb/disco.yaml")
-        return told(check())
+        return print_checks(check())
     from fcit import config as configuration
     from fcit.doctor.command import doctor
     from fcit.io.console import console

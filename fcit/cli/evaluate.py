@@ -11,11 +11,10 @@ from pathlib import Path
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
-_TEXT = (
-    "score a file of predictions: JSON lines with question_id and text, as the official scripts of FCIT, UCIT and "
-    "MLLM-CL write them and as run folders hold them (predictions/stage-N/DATASET.jsonl). The sum is divided by the "
-    "number of lines, as officially; lines that are missing or come twice are told."
-)
+_TEXT = """\
+The file holds JSON lines with question_id and text, as the official scripts of FCIT, UCIT and MLLM-CL write them, and
+as run folders hold them (predictions/stage-N/DATASET.jsonl). The sum is divided by the number of lines, as officially;
+lines that are missing or repeated are reported."""
 _EXAMPLE = """\
 fcit evaluate --predictions merge.jsonl --dataset grounding --benchmark fcit-cap --root /data/fcit
   fcit evaluate --predictions runs/task-disco-1/predictions/stage-8/iconqa.jsonl --dataset iconqa \\
@@ -25,7 +24,7 @@ fcit evaluate --predictions merge.jsonl --dataset grounding --benchmark fcit-cap
 
 def arguments(add: Add) -> None:
     """Declare the command."""
-    command = add("evaluate", _evaluate, _TEXT, _EXAMPLE)
+    command = add("evaluate", _evaluate, "score a file of predictions by the official rules", _EXAMPLE, _TEXT)
     command.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="JSON lines")
     command.add_argument("--dataset", required=True, help="which data set of the benchmark was answered")
     command.add_argument("--benchmark", default="fcit-task", help="a shipped benchmark or a YAML file")
@@ -36,7 +35,7 @@ def arguments(add: Add) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    """Score the file and print what was found; returns the exit code."""
+    """Score the file and print the scores; returns the exit code."""
     from fcit import config as configuration
     from fcit.data.benchmark import open_benchmark
     from fcit.evaluation.scoring import rules, score_file
@@ -46,14 +45,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     rules(benchmark, args.dataset, args.rule)  # before anything is rendered
     if benchmark.spec.source == "mini":
         benchmark.prepare([args.dataset])
-    found = score_file(benchmark, args.dataset, args.predictions, args.rule)
-    for text in found.warnings:
+    scores = score_file(benchmark, args.dataset, args.predictions, args.rule)
+    for text in scores.warnings:
         print(f"fcit: {args.predictions}: {text}", file=sys.stderr)
     if args.json:
         head = {"predictions": str(args.predictions), "benchmark": benchmark.spec.name, "dataset": args.dataset}
-        print(json.dumps({**head, **asdict(found)}, indent=1))
+        print(json.dumps({**head, **asdict(scores)}, indent=1))
         return EXIT_OK
-    print(f"{args.dataset} of {benchmark.spec.name}: {found.lines} predictions, {found.questions} questions")
-    for score in found.scores:
+    print(f"{args.dataset} of {benchmark.spec.name}: {scores.lines} predictions, {scores.questions} questions")
+    for score in scores.scores:
         print(f"  {score.rule:20} {score.score:7.2f}  {'official rule' if score.official else 'our definition'}")
     return EXIT_OK

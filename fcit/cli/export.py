@@ -1,4 +1,4 @@
-"""``fcit export``: what a run learnt, given to others."""
+"""``fcit export``: a run's subspaces as adapters that others can load."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ def arguments(add: Add) -> None:
     command = add(
         "export",
         _export,
-        "write a finished run's subspaces as peft adapters, with routing and a model card",
+        "write a finished run's subspaces as peft adapters",
         "fcit export runs/task-disco-1 --to my-adapters",
+        "The folder holds one peft adapter for each subspace, what routes questions to them, and a model card.\n"
+        "`fcit chat DIR` and fcit.load(DIR) answer with it.",
     )
     command.add_argument("run", type=Path, help="run folder")
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
-    command.add_argument("--force", action="store_true", help="replace an export that is there; other files stay")
+    command.add_argument(
+        "--force", action="store_true", help="replace an older export in this folder; other files stay"
+    )
 
 
 def _export(args: argparse.Namespace) -> int:

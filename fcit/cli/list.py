@@ -1,40 +1,66 @@
-"""``fcit list``: what can be chosen."""
+"""``fcit list``: the names that can be chosen in configurations and benchmark files, and all settings."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
-FAMILIES = [*registry.FAMILIES, "benchmark"]
+FAMILIES = [*registry.FAMILIES, "benchmark", "format"]
+_WIDTH = 20  # characters of a name
 
 
 def arguments(add: Add) -> None:
     """Declare the command."""
-    command = add("list", _list, "what can be chosen", "fcit list method")
-    command.add_argument("family", nargs="?", choices=[*FAMILIES, "settings"])
+    command = add(
+        "list",
+        _list,
+        "list methods, optimisers, scorers, benchmarks and all settings",
+        "fcit list method\n  fcit list settings       every key of a configuration with its default",
+        "Without a family, all of them. † marks definitions of our own.",
+    )
+    command.add_argument("family", nargs="?", choices=[*FAMILIES, "settings"], metavar="FAMILY", help=_families())
+
+
+def _families() -> str:
+    return f"one of {', '.join([*FAMILIES, 'settings'])}"
 
 
 def _list(args: argparse.Namespace) -> int:
-    from fcit.data.spec import read_spec, shipped
-
     for family in [args.family] if args.family else FAMILIES:
         print(f"{family}:")
-        if family == "settings":
-            from fcit.config import settings
-
-            for key, default, text in settings():
-                print(f"  {key + ' = ' + default:44} {text}".rstrip())
-            continue
-        if family == "benchmark":
-            for name in shipped():
-                print(f"  {name:20} {read_spec(name).description.strip()}")
-            continue
-        for name in sorted(registry.FAMILIES[family]):
-            part = registry.resolve(family, name)
-            text = getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
-            sign = " †" if getattr(part, "dagger", False) else ""  # our own definition
-            print(f"  {name + sign:20} {text}")
+        for line in _settings() if family == "settings" else _members(family):
+            print(f"  {line}".rstrip())
     return EXIT_OK
+
+
+def _settings() -> Iterator[str]:
+    from fcit.config import settings
+
+    return (f"{key + ' = ' + default:44} {text}" for key, default, text in settings())
+
+
+def _members(family: str) -> Iterator[str]:
+    """A line for each member of a family: its name and what it is."""
+    if family == "benchmark":
+        from fcit.data.spec import read_spec, shipped
+
+        yield from (f"{name:{_WIDTH}} {read_spec(name).description.strip()}" for name in shipped())
+        return
+    if family == "format":
+        from fcit.data import formats
+
+        yield from (f"{name:{_WIDTH}} {_summary(formats.module(name))}" for name in formats.FORMATS)
+        return
+    for name in sorted(registry.FAMILIES[family]):
+        part = registry.resolve(family, name)
+        sign = " †" if getattr(part, "dagger", False) else ""  # our own definition
+        yield f"{name + sign:{_WIDTH}} {_summary(part)}"
+
+
+def _summary(part: object) -> str:
+    """What a part is, in one line: its ``summary``, or the first line of its docstring."""
+    return getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]

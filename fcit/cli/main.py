@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
 
 from fcit import __version__
 from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run
 from fcit.cli import list as listing
 from fcit.errors import EXIT_INTERRUPTED, EXIT_USAGE, FCITError
 
-#: In the order in which ``fcit --help`` tells them.
+#: In the order of ``fcit --help``.
 COMMANDS = (run, report, bench, listing, check, data, export, chat, evaluate, deploy, client, doctor)
 
 _EXAMPLES = """\
+`fcit COMMAND --help` explains a command. First steps: `fcit run configs/demo-disco.yaml` (about a minute on a CPU),
+then `fcit report runs/demo-disco-1`.
+
 examples:
   fcit run configs/demo-disco.yaml                       one run, in the folder runs/
   fcit run configs/task-disco.yaml seed=1 training.lr=0.002
@@ -37,8 +41,17 @@ exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on req
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Ends with one sentence that names the way to the help, as all errors of fcit do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the arguments and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"fcit: {message}; `{self.prog} --help` explains the arguments\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fcit",
         description="Federated continual instruction tuning of multimodal language models.",
         epilog=_EXAMPLES,
@@ -47,11 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fcit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, work, text: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, work, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=text,
-            description=text,
+            description="\n\n".join(filter(None, (f"{text[0].upper()}{text[1:]}.", more))),
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -76,9 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "fcit", "server", "clients"):
-            raise  # a fault of ours
+            raise  # a mistake in fcit, not a missing package
         need = f"this needs the package {error.name!r}, which is not installed; `make install` (or pip) brings it"
-        print(f"fcit: {need}; `fcit doctor` tells what is there", file=sys.stderr)
+        print(f"fcit: {need}; `fcit doctor` lists what is installed", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

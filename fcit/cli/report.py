@@ -14,8 +14,10 @@ def arguments(add: Add) -> None:
     command = add(
         "report",
         _report,
-        "show and compare runs: tables, one page to look at, figures (SVG, PDF), CSV, LaTeX",
-        "fcit report runs/a-1 runs/b-1 --output ab",
+        "show and compare runs",
+        "fcit report runs/demo-disco-1 runs/demo-finetune-1 --output comparison",
+        "Prints tables, and writes one HTML page, figures (SVG, PDF) and tables (CSV, LaTeX). Unfinished runs are\n"
+        "shown as far as they go.",
     )
     command.add_argument("runs", type=Path, nargs="+", help="run folders")
     command.add_argument(

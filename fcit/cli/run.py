@@ -5,35 +5,56 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
 
+if TYPE_CHECKING:
+    from fcit.data.stream import Stream
+
+
+_TEXT = """\
+Prepares and checks the data, makes the run folder OUTPUT/NAME-N, trains and evaluates stage by stage, and writes
+report.html into the folder. An interrupted run goes on with `fcit resume RUN`; `fcit report RUN RUN ...` compares."""
+_EXAMPLE = """\
+fcit run configs/demo-disco.yaml                                    four stages, about a minute on a CPU
+  fcit run configs/task-disco.yaml seed=1 federation.beta=0.5         settings changed for this run
+  fcit run configs/task-disco.yaml method=./mine.py:MyMethod          a method of your own
+  fcit doctor --config configs/24gb/disco.yaml                        first: will it fit, and how long will it take"""
+_RESUMED = "The run goes on from its last checkpoint and ends with the same bits as if it had not been interrupted."
+
 
 def arguments(add: Add) -> None:
     """Declare both commands."""
-    run = add("run", _run, "run a configuration", "fcit run configs/task-disco.yaml seed=1 federation.beta=0.5")
-    run.add_argument("config", type=Path, help="YAML file")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. training.lr=0.002")
-    resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1")
+    run = add("run", _run, "run a configuration", _EXAMPLE, _TEXT)
+    run.add_argument("config", type=Path, help="YAML file; shipped ones are in configs/")
+    run.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change a setting for this run, e.g. training.lr=0.002 (all: `fcit list settings`)",
+    )
+    resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1", _RESUMED)
     resume.add_argument("run", type=Path, help="run folder")
     resume.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="go on although data or own code are not what they were; the run says so from then on",
+        help="go on although the data or code of your own have changed; everything that shows the run says so",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
     from fcit import config as configuration
-    from fcit.data.benchmark import open_benchmark
+    from fcit.data.stream import open_stream
     from fcit.runs.create import create
 
     config = configuration.load(args.config, args.overrides)
-    print(f"preparing data under {open_benchmark(config).root}", file=sys.stderr)
-    path = create(config).path
+    stream = open_stream(config)
+    print(f"preparing data{f' under {stream.root}' if stream.root else ''}", file=sys.stderr)
+    path = create(config, stream).path
     print(f"run folder {path.resolve()}", file=sys.stderr)
-    return _execute(path)
+    return _execute(path, stream=stream)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -53,8 +74,8 @@ def _resume(args: argparse.Namespace) -> int:
     return _execute(args.run, args.accept_changed_data)
 
 
-def _execute(path: Path, accept_changed_data: bool = False) -> int:
-    """Run or resume a run folder on its engine; print the final table."""
+def _execute(path: Path, accept_changed_data: bool = False, stream: Stream | None = None) -> int:
+    """Run or resume a run folder on its engine; print the final table. ``stream``: of a folder made just now."""
     from fcit.io.console import console
     from fcit.report import terminal
     from fcit.runs.progress import ConsoleWatcher
@@ -62,7 +83,7 @@ def _execute(path: Path, accept_changed_data: bool = False) -> int:
 
     with ConsoleWatcher(console(), path.name) as watcher:
         try:
-            run = execute(path, watcher, accept_changed_data)
+            run = execute(path, watcher, accept_changed_data, stream)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
+from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.io import bounded
 
 LONGEST = 24  # tokens of an answer where nobody says otherwise
 
-#: How pictures become pixels: see :mod:`fcit.data.pixels`.
+#: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
 
 
@@ -55,13 +56,15 @@ class Federation(Section):
         "seeded", description="official: the published table (50 clients, 5 per round)"
     )
     beta: float = Field(1.0, gt=0, description="Dirichlet concentration of client sizes")
-    engine: str = Field("inline", description="where client work runs; see `fcit list`")
+    engine: Annotated[str, WORK] = Field("inline", description="where client work runs; see `fcit list`")
     min_updates: int = Field(1, ge=1, description="accepted updates a round needs")
-    retries: int = Field(1, ge=0, description="how often a round with too few updates is repeated")
+    retries: Annotated[int, WORK] = Field(1, ge=0, description="how often a round with too few updates is repeated")
     on_too_few: Literal["retry", "wait", "stop"] = Field(
         "retry", description="after too few updates: repeat `retries` times, repeat until there are enough, or stop"
     )
-    pause: float = Field(60.0, ge=0, description="seconds before a round is repeated with on_too_few: wait")
+    pause: Annotated[float, WORK] = Field(
+        60.0, ge=0, description="seconds before a round is repeated with on_too_few: wait"
+    )
     stages: int = Field(1, ge=1, description="stages of a run with stream: site; a benchmark brings its own")
     max_openings: int = Field(16, ge=1, description="subspaces one client's statistics may open; more are refused")
     max_subspaces: int = Field(256, ge=1, description="subspaces the server keeps; clients that need more are left out")
@@ -69,7 +72,7 @@ class Federation(Section):
         1_000_000, ge=1, description="records a shard may claim where the server cannot know; more are not believed"
     )
     wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
-    timeout: float = Field(3600.0, gt=0, description="seconds a round may take")
+    timeout: Annotated[float, WORK] = Field(3600.0, gt=0, description="seconds a round may take")
 
 
 class Ray(Section):
@@ -136,10 +139,12 @@ class Training(Section):
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
     )
-    micro_batch: MicroBatch = Field(
+    micro_batch: Annotated[MicroBatch, BITS] = Field(
         None, description="records passed through the model at a time; auto: halved when memory runs out"
     )
-    checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them")
+    checkpointing: Annotated[bool, BITS] = Field(
+        False, description="compute activations a second time instead of keeping them"
+    )
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of so many steps changes anything: the trainer's first rate is 0."""
@@ -149,19 +154,23 @@ class Training(Section):
 class Evaluation(Section):
     """How the model is asked after a stage."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: Annotated[int, BITS] = Field(64, ge=1)
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )
-    when: Literal["stage", "final"] | list[int] = Field(
+    when: Annotated[Literal["stage", "final"] | list[int], SCOPE] = Field(
         "stage", description="after every stage, after the last only, or after these, e.g. [4, 8]; the last always"
     )
-    samples: int | None = Field(
+    samples: Annotated[int | None, SCOPE] = Field(
         None, ge=1, description="questions of each test set, chosen at random once for all runs: reduced numbers"
     )
-    seed: int = Field(0, ge=0, description="which questions evaluation.samples chooses; seed does not change them")
-    batches_per_order: int = Field(4, ge=1, description="batches answered before the next order; workers share orders")
-    split: Literal["test", "val"] = "test"
+    seed: Annotated[int, SCOPE] = Field(
+        0, ge=0, description="which questions evaluation.samples chooses; seed does not change them"
+    )
+    batches_per_order: Annotated[int, WORK] = Field(
+        4, ge=1, description="batches answered before the next order; workers share orders"
+    )
+    split: Annotated[Literal["test", "val"], SCOPE] = "test"
 
     @model_validator(mode="before")
     @classmethod
@@ -195,13 +204,13 @@ class Backbone(Section):
 
     model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = "float32"
+    device: Annotated[str, BITS] = "cpu"
     conversation: Literal["template", "vicuna_v1"] = Field(
         "template", description="template: the processor's chat template"
     )
-    feature_cache: Literal["disk", "off"] = Field("disk", description="keep frozen vision features")
-    feature_cache_gb: float = Field(
+    feature_cache: Annotated[Literal["disk", "off"], WORK] = Field("disk", description="keep frozen vision features")
+    feature_cache_gb: Annotated[float, WORK] = Field(
         50.0, gt=0, description="disk the kept features may take in all; what has no room is computed each time"
     )
     pad_to_square: bool = Field(
@@ -216,10 +225,10 @@ class Backbone(Section):
     quantization: Literal["none", "4bit"] = Field(
         "none", description="4bit: the language model in NF4 (needs a CUDA GPU and `pip install 'fcit[gpu]'`)"
     )
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+    attention: Annotated[Literal["auto", "eager", "sdpa", "flash_attention_2"], BITS] = Field(
         "auto", description="how attention is computed; auto: as transformers chooses"
     )
-    threads: int = Field(0, ge=0, description="torch threads; 0: as torch chooses")
+    threads: Annotated[int, BITS] = Field(0, ge=0, description="torch threads; 0: as torch chooses")
 
     @field_validator("feature_cache", mode="before")
     @classmethod
@@ -231,10 +240,10 @@ class Backbone(Section):
 class Data(Section):
     """Which of a benchmark's records are used."""
 
-    max_records: int | None = Field(
+    max_records: Annotated[int | None, SCOPE] = Field(
         None, ge=1, description="training records of each data set, the same for every method: reduced numbers"
     )
-    turns: Literal["all", "first"] = Field(
+    turns: Annotated[Literal["all", "first"], SCOPE] = Field(
         "all", description="answers of a conversation that are learnt; first: its first question and answer alone"
     )
     pictures: Way = Field(
@@ -246,9 +255,9 @@ class Data(Section):
 class RunConfig(Section):
     """Everything a run depends on."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
-    benchmark: str = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
-    setting: Literal["homogeneous", "heterogeneous"] = "homogeneous"
+    name: Annotated[str, RECORD] = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
+    benchmark: Annotated[str, SCOPE] = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
+    setting: Annotated[Literal["homogeneous", "heterogeneous"], SCOPE] = "homogeneous"
     seed: int = Field(0, ge=0)
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "disco"})
     fedopt: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
@@ -256,14 +265,14 @@ class RunConfig(Section):
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
-    ray: Ray = Field(default_factory=lambda: Ray.model_validate({}))
+    ray: Annotated[Ray, WORK] = Field(default_factory=lambda: Ray.model_validate({}))
     stream: Literal["benchmark", "site"] = Field(
         "benchmark", description="site: every deployed site brings its own tasks, the server knows stage and round only"
     )
     robust: Literal["none", "median", "trimmed_mean", "norm_clip"] = Field(
         "none", description="what stands between the clients' updates and their mean; see `fcit list robust`"
     )
-    sites: Sites = Field(default_factory=lambda: Sites.model_validate({}))
+    sites: Annotated[Sites, BITS] = Field(default_factory=lambda: Sites.model_validate({}))
     max_bad_share: float = Field(
         0.0, ge=0, lt=1, description="share of a data set's training records that may be unusable and is passed over"
     )
@@ -273,11 +282,13 @@ class RunConfig(Section):
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     backbone: Backbone = Field(default_factory=lambda: Backbone.model_validate({}))
     data_root: str | None = Field(None, description="folder with instructions/ and datasets/, relative to this file")
-    output: str = Field(
+    output: Annotated[str, RECORD] = Field(
         "runs", description="folder that run folders are made in, relative to the current folder (not to this file)"
     )
-    tensorboard: bool = Field(False, description="write TensorBoard event files into the run folder")
-    trackers: list[str] = Field(default_factory=list, description="who else is told every event, ./mine.py:MyTracker")
+    tensorboard: Annotated[bool, RECORD] = Field(False, description="write TensorBoard event files into the run folder")
+    trackers: Annotated[list[str], RECORD] = Field(
+        default_factory=list, description="who else is told every event, ./mine.py:MyTracker"
+    )
 
     @model_validator(mode="before")
     @classmethod

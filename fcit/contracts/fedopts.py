@@ -20,9 +20,10 @@ from fcit.config import RunConfig
 from fcit.contracts.toy import Toy, first_failure, require
 from fcit.errors import ConfigError
 from fcit.fedopt.aggregator import Aggregator
-from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
+from fcit.fedopt.base import INVARIANTS, FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io import trees
+from fcit.io.trees import Tensors
 from fcit.methods.base import Session
 
 A, B, P = (
@@ -37,7 +38,7 @@ Sent = tuple[Tensors, int, Tensors]
 
 
 @dataclass
-class Case:
+class FedOptCase:
     """A federated optimiser with its options and a way of averaging factors, on one home of three tensors."""
 
     name: str
@@ -95,7 +96,7 @@ def _restored(memory: dict[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------- promises of every optimiser
 
 
-def is_described(case: Case) -> None:
+def is_described(case: FedOptCase) -> None:
     """It has a line for `fcit list` and declares invariants that there are, at least one beside `finite`."""
     require(case.fedopt.summary, "set `summary`, one line for `fcit list`")
     strange = set(case.fedopt.invariants) - set(INVARIANTS)
@@ -103,7 +104,7 @@ def is_described(case: Case) -> None:
     require(set(case.fedopt.invariants) - {"finite"}, "declare at least one invariant beside `finite`")
 
 
-def options_have_defaults(case: Case) -> None:
+def options_have_defaults(case: FedOptCase) -> None:
     """Options can be left out; unknown ones are refused."""
     type(case.fedopt).Options.model_validate({})
     try:
@@ -113,7 +114,7 @@ def options_have_defaults(case: Case) -> None:
     raise AssertionError("Options accepts an unknown key; derive it from fcit.config.Section")
 
 
-def returns_what_it_was_given(case: Case) -> None:
+def returns_what_it_was_given(case: FedOptCase) -> None:
     """A step returns float32 tensors of the names and shapes it got and changes none of them in place."""
     memory: dict[str, Any] = {}
     tensors = dict(case.old)
@@ -128,7 +129,7 @@ def returns_what_it_was_given(case: Case) -> None:
         tensors = new
 
 
-def a_client_can_train(case: Case) -> None:
+def a_client_can_train(case: FedOptCase) -> None:
     """Client hooks: finite float32 arrays in and out as announced, also without a step that moves; a memory."""
     memory: dict[str, Any] = {}
     # The second time it remembers the first; then epochs of one step at rate 0 (`training.schedule: trainer`).
@@ -139,7 +140,17 @@ def a_client_can_train(case: Case) -> None:
             parameter.requires_grad_(name in names)
         received = case.fedopt.broadcast({n: case.old[n] for n in names}, {})
         require(all(t.dtype == np.float32 for t in received.values()), "broadcast must give float32 arrays")
-        session = Session(toy, toy, 0, "task-0", 0, turn, "0", received, memory)
+        session = Session(
+            backbone=toy,
+            adapters=toy,
+            client=0,
+            shard="task-0",
+            stage=0,
+            round=turn,
+            subspace="0",
+            received=received,
+            memory=memory,
+        )
         case.fedopt.prepare(session)
         for lr in rates:
             session.lr = lr
@@ -163,7 +174,7 @@ def a_client_can_train(case: Case) -> None:
 # --------------------------------------------------------------------------- promises that may be left out
 
 
-def unchanged_updates(case: Case) -> None:
+def unchanged_updates(case: FedOptCase) -> None:
     """Updates that moved nothing move nothing in the first round (with `svd`: not the product)."""
     updates: list[Sent] = [(tensors, n, {}) for tensors, n, _ in case.sent(case.old, 0, size=0.0)]
     new = case.fold(case.old, {}, updates)
@@ -171,7 +182,7 @@ def unchanged_updates(case: Case) -> None:
     require(_same(case.seen(new), case.seen(case.old), tolerance), "unchanged updates changed the server's tensors")
 
 
-def weighted_mean(case: Case) -> None:
+def weighted_mean(case: FedOptCase) -> None:
     """Two clients, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4 (`svd`: B A alike)."""
     names = case.trained(0)
     moved = [{n: (case.old[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
@@ -182,7 +193,7 @@ def weighted_mean(case: Case) -> None:
     require(_same(case.seen(new), wanted, 1e-5), "not the sample-weighted mean")
 
 
-def state_only_moves_with_updates(case: Case) -> None:
+def state_only_moves_with_updates(case: FedOptCase) -> None:
     """Without updates nothing moves; a round that updated one tensor leaves no trace on the others."""
     outcomes = []
     for extra_round in (False, True):
@@ -201,7 +212,7 @@ def state_only_moves_with_updates(case: Case) -> None:
     require(_same(outcomes[0], outcomes[1]), "a round that updated one tensor moved the state of the others")
 
 
-def resumes(case: Case) -> None:
+def resumes(case: FedOptCase) -> None:
     """State saved and read after every round gives the same bits."""
     outcomes = []
     for interrupted in (False, True):
@@ -214,7 +225,7 @@ def resumes(case: Case) -> None:
     require(_same(outcomes[0], outcomes[1]), "the state does not come back from a checkpoint to the same bits")
 
 
-def permutation(case: Case) -> None:
+def permutation(case: FedOptCase) -> None:
     """The order of clients changes nothing but the last bits (`svd`: of the product)."""
     outcomes = []
     for step in (1, -1):
@@ -226,7 +237,7 @@ def permutation(case: Case) -> None:
     require(_same(outcomes[0], outcomes[1], 1e-6), "the result depends on the order of the clients")
 
 
-def finite(case: Case) -> None:
+def finite(case: FedOptCase) -> None:
     """No updates, tiny, none and huge ones leave finite numbers."""
     memory: dict[str, Any] = {}
     tensors = case.old
@@ -235,13 +246,13 @@ def finite(case: Case) -> None:
         require(all(np.isfinite(t).all() for t in tensors.values()), f"updates of size {size} gave infinite numbers")
 
 
-ALWAYS: list[Callable[[Case], None]] = [
+ALWAYS: list[Callable[[FedOptCase], None]] = [
     is_described,
     options_have_defaults,
     returns_what_it_was_given,
     a_client_can_train,
 ]
-DECLARED: dict[str, Callable[[Case], None]] = {
+DECLARED: dict[str, Callable[[FedOptCase], None]] = {
     "unchanged-updates": unchanged_updates,
     "weighted-mean": weighted_mean,
     "state-only-moves-with-updates": state_only_moves_with_updates,
@@ -251,7 +262,7 @@ DECLARED: dict[str, Callable[[Case], None]] = {
 }
 
 
-def checks(name: str) -> list[Callable[[Case], None]]:
+def checks(name: str) -> list[Callable[[FedOptCase], None]]:
     """The checks that apply to an optimiser: everybody's and the declared ones."""
     declared = registry.resolve("fedopt", name).invariants
     return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
@@ -269,8 +280,14 @@ def fitting(name: str) -> list[str]:
     return found
 
 
+def conditions(name: str) -> tuple[str, list[str]]:
+    """The setting that an optimiser is checked under, and its values: every way of averaging it goes with."""
+    return "factors", fitting(name)
+
+
 def check(name: str, options: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
-    """Run every check of an optimiser under every way of averaging it goes with: what was checked, what is wrong."""
-    cases = [{"factors": factors, "options": options or {}} for factors in fitting(name)]
+    """Run every check of an optimiser under all its conditions: what was checked, what is wrong (None: nothing)."""
+    key, values = conditions(name)
+    cases = [{key: value, "options": options or {}} for value in values]
     for test in checks(name):
-        yield first_failure(test, lambda case: Case(name, **case), cases)
+        yield first_failure(test, lambda case: FedOptCase(name, **case), cases)

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from fcit import registry
-from fcit.contracts.toy import PAIRS, A, B, Case, first_failure, method_of, require
+from fcit.config import Adapter
+from fcit.contracts.toy import PAIRS, A, B, MethodCase, first_failure, method_of, require
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
@@ -23,11 +24,12 @@ from fcit.methods.base import INVARIANTS, Method, Pair, ServerState
 # --------------------------------------------------------------------------- promises of every method
 
 
-def is_described(case: Case) -> None:
+def is_described(case: MethodCase) -> None:
     """It has a name, a line for `fcit list`, and knows the invariants it declares."""
     method = case.method
     require(method.name, "set `name`")
     require(method.summary, "set `summary`, one line for `fcit list`")
+    require(method.answers, "set `answers`, one sentence for the model card: how the subspaces answer together")
     require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
     kinds = ("text", "image", "both")
     require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
@@ -42,7 +44,7 @@ def is_described(case: Case) -> None:
                 require(not close, f"{attribute!r} is no hook{close}; name helpers with a leading underscore")
 
 
-def options_have_defaults(case: Case) -> None:
+def options_have_defaults(case: MethodCase) -> None:
     """Options can be left out; unknown ones are refused."""
     type(case.method).Options.model_validate({})
     try:
@@ -52,7 +54,7 @@ def options_have_defaults(case: Case) -> None:
     raise AssertionError("Options accepts an unknown key; derive it from fcit.config.Section")
 
 
-def assign_gives_every_pair_a_subspace(case: Case) -> None:
+def assign_gives_every_pair_a_subspace(case: MethodCase) -> None:
     """Every pair of a round has a subspace of the right shapes, float32, as `make(name)` gives it."""
     require(set(case.state.assigned) == set(PAIRS), "assign left a pair without a subspace")
     for pair in PAIRS:
@@ -62,7 +64,7 @@ def assign_gives_every_pair_a_subspace(case: Case) -> None:
         require(all(t.dtype == np.float32 for t in tensors.values()), "a subspace is not float32")
 
 
-def assign_is_stable(case: Case) -> None:
+def assign_is_stable(case: MethodCase) -> None:
     """Asking again changes nothing."""
     assigned, before = dict(case.state.assigned), dict(case.state.subspaces)
     case.method.assign(case.state, list(PAIRS), case.stats, case.make)
@@ -71,14 +73,14 @@ def assign_is_stable(case: Case) -> None:
     require(same, "a second assign made or replaced a subspace")
 
 
-def assign_ignores_the_order_of_slots(case: Case) -> None:
+def assign_ignores_the_order_of_slots(case: MethodCase) -> None:
     """The round's order of clients does not matter."""
     other = ServerState(shared=dict(case.make.projector))
     case.method.assign(other, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
     require(other.assigned == case.state.assigned, "assign depends on the order of the pairs")
 
 
-def every_tensor_has_one_home(case: Case) -> None:
+def every_tensor_has_one_home(case: MethodCase) -> None:
     """What a client trains is either its subspace's or shared, not both, and nothing is missing."""
     for pair in PAIRS:
         whole = set(case.shapes) | set(case.make.projector)
@@ -87,7 +89,7 @@ def every_tensor_has_one_home(case: Case) -> None:
         require(not both, f"{sorted(both)} are both shared and in a subspace")
 
 
-def aggregate_reads_once_and_repeats(case: Case) -> None:
+def aggregate_reads_once_and_repeats(case: MethodCase) -> None:
     """Updates come as an iterator, once; the same updates give the same bits."""
     other = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
@@ -98,7 +100,7 @@ def aggregate_reads_once_and_repeats(case: Case) -> None:
         require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
 
 
-def state_can_be_saved(case: Case) -> None:
+def state_can_be_saved(case: MethodCase) -> None:
     """What the server remembers is JSON values and arrays, and comes back equal."""
     case.method.aggregate(case.state, iter([case.update(pair, 2, 0.1) for pair in PAIRS]), case.aggregator)
     case.method.end_stage(case.state, 0)
@@ -107,7 +109,7 @@ def state_can_be_saved(case: Case) -> None:
     require(again == plain, "the server's memory changes when it is saved and read")
 
 
-def mix_has_one_weight_per_subspace(case: Case) -> None:
+def mix_has_one_weight_per_subspace(case: MethodCase) -> None:
     """route returns finite float32 weights of at least zero, ``(questions, subspaces)``."""
     mix = case.routed(np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32))
     require(mix.shape == (5, len(case.state.subspaces)), f"route returned {mix.shape}")
@@ -115,14 +117,14 @@ def mix_has_one_weight_per_subspace(case: Case) -> None:
     require((mix >= 0).all(), "route returned a negative weight")
 
 
-def route_is_per_sample(case: Case) -> None:
+def route_is_per_sample(case: MethodCase) -> None:
     """A question's mix does not depend on the others of its batch."""
     features = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
     singles = np.stack([case.routed(row[None])[0] for row in features])
     require(np.allclose(case.routed(features), singles, atol=1e-6), "route depends on the batch")
 
 
-def route_is_not_told_the_task(case: Case) -> None:
+def route_is_not_told_the_task(case: MethodCase) -> None:
     """Only references may know the task; knowledge does not smuggle it in."""
     parameters = list(inspect.signature(case.method.route).parameters)
     require(parameters == ["names", "knowledge", "features"], f"route takes {parameters}")
@@ -131,7 +133,7 @@ def route_is_not_told_the_task(case: Case) -> None:
     require(all(isinstance(t, np.ndarray) for t in tensors.values()), "knowledge's second part holds arrays")
 
 
-def describe_adds_up(case: Case) -> None:
+def describe_adds_up(case: MethodCase) -> None:
     """Statistics of two halves are the statistics of the whole."""
     features = np.random.default_rng(2).normal(size=(5, 3)).astype(np.float32)
     whole = case.method.describe(features)
@@ -140,7 +142,7 @@ def describe_adds_up(case: Case) -> None:
     require(np.allclose(whole.total, parts[0].total + parts[1].total), "describe does not add up")
 
 
-def a_client_can_train(case: Case) -> None:
+def a_client_can_train(case: MethodCase) -> None:
     """Client hooks: a scalar loss with gradients, extras as announced (float32), a memory that can be saved."""
     if not case.method.trains:
         return
@@ -151,7 +153,7 @@ def a_client_can_train(case: Case) -> None:
         memory = trees.restore(plain, tensors) if case.method.remembers else {}
 
 
-def a_second_stage_follows(case: Case) -> None:
+def a_second_stage_follows(case: MethodCase) -> None:
     """Two whole stages: what the first left behind reaches the second's clients and can be saved."""
     if not case.method.trains:
         return
@@ -174,7 +176,7 @@ def a_second_stage_follows(case: Case) -> None:
     require(route.shape == (3, len(case.state.subspaces)), "route forgets the subspaces of a later stage")
 
 
-def clients_can_come_in_any_order(case: Case) -> None:
+def clients_can_come_in_any_order(case: MethodCase) -> None:
     """The order of the updates matters in the last bits only."""
     other = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
@@ -190,13 +192,13 @@ def clients_can_come_in_any_order(case: Case) -> None:
 # --------------------------------------------------------------------------- promises a method may leave out
 
 
-def starts_at_base(case: Case) -> None:
+def starts_at_base(case: MethodCase) -> None:
     """A new subspace changes nothing: B = 0, and A != 0 so that it can learn."""
     for tensors in case.state.subspaces.values():
         require(not tensors[B].any() and tensors[A].any(), "a new subspace must be A != 0, B = 0: use `make(name)`")
 
 
-def unchanged_updates(case: Case) -> None:
+def unchanged_updates(case: MethodCase) -> None:
     """Updates that moved nothing move nothing on the server."""
     before = {pair: case.held(pair) for pair in PAIRS}
     case.method.aggregate(case.state, iter([case.update(pair, 3, 0.0) for pair in PAIRS]), case.aggregator)
@@ -206,7 +208,7 @@ def unchanged_updates(case: Case) -> None:
         require(same, "unchanged updates changed the server's tensors")
 
 
-def weighted_mean(case: Case) -> None:
+def weighted_mean(case: MethodCase) -> None:
     """Two clients of one task, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4."""
     before = case.held(PAIRS[0])
     updates = [case.update(PAIRS[0], 1, 1.0), case.update(PAIRS[2], 3, 2.0)]
@@ -216,7 +218,7 @@ def weighted_mean(case: Case) -> None:
     require(all(np.allclose(after[n], t + 1.75, atol=1e-6) for n, t in before.items()), "not the sample-weighted mean")
 
 
-def others_untouched(case: Case) -> None:
+def others_untouched(case: MethodCase) -> None:
     """An update of one subspace leaves the others as they are."""
     own = case.state.assigned[PAIRS[1]]
     others = {n: dict(t) for n, t in case.state.subspaces.items() if n != own}
@@ -226,14 +228,24 @@ def others_untouched(case: Case) -> None:
         require(same, f"an update of subspace {own} changed subspace {name}")
 
 
-def mix_sums_to_one(case: Case) -> None:
+def mix_sums_to_one(case: MethodCase) -> None:
     """The weights of a question sum to one (or to zero: nobody speaks)."""
     sums = case.routed(np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)).sum(axis=1)
     require(np.all(np.isclose(sums, 1, atol=1e-6) | (sums == 0)), f"weights sum to {sums}")
 
 
-ALWAYS: list[Callable[[Case], None]] = [
+def several_subspaces_are_described(case: MethodCase) -> None:
+    """A method that opens several subspaces says in `answers` how they answer together."""
+    state, pairs = case.fresh(), list(PAIRS)
+    state.stage = 1
+    case.method.assign(state, pairs, case.stats, case.make)
+    default = len(state.subspaces) > 1 and case.method.answers == Method.answers
+    require(not default, f"{len(state.subspaces)} subspaces, and `answers` is the default {Method.answers!r}")
+
+
+ALWAYS: list[Callable[[MethodCase], None]] = [
     is_described,
+    several_subspaces_are_described,
     options_have_defaults,
     assign_gives_every_pair_a_subspace,
     assign_is_stable,
@@ -249,17 +261,13 @@ ALWAYS: list[Callable[[Case], None]] = [
     a_second_stage_follows,
     clients_can_come_in_any_order,
 ]
-DECLARED: dict[str, Callable[[Case], None]] = {
+DECLARED: dict[str, Callable[[MethodCase], None]] = {
     "starts-at-base": starts_at_base,
     "unchanged-updates": unchanged_updates,
     "weighted-mean": weighted_mean,
     "others-untouched": others_untouched,
     "mix-sums-to-one": mix_sums_to_one,
 }
-
-
-#: Policies of ``adapter.projector``.
-PROJECTORS = ("shared", "frozen", "per_subspace")
 
 
 def variants(name: str) -> list[dict[str, Any]]:
@@ -272,14 +280,20 @@ def variants(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def checks(name: str, options: dict[str, Any] | None = None) -> list[Callable[[Case], None]]:
+def checks(name: str, options: dict[str, Any] | None = None) -> list[Callable[[MethodCase], None]]:
     """The checks that apply to a method with these options: everybody's and the declared ones."""
     declared = method_of(name, options).invariants
     return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
 
 
+def conditions(name: str) -> tuple[str, list[str]]:
+    """The setting that a method is checked under, and its values: every projector policy."""
+    return "projector", list(get_args(Adapter.model_fields["projector"].annotation))
+
+
 def check(name: str, options: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
-    """Run every check of a method under every projector policy: what was checked, what is wrong."""
-    cases = [{"projector": projector, "options": options or {}} for projector in PROJECTORS]
+    """Run every check of a method under all its conditions: what was checked, what is wrong (None: nothing)."""
+    key, values = conditions(name)
+    cases = [{key: value, "options": options or {}} for value in values]
     for test in checks(name, options):
-        yield first_failure(test, lambda case: Case(name, **case), cases)
+        yield first_failure(test, lambda case: MethodCase(name, **case), cases)

@@ -87,18 +87,20 @@ class Toy:
         yield list(self.trainable.values())
 
     @contextmanager
-    def other(self) -> Iterator[None]:
-        """As :meth:`fcit.models.adapters.Adapters.other`."""
+    def teacher(self) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.teacher`."""
         with torch.no_grad():
             yield
 
-    def load_other(self, tensors: dict[str, np.ndarray]) -> None:
-        """As :meth:`fcit.models.adapters.Adapters.load_other`."""
-        require(set(tensors) == set(self.trainable), "load_other needs a subspace and the projector, if it is trained")
+    def load_teacher(self, tensors: dict[str, np.ndarray]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.load_teacher`."""
+        require(
+            set(tensors) == set(self.trainable), "load_teacher needs a subspace and the projector, if it is trained"
+        )
 
-    def put_behind(self, subspaces: list[dict[str, np.ndarray]]) -> None:
-        """As :meth:`fcit.models.adapters.Adapters.put_behind`."""
-        require(all(set(self.trainable) >= set(s) for s in subspaces), "put_behind needs subspaces")
+    def add_frozen(self, subspaces: list[dict[str, np.ndarray]]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.add_frozen`."""
+        require(all(set(self.trainable) >= set(s) for s in subspaces), "add_frozen needs subspaces")
 
     def read(self) -> dict[str, np.ndarray]:
         """The trained tensors as arrays."""
@@ -112,7 +114,7 @@ def method_of(name: str, options: dict[str, Any] | None = None) -> Method:
 
 
 @dataclass
-class Case:
+class MethodCase:
     """A method with its options on a toy federation of three clients, under a policy for the projector."""
 
     name: str
@@ -153,23 +155,23 @@ class Case:
         require(not any("/" in n for n in constants), "names of constants must not hold '/'")
         toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in self.held(pair).items()})
         return Session(
-            toy,
-            toy,
-            pair[0],
-            pair[1],
-            self.state.stage,
-            self.state.round,
-            self.state.assigned[pair],
-            dict(sent),
-            memory,
-            constants,
-            EXAMPLES,
-            np.eye(3, 2, dtype=np.float32),
-            None,
-            0,
-            last_round,
-            [0, 2],
-            0.1,
+            backbone=toy,
+            adapters=toy,
+            client=pair[0],
+            shard=pair[1],
+            stage=self.state.stage,
+            round=self.state.round,
+            subspace=self.state.assigned[pair],
+            received=dict(sent),
+            memory=memory,
+            constants=constants,
+            examples=EXAMPLES,
+            identity=np.eye(3, 2, dtype=np.float32),
+            image_root=None,
+            seed=0,
+            last_round=last_round,
+            batch=[0, 2],
+            lr=0.1,
         )
 
     def train(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> tuple[Session, Update]:

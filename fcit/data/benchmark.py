@@ -1,326 +1,244 @@
-"""A benchmark bound to its data: stages, evaluation order, every client's records, the test questions."""
+"""A benchmark bound to its data: its stages, the records of every client, the questions asked after a stage."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.checks import stage_problem
-from fcit.data import partition, prepare, subset
-from fcit.data.formats import Form, llava, places
-from fcit.data.reading import VERSION, Survey, read_test, survey_train
-from fcit.data.records import Record, TestRecord
-from fcit.data.spec import BenchmarkSpec, placed, read_spec, suffixed
-from fcit.data.table import MappedSurvey, Tables, joined, picked
-from fcit.data.usable import SHOWN, ImageVerdicts, Judged, read_usable
+from fcit.data import subset
+from fcit.data.checks import before_run
+from fcit.data.dataset import CheckRecords, DatasetFiles, read_usable
+from fcit.data.formats import llava
+from fcit.data.formats.files import stamps
+from fcit.data.partition import ClientFiles, SuffixIndex
+from fcit.data.records import Record, TestRecord, joined, picked, placed, suffixed
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, read_spec
 from fcit.data.verdict import Judge, Verdict
-from fcit.errors import ConfigError, DataError, FCITError
+from fcit.errors import ConfigError, FCITError
+from fcit.io.cache import cache_folder
 
-RENDERED = 256  # tokens of the longest record that is rendered here, and more
-
-
-def cache_folder() -> Path:
-    """Where rendered datasets, partitions and features are kept: ``FCIT_CACHE`` or ``~/.cache/fcit``."""
-    return Path(os.environ.get("FCIT_CACHE") or Path.home() / ".cache" / "fcit")
-
-
-class Owners:
-    """Which suffix belongs behind a record that does not say which data set it is of.
-
-    A record is known by its images, first question and first answer, where several data sets have such a one or none
-    by its first image alone; if that has several suffixes, or none, nobody knows.
-
-    Args:
-        records: of training files: suffix, record, its images from the image root.
-    """
-
-    def __init__(self, records: Iterable[tuple[str, Record, tuple[str, ...]]]) -> None:
-        self._records: dict[tuple[object, ...], set[str]] = {}
-        self._images: dict[str, set[str]] = {}
-        for suffix, record, images in records:
-            self._records.setdefault(self._key(record, images), set()).add(suffix)
-            for image in images[:1]:
-                self._images.setdefault(image, set()).add(suffix)
-
-    @staticmethod
-    def _key(record: Record, images: tuple[str, ...]) -> tuple[object, ...]:
-        return images, record.turns[0].question, record.turns[0].answer
-
-    def suffix(self, record: Record) -> str | None:
-        """The suffix of a record whose images are named from the image root; None: not known."""
-        found = self._records.get(self._key(record, record.images), set())
-        if len(found) != 1 and record.images:
-            found = self._images.get(record.images[0], set())
-        return next(iter(found)) if len(found) == 1 else None
+RENDERED = 256  # tokens of the longest record of the built-in data sets, rounded up
 
 
 @dataclass
 class Benchmark:
-    """A benchmark bound to a data root, a setting and a seed."""
+    """A benchmark bound to a data root, a setting and a seed; it is a :class:`fcit.data.stream.Stream`.
+
+    Attributes:
+        judge: checks records with a model's tokenizer; None: they are read without a model.
+        verdicts: of the judge, by data set and split.
+        formats: of the training files, by data set.
+        warnings: what :meth:`prepare` noticed that does not stop the run.
+        unknown_suffix: number of delivered records whose suffix is not known, by client and task.
+    """
 
     spec: BenchmarkSpec
     root: Path
     config: RunConfig
-    judge: Judge | None = None  # what tokenises; None: records are looked at without a model
-    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)  # of data set and split
-    formats: dict[str, str] = field(default_factory=dict)  # of the training files
-    warnings: list[str] = field(default_factory=list)  # what prepare noticed and lets pass
-    _partitions: dict[int, Path] = field(default_factory=dict)
+    judge: Judge | None = None
+    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    unknown_suffix: dict[tuple[int, int], int] = field(default_factory=dict)
     _skipped: dict[tuple[int, int], int] = field(default_factory=dict)
-    _owners: dict[int, Owners] = field(default_factory=dict)
-    unowned: dict[tuple[int, int], int] = field(default_factory=dict)  # delivered records of no known data set
+    _suffixes: dict[int, SuffixIndex] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ stages
+
+    @property
+    def name(self) -> str:
+        """As results and reports call it."""
+        return self.spec.name
+
+    @property
+    def datasets(self) -> dict[str, DatasetSpec]:
+        """The data sets by name."""
+        return self.spec.datasets
+
+    @property
+    def tasks(self) -> list[list[str]]:
+        """The names of each task's data sets, by the task's number."""
+        return self.spec.tasks
 
     @cached_property
     def stages(self) -> list[list[int]]:
-        """For each stage, the task id of each participation slot."""
+        """For each stage, the task number of each participation slot."""
         slots = self.config.federation.clients_per_round
         if self.config.setting == "homogeneous":
-            order = self.spec.homogeneous or list(range(len(self.spec.tasks)))
+            order = self.spec.homogeneous or list(range(len(self.tasks)))
             return [[task] * slots for task in order]
         return self.spec.slots(slots, self.config.benchmark)
 
+    @property
+    def stage_count(self) -> int:
+        """Number of stages."""
+        return len(self.stages)
+
+    def slots(self, stage: int) -> list[tuple[int, ...]]:
+        """The task that each participation slot of a stage trains on."""
+        return [(task,) for task in self.stages[stage]]
+
     def evaluation(self, stage: int) -> list[str]:
-        """Datasets to score after ``stage``: those of every task seen so far, in task order."""
+        """Data sets to score after ``stage``: those of every task seen so far, in task order."""
         seen = {task for slots in self.stages[: stage + 1] for task in slots}
-        names = [name for task in sorted(seen, key=self._first_seen) for name in self.spec.tasks[task]]
+        names = [name for task in sorted(seen, key=self._first_seen) for name in self.tasks[task]]
         return list(dict.fromkeys(names))
 
     def _first_seen(self, task: int) -> tuple[int, int]:
         return next(n for n, slots in enumerate(self.stages) if task in slots), task
+
+    # ------------------------------------------------------------------ before a run
 
     @property
     def image_root(self) -> Path:
         """Folder that image names are relative to."""
         return self.spec.folder(self.root, "images")
 
-    @property
-    def instructions(self) -> Path:
-        """Folder of the instruction files."""
-        return self.spec.folder(self.root, "instructions")
-
     @cached_property
-    def _tables(self) -> Tables | None:
-        """Keeps large files out of memory; what is rendered here is small."""
-        return Tables(cache_folder() / "records") if self.spec.source == "files" else None
+    def files(self) -> DatasetFiles:
+        """The files of the data sets."""
+        return DatasetFiles(self.spec, self.root, self.config)
 
-    def _located(self, file: str) -> Path:
-        """A file of a data set."""
-        return places.located(self.instructions, file)
+    def judged_by(self, judge: Callable[[], Judge]) -> None:
+        """Have every record checked with a model's tokenizer from now on.
 
-    def _form(self, name: str) -> Form:
-        """How a data set's files are read."""
-        return self.spec.datasets[name].form(self.image_root)
-
-    def _survey(self, path: Path, form: Form) -> Survey | MappedSurvey:
-        return self._tables.train(path, form) if self._tables else survey_train(path, form)
-
-    def _questions(self, path: Path, references: Path | None, form: Form) -> Sequence[TestRecord]:
-        return _read_once(self._tables, path, references, form, places.stamp(path))
-
-    def _asked(self, name: str, record: TestRecord) -> TestRecord:
-        """A question of a dataset as it is put to the model."""
-        return self.spec.datasets[name].asked(record, blanks=self.spec.question_blanks == "kept")
-
-    def _turns(self, record: Record) -> Record:
-        """A record with the turns that are learnt (``data.turns``)."""
-        return record if self.config.data.turns == "all" else record.first()
-
-    def _kept(self, name: str, count: int) -> Sequence[int] | None:
-        """Which of a dataset's training records are used; None: all."""
-        most = self.config.data.max_records
-        return None if most is None or most >= count else partition.kept(count, most, self.config.seed, name)
+        Raises:
+            ConfigError: the model cannot be used.
+        """
+        self.judge = judge()
 
     def prepare(self, names: list[str] | None = None) -> None:
-        """Make sure the files of these datasets (default: all) are there and can be used, every record of them.
+        """Check that the files of these data sets (default: all) exist and every record of them can be used.
+
+        Built-in data sets are rendered if they have not been.
 
         Raises:
             ConfigError: everything that is missing or broken, together.
         """
-        names = list(names or {n for task in self.spec.tasks for n in task})
+        names = list(names or {name for task in self.tasks for name in task})
         if self.spec.source == "mini":
             from fcit.data.mini.render import ensure
 
             for name in names:
                 ensure(name, self.root)
             backbone = self.config.backbone
-            if backbone.model != "fcit-tiny" or backbone.max_length < RENDERED:  # else they are made for each other
-                self.look(names)
-            return
-        missing = prepare.missing(self, names)
-        if missing:
-            raise ConfigError([f"data_root: missing {what}" for what in missing])
+            if backbone.model == "fcit-tiny" and backbone.max_length >= RENDERED:
+                return  # the data sets and this model are made for each other
+        else:
+            missing = before_run.missing(self, names)
+            if missing:
+                raise ConfigError([f"data_root: missing {what}" for what in missing])
         self.look(names)
 
     def look(self, names: list[str] | None = None) -> None:
-        """Read, and where there is a judge tokenise, every record of these data sets (default: all).
+        """Read every record of these data sets (default: all), and tokenise it where there is a judge.
 
         Raises:
-            ConfigError: what is broken, together.
+            ConfigError: everything that is broken, together.
         """
-        names = names or list(dict.fromkeys(n for task in self.spec.tasks for n in task))
-        problems = [problem for name in names for problem in prepare.problems(self, name)]
-        self.warnings += prepare.delivered(self, names)
-        if problems:
-            more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-            raise ConfigError([*problems[:SHOWN], *more])
-
-    def _split(self, name: str) -> tuple[str, str | None]:
-        """Files that a dataset is scored on: questions and, for captions, references."""
-        return self.spec.split(name, self.config.evaluation.split)
-
-    def _judged(self, path: Path, change: Callable[[Record], Record], *origin: object) -> Judged | None:
-        """What asks the judge about records of a file, changed to what is learnt of them."""
-        if self.judge is None:
-            return None
-        judge, parts = self.judge, [*prepare.stamps(path), self.config.data.turns, *origin]
-        return lambda places, records: judge.train(parts, places, picked(records, range(len(records)), change))
-
-    def _train_rows(self, task: int) -> list[dict[str, object]]:
-        """Rows of a task's client files, in LLaVA's format whatever its own files are in."""
-        rows: list[dict[str, object]] = []
-        for name in self.spec.tasks[task]:
-            spec = self.spec.datasets[name]
-            records = self._survey(self._located(spec.train), self._form(name)).records
-            kept = self._kept(name, len(records))
-            for record in records if kept is None else picked(records, kept):
-                # What cannot be used its owner passes over, and counts.
-                rows.append({} if record is None else llava.row_of(spec.trained(record)))
-        return rows
-
-    def _task_folder(self, task: int) -> Path:
-        """The folder of a task's client files; generated in the cache where the root has none."""
-        if task in self._partitions:
-            return self._partitions[task]
-        federation, spec = self.config.federation, self.spec.partition
-        most, datasets = self.config.data.max_records, [self.spec.datasets[n] for n in self.spec.tasks[task]]
-        folder = self._delivered(task)
-        if not self.is_delivered(task):
-            files = [self._located(dataset.train) for dataset in datasets]
-            missing = next((f for f in files if not places.exists(f)), None)
-            if missing is not None:
-                raise DataError(f"{missing}: no such instruction file; check data_root and the benchmark file")
-            stamps = [(str(f), *places.stamp(f)) for f in files]
-            more: list[object] = [
-                what for what in ([d.images for d in datasets], most) if what and what != [""] * len(datasets)
-            ]
-            named = [d.format for d in datasets]
-            more += [named] if any(named) else []
-            mapped = [d.columns.model_dump() if d.columns else None for d in datasets]
-            more += [mapped] if any(mapped) else []
-            suffixes = [dataset.suffix for dataset in datasets]
-            origin = partition.fingerprint(VERSION, stamps, suffixes, federation.clients, spec.model_dump(), *more)
-            folder = (
-                cache_folder()
-                / "partitions"
-                / f"{self.spec.name}-{origin}"
-                / f"{float(federation.beta)}-seed{self.config.seed}"
-                / f"Task{task + 1}"
-            )
-        if not folder.is_dir():
-            rows = self._train_rows(task)
-            shares = partition.partition(
-                len(rows),
-                federation.clients,
-                federation.beta,
-                self.config.seed,
-                task,
-                min_size=spec.min_size,
-                # Of few records hardly a draw would leave every client one.
-                reserve=spec.reserve if most is None else max(spec.reserve, 1),
-            )
-            partition.write_clients(folder, rows, shares)
-        self._partitions[task] = folder
-        return folder
-
-    def is_delivered(self, task: int) -> bool:
-        """Whether a task's client files lie under the data root and are used.
-
-        They do not say which data set a record is of, so that with ``data.max_records`` none could be kept by number.
-        """
-        return self.config.data.max_records is None and self._delivered(task).is_dir()
-
-    def _delivered(self, task: int) -> Path:
-        """Where a task's delivered client files would lie."""
-        return self.root / self.spec.partition.folder / str(float(self.config.federation.beta)) / f"Task{task + 1}"
+        before_run.check(self, names or list(dict.fromkeys(name for task in self.tasks for name in task)))
 
     def divide(self) -> None:
-        """Generate the partitions that are not there, all tasks.
+        """Generate the client files of every task that has none.
 
         Raises:
             DataError, ConfigError: a task has too few records for its clients.
         """
-        for task in range(len(self.spec.tasks)):
+        for task, names in enumerate(self.tasks):
             try:
-                self._task_folder(task)
+                self.client_files.folder(task)
             except FCITError as error:
-                names = ", ".join(self.spec.tasks[task])
                 raise ConfigError(
-                    f"task {task} ({names}): {error}; lower federation.clients, or partition.reserve and "
+                    f"task {task} ({', '.join(names)}): {error}; lower federation.clients, or partition.reserve and "
                     f"partition.min_size in the benchmark file"
                     + ("" if self.config.data.max_records is None else ", or raise data.max_records")
                 ) from None
 
-    @cached_property
-    def _verdicts(self) -> ImageVerdicts | None:
-        """What is known of the images; those rendered here need no look."""
-        if self.spec.source == "mini":
+    def checker(self, path: Path, change: Callable[[Record], Record], *origin: object) -> CheckRecords | None:
+        """Has the judge check records of a file as they are learnt, ``change`` applied; None: there is no judge.
+
+        Args:
+            origin: what identifies the records beside the file and ``data.turns``; verdicts are remembered by it.
+        """
+        if self.judge is None:
             return None
-        kept = self.config.backbone.feature_cache == "disk"
-        return ImageVerdicts(self.image_root, cache_folder() / "images" if kept else None)
+        judge, identity = self.judge, [*stamps(path), self.config.data.turns, *origin]
+        return lambda positions, records: judge.train(identity, positions, picked(records, range(len(records)), change))
+
+    # ------------------------------------------------------------------ training records
+
+    @cached_property
+    def client_files(self) -> ClientFiles:
+        """The files that the tasks' records are divided into."""
+        return ClientFiles(self.spec, self.root, self.config, self._rows)
+
+    def _rows(self, task: int) -> list[dict[str, object]]:
+        """Rows of a task's client files, in LLaVA's format whatever its own files are in."""
+        rows: list[dict[str, object]] = []
+        for name in self.tasks[task]:
+            records = self.files.train_file(name).records
+            used = self.files.used(name, len(records))
+            for record in records if used is None else picked(records, used):
+                # An empty row keeps the place of a record that cannot be used: its client passes over it and counts it.
+                rows.append({} if record is None else llava.row_of(self.datasets[name].for_training(record)))
+        return rows
+
+    def learnt(self, record: Record) -> Record:
+        """A record with the turns that are learnt (``data.turns``)."""
+        return record if self.config.data.turns == "all" else record.first()
 
     def shard(self, client: int, task: int) -> Sequence[Record]:
-        """The training records of one client for one task that can be used; of a large file, decoded when asked for.
+        """The training records of one client for one task that can be used; of a large file, decoded on access.
 
         Raises:
             DataError: there is no such file, or too many of its records cannot be used (``max_bad_share``).
         """
-        folder = self._task_folder(task)
-        path = folder / f"client_{client}.json"
-        if not path.is_file():
-            raise DataError(f"{path}: the partition has no file for client {client}")
-        share, ours = self.config.max_bad_share, not self.is_delivered(task)
-        if share > 0 and ours:
-            share = 1.0  # cut by us: its data set was measured as a whole, and one client may hold most of what is bad
-        suffix_of = self._delivered_suffix(task) if not ours else None
+        path, delivered = self.client_files.file(client, task), self.client_files.is_delivered(task)
+        share = self.config.max_bad_share
+        if share > 0 and not delivered:
+            share = 1.0  # the data set was measured as a whole, and one client may hold most of its bad records
+        suffix_of = self._delivered_suffix(task) if delivered else None
 
         def learnt(record: Record) -> Record:
-            return self._turns(suffixed(record, suffix_of(record) or "") if suffix_of else record)
+            return self.learnt(suffixed(record, suffix_of(record) or "") if suffix_of else record)
 
         origin: list[object] = []
         if suffix_of:
-            datasets = [self.spec.datasets[name] for name in self.spec.tasks[task]]
-            origin = [[d.suffix for d in datasets], *prepare.stamps(*(self._located(d.train) for d in datasets))]
-        judged = self._judged(path, learnt, *origin)
-        usable = read_usable(path, self._verdicts, share, self._tables, judged)
+            datasets = [self.datasets[name] for name in self.tasks[task]]
+            trained = (self.files.located(dataset.train) for dataset in datasets)
+            origin = [[dataset.suffix for dataset in datasets], *stamps(*trained)]
+        usable = read_usable(
+            path, self.files.image_verdicts, share, self.files.store, self.checker(path, learnt, *origin)
+        )
         self._skipped[client, task] = usable.skipped
         if suffix_of:
-            self.unowned[client, task] = sum(suffix_of(record) is None for record in usable.records)
+            self.unknown_suffix[client, task] = sum(suffix_of(record) is None for record in usable.records)
         if suffix_of is None and self.config.data.turns == "all":
             return usable.records
         return picked(usable.records, range(len(usable.records)), learnt)
 
     def _delivered_suffix(self, task: int) -> Callable[[Record], str | None] | None:
         """The suffix of a record in a delivered client file (None: not known); None where no data set has one."""
-        suffixes = {self.spec.datasets[name].suffix for name in self.spec.tasks[task]}
+        suffixes = {self.datasets[name].suffix for name in self.tasks[task]}
         if len(suffixes) == 1:
             [suffix] = suffixes
             return (lambda record: suffix) if suffix else None
-        if task not in self._owners:
-            self._owners[task] = Owners(
-                (spec.suffix, record, placed(spec.images, record.images))
-                for spec in (self.spec.datasets[name] for name in self.spec.tasks[task])
-                for record in self._survey(self._located(spec.train), spec.form(self.image_root)).records
+        if task not in self._suffixes:
+            self._suffixes[task] = SuffixIndex(
+                (self.datasets[name].suffix, record, placed(self.datasets[name].images, record.images))
+                for name in self.tasks[task]
+                for record in self.files.train_file(name).records
                 if record is not None
             )
-        return self._owners[task].suffix
+        return self._suffixes[task].suffix
 
     def skipped(self, client: int, task: int) -> int:
-        """How many records :meth:`shard` passes over; of the pooled participant (below 0), all clients' together.
+        """How many records :meth:`shard` passes over; of the pooled participant (below 0), those of all clients.
 
         Raises:
             DataError: as :meth:`shard`.
@@ -331,29 +249,33 @@ class Benchmark:
             self.shard(client, task)
         return self._skipped[client, task]
 
+    def most_records(self, client: int, tasks: Sequence[int]) -> int:
+        """How many training records a client has of these tasks.
+
+        Raises:
+            DataError: as :meth:`shard`.
+        """
+        return sum(len(self.shard(client, task)) for task in tasks)
+
     def pooled(self, task: int) -> Sequence[Record]:
         """All clients' records of a task together, in client order."""
         return joined([self.shard(client, task) for client in range(self.config.federation.clients)])
 
+    # ------------------------------------------------------------------ test questions
+
+    def as_asked(self, name: str, record: TestRecord) -> TestRecord:
+        """A question of a data set as it is put to the model."""
+        return self.datasets[name].for_testing(record, blanks=self.spec.question_blanks == "kept")
+
     def test(self, name: str) -> Sequence[TestRecord]:
-        """The records a dataset is scored on (``evaluation.split``, ``evaluation.samples``)."""
-        return _read_split(self, name)
+        """The questions that a data set is scored on (``evaluation.split``, ``evaluation.samples``), as they are asked.
 
-
-@lru_cache(maxsize=64)
-def _read_once(
-    tables: Tables | None, path: Path, references: Path | None, form: Form, stamp: tuple[int, ...]
-) -> Sequence[TestRecord]:
-    return tables.test(path, references, form) if tables else read_test(path, references, form)
-
-
-def _read_split(benchmark: Benchmark, name: str) -> Sequence[TestRecord]:
-    file, refs = benchmark._split(name)
-    references = benchmark._located(refs) if refs else None
-    records = benchmark._questions(benchmark._located(file), references, benchmark._form(name))
-    asked = benchmark.config.evaluation
-    chosen = subset.chosen(len(records), name, asked.samples, asked.seed)
-    return picked(records, chosen, lambda record: benchmark._asked(name, record))
+        Raises:
+            DataError: as :meth:`DatasetFiles.questions`.
+        """
+        questions, evaluation = self.files.questions(name), self.config.evaluation
+        chosen = subset.chosen(len(questions), name, evaluation.samples, evaluation.seed)
+        return picked(questions, chosen, lambda record: self.as_asked(name, record))
 
 
 def open_benchmark(config: RunConfig) -> Benchmark:
@@ -383,8 +305,8 @@ def open_benchmark(config: RunConfig) -> Benchmark:
 
 
 def _checked(benchmark: Benchmark) -> Benchmark:
-    """The benchmark, after a look at what the configuration says of its stages, before anything is loaded."""
-    problem = stage_problem(benchmark.config, len(benchmark.stages), f"benchmark {benchmark.spec.name!r}")
+    """The benchmark, once the stages that the configuration names are known to exist, before anything is loaded."""
+    problem = stage_problem(benchmark.config, benchmark.stage_count, f"benchmark {benchmark.name!r}")
     if problem is not None:
         raise ConfigError(problem)
     return benchmark

@@ -28,7 +28,7 @@ class Encoded:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """What stands before its first answer; all of it when generating."""
+        """The tokens before its first answer; all of them when generating."""
         return self.tokens[: self.answers[0][0]] if self.answers else self.tokens
 
     @property
@@ -38,7 +38,7 @@ class Encoded:
 
     @property
     def learnt(self) -> int:
-        """How many these are."""
+        """Number of the tokens that are learnt."""
         return sum(end - start for start, end in self.answers)
 
 

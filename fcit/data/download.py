@@ -1,4 +1,4 @@
-"""Fetches what of a benchmark is on the Hugging Face hub, and says where the rest is to be had.
+"""Downloads the files of a benchmark that are on the Hugging Face hub, and says where the others are found.
 
 Files of the hub stay in ``<root>/.download`` and are taken up again where an interruption left them; archives are
 unpacked into place beside. Nothing an archive says leads out of its target folder, and no link in it is followed.
@@ -25,12 +25,12 @@ CHUNK = 2**20
 
 #: (repository, patterns, folder): brings the files of a data set repository that match any pattern into a folder.
 Fetch = Callable[[str, list[str], Path], None]
-#: Told a sentence for people.
+#: Shows a sentence to the user.
 Say = Callable[[str], None]
 
 
 def fetch_from_hub(repository: str, patterns: list[str], folder: Path) -> None:
-    """Bring files of a data set repository into a folder; what is there already is not asked for again.
+    """Bring files of a data set repository into a folder; files that exist are not downloaded again.
 
     Raises:
         RunError: the hub cannot be reached or does not have it.
@@ -54,7 +54,7 @@ def download(spec: BenchmarkSpec, root: Path, say: Say, fetch: Fetch = fetch_fro
     Raises:
         ConfigError: the benchmark names no sources, or one that leads out of the root.
         RunError: the hub cannot be reached.
-        DataError: an archive is broken or says what it must not.
+        DataError: an archive is broken, or names paths outside its folder.
     """
     if not spec.sources:
         raise ConfigError(f"benchmark {spec.name!r} names no sources; copy its files under {root} yourself")
@@ -91,7 +91,7 @@ def place(file: Path, kept: Path, target: Path, source: Source) -> bool:
     """Unpack an archive, or put a plain file where it belongs; False if that was done before.
 
     Raises:
-        DataError: the archive is broken or says what it must not.
+        DataError: the archive is broken, or names paths outside its folder.
     """
     parts = PurePosixPath(file.relative_to(kept).as_posix()).parts
     if zipfile.is_zipfile(file):
@@ -127,7 +127,7 @@ def _anchored(parts: tuple[str, ...], anchors: list[str], otherwise: tuple[str, 
 
 
 def unpack(archive: Path, target: Path, anchors: list[str], otherwise: tuple[str, ...] = ()) -> bool:
-    """Unpack a zip archive below ``target``; files that are there in their full length are passed over.
+    """Unpack a zip archive below ``target``; files that exist in their full length are passed over.
 
     Args:
         anchors: see :class:`fcit.data.spec.Source`.
@@ -137,7 +137,7 @@ def unpack(archive: Path, target: Path, anchors: list[str], otherwise: tuple[str
         whether anything was written.
 
     Raises:
-        DataError: it is broken, encrypted, holds links or paths that lead out, or more than there may or can be.
+        DataError: it is broken, encrypted, holds links or paths that lead out, or exceeds the bounds or the disk.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -176,14 +176,14 @@ def _bound(archive: Path, members: list[zipfile.ZipInfo], size: int, target: Pat
             f"{archive}: {len(members):,} files of {size:,} bytes, more than the {MAX_MEMBERS:,} and "
             f"{MAX_UNPACKED:,} that are unpacked"
         )
-    there = next(folder for folder in (target, *target.parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if size > free:
-        raise DataError(f"{archive}: needs {size:,} bytes unpacked, {free:,} are free under {there}")
+        raise DataError(f"{archive}: needs {size:,} bytes unpacked, {free:,} are free under {existing}")
 
 
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, goal: Path, archive: Path) -> None:
-    """One member, all or nothing, never longer than it says."""
+    """Write one member, all or nothing, never longer than its header says."""
     goal.parent.mkdir(parents=True, exist_ok=True)
     staging = goal.with_name(f".{goal.name}.part")
     left = member.file_size
@@ -200,7 +200,8 @@ def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, goal: Path, archive
 
 
 def _tracked(members: list[zipfile.ZipInfo], what: str) -> Iterator[zipfile.ZipInfo]:
-    from rich.console import Console
     from rich.progress import track
 
-    yield from track(members, description=what, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    from fcit.io.console import notes
+
+    yield from track(members, description=what, console=notes(), disable=not sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""Splits a task's records over clients by size: quantity skew, Dirichlet(beta)."""
+"""How a task's records are divided among the clients: delivered files, or a split by size, Dirichlet(beta)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fcit import seeding
-from fcit.errors import ConfigError
+from fcit.config import RunConfig
+from fcit.data import formats
+from fcit.data.formats import files
+from fcit.data.records import Record
+from fcit.data.spec import BenchmarkSpec
+from fcit.errors import ConfigError, DataError
+from fcit.io.cache import cache_folder
 
 REDRAWS = 1000
+
+Rows = list[dict[str, object]]
 
 
 def dirichlet_sizes(
@@ -26,7 +35,7 @@ def dirichlet_sizes(
     partitioner). The whole draw is repeated until each client has ``min_size``.
 
     Raises:
-        ConfigError: ``reserve`` needs more than there is, or 1,000 draws did not reach ``min_size``.
+        ConfigError: ``reserve`` needs more records than there are, or 1,000 draws did not reach ``min_size``.
     """
     rest = total - reserve * clients
     if rest < 0:
@@ -58,12 +67,12 @@ def partition(
 def kept(total: int, most: int, seed: int, dataset: str) -> list[int]:
     """Which ``most`` of a data set's ``total`` records are used (``data.max_records``), in the file's order.
 
-    They are the first of one shuffle, the same for every method; fewer are always some of the more.
+    They are the first of one shuffle, the same for every method; a smaller choice is always part of a larger one.
     """
     return sorted(seeding.generator(seed, "max-records", dataset).permutation(total)[:most].tolist())
 
 
-def write_clients(folder: Path, rows: list[dict[str, object]], shares: list[list[int]]) -> None:
+def write_clients(folder: Path, rows: Rows, shares: list[list[int]]) -> None:
     """Write ``client_<i>.json`` files of one task, in the official layout, all or nothing."""
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
@@ -82,3 +91,117 @@ def write_clients(folder: Path, rows: list[dict[str, object]], shares: list[list
 def fingerprint(*parts: object) -> str:
     """Short name for generated partitions of the same origin."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
+
+
+class ClientFiles:
+    """The client files of a benchmark's tasks: delivered under the data root, else generated in the cache.
+
+    Args:
+        rows: makes the rows of a task's training records, for files that are generated.
+    """
+
+    def __init__(self, spec: BenchmarkSpec, root: Path, config: RunConfig, rows: Callable[[int], Rows]) -> None:
+        self.spec, self.root, self.config, self._rows = spec, root, config, rows
+        self._folders: dict[int, Path] = {}
+
+    def file(self, client: int, task: int) -> Path:
+        """The file of one client for one task.
+
+        Raises:
+            DataError, ConfigError: as :meth:`folder`; or the client has none.
+        """
+        path = self.folder(task) / f"client_{client}.json"
+        if not path.is_file():
+            raise DataError(f"{path}: the partition has no file for client {client}")
+        return path
+
+    def is_delivered(self, task: int) -> bool:
+        """Whether a task's client files lie under the data root and are used.
+
+        Their records do not say which data set they are from, so that ``data.max_records`` cannot be applied to them.
+        """
+        return self.config.data.max_records is None and self._delivered(task).is_dir()
+
+    def _delivered(self, task: int) -> Path:
+        """The folder that a task's delivered client files would lie in."""
+        return self.root / self.spec.partition.folder / str(float(self.config.federation.beta)) / f"Task{task + 1}"
+
+    def folder(self, task: int) -> Path:
+        """The folder of a task's client files, which are generated if there are none.
+
+        Raises:
+            DataError: a training file is missing or broken.
+            ConfigError: the task has too few records for its clients.
+        """
+        if task not in self._folders:
+            folder = self._delivered(task) if self.is_delivered(task) else self._generated(task)
+            if not folder.is_dir():
+                self._generate(task, folder)
+            self._folders[task] = folder
+        return self._folders[task]
+
+    def _generated(self, task: int) -> Path:
+        """The folder of a task's generated client files, named by everything they follow from."""
+        federation, spec = self.config.federation, self.spec.partition
+        datasets = [self.spec.datasets[name] for name in self.spec.tasks[task]]
+        instructions = self.spec.folder(self.root, "instructions")
+        trained = [files.located(instructions, dataset.train) for dataset in datasets]
+        missing = next((file for file in trained if not files.exists(file)), None)
+        if missing is not None:
+            raise DataError(f"{missing}: no such instruction file; check data_root and the benchmark file")
+        stamps = [(str(file), *files.stamp(file)) for file in trained]
+        images, names = [dataset.images for dataset in datasets], [dataset.format for dataset in datasets]
+        columns = [dataset.columns.model_dump() if dataset.columns else None for dataset in datasets]
+        # A setting that came later is part of the name only where it is set: older folders keep theirs.
+        more: list[object] = [images] if any(images) else []
+        more += [self.config.data.max_records] if self.config.data.max_records else []
+        more += [names] if any(names) else []
+        more += [columns] if any(columns) else []
+        suffixes = [dataset.suffix for dataset in datasets]
+        origin = fingerprint(formats.VERSION, stamps, suffixes, federation.clients, spec.model_dump(), *more)
+        draw = f"{float(federation.beta)}-seed{self.config.seed}"
+        return cache_folder() / "partitions" / f"{self.spec.name}-{origin}" / draw / f"Task{task + 1}"
+
+    def _generate(self, task: int, folder: Path) -> None:
+        federation, spec, rows = self.config.federation, self.spec.partition, self._rows(task)
+        shares = partition(
+            len(rows),
+            federation.clients,
+            federation.beta,
+            self.config.seed,
+            task,
+            min_size=spec.min_size,
+            # With few records hardly a draw would leave every client one.
+            reserve=spec.reserve if self.config.data.max_records is None else max(spec.reserve, 1),
+        )
+        write_clients(folder, rows, shares)
+
+
+class SuffixIndex:
+    """Which suffix belongs to a record of a delivered client file, which does not say which data set it is from.
+
+    A record is identified by its images, first question and first answer; where several data sets have such a record,
+    or none has, by its first image alone. If that belongs to several suffixes, or to none, the suffix is unknown.
+
+    Args:
+        records: of training files: suffix, record, its images from the image root.
+    """
+
+    def __init__(self, records: Iterable[tuple[str, Record, tuple[str, ...]]]) -> None:
+        self._by_record: dict[tuple[object, ...], set[str]] = {}
+        self._by_image: dict[str, set[str]] = {}
+        for suffix, record, images in records:
+            self._by_record.setdefault(self._key(record, images), set()).add(suffix)
+            for image in images[:1]:
+                self._by_image.setdefault(image, set()).add(suffix)
+
+    @staticmethod
+    def _key(record: Record, images: tuple[str, ...]) -> tuple[object, ...]:
+        return images, record.turns[0].question, record.turns[0].answer
+
+    def suffix(self, record: Record) -> str | None:
+        """The suffix of a record whose images are named from the image root; None: not known."""
+        suffixes = self._by_record.get(self._key(record, record.images), set())
+        if len(suffixes) != 1 and record.images:
+            suffixes = self._by_image.get(record.images[0], set())
+        return next(iter(suffixes)) if len(suffixes) == 1 else None

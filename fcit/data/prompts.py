@@ -1,4 +1,4 @@
-"""How a conversation becomes the text a model reads: pieces between images and answers, each tokenised by itself."""
+"""The text a model reads for a conversation: pieces between images and answers, each tokenised by itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from fcit.data.formats.conversation import IMAGE_TAG
 from fcit.data.records import Record, TestRecord
-from fcit.data.texts import IMAGE_TAG
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -19,7 +19,7 @@ VICUNA = (
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a prompt and what follows it.
+    """A piece of a prompt and what follows it.
 
     Attributes:
         text: tokenised by itself.
@@ -93,17 +93,17 @@ def _rendered(source: Any, messages: list[dict[str, Any]]) -> str:
     except (
         TemplateError,
         TypeError,
-    ) as error:  # what a template of the model's says of a conversation it has no form for
+    ) as error:  # what templates raise for a conversation that they do not support
         raise ValueError(f"the model's chat template refuses the conversation ({error})") from None
 
 
 def gap(prompt: str) -> str:
-    """What stands between a templated prompt and its answer."""
+    """The text between a templated prompt and its answer."""
     return "" if prompt[-1:].isspace() else " "
 
 
 def identity_text(instruction: str) -> str:
-    """What an identity token is made of: the whole instruction with its format line, no answer.
+    """The text that an identity token is computed from: the whole instruction with its format line, no answer.
 
     The reference code gets the same text by decoding the prompt and cutting it after the image tag
     and before "ASSISTANT".

@@ -11,36 +11,17 @@ from pydantic import Field, ValidationError, model_validator
 from fcit import registry
 from fcit.config import Section
 from fcit.config.checks import sentences
-from fcit.data.formats import Form
 from fcit.data.formats.columns import Columns
-from fcit.data.records import Record, TestRecord
+from fcit.data.formats.files import Form
+from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
 SHIPPED = Path(__file__).parent / "benchmarks"
 
 
-def placed(folder: str, images: tuple[str, ...]) -> tuple[str, ...]:
-    """Images' names from the image root, where a data set gives them from a folder of its own."""
-    return tuple(f"{folder}/{image}" for image in images) if folder else images
-
-
-def with_suffix(instruction: str, suffix: str) -> str:
-    """An instruction with the line that belongs behind it, once; blanks at the line's end are no part of it."""
-    suffix = suffix.rstrip()
-    if not suffix or instruction.rstrip().endswith(suffix):
-        return instruction
-    return f"{instruction}\n{suffix}" if instruction.strip() else suffix.lstrip()
-
-
-def suffixed(record: Record, suffix: str) -> Record:
-    """A record with the line that belongs behind its questions behind every one of them."""
-    turns = tuple(replace(turn, question=with_suffix(turn.question, suffix)) for turn in record.turns)
-    return replace(record, turns=turns) if suffix else record
-
-
 class AnswerSuffix(Section):
-    """A text added to a question by its right answer, as an official generator does: it tells what kind is right.
+    """A text added to a question, chosen by its right answer, as an official generator does.
 
     Answers are compared as they stand: "yes" and "Yes " are not "Yes" (``answer in ['Yes', 'No']`` in model_fin.py of
     MLLM-CL).
@@ -106,12 +87,12 @@ class DatasetSpec(Section):
             raise ValueError(f"columns are those of Parquet, saved and hub data sets, and format is {self.format!r}")
         return self
 
-    def trained(self, record: Record) -> Record:
-        """A training record as it is learnt: suffix behind every question, images named from the image root."""
+    def for_training(self, record: Record) -> Record:
+        """A training record as it is learnt: suffix after every question, images named from the image root."""
         return replace(suffixed(record, self.suffix), images=placed(self.images, record.images))
 
-    def asked(self, record: TestRecord, blanks: bool = False) -> TestRecord:
-        """A test record as it is put to the model; ``blanks`` at the ends of its question are kept or go."""
+    def for_testing(self, record: TestRecord, blanks: bool = False) -> TestRecord:
+        """A test record as it is put to the model; ``blanks``: those at the ends of its question are kept."""
         extra = self.test_suffix
         text = with_suffix(record.instruction if blanks else record.instruction.strip(), self.suffix)
         text += extra.of(record.answer) if isinstance(extra, AnswerSuffix) else extra
@@ -197,7 +178,7 @@ class BenchmarkSpec(Section):
     )
 
     def folder(self, root: Path, of: Literal["instructions", "images"]) -> Path:
-        """One of the two folders, under a data root: the first that is there, else the first."""
+        """One of the two folders, under a data root: the first that exists, else the first."""
         named = getattr(self, of)
         folders = [root / name for name in ([named] if isinstance(named, str) else named)]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -276,11 +257,6 @@ class BenchmarkSpec(Section):
 def shipped() -> list[str]:
     """Names of the benchmarks that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def without_data() -> BenchmarkSpec:
-    """What stands in for a benchmark file where every site brings its own tasks; a file must have some."""
-    return BenchmarkSpec.model_construct(name="sites", datasets={}, tasks=[])
 
 
 def read_spec(name: str) -> BenchmarkSpec:

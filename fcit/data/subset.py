@@ -1,4 +1,4 @@
-"""Which questions of a test set are asked where ``evaluation.samples`` wants fewer, and what such numbers are called.
+"""Which questions of a test set are asked (``evaluation.samples``), and what makes the numbers of a run reduced ones.
 
 The choice belongs to the data set and to ``evaluation.seed``: every method, stage, seed and machine is asked the
 same questions, and fewer of them are always some of the more.
@@ -14,9 +14,9 @@ def chosen(count: int, dataset: str, samples: int | None, seed: int) -> list[int
     """Positions of the questions asked, of ``count``, in the order of the records.
 
     Args:
-        count: questions the test set has.
-        dataset: its name; sets of one length get choices that have nothing to do with each other.
-        samples: how many are wanted; None, or more than there are, means all.
+        count: number of questions in the test set.
+        dataset: its name; data sets of equal length get independent choices.
+        samples: how many are asked; None, or more than ``count``, means all.
         seed: ``evaluation.seed``.
     """
     if samples is None or samples >= count:
@@ -27,14 +27,14 @@ def chosen(count: int, dataset: str, samples: int | None, seed: int) -> list[int
 
 
 def reduced(config: RunConfig) -> list[str]:
-    """Why the numbers of a run are of less than its benchmark, for people; empty where they are full.
+    """Why the numbers of a run rest on less than its whole benchmark, in words; empty where they rest on all of it.
 
-    Numbers whose reasons differ must not share a column: they answer other questions, or come of other training.
+    Numbers with different reasons must not share a column: they rest on other questions, or on other training.
     """
     reasons = []
-    asked = config.evaluation
-    if asked.samples is not None:
-        reasons.append(f"{asked.samples} questions a {asked.split} set, choice {asked.seed}")
+    evaluation = config.evaluation
+    if evaluation.samples is not None:
+        reasons.append(f"{evaluation.samples} questions a {evaluation.split} set, choice {evaluation.seed}")
     if config.data.max_records is not None:
         reasons.append(f"{config.data.max_records} training records a data set")
     if config.data.turns == "first":

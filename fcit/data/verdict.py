@@ -1,4 +1,4 @@
-"""What a model's tokenizer says of a file before anything trains: which records it can use, and how long they are."""
+"""The result of checking records with a model's tokenizer: which it can use, and how long they are."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fcit.data.records import Record, TestRecord
 
 @dataclass
 class Verdict:
-    """Of the records of one file, by their positions in it.
+    """The result for the records of one file, by their positions in it.
 
     Attributes:
         problems: why a record cannot be used.
-        warnings: what only costs score: a true answer longer than the answers that are allowed.
+        warnings: what only lowers the score, e.g. a true answer longer than the answers that are allowed.
         dropped: position -> turns that do not fit into ``backbone.max_length`` and are not learnt.
-        count: records looked at.
+        count: records checked.
         tokens: of all that can be used, together; ``longest``: of the longest.
         learnt: those of answers, together; ``most``: of the one that has most.
     """
@@ -33,10 +33,10 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Who tokenises records and says what is wrong; what was said of a file is remembered under its origin."""
+    """Tokenises records and checks them; the verdict on a file is remembered under its origin."""
 
     def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
-        """Of training records, as they are learnt; ``places`` are their positions in the file."""
+        """Check training records, as they are learnt; ``places`` are their positions in the file."""
 
     def test(self, origin: Sequence[object], records: Sequence[TestRecord], limit: int) -> Verdict:
-        """Of questions, as they are asked; ``limit`` new tokens at most."""
+        """Check questions, as they are asked; ``limit``: new tokens at most."""

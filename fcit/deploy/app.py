@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from fcit import __version__
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import PUBLIC, DeployError, Steps
 
 _PACKAGES = ("server", "clients")

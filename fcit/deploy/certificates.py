@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import PUBLIC, Steps
 
 #: Days a certificate is good for. Sites hold the authority's; the server's is renewed without telling them.

@@ -6,12 +6,12 @@ import shlex
 import subprocess
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from fcit.deploy.layout import CONNECTION, Deployment, parsed
+from fcit.deploy.deployment import CONNECTION, Deployment, parsed
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import ConfigError
+from fcit.io.console import console
 
 
 def flwr(
@@ -111,10 +111,10 @@ def status(deployment: Deployment, steps: Steps) -> None:
     table = Table("run", "status", "folder", title="Runs", title_justify="left")
     for run in started:
         table.add_row(str(run["run-id"]), str(run["status"]), folders.get(str(run["run-id"]), "-"))
-    console = Console()
-    console.print(sites)
+    screen = console()
+    screen.print(sites)
     if started:
-        console.print(table)
+        screen.print(table)
 
 
 def stop(deployment: Deployment, run: str | None, steps: Steps) -> None:

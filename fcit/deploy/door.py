@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import PUBLIC, DeployError, Steps
 
 #: What a SuperNode with a registered key calls. Registering itself is not among it: the operator does that.

@@ -7,7 +7,7 @@ from typing import Any
 from fcit import __version__
 from fcit.config.site import Site
 from fcit.deploy import app, certificates, door
-from fcit.deploy.layout import CONNECTION, Deployment
+from fcit.deploy.deployment import CONNECTION, Deployment
 from fcit.deploy.steps import PROGRAM, PUBLIC, Steps
 from fcit.errors import ConfigError
 

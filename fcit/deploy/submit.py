@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from fcit import config as configuration
-from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.spec import without_data
+from fcit.data.stream import open_stream
 from fcit.deploy import app
 from fcit.deploy.control import flwr, unfinished
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.io.console import console
 from fcit.io.files import write_text
 from fcit.report import terminal
 from fcit.report.page import write_page
@@ -71,15 +68,8 @@ def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data:
     _ready(deployment, steps)
     if folder.begun and not steps.dry:
         # Here, where a person reads it; the server finds it settled.
-        hold_data(folder, _served(configuration.load_resolved(folder.config)), accept_changed_data)
+        hold_data(folder, open_stream(configuration.load_resolved(folder.config)), accept_changed_data)
     return _start(deployment, folder.path, steps)
-
-
-def _served(config: RunConfig) -> Benchmark:
-    """What the server itself knows of the data: nothing where every site brings its own."""
-    if config.stream == "benchmark":
-        return open_benchmark(config)
-    return Benchmark(without_data(), Path(), config)
 
 
 def follow(deployment: Deployment, number: str | None) -> int:
@@ -129,12 +119,12 @@ def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
 
 def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int:
     """Show events until Flower says that the run is over; Ctrl-C lets it go on alone."""
-    console = Console(width=None if Console().is_terminal else 120)
-    with ConsoleWatcher(console, run.name) as watcher:
+    screen = console()
+    with ConsoleWatcher(screen, run.name) as watcher:
         try:
             status, details = _watch(deployment, number, RunDir(run), since, watcher)
         except KeyboardInterrupt:
-            console.print(
+            screen.print(
                 f"\nthe run goes on without being looked at; `fcit deploy follow {deployment.path} {number}` looks "
                 f"again, `fcit deploy stop {deployment.path} {number}` ends it",
                 soft_wrap=True,
@@ -145,10 +135,10 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
     if code == EXIT_OK:
         done = Run(run)
         write_page([done], run / "report.html")
-        terminal.ending(console, done)
+        terminal.ending(screen, done)
     else:
-        console.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
-        console.print(
+        screen.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
+        screen.print(
             f"log:    FLWR_HOME={deployment.home} flwr log {number} operator --show\n"
             f"resume: fcit deploy submit {deployment.path} --resume {run}",
             soft_wrap=True,

@@ -1,27 +1,29 @@
-"""`fcit deploy up`: the SuperLink and its door, in the foreground; what the systemd unit runs."""
+"""`fcit deploy up`: the SuperLink and the proxy before it, in the foreground; what the systemd unit runs."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import logging
+import selectors
 import shlex
 import signal
 import socket
-import subprocess
+import sys
 import threading
 import time
-from collections import deque
 from types import FrameType
 
 from fcit.deploy import door
-from fcit.deploy.layout import Deployment
+from fcit.deploy.child import Child, read_output
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_OK
 
-_START, _STOP = 120.0, 10.0  # seconds
+_START, _STOP, _TICK = 120.0, 10.0, 0.5  # seconds: for the SuperLink to answer, for each to end, between two looks
+_POLLS = "uvicorn.access"  # in lines of the SuperLink that only say that a site has asked for work
+_TAIL = 3  # last lines of a process that an error quotes
 
 
-def superlink(deployment: Deployment) -> list[str]:
+def superlink_command(deployment: Deployment) -> list[str]:
     """The SuperLink's command: loopback only, TLS, nodes known by their keys, state on disk."""
     folder = deployment.path / "superlink"
     return [
@@ -47,46 +49,17 @@ def superlink(deployment: Deployment) -> list[str]:
     ]
 
 
-class Child:
-    """A process whose output is passed on, without the lines that only say that somebody has asked for work."""
-
-    def __init__(self, name: str, command: list[str], deployment: Deployment) -> None:
-        self.name = name
-        self.last: deque[str] = deque(maxlen=3)
-        self.process = subprocess.Popen(
-            command,
-            env=deployment.environment(deployment.path / "superlink" / "home"),
-            cwd=deployment.path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            umask=0o077,
-        )
-        threading.Thread(target=self._pass_on, daemon=True).start()
-
-    def _pass_on(self) -> None:
-        for line in self.process.stdout or ():
-            if "uvicorn.access" not in line:
-                self.last.append(line.strip())
-                print(f"{self.name}: {line}", end="", flush=True)
-
-    def check(self) -> None:
-        """Raise DeployError if it has ended."""
-        code = self.process.poll()
-        if code is not None:
-            raise DeployError(f"the {self.name} ended with code {code}: {' / '.join(self.last) or 'it said nothing'}")
-
-    def stop(self) -> None:
-        """End it and what it started; by force if it does not listen, or is dead and its workers are not."""
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_STOP)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+def _child(name: str, command: list[str], deployment: Deployment) -> Child:
+    """One of the two; its output is printed. It is not started again: the systemd unit starts both."""
+    printer = logging.StreamHandler(sys.stdout)
+    printer.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    log = logging.getLogger(f"{__name__}.{name}")
+    log.handlers[:], log.propagate = [printer], False
+    log.setLevel(logging.INFO)
+    home = deployment.path / "superlink" / "home"
+    return Child(
+        name, command, deployment.environment(home), deployment.path, log, (0.0, 0.0), signal.SIGTERM, dropped=_POLLS
+    )
 
 
 def up(deployment: Deployment, steps: Steps) -> int:
@@ -95,38 +68,43 @@ def up(deployment: Deployment, steps: Steps) -> int:
     Raises:
         DeployError: nginx is missing, a port is taken, or one of the two ended by itself.
     """
-    house, gate = superlink(deployment), door.command(deployment)
-    for command in (house, gate):
+    superlink, proxy = superlink_command(deployment), door.command(deployment)
+    for command in (superlink, proxy):
         steps.say("$ " + shlex.join(command))
     if steps.dry:
         return EXIT_OK
-    _free(deployment.bind, deployment.port)
-    _free("127.0.0.1", deployment.superlink_port)
-    asked = threading.Event()
+    _check_free(deployment.bind, deployment.port)
+    _check_free("127.0.0.1", deployment.superlink_port)
+    stop_requested = threading.Event()
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        stop_requested.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     running: list[Child] = []
-    try:
-        running.append(Child("SuperLink", house, deployment))
-        _wait_for(deployment, running[0], asked)
-        running.append(Child("door", gate, deployment))
-        steps.say(f"sites reach the door at {deployment.door}; Ctrl-C or SIGTERM ends SuperLink and door")
-        while not asked.wait(0.5):
-            for child in running:
-                child.check()
-    finally:
-        # The door first: nobody knocks at a door without a house.
-        for child in reversed(running):
-            child.stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with selectors.DefaultSelector() as selector:
+        try:
+            running.append(_child("SuperLink", superlink, deployment))
+            running[0].start(selector)
+            _wait_for_superlink(deployment, running[0], selector, stop_requested)
+            running.append(_child("door", proxy, deployment))
+            running[1].start(selector)
+            steps.say(f"sites reach the door at {deployment.door}; Ctrl-C or SIGTERM ends SuperLink and door")
+            while not stop_requested.is_set():
+                read_output(selector, _TICK)
+                for child in running:
+                    _check_runs(child, selector)
+        finally:
+            # The proxy first, so that it passes no request on to a SuperLink that has ended.
+            for child in reversed(running):
+                child.stop(selector, _STOP)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return EXIT_OK
 
 
-def _free(address: str, port: int) -> None:
+def _check_free(address: str, port: int) -> None:
+    """Raise DeployError if this port cannot be listened on."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,15 +117,26 @@ def _free(address: str, port: int) -> None:
             ) from None
 
 
-def _wait_for(deployment: Deployment, child: Child, asked: threading.Event) -> None:
-    """Until the SuperLink answers, or the user has changed his mind."""
+def _check_runs(child: Child, selector: selectors.BaseSelector) -> None:
+    """Raise DeployError if a process has ended."""
+    code = child.ended(selector)
+    if code is not None:
+        last = " / ".join(list(child.tail)[-_TAIL:]) or "it said nothing"
+        raise DeployError(f"the {child.name} ended with code {code}: {last}")
+
+
+def _wait_for_superlink(
+    deployment: Deployment, child: Child, selector: selectors.BaseSelector, stop_requested: threading.Event
+) -> None:
+    """Until the SuperLink answers, or the user ends it."""
     deadline = time.monotonic() + _START
-    while time.monotonic() < deadline:
-        child.check()
+    while time.monotonic() < deadline and not stop_requested.is_set():
+        read_output(selector, 0.2)
+        _check_runs(child, selector)
         try:
             socket.create_connection(("127.0.0.1", deployment.superlink_port), timeout=1).close()
             return
         except OSError:
-            if asked.wait(0.2):
-                return
-    raise DeployError(f"the SuperLink does not answer after {_START:.0f} s; see {deployment.path / 'superlink'}")
+            continue
+    if not stop_requested.is_set():
+        raise DeployError(f"the SuperLink does not answer after {_START:.0f} s; see {deployment.path / 'superlink'}")

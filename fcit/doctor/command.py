@@ -31,7 +31,7 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     """Print what a configuration needs.
 
     Raises:
-        ConfigError: its models would not load whole, or it cannot fit; the sentence says what would.
+        ConfigError: its models would not load, or it cannot fit; the sentence says what would.
     """
     if gpu_gb is not None and config.backbone.device == "cpu":
         config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"device": "cuda"})})
@@ -41,7 +41,7 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     shape = shape_of(config.backbone, config.adapter.targets)
     device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
     with console.status("counting records"):
-        work, longest, why = _work(config, models.looked)
+        work, longest, why = _work(config, models.local)
     subspaces = _subspaces(config)
     # Whole conversations: what is longest decides what fits.
     lengths = Lengths(max(1, longest[0] - longest[1] - shape.image_tokens), longest[1]) if longest else Lengths()
@@ -55,11 +55,11 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     problems += machine_problems(config, shape, subspaces, shown, lengths)
     if problems:
         raise ConfigError(problems, config.name)
-    there = device.here and models.looked and shape.source.startswith(HERE)  # nothing is downloaded for a look
+    can_run = device.here and models.local and shape.source.startswith(HERE)  # nothing is downloaded for it
     with console.status("timing a step"):
-        speed = timing.measured(config, lengths, shown, subspaces, work) if probe and there else None
+        speed = timing.measured(config, lengths, shown, subspaces, work) if probe and can_run else None
     console.print(_time_table(config, shape, lengths, device, work, speed, why))
-    for line in models.said:
+    for line in models.lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; "
@@ -80,10 +80,10 @@ def _subspaces(config: RunConfig) -> int:
 
 
 def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] | None, str]:
-    """Counted in the data where they are, with tokens of the longest record and of the longest answer; else why not.
+    """The work of a run, counted in its data, with tokens of the longest record and answer; without data, why not.
 
     Args:
-        here: whether the model is on this machine, so that records can be tokenised; nothing is downloaded for a look.
+        here: whether the model is on this machine, so that records can be tokenised; nothing is downloaded for it.
     """
     try:
         benchmark = open_benchmark(config)
@@ -91,8 +91,8 @@ def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] |
         benchmark.prepare()
         if here and benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
             benchmark.look()
-        found = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train" and verdict.count]
-        longest = (max(v.longest for v in found), max(v.most for v in found)) if found else None
+        train = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train" and verdict.count]
+        longest = (max(v.longest for v in train), max(v.most for v in train)) if train else None
         return timing.counted(benchmark, config), longest, ""
     except FCITError as error:
         return None, None, str(error).splitlines()[0]
@@ -120,15 +120,15 @@ def _hours(seconds: float) -> str:
 def _device_table(
     config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, device: Device, workers: int
 ) -> Table:
-    found = estimate.memory(config, shape, subspaces, micro, lengths)
+    memory = estimate.memory(config, shape, subspaces, micro, lengths)
     table = Table(title=f"{device.name}, {gb(device.memory)}", title_justify="left", min_width=_WIDTH)
     table.add_column("of one worker")
     table.add_column("memory", justify="right")
     parts = {
-        "always": found.always,
-        f"training, {micro} at a time": found.training,
-        f"answering, {config.evaluation.batch_size} at a time": found.answering,
-        "looking at images, 32 at a time": found.looking,
+        "always": memory.always,
+        f"training, {micro} at a time": memory.training,
+        f"answering, {config.evaluation.batch_size} at a time": memory.answering,
+        "looking at images, 32 at a time": memory.looking,
     }
     for title, part in parts.items():
         table.add_row(f"[bold]{title}[/bold]", f"[bold]{gb(sum(part.values()))}[/bold]")
@@ -136,7 +136,7 @@ def _device_table(
             table.add_row(f"  {name}", gb(size))
     table.add_section()
     each = f", each of {workers} workers" if workers > 1 else ""
-    table.add_row(f"at most, with {subspaces} subspace{'s' * (subspaces > 1)}{each}", gb(found.peak))
+    table.add_row(f"at most, with {subspaces} subspace{'s' * (subspaces > 1)}{each}", gb(memory.peak))
     return table
 
 
@@ -168,28 +168,28 @@ def _machine_table(
 def _time_table(
     config: RunConfig, shape: Shape, lengths: Lengths, device: Device, work: Work | None, speed: Speed | None, why: str
 ) -> Table:
-    found = speed or _assumed(config, shape, lengths, device)
-    table = Table(title=f"time ({found.known})", title_justify="left", min_width=_WIDTH)
+    speed = speed or _assumed(config, shape, lengths, device)
+    table = Table(title=f"time ({speed.known})", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
     table.add_column("time", justify="right")
-    table.add_row("1000 training records", _hours(1000 * found.record))
-    table.add_row("1000 questions", _hours(1000 * found.question))
+    table.add_row("1000 training records", _hours(1000 * speed.record))
+    table.add_row("1000 questions", _hours(1000 * speed.question))
     if work is None:
         table.add_row(f"the whole run: not known ({why})", "-")
         return table
     workers = config.ray.workers if config.federation.engine == "ray" else 1
-    # Kept features are made once; without a cache an image is looked at whenever it is needed.
+    # Kept features are made once; without a cache an image is encoded whenever it is needed.
     looks = work.seen if config.backbone.feature_cache == "disk" else work.records + work.questions
     parts = (
         (
             f"training on {work.records:,.0f} records, {workers} worker{'s' * (workers > 1)}",
-            work.records * found.record,
+            work.records * speed.record,
         ),
-        (f"answering {work.questions:,} questions", work.questions * found.question),
-        (f"looking at {looks:,.0f} images, at most", looks * found.image),
+        (f"answering {work.questions:,} questions", work.questions * speed.question),
+        (f"looking at {looks:,.0f} images, at most", looks * speed.image),
     )
     for what, seconds in parts:
         if seconds:
             table.add_row(what, _hours(seconds / workers))
-    table.add_row("the whole run", _hours(found.start + sum(seconds for _, seconds in parts) / workers))
+    table.add_row("the whole run", _hours(speed.start + sum(seconds for _, seconds in parts) / workers))
     return table

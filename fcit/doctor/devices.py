@@ -1,4 +1,4 @@
-"""What a run's device can hold and do, asked from the device or assumed."""
+"""Memory and speed of a run's device, read from the device or assumed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Device:
 
 
 def peak_of(name: str) -> tuple[float, float] | None:
-    """Peak TFLOP/s and TB/s of a GPU by its name; None if the table does not know it."""
+    """Peak TFLOP/s and TB/s of a GPU by its name; None if the table does not hold it."""
     return next((speeds for part, speeds in PEAKS.items() if part in name), None)
 
 
@@ -66,9 +66,9 @@ def device_of(name: str, gpu_gb: float | None, threads: int) -> Device:
         cores = threads or os.cpu_count() or 1
         return Device(f"CPU, {cores} threads", machine_memory(), cores * _CORE * 1e12, _CPU_BANDWIDTH * 1e12, True)
     if gpu_gb is None and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(torch.device(name if name != "cpu" else "cuda"))
-        tera, bandwidth = peak_of(found.name) or _UNKNOWN
-        return Device(found.name, float(found.total_memory), tera * 1e12, bandwidth * 1e12, True)
+        gpu = torch.cuda.get_device_properties(torch.device(name if name != "cpu" else "cuda"))
+        tera, bandwidth = peak_of(gpu.name) or _UNKNOWN
+        return Device(gpu.name, float(gpu.total_memory), tera * 1e12, bandwidth * 1e12, True)
     tera, bandwidth = _UNKNOWN
     size = gpu_gb or 24.0
     return Device(

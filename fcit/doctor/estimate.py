@@ -12,7 +12,7 @@ from fcit.config import RunConfig
 from fcit.models.features import BATCH
 from fcit.models.shapes import Shape
 
-#: Assumed where there are no data to look at: tokens of system sentence and instruction, and of an answer.
+#: Assumed where there are no data: tokens of system sentence and instruction, and of an answer.
 TEXT, ANSWER = 110, 32
 #: Assumed: what CUDA, its libraries and the allocator's gaps take beside tensors, and a Python process with torch.
 CONTEXT, GAPS, PROCESS = 0.8e9, 0.05, 1.5e9
@@ -69,7 +69,7 @@ def layer_activations(config: RunConfig, shape: Shape) -> float:
     kept += _FLOAT * config.adapter.rank * len(widths) / shape.layers
     if mask or s != _FLOAT:
         kept += (_FLOAT + mask) * sum(widths) / shape.layers
-    else:  # gate and up look at the same tensor
+    else:  # gate and up take the same tensor
         kept += _FLOAT * sum(set(widths))
     return kept
 
@@ -109,25 +109,25 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     kept = float(s * shape.language)
     if backbone.quantization == "4bit":
         kept += (FOUR_BITS - s) * shape.linear
-    found = Memory()
-    found.always = {
+    needed = Memory()
+    needed.always = {
         "language model": kept,
         "vision tower, projector": s * (shape.vision.parameters + projector),
         "identity encoder": _FLOAT * (shape.identity_text + (shape.identity_vision if sees(config) else 0)),
         "adapters": _FLOAT * ((1 + subspaces) * one + 2 * (trained - one) + own),
     }
-    found.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
+    needed.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
     rows, prompt = config.evaluation.batch_size, shape.image_tokens + lengths.text
-    found.answering = {
+    needed.answering = {
         "keys and values": rows * (prompt + config.evaluation.longest()) * 2 * shape.layers * shape.key_width * s,
         "a whole prompt in one layer": rows * prompt * (shape.inner * (3 * s + 2 * _FLOAT) + shape.width * 4 * s),
     }
     v = shape.vision
-    found.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
+    needed.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
     if backbone.device != "cpu":
-        total = sum(found.always.values())
-        found.always["CUDA and gaps (assumed)"] = CONTEXT + GAPS * total
-    return found
+        total = sum(needed.always.values())
+        needed.always["CUDA and gaps (assumed)"] = CONTEXT + GAPS * total
+    return needed
 
 
 def sees(config: RunConfig) -> bool:
@@ -151,14 +151,14 @@ def worker_memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, l
     """Main memory of one worker: messages, tokenised records, and on a CPU everything else."""
     one = _FLOAT * (shape.adapter(config.adapter.rank) + shape.projector)
     broadcast = _FLOAT * (subspaces * shape.adapter(config.adapter.rank) + shape.projector)
-    found = {
+    parts = {
         "Python and torch (assumed)": PROCESS,
         "messages and their tensors": max(3 * one, 2 * broadcast),
         "tokenised records, identity features (at most)": 4e6 * 36 + 64e6 * _FLOAT,
     }
     if config.backbone.device == "cpu":
-        found["model, adapters, activations"] = memory(config, shape, subspaces, micro, lengths).peak
-    return found
+        parts["model, adapters, activations"] = memory(config, shape, subspaces, micro, lengths).peak
+    return parts
 
 
 def server_memory(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:

@@ -9,16 +9,16 @@ from fcit.runs.environment import LIBRARIES, SOMETIMES, versions
 
 
 def check() -> Iterator[tuple[str, bool, str]]:
-    """Checks of ``fcit doctor``: what, fine, detail."""
-    found = versions()
+    """Checks of ``fcit doctor``: what is checked, whether it is good, detail."""
+    installed = versions()
     for name in LIBRARIES:
-        if name in found:
-            yield name, True, found[name]
+        if name in installed:
+            yield name, True, installed[name]
         elif name in SOMETIMES:
             yield name, True, f"not installed; only {SOMETIMES[name]} needs it (`make install` brings it)"
         else:
             yield name, False, "not installed; run `make install`"
-    from fcit.data.benchmark import cache_folder
+    from fcit.io.cache import cache_folder
 
     folder = cache_folder()
     existing = next(p for p in (folder, *folder.parents) if p.exists())

@@ -36,7 +36,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Tested:
     """Questions of one data set in all stages together, a few of them, and its longest answer allowed."""
 
     questions: int
@@ -50,11 +50,11 @@ class Work:
 
     Attributes:
         images: all images of the benchmark.
-        seen: of these, what is expected to be looked at: training images of clients that are sampled, test images.
+        seen: of these, the expected number that is encoded: training images of clients that are sampled, test images.
     """
 
     trained: list[Trained]
-    asked: list[Asked]
+    tested: list[Tested]
     images: int
     seen: float
     image_root: Path
@@ -65,7 +65,7 @@ class Work:
 
     @property
     def questions(self) -> int:
-        return sum(part.questions for part in self.asked)
+        return sum(part.questions for part in self.tested)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Sum:
 def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     """The work of a run, counted in its data: shards of a few clients, every test set.
 
-    A client is among those looked at in R rounds of k out of n clients with probability 1 - (1 - k/n)^R.
+    A client is among those sampled in R rounds of k out of n clients with probability 1 - (1 - k/n)^R.
     """
     federation, count = config.federation, config.federation.clients
     clients = range(0, count, 1 if benchmark.spec.source == "mini" else max(1, count // _COUNTED))
@@ -120,18 +120,18 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
             parts.append(Trained(mean * times * config.training.epochs, some))
             seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)
         images += mean * federation.clients
-    asked: dict[str, int] = {}
+    tested: dict[str, int] = {}
     for stage in config.evaluation.stages(len(benchmark.stages)):
         for name in benchmark.evaluation(stage - 1):
-            asked[name] = asked.get(name, 0) + 1
-    tests = {name: benchmark.test(name) for name in asked}
+            tested[name] = tested.get(name, 0) + 1
+    tests = {name: benchmark.test(name) for name in tested}
     questions = [
-        Asked(
+        Tested(
             times * len(tests[name]),
             tests[name][: config.evaluation.batch_size],
             config.evaluation.longest(benchmark.spec.datasets[name].max_new_tokens),
         )
-        for name, times in asked.items()
+        for name, times in tested.items()
     ]
     shown = sum(map(len, tests.values()))
     return Work(parts, questions, round(images + shown), seen + shown, benchmark.image_root)
@@ -141,7 +141,7 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
     """Steps and batches of answers, timed.
 
     With ``work``, on the run's own records; else on texts of the assumed lengths. Pictures are blank (their features
-    are made once and kept). A tuned model stops where the right answer ends, which the untouched one does not know:
+    are made once and kept). A tuned model stops where the right answer ends, which the untouched one does not:
     as many tokens are generated as the longest right answer of a batch has. Half of the subspaces of the end are
     mixed, as in the middle of the run.
 
@@ -157,11 +157,11 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         record = Record.single("", words, answer)
         question = TestRecord("", ("",), words, answer)
         trained = [Trained(1.0, [record] * micro)]
-        asked = [Asked(1, [question] * min(config.evaluation.batch_size, 8), lengths.answer)]
+        tested = [Tested(1, [question] * min(config.evaluation.batch_size, 8), lengths.answer)]
     else:
-        trained, asked = work.trained, work.asked
+        trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
-    answering = _answering(backbone, adapters, asked, (subspaces + 1) // 2)
+    answering = _answering(backbone, adapters, tested, (subspaces + 1) // 2)
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
     return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
 
@@ -181,11 +181,11 @@ def _training(
     config: RunConfig, backbone: Backbone, adapters: Adapters, trained: Sequence[Trained], micro: int
 ) -> float:
     """Seconds per record: forward and backward a micro-batch at a time, and a record's share of an AdamW step."""
-    found = _Sum()
+    total = _Sum()
     with seeding.torch_seeded(0, "doctor"), adapters.training() as parameters:
         optimizer = torch.optim.AdamW(parameters, lr=0.0, foreach=True)
         for part in trained:
-            if found.late:
+            if total.late:
                 break
             examples = [e for e in backbone.encoder.encoded(part.some[:micro]) if not isinstance(e, str)]
             features = _blank(backbone, len(images_of(examples)))
@@ -194,24 +194,24 @@ def _training(
                 backbone.loss(examples, features).backward()
 
             if examples:
-                found.add(_timed(step, backbone.device) / len(examples), part.records)
-        stepping = _timed(optimizer.step, backbone.device) if found.weight else 0.0
+                total.add(_timed(step, backbone.device) / len(examples), part.records)
+        stepping = _timed(optimizer.step, backbone.device) if total.weight else 0.0
         optimizer.zero_grad(set_to_none=True)
-    return found.mean + stepping / config.training.batch_size
+    return total.mean + stepping / config.training.batch_size
 
 
-def _answering(backbone: Backbone, adapters: Adapters, asked: Sequence[Asked], subspaces: int) -> float:
+def _answering(backbone: Backbone, adapters: Adapters, tested: Sequence[Tested], subspaces: int) -> float:
     """Seconds per question, a batch at a time under a mixture."""
-    found = _Sum()
+    total = _Sum()
     adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector())
-    for part in asked:
-        if found.late:
+    for part in tested:
+        if total.late:
             break
         questions = [e for e in backbone.encoder.encoded(part.some) if not isinstance(e, str)]
         if not questions:
             continue
-        told = list(backbone.encoder.lengths(q.answer for q in part.some if q.answer))
-        longest = min(max(told, default=part.longest), part.longest)
+        answers = list(backbone.encoder.lengths(q.answer for q in part.some if q.answer))
+        longest = min(max(answers, default=part.longest), part.longest)
         features = _blank(backbone, 1).expand(len(images_of(questions)), *backbone.family.shape)
         mix = np.full((len(questions), subspaces), 1.0 / subspaces, dtype=np.float32)
         with adapters.mixed(mix if subspaces > 1 else None):
@@ -219,13 +219,13 @@ def _answering(backbone: Backbone, adapters: Adapters, asked: Sequence[Asked], s
             def answer(q: list = questions, f: torch.Tensor = features, n: int = longest) -> None:
                 backbone.generate(q, f, n)
 
-            found.add(_timed(answer, backbone.device) / len(questions), part.questions)
-    return found.mean
+            total.add(_timed(answer, backbone.device) / len(questions), part.questions)
+    return total.mean
 
 
 def _looking(backbone: Backbone, work: Work) -> float:
     """Seconds per image: read, scaled, through the vision tower, ``BATCH`` at a time."""
-    names = list(dict.fromkeys(image for part in work.asked for q in part.some for image in q.images))[:BATCH]
+    names = list(dict.fromkeys(image for part in work.tested for q in part.some for image in q.images))[:BATCH]
     if not names:
         return 0.0
     return _timed(lambda: backbone._vision(work.image_root, names), backbone.device) / len(names)

@@ -1,7 +1,7 @@
 """The official caption figure: seven COCO metrics, two of whose parts are Java programs of pycocoevalcap.
 
 The programs are started here and not by pycocoevalcap, which writes into its own folder and leaves a process
-behind when something goes wrong. What they are asked is the same.
+behind when something goes wrong. Their input is the same.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import IO
 from fcit.data.records import TestRecord
 from fcit.errors import RunError
 from fcit.evaluation.captions import Captions, cider, references
-from fcit.evaluation.scorers import Result
+from fcit.evaluation.scorers import Result, corpus
 
 #: The seven, in the order of the official printout.
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 _PATIENCE = 3600.0  # seconds for the tokenizer; it does some 50,000 captions a second
 _ENDS = 10.0  # seconds for a program to go when its input is closed
-#: Accents are read as what they are whatever the locale; Java before 18 would ask the locale.
+#: UTF-8 whatever the locale is; Java before 18 would take the encoding of the locale.
 _UTF8 = "-Dfile.encoding=UTF-8"
 
 
@@ -32,7 +32,7 @@ def java() -> str:
     """The Java program.
 
     Raises:
-        RunError: there is none, with the way to get one.
+        RunError: it is not installed, with how to install it.
     """
     program = shutil.which("java")
     if program is None:
@@ -44,8 +44,8 @@ def java() -> str:
     return program
 
 
-def _failed(program: str, said: str) -> RunError:
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+def _failed(program: str, output: str) -> RunError:
+    last = next((line for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
     return RunError(
         f"scorer caption7: {program} failed ({last.strip()[:200]}); `java -version` tells which Java this is"
     )
@@ -82,11 +82,11 @@ def tokenize(captions: Captions) -> Captions:
             done = subprocess.run(command, cwd=folder, capture_output=True, timeout=_PATIENCE, check=False)
         except subprocess.TimeoutExpired:
             raise _failed("the PTB tokenizer", f"no answer within {_PATIENCE:.0f} s") from None
-    found = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
-    if done.returncode != 0 or len(found) != len(lines):
-        said = done.stderr.decode("utf-8", "replace")
-        raise _failed("the PTB tokenizer", f"{said}\n{len(found)} lines for {len(lines)} captions")
-    kept = (" ".join(word for word in line.rstrip().split(" ") if word not in ptb.PUNCTUATIONS) for line in found)
+    tokenized = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
+    if done.returncode != 0 or len(tokenized) != len(lines):
+        errors = done.stderr.decode("utf-8", "replace")
+        raise _failed("the PTB tokenizer", f"{errors}\n{len(tokenized)} lines for {len(lines)} captions")
+    kept = (" ".join(word for word in line.rstrip().split(" ") if word not in ptb.PUNCTUATIONS) for line in tokenized)
     return {key: [next(kept) for _ in group] for key, group in captions.items()}
 
 
@@ -98,26 +98,26 @@ class _Meteor:
 
     def ask(self, line: str) -> str:
         """One line in, one line out."""
-        self._say(line)
-        return self.listen()
+        self._write(line)
+        return self.read()
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise self._gone() from None
+            raise self._ended() from None
 
-    def listen(self) -> str:
-        """The next line it says."""
+    def read(self) -> str:
+        """The next line of its output."""
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
-            raise self._gone()
+            raise self._ended()
         return answer.strip()
 
-    def _gone(self) -> RunError:
+    def _ended(self) -> RunError:
         self._errors.seek(0)
         return _failed("METEOR", self._errors.read())
 
@@ -125,15 +125,15 @@ class _Meteor:
 @contextmanager
 def _meteor() -> Iterator[_Meteor]:
     """METEOR with pycocoevalcap's options, ended whatever happens in the body."""
-    from pycocoevalcap.meteor import meteor as its
+    from pycocoevalcap.meteor import meteor as package
 
-    command = [java(), _UTF8, "-Xmx2G", "-jar", its.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
-    # Its errors go to a file: a pipe that nobody reads would stop it when it is full.
+    command = [java(), _UTF8, "-Xmx2G", "-jar", package.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+    # Its errors go to a file: a pipe that is not read would stop it when it is full.
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
             command,
-            cwd=Path(its.__file__).parent,
+            cwd=Path(package.__file__).parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -148,7 +148,7 @@ def _meteor() -> Iterator[_Meteor]:
             process.kill()
 
 
-def meteor(wanted: Captions, said: Captions) -> float:
+def meteor(truths: Captions, predicted: Captions) -> float:
     """METEOR of the corpus, 0..1, from tokenized captions.
 
     Raises:
@@ -156,14 +156,14 @@ def meteor(wanted: Captions, said: Captions) -> float:
     """
     with _meteor() as program:
         statistics = []
-        for key, captions in wanted.items():
+        for key, captions in truths.items():
             # As pycocoevalcap writes it; the bars separate the parts of a line.
-            answer = said[key][0].replace("|||", "").replace("  ", " ")
+            answer = predicted[key][0].replace("|||", "").replace("  ", " ")
             statistics.append(program.ask(" ||| ".join(["SCORE", *captions, answer])))
         program.ask(" ||| ".join(["EVAL", *statistics]))  # the first record's own score; the corpus' comes last
         for _ in range(len(statistics) - 1):
-            program.listen()
-        return float(program.listen())
+            program.read()
+        return float(program.read())
 
 
 def seven(texts: Sequence[str], records: Sequence[TestRecord]) -> dict[str, float]:
@@ -180,13 +180,14 @@ def seven(texts: Sequence[str], records: Sequence[TestRecord]) -> dict[str, floa
     # One call for both sides: starting Java costs more than a thousand captions.
     everything |= {count + i: [text.strip()] for i, text in enumerate(texts)}
     tokens = tokenize(everything)
-    wanted, said = {i: tokens[i] for i in range(count)}, {i: tokens[count + i] for i in range(count)}
-    bleu = Bleu(4).compute_score(wanted, said, verbose=0)[0]
-    rouge = Rouge().compute_score(wanted, said)[0]
-    values = chain(bleu, [meteor(wanted, said), rouge, cider(wanted, said)[0]])
+    truths, predicted = {i: tokens[i] for i in range(count)}, {i: tokens[count + i] for i in range(count)}
+    bleu = Bleu(4).compute_score(truths, predicted, verbose=0)[0]
+    rouge = Rouge().compute_score(truths, predicted)[0]
+    values = chain(bleu, [meteor(truths, predicted), rouge, cider(truths, predicted)[0]])
     return {name: 100.0 * float(value) for name, value in zip(METRICS, values, strict=True)}
 
 
+@corpus(by_line=True, by_blanks=True, slow=True)
 def caption7(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Mean of BLEU-1..4, METEOR, ROUGE-L and CIDEr, each times 100 (official rule of Flickr30k and VizWiz; Java).
 
@@ -197,5 +198,5 @@ def caption7(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """
     if len(texts) != len(records):
         raise ValueError(f"{len(texts)} texts for {len(records)} records")
-    found = seven(texts, records)
-    return Result(sum(found.values()) / len(found))
+    scores = seven(texts, records)
+    return Result(sum(scores.values()) / len(scores))

@@ -1,8 +1,7 @@
-"""The best constant answer: what saying the same to every question scores. A model below it has learnt nothing.
+"""The best constant answer: the score of one text given to every question. A model below it has learnt nothing.
 
-Unless the rule can be met by nothing at all or by all answers at once: then it is 100, which tells of the rule.
-
-The best text there is cannot be found for every rule, so a few are tried: the figure is a lower bound.
+A rule that an empty text satisfies, or a text of all answers together, gives 100; that says something about the rule.
+The best text cannot be found for every rule, so a few are tried: the figure is a lower bound.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fcit import registry
-from fcit.data.benchmark import Benchmark
 from fcit.data.records import TestRecord
+from fcit.data.stream import Stream
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
-from fcit.evaluation.reachable import CORPUS
-from fcit.evaluation.scorers import box
+from fcit.evaluation.scorers import box, corpus_of
 from fcit.evaluation.wording import tokens
 
 FREQUENT = 20  # most frequent answers that are tried
@@ -35,12 +33,12 @@ class Constant(NamedTuple):
 
 
 def best_constant(scorer: str, records: Sequence[TestRecord]) -> Constant | None:
-    """The best of some constant answers, scored on all records; None where the rule cannot be asked.
+    """The best of some constant answers, scored on all records; None where the rule cannot score them.
 
     Candidates: nothing at all, the most frequent answers, several of them in one text, a box in the middle of all;
     for captions "a", "A.", the commonest words and captions of them. They are ranked on a sample, and the best
     :data:`FINAL` are scored on all records, of captions the best one only: that takes as long as scoring a model's
-    captions. A rule of the user's own is asked once, for the most frequent answer.
+    captions. A rule of the user's own scores only the most frequent answer.
 
     Args:
         scorer: its name in the registry, or the user's own.
@@ -51,7 +49,7 @@ def best_constant(scorer: str, records: Sequence[TestRecord]) -> Constant | None
     try:
         if registry.is_own(scorer):
             tried: list[str] = [next(_frequent(records))]
-        elif scorer in CORPUS:
+        elif corpus_of(registry.resolve("scorer", scorer)) is not None:
             tried = _ranked("caption", _phrases(records), _spread(records, CAPTIONED))[:1]
         else:
             texts = [*_texts(records), *_boxes(scorer, records), *_items(scorer, records)]
@@ -59,34 +57,35 @@ def best_constant(scorer: str, records: Sequence[TestRecord]) -> Constant | None
         return max((Constant(text, _score(scorer, text, records)) for text in tried), key=lambda c: c.score)
     except FCITError:
         return None
-    except Exception:  # a scorer of one's own raises whatever it likes, and no run ends for this
+    except Exception:  # a scorer of the user's own may raise anything, and this must not end a run
         if registry.is_own(scorer):
             return None
         raise
 
 
 def without_java(scorer: str) -> str:
-    """The rule, or our own beside it where it would start Java, which takes longer than all else of a look at files."""
-    return registry.OFFICIAL_RULES[scorer] if scorer == "caption7" else scorer
+    """The rule; where it would start Java, which takes longer than all else of a check, the cleaned one beside it."""
+    corpus = corpus_of(registry.resolve("scorer", scorer))
+    return registry.OFFICIAL_RULES[scorer] if corpus is not None and corpus.slow else scorer
 
 
 def constants(
-    benchmark: Benchmark, names: Iterable[str], rule: Callable[[str], str] = lambda scorer: scorer
+    stream: Stream, names: Iterable[str], rule: Callable[[str], str] = lambda scorer: scorer
 ) -> dict[str, Constant]:
     """The best constant answer of each data set; those that have none are left out.
 
     Args:
         rule: what to score by instead of a data set's own rule, e.g. :func:`without_java`.
     """
-    found = {}
+    best = {}
     for name in names:
         try:
-            constant = best_constant(rule(benchmark.spec.datasets[name].scorer), benchmark.test(name))
+            constant = best_constant(rule(stream.datasets[name].scorer), stream.test(name))
         except FCITError:
-            continue  # its questions are gone or broken, which is told elsewhere
+            continue  # its questions are missing or broken, which is reported elsewhere
         if constant is not None:
-            found[name] = constant
-    return found
+            best[name] = constant
+    return best
 
 
 def _score(scorer: str, text: str, records: Sequence[TestRecord]) -> float:
@@ -122,9 +121,9 @@ def _boxes(scorer: str, records: Sequence[TestRecord]) -> Iterator[str]:
     if not scorer.startswith("box-"):
         return
     sides = zip(*(box(record) for record in records), strict=True)
-    for found in ([statistics.median(side) for side in sides], [0.25, 0.25, 0.75, 0.75], [0, 0, 1, 1]):
+    for corners in ([statistics.median(side) for side in sides], [0.25, 0.25, 0.75, 0.75], [0, 0, 1, 1]):
         # Three digits: the official rule drops the last one.
-        yield "[" + ", ".join(f"{number:.3f}" for number in found) + "]"
+        yield "[" + ", ".join(f"{number:.3f}" for number in corners) + "]"
 
 
 def _items(scorer: str, records: Sequence[TestRecord]) -> Iterator[str]:

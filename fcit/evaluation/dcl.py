@@ -69,8 +69,8 @@ def science(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
         if _compared_whole(record):
             return text == answer
         if _STATES in record.instruction:
-            wanted, said = answer.split(","), text.split(",")
-            return sum(item in said for item in wanted) / len(wanted)
+            truths, items = answer.split(","), text.split(",")
+            return sum(truth in items for truth in truths) / len(truths)
         return answer in text
 
     return marked(_answerable(judge), texts, records)
@@ -140,8 +140,8 @@ def science_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result
         if _compared_whole(record):
             return bare(text) == bare(record.answer)
         if _STATES in record.instruction:
-            wanted, said = ({bare(item) for item in side.split(",")} for side in (record.answer, text))
-            return len(wanted & said) / len(wanted | said)
+            truths, items = ({bare(item) for item in side.split(",")} for side in (record.answer, text))
+            return len(truths & items) / len(truths | items)
         return _has_words(text, record.answer)
 
     return marked(judge, texts, records)

@@ -1,9 +1,9 @@
 """Prediction files: JSON lines in the format of the official scripts, ours and other code bases'.
 
-A line holds ``question_id``, ``prompt``, ``text``, ``answer_id``, ``model_id`` and ``metadata``. What we know
-beyond that (image, answer, mark, mix) is under ``metadata``; ``image`` is a text for one image, a list for several
-and absent for none. Lines of older run folders, which have these keys side by side, are read as well. Of other
-people's files only ``question_id`` and ``text`` are looked at, as the official scripts do.
+A line holds ``question_id``, ``prompt``, ``text``, ``answer_id``, ``model_id`` and ``metadata``. Everything
+else (image, answer, mark, mix) is under ``metadata``; ``image`` is a text for one image, a list for several
+and absent for none. Lines of older run folders, which have these keys side by side, are read as well. Of files
+of other code bases only ``question_id`` and ``text`` are read, as the official scripts do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from fcit.data.formats import MAX_FILE
 from fcit.data.formats.conversation import MAX_IMAGES
+from fcit.data.formats.files import MAX_FILE
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
 from fcit.io import bounded
@@ -51,7 +51,7 @@ class Prediction:
 
 
 def answer_id(*owner: int | str) -> str:
-    """The id of an answer: a hash of whose it is. The official scripts draw a random one, which no run could repeat."""
+    """The id of an answer: a hash of its owner. The official scripts draw a random one, which no run could repeat."""
     return hashlib.sha256("/".join(map(str, owner)).encode()).hexdigest()[:_ID]
 
 
@@ -88,7 +88,7 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 
 def _images(more: dict[str, Any]) -> tuple[str, ...]:
-    """The images of a line: a text, a list of texts, or none (also an empty text, as lines once said it)."""
+    """The images of a line: a text, a list of texts, or none (in older files an empty text)."""
     value = more.get("image")
     if isinstance(value, list):
         if len(value) > MAX_IMAGES:
@@ -117,13 +117,13 @@ def _object(row: Any) -> dict[str, Any]:
 
 
 def from_others(line: str) -> Prediction:
-    """A prediction from a line of whoever wrote it: its ``question_id`` and ``text``.
+    """A prediction from a line of another code base: its ``question_id`` and ``text``.
 
-    All else may be anything that Python's JSON reads (``metadata`` null or a list, NaN): the official scripts never
-    look at it. A key twice is refused all the same: which of two texts was meant nobody knows.
+    All else may be anything that Python's JSON reads (``metadata`` null or a list, NaN): the official scripts ignore
+    it. A repeated key is refused: it is not clear which of the two texts counts.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the line is wrong, and why.
     """
     row = _object(bounded.parse_json(line, unique=True, constants=True))
     return Prediction(_id(row), (), "", _text(row, "text"), "")
@@ -133,7 +133,7 @@ def from_line(line: str) -> Prediction:
     """A prediction from a line of a run folder; numbers are fine as ids.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the line is wrong, and why.
     """
     row = bounded.parse_json(line, unique=True)
     problem = bounded.depth_problem(row)
@@ -169,23 +169,23 @@ def read(path: Path, parse: Callable[[str], Prediction] = from_line) -> list[Pre
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     text = text.removeprefix("\ufeff").rstrip()
-    found = []
+    predictions = []
     # Not splitlines(): a text may hold U+2028 and the like as they are, but JSON escapes these two.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text) if text else (), start=1):
         try:
-            found.append(parse(line))
+            predictions.append(parse(line))
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
-    return found
+    return predictions
 
 
 def _same(question_id: str) -> Hashable:
-    """What an id is compared by: numbers by their value, so that 1, 1.0 and "1" are one; "01" is a text."""
+    """The value by which an id is compared: numbers by their value, so that 1, 1.0 and "1" are one; "01" is a text."""
     return Decimal(question_id) if _NUMBER.fullmatch(question_id) else question_id
 
 
 def paired(
-    path: Path, found: Sequence[Prediction], questions: Sequence[TestRecord]
+    path: Path, predictions: Sequence[Prediction], questions: Sequence[TestRecord]
 ) -> tuple[list[TestRecord], list[str]]:
     """The question of every prediction (a line of ``path``) by its ``question_id``, and what is unusual.
 
@@ -194,9 +194,9 @@ def paired(
     several questions would become one.
 
     Raises:
-        DataError: no predictions, or one to a question that is not asked, naming file and line.
+        DataError: no predictions, or one to a question that is not in the test set, naming file and line.
     """
-    if not found:
+    if not predictions:
         raise DataError(f"{path}: holds no predictions")
     texts = {record.question_id for record in questions}
     values = Counter(_same(text) for text in texts)
@@ -207,23 +207,25 @@ def paired(
         return text if text in texts and values[value] > 1 else value
 
     index = {key_of(record.question_id): record for record in questions}
-    asked = [key_of(prediction.question_id) for prediction in found]
-    for number, (prediction, key) in enumerate(zip(found, asked, strict=True), start=1):
+    keys = [key_of(prediction.question_id) for prediction in predictions]
+    for number, (prediction, key) in enumerate(zip(predictions, keys, strict=True), start=1):
         if key not in index:
             raise DataError(
                 f"{path}, line {number}: question_id {bounded.shown(prediction.question_id)} is not in the test "
                 f"set ({len(questions)} questions, the first is {bounded.shown(questions[0].question_id)}); is it of "
                 "this data set and split?"
             )
-    answered = set(asked)
-    said = []
+    answered = set(keys)
+    unusual = []
     if len(index) < len(questions):
-        said.append(f"{len(questions) - len(index)} questions share their id with another; the last one counts")
+        unusual.append(f"{len(questions) - len(index)} questions share their id with another; the last one counts")
     if len(answered) < len(index):
-        said.append(f"{len(index) - len(answered)} of {len(index)} questions have no prediction and are left out")
-    if len(answered) < len(found):
-        said.append(f"{len(found) - len(answered)} predictions are to questions answered before; each counts")
-    blanks = sum(p.text != p.text.strip() for p in found)
+        unusual.append(f"{len(index) - len(answered)} of {len(index)} questions have no prediction and are left out")
+    if len(answered) < len(predictions):
+        unusual.append(f"{len(predictions) - len(answered)} predictions are to questions answered before; each counts")
+    blanks = sum(p.text != p.text.strip() for p in predictions)
     if blanks:
-        said.append(f"{blanks} predictions begin or end with blanks, which are removed as the official generator does")
-    return [index[key] for key in asked], said
+        unusual.append(
+            f"{blanks} predictions begin or end with blanks, which are removed as the official generator does"
+        )
+    return [index[key] for key in keys], unusual

@@ -1,4 +1,4 @@
-"""Truths that nobody can hit: answers to which the right answer itself scores 0, captions that no rule can read."""
+"""Truths that no prediction can match: answers that score 0 against themselves, captions that a rule cannot read."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from fcit import registry
 from fcit.data.benchmark import Benchmark
-from fcit.data.prepare import WARNED, sentences
+from fcit.data.checks import before_run
+from fcit.data.checks.before_run import WARNED
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
+from fcit.evaluation.scorers import corpus_of
 from fcit.evaluation.wording import tokens, without_blanks
 from fcit.io import bounded
-
-CORPUS = ("caption", "caption7")  # rules that judge no single answer
 
 
 def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     """Which records score 0 by a rule even where the prediction is their own answer, and why, by position.
 
     A prediction has no blanks at its ends, as generators and rules strip it. For captions: which have no reference
-    with a word in it. A rule of the user's own is not asked: it may judge the corpus, or cost what we cannot know.
+    with a word in it. A rule of the user's own is not tried: it may score the corpus as a whole, or be slow.
 
     Args:
         scorer: its name in the registry.
@@ -28,7 +28,7 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     if registry.is_own(scorer):
         return {}
     records = list(records)
-    if scorer in CORPUS:
+    if corpus_of(registry.resolve("scorer", scorer)) is not None:
         return {
             n: f"none of its {len(references(record))} reference captions has a word in it"
             for n, record in enumerate(records)
@@ -42,29 +42,30 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     try:
         marks = judge(texts, records).marks or ()
         return {n: _why(scorer, truths[n]) for n, mark in enumerate(marks) if mark == 0}
-    except FCITError:  # at least one of them; which ones, they are asked singly
-        found = {}
+    except FCITError:  # about at least one record: each is scored on its own to find which
+        problems = {}
         for n, (text, record) in enumerate(zip(texts, records, strict=True)):
             try:
                 if judge([text], [record]).score == 0:
-                    found[n] = _why(scorer, truths[n])
+                    problems[n] = _why(scorer, truths[n])
             except FCITError as error:
-                found[n] = str(error)
-        return found
+                problems[n] = str(error)
+        return problems
 
 
 def warnings(benchmark: Benchmark) -> list[str]:
-    """What costs score whatever a model answers: truths nobody can hit, captions the rule cannot cut into words."""
-    found: list[str] = []
-    names = [name for stage in range(len(benchmark.stages)) for name in benchmark.evaluation(stage)]
+    """What lowers the score of every model: truths that none can match, captions that a rule cannot cut into words."""
+    sentences: list[str] = []
+    names = [name for stage in range(benchmark.stage_count) for name in benchmark.evaluation(stage)]
     for name in dict.fromkeys(names):
-        scorer, records = benchmark.spec.datasets[name].scorer, benchmark.test(name)
+        scorer, records = benchmark.datasets[name].scorer, benchmark.test(name)
         problems = unreachable(scorer, records)
-        if scorer == "caption7":
+        corpus = corpus_of(registry.resolve("scorer", scorer))
+        if corpus is not None and corpus.by_blanks:
             problems = {**untokenisable(records), **problems}
         if problems:
-            found += sentences(benchmark, name, problems, WARNED)
-    return found
+            sentences += before_run.sentences(benchmark, name, problems, WARNED)
+    return sentences
 
 
 def _why(scorer: str, answer: str) -> str:
@@ -83,18 +84,18 @@ def _why(scorer: str, answer: str) -> str:
 
 
 def untokenisable(records: Sequence[TestRecord]) -> dict[int, str]:
-    """Which captions the official rule ``caption7`` cannot cut into words, and why, by position.
+    """Which captions a rule that knows words by blanks (``caption7``) cannot cut into words, and why, by position.
 
     Its tokenizer, Stanford's PTB, knows words by the blanks between them: a Chinese, Japanese, Thai or Lao sentence
     is one word to it, of Khmer and Myanmar it drops the vowel signs. Only a caption that is right to the last
     character scores then. Our rule ``caption`` takes single characters.
     """
-    found = {}
+    problems = {}
     for n, record in enumerate(records):
         stretch = next(filter(None, map(without_blanks, references(record))), "")
         if stretch:
-            found[n] = (
+            problems[n] = (
                 f"the official tokenizer takes {bounded.shown(stretch)} as one word: it knows words by blanks; "
                 "`scorer: caption`, our rule, takes single characters there"
             )
-    return found
+    return problems

@@ -4,7 +4,7 @@ A scorer takes predictions and test records in the same order and returns ``Resu
 where the rule judges one answer at a time, a mark per answer.
 
 The official generator strips every prediction before it is written, so every rule here does that first;
-the official rules leave the ground truth as it is in the file. Nothing else is normalised unless said.
+the official rules leave the ground truth as it is in the file. Nothing else is normalised unless stated.
 Our own rules compare folded texts (:func:`fcit.evaluation.wording.folded`), so that they hold in any script.
 Captions are scored in :mod:`fcit.evaluation.captions` (ours) and :mod:`fcit.evaluation.coco` (official),
 the rules of MLLM-CL's domain part are in :mod:`fcit.evaluation.dcl`.
@@ -15,7 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import regex
 
 from fcit.data.records import TestRecord
@@ -35,6 +37,41 @@ class Result:
 
     score: float
     marks: tuple[float, ...] | None = None
+
+
+Scorer = Callable[[Sequence[str], Sequence[TestRecord]], Result]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a rule states of itself that scores all answers together and marks none of them.
+
+    ``parts`` takes a score apart into rows ``(N, k)`` that add up over records, ``score`` makes 0..100 of sums of
+    them over a number of records: a bootstrap needs both. ``by_line`` pairs line n of a file of predictions with the
+    references of record n, whatever the ids. ``by_blanks`` knows words by the blanks between them. ``slow`` starts
+    another program (Java), which takes longer than all else of a look at data.
+    """
+
+    parts: Callable[[Sequence[str], Sequence[TestRecord]], np.ndarray] | None = None
+    score: Callable[[np.ndarray, int], np.ndarray] | None = None
+    by_line: bool = False
+    by_blanks: bool = False
+    slow: bool = False
+
+
+def corpus(**facts: Any) -> Callable[[Scorer], Scorer]:
+    """Declare that a rule is a corpus score; ``facts`` as for :class:`Corpus`."""
+
+    def declare(scorer: Scorer) -> Scorer:
+        vars(scorer)["corpus"] = Corpus(**facts)
+        return scorer
+
+    return declare
+
+
+def corpus_of(scorer: Scorer) -> Corpus | None:
+    """What a rule states of itself if it is a corpus score; None for a rule that marks every answer."""
+    return getattr(scorer, "corpus", None)
 
 
 def marked(judge: Callable[[str, TestRecord], float], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
@@ -82,7 +119,7 @@ def substring(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The cleaned rule for DVQA and FigureQA, ours: equal ignoring case, and never empty.
 
     The official direction (prediction inside the answer) would also accept a part of the answer,
-    down to one letter, so equality is asked for.
+    down to one letter, so equality is required.
     """
     return marked(lambda text, record: bool(text) and folded(text) == folded(record.answer.strip()), texts, records)
 

@@ -1,4 +1,4 @@
-"""Scoring a file of predictions, whoever made them, as the official scripts do and by our cleaned rules."""
+"""Scoring a file of predictions of any origin, as the official scripts do and by our cleaned rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.evaluation.predictions import Prediction, from_others, paired, read
-from fcit.evaluation.scorers import Result
+from fcit.evaluation.scorers import Result, corpus_of
 
 
 @dataclass(frozen=True)
@@ -64,38 +64,44 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
     """
     names = rules(benchmark, dataset, rule)
     questions = benchmark.test(dataset)
-    found = read(file, from_others)
-    records, warnings = paired(file, found, questions)
-    texts = [prediction.text for prediction in found]
+    predictions = read(file, from_others)
+    records, warnings = paired(file, predictions, questions)
+    texts = [prediction.text for prediction in predictions]
     scores = []
     for name in names:
-        asked: Sequence[TestRecord] = records
-        if name == "caption7":
-            asked, said = numbered(file, found, records, questions)
-            warnings += said
-        result: Result = registry.resolve("scorer", name)(texts, asked)
+        scorer = registry.resolve("scorer", name)
+        corpus = corpus_of(scorer)
+        scored: Sequence[TestRecord] = records
+        if corpus is not None and corpus.by_line:
+            scored, unusual = numbered(name, file, predictions, records, questions)
+            warnings += unusual
+        result: Result = scorer(texts, scored)
         scores.append(Score(name, result.score, name in registry.OFFICIAL_RULES))
-    return Scores(len(found), len(questions), scores, warnings)
+    return Scores(len(predictions), len(questions), scores, warnings)
 
 
 def numbered(
-    file: Path, found: Sequence[Prediction], records: Sequence[TestRecord], questions: Sequence[TestRecord]
+    rule: str,
+    file: Path,
+    predictions: Sequence[Prediction],
+    records: Sequence[TestRecord],
+    questions: Sequence[TestRecord],
 ) -> tuple[Sequence[TestRecord], list[str]]:
     """The questions as the official caption script pairs them: line n of the file with the references of image n.
 
-    The script never looks at the ids there. Where the file answers a part of the questions, its numbering
+    The script ignores the ids. Where the file answers a part of the questions, its numbering
     would pair answers with other images' captions, so they are paired by id, and a warning says so.
 
     Raises:
         DataError: more lines than questions: the script has no image for them either.
     """
-    if len(found) > len(questions):
+    if len(predictions) > len(questions):
         raise DataError(
-            f"{file}, line {len(questions) + 1}: the official caption script numbers the lines 1..{len(found)}, but "
-            f"there are captions for {len(questions)} images; remove lines that come twice"
+            f"{file}, line {len(questions) + 1}: the official caption script numbers the lines 1..{len(predictions)}, "
+            f"but there are captions for {len(questions)} images; remove lines that come twice"
         )
     if [record.question_id for record in records] == [q.question_id for q in questions[: len(records)]]:
         return questions[: len(records)], []
-    if len(found) < len(questions):
-        return records, ["caption7: paired by question_id, the official script would number the lines and pair others"]
-    return questions, ["caption7: lines are in another order than the questions; paired line by line, as officially"]
+    if len(predictions) < len(questions):
+        return records, [f"{rule}: paired by question_id, the official script would number the lines and pair others"]
+    return questions, [f"{rule}: lines are in another order than the questions; paired line by line, as officially"]

@@ -58,5 +58,5 @@ def tokens(text: str) -> list[str]:
 
 def without_blanks(text: str) -> str:
     """The first stretch of at least two characters of scripts without blanks; empty if there is none."""
-    found = None if text.isascii() else _RUN.search(text)
-    return str(found[0]) if found else ""
+    match = None if text.isascii() else _RUN.search(text)
+    return str(match[0]) if match else ""

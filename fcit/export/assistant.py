@@ -19,14 +19,14 @@ from fcit.config import RunConfig
 from fcit.config.checks import contradictions
 from fcit.config.schema import Way
 from fcit.data.collate import images_of
-from fcit.data.formats.conversation import places
-from fcit.data.pixels import as_rgb
+from fcit.data.formats.conversation import images_per_turn, without_tags
+from fcit.data.images.pixels import as_rgb
 from fcit.data.records import TestRecord
-from fcit.data.texts import without_tags
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
 from fcit.export.format import Portable
-from fcit.methods.base import Asked, Method, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, locate
 from fcit.models.layout import is_projector
@@ -155,8 +155,10 @@ class Assistant:
             rows = slice(first, first + self.routing.batch_size)
             batch = [self._backbone.encoder.encode(record) for record in records[rows]]
             vision = self._backbone.vision_features(root, images_of(batch))
-            asked = Asked(self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit)
-            texts += self.method.answer(asked, mix[rows] if self.subspaces else None)
+            questions = QuestionBatch(
+                self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
+            )
+            texts += self.method.answer(questions, mix[rows] if self.subspaces else None)
         return texts
 
     def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:
@@ -267,7 +269,7 @@ def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
     """A question as test files have it, its image tags taken out."""
     try:
         text, tags = without_tags(question)
-        places([tags], len(names))
+        images_per_turn([tags], len(names))
     except ValueError as error:
         raise DataError(f"question {number} ({question[:80]!r}): {error}") from None
     return TestRecord(str(number), names, text, "")

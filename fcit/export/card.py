@@ -8,22 +8,15 @@ from pathlib import PurePath
 import yaml
 
 from fcit import registry
+from fcit.data.stream import described
 from fcit.data.subset import reduced
 from fcit.export.format import Routing
-from fcit.report.footing import accepted
+from fcit.report.scope import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.runs.reader import Run
 
 #: ``organisation/name`` or ``name`` as hubs have it; a path on the run's machine is none.
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-
-#: How methods answer whose single subspace is not what the run's answers came from.
-_TOGETHER = {
-    "olora": "Answers come from the sum of all subspaces; one alone is one term of it.",
-    "mlora": "Answers come from all subspaces merged; one alone is one term of the merge.",
-    "disco": "Each question mixes the subspaces by how much it resembles what they were trained on.",
-    "individual": "A reference: each subspace belongs to one task, which has to be named (`subspace=`).",
-}
 
 
 def card(run: Run, routing: Routing) -> str:
@@ -75,21 +68,19 @@ def _title(run: Run) -> str:
 def _what(run: Run, routing: Routing) -> str:
     config = run.config
     federation, adapter = config.federation, config.adapter
-    if config.stream == "site":
-        data = f"{federation.stages} stages of tasks that the sites kept to themselves"
-    else:
-        data = f"`{PurePath(config.benchmark).stem}` ({config.setting}, seed {config.seed})"
     projector = {
         "shared": "one projector, trained by all, is in every folder (`modules_to_save`)",
         "per_subspace": "each brings a trained projector of its own (`modules_to_save`)",
         "frozen": "the projector is the backbone's own",
     }[routing.projector]
-    how = _TOGETHER.get(str(routing.method["name"]), "One adapter answers every question.")
+    method = registry.resolve("method", str(routing.method["name"]))
+    how = method(config.model_copy(update={"method": routing.method})).answers
     return (
         f"{len(routing.subspaces)} LoRA subspaces (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
-        f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: {data}, "
-        f"{federation.clients} clients, {federation.clients_per_round} in each of {federation.rounds} rounds per "
-        f"stage, {routing.stage} stages. {how} In the language model's layers `{adapter.targets}`; {projector}."
+        f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: "
+        f"{described(config)}, {federation.clients} clients, {federation.clients_per_round} in each of "
+        f"{federation.rounds} rounds per stage, {routing.stage} stages. {how} In the language model's layers "
+        f"`{adapter.targets}`; {projector}."
     )
 
 

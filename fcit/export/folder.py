@@ -14,6 +14,7 @@ from fcit.errors import ConfigError
 from fcit.export import card, format
 from fcit.export.format import SUBSPACES, Portable, Routing
 from fcit.io.files import write_text, writing
+from fcit.models.layout import PROMPTS
 from fcit.models.saving import is_peft, save_peft
 from fcit.runs.reader import Run
 
@@ -77,7 +78,7 @@ def _expressible(run: Run, given: Portable) -> None:
     for subspace in given.routing.subspaces:
         tensors = given.tensors(subspace)
         if not is_peft(tensors):
-            what = "soft prompts" if any("prompt_pool" in n for n in tensors) else "token gates"
+            what = "soft prompts" if PROMPTS in tensors else "token gates"
             raise ConfigError(
                 f"{run.path}: subspace {subspace!r} of method {run.method} holds {what}, which are no part of a peft "
                 f"LoRA adapter and would be lost; {instead}"

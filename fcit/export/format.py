@@ -19,10 +19,11 @@ from fcit.config.schema import Adapter, Backbone, Section, Way
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.io import bounded
 from fcit.io.files import read_tensors, write_json, write_tensors
+from fcit.io.trees import Tensors
 from fcit.models.layout import is_projector
 from fcit.models.saving import BARE, PEFT
 
-Tensors = dict[str, np.ndarray]
+Policy = Literal["shared", "frozen", "per_subspace"]
 
 ROUTING = "routing.json"
 TOKENS = "tokens.safetensors"
@@ -40,7 +41,7 @@ class Routing(Section):
     method: dict[str, Any] = Field(description="the method that mixes, with its options (mix rule, temperature)")
     subspaces: list[str] = Field(description="in the order of every mix")
     knowledge: dict[str, Any] = Field(description="what the method knows about them, beside tokens.safetensors")
-    projector: Literal["shared", "frozen", "per_subspace"] = Field(description="whose projector acts")
+    projector: Policy = Field(description="whose projector acts")
     adapter: Adapter
     backbone: Backbone
     hashes: dict[str, str] = Field(description="of the backbone, its tokenizer, image processor and identity encoder")
@@ -56,11 +57,26 @@ class Routing(Section):
     )
 
 
-def projector_policy(subspaces: list[Tensors], shared: Tensors) -> Literal["shared", "frozen", "per_subspace"]:
-    """Whose projector acts where these are the tensors; a method may give each subspace its own, unasked."""
+def projector_policy(subspaces: list[Tensors], shared: Tensors, configured: Policy) -> Policy:
+    """Whose projector acts where these are the tensors; a method may give each subspace its own, unasked.
+
+    Args:
+        configured: ``adapter.projector``.
+
+    Raises:
+        RunError: a projector was trained that was to be frozen, or none that was to be trained.
+    """
+    policy: Policy = "frozen"
     if any(is_projector(name) for name in shared):
-        return "shared"
-    return "per_subspace" if any(is_projector(name) for s in subspaces for name in s) else "frozen"
+        policy = "shared"
+    elif any(is_projector(name) for subspace in subspaces for name in subspace):
+        policy = "per_subspace"
+    if subspaces and (policy == "frozen") != (configured == "frozen"):
+        raise RunError(
+            f"adapter.projector: {configured!r}, but the tensors of the run say {policy!r}: the tensors of a projector "
+            "are not told from those of the adapters (fcit/models/layout.py)"
+        )
+    return policy
 
 
 def write(folder: Path, routing: Routing, tokens: Tensors) -> None:

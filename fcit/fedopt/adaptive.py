@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.fedopt.base import FedOpt, Tensors
+from fcit.fedopt.base import FedOpt
+from fcit.io.trees import Tensors
 
 
 class Adaptive(FedOpt):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcit.fedopt.base import FedOpt, Mean, Tensors
-from fcit.fedopt.factors import A, B, Separate
-from fcit.fedopt.robust import LEAST, Held, Off
+from fcit.fedopt.base import FedOpt, Mean
+from fcit.fedopt.factors import Separate
+from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
+from fcit.io.trees import Tensors
+from fcit.models.layout import A, B
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
@@ -54,31 +56,36 @@ class Aggregator:
         Raises:
             ValueError: a robust rule without a scratch folder.
         """
-        held = None
+        buffer = None
         if self.robust.holds:
             if self._scratch is None:
                 raise ValueError("a robust rule needs a scratch folder: Aggregator(..., scratch=folder)")
-            held = Held(self._scratch / str(self._groups))
+            buffer = UpdateBuffer(self._scratch / str(self._groups))
             self._groups += 1
-        return Group(self, home, old, memory, held)
+        return Group(self, home, old, memory, buffer)
 
 
 class Group:
     """One home's updates, added in ascending client order."""
 
     def __init__(
-        self, aggregator: Aggregator, home: str, old: Tensors, memory: dict[str, Any], held: Held | None = None
+        self,
+        aggregator: Aggregator,
+        home: str,
+        old: Tensors,
+        memory: dict[str, Any],
+        buffer: UpdateBuffer | None = None,
     ) -> None:
-        self._aggregator, self._home, self._old, self._memory, self._held = aggregator, home, old, memory, held
+        self._aggregator, self._home, self._old, self._memory, self._buffer = aggregator, home, old, memory, buffer
         self._mean, self._sums = Mean(), dict[str, np.ndarray]()
         self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
         """Add one update of ``weight`` records; ``extra`` is what the federated optimiser's client side returned."""
-        if self._held is None:
+        if self._buffer is None:
             self._fold(tensors, weight)
         else:
-            self._held.add(tensors, weight)
+            self._buffer.add(tensors, weight)
         for name in sorted(set(extra) & set(tensors)):
             self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
 
@@ -92,11 +99,11 @@ class Group:
 
     def result(self) -> Tensors:
         """The server's new tensors; without updates the old ones, and no state advances."""
-        if self._held is None:
+        if self._buffer is None:
             mean = self._averaged()
         else:
-            mean = self._settled(self._held)
-            self._held.close()
+            mean = self._combined(self._buffer)
+            self._buffer.close()
         if not mean:
             return self._old
         fedopt = self._aggregator.fedopt
@@ -104,13 +111,13 @@ class Group:
             fedopt.absorb(self._sums, self._memory)
         return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}
 
-    def _settled(self, held: Held) -> Tensors:
+    def _combined(self, buffer: UpdateBuffer) -> Tensors:
         """What the robust rule makes of the updates; of too few of them the plain mean."""
-        if len(held) >= LEAST:
-            return self._aggregator.robust.settle(held, self._old)
-        if len(held):
+        if len(buffer) >= LEAST:
+            return self._aggregator.robust.combine(buffer, self._old)
+        if len(buffer):
             self._aggregator.skipped.append(self._home)
-        for tensors, weight in held.updates():
+        for tensors, weight in buffer.updates():
             self._fold(tensors, weight)
         return self._averaged()
 
@@ -118,7 +125,7 @@ class Group:
         """The sample-weighted mean, with LoRA factors as ``factors:`` says; empty without updates."""
         if not self._mean.weight:
             return {}
-        mean, missed = self._aggregator.factors.settle(self._layers, self._old, self._mean.result())
+        mean, missed = self._aggregator.factors.combine(self._layers, self._old, self._mean.result())
         if missed is not None:
             self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         return mean

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcit.config import RunConfig, Section
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
 
 #: Promises a federated optimiser can make (see :mod:`fcit.contracts.fedopts`).
 INVARIANTS = frozenset(
@@ -84,8 +83,8 @@ class FedOpt:
         """What :meth:`finish` returns, given the shapes of what is trained; names must be trained names."""
         return {}
 
-    def doubt(self, extra: Tensors) -> str | None:
-        """Why what a client's :meth:`finish` returned (finite, of the announced shapes) is not believed, or None."""
+    def reject_reason(self, extra: Tensors) -> str | None:
+        """Why an update is rejected for what :meth:`finish` returned (finite, of the announced shapes), or None."""
         return None
 
     @classmethod

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fcit.fedopt.base import Tensors
+from fcit.io.trees import Tensors
+from fcit.models.layout import A, B
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
-
-A, B = ".lora_A.", ".lora_B."
 
 
 class Separate:
@@ -35,7 +34,9 @@ class Separate:
 
         return Sketch()
 
-    def settle(self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors) -> tuple[Tensors, float | None]:
+    def combine(
+        self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors
+    ) -> tuple[Tensors, float | None]:
         """What the server takes as the clients' mean, and how far its products are from W.
 
         Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.fedopt.base import INVARIANTS, FedOpt, Tensors
+from fcit.fedopt.base import INVARIANTS, FedOpt
+from fcit.io.trees import Tensors
 
 
 class FedAvg(FedOpt):

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.fedopt.base import FedOpt, Tensors
+from fcit.fedopt.base import FedOpt
+from fcit.io.trees import Tensors
 
 
 class FedAvgM(FedOpt):

@@ -17,14 +17,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from fcit.fedopt.base import Tensors
+from fcit.io.trees import Tensors
 
 LEAST = 3  # updates that a rule needs
 BLOCK = 1 << 20  # numbers read at a time
 SHARE = 0.2  # trimmed at each side
 
 
-class Held:
+class UpdateBuffer:
     """The updates of one home on disk: a file of float32 rows per tensor.
 
     Args:
@@ -92,7 +92,7 @@ class Off:
     #: Updates of one home that it takes for the rule to mean something.
     least: ClassVar[int] = LEAST
 
-    def settle(self, held: Held, old: Tensors) -> Tensors:
+    def combine(self, buffer: UpdateBuffer, old: Tensors) -> Tensors:
         """What the server takes as the clients' mean, given its own tensors; float32."""
         raise NotImplementedError
 
@@ -102,15 +102,15 @@ class _Columns(Off):
 
     holds = True
 
-    def settle(self, held: Held, old: Tensors) -> Tensors:
+    def combine(self, buffer: UpdateBuffer, old: Tensors) -> Tensors:
         """The rule for every coordinate."""
-        settled = {}
-        for name in held.names:
-            flat = np.empty(int(np.prod(held.shape(name))), dtype=np.float32)
-            for part, values in held.blocks(name):
+        combined = {}
+        for name in buffer.names:
+            flat = np.empty(int(np.prod(buffer.shape(name))), dtype=np.float32)
+            for part, values in buffer.blocks(name):
                 flat[part] = self.column(values)
-            settled[name] = flat.reshape(held.shape(name))
-        return settled
+            combined[name] = flat.reshape(buffer.shape(name))
+        return combined
 
     def column(self, values: np.ndarray) -> np.ndarray:
         """One number for each column of ``values (clients, columns)``."""
@@ -163,26 +163,26 @@ class NormClip(Off):
     summary = "updates scaled down to the median norm of their group (after Sun et al., 2019; our threshold)"
     holds = True
 
-    def settle(self, held: Held, old: Tensors) -> Tensors:
+    def combine(self, buffer: UpdateBuffer, old: Tensors) -> Tensors:
         """The weighted mean of the clipped updates."""
-        norms = self._norms(held, old)
+        norms = self._norms(buffer, old)
         middle = float(np.median(norms))
         scales = np.minimum(1.0, middle / np.where(norms > 0, norms, 1.0))
-        shares = np.array(held.weights, dtype=np.float64) / sum(held.weights)
-        settled = {}
-        for name in held.names:
+        shares = np.array(buffer.weights, dtype=np.float64) / sum(buffer.weights)
+        combined = {}
+        for name in buffer.names:
             start = old[name].astype(np.float64).ravel()
             flat = np.empty(start.size, dtype=np.float32)
-            for part, values in held.blocks(name):
+            for part, values in buffer.blocks(name):
                 flat[part] = start[part] + (shares * scales) @ (values - start[part])
-            settled[name] = flat.reshape(held.shape(name))
-        return settled
+            combined[name] = flat.reshape(buffer.shape(name))
+        return combined
 
     @staticmethod
-    def _norms(held: Held, old: Tensors) -> np.ndarray:
-        squares = np.zeros(len(held))
-        for name in held.names:
+    def _norms(buffer: UpdateBuffer, old: Tensors) -> np.ndarray:
+        squares = np.zeros(len(buffer))
+        for name in buffer.names:
             start = old[name].astype(np.float64).ravel()
-            for part, values in held.blocks(name):
+            for part, values in buffer.blocks(name):
                 squares += ((values - start[part]) ** 2).sum(axis=1)
         return np.sqrt(squares)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fcit.config import RunConfig
-from fcit.fedopt.base import Tensors
 from fcit.fedopt.fedavg import FedAvg
+from fcit.io.trees import Tensors
 from fcit.models.layout import is_projector
 
 #: AdamW's normalised steps are a few units at most, so variates are; one huge variate would reach every client.
@@ -88,7 +88,7 @@ class Scaffold(FedAvg):
     def extra_shapes(self, trained: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         return dict(trained)
 
-    def doubt(self, extra: Tensors) -> str | None:
+    def reject_reason(self, extra: Tensors) -> str | None:
         largest = max((float(np.abs(tensor).max()) for tensor in extra.values() if tensor.size), default=0.0)
         return f"a control variate moved by {largest:.3g}, over {ABSURD:.0f}" if largest > ABSURD else None
 

@@ -31,7 +31,7 @@ def read_text(path: Path, most: int) -> str:
     """Text of an ordinary UTF-8 file of at most ``most`` bytes.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: it does not exist.
         ValueError: not a file (a pipe or a device would be waited for), too large, or not UTF-8.
         OSError: it cannot be read.
     """
@@ -60,10 +60,10 @@ def _no_constant(name: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a key occurs twice in one object")
-    return found
+    return mapping
 
 
 def is_text(value: str) -> bool:
@@ -95,12 +95,12 @@ def parse_json(text: str, unique: bool = False, constants: bool = False) -> Any:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Values and depth of a YAML node with every alias written out; shared nodes are looked at once."""
+    """Values and depth of a YAML node with every alias written out; shared nodes are measured once."""
     if id(node) in known:
         if known[id(node)] == (0, 0):
             raise yaml.YAMLError("an alias stands inside what it names")
         return known[id(node)]
-    known[id(node)] = (0, 0)  # being looked at
+    known[id(node)] = (0, 0)  # being measured
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
         inner = node.value
@@ -177,5 +177,5 @@ def full_path(folder: Path, name: str) -> str:
     """The full path of a name relative to ``folder``; as it is where no path can be made of it."""
     try:
         return str((folder / Path(name).expanduser()).resolve())
-    except (OSError, ValueError, RuntimeError):  # null bytes, links in a circle, a home nobody has
+    except (OSError, ValueError, RuntimeError):  # null bytes, links in a circle, an unknown user's home
         return name

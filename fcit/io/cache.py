@@ -1,10 +1,20 @@
-"""A cache that is bounded by the size of what it holds."""
+"""Caches: the folder of what can be made again, and values in memory, bounded by their size."""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Folder of rendered data sets, partitions, records, tokens, features and verdicts.
+
+    The environment variable ``FCIT_CACHE``, or ``~/.cache/fcit``.
+    """
+    return Path(os.environ.get("FCIT_CACHE") or Path.home() / ".cache" / "fcit")
 
 
 class Bounded:

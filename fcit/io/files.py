@@ -18,10 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from fcit.errors import DiskFull, RunError
 from fcit.io import bounded
+from fcit.io.trees import Tensors
 
-Tensors = dict[str, np.ndarray]
-
-#: What the system says where there is no room: disk full, quota used up, file size limit.
+#: Error numbers of the system for a full disk: no space, quota used up, file size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,8 +37,8 @@ def _number(error: OSError | SafetensorError) -> int | None:
     """The system's error number; safetensors has it in its text only."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found.group(1)) if found else None
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match.group(1)) if match else None
 
 
 @contextlib.contextmanager
@@ -55,8 +54,8 @@ def writing(path: Path) -> Iterator[None]:
         number = _number(error)
         if number not in _NO_ROOM:
             raise
-        there = next(p for p in (path, *path.parents) if p.is_dir())
-        free = shutil.disk_usage(there).free / 1e6
+        existing = next(p for p in (path, *path.parents) if p.is_dir())
+        free = shutil.disk_usage(existing).free / 1e6
         run = next((p for p in path.parents if (p / "config.yaml").is_file()), None)
         then = f", then `fcit resume {run}` goes on from the last checkpoint" if run is not None else ""
         raise DiskFull(
@@ -86,7 +85,7 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a file all or nothing: temporary name, fsync, rename, fsync of the folder.
 
     Raises:
-        DiskFull: there is no room; what was there before is untouched.
+        DiskFull: there is no room; the file is left as it was.
     """
     with _replacing(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -101,7 +100,7 @@ def write_tensors(path: Path, tensors: Tensors, durable: bool = True) -> None:
     """A safetensors file, all or nothing. ``durable`` files survive a power cut; scratch files need not.
 
     Raises:
-        DiskFull: there is no room; what was there before is untouched.
+        DiskFull: there is no room; the file is left as it was.
     """
     with _replacing(path, durable) as temporary:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+#: Arrays by name: the tensors of a subspace, an update, a checkpoint.
 Tensors = dict[str, np.ndarray]
 _MARK = "$tensor"
 

@@ -15,9 +15,9 @@ import numpy as np
 from fcit import seeding
 from fcit.config import RunConfig, Section
 from fcit.fedopt.aggregator import Aggregator, Group
-from fcit.models.layout import Layout
+from fcit.io.trees import Tensors
+from fcit.models.layout import A, B, Layout
 
-Tensors = dict[str, np.ndarray]
 Pair = tuple[int, str]  # (client, shard)
 
 #: Promises most methods keep and each declares (see :mod:`fcit.contracts.methods`).
@@ -44,7 +44,7 @@ class Update:
     fedopt: Tensors = field(default_factory=dict)  # what the federated optimiser's finish returned
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """One local training as a method's client hooks see it; gone when the order is done.
 
@@ -77,7 +77,7 @@ class Session:
 
 
 @dataclass
-class Asked:
+class QuestionBatch:
     """A batch of test questions as :meth:`Method.answer` gets it."""
 
     backbone: Any
@@ -149,9 +149,9 @@ class Factory:
     def _start(self, key: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         if key in self.given:
             return self.given[key].copy()
-        if ".lora_B." in key:
+        if B in key:
             return np.zeros(shape, dtype=np.float32)
-        if ".lora_A." in key:
+        if A in key:
             return rng.normal(0.0, self.std, shape).astype(np.float32)
         # Gates: kaiming-uniform with a = sqrt 5, i.e. U(-1, 1) / sqrt(d_in). Keys of a prompt pool alike.
         return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(shape[-1])).astype(np.float32)
@@ -166,6 +166,8 @@ class Method:
     name: ClassVar[str] = ""
     #: One line for ``fcit list``.
     summary: ClassVar[str] = ""
+    #: How the subspaces answer together, for the model card of an export; may depend on the options, as below.
+    answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
     needs_stats: ClassVar[bool] = False
     #: References only: training data are pooled at one participant.
@@ -255,8 +257,8 @@ class Method:
         """Names and shapes (float32) of what :meth:`finish` returns; anything else is rejected."""
         return {}
 
-    def doubt(self, extra: Tensors, examples: int) -> str | None:
-        """Why an update's extra tensors (finite, of the announced shapes) are not believed, or None."""
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
+        """Why an update is rejected for its extra tensors (finite, of the announced shapes); None if it is not."""
         return None
 
     def end_stage(self, state: ServerState, stage: int) -> None:
@@ -301,10 +303,10 @@ class Method:
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
 
-    def answer(self, asked: Asked, mix: np.ndarray | None) -> list[str]:
+    def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
         """Texts for a batch of questions under their mix ``(N, E)``; the mixture is loaded."""
-        with asked.adapters.mixed(mix):
-            return asked.backbone.generate(asked.examples, asked.features, asked.limit)
+        with questions.adapters.mixed(mix):
+            return questions.backbone.generate(questions.examples, questions.features, questions.limit)
 
     def active(self, state: ServerState) -> int:
         """Trained numbers that act on one question; default: all subspaces and the shared tensors."""

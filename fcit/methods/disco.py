@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fcit.config import RunConfig, Section
-from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, Tensors, one_subspace
+from fcit.io.trees import Tensors
+from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, one_subspace
 from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 
 
@@ -131,6 +132,7 @@ class Disco(Method):
 
     name = "disco"
     summary = "server-side knowledge cache, one subspace per discovered task, mixed per question"
+    answers = "Each question mixes the subspaces by how much it resembles what they were trained on."
     needs_stats = True
 
     def __init__(self, config: RunConfig) -> None:

@@ -15,7 +15,8 @@ from fcit.config import Section
 from fcit.data.collate import images_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
-from fcit.methods.base import Method, ServerState, Session, Tensors, Update
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState, Session, Update
 
 #: No mean squared gradient of a model that trains is anywhere near; one such number would end every later loss.
 ABSURD = 1e8
@@ -91,7 +92,7 @@ class EWC(Method):
             return {}
         return {name: tensor.shape for name, tensor in self._held(state).items()}
 
-    def doubt(self, extra: Tensors, examples: int) -> str | None:
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
         if any((tensor < 0).any() or (tensor > ABSURD).any() for tensor in extra.values()):
             return f"a Fisher information below 0 or above {ABSURD:.0e}"
         return None

@@ -15,6 +15,7 @@ class Individual(Method):
 
     name = "individual"
     summary = "one adapter per task, task known at inference (reference)"
+    answers = "A reference: each subspace belongs to one task, which has to be named (`subspace=`)."
     group = "reference"
     pooled = "task"
     needs_task_at_inference = True

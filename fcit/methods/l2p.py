@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from fcit.config import Section
 from fcit.fedopt.aggregator import Aggregator
-from fcit.methods.base import INVARIANTS, Asked, Method, ServerState, Session, Tensors, Update, arrays
+from fcit.io.trees import Tensors
+from fcit.methods.base import INVARIANTS, Method, QuestionBatch, ServerState, Session, Update, arrays
 from fcit.models.layout import KEYS, PROMPTS, Layout
 
 
@@ -95,7 +96,7 @@ class L2P(Method):
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         return {"used": (self.options.pool,)}
 
-    def doubt(self, extra: Tensors, examples: int) -> str | None:
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
         used, most = extra["used"], examples * self.config.training.epochs * self._count
         if (used < 0).any() or used.sum() > most:
             return f"prompts chosen {used.sum():.0f} times, at most {most} for {examples} records"
@@ -129,14 +130,14 @@ class L2P(Method):
 
     # ------------------------------------------------------------------ inference
 
-    def answer(self, asked: Asked, mix: np.ndarray | None) -> list[str]:
-        if not asked.subspaces:
-            return super().answer(asked, mix)
-        prompts, keys = (torch.from_numpy(asked.subspaces[0][name]) for name in (PROMPTS, KEYS))
-        chosen = self._choose(keys, torch.from_numpy(asked.identity))
-        prefix = prompts[chosen].flatten(1, 2).to(asked.features.device)
-        with asked.adapters.mixed(mix):
-            return asked.backbone.generate(asked.examples, asked.features, asked.limit, prefix)
+    def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
+        if not questions.subspaces:
+            return super().answer(questions, mix)
+        prompts, keys = (torch.from_numpy(questions.subspaces[0][name]) for name in (PROMPTS, KEYS))
+        chosen = self._choose(keys, torch.from_numpy(questions.identity))
+        prefix = prompts[chosen].flatten(1, 2).to(questions.features.device)
+        with questions.adapters.mixed(mix):
+            return questions.backbone.generate(questions.examples, questions.features, questions.limit, prefix)
 
     def active(self, state: ServerState) -> int:
         pool: Any = state.subspaces.get("0", {}).get(PROMPTS)

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch.nn import functional
 
 from fcit.config import Section
-from fcit.methods.base import Method, ServerState, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, ServerState, Session
 
 
 class LwF(Method):
@@ -37,13 +38,13 @@ class LwF(Method):
 
     def prepare(self, session: Session) -> None:
         for teacher in session.constants.values():
-            session.adapters.load_other(teacher)
+            session.adapters.load_teacher(teacher)
 
     def loss(self, session, examples, features):
         logits, target = session.backbone.answer_logits(examples, features)
         loss = functional.cross_entropy(logits, target)
         if session.constants:
-            with session.adapters.other():
+            with session.adapters.teacher():
                 taught, _ = session.backbone.answer_logits(examples, features)
             temperature = self.options.temperature
             wanted = (taught / temperature).softmax(dim=-1)

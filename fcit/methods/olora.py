@@ -11,8 +11,10 @@ import torch
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.methods.base import INVARIANTS, ServerState, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import INVARIANTS, ServerState, Session
 from fcit.methods.per_stage import PerStage
+from fcit.models.layout import A, is_factor
 
 
 class OLoRA(PerStage):
@@ -45,6 +47,7 @@ class OLoRA(PerStage):
 
     name = "olora"
     summary = "a LoRA per stage, orthogonal to the earlier ones, all summed"
+    answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     invariants = INVARIANTS - {"mix-sums-to-one"}
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
@@ -52,9 +55,9 @@ class OLoRA(PerStage):
 
     def prepare(self, session: Session) -> None:
         frozen = [session.constants[name] for name in sorted(session.constants, key=_stage)]
-        session.adapters.put_behind(frozen)
+        session.adapters.add_frozen(frozen)
         for name, parameter in session.adapters.trainable.items():
-            if ".lora_A." in name and frozen:
+            if A in name and frozen:
                 stacked = torch.from_numpy(np.concatenate([tensors[name] for tensors in frozen]))
                 session.notes[name] = stacked.to(parameter.device)
 
@@ -63,7 +66,7 @@ class OLoRA(PerStage):
         for name, parameter in session.adapters.trainable.items():
             if name in session.notes:
                 loss = loss + self.options.orthogonality * (parameter @ session.notes[name].T).abs().sum()
-            if self.options.decay and ".lora_" in name:
+            if self.options.decay and is_factor(name):
                 loss = loss + self.options.decay * parameter.square().sum()
         return loss
 

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from fcit.config import Section
 from fcit.data.collate import Encoded, images_of
-from fcit.methods.base import Method, Session, Tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Method, Session
 
 
 class Replay(Method):

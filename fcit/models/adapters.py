@@ -22,17 +22,15 @@ from torch import nn
 from fcit import config as configuration
 from fcit import seeding
 from fcit.errors import ConfigError
+from fcit.io.trees import Tensors
 from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, scale
-from fcit.models.layout import KEYS, PROMPTS, Layout, is_projector
+from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
 
 SLOT = "slot"
 MIX = "mix"
-GATE = ".lora_gate.weight"
-PREFIX = "base_model.model."
-
-Tensors = dict[str, np.ndarray]
+_GATE = f"{GATE}weight"
 
 
 class Adapters:
@@ -63,13 +61,32 @@ class Adapters:
         self._gates: dict[str, dict[str, torch.Tensor]] = {}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
-            layer.register_forward_hook(self._add_frozen)
+            layer.register_forward_hook(self._with_frozen)
         self._slot = self._trainable()
-        outside = [n for n in self._slot if backbone.family.vision in n.split(".") and ".lora_" in n]
-        if outside:
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Factors lie in the language model, and what is trained beside them is the projector as configured.
+
+        Raises:
+            ConfigError: ``adapter.targets`` or ``adapter.projector`` does not fit the model.
+        """
+        targets, policy = self.adapter.targets, self.adapter.projector
+        outside = {self.backbone.family.vision: "vision tower, whose features are computed once"}
+        outside[self._projector] = "projector, which is trained as a whole or not at all"
+        for module, why in outside.items():
+            inside = [n for n in self._slot if module in n.split(".") and is_factor(n)]
+            if inside:
+                raise ConfigError(
+                    f"adapter.targets: {targets!r} reaches the {why} ({inside[0]}); anchor the expression in the "
+                    "language model"
+                )
+        trained = [n for n in self._slot if is_projector(n)]
+        if bool(trained) != (policy != "frozen") or not all(self._projector in n.split(".") for n in trained):
             raise ConfigError(
-                f"adapter.targets: {adapter.targets!r} reaches the vision tower ({outside[0]}), whose features are "
-                "computed once; anchor the expression in the language model"
+                f"adapter.projector: {policy!r}, but of the module {self._projector!r}, the projector of "
+                f"{type(self.backbone.family).__name__}, {len(trained)} tensors are trained; correct the module's name "
+                "in the family (fcit/models/families)"
             )
 
     @property
@@ -89,7 +106,7 @@ class Adapters:
         if self.layout.experts:
             layers = self._layers
             mine = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
-            named |= {f"{n}{GATE}": gate for n, gate in mine.items()}
+            named |= {f"{n}{_GATE}": gate for n, gate in mine.items()}
             self._gates[SLOT] = dict(mine)
             TokenGates(layers, SLOT, self._gates[SLOT])
         return dict(sorted(named.items()))
@@ -128,7 +145,7 @@ class Adapters:
     def _named(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of one adapter under their saved names, in a stable order."""
         for name, parameter in sorted(self._peft.named_parameters()):
-            for marker in (f".lora_A.{adapter}.", f".lora_B.{adapter}."):
+            for marker in (f"{A}{adapter}.", f"{B}{adapter}."):
                 if marker in name:
                     yield name.replace(f".{adapter}.", "."), parameter
             if f".modules_to_save.{adapter}." in name:
@@ -195,15 +212,15 @@ class Adapters:
         finally:
             self._activate()
 
-    def load_other(self, tensors: Tensors) -> None:
-        """Amid a training: load the subspace (and projector) that speaks inside :meth:`other`."""
+    def load_teacher(self, tensors: Tensors) -> None:
+        """Amid a training: load the subspace (and projector) that speaks inside :meth:`teacher`."""
         lora = {n: t for n, t in tensors.items() if not is_projector(n)}
         self.load_mixture([lora], {**self.base_projector(), **tensors})
         self._activate()
 
     @contextmanager
-    def other(self) -> Iterator[None]:
-        """Amid a training: what :meth:`load_other` loaded speaks instead of the slot; no dropout, no gradients."""
+    def teacher(self) -> Iterator[None]:
+        """Amid a training: what :meth:`load_teacher` loaded speaks instead of the slot; no dropout, no gradients."""
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
         try:
@@ -212,7 +229,7 @@ class Adapters:
         finally:
             self._activate()
 
-    def put_behind(self, subspaces: list[Tensors]) -> None:
+    def add_frozen(self, subspaces: list[Tensors]) -> None:
         """Amid a training: add the sum of these frozen subspaces to everything the slot says, until it ends."""
         if subspaces:
             lora = [{n: t for n, t in s.items() if not is_projector(n)} for s in subspaces]
@@ -220,7 +237,7 @@ class Adapters:
             self._behind = True
             self._activate()
 
-    def _add_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def _with_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._behind or layer.active_adapters != [SLOT]:
             return None
         x = inputs[0].to(layer.lora_A[MIX].weight.dtype)
@@ -245,7 +262,7 @@ class Adapters:
         size = max(len(subspaces), 1)
         if size != self._mix_size:
             self._resize(size)
-        lora = [{n: t for n, t in s.items() if ".lora_" in n} for s in subspaces]
+        lora = [{n: t for n, t in s.items() if is_factor(n) or _GATE in n} for s in subspaces]
         with torch.no_grad():
             for name, parameter in self._named(MIX):
                 parameter.requires_grad_(False)
@@ -254,13 +271,13 @@ class Adapters:
                 elif not subspaces or name not in lora[0]:
                     parameter.zero_()
                 else:
-                    axis = 0 if ".lora_A." in name else 1
+                    axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
             self._gates[MIX] |= {
-                n.removesuffix(GATE): torch.from_numpy(t).to(self.backbone.device)
+                n.removesuffix(_GATE): torch.from_numpy(t).to(self.backbone.device)
                 for n, t in subspaces[0].items()
-                if n.endswith(GATE)
+                if n.endswith(_GATE)
             }
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))

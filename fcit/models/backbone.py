@@ -17,13 +17,13 @@ from torch.nn import functional
 from fcit import config as configuration
 from fcit.config.schema import Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
-from fcit.data.pictures import open_image
+from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
-from fcit.models.families import Family
-from fcit.models.features import ImageFeatures, Pictures, hash_weights, restored, stored
+from fcit.models.families.base import Family
+from fcit.models.features import ImageFeatures, Pictures, restored, stored
 from fcit.models.identity import Identity
 from fcit.models.loading import TINY as TINY
 from fcit.models.loading import check_hardware, inspect, load_model, locate
@@ -98,7 +98,7 @@ class Backbone:
     def vision_hash(self) -> str:
         """Names the feature cache: vision weights, how images are prepared and transformers' version."""
         parts = [
-            hash_weights(self.family.tower),
+            hashes.of_module(self.family.tower),
             self.image_processor.to_json_string(),
             transformers.__version__,
         ]
@@ -123,7 +123,7 @@ class Backbone:
 
         Nothing else changes: the second computation draws the same dropout. Only layers in training mode do it.
         """
-        language = self._llava.language_model
+        language = self.family.language
         with quiet():
             # Not reentrant: the embeddings are frozen, so a layer's input may need no gradient.
             language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -138,10 +138,6 @@ class Backbone:
     @property
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    @property
-    def _llava(self) -> Any:
-        return self._base.model
 
     # ------------------------------------------------------------------ text
 

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from torch import nn
 
 from fcit.config.schema import Way
-from fcit.data.benchmark import cache_folder
-from fcit.data.pictures import image_path, open_image
+from fcit.data.images.opening import image_path, open_image
 from fcit.errors import DataError
+from fcit.io.cache import cache_folder
 
 #: How numpy keeps a number format; it knows no bfloat16, whose bits are kept as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -30,15 +29,6 @@ _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16:
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
 # which other images happened to be missing at the time.
 BATCH = 32
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that name a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def square(image: Image.Image, mean: Sequence[float]) -> Image.Image:

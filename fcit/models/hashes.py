@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import nn
 from transformers.utils import cached_file
 
-from fcit.data.benchmark import cache_folder
+from fcit.io.cache import cache_folder
 
 #: Bytes from which on a file's hash is noted.
 LARGE = 64 * 1024**2
@@ -44,11 +44,20 @@ def of_weights(source: str, model: nn.Module) -> str:
         found = of_files(source, (kind,))
         if found:
             return found
+    return of_module(model)
+
+
+def of_module(module: nn.Module) -> str:
+    """The frozen tensors of a module, as they are in memory; the same with and without adapters attached."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if ".lora_" not in name and ".modules_to_save." not in name:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    frozen = {
+        name.replace(".original_module.", ".").replace(".base_layer.", "."): tensor
+        for name, tensor in module.state_dict().items()
+        if ".lora_" not in name and ".modules_to_save." not in name
+    }
+    for name, tensor in sorted(frozen.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPTextModel, CLIPVisionModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from fcit.config.schema import Way
 from fcit.data import prompts
@@ -20,7 +28,7 @@ from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.models import hashes
 from fcit.models.checking import check_config, check_files, is_local, told
-from fcit.models.features import ImageFeatures, hash_weights, pixels
+from fcit.models.features import ImageFeatures, pixels
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
 from fcit.models.words import check_size
@@ -35,6 +43,28 @@ _OTHERS = {
 }
 _WHOLE = "name a whole CLIP, e.g. openai/clip-vit-large-patch14-336"
 _UNLIKE = ("How many red cubes are left?", "Generate a brief caption for the image.")
+
+
+def clip_text_large() -> Any:
+    """The text tower of openai/clip-vit-large-patch14-336."""
+    return CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+
+
+def clip_vision_large() -> Any:
+    """The vision tower of openai/clip-vit-large-patch14-336."""
+    return CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+
+
+#: Published configurations by hub name, text and vision tower, so that an estimate needs no download.
+PUBLISHED = {"openai/clip-vit-large-patch14-336": (clip_text_large, clip_vision_large)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +98,7 @@ def inspect(source: str, sees: bool) -> Inspected:
         files = check_files(KEY, Path(source), sees) if local else []
         for name, build in towers if files else ():
             own = getattr(config, f"{name}_config", config)
-            tensors = check_weights(KEY, files, build, own, _part(name), _OTHERS[name])
+            tensors = check_weights(KEY, files, build, own, _Tower(name), _OTHERS[name])
         with told(KEY, source, "its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
             check_ends(source, tokenizer, getattr(config, "text_config", config))
@@ -79,9 +109,16 @@ def inspect(source: str, sees: bool) -> Inspected:
     return Inspected(tokenizer, processor, tensors)
 
 
-def _part(tower: str) -> Callable[[str], str]:
-    """What every tensor of a tower belongs to."""
-    return lambda name: f"{tower} tower"
+@dataclass(frozen=True)
+class _Tower:
+    """A tower of CLIP, for messages about its tensors."""
+
+    name: str
+    other_layouts: ClassVar[Mapping[str, str]] = {}
+
+    def part(self, tensor: str) -> str:
+        """Every tensor belongs to the tower."""
+        return f"{self.name} tower"
 
 
 def check_ends(source: str, tokenizer: Any, config: Any) -> None:
@@ -179,7 +216,7 @@ class Identity:
         """
         with quiet(), told(KEY, self.source, f"its {name} tower"):
             model, info = kind.from_pretrained(self.source, **REPORTING)
-        judge(KEY, self.source, Report.of(model, info, _OTHERS[name]), _part(name))
+        judge(KEY, self.source, Report.of(model, info, _OTHERS[name]), _Tower(name))
         return model.to(self.device).eval().requires_grad_(False)
 
     @cached_property
@@ -245,7 +282,7 @@ class Identity:
         tower, processor = self._vision
         mark = ""
         if self.cache:
-            parts = [hash_weights(tower), processor.to_json_string(), transformers.__version__]
+            parts = [hashes.of_module(tower), processor.to_json_string(), transformers.__version__]
             parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
             mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
         return ImageFeatures(mark, (self.width("image"),), self._pooled)

@@ -18,14 +18,13 @@ import tokenizers
 import transformers
 
 from fcit import config as configuration
-from fcit.data import reading
-from fcit.data.benchmark import cache_folder
+from fcit.data import formats
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
 from fcit.errors import DataError
 from fcit.io import bounded
-from fcit.io.cache import Bounded
+from fcit.io.cache import Bounded, cache_folder
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.loading import load_encoder, locate
@@ -175,7 +174,7 @@ class TokenJudge:
 
     def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
         """A verdict from memory or from the cache, or a new one that is kept there if it took some time."""
-        file = self._folder / f"{_short((reading.VERSION, *origin))}.json"
+        file = self._folder / f"{_short((formats.VERSION, *origin))}.json"
         found: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
         return found
 
@@ -213,11 +212,12 @@ def _read(file: Path) -> Verdict | None:
 
 def _followed(records: Iterable[T], count: int) -> Iterator[T]:
     """The same records; a terminal is shown how far a long list is."""
-    from rich.console import Console
     from rich.progress import track
 
+    from fcit.io.console import notes
+
     hidden = count < SHOWS_BAR or not sys.stderr.isatty()
-    yield from track(records, "tokenising records", count, console=Console(stderr=True), disable=hidden, transient=True)
+    yield from track(records, "tokenising records", count, console=notes(), disable=hidden, transient=True)
 
 
 def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: The module between vision tower and language model, which may be trained beside the subspaces: LLaVA's and
-#: Qwen-VL's (:mod:`fcit.models.families`).
-PROJECTORS = ("multi_modal_projector", "merger")
+#: What peft's names of trained tensors begin with.
+PREFIX = "base_model.model."
+#: In the names of LoRA factors A ``(rank, d_in)`` and B ``(d_out, rank)``, and of token gates ``(experts, d_in)``.
+A, B, GATE = ".lora_A.", ".lora_B.", ".lora_gate."
 #: Names of a prompt pool's tensors, ``(pool, length, width)`` and ``(pool, identity width)``.
 PROMPTS = "prompt_pool.prompts"
 KEYS = "prompt_pool.keys"
 
 
+def is_factor(name: str) -> bool:
+    """Whether a trained tensor is a LoRA factor."""
+    return A in name or B in name
+
+
 def is_projector(name: str) -> bool:
-    """Whether a tensor belongs to the projector and not to a subspace's adapter."""
-    return not set(PROJECTORS).isdisjoint(name.split("."))
+    """Whether a trained tensor belongs to the projector, the module between vision tower and language model.
 
-
-def projector_of(names: Iterable[str]) -> str | None:
-    """What the module is called that these tensors hold a projector for; None if they hold none."""
-    found = {part for name in names for part in name.split(".") if part in PROJECTORS}
-    return next(iter(sorted(found)), None)
+    Whatever peft trains that is no factor and no gate is the projector: no name of a module is needed, so that this
+    holds for every family of models.
+    """
+    return name.startswith(PREFIX) and not is_factor(name) and GATE not in name
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,18 +33,12 @@ from fcit.errors import ConfigError
 from fcit.models import hashes
 from fcit.models.checking import check_config, check_files, is_local, told
 from fcit.models.encoding import Encoder
-from fcit.models.families import FAMILIES, Family
+from fcit.models.families.base import Family, families, module_called
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
 from fcit.models.words import end_tokens, load_words
 
 TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
-
-_CONVERT = (
-    "python transformers/src/transformers/models/llava/convert_llava_weights_to_hf.py --text_model_id "
-    "lmsys/vicuna-7b-v1.5 --vision_model_id openai/clip-vit-large-patch14-336 --old_state_dict_id {source} "
-    "--output_hub_path YOU/llava-1.5-7b-hf"
-)
 
 
 def locate(name: str, identity: str | None) -> tuple[str, str]:
@@ -89,20 +82,22 @@ def family_of(name: str, source: str) -> type[Family]:
     raw, _ = PreTrainedConfig.get_config_dict(source)
     if not raw:
         raise OSError("no config.json there")
+    known = families()
+    for candidate in known.values():
+        problem = candidate.problem(name, raw)
+        if problem is not None:
+            raise ConfigError(f"backbone.model: {problem}")
     kind = raw.get("model_type")
-    if "mm_vision_tower" in raw or kind in ("llava_llama", "llava_mpt", "llava_mistral"):
-        raise ConfigError(
-            f"backbone.model: {name!r} is in the layout of the original LLaVA code (mm_vision_tower in config.json), "
-            "which transformers does not read. Name the converted model instead (backbone.model: "
-            "llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b), or convert your own with the script in "
-            f"transformers' source repository: {_CONVERT.format(source=name)}"
-        )
-    if kind not in FAMILIES:
-        raise ConfigError(
-            f"backbone.model: {name!r} is a {kind or 'model without model_type'}; supported are "
-            f"{' and '.join(sorted(FAMILIES))}, e.g. llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-3B-Instruct"
-        )
-    return FAMILIES[kind]
+    if kind not in known:
+        raise ConfigError(f"backbone.model: {name!r} is a {kind or 'model without model_type'}; {supported()}")
+    return known[kind]
+
+
+def supported() -> str:
+    """Which models can be used, for messages."""
+    known = families()
+    examples = " or ".join(family.example for family in known.values())
+    return f"supported are {' and '.join(sorted(known))}, e.g. {examples}"
 
 
 def check_hardware(settings: configuration.Backbone) -> None:
@@ -154,20 +149,6 @@ class Inspected:
     tensors: int  # in the weight files; 0 for a hub's name, whose files may still have to be downloaded
 
 
-def part_of(family: type[Family]) -> Callable[[str], str]:
-    """Names what a tensor belongs to."""
-
-    def part(name: str) -> str:
-        pieces = name.split(".")
-        if family.projector in pieces:
-            return "projector"
-        if family.vision in pieces:
-            return "vision tower"
-        return "output layer (lm_head)" if "lm_head" in pieces else "language model"
-
-    return part
-
-
 def inspect(source: str, settings: configuration.Backbone) -> Inspected:
     """Look at everything of a model but its weights, and at the headers of those that are here.
 
@@ -185,7 +166,7 @@ def inspect(source: str, settings: configuration.Backbone) -> Inspected:
         files = check_files(key, Path(source)) if local else []
         if files and getattr(config, "quantization_config", None) is None:  # else its tensors have other names
             build = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-            tensors = check_weights(key, files, build, config, part_of(family))
+            tensors = check_weights(key, files, build, config, family)
         with told(key, name, "its tokenizer"):
             tokenizer, template = load_words(source, settings, family.processed, config)
             ends = end_tokens(source, tokenizer)
@@ -210,15 +191,17 @@ def load_model(source: str, settings: configuration.Backbone, found: Inspected) 
         options["quantization_config"] = four_bits(settings.dtype, found.family)
     if settings.device != "cpu":
         options["device_map"] = {"": settings.device}
-    key, part = "backbone.model", part_of(found.family)
+    key = "backbone.model"
     with quiet(), told(key, settings.model, "its weights"):
         model, info = AutoModelForImageTextToText.from_pretrained(source, **REPORTING, **options)
     if not getattr(model, "is_quantized", False):
-        judge(key, settings.model, Report.of(model, info), part)
+        judge(key, settings.model, Report.of(model, info), found.family)
     elif not found.tensors and settings.quantization == "4bit":  # its tensors were renamed: the files tell
         folder = hashes.folder_of(source)
         files = check_files(key, folder) if folder else []
-        check_weights(key, files, type(model), found.config, part)
+        check_weights(key, files, type(model), found.config, found.family)
+    for module in (found.family.vision, found.family.projector):
+        module_called(model, module)
     own = model.generation_config
     # What else a model's settings ask for (Qwen: sampling, a penalty for repetition) would act on greedy answers.
     model.generation_config = GenerationConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from fcit import config as configuration
-from fcit.models.layout import is_projector, projector_of
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
+from fcit.models.families.base import families
+from fcit.models.layout import is_factor, is_projector
 
 #: The tensors of a peft adapter, and of a subspace that is none (gates, prompt pools).
 PEFT = "adapter_model.safetensors"
@@ -21,7 +22,22 @@ BARE = "subspace.safetensors"
 
 def is_peft(tensors: Tensors) -> bool:
     """Whether a subspace is LoRA factors and a projector, which is all that a peft adapter can say."""
-    return all(is_projector(n) or ".lora_A." in n or ".lora_B." in n for n in tensors)
+    return all(is_projector(name) or is_factor(name) for name in tensors)
+
+
+def projector_module(names: Iterable[str]) -> str | None:
+    """The module that these tensors hold a projector for, by its family's name; None if they hold none.
+
+    Raises:
+        ValueError: they hold a projector of no registered family.
+    """
+    held = [name.split(".") for name in names if is_projector(name)]
+    if not held:
+        return None
+    for family in families().values():
+        if all(family.projector in modules for modules in held):
+            return family.projector
+    raise ValueError(f"{'.'.join(held[0])} is in the projector of no registered family (fcit.registry.MODELS)")
 
 
 def save_subspace(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:
@@ -36,7 +52,7 @@ def save_subspace(folder: Path, tensors: Tensors, adapter: configuration.Adapter
 def save_peft(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:
     """Write one subspace (and projector) so that ``PeftModel.from_pretrained`` loads it as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    projector = projector_of(tensors)
+    projector = projector_module(tensors)
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=int(adapter.alpha) if math.isclose(adapter.alpha, int(adapter.alpha)) else adapter.alpha,

@@ -12,22 +12,16 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    CLIPTextConfig,
     CLIPTextModel,
-    CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaConfig,
-    LlavaConfig,
 )
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
-from fcit.models.backbone import locate
-from fcit.models.families import FAMILIES, Family
+from fcit.models.families.base import Family, families, module_called
+from fcit.models.identity import PUBLISHED
+from fcit.models.loading import locate, supported
 
-#: Known by heart, so that an estimate needs no download: as published in the models' config.json.
-_LLAVA_7B = "llava-hf/llava-1.5-7b-hf"
-_CLIP_L = "openai/clip-vit-large-patch14-336"
 #: How :attr:`Shape.source` begins for a model that is on this machine.
 HERE = "config.json of "
 
@@ -70,34 +64,6 @@ class Shape:
         return sum(rank * (a + b) for a, b in self.adapted)
 
 
-def llava_7b() -> Any:
-    """The configuration of LLaVA-1.5-7B (llava-hf/llava-1.5-7b-hf): Vicuna-7B with CLIP ViT-L/14 at 336 pixels."""
-    return LlavaConfig(
-        vision_config=clip_large(),
-        text_config=LlamaConfig(vocab_size=32064, max_position_embeddings=4096),
-        image_token_index=32000,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-
-
-def clip_large() -> Any:
-    """The vision tower of openai/clip-vit-large-patch14-336."""
-    return CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-
-
-def _clip_text() -> Any:
-    return CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-
-
 def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
     """Sizes of the model that a configuration names, with adapters on the layers that ``targets`` matches.
 
@@ -106,9 +72,9 @@ def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
     """
     name, identity = locate(backbone.model, backbone.identity)
     config, source = _config(name, "backbone.model")
-    if config.model_type not in FAMILIES:
-        raise ConfigError(f"backbone.model: {name!r} is a {config.model_type}; known are {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[config.model_type]
+    family = families().get(config.model_type)
+    if family is None:
+        raise ConfigError(f"backbone.model: {name!r} is a {config.model_type}; {supported()}")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     return measure(model, family, backbone, targets, source, _identity(identity))
@@ -119,11 +85,13 @@ def _config(name: str, key: str) -> tuple[Any, str]:
         found = AutoConfig.from_pretrained(name, local_files_only=True)
         return found, f"{HERE}{name}"
     except (OSError, ValueError):
-        if Path(name).name == Path(_LLAVA_7B).name:
-            return llava_7b(), f"known values of {_LLAVA_7B}"
+        published = {hub: make for family in families().values() for hub, make in family.published.items()}
+        for hub, make in published.items():
+            if Path(name).name == Path(hub).name:
+                return make(), f"known values of {hub}"
     raise ConfigError(
-        f"{key}: {name!r} is not on this machine and its sizes are not known by heart (known: {_LLAVA_7B}); download "
-        f"it first (hf download {name}), or name its folder"
+        f"{key}: {name!r} is not on this machine and its sizes are not known by heart (known: {', '.join(published)}); "
+        f"download it first (hf download {name}), or name its folder"
     )
 
 
@@ -133,27 +101,19 @@ def _identity(name: str) -> tuple[int, int]:
         config = AutoConfig.from_pretrained(name, local_files_only=True)
         text, vision = config.text_config, config.vision_config
     except (OSError, ValueError, AttributeError):
-        if Path(name).name != Path(_CLIP_L).name:
+        known = next((towers for hub, towers in PUBLISHED.items() if Path(name).name == Path(hub).name), None)
+        if known is None:
             raise ConfigError(
                 f"backbone.identity: {name!r} is not a whole CLIP on this machine; download it first "
-                f"(hf download {name}), or name its folder (known by heart: {_CLIP_L})"
+                f"(hf download {name}), or name its folder (known by heart: {', '.join(PUBLISHED)})"
             ) from None
-        text, vision = _clip_text(), clip_large()
+        text, vision = (make() for make in known)
     with torch.device("meta"):
         return _size(CLIPTextModel(text)), _size(CLIPVisionModel(vision))
 
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _sides(settings: configuration.Backbone, vision: Any, family: type[Family]) -> tuple[int, int, int]:
-    """Tokens the vision tower sees, tokens in the prompt, width of one's features."""
-    if family.kind == "qwen2_5_vl":
-        patches, merged = (settings.image_size // vision.patch_size) ** 2, vision.spatial_merge_size**2
-        return patches, patches // merged, vision.hidden_size * merged
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return patches + 1, patches, vision.hidden_size
 
 
 def measure(
@@ -165,20 +125,17 @@ def measure(
     identity: tuple[int, int],
 ) -> Shape:
     """Sizes of a built model; its numbers are not looked at."""
-    text, vision = model.config.get_text_config(), model.config.vision_config
-    named = dict(model.named_modules())
-    tower = next(m for n, m in named.items() if n.split(".")[-1] == family.vision)
-    projector = next(m for n, m in named.items() if n.split(".")[-1] == family.projector)
+    text, vision = model.config.get_text_config(), family.sizes(model.config, settings)
+    tower, projector = module_called(model, family.vision), module_called(model, family.projector)
     outside = {id(p) for p in (*tower.parameters(), *projector.parameters())}
     language = sum(p.numel() for p in model.parameters() if id(p) not in outside)
     frozen = {id(p) for p in projector.parameters()}
-    linears = {n: m for n, m in named.items() if isinstance(m, nn.Linear)}
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     adapted = tuple((m.in_features, m.out_features) for n, m in linears.items() if re.fullmatch(targets, n))
     if not adapted:
         raise ConfigError(f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers")
     inner = [m for m in projector.modules() if isinstance(m, nn.Linear)]
     heads = text.num_attention_heads
-    seen, image_tokens, width = _sides(settings, vision, family)
     head = model.get_output_embeddings()
     return Shape(
         source=source,
@@ -195,12 +152,12 @@ def measure(
         projector_inner=inner[0].out_features,
         vision=Tower(
             sum(p.numel() for p in tower.parameters() if id(p) not in frozen),
-            getattr(vision, "num_hidden_layers", None) or vision.depth,
-            vision.hidden_size,
-            seen,
+            vision.layers,
+            vision.width,
+            vision.patches,
         ),
-        image_tokens=image_tokens,
-        feature_width=width,
+        image_tokens=vision.tokens,
+        feature_width=vision.feature_width,
         adapted=adapted,
         identity_text=identity[0],
         identity_vision=identity[1],

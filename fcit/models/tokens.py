@@ -22,8 +22,7 @@ from safetensors.numpy import save
 
 from fcit.data import prompts
 from fcit.data.collate import Encoded
-from fcit.data.records import Record, TestRecord
-from fcit.data.table import Records
+from fcit.data.records import Record, RecordSequence, TestRecord
 
 AT_ONCE = 1024  # records looked up together
 FULL = 2**24  # numbers held in memory before they are written: 64 MB of token ids
@@ -178,7 +177,7 @@ class Entry(NamedTuple):
         return self.shelf.example(self.row, self.images)
 
 
-class Tokenised(Records[Encoded]):
+class Tokenised(RecordSequence[Encoded]):
     """Tokenised records, taken from where they lie when they are asked for."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:

@@ -6,10 +6,10 @@ transformers fills what is missing with random numbers, leaves aside what it doe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,6 +20,17 @@ from fcit.models.quieting import quiet
 #: What makes transformers say what it did instead of raising for shapes alone.
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _SHOWN = 3  # names of tensors in a message
+
+
+class Kind(Protocol):
+    """What a message about a model's tensors needs to know of the model: a family, or a tower of CLIP."""
+
+    @property
+    def other_layouts(self) -> Mapping[str, str]:
+        """Part of a tensor name that only files in another layout contain -> what to do about such files."""
+
+    def part(self, tensor: str) -> str:
+        """The part of the model that a tensor belongs to."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +63,12 @@ def _natural(name: str) -> list[Any]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def check_weights(
-    key: str, files: Sequence[Path], build: Any, config: Any, part: Callable[[str], str], allowed: str = ""
-) -> int:
+def check_weights(key: str, files: Sequence[Path], build: Any, config: Any, kind: Kind, allowed: str = "") -> int:
     """Let transformers load the headers of weight files into a model without memory; how many tensors these are.
 
     Args:
         build: the model's class.
-        part: name of a tensor -> what it belongs to, for the message.
+        kind: names a tensor's part of the model, for the message.
         allowed: as for :meth:`Report.of`.
 
     Raises:
@@ -73,7 +82,7 @@ def check_weights(
         common = [head for head in heads if all(name.startswith(head) for name in held)]
         renamed = {head: {name.removeprefix(head): tensor for name, tensor in held.items()} for head in common}
         prefix = next((head for head in renamed if not _tried(build, config, renamed[head], allowed).missing), "")
-        judge(key, files[0].parent, report, part, prefix)
+        judge(key, files[0].parent, report, kind, prefix)
     return len(held)
 
 
@@ -85,7 +94,7 @@ def _tried(build: Any, config: Any, held: dict[str, torch.Tensor], allowed: str)
     return Report.of(model, info, allowed)
 
 
-def judge(key: str, where: Any, report: Report, part: Callable[[str], str], prefix: str = "") -> None:
+def judge(key: str, where: Any, report: Report, kind: Kind, prefix: str = "") -> None:
     """Refuse a model that is not whole.
 
     Args:
@@ -105,7 +114,7 @@ def judge(key: str, where: Any, report: Report, part: Callable[[str], str], pref
         name, held, own = report.mismatched[0]
         shapes = f"first {name}: {list(held)} instead of {list(own)}"
         found.append(f"{len(report.mismatched)} of another shape than config.json asks for ({shapes})")
-    raise ConfigError(f"{key}: {str(where)!r} does not load whole: {', '.join(found)}; {_reason(report, part, prefix)}")
+    raise ConfigError(f"{key}: {str(where)!r} does not load whole: {', '.join(found)}; {_reason(report, kind, prefix)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -113,19 +122,20 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _reason(report: Report, part: Callable[[str], str], prefix: str) -> str:
+def _reason(report: Report, kind: Kind, prefix: str) -> str:
     """What most likely happened, and what to do."""
     whole = "name a model that was saved whole (save_pretrained), or download it again"
     if prefix:
         return f"all its names begin with {prefix!r}: save the weights again without it"
     if any(".lora_" in name for name in report.unexpected):
         return "there are LoRA matrices inside: merge them (merge_and_unload) and save the model again"
-    if any("mm_projector" in name for name in report.unexpected):
-        return "its names are those of the original LLaVA code: name the converted model, e.g. llava-hf/llava-1.5-7b-hf"
+    for mark, advice in kind.other_layouts.items():
+        if any(mark in name for name in report.unexpected):
+            return advice
     missing = set(report.missing)
     parts: dict[str, set[str]] = {}
     for name in report.expected:
-        parts.setdefault(part(name), set()).add(name)
+        parts.setdefault(kind.part(name), set()).add(name)
     gone = [name for name, members in parts.items() if members <= missing]
     if gone and len(gone) < len(parts):
         return f"the checkpoint has no {' and no '.join(gone)}: {whole}"

@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fcit.report.footing import groups, label
+from fcit.report.scope import groups, label
 from fcit.runs.reader import Run
 
 _INK = "#010203"  # replaced by the page's own text colour

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fcit.runs.reader import Run
 
 SHOWN = 12  # clients or subspaces named in one sentence
@@ -27,7 +25,9 @@ def lone_subspaces(run: Run) -> list[str]:
     if not found:
         return []
     said = [f"{name} (client {client}: {_records(counts)})" for name, client, counts in found]
-    way_out = "; method.min_records keeps small clients from opening their own" if _is_disco(run) else ""
+    way_out = (
+        "; method.min_records keeps small clients from opening their own" if "min_records" in run.config.method else ""
+    )
     return [f"Only one client ever trained {_some('subspace', said)}{way_out}."]
 
 
@@ -52,8 +52,3 @@ def _records(counts: list[int]) -> str:
 def _some(what: str, names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{what}{'s' if len(names) > 1 else ''} {', '.join(names[:SHOWN])}{more}"
-
-
-def _is_disco(run: Run) -> bool:
-    method: dict[str, Any] = run.config.method
-    return bool(method["name"] == "disco")

@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from fcit.config.schema import Way
 from fcit.data.benchmark import open_benchmark
-from fcit.data.pictures import open_image
+from fcit.data.images.opening import open_image
 from fcit.errors import FCITError
 from fcit.io.files import write_text
-from fcit.report import faults, figures, footing, notes, tables
+from fcit.report import faults, figures, notes, scope, tables
 from fcit.runs.reader import Prediction, Run
 
 SAMPLES = 4  # predictions shown per dataset
@@ -113,8 +113,8 @@ def _one(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "slug": "".join(c if c.isalnum() else "-" for c in run.name),
-        "numbers": footing.label(run),
-        "accepted": footing.accepted(run),
+        "numbers": scope.label(run),
+        "accepted": scope.accepted(run),
         "matrix": run.matrix,
         "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
         "rules": tables.rules(run),
@@ -155,8 +155,8 @@ def render(runs: list[Run]) -> str:
     return environment.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[_one(run) for run in runs],
-        comparisons=[(said, tables.summary(members)) for said, members in footing.groups(finished)],
-        notes=footing.notes(finished),
+        comparisons=[(said, tables.summary(members)) for said, members in scope.groups(finished)],
+        notes=scope.notes(finished),
         charts={name: Markup(text) for name, text in charts.items()},
     )
 
@@ -186,20 +186,20 @@ def write_all(runs: list[Run], folder: Path) -> Path:
             figures.save(figure, folder / "figures" / f"{name}.{ending}")
     for name, rows, caption, said in _tables(runs):
         write_text(folder / "tables" / f"{name}.csv", tables.csv_text(tables.noted(rows, said)))
-        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, footing.titled(caption, said)))
+        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, scope.titled(caption, said)))
     return folder / "report.html"
 
 
 def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
     """File name, rows, caption of every table, and what is said of its numbers."""
     for run in runs:
-        said = footing.label(run)
+        said = scope.label(run)
         yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", said
         if len(rules := tables.rules(run)) > 1:
             yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", said
         if len(rows := faults.table(run)) > 1:
             yield f"faults-{run.name}", rows, f"Faults of {run.name}", ""
-    parts = footing.groups([run for run in runs if run.finished])
+    parts = scope.groups([run for run in runs if run.finished])
     for said, members in parts:
         apart = re.sub(r"\W+", "-", f" {said}").rstrip("-") if len(parts) > 1 else ""
         yield f"comparison{apart}", tables.summary(members), "Comparison", said

@@ -23,7 +23,7 @@ def cell(value: float | None) -> str:
 def summary(runs: list[Run]) -> list[list[str]]:
     """Head and one row a run: figures of merit, subspaces, traffic in MB, minutes.
 
-    The numbers of the runs must be on one footing (:func:`fcit.report.footing.groups`). Averages over different stages
+    The numbers of the runs must be on one footing (:func:`fcit.report.scope.groups`). Averages over different stages
     have a column each.
     """
     avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))

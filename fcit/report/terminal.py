@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fcit.report import footing, notes, tables
-from fcit.report.footing import accepted, groups, label, titled
+from fcit.report import notes, scope, tables
+from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
 
 #: Columns of text; all others are figures.
@@ -43,7 +43,7 @@ def show(console: Console, runs: list[Run]) -> None:
     finished = [run for run in runs if run.finished]
     for said, members in groups(finished):
         _print(console, tables.summary(members), titled("Comparison", said))
-    _say(console, footing.notes(finished))
+    _say(console, scope.notes(finished))
 
 
 def _say(console: Console, sentences: list[str]) -> None:

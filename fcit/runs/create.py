@@ -1,4 +1,4 @@
-"""A run folder is made: data are prepared and judged first, so that nothing is found only after a stage."""
+"""Making a run folder: data are prepared and checked first, so that nothing is found only after a stage."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from pathlib import Path
 
 from fcit import config as configuration
 from fcit.config import RunConfig
-from fcit.data.benchmark import open_benchmark
+from fcit.data.stream import Stream, open_stream
 from fcit.data.verdict import Judge
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import check
 
 
-def create(config: RunConfig) -> RunDir:
+def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
     """Make the run folder of a configuration; data that are rendered on first use are made now.
+
+    Args:
+        stream: that of the configuration, where it has been opened.
 
     Raises:
         ConfigError: unknown benchmark, unwritable output, a tracker that cannot be used.
         DataError: the data are not usable.
     """
     check(config)
-    if config.stream == "benchmark":  # else the sites bring data of their own
-        benchmark = open_benchmark(config)
-        benchmark.judge = _judge(config)
-        benchmark.prepare()
-        benchmark.divide()
+    stream = stream or open_stream(config)
+    stream.judged_by(lambda: _judge(config))
+    stream.prepare()
+    stream.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
 
 
 def _judge(config: RunConfig) -> Judge:
-    from fcit.models.judging import judge_of  # transformers take their time, and a mistake in the configuration none
+    from fcit.models.judging import judge_of  # transformers takes a while to import; a wrong configuration needs none
 
     return judge_of(config.backbone)

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where in it."""
+"""The folder of a run: the paths in it, and its events."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fcit.errors import ConfigError, DiskFull, RunError
 from fcit.io.files import read_json, write_json, write_text, writing
-
-Tensors = dict[str, np.ndarray]
 
 #: File of a run folder that names the deployment whose sites it is run on.
 BELONGS = "deployment.txt"
@@ -55,27 +51,27 @@ class RunDir:
                     break
                 number += 1
             run = cls(path)
-            run._found(config, environment)
+            run._write(config, environment)
         except (OSError, DiskFull) as error:
             raise ConfigError(f"output: cannot write run folders into {str(output)!r} ({error})") from None
         return run
 
     @classmethod
     def place(cls, path: Path, config: str, environment: dict[str, Any]) -> RunDir:
-        """Make the run folder ``path`` itself, or take it if it is there.
+        """Make the run folder ``path`` itself, or use it if it exists.
 
         Raises:
             ConfigError: the folder cannot be written.
         """
         run = cls(path)
         try:
-            run._found(config, environment)
+            run._write(config, environment)
         except (OSError, DiskFull) as error:
             raise ConfigError(f"output: cannot write the run folder {str(path)!r} ({error})") from None
         return run
 
-    def _found(self, config: str, environment: dict[str, Any]) -> None:
-        """Write what makes a folder a run; the configuration goes last and says that it is whole."""
+    def _write(self, config: str, environment: dict[str, Any]) -> None:
+        """Write the files that make a folder a run; the configuration comes last: a folder that has it is whole."""
         write_json(self.environment, {**environment, "id": uuid.uuid4().hex})
         write_text(self.config, config)
 
@@ -84,7 +80,7 @@ class RunDir:
         """Open an existing run folder.
 
         Raises:
-            ConfigError: there is no run at ``path``.
+            ConfigError: ``path`` is not a run folder.
         """
         run = cls(path)
         if not run.config.is_file():
@@ -93,19 +89,19 @@ class RunDir:
 
     @property
     def id(self) -> str:
-        """What tells this run from all others, wherever its folder is; empty for runs of older versions."""
+        """Identifies this run, wherever its folder is moved; empty for runs of older versions."""
         return str(read_json(self.environment).get("id", ""))
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether the run has a checkpoint to go on from."""
         return any(self.state.glob("*/state.json"))
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to ``events.jsonl``.
 
         Raises:
-            DiskFull: there is no room.
+            DiskFull: the disk is full.
         """
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
         with writing(self.events), self.events.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Tells a person how a run goes: a live bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-#: What is said of an event beside the bar; each begins with who it is about.
-_SAID = {
+#: The lines that are shown for events about a client, each after the client's name.
+_CLIENT_EVENTS = {
     "absent": "is not connected",
     "missing": "did not answer in time",
     "joined": "takes part from now on",
@@ -58,10 +58,10 @@ class ConsoleWatcher:
         handler = getattr(self, f"_on_{kind.replace('-', '_')}", None)
         if handler is not None:
             handler(**v)
-        elif kind in _SAID:
-            who = f"client {v.get('client')}"
-            reason = str(v.get("reason", "")).partition("\n")[0].removeprefix(f"{who}: ")
-            self._line(f"{self.label}: {who} {_SAID[kind].format(reason=reason)}")
+        elif kind in _CLIENT_EVENTS:
+            client = f"client {v.get('client')}"
+            reason = str(v.get("reason", "")).partition("\n")[0].removeprefix(f"{client}: ")
+            self._line(f"{self.label}: {client} {_CLIENT_EVENTS[kind].format(reason=reason)}")
 
     def _advance(self, note: str) -> None:
         self._done += 1
@@ -86,10 +86,10 @@ class ConsoleWatcher:
 
     def _on_data(self, tokens: dict[str, Any], formats: dict[str, str], warnings: list[str]) -> None:
         for form in sorted(set(formats.values())):
-            names = ", ".join(name for name, found in formats.items() if found == form)
+            names = ", ".join(name for name, guessed in formats.items() if guessed == form)
             self._line(f"{self.label}: read as format {form}, as they look like it: {names}")
-        for name, found in tokens.items():
-            cut = found.get("train", {})
+        for name, counts in tokens.items():
+            cut = counts.get("train", {})
             if cut.get("turns_dropped"):
                 self._line(
                     f"{self.label}: {name}: {cut['turns_dropped']} turns of {cut['cut_short']} conversations are "
@@ -109,17 +109,17 @@ class ConsoleWatcher:
         self._advance(f"{note} loss {mean:.3f}")
         self._say_idle(v.get("idle", []))
         if self._bar is None:
-            who = ",".join(str(c) if c >= 0 else "all" for c in clients)
-            self._line(f"{self.label}: {note} clients {who} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
+            names = ",".join(str(c) if c >= 0 else "all" for c in clients)
+            self._line(f"{self.label}: {note} clients {names} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
 
     def _say_idle(self, clients: list[int]) -> None:
-        """Once in a run, of the first clients to which it happens."""
+        """Shown once in a run, for the first clients to which it happens."""
         if clients and not self._idle:
             self._idle = True
-            who = f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"
+            names = f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"
             self._line(
-                f"{self.label}: {who} learnt nothing: with training.schedule: trainer the first step of a local epoch "
-                "has rate 0, and there was no second; this is said once, the report counts all such epochs"
+                f"{self.label}: {names} learnt nothing: with training.schedule: trainer the first step of a local "
+                "epoch has rate 0, and there was no second; shown once, the report counts all such epochs"
             )
 
     def _on_stage(self, stage: int, row: dict[str, float]) -> None:
@@ -138,8 +138,8 @@ class ConsoleWatcher:
         self._line(f"{self.label}: goes on with changed data: {reason}")
 
     def _on_reused(self, clients: list[int], **v: Any) -> None:
-        who = ", ".join(map(str, clients))
-        self._line(f"{self.label}: updates of clients {who} were accepted before the interruption and are used again")
+        names = ", ".join(map(str, clients))
+        self._line(f"{self.label}: updates of clients {names} were accepted before the interruption and are used again")
 
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

@@ -1,4 +1,4 @@
-"""A run folder, read: what a finished (or unfinished) run left behind. Nothing here loads a model."""
+"""Reads run folders, of finished and unfinished runs. Nothing here loads a model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ __all__ = ["Prediction", "Run", "load_run"]
 
 
 class Run:
-    """What a run was, did and found.
+    """The configuration, events and results of a run.
 
     Args:
         path: the run folder.
+        config: its resolved configuration, where that is at hand; None: read from the folder when needed.
 
     Raises:
-        ConfigError: there is no run at ``path``.
+        ConfigError: ``path`` is not a run folder.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.folder = RunDir.open(Path(path))
+    def __init__(self, path: str | Path, config: RunConfig | None = None) -> None:
+        self.folder, self._config = RunDir.open(Path(path)), config
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -49,7 +50,7 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         """The resolved configuration."""
-        return configuration.load_resolved(self.folder.config)
+        return self._config or configuration.load_resolved(self.folder.config)
 
     @property
     def method(self) -> str:
@@ -60,12 +61,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has finished."""
         return self.folder.results.is_file()
 
     @cached_property
     def matrix(self) -> AccuracyMatrix:
-        """The accuracy matrix, as far as it goes.
+        """The accuracy matrix, with the stages evaluated so far.
 
         Raises:
             RunError: no stage has been evaluated yet.
@@ -94,12 +95,12 @@ class Run:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """Fingerprints of the run's data and own code, see :mod:`fcit.data.fingerprint`; empty for older runs."""
+        """Fingerprints of data and own code (:mod:`fcit.data.fingerprints.fingerprint`); empty for older runs."""
         return dict(data_of(self.folder).get("data") or {})
 
     @cached_property
     def data_changes(self) -> list[dict[str, Any]]:
-        """What was accepted with ``--accept-changed-data``: ``time``, ``changes`` and, in words, ``said``."""
+        """Changes accepted with ``--accept-changed-data``: ``time``, ``changes`` and, as sentences, ``said``."""
         return list(data_of(self.folder).get("data_changes") or [])
 
     @cached_property
@@ -114,8 +115,8 @@ class Run:
     @cached_property
     def constants(self) -> dict[str, float]:
         """Score of the best constant answer by data set; empty for unfinished runs and older run folders."""
-        found = self.results.get("constants", {}) if self.finished else {}
-        return {name: float(constant["score"]) for name, constant in found.items()}
+        constants = self.results.get("constants", {}) if self.finished else {}
+        return {name: float(constant["score"]) for name, constant in constants.items()}
 
     @property
     def subspaces(self) -> list[str]:
@@ -126,7 +127,7 @@ class Run:
         """Answers to a dataset after a stage (1-based; default: the last one that was evaluated).
 
         Raises:
-            RunError: there are none, or the file is damaged.
+            RunError: no such answers, or a damaged file.
         """
         stages = [
             int(folder.name.removeprefix("stage-"))
@@ -135,8 +136,8 @@ class Run:
         ]
         if not stages:
             after = f" after stage {stage}" if stage is not None else ""
-            there = sorted({file.stem for file in self.folder.predictions.glob("stage-*/*.jsonl")})
-            raise RunError(f"{self.path}: no predictions for {dataset!r}{after} (there are: {', '.join(there)})")
+            answered = sorted({file.stem for file in self.folder.predictions.glob("stage-*/*.jsonl")})
+            raise RunError(f"{self.path}: no predictions for {dataset!r}{after} (there are: {', '.join(answered)})")
         file = self.folder.predictions / f"stage-{max(stages)}" / f"{dataset}.jsonl"
         try:
             return predictions.read(file)
@@ -152,6 +153,6 @@ def load_run(path: str | Path) -> Run:
         >>> run.matrix.last, run.results["forgetting"]
 
     Raises:
-        ConfigError: there is no run at ``path``.
+        ConfigError: ``path`` is not a run folder.
     """
     return Run(path)

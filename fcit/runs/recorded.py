@@ -1,26 +1,27 @@
-"""The fingerprints in a run folder: written when a run begins, held against the data when it goes on."""
+"""The fingerprints in a run folder: written when a run begins, compared with the data when it goes on."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from fcit.data import changes, fingerprint
 from fcit.data.benchmark import Benchmark
-from fcit.data.changes import Change
+from fcit.data.fingerprints import changes, fingerprint
+from fcit.data.fingerprints.changes import Change
+from fcit.data.stream import Stream
 from fcit.errors import ConfigError
 from fcit.io.files import read_json, write_json
 from fcit.runs.folder import BELONGS, RunDir
 
 
-def hold_data(run: RunDir, benchmark: Benchmark, accept: bool = False) -> None:
-    """Write down what data and code of the user's own a run rests on, or hold them against what was written down.
+def hold_data(run: RunDir, stream: Stream, accept: bool = False) -> None:
+    """Write the fingerprints of the data and own code that a run rests on, or compare them with those written.
 
-    A run that is run on sites has its training data there: only the server's own questions are looked at. Runs begun
-    before there were fingerprints go on without.
+    The training data of a deployed run are at the sites: only the server's questions are hashed. Runs of versions
+    without fingerprints go on without.
 
     Args:
-        accept: go on with what differs; what and when is kept under ``data_changes``.
+        accept: go on although they differ; what differs, and when, is kept under ``data_changes``.
 
     Raises:
         ConfigError: something differs, each with data set, split, file and hashes. RunError: damaged fingerprints.
@@ -29,22 +30,25 @@ def hold_data(run: RunDir, benchmark: Benchmark, accept: bool = False) -> None:
     before = known.get("data")
     if run.begun and before is None:
         return
-    now = fingerprint.of(benchmark, trains=not (run.path / BELONGS).is_file())
+    now = fingerprint.of(stream, trains=not (run.path / BELONGS).is_file())
     if not run.begun:
         write_json(run.environment, {**known, "data": now})
         return
-    found = changes.compare(before, now)
-    if not found:
+    differing = changes.compare(before, now)
+    if not differing:
         return
-    said = [_said(benchmark, change) for change in found]
+    sentences = [_sentence(stream, change) for change in differing]
     if not accept:
-        raise ConfigError([*said, _way_out(run)], f"{run.path}: not resumed, data or code of the run have changed")
-    record = {"time": round(time.time(), 3), "changes": [change._asdict() for change in found], "said": said}
+        raise ConfigError([*sentences, _way_out(run)], f"{run.path}: not resumed, data or code of the run have changed")
+    fields = [change._asdict() for change in differing]
+    record = {"time": round(time.time(), 3), "changes": fields, "said": sentences}
     write_json(run.environment, {**known, "data": now, "data_changes": [*known.get("data_changes", []), record]})
 
 
-def _said(benchmark: Benchmark, change: Change) -> str:
-    names = fingerprint.differing_images(benchmark, *change.images, change.before) if change.images else []
+def _sentence(stream: Stream, change: Change) -> str:
+    names: list[str] = []
+    if change.images and isinstance(stream, Benchmark):
+        names = fingerprint.differing_images(stream, *change.images, change.before)
     return change.sentence("when the run began", "now") + (f" (differ: {changes.some(names)})" if names else "")
 
 

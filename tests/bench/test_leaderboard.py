@@ -146,7 +146,7 @@ def test_page_and_pictures(board):
 
 def test_table_only_and_copies(board, tmp_path, capsys):
     made, _ = board
-    assert command.bench(command.Wishes(made.file, table=True, into=tmp_path / "kept")) == 0
+    assert command.bench(command.BenchOptions(made.file, table=True, into=tmp_path / "kept")) == 0
     kept = {file.name for file in (tmp_path / "kept").iterdir()}
     assert kept == {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "last.svg"}
     assert {"leaderboard.tex", "leaderboard.html", "pareto.pdf"} <= {f.name for f in made.folder.iterdir()}

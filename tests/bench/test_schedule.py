@@ -140,7 +140,7 @@ def test_folders_of_other_runs(planned):
         folders.check(new.runs, fresh=False)
     assert "training.lr is 0.003 there, 0.1 in the plan" in str(caught.value) and "--fresh" in str(caught.value)
     with pytest.raises(ConfigError):
-        command.bench(command.Wishes(new.file, table=True))
+        command.bench(command.BenchOptions(new.file, table=True))
     folders.check(new.runs, fresh=True)
     assert [folders.state(r) for r in new.runs] == ["done", "new"]
 
@@ -148,15 +148,15 @@ def test_folders_of_other_runs(planned):
 def test_dry_run_and_only(planned, capsys):
     made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
     finish(made.runs[0], {"a": [1.0]})
-    assert command.bench(command.Wishes(made.file, dry_run=True)) == 0
+    assert command.bench(command.BenchOptions(made.file, dry_run=True)) == 0
     out = capsys.readouterr().out
     assert f"done  {made.folder}/finetune-s0" in out and "4 runs, 1 done; baseline finetune" in out
-    assert command.bench(command.Wishes(made.file, dry_run=True, only="disco")) == 0
+    assert command.bench(command.BenchOptions(made.file, dry_run=True, only="disco")) == 0
     assert "2 runs, 0 done" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"no run is called like that \(rows: finetune, disco\)"):
-        command.bench(command.Wishes(made.file, only="ewc"))
+        command.bench(command.BenchOptions(made.file, only="ewc"))
     with pytest.raises(ConfigError, match="must be at least 1"):
-        command.bench(command.Wishes(made.file, jobs=0))
+        command.bench(command.BenchOptions(made.file, jobs=0))
 
 
 def test_lines_for_who_has_no_terminal(made, capsys):
@@ -202,10 +202,10 @@ def test_durations():
 # ---------------------------------------------------------------------- more seeds, tables on the way
 
 
-def listed(file: Path, capsys, **wishes) -> list[str]:
+def listed(file: Path, capsys, **options) -> list[str]:
     """The folders that a dry run names."""
     capsys.readouterr()
-    assert command.bench(command.Wishes(file, dry_run=True, **wishes)) == 0
+    assert command.bench(command.BenchOptions(file, dry_run=True, **options)) == 0
     return [Path(line.split()[-1]).name for line in capsys.readouterr().out.splitlines()[:-1]]
 
 
@@ -215,9 +215,9 @@ def test_rows_and_seeds_of_the_command_line(made, capsys, monkeypatch):
     monkeypatch.setattr(
         command,
         "_work",
-        lambda console, made, chosen, wishes: [finish(r, {"a": [1.0]}) for r in chosen] and command.Outcome(),
+        lambda console, made, chosen, options: [finish(r, {"a": [1.0]}) for r in chosen] and command.Outcome(),
     )
-    assert command.bench(command.Wishes(made.file, rows=("disco",), seeds="3,4")) == 0
+    assert command.bench(command.BenchOptions(made.file, rows=("disco",), seeds="3,4")) == 0
     # later calls know them, without being told
     every = ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1", "disco-s3", "disco-s4"]
     assert listed(made.file, capsys) == every
@@ -225,14 +225,14 @@ def test_rows_and_seeds_of_the_command_line(made, capsys, monkeypatch):
     assert listed(made.file, capsys, seeds="1") == ["finetune-s1", "disco-s1"]
     text = (made.folder / "leaderboard.md").read_text()
     assert "| disco | 2 of 4 |" in text
-    assert command.bench(command.Wishes(made.file)) == 0
+    assert command.bench(command.BenchOptions(made.file)) == 0
     text = (made.folder / "leaderboard.md").read_text()
     assert "| disco | 4 |" in text and "| finetune | 2 |" in text
     assert "- Seeds are 0, 1; disco has 0, 1, 3, 4." in text or "- Seeds are 0, 1, 3, 4; finetune has 0, 1." in text
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("options", "said"),
     [
         ({"rows": ("disko",), "seeds": "3"}, "--rows 'disko': no row is called that; did you mean 'disco'"),
         ({"seeds": "3,x"}, "--seeds '3,x': must be whole numbers from 0 on"),
@@ -240,9 +240,9 @@ def test_rows_and_seeds_of_the_command_line(made, capsys, monkeypatch):
         ({"seeds": "2,2"}, "names one seed twice"),
     ],
 )
-def test_rows_and_seeds_that_cannot_be(made, wishes, said):
+def test_rows_and_seeds_that_cannot_be(made, options, said):
     with pytest.raises(ConfigError, match=said):
-        command.bench(command.Wishes(made.file, dry_run=True, **wishes))
+        command.bench(command.BenchOptions(made.file, dry_run=True, **options))
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"disco": [true]}', '{"disco": 3}', "[" * 10**5])
@@ -250,7 +250,7 @@ def test_a_damaged_list_of_seeds_is_named(made, text):
     made.folder.mkdir(parents=True)
     (made.folder / "seeds.json").write_text(text)
     with pytest.raises(ConfigError, match=r"seeds.json: .*remove it"):
-        command.bench(command.Wishes(made.file, dry_run=True))
+        command.bench(command.BenchOptions(made.file, dry_run=True))
 
 
 def test_the_leaderboard_is_written_after_every_run(made, capsys):

@@ -13,7 +13,7 @@ from clients.app import app
 from fcit import config as configuration
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
-from fcit.federation.records import DescribeOrder, ProbeOrder, TrainOrder
+from fcit.federation.messages import DescribeOrder, ProbeOrder, TrainOrder
 
 RECORDS = 12  # of the one client
 

@@ -13,7 +13,7 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
-from fcit.federation.engines import identity
+from fcit.federation.engines import private
 from tests.clients.federation import free_port, wait
 
 NODE = 7
@@ -43,7 +43,7 @@ class SuperNode:
 
     def order(self, content: RecordDict, kind: str, app: bytes, declared: str = "", task=TaskType.CLIENT_APP) -> int:
         """Put in an order of a run whose app is ``app``; returns the run's id."""
-        identity.claim()
+        private.claim()
         number = len(self.state.run_store) + 1
         run = Run.create_empty(number)
         run.fab_hash, run.series_id = declared or hashlib.sha256(app).hexdigest(), number

@@ -13,12 +13,12 @@ from clients.site.audit import Trail, verify
 from clients.site.audit_summary import describe
 from fcit.errors import AuditError
 from fcit.federation import codec
-from fcit.federation.engines import identity
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.engines import private
+from fcit.federation.messages import ClientUpdate, TrainOrder
 
 
 def order(**changes) -> Message:
-    identity.claim()
+    private.claim()
     names = [
         f"base_model.model.layers.{i}.{p}_proj.{f}.weight" for i in range(2) for p in "ab" for f in ("lora_A", "lora_B")
     ]
@@ -37,8 +37,22 @@ def order(**changes) -> Message:
     return Message(codec.encode(TrainOrder(**{**plain, **changes})), dst_node_id=5, message_type="train")
 
 
+PROJECTOR = "base_model.model.multi_modal_projector.x"
+
+
 def answer(to: Message) -> Message:
-    update = ClientUpdate(1, 2, 3, "s", "0", 12, 3, 0.5, 1.0, {"multi_modal_projector.x": np.ones(2, np.float32)})
+    update = ClientUpdate(
+        stage=1,
+        round=2,
+        client=3,
+        shard="s",
+        subspace="0",
+        examples=12,
+        steps=3,
+        loss=0.5,
+        seconds=1.0,
+        tensors={PROJECTOR: np.ones(2, np.float32)},
+    )
     return Message(codec.encode(update), reply_to=to)
 
 
@@ -48,7 +62,7 @@ def trail(tmp_path) -> Trail:
     trail = Trail(tmp_path)
     for n in range(3):
         message = order(round=n)
-        identity.number(message, str(n))
+        private.number(message, str(n))
         entry = trail.incoming(message)
         trail.outgoing(answer(message) if n else Message(Error(code=2, reason="data 1"), reply_to=message), entry)
     return trail
@@ -146,7 +160,7 @@ def test_nothing_is_written_behind_a_broken_line(trail):
 
 
 def test_processes_do_not_break_each_others_chain(tmp_path):
-    identity.claim()
+    private.claim()
     messages = [order(round=n) for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
         entries = list(pool.map(lambda message: Trail(tmp_path).incoming(message), messages))

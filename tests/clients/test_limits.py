@@ -11,7 +11,7 @@ from fcit import config as configuration
 from fcit.config import site as sites
 from fcit.config.site import Site
 from fcit.errors import ConfigError, Refused
-from fcit.federation.records import EvaluateOrder, ProbeOrder
+from fcit.federation.messages import EvaluateOrder, ProbeOrder
 
 
 def site(folder: Path, **settings) -> Site:
@@ -161,5 +161,10 @@ def test_predictions_stay_where_the_test_records_are_the_sites_own(tmp_path):
     task = {"train": "a.json", "test": "b.json"}
     mine = site(tmp_path, stream="site", tasks=[task])
     with pytest.raises(Refused, match="predictions stay"):
-        policy.check_order(EvaluateOrder(text(), "d", 0, 1, "", [], {}, {}, run="r"), mine)
-    policy.check_order(ProbeOrder(text(), run="r"), mine)
+        policy.check_order(
+            EvaluateOrder(
+                config=text(), dataset="d", first=0, last=1, task="", names=[], knowledge={}, tensors={}, run="r"
+            ),
+            mine,
+        )
+    policy.check_order(ProbeOrder(config=text(), run="r"), mine)

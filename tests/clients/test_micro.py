@@ -29,7 +29,9 @@ class Model:
         rng = np.random.default_rng(0)
         self.records = torch.from_numpy(rng.normal(size=(RECORDS, 6)).astype(np.float32))
         examples = [Encoded((1,) + (2,) * (n + 1), ((1, n + 2),), ("",)) for n in range(RECORDS)]
-        self.session = Session(self, None, 0, "s", 0, 0, "0", examples=examples)
+        self.session = Session(
+            backbone=self, adapters=None, client=0, shard="s", stage=0, round=0, subspace="0", examples=examples
+        )
         self.session.notes = {"draw": np.random.default_rng(3), "count": torch.zeros(1), "name": "a word"}
         self.fits, self.at, self.seen = fits, at, []
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from clients.site import supervisor as starting
-from clients.site.children import Child
 from fcit import config as configuration
 from fcit.config import site as sites
 from fcit.data.benchmark import open_benchmark
+from fcit.deploy.child import Child
 from fcit.errors import ConfigError
 from tests.clients.federation import Site, SuperLink, alive, wait
 
@@ -48,7 +48,7 @@ from flwr.app import Message
 from flwr.serverapp import ServerApp
 from fcit import config
 from fcit.federation import codec
-from fcit.federation.records import Probe, ProbeOrder
+from fcit.federation.messages import Probe, ProbeOrder
 
 app = ServerApp()
 
@@ -58,7 +58,7 @@ def main(grid, context):
     while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
         time.sleep(0.2)
     text = config.dump(config.parse({config!r}, "test"))
-    order = codec.encode(ProbeOrder(text, "test"))
+    order = codec.encode(ProbeOrder(config=text, run="test"))
     reply, = grid.send_and_receive([Message(order, dst_node_id=nodes[0], message_type="query.probe")], timeout=240)
     if reply.has_error():
         said = {{"code": reply.error.code, "reason": reply.error.reason}}

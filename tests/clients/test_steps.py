@@ -13,7 +13,7 @@ from fcit import registry
 from fcit.config import Training
 from fcit.contracts.toy import Toy
 from fcit.data.collate import Encoded
-from fcit.federation.records import TrainOrder
+from fcit.federation.messages import TrainOrder
 from fcit.methods.base import Session
 
 #: The official trainer's, to three decimals.
@@ -43,10 +43,30 @@ def trained(records: int, values=(3.0, 4.0), fedopt: str = "fedavg", batch: int 
     toy = Client({"a": torch.nn.Parameter(torch.tensor(values))})
     examples = [Encoded((1,), (2,), "") for _ in range(records)]
     sent = {"a": np.zeros(2, np.float32)}
-    sessions = tuple(Session(toy, toy, 0, "s", 0, 0, "0", received, examples=examples) for received in ({}, sent))
+    sessions = tuple(
+        Session(
+            backbone=toy,
+            adapters=toy,
+            client=0,
+            shard="s",
+            stage=0,
+            round=0,
+            subspace="0",
+            received=received,
+            examples=examples,
+        )
+        for received in ({}, sent)
+    )
     rates = []
     other.on_gradients = lambda view: rates.append(view.lr)
-    outcome = train(config, method, other, TrainOrder("", 0, 0, 0, "s", [0], "0", {}), sessions, MicroBatches(None))
+    outcome = train(
+        config,
+        method,
+        other,
+        TrainOrder(config="", stage=0, round=0, client=0, shard="s", tasks=[0], subspace="0", tensors={}),
+        sessions,
+        MicroBatches(None),
+    )
     return outcome, toy.read()["a"], rates
 
 

@@ -71,13 +71,13 @@ class Case:
         self.adapters = adapters_of(self.method, **adapter)
         self.examples, self.features = shard
         self.session = Session(
-            self.adapters.backbone,
-            self.adapters,
-            0,
-            "s",
-            1,
-            0,
-            "1",
+            backbone=self.adapters.backbone,
+            adapters=self.adapters,
+            client=0,
+            shard="s",
+            stage=1,
+            round=0,
+            subspace="1",
             constants=constants_of(name, self.adapters),
             examples=self.examples,
         )
@@ -195,7 +195,9 @@ def test_micro_batches_on_a_llava_with_random_weights(tmp_path, checkpointing):
     adapters.load(lora)
     examples = [backbone.encode("What is this? " * (n % 3 + 1), "red cup " * (n + 1), "") for n in range(RECORDS)]
     features = torch.from_numpy(rng.normal(size=(RECORDS, *backbone.family.shape)).astype(np.float32))
-    session = Session(backbone, adapters, 0, "s", 0, 0, "0", examples=examples)
+    session = Session(
+        backbone=backbone, adapters=adapters, client=0, shard="s", stage=0, round=0, subspace="0", examples=examples
+    )
 
     def gradients(micro: int | None) -> tuple[float, dict[str, torch.Tensor]]:
         with adapters.training(), backbone.checkpointing() if checkpointing else nullcontext():

@@ -12,10 +12,11 @@ import yaml
 from PIL import Image
 
 from fcit import config as configuration
-from fcit.data import bar, changes, fingerprint
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.image_hashes import UNREADABLE, ImageHashes, together
+from fcit.data.fingerprints import changes, fingerprint
+from fcit.data.fingerprints.image_hashes import UNREADABLE, ImageHashes, together
 from fcit.errors import ConfigError, RunError
+from fcit.io import console
 from tests.faults.test_data import make_own, rows
 
 
@@ -183,9 +184,10 @@ def test_own_code_by_file_and_by_module(own, monkeypatch):
 
 
 def test_a_module_whose_file_cannot_be_found_is_said(own):
-    config = configuration.load(own).model_copy(update={"trackers": ["no.such.module:Tracker"]})
+    bench = opened(own)
+    bench.config = bench.config.model_copy(update={"trackers": ["no.such.module:Tracker"]})
     with pytest.raises(ConfigError, match=r"tracker: the file of 'no.such.module:Tracker' cannot be found"):
-        fingerprint.code(config, opened(own).spec)
+        fingerprint.code(bench)
 
 
 def test_the_mini_world_is_named_by_its_version_and_files():
@@ -196,7 +198,7 @@ def test_the_mini_world_is_named_by_its_version_and_files():
     assert found["code"] == {} and len(found["datasets"]) == 4 and len(found["partitions"]) == 4
     captions = found["datasets"]["flickr30k"]["test"]
     assert captions["images"] == {"rendered": "mini-1"}
-    file = bench.instructions / captions["references"]["file"]
+    file = bench.files.located(captions["references"]["file"])
     assert captions["references"]["sha256"] == sha(file)
     val = fingerprint.of(
         open_benchmark(configuration.parse({"benchmark": "fcit-mini-short", "evaluation": {"split": "val"}}))
@@ -281,7 +283,7 @@ def test_many_images_show_a_bar(root, tmp_path, monkeypatch, most):
 
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(bar, "SHOWN_FROM", most)
+    monkeypatch.setattr(console, "SHOWN_FROM", most)
     ImageHashes(root, tmp_path / "kept").of(NAMES)
     assert ("fingerprints of images" in screen.getvalue() and "6/6" in screen.getvalue()) == (most == 5)
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcit.data import reading
+from fcit.data import formats
+from fcit.data.checks.inspection import Inspection
 from fcit.data.formats import llava, messages
-from fcit.data.inspection import Inspection
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.spec import BenchmarkSpec
 from fcit.errors import DataError
@@ -121,21 +121,21 @@ MESSAGES = {
 
 @pytest.mark.parametrize(("row", "record"), [*LLAVA.values(), *MESSAGES.values()], ids=[*LLAVA, *MESSAGES])
 def test_a_row_is_guessed_and_read(write, row, record):
-    survey = reading.survey_train(write([row]))
+    survey = formats.read_train_file(write([row]))
     assert survey.problems == {} and survey.records == [record]
     assert survey.format == ("llava" if row in [r for r, _ in LLAVA.values()] else "messages")
-    assert reading.read_train(write("\n".join([json.dumps(row), "", json.dumps(row)]), "lines.jsonl")) == [record] * 2
+    assert formats.read_train(write("\n".join([json.dumps(row), "", json.dumps(row)]), "lines.jsonl")) == [record] * 2
 
 
 def test_byte_order_mark_lines_and_nan(write):
     row = {"id": float("nan"), "image": "a.png", "conversations": said("<image>Q1", "A1")}
     lines = "\ufeff" + "\n".join([json.dumps(row)] * 2)
     for path in (write(lines, "lines.jsonl"), write(lines, "lines.json"), write("\ufeff" + json.dumps([row, row]))):
-        assert reading.read_train(path) == [ONE, ONE]
+        assert formats.read_train(path) == [ONE, ONE]
     with pytest.raises(DataError, match=r"broken\.jsonl, line 2: broken JSON"):
-        reading.read_train(write(json.dumps(row) + '\n{"image": }', "broken.jsonl"))
+        formats.read_train(write(json.dumps(row) + '\n{"image": }', "broken.jsonl"))
     with pytest.raises(DataError, match=r"bad\.jsonl, line 3, record 1: 'value' must be text, got nan"):
-        reading.read_train(
+        formats.read_train(
             write(f'{json.dumps(row)}\n\n{{"conversations": {json.dumps(said("Q", float("nan")))}}}', "bad.jsonl")
         )
 
@@ -172,7 +172,7 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "words"), REFUSED, ids=range(len(REFUSED)))
 def test_refused_with_file_line_record_and_reason(write, row, words):
     path = write("[\n{},\n" + json.dumps(row) + "\n]")
-    survey = reading.survey_train(path, "messages" if "messages" in row else "llava")
+    survey = formats.read_train_file(path, "messages" if "messages" in row else "llava")
     [_, sentence] = survey.sentences(2)
     assert survey.records == [None, None] and sentence.startswith(f"{path}, line 3, record 1: ")
     with pytest.raises(DataError, match=words):
@@ -215,7 +215,7 @@ def test_questions_of_both_formats(write):
         {"question_id": 4, "image": "a.png", "conversations": said("<image>\nQ", "A")},
         {"image": "a.png", "conversations": said("<image>\nQ", "A")},
     ]
-    assert reading.read_test(write(rows)) == [
+    assert formats.read_test(write(rows)) == [
         TestRecord("1", ("a.png",), "Q", "A"),
         TestRecord("2", ("a.png", "b.png"), "Q", "A"),
         TestRecord("3", (), " Q ", "A"),
@@ -227,7 +227,7 @@ def test_questions_of_both_formats(write):
         {"id": 7, "messages": chat("Q", "A")},
         {"messages": chat([shown("a.png"), shown("b.png"), text("Q")], "A")},
     ]
-    assert reading.read_test(write(rows)) == [
+    assert formats.read_test(write(rows)) == [
         TestRecord("x", ("a.png",), "Q", "A"),
         TestRecord("7", (), "Q", "A"),
         TestRecord("2", ("a.png", "b.png"), "Q", "A"),
@@ -250,7 +250,7 @@ QUESTION = {"question_id": 1, "image": "a.png", "text": "Q", "answer": "A"}
 )
 def test_questions_that_are_refused(write, row, words):
     with pytest.raises(DataError, match=rf"file\.json, line 2, record 0: .*{words}"):
-        reading.read_test(write([row]))
+        formats.read_test(write([row]))
 
 
 def test_a_record_with_an_answer_and_a_box_is_judged_by_each_rule_by_its_own(write):
@@ -260,7 +260,7 @@ def test_a_record_with_an_answer_and_a_box_is_judged_by_each_rule_by_its_own(wri
         {**QUESTION, "answer": None, "answer_bbox": "[0.11, 0.22, 0.51, 0.62]"},
         {**QUESTION, "answer": "the cat", "answer_bbox": None},
     ]
-    both, box, plain = reading.read_test(write(rows))
+    both, box, plain = formats.read_test(write(rows))
     assert (both.answer, box.answer, plain.answer) == ("the cat", "[0.11, 0.22, 0.51, 0.62]", "the cat")
     assert (both.box, box.box, plain.box) == ("[0.11, 0.22, 0.51, 0.62]", "[0.11, 0.22, 0.51, 0.62]", "")
     assert scorers.exact(["the cat", "[0.11, 0.22, 0.51, 0.62]", "The cat"], [both, box, plain]).score == 100
@@ -288,7 +288,7 @@ def test_captions_are_those_of_the_id(write, rows):
     """Matched by position, perfect answers to these four scored 30.00."""
     notes = [{"image_id": n, "caption": f"a photo of {n} red cups"} for n in sorted(IMAGES)]
     rows = [{**row, "image": "a.png", "text": "<image>\nDescribe."} for row in rows]
-    found = reading.read_test(write(rows), write({"annotations": notes}, "coco.json"))
+    found = formats.read_test(write(rows), write({"annotations": notes}, "coco.json"))
     assert [r.instruction for r in found] == ["Describe."] * 4
     assert [r.references for r in found] == [(f"a photo of {n} red cups",) for n in IMAGES]
 
@@ -296,7 +296,7 @@ def test_captions_are_those_of_the_id(write, rows):
 def test_captions_without_ids_count_the_questions(write):
     notes = [{"image_id": n, "caption": f"c{n}"} for n in (2, 1)]
     rows = [{"question_id": f"q{n}", "image": "a.png", "text": "Describe."} for n in "ab"]
-    found = reading.read_test(write(rows), write({"annotations": notes}, "coco.json"))
+    found = formats.read_test(write(rows), write({"annotations": notes}, "coco.json"))
     assert [r.answer for r in found] == ["c1", "c2"]
 
 
@@ -304,11 +304,11 @@ def test_captions_that_do_not_say_whose_they_are(write):
     coco = write({"annotations": [{"image_id": 7, "caption": "c"}]}, "coco.json")
     row = {"question_id": 1, "image": "a.png", "text": "Describe."}
     with pytest.raises(DataError, match=r"record 1: has no image_id, and other questions have one"):
-        reading.read_test(write([{**row, "image_id": 7}, row]), coco)
+        formats.read_test(write([{**row, "image_id": 7}, row]), coco)
     with pytest.raises(DataError, match=r"coco\.json: no caption for image_id 8 \(record 0 of .*; 1 questions\)"):
-        reading.read_test(write([{**row, "image_id": 8}]), coco)
+        formats.read_test(write([{**row, "image_id": 8}]), coco)
     with pytest.raises(DataError, match="leave out `references`"):
-        reading.read_test(write([{"messages": chat("Q", "A")}]), coco)
+        formats.read_test(write([{"messages": chat("Q", "A")}]), coco)
 
 
 def test_a_test_question_of_messages_is_not_taken_for_llavas():

@@ -21,13 +21,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fcit.cli import main
-from fcit.data import fingerprint, reading
-from fcit.data.formats import FORMATS, Form, columns, hub, places, unpack
+from fcit.data import formats
+from fcit.data.fingerprints import fingerprint
+from fcit.data.formats import FORMATS, columns, files, hub, unpack
 from fcit.data.formats.columns import Columns
-from fcit.data.pictures import MAX_IMAGE_BYTES
+from fcit.data.formats.files import Form
+from fcit.data.images.opening import MAX_IMAGE_BYTES
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.spec import DatasetSpec, read_spec
-from fcit.data.table import MappedSurvey, Tables
+from fcit.data.store import MappedTrainFile, RecordStore
 from fcit.data.verdict import Verdict
 from fcit.errors import ConfigError, DataError
 from tests.faults.test_data import make_own, opened
@@ -93,7 +95,7 @@ def sharded(folder: Path) -> str:
 def test_columns_are_what_the_benchmark_file_says_wherever_rows_lie(make, tmp_path):
     form = Form(columns=NAMES, images=tmp_path / "images")
     path = tmp_path / make(tmp_path)
-    first, second, third = reading.read_train(path, form)
+    first, second, third = formats.read_train(path, form)
     assert [r.turns for r in (first, second, third)] == [
         (Turn("Which color?", "red", 1),),
         (Turn("And now?", "blue", 1),),
@@ -109,8 +111,8 @@ def test_columns_are_what_the_benchmark_file_says_wherever_rows_lie(make, tmp_pa
     assert sorted(f.name for f in (tmp_path / "images" / folder).iterdir()) == sorted(
         [f"{sha(png)}.png", f"{sha(jpeg)}.jpg"]
     )
-    assert reading.survey_train(path, form).format == ("parquet" if path.suffix == ".parquet" else "hf")
-    asked = reading.read_test(path, None, form)
+    assert formats.read_train_file(path, form).format == ("parquet" if path.suffix == ".parquet" else "hf")
+    asked = formats.read_test(path, None, form)
     assert [(q.question_id, q.answer) for q in asked] == [("10", "red"), ("11", "blue"), ("12", "red")]
     assert [q.instruction for q in asked] == ["Which color?", "And now?", " Which one is it? "]
     assert asked[0].images == first.images and asked[0].references == ()
@@ -120,9 +122,9 @@ def test_columns_called_as_what_they_are_need_no_mapping(tmp_path):
     rows = [{"question": "Why?", "answer": "so", "id": "a"}, {"question": "How?", "answer": 7, "id": "b"}]
     Dataset.from_list([{**row, "answer": str(row["answer"])} for row in rows]).to_parquet(tmp_path / "t.parquet")
     path = tmp_path / "t.parquet"
-    assert reading.read_train(path) == [Record((), (Turn("Why?", "so"),)), Record((), (Turn("How?", "7"),))]
-    assert reading.read_test(path) == [TestRecord("a", (), "Why?", "so"), TestRecord("b", (), "How?", "7")]
-    assert reading.survey_train(path, "parquet").format == "parquet"  # a format's name alone will do
+    assert formats.read_train(path) == [Record((), (Turn("Why?", "so"),)), Record((), (Turn("How?", "7"),))]
+    assert formats.read_test(path) == [TestRecord("a", (), "Why?", "so"), TestRecord("b", (), "How?", "7")]
+    assert formats.read_train_file(path, "parquet").format == "parquet"  # a format's name alone will do
 
 
 def test_pictures_may_be_paths_several_or_none(tmp_path):
@@ -133,14 +135,14 @@ def test_pictures_may_be_paths_several_or_none(tmp_path):
         {"question": "None?", "answer": "c", "images": []},
     ]
     Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
-    found = reading.read_train(tmp_path / "t.parquet")
+    found = formats.read_train(tmp_path / "t.parquet")
     assert [r.images for r in found] == [("x/1.png", "2.png"), ("1.png", "2.png"), (), ()]
     assert found[1].turns == (Turn("and ?", "b", 2),)
     assert not list(tmp_path.glob("unpacked"))
     features = Features({"question": Value("string"), "answer": Value("string"), "image": Picture()})
     rows = {"question": ["a?", "b?"], "answer": ["a", "b"], "image": [embedded(None, "1.png"), None]}
     pq.write_table(Dataset.from_dict(rows, features=features).data.table, tmp_path / "i.parquet")
-    assert [r.images for r in reading.read_train(tmp_path / "i.parquet")] == [("1.png",), ()]
+    assert [r.images for r in formats.read_train(tmp_path / "i.parquet")] == [("1.png",), ()]
 
 
 TEXT = {"type": "text", "text": "What is it?", "image": None}
@@ -161,22 +163,22 @@ def test_a_conversation_in_a_column_is_read_as_in_text_files(tmp_path):
     Dataset.from_dict({"messages": [CHAT], "system": ["Be kind."]}, features=features).to_parquet(path)
     name = f"unpacked/chat/{sha(picture())}.png"
     wanted = Record((name,), (Turn("What is it?", "a rose", 1), Turn("Sure?", "yes")), "Be kind.")
-    assert reading.read_train(path, form) == [wanted] and (tmp_path / name).is_file()
+    assert formats.read_train(path, form) == [wanted] and (tmp_path / name).is_file()
 
     turns = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "rose"}]
     path = tmp_path / "llava.parquet"
     Dataset.from_list([{"image": "a.png", "talk": turns, "system": None, "id": 5}]).to_parquet(path)
     form = Form(columns=mapped(messages="talk"))
-    assert reading.read_train(path, form) == [Record.single("a.png", "Which?", "rose")]
-    assert reading.read_test(path, None, form) == [TestRecord("5", ("a.png",), "Which?", "rose")]
+    assert formats.read_train(path, form) == [Record.single("a.png", "Which?", "rose")]
+    assert formats.read_test(path, None, form) == [TestRecord("5", ("a.png",), "Which?", "rose")]
 
     chat = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]
     path = tmp_path / "plain.parquet"
     Dataset.from_list([{"messages": chat, "question": "not asked", "answer": "not given"}]).to_parquet(path)
-    assert reading.read_train(path) == [Record((), (Turn("Hello?", "Hi."),))]
-    assert reading.read_test(path) == [TestRecord("0", (), "Hello?", "Hi.")]
+    assert formats.read_train(path) == [Record((), (Turn("Hello?", "Hi."),))]
+    assert formats.read_test(path) == [TestRecord("0", (), "Hello?", "Hi.")]
     wanted = [Record((), (Turn("not asked", "not given"),))]
-    assert reading.read_train(path, Form(columns=mapped(question="question"))) == wanted
+    assert formats.read_train(path, Form(columns=mapped(question="question"))) == wanted
 
 
 def test_image_parts_stand_for_the_rows_embedded_images(tmp_path):
@@ -187,7 +189,7 @@ def test_image_parts_stand_for_the_rows_embedded_images(tmp_path):
     pictures = [embedded(picture()), embedded(picture((0, 9, 9)))]
     path = tmp_path / "trl.parquet"
     Dataset.from_dict({"messages": [chat], "images": [pictures]}, features=features).to_parquet(path)
-    [found] = reading.read_train(path, Form(images=tmp_path))
+    [found] = formats.read_train(path, Form(images=tmp_path))
     assert found.turns == (Turn("Same?", "no", 2),)
     assert [(tmp_path / image).read_bytes() for image in found.images] == [part["bytes"] for part in pictures]
 
@@ -201,7 +203,7 @@ def test_columns_as_pandas_writes_them(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "t.parquet")
-    found = reading.read_train(tmp_path / "t.parquet", Form(columns=mapped(image="picture"), images=tmp_path))
+    found = formats.read_train(tmp_path / "t.parquet", Form(columns=mapped(image="picture"), images=tmp_path))
     assert [r.turns[0].answer for r in found] == ["yes", "no"]
     assert (tmp_path / found[0].images[0]).read_bytes() == picture() and found[1].images == ()
 
@@ -219,8 +221,8 @@ def test_of_a_list_of_answers_the_first_is_learnt_and_captions_are_all_of_it(tmp
     rows = [{"question": "Tell.", "answers": ["a cat", "one cat"]}, {"question": "Tell.", "answers": ["a dog"]}]
     Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
     form = Form(columns=mapped(answer="answers"))
-    assert [r.turns[0].answer for r in reading.read_train(tmp_path / "t.parquet", form)] == ["a cat", "a dog"]
-    asked = reading.read_test(tmp_path / "t.parquet", None, form)
+    assert [r.turns[0].answer for r in formats.read_train(tmp_path / "t.parquet", form)] == ["a cat", "a dog"]
+    asked = formats.read_test(tmp_path / "t.parquet", None, form)
     assert [(q.answer, q.references) for q in asked] == [("a cat", ("a cat", "one cat")), ("a dog", ())]
 
 
@@ -229,14 +231,14 @@ def test_captions_in_a_file_of_their_own_go_by_image_id(tmp_path):
     Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
     captions = [{"image_id": 4, "caption": "four"}, {"image_id": 9, "caption": "nine"}]
     (tmp_path / "coco.json").write_text(json.dumps({"annotations": captions}))
-    asked = reading.read_test(tmp_path / "t.parquet", tmp_path / "coco.json")
+    asked = formats.read_test(tmp_path / "t.parquet", tmp_path / "coco.json")
     assert [(q.question_id, q.answer) for q in asked] == [("0", "nine"), ("1", "four")]
 
 
 def test_boxes_are_read_as_in_text_files(tmp_path):
     rows = [{"question": "Where?", "answer_bbox": [0.1, 0.2, 0.3, 0.4], "size": [612.0, 375.0], "image": "a.png"}]
     Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
-    [asked] = reading.read_test(tmp_path / "t.parquet")
+    [asked] = formats.read_test(tmp_path / "t.parquet")
     assert (asked.answer, asked.box, asked.size) == ("[0.1, 0.2, 0.3, 0.4]",) * 2 + ((612.0, 375.0),)
 
 
@@ -264,13 +266,13 @@ GOOD = ROWS["picture"][0]
 )
 def test_problems_are_told_by_file_and_record(changed, said, tmp_path):
     path = rows_with(tmp_path, **changed)
-    survey = reading.survey_train(path, Form(columns=NAMES, images=tmp_path))
+    survey = formats.read_train_file(path, Form(columns=NAMES, images=tmp_path))
     if said is None:
         assert not survey.problems
         return
     [sentence] = survey.sentences(5)
     assert sentence.startswith(f"{path}, record 1: ") and said in sentence
-    mapped_ = Tables(tmp_path / "records")
+    mapped_ = RecordStore(tmp_path / "records")
     assert mapped_.train(path, Form(columns=NAMES, images=tmp_path)).sentences(5) == [sentence]
 
 
@@ -285,21 +287,21 @@ def test_a_class_without_a_name_and_a_picture_too_large_are_told(tmp_path, monke
 
 
 def test_a_picture_in_a_row_needs_a_folder_to_be_unpacked_into(tmp_path):
-    survey = reading.survey_train(tmp_path / parquet(tmp_path), Form(columns=NAMES))
+    survey = formats.read_train_file(tmp_path / parquet(tmp_path), Form(columns=NAMES))
     assert "there is no image folder" in survey.sentences(1)[0]
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(DataError, match=r"taken/unpacked/vqa: embedded images cannot be unpacked there .*by `images`"):
-        reading.survey_train(tmp_path / "vqa.parquet", Form(columns=NAMES, images=tmp_path / "taken"))
+        formats.read_train_file(tmp_path / "vqa.parquet", Form(columns=NAMES, images=tmp_path / "taken"))
 
 
 def test_pictures_are_written_once_and_whole(tmp_path):
     form, path = Form(columns=NAMES, images=tmp_path), tmp_path / parquet(tmp_path)
-    name = tmp_path / reading.read_train(path, form)[0].images[0]
+    name = tmp_path / formats.read_train(path, form)[0].images[0]
     before = name.stat().st_mtime_ns
-    reading.read_train(path, form)
+    formats.read_train(path, form)
     assert name.stat().st_mtime_ns == before and not list(tmp_path.rglob("*.part"))
     name.write_bytes(b"half")  # a crash without a journal
-    reading.read_train(path, form)
+    formats.read_train(path, form)
     assert name.read_bytes() == picture()
 
 
@@ -315,7 +317,7 @@ def test_pictures_are_written_once_and_whole(tmp_path):
 )
 def test_unknown_columns_are_told_with_those_there_are(names, said, tmp_path):
     with pytest.raises(DataError) as error:
-        reading.read_train(tmp_path / parquet(tmp_path), Form(columns=mapped(**names)))
+        formats.read_train(tmp_path / parquet(tmp_path), Form(columns=mapped(**names)))
     assert said in str(error.value)
     many = [f"c{n}" for n in range(1000)]
     with pytest.raises(DataError, match=r"c28, c29 and 970 more\)"):
@@ -337,7 +339,7 @@ def test_unknown_columns_are_told_with_those_there_are(names, said, tmp_path):
 def test_places_that_hold_no_rows_are_told(make, name, said, tmp_path):
     make(tmp_path)
     with pytest.raises(DataError, match=said):
-        reading.read_train(tmp_path / name, Form(columns=NAMES))
+        formats.read_train(tmp_path / name, Form(columns=NAMES))
 
 
 def test_a_saved_data_set_names_no_files_elsewhere(tmp_path):
@@ -346,7 +348,7 @@ def test_a_saved_data_set_names_no_files_elsewhere(tmp_path):
     raw["_data_files"][0]["filename"] = "../data.arrow"
     state.write_text(json.dumps(raw))
     with pytest.raises(DataError, match=r"names '../data.arrow', which lies elsewhere"):
-        reading.read_train(tmp_path / "saved", Form(columns=NAMES))
+        formats.read_train(tmp_path / "saved", Form(columns=NAMES))
 
 
 def test_damaged_files_are_told_and_lead_nowhere(tmp_path):
@@ -364,22 +366,22 @@ def test_damaged_files_are_told_and_lead_nowhere(tmp_path):
             file.write_bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
             for place in places_:
                 try:
-                    reading.survey_train(place, form)
+                    formats.read_train_file(place, form)
                 except DataError as error:
                     told += 1
                     assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
         file.unlink()
         file.write_bytes(content)
     assert told > 100
-    assert [reading.survey_train(place, form).problems for place in places_] == [{}, {}]
+    assert [formats.read_train_file(place, form).problems for place in places_] == [{}, {}]
 
 
 def test_format_and_place_must_fit(tmp_path):
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(DataError, match=r"neither Parquet nor a saved or hub data set, and .* says format: hf"):
-        reading.read_train(tmp_path / "a.json", "hf")
+        formats.read_train(tmp_path / "a.json", "hf")
     with pytest.raises(DataError, match="is in format parquet, and the benchmark file says format: llava"):
-        reading.read_train(tmp_path / parquet(tmp_path), "llava")
+        formats.read_train(tmp_path / parquet(tmp_path), "llava")
     files = {"train": "a.json", "test": "b.json"}
     with pytest.raises(ValidationError, match="columns are those of Parquet"):
         DatasetSpec.model_validate({**files, "format": "messages", "columns": {"question": "q"}})
@@ -389,9 +391,9 @@ def test_format_and_place_must_fit(tmp_path):
 
 def test_a_file_may_have_a_hash_in_its_name(tmp_path):
     (tmp_path / "a#b.json").write_text("[]")
-    assert places.place_of(tmp_path / "a#b.json").kind == "text"
-    assert reading.read_train(tmp_path / "a#b.json") == []
-    assert not places.exists(tmp_path / "c#b.json") and not places.exists(tmp_path / "\0")
+    assert files.place_of(tmp_path / "a#b.json").kind == "text"
+    assert formats.read_train(tmp_path / "a#b.json") == []
+    assert not files.exists(tmp_path / "c#b.json") and not files.exists(tmp_path / "\0")
 
 
 # ---------------------------------------------------------------------- mapped
@@ -404,11 +406,15 @@ def big(folder: Path) -> Path:
 
 
 def test_large_tables_are_read_once_and_pictures_that_are_gone_come_back(tmp_path, monkeypatch):
-    path, tables, form = big(tmp_path), Tables(tmp_path / "records"), Form(columns=NAMES, images=tmp_path / "images")
-    wanted = reading.read_train(path, form)
+    path, tables, form = (
+        big(tmp_path),
+        RecordStore(tmp_path / "records"),
+        Form(columns=NAMES, images=tmp_path / "images"),
+    )
+    wanted = formats.read_train(path, form)
     first = tables.train(path, form)
-    assert isinstance(first, MappedSurvey) and first.format == "parquet" and first.records == wanted
-    assert tables.test(path, None, form) == reading.read_test(path, None, form)
+    assert isinstance(first, MappedTrainFile) and first.format == "parquet" and first.records == wanted
+    assert tables.test(path, None, form) == formats.read_test(path, None, form)
     monkeypatch.setattr(hub, "read", lambda *_: pytest.fail("read again"))
     assert tables.train(path, form).records == wanted
     assert tables.train(path, form).sentences(1, {3: "bad"}) == [f"{path}, record 3: bad"]
@@ -432,10 +438,10 @@ def test_a_hub_data_set_is_named_with_its_split(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
-    form, tables = Form(columns=NAMES, images=tmp_path / "images"), Tables(tmp_path / "records")
+    form, tables = Form(columns=NAMES, images=tmp_path / "images"), RecordStore(tmp_path / "records")
     names = ["hub:owner/name#train", "hub:owner/name/small@v1#train", "hub:owner/name"]
     for name in names:
-        found = tables.train(places.located(Path("/data"), name), form)
+        found = tables.train(files.located(Path("/data"), name), form)
         assert [r.turns[0].answer for r in found.records] == ["red", "blue", "red"] and found.format == "hf"
         assert found.records[0].images == (f"unpacked/owner--name/{sha(picture())}.png",)
     assert asked == [
@@ -446,10 +452,10 @@ def test_a_hub_data_set_is_named_with_its_split(tmp_path, monkeypatch):
     tables.train(Path(names[0]), form)
     assert len(asked) == 3  # kept: the hub is asked once
     with pytest.raises(DataError, match="is named hub:owner/name#split"):
-        reading.read_train(Path("hub:name"))
+        formats.read_train(Path("hub:name"))
     (tmp_path / "owner" / "name").mkdir(parents=True)
     with pytest.raises(DataError, match="here is a folder owner/name"):
-        reading.read_train(Path("hub:owner/name"))
+        formats.read_train(Path("hub:owner/name"))
 
 
 def test_pictures_in_the_hubs_own_folders_are_taken_and_no_others(tmp_path, monkeypatch):
@@ -465,9 +471,9 @@ def test_pictures_in_the_hubs_own_folders_are_taken_and_no_others(tmp_path, monk
 
 def test_without_a_connection_one_sentence_names_the_way_out(tmp_path):
     code = (
-        "from pathlib import Path; from fcit.data import reading\n"
+        "from pathlib import Path; from fcit.data import formats\n"
         "from fcit.errors import DataError\n"
-        "try: reading.read_train(Path('hub:owner/name#train'))\n"
+        "try: formats.read_train(Path('hub:owner/name#train'))\n"
         "except DataError as error: print(error)"
     )
     alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -557,12 +563,12 @@ def test_a_run_tells_all_that_is_missing_or_broken(tmp_path):
 
 def test_another_mapping_is_another_partition(tmp_path):
     config = own_tables(tmp_path)
-    before = opened(config)._task_folder(0)
+    before = opened(config).client_files.folder(0)
     change = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     change["datasets"]["colors"]["columns"]["answer"] = "qid"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
     benchmark = opened(config)
-    assert benchmark._task_folder(0) != before and benchmark.shard(0, 0)[0].turns[0].answer.isdigit()
+    assert benchmark.client_files.folder(0) != before and benchmark.shard(0, 0)[0].turns[0].answer.isdigit()
 
 
 def test_the_documentation_names_every_column_and_format():
@@ -631,7 +637,7 @@ def test_another_mapping_is_judged_anew(tmp_path):
 
 def test_what_is_kept_of_the_hub_is_found_from_every_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **more: vqa())
-    form, tables = Form(columns=NAMES, images=tmp_path / "images"), Tables(tmp_path / "records")
+    form, tables = Form(columns=NAMES, images=tmp_path / "images"), RecordStore(tmp_path / "records")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)

@@ -100,7 +100,7 @@ def test_the_same_picture_in_training_and_test(own, check, fcit):
 
 
 def test_overlap_is_found_beyond_the_sample(own, check, monkeypatch):
-    monkeypatch.setattr("fcit.data.inspection.SAMPLE", 4)
+    monkeypatch.setattr("fcit.data.checks.inspection.SAMPLE", 4)
     folder = own / "data/datasets/flowers"
     for n in range(RECORDS, RECORDS + 6):
         (folder / f"{n}.bmp").write_bytes((folder / f"{n - RECORDS}.bmp").read_bytes())

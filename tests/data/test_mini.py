@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fcit import registry
-from fcit.data import reading, records
+from fcit.data import formats, records
+from fcit.data.images.opening import open_image
 from fcit.data.mini import canvas, render, scenes
 from fcit.data.mini.questions import CAPTION, MAKERS, OPTION, PLACES, WORD
-from fcit.data.pictures import open_image
 from fcit.data.spec import read_spec
 from fcit.models.tiny import corpus
 
@@ -46,11 +46,11 @@ def test_rendering(name, tmp_path, few):
     assert not [p for p in (tmp_path / "a").iterdir() if p.name not in ("datasets", "instructions")]
 
     folder, pictures = tmp_path / "a" / "instructions" / render.FOLDERS[name], tmp_path / "a" / "datasets"
-    train = reading.read_train(folder / "train.json")
+    train = formats.read_train(folder / "train.json")
     assert len(train) == 8
     for split, count in (("val", 4), ("test", 5)):
         coco = folder / f"{split}_coco_type.json"
-        found = reading.read_test(folder / f"{split}.json", coco if coco.is_file() else None)
+        found = formats.read_test(folder / f"{split}.json", coco if coco.is_file() else None)
         assert len(found) == count and all(r.answer for r in found)
         assert all(len(r.references) == 3 for r in found) == (name == "flickr30k")
         train += found

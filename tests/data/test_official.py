@@ -7,7 +7,7 @@ import pytest
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.reading import read_train
+from fcit.data.formats import read_train
 from fcit.data.records import TestRecord
 from fcit.data.spec import read_spec
 from fcit.errors import ConfigError
@@ -123,7 +123,7 @@ def test_questions_of_the_domains_get_what_the_official_generators_add(tmp_path)
 )
 def test_yes_and_no_are_compared_as_they_stand(answer, asks):
     """``answer in ['Yes', 'No']`` in model_fin.py."""
-    assert asks in read_spec("mllm-dcl").datasets["fin"].asked(TestRecord("0", (), "?", answer)).instruction
+    assert asks in read_spec("mllm-dcl").datasets["fin"].for_testing(TestRecord("0", (), "?", answer)).instruction
 
 
 def test_grounding_keeps_its_box_and_captions_their_references(tmp_path):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fcit.data import pictures
-from fcit.data.pictures import FORMATS, Look, look_at, open_image
-from fcit.data.pixels import as_rgb
+from fcit.data.images import opening
+from fcit.data.images.opening import FORMATS, Look, look_at, open_image
+from fcit.data.images.pixels import as_rgb
 from fcit.errors import DataError
 
 GRADIENT = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
@@ -111,7 +111,7 @@ def test_a_long_thin_picture_is_refused(root):
 
 
 def test_the_longest_side_is_still_opened(root):
-    (root / "x").write_bytes(png(pictures.MAX_SIDE, 1, data=bytes(1 + 3 * pictures.MAX_SIDE)))
+    (root / "x").write_bytes(png(opening.MAX_SIDE, 1, data=bytes(1 + 3 * opening.MAX_SIDE)))
     assert open_image(root, "x").size == (10_000, 1)
 
 
@@ -357,7 +357,7 @@ def test_a_transparent_number_of_sixteen_bits(root):
 def test_bands_do_not_show(root, monkeypatch):
     numbers = np.random.default_rng(0).integers(0, 65536, (50, 7)).astype(np.uint16)
     Image.fromarray(numbers).save(root / "x", "PNG")
-    monkeypatch.setattr("fcit.data.pixels._BAND", 20)
+    monkeypatch.setattr("fcit.data.images.pixels._BAND", 20)
     assert (np.asarray(open_image(root, "x"))[..., 0] == numbers >> 8).all()
 
 
@@ -368,7 +368,7 @@ def test_what_a_look_tells(root):
     content = (root / "good.png").read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:16]
     assert look_at(root, "good.png") == Look(digest, rotated=False, transparent=False, single=True)
-    assert pictures.content_of(root, "good.png") == digest
+    assert opening.content_of(root, "good.png") == digest
     Image.fromarray(GRADIENT).save(root / "x", "PNG")
     assert not look_at(root, "x").single
     Image.new("RGBA", (2, 2), (0, 0, 0, 255)).save(root / "x", "PNG")  # an alpha channel that hides nothing
@@ -382,7 +382,7 @@ def test_what_a_look_tells(root):
 @pytest.fixture
 def warned(root, monkeypatch):
     """A palette with transparency for each colour, of which Pillow warns."""
-    monkeypatch.setattr(pictures, "_told", set())
+    monkeypatch.setattr(opening, "_warned", set())
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 200, 0, 0, 0])
     for name in ("a.png", "b.png"):

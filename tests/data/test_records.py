@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fcit.data import reading, records
+from fcit.data import formats, records
 from fcit.errors import DataError
 
 
@@ -23,15 +23,15 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("text", ["<image>\nWhat is it?", "What is it?\n<image>", "What <image>is it?", "What is it?"])
 def test_train_record_with_the_tag_anywhere(write, text):
-    assert reading.read_train(write([train_row(text)])) == [records.Record.single("a/1.png", "What is it?", "cup")]
+    assert formats.read_train(write([train_row(text)])) == [records.Record.single("a/1.png", "What is it?", "cup")]
 
 
 def test_numbers_are_text(write):
-    assert reading.read_train(write([train_row(answer=3)]))[0].turns[0].answer == "3"
+    assert formats.read_train(write([train_row(answer=3)]))[0].turns[0].answer == "3"
 
 
 def test_empty_client_file(write):
-    assert reading.read_train(write([])) == []
+    assert formats.read_train(write([])) == []
 
 
 def test_test_records(write):
@@ -42,40 +42,40 @@ def test_test_records(write):
             {"question_id": "3", "image": "b.png", "text": "Where?", "answer_bbox": [0, 0, 1, 1]},
         ]
     )
-    assert [r.question_id for r in reading.read_test(path)] == ["1", "2", "3"]
-    assert [r.answer for r in reading.read_test(path)] == ["3", "[0, 0, 1, 1]", "[0, 0, 1, 1]"]
+    assert [r.question_id for r in formats.read_test(path)] == ["1", "2", "3"]
+    assert [r.answer for r in formats.read_test(path)] == ["3", "[0, 0, 1, 1]", "[0, 0, 1, 1]"]
 
 
 def test_empty_test_set(write):
     with pytest.raises(DataError, match="no test records"):
-        reading.read_test(write([]))
+        formats.read_test(write([]))
 
 
 def test_question_without_an_answer(write):
     with pytest.raises(DataError, match="answer"):
-        reading.read_test(write([{"question_id": "1", "image": "a.png", "text": "How many?"}]))
+        formats.read_test(write([{"question_id": "1", "image": "a.png", "text": "How many?"}]))
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="no such instruction file"):
-        reading.read_train(tmp_path / "none.json")
+        formats.read_train(tmp_path / "none.json")
 
 
 def test_broken_json_names_file_and_line(write):
     with pytest.raises(DataError, match=r"bad\.json, line 3: broken JSON"):
-        reading.read_train(write('[\n{"image": "a"},\n{"image": }\n]', "bad.json"))
+        formats.read_train(write('[\n{"image": "a"},\n{"image": }\n]', "bad.json"))
 
 
 def test_not_a_list(write):
     with pytest.raises(DataError, match="must hold a JSON list"):
-        reading.read_train(write({"image": "a"}))
+        formats.read_train(write({"image": "a"}))
 
 
 def test_not_text(tmp_path):
     path = tmp_path / "binary.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):
-        reading.read_train(path)
+        formats.read_train(path)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_not_text(tmp_path):
 def test_broken_record_names_file_line_and_record(write, row, reason):
     text = "[\n" + json.dumps(train_row()) + ",\n\n" + json.dumps(row) + "\n]"
     with pytest.raises(DataError, match=rf"bad\.json, line 4, record 1: .*{reason}"):
-        reading.read_train(write(text, "bad.json"))
+        formats.read_train(write(text, "bad.json"))
 
 
 def coco(*pairs) -> dict:
@@ -112,17 +112,17 @@ QUESTIONS = [{"question_id": str(n), "image": "a.png", "text": "What?"} for n in
 
 def test_coco_references_count_the_questions(write):
     references = write(coco((2, "b"), (1, "a"), (1, "aa")), "coco.json")
-    first, second = reading.read_test(write(QUESTIONS), references)
+    first, second = formats.read_test(write(QUESTIONS), references)
     assert (first.answer, first.references) == ("a", ("a", "aa"))
     assert (second.answer, second.references) == ("b", ("b",))
 
 
 def test_coco_without_a_caption_for_a_question(write):
     with pytest.raises(DataError, match="no caption for image_id 2"):
-        reading.read_test(write(QUESTIONS), write(coco((1, "a")), "coco.json"))
+        formats.read_test(write(QUESTIONS), write(coco((1, "a")), "coco.json"))
 
 
 @pytest.mark.parametrize("content", ["[", [], {"annotations": [{"id": 1}]}, {"annotations": [5]}, {}])
 def test_broken_coco(write, content):
     with pytest.raises(DataError, match=r"coco\.json"):
-        reading.read_test(write(QUESTIONS), write(content, "coco.json"))
+        formats.read_test(write(QUESTIONS), write(content, "coco.json"))

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from fcit.config import RunConfig
-from fcit.data import reading, records, table
+from fcit.data import formats, records, store
 from fcit.data.benchmark import open_benchmark
-from fcit.data.table import Joined, MappedSurvey, Table, Tables
-from fcit.data.usable import Usable, read_usable
+from fcit.data.dataset import Usable, read_usable
+from fcit.data.records import JoinedRecords, MappedRecords
+from fcit.data.store import MappedTrainFile, RecordStore
 from fcit.errors import DataError
 from tests.official import official_tree
 
@@ -32,21 +33,21 @@ def file(tmp_path) -> Path:
 
 
 @pytest.fixture
-def tables(tmp_path) -> Tables:
-    return Tables(tmp_path / "records")
+def tables(tmp_path) -> RecordStore:
+    return RecordStore(tmp_path / "records")
 
 
-def arrows(tables: Tables) -> list[Path]:
+def arrows(tables: RecordStore) -> list[Path]:
     return sorted(tables.folder.glob("*.arrow"))
 
 
 def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
-    wanted = reading.read_train(file)
+    wanted = formats.read_train(file)
     found = read_usable(file, None, 0.0, tables).records
-    assert isinstance(found, Table) and len(found) == COUNT
+    assert isinstance(found, MappedRecords) and len(found) == COUNT
     assert found == wanted and wanted == found and list(found) == wanted
     assert found[0] == wanted[0] and found[-1] == wanted[-1] and found[1500] == wanted[1500]
-    assert isinstance(found[10:20], Table) and found[10:20] == wanted[10:20]
+    assert isinstance(found[10:20], MappedRecords) and found[10:20] == wanted[10:20]
     assert found[::-700] == wanted[::-700] and found[2400:9999] == wanted[2400:] and found[5:5] == []
     assert found.index(wanted[1030]) == 1030 and wanted[7] in found
     assert found != wanted[:-1] and found != [*wanted[:-1], wanted[0]] and (found == 5) is False
@@ -58,7 +59,7 @@ def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
 
 def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, monkeypatch):
     """Turns, systems, several images or none, boxes and sizes; and a record that is none stays in its place."""
-    monkeypatch.setattr(table, "MAPPED_FROM", 1)
+    monkeypatch.setattr(store, "MAPPED_FROM", 1)
     said = [{"role": "user", "content": "<image><image>Q"}, {"role": "assistant", "content": "A"}]
     rows = [
         {
@@ -71,12 +72,12 @@ def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, 
     ]
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    mapped, listed = tables.train(path), reading.survey_train(path)
-    assert isinstance(mapped, MappedSurvey) and list(mapped.records) == listed.records
+    mapped, listed = tables.train(path), formats.read_train_file(path)
+    assert isinstance(mapped, MappedTrainFile) and list(mapped.records) == listed.records
     assert [len(r.turns) if r else None for r in listed.records] == [2, 1, None, 1] and listed.records[0].system
     assert mapped.problems == listed.problems and mapped.format == listed.format == "messages"
     assert mapped.sentences(1) == listed.sentences(1)
-    first = table.picked(mapped.records, [0, 3], records.Record.first)
+    first = records.picked(mapped.records, [0, 3], records.Record.first)
     assert list(first) == [listed.records[0].first(), listed.records[3]]
     asked = [
         {"question_id": 1, "text": "Q", "answer": "A"},
@@ -90,19 +91,19 @@ def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, 
         },
     ]
     path.write_text("\n".join(map(json.dumps, asked)))
-    assert list(tables.test(path)) == reading.read_test(path)
+    assert list(tables.test(path)) == formats.read_test(path)
 
 
 def test_sequences_are_joined_without_copying_them(file, tables):
     mapped, one = read_usable(file, None, 0.0, tables).records, [records.Record.single("b", "c", "d")]
-    both = table.joined([one, mapped, [], mapped[:3]])
+    both = records.joined([one, mapped, [], mapped[:3]])
     wanted = [*one, *mapped, *mapped[:3]]
-    assert isinstance(both, Joined) and both == wanted and list(both) == wanted
+    assert isinstance(both, JoinedRecords) and both == wanted and list(both) == wanted
     assert [both[i] for i in (0, 1, COUNT, COUNT + 1, -1)] == [wanted[i] for i in (0, 1, COUNT, COUNT + 1, -1)]
     assert both[COUNT - 1 : COUNT + 3] == wanted[COUNT - 1 : COUNT + 3]
     assert one + mapped == wanted[:-3] and mapped + one == [*mapped, *one]
-    assert table.joined([one, one]) == one + one and isinstance(table.joined([one, one]), list)
-    assert Joined([]) == [] and len(Joined([])) == 0
+    assert records.joined([one, one]) == one + one and isinstance(records.joined([one, one]), list)
+    assert JoinedRecords([]) == [] and len(JoinedRecords([])) == 0
     with pytest.raises(IndexError):
         both[len(wanted)]
 
@@ -110,7 +111,7 @@ def test_sequences_are_joined_without_copying_them(file, tables):
 def test_small_files_stay_lists(tmp_path, tables):
     path = tmp_path / "small.json"
     path.write_text(json.dumps([row(n) for n in range(3)]))
-    assert isinstance(tables.train(path), reading.Survey) and not tables.folder.exists()
+    assert isinstance(tables.train(path), formats.TrainFile) and not tables.folder.exists()
 
 
 def test_bad_records_are_told_with_their_lines(file, tables):
@@ -118,8 +119,8 @@ def test_bad_records_are_told_with_their_lines(file, tables):
     rows[5], rows[1200]["image"] = None, 7.5
     rows[2000]["conversations"][1]["value"] = " "
     file.write_text(json.dumps(rows, indent=1))
-    plain, mapped = reading.survey_train(file), tables.train(file)
-    assert isinstance(mapped, MappedSurvey) and len(plain.problems) == 2
+    plain, mapped = formats.read_train_file(file), tables.train(file)
+    assert isinstance(mapped, MappedTrainFile) and len(plain.problems) == 2
     assert mapped.problems == plain.problems and mapped.sentences(9) == plain.sentences(9)
     assert list(mapped.records) == plain.records
     for survey in (plain, mapped, tables.train(file)):
@@ -141,8 +142,8 @@ def test_questions_and_references(tmp_path, tables):
     path.write_text(json.dumps(questions))
     captions = [{"image_id": n + 1, "caption": f"c{n}{k}"} for n in range(700) for k in range(n % 3 + 1)]
     coco.write_text(json.dumps({"annotations": captions}))
-    assert tables.test(path) == reading.read_test(path)
-    assert tables.test(path, coco) == reading.read_test(path, coco)
+    assert tables.test(path) == formats.read_test(path)
+    assert tables.test(path, coco) == formats.read_test(path, coco)
     assert tables.test(path, coco)[5].references == ("c50", "c51", "c52")
     coco.write_text(json.dumps({"annotations": [{**c, "caption": "new"} for c in captions]}))
     assert tables.test(path, coco)[5].answer == "new"
@@ -150,8 +151,8 @@ def test_questions_and_references(tmp_path, tables):
 
 def test_a_file_is_read_once_and_again_when_it_changes(file, tables, monkeypatch):
     read: list[Path] = []
-    real = reading.survey_train
-    monkeypatch.setattr(reading, "survey_train", lambda path, form: read.append(path) or real(path, form))
+    real = formats.read_train_file
+    monkeypatch.setattr(formats, "read_train_file", lambda path, form: read.append(path) or real(path, form))
     for _ in range(3):
         first = tables.train(file).records
     assert read == [file]
@@ -175,11 +176,11 @@ def test_a_damaged_copy_says_what_to_remove(file, tables):
 def test_a_cache_that_cannot_be_written_is_named(file, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(DataError, match="FCIT_CACHE"):
-        Tables(tmp_path / "taken").train(file)
+        RecordStore(tmp_path / "taken").train(file)
 
 
 def _read(file: str, folder: str, answers) -> None:
-    found = Tables(Path(folder)).train(Path(file)).records
+    found = RecordStore(Path(folder)).train(Path(file)).records
     answers.put((len(found), found[COUNT - 1].images[0], os.getpid()))
 
 
@@ -210,15 +211,15 @@ def test_a_benchmark_reads_the_same_either_way(tmp_path, monkeypatch):
 
     lists = read()
     assert all(isinstance(part, list) for part in lists)
-    monkeypatch.setattr(table, "MAPPED_FROM", 0)
+    monkeypatch.setattr(store, "MAPPED_FROM", 0)
     shutil.rmtree(tmp_path / "cache")
-    from fcit.data import benchmark
+    from fcit.data import dataset
 
-    benchmark._read_once.cache_clear()
+    dataset._read_once.cache_clear()
     mapped = read()
-    assert [type(part) for part in mapped] == [Table, Joined, Table, Table]
+    assert [type(part) for part in mapped] == [MappedRecords, JoinedRecords, MappedRecords, MappedRecords]
     assert all(a == b and list(b) == a for a, b in zip(lists, mapped, strict=True))
-    benchmark._read_once.cache_clear()
+    dataset._read_once.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -229,6 +230,6 @@ def test_the_size_of_an_image_is_kept_for_the_box_rule(tmp_path, tables, monkeyp
     path = tmp_path / "test.json"
     box = {"question_id": 1, "image": "a.png", "text": "?", "answer_bbox": "[0.1, 0.2, 0.3, 0.4]", "size": size}
     path.write_text(json.dumps([box]))
-    (found,) = reading.read_test(path)
-    monkeypatch.setattr(table, "MAPPED_FROM", 0)
+    (found,) = formats.read_test(path)
+    monkeypatch.setattr(store, "MAPPED_FROM", 0)
     assert found.size == expected and list(tables.test(path)) == [found]

@@ -9,8 +9,9 @@ import PIL
 import pytest
 from PIL import Image
 
-from fcit.data import bar, pictures, usable
-from fcit.data.usable import ImageVerdicts
+from fcit.data.images import opening, verdicts
+from fcit.data.images.verdicts import ImageVerdicts
+from fcit.io import console
 
 COUNT = 7
 
@@ -31,14 +32,14 @@ NAMES = [f"a/b/{n}.png" for n in range(COUNT)]
 def asked(monkeypatch) -> list[str]:
     """The images that are decoded."""
     found: list[str] = []
-    real = usable.look_at
-    monkeypatch.setattr(usable, "look_at", lambda root, image: found.append(image) or real(root, image))
+    real = verdicts.look_at
+    monkeypatch.setattr(verdicts, "look_at", lambda root, image: found.append(image) or real(root, image))
     return found
 
 
 def test_an_interruption_loses_little(root, tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(usable, "AT_ONCE", 3)
-    monkeypatch.setattr(usable.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(verdicts, "AT_ONCE", 3)
+    monkeypatch.setattr(verdicts.os, "cpu_count", lambda: 1)
     look = ImageVerdicts._verdict
 
     def verdict(self, image, key):
@@ -103,7 +104,7 @@ def test_progress_is_shown_on_a_terminal_only(root, monkeypatch, terminal):
 
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(bar, "SHOWN_FROM", 5)
+    monkeypatch.setattr(console, "SHOWN_FROM", 5)
     ImageVerdicts(root, None).problems(NAMES)
     assert ("looking at images" in screen.getvalue() and f"{COUNT}/{COUNT}" in screen.getvalue()) == terminal
     screen.truncate(0)
@@ -118,13 +119,13 @@ def older(root, folder, names) -> None:
     """Verdicts as a version left them that did not bound sides: all good."""
     origin = json.dumps((str(root.resolve()), PIL.__version__, 50_000_000, 100 * 2**20))
     folder.mkdir()
-    lines = [[f"{name}|{usable.stamp(root / name)}", None] for name in names]
+    lines = [[f"{name}|{verdicts.stamp_of((root / name).stat())}", None] for name in names]
     file = folder / f"{hashlib.sha256(origin.encode()).hexdigest()[:16]}.jsonl"
     file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def test_verdicts_of_an_older_version_are_believed_but_for_sides(root, tmp_path, asked):
-    Image.new("1", (pictures.MAX_SIDE + 1, 1)).save(root / "long.png")
+    Image.new("1", (opening.MAX_SIDE + 1, 1)).save(root / "long.png")
     older(root, tmp_path / "kept", [*NAMES, "long.png"])
     for _ in range(2):
         bad = ImageVerdicts(root, tmp_path / "kept").problems([*NAMES, "long.png"])
@@ -145,27 +146,27 @@ def test_looks_and_contents_are_remembered(root, tmp_path, asked, monkeypatch):
     assert first.contents(names) == digests and not asked  # read, not decoded
     assert set(first.problems(names)) == {"bad.png", "none.png"} and len(asked) == 3
     plain, clear = (
-        pictures.Look(digests[NAMES[0]], False, False, True),
-        pictures.Look(digests["clip.png"], False, True, False),
+        opening.Look(digests[NAMES[0]], False, False, True),
+        opening.Look(digests["clip.png"], False, True, False),
     )
-    monkeypatch.setattr(usable, "content_of", lambda *_: pytest.fail("read again"))
-    for verdicts in (first, ImageVerdicts(root, tmp_path / "kept")):
-        assert verdicts.looks(names) == {NAMES[0]: plain, "clip.png": clear}
-        assert {n: verdicts.contents(names)[n] for n in names[:2]} == {n: digests[n] for n in names[:2]}
-        assert set(verdicts.problems(names)) == {"bad.png", "none.png"}
+    monkeypatch.setattr(verdicts, "content_of", lambda *_: pytest.fail("read again"))
+    for looked in (first, ImageVerdicts(root, tmp_path / "kept")):
+        assert looked.looks(names) == {NAMES[0]: plain, "clip.png": clear}
+        assert {n: looked.contents(names)[n] for n in names[:2]} == {n: digests[n] for n in names[:2]}
+        assert set(looked.problems(names)) == {"bad.png", "none.png"}
     assert len(asked) == 3
 
 
 def test_what_could_not_be_read_is_tried_again(root, tmp_path, monkeypatch):
     """After `chmod`, size and time are what they were."""
-    real = pictures._read
+    real = opening._read
 
     def refused(path):
         if path.name == "3.png":
-            raise pictures.Unreadable(f"{path}: cannot be read (Permission denied)")
+            raise opening.Unreadable(f"{path}: cannot be read (Permission denied)")
         return real(path)
 
-    monkeypatch.setattr(pictures, "_read", refused)
+    monkeypatch.setattr(opening, "_read", refused)
     first = ImageVerdicts(root, tmp_path / "kept")
     assert list(first.problems(NAMES)) == list(first.problems(NAMES)) == [NAMES[3]]
     monkeypatch.undo()

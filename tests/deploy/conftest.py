@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
-from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import Steps
 
 FCIT = Path(sys.executable).with_name("fcit")

@@ -25,7 +25,7 @@ from fcit.config import site
 from fcit.deploy import control, door
 from fcit.deploy.init import init
 from fcit.deploy.steps import DeployError, Steps
-from fcit.deploy.up import superlink
+from fcit.deploy.up import superlink_command
 from fcit.errors import ConfigError
 from tests.deploy.conftest import Up, plan
 
@@ -54,7 +54,7 @@ def test_the_door_knows_what_flower_serves():
 
 
 def test_the_superlink_listens_on_loopback_only_and_wants_keys(prepared):
-    command = superlink(prepared)
+    command = superlink_command(prepared)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert "--enable-supernode-auth" in command and "--insecure" not in command
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fcit.cli import main
 from fcit.config import site
 from fcit.deploy import app
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import add, init, renew, site_file, update
-from fcit.deploy.layout import Deployment
 from fcit.deploy.steps import Steps
 from fcit.errors import ConfigError
 from tests.deploy.conftest import plan

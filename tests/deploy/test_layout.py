@@ -1,6 +1,6 @@
 import pytest
 
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.errors import ConfigError
 
 

@@ -11,8 +11,9 @@ import yaml
 
 from fcit import config as configuration
 from fcit.cli import main
+from fcit.data.stream import open_stream
 from fcit.deploy import submit as module
-from fcit.deploy.layout import Deployment
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError
 from fcit.io.files import read_json, write_text
 from fcit.runs.folder import BELONGS, RunDir
@@ -200,7 +201,7 @@ def test_changed_code_is_refused_before_anything_is_sent(deployment, tmp_path, m
     raw = {**CONFIG, "fedopt": f"{tmp_path}/momentum.py:Momentum"}
     folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(raw), {})
     write_text(folder.path / BELONGS, f"{deployment.path}\n")
-    benchmark = module._served(configuration.load(folder.config))
+    benchmark = open_stream(configuration.load(folder.config))
     hold_data(folder, benchmark)
     write_text(folder.state / "000001" / "state.json", "{}")
     (tmp_path / "momentum.py").write_text((tmp_path / "momentum.py").read_text() + "\n# other\n")

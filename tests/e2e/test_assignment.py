@@ -5,7 +5,7 @@ import pytest
 from clients.worker.worker import worker
 from fcit import config as configuration
 from fcit.data.benchmark import open_benchmark
-from fcit.federation.records import DescribeOrder
+from fcit.federation.messages import DescribeOrder
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
 from server.participants import slots_of_round
@@ -24,7 +24,7 @@ def assign_rounds(config, stages, rounds):
             stats = {}
             for slot in slots:
                 if slot.pair not in state.assigned:
-                    order = DescribeOrder(text, slot.client, slot.shard, list(slot.tasks))
+                    order = DescribeOrder(config=text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks))
                     answer = worker(text).describe(order)
                     stats[slot.pair] = Stats(answer.tensors["total"], answer.count)
             method.assign(state, [s.pair for s in slots], stats, make)

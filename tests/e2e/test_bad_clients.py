@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from clients.app import app
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
-from fcit.federation.records import ClientUpdate, Description
+from fcit.federation.messages import ClientUpdate, Description
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from server.app import run as serve

@@ -14,7 +14,7 @@ import fcit
 from fcit import load_run
 from fcit.cli import main
 from fcit.errors import StopRequested
-from fcit.report import footing, page
+from fcit.report import page, scope
 from tests.e2e.test_resume import ROOT
 from tests.faults.test_data import make_own, rows
 
@@ -66,7 +66,7 @@ def test_both_files_of_a_run_hold_the_fingerprints(own):
     held = environment(run.path)["data"]
     assert held == run.results["data"] == run.data
     assert held["datasets"]["colors"]["test"]["questions"]["sha256"] and run.data_changes == []
-    assert "data_changes" not in run.results and footing.notes([run]) == [] == footing.accepted(run)
+    assert "data_changes" not in run.results and scope.notes([run]) == [] == scope.accepted(run)
 
 
 def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
@@ -108,9 +108,9 @@ def test_accepted_changes_are_told_everywhere(own, capsys, tmp_path):
     assert f"accepted with --accept-changed-data: {sentence}." in text
     # a run that began on the new data is on another footing, although its data are the same now
     other = fcit.simulate(own)
-    assert footing.tested(other) != footing.tested(done)
-    assert footing.groups([done, other]) == [("", [other]), ("test data changed during the run", [done])]
-    assert "the test data of own-1 changed during the run" in footing.notes([done, other])[0]
+    assert scope.tested(other) != scope.tested(done)
+    assert scope.groups([done, other]) == [("", [other]), ("test data changed during the run", [done])]
+    assert "the test data of own-1 changed during the run" in scope.notes([done, other])[0]
 
 
 def test_a_change_that_was_accepted_is_told_once_more_after_a_crash(own):
@@ -144,7 +144,7 @@ def test_training_data_and_the_benchmark_file(own, capsys):
     assert "colors, train split, instructions (train.json): " in said and f"benchmark file ({spec}): " in said
     assert main(["resume", str(run), "--accept-changed-data"]) == 0
     # ... are no other test data
-    assert footing.label(load_run(run)) == ""
+    assert scope.label(load_run(run)) == ""
 
 
 def test_an_own_scorer_that_changed(own, capsys):
@@ -160,10 +160,10 @@ def test_an_own_scorer_that_changed(own, capsys):
     scorer.write_text(scorer.read_text() + "\n# another\n")
     assert f"scorer close_enough ({scorer}): " in refused(run, capsys)
     assert main(["resume", str(run), "--accept-changed-data"]) == 0
-    assert footing.label(load_run(run)) == "test data changed during the run"
+    assert scope.label(load_run(run)) == "test data changed during the run"
     third = fcit.simulate(own)
-    assert len(footing.groups([whole, third])) == 2
-    assert "their test data differ (scorer close_enough" in footing.notes([whole, third])[0]
+    assert len(scope.groups([whole, third])) == 2
+    assert "their test data differ (scorer close_enough" in scope.notes([whole, third])[0]
 
 
 def test_a_run_from_before_there_were_fingerprints_goes_on(own):
@@ -174,21 +174,21 @@ def test_a_run_from_before_there_were_fingerprints_goes_on(own):
     blue(own)
     assert main(["resume", str(run)]) == 0
     done = load_run(run)
-    assert done.data == {} and "data" not in done.results and footing.tested(done) == ""
+    assert done.data == {} and "data" not in done.results and scope.tested(done) == ""
 
 
 def test_runs_on_different_questions_share_no_table(own, capsys, tmp_path):
     one, same = fcit.simulate(own, name="one"), fcit.simulate(own, name="same", seed=1)
     blue(own)
     other = fcit.simulate(own, name="other")
-    assert [[run.name for run in members] for _, members in footing.groups([one, same, other])] == [
+    assert [[run.name for run in members] for _, members in scope.groups([one, same, other])] == [
         ["one-1", "same-1"],
         ["other-1"],
     ]
     capsys.readouterr()
     assert main(["report", *(str(run.path) for run in (one, same, other)), "--output", str(tmp_path / "out")]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    tests = [footing.tested(run)[:8] for run in (one, other)]
+    tests = [scope.tested(run)[:8] for run in (one, other)]
     assert all(f"Comparison, test data {test}" in out for test in tests)
     why = "one-1 and other-1 do not share a table: their test data differ (colors, test split, questions (test.json): "
     assert why in out
@@ -201,9 +201,9 @@ def test_training_data_that_differ_are_a_note(own):
     one = fcit.simulate(own, name="one")
     rows(own, lambda content: content[3]["conversations"][1].update(value="green"))
     other = fcit.simulate(own, name="other")
-    ((said, members),) = footing.groups([one, other])
+    ((said, members),) = scope.groups([one, other])
     assert said == "" and len(members) == 2
-    (note,) = footing.notes([one, other])
+    (note,) = scope.notes([one, other])
     assert note.startswith("one-1 and other-1 differ in what they learnt from: colors, train split, instructions (")
 
 
@@ -213,6 +213,6 @@ def test_an_old_run_beside_a_new_one(own):
     del old["data"]
     (one.path / "environment.json").write_text(json.dumps(old))
     one = load_run(one.path)
-    assert next(said for said, _ in footing.groups([one, two])) == "test data not recorded"
-    assert "what one-1 was scored on was not recorded" in footing.notes([one, two])[0]
-    assert footing.groups([one, one]) == [("", [one, one])] and footing.notes([one, one]) == []
+    assert next(said for said, _ in scope.groups([one, two])) == "test data not recorded"
+    assert "what one-1 was scored on was not recorded" in scope.notes([one, two])[0]
+    assert scope.groups([one, one]) == [("", [one, one])] and scope.notes([one, one]) == []

@@ -15,11 +15,11 @@ import yaml
 
 from fcit.cli import main
 from fcit.config import site as sites
-from fcit.data.benchmark import cache_folder
 from fcit.data.mini.render import VERSION, ensure
 from fcit.deploy import control
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
+from fcit.io.cache import cache_folder
 from tests.deploy.conftest import FCIT, Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
 from tests.e2e.conftest import bits
 

@@ -212,13 +212,13 @@ class Made:
         for name, tensors in self.subspaces.items():
             folder = self.path / "adapters" / name
             save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone.model)
-        names = list(self.subspaces)
+        names, policy = list(self.subspaces), self.config.adapter.projector
         routing = format.Routing(
             format=1,
             method=speaks_as(self.method),
             subspaces=names,
             knowledge={"names": names},
-            projector=format.projector_policy(list(self.subspaces.values()), self.shared),
+            projector=format.projector_policy(list(self.subspaces.values()), self.shared, policy),
             adapter=self.config.adapter,
             backbone=self.config.backbone,
             hashes=self.backbone.hashes,

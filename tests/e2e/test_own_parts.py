@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import fcit
+from fcit import registry
 from fcit.cli import main
 from fcit.errors import ConfigError
 from tests.e2e.conftest import SMALL, bits
@@ -141,3 +142,47 @@ def test_too_few_records_are_told_before_a_run_is_made(own_config, capsys):
     said = capsys.readouterr().err
     assert "task 0 (super-clevr)" in said and "lower federation.clients" in said
     assert not list(own_config.parent.glob("own-*"))
+
+
+MERGED = '''
+"""A new method: one file."""
+
+import numpy as np
+
+from fcit.methods.base import INVARIANTS
+from fcit.methods.per_stage import PerStage
+
+
+class Merged(PerStage):
+    """A LoRA per stage, all with half their weight."""
+
+    name = "merged"
+    summary = "a LoRA per stage, all with half their weight"
+    answers = "Answers come from all subspaces with half their weight each."
+    invariants = INVARIANTS - {"mix-sums-to-one"}
+
+    def route(self, names, knowledge, features):
+        return np.full((len(features), len(names)), 0.5, dtype=np.float32)
+'''
+
+
+def test_a_method_is_one_file_and_one_line(tmp_path, monkeypatch, capsys):
+    """Listed, checked, run, reported, exported: its model card says how it answers, and the export answers so."""
+    (tmp_path / "merged_method.py").write_text(MERGED)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setitem(registry.METHODS, "merged", "merged_method:Merged")
+    config = tmp_path / "m.yaml"
+    federation = {"rounds": 1, "clients": 50, "clients_per_round": 2}
+    reduced = {"federation": federation, "evaluation": {"samples": 2, "when": "final"}}
+    config.write_text(yaml.safe_dump({**SMALL, **reduced, "output": str(tmp_path), "method": "merged"}))
+    assert main(["list", "method"]) == 0 and main(["check", "merged"]) == 0
+    printed = capsys.readouterr().out
+    assert "merged               a LoRA per stage, all with half" in printed and "merged keeps the contract" in printed
+    assert main(["run", str(config)]) == 0
+    run = fcit.load_run(tmp_path / "small-1")
+    assert main(["export", str(run.path), "--to", str(tmp_path / "out")]) == 0
+    assert (
+        "Answers come from all subspaces with half their weight each." in (tmp_path / "out" / "README.md").read_text()
+    )
+    [answer] = fcit.load(tmp_path / "out").answer([None], ["What is this?"])
+    assert set(answer.mix.values()) == {0.5} and len(answer.mix) == 4

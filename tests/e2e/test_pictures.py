@@ -9,7 +9,7 @@ from PIL import Image
 import fcit as package
 from clients.worker.worker import worker
 from fcit import config as configuration
-from fcit.data.pictures import open_image
+from fcit.data.images.opening import open_image
 from fcit.models import backbone, features
 from fcit.report import page
 from fcit.runs.reader import load_run

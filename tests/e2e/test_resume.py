@@ -18,8 +18,8 @@ from flwr.serverapp import Grid
 from clients.app import app
 from fcit import config as configuration
 from fcit.errors import RunError, StopRequested
-from fcit.federation.engines.identity import NodeInfo
 from fcit.federation.engines.inline import InlineGrid
+from fcit.federation.engines.private import NodeInfo
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run

@@ -12,12 +12,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from clients.app import app as client_app
 from fcit import config as configuration
-from fcit.data.benchmark import cache_folder
 from fcit.data.mini.render import VERSION, ensure
 from fcit.errors import ConfigError
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.nodes import FIRST_NODE
+from fcit.io.cache import cache_folder
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run

@@ -6,7 +6,7 @@ from fcit.data.records import TestRecord
 from fcit.evaluation import coco, constant
 from fcit.evaluation.captions import caption
 from fcit.evaluation.constant import best_constant
-from fcit.evaluation.scorers import Result
+from fcit.evaluation.scorers import Result, corpus
 
 
 def asked(*answers: str, image: str = "a.png", question: str = "?") -> list[TestRecord]:
@@ -57,7 +57,8 @@ def test_captions():
 
 def test_official_captions_are_scored_once(monkeypatch):
     seen = []
-    monkeypatch.setattr(coco, "caption7", lambda texts, records: seen.append(set(texts)) or Result(12.0))
+    rule = corpus()(lambda texts, records: seen.append(set(texts)) or Result(12.0))
+    monkeypatch.setattr(coco, "caption7", rule)
     found = best_constant("caption7", asked("A cat sits.", "A dog runs."))
     assert found.score == 12.0 and seen == [{found.text}]
 

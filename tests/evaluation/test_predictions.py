@@ -239,7 +239,7 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
         seen.append([(text, record.answer) for text, record in zip(texts, records, strict=True)])
         return scorers.Result(0.0)
 
-    monkeypatch.setattr(coco, "caption7", spy)
+    monkeypatch.setattr(coco, "caption7", scorers.corpus(by_line=True)(spy))
     assert scored([(10, "a"), (11, "b"), (12, "c")], dataset="captioned")[::2] == (0, "")
     assert seen[-1] == [("a", "red"), ("b", "blue "), ("c", "green")]
     _, _, err = scored([(12, "a"), (11, "b"), (10, "c")], dataset="captioned")

@@ -59,7 +59,7 @@ def attacking(factor: int, config: Any) -> Any:
 
     from clients.app import app
     from fcit.federation import codec
-    from fcit.federation.records import ClientUpdate, TrainOrder
+    from fcit.federation.messages import ClientUpdate, TrainOrder
 
     def answer(message: Message, context: Any) -> Message:
         reply = app(message, context)

@@ -29,8 +29,9 @@ from typing import Any
 import yaml
 
 from fcit import config as configuration
-from fcit.data.benchmark import cache_folder, open_benchmark
+from fcit.data.benchmark import open_benchmark
 from fcit.data.mini.render import VERSION
+from fcit.io.cache import cache_folder
 from fcit.runs.create import create
 from fcit.runs.environment import quiet_libraries
 
@@ -61,14 +62,14 @@ def heap_mb() -> float:
 
 def idle_round(grid: Any, config: Any) -> float:
     """Median seconds of a round trip of five orders that need no compute (each brings the projector back)."""
-    from fcit.federation.records import ProbeOrder
+    from fcit.federation.messages import ProbeOrder
     from server.courier import Courier
 
     courier = Courier(grid, config.federation, 50, {"up": 0, "down": 0, "orders": 0})
     text, spent = configuration.dump(config), []
     for _ in range(IDLE_ROUNDS):
         begin = time.perf_counter()
-        orders = [(courier.node(k), ProbeOrder(text)) for k in range(5)]
+        orders = [(courier.node(k), ProbeOrder(config=text)) for k in range(5)]
         assert sum(1 for reply in courier.send("query.probe", orders, "idle") if reply.has_content()) == 5
         spent.append(time.perf_counter() - begin)
     return round(statistics.median(spent), 4)

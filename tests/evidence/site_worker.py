@@ -53,7 +53,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from fcit.federation import codec
-from fcit.federation.records import ClientUpdate, Probe, ProbeOrder, TrainOrder
+from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder
 
 app = ServerApp()
 client = ClientApp()
@@ -70,11 +70,21 @@ def ask(grid, node, order, kind, answer):
 def main(grid, context):
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.2)
-    probe = ask(grid, nodes[0], ProbeOrder(TEXT, "evidence"), "query.probe", Probe)[2]
+    probe = ask(grid, nodes[0], ProbeOrder(config=TEXT, run="evidence"), "query.probe", Probe)[2]
     tensors = {{n: np.zeros(s, np.float32) for n, s in probe.shapes.items()}} | probe.tensors
     times = []
     for number in range({orders}):
-        order = TrainOrder(TEXT, 0, number, 0, "shard", [0], "0", tensors, run="evidence")
+        order = TrainOrder(
+            config=TEXT,
+            stage=0,
+            round=number,
+            client=0,
+            shard="shard",
+            tasks=[0],
+            subspace="0",
+            tensors=tensors,
+            run="evidence",
+        )
         sent, received, update = ask(grid, nodes[0], order, "train", ClientUpdate)
         times.append({{"sent": sent, "received": received, "training": update.seconds, "steps": update.steps}})
     Path({result!r}).write_text(json.dumps(times))

@@ -25,7 +25,7 @@ from fcit import config as configuration
 from fcit import seeding
 from fcit.data.benchmark import open_benchmark
 from fcit.federation.engines.inline import InlineGrid
-from fcit.federation.records import EvaluateOrder, TrainOrder
+from fcit.federation.messages import EvaluateOrder, TrainOrder
 from fcit.io.files import write_text
 from fcit.models.adapters import is_projector
 from fcit.runs.folder import RunDir

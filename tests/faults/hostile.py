@@ -15,7 +15,7 @@ from clients.app import app
 from fcit import config as configuration
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
-from fcit.federation.records import ClientUpdate, DescribeOrder, Description, TrainOrder
+from fcit.federation.messages import ClientUpdate, DescribeOrder, Description, TrainOrder
 from fcit.federation.sampling import sample
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
@@ -62,7 +62,18 @@ def trained(order: TrainOrder) -> ClientUpdate:
     """A plausible update to an order, a function of the order alone, made without a model: honest and quick."""
     rng = np.random.default_rng((order.stage, order.round, order.client))
     moved = {n: t + rng.uniform(-1e-3, 1e-3, t.shape).astype(np.float32) for n, t in order.trained.items()}
-    return ClientUpdate(order.stage, order.round, order.client, order.shard, order.subspace, 1, 1, 0.5, 0.1, moved)
+    return ClientUpdate(
+        stage=order.stage,
+        round=order.round,
+        client=order.client,
+        shard=order.shard,
+        subspace=order.subspace,
+        examples=1,
+        steps=1,
+        loss=0.5,
+        seconds=0.1,
+        tensors=moved,
+    )
 
 
 class Hostile:

@@ -12,9 +12,10 @@ from PIL import Image
 
 from fcit import config as configuration
 from fcit import simulate
-from fcit.data import pictures, reading
+from fcit.data import formats
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.usable import ImageVerdicts
+from fcit.data.images import opening
+from fcit.data.images.verdicts import ImageVerdicts
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.runs.reader import load_run
 
@@ -100,7 +101,7 @@ def bomb(path: Path, side: int = 8000) -> None:
 
 def oversized(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(pictures.MAX_IMAGE_BYTES + 1)  # a hole: takes no room
+        file.truncate(opening.MAX_IMAGE_BYTES + 1)  # a hole: takes no room
 
 
 def link(path: Path) -> None:
@@ -274,9 +275,9 @@ def test_instruction_file_that_is_a_device(own):
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(DataError, match="not an ordinary file"):
-        reading.survey_train(path)
+        formats.read_train_file(path)
     with pytest.raises(DataError, match="not an ordinary file"):
-        reading.survey_train(Path("/dev/zero"))
+        formats.read_train_file(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "bomb", "link"])
@@ -293,11 +294,11 @@ def test_bad_question_is_never_passed_over(own):
 
 
 def test_images_are_decoded_once(own, monkeypatch):
-    from fcit.data import usable
+    from fcit.data.images import verdicts
 
     asked: list[str] = []
-    real = usable.look_at
-    monkeypatch.setattr(usable, "look_at", lambda root, image: asked.append(image) or real(root, image))
+    real = verdicts.look_at
+    monkeypatch.setattr(verdicts, "look_at", lambda root, image: asked.append(image) or real(root, image))
     (own.parent / "data/datasets/3.png").write_bytes(b"")
     bench = opened(own, "max_bad_share=0.1")
     bench.prepare()

@@ -18,12 +18,12 @@ from PIL import Image
 from fcit import config as configuration
 from fcit.bench import file as bench_file
 from fcit.config import RunConfig, site
-from fcit.data import pictures as opened
-from fcit.data import reading
+from fcit.data import formats as reading
+from fcit.data.images import opening as opened
 from fcit.data.spec import read_spec
 from fcit.errors import CodecError, ConfigError, DataError, RunError
 from fcit.federation import codec
-from fcit.federation import records as wire
+from fcit.federation import messages as wire
 from fcit.io import bounded, trees
 from fcit.io.files import read_json, read_tensors
 from fcit.methods.base import ServerState
@@ -39,16 +39,16 @@ MANY = settings(
 )
 
 UPDATE = wire.ClientUpdate(
-    0,
-    1,
-    3,
-    "ab12",
-    "0",
-    40,
-    3,
-    0.5,
-    1.5,
-    {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)},
+    stage=0,
+    round=1,
+    client=3,
+    shard="ab12",
+    subspace="0",
+    examples=40,
+    steps=3,
+    loss=0.5,
+    seconds=1.5,
+    tensors={"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)},
 )
 
 #: Texts with what parsers stumble over: null characters, halves of surrogate pairs, signs of YAML and paths.
@@ -454,7 +454,7 @@ def test_any_json_as_records(tmp_path, content):
     usable(read(lambda: reading.read_train(path)))
     usable(read(lambda: reading.read_test(path)))
     usable(read(lambda: reading.read_test(path, path)))
-    survey = read(lambda: reading.survey_train(path))
+    survey = read(lambda: reading.read_train_file(path))
     if survey is not None:
         assert len(survey.records) == len(content)
         assert len(survey.sentences(10)) == min(10, survey.records.count(None))
@@ -468,7 +468,7 @@ GOOD = '{"image": "a", "conversations": [{"from": "human", "value": "x"}, {"from
 def test_records_that_are_odd(tmp_path, text, frame):
     path = tmp_path / "odd.json"
     path.write_text(frame.replace("<>", text), encoding="utf-8")
-    for reader in (reading.read_train, reading.survey_train, reading.read_test):
+    for reader in (reading.read_train, reading.read_train_file, reading.read_test):
         read(lambda reader=reader: reader(path))
     (tmp_path / "test.json").write_text('[{"question_id": 1, "image": "a", "text": "b"}]')
     usable(read(lambda: reading.read_test(tmp_path / "test.json", path)))
@@ -485,7 +485,7 @@ def test_any_bytes_as_records(tmp_path, content):
 def test_many_bad_records_are_told_quickly(tmp_path):
     path = tmp_path / "many.json"
     path.write_text("[\n" + ",\n".join(["5"] * 200_000) + "\n]")
-    survey = reading.survey_train(path)
+    survey = reading.read_train_file(path)
     assert len(survey.problems) == 200_000
     assert survey.sentences(2)[1].startswith(f"{path}, line 3, record 1:")
 

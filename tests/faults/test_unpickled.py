@@ -19,12 +19,12 @@ from clients.worker.memory import ClientMemory
 from fcit import config as configuration
 from fcit import simulate
 from fcit.config import site
-from fcit.data import reading
+from fcit.data import formats as reading
+from fcit.data.images.verdicts import ImageVerdicts
 from fcit.data.spec import read_spec
-from fcit.data.usable import ImageVerdicts
 from fcit.errors import CodecError, FCITError, StopRequested
 from fcit.federation import codec
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.io import bounded
 from fcit.models.features import FeatureStore
 from fcit.report.page import write_page
@@ -313,7 +313,7 @@ def test_files_of_clients_and_sites_with_pickles(tmp_path, watch, trap):
             configuration.load,
             site.load,
             lambda p: read_spec(str(p)),
-            reading.survey_train,
+            reading.read_train_file,
             reading.read_test,
         ):
             with pytest.raises(FCITError):

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fcit.errors import CodecError
-from fcit.federation import codec, records
+from fcit.federation import codec, messages
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -17,25 +17,58 @@ TENSORS = {
     "c": np.zeros((0, 4), dtype=np.float32),
 }
 EXAMPLES = [
-    records.Name(7),
-    records.DescribeOrder("seed: 0", 3, "ab12", [1, 2]),
-    records.Description(3, "ab12", 7, TENSORS),
-    records.TrainOrder("seed: 0", 0, 1, 3, "ab12", [1], "0", TENSORS),
-    records.TrainOrder("seed: 0", 0, 1, -1, "all", [0, 1], "0", TENSORS, budget=12, offset=24),
-    records.ClientUpdate(0, 1, 3, "ab12", "0", 7, 1, 0.5, 1.25, TENSORS),
-    records.EvaluateOrder("seed: 0", "iconqa", 0, 64, "", ["0"], {"names": ["0"], "tau": 0.9}, TENSORS),
-    records.Answers("iconqa", 64, ["3", "naïve ☃"], 0.5, TENSORS),
-    records.Answers("iconqa", 0, [], 0.0),
-    records.ScoreOrder("seed: 0", 2, 1, ["0"], {"names": ["0"]}, TENSORS),
-    records.Scores(2, {"0": 71.5}, {"0": 40}, 1.5),
-    records.ProbeOrder("seed: 0"),
-    records.Probe({"x": [2, 3]}, 128, {"torch": "2"}, TENSORS),
+    messages.Name(client=7),
+    messages.DescribeOrder(config="seed: 0", client=3, shard="ab12", tasks=[1, 2]),
+    messages.Description(client=3, shard="ab12", count=7, tensors=TENSORS),
+    messages.TrainOrder(
+        config="seed: 0", stage=0, round=1, client=3, shard="ab12", tasks=[1], subspace="0", tensors=TENSORS
+    ),
+    messages.TrainOrder(
+        config="seed: 0",
+        stage=0,
+        round=1,
+        client=-1,
+        shard="all",
+        tasks=[0, 1],
+        subspace="0",
+        tensors=TENSORS,
+        budget=12,
+        offset=24,
+    ),
+    messages.ClientUpdate(
+        stage=0,
+        round=1,
+        client=3,
+        shard="ab12",
+        subspace="0",
+        examples=7,
+        steps=1,
+        loss=0.5,
+        seconds=1.25,
+        tensors=TENSORS,
+    ),
+    messages.EvaluateOrder(
+        config="seed: 0",
+        dataset="iconqa",
+        first=0,
+        last=64,
+        task="",
+        names=["0"],
+        knowledge={"names": ["0"], "tau": 0.9},
+        tensors=TENSORS,
+    ),
+    messages.Answers(dataset="iconqa", first=64, texts=["3", "naïve ☃"], seconds=0.5, tensors=TENSORS),
+    messages.Answers(dataset="iconqa", first=0, texts=[], seconds=0.0),
+    messages.ScoreOrder(config="seed: 0", client=2, stage=1, names=["0"], knowledge={"names": ["0"]}, tensors=TENSORS),
+    messages.Scores(client=2, scores={"0": 71.5}, counts={"0": 40}, seconds=1.5),
+    messages.ProbeOrder(config="seed: 0"),
+    messages.Probe(shapes={"x": [2, 3]}, identity_width=128, versions={"torch": "2"}, tensors=TENSORS),
 ]
 UPDATE = EXAMPLES[4]
 
 
 def test_every_record_type_is_tried():
-    kinds = {v for v in vars(records).values() if dataclasses.is_dataclass(v)}
+    kinds = {v for v in vars(messages).values() if dataclasses.is_dataclass(v)}
     assert kinds == {type(example) for example in EXAMPLES}
 
 
@@ -53,14 +86,16 @@ def test_round_trip(record):
 
 def test_not_contiguous():
     tensor = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    back = codec.decode(codec.encode(records.Description(0, "s", 1, {"a": tensor})), records.Description)
+    back = codec.decode(
+        codec.encode(messages.Description(client=0, shard="s", count=1, tensors={"a": tensor})), messages.Description
+    )
     assert np.array_equal(back.tensors["a"], tensor)
 
 
 def shortened(values) -> np.ndarray:
     tensor = np.array(values, dtype=np.float32)
-    content = codec.encode(records.Description(0, "s", 1, {"a": tensor}), "bfloat16")
-    back = codec.decode(content, records.Description).tensors["a"]
+    content = codec.encode(messages.Description(client=0, shard="s", count=1, tensors={"a": tensor}), "bfloat16")
+    back = codec.decode(content, messages.Description).tensors["a"]
     assert back.dtype == np.float32 and back.shape == tensor.shape
     return back
 
@@ -91,22 +126,26 @@ def test_bfloat16_keeps_infinity_and_nan():
 
 def test_bfloat16_halves_float32_only():
     tensors = {"a": np.zeros(500, np.float32), "b": np.zeros(500, np.float64)}
-    content = codec.encode(records.Description(0, "s", 1, tensors), "bfloat16")
+    content = codec.encode(messages.Description(client=0, shard="s", count=1, tensors=tensors), "bfloat16")
     kinds = {name: array.dtype for name, array in content.array_records["tensors"].items()}
     assert kinds == {"a": "int16", "b": "float64"}
 
 
 def test_size_counts_payload_and_head():
-    small = codec.size(codec.encode(records.Description(0, "s", 1, {"a": np.zeros(100, np.float32)})))
-    large = codec.size(codec.encode(records.Description(0, "s", 1, {"a": np.zeros(300, np.float32)})))
+    small = codec.size(
+        codec.encode(messages.Description(client=0, shard="s", count=1, tensors={"a": np.zeros(100, np.float32)}))
+    )
+    large = codec.size(
+        codec.encode(messages.Description(client=0, shard="s", count=1, tensors={"a": np.zeros(300, np.float32)}))
+    )
     assert large - small == 800
-    short, long = (codec.size(codec.encode(records.ProbeOrder("x" * n))) for n in (0, 1000))
+    short, long = (codec.size(codec.encode(messages.ProbeOrder(config="x" * n))) for n in (0, 1000))
     assert long - short == 1000
 
 
 def test_another_type():
     with pytest.raises(CodecError, match="expected ClientUpdate, got 'ProbeOrder'"):
-        codec.decode(codec.encode(records.ProbeOrder("")), records.ClientUpdate)
+        codec.decode(codec.encode(messages.ProbeOrder(config="")), messages.ClientUpdate)
 
 
 def forged(**changes) -> RecordDict:
@@ -149,7 +188,7 @@ def fields(**changes) -> dict:
 )
 def test_forged_heads(changes):
     with pytest.raises(CodecError):
-        codec.decode(forged(**changes), records.ClientUpdate)
+        codec.decode(forged(**changes), messages.ClientUpdate)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}"])
@@ -157,15 +196,15 @@ def test_unreadable_heads(text):
     content = codec.encode(UPDATE)
     content.config_records["head"]["json"] = text
     with pytest.raises(CodecError):
-        codec.decode(content, records.ClientUpdate)
+        codec.decode(content, messages.ClientUpdate)
 
 
 def test_missing_parts():
     with pytest.raises(CodecError):
-        codec.decode(RecordDict(), records.ClientUpdate)
+        codec.decode(RecordDict(), messages.ClientUpdate)
     head = codec.encode(UPDATE).config_records["head"]
     with pytest.raises(CodecError):
-        codec.decode(RecordDict({"head": ConfigRecord(dict(head))}), records.ClientUpdate)
+        codec.decode(RecordDict({"head": ConfigRecord(dict(head))}), messages.ClientUpdate)
 
 
 def payload(data: bytes, stype: str = "numpy.ndarray") -> RecordDict:
@@ -181,7 +220,7 @@ def saved(value: np.ndarray) -> bytes:
 
 
 def test_plain_payload_is_read():
-    assert codec.decode(payload(saved(np.ones(1, np.float32))), records.Description).tensors["a"].tolist() == [1.0]
+    assert codec.decode(payload(saved(np.ones(1, np.float32))), messages.Description).tensors["a"].tolist() == [1.0]
 
 
 def archive() -> bytes:
@@ -205,19 +244,30 @@ def huge() -> bytes:
 )
 def test_payloads_that_are_refused(data):
     with pytest.raises(CodecError, match="'a'"):
-        codec.decode(payload(data), records.Description)
+        codec.decode(payload(data), messages.Description)
 
 
 def test_other_serialisations_are_refused():
     with pytest.raises(CodecError, match="serialisation"):
-        codec.decode(payload(saved(np.ones(1)), "pickle"), records.Description)
+        codec.decode(payload(saved(np.ones(1)), "pickle"), messages.Description)
 
 
 def test_messages_share_the_arrays_of_shared_tensors():
     common, memo = np.ones((2, 3), np.float32), {}
     first, second = (
         codec.encode(
-            records.TrainOrder("c", 0, 0, k, "s", [0], "0", {"common": common, "own": common + k}), "float32", memo
+            messages.TrainOrder(
+                config="c",
+                stage=0,
+                round=0,
+                client=k,
+                shard="s",
+                tasks=[0],
+                subspace="0",
+                tensors={"common": common, "own": common + k},
+            ),
+            "float32",
+            memo,
         )
         for k in (1, 2)
     )
@@ -227,6 +277,15 @@ def test_messages_share_the_arrays_of_shared_tensors():
 
 
 def test_taken_apart_and_put_together():
-    order = records.TrainOrder("c", 0, 0, 1, "s", [0], "0", {"x": np.arange(4, dtype=np.float32)})
-    again = codec.decode(codec.put_together(*codec.take_apart(codec.encode(order, "bfloat16"))), records.TrainOrder)
+    order = messages.TrainOrder(
+        config="c",
+        stage=0,
+        round=0,
+        client=1,
+        shard="s",
+        tasks=[0],
+        subspace="0",
+        tensors={"x": np.arange(4, dtype=np.float32)},
+    )
+    again = codec.decode(codec.put_together(*codec.take_apart(codec.encode(order, "bfloat16"))), messages.TrainOrder)
     assert again.tensors["x"].tolist() == [0, 1, 2, 3]

@@ -24,7 +24,17 @@ def make(name: str, clients: int = 4, projector: str = "shared", **options):
 
 def session(received=None, memory=None, subspace: str = "0", **values: float) -> Session:
     toy = Toy({n: torch.nn.Parameter(torch.tensor([v], dtype=torch.float32)) for n, v in values.items()})
-    return Session(toy, toy, 0, "task-0", 0, 0, subspace, received or {}, {} if memory is None else memory)
+    return Session(
+        backbone=toy,
+        adapters=toy,
+        client=0,
+        shard="task-0",
+        stage=0,
+        round=0,
+        subspace=subspace,
+        received=received or {},
+        memory={} if memory is None else memory,
+    )
 
 
 def test_fedprox_adds_the_terms_gradient():
@@ -129,5 +139,5 @@ def test_scaffold_variates_average_to_the_servers():
 
 def test_a_variate_that_cannot_be_is_refused():
     scaffold = Scaffold(RunConfig())
-    assert scaffold.doubt({"a": np.full(2, 30, np.float32)}) is None
-    assert "moved by 1e+30" in scaffold.doubt({"a": np.array([0, -1e30], np.float32)})
+    assert scaffold.reject_reason({"a": np.full(2, 30, np.float32)}) is None
+    assert "moved by 1e+30" in scaffold.reject_reason({"a": np.array([0, -1e30], np.float32)})

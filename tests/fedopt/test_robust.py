@@ -9,13 +9,13 @@ import pytest
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.contracts.fedopts import Case
+from fcit.contracts.fedopts import FedOptCase
 from fcit.errors import ConfigError
 from fcit.fedopt import robust
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedadam import FedAdam
 from fcit.fedopt.fedavg import FedAvg
-from fcit.fedopt.robust import Held, Median, NormClip, Off, TrimmedMean, trimmed
+from fcit.fedopt.robust import Median, NormClip, Off, TrimmedMean, UpdateBuffer, trimmed
 
 RULES = [Median, TrimmedMean, NormClip]
 
@@ -98,7 +98,7 @@ def test_one_of_five_cannot_carry_the_model_away(rule, tmp_path):
 @pytest.mark.parametrize("clients", [1, 2])
 def test_two_clients_are_no_majority(rule, clients, tmp_path):
     """The plain mean to the bit, and the round says so."""
-    case = Case("fedavg")
+    case = FedOptCase("fedavg")
     sent = [update[:2] for update in case.sent(case.old, 0)][:clients]
     plain, nothing = fold(Off(), tmp_path, case.old, sent)
     new, flags = fold(rule(), tmp_path, case.old, sent)
@@ -123,7 +123,7 @@ def test_equal_updates_are_taken_as_they_are(rule, tmp_path):
     assert new == pytest.approx([0.1, -3.0], rel=1e-7)
 
 
-def test_the_federated_optimiser_steps_towards_the_settled_mean(tmp_path):
+def test_the_federated_optimiser_steps_towards_the_combined_mean(tmp_path):
     # FedAdam's first step has the sign of (mean - old): plain it is -, by median +.
     sent, old = updates_of((1,), (1,), (-100,)), {"a": f32(0)}
     assert (
@@ -141,7 +141,7 @@ def test_a_tensor_that_nobody_sent_stays(tmp_path):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_blocks_of_columns_give_the_same(rule, tmp_path, monkeypatch):
-    case = Case("fedavg")
+    case = FedOptCase("fedavg")
     sent = [update[:2] for update in case.sent(case.old, 0)]
     whole = fold(rule(), tmp_path, case.old, sent)[0]
     monkeypatch.setattr(robust, "BLOCK", 3)  # one column at a time
@@ -164,7 +164,7 @@ def test_memory_does_not_grow_with_clients(rule, tmp_path, monkeypatch):
 
 
 def test_scratch_files_go_and_what_a_killed_round_left_is_not_read(tmp_path):
-    left = Held(tmp_path / "0")
+    left = UpdateBuffer(tmp_path / "0")
     left.add({"a": f32(1000)}, 1)
     assert fold(Median(), tmp_path, {"a": f32(0)}, updates_of((1,), (2,), (3,)))[0]["a"].tolist() == [2]
     assert list(tmp_path.iterdir()) == []

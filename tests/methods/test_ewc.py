@@ -76,4 +76,4 @@ def test_server_sums_fishers_by_records_and_anchors_at_the_end_of_a_stage():
 
 @pytest.mark.parametrize("value", [-1e-6, 3e38])
 def test_a_fisher_that_cannot_be_is_refused(value):
-    assert "Fisher" in ewc().doubt({"a": f32(1, value)}, 3) and ewc().doubt({"a": f32(1, 2)}, 3) is None
+    assert "Fisher" in ewc().reject_reason({"a": f32(1, value)}, 3) and ewc().reject_reason({"a": f32(1, 2)}, 3) is None

@@ -75,7 +75,10 @@ def test_active_parameters_are_the_chosen_prompts_and_the_projector():
 
 @pytest.mark.parametrize("used", [(7, 0, 0), (-1, 0, 1), (3e38, 0, 0)])
 def test_a_client_cannot_choose_more_often_than_it_has_records(used):
-    assert "chosen" in l2p().doubt({"used": f32(*used)}, 3) and l2p().doubt({"used": f32(3, 3, 0)}, 3) is None
+    assert (
+        "chosen" in l2p().reject_reason({"used": f32(*used)}, 3)
+        and l2p().reject_reason({"used": f32(3, 3, 0)}, 3) is None
+    )
 
 
 def test_a_server_with_momentum_leaves_unchosen_slots_alone():

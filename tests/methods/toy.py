@@ -26,10 +26,10 @@ class TinyModel:
     def vision_features(self, root, images):
         return torch.zeros(len(images), 1, 1)
 
-    def load_other(self, tensors):
+    def load_teacher(self, tensors):
         self.loaded = tensors
 
-    def put_behind(self, subspaces):
+    def add_frozen(self, subspaces):
         self.behind = subspaces
 
     def read(self):
@@ -46,7 +46,7 @@ class TinyModel:
         def __exit__(self, *problem):
             self.model.taught = False
 
-    def other(self):
+    def teacher(self):
         return self._Switch(self, True)
 
     def resting(self):
@@ -57,7 +57,7 @@ def session(model=None, **values) -> Session:
     """A client's order: client 3, shard "s", stage 0."""
     model = model or TinyModel()
     plain = {"client": 3, "shard": "s", "stage": 0, "round": 0, "subspace": "0"}
-    return Session(model, model, **{**plain, **values})
+    return Session(backbone=model, adapters=model, **{**plain, **values})
 
 
 def f32(*values) -> np.ndarray:

@@ -11,13 +11,13 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.data.mini.questions import MAKERS
 from fcit.errors import ConfigError, DataError
+from fcit.io.trees import Tensors
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
 from fcit.models.saving import save_peft
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
-Tensors = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.encoding import Encoder
+from fcit.models.families.qwen import Qwen
 from fcit.models.layout import is_projector
 from tests.models.llava import PATCH, PIXELS, small_llava
 from tests.models.qwen import small_qwen
@@ -172,7 +173,7 @@ def by_hand(backbone: Backbone, images, record: Record) -> tuple[torch.Tensor, i
     given = {"input_ids": torch.tensor([example.tokens])}
     if record.images:
         opened = [Image.open(images / name).convert("RGB") for name in record.images]
-        if backbone.family.kind == "qwen2_5_vl":
+        if isinstance(backbone.family, Qwen):
             opened = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in opened]
             given["mm_token_type_ids"] = (given["input_ids"] == backbone.encoder.image_token).int()
         given |= backbone.image_processor(opened, return_tensors="pt")
@@ -224,7 +225,9 @@ def test_parts_of_a_mixed_batch_give_its_gradients(backbones, images):
     adapters = adapted(backbone)
     examples, features = batch_of(backbone, images, MIXED)
     ends = np.cumsum([len(e.images) for e in examples])
-    session = Session(backbone, adapters, 0, "s", 0, 0, "0", examples=examples)
+    session = Session(
+        backbone=backbone, adapters=adapters, client=0, shard="s", stage=0, round=0, subspace="0", examples=examples
+    )
 
     def loss_of(rows: list[int]) -> torch.Tensor:
         own = [i for row in rows for i in range(ends[row] - len(examples[row].images), ends[row])]

@@ -11,6 +11,7 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Settings
 from fcit.data.records import Record
 from fcit.models import backbone as backbone_module
+from fcit.models import hashes
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.features import (
@@ -18,7 +19,6 @@ from fcit.models.features import (
     FeatureStore,
     features_size,
     filled,
-    hash_weights,
     processed,
     restored,
     stored,
@@ -197,7 +197,11 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clip.png")
     Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
     official, upright = Backbone(Settings()), Backbone(Settings(), "upright")
-    parts = [hash_weights(official.family.tower), official.image_processor.to_json_string(), transformers.__version__]
+    parts = [
+        hashes.of_module(official.family.tower),
+        official.image_processor.to_json_string(),
+        transformers.__version__,
+    ]
     assert official.vision_hash == hashlib.sha256("|".join(parts).encode()).hexdigest()[:16] != upright.vision_hash
     black, white = official.vision_features(tmp_path, ["clip.png", "white.png"])
     clip, same = upright.vision_features(tmp_path, ["clip.png", "white.png"])

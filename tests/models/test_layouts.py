@@ -9,9 +9,9 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
 from fcit.methods.base import Factory
-from fcit.models.adapters import GATE, Adapters, is_projector
+from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, _insert
-from fcit.models.layout import KEYS, PROMPTS, Layout
+from fcit.models.layout import KEYS, PROMPTS, Layout, is_projector
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
@@ -60,7 +60,7 @@ def test_gates_weigh_experts_token_by_token(gated):
     adapters.load({**tensors, **adapters.base_projector()})
     name, layer = next(iter(adapters._layers.items()))
     x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
-    a, b, gate = (torch.from_numpy(tensors[f"{name}{end}"]) for end in (".lora_A.weight", ".lora_B.weight", GATE))
+    a, b, gate = (torch.from_numpy(tensors[f"{name}.lora_{part}.weight"]) for part in ("A", "B", "gate"))
     g = torch.softmax(x @ gate.T, dim=-1)
     wanted = layer.base_layer(x)
     for i in range(4):
@@ -142,7 +142,7 @@ def test_a_frozen_sum_stands_behind_the_slot(plain):
     batch = examples(plain.backbone)
     plain.load({**three[2], **plain.base_projector()})
     with plain.training():
-        plain.put_behind(three[:2])
+        plain.add_frozen(three[:2])
         trained = logits(plain, batch)
         plain.backbone.loss(*batch).backward()
         assert all(p.grad.abs().sum() > 0 for p in plain.trainable.values())
@@ -159,7 +159,7 @@ def test_frozen_sums_and_teachers_go_with_bfloat16():
     adapters.load(tensors)
     with adapters.training():
         alone = logits(adapters, batch)
-        adapters.put_behind([random(adapters, 2)])
+        adapters.add_frozen([random(adapters, 2)])
         assert not torch.equal(logits(adapters, batch), alone)
         adapters.backbone.loss(*batch).backward()
 
@@ -180,7 +180,7 @@ def test_nothing_stays_behind(plain):
     plain.load({**one, **plain.base_projector()})
     with plain.training():
         alone = logits(plain, batch)
-        plain.put_behind([other])
+        plain.add_frozen([other])
     with plain.training():
         assert torch.equal(logits(plain, batch), alone)
 
@@ -195,8 +195,8 @@ def test_a_teacher_speaks_in_between(plain):
     plain.load({**mine, **plain.base_projector()})
     with plain.training() as parameters:
         before = logits(plain, batch)
-        plain.load_other({**teacher, **taught_projector})
-        with plain.other():
+        plain.load_teacher({**teacher, **taught_projector})
+        with plain.teacher():
             taught = logits(plain, batch)
         torch.testing.assert_close(taught, wanted, **CLOSE)
         assert torch.equal(logits(plain, batch), before)

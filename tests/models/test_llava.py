@@ -17,7 +17,7 @@ from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError, DataError
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
-from fcit.models.families import Llava
+from fcit.models.families.llava import Llava
 from fcit.models.layout import is_projector
 from tests.models import by_hand
 from tests.models.llava import PATCH, PIXELS, small_llava

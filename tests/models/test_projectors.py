@@ -97,7 +97,7 @@ def slot_logits(adapters: Adapters, tensors, batch) -> torch.Tensor:
 
 def projected(adapters: Adapters, features: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return adapters.backbone._llava.multi_modal_projector(features)
+        return adapters.backbone._base.model.multi_modal_projector(features)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -35,8 +35,8 @@ from fcit.doctor.estimate import Lengths
 from fcit.models import backbone as backbones
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
-from fcit.models.families import Llava
-from fcit.models.shapes import Shape, llava_7b, measure
+from fcit.models.families.llava import Llava, llava_7b
+from fcit.models.shapes import Shape, measure
 from tests.models.llava import small_llava
 
 SUBSPACES = 8

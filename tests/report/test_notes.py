@@ -10,11 +10,11 @@ from clients.worker.training import learning_rates
 from fcit import config as configuration
 from fcit.config import Training
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.records import ClientUpdate
+from fcit.federation.messages import ClientUpdate
 from fcit.report import notes, page, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
-from server.loop import _said
+from server.loop import remarks
 
 
 @pytest.fixture
@@ -75,13 +75,24 @@ def test_epochs_that_learnt_nothing_are_counted(made):
 
 
 def head(client: int, steps: int) -> ClientUpdate:
-    return ClientUpdate(0, 0, client, "s", "0", 4, steps, 0.5, 0.1, {})
+    return ClientUpdate(
+        stage=0,
+        round=0,
+        client=client,
+        shard="s",
+        subspace="0",
+        examples=4,
+        steps=steps,
+        loss=0.5,
+        seconds=0.1,
+        tensors={},
+    )
 
 
 def test_a_round_names_who_learnt_nothing():
     heads = [head(3, 1), None, head(5, 2)]
-    assert _said(heads, Training(schedule="trainer")) == {"idle": [3]}
-    assert _said(heads, Training()) == _said(heads, Training(schedule="trainer", warmup_ratio=0)) == {}
+    assert remarks(heads, Training(schedule="trainer")) == {"idle": [3]}
+    assert remarks(heads, Training()) == remarks(heads, Training(schedule="trainer", warmup_ratio=0)) == {}
 
 
 @pytest.mark.parametrize("schedule", ["trainer", "cosine", "constant"])

@@ -13,7 +13,7 @@ from rich.console import Console
 from fcit import config as configuration
 from fcit.cli import main
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report import figures, footing, page, tables, terminal
+from fcit.report import figures, page, scope, tables, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 
@@ -105,8 +105,8 @@ def test_nothing_is_said_of_full_numbers(made, tmp_path):
 )
 def test_reduced_and_full_numbers_share_no_column(made, tmp_path, other):
     full, less = made("whole"), made("less", **other)
-    said = footing.label(less)
-    assert footing.groups([less, full]) == [("", [full]), (said, [less])]
+    said = scope.label(less)
+    assert scope.groups([less, full]) == [("", [full]), (said, [less])]
     out = shown([less, full])
     assert out.index(f"Comparison, {said}") > out.index("Comparison\n") > out.index("Accuracy matrix of whole")
     page.write_all([full, less], tmp_path / "out")
@@ -128,7 +128,7 @@ def test_reductions_of_different_kinds_share_no_column(made):
         made("d", evaluation={"samples": 50}),
         made("e", evaluation={"samples": 50}, data={"max_records": 9}),
     ]
-    assert [[run.name for run in members] for _, members in footing.groups(runs)] == [["a", "d"], ["b"], ["c"], ["e"]]
+    assert [[run.name for run in members] for _, members in scope.groups(runs)] == [["a", "d"], ["b"], ["c"], ["e"]]
 
 
 def test_an_average_over_some_stages_has_a_column_of_its_own(made):

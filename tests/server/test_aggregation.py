@@ -4,19 +4,40 @@ import numpy as np
 import pytest
 
 from fcit.errors import RunError
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.runs.folder import RunDir
 from server.spill import Spill
 
 
 def order(client: int = 1, shard: str = "a", **changes) -> TrainOrder:
     tensors = {"a": np.zeros(1, np.float32), "extra/x": np.ones(2, np.float32)}
-    return replace(TrainOrder("yaml", 0, 0, client, shard, [0], f"s{client}", tensors), **changes)
+    return replace(
+        TrainOrder(
+            config="yaml",
+            stage=0,
+            round=0,
+            client=client,
+            shard=shard,
+            tasks=[0],
+            subspace=f"s{client}",
+            tensors=tensors,
+        ),
+        **changes,
+    )
 
 
 def update(client: int = 1, shard: str = "a", value: float = 1.0) -> ClientUpdate:
     return ClientUpdate(
-        0, 0, client, shard, f"s{client}", 10 + client, 1, 0.1 + 0.2, 0.1, {"a": np.array([value], np.float32)}
+        stage=0,
+        round=0,
+        client=client,
+        shard=shard,
+        subspace=f"s{client}",
+        examples=10 + client,
+        steps=1,
+        loss=0.1 + 0.2,
+        seconds=0.1,
+        tensors={"a": np.array([value], np.float32)},
     )
 
 

@@ -183,7 +183,7 @@ from pathlib import Path
 import numpy as np
 from fcit.errors import DiskFull
 from fcit.methods.base import ServerState
-from fcit.run_dir import RunDir
+from fcit.runs.folder import RunDir
 from server import checkpoint
 from server.checkpoint import Progress
 run, progress = RunDir(Path(sys.argv[1])), Progress()

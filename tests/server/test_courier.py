@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 from fcit.config import Federation
 from fcit.errors import ConfigError, RunError, StopRequested
 from fcit.federation import codec
-from fcit.federation.engines import identity
-from fcit.federation.engines.identity import NodeInfo
-from fcit.federation.records import Description, Probe, ProbeOrder
+from fcit.federation.engines import private
+from fcit.federation.engines.private import NodeInfo
+from fcit.federation.messages import Description, Probe, ProbeOrder
 from fcit.io.files import write_json
 from fcit.runs.folder import RunDir
 from server.courier import NOBODY, Courier
@@ -50,7 +50,7 @@ class FakeGrid(Grid):
     """A deployment: nodes by name, answers by a story told per node, handed out at the next pull."""
 
     def __init__(self, **names: str) -> None:
-        identity.claim()
+        private.claim()
         self.names = {int(key.removeprefix("n")): name for key, name in names.items()}
         self.restarts: dict[int, int] = {}
         self.story: dict[int, Story] = {}
@@ -82,7 +82,7 @@ class FakeGrid(Grid):
         ids = []
         for message in messages:
             self._count += 1
-            identity.number(message, f"m{self._count}")
+            private.number(message, f"m{self._count}")
             ids.append(message.metadata.message_id)
             node = message.metadata.dst_node_id
             self.asked.append(node)
@@ -116,11 +116,11 @@ def seated(grid: FakeGrid, events: list[dict], **federation) -> Courier:
 
 
 def described(client: int) -> Description:
-    return Description(client, "shard", 3, {"total": np.ones(2)})
+    return Description(client=client, shard="shard", count=3, tensors={"total": np.ones(2)})
 
 
 def ask(made: Courier, *clients: int) -> list[Message]:
-    orders = [(made.node(client), ProbeOrder("")) for client in clients]
+    orders = [(made.node(client), ProbeOrder(config="")) for client in clients]
     return list(made.send("query.describe", orders, "describe"))
 
 
@@ -164,13 +164,13 @@ def test_equal_orders_cannot_be_told_by_their_hash(events):
     ask(seated(grid, events), 0, 1)
     nonces = {str(m.content["nonce"]["nonce"]) for m in sent}
     assert len(nonces) == 2 and all(len(nonce) == 32 for nonce in nonces)
-    assert codec.decode(sent[0].content, ProbeOrder) == ProbeOrder("")
+    assert codec.decode(sent[0].content, ProbeOrder) == ProbeOrder(config="")
 
 
 def test_what_flower_says_for_a_dead_node_is_that_nodes_error(events):
     grid = FakeGrid(n7="0", n8="1")
     grid.story[7] = lambda m: [
-        moved(Message(Error(code=5, reason="Node Unavailable"), reply_to=m), src_node_id=identity.SERVER_NODE)
+        moved(Message(Error(code=5, reason="Node Unavailable"), reply_to=m), src_node_id=private.SERVER_NODE)
     ]
     (reply,) = ask(seated(grid, events), 0)
     assert reply.has_error() and reply.metadata.src_node_id == 7 and reply.error.code == 5 and not events
@@ -242,7 +242,7 @@ def hands(tmp_path, events):
         if not run.environment.is_file():
             write_json(run.environment, {})
         made = courier(grid, events, **federation)
-        return Handshake(made, ProbeOrder(""), run, made.federation)
+        return Handshake(made, ProbeOrder(config=""), run, made.federation)
 
     return make
 

@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 
 from fcit.config import Federation, RunConfig
+from fcit.data.stream import SiteStream
 from fcit.errors import DataError
-from fcit.federation.records import Description
+from fcit.federation.messages import Description
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
-from server.descriptions import LEAST, assign, most_records, outliers, problem
+from server.descriptions import LEAST, assign, most_records, outliers, reject_reason
 
 METHOD = Disco(RunConfig(method={"name": "disco", "min_records": 1}))
 MAKE = Factory(0, {"x.lora_A.weight": (1, 2)})
 
 
 def described(total=(3.0, 4.0), count=1, names=("total",), dtype=np.float64) -> Description:
-    return Description(0, "a", count, {name: np.array(total, dtype=dtype) for name in names})
+    return Description(client=0, shard="a", count=count, tensors={name: np.array(total, dtype=dtype) for name in names})
 
 
 def test_an_honest_description():
-    assert problem(described(), 2, 10) is None
+    assert reject_reason(described(), 2, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_an_honest_description():
     ],
 )
 def test_what_is_not_believed(wrong, reason):
-    found = problem(wrong, 2, 10)
+    found = reject_reason(wrong, 2, 10)
     assert found is not None and reason in found
 
 
@@ -90,17 +91,16 @@ def test_statistics_of_a_methods_own_kind_are_not_measured():
 
 
 def test_most_records():
-    def shard(client, task):
+    def counted(client, tasks):
         if client == 9:
             raise DataError("the file is with the client")
-        return [0] * (3 + task)
+        return sum(3 + task for task in tasks)
 
-    benchmark = SimpleNamespace(shard=shard)
-    assert most_records(RunConfig(), benchmark, 0, [0, 1]) == 7
-    limited = {"federation": {"max_records": 50}}
-    assert most_records(RunConfig.model_validate(limited), benchmark, 9, [0]) == 50
-    site = RunConfig.model_validate({**limited, "stream": "site"})
-    assert most_records(site, benchmark, 0, []) == 50
+    stream = SimpleNamespace(most_records=counted)
+    assert most_records(RunConfig(), stream, 0, [0, 1]) == 7
+    limited = RunConfig.model_validate({"federation": {"max_records": 50}})
+    assert most_records(limited, stream, 9, [0]) == 50
+    assert most_records(limited, SiteStream(limited), 0, []) == 50
 
 
 # ------------------------------------------------------------------ openings

@@ -12,7 +12,7 @@ from fcit.data.records import TestRecord
 from fcit.data.spec import SHIPPED
 from fcit.errors import RunError, StopRequested
 from fcit.federation import codec
-from fcit.federation.records import Answers
+from fcit.federation.messages import Answers
 from fcit.runs.folder import RunDir
 from server.preflight import Preflight
 from tests.e2e.conftest import SMALL
@@ -155,7 +155,7 @@ class FakeCourier:
             meta = SimpleNamespace(src_node_id=node)
             error = SimpleNamespace(reason=trouble)
             texts = ["x", "y"] if trouble == "two" else ["x"]
-            content = codec.encode(Answers(order.dataset, 0, texts, 0.1), "float32")
+            content = codec.encode(Answers(dataset=order.dataset, first=0, texts=texts, seconds=0.1), "float32")
             failed = trouble not in (None, "two")
             yield SimpleNamespace(metadata=meta, error=error, content=content, has_error=lambda failed=failed: failed)
 

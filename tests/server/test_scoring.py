@@ -1,12 +1,12 @@
 import numpy as np
 
-from fcit.federation.records import Answers
+from fcit.federation.messages import Answers
 from server.scoring import Parts
 
 
 def stretch(first: int, texts: list[str]) -> Answers:
     mix = np.full((len(texts), 2), first, np.float32)
-    return Answers("iconqa", first, texts, 1.0, {"mix": mix})
+    return Answers(dataset="iconqa", first=first, texts=texts, seconds=1.0, tensors={"mix": mix})
 
 
 def test_stretches_are_joined_in_dataset_order():

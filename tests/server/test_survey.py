@@ -4,7 +4,7 @@ import pytest
 
 from fcit.config import RunConfig
 from fcit.errors import RunError
-from fcit.federation.records import Scores
+from fcit.federation.messages import Scores
 from fcit.methods.base import ServerState
 from server import site_scores
 from server.checkpoint import Progress
@@ -16,7 +16,7 @@ def scores(**changes) -> Scores:
 
 
 def test_honest_scores_are_believed():
-    assert site_scores.problem(scores()) is None
+    assert site_scores.reject_reason(scores()) is None
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_honest_scores_are_believed():
     ],
 )
 def test_other_scores_are_not(changes, says):
-    assert says in site_scores.problem(scores(**changes))
+    assert says in site_scores.reject_reason(scores(**changes))
 
 
 def test_worst_site_stands_beside_the_mean():
@@ -45,13 +45,13 @@ def test_worst_site_stands_beside_the_mean():
     assert site_scores.summary({}) == {}
 
 
-def asked(stages: set[int]) -> site_scores.Survey:
+def asked(stages: set[int]) -> site_scores.SiteEvaluation:
     """A survey that may ask after these stages, counted from 0; whom it asks is nobody."""
     method = SimpleNamespace(pooled=False, needs_task_at_inference=False)
-    orders = SimpleNamespace(method=method, asks=stages.__contains__)
+    orders = SimpleNamespace(method=method, evaluates=stages.__contains__)
     courier = SimpleNamespace(nodes=[], send=lambda *arguments: iter(()))
     run = SimpleNamespace(events="events.jsonl", path="runs/a-1")
-    return site_scores.Survey(RunConfig(stream="site"), None, run, orders, courier, print)
+    return site_scores.SiteEvaluation(RunConfig(stream="site"), None, run, orders, courier, print)
 
 
 def test_sites_are_asked_after_the_stages_of_evaluation_when():

@@ -7,18 +7,36 @@ import pytest
 import torch
 
 from fcit.config import RunConfig, Training
-from fcit.federation.records import ClientUpdate, TrainOrder
+from fcit.federation.messages import ClientUpdate, TrainOrder
 from server.validation import QUIET, Validator, reach, short
 
 ORDER = TrainOrder(
-    "seed: 0", 0, 1, 3, "ab", [0], "0", {"a": np.zeros((1, 2), np.float32), "b": np.zeros(1, np.float32)}
+    config="seed: 0",
+    stage=0,
+    round=1,
+    client=3,
+    shard="ab",
+    tasks=[0],
+    subspace="0",
+    tensors={"a": np.zeros((1, 2), np.float32), "b": np.zeros(1, np.float32)},
 )
 
 
 def update(move: float = 1.0, order: TrainOrder = ORDER, **changes) -> ClientUpdate:
     """An honest update that moved by ``move`` in one step."""
     tensors = {"a": np.array([[move, 0]], np.float32), "b": np.zeros(1, np.float32)}
-    base = ClientUpdate(order.stage, order.round, order.client, order.shard, order.subspace, 4, 1, 0.5, 0.1, tensors)
+    base = ClientUpdate(
+        stage=order.stage,
+        round=order.round,
+        client=order.client,
+        shard=order.shard,
+        subspace=order.subspace,
+        examples=4,
+        steps=1,
+        loss=0.5,
+        seconds=0.1,
+        tensors=tensors,
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -27,8 +45,8 @@ def with_tensor(name: str, value) -> dict[str, np.ndarray]:
 
 
 def test_an_honest_update():
-    assert Validator().problem(ORDER, update(), 4) is None
-    assert Validator().problem(ORDER, update(), None) is None
+    assert Validator().reject_reason(ORDER, update(), 4) is None
+    assert Validator().reject_reason(ORDER, update(), None) is None
 
 
 @pytest.mark.parametrize(
@@ -73,7 +91,7 @@ def test_an_honest_update():
     ],
 )
 def test_rejections(changes, reason):
-    problem = Validator().problem(ORDER, update(**changes), 4)
+    problem = Validator().reject_reason(ORDER, update(**changes), 4)
     assert problem is not None and re.search(reason, problem)
 
 
@@ -83,7 +101,7 @@ def orders(count: int) -> list[TrainOrder]:
 
 def accept(validator: Validator, count: int, move: float = 1.0) -> None:
     for order in orders(count):
-        assert validator.problem(order, update(move, order), None) is None
+        assert validator.reject_reason(order, update(move, order), None) is None
 
 
 def test_norm_rule_sleeps_until_twenty_were_accepted():
@@ -91,14 +109,14 @@ def test_norm_rule_sleeps_until_twenty_were_accepted():
         validator = Validator()
         accept(validator, accepted)
         validator.close_round()
-        problem = validator.problem(ORDER, update(1e6), None)
+        problem = validator.reject_reason(ORDER, update(1e6), None)
         assert (problem is None) is believed and (believed or "times the median" in problem)
 
 
 def test_norm_rule_allows_ten_times_the_median():
     validator = Validator(history=[1.0] * QUIET)
-    assert validator.problem(ORDER, update(9.99), None) is None
-    assert validator.problem(ORDER, update(10.01), None) is not None
+    assert validator.reject_reason(ORDER, update(9.99), None) is None
+    assert validator.reject_reason(ORDER, update(10.01), None) is not None
 
 
 def test_clients_that_learnt_nothing_do_not_silence_the_others():
@@ -107,25 +125,25 @@ def test_clients_that_learnt_nothing_do_not_silence_the_others():
     accept(validator, QUIET + 5, move=0.0)
     accept(validator, 3)
     validator.close_round()
-    assert validator.problem(ORDER, update(1.0), None) is None and 0.0 not in validator.history
+    assert validator.reject_reason(ORDER, update(1.0), None) is None and 0.0 not in validator.history
 
 
 def test_norm_is_per_root_of_steps():
     validator = Validator(batch_size=1, history=[1.0] * QUIET)
-    assert validator.problem(ORDER, update(19.9, steps=4), None) is None
-    assert validator.problem(ORDER, update(20.1, steps=4), None) is not None
+    assert validator.reject_reason(ORDER, update(19.9, steps=4), None) is None
+    assert validator.reject_reason(ORDER, update(20.1, steps=4), None) is not None
 
 
 def test_norm_rule_looks_at_earlier_rounds_only():
     validator = Validator()
     accept(validator, QUIET + 5)
-    assert validator.problem(ORDER, update(1e6), None) is None
+    assert validator.reject_reason(ORDER, update(1e6), None) is None
     assert validator.history == []
 
 
 def test_rejected_updates_do_not_count():
     validator = Validator(history=[1.0] * QUIET)
-    validator.problem(ORDER, update(1e6), None)
+    validator.reject_reason(ORDER, update(1e6), None)
     validator.close_round()
     assert validator.history == [1.0] * QUIET
 
@@ -133,7 +151,7 @@ def test_rejected_updates_do_not_count():
 def test_history_is_in_client_order():
     validator = Validator()
     for order in reversed(orders(3)):
-        validator.problem(order, update(order.client + 1.0, order), None)
+        validator.reject_reason(order, update(order.client + 1.0, order), None)
     validator.close_round()
     assert validator.history == [1.0, 2.0, 3.0]
 
@@ -142,31 +160,31 @@ def test_two_shards_of_one_client_count_twice():
     validator = Validator()
     for shard in ("ab", "cd"):
         order = dataclasses.replace(ORDER, shard=shard)
-        validator.problem(order, update(order=order), None)
+        validator.reject_reason(order, update(order=order), None)
     validator.close_round()
     assert len(validator.history) == 2
 
 
 def test_history_of_unchanged_updates():
     validator = Validator(history=[0.0] * QUIET)
-    assert validator.problem(ORDER, update(0.0), None) is None
-    assert validator.problem(ORDER, update(1.0), None) is not None
+    assert validator.reject_reason(ORDER, update(0.0), None) is None
+    assert validator.reject_reason(ORDER, update(1.0), None) is not None
 
 
 def test_honest_words_about_how_it_trained():
     how = {"dtype": "bfloat16", "micro_batch": 4, "checkpointing": True, "other": None}
-    assert Validator().problem(ORDER, update(how=how, skipped=3, kept=10**6), 4) is None
+    assert Validator().reject_reason(ORDER, update(how=how, skipped=3, kept=10**6), 4) is None
 
 
 @pytest.mark.parametrize("examples", [10**6 + 1, 10**12])
 def test_where_nothing_is_known_of_a_shard_a_limit_holds(examples):
-    problem = Validator().problem(ORDER, update(examples=examples, steps=math.ceil(examples / 16)), None)
+    problem = Validator().reject_reason(ORDER, update(examples=examples, steps=math.ceil(examples / 16)), None)
     assert problem == f"claims {examples} records, its shard has 1000000"
 
 
 def test_what_the_method_doubts_does_not_count():
     validator = Validator()
-    assert validator.problem(ORDER, update(), 4, None, lambda _: "a Fisher below 0") == "a Fisher below 0"
+    assert validator.reject_reason(ORDER, update(), 4, None, lambda _: "a Fisher below 0") == "a Fisher below 0"
     validator.close_round()
     assert validator.history == []
 
@@ -176,7 +194,7 @@ def test_the_method_is_not_asked_about_tensors_of_the_wrong_form():
         raise AssertionError("an update that is not finite was shown to the method")
 
     sent = update(tensors=with_tensor("b", np.array([np.nan], np.float32)))
-    problem = Validator().problem(ORDER, sent, 4, None, asked)
+    problem = Validator().reject_reason(ORDER, sent, 4, None, asked)
     assert problem == "b holds values that are not finite"
 
 
@@ -221,7 +239,7 @@ def test_reach_by_hand():
 
 def walked(move: float, **training) -> str | None:
     validator = Validator(training=Training(**{"lr": 0.01, **training}))
-    return validator.problem(ORDER, update(move), 4)
+    return validator.reject_reason(ORDER, update(move), 4)
 
 
 def test_the_first_round_is_guarded_too():
@@ -229,7 +247,7 @@ def test_the_first_round_is_guarded_too():
     assert walked(0.01) is None
     assert walked(0.0102) == "a moved by 0.0102, AdamW cannot walk over 0.01 in 1 steps"
     assert walked(-3e38).startswith("a moved by 3e+38")
-    assert Validator().problem(ORDER, update(3e38), 4) is None  # a method that moves parameters itself
+    assert Validator().reject_reason(ORDER, update(3e38), 4) is None  # a method that moves parameters itself
 
 
 def test_weight_decay_may_add_to_a_walk():
@@ -237,11 +255,11 @@ def test_weight_decay_may_add_to_a_walk():
     tensors = {"a": np.full((1, 2), 8 - 0.2, np.float32), "b": np.zeros(1, np.float32)}
     for decay, fine in ((0.0, False), (1.0, True)):
         validator = Validator(training=Training(lr=0.01, weight_decay=decay))
-        assert (validator.problem(order, update(tensors=tensors), 4) is None) is fine
+        assert (validator.reject_reason(order, update(tensors=tensors), 4) is None) is fine
 
 
 def test_the_validator_of_a_run():
     config = RunConfig.model_validate({"training": {"batch_size": 4, "epochs": 2}, "federation": {"max_records": 7}})
-    validator = Validator.of(config, True)
-    assert (validator.batch_size, validator.epochs, validator.most) == (4, 2, 7)
-    assert validator.training == config.training and Validator.of(config, False).training is None
+    validator = Validator.of(config, True, [0.5])
+    assert (validator.batch_size, validator.epochs, validator.history, validator.most) == (4, 2, [0.5], 7)
+    assert validator.training == config.training and Validator.of(config, False, []).training is None

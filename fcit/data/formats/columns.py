@@ -1,4 +1,4 @@
-"""Which column of a table is what: the part of a benchmark file that maps them, and the row that comes of it."""
+"""The columns of a table: the part of a benchmark file that maps them to keys, and the row made of their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcit.errors import DataError
 from fcit.registry import nearest
 
 SHOWN = 30  # columns that a message lists
-#: Columns that a key stands for where the benchmark file does not say.
+#: Columns that are taken for a key where the benchmark file maps none to it.
 USUAL = {"id": ("question_id", "id"), "messages": ("messages", "conversations")}
 PLAIN = ("question", "answer", "answer_bbox", "size")
 #: Keys whose columns may hold pictures.
@@ -21,7 +21,7 @@ PICTURES = ("image", "images", "messages")
 
 
 class Columns(Section):
-    """Columns of a Parquet file, or of a saved or hub data set, by what they are.
+    """Columns of a Parquet file, or of a saved or hub data set, by what they hold.
 
     Each default is the column of the key's own name, if there is one.
     """
@@ -32,7 +32,7 @@ class Columns(Section):
     )
     answer_bbox: str | None = Field(None, description="the box a test question is about")
     size: str | None = Field(None, description="width and height that the box is relative to")
-    system: str | None = Field(None, description="what the system says; training records only")
+    system: str | None = Field(None, description="the system message; training records only")
     messages: str | None = Field(
         None,
         description="a conversation in place of question and answer: of role and content, or of from and value; "
@@ -51,40 +51,40 @@ class Columns(Section):
         return self
 
 
-def chosen(path: Path, columns: Columns | None, there: Sequence[str]) -> dict[str, str]:
+def chosen(path: Path, columns: Columns | None, present: Sequence[str]) -> dict[str, str]:
     """The column of each key that has one.
 
     Args:
         path: of the rows, for messages.
-        there: the columns there are.
+        present: names of the columns.
 
     Raises:
-        DataError: a column that is named is not there, or no column holds a question.
+        DataError: a named column does not exist, or no column holds a question.
     """
     named = {key: name for key, name in (columns or Columns.model_validate({})) if name is not None}
     for key, name in named.items():
-        if name not in there:
-            hint = nearest(name, list(there))
-            raise DataError(f"{path}: columns.{key} names {name!r}{hint} (its columns: {_shown(there)})")
+        if name not in present:
+            hint = nearest(name, list(present))
+            raise DataError(f"{path}: columns.{key} names {name!r}{hint} (its columns: {_shown(present)})")
     usual = {key: (key,) for key in Columns.model_fields} | USUAL
-    guessed = {key: next((name for name in names if name in there), None) for key, names in usual.items()}
-    found = {key: name for key, name in guessed.items() if name is not None} | named
-    if "messages" in found and not any(key in named for key in PLAIN):
-        found = {key: name for key, name in found.items() if key not in PLAIN}
+    guessed = {key: next((name for name in names if name in present), None) for key, names in usual.items()}
+    columns_of = {key: name for key, name in guessed.items() if name is not None} | named
+    if "messages" in columns_of and not any(key in named for key in PLAIN):
+        columns_of = {key: name for key, name in columns_of.items() if key not in PLAIN}
     else:
-        found.pop("messages", None)
-    if not {"messages", "question"} & found.keys():
+        columns_of.pop("messages", None)
+    if not {"messages", "question"} & columns_of.keys():
         raise DataError(
-            f"{path}: no column is known to hold a question or a conversation (its columns: {_shown(there)}); say in "
+            f"{path}: no column is known to hold a question or a conversation (its columns: {_shown(present)}); say in "
             "the benchmark file which does, e.g. `columns: {question: query, answer: label}` or "
             "`columns: {messages: chat}`"
         )
-    return found
+    return columns_of
 
 
-def _shown(there: Sequence[str]) -> str:
-    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-    return ", ".join(there[:SHOWN]) + more
+def _shown(present: Sequence[str]) -> str:
+    more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
+    return ", ".join(present[:SHOWN]) + more
 
 
 def row(values: dict[str, Any], keys: dict[str, str], unpacked: Callable[[Any], Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def row(values: dict[str, Any], keys: dict[str, str], unpacked: Callable[[Any], 
         unpacked: a value with names in place of its pictures.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     of = {key: unpacked(values[name]) if key in PICTURES else values[name] for key, name in keys.items()}
     made = {key: of[key] for key in ("image", "images", "image_id") if of.get(key) is not None}

@@ -1,33 +1,86 @@
-"""From who said what to a record: the rules that all formats of conversations share."""
+"""From the messages of a conversation to a record: the rules that all formats share, and how a text is cleaned."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fcit.data.records import Record, TestRecord, Turn
-from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
 from fcit.io import bounded
 
+IMAGE_TAG = "<image>"
+MAX_TEXT = 20_000  # characters of an instruction or answer; what a model reads at once is far less
 MAX_IMAGES = 64  # of one record
-#: What formats call those who speak.
+#: The roles by the names that formats give them.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
-class Said:
-    """One turn of a file: who speaks, the text with its image tags."""
+class Message:
+    """One message of a conversation: the role that speaks, and the text with its image tags."""
 
     role: str
     text: str
 
 
-def role_of(value: Any, number: int) -> str:
-    """Who speaks, in one word for all formats.
+# ---------------------------------------------------------------------- texts
+
+
+def text_of(row: Any, key: str) -> str:
+    """The text under a key; a number is written out.
 
     Raises:
-        ValueError: nobody known.
+        ValueError: it holds neither.
+    """
+    value = row.get(key) if isinstance(row, dict) else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be text, got {bounded.shown(value)}")
+    return checked_text(value, key)
+
+
+def checked_text(text: str, key: str) -> str:
+    """A text that can be tokenised and shown.
+
+    Raises:
+        ValueError: it is too long, or holds half a surrogate pair.
+    """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{key!r} has {len(text):,} characters, more than {MAX_TEXT:,}")
+    if not bounded.is_text(text):
+        raise ValueError(f"{key!r} holds half a surrogate pair, which is no text: {text[:80]!r}")
+    return text
+
+
+def without_tags(text: str) -> tuple[str, int]:
+    """A question without image tags, and how many there were.
+
+    Where there was one, blanks at both ends are removed too: the tag is moved to the front of the turn that holds it,
+    as the public trainer moves it.
+
+    Raises:
+        ValueError: what is left makes a tag again.
+    """
+    count = text.count(IMAGE_TAG)
+    if not count:
+        return text, 0
+    rest = text.replace(IMAGE_TAG, "").strip()
+    if IMAGE_TAG in rest:
+        raise ValueError(f"an image tag stands inside another: {text[:80]!r}")
+    return rest, count
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def role_of(value: Any, number: int) -> str:
+    """The role of a message, by one name for all formats.
+
+    Raises:
+        ValueError: it is unknown.
     """
     role = ROLES.get(value) if isinstance(value, str) else None
     if role is None:
@@ -52,63 +105,63 @@ def images_of(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(text_of({"image": value}, "image") for value in values)
 
 
-def record_of(images: Sequence[str], said: Sequence[Said]) -> Record:
+def record_of(images: Sequence[str], messages: Sequence[Message]) -> Record:
     """The record of a conversation.
 
-    It may open with what the system says; then questions and answers follow in turn, the last word being an answer.
-    Blanks at the ends of a question go; an answer is kept as it is.
+    It may begin with a system message; then questions and answers alternate, and the last message is an answer.
+    Blanks at the ends of a question are removed; an answer is kept as it is.
 
     Raises:
         ValueError: it is not such a conversation, or its image tags do not fit its images.
     """
     system = ""
-    if said and said[0].role == "system":
-        system, said = whole(said[0].text, "system").strip(), said[1:]
+    if messages and messages[0].role == "system":
+        system, messages = checked_text(messages[0].text, "system").strip(), messages[1:]
         if IMAGE_TAG in system:
             raise ValueError("the system turn holds the image tag; an image belongs into a question")
-    if len(said) < 2:
+    if len(messages) < 2:
         raise ValueError("a conversation needs a question (human, user) and its answer (gpt, assistant)")
-    for number, turn in enumerate(said):
+    for number, message in enumerate(messages):
         wanted = ("user", "assistant")[number % 2]
-        if turn.role != wanted:
-            raise ValueError(f"turn {number} of the conversation is by {turn.role!r}, where {wanted!r} is to speak")
-    if len(said) % 2:
+        if message.role != wanted:
+            raise ValueError(f"turn {number} of the conversation is by {message.role!r}, where {wanted!r} is to speak")
+    if len(messages) % 2:
         raise ValueError("the last question has no answer")
-    questions = [without_tags(whole(turn.text, "question")) for turn in said[::2]]
-    answers = [_answer(turn.text) for turn in said[1::2]]
-    placed = places([tags for _, tags in questions], len(images))
-    turns = zip(questions, answers, placed, strict=True)
+    questions = [without_tags(checked_text(message.text, "question")) for message in messages[::2]]
+    answers = [_answer(message.text) for message in messages[1::2]]
+    counts = images_per_turn([tags for _, tags in questions], len(images))
+    turns = zip(questions, answers, counts, strict=True)
     return Record(tuple(images), tuple(Turn(text.strip(), answer, count) for (text, _), answer, count in turns), system)
 
 
 def _answer(text: str) -> str:
-    if not whole(text, "answer").strip():
+    if not checked_text(text, "answer").strip():
         raise ValueError("the answer is empty")
     if IMAGE_TAG in text:
         raise ValueError(f"the answer {text[:80]!r} holds the image tag; an image belongs into a question")
     return text
 
 
-def places(tags: list[int], images: int) -> list[int]:
-    """How many images stand in front of each question.
+def images_per_turn(tags: list[int], images: int) -> list[int]:
+    """How many images stand in front of each question, by the number of image tags in each.
 
     Raises:
-        ValueError: the tags do not say.
+        ValueError: the tags do not fit the number of images.
     """
     if not sum(tags):
-        return [images if number == 0 else 0 for number in range(len(tags))]  # nobody said where: in front
+        return [images if number == 0 else 0 for number in range(len(tags))]  # no tags: all images in front
     if sum(tags) == images:
         return tags
     if images == 1 and sum(map(bool, tags)) == 1:
-        return [min(count, 1) for count in tags]  # named twice in one turn: there once, as in the public trainer
+        return [min(count, 1) for count in tags]  # several tags in one turn for one image: once, as the public trainer
     raise ValueError(f"{sum(tags)} image tags in its questions, and it names {images} images")
 
 
 def question_of(record: Record, question_id: str) -> TestRecord:
-    """A conversation of one turn as a question to be answered.
+    """A conversation of one turn as a test question.
 
     Raises:
-        ValueError: it has more turns: which of the answers would be scored?
+        ValueError: it has several turns, of which it is not clear which one is scored, or a system message.
     """
     if len(record.turns) > 1:
         raise ValueError(f"a test question has one question and its answer, and this has {len(record.turns)}")

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcit.data.formats import Form, Rows, columns, llava, messages
-from fcit.data.formats.conversation import Said, images_of, record_of
-from fcit.data.formats.places import SPLITS, STATE, Place, hub_parts
+from fcit.data.formats import columns, llava, messages
+from fcit.data.formats.conversation import Message, images_of, record_of, text_of
+from fcit.data.formats.files import SPLITS, STATE, Form, Place, Rows, hub_parts
 from fcit.data.formats.unpack import Unpacked
 from fcit.data.records import Record, TestRecord
-from fcit.data.texts import text_of
 from fcit.errors import DataError
 from fcit.io import bounded
 
@@ -29,13 +28,13 @@ BATCH = 64  # rows with their pictures that are in memory at once
 
 @dataclass(frozen=True)
 class Unusable:
-    """A row of which none could be made."""
+    """Stands for a row that could not be made, and why."""
 
     why: str
 
 
 def is_row(row: Any) -> bool:
-    """Never: where rows lie tells this format."""
+    """Always False: this format follows from where rows lie."""
     return False
 
 
@@ -43,23 +42,23 @@ def record(row: Any) -> Record:
     """The record of a row.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     if isinstance(row, Unusable):
         raise ValueError(row.why)
     if "text" not in row:
         return (llava if "conversations" in row else messages).record(row)
-    said = [Said("system", text_of(row, "system"))] if row.get("system") else []
-    said.append(Said("user", text_of({"question": row["text"]}, "question")))
-    said.append(Said("assistant", text_of({"answer": _answers(row)[0]}, "answer")))
-    return record_of(images_of(row), said)
+    messages_ = [Message("system", text_of(row, "system"))] if row.get("system") else []
+    messages_.append(Message("user", text_of({"question": row["text"]}, "question")))
+    messages_.append(Message("assistant", text_of({"answer": _answers(row)[0]}, "answer")))
+    return record_of(images_of(row), messages_)
 
 
 def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
     """The test record of a row; a list of answers is a list of captions, the first of them the answer.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     if isinstance(row, Unusable):
         raise ValueError(row.why)
@@ -91,7 +90,7 @@ def read(place: Place, form: Form) -> Rows:
     """The rows of a table by what their columns are; embedded pictures are unpacked on the way.
 
     Raises:
-        DataError: it cannot be read, a column is not there, or pictures cannot be unpacked.
+        DataError: it cannot be read, a column does not exist, or pictures cannot be unpacked.
     """
     if place.kind == "hub":
         unpacked = Unpacked(form.images, str(hub_parts(place)["name"]).replace("/", "--"), _kept_by_the_hub())
@@ -183,17 +182,22 @@ def _from_folder(place: Place) -> Dataset:
     return Dataset.load_from_disk(str(folder))
 
 
-def _split_of(path: Path, split: str | None, there: list[str]) -> str:
-    if split in there:
+def _split_of(path: Path, split: str | None, names: list[str]) -> str:
+    """The split that is meant, of those with these names.
+
+    Raises:
+        DataError: it does not exist, or none is named and there are several.
+    """
+    if split in names:
         return str(split)
-    if split is None and len(there) == 1:
-        return there[0]
-    asked = "which of its splits is meant is not said" if split is None else f"it has no split {split!r}"
-    raise DataError(f"{path}: {asked}; there are: {', '.join(f'{path}#{name}' for name in there)}")
+    if split is None and len(names) == 1:
+        return names[0]
+    problem = "which of its splits is meant is not said" if split is None else f"it has no split {split!r}"
+    raise DataError(f"{path}: {problem}; there are: {', '.join(f'{path}#{name}' for name in names)}")
 
 
 def _from_hub(place: Place) -> Dataset:
-    """Load, from the hub or from what its library kept of it."""
+    """Load a data set from the hub, or from the copy that its library keeps."""
     import datasets
 
     parts = hub_parts(place)
@@ -201,7 +205,7 @@ def _from_hub(place: Place) -> Dataset:
     if Path(name).exists():  # `datasets` would take that
         raise DataError(f"{place.path}: here is a folder {name}; start from another one, or name it without hub:")
     try:
-        found = datasets.load_dataset(name, parts["config"], split=split, revision=parts["revision"])
+        loaded = datasets.load_dataset(name, parts["config"], split=split, revision=parts["revision"])
     except Exception as error:  # noqa: BLE001  (the hub's library passes on whatever its HTTP client raises)
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
@@ -211,8 +215,8 @@ def _from_hub(place: Place) -> Dataset:
             f"FOLDER#{split or 'train'}"
         ) from None
     if split is None:
-        found = found[_split_of(place.path, None, list(found))]
-    return found
+        loaded = loaded[_split_of(place.path, None, list(loaded))]
+    return loaded
 
 
 def _kept_by_the_hub() -> tuple[Path, ...]:

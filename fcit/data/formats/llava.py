@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.data.formats.conversation import Said, images_of, places, question_of, record_of, role_of
+from fcit.data.formats.conversation import (
+    IMAGE_TAG,
+    Message,
+    checked_text,
+    images_of,
+    images_per_turn,
+    question_of,
+    record_of,
+    role_of,
+    text_of,
+    without_tags,
+)
 from fcit.data.records import Record, TestRecord
-from fcit.data.texts import IMAGE_TAG, text_of, whole, without_tags
 from fcit.io import bounded
 
 LARGEST_SIDE = 1e9  # pixels that a record may claim for a side of its image; beyond it, `size` is something else
@@ -30,20 +40,20 @@ def record(row: Any) -> Record:
     """The record of a row.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"'conversations' must be a list of turns with 'from' and 'value', got {bounded.shown(turns)}")
-    said = [Said(role_of(turn.get("from"), n), text_of(turn, "value")) for n, turn in enumerate(turns)]
-    return record_of(images_of(row), said)
+    messages = [Message(role_of(turn.get("from"), n), text_of(turn, "value")) for n, turn in enumerate(turns)]
+    return record_of(images_of(row), messages)
 
 
 def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
-    """The test record of a row; of a captioned one the answers are in another file.
+    """The test record of a row; ``number`` is its position, ``captioned``: its answers are in another file.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     if isinstance(row, dict) and "conversations" in row and "text" not in row:
         return question_of(record(row), text_of(row, "question_id") if "question_id" in row else str(number))
@@ -57,11 +67,12 @@ def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
         )
     text, tags = without_tags(text_of(row, "text"))
     images = images_of(row)
-    places([tags], len(images))
-    box = row.get("answer_bbox")
-    box = (
-        "" if box is None else whole(str(box), "answer_bbox") if isinstance(box, list) else text_of(row, "answer_bbox")
-    )
+    images_per_turn([tags], len(images))
+    value = row.get("answer_bbox")
+    if isinstance(value, list):
+        box = checked_text(str(value), "answer_bbox")
+    else:
+        box = "" if value is None else text_of(row, "answer_bbox")
     answer = "" if captioned else box if row.get("answer") is None else text_of(row, "answer")
     return TestRecord(text_of(row, "question_id"), images, text, answer, box=box, size=_size(row.get("size")))
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.data.formats.conversation import Said, images_of, question_of, record_of, role_of
+from fcit.data.formats.conversation import IMAGE_TAG, Message, images_of, question_of, record_of, role_of, text_of
 from fcit.data.records import Record, TestRecord
-from fcit.data.texts import IMAGE_TAG, text_of
 from fcit.io import bounded
 
 _KEYS = ("messages", "conversations")
@@ -26,21 +25,21 @@ def is_row(row: Any) -> bool:
 
 
 def _turns(row: Any) -> list[Any]:
-    found = next((row[key] for key in _KEYS if row.get(key) is not None), None) if isinstance(row, dict) else None
-    return found if isinstance(found, list) else []
+    turns = next((row[key] for key in _KEYS if row.get(key) is not None), None) if isinstance(row, dict) else None
+    return turns if isinstance(turns, list) else []
 
 
 def record(row: Any) -> Record:
     """The record of a row.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     turns = _turns(row)
     if not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"'messages' must be a list of messages with 'role' and 'content', got {bounded.shown(row)}")
-    waiting, images, said = list(images_of(row)), list[str](), []
-    listed = bool(waiting)
+    unplaced, images, messages = list(images_of(row)), list[str](), []
+    listed = bool(unplaced)
     for number, turn in enumerate(turns):
         text, named = _content(turn, number)
         if None not in named and named and listed:
@@ -48,11 +47,11 @@ def record(row: Any) -> Record:
                 f"message {number} names an image and the row lists 'images', too; one of the two is meant"
             )
         for name in named:
-            if name is None and not waiting:
+            if name is None and not unplaced:
                 raise ValueError(f"message {number} has an image, and the row's 'images' hold no more")
-            images.append(waiting.pop(0) if name is None else name)
-        said.append(Said(role_of(turn.get("role"), number), text))
-    return record_of([*images, *waiting], said)
+            images.append(unplaced.pop(0) if name is None else name)
+        messages.append(Message(role_of(turn.get("role"), number), text))
+    return record_of([*images, *unplaced], messages)
 
 
 def _content(turn: dict[str, Any], number: int) -> tuple[str, list[str | None]]:
@@ -92,7 +91,7 @@ def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
     """The test record of a row of one user and one assistant message; ``question_id`` or ``id``, else its number.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row cannot be used, and why.
     """
     if captioned:
         raise ValueError("captions in a file of their own go with questions in LLaVA's format; leave out `references`")

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from fcit.data.pictures import FORMATS, MAX_IMAGE_BYTES
+from fcit.data.images.opening import FORMATS, MAX_IMAGE_BYTES
 from fcit.errors import DataError
 
 FOLDER = "unpacked"
@@ -22,10 +22,10 @@ _ENDINGS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "g
 class Unpacked:
     """The pictures of one source, ``<root>/unpacked/<source>/<16 hex digits of SHA-256>.<ending by content>``.
 
-    Only headers are read here: whether a picture can be decoded is found where all images are looked at.
+    Only headers are read here: whether an image can be decoded is checked with all others.
 
     Args:
-        root: the folder that image names are relative to; None: there is none, an embedded picture is a problem.
+        root: the folder that image names are relative to; None: embedded images cannot be used.
         source: names the folder of this source.
         within: folders from which a picture that is named by its full path is taken, too.
     """
@@ -40,7 +40,7 @@ class Unpacked:
 
         Raises:
             ValueError: a picture that cannot be used.
-            DataError: there is no writing below the root.
+            DataError: the folder below the root cannot be written.
         """
         if isinstance(value, bytes):
             return self._name(value)
@@ -84,7 +84,7 @@ class Unpacked:
 def _ending(content: bytes) -> str:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images; said where all are looked at
+            warnings.simplefilter("ignore")  # of large images; reported when all images are checked
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 return _ENDINGS.get(str(image.format), str(image.format).lower())
     except Exception as error:  # noqa: BLE001  (Pillow raises whatever a broken file leads it into)

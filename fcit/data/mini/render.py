@@ -126,7 +126,7 @@ def make(name: str, root: Path, seed: int = 0) -> None:
 
 
 def ensure(name: str, root: Path) -> None:
-    """Render a dataset unless it is there; safe when several processes ask at once."""
+    """Render a data set unless it exists; safe when several processes do so at once."""
     from filelock import FileLock
 
     done = root / "instructions" / FOLDERS.get(name, name)

@@ -8,8 +8,8 @@ from typing import ClassVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fcit.federation.engines import identity
-from fcit.federation.engines.identity import NodeInfo, Run
+from fcit.federation.engines import private
+from fcit.federation.engines.private import NodeInfo, Run
 from fcit.federation.nodes import FIRST_NODE
 
 
@@ -24,7 +24,7 @@ class VirtualGrid(Grid):
     virtual: ClassVar[bool] = True
 
     def __init__(self, clients: int) -> None:
-        identity.claim()
+        private.claim()
         self._clients = clients
         self._run = Run.create_empty(run_id=1)
         self._count = 0
@@ -50,5 +50,5 @@ class VirtualGrid(Grid):
     def _number(self, message: Message) -> str:
         """Give a message its id."""
         self._count += 1
-        identity.number(message, f"message-{self._count}")
+        private.number(message, f"message-{self._count}")
         return str(message.metadata.message_id)

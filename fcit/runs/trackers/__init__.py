@@ -1,7 +1,7 @@
-"""Who else is told how a run goes: TensorBoard, or a tracker of one's own.
+"""Trackers, which receive the events of a run: TensorBoard, or a class of the user's own.
 
 A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(kind, **values)`` and
-``close()``. It is told what ``events.jsonl`` is told, and of each client in between:
+``close()``. It receives the events that ``events.jsonl`` holds, and one for each client in between:
 
     start     stages, rounds, done (stages and rounds finished before a resume)
     client    client, loss
@@ -10,10 +10,10 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
-and of what went wrong: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
-``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, or was mended: ``joined``, ``reused``,
-``checkpoint-damaged``, ``spill-damaged``, or accepted: ``data-changed``. After a resume the
-round or evaluation that was cut is told again.
+and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
+``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
+``checkpoint-damaged``, ``spill-damaged``, and ``data-changed``. After a resume the
+round or evaluation that was interrupted is reported again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WATCHER = "watcher"
 
 
 class Watcher(Protocol):
-    """Who is told what happens (progress bars, plain log)."""
+    """Receives the events of a run (progress bars, plain log)."""
 
     def say(self, kind: str, **values: Any) -> None:
         """One event, as in ``events.jsonl``."""
@@ -54,8 +54,8 @@ def _problem(name: str) -> str | None:
     if lacking:
         return f"trackers: {name} has no {lacking[0]}(); a tracker is a class (run_dir, config) with say and close"
     package = getattr(kind, "needs", "")
-    found = importlib.util.find_spec(package) if package else None
-    if package and (found is None or found.origin is None):
+    module = importlib.util.find_spec(package) if package else None
+    if package and (module is None or module.origin is None):
         return f"{name}: the package {package!r} is not installed; run `pip install {package}`"
     return None
 
@@ -64,7 +64,7 @@ def check(config: RunConfig) -> None:
     """Refuse trackers that cannot be used, before anything is started.
 
     Raises:
-        ConfigError: a tracker is not there, is none, or its package is missing.
+        ConfigError: a tracker does not exist or is not one, or its package is missing.
     """
     problems = [problem for name in names(config) if (problem := _problem(name)) is not None]
     if problems:
@@ -72,9 +72,9 @@ def check(config: RunConfig) -> None:
 
 
 class Trackers:
-    """The watcher of a run and its trackers, told one after the other.
+    """The watcher of a run and its trackers, which receive each event one after the other.
 
-    They are given copies. One that raises is switched off with a ``tracker-failed`` event and the run
+    They receive copies. One that raises is switched off with a ``tracker-failed`` event and the run
     goes on; only the watcher may end it, by raising :class:`fcit.errors.StopRequested`. Trackers are made
     at the first event, when a resumed run's ``events.jsonl`` has been cut back to its checkpoint.
     """
@@ -82,25 +82,25 @@ class Trackers:
     def __init__(self, run: RunDir, config: RunConfig, watcher: Watcher | None = None) -> None:
         self.run, self.config = run, config
         self._waiting = names(config)
-        self._told: dict[str, Any] = {} if watcher is None else {WATCHER: watcher}
+        self._active: dict[str, Any] = {} if watcher is None else {WATCHER: watcher}
 
     def say(self, kind: str, **values: Any) -> None:
         """Pass one event on."""
         waiting, self._waiting = self._waiting, []
         for name in waiting:
             self._try(name, partial(self._make, name))
-        for name, part in list(self._told.items()):
-            if name in self._told:
+        for name, part in list(self._active.items()):
+            if name in self._active:
                 self._try(name, partial(part.say, kind, **copy.deepcopy(values)))
 
     def close(self) -> None:
         """Let every tracker finish what it writes."""
-        for name, part in list(self._told.items()):
+        for name, part in list(self._active.items()):
             if name != WATCHER:
                 self._try(name, part.close)
 
     def _make(self, name: str) -> None:
-        self._told[name] = registry.resolve("tracker", name)(self.run.path, self.config)
+        self._active[name] = registry.resolve("tracker", name)(self.run.path, self.config)
 
     def _try(self, name: str, work: Callable[[], Any]) -> None:
         try:
@@ -108,7 +108,7 @@ class Trackers:
         except Exception as error:
             if name == WATCHER and isinstance(error, StopRequested):
                 raise
-            self._told.pop(name, None)
+            self._active.pop(name, None)
             reason = f"{type(error).__name__}: {error}"
             self.run.event("tracker-failed", tracker=registry.label(name), reason=reason)
             self.say("tracker-failed", tracker=registry.label(name), reason=reason)

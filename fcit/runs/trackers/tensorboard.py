@@ -15,7 +15,7 @@ class TensorBoard:
     """Losses, traffic, seconds and scores in ``<run>/tensorboard``; ``tensorboard --logdir runs`` shows them.
 
     The step is the number of rounds so far, also where a stage is scored. When a run is resumed the
-    files are written anew from ``events.jsonl``, so that no step is there twice.
+    files are written anew from ``events.jsonl``, so that no step occurs twice.
     """
 
     summary = "TensorBoard event files in the run folder (as tensorboard=true)"
@@ -28,7 +28,7 @@ class TensorBoard:
         folder = run_dir / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        # To a TensorBoard that has the old files in mind: forget everything from step 0 on.
+        # A TensorBoard that has read the old files drops everything from step 0 on.
         self._writer: Any = SummaryWriter(str(folder), purge_step=0)
         text = configuration.dump(config)
         self._writer.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()), 0)
@@ -46,11 +46,11 @@ class TensorBoard:
 
     def _show(self, kind: str, values: dict[str, Any], time: float | None = None) -> None:
         """Scalars of a finished round or stage; ``time`` is when it happened, now if None."""
-        found: dict[str, float | None] = {}
+        scalars: dict[str, float | None] = {}
         if kind == "round":
             step = values["stage"] * self._rounds + values["round"] + 1
             losses = list(values["loss"].values())
-            found = {
+            scalars = {
                 "round/loss": sum(losses) / len(losses) if losses else None,
                 "round/seconds": values["seconds"],
                 "round/bytes_up": values["up"],
@@ -58,8 +58,8 @@ class TensorBoard:
             }
         elif kind == "stage":
             step = (values["stage"] + 1) * self._rounds
-            found = {f"score/{name}": score for name, score in values["row"].items()}
-            found["stage/last_so_far"] = AccuracyMatrix(list(values["row"]), [values["row"]]).last
-        for tag, value in found.items():
+            scalars = {f"score/{name}": score for name, score in values["row"].items()}
+            scalars["stage/last_so_far"] = AccuracyMatrix(list(values["row"]), [values["row"]]).last
+        for tag, value in scalars.items():
             if value is not None:
                 self._writer.add_scalar(tag, value, step, walltime=time)

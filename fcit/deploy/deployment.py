@@ -16,6 +16,7 @@ import yaml
 from fcit.errors import ConfigError
 from fcit.io import bounded
 from fcit.io.files import read_json, write_json
+from fcit.runs.environment import flower_environment
 
 #: Name of the operator's connection in ``operator/config.toml``.
 CONNECTION = "operator"
@@ -165,27 +166,10 @@ class Deployment:
         write_json(self.home / f"{what}.json", table)
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Environment of every Flower process of this deployment; FLWR_ variables of the caller are dropped."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
-        for name in ("no_proxy", "NO_PROXY"):  # loopback is not asked for through a proxy
-            kept[name] = ",".join(filter(None, [kept.get(name), "127.0.0.1,localhost"]))
+        """Environment of every Flower process of this deployment, which finds the programs installed beside fcit."""
+        environment = flower_environment(home)
         programs = str(Path(sys.executable).parent)
-        return {
-            **kept,
-            "PATH": os.pathsep.join([programs, kept.get("PATH", os.defpath)]),
-            **flower_environment(home),
-        }
-
-
-def flower_environment(home: Path) -> dict[str, str]:
-    """Settings that keep Flower within its folder: no telemetry, no update check, no installing at run time."""
-    return {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+        return {**environment, "PATH": os.pathsep.join([programs, environment.get("PATH", os.defpath)])}
 
 
 def parsed(text: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""From a picture's file to the pixels a model sees: what is opened, and within which bounds.
+"""Opening images: which files, and within which bounds.
 
-What an opened picture becomes is in :mod:`fcit.data.pixels`.
+How an opened image becomes pixels is in :mod:`fcit.data.images.pixels`.
 
 The published trainer sets ``ImageFile.LOAD_TRUNCATED_IMAGES`` (ETrain/Dataset/LLaVA/llava_dataset.py of its code), so
 that it learns from the upper part of a truncated file and from grey below. Here a truncated picture cannot be read: the
@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from fcit.config.schema import Way
-from fcit.data.pixels import as_rgb, flat, orientation
+from fcit.data.images.pixels import as_rgb, flat, orientation
 from fcit.errors import DataError
 from fcit.io import bounded
 
@@ -38,14 +38,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class Unreadable(DataError):
-    """The file could not be read now; that says nothing of what is in it."""
+    """The file could not be read this time; its content may be good."""
 
 
 def image_path(root: Path, relative: str) -> Path:
     """Resolve an image path inside ``root``.
 
     Raises:
-        DataError: the path or a link on it leaves the root, or no ordinary file is there.
+        DataError: the path or a link on it leaves the root, or it is no ordinary file.
     """
     base = root.resolve()
     name = bounded.shown(relative)
@@ -57,10 +57,10 @@ def image_path(root: Path, relative: str) -> Path:
             raise DataError(f"image {name} leaves the image root {root}; only files inside it are opened")
         if path.is_file():
             return path
-        there = path.exists()
+        exists = path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, links in a circle
         raise DataError(f"image {name} is not a path that can be followed under {root} ({error})") from None
-    if there and not path.is_dir():
+    if exists and not path.is_dir():
         raise DataError(f"image {name} is not an ordinary file under {root}; pipes and devices are not opened")
     raise DataError(f"image {name} is missing under {root}")
 
@@ -71,7 +71,7 @@ def image_path(root: Path, relative: str) -> Path:
 def open_image(root: Path, relative: str, way: Way = "official") -> Image.Image:
     """Open an image inside ``root`` as RGB; of an animation or a file of several pages, the first.
 
-    Its size is read from its header and bounded before anything is decoded. What Pillow warns of is told once for
+    Its size is read from its header and bounded before anything is decoded. A warning of Pillow's is shown once for
     each file, with its name.
 
     Raises:
@@ -84,7 +84,7 @@ def open_image(root: Path, relative: str, way: Way = "official") -> Image.Image:
 
 @dataclass(frozen=True)
 class Look:
-    """What is found when a picture that can be used is looked at.
+    """What an image that can be used looks like.
 
     Attributes:
         content: first sixteen hexadecimal digits of the SHA-256 of its file.
@@ -100,7 +100,7 @@ class Look:
 
 
 def look_at(root: Path, relative: str) -> Look:
-    """Open an image inside ``root`` and tell what it is.
+    """Open an image inside ``root`` and describe it.
 
     Raises:
         DataError: as :func:`open_image`.
@@ -151,13 +151,13 @@ def _read(path: Path) -> bytes:
 
 @contextmanager
 def _opened(path: Path, content: bytes) -> Iterator[Image.Image]:
-    """The image in a file, of bounded size and not yet decoded; what goes wrong inside is told of the file.
+    """The image in a file, of bounded size and not yet decoded; errors inside name the file.
 
     Raises:
         DataError: it is too large, or no image that can be decoded.
     """
     try:
-        with _heard() as notes, Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with _collected_warnings() as notes, Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _bound(path, image)
             yield image
     except DataError:
@@ -169,7 +169,7 @@ def _opened(path: Path, content: bytes) -> Iterator[Image.Image]:
     except Exception as error:  # noqa: BLE001  (Pillow's decoders raise whatever a broken file leads them into)
         reason = str(error) or type(error).__name__
         raise DataError(f"{path}: not a readable image ({', '.join(FORMATS)}), perhaps truncated: {reason}") from None
-    _tell(path, notes)
+    _warn(path, notes)
 
 
 def _bound(path: Path, image: Image.Image) -> None:
@@ -188,57 +188,57 @@ def _bound(path: Path, image: Image.Image) -> None:
 # ---------------------------------------------------------------------- warnings
 
 
-class _Ears:
-    """Pillow's warnings, kept apart by thread: many look at pictures at once, and ``warnings`` is one for all."""
+class _WarningCollector:
+    """Pillow's warnings by thread: images are decoded in several threads, and ``warnings`` is one for all of them."""
 
     def __init__(self) -> None:
-        self.lock, self.mine = threading.Lock(), threading.local()
-        self.listening = 0
+        self.lock, self.local = threading.Lock(), threading.local()
+        self.collecting = 0
         self.before: warnings.catch_warnings[None] | None = None
-        self.shown: Any = None  # what shows the warnings of everybody else
+        self.shown: Any = None  # shows the warnings of all other threads
 
     def start(self) -> list[str]:
-        self.mine.notes = []
+        self.local.notes = []
         with self.lock:
-            if not self.listening:
+            if not self.collecting:
                 self.before = warnings.catch_warnings()
                 self.before.__enter__()
                 warnings.filterwarnings("always", module=r"PIL\.")  # else the first alone, of thousands
-                self.shown, warnings.showwarning = warnings.showwarning, self.hear
-            self.listening += 1
-        return self.mine.notes
+                self.shown, warnings.showwarning = warnings.showwarning, self.collect
+            self.collecting += 1
+        return self.local.notes
 
     def stop(self) -> None:
-        self.mine.notes = None
+        self.local.notes = None
         with self.lock:
-            self.listening -= 1
-            if not self.listening and self.before is not None:
+            self.collecting -= 1
+            if not self.collecting and self.before is not None:
                 self.before.__exit__(None, None, None)
 
-    def hear(self, message: Warning | str, *where: Any, **more: Any) -> None:
-        notes = getattr(self.mine, "notes", None)
+    def collect(self, message: Warning | str, *where: Any, **more: Any) -> None:
+        notes = getattr(self.local, "notes", None)
         if notes is None:
             self.shown(message, *where, **more)
         else:
             notes.append(str(message))
 
 
-_ears = _Ears()
-_told: set[str] = set()  # files
+_collector = _WarningCollector()
+_warned: set[str] = set()  # files whose warning has been shown
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Inside, this thread's warnings of Pillow's go into a list."""
-    notes = _ears.start()
+def _collected_warnings() -> Iterator[list[str]]:
+    """Inside, this thread's warnings from Pillow are collected in a list."""
+    notes = _collector.start()
     try:
         yield notes
     finally:
-        _ears.stop()
+        _collector.stop()
 
 
-def _tell(path: Path, notes: list[str]) -> None:
-    if notes and str(path) not in _told:
-        _told.add(str(path))
+def _warn(path: Path, notes: list[str]) -> None:
+    if notes and str(path) not in _warned:
+        _warned.add(str(path))
         more = f" (and {len(notes) - 1} more warnings)" if len(notes) > 1 else ""
         warnings.warn(f"{path}: Pillow warns: {notes[0]}{more}", stacklevel=5)

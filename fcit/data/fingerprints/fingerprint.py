@@ -18,20 +18,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fcit import registry
-from fcit.config import RunConfig
-from fcit.data.benchmark import Benchmark, cache_folder
-from fcit.data.formats import Form, places
-from fcit.data.image_hashes import ImageHashes
-from fcit.data.records import Record, TestRecord
-from fcit.data.spec import BenchmarkSpec, DatasetSpec, placed
-from fcit.data.table import picked
+from fcit.data.benchmark import Benchmark
+from fcit.data.fingerprints.image_hashes import ImageHashes
+from fcit.data.formats import files
+from fcit.data.formats.files import Form
+from fcit.data.records import Record, TestRecord, picked, placed
+from fcit.data.spec import DatasetSpec
+from fcit.data.stream import Stream
 from fcit.errors import ConfigError
+from fcit.io.cache import cache_folder
 
 VERSION = 1  # raised whenever something else is hashed: fingerprints of two versions are not compared
 
@@ -56,8 +57,8 @@ def images_of(records: Iterable[Record | TestRecord | None]) -> Iterator[str]:
             yield from record.images
 
 
-def of(benchmark: Benchmark, trains: bool = True) -> dict[str, Any]:
-    """The fingerprints of a run's data and of the code it names.
+def of(stream: Stream, trains: bool = True) -> dict[str, Any]:
+    """The fingerprints of a run's data and of the code it names; of a stream without data, of the code alone.
 
     Args:
         trains: whether the training data are here; where sites train, only the server's own questions are.
@@ -65,29 +66,31 @@ def of(benchmark: Benchmark, trains: bool = True) -> dict[str, Any]:
     Raises:
         ConfigError, DataError: the data are not usable.
     """
-    seen = _Data(benchmark)
-    datasets = {
-        name: ({"train": seen.train(name)} if trains else {}) | {"test": seen.test(name)} for name in seen.names
-    }
-    found: dict[str, Any] = {"version": VERSION, "datasets": datasets}
-    if trains:
-        found["partitions"] = [seen.partition(task, datasets) for task in range(len(benchmark.spec.tasks))]
-    return found | {"code": code(benchmark.config, benchmark.spec)}
+    data: dict[str, Any] = {"version": VERSION, "datasets": {}} | ({"partitions": []} if trains else {})
+    if isinstance(stream, Benchmark):
+        source = _Data(stream)
+        datasets = data["datasets"] = {
+            name: ({"train": source.train(name)} if trains else {}) | {"test": source.test(name)}
+            for name in source.names
+        }
+        if trains:
+            data["partitions"] = [source.partition(task, datasets) for task in range(len(stream.tasks))]
+    return data | {"code": code(stream)}
 
 
 def differing_images(benchmark: Benchmark, name: str, split: str, before: str) -> list[str]:
-    """Which images of a data set are not what they were in a fingerprint, as far as that is still known.
+    """The images of a data set that differ from those of a fingerprint, as far as their hashes are still kept.
 
     Args:
         split: ``train`` or ``test``.
         before: the hash of the images in the fingerprint.
     """
-    seen = _Data(benchmark)
-    return seen.hashes.differing(before, seen.hashes.of(seen.images(name, split)))
+    data = _Data(benchmark)
+    return data.hashes.differing(before, data.hashes.of(data.images(name, split)))
 
 
 class _Data:
-    """A benchmark, looked at."""
+    """The data of a benchmark."""
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark, self.spec = benchmark, benchmark.spec
@@ -95,9 +98,9 @@ class _Data:
         self.hashes = ImageHashes(benchmark.image_root, cache_folder() / "image-hashes")
 
     def _file(self, name: str) -> dict[str, Any]:
-        """A file by its content; a table of several files by all of them; none of the hub, which has records only."""
-        path = self.benchmark._located(name)
-        place = places.place_of(path)
+        """A file by its content, a table of several files by all of them; None for one of the hub: it has no file."""
+        path = self.benchmark.files.located(name)
+        place = files.place_of(path)
         if place.is_table and place.files():
             return {"file": name, "sha256": _sha([[file.name, file_sha(file)] for file in place.files()])}
         return {"file": name, "sha256": file_sha(path)}
@@ -106,7 +109,7 @@ class _Data:
         hashes = self.hashes.of(names)
         return {"count": len(hashes), "sha256": self.hashes.remember(hashes)}
 
-    def _of_split(self, name: str, split: str) -> dict[str, Any]:
+    def _images_of_split(self, name: str, split: str) -> dict[str, Any]:
         if self.spec.source == "mini":
             from fcit.data.mini.render import VERSION as rendered
 
@@ -119,43 +122,43 @@ class _Data:
             yield from images_of(self.benchmark.test(name))
             return
         spec = self.spec.datasets[name]
-        path = self.benchmark._located(spec.train)
-        if places.exists(path):  # else the benchmark's own code makes its records
-            records = self.benchmark._survey(path, self.benchmark._form(name)).records
-            kept = self.benchmark._kept(name, len(records))
-            used: Sequence[Record | None] = records if kept is None else picked(records, kept)
-            yield from placed(spec.images, tuple(images_of(used)))
+        if files.exists(
+            self.benchmark.files.located(spec.train)
+        ):  # otherwise the benchmark's own code makes its records
+            records = self.benchmark.files.train_file(name).records
+            used = self.benchmark.files.used(name, len(records))
+            yield from placed(spec.images, tuple(images_of(records if used is None else picked(records, used))))
 
     def train(self, name: str) -> dict[str, Any]:
         """The training file of a data set and the images of its records that are used."""
         spec = self.spec.datasets[name]
-        found = self._file(spec.train)
-        path = self.benchmark._located(spec.train)
-        if places.place_of(path).kind == "hub":
-            records = self.benchmark._survey(path, self.benchmark._form(name)).records
-            found["sha256"] = _sha([record and asdict(record) for record in records])
-        return {"instructions": found, "images": self._of_split(name, "train")}
+        instructions = self._file(spec.train)
+        if files.place_of(self.benchmark.files.located(spec.train)).kind == "hub":
+            records = self.benchmark.files.train_file(name).records
+            instructions["sha256"] = _sha([record and asdict(record) for record in records])
+        return {"instructions": instructions, "images": self._images_of_split(name, "train")}
 
     def test(self, name: str) -> dict[str, Any]:
         """What a data set is scored on."""
-        questions, references = self.benchmark._split(name)
-        found: dict[str, Any] = {"split": self.benchmark.config.evaluation.split, "questions": self._file(questions)}
-        if found["questions"]["sha256"] is None:  # made by code of the user's own, or of the hub
-            found["questions"]["sha256"] = _sha([asdict(record) for record in self.benchmark.test(name)])
-        if references:
-            found["references"] = self._file(references)
+        file, references = self.benchmark.files.split(name)
+        questions = self._file(file)
+        if questions["sha256"] is None:  # made by code of the user's own, or of the hub
+            questions["sha256"] = _sha([asdict(record) for record in self.benchmark.test(name)])
         spec = self.spec.datasets[name]
-        return found | {
-            "images": self._of_split(name, "test"),
-            "asked": {"sha256": _sha(_asked(spec, self.spec.question_blanks))},
+        return {
+            "split": self.benchmark.config.evaluation.split,
+            "questions": questions,
+            **({"references": self._file(references)} if references else {}),
+            "images": self._images_of_split(name, "test"),
+            "asked": {"sha256": _sha(_how_asked(spec, self.spec.question_blanks))},
         }
 
     def partition(self, task: int, datasets: dict[str, Any]) -> dict[str, Any]:
         """A delivered partition's content; of a generated one, what it follows from."""
-        config, names = self.benchmark.config, self.spec.tasks[task]
-        folder = self.benchmark._task_folder(task)
+        config, names, client_files = self.benchmark.config, self.spec.tasks[task], self.benchmark.client_files
+        folder = client_files.folder(task)
         clients = range(config.federation.clients)
-        if not self.benchmark.is_delivered(task):
+        if not client_files.is_delivered(task):
             spec = self.spec.partition
             return {
                 "generated": {name: datasets[name]["train"]["instructions"]["sha256"] for name in names},
@@ -166,22 +169,22 @@ class _Data:
                 "reserve": spec.reserve,
                 "max_records": config.data.max_records,
             }
-        files = [folder / f"client_{client}.json" for client in clients]
-        records = (self.benchmark._survey(file, Form()).records for file in files if file.is_file())
+        paths = [folder / f"client_{client}.json" for client in clients]
+        records = (self.benchmark.files.read(path, Form()).records for path in paths if path.is_file())
         return {
             "delivered": str(folder.relative_to(self.benchmark.root)),
             "clients": len(clients),
-            "sha256": _sha([[file.name, file_sha(file)] for file in files]),
+            "sha256": _sha([[path.name, file_sha(path)] for path in paths]),
             "images": self._images(image for some in records for image in images_of(some)),
         }
 
 
-def _asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:
-    """How questions are put and scored; what is not said is left out, so that new settings change nothing."""
+def _how_asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:
+    """How questions are put and scored; defaults are left out, so that a new setting changes no fingerprint."""
     keys = {"suffix", "test_suffix", "max_new_tokens", "columns"}
-    said = spec.model_dump(mode="json", include=keys, exclude_defaults=True)
+    settings = spec.model_dump(mode="json", include=keys, exclude_defaults=True)
     kept = {"blanks": blanks} if blanks != "stripped" else {}
-    return {**said, **kept, "scorer": registry.label(spec.scorer)}
+    return {**settings, **kept, "scorer": registry.label(spec.scorer)}
 
 
 # ---------------------------------------------------------------------- code
@@ -193,22 +196,23 @@ def source_file(name: str) -> Path | None:
     if source.endswith(".py"):
         return Path(source)
     try:
-        found = importlib.util.find_spec(source)
+        module = importlib.util.find_spec(source)
     except (ImportError, ValueError):
         return None
-    return Path(found.origin) if found is not None and found.origin is not None else None
+    return Path(module.origin) if module is not None and module.origin is not None else None
 
 
-def code(config: RunConfig, spec: BenchmarkSpec) -> dict[str, Any]:
+def code(stream: Stream) -> dict[str, Any]:
     """The files of own parts that a run names, by family and name; of a benchmark file, its content.
 
-    What these files import is not looked at.
+    Modules that these files import are not hashed.
     """
+    config = stream.config
     named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
     named += [("tracker", name) for name in config.trackers]
     named += [("benchmark", config.benchmark)]
-    named += [("scorer", rule) for data in spec.datasets.values() for rule in [data.scorer, *data.also]]
-    found: dict[str, Any] = {}
+    named += [("scorer", rule) for data in stream.datasets.values() for rule in [data.scorer, *data.also]]
+    hashes: dict[str, Any] = {}
     for family, name in named:
         if registry.is_own(name):
             file = source_file(name)
@@ -218,5 +222,5 @@ def code(config: RunConfig, spec: BenchmarkSpec) -> dict[str, Any]:
             continue
         if file is None:
             raise ConfigError(f"{family}: the file of {name!r} cannot be found; is its folder on PYTHONPATH?")
-        found[f"{family} {name}"] = {"file": str(file), "sha256": file_sha(file)}
-    return found
+        hashes[f"{family} {name}"] = {"file": str(file), "sha256": file_sha(file)}
+    return hashes

@@ -6,9 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-Tensors = dict[str, np.ndarray]
+from fcit.io.trees import Tensors
 
 #: Prefix of a method's own tensors in training orders and updates.
 EXTRA = "extra/"
@@ -27,7 +25,7 @@ def memory_version(stage: int, round_: int) -> str:
     return f"{stage}-{round_}"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DescribeOrder:
     """Ask for the additive statistics of one shard."""
 
@@ -39,7 +37,7 @@ class DescribeOrder:
     stage: int = 0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Description:
     """Answer to :class:`DescribeOrder`: record count and, as ``total``, the feature sum."""
 
@@ -49,7 +47,7 @@ class Description:
     tensors: Tensors
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainOrder:
     """Train one subspace on one shard.
 
@@ -81,7 +79,7 @@ class TrainOrder:
         return {n: t for n, t in self.tensors.items() if not n.startswith(PREFIXES) and n not in self.frozen}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ClientUpdate:
     """Answer to :class:`TrainOrder`: the tensors that changed and what they rest on."""
 
@@ -100,7 +98,7 @@ class ClientUpdate:
     skipped: int = 0  # records of the shard that could not be used
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateOrder:
     """Answer records ``first`` to ``last`` (not included) of a dataset with the current subspaces.
 
@@ -119,7 +117,7 @@ class EvaluateOrder:
     run: str = ""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScoreOrder:
     """Ask a site to score its own test splits; the tensors are those of an :class:`EvaluateOrder`."""
 
@@ -132,7 +130,7 @@ class ScoreOrder:
     run: str = ""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scores:
     """Answer to :class:`ScoreOrder`: for each of the site's own tasks, by its number, score and questions."""
 
@@ -142,7 +140,7 @@ class Scores:
     seconds: float
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Answers:
     """Predictions of a stretch of a dataset in record order, with the mix each was given ``(N, E)``."""
 
@@ -153,7 +151,7 @@ class Answers:
     tensors: Tensors = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ProbeOrder:
     """Ask a client what a subspace looks like: names and shapes of the trainable tensors."""
 
@@ -161,7 +159,7 @@ class ProbeOrder:
     run: str = ""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Probe:
     """Answer to :class:`ProbeOrder`; ``tensors`` holds the projector as the backbone came.
 
@@ -175,7 +173,7 @@ class Probe:
     hashes: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Name:
     """A virtual client's number, as its simulated node knows it."""
 

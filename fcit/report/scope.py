@@ -9,15 +9,15 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fcit.config import RunConfig
-from fcit.data import changes
-from fcit.data.changes import Change
+from fcit.data.fingerprints import changes
+from fcit.data.fingerprints.changes import Change
 from fcit.data.subset import reduced
 from fcit.runs.reader import Run
 
 CHANGED = "test data changed during the run"
 
 
-class Footing(NamedTuple):
+class ScoreScope(NamedTuple):
     """Numbers on different footings are never put into one column.
 
     ``reduced`` holds why the numbers are of less than the benchmark, see :func:`fcit.data.subset.reduced`; it is
@@ -29,7 +29,7 @@ class Footing(NamedTuple):
     reduced: tuple[str, ...]
 
     @classmethod
-    def of(cls, config: RunConfig) -> Footing:
+    def of(cls, config: RunConfig) -> ScoreScope:
         """The footing of a run, as far as its configuration tells it; the other part of it is :func:`tested`."""
         return cls(config.evaluation.split, tuple(reduced(config)))
 
@@ -42,7 +42,7 @@ class Footing(NamedTuple):
 
 def label(run: Run) -> str:
     """What tables and pictures say of a run's numbers."""
-    return ", ".join(filter(None, [Footing.of(run.config).label, changed(run)]))
+    return ", ".join(filter(None, [ScoreScope.of(run.config).label, changed(run)]))
 
 
 def titled(what: str, said: str) -> str:
@@ -115,7 +115,7 @@ def notes(runs: list[Run]) -> list[str]:
     found = [
         why_apart(one, other)
         for one, other in pairwise(firsts)
-        if Footing.of(one.config) == Footing.of(other.config) and tested(one) != tested(other)
+        if ScoreScope.of(one.config) == ScoreScope.of(other.config) and tested(one) != tested(other)
     ]
     for _, members in parts:
         for run in members[1:]:

@@ -12,26 +12,26 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fcit.data.pictures import Look
+from fcit.data.images.opening import Look
 from fcit.io import bounded
 
 #: Of a file: the key's digest, the first digits of its content's SHA-256 (0: not known), and the bits below.
 _ROW = np.dtype([("key", np.uint64), ("content", np.uint64), ("flags", np.uint8)])
 _ROTATED, _TRANSPARENT, _SINGLE, _GOOD, _LOOKED = 1, 2, 4, 8, 16
-#: ``[key, null]``: can be used; ``[key, null, content, bits]``: and this was found; ``[key, true, content]``: not
-#: looked at yet; ``[key, text]``: cannot be used, and why.
+#: ``[key, null]``: can be used; ``[key, null, content, bits]``: can be used and looks so; ``[key, true, content]``: not
+#: decoded yet; ``[key, text]``: cannot be used, and why.
 _LINE = re.compile(rb'\[(".*"), (?:null|null, "([0-9a-f]{16})", ([0-7])|true, "([0-9a-f]{16})")\]\n', re.DOTALL)
 
-#: What was found of one file: why it cannot be used, what it looks like, its content alone, or None: it can be used.
-Found = str | Look | bytes | None
+#: What is known of one file: why it cannot be used, what it looks like, its content hash, or None: it can be used.
+ImageResult = str | Look | bytes | None
 
 
 class Passing(str):
-    """Why a file could not be read now; another process tries again."""
+    """Why a file could not be read this time; the next process tries again."""
 
 
 def key_of(image: str, stamp: str) -> str:
-    """The JSON text by which a file is known; another stamp is another file."""
+    """The JSON text that identifies a file; a changed file has another stamp and so another key."""
     return json.dumps(f"{image}|{stamp}")
 
 
@@ -39,25 +39,25 @@ def _digest(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
 
 
-def _row(key: bytes, found: Look | bytes | None) -> tuple[int, int, int]:
-    if found is None:
+def _row(key: bytes, result: Look | bytes | None) -> tuple[int, int, int]:
+    if result is None:
         return _digest(key), 0, _GOOD
-    if isinstance(found, bytes):
-        return _digest(key), int(found, 16), 0
-    bits = found.rotated * _ROTATED + found.transparent * _TRANSPARENT + found.single * _SINGLE
-    return _digest(key), int(found.content, 16), _GOOD | _LOOKED | bits
+    if isinstance(result, bytes):
+        return _digest(key), int(result, 16), 0
+    bits = result.rotated * _ROTATED + result.transparent * _TRANSPARENT + result.single * _SINGLE
+    return _digest(key), int(result.content, 16), _GOOD | _LOOKED | bits
 
 
-def _line(key: str, found: Found) -> str:
-    if isinstance(found, Look):
-        bits = _row(b"", found)[2] & (_ROTATED | _TRANSPARENT | _SINGLE)
-        return f'[{key}, null, "{found.content}", {bits}]\n'
-    if isinstance(found, bytes):
-        return f'[{key}, true, "{found.decode()}"]\n'
-    return f"[{key}, {json.dumps(found)}]\n"
+def _line(key: str, result: ImageResult) -> str:
+    if isinstance(result, Look):
+        bits = _row(b"", result)[2] & (_ROTATED | _TRANSPARENT | _SINGLE)
+        return f'[{key}, null, "{result.content}", {bits}]\n'
+    if isinstance(result, bytes):
+        return f'[{key}, true, "{result.decode()}"]\n'
+    return f"[{key}, {json.dumps(result)}]\n"
 
 
-class Seen:
+class ImageMemory:
     """What is known of image files.
 
     Of a file that can be used seventeen bytes are remembered (of a million and a new one, two share their digest with
@@ -65,7 +65,7 @@ class Seen:
 
     Args:
         file: where it is kept; None: in memory only.
-        older: what a version with other bounds left behind: it decoded what it calls good, and that is believed.
+        older: the file of a version with other bounds: it has decoded the images that it calls good, so they can be.
     """
 
     def __init__(self, file: Path | None, older: Path | None = None) -> None:
@@ -100,14 +100,14 @@ class Seen:
         """The contents of files; empty where they are not known."""
         return [f"{content:016x}" if content else "" for content in _of(self._rows, keys)["content"].tolist()]
 
-    def remember(self, new: Mapping[str, Found]) -> None:
-        """Keep what was found, here and for other processes."""
-        rows = [_row(key.encode(), found) for key, found in new.items() if not isinstance(found, str)]
+    def remember(self, new: Mapping[str, ImageResult]) -> None:
+        """Keep results, here and for other processes."""
+        rows = [_row(key.encode(), result) for key, result in new.items() if not isinstance(result, str)]
         self._rows = _merged(np.concatenate([self._rows, np.array(rows, _ROW)]))
-        self.bad |= {key: found for key, found in new.items() if isinstance(found, str)}
+        self.bad |= {key: result for key, result in new.items() if isinstance(result, str)}
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(_line(key, found) for key, found in new.items() if not isinstance(found, Passing))
+            text = "".join(_line(key, result) for key, result in new.items() if not isinstance(result, Passing))
             with FileLock(f"{self.file}.lock"), self.file.open("ab+") as file:
                 torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
                 file.write((b"\n" if torn else b"") + text.encode())
@@ -116,12 +116,12 @@ class Seen:
 def _of(rows: np.ndarray, keys: Sequence[str]) -> np.ndarray:
     """The row of each key; zeros where there is none."""
     digests = np.array([_digest(key.encode()) for key in keys], np.uint64)
-    found = np.zeros(len(keys), _ROW)
+    matches = np.zeros(len(keys), _ROW)
     if len(rows):
-        places = np.searchsorted(rows["key"], digests).clip(max=len(rows) - 1)
-        there = rows["key"][places] == digests
-        found[there] = rows[places[there]]
-    return found
+        positions = np.searchsorted(rows["key"], digests).clip(max=len(rows) - 1)
+        known = rows["key"][positions] == digests
+        matches[known] = rows[positions[known]]
+    return matches
 
 
 def _merged(rows: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def _merged(rows: np.ndarray) -> np.ndarray:
 
 
 def _load(file: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """Rows and reasons of a file, which may be one of before or end in half a line."""
+    """Rows and reasons of a file, which an older version may have written, and which may end in half a line."""
     if not file.is_file():
         return np.empty(0, _ROW), {}
     rows: list[tuple[int, int, int]] = []
@@ -151,9 +151,9 @@ def _load(file: Path) -> tuple[np.ndarray, dict[str, str]]:
                 rows.append((_digest(key), int(content or alone or b"0", 16), flags))
                 continue
             try:
-                told, verdict = bounded.parse_json(line.decode("utf-8"))
+                key_text, reason = bounded.parse_json(line.decode("utf-8"))
             except (ValueError, TypeError):
-                continue  # half a line: its writer was killed; the image is looked at again
-            if isinstance(told, str) and isinstance(verdict, str):
-                bad[json.dumps(told)] = verdict
+                continue  # half a line: its writer was killed; the image is decoded again
+            if isinstance(key_text, str) and isinstance(reason, str):
+                bad[json.dumps(key_text)] = reason
     return _merged(np.array(rows, _ROW)), bad

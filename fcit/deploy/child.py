@@ -1,4 +1,8 @@
-"""A child process that is kept running: its output into a log, its end noticed, started again after a while."""
+"""A child process: its output goes to a log, its end is noticed, it can be started again after a while.
+
+The operator's `fcit deploy up` (SuperLink and proxy) and a site's `fcit client start` (SuperNode and executor) each
+look after two of them.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +39,14 @@ def with_parent(number: int) -> Callable[[], None]:
 
 
 class Child:
-    """One supervised process.
+    """One supervised process; files it makes are this user's only.
 
     Args:
         name: how the log calls it.
+        log: gets every line of its output, without colours.
         wait: seconds before the second start and, doubled each time, before later ones, at most the second number.
-        deathsig: what it gets if the supervisor itself is killed.
+        deathsig: signal that it gets if this process itself is killed.
+        dropped: lines with this piece of text are neither logged nor kept.
     """
 
     def __init__(
@@ -52,18 +58,19 @@ class Child:
         log: logging.Logger,
         wait: tuple[float, float],
         deathsig: int,
+        dropped: str | None = None,
     ) -> None:
         self.name, self.command, self.env, self.cwd, self.log = name, list(command), dict(env), cwd, log
-        self.wait, self.deathsig = wait, deathsig
+        self.wait, self.deathsig, self.dropped = wait, deathsig, dropped
         self.process: subprocess.Popen[bytes] | None = None
         self.due, self.begun, self.failures = 0.0, 0.0, 0
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self._rest = b""
 
     def start(self, selector: selectors.BaseSelector) -> int:
-        """Start it and return its process id.
+        """Start it and return its process id; the selector says when there is output to :meth:`read`.
 
-        It gets a session of its own: Ctrl-C reaches the supervisor only, which then ends its children in order.
+        It gets a session of its own: Ctrl-C reaches the parent only, which then ends its children in order.
         """
         self.tail.clear()
         self.begun = time.monotonic()
@@ -75,6 +82,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
             preexec_fn=with_parent(self.deathsig),
         )
         assert self.process.stdout is not None
@@ -93,13 +101,13 @@ class Child:
             lines, self._rest = [self._rest], b""
         for line in lines:
             text = _COLOUR.sub("", line.decode("utf-8", "replace")).rstrip()
-            if text:
+            if text and (self.dropped is None or self.dropped not in text):
                 self.tail.append(text)
                 self.log.info("%s", text)
         return bool(data)
 
     def ended(self, selector: selectors.BaseSelector) -> int | None:
-        """Its exit code once it has ended; when to start it again is decided then."""
+        """Its exit code once it has ended; what it started ends with it, and when to start it again is decided."""
         if self.process is None or self.process.poll() is None:
             return None
         code = self.process.returncode
@@ -121,15 +129,23 @@ class Child:
             self.read()  # a full pipe would keep it from ending
             time.sleep(0.05)
         clean = process.poll() is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         self._forget(selector)
         return clean
 
     def _forget(self, selector: selectors.BaseSelector) -> None:
+        """Kill what is left of its session, read the end of its output."""
         assert self.process is not None and self.process.stdout is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self.read()
         selector.unregister(self.process.stdout)
         self.process.stdout.close()
         self.process = None
+
+
+def read_output(selector: selectors.BaseSelector, seconds: float) -> None:
+    """Wait for output of the children, at most so long, and read it."""
+    for key, _ in selector.select(timeout=seconds):
+        if not key.data.read():
+            time.sleep(0.05)  # its output has ended, so will it

@@ -1,4 +1,4 @@
-"""Fingerprints held against each other: what changed, and what a run's scores and training rest on."""
+"""Comparing fingerprints: what changed between two, and one hash of all data that scores rest on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A fingerprint that is not what it was; a hash is "-" where there was or is none."""
+    """A fingerprint that has changed; a hash is "-" where one of the two has none."""
 
     concerns: Concerns
     what: str
@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 
 def short(sha: str) -> str:
-    """As much of a hash as people compare."""
+    """The first digits of a hash, for messages."""
     return sha[:SHORT] if len(sha) == 64 else sha
 
 
@@ -77,21 +77,21 @@ def _parts(data: dict[str, Any]) -> Iterator[Part]:
 
 
 def parts(data: dict[str, Any]) -> dict[str, Part]:
-    """The fingerprints by what they are of.
+    """The fingerprints by the names of what they are of.
 
     Raises:
         RunError: they are damaged.
     """
-    found: dict[str, Part] = {}
+    by_name: dict[str, Part] = {}
     try:
         if not isinstance(data["version"], int):
             raise TypeError(f"version {data['version']!r}")
         for part in _parts(data):
             # Two parts of one name from two files.
-            found[f"{part.what} {part.file}" if part.what in found else part.what] = part
+            by_name[f"{part.what} {part.file}" if part.what in by_name else part.what] = part
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"environment.json: damaged fingerprints under 'data' ({error!r}); remove this key") from None
-    return found
+    return by_name
 
 
 def compare(before: dict[str, Any], now: dict[str, Any], *concerns: Concerns) -> list[Change]:
@@ -103,7 +103,7 @@ def compare(before: dict[str, Any], now: dict[str, Any], *concerns: Concerns) ->
     old, new = parts(before), parts(now)
     if before["version"] != now["version"]:  # other things were hashed
         return []
-    found = []
+    changes = []
     for key in dict.fromkeys([*old, *new]):
         one, two = old.get(key), new.get(key)
         if (one and one.sha) != (two and two.sha):
@@ -112,23 +112,23 @@ def compare(before: dict[str, Any], now: dict[str, Any], *concerns: Concerns) ->
             change = Change(
                 about.concerns, about.what, about.file, one.sha if one else "-", two.sha if two else "-", about.images
             )
-            found.append(change)
-    return [change for change in found if not concerns or change.concerns in concerns]
+            changes.append(change)
+    return [change for change in changes if not concerns or change.concerns in concerns]
 
 
 def some(sentences: list[str], most: int = SHOWN) -> str:
-    """The first of them, and how many more there are."""
+    """The first sentences, and the number of the others."""
     more = [f"and {len(sentences) - most} more"] if len(sentences) > most else []
     return "; ".join([*sentences[:most], *more])
 
 
 def tested(data: dict[str, Any]) -> str:
-    """One hash of everything that scores rest on: questions, references, images, rules. Empty where nothing is known.
+    """One hash of everything that scores rest on: questions, references, images, rules.
 
-    File names and folders are not part of it, so that copies elsewhere count as the same data.
+    Empty for a run without fingerprints. File names and folders are not part of it: a copy counts as the same data.
 
     Raises:
         RunError: the fingerprints are damaged.
     """
-    found = sorted([part.what, part.sha] for part in parts(data).values() if part.concerns == "test") if data else []
-    return hashlib.sha256(json.dumps([data["version"], found]).encode()).hexdigest() if found else ""
+    tests = sorted([part.what, part.sha] for part in parts(data).values() if part.concerns == "test") if data else []
+    return hashlib.sha256(json.dumps([data["version"], tests]).encode()).hexdigest() if tests else ""

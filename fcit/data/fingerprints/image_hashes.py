@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fcit.data.usable import ImageVerdicts, stamp_of
+from fcit.data.images.verdicts import ImageVerdicts, stamp_of
 from fcit.errors import DataError
 
 BLOCK = 2**16  # bytes read at once
-AT_ONCE = 2000  # images hashed before what was found is written down
+AT_ONCE = 2000  # images hashed before their hashes are written down
 #: What is kept of an image: eight bytes for its name, size and time, and its hash.
 ENTRY = np.dtype([("key", "<u8"), ("sha256", "V32")])
-UNREADABLE = "unreadable"  # stands for the hash of an image that is not there
+UNREADABLE = "unreadable"  # stands for the hash of an image that is missing
 
 
 def _short(text: str) -> int:
@@ -64,42 +64,42 @@ class ImageHashes:
             self._known = np.sort(np.frombuffer(kept, dtype=ENTRY, count=whole), order="key")
 
     def of(self, images: Iterable[str]) -> dict[str, str]:
-        """The hash of every image, hexadecimal; :data:`UNREADABLE` where there is none to be read."""
-        found: dict[str, str] = {}
+        """The hash of every image, hexadecimal; :data:`UNREADABLE` where it cannot be read."""
+        hashes: dict[str, str] = {}
         keys: dict[str, int] = {}
         for image in dict.fromkeys(images):
             try:
                 keys[image] = _short(f"{image}|{stamp_of(self._look.status(image))}")
             except (DataError, OSError):
-                found[image] = UNREADABLE
+                hashes[image] = UNREADABLE
         wanted = np.array(list(keys.values()), dtype=np.uint64)
         at = np.searchsorted(self._known["key"], wanted)
-        there = at < len(self._known)
-        there[there] = self._known["key"][at[there]] == wanted[there]
-        new = [image for image, known in zip(keys, there, strict=True) if not known]
-        texts = self._known["sha256"][at[there]].tobytes().hex()
-        old = (image for image, known in zip(keys, there, strict=True) if known)
-        found |= {image: texts[start : start + 64] for image, start in zip(old, range(0, len(texts), 64), strict=True)}
-        return found | self._read(new, keys)
+        known = at < len(self._known)
+        known[known] = self._known["key"][at[known]] == wanted[known]
+        new = [image for image, is_known in zip(keys, known, strict=True) if not is_known]
+        texts = self._known["sha256"][at[known]].tobytes().hex()
+        old = (image for image, is_known in zip(keys, known, strict=True) if is_known)
+        hashes |= {image: texts[start : start + 64] for image, start in zip(old, range(0, len(texts), 64), strict=True)}
+        return hashes | self._read(new, keys)
 
     def _read(self, images: list[str], keys: dict[str, int]) -> dict[str, str]:
-        """Hash images nothing is known of; an interruption loses one stretch at most."""
+        """Hash images whose hash is not kept; an interruption loses one stretch at most."""
         if not images:
             return {}
-        from fcit.data.bar import counting  # rich takes a while to import
+        from fcit.io.console import progress_bar
 
-        found: dict[str, str] = {}
-        bar = counting(len(images))
+        hashes: dict[str, str] = {}
+        bar = progress_bar(len(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
             task = bar.add_task("fingerprints of images", total=len(images))
             for start in range(0, len(images), AT_ONCE):
                 stretch = images[start : start + AT_ONCE]
                 for image, sha in zip(stretch, pool.map(self._hash, stretch), strict=True):
-                    found[image] = sha
+                    hashes[image] = sha
                     bar.advance(task)
-                readable = [(keys[i], bytes.fromhex(found[i])) for i in stretch if found[i] != UNREADABLE]
+                readable = [(keys[i], bytes.fromhex(hashes[i])) for i in stretch if hashes[i] != UNREADABLE]
                 self._keep(np.array(readable, dtype=ENTRY))
-        return found
+        return hashes
 
     def _hash(self, image: str) -> str:
         digest = hashlib.sha256()
@@ -126,10 +126,10 @@ class ImageHashes:
         return self.folder / "sets" / sha
 
     def remember(self, hashes: Mapping[str, str]) -> str:
-        """One hash for a set of images, by which :meth:`differing` knows it later."""
+        """One hash for a set of images, by which :meth:`differing` finds it later."""
         pairs = _pairs(hashes)
         sha = _together(pairs)
-        with contextlib.suppress(OSError):  # then it cannot be said which images differ, only that some do
+        with contextlib.suppress(OSError):  # then :meth:`differing` cannot name the images
             if not self._set(sha).is_file():
                 self._set(sha).parent.mkdir(parents=True, exist_ok=True)
                 staging = self._set(sha).with_suffix(f".{os.getpid()}")
@@ -138,7 +138,7 @@ class ImageHashes:
         return sha
 
     def differing(self, before: str, hashes: Mapping[str, str]) -> list[str]:
-        """Images that are not as in the set remembered before, or new; empty where it is not known any more."""
+        """Images that are not as in the set remembered before, or new; empty where the set is no longer kept."""
         try:
             known = np.frombuffer(self._set(before).read_bytes(), dtype="<u8")
         except (OSError, ValueError):

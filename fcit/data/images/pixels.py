@@ -56,14 +56,14 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of a decoded image; 1 where there is none or none that can be read."""
+    """EXIF orientation of a decoded image; 1 where it has none, or none that can be read."""
     if any(len(image.info.get(key) or "") > 2 * MAX_EXIF for key in ("exif", "Raw profile type exif")):
         return 1  # reading it could take many times its size
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        turn = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (damaged EXIF, in any way; the pixels are whole)
         return 1
-    return found if found in _TURNS else 1
+    return turn if turn in _TURNS else 1
 
 
 def scaled(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What a look at a benchmark's files finds, as plain values."""
+"""What `fcit data check` reports, as plain values."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 @dataclass
 class Dataset:
-    """What was found of one data set; counts are None where a file could not be read."""
+    """One data set; counts are None where a file could not be read."""
 
     name: str
     files: dict[str, int | None] = field(default_factory=dict)  # path -> bytes
     train: int | None = None
     val: int | None = None
     test: int | None = None
-    images: int = 0  # looked at
+    images: int = 0  # decoded
     bad_images: int = 0
     bad_records: int = 0
     format: str = ""  # of the training file
-    conversations: dict[str, int] = field(default_factory=dict)  # what training records are, by its name in words
-    pictures: dict[str, int] = field(default_factory=dict)  # what the images looked at are, by its name in words
+    conversations: dict[str, int] = field(default_factory=dict)  # number of training records by kind
+    pictures: dict[str, int] = field(default_factory=dict)  # number of decoded images by kind
     problems: list[str] = field(default_factory=list)  # the first ones
-    notes: list[str] = field(default_factory=list)  # what keeps no setting from running
+    notes: list[str] = field(default_factory=list)  # what does not stop any setting from running
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether it has no problem."""
         return not self.problems
 
 
 @dataclass
 class Partition:
-    """What was found of the delivered partition for one beta."""
+    """The delivered partition for one beta."""
 
     beta: str
     folder: str
@@ -60,7 +60,7 @@ class Setting:
 
 @dataclass
 class Findings:
-    """Everything that was found."""
+    """All findings about a benchmark."""
 
     benchmark: str
     root: str
@@ -70,7 +70,7 @@ class Findings:
 
     @property
     def good(self) -> bool:
-        """Whether every setting asked for can run."""
+        """Whether every setting that was checked can run."""
         return all(setting.runs for setting in self.settings)
 
     def to_json(self) -> dict[str, Any]:

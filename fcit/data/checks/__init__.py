@@ -1,0 +1,1 @@
+"""Checks of whole data sets: before a run, and for `fcit data check`."""

@@ -1,0 +1,1 @@
+"""Fingerprints: hashes of what a run rests on, and comparing them."""

@@ -1,0 +1,181 @@
+"""What a family of multimodal models is: how an image becomes frozen features, and features become words.
+
+Everything else a run needs (attention, LoRA, cross-entropy, greedy decoding) is the same for all of them. A
+family states, in one file, everything that is particular to it:
+
+* the names of its frozen vision tower and of its trainable projector;
+* which pixels the tower sees, and what of its output is kept (before the projector, which is trained);
+* how many placeholder tokens an image has in a prompt, and the position of every token;
+* its sizes before anything is loaded, which ``fcit doctor --config`` estimates memory from.
+
+A new family is one file beside this one and one line in :data:`fcit.registry.MODELS`, by its ``model_type``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.errors import ConfigError
+from fcit.models.features import square
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """Sizes of a vision tower and of what is kept of its output, all known from config.json."""
+
+    layers: int
+    width: int  # of the tower's states
+    patches: int  # tokens that the tower sees
+    tokens: int  # placeholders of an image in a prompt
+    feature_width: int  # of one placeholder's features, before the projector
+
+
+class Family(ABC):
+    """One loaded model seen through what is particular to its family.
+
+    Args:
+        base: the Hugging Face model, without or with adapters inside.
+        processor: its image processor.
+        settings: ``pad_to_square`` and ``image_size`` determine which pixels are seen.
+    """
+
+    #: One line for ``fcit list``.
+    summary: ClassVar[str]
+    #: A model of this family on the hub, for messages.
+    example: ClassVar[str]
+    #: Module names (the last part of the dotted name) of the projector and of the vision tower.
+    projector: ClassVar[str]
+    vision: ClassVar[str]
+    #: Whether its processor can be loaded; that of a model of videos needs torchvision, and its tokenizer suffices.
+    processed: ClassVar[bool] = True
+    #: Published configurations by hub name, so that an estimate needs no download.
+    published: ClassVar[Mapping[str, Callable[[], Any]]] = {}
+    #: Part of a tensor name that only files in another layout contain -> what to do about such files.
+    other_layouts: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, base: Any, processor: Any, settings: configuration.Backbone) -> None:
+        self.base, self.processor, self.settings = base, processor, settings
+
+    # ------------------------------------------------------------------ before loading
+
+    @classmethod
+    def problem(cls, name: str, raw: Mapping[str, Any]) -> str | None:
+        """Why a model whose config.json holds ``raw`` is one of this family in a layout that cannot be read.
+
+        Args:
+            name: the model as the configuration names it.
+
+        Returns:
+            One sentence that ends with what to do; None if the model is not affected.
+        """
+        return None
+
+    @classmethod
+    @abstractmethod
+    def sizes(cls, config: Any, settings: configuration.Backbone) -> VisionSizes:
+        """Sizes by the model's configuration and the settings alone."""
+
+    @classmethod
+    def part(cls, tensor: str) -> str:
+        """The part of the model that a tensor belongs to, for messages."""
+        modules = tensor.split(".")
+        if cls.projector in modules:
+            return "projector"
+        if cls.vision in modules:
+            return "vision tower"
+        return "output layer (lm_head)" if "lm_head" in modules else "language model"
+
+    # ------------------------------------------------------------------ vision
+
+    @property
+    @abstractmethod
+    def tower(self) -> Any:
+        """The frozen vision tower, the module called :attr:`vision`."""
+
+    @property
+    def language(self) -> Any:
+        """The language model without its output layer."""
+        return self.base.model.language_model
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Placeholders of an image in a prompt."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's frozen features ``(tokens, ...)``."""
+
+    @property
+    def view(self) -> str:
+        """Names how images are prepared beyond their processor; part of the name of cached features."""
+        return "square" if self.settings.pad_to_square else ""
+
+    def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Images as the processor is to see them."""
+        if not self.settings.pad_to_square:
+            return list(images)
+        return [square(image, self.processor.image_mean) for image in images]
+
+    def _one_by_one(self, images: Iterable[Image.Image]) -> Iterator[Image.Image]:
+        """The same, with one image at a time in memory: padded to a square it may be large."""
+        return (prepared for image in images for prepared in self.prepared([image]))
+
+    @abstractmethod
+    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        """Frozen features ``(N, *shape)`` of at most ``BATCH`` images, in the tower's number format."""
+
+    @abstractmethod
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Features ``(N, *shape)`` through the projector: ``(N, tokens, width of words)``."""
+
+    # ------------------------------------------------------------------ language
+
+    @abstractmethod
+    def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
+        """Position ids of left-padded rows.
+
+        Args:
+            mask: ``(B, L)``, 1 where there is a token.
+            pictured: ``(B, L)`` bool, where the placeholders of the row's images are.
+        """
+
+    def generation(self, mask: torch.Tensor, pictured: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Arguments ``generate`` needs beside embeddings and mask."""
+        return {}
+
+    @staticmethod
+    def _as_parameters(module: nn.Module, features: torch.Tensor) -> torch.Tensor:
+        """Features in the number format of a module, which for a trained projector is float32."""
+        return features.to(next(module.parameters()).dtype)
+
+
+def families() -> dict[str, type[Family]]:
+    """Every registered family by its ``model_type``."""
+    return {kind: registry.resolve("model", kind) for kind in registry.MODELS}
+
+
+def module_called(model: nn.Module, name: str) -> Any:
+    """The one module whose dotted name ends with ``name``.
+
+    Raises:
+        ConfigError: there is none, or there are several: the family and the model do not fit together.
+    """
+    matches = {path: module for path, module in model.named_modules() if path.rpartition(".")[2] == name}
+    if len(matches) != 1:
+        found = ", ".join(matches)
+        raise ConfigError(
+            f"backbone.model: {type(model).__name__} has {len(matches)} modules called {name!r} instead of one"
+            f"{f' ({found})' if found else ''}; correct the names in its family (fcit/models/families)"
+        )
+    return next(iter(matches.values()))

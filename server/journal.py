@@ -1,0 +1,46 @@
+"""What a run reports while it goes on: events to its folder and its watcher, and where its time is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fcit.runs.folder import RunDir
+from fcit.runs.trackers import Watcher
+from server.checkpoint import Progress
+
+
+class Journal:
+    """Writes events to ``events.jsonl``, passes them to the watcher, and sums up seconds per part of the run.
+
+    Args:
+        progress: stage and round of events, and the seconds spent, added to in place.
+    """
+
+    def __init__(self, run: RunDir, watcher: Watcher, progress: Progress) -> None:
+        self._run, self._watcher, self._progress = run, watcher, progress
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Write an event and pass it to the watcher."""
+        self._run.event(kind, **values)
+        self._watcher.say(kind, **values)
+
+    def round_event(self, kind: str, **values: Any) -> None:
+        """An event with the stage and the round at hand."""
+        self.event(kind, **values, stage=self._progress.stage, round=self._progress.round)
+
+    def show(self, kind: str, **values: Any) -> None:
+        """Pass something to the watcher that is not written down: how far the round is."""
+        self._watcher.say(kind, **values)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the seconds spent in the body to this part of the run, also if it fails."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self._progress.seconds.get(part, 0.0) + time.perf_counter() - begin
+            self._progress.seconds[part] = round(spent, 4)

@@ -1,0 +1,68 @@
+"""``fcit check``: the contract of methods and of federated optimisers, shipped ones and one's own."""
+
+from pathlib import Path
+
+import pytest
+
+from fcit.cli import main
+
+OWN = Path(__file__).parents[1] / "examples" / "own"
+MOMENTUM = f"{OWN / 'momentum.py'}:Momentum"
+
+
+@pytest.fixture
+def check(capsys):
+    """Call the command; returns its exit code, lines and errors."""
+
+    def call(*arguments: str) -> tuple[int, list[str], str]:
+        code = main(["check", *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err
+
+    return call
+
+
+def test_an_optimiser_of_ones_own_with_options(check):
+    code, lines, _ = check(MOMENTUM, "beta=0.3")
+    assert lines[0] == "federated optimiser Momentum (beta 0.3), with factors: alternate, frozen_a, separate"
+    assert lines[-1] == "Momentum keeps the contract" and code == 0
+    assert len(lines) > 8 and all(line.startswith("ok   ") for line in lines[1:-1])
+
+
+def test_a_shipped_optimiser(check):
+    code, lines, _ = check("fedavg")
+    assert lines[0] == "federated optimiser fedavg, with factors: alternate, frozen_a, separate, svd"
+    assert lines[-1] == "fedavg keeps the contract" and code == 0
+
+
+def test_a_shipped_method(check):
+    code, lines, _ = check("ewc", "strength=2")
+    assert lines[0] == "method ewc (strength 2.0, decay 1.0, samples 32), with projector: shared, frozen, per_subspace"
+    assert lines[-1] == "ewc keeps the contract" and code == 0
+
+
+def test_a_broken_optimiser_is_told_what_it_breaks_and_where(check, tmp_path):
+    file = tmp_path / "halved.py"
+    file.write_text(
+        "from fcit.fedopt.fedavg import FedAvg\n\n\nclass Halved(FedAvg):\n    summary = 'half the mean'\n\n"
+        "    def step(self, old, mean, memory):\n        return {n: t * 0.5 for n, t in mean.items()}\n"
+    )
+    code, lines, _ = check(f"{file}:Halved")
+    assert code == 1 and lines[-1] == "Halved breaks the contract"
+    failed = [lines[n : n + 2] for n, line in enumerate(lines) if line.startswith("FAIL")]
+    assert ["     not the sample-weighted mean (factors alternate)"] in [pair[1:] for pair in failed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([MOMENTUM, "beta=2"], "fedopt.beta: input should be less than 1, got 2"),
+        ([MOMENTUM, "bata=0.1"], "fedopt.bata: unknown key; did you mean 'beta'?"),
+        ([MOMENTUM, "beta"], "must look like key=value"),
+        (["fedavk"], "fedopt: unknown name 'fedavk'; did you mean 'fedavg'"),
+        ([f"{OWN / 'momentum.py'}:Momentm"], "has no 'Momentm'; did you mean 'Momentum'?"),
+    ],
+)
+def test_what_cannot_be_checked(check, arguments, said):
+    code, lines, err = check(*arguments)
+    assert code == 2 and not lines and said in err
