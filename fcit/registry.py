@@ -1,7 +1,7 @@
 """Families of interchangeable parts: name -> dotted path, imported when first used.
 
-Adding a part means one file and one line here; ``fcit list`` and ``--help`` stay instant because
-nothing is imported before it is asked for. A configuration may also name a part that is not in the
+Adding a part means one file and one line here; ``fcit list`` and ``--help`` are fast because
+parts are imported when first used. A configuration may also name a part that is not in the
 tables: ``my_package.my_file:MyMethod`` or ``./my_method.py:MyMethod``.
 """
 
@@ -83,7 +83,7 @@ SCORERS = {
     "substring-official": "fcit.evaluation.scorers:substring_official",
 }
 
-#: Rules of published scripts, each with the cleaned one of ours that stands beside it.
+#: Rules of published scripts -> our cleaned rule that is reported beside them.
 OFFICIAL_RULES = {
     "box-iou-official": "box-iou",
     "caption7": "caption",
@@ -116,7 +116,7 @@ FAMILIES = {
 }
 
 
-#: What a part of the user's own must be, for each family that takes one.
+#: Requirements for a part of the user's own, for each family that accepts one.
 _KINDS = {
     "method": ("fcit.methods.base:Method", "a subclass of fcit.methods.base.Method"),
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
@@ -138,21 +138,21 @@ def is_own(name: str) -> bool:
 
 
 def label(name: str) -> str:
-    """How a part is called in tables and file names."""
+    """The name of a part in tables and file names."""
     return name.rpartition(":")[2] if is_own(name) else name
 
 
 def anchored(name: str, folder: Path) -> str:
-    """``./file.py:Name`` with the file's full path, so that it means the same anywhere."""
+    """``./file.py:Name`` with the full path of the file, independent of the current folder."""
     file, sign, attribute = name.rpartition(":")
     return f"{bounded.full_path(folder, file)}:{attribute}" if sign and file.endswith(".py") else name
 
 
 def _module(source: str, where: str) -> Any:
-    """Import a module by dotted name, or a file under a name of its own.
+    """Import a module by dotted name, or a file under a unique name.
 
     Raises:
-        ConfigError: it is not there or fails while being imported.
+        ConfigError: it does not exist or its import fails.
     """
     if not source.endswith(".py"):
         try:
@@ -234,7 +234,7 @@ def resolve(family: str, name: str) -> Any:
     """Import the part ``name`` of ``family``, from its table or from the user's own code.
 
     Raises:
-        ConfigError: the name is not in the family's table, or the user's code is not what it must be.
+        ConfigError: the name is not in the family's table, or the user's code does not meet the requirements.
     """
     if is_own(name):
         return _own(family, name)

@@ -235,7 +235,7 @@ def test_every_file_name_but_output_is_relative_to_the_file_that_names_it(folder
         "trackers: [./own.py:Told]\nbackbone: {model: ./model, identity: openai/clip-vit-large-patch14-336}\n"
     )
     raw = yaml.safe_load((folders / "run.yaml").read_text())
-    anchored = config._anchored(config._normal(raw), folders)
+    anchored = config.anchored(config._normal(raw), folders)
     assert anchored["benchmark"] == str(folders / "mine.yaml") and anchored["data_root"] == str(folders / "data")
     assert anchored["method"]["name"] == f"{folders / 'own.py'}:Mine"
     assert anchored["trackers"] == [f"{folders / 'own.py'}:Told"]

@@ -1,4 +1,4 @@
-"""``fcit bench``: run what is missing, then write the tables."""
+"""``fcit bench``: carry out missing runs, then write the tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = 140  # characters of a line that no terminal bounds: tables of many metho
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the command line asks for."""
+    """Options of the command line."""
 
     file: Path
     table: bool = False
@@ -66,36 +66,36 @@ def bench(options: BenchOptions) -> int:
 
 
 def _wanted(options: BenchOptions) -> tuple[Plan, list[Planned]]:
-    """The bench with all the seeds that were ever asked for, and the runs that this call is about.
+    """The bench with all seeds requested so far, and the runs that this call selects.
 
     Raises:
         ConfigError: there is none.
     """
     made = plan.load(options.file)
-    asked = None if options.seeds is None else seeds.parse(options.seeds)
+    requested = None if options.seeds is None else seeds.parse(options.seeds)
     more = seeds.remembered(made.folder)
-    if asked is not None and not options.table:
+    if requested is not None and not options.table:
         rows = seeds.named(made, options.rows)
-        more = {**more, **{row.slug: [*more.get(row.slug, []), *asked] for row in rows}}
+        more = {**more, **{row.slug: [*more.get(row.slug, []), *requested] for row in rows}}
         if not options.dry_run:
             seeds.remember(made, more)
     made = seeds.extended(made, more)
-    chosen = seeds.chosen(made, options.rows, asked)
-    found = [run for run in chosen if options.only in run.name or options.only in run.row.label]
+    chosen = seeds.chosen(made, options.rows, requested)
+    matches = [run for run in chosen if options.only in run.name or options.only in run.row.label]
     if not chosen:
         raise ConfigError(f"--seeds {options.seeds!r}: no run has one of these seeds; without --table they are added")
-    if not found:
+    if not matches:
         names = ", ".join(dict.fromkeys(run.row.label for run in made.runs))
         raise ConfigError(f"--only {options.only!r}: no run is called like that (rows: {names})")
-    return made, found
+    return made, matches
 
 
 def _list(screen: Console, made: Plan, chosen: list[Planned]) -> int:
-    said = {"done": "done ", "begun": "begun", "new": "     "}
+    states = {"done": "done ", "begun": "begun", "new": "     "}
     for run in chosen:
         problem = folders.foreign(run)
-        what = "OTHER" if problem else said[folders.state(run)]
-        screen.print(f"{what} {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        shown = "OTHER" if problem else states[folders.state(run)]
+        screen.print(f"{shown} {run.folder}", highlight=False, markup=False, soft_wrap=True)
         if problem:
             screen.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
     done = sum(folders.state(run) == "done" for run in chosen)
@@ -104,7 +104,7 @@ def _list(screen: Console, made: Plan, chosen: list[Planned]) -> int:
 
 
 def _work(screen: Console, made: Plan, chosen: list[Planned], options: BenchOptions) -> Outcome:
-    """Run what is not done."""
+    """Carry out the runs that are not finished."""
     missing = [run for run in chosen if folders.state(run) != "done"]
     if not missing:
         return Outcome()
@@ -118,7 +118,7 @@ def _work(screen: Console, made: Plan, chosen: list[Planned], options: BenchOpti
 
 
 class Refresh:
-    """Writes the leaderboard while a bench runs; what goes wrong with it is told once and stops nothing.
+    """Writes the leaderboard while a bench runs; an error in writing is reported once and stops nothing.
 
     Args:
         made: the bench.
@@ -131,14 +131,14 @@ class Refresh:
     def __call__(self) -> None:
         try:
             _write(leaderboard.collect(self.made, self._known))
-        except Exception as error:  # noqa: BLE001  (tables are made again at the end, where it would be told)
+        except Exception as error:  # noqa: BLE001  (tables are written again at the end, where the error would be reported)
             if not self._told:
                 print(f"the leaderboard cannot be refreshed: {type(error).__name__}: {error}", file=sys.stderr)
             self._told = True
 
 
 def _write(board: leaderboard.Leaderboard) -> None:
-    """Write the files of a leaderboard but its pictures, each whole or not at all."""
+    """Write the files of a leaderboard except its figures, each atomically."""
     texts = {"md": tables.markdown, "csv": tables.csv, "json": tables.to_json, "tex": tables.tex}
     for ending, writer in texts.items():
         write_text(board.folder / f"leaderboard.{ending}", writer(board))

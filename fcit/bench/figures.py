@@ -1,4 +1,4 @@
-"""The pictures of a bench: what accuracy costs, and how sure it is. Drawn like those of a report."""
+"""Figures of a bench: accuracy against cost, and confidence intervals. Drawn like those of a report."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fcit.bench.tables import marked
 COLOURS = {"": "#3a87c8", "replay": "#ff7f0e", "reference": "#8c8c8c"}  # read on white and on dark grey
 MARKERS = {"": "o", "replay": "s", "reference": "D"}
 MEANING = {"": "ranked", "replay": "stores samples", "reference": "reference"}
-LOG_FROM = 10.0  # widest span of bytes that is drawn on a plain axis
+LOG_FROM = 10.0  # largest ratio of bytes on a linear axis
 
 
 @dataclass(frozen=True)
 class Point:
-    """A row in the plane of bytes and accuracy."""
+    """A row as a point of bytes and accuracy."""
 
     line: Line
-    x: float  # MB up and down in a client's round
+    x: float  # MB sent and received by a client in a round
     y: float  # Last
 
     @property
@@ -38,19 +38,19 @@ class Point:
 
 
 def points(table: Table) -> list[Point]:
-    """Rows whose bytes are known. References know no clients: their bytes are nobody's."""
-    found = []
+    """Rows with known traffic; references have no clients and so no traffic."""
+    points = []
     for line in table.lines:
         up, down, last = line.cost["up"], line.cost["down"], line.figures["Last"]
         if line.group != "reference" and up is not None and down is not None and last is not None:
-            found.append(Point(line, (up.mean + down.mean) / 1e6, last.mean))
-    return found
+            points.append(Point(line, (up.mean + down.mean) / 1e6, last.mean))
+    return points
 
 
-def frontier(found: list[Point]) -> list[Point]:
-    """Ranked rows that no other reaches with as few bytes, by bytes."""
+def frontier(points: list[Point]) -> list[Point]:
+    """The Pareto frontier: ranked rows that no other row with at most as many bytes exceeds, by bytes."""
     best: list[Point] = []
-    for point in sorted((p for p in found if p.line.group == ""), key=lambda p: (p.x, -p.y)):
+    for point in sorted((p for p in points if p.line.group == ""), key=lambda p: (p.x, -p.y)):
         if not best or point.y > best[-1].y:
             best.append(point)
     return best
@@ -58,14 +58,14 @@ def frontier(found: list[Point]) -> list[Point]:
 
 def _corners(best: list[Point], right: float) -> list[tuple[float, float]]:
     """The frontier as a staircase that ends at the right edge."""
-    found: list[tuple[float, float]] = []
+    corners: list[tuple[float, float]] = []
     for point, after in zip(best, [*(p.x for p in best[1:]), right], strict=True):
-        found += [(point.x, point.y), (after, point.y)]
-    return found
+        corners += [(point.x, point.y), (after, point.y)]
+    return corners
 
 
 def _references(axis: Any, table: Table) -> None:
-    """References as levels, where they do not squeeze the rest."""
+    """Draw references as horizontal lines, unless they compress the rest of the figure."""
     low, high = axis.get_ylim()
     room = 0.8 * (high - low)
     beyond, levels = [], [low, high]
@@ -99,20 +99,20 @@ def _overlap(box: Bbox, others: list[Bbox]) -> float:
     return sum(s.width * s.height for s in shared if s is not None)
 
 
-def _label(axis: Any, found: list[Point], corners: list[tuple[float, float]]) -> None:
-    """Names beside the points, each where it covers least; a thin line where that is not close by."""
+def _label(axis: Any, points: list[Point], corners: list[tuple[float, float]]) -> None:
+    """Draw labels beside the points with the least overlap; a thin line connects distant labels."""
     renderer = FigureCanvasAgg(axis.figure).get_renderer()
     axis.figure.draw_without_rendering()
-    unit = axis.figure.dpi / 72  # pixels in a point
+    unit = axis.figure.dpi / 72  # pixels per point
     inside = axis.get_window_extent(renderer)
     taken = [text.get_window_extent(renderer) for text in axis.texts]
-    for point in found:
+    for point in points:
         x, y = axis.transData.transform((point.x, point.y))
         reach = axis.transData.transform((point.x, point.y + point.deviation))[1] - y
         taken += [_around(x, y, 2 * unit, reach), _around(x, y, 4 * unit, 4 * unit)]
     for (x, y), (right, above) in itertools.pairwise(axis.transData.transform(corners) if corners else []):
         taken.append(Bbox.from_extents(x - unit, min(y, above) - unit, right + unit, max(y, above) + unit))
-    for point in sorted(found, key=lambda p: -p.y):
+    for point in sorted(points, key=lambda p: -p.y):
         text = axis.annotate(marked(point.line), (point.x, point.y), fontsize=8)
         size = text.get_window_extent(renderer)
         text.remove()
@@ -133,13 +133,13 @@ def _around(x: float, y: float, across: float, up: float) -> Bbox:
 
 
 def _sides(dx: float, dy: float) -> tuple[str, str]:
-    """How a text is aligned to a place that far from its point."""
+    """Alignment of a text at a given offset from its point."""
     across = "left" if dx > 1 else "right" if dx < -1 else "center"
     return across, "center" if across != "center" else ("bottom" if dy > 0 else "top")
 
 
 def _beside(at: Any, size: Bbox, dx: float, dy: float) -> Bbox:
-    """The box of a text of that size at a place."""
+    """Bounding box of a text of given size at a position."""
     across, up = _sides(dx, dy)
     x = at[0] - {"left": 0.0, "right": 1.0, "center": 0.5}[across] * size.width
     y = at[1] - {"bottom": 0.0, "top": 1.0, "center": 0.5}[up] * size.height
@@ -163,19 +163,19 @@ def _write(axis: Any, point: Point, dx: float, dy: float, radius: float) -> None
 
 
 def _figure(table: Table, width: float, height: float) -> Figure:
-    """An empty figure; above it stands what must be said of the table's numbers."""
-    figure = Figure(figsize=(width, height + 0.3 * bool(table.key.said)), layout="constrained")
-    if table.key.said:
-        figure.suptitle(table.key.said, fontsize=9)
+    """An empty figure, with the remarks about the table's numbers as title."""
+    figure = Figure(figsize=(width, height + 0.3 * bool(table.key.remark)), layout="constrained")
+    if table.key.remark:
+        figure.suptitle(table.key.remark, fontsize=9)
     return figure
 
 
 def pareto(table: Table) -> Figure:
-    """Last against the bytes of a client's round; the line joins rows that nothing cheaper reaches."""
-    found = points(table)
-    figure = _figure(table, 8.6, 4.2 + 0.1 * len(found))
+    """Last against a client's bytes per round; the line is the Pareto frontier."""
+    shown = points(table)
+    figure = _figure(table, 8.6, 4.2 + 0.1 * len(shown))
     axis = figure.subplots()
-    for point in found:
+    for point in shown:
         group = point.line.group
         axis.errorbar(
             point.x,
@@ -187,7 +187,7 @@ def pareto(table: Table) -> Figure:
             elinewidth=1,
             capsize=2,
         )
-    xs = [p.x for p in found]
+    xs = [p.x for p in shown]
     wide = min(xs) > 0 and max(xs) > LOG_FROM * min(xs)
     if wide:
         axis.set_xscale("log")
@@ -195,34 +195,34 @@ def pareto(table: Table) -> Figure:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
     axis.set_xlim(*((min(xs) / 1.6, max(xs) * 1.9) if wide else _padded(min(xs), max(xs))))
-    corners = _corners(frontier(found), axis.get_xlim()[1])
+    corners = _corners(frontier(shown), axis.get_xlim()[1])
     axis.plot(*zip(*corners, strict=True), color=COLOURS[""], alpha=0.45, linewidth=1.2, zorder=0) if corners else None
     low, high = axis.get_ylim()
     axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     axis.set(xlabel="MB up and down, one client in one round" + (" (log scale)" if wide else ""), ylabel="Last")
     _references(axis, table)
-    groups = [g for g in MEANING if any(p.line.group == g for p in found)]
+    groups = [g for g in MEANING if any(p.line.group == g for p in shown)]
     if len(groups) > 1:
         signs = [Line2D([], [], marker=MARKERS[g], linestyle="", color=COLOURS[g]) for g in groups]
         figure.legend(signs, [MEANING[g] for g in groups], loc="outside upper right", ncols=len(groups))
-    _label(axis, found, corners)
+    _label(axis, shown, corners)
     return figure
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Limits with room for labels; a tenth of the value where all are the same."""
+    """Axis limits with room for labels; a tenth of the value if all are equal."""
     room = max(0.25 * (high - low), 0.1 * high, 1e-9)
     return max(0.0, low - room), high + room
 
 
 def lasts(table: Table) -> Figure:
-    """Last of every row with its seeds, and the difference to the baseline with its interval."""
+    """Last of every row for each seed, and the difference from the baseline with its interval."""
     lines = table.lines
     compared = any(line.difference for line in lines)
     figure = _figure(table, 10 if compared else 6, 1.1 + 0.32 * len(lines))
     axes = figure.subplots(1, 2 if compared else 1, sharey=True, squeeze=False)[0]
     for y, line in enumerate(lines):
-        colour, last, found = COLOURS[line.group], line.figures["Last"], line.difference
+        colour, last, difference = COLOURS[line.group], line.figures["Last"], line.difference
         if last is not None:
             axes[0].scatter(last.values, [y + 0.28] * len(last.values), s=9, color=colour, alpha=0.7, linewidths=0)
             axes[0].errorbar(
@@ -235,10 +235,13 @@ def lasts(table: Table) -> Figure:
                 elinewidth=1,
                 capsize=2,
             )
-        if found is not None:
-            reach = [[max(0.0, found.estimate - found.low)], [max(0.0, found.high - found.estimate)]]
+        if difference is not None:
+            reach = [
+                [max(0.0, difference.estimate - difference.low)],
+                [max(0.0, difference.high - difference.estimate)],
+            ]
             axes[1].errorbar(
-                found.estimate,
+                difference.estimate,
                 y,
                 xerr=reach,
                 fmt=MARKERS[line.group],

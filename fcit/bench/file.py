@@ -1,4 +1,4 @@
-"""A bench file, read: its keys, its blocks, and on which line each of them stands."""
+"""Reading a bench file: its keys, its blocks and the line of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcit.config import RunConfig, Section, settings
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
-#: Settings that a bench gives itself, and what to write instead.
+#: Settings that the bench itself sets, and what to write instead.
 OWN = {
     "name": "the bench names its runs; give the row a label:",
     "output": "the bench has one folder; use output: at the top of the file",
@@ -36,7 +36,7 @@ class Block(Section):
 
 
 class BenchFile(Section):
-    """What is run, and what it is compared with."""
+    """The runs of a bench, and the row they are compared with."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="names the bench folder")
     base: str = Field(description="a run configuration, relative to this file")
@@ -69,11 +69,11 @@ class Lines:
         self._at.setdefault(location, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                here = (*location, str(key.value))
-                if here in self._at:
-                    self.twice.append((key.start_mark.line + 1, f"{_dotted(here)}: given twice"))
-                self._at[here] = key.start_mark.line + 1
-                self._walk(value, here)
+                inner = (*location, str(key.value))
+                if inner in self._at:
+                    self.twice.append((key.start_mark.line + 1, f"{_dotted(inner)}: given twice"))
+                self._at[inner] = key.start_mark.line + 1
+                self._walk(value, inner)
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
                 self._walk(item, (*location, number))
@@ -86,21 +86,21 @@ class Lines:
 
 
 class Problems:
-    """Mistakes and their lines; raised together, in the order of the file."""
+    """Collects mistakes with their lines, to be raised together in the order of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._found: dict[tuple[int, str], None] = {}
 
     def add(self, line: int, text: str) -> None:
-        """Note one mistake; the same one is noted once."""
+        """Add a mistake; duplicates are ignored."""
         self._found[line, text] = None
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def error(self) -> ConfigError:
-        """All of them, to be raised."""
+        """The error with all mistakes."""
         return ConfigError([f"line {line}: {text}" for line, text in sorted(self._found)], str(self.path))
 
 
@@ -116,7 +116,7 @@ def _inner(annotation: Any) -> Any:
 
 
 def unknown_setting(key: str) -> str | None:
-    """Why ``key`` is no setting a bench may vary, in one sentence, or None."""
+    """Why a bench may not vary ``key``, in one sentence, or None."""
     if key in OWN:
         return f"{key}: {OWN[key]}"
     kind: Any = RunConfig
@@ -132,7 +132,7 @@ def unknown_setting(key: str) -> str | None:
 
 
 def _sentence(item: Any) -> str:
-    """One finding of pydantic with key, value and what is allowed."""
+    """One error of pydantic as a sentence with key, value and allowed values."""
     location: Location = item["loc"]
     if not location:
         return str(item["msg"]).removeprefix("Value error, ")
@@ -147,7 +147,7 @@ def _sentence(item: Any) -> str:
 
 
 def _check_keys(raw: dict[str, Any], lines: Lines, problems: Problems) -> None:
-    """Names of settings in ``set`` and ``axes``, wherever they stand."""
+    """Check the names of settings in ``set`` and ``axes`` of the file and its blocks."""
     blocks = raw.get("rows")
     places: list[tuple[Location, Any]] = [((), raw)]
     places += [(("rows", n), block) for n, block in enumerate(blocks if isinstance(blocks, list) else [])]
@@ -164,7 +164,7 @@ def _check_keys(raw: dict[str, Any], lines: Lines, problems: Problems) -> None:
 
 
 def read(path: Path) -> tuple[BenchFile, Lines, Problems]:
-    """The bench file, where its keys stand, and a place for further mistakes.
+    """The bench file, the lines of its keys, and the collection of mistakes.
 
     Raises:
         ConfigError: the file is missing or wrong; every mistake with its line.

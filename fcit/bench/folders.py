@@ -1,4 +1,4 @@
-"""The run folders of a bench: what stands in them, and whose they are."""
+"""The run folders of a bench: their state, their locks, and whether they belong to the plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = Literal["done", "begun", "new"]
 
 
 def state(run: Planned) -> State:
-    """How far a run is."""
+    """The state of a run by its folder."""
     folder = RunDir(run.folder)
     if folder.results.is_file():
         return "done"
@@ -29,27 +29,27 @@ def state(run: Planned) -> State:
 
 
 def foreign(run: Planned) -> str | None:
-    """Why what stands in the folder is another run than the plan's, in one sentence, or None."""
+    """Why the folder holds another run than the plan, in one sentence, or None."""
     folder = RunDir(run.folder)
     if not folder.config.is_file():
         return None
     try:
-        found = configuration.load_resolved(folder.config)
+        config = configuration.load_resolved(folder.config)
     except FCITError as error:
         return f"{folder.config} cannot be read any more ({error})"
-    if same_run(found) == same_run(run.config):
+    if same_run(config) == same_run(run.config):
         return None
-    there, planned = flat(found.model_dump(mode="json")), flat(run.config.model_dump(mode="json"))
+    present, planned = flat(config.model_dump(mode="json")), flat(run.config.model_dump(mode="json"))
     changed = [
-        f"{key} is {text_of(there.get(key))} there, {text_of(planned.get(key))} in the plan"
-        for key in {**there, **planned}
-        if there.get(key) != planned.get(key) and key not in RECORDED
+        f"{key} is {text_of(present.get(key))} there, {text_of(planned.get(key))} in the plan"
+        for key in {**present, **planned}
+        if present.get(key) != planned.get(key) and key not in RECORDED
     ]
     return f"{folder.config} is of another run: {'; '.join(changed)}"
 
 
 def check(runs: list[Planned], fresh: bool) -> None:
-    """Refuse folders of other runs; ``fresh`` removes exactly those.
+    """Refuse folders of other runs; with ``fresh`` they are removed.
 
     Raises:
         ConfigError: there are some.
@@ -67,7 +67,7 @@ def check(runs: list[Planned], fresh: bool) -> None:
 
 
 def prepare(runs: list[Planned]) -> None:
-    """Data and partitions of every run, once: runs side by side must not make the same files.
+    """Prepare data and partitions of every run once, so that concurrent runs do not write the same files.
 
     Raises:
         ConfigError, DataError: the data are not usable.
@@ -82,20 +82,20 @@ def prepare(runs: list[Planned]) -> None:
         shares = (*key, federation.clients, federation.beta, run.seed, run.config.data.max_records)
         if shares not in ready:
             benchmark.divide()
-            fingerprint.of(benchmark)  # keeps the hashes of the images
+            fingerprint.of(benchmark)  # caches the hashes of the images
         ready |= {key, shares}
 
 
 def place(run: Planned) -> None:
-    """Write configuration and environment of a run that has none yet."""
+    """Write configuration and environment of a new run."""
     if state(run) == "new":
         RunDir.place(run.folder, configuration.dump(run.config), describe())
 
 
 def claim(run: Planned) -> int | None:
-    """A lock on the folder, to be handed to the process that works in it; None: somebody else has it.
+    """A lock on the folder, to be inherited by the process of the run; None if another process holds it.
 
-    The lock lives as long as that process, also where this one is killed.
+    The lock lasts as long as that process, even if this one is killed.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(run.folder / ".bench.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -108,7 +108,7 @@ def claim(run: Planned) -> int | None:
 
 
 def last_line(run: Planned) -> str:
-    """The last thing a run said."""
+    """The last line of a run's log."""
     log = run.folder / LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "its log is empty")

@@ -1,4 +1,4 @@
-"""What the finished runs of a bench say: figures over seeds, cost, differences and what to know about them."""
+"""The leaderboard of a bench's finished runs: figures over seeds, cost, differences and remarks."""
 
 from __future__ import annotations
 
@@ -46,41 +46,45 @@ class Spread:
 
 @dataclass
 class Line:
-    """One row of a table, filled."""
+    """One row of a table with its results."""
 
     row: Row
-    runs: dict[int, Run]  # finished ones, by seed
+    runs: dict[int, Run]  # finished runs by seed
     group: str
     dagger: bool
     figures: dict[str, Spread | None]
     cost: dict[str, Spread | None]
     difference: Difference | None = None
-    differs: list[str] = field(default_factory=list)  # settings that are not the baseline's
-    elsewhere: list[str] = field(default_factory=list)  # device, number format or versions that are not
+    differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
+    elsewhere: list[str] = field(
+        default_factory=list
+    )  # device, number format or versions that differ from the baseline's
 
     @property
     def label(self) -> str:
-        """The label, with a dagger for definitions of our own."""
+        """The label, with a dagger for our definitions."""
         return self.row.label + (" †" if self.dagger else "")
 
     @property
     def seeds(self) -> str:
-        """Seeds finished; of how many if some are missing."""
+        """Number of finished seeds, and of how many if some are missing."""
         done, planned = len(self.runs), len(self.row.seeds)
         return str(done) if done == planned else f"{done} of {planned}"
 
 
 @dataclass
 class Table:
-    """Rows that may be compared, the ranked ones first, best Last first."""
+    """Comparable rows, ranked ones first, by Last."""
 
     key: TableKey
     lines: list[Line]
-    baseline: str | None  # None: it has no finished run here
-    reference: str  # the row that settings and surroundings are held against: the baseline if it can be
+    baseline: str | None  # None: it has no finished run in this table
+    reference: str  # the row that settings and environments are compared with: the baseline if possible
     waiting: list[str]  # rows without a finished run
-    constant: AccuracyMatrix | None = None  # of the best constant answers; None where no run knows them
-    apart: list[str] = field(default_factory=list)  # why runs on other test data do not stand here, a sentence each
+    constant: AccuracyMatrix | None = None  # of the best constant answers; None if unknown
+    apart: list[str] = field(
+        default_factory=list
+    )  # why runs on other test data are not in this table, one sentence each
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -96,7 +100,7 @@ class Leaderboard:
     tables: list[Table]
 
 
-#: Key in ``cost`` of results.json -> name here.
+#: Key in ``cost`` of results.json -> name in the table.
 COSTS = {
     "up_per_client_round": "up",
     "down_per_client_round": "down",
@@ -111,7 +115,7 @@ COSTS = {
 
 
 def _method(config: RunConfig) -> Any:
-    """The method with its options, or None where it cannot be imported any more."""
+    """The method with its options; None if it can no longer be imported."""
     try:
         return registry.resolve("method", str(config.method["name"]))(config)
     except FCITError:
@@ -133,7 +137,7 @@ def _spread(values: list[Any]) -> Spread | None:
 def _line(row: Row, runs: dict[int, Run]) -> Line:
     method = _method(row.config)
     summaries = [run.matrix.summary() for run in runs.values()]
-    # Without a timeline there is nothing that a figure over the stages could mean.
+    # Without a sequence of stages figures over stages are undefined.
     known = ("Last",) if getattr(method, "last_stage_only", False) else FIGURES
     costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
     return Line(
@@ -154,48 +158,50 @@ def _settings(config: RunConfig, effect: Effect) -> dict[str, Any]:
 
 
 def differing_settings(config: RunConfig, baseline: RunConfig) -> list[str]:
-    """Settings that are not the baseline's. Options of another method are what makes it another method."""
-    ours, theirs = _settings(config, Effect.RESULTS), _settings(baseline, Effect.RESULTS)
+    """Settings that differ from the baseline's; options of another method or optimiser are not compared."""
+    row, reference = _settings(config, Effect.RESULTS), _settings(baseline, Effect.RESULTS)
     for family in ("method", "fedopt"):
-        if ours[f"{family}.name"] != theirs[f"{family}.name"]:
-            for found in (ours, theirs):
-                for key in [k for k in found if k.startswith(f"{family}.")]:
-                    del found[key]
+        if row[f"{family}.name"] != reference[f"{family}.name"]:
+            for values in (row, reference):
+                for key in [k for k in values if k.startswith(f"{family}.")]:
+                    del values[key]
             if family == "fedopt":
-                ours["fedopt"], theirs["fedopt"] = config.fedopt["name"], baseline.fedopt["name"]
-    keys = [key for key in {**ours, **theirs} if key not in OWN and ours.get(key) != theirs.get(key)]
-    return [f"{key} {text_of(ours.get(key))}, not {text_of(theirs.get(key))}" for key in keys]
+                row["fedopt"], reference["fedopt"] = config.fedopt["name"], baseline.fedopt["name"]
+    keys = [key for key in {**row, **reference} if key not in OWN and row.get(key) != reference.get(key)]
+    return [f"{key} {text_of(row.get(key))}, not {text_of(reference.get(key))}" for key in keys]
 
 
-def _surroundings(run: Run) -> dict[str, str]:
-    """What the last bits of a run depend on: settings, versions, machine."""
+def _environment_of(run: Run) -> dict[str, str]:
+    """Everything that the last bits of a run depend on: settings, versions, machine."""
     environment = run.environment
-    found = _settings(run.config, Effect.BITS)
-    found |= {key: environment.get(key) for key in ("fcit", "source", "python")}
-    found |= dict(environment.get("libraries") or {})
-    found |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
-    return {key: str(value) for key, value in found.items()}
+    values = _settings(run.config, Effect.BITS)
+    values |= {key: environment.get(key) for key in ("fcit", "source", "python")}
+    values |= dict(environment.get("libraries") or {})
+    values |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
+    return {key: str(value) for key, value in values.items()}
 
 
-def differing_surroundings(line: Line, other: Line) -> list[str]:
-    """Where a row was made that another was not; a seed is held against the same seed if it is there."""
-    found: dict[str, set[str]] = {}
+def differing_environments(line: Line, reference: Line) -> list[str]:
+    """Differences in environment between two rows; a seed is compared with the same seed if possible."""
+    differences: dict[str, set[str]] = {}
     for seed, run in line.runs.items():
-        pairs = [_surroundings(r) for r in ([other.runs[seed]] if seed in other.runs else other.runs.values())]
-        here = _surroundings(run)
-        for key in dict.fromkeys([*here, *(key for pair in pairs for key in pair)]):
-            there = sorted({pair.get(key, "-") for pair in pairs})
-            if here.get(key, "-") not in there:
-                found.setdefault(key, set()).add(f"{here.get(key, '-')}, not {' or '.join(there)}")
-    return [f"{key} {' and '.join(sorted(texts))}" for key, texts in found.items()]
+        pairs = [
+            _environment_of(r) for r in ([reference.runs[seed]] if seed in reference.runs else reference.runs.values())
+        ]
+        values = _environment_of(run)
+        for key in dict.fromkeys([*values, *(key for pair in pairs for key in pair)]):
+            reference_values = sorted({pair.get(key, "-") for pair in pairs})
+            if values.get(key, "-") not in reference_values:
+                differences.setdefault(key, set()).add(f"{values.get(key, '-')}, not {' or '.join(reference_values)}")
+    return [f"{key} {' and '.join(sorted(texts))}" for key, texts in differences.items()]
 
 
-#: Differences that were computed before: their owner, the row's seeds and the baseline's -> what came out.
+#: Differences computed before, by their owner, the row's seeds and the baseline's.
 Known = dict[tuple[str, tuple[int, ...], tuple[int, ...]], Difference | None]
 
 
 def _difference(owner: str, line: Line, baseline: Line, known: Known) -> Difference | None:
-    """A row's difference; finished runs do not change, so that it is computed once for the same seeds."""
+    """A row's difference from the baseline; computed once for the same seeds, as finished runs do not change."""
     key = (owner, tuple(line.runs), tuple(baseline.runs))
     if key not in known:
         known[key] = bootstrap.difference(owner, line.runs, baseline.runs)
@@ -203,37 +209,37 @@ def _difference(owner: str, line: Line, baseline: Line, known: Known) -> Differe
 
 
 def _constant(lines: list[Line]) -> AccuracyMatrix | None:
-    """The best constant answers to the questions of a table; None where runs disagree about them or know of none."""
+    """The best constant answers to the questions of a table; None if runs disagree or have none."""
     runs = [run for line in lines for run in line.runs.values() if run.constants]
     if len({json.dumps(run.constants, sort_keys=True) for run in runs}) != 1:
         return None
-    # A row that was only evaluated at the end has no course to take the average of.
+    # A row evaluated only at the end has no average over stages.
     return max((constant_matrix(run) for run in runs), key=lambda m: len(m.evaluated) if m else 0)
 
 
-def differing_training(line: Line, other: Line) -> list[str]:
-    """Training data and own code of a row that are not those of another, seed by seed."""
-    found = [
+def differing_training(line: Line, reference: Line) -> list[str]:
+    """Differences in training data and the user's code between two rows, seed by seed."""
+    sentences = [
         f"training: {change.sentence('there', 'here')}"
         for seed, run in line.runs.items()
-        if seed in other.runs
-        for change in scope.trained_apart(other.runs[seed], run)
+        if seed in reference.runs
+        for change in scope.trained_apart(reference.runs[seed], run)
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(sentences))
 
 
 Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run
 
 
 def _finished(key: TableKey, plan: Plan) -> dict[str, Finished]:
-    """Finished runs of a table by the test data they were scored on; in one table they would be compared."""
-    found: dict[str, Finished] = {}
+    """Finished runs of a table by the test data they were scored on, which may not be compared."""
+    by_test: dict[str, Finished] = {}
     for planned in plan.runs:
         if planned.row.table == key and state(planned) == "done":
             run = Run(planned.folder)
-            rows = found.setdefault(scope.tested(run), {row.label: {} for row in plan.rows if row.table == key})
+            rows = by_test.setdefault(scope.tested(run), {row.label: {} for row in plan.rows if row.table == key})
             rows[planned.row.label][planned.seed] = run
-    return found
+    return by_test
 
 
 def _first(finished: Finished) -> Run:
@@ -241,14 +247,14 @@ def _first(finished: Finished) -> Run:
 
 
 def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
-    """The table of a key; several where its runs were scored on different test data."""
-    found = _finished(key, plan)
-    anywhere = {label for finished in found.values() for label, runs in finished.items() if runs}
-    for test, finished in found.items():
+    """The table of a key; several if its runs were scored on different test data."""
+    by_test = _finished(key, plan)
+    anywhere = {label for finished in by_test.values() for label, runs in finished.items() if runs}
+    for test, finished in by_test.items():
         first = _first(finished)
-        said = [scope.called(test) if len(found) > 1 else "", scope.changed(first)]
-        table = _table(key._replace(test_data=", ".join(filter(None, said))), plan, finished, known)
-        others = [_first(other) for name, other in found.items() if name != test]
+        remarks = [scope.called(test) if len(by_test) > 1 else "", scope.changed(first)]
+        table = _table(key._replace(test_data=", ".join(filter(None, remarks))), plan, finished, known)
+        others = [_first(other) for name, other in by_test.items() if name != test]
         table.apart = [scope.why_apart(first, other) for other in others]
         table.waiting = [label for label in table.waiting if label not in anywhere]
         yield table
@@ -263,7 +269,7 @@ def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table
             owner = f"{key.title}: {line.row.label}"
             line.difference = _difference(owner, line, baseline, known) if baseline else None
             line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
-            line.elsewhere = differing_surroundings(line, baseline or lines[0])
+            line.elsewhere = differing_environments(line, baseline or lines[0])
             line.elsewhere += differing_training(line, baseline or lines[0])
 
     def rank(line: Line) -> tuple[int, float]:
@@ -277,10 +283,10 @@ def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table
 
 
 def collect(plan: Plan, known: Known | None = None) -> Leaderboard:
-    """Read everything that is finished; tables without a finished run are left out.
+    """Read all finished runs; tables without any are left out.
 
     Args:
-        known: differences of an earlier call, which are not computed again; new ones are added.
+        known: differences of earlier calls, which are reused; new ones are added.
     """
     known = {} if known is None else known
     keys = dict.fromkeys(run.row.table for run in plan.runs if state(run) == "done")

@@ -1,4 +1,4 @@
-"""Settings of a row as dotted keys, and how their values are called in labels and folder names."""
+"""Settings of a row as dotted keys, and their values in labels and folder names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcit import registry
 
 
 def text_of(value: Any) -> str:
-    """A value in a label: parts by name, options behind it."""
+    """A value in a label: the name of a part, followed by its options."""
     if isinstance(value, dict):
         head = [registry.label(str(value["name"]))] if "name" in value else []
         return " ".join([*head, *(f"{k}={text_of(v)}" for k, v in value.items() if k != "name")])
@@ -22,7 +22,7 @@ def text_of(value: Any) -> str:
 
 
 def named(key: str, value: Any) -> str:
-    """An axis value in a default label; numbers and inner settings say which they are."""
+    """An axis value in a default label; numbers and nested settings with their key."""
     plain = isinstance(value, dict) or (isinstance(value, str) and "." not in key)
     return text_of(value) if plain else f"{key.rpartition('.')[2]}={text_of(value)}"
 
@@ -34,14 +34,14 @@ def slug(text: str) -> str:
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as dotted keys."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
 
 
 class Overrides:
-    """Settings of one row as dotted leaves; later levels win. Knows the line that gave each."""
+    """Settings of one row by dotted key, with their lines; later ones take precedence."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,8 +51,8 @@ class Overrides:
     def add(self, key: str, value: Any, line: int) -> None:
         """Add a setting; a mapping adds its keys."""
         if isinstance(value, dict) and value:
-            for inner, one in value.items():
-                self.add(f"{key}.{inner}", one, line)
+            for inner, inner_value in value.items():
+                self.add(f"{key}.{inner}", inner_value, line)
             return
         if key in ("method", "fedopt") and isinstance(value, str):
             key = f"{key}.name"
@@ -60,17 +60,10 @@ class Overrides:
         self._lines[key] = line
 
     def _anchored(self, key: str, value: Any) -> Any:
-        """File names are relative to the bench file."""
-        if not isinstance(value, str):
-            return value
-        if key in ("method.name", "fedopt.name", "benchmark"):
-            value = registry.anchored(value, self.folder)
-        if key in ("backbone.model", "backbone.identity"):
-            return configuration.model_path(value, self.folder)
-        beside = self.folder / Path(value).expanduser()
-        if key == "data_root" or (key == "benchmark" and value.endswith((".yaml", ".yml")) and beside.is_file()):
-            return str(beside.resolve())
-        return value
+        """Resolve file names relative to the bench file."""
+        section, _, name = key.partition(".")
+        nested = configuration.anchored({section: {name: value} if name else value}, self.folder)[section]
+        return nested[name] if name else nested
 
     def texts(self) -> list[str]:
         """As ``key=value``; the name of a part before its options."""
@@ -78,7 +71,7 @@ class Overrides:
         return [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in ordered]
 
     def line(self, problem: str, otherwise: int) -> int:
-        """The line to blame for a sentence that begins with a key."""
+        """The line of the setting that an error message beginning with a key refers to."""
         key = problem.partition(":")[0]
         for given, line in self._lines.items():
             short = given.removesuffix(".name")

@@ -1,4 +1,4 @@
-"""The bench page: one self-contained HTML file in the look of a run's report; its pictures as files."""
+"""The bench page: one self-contained HTML file in the style of a run's report, and its figures as files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a bench file to its runs: every configuration resolved and checked before anything starts."""
+"""From a bench file to its runs: all configurations are resolved and checked before the first run starts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fcit.report.scope import ScoreScope
 
 
 class TableKey(NamedTuple):
-    """What runs must share to stand in one table."""
+    """Properties that runs of one table share."""
 
     benchmark: str
     setting: str
     split: str
-    reduced: tuple[str, ...]  # why its numbers are of less than the benchmark; empty: they are full
-    stages: tuple[int, ...]  # those it is evaluated after, from 1; empty: every one
-    test_data: str = ""  # which, where finished runs were scored on several, see fcit.report.scope
+    reduced: tuple[str, ...]  # why its numbers do not cover the whole benchmark; empty: they do
+    stages: tuple[int, ...]  # evaluated stages, from 1; empty: all
+    test_data: str = ""  # named if finished runs were scored on several, see fcit.report.scope
 
     @classmethod
     def of(cls, config: RunConfig, count: int) -> TableKey:
@@ -41,31 +41,31 @@ class TableKey(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        """Its values as words, e.g. for folders."""
+        """Its values as texts, e.g. for names of folders."""
         name = registry.label(self.benchmark)
         name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
         stages = f"stages {' '.join(map(str, self.stages))}" if self.stages else ""
         return [name, self.setting, self.split, " ".join(self.reduced), stages]
 
     @property
-    def said(self) -> str:
-        """What must be said of its numbers; nothing of full ones of the test split after every stage."""
+    def remark(self) -> str:
+        """The remark about its numbers; empty for full ones of the test split after every stage."""
         stages = ", ".join(map(str, self.stages))
         after = f"evaluated after stage{'s' * (len(self.stages) > 1)} {stages} only" if self.stages else ""
         return ", ".join(filter(None, [ScoreScope(self.split, self.reduced).label, after, self.test_data]))
 
     @property
     def title(self) -> str:
-        """One line about the table; reduced numbers are called that."""
-        return ", ".join(filter(None, [*self.parts[:2], self.said]))
+        """The title of the table; reduced numbers are marked as such."""
+        return ", ".join(filter(None, [*self.parts[:2], self.remark]))
 
     @property
     def avg(self) -> str:
-        """What its Avg is called."""
+        """The name of its Avg."""
         return over(list(self.stages)) if len(self.stages) > 1 else "Avg"
 
 
-#: Settings that choose the table; they are named by its title, not by labels.
+#: Settings that determine the table; shown in its title, not in labels.
 TABLE_AXES = frozenset(key for key, effect in effects(RunConfig).items() if effect is Effect.SCOPE)
 #: Settings that may differ between two folders of one run.
 RECORDED = frozenset(key for key, effect in effects(RunConfig).items() if effect is Effect.RECORD)
@@ -100,7 +100,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a bench file asks for."""
+    """All runs of a bench file."""
 
     file: Path
     name: str
@@ -153,7 +153,7 @@ def _drafts(file: BenchFile, lines: Lines) -> Iterator[_Draft]:
 
 
 class _Resolver:
-    """Turns drafts into rows and collects what is wrong with them."""
+    """Resolves drafts to rows and collects their mistakes."""
 
     def __init__(self, path: Path, file: BenchFile, lines: Lines, problems: Problems) -> None:
         self.file, self.lines, self.problems = file, lines, problems
@@ -165,7 +165,7 @@ class _Resolver:
     def _config(
         self, block_set: dict[str, Any], at: Location, values: dict[str, tuple[Any, int]], line: int
     ) -> tuple[RunConfig, TableKey] | None:
-        """The resolved configuration of a row and its table, or None after noting what is wrong."""
+        """The resolved configuration of a row and its table, or None after adding its mistakes."""
         overrides = Overrides(self.folder)
         for given, where in ((self.file.set, ()), (block_set, at)):
             for key, value in given.items():
@@ -183,13 +183,13 @@ class _Resolver:
         return config if "backbone.threads" in overrides.values else _with_threads(config), table
 
     def row(self, draft: _Draft) -> Row | None:
-        """The row, or None after noting what is wrong."""
+        """The row, or None after adding its mistakes."""
         line = max((at for _, at in draft.values.values()), default=self.lines.of(draft.at))
-        found = self._config(draft.block.set, draft.at, draft.values, line)
-        label = draft.label(self.lines, self.problems, found[0] if found else None)
-        if found is None or self.home is None:
+        resolved = self._config(draft.block.set, draft.at, draft.values, line)
+        label = draft.label(self.lines, self.problems, resolved[0] if resolved else None)
+        if resolved is None or self.home is None:
             return None
-        config, table = found
+        config, table = resolved
         if re.fullmatch(r"cuda:[1-9]\d*", config.backbone.device):
             self.problems.add(
                 line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, say 'cuda'"
@@ -200,38 +200,38 @@ class _Resolver:
 
 
 def _with_threads(config: RunConfig) -> RunConfig:
-    """One thread on a CPU unless the configuration says otherwise: the number of slots must not change a bit."""
+    """One thread on a CPU unless configured: results must not depend on the number of concurrent runs."""
     if config.backbone.threads or config.backbone.device != "cpu":
         return config
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"threads": 1})})
 
 
 def same_run(config: RunConfig) -> str:
-    """A text that two configurations share if they are the same run, wherever it is kept and whoever is told."""
+    """A text that is equal for configurations of the same run, whatever its name, folder and trackers."""
     return json.dumps(config.model_dump(mode="json", exclude=set(RECORDED)), sort_keys=True)
 
 
 def _merged(rows: list[Row]) -> list[Row]:
-    """Rows with what the file says twice put together: one configuration under one label, other seeds.
+    """Merge rows with the same configuration and label but different seeds.
 
-    What shares a seed is left as it is, to be refused.
+    Rows with a common seed are left unchanged and refused later.
     """
-    found: dict[tuple[TableKey, str, str], Row] = {}
+    merged: dict[tuple[TableKey, str, str], Row] = {}
     rest: list[Row] = []
     for row in rows:
         key = (row.table, row.label, same_run(row.config.model_copy(update={"seed": 0})))
-        first = found.get(key)
+        first = merged.get(key)
         if first is None or set(first.seeds) & set(row.seeds):
-            found.setdefault(key, row)
+            merged.setdefault(key, row)
             rest.append(row)
         else:
-            found[key] = replace(first, seeds=(*first.seeds, *row.seeds))
-            rest[rest.index(first)] = found[key]
+            merged[key] = replace(first, seeds=(*first.seeds, *row.seeds))
+            rest[rest.index(first)] = merged[key]
     return rest
 
 
 def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -> None:
-    """Rows that cannot be told apart, and a baseline that is none of them."""
+    """Add mistakes: rows that cannot be distinguished, and a baseline that is not among them."""
     labels: dict[tuple[TableKey, str], Row] = {}
     slugs: dict[str, Row] = {}
     runs: dict[str, Row] = {}
@@ -245,10 +245,10 @@ def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -
             problems.add(row.line, f"label: two rows are called {row.label!r} (the other: line {first.line}){again}")
             continue
         if slugs.setdefault(row.slug, row) is not row:
-            other = slugs[row.slug]
+            owner = slugs[row.slug]
             problems.add(
                 row.line,
-                f"label: {row.label!r} and {other.label!r} (line {other.line}) would share the "
+                f"label: {row.label!r} and {owner.label!r} (line {owner.line}) would share the "
                 f"folder {row.slug!r}; give one another label",
             )
         for seed in row.seeds:
@@ -267,7 +267,7 @@ def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -
 
 
 def _runs(rows: list[Row], folder: Path) -> Iterator[Planned]:
-    """Seeds first, so that an interrupted bench has whole tables for fewer seeds."""
+    """The runs ordered by seed, so that an interrupted bench has complete tables for fewer seeds."""
     for position in range(max(len(row.seeds) for row in rows)):
         for row in rows:
             if position < len(row.seeds):

@@ -1,4 +1,4 @@
-"""Tells a person how a bench goes: bars on a terminal, a line for each finished run elsewhere."""
+"""Shows the progress of a bench: bars on a terminal, otherwise one line per finished run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcit.runs.folder import RunDir
 
 
 class Follower:
-    """How far a run is, by the events it has written so far; a round counts as one, an evaluation too."""
+    """Progress of a run by its events; a round counts as one step, and so does an evaluation."""
 
     def __init__(self, run: Planned) -> None:
         self.run, self.file = run, RunDir(run.folder).events
@@ -27,10 +27,10 @@ class Follower:
         self.first = self.share  # of an earlier bench
 
     def look(self) -> None:
-        """Read what is new."""
+        """Read new events."""
         if not self.file.is_file():
             return
-        if self.file.stat().st_size < self._read:  # a resumed run forgets what came after its checkpoint
+        if self.file.stat().st_size < self._read:  # a resumed run discards events after its checkpoint
             self._read = 0
         with self.file.open("rb") as file:
             file.seek(self._read)
@@ -40,7 +40,7 @@ class Follower:
         for line in whole.splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:  # the file was cut and has grown again since: read it all at the next look
+            except ValueError:  # the file was truncated and has grown since: read all of it next time
                 self._read = 0
                 return
             if event["event"] == "start":
@@ -69,7 +69,7 @@ class BenchWatcher:
     """Follows a schedule; ``done`` runs of ``total`` were finished before it began.
 
     Args:
-        refresh: called after a run has finished, when the next one is on its way.
+        refresh: called after a run has finished and the next one has started.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class BenchWatcher:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _left(self) -> str:
-        """Time left, by the share of the work done since the beginning."""
+        """Estimated remaining time, by the share of work done."""
         worked = self.done + sum(f.share for f in self._running.values()) - self._before
         ahead = self.total - self.failed - self.done - sum(f.share for f in self._running.values())
         if worked <= 0:
@@ -113,7 +113,7 @@ class BenchWatcher:
         return f", {duration((time.monotonic() - self._begin) / worked * ahead)} left" if ahead > 0 else ""
 
     def started(self, slot: int, run: Planned) -> None:
-        """A run begins in a slot."""
+        """A run was started in a slot."""
         follower = Follower(run)
         self._before += follower.first
         self._running[slot] = follower
@@ -121,7 +121,7 @@ class BenchWatcher:
             self._bar.update(self._slots[slot], description=escape(run.name), completed=follower.share, visible=True)
 
     def ended(self, slot: int, run: Planned, problem: str | None) -> None:
-        """A run is over."""
+        """A run has ended."""
         follower = self._running.pop(slot, None)
         for other in self._running.values():
             other.look()
@@ -131,15 +131,15 @@ class BenchWatcher:
             self._stale = True
             self.done += 1
             last = read_json(RunDir(run.folder).results).get("Last")
-            what = "Last -" if last is None else f"Last {last:.1f}"
+            outcome = "Last -" if last is None else f"Last {last:.1f}"
         else:
             self.failed += 1
             self._before -= 0.0 if follower is None else follower.first
-            what = problem if problem == "stopped" else f"FAILED ({problem})"
-        self._line(f"{run.name}: {what}; {self.done} of {self.total} runs done{self._left()}")
+            outcome = problem if problem == "stopped" else f"FAILED ({problem})"
+        self._line(f"{run.name}: {outcome}; {self.done} of {self.total} runs done{self._left()}")
 
     def look(self) -> None:
-        """Read what the running runs have written."""
+        """Read the events of active runs."""
         if self._stale and self._refresh is not None:
             self._stale = False
             self._refresh()
@@ -152,5 +152,5 @@ class BenchWatcher:
         self._bar.update(self._whole, completed=share, note=f"{self.done}/{self.total} runs{self._left()}")
 
     def stopping(self, killed: bool) -> None:
-        """The runs are asked to stop, or were killed."""
+        """The runs were sent a request to stop, or killed."""
         self._line("killed" if killed else "stopping at the next checkpoint of each run; once more kills them")

@@ -1,4 +1,4 @@
-"""Runs the runs: a few processes at a time, each an ordinary ``fcit resume`` of its folder."""
+"""Carries out the runs, several processes at a time, each an ordinary ``fcit resume`` of its folder."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from fcit.bench import folders
 from fcit.bench.plan import Planned
 from fcit.errors import EXIT_STOPPED
 
-PAUSE = 0.2  # seconds between two looks
+PAUSE = 0.2  # seconds between two polls
 
 
 class Watcher(Protocol):
-    """Who is told how the bench goes."""
+    """Receives the progress of a bench."""
 
     def started(self, slot: int, run: Planned) -> None:
-        """A run begins in a slot."""
+        """A run was started in a slot."""
 
     def ended(self, slot: int, run: Planned, problem: str | None) -> None:
-        """A run is over; ``problem`` says why it failed."""
+        """A run has ended; ``problem`` states why it failed."""
 
     def look(self) -> None:
         """Time has passed."""
 
     def stopping(self, killed: bool) -> None:
-        """The runs are asked to stop, or were killed."""
+        """The runs were sent a request to stop, or killed."""
 
 
 def resume(run: Planned) -> list[str]:
-    """The command that starts a run or goes on with it."""
+    """The command that starts or resumes a run."""
     return [sys.executable, "-m", "fcit.cli", "resume", str(run.folder)]
 
 
@@ -46,7 +46,7 @@ def cores() -> int:
 
 
 def gpus(runs: list[Planned]) -> list[str]:
-    """GPUs for runs that want one, as CUDA_VISIBLE_DEVICES names them."""
+    """GPUs for runs that need one, as in CUDA_VISIBLE_DEVICES."""
     if not any(run.config.backbone.device.startswith("cuda") for run in runs):
         return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -59,10 +59,10 @@ def gpus(runs: list[Planned]) -> list[str]:
 
 @dataclass
 class Outcome:
-    """What became of the runs."""
+    """The outcome of a schedule."""
 
     finished: list[Planned] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # run name -> why
+    failed: dict[str, str] = field(default_factory=dict)  # run name -> reason
     stopped: int = 0  # the signal that ended the bench
 
 
@@ -73,9 +73,9 @@ class _Going:
 
 
 class Schedule:
-    """Works through runs in order, ``jobs`` at a time; one that fails does not stop the others.
+    """Carries out runs in order, ``jobs`` at a time; a failing run does not stop the others.
 
-    SIGINT or SIGTERM asks the running ones to stop at their next checkpoint; a second one kills them.
+    After SIGINT or SIGTERM active runs stop at their next checkpoint; a second signal kills them.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class Schedule:
         self.outcome = Outcome()
 
     def work(self) -> Outcome:
-        """Run everything, or until asked to stop."""
+        """Carry out all runs, or stop at a signal."""
         with self._signals():
             while self.going or (self.waiting and not self.outcome.stopped):
                 if not self.outcome.stopped:
                     for slot in range(self.jobs):
                         while slot not in self.going and self.waiting:
                             self._start(slot, self.waiting.pop(0))
-                self.watcher.look()  # when the next runs are on their way: what it does holds nobody up
+                self.watcher.look()  # after the next runs were started, so that it delays none
                 time.sleep(PAUSE)
                 self._heed()
                 for slot, going in list(self.going.items()):
@@ -114,7 +114,7 @@ class Schedule:
         if lock is None:
             self._fail(slot, run, "another process is at work in its folder")
             return
-        if folders.state(run) == "done":  # by somebody else in the meantime
+        if folders.state(run) == "done":  # by another process meanwhile
             os.close(lock)
             return
         folders.place(run)
@@ -128,16 +128,16 @@ class Schedule:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
-        os.close(lock)  # the process has it now
+        os.close(lock)  # now held by the process of the run
         self.going[slot] = _Going(run, process)
         self.watcher.started(slot, run)
 
     def _environment(self, slot: int, run: Planned) -> dict[str, str]:
         threads = run.config.backbone.threads or max(1, cores() // self.jobs)
-        found = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if self.devices:
-            found["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        return found
+            variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        return variables
 
     def _end(self, slot: int, going: _Going) -> None:
         code, run = going.process.returncode, going.run
@@ -163,13 +163,13 @@ class Schedule:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._send(signal.SIGKILL)  # nothing is left unless something went wrong here
+            self._send(signal.SIGKILL)  # only after an error here
 
     def _asked(self, number: int, frame: Any) -> None:
         self._requests.append(number)
 
     def _heed(self) -> None:
-        """Pass on what the signals asked for."""
+        """Forward signals to the runs."""
         while self._requests:
             number, again = self._requests.pop(0), bool(self.outcome.stopped)
             self.outcome.stopped = self.outcome.stopped or number
@@ -177,7 +177,7 @@ class Schedule:
             self.watcher.stopping(again)
 
     def _send(self, number: int) -> None:
-        """SIGTERM to the runs; SIGKILL to everything they started too."""
+        """Send SIGTERM to the runs, or SIGKILL to them and all processes they started."""
         for going in self.going.values():
             with contextlib.suppress(ProcessLookupError):
                 if number == signal.SIGKILL:

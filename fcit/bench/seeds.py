@@ -1,4 +1,4 @@
-"""More seeds for some rows than the bench file gives them: ``fcit bench FILE --rows NAME --seeds 3,4``."""
+"""Additional seeds for some rows of a bench: ``fcit bench FILE --rows NAME --seeds 3,4``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcit.errors import ConfigError
 from fcit.io import bounded
 from fcit.io.files import write_json
 
-#: In the bench folder: folder name of a row -> seeds that were asked for on the command line.
+#: File in the bench folder: folder name of a row -> seeds requested on the command line.
 FILE = "seeds.json"
 
 
@@ -33,7 +33,7 @@ def parse(text: str) -> list[int]:
 
 
 def remembered(folder: Path) -> dict[str, list[int]]:
-    """Seeds that were asked for before, by row.
+    """Seeds requested earlier, by row.
 
     Raises:
         ConfigError: the file is damaged.
@@ -54,12 +54,12 @@ def remembered(folder: Path) -> dict[str, list[int]]:
 
 
 def remember(made: Plan, more: Mapping[str, Sequence[int]]) -> None:
-    """Keep what was asked for, so that later calls and tables know these runs."""
+    """Store requested seeds, so that later calls and tables include these runs."""
     write_json(made.folder / FILE, {slug: list(dict.fromkeys(numbers)) for slug, numbers in more.items()})
 
 
 def extended(made: Plan, more: Mapping[str, Sequence[int]]) -> Plan:
-    """The plan with further seeds of some rows, by the rows' folder names; rows that are gone do not count."""
+    """The plan with further seeds of some rows, by the rows' folder names; rows that no longer exist are ignored."""
     rows = [replace(row, seeds=tuple(dict.fromkeys([*row.seeds, *more.get(row.slug, ())]))) for row in made.rows]
     return made.of(rows)
 

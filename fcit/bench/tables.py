@@ -26,12 +26,12 @@ def spread(value: Spread | None) -> str:
 
 
 def _difference(line: Line) -> str:
-    found = line.difference
-    return "-" if found is None else f"{found.estimate:+.1f} [{found.low:.1f}, {found.high:.1f}]"
+    difference = line.difference
+    return "-" if difference is None else f"{difference.estimate:+.1f} [{difference.low:.1f}, {difference.high:.1f}]"
 
 
 def _three(number: float) -> str:
-    """A number with three digits that say something."""
+    """A number with three significant digits."""
     return f"{number:,.0f}" if number >= 99.95 or number == 0 else f"{number:#.3g}"
 
 
@@ -50,7 +50,7 @@ def _count(value: Spread | None) -> str:
 
 
 def marked(line: Line) -> str:
-    """The label with its signs."""
+    """The label with its marks."""
     return line.label + (" ‡" if line.elsewhere else "")
 
 
@@ -60,7 +60,7 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 
 
 def accuracy_head(table: Table) -> list[str]:
-    """Heads of the table of figures; an Avg over some of the stages is called that."""
+    """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
     return ["row", "seeds", *figures, "difference [95 %]", "by seed", "differs in"]
 
@@ -77,7 +77,7 @@ def accuracy_cells(line: Line) -> list[str]:
 
 
 def constant_cells(table: Table) -> list[str]:
-    """The row of the best constant answer, as :func:`accuracy_cells`; empty where nothing is known of it."""
+    """The row of the best constant answer, as :func:`accuracy_cells`; empty if unknown."""
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
@@ -98,67 +98,71 @@ def cost_cells(line: Line) -> list[str]:
 
 
 def _left_out(table: Table) -> list[str]:
-    found: dict[str, dict[str, None]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for line in table.lines:
         for dataset, why in (line.difference.left_out if line.difference else {}).items():
-            found.setdefault(f"{dataset} ({why})", {})[line.row.label] = None
+            reasons.setdefault(f"{dataset} ({why})", {})[line.row.label] = None
     rows = sum(line.difference is not None for line in table.lines)
-    return [what if len(labels) == rows else f"{what}, for {', '.join(labels)}" for what, labels in found.items()]
+    return [
+        reason if len(labels) == rows else f"{reason}, for {', '.join(labels)}" for reason, labels in reasons.items()
+    ]
 
 
 def _seeds(table: Table) -> list[str]:
-    """Rows that have other seeds than most."""
+    """Rows with other seeds than most rows."""
     each = {line.row.label: tuple(sorted(line.runs)) for line in table.lines}
     usual, _ = Counter(each.values()).most_common(1)[0]
-    others = [f"{label} has {', '.join(map(str, found))}" for label, found in each.items() if found != usual]
+    others = [f"{label} has {', '.join(map(str, seeds))}" for label, seeds in each.items() if seeds != usual]
     return [f"Seeds are {', '.join(map(str, usual))}; {'; '.join(others)}."] if others else []
 
 
 def notes(table: Table) -> list[str]:
-    """What one must know to read the table."""
-    found = [
+    """Notes below the table."""
+    sentences = [
         "Mean ± sample standard deviation over seeds. Ranked by Last; references and methods that store "
         "samples stand apart and are not ranked."
     ]
     if table.key.reduced:
-        found.append("Reduced numbers: for looking ahead, not to be held against full ones of this or other tables.")
+        sentences.append(
+            "Reduced numbers: for looking ahead, not to be held against full ones of this or other tables."
+        )
     if table.key.stages:
-        found.append(
+        sentences.append(
             "Stages that were not evaluated leave no MFT, BWT and forgetting, and no Avg over the whole course."
         )
     if table.baseline is None:
-        found.append(
+        sentences.append(
             f"The baseline has no finished run here, so there are no differences; settings and versions "
             f"are compared with {table.reference}."
         )
     elif any(line.difference for line in table.lines):
-        found.append(
+        sentences.append(
             f"difference: row minus {table.baseline} in points of Last, over the seeds both have; {LEVEL:.0%} "
             f"interval of a paired bootstrap over test records ({RESAMPLES:,} resamples within each dataset and "
             "seed). It is about the questions asked of these trained models, not about other seeds: how much "
             "those change is under by seed. The questions are the same for every seed, so it is a little narrow."
         )
-        found += [
-            f"The difference leaves out {what}, so it is not that of the column Last." for what in _left_out(table)
+        sentences += [
+            f"The difference leaves out {reason}, so it is not that of the column Last." for reason in _left_out(table)
         ]
     if table.constant is not None:
         last = [row for row in table.constant.scores if row][-1]
         each = ", ".join(f"{name} {score:.1f}" for name, score in last.items())
-        found.append(
+        sentences.append(
             f"{CONSTANT}: one text to every question of a dataset, the best of some that were tried, so a lower bound "
             f"({each}). A dataset that is not above it shows no learning, unless its rule can be met by an empty text "
             "or by all answers at once: 100 tells of the rule."
         )
-    found += table.apart
-    found += _seeds(table)
+    sentences += table.apart
+    sentences += _seeds(table)
     if any(line.dagger for line in table.lines):
-        found.append("† our definition.")
-    found += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
+        sentences.append("† our definition.")
+    sentences += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
     if any(line.cost["up"] for line in table.lines):
-        found.append("MB up and down, client s, client MB: of one client in one round; s/sample: per answer.")
+        sentences.append("MB up and down, client s, client MB: of one client in one round; s/sample: per answer.")
     if table.waiting:
-        found.append(f"No finished run yet: {', '.join(table.waiting)}.")
-    return found
+        sentences.append(f"No finished run yet: {', '.join(table.waiting)}.")
+    return sentences
 
 
 def _markdown_rows(table: Table, head: list[str], cells: Any, last: list[str] | None = None) -> list[str]:
@@ -171,7 +175,7 @@ def _markdown_rows(table: Table, head: list[str], cells: Any, last: list[str] | 
 
 
 def markdown(board: Leaderboard) -> str:
-    """Everything as Markdown."""
+    """All tables as Markdown."""
     parts = [f"# {board.name}", ""]
     for table in board.tables:
         accuracy = _markdown_rows(table, accuracy_head(table), accuracy_cells, constant_cells(table))
@@ -183,7 +187,7 @@ def markdown(board: Leaderboard) -> str:
 
 
 def csv(board: Leaderboard) -> str:
-    """One line a row, plain numbers; cost in bytes, seconds and parameters."""
+    """One line per row, plain numbers; cost in bytes, seconds and parameters."""
     head = [
         "benchmark",
         "setting",
@@ -202,7 +206,7 @@ def csv(board: Leaderboard) -> str:
     rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
-            key, found = table.key, line.difference
+            key, difference = table.key, line.difference
             values = [
                 key.benchmark,
                 key.setting,
@@ -220,7 +224,11 @@ def csv(board: Leaderboard) -> str:
             for value in (*line.figures.values(), *line.cost.values()):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
-            values += [""] * 3 if found is None else [f"{v:.4f}" for v in (found.estimate, found.low, found.high)]
+            values += (
+                [""] * 3
+                if difference is None
+                else [f"{v:.4f}" for v in (difference.estimate, difference.low, difference.high)]
+            )
             rows.append([*values, "; ".join(line.differs), "; ".join(line.elsewhere)])
         if table.constant is not None:
             rows.append(_constant_csv(rows[0], table.key, table.constant))
@@ -247,7 +255,7 @@ def _json_line(line: Line) -> dict[str, Any]:
     def both(value: Spread | None) -> dict[str, Any] | None:
         return None if value is None else {"mean": value.mean, "sd": value.deviation, "values": list(value.values)}
 
-    found = line.difference
+    difference = line.difference
     return {
         "row": line.row.label,
         "method": line.row.config.method,
@@ -260,16 +268,16 @@ def _json_line(line: Line) -> dict[str, Any]:
         "figures": {name: both(value) for name, value in line.figures.items()},
         "cost": {name: both(value) for name, value in line.cost.items()},
         "difference": None
-        if found is None
+        if difference is None
         else {
-            "estimate": found.estimate,
-            "low": found.low,
-            "high": found.high,
+            "estimate": difference.estimate,
+            "low": difference.low,
+            "high": difference.high,
             "level": LEVEL,
             "resamples": RESAMPLES,
-            "by_seed": found.by_seed,
-            "datasets": list(found.datasets),
-            "left_out": found.left_out,
+            "by_seed": difference.by_seed,
+            "datasets": list(difference.datasets),
+            "left_out": difference.left_out,
         },
         "differs_in": line.differs,
         "made_elsewhere": line.elsewhere,
@@ -278,7 +286,7 @@ def _json_line(line: Line) -> dict[str, Any]:
 
 
 def to_json(board: Leaderboard) -> str:
-    """Everything, with the value of every seed."""
+    """All tables as JSON, with the value of every seed."""
     tables = [
         {
             **table.key._asdict(),
@@ -301,14 +309,14 @@ def tex(board: Leaderboard) -> str:
         kinds = [("accuracy", accuracy_head(table), accuracy_cells)]
         if any(line.cost["up"] for line in table.lines):
             kinds.append(("cost", COST, cost_cells))
-        for what, head, cells in kinds:
+        for kind, head, cells in kinds:
             rows = [head]
             for title, lines in blocks(table):
                 rows += [[title, *[""] * (len(head) - 1)]] if title else []
                 rows += [cells(line) for line in lines]
-            if what == "accuracy" and table.constant is not None:
+            if kind == "accuracy" and table.constant is not None:
                 rows.append(constant_cells(table))
-            parts.append(latex(rows, f"{board.name}: {table.key.title} ({what})"))
+            parts.append(latex(rows, f"{board.name}: {table.key.title} ({kind})"))
         parts += [f"% {note}" for note in notes(table)]
     text = "\n".join(parts) + "\n"
     for sign, command in (("±", r"$\pm$"), (" †", r"$^\dagger$"), (" ‡", r"$^\ddagger$")):
@@ -316,7 +324,7 @@ def tex(board: Leaderboard) -> str:
     return text
 
 
-#: Columns of the compact table, and what is left of them where they do not fit.
+#: Columns of the compact table, and those left if they do not fit.
 COMPACT = (
     ("seeds", "Last", "Avg", "forgetting", "difference [95 %]", "MB up", "MB down"),
     ("seeds", "Last", "Avg", "forgetting", "difference [95 %]"),

@@ -1,4 +1,4 @@
-"""The configuration of a run: YAML plus ``key=value``, checked whole before anything is loaded."""
+"""The configuration of a run: YAML plus ``key=value``, checked completely before anything is loaded."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "Training",
+    "anchored",
     "dump",
     "load",
     "load_resolved",
@@ -34,7 +35,7 @@ __all__ = [
     "settings",
 ]
 
-LEVELS = 8  # dots in the key of an override; there are no settings below that
+LEVELS = 8  # maximum of dots in the key of an override; settings are not nested deeper
 
 
 def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
@@ -53,13 +54,13 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
     """Check a raw mapping and return the configuration.
 
     Raises:
-        ConfigError: with every mistake found, each one sentence.
+        ConfigError: with all mistakes, one sentence each.
     """
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         problems = sentences(error, RunConfig)
-        # What is right is checked further, so that nothing is found only after a first repair.
+        # Valid parts are checked further, so that all mistakes are reported at once.
         rest = _without(raw, [item["loc"] for item in error.errors()])
         with contextlib.suppress(ValidationError):
             config = RunConfig.model_validate(rest)
@@ -72,10 +73,10 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
 
 
 def parse_text(text: str, source: str) -> RunConfig:
-    """The configuration that an order brings.
+    """The configuration contained in an order.
 
     Raises:
-        ConfigError: with every mistake found.
+        ConfigError: with all mistakes.
     """
     try:
         raw = bounded.parse_yaml(text)
@@ -87,7 +88,7 @@ def parse_text(text: str, source: str) -> RunConfig:
 
 
 def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:
-    """A part with its options' defaults written out."""
+    """A part with all options, including defaults."""
     part = dict(getattr(config, family))
     name = part.pop("name")
     return {"name": name, **registry.resolve(family, name).Options.model_validate(part).model_dump(mode="json")}
@@ -96,7 +97,7 @@ def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not bounded.is_file(path):
         near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
-        hint = f" (there: {', '.join(near)})" if near else ""
+        hint = f" (there are: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such configuration file{hint}", str(path))
     raw = bounded.read_yaml(path)
     if not isinstance(raw, dict):
@@ -130,19 +131,19 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
         base = _read_yaml(file.parent / str(parent))
         if "extends" in base:
             raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
-        # Each file's names are relative to itself, also where the two lie in different folders.
-        raw = _merge(_anchored(_normal(base), (file.parent / str(parent)).parent), _anchored(_normal(raw), file.parent))
+        # File names are relative to the file that contains them, also if the two are in different folders.
+        raw = _merge(anchored(_normal(base), (file.parent / str(parent)).parent), anchored(_normal(raw), file.parent))
     return resolve(raw, file.parent, str(file), overrides)
 
 
 def load_resolved(path: str | os.PathLike[str], going_on: bool = False) -> RunConfig:
-    """The configuration of a run folder. It was whole when it was written, so what it lacks came later.
+    """The configuration of a run folder. It was complete when written, so missing keys are newer than the run.
 
-    A method or optimiser names under ``EARLIER`` what an option that came later was before, where that is not its
-    default: a run goes on by the rules it began with.
+    A method or optimiser lists under ``EARLIER`` the values of newer options that reproduce earlier versions, if
+    these are not the defaults: a run continues by the rules it began with.
 
     Args:
-        going_on: the run is to be continued: one from before there was ``data.turns`` has learnt first answers only.
+        going_on: the run is to be resumed: a run older than ``data.turns`` was trained on first answers only.
 
     Raises:
         ConfigError: every mistake.
@@ -162,13 +163,13 @@ def load_resolved(path: str | os.PathLike[str], going_on: bool = False) -> RunCo
 def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str] | None = None) -> RunConfig:
     """The configuration of a raw mapping with overrides; file names in it are relative to ``folder``.
 
-    Names in overrides are relative to the current folder, and so is ``output`` wherever it stands: results
-    belong where one works, and a configuration may lie where nothing can be written.
+    File names in overrides are relative to the current folder, and so is ``output`` in any place: the folder of a
+    configuration may not be writable.
 
     Raises:
         ConfigError: every mistake of mapping and overrides together.
     """
-    raw = _anchored(_normal(raw), folder)
+    raw = anchored(_normal(raw), folder)
     bad = []
     for override in overrides or []:
         key, sign, text = override.partition("=")
@@ -185,22 +186,22 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        raw = _merge(raw, _anchored(_normal(nested), Path.cwd()))
+        raw = _merge(raw, anchored(_normal(nested), Path.cwd()))
     try:
         config = parse(raw, source)
     except ConfigError as error:
         raise ConfigError([*bad, *error.problems], source) from None
     if bad:
         raise ConfigError(bad, source)
-    # A benchmark file is named relative to the configuration that names it.
+    # A benchmark file is relative to the configuration that names it.
     beside = folder / config.benchmark
     if config.benchmark.endswith((".yaml", ".yml")) and bounded.is_file(beside):
         config = config.model_copy(update={"benchmark": str(beside.resolve())})
     return config
 
 
-def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The user's own files by full path: ``./my_method.py:MyMethod`` is relative to who names it; not ``output``."""
+def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Resolve paths of the user's files, e.g. ``./my_method.py:MyMethod``, relative to ``folder``; not ``output``."""
     raw = dict(raw)
     for family in ("method", "fedopt"):
         part = raw.get(family)
@@ -210,8 +211,8 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["benchmark"] = _benchmark(raw["benchmark"], folder)
     if isinstance(raw.get("backbone"), dict):
         models = {key: raw["backbone"].get(key) for key in ("model", "identity")}
-        found = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
-        raw["backbone"] = {**raw["backbone"], **found}
+        paths = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
+        raw["backbone"] = {**raw["backbone"], **paths}
     if isinstance(raw.get("output"), str) and raw["output"].startswith("~"):
         raw["output"] = bounded.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):
@@ -222,7 +223,7 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _benchmark(name: str, folder: Path) -> str:
-    """A benchmark file beside who names it by its full path; a shipped one, and one that is elsewhere, as it is."""
+    """The full path of a benchmark file in ``folder``; any other name is returned unchanged."""
     beside = bounded.full_path(folder, name)
     if name.endswith((".yaml", ".yml")) and bounded.is_file(Path(beside)):
         return beside
@@ -230,9 +231,9 @@ def _benchmark(name: str, folder: Path) -> str:
 
 
 def model_path(name: str, folder: Path) -> str:
-    """A model's folder beside who names it by its full path; a hub name, and a folder elsewhere, as it is."""
+    """The full path of a model's folder in ``folder``; any other name is returned unchanged."""
     beside = bounded.full_path(folder, name)
-    with contextlib.suppress(OSError, ValueError):  # too long for a file system, null bytes
+    with contextlib.suppress(OSError, ValueError):  # name too long for the file system, or with null bytes
         return beside if name not in ("", "fcit-tiny") and Path(beside).is_dir() else name
     return name
 
@@ -242,7 +243,7 @@ def _normal(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every setting: its key, its default and what it means."""
+    """Every setting: key, default and description."""
     blank = section.model_validate({})
     for name, field in section.model_fields.items():
         value = getattr(blank, name)

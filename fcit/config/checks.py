@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, in sentences that name the key, the value and what is allowed."""
+"""Checks of a configuration; mistakes are sentences with key, value and allowed values."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
 
 
 def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """How a key is written, by the ``examples`` of the innermost field of a location; empty if it has none."""
+    """An example of a key, from the ``examples`` of the innermost field of a location; empty if it has none."""
     current: Any = model
-    found = ""
+    example = ""
     for part in location:
         fields = getattr(current, "model_fields", None)
         if fields is None:
@@ -36,12 +36,12 @@ def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
             current = inner[-1] if inner else None
         elif part in fields:
             examples = fields[part].examples
-            found, current = f"{part}: {examples[0]}" if examples else "", fields[part].annotation
-    return f", e.g. `{found}`" if found else ""
+            example, current = f"{part}: {examples[0]}" if examples else "", fields[part].annotation
+    return f", e.g. `{example}`" if example else ""
 
 
 def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Turn pydantic's findings into sentences with the key, the value and what is allowed."""
+    """Turn errors of pydantic into sentences with key, value and allowed values."""
     sentences = []
     for item in error.errors():
         key = (prefix + ".".join(str(part) for part in item["loc"]))[:200]
@@ -63,29 +63,29 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
 
 
 def contradictions(config: RunConfig) -> list[str]:
-    """Settings that are each fine and make no sense together."""
+    """Settings that are valid by themselves but not together."""
     federation = config.federation
-    found = []
+    problems = []
     if federation.clients_per_round > federation.clients:
-        found.append(
+        problems.append(
             f"federation.clients_per_round: {federation.clients_per_round} is more than "
             f"federation.clients ({federation.clients})"
         )
     if federation.sampling == "official" and (federation.clients, federation.clients_per_round) != (50, 5):
-        found.append(
+        problems.append(
             "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
             f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
         )
     if federation.min_updates > federation.clients_per_round:
-        found.append(
+        problems.append(
             f"federation.min_updates: {federation.min_updates} can never be reached with "
             f"{federation.clients_per_round} clients per round"
         )
     if federation.engine not in registry.ENGINES:
-        found.append(f"federation.{registry.unknown('engine', federation.engine)}")
+        problems.append(f"federation.{registry.unknown('engine', federation.engine)}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
-        found.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
-    return found + (_site_problems(config) if config.stream == "site" else [])
+        problems.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    return problems + (_site_problems(config) if config.stream == "site" else [])
 
 
 def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
@@ -101,15 +101,15 @@ def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
 
 
 def _site_problems(config: RunConfig) -> list[str]:
-    """What the server cannot ask for where every site brings its own tasks."""
+    """Settings that are impossible with ``stream: site``, where the server does not know the tasks."""
     problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
-    found = [problem] if problem else []
+    problems = [problem] if problem else []
     if config.evaluation.samples is not None:
-        found.append(
+        problems.append(
             f"evaluation.samples: {config.evaluation.samples} chooses among questions that the server holds; with "
             "stream: 'site' each site is scored on the whole of its own test files; leave it out, or shorten those"
         )
-    return found
+    return problems
 
 
 def _one_part(config: RunConfig, family: str) -> list[str]:
@@ -129,64 +129,66 @@ def _one_part(config: RunConfig, family: str) -> list[str]:
 
 
 def part_problems(config: RunConfig) -> list[str]:
-    """What is wrong with method and federated optimiser, or with choosing them together."""
+    """Mistakes in method and federated optimiser, or in their combination."""
     problems = _one_part(config, "method") + _one_part(config, "fedopt")
     return problems or _misfits(config)
 
 
 def _misfits(config: RunConfig) -> list[str]:
-    """Federated optimisers, methods and ways of averaging factors that do not go together."""
+    """Federated optimisers, methods and rules for averaging factors that cannot be combined."""
     names = config.method["name"], config.fedopt["name"]
     method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
-    found = []
+    problems = []
     if config.factors not in method.factors:
         allowed = ", ".join(sorted(method.factors))
-        found.append(f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}")
+        problems.append(
+            f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}"
+        )
     if config.factors == "svd" and not fedopt.averages:
-        found.append(
+        problems.append(
             f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
             "choose fedopt: fedavg or fedprox, or factors: separate"
         )
     if config.factors == "alternate" and not fedopt.halves:
-        found.append(
+        problems.append(
             f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
             "choose another fedopt, or factors: separate or frozen_a"
         )
     if fedopt.remembers and method.pooled:
-        found.append(
+        problems.append(
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
         )
-    return found + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
+    return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
 
 
 def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
-    """Where a robust rule could not stand between clients and model, or never would."""
+    """Settings under which a robust rule would not protect the model, or never apply."""
     least = registry.resolve("robust", config.robust).least
-    rule, found = f"robust: {config.robust!r}", []
+    rule, problems = f"robust: {config.robust!r}", []
     if config.factors == "svd":
-        found.append(
+        problems.append(
             f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
             "choose factors: separate, alternate or frozen_a, or robust: none"
         )
     if fedopt.sums():
-        found.append(
+        problems.append(
             f"{rule} does not see what clients return to fedopt: {config.fedopt['name']!r} beside their tensors (its "
             "sum would pass it by); choose another fedopt, or robust: none"
         )
     if not method.robust:
-        found.append(
+        problems.append(
             f"{rule} does not see what clients return to method: {config.method['name']!r} beside their tensors, which "
             "the method sums itself; choose another method, or robust: none"
         )
     if method.pooled:
-        found.append(
+        problems.append(
             f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
             "choose robust: none"
         )
     elif config.federation.clients_per_round < least:
-        found.append(
+        problems.append(
             f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
             f"raise it to {least} or more, or choose robust: none"
         )
-    return found
+    return problems

@@ -23,7 +23,7 @@ class Effect(StrEnum):
     BITS = "bits"
     #: Nothing of the results: where work is done, how long it may take, what is kept to save time.
     WORK = "work"
-    #: Nothing of the run: its name, its folder and who is told of it.
+    #: Nothing of the run: its name, its folder and the receivers of its events.
     RECORD = "record"
 
 
@@ -32,12 +32,12 @@ SCOPE, BITS, WORK, RECORD = Effect.SCOPE, Effect.BITS, Effect.WORK, Effect.RECOR
 
 def effects(section: type[BaseModel], default: Effect = Effect.RESULTS, prefix: str = "") -> dict[str, Effect]:
     """The effect of every setting of a section, by its dotted key; options of parts are not listed."""
-    found: dict[str, Effect] = {}
+    effects_by_key: dict[str, Effect] = {}
     for name, field in section.model_fields.items():
         effect = next((mark for mark in field.metadata if isinstance(mark, Effect)), default)
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= effects(kind, effect, f"{prefix}{name}.")
+            effects_by_key |= effects(kind, effect, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = effect
-    return found
+            effects_by_key[f"{prefix}{name}"] = effect
+    return effects_by_key

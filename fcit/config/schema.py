@@ -1,4 +1,4 @@
-"""What a configuration holds: one class per section, each key with its default and meaning."""
+"""The schema of a configuration: one class per section, each key with its default and description."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInf
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.io import bounded
 
-LONGEST = 24  # tokens of an answer where nobody says otherwise
+LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
 
 #: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
@@ -22,7 +22,7 @@ def _is_number(annotation: Any) -> bool:
 
 
 class Section(BaseModel):
-    """A part of the configuration; unknown keys are mistakes, true is not a number, and text is whole."""
+    """A section of the configuration; unknown keys, booleans for numbers and damaged text are mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -47,16 +47,16 @@ MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch
 
 
 class Federation(Section):
-    """Who takes part, and how often."""
+    """Participants, rounds and the exchange with them."""
 
     clients: int = Field(50, ge=1, description="data owners in the pool")
-    clients_per_round: int = Field(5, ge=1, description="clients asked in each round")
+    clients_per_round: int = Field(5, ge=1, description="participants of a round")
     rounds: int = Field(10, ge=1, description="rounds per stage")
     sampling: Literal["seeded", "official"] = Field(
         "seeded", description="official: the published table (50 clients, 5 per round)"
     )
     beta: float = Field(1.0, gt=0, description="Dirichlet concentration of client sizes")
-    engine: Annotated[str, WORK] = Field("inline", description="where client work runs; see `fcit list`")
+    engine: Annotated[str, WORK] = Field("inline", description="where client work runs; see `fcit list engine`")
     min_updates: int = Field(1, ge=1, description="accepted updates a round needs")
     retries: Annotated[int, WORK] = Field(1, ge=0, description="how often a round with too few updates is repeated")
     on_too_few: Literal["retry", "wait", "stop"] = Field(
@@ -76,7 +76,7 @@ class Federation(Section):
 
 
 class Ray(Section):
-    """Workers of ``federation.engine: ray``; nothing here changes a result but the thread count.
+    """Workers of ``federation.engine: ray``; only the thread count can change results.
 
     A private cluster listens on loopback, on ports that are free. For fixed ports or several machines
     start a cluster (``ray start --head --port ... --min-worker-port ...``) and give its ``address``.
@@ -95,7 +95,7 @@ class Ray(Section):
 
 
 class Sites(Section):
-    """What deployed sites may choose for themselves in their SITE.yaml; recorded with every update."""
+    """Choices that deployed sites may make in their SITE.yaml; recorded with every update."""
 
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(
         ["float32"], description="number formats of the frozen backbone"
@@ -105,7 +105,7 @@ class Sites(Section):
 
 
 class Adapter(Section):
-    """The LoRA adapter every subspace is made of."""
+    """The LoRA adapter of every subspace."""
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
@@ -147,12 +147,12 @@ class Training(Section):
     )
 
     def moves(self, steps: int) -> bool:
-        """Whether a local epoch of so many steps changes anything: the trainer's first rate is 0."""
+        """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""
         return self.schedule != "trainer" or steps > 1 or not self.warmup_ratio
 
 
 class Evaluation(Section):
-    """How the model is asked after a stage."""
+    """Evaluation of the model after a stage."""
 
     batch_size: Annotated[int, BITS] = Field(64, ge=1)
     max_new_tokens: int | None = Field(
@@ -175,7 +175,7 @@ class Evaluation(Section):
     @model_validator(mode="before")
     @classmethod
     def _older(cls, raw: Any) -> Any:
-        """Run folders made before there was ``samples`` say ``limit: null``, which asked for nothing."""
+        """Accept ``limit: null`` of old run folders, which had no effect."""
         if isinstance(raw, dict) and "limit" in raw and raw["limit"] is None:
             return {key: value for key, value in raw.items() if key != "limit"}
         return raw
@@ -189,14 +189,14 @@ class Evaluation(Section):
         return value
 
     def stages(self, count: int) -> list[int]:
-        """The stages, of ``count`` and numbered from 1, after which the model is asked; the last one is among them."""
+        """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last."""
         if self.when == "stage":
             return list(range(1, count + 1))
         return [count] if self.when == "final" else sorted({*self.when, count})
 
-    def longest(self, own: int | None = None) -> int:
-        """Tokens of the longest answer to a data set for which the benchmark says ``own``."""
-        return self.max_new_tokens or own or LONGEST
+    def longest(self, benchmark: int | None = None) -> int:
+        """Maximum of tokens of an answer; ``benchmark`` is the limit that the benchmark sets for the data set."""
+        return self.max_new_tokens or benchmark or LONGEST
 
 
 class Backbone(Section):
@@ -211,7 +211,7 @@ class Backbone(Section):
     )
     feature_cache: Annotated[Literal["disk", "off"], WORK] = Field("disk", description="keep frozen vision features")
     feature_cache_gb: Annotated[float, WORK] = Field(
-        50.0, gt=0, description="disk the kept features may take in all; what has no room is computed each time"
+        50.0, gt=0, description="disk the kept features may take in all; features beyond that are computed each time"
     )
     pad_to_square: bool = Field(
         False, description="pad images to squares with the processor's mean colour before anything else (LLaVA-1.5)"
@@ -238,7 +238,7 @@ class Backbone(Section):
 
 
 class Data(Section):
-    """Which of a benchmark's records are used."""
+    """The part of a benchmark's records that is used."""
 
     max_records: Annotated[int | None, SCOPE] = Field(
         None, ge=1, description="training records of each data set, the same for every method: reduced numbers"
@@ -287,7 +287,7 @@ class RunConfig(Section):
     )
     tensorboard: Annotated[bool, RECORD] = Field(False, description="write TensorBoard event files into the run folder")
     trackers: Annotated[list[str], RECORD] = Field(
-        default_factory=list, description="who else is told every event, ./mine.py:MyTracker"
+        default_factory=list, description="further receivers of every event, ./mine.py:MyTracker"
     )
 
     @model_validator(mode="before")

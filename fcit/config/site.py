@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -14,11 +15,17 @@ from fcit.config.schema import MicroBatch, Section
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
-_PATHS = ("ca", "key", "home", "data_root", "model", "identity", "benchmark")
+
+@dataclass(frozen=True)
+class Relative:
+    """Marks a path that is relative to the file that contains it."""
+
+
+RELATIVE = Relative()
 
 
 def _inside(value: str) -> str:
-    """A path that stays below the data root; links on the way are followed, and checked, when it is opened."""
+    """A path that stays below the data root; links are followed, and checked, when it is opened."""
     path = PurePosixPath(value)
     if not value or "\0" in value or path.is_absolute() or ".." in path.parts:
         raise ValueError("must be a path below data_root, without '..'")
@@ -42,23 +49,31 @@ class SiteTask(Section):
 
 
 class Site(Section):
-    """A site. Everything the server orders is done within these limits or refused."""
+    """The configuration of a site: orders of the server are carried out within these limits or refused."""
 
     name: str = Field(
         "0", pattern=r"^\d+$", description="client number; the operator registers this site's key under it"
     )
     superlink: str = Field("127.0.0.1:9092", pattern=r"^.+:\d+$", description="the operator's door, host:port")
-    ca: str = Field("ca.crt", description="certificate of the operator's authority")
-    key: str = Field("site.key", description="this site's private key; it never leaves the machine")
-    home: str = Field("home", description="state of this site: memory, logs, audit trail, features")
+    ca: Annotated[str, RELATIVE] = Field("ca.crt", description="certificate of the operator's authority")
+    key: Annotated[str, RELATIVE] = Field(
+        "site.key", description="this site's private key; it never leaves the machine"
+    )
+    home: Annotated[str, RELATIVE] = Field(
+        "home", description="state of this site: memory, logs, audit trail, features"
+    )
     address: str = Field(
         "127.0.0.1", pattern=r"^127(\.\d{1,3}){3}$", description="loopback address between SuperNode and worker"
     )
     port: int = Field(9094, ge=1, le=65535, description="loopback port between SuperNode and worker")
-    data_root: str = Field("data", description="nothing outside this folder is opened as data")
-    benchmark: str | None = Field(None, description="stream: benchmark with a YAML file of its own: that file, here")
-    model: str | None = Field(None, description="folder of the backbone here (default: as ordered, fcit-tiny only)")
-    identity: str | None = Field(None, description="folder of the identity encoder here")
+    data_root: Annotated[str, RELATIVE] = Field("data", description="nothing outside this folder is opened as data")
+    benchmark: Annotated[str | None, RELATIVE] = Field(
+        None, description="stream: benchmark with a YAML file of its own: that file, here"
+    )
+    model: Annotated[str | None, RELATIVE] = Field(
+        None, description="folder of the backbone here (default: as ordered, fcit-tiny only)"
+    )
+    identity: Annotated[str | None, RELATIVE] = Field(None, description="folder of the identity encoder here")
     apps: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
         default_factory=list, description="SHA-256 of the apps whose orders are done here; all others are refused"
     )
@@ -119,9 +134,9 @@ def load(path: str | os.PathLike[str]) -> Site:
     raw: Any = bounded.read_yaml(file)
     if not isinstance(raw, dict):
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(file))
-    for name in _PATHS:
-        value = raw.get(name, Site.model_fields[name].default)
-        if isinstance(value, str):
+    for name, field in Site.model_fields.items():
+        value = raw.get(name, field.default)
+        if RELATIVE in field.metadata and isinstance(value, str):
             raw[name] = bounded.full_path(file.parent, value)
     try:
         return Site.model_validate(raw)

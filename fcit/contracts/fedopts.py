@@ -1,7 +1,7 @@
-"""What every federated optimiser must keep to, under every way of averaging factors it goes with.
+"""The contract of federated optimisers, under every rule for averaging factors that they can be combined with.
 
-As with methods, some promises hold for all and others are declared
-(:attr:`fcit.fedopt.base.FedOpt.invariants`); one that cannot keep a promise leaves it out.
+As with methods, some checks apply to all and others belong to declared invariants
+(:attr:`fcit.fedopt.base.FedOpt.invariants`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Sent = tuple[Tensors, int, Tensors]
 
 @dataclass
 class FedOptCase:
-    """A federated optimiser with its options and a way of averaging factors, on one home of three tensors."""
+    """A federated optimiser with its options and a rule for averaging factors, on one home of three tensors."""
 
     name: str
     factors: str = "separate"
@@ -56,7 +56,7 @@ class FedOptCase:
         self.old = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
     def trained(self, turn: int) -> list[str]:
-        """Names that clients train in this turn."""
+        """Names of the tensors that clients train in this turn."""
         return sorted(set(SHAPES) - set(self.rule.frozen(SHAPES, turn)))
 
     def sent(self, tensors: Tensors, turn: int, size: float = 0.1) -> list[Sent]:
@@ -79,7 +79,7 @@ class FedOptCase:
         return group.result()
 
     def seen(self, tensors: Tensors) -> Tensors:
-        """What must agree where factors may be rotated: under `svd` the product B A in their place."""
+        """Tensors to compare: under `svd`, which may rotate factors, the product B A in their place."""
         return {P: tensors[P], "B A": tensors[B] @ tensors[A]} if self.factors == "svd" else tensors
 
 
@@ -88,16 +88,16 @@ def _same(first: Tensors, second: Tensors, tolerance: float = 0.0) -> bool:
 
 
 def _restored(memory: dict[str, Any]) -> dict[str, Any]:
-    """Memory as it is after a checkpoint."""
+    """State as restored from a checkpoint."""
     plain, tensors = trees.flatten(memory)
     return trees.restore(plain, {name: tensor.copy() for name, tensor in tensors.items()})
 
 
-# --------------------------------------------------------------------------- promises of every optimiser
+# --------------------------------------------------------------------------- checks of every optimiser
 
 
 def is_described(case: FedOptCase) -> None:
-    """It has a line for `fcit list` and declares invariants that there are, at least one beside `finite`."""
+    """It has a summary for `fcit list` and declares known invariants, at least one beside `finite`."""
     require(case.fedopt.summary, "set `summary`, one line for `fcit list`")
     strange = set(case.fedopt.invariants) - set(INVARIANTS)
     require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")
@@ -105,7 +105,7 @@ def is_described(case: FedOptCase) -> None:
 
 
 def options_have_defaults(case: FedOptCase) -> None:
-    """Options can be left out; unknown ones are refused."""
+    """Options have defaults; unknown ones are refused."""
     type(case.fedopt).Options.model_validate({})
     try:
         type(case.fedopt).Options.model_validate({"no_such_option": 1})
@@ -115,7 +115,7 @@ def options_have_defaults(case: FedOptCase) -> None:
 
 
 def returns_what_it_was_given(case: FedOptCase) -> None:
-    """A step returns float32 tensors of the names and shapes it got and changes none of them in place."""
+    """step returns float32 tensors of the given names and shapes, and changes none in place."""
     memory: dict[str, Any] = {}
     tensors = dict(case.old)
     for turn in range(4):
@@ -125,12 +125,12 @@ def returns_what_it_was_given(case: FedOptCase) -> None:
         require({n: t.shape for n, t in new.items()} == SHAPES, "step lost, added or reshaped a tensor")
         require(all(t.dtype == np.float32 for t in new.values()), "step must return float32")
         still = set(SHAPES) - set(case.trained(turn))
-        require(all(new[n] is tensors[n] for n in still), f"step changed {sorted(still)}, which nobody trained")
+        require(all(new[n] is tensors[n] for n in still), f"step changed {sorted(still)}, which no client trained")
         tensors = new
 
 
 def a_client_can_train(case: FedOptCase) -> None:
-    """Client hooks: finite float32 arrays in and out as announced, also without a step that moves; a memory."""
+    """Client hooks: finite float32 arrays as announced, also after steps at rate 0; a memory that can be saved."""
     memory: dict[str, Any] = {}
     # The second time it remembers the first; then epochs of one step at rate 0 (`training.schedule: trainer`).
     for turn, rates in enumerate([(0.1, 0.05), (0.1, 0.05), (0.0,), (0.0,)]):
@@ -171,11 +171,11 @@ def a_client_can_train(case: FedOptCase) -> None:
         memory = _restored(session.memory) if case.fedopt.remembers else {}
 
 
-# --------------------------------------------------------------------------- promises that may be left out
+# --------------------------------------------------------------------------- declared invariants
 
 
 def unchanged_updates(case: FedOptCase) -> None:
-    """Updates that moved nothing move nothing in the first round (with `svd`: not the product)."""
+    """unchanged-updates: in the first round they leave the server's tensors (`svd`: the product B A) unchanged."""
     updates: list[Sent] = [(tensors, n, {}) for tensors, n, _ in case.sent(case.old, 0, size=0.0)]
     new = case.fold(case.old, {}, updates)
     tolerance = 1e-6 if case.factors == "svd" else 0.0
@@ -183,7 +183,7 @@ def unchanged_updates(case: FedOptCase) -> None:
 
 
 def weighted_mean(case: FedOptCase) -> None:
-    """Two clients, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4 (`svd`: B A alike)."""
+    """weighted-mean: clients with 1 and 3 records moved by 1 and 2 move the server by (1 x 1 + 3 x 2) / 4."""
     names = case.trained(0)
     moved = [{n: (case.old[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
     new = case.fold(case.old, {}, [(moved[0], 1, {}), (moved[1], 3, {})])
@@ -194,7 +194,7 @@ def weighted_mean(case: FedOptCase) -> None:
 
 
 def state_only_moves_with_updates(case: FedOptCase) -> None:
-    """Without updates nothing moves; a round that updated one tensor leaves no trace on the others."""
+    """state-only-moves-with-updates: an update of some tensors leaves the state of all others unchanged."""
     outcomes = []
     for extra_round in (False, True):
         memory: dict[str, Any] = {}
@@ -213,7 +213,7 @@ def state_only_moves_with_updates(case: FedOptCase) -> None:
 
 
 def resumes(case: FedOptCase) -> None:
-    """State saved and read after every round gives the same bits."""
+    """resumes: state saved and restored after every round gives the same bits."""
     outcomes = []
     for interrupted in (False, True):
         memory: dict[str, Any] = {}
@@ -226,7 +226,7 @@ def resumes(case: FedOptCase) -> None:
 
 
 def permutation(case: FedOptCase) -> None:
-    """The order of clients changes nothing but the last bits (`svd`: of the product)."""
+    """permutation: the order of clients changes only the last bits (`svd`: of the product)."""
     outcomes = []
     for step in (1, -1):
         memory: dict[str, Any] = {}
@@ -238,7 +238,7 @@ def permutation(case: FedOptCase) -> None:
 
 
 def finite(case: FedOptCase) -> None:
-    """No updates, tiny, none and huge ones leave finite numbers."""
+    """finite: zero, tiny and huge updates give finite numbers."""
     memory: dict[str, Any] = {}
     tensors = case.old
     for turn, size in enumerate((0.0, 1e-30, 0.0, 1e4, 0.0)):
@@ -263,21 +263,21 @@ DECLARED: dict[str, Callable[[FedOptCase], None]] = {
 
 
 def checks(name: str) -> list[Callable[[FedOptCase], None]]:
-    """The checks that apply to an optimiser: everybody's and the declared ones."""
+    """The checks that apply to an optimiser: general ones and those of declared invariants."""
     declared = registry.resolve("fedopt", name).invariants
     return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
 
 
 def fitting(name: str) -> list[str]:
-    """Ways of averaging factors that a configuration may combine this optimiser with."""
-    found = []
+    """Rules for averaging factors that a configuration may combine this optimiser with."""
+    rules = []
     for factors in registry.FACTORS:
         try:
             configuration.parse({"fedopt": name, "factors": factors})
         except ConfigError:
             continue
-        found.append(factors)
-    return found
+        rules.append(factors)
+    return rules
 
 
 def conditions(name: str) -> tuple[str, list[str]]:

@@ -1,7 +1,7 @@
-"""What every method must keep to, checked on a toy federation: ``fcit check`` and our own tests.
+"""The contract of methods, checked on a toy federation by ``fcit check`` and by the tests.
 
-Some promises hold for every method. Others are kept by most and declared in
-:attr:`fcit.methods.base.Method.invariants`; a method that cannot keep one leaves it out.
+Some checks apply to every method. Others belong to invariants that a method declares
+(:attr:`fcit.methods.base.Method.invariants`); a method without an invariant leaves it out.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import INVARIANTS, Method, Pair, ServerState
 
-# --------------------------------------------------------------------------- promises of every method
+# --------------------------------------------------------------------------- checks of every method
 
 
 def is_described(case: MethodCase) -> None:
-    """It has a name, a line for `fcit list`, and knows the invariants it declares."""
+    """It has a name, a summary for `fcit list`, a sentence for the model card, and declares known invariants."""
     method = case.method
     require(method.name, "set `name`")
     require(method.summary, "set `summary`, one line for `fcit list`")
@@ -45,7 +45,7 @@ def is_described(case: MethodCase) -> None:
 
 
 def options_have_defaults(case: MethodCase) -> None:
-    """Options can be left out; unknown ones are refused."""
+    """Options have defaults; unknown ones are refused."""
     type(case.method).Options.model_validate({})
     try:
         type(case.method).Options.model_validate({"no_such_option": 1})
@@ -55,7 +55,7 @@ def options_have_defaults(case: MethodCase) -> None:
 
 
 def assign_gives_every_pair_a_subspace(case: MethodCase) -> None:
-    """Every pair of a round has a subspace of the right shapes, float32, as `make(name)` gives it."""
+    """assign gives every pair of a round a subspace with the tensors of `make(name)`."""
     require(set(case.state.assigned) == set(PAIRS), "assign left a pair without a subspace")
     for pair in PAIRS:
         tensors = case.state.subspaces[case.state.assigned[pair]]
@@ -65,7 +65,7 @@ def assign_gives_every_pair_a_subspace(case: MethodCase) -> None:
 
 
 def assign_is_stable(case: MethodCase) -> None:
-    """Asking again changes nothing."""
+    """assign is stable: a second call changes nothing."""
     assigned, before = dict(case.state.assigned), dict(case.state.subspaces)
     case.method.assign(case.state, list(PAIRS), case.stats, case.make)
     require(case.state.assigned == assigned, "a second assign moved a pair")
@@ -74,14 +74,14 @@ def assign_is_stable(case: MethodCase) -> None:
 
 
 def assign_ignores_the_order_of_slots(case: MethodCase) -> None:
-    """The round's order of clients does not matter."""
-    other = ServerState(shared=dict(case.make.projector))
-    case.method.assign(other, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
-    require(other.assigned == case.state.assigned, "assign depends on the order of the pairs")
+    """assign does not depend on the order of the clients in a round."""
+    reversed_state = ServerState(shared=dict(case.make.projector))
+    case.method.assign(reversed_state, PAIRS[::-1], dict(reversed(case.stats.items())), case.make)
+    require(reversed_state.assigned == case.state.assigned, "assign depends on the order of the pairs")
 
 
 def every_tensor_has_one_home(case: MethodCase) -> None:
-    """What a client trains is either its subspace's or shared, not both, and nothing is missing."""
+    """Every trained tensor belongs either to the subspace or to the shared tensors."""
     for pair in PAIRS:
         whole = set(case.shapes) | set(case.make.projector)
         require(set(case.held(pair)) == whole, "a client lacks or doubles tensors")
@@ -90,18 +90,18 @@ def every_tensor_has_one_home(case: MethodCase) -> None:
 
 
 def aggregate_reads_once_and_repeats(case: MethodCase) -> None:
-    """Updates come as an iterator, once; the same updates give the same bits."""
-    other = case.fresh()
+    """aggregate reads the updates once, as an iterator; equal updates give equal bits."""
+    again = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
     case.method.aggregate(case.state, iter(updates), case.aggregator)
-    case.method.aggregate(other, iter(updates), Aggregator(FedAvg(case.method.config)))
+    case.method.aggregate(again, iter(updates), Aggregator(FedAvg(case.method.config)))
     for pair in PAIRS:
-        first, second = case.held(pair), case.held(pair, other)
+        first, second = case.held(pair), case.held(pair, again)
         require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
 
 
 def state_can_be_saved(case: MethodCase) -> None:
-    """What the server remembers is JSON values and arrays, and comes back equal."""
+    """The server's state holds JSON values and arrays, and is restored unchanged from a checkpoint."""
     case.method.aggregate(case.state, iter([case.update(pair, 2, 0.1) for pair in PAIRS]), case.aggregator)
     case.method.end_stage(case.state, 0)
     plain, tensors = trees.flatten(case.state.memory)
@@ -110,7 +110,7 @@ def state_can_be_saved(case: MethodCase) -> None:
 
 
 def mix_has_one_weight_per_subspace(case: MethodCase) -> None:
-    """route returns finite float32 weights of at least zero, ``(questions, subspaces)``."""
+    """route returns finite, non-negative float32 weights (questions, subspaces)."""
     mix = case.routed(np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32))
     require(mix.shape == (5, len(case.state.subspaces)), f"route returned {mix.shape}")
     require(mix.dtype == np.float32 and np.isfinite(mix).all(), "route must return finite float32 weights")
@@ -118,14 +118,14 @@ def mix_has_one_weight_per_subspace(case: MethodCase) -> None:
 
 
 def route_is_per_sample(case: MethodCase) -> None:
-    """A question's mix does not depend on the others of its batch."""
+    """route treats every question independently of the others in its batch."""
     features = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
     singles = np.stack([case.routed(row[None])[0] for row in features])
     require(np.allclose(case.routed(features), singles, atol=1e-6), "route depends on the batch")
 
 
 def route_is_not_told_the_task(case: MethodCase) -> None:
-    """Only references may know the task; knowledge does not smuggle it in."""
+    """Only references use the task of a question; knowledge does not contain it."""
     parameters = list(inspect.signature(case.method.route).parameters)
     require(parameters == ["names", "knowledge", "features"], f"route takes {parameters}")
     values, tensors = case.method.knowledge(case.state)
@@ -134,7 +134,7 @@ def route_is_not_told_the_task(case: MethodCase) -> None:
 
 
 def describe_adds_up(case: MethodCase) -> None:
-    """Statistics of two halves are the statistics of the whole."""
+    """describe is additive: the statistics of two halves add up to those of the whole."""
     features = np.random.default_rng(2).normal(size=(5, 3)).astype(np.float32)
     whole = case.method.describe(features)
     parts = [case.method.describe(features[:2]), case.method.describe(features[2:])]
@@ -143,7 +143,7 @@ def describe_adds_up(case: MethodCase) -> None:
 
 
 def a_client_can_train(case: MethodCase) -> None:
-    """Client hooks: a scalar loss with gradients, extras as announced (float32), a memory that can be saved."""
+    """Client hooks: a scalar loss with gradients, float32 extras as announced, a memory that can be saved."""
     if not case.method.trains:
         return
     memory: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def a_client_can_train(case: MethodCase) -> None:
 
 
 def a_second_stage_follows(case: MethodCase) -> None:
-    """Two whole stages: what the first left behind reaches the second's clients and can be saved."""
+    """A second stage: constants of the first reach its clients, and its state can be saved."""
     if not case.method.trains:
         return
     memories: dict[Pair, dict[str, Any]] = {pair: {} for pair in PAIRS}
@@ -177,29 +177,29 @@ def a_second_stage_follows(case: MethodCase) -> None:
 
 
 def clients_can_come_in_any_order(case: MethodCase) -> None:
-    """The order of the updates matters in the last bits only."""
-    other = case.fresh()
+    """The order of the updates changes only the last bits."""
+    again = case.fresh()
     updates = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in PAIRS]
-    again = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in reversed(PAIRS)]
+    repeated = [case.update(pair, pair[0] + 1, 0.1 * pair[0]) for pair in reversed(PAIRS)]
     case.method.aggregate(case.state, iter(updates), case.aggregator)
-    case.method.aggregate(other, iter(again), case.aggregator)
+    case.method.aggregate(again, iter(repeated), case.aggregator)
     for pair in PAIRS:
-        first, second = case.held(pair), case.held(pair, other)
+        first, second = case.held(pair), case.held(pair, again)
         same = all(np.allclose(first[n], second[n], atol=1e-6) for n in first)
         require(same, "clients in another order give other tensors")
 
 
-# --------------------------------------------------------------------------- promises a method may leave out
+# --------------------------------------------------------------------------- declared invariants
 
 
 def starts_at_base(case: MethodCase) -> None:
-    """A new subspace changes nothing: B = 0, and A != 0 so that it can learn."""
+    """starts-at-base: a new subspace changes no output (B = 0) and can learn (A != 0)."""
     for tensors in case.state.subspaces.values():
         require(not tensors[B].any() and tensors[A].any(), "a new subspace must be A != 0, B = 0: use `make(name)`")
 
 
 def unchanged_updates(case: MethodCase) -> None:
-    """Updates that moved nothing move nothing on the server."""
+    """unchanged-updates: updates without a change leave the server's tensors unchanged."""
     before = {pair: case.held(pair) for pair in PAIRS}
     case.method.aggregate(case.state, iter([case.update(pair, 3, 0.0) for pair in PAIRS]), case.aggregator)
     for pair in PAIRS:
@@ -209,7 +209,7 @@ def unchanged_updates(case: MethodCase) -> None:
 
 
 def weighted_mean(case: MethodCase) -> None:
-    """Two clients of one task, 1 and 3 records, moved by 1 and 2: the server moves by (1 x 1 + 3 x 2) / 4."""
+    """weighted-mean: clients with 1 and 3 records moved by 1 and 2 move the server by (1 x 1 + 3 x 2) / 4."""
     before = case.held(PAIRS[0])
     updates = [case.update(PAIRS[0], 1, 1.0), case.update(PAIRS[2], 3, 2.0)]
     require(updates[0].subspace == updates[1].subspace, "two clients of one task got different subspaces")
@@ -219,23 +219,23 @@ def weighted_mean(case: MethodCase) -> None:
 
 
 def others_untouched(case: MethodCase) -> None:
-    """An update of one subspace leaves the others as they are."""
-    own = case.state.assigned[PAIRS[1]]
-    others = {n: dict(t) for n, t in case.state.subspaces.items() if n != own}
+    """others-untouched: an update of one subspace leaves the others unchanged."""
+    updated = case.state.assigned[PAIRS[1]]
+    others = {n: dict(t) for n, t in case.state.subspaces.items() if n != updated}
     case.method.aggregate(case.state, iter([case.update(PAIRS[1], 2, 1.0)]), case.aggregator)
     for name, tensors in others.items():
         same = all(np.array_equal(case.state.subspaces[name][k], v) for k, v in tensors.items())
-        require(same, f"an update of subspace {own} changed subspace {name}")
+        require(same, f"an update of subspace {updated} changed subspace {name}")
 
 
 def mix_sums_to_one(case: MethodCase) -> None:
-    """The weights of a question sum to one (or to zero: nobody speaks)."""
+    """mix-sums-to-one: the weights of a question sum to one, or are all zero."""
     sums = case.routed(np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)).sum(axis=1)
     require(np.all(np.isclose(sums, 1, atol=1e-6) | (sums == 0)), f"weights sum to {sums}")
 
 
 def several_subspaces_are_described(case: MethodCase) -> None:
-    """A method that opens several subspaces says in `answers` how they answer together."""
+    """A method with several subspaces states in `answers` how they answer together."""
     state, pairs = case.fresh(), list(PAIRS)
     state.stage = 1
     case.method.assign(state, pairs, case.stats, case.make)
@@ -271,17 +271,17 @@ DECLARED: dict[str, Callable[[MethodCase], None]] = {
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """Options under which a method is checked: as it comes, and every value of every choice and switch."""
-    found: list[dict[str, Any]] = [{}]
+    """Options under which a method is tested: the defaults, and every value of every choice and switch."""
+    variants: list[dict[str, Any]] = [{}]
     for key, option in registry.resolve("method", name).Options.model_fields.items():
         values = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
         values = (False, True) if option.annotation is bool else values
-        found += [{key: value} for value in values if value != option.default]
-    return found
+        variants += [{key: value} for value in values if value != option.default]
+    return variants
 
 
 def checks(name: str, options: dict[str, Any] | None = None) -> list[Callable[[MethodCase], None]]:
-    """The checks that apply to a method with these options: everybody's and the declared ones."""
+    """The checks that apply to a method with these options: general ones and those of declared invariants."""
     declared = method_of(name, options).invariants
     return [*ALWAYS, *(check for key, check in DECLARED.items() if key in declared)]
 

@@ -42,7 +42,7 @@ def shapes_of(layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def require(condition: object, message: str) -> None:
-    """A broken promise is an :class:`AssertionError`, also under ``python -O``."""
+    """Raise :class:`AssertionError` unless the condition holds, also under ``python -O``."""
     if not condition:
         raise AssertionError(message)
 
@@ -50,21 +50,21 @@ def require(condition: object, message: str) -> None:
 def first_failure(
     test: Callable[[Any], None], make: Callable[[dict[str, Any]], Any], cases: Iterable[dict[str, Any]]
 ) -> tuple[str, str | None]:
-    """What a check says it checks, and what is wrong in the first case that fails it; None if it passes them all."""
-    what = (test.__doc__ or test.__name__).split("\n")[0]
+    """The description of a check, and the problem in the first case that fails it; None if all pass."""
+    promise = (test.__doc__ or test.__name__).split("\n")[0]
     for case in cases:
         try:
             test(make(case))
-        except Exception as error:  # noqa: BLE001  (a stranger's part may fail in any way; the reason is shown)
+        except Exception as error:  # noqa: BLE001  (a user's part may raise anything; the reason is shown)
             text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             where = ", ".join(f"{key} {value}" for key, value in case.items() if key != "options")
-            return what, f"{text} ({where})"
-    return what, None
+            return promise, f"{text} ({where})"
+    return promise, None
 
 
 @dataclass
 class Toy:
-    """Stands in for backbone and adapters: the loss is the sum of squares of what is trained."""
+    """A stand-in for backbone and adapters: the loss is the sum of squares of the trained tensors."""
 
     trainable: dict[str, torch.nn.Parameter]
 
@@ -78,7 +78,7 @@ class Toy:
         return self.loss(examples, features, prefix) * torch.ones(len(examples), 3), torch.zeros(len(examples)).long()
 
     def vision_features(self, root: Any, images: list[str]) -> torch.Tensor:
-        """Features of no meaning."""
+        """Placeholder features."""
         return torch.zeros(len(images), 1, 1)
 
     @contextmanager
@@ -108,7 +108,7 @@ class Toy:
 
 
 def method_of(name: str, options: dict[str, Any] | None = None) -> Method:
-    """A method with these options, all else as it comes."""
+    """A method with these options, all other settings at their defaults."""
     config = RunConfig.model_validate({"method": {"name": name, **(options or {})}})
     return registry.resolve("method", name)(config)
 
@@ -129,21 +129,21 @@ class MethodCase:
     def __post_init__(self) -> None:
         self.method = method_of(self.name, self.options)
         projector = {P: np.full((2, 2), 0.5, np.float32)}
-        own = projector if self.projector == "per_subspace" else {}
-        self.shapes = shapes_of(self.method.layout) | {n: t.shape for n, t in own.items()}
-        self.make = Factory(0, self.shapes, projector if self.projector == "shared" else {}, given=own)
+        per_subspace = projector if self.projector == "per_subspace" else {}
+        self.shapes = shapes_of(self.method.layout) | {n: t.shape for n, t in per_subspace.items()}
+        self.make = Factory(0, self.shapes, projector if self.projector == "shared" else {}, given=per_subspace)
         self.aggregator = Aggregator(FedAvg(self.method.config))
         self.state = self.fresh()
 
     def fresh(self) -> ServerState:
-        """A server that has just given the three pairs their subspaces."""
+        """A server state after the three pairs were assigned their subspaces."""
         state = ServerState(shared=dict(self.make.projector))
         self.method.assign(state, list(PAIRS), self.stats, self.make)
         return state
 
     @property
     def stats(self) -> dict[Pair, Stats]:
-        """What clients describe, if the method asks for it."""
+        """The clients' statistics, if the method needs them."""
         return dict(STATS) if self.method.needs_stats else {}
 
     def session(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> Session:

@@ -1,4 +1,4 @@
-"""Answering with what a run learnt: no run folder, no benchmark, no server and no clients."""
+"""Answering with the subspaces of a run, without benchmark, server and clients."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ from fcit.models.layout import is_projector
 
 Picture = str | Path | Image.Image
 
-#: What must be the same for the same answers.
+#: Hashes that must be equal for equal answers.
 _HASHES = ("backbone", "tokenizer", "processor", "identity")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and the weight of each subspace in saying it, by name."""
+    """An answer of the model, and the weight of each subspace in it, by name."""
 
     text: str
     mix: dict[str, float]
 
 
 class Assistant:
-    """A backbone with the subspaces of a run, each question routed by the run's own rule.
+    """A backbone with the subspaces of a run; questions are routed by the run's method.
 
     Args:
-        folder: what ``fcit export`` wrote, or a run folder.
-        backbone: folder or hub name of the frozen model, where it is not at the name the run knew.
+        folder: an export, or a run folder.
+        backbone: folder or hub name of the frozen model, if it is not where the run found it.
         identity: the same for the CLIP that routes.
-        device: ``cpu`` or ``cuda[:n]``; default: the run's if this machine has it, else ``cpu``.
-        other_weights: take a backbone whose weights, tokenizer or image processor are not those of the run.
+        device: ``cpu`` or ``cuda[:n]``; default: that of the run if available, else ``cpu``.
+        other_weights: accept a backbone with other weights, tokenizer or image processor than the run's.
 
     Raises:
-        ConfigError: no such folder, a backbone that cannot be loaded or is another one, a method that answers
-            with code of its own. DataError: damaged files.
+        ConfigError: no such folder, a backbone that cannot be loaded or differs, a method that answers with the
+            user's code. DataError: damaged files.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Assistant:
             identity = locate(self.routing.backbone.model, None)[1]  # the built-in model brings its own
         changes = {"model": backbone, "identity": identity, "device": device or _device(self.routing.backbone.device)}
         settings = self.routing.backbone.model_dump() | {k: v for k, v in changes.items() if v is not None}
-        # Images come one by one and are not kept; the thread count is this machine's own business.
+        # Single images are not worth caching; the thread count is a matter of this machine.
         settings |= {"feature_cache": "off", "threads": 0}
         self.method = _method(self.portable, settings)
         subspaces, shared = self.portable.split()
@@ -96,7 +96,7 @@ class Assistant:
 
     @property
     def trained_on(self) -> dict[str, dict[str, int]]:
-        """For each subspace the data sets it was trained on and how many records of each, as far as is known."""
+        """For each subspace the data sets it was trained on and the number of records of each, as far as known."""
         return self.routing.trained_on
 
     def answer(
@@ -106,18 +106,19 @@ class Assistant:
         max_new_tokens: int | None = None,
         subspace: str | None = None,
     ) -> list[Answer]:
-        """Greedy answers, question by question mixed by the exported rule.
+        """Greedy answers; the method of the run mixes the subspaces for each question.
 
         Args:
             images: for each question a file or an opened image, a list of these, or None for a question without.
-            questions: as the run's instructions were, format line included: routing goes by their wording. Images
-                stand in front of a question, wherever it has image tags.
-            max_new_tokens: default: the longest answer the run allowed.
-            subspace: let this one alone speak, with weight one.
+            questions: worded as the run's instructions, format line included, because routing depends on the wording.
+                Images are placed before the question, whatever the position of its image tags.
+            max_new_tokens: default: the limit of the run.
+            subspace: answer with this one alone, with weight one.
 
         Raises:
-            ConfigError: no such subspace, or the method has to be told which one. DataError: an image cannot be
-                read, not every question has images or None, or the image tags of one are not as many as its images.
+            ConfigError: no such subspace, or a method that cannot route without the true task. DataError: an image
+                cannot be read, not every question has images or None, or a question has not as many image tags as
+                images.
         """
         if len(images) != len(questions):
             raise DataError(
@@ -149,7 +150,7 @@ class Assistant:
     def _texts(
         self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
     ) -> list[str]:
-        """Answers in the run's batches: the last bits of a float depend on them."""
+        """Answers in batches of the run's size, on which the last bits depend."""
         texts: list[str] = []
         for first in range(0, len(records), self.routing.batch_size):
             rows = slice(first, first + self.routing.batch_size)
@@ -170,7 +171,7 @@ class Assistant:
             return np.tile(np.array([n == subspace for n in self.subspaces], dtype=np.float32), (len(features), 1))
         if self.method.needs_task_at_inference:
             raise ConfigError(
-                f"method {self.method.name} is a reference that is told each question's task and cannot route; "
+                f"method {self.method.name} is a reference that needs the true task of each question and cannot route; "
                 f"say which subspace answers (there are: {', '.join(self.subspaces)})"
             )
         if not self.subspaces:
@@ -184,9 +185,11 @@ class Assistant:
             ) from None
 
     def _same_weights(self) -> None:
-        here = self._backbone.hashes
+        loaded = self._backbone.hashes
         wanted = {key: self.routing.hashes[key] for key in _HASHES if key in self.routing.hashes}
-        wrong = [f"{key} is {here[key]}, the run's was {value}" for key, value in wanted.items() if here[key] != value]
+        wrong = [
+            f"{key} is {loaded[key]}, the run's was {value}" for key, value in wanted.items() if loaded[key] != value
+        ]
         if wrong:
             raise ConfigError(
                 f"backbone.model: {self._backbone.config.model!r} is not what these subspaces were trained on "
@@ -195,7 +198,7 @@ class Assistant:
             )
 
     def _fits(self, name: str, tensors: Tensors) -> None:
-        """Whether a subspace has just the tensors the backbone has room for.
+        """Check that a subspace has exactly the tensors that the backbone has room for.
 
         Raises:
             DataError: naming the first that is missing, unknown or of another shape.
@@ -220,7 +223,7 @@ def load(
     device: str | None = None,
     other_weights: bool = False,
 ) -> Assistant:
-    """Load what ``fcit export`` wrote (or a run folder) to answer with; see :class:`Assistant`.
+    """Load an export (or a run folder) to answer with; see :class:`Assistant`.
 
     Example:
         >>> assistant = load("exported")
@@ -230,10 +233,10 @@ def load(
 
 
 def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
-    """The method that routes: a shipped one, since files of others must not name code to be run.
+    """The method that routes: a shipped one, since files of unknown origin must not name code to be run.
 
     Raises:
-        ConfigError: it is none, or the backbone's settings cannot be. DataError: options it does not have.
+        ConfigError: it is not shipped, or the backbone's settings are invalid. DataError: unknown options.
     """
     options: dict[str, Any] = dict(folder.routing.method)
     name = options.get("name")
@@ -254,7 +257,7 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
 
 
 def _device(wanted: str) -> str:
-    """The run's device where it is to be had."""
+    """The run's device if it is available, else the CPU."""
     return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else "cpu"
 
 
@@ -266,7 +269,7 @@ def _listed(given: Picture | Sequence[Picture] | None) -> list[Picture]:
 
 
 def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
-    """A question as test files have it, its image tags taken out."""
+    """A question as a test record, without its image tags."""
     try:
         text, tags = without_tags(question)
         images_per_turn([tags], len(names))
@@ -276,7 +279,7 @@ def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
 
 
 def _one_root(images: Sequence[Picture], scratch: Path, way: Way) -> tuple[Path, list[str]]:
-    """A folder all images lie below, and their names in it; opened ones are written to ``scratch`` without loss."""
+    """A folder above all images, and their names in it; opened images are written to ``scratch`` without loss."""
     files = []
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, what it scored, how to load it."""
+"""The model card of an export: contents, scores, usage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcit.report.scope import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.runs.reader import Run
 
-#: ``organisation/name`` or ``name`` as hubs have it; a path on the run's machine is none.
+#: ``organisation/name`` or ``name`` as hubs have it; not a path on the run's machine.
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -49,7 +49,7 @@ def subspace(routing: Routing, name: str) -> str:
 
 
 def front_matter(model: str) -> str:
-    """What hubs read: the base model, the library, tags. No licence: that is for its owner to say."""
+    """Metadata for hubs: base model, library, tags. No licence, which is for the owner to choose."""
     base = base_model(model)
     tags = [f"base_model:adapter:{base}", "lora", "federated-learning", "continual-learning", "fcit"]
     head = {"base_model": base, "library_name": "peft", "pipeline_tag": "image-text-to-text", "tags": tags}
@@ -57,7 +57,7 @@ def front_matter(model: str) -> str:
 
 
 def base_model(model: str) -> str:
-    """The backbone's name without the folders of the machine it lay on."""
+    """The backbone's name without folders of the run's machine."""
     return model if _HUB.fullmatch(model) else PurePath(model).name
 
 
@@ -95,12 +95,12 @@ def _results(run: Run) -> str:
         f"Scores (0 to 100) on each data set's {config.evaluation.split} questions after each stage that was evaluated"
         f"{f', by these rules: {scorers}' if scorers else ''}."
     )
-    found = matrix.summary()
+    summary = matrix.summary()
     figures = [matrix.avg_name if name == "Avg" else name for name in FIGURES]
-    parts += [markdown(matrix_rows(run)), markdown([figures, [cell(found[name]) for name in FIGURES]])]
-    others = rules(run)
-    if len(others) > 1:
-        parts.append(markdown(others))
+    parts += [markdown(matrix_rows(run)), markdown([figures, [cell(summary[name]) for name in FIGURES]])]
+    other_rules = rules(run)
+    if len(other_rules) > 1:
+        parts.append(markdown(other_rules))
     parts.append(
         "Last: mean of the last row. Avg: mean over stages of the mean over the data sets seen. MFT: mean when first "
         "seen. BWT: mean change since then. Forgetting: mean loss against the best score before the last stage."

@@ -1,4 +1,4 @@
-"""``fcit export``: a run's subspaces as peft adapters, with what it takes to mix them and a model card."""
+"""``fcit export``: a run's subspaces as peft adapters, with the routing that mixes them and a model card."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fcit.models.layout import PROMPTS
 from fcit.models.saving import is_peft, save_peft
 from fcit.runs.reader import Run
 
-#: What an export consists of; nothing else in its folder is ever touched.
+#: Contents of an export; other files in its folder are never changed.
 PARTS = (SUBSPACES, format.ROUTING, format.TOKENS, "README.md")
 
 
 def export_run(run: str | Path, to: str | Path, force: bool = False) -> Path:
-    """Write a finished run's subspaces to the folder ``to``, where others can take them.
+    """Write a finished run's subspaces to the folder ``to``, for use elsewhere.
 
     Args:
         force: replace an earlier export there; other files of the folder stay.
 
     Raises:
-        ConfigError: no run, not finished, nothing that plain peft could load, or ``to`` is not empty.
+        ConfigError: no run, not finished, not loadable by plain peft, or ``to`` is not empty.
         DataError: files of the run are damaged. DiskFull: there is no room.
     """
     source, target = Run(run), Path(to)
@@ -48,10 +48,10 @@ def export_run(run: str | Path, to: str | Path, force: bool = False) -> Path:
 
 
 def _scratch(target: Path) -> Path:
-    """A folder to write into first: what was there before stays until all is written.
+    """A temporary folder: an earlier export is replaced only when everything is written.
 
     Raises:
-        ConfigError: ``target`` cannot be made or written into.
+        ConfigError: ``target`` cannot be created or written to.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,10 @@ def _scratch(target: Path) -> Path:
 
 
 def _expressible(run: Run, given: Portable) -> None:
-    """Whether plain peft can hold what the run learnt, and shipped code can route it.
+    """Check that plain peft can hold the subspaces and shipped code can route questions to them.
 
     Raises:
-        ConfigError: with the reason and what can be done instead.
+        ConfigError: with the reason and an alternative.
     """
     instead = f"`fcit chat {run.path}` and fcit.load({str(run.path)!r}) answer with the run folder as it is"
     if not given.routing.subspaces:
@@ -78,10 +78,10 @@ def _expressible(run: Run, given: Portable) -> None:
     for subspace in given.routing.subspaces:
         tensors = given.tensors(subspace)
         if not is_peft(tensors):
-            what = "soft prompts" if PROMPTS in tensors else "token gates"
+            content = "soft prompts" if PROMPTS in tensors else "token gates"
             raise ConfigError(
-                f"{run.path}: subspace {subspace!r} of method {run.method} holds {what}, which are no part of a peft "
-                f"LoRA adapter and would be lost; {instead}"
+                f"{run.path}: subspace {subspace!r} of method {run.method} holds {content}, which are no part of a "
+                f"peft LoRA adapter and would be lost; {instead}"
             )
 
 
@@ -101,12 +101,12 @@ def _write(folder: Path, run: Run, given: Portable) -> None:
         write_text(folder / SUBSPACES / name / "README.md", card.subspace(routing, name))
     format.write(folder, _portable(routing), given.known())
     write_text(folder / "README.md", card.card(run, routing))
-    for file in folder.rglob("*.safetensors"):  # written for their owner only; the export is for others
+    for file in folder.rglob("*.safetensors"):  # created readable by the owner only
         file.chmod((folder / "README.md").stat().st_mode)
 
 
 def _portable(routing: Routing) -> Routing:
-    """The routing without what only the run's machine knows."""
+    """The routing without settings of the run's machine."""
     backbone = routing.backbone.model_copy(update={"threads": 0})
     return routing.model_copy(update={"backbone": backbone})
 

@@ -1,7 +1,7 @@
-"""Subspaces that travel: peft folders, identity tokens and the rule that mixes them.
+"""The format of exported subspaces: peft folders, identity tokens and the routing that mixes them.
 
-A run folder keeps them under ``adapters/``, ``fcit export`` writes them where others can take them. Both
-hold ``routing.json`` and ``tokens.safetensors``; :class:`Portable` reads either and trusts neither.
+A run folder keeps them under ``adapters/``, ``fcit export`` writes them elsewhere. Both
+contain ``routing.json`` and ``tokens.safetensors``; :class:`Portable` reads either and validates both.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Policy = Literal["shared", "frozen", "per_subspace"]
 ROUTING = "routing.json"
 TOKENS = "tokens.safetensors"
 SUBSPACES = "subspaces"
-#: Larger than the routing of any run: names, a few options, one line for each subspace.
+#: Maximum of bytes; far more than names, a few options and one line per subspace need.
 MAX_ROUTING = 2**24
-#: What names a subspace, which becomes a folder.
+#: Valid names of subspaces, which are names of folders.
 NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 
 
 class Routing(Section):
-    """``routing.json``: everything but tensors that answering takes."""
+    """``routing.json``: everything needed to answer, except tensors."""
 
     format: Literal[1] = Field(1, description="raised when older readers could not understand it")
     method: dict[str, Any] = Field(description="the method that mixes, with its options (mix rule, temperature)")
@@ -58,7 +58,7 @@ class Routing(Section):
 
 
 def projector_policy(subspaces: list[Tensors], shared: Tensors, configured: Policy) -> Policy:
-    """Whose projector acts where these are the tensors; a method may give each subspace its own, unasked.
+    """The projector policy by the tensors of a run; a method may give each subspace its own projector.
 
     Args:
         configured: ``adapter.projector``.
@@ -80,22 +80,22 @@ def projector_policy(subspaces: list[Tensors], shared: Tensors, configured: Poli
 
 
 def write(folder: Path, routing: Routing, tokens: Tensors) -> None:
-    """Write ``routing.json`` and, beside it, the tensors it speaks of.
+    """Write ``routing.json`` and the tensors that belong to it.
 
     Raises:
         DiskFull: there is no room.
     """
     write_tensors(folder / TOKENS, tokens)
-    # Older versions know no `pictures` and refuse what they do not know.
+    # Older versions refuse unknown keys such as `pictures`.
     aside = {"pictures"} if routing.pictures == "official" else set()
     write_json(folder / ROUTING, routing.model_dump(mode="json", exclude=aside))
 
 
 @dataclass(frozen=True)
 class Portable:
-    """A folder of subspaces as others gave it: an export, or a run folder.
+    """A folder of subspaces of any origin: an export, or a run folder.
 
-    ``home`` holds ``routing.json``, ``subspaces`` one folder for each subspace.
+    ``home`` contains ``routing.json``, ``subspaces`` one folder for each subspace.
     """
 
     home: Path
@@ -104,7 +104,7 @@ class Portable:
 
     @classmethod
     def open(cls, path: Path) -> Portable:
-        """Read what ``fcit export`` wrote, or a run folder's adapters.
+        """Open an export, or a run folder's adapters.
 
         Raises:
             ConfigError: ``path`` is neither. DataError: its ``routing.json`` is damaged.
@@ -126,7 +126,7 @@ class Portable:
         )
 
     def tensors(self, name: str) -> Tensors:
-        """A subspace (with its projector, if one was trained) by peft's saved names, float32.
+        """A subspace (with its projector, if trained) by peft's saved names, float32.
 
         Raises:
             DataError: its file is missing, damaged or holds anything but finite float32 arrays.
@@ -136,12 +136,12 @@ class Portable:
         tensors = _read(file)
         wrong = [n for n, t in tensors.items() if t.dtype != np.float32 or not np.isfinite(t).all()]
         if wrong or not tensors:
-            what = f"{bounded.shown(wrong[0])} is not made of finite float32 numbers" if wrong else "no tensor in it"
-            raise DataError(f"{file}: {what}; export the run again")
+            problem = f"{bounded.shown(wrong[0])} is not made of finite float32 numbers" if wrong else "no tensor in it"
+            raise DataError(f"{file}: {problem}; export the run again")
         return tensors
 
     def known(self) -> Tensors:
-        """What the method knows in tensors: identity tokens ``(E, d)`` and the like.
+        """The method's knowledge in tensors, e.g. identity tokens ``(E, d)``.
 
         Raises:
             DataError: the file is missing or damaged.

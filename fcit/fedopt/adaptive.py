@@ -1,4 +1,4 @@
-"""What FedAdagrad, FedAdam and FedYogi have in common (Reddi et al., 2021, arXiv 2003.00295, algorithm 2)."""
+"""The common part of FedAdagrad, FedAdam and FedYogi (Reddi et al., 2021, arXiv 2003.00295, algorithm 2)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fcit.io.trees import Tensors
 class Adaptive(FedOpt):
     """Delta = sum_k n_k theta_k / N - theta; theta <- theta + eta m / (sqrt v + tau), with m and v of each optimiser.
 
-    Every tensor has its own state, which moves only when that tensor was updated. m_0 = 0. v_0 = 0 as in
+    Every tensor has its own state, which changes only when that tensor was updated. m_0 = 0. v_0 = 0 as in
     Flower 1.41 and 1.42; the paper asks for v_0 >= tau^2, which ``v0: tau2`` gives. The defaults of eta, tau and the
     betas are those of OpenFedLLM (Ye et al., 2024, arXiv 2402.06954), where LoRA is trained as here.
     """
 
     class Options(Section):
-        """``eta`` is the server's learning rate; ``tau`` limits how much small updates are enlarged."""
+        """``eta`` is the server's learning rate; ``tau`` limits the amplification of small updates."""
 
         eta: float = Field(1e-3, gt=0)
         tau: float = Field(1e-3, gt=0)
@@ -41,7 +41,7 @@ class Adaptive(FedOpt):
         return self.options.tau**2 if self.options.v0 == "tau2" else 0.0
 
     def direction(self, delta: np.ndarray, state: dict[str, Any]) -> np.ndarray:
-        """m of one tensor; renews ``state["v"]`` and whatever else the optimiser keeps there."""
+        """m of one tensor; updates ``state["v"]`` and other entries of the optimiser's state."""
         raise NotImplementedError
 
     def rate(self, steps: int) -> float:
@@ -50,10 +50,10 @@ class Adaptive(FedOpt):
 
 
 class Momentum(Adaptive):
-    """m <- beta_1 m + (1 - beta_1) Delta, for the two optimisers that have it."""
+    """m <- beta_1 m + (1 - beta_1) Delta, for FedAdam and FedYogi."""
 
     class Options(Adaptive.Options):
-        """``beta_1`` and ``beta_2`` say how long m and v remember."""
+        """``beta_1`` and ``beta_2`` are the decay rates of m and v."""
 
         beta_1: float = Field(0.9, ge=0, lt=1)
         beta_2: float = Field(0.99, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""Folds the clients' updates into one step of the server: robust rule, mean, factors, federated optimiser."""
+"""From the clients' updates to one step of the server: robust rule, mean, LoRA factors, federated optimiser."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Aggregator:
-    """What :meth:`fcit.methods.base.Method.aggregate` is given for one round.
+    """Passed to :meth:`fcit.methods.base.Method.aggregate` for one round.
 
-    ``exactness`` collects, by home, how far the factors taken are from the mean of the products;
-    ``skipped`` the homes whose updates were too few for the robust rule.
+    A home is a subspace or the shared tensors. ``exactness`` collects, by home, the relative distance of the averaged
+    factors from the mean of the products; ``skipped`` the homes with too few updates for the robust rule.
 
     Args:
-        robust: the rule between updates and their mean; none by default.
-        scratch: folder for updates that such a rule has to see all at once; needed with a rule only.
+        robust: the robust aggregation rule; none by default.
+        scratch: folder for updates that such a rule needs all at once; required with a rule.
 
     Example:
         >>> group = aggregator.group("0", state.subspaces["0"], memory)
@@ -43,21 +43,21 @@ class Aggregator:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """What the ``round`` event says about the robust rule: nothing where there is none."""
-        return {"robust_skipped": sorted(self.skipped)} if self.robust.holds else {}
+        """Entries of the ``round`` event about the robust rule; none without a rule."""
+        return {"robust_skipped": sorted(self.skipped)} if self.robust.buffers else {}
 
     def group(self, home: str, old: Tensors, memory: dict[str, Any]) -> Group:
-        """The fold of one home: a subspace by its name, or ``shared``.
+        """The aggregation of one home: a subspace by its name, or ``shared``.
 
         Args:
             old: the server's tensors; updates may hold a subset of them.
-            memory: what the federated optimiser keeps for this home, changed in place.
+            memory: state of the federated optimiser for this home, changed in place.
 
         Raises:
             ValueError: a robust rule without a scratch folder.
         """
         buffer = None
-        if self.robust.holds:
+        if self.robust.buffers:
             if self._scratch is None:
                 raise ValueError("a robust rule needs a scratch folder: Aggregator(..., scratch=folder)")
             buffer = UpdateBuffer(self._scratch / str(self._groups))
@@ -81,7 +81,7 @@ class Group:
         self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
-        """Add one update of ``weight`` records; ``extra`` is what the federated optimiser's client side returned."""
+        """Add one update of ``weight`` records; ``extra`` was returned by the federated optimiser's client hooks."""
         if self._buffer is None:
             self._fold(tensors, weight)
         else:
@@ -98,7 +98,7 @@ class Group:
                 self._layers[name].add(tensors[name.replace(A, B)], tensors[name], weight)
 
     def result(self) -> Tensors:
-        """The server's new tensors; without updates the old ones, and no state advances."""
+        """The server's new tensors; without updates the old ones and unchanged state."""
         if self._buffer is None:
             mean = self._averaged()
         else:
@@ -112,7 +112,7 @@ class Group:
         return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}
 
     def _combined(self, buffer: UpdateBuffer) -> Tensors:
-        """What the robust rule makes of the updates; of too few of them the plain mean."""
+        """The result of the robust rule; of too few updates the plain mean."""
         if len(buffer) >= LEAST:
             return self._aggregator.robust.combine(buffer, self._old)
         if len(buffer):
@@ -122,7 +122,7 @@ class Group:
         return self._averaged()
 
     def _averaged(self) -> Tensors:
-        """The sample-weighted mean, with LoRA factors as ``factors:`` says; empty without updates."""
+        """The sample-weighted mean, with LoRA factors averaged by the rule of ``factors:``; empty without updates."""
         if not self._mean.weight:
             return {}
         mean, missed = self._aggregator.factors.combine(self._layers, self._old, self._mean.result())

@@ -1,4 +1,4 @@
-"""How the server steps from its old tensors towards the clients' mean."""
+"""The base of federated optimisers: how the server steps from its tensors towards the clients' mean."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from fcit.config import RunConfig, Section
 from fcit.io.trees import Tensors
 
-#: Promises a federated optimiser can make (see :mod:`fcit.contracts.fedopts`).
+#: Invariants that a federated optimiser can declare (checked by :mod:`fcit.contracts.fedopts`).
 INVARIANTS = frozenset(
     {"unchanged-updates", "weighted-mean", "state-only-moves-with-updates", "resumes", "permutation", "finite"}
 )
 
 
 class Mean:
-    """Weighted mean of tensors, folded one update at a time: sum n x in float64, divided by N once."""
+    """Weighted mean of tensors, accumulated update by update: sum n x in float64, divided by N once."""
 
     def __init__(self) -> None:
         self.weight = 0
@@ -46,11 +46,11 @@ class FedOpt:
     summary: ClassVar[str] = ""
     #: Whether clients keep ``session.memory`` between their orders.
     remembers: ClassVar[bool] = False
-    #: Whether the server takes the mean as it is, whatever made it; ``factors: svd`` makes new factors every round.
+    #: Whether the server takes the mean unchanged; required by ``factors: svd``, which makes new factors every round.
     averages: ClassVar[bool] = False
-    #: Whether a round may train half of a subspace only (``factors: alternate``).
+    #: Whether a round may train only half of a subspace (``factors: alternate``).
     halves: ClassVar[bool] = True
-    #: Which of :data:`INVARIANTS` the contract holds it to.
+    #: The :data:`INVARIANTS` that the contract checks.
     invariants: ClassVar[frozenset[str]] = INVARIANTS - {"weighted-mean"}
 
     def __init__(self, config: RunConfig) -> None:
@@ -61,16 +61,16 @@ class FedOpt:
 
     def prepare(self, session: Any) -> None:
         """Before the first step; ``session`` is a :class:`fcit.methods.base.Session` with this
-        optimiser's own ``received`` and ``memory``."""
+        optimiser's ``received`` and ``memory``."""
 
     def on_gradients(self, session: Any) -> None:
-        """After the method's own hook on gradients, before clipping, where there is any."""
+        """After the method's hook on gradients, before gradient clipping."""
 
     def on_step(self, session: Any) -> None:
         """After each optimiser step; ``session.lr`` is the step's learning rate."""
 
     def finish(self, session: Any) -> Tensors:
-        """After the last step: tensors for the server, as :meth:`extra_shapes` announces them."""
+        """After the last step: tensors for the server, as announced by :meth:`extra_shapes`."""
         return {}
 
     # ------------------------------------------------------------------ server
@@ -80,7 +80,7 @@ class FedOpt:
         return {}
 
     def extra_shapes(self, trained: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """What :meth:`finish` returns, given the shapes of what is trained; names must be trained names."""
+        """Names and shapes of what :meth:`finish` returns: a subset of the names in ``trained``."""
         return {}
 
     def reject_reason(self, extra: Tensors) -> str | None:
@@ -89,17 +89,17 @@ class FedOpt:
 
     @classmethod
     def sums(cls) -> bool:
-        """Whether clients return something beside their tensors, which :meth:`absorb` takes in."""
+        """Whether clients return extra tensors, which :meth:`absorb` processes."""
         return cls.absorb is not FedOpt.absorb
 
     def absorb(self, sums: Tensors, memory: dict[str, Any]) -> None:
-        """Take in the sums (float64) of what the clients' :meth:`finish` returned, before :meth:`step`."""
+        """Process the sums (float64) of what the clients' :meth:`finish` returned, before :meth:`step`."""
 
     def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
-        """New server tensors from the old ones and the clients' mean (same names, perhaps not all the home has).
+        """New server tensors from the old ones and the clients' mean (same names; a subset of the home's).
 
         Args:
-            memory: JSON values and arrays that this optimiser keeps for this subspace, changed in
+            memory: state of this optimiser for this subspace: JSON values and arrays, changed in
                 place and saved with every checkpoint; empty at the subspace's first update.
         """
         raise NotImplementedError

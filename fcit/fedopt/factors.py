@@ -1,8 +1,8 @@
-"""How the two factors of a LoRA update B A are averaged (``factors:``).
+"""Rules for averaging the two factors of a LoRA update B A (``factors:``).
 
-The mean that is wanted is W = sum_k w_k B_k A_k with w_k = n_k / N. With the means A' and B' of the factors,
-W - B' A' = sum_k w_k (B_k - B') (A_k - A'): averaging the factors one by one is exact only where all clients
-agree on one of them. The projector, gates and prompt pools are no factors and are always averaged.
+The exact mean is W = sum_k w_k B_k A_k with w_k = n_k / N. With the means A' and B' of the factors,
+W - B' A' = sum_k w_k (B_k - B') (A_k - A'): averaging the factors separately is exact only if all clients
+share one of them. Projector, gates and prompt pools are always averaged directly.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 class Separate:
     """FedIT (Zhang et al., 2024, arXiv 2305.05644): A' = sum_k w_k A_k and B' = sum_k w_k B_k. Base of the others."""
 
-    summary: ClassVar[str] = "A and B averaged one by one (FedIT); how far that is from the mean product is logged"
+    summary: ClassVar[str] = "A and B averaged separately (FedIT); the distance from the mean product is logged"
 
     def frozen(self, names: Iterable[str], turn: int) -> list[str]:
-        """Names of a subspace that clients load and do not train in its ``turn``-th round (from 0)."""
+        """Tensors of a subspace that clients load but do not train in its ``turn``-th round (from 0)."""
         return []
 
     def layer(self) -> Products | Sketch:
-        """What W of one layer is gathered in; here enough for norms, which are estimated by random probes."""
-        from fcit.fedopt.products import Sketch  # needs torch, which a configuration can be read without
+        """Accumulator of W of one layer; here sufficient for norms, estimated by random probes."""
+        from fcit.fedopt.products import Sketch  # needs torch, which reading a configuration does not
 
         return Sketch()
 
     def combine(
         self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors
     ) -> tuple[Tensors, float | None]:
-        """What the server takes as the clients' mean, and how far its products are from W.
+        """The clients' mean of all tensors, and the relative distance of its products from W.
 
         Args:
-            layers: W of every layer, by the name of its A; empty where clients sent one factor only.
+            layers: W of every layer, by the name of its A; empty if clients sent one factor only.
 
         Returns:
-            the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers). Token
-            gates are left out of account.
+            the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers),
+            token gates not considered.
         """
         missed = total = 0.0
         mean = dict(mean)
         for name, layer in layers.items():
-            other = name.replace(A, B)
-            mean[name], mean[other] = self.merged(layer, old[name], mean[name], mean[other])
-            missed += layer.distance(mean[other], mean[name]) ** 2
+            name_b = name.replace(A, B)
+            mean[name], mean[name_b] = self.merged(layer, old[name], mean[name], mean[name_b])
+            missed += layer.distance(mean[name_b], mean[name]) ** 2
             total += layer.norm() ** 2
         if not layers:
             return mean, None
@@ -65,23 +65,23 @@ class Separate:
 class Svd(Separate):
     """FlexLoRA (Bai et al., 2024, arXiv 2402.11505): the best approximation of W of the adapter's rank.
 
-    W = U S V^T, cut off after r; B = U_r S_r / c and A = c V_r^T, where c is the mean length of the old A's
-    rows, so that A keeps its scale (our choice; the paper does not say how S is divided). The sign of each
-    row of A makes its largest entry positive. Directions that W does not have are zero in B; in A they are
-    filled with c times orthonormal rows, taken from what the old A has outside V_r.
+    W = U S V^T, truncated to rank r; B = U_r S_r / c and A = c V_r^T, where c is the mean length of the old A's
+    rows, so that A keeps its scale (our choice; the paper does not define how S is divided). The sign of each
+    row of A makes its largest entry positive. If W has lower rank, the remaining columns of B are zero; the
+    rows of A are c times orthonormal rows from the part of the old A outside V_r.
     """
 
     summary = "truncated SVD of the exact mean product (FlexLoRA)"
 
     def layer(self) -> Products | Sketch:
-        """All of W, as stacked factors: with many clients up to min(d_out, d_in) columns each."""
+        """W as stacked factors: with many clients up to min(d_out, d_in) columns each."""
         from fcit.fedopt.products import Products
 
         return Products()
 
     def merged(self, layer: Any, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         u, s, vt = layer.svd()
-        # Below float32's resolution a direction is noise.
+        # Directions below the resolution of float32 are noise.
         kept = min(len(old), int((s > np.finfo(np.float32).eps * s[0]).sum()))
         rows = vt[:kept]
         signs = np.sign(rows[np.arange(kept), np.abs(rows).argmax(axis=1)])
@@ -95,24 +95,24 @@ class Svd(Separate):
 
 
 def _complete(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
-    """Up to ``count`` orthonormal rows outside the span of ``rows``: the old row with most left there comes first."""
-    found, candidates = rows, old.astype(np.float64)
+    """Up to ``count`` orthonormal rows outside the span of ``rows``: largest remainders of old rows first."""
+    basis, candidates = rows, old.astype(np.float64)
     for _ in range(count):
-        candidates = candidates - candidates @ found.T @ found
+        candidates = candidates - candidates @ basis.T @ basis
         sizes = np.linalg.norm(candidates, axis=1)
         best = int(sizes.argmax())
         if sizes[best] <= 1e-6 * np.linalg.norm(old):
-            break  # the old A holds no further direction
-        found = np.vstack([found, candidates[best] / sizes[best]])
-    return found[len(rows) :]
+            break  # the old A has no further direction
+        basis = np.vstack([basis, candidates[best] / sizes[best]])
+    return basis[len(rows) :]
 
 
 class Alternate(Separate):
     """RoLoRA (Chen et al., 2025, arXiv 2502.01755): one factor per round, B first, exact in every round.
 
-    All clients hold the same A while B is trained, so sum_k w_k B_k A = B' A, and the other way round. Turns
-    are counted per subspace: rounds in which it received updates. Only the trained factor travels up; down
-    go both, as clients keep nothing between rounds.
+    All clients have the same A while B is trained, so sum_k w_k B_k A = B' A, and vice versa. Turns are counted per
+    subspace, as rounds in which it received updates. Clients return the trained factor only; they are sent both, as
+    they keep nothing between rounds.
     """
 
     summary = "B in one round of a subspace, A in the next (RoLoRA); exact, half the upload"
@@ -122,7 +122,7 @@ class Alternate(Separate):
 
 
 class FrozenA(Separate):
-    """FFA-LoRA (Sun et al., 2024, arXiv 2403.12313): A stays as it began, only B is trained and travels up."""
+    """FFA-LoRA (Sun et al., 2024, arXiv 2403.12313): A stays at its initial value, only B is trained and returned."""
 
     summary = "A stays at its random start, only B is trained (FFA-LoRA); exact, half the upload"
 

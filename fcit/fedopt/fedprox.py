@@ -1,4 +1,4 @@
-"""FedProx (Li et al., 2020, arXiv 1812.06127): clients are held near the model they were sent."""
+"""FedProx (Li et al., 2020, arXiv 1812.06127): a proximal term keeps clients near the model they were sent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fcit.fedopt.fedavg import FedAvg
 class FedProx(FedAvg):
     """Clients minimise F_k(theta) + (mu / 2) ||theta - x||^2, x being what the server sent; the server averages.
 
-    The term enters as its gradient, mu (theta - x), before clipping; reported losses are F_k alone. It
-    holds the factors A and B near theirs, which is not the same as holding the product B A.
+    The term is applied as its gradient, mu (theta - x), before clipping; reported losses are F_k alone. It
+    penalises changes of the factors A and B, which is not the same as changes of the product B A.
     """
 
     class Options(Section):
@@ -22,7 +22,7 @@ class FedProx(FedAvg):
 
         mu: float = Field(0.01, ge=0)
 
-    summary = "clients held near the server's model by (mu/2) ||theta - x||^2; the server averages"
+    summary = "clients kept near the server's model by (mu/2) ||theta - x||^2; the server averages"
 
     def prepare(self, session: Any) -> None:
         trained = {n: p for n, p in session.adapters.trainable.items() if p.requires_grad}

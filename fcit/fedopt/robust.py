@@ -1,10 +1,10 @@
-"""What stands between the clients' updates and their mean (``robust:``).
+"""Robust aggregation rules (``robust:``).
 
-A rule sees the updates of one home, a subspace or the shared tensors, and gives what the federated
-optimiser takes as their mean. With fewer than three updates nothing can be told from a majority: the
+A rule combines the updates of one home, a subspace or the shared tensors, into what the federated
+optimiser takes as their mean. With fewer than three updates there is no majority: the
 plain mean is taken and the home is named in the ``round`` event.
 
-All updates of a home are needed at once, and memory must not grow with their number: they wait in
+A rule needs all updates of a home at once, and memory must not grow with their number: they are stored in
 scratch files, one per tensor with a row per client, and are read in blocks of columns.
 """
 
@@ -19,16 +19,16 @@ import numpy as np
 
 from fcit.io.trees import Tensors
 
-LEAST = 3  # updates that a rule needs
+LEAST = 3  # minimum of updates for a rule
 BLOCK = 1 << 20  # numbers read at a time
-SHARE = 0.2  # trimmed at each side
+SHARE = 0.2  # share trimmed at each end
 
 
 class UpdateBuffer:
     """The updates of one home on disk: a file of float32 rows per tensor.
 
     Args:
-        folder: made anew; what an interrupted round left there is removed.
+        folder: created empty; files of an interrupted round are removed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,10 +47,10 @@ class UpdateBuffer:
         return list(self._shapes)
 
     def _file(self, name: str) -> Path:
-        return self._folder / f"{list(self._shapes).index(name)}.f32"  # a tensor's name may hold anything
+        return self._folder / f"{list(self._shapes).index(name)}.f32"  # a tensor's name may contain any character
 
     def add(self, tensors: Tensors, weight: int) -> None:
-        """Keep one update of ``weight`` records; every update holds the same tensors."""
+        """Store one update of ``weight`` records; every update has the same tensors."""
         for name, tensor in tensors.items():
             self._shapes.setdefault(name, tensor.shape)
             with self._file(name).open("ab") as file:
@@ -66,7 +66,7 @@ class UpdateBuffer:
         return np.memmap(self._file(name), dtype=np.float32, mode="r").reshape(len(self), -1)
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """Columns of a tensor with every client's values there, float64, at most :data:`BLOCK` numbers at a time."""
+        """Blocks of columns ``(clients, columns)`` of a tensor, float64, at most :data:`BLOCK` numbers each."""
         rows = self.rows(name)
         step = max(1, BLOCK // len(self))
         for start in range(0, rows.shape[1], step):
@@ -74,7 +74,7 @@ class UpdateBuffer:
             yield part, rows[:, part].astype(np.float64)
 
     def updates(self) -> Iterator[tuple[Tensors, int]]:
-        """The updates as they came."""
+        """The updates in the order they were added."""
         for row, weight in enumerate(self.weights):
             yield {n: np.array(self.rows(n)[row]).reshape(shape) for n, shape in self._shapes.items()}, weight
 
@@ -87,23 +87,23 @@ class Off:
     """No rule: the sample-weighted mean of all updates. Base of the others."""
 
     summary: ClassVar[str] = "no rule: the sample-weighted mean of all accepted updates"
-    #: Whether the rule has to see all updates of a home before it can say anything.
-    holds: ClassVar[bool] = False
-    #: Updates of one home that it takes for the rule to mean something.
+    #: Whether the rule needs all updates of a home at once.
+    buffers: ClassVar[bool] = False
+    #: Minimum of updates of one home for the rule to be meaningful.
     least: ClassVar[int] = LEAST
 
     def combine(self, buffer: UpdateBuffer, old: Tensors) -> Tensors:
-        """What the server takes as the clients' mean, given its own tensors; float32."""
+        """The clients' mean, given the server's tensors; float32."""
         raise NotImplementedError
 
 
 class _Columns(Off):
-    """Rules that look at every coordinate by itself, and at all clients alike, however many records they claim."""
+    """Coordinate-wise rules with equal weight for all clients, whatever number of records they report."""
 
-    holds = True
+    buffers = True
 
     def combine(self, buffer: UpdateBuffer, old: Tensors) -> Tensors:
-        """The rule for every coordinate."""
+        """Apply the rule to every coordinate."""
         combined = {}
         for name in buffer.names:
             flat = np.empty(int(np.prod(buffer.shape(name))), dtype=np.float32)
@@ -120,11 +120,11 @@ class _Columns(Off):
 class Median(_Columns):
     """Coordinate-wise median (Yin et al., 2018, arXiv 1803.01498, definition 1).
 
-    theta_j <- med { theta_kj : k }; of an even number the mean of the two in the middle. Holds as long as
+    theta_j <- med { theta_kj : k }; for an even number the mean of the two middle values. Robust as long as
     fewer than half of the home's clients are hostile.
     """
 
-    summary = "coordinate-wise median, clients count alike (Yin et al., 2018); needs 3 updates"
+    summary = "coordinate-wise median, equal weight for clients (Yin et al., 2018); needs 3 updates"
 
     def column(self, values: np.ndarray) -> np.ndarray:
         return np.median(values, axis=0)
@@ -134,7 +134,7 @@ class TrimmedMean(_Columns):
     """Coordinate-wise trimmed mean (Yin et al., 2018, arXiv 1803.01498, definition 2).
 
     theta_j <- mean of { theta_kj : k } without the b largest and the b smallest, b = max(1, floor(0.2 K)) of K
-    clients. Holds up to b hostile clients: one of up to nine, two of ten. (The paper trims a share beta
+    clients. Robust against up to b hostile clients: one of up to nine, two of ten. (The paper trims a share beta
     of its choice; 0.2 and "at least one" are ours.)
     """
 
@@ -146,22 +146,22 @@ class TrimmedMean(_Columns):
 
 
 def trimmed(clients: int) -> int:
-    """How many values are left out at each side."""
+    """Number of values trimmed at each end."""
     return max(1, int(SHARE * clients))
 
 
 class NormClip(Off):
-    """Updates no longer than the middle one (norm clipping, Sun et al., 2019, arXiv 1911.07963, section 4).
+    """Updates clipped to their median norm (norm clipping, Sun et al., 2019, arXiv 1911.07963, section 4).
 
         theta <- theta + sum_k n_k s_k (theta_k - theta) / sum_k n_k,   s_k = min(1, M / ||theta_k - theta||)
 
     with the norm over all tensors of the home. The threshold is ours: M is the median of the norms of
     the home's updates (the paper has a constant). A hostile client can still choose its direction, and
-    its weight by the records it claims.
+    its weight by the number of records it reports.
     """
 
     summary = "updates scaled down to the median norm of their group (after Sun et al., 2019; our threshold)"
-    holds = True
+    buffers = True
 
     def combine(self, buffer: UpdateBuffer, old: Tensors) -> Tensors:
         """The weighted mean of the clipped updates."""

@@ -12,30 +12,30 @@ from fcit.fedopt.fedavg import FedAvg
 from fcit.io.trees import Tensors
 from fcit.models.layout import is_projector
 
-#: AdamW's normalised steps are a few units at most, so variates are; one huge variate would reach every client.
+#: AdamW's normalised steps, and so the variates, are a few units at most; one huge variate would reach all clients.
 ABSURD = 1e3
 
 
 class Scaffold(FedAvg):
-    """Control variates: c on the server, c_k at every client, all zero at first; the server averages models.
+    """Control variates: c on the server, c_k at every client, initially zero; the server averages models.
 
-    Client, with x the model it was sent, eta_i the learning rate of its step i and y_k the model it ends with:
+    Client, with x the model it was sent, eta_i the learning rate of step i and y_k its final model:
 
         theta <- theta - eta_i (c - c_k)                           after every optimiser step
         c_k+ = c_k - c + (x - y_k) / sum_i eta_i,  returned as c_k+ - c_k
 
-    Server, with N clients in all, of whom S answered:  c <- c + (1 / N) sum_{k in S} (c_k+ - c_k).
+    Server, with N clients in total and the set S of participants:  c <- c + (1 / N) sum_{k in S} (c_k+ - c_k).
 
-    The paper has SGD with K steps of one eta and divides by K eta. Our reading for AdamW: divide by the sum
+    The paper has SGD with K steps of one eta and divides by K eta. Our adaptation to AdamW: divide by the sum
     of the scheduled learning rates, so that a variate is the mean normalised step, and correct outside the
-    optimiser, so that AdamW's moments see plain gradients. A variate per subspace and one for the
-    shared projector; c travels down and c_k+ - c_k up with every tensor trained, twice FedAvg's traffic.
+    optimiser, so that AdamW's moments are those of plain gradients. There is one variate per subspace and one for the
+    shared projector; c is sent and c_k+ - c_k returned with every trained tensor, which doubles FedAvg's traffic.
 
-    Where all rates are 0 (``training.schedule: trainer`` and an epoch of one step) the client has learnt nothing of
-    its drift either: c_k stays as it was (our choice; the formula would divide nothing by nothing).
+    If all rates are 0 (``training.schedule: trainer`` and an epoch of one step), c_k is unchanged (our choice; the
+    formula would be 0 / 0).
     """
 
-    summary = "control variates against client drift; twice the traffic, clients remember theirs"
+    summary = "control variates against client drift; twice the traffic, clients keep their variate"
     remembers = True
     averages = False
     halves = False
@@ -48,7 +48,7 @@ class Scaffold(FedAvg):
     # ------------------------------------------------------------------ client
 
     def _own(self, session: Any, name: str) -> dict[str, np.ndarray]:
-        """Where this client keeps its variate of a tensor."""
+        """The dictionary in the client's memory that holds its variate of a tensor."""
         home = "shared" if self._one_projector and is_projector(name) else f"subspace-{session.subspace}"
         return session.memory.setdefault(home, {})
 
@@ -72,12 +72,12 @@ class Scaffold(FedAvg):
         changes = {}
         for name, start in session.notes["start"].items():
             moved = (start - session.adapters.trainable[name].detach()).float().cpu().numpy()
-            own = self._own(session, name)
+            control = self._own(session, name)
             if not session.notes["rates"]:
                 changes[name] = np.zeros_like(moved)
                 continue
             changes[name] = (moved / session.notes["rates"] - session.received[name]).astype(np.float32)
-            own[name] = own.get(name, np.float32(0)) + changes[name]
+            control[name] = control.get(name, np.float32(0)) + changes[name]
         return changes
 
     # ------------------------------------------------------------------ server

@@ -1,7 +1,7 @@
-"""What a continual-learning method is: a few hooks, each with plain LoRA tuning as its default.
+"""The base of all continual-learning methods: hooks on client and server, with plain LoRA tuning as default.
 
-A method object keeps no hidden memory. What the server remembers is :class:`ServerState`; what a
-client needs travels in its order; what inference needs travels in :meth:`Method.knowledge`.
+A method object has no state. The server's state is :class:`ServerState`; what a client needs is sent in its
+order; what inference needs is returned by :meth:`Method.knowledge`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fcit.models.layout import A, B, Layout
 
 Pair = tuple[int, str]  # (client, shard)
 
-#: Promises most methods keep and each declares (see :mod:`fcit.contracts.methods`).
+#: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
 
@@ -34,7 +34,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sends back, after validation."""
+    """A validated update of one client."""
 
     client: int
     subspace: str
@@ -46,14 +46,14 @@ class Update:
 
 @dataclass(kw_only=True)
 class Session:
-    """One local training as a method's client hooks see it; gone when the order is done.
+    """One local training, as passed to a method's client hooks; it ends with the order.
 
-    ``memory`` is this client's own and is kept for its next order if the method sets
-    :attr:`Method.remembers`; it never leaves the client.
+    ``memory`` belongs to this client, is kept for its next order if the method sets
+    :attr:`Method.remembers`, and never leaves the client.
     """
 
     backbone: Any  # the frozen model; ``backbone.loss(examples, features)`` is the plain loss
-    adapters: Any  # ``adapters.trainable``: name -> parameter, what is being trained
+    adapters: Any  # ``adapters.trainable``: name -> trained parameter
     client: int
     shard: str
     stage: int  # counted from 0, as is the round of the stage
@@ -66,9 +66,9 @@ class Session:
     identity: np.ndarray | None = None  # its identity features (N, d), if Method.needs_identity
     image_root: Any = None  # folder of the shard's images
     seed: int = 0
-    last_round: bool = False  # of the stage
-    batch: list[int] = field(default_factory=list)  # indices into the shard of the batch at hand
-    lr: float = 0.0  # learning rate of the step at hand
+    last_round: bool = False  # whether this is the last round of the stage
+    batch: list[int] = field(default_factory=list)  # indices into the shard of the current batch
+    lr: float = 0.0  # learning rate of the current step
     notes: dict[str, Any] = field(default_factory=dict)  # free for the method, e.g. anchors as torch tensors
 
     def generator(self, purpose: str) -> np.random.Generator:
@@ -78,7 +78,7 @@ class Session:
 
 @dataclass
 class QuestionBatch:
-    """A batch of test questions as :meth:`Method.answer` gets it."""
+    """A batch of test questions, as passed to :meth:`Method.answer`."""
 
     backbone: Any
     adapters: Any
@@ -86,25 +86,25 @@ class QuestionBatch:
     examples: list[Any]
     features: Any  # vision features (images, patches, d), question by question
     identity: np.ndarray  # (N, d)
-    limit: int  # new tokens at most
+    limit: int  # maximum of new tokens
 
 
 @dataclass
 class ServerState:
-    """Everything the server remembers between rounds; savable as tensors plus JSON."""
+    """The server's state between rounds; saved in checkpoints as tensors and JSON."""
 
     subspaces: dict[str, Tensors] = field(default_factory=dict)
     shared: Tensors = field(default_factory=dict)
     assigned: dict[Pair, str] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)  # a method's own: JSON values and arrays
-    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # the federated optimiser's, by subspace
-    turns: dict[str, int] = field(default_factory=dict)  # rounds in which each subspace got updates
-    stage: int = 0  # where the timeline stands, counted from 0; the loop sets both
+    memory: dict[str, Any] = field(default_factory=dict)  # state of the method: JSON values and arrays
+    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # state of the federated optimiser, by subspace
+    turns: dict[str, int] = field(default_factory=dict)  # number of rounds in which each subspace was updated
+    stage: int = 0  # current stage and round, counted from 0; set by the server loop
     round: int = 0
 
     @property
     def bytes(self) -> int:
-        """Size of all arrays held: subspaces, shared tensors, the method's and the optimiser's memory."""
+        """Size of all arrays: subspaces, shared tensors, state of method and optimiser."""
         return sum(t.nbytes for t in arrays([self.subspaces, self.shared, self.memory, self.optimizers]))
 
 
@@ -118,16 +118,16 @@ def arrays(value: Any) -> Iterator[np.ndarray]:
 
 
 def one_subspace(state: ServerState) -> int:
-    """Numbers of the largest subspace and the shared tensors: what acts where one subspace answers."""
+    """Parameters of the largest subspace and the shared tensors: those active when one subspace answers."""
     largest = max((sum(t.size for t in tensors.values()) for tensors in state.subspaces.values()), default=0)
     return largest + sum(t.size for t in state.shared.values())
 
 
 class Factory:
-    """Creates subspaces on the server: a function of (seed, subspace id) only.
+    """Initialises subspaces on the server, as a function of (seed, subspace id) only.
 
-    ``projector`` holds the backbone's own projector (empty when it is frozen), ``given`` tensors that
-    start from the backbone as well: the soft prompts of a pool.
+    ``projector`` holds the backbone's projector (empty if it is frozen), ``given`` other tensors that are
+    initialised from the backbone: the soft prompts of a pool.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Factory:
         self.given = given or {}
 
     def __call__(self, name: str) -> Tensors:
-        """A ~ N(0, 0.01^2), B = 0 (the reference's initialisation); gates as torch starts a Linear."""
+        """A ~ N(0, 0.01^2), B = 0 (as in the reference code); gates as torch initialises a Linear."""
         rng = seeding.generator(self.seed, "subspace", name)
         return {key: self._start(key, shape, rng) for key, shape in sorted(self.shapes.items())}
 
@@ -153,12 +153,12 @@ class Factory:
             return np.zeros(shape, dtype=np.float32)
         if A in key:
             return rng.normal(0.0, self.std, shape).astype(np.float32)
-        # Gates: kaiming-uniform with a = sqrt 5, i.e. U(-1, 1) / sqrt(d_in). Keys of a prompt pool alike.
+        # Gates: kaiming-uniform with a = sqrt 5, i.e. U(-1, 1) / sqrt(d_in). The same for keys of a prompt pool.
         return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(shape[-1])).astype(np.float32)
 
 
 class Method:
-    """Plain LoRA fine-tuning with a weighted mean: one subspace, no protection of the past."""
+    """Plain LoRA fine-tuning with a weighted mean: one subspace, no protection of earlier tasks."""
 
     class Options(Section):
         """Keys under ``method:`` besides ``name``."""
@@ -170,30 +170,30 @@ class Method:
     answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
     needs_stats: ClassVar[bool] = False
-    #: References only: training data are pooled at one participant.
+    #: References only: the training data of all clients are pooled at one participant, per task or all together.
     pooled: ClassVar[str] = ""  # "", "task" or "all"
     trains: ClassVar[bool] = True
-    #: References only: inference is told which task a question belongs to. This, ``identity``, ``group``,
-    #: ``dagger`` and ``invariants`` may depend on the options: set them on the object, then.
+    #: References only: inference is given the true task of a question. This, ``answers``, ``identity``, ``group``,
+    #: ``dagger`` and ``invariants`` may depend on the options; they are then set on the object.
     needs_task_at_inference: bool = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
     remembers: ClassVar[bool] = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).
     needs_identity: ClassVar[bool] = False
-    #: What identity features are made of: the instruction, the image or both.
+    #: Source of the identity features: the instruction, the image or both.
     identity: Literal["text", "image", "both"] = "text"
-    #: Our own definition, where no paper gives one: shown with a dagger.
+    #: Whether this is our definition, because no paper gives one; shown with a dagger.
     dagger: bool = False
-    #: Tables list "reference" and "replay" methods apart.
+    #: Block of a table: "" (ranked), "replay" or "reference".
     group: str = ""
-    #: Ways of averaging LoRA factors that make sense for it (``factors:``).
+    #: Rules for averaging LoRA factors that fit the method (``factors:``).
     factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
-    #: Whether all that clients send is averaged by the aggregator's groups, where ``robust:`` can stand in between.
+    #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it.
     robust: ClassVar[bool] = True
-    #: References without a timeline are evaluated once, after the last stage.
+    #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
-    #: Which of :data:`INVARIANTS` the contract holds it to.
+    #: The :data:`INVARIANTS` that the contract checks.
     invariants: frozenset[str] = INVARIANTS
 
     def __init__(self, config: RunConfig) -> None:
@@ -203,7 +203,7 @@ class Method:
 
     @property
     def layout(self) -> Layout:
-        """What a subspace consists of."""
+        """The tensors of a subspace."""
         return Layout()
 
     # ------------------------------------------------------------------ client
@@ -213,7 +213,7 @@ class Method:
         return Stats(features.astype(np.float64).sum(axis=0), len(features))
 
     def prepare(self, session: Session) -> None:
-        """Before the first step; the slot holds the broadcast tensors."""
+        """Before the first step; the training slot holds the tensors of the order."""
 
     def loss(self, session: Session, examples: list[Any], features: Any) -> Any:
         """Loss of one batch: encoded records and the features of their images ``(images, patches, d)``, in order.
@@ -223,19 +223,19 @@ class Method:
         return session.backbone.loss(examples, features)
 
     def on_gradients(self, session: Session) -> None:
-        """After the backward pass of each step, before clipping, where there is any."""
+        """After the backward pass of each step, before gradient clipping."""
 
     def on_step(self, session: Session) -> None:
         """After each optimiser step."""
 
     def finish(self, session: Session) -> Tensors:
-        """After the last step: extra tensors for the server, as :meth:`extra_shapes` announces them."""
+        """After the last step: extra tensors for the server, as announced by :meth:`extra_shapes`."""
         return {}
 
     # ------------------------------------------------------------------ server
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
-        """Give every pair of the round a subspace in ``state.assigned``; new ones are made here."""
+        """Assign a subspace to every pair of the round (``state.assigned``); new subspaces are created here."""
         if "0" not in state.subspaces:
             state.subspaces["0"] = make("0")
         for pair in pairs:
@@ -248,13 +248,13 @@ class Method:
     def constants(self, state: ServerState) -> dict[str, Tensors]:
         """Named groups of float32 arrays that never change: teachers, anchors, frozen subspaces.
 
-        A client is sent each group once and keeps it; all groups of this dictionary are in
-        :attr:`Session.constants`. A group whose tensors would change needs a new name.
+        Each group is sent to a client once, which keeps it; :attr:`Session.constants` holds all groups of this
+        dictionary. A group with changed tensors needs a new name.
         """
         return {}
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
-        """Names and shapes (float32) of what :meth:`finish` returns; anything else is rejected."""
+        """Names and shapes (float32) of what :meth:`finish` returns; other updates are rejected."""
         return {}
 
     def reject_reason(self, extra: Tensors, examples: int) -> str | None:
@@ -265,9 +265,9 @@ class Method:
         """After the last round of a stage, before its evaluation."""
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
-        """Fold accepted updates, in ascending client order, into the state.
+        """Aggregate accepted updates, in ascending client order, into the state.
 
-        Subspace tensors are averaged within their subspace, shared tensors over everybody:
+        Subspace tensors are averaged within their subspace, shared tensors over all clients:
         theta <- fedopt(theta, sum_k n_k theta_k / sum_k n_k).
         """
         groups: dict[str, Group] = {}
@@ -277,8 +277,8 @@ class Method:
             if name not in groups:
                 memory = state.optimizers.setdefault(f"subspace-{name}", {})
                 groups[name] = aggregator.group(name, state.subspaces[name], memory)
-            own = {k: v for k, v in update.tensors.items() if k not in state.shared}
-            groups[name].add(own, update.examples, update.fedopt)
+            subspace = {k: v for k, v in update.tensors.items() if k not in state.shared}
+            groups[name].add(subspace, update.examples, update.fedopt)
             common = {k: v for k, v in update.tensors.items() if k in state.shared}
             if common:
                 shared.add(common, update.examples, update.fedopt)
@@ -287,27 +287,27 @@ class Method:
         state.shared = shared.result()
 
     def report(self, state: ServerState) -> list[dict[str, Any]]:
-        """Heat maps for the report: ``title``, ``rows``, ``columns``, ``values`` (0 to 1)."""
+        """Heat maps for the report, each with ``title``, ``rows``, ``columns`` and ``values`` (0 to 1)."""
         return []
 
     # ------------------------------------------------------------------ inference
 
     def knowledge(self, state: ServerState) -> tuple[dict[str, Any], Tensors]:
-        """What :meth:`route` needs, as JSON values and tensors."""
+        """The knowledge that :meth:`route` needs, as JSON values and tensors."""
         return {}, {}
 
     def route(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> np.ndarray:
         """Weights ``(N, E)`` of the subspaces ``names`` for questions with features ``(N, d)``.
 
-        Never sees the task. Default: the only subspace, weight one.
+        The task of a question is not known. Default: weight one for the only subspace.
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
 
     def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
-        """Texts for a batch of questions under their mix ``(N, E)``; the mixture is loaded."""
+        """Answers to a batch of questions under their mix ``(N, E)``; the mixture of subspaces is loaded."""
         with questions.adapters.mixed(mix):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit)
 
     def active(self, state: ServerState) -> int:
-        """Trained numbers that act on one question; default: all subspaces and the shared tensors."""
+        """Trained parameters that are active for one question; default: all subspaces and the shared tensors."""
         return sum(t.size for t in arrays([state.subspaces, state.shared]))

@@ -1,8 +1,8 @@
 """DISCO: dynamic knowledge organisation (DKO) and subspace-selective activation (SSA).
 
 Paper: "Federated Continual Instruction Tuning" (arXiv 2503.12897). The server discovers tasks from
-what clients' instructions look like and keeps one LoRA subspace for each; at inference every
-question mixes the subspaces by how much it resembles them.
+the text features of clients' instructions and keeps one LoRA subspace for each; at inference every
+question mixes the subspaces by its similarity to them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 def softmax_mix(similarity: np.ndarray, temperature: float, slots: int = 0) -> np.ndarray:
     """alpha = softmax(s / epsilon) per row of ``(N, E)`` (paper: epsilon = 0.05).
 
-    With ``slots`` above E, slots - E empty ones take part with s = 0 and are left out of the answer, whose rows then
-    sum to less than one: the rest of the weight is the bare model's.
+    With ``slots`` > E, slots - E empty ones enter the softmax with s = 0 and are dropped from the result, whose rows
+    then sum to less than one: the remaining weight is that of the backbone without adapter.
     """
     subspaces = similarity.shape[1]
     if slots > subspaces:
@@ -42,7 +42,7 @@ def argmax_mix(similarity: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Cluster:
-    """New (client, shard) pairs that are alike: their feature sum ``(d,)`` and records."""
+    """Similar new (client, shard) pairs: their feature sum ``(d,)`` and number of records."""
 
     pairs: list[Pair]
     total: np.ndarray
@@ -72,11 +72,11 @@ class Disco(Method):
     Delta W = s * sum_i alpha_i B_i A_i.
 
     Ablations of the paper: alpha_i = 1 (``concat``), alpha_i = cos(f, mu_i) (``cosine``; negative ones
-    count as 0), alpha_i = [i = argmax_j cos(f, mu_j)] (``argmax``); tokens from text, images or both (see
-    :class:`fcit.models.identity.Identity`). ``oracle`` is a reference: alpha_i = 1 for the subspace that
-    was trained on most records of the question's true task, which inference is told.
+    are set to 0), alpha_i = [i = argmax_j cos(f, mu_j)] (``argmax``); tokens from text, images or both (see
+    :class:`fcit.models.identity.IdentityEncoder`). ``oracle`` is a reference: alpha_i = 1 for the subspace that
+    was trained on most records of the question's true task, which inference is given.
 
-    Faults of the reference code that are not repeated here:
+    Errors of the reference code that are not repeated:
 
     - tokens and counts are float32/64 and whole numbers, not bfloat16 (counts above 256 were rounded);
     - a returning token is updated by the true mean (a misplaced parenthesis froze it);
@@ -88,17 +88,16 @@ class Disco(Method):
     - every subspace starts from fresh tensors, also in the first stage;
     - capacity grows on demand instead of a preset number of slots;
     - questions are routed one by one, whatever the batch;
-    - the softmax is over the subspaces that there are. There it is over all preset slots (8, capability-related 4),
-      empty ones with s = 0: for a question far from every token they take most of the weight, which the bare model
-      then has. ``empty_slots: 8`` or ``4`` repeats that.
+    - the softmax is over existing subspaces. There it is over all preset slots (8, capability-related 4), empty ones
+      with s = 0: for a question far from every token they take most of the weight, which then falls to the backbone
+      without adapter. ``empty_slots: 8`` or ``4`` reproduces that.
 
-    Beyond the paper, ours, and off with 1: ``min_records``. A handful of records may be worded unlike the rest of
-    their task, and a client that has no others would open a subspace for them that nobody else ever trains. A new
-    cluster that reaches no known token and holds fewer than ``min_records`` records joins the most similar subspace
-    instead, of those known and those that this round opens; its records then count in that token. Where there is
-    none at all, the new cluster with the most records opens one (ties: the first). Who has been assigned stays
-    there. (The reference merges single clients with less than 0.1 % of the first round's records into the most
-    similar cluster, in that round only.)
+    ``min_records`` is our addition; 1 disables it. A few records may be worded unlike the rest of their task, and a
+    client with no others would open a subspace that no other client ever trains. A new cluster that matches no token
+    and holds fewer than ``min_records`` records joins the most similar subspace instead, existing or opened in this
+    round, and its records enter that token. If there is none, the new cluster with the most records opens one (ties:
+    the first). Assignments are permanent. (The reference merges single clients with less than 0.1 % of the first
+    round's records into the most similar cluster, in that round only.)
     """
 
     class Options(Section):
@@ -107,7 +106,7 @@ class Disco(Method):
         tau = 0.9 is meant for text; cosines of images and of both lie elsewhere and need their own.
         """
 
-        #: Runs from before there was ``min_records`` let every client open a subspace.
+        #: Earlier runs, without ``min_records``, let every client open a subspace.
         EARLIER: ClassVar[dict[str, Any]] = {"min_records": 1}
 
         threshold: float = Field(0.9, gt=-1, le=1, description="cosine at which a client joins a known subspace (tau)")
@@ -144,7 +143,7 @@ class Disco(Method):
             self.needs_task_at_inference, self.group = True, "reference"
 
     def _cache(self, state: ServerState) -> KnowledgeCache:
-        """A view on the lists in the server's memory: what is added stays there."""
+        """A view on the lists in the server's state: additions are kept there."""
         return KnowledgeCache(**state.memory.setdefault("cache", {"names": [], "sums": [], "counts": []}))
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
@@ -166,7 +165,7 @@ class Disco(Method):
 
     @staticmethod
     def _place(state: ServerState, cache: KnowledgeCache, cluster: _Cluster, name: str | None, make: Factory) -> None:
-        """Let a cluster join the subspace ``name``, or open the next one."""
+        """Assign a cluster to the subspace ``name``, or to a new one (None)."""
         if name is None:
             name = str(len(state.subspaces))
             state.subspaces[name] = make(name)
@@ -195,8 +194,8 @@ class Disco(Method):
         if self.options.mix == "concat":
             return np.ones((len(features), len(names)), dtype=np.float32)
         if self.options.mix == "oracle":
-            own = values["trained"].get(values["task"])
-            return np.tile(np.array([name == own for name in names], dtype=np.float32), (len(features), 1))
+            trained = values["trained"].get(values["task"])
+            return np.tile(np.array([name == trained for name in names], dtype=np.float32), (len(features), 1))
         similarity = cosine(features, tensors["tokens"][[values["names"].index(name) for name in names]])
         if self.options.mix == "cosine":
             return np.maximum(similarity, 0.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""EWC: weights that mattered for earlier stages are held where they were.
+"""EWC: a quadratic penalty keeps weights that were important for earlier stages near their old values.
 
 Paper: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (PNAS 2017,
 arXiv 1612.00796); the online form with one running Fisher is of Schwarz et al. (arXiv 1805.06370).
@@ -18,12 +18,12 @@ from fcit.fedopt.base import Mean
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, ServerState, Session, Update
 
-#: No mean squared gradient of a model that trains is anywhere near; one such number would end every later loss.
+#: Far above any mean squared gradient of a converging model; one such value would dominate every later loss.
 ABSURD = 1e8
 
 
 class EWC(Method):
-    """One adapter with a quadratic anchor, online form.
+    """One adapter with a quadratic penalty around an anchor, online form.
 
     After stage t: theta* = theta_t and F <- decay F + F_t, with the diagonal empirical Fisher
 
@@ -32,26 +32,26 @@ class EWC(Method):
     Later stages: loss = CE + (strength / 2) sum_p F_p (theta_p - theta*_p)^2.
 
     The clients of a stage's last round estimate F_k on their shards, without the penalty and without
-    dropout; the server sums (our choice: a client that is seldom sampled could not do it alone).
-    Anchor and Fisher go to a client once per stage.
+    dropout; the server averages (our choice: a rarely sampled client could not estimate it alone).
+    Anchor and Fisher are sent to a client once per stage.
 
-    Where code of others differs: gradients of whole batches squared, which underestimates the Fisher
-    by about the batch size (so strengths are not portable); one anchor and Fisher per task instead of
-    the running sum; the projector left unprotected. Here everything that is trained is protected.
+    Other implementations differ: they square gradients of whole batches, which underestimates the Fisher
+    by about the batch size (so strengths are not comparable); keep one anchor and Fisher per task instead of
+    the running sum; leave the projector unprotected. Here everything that is trained is protected.
     """
 
     class Options(Section):
-        """``strength`` is the paper's lambda. No code of the published tables has it; see ``docs/protocol.md``."""
+        """``strength`` is the paper's lambda. The published code does not state it; see ``docs/protocol.md``."""
 
         strength: float = Field(
             400.0, ge=0, description="lambda; 400: the public code of PRISM-FMCL (arXiv 2605.01061); our benches: 1000"
         )
-        decay: float = Field(1.0, ge=0, le=1, description="1: the Fishers of all stages count alike")
-        samples: int = Field(32, ge=1, description="records of a shard that a client looks at")
+        decay: float = Field(1.0, ge=0, le=1, description="1: the Fishers of all stages have equal weight")
+        samples: int = Field(32, ge=1, description="records of a shard that a client estimates the Fisher on")
 
     name = "ewc"
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
-    #: An SVD turns the factors in every round; a Fisher of the old ones says nothing about the new.
+    #: An SVD rotates the factors in every round; a Fisher of the old factors does not apply to the new ones.
     factors = frozenset({"separate", "alternate", "frozen_a"})
     robust = False  # the Fisher is a plain sum over clients
 

@@ -1,4 +1,4 @@
-"""Plain sequential fine-tuning: one LoRA adapter carried from stage to stage."""
+"""Sequential fine-tuning: one LoRA adapter trained on all stages in turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fcit.methods.base import Method
 
 
 class Finetune(Method):
-    """The lower baseline: nothing protects earlier tasks."""
+    """The lower baseline, without protection of earlier tasks: theta <- fedopt(theta, weighted mean) in every round."""
 
     name = "finetune"
     summary = "one LoRA adapter tuned stage after stage (lower baseline)"

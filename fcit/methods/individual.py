@@ -1,4 +1,4 @@
-"""A separate model per task, trained on pooled data and chosen by the true task: a reference."""
+"""Reference: a separate adapter per task, trained on pooled data and selected by the true task."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fcit.methods.base import Factory, Method, Pair, ServerState, Stats, one_sub
 
 
 class Individual(Method):
-    """One adapter (and projector) per task, no interference at all; inference is told the task.
+    """One adapter (and projector) per task, without interference; inference is given the task.
 
-    The projector, if trained, belongs to the task's adapter here.
+    The projector, if trained, belongs to the adapter of the task.
     """
 
     name = "individual"

@@ -1,4 +1,4 @@
-"""Centralised training on all tasks at once, the upper reference of the published tables."""
+"""Upper reference of the published tables: centralised training on all tasks at once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from fcit.methods.base import Method
 
 
 class Joint(Method):
-    """One participant holds every client's records of every task.
+    """One participant holds the records of all clients and tasks.
 
-    It runs in the same round loop and sees, round by round, exactly as many samples as the federated
-    run with the same configuration would (the sum of the sampled clients' sizes).
+    It runs in the same round loop; in every round it sees as many samples as the federated run with the same
+    configuration (the sum of the sampled clients' sizes).
     """
 
     name = "joint"

@@ -1,4 +1,4 @@
-"""DISCO's table from identity token to subspace (dynamic knowledge organisation, server side)."""
+"""DISCO's knowledge cache: identity tokens and their subspaces (dynamic knowledge organisation, server side)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def average_linkage(tokens: np.ndarray, counts: Sequence[float], threshold: floa
     most similar pair is merged while it reaches ``threshold`` (ties: the lowest indices first).
 
     Args:
-        tokens: ``(N, d)``; counts: records behind each token.
+        tokens: ``(N, d)``.
+        counts: number of records of each token.
 
     Returns:
         Clusters in ascending order of their first member, members ascending.
@@ -72,7 +73,7 @@ class KnowledgeCache:
         return self.names[best] if similarity[best] >= threshold else None
 
     def add(self, name: str, total: np.ndarray, count: int) -> None:
-        """mu <- (n mu + sum) / (n + count), n <- n + count; kept as float64 sums, so order is harmless."""
+        """mu <- (n mu + sum) / (n + count), n <- n + count; float64 sums, so that the order does not matter."""
         total = np.asarray(total, dtype=np.float64)
         if name in self.names:
             row = self.names.index(name)

@@ -1,4 +1,4 @@
-"""L2P: a pool of soft prompts with keys; each input picks its nearest ones.
+"""L2P: a pool of soft prompts with keys; each input selects the prompts with the nearest keys.
 
 Paper: Wang et al., "Learning to Prompt for Continual Learning" (CVPR 2022, arXiv 2112.08654), carried
 over to a language model (our adaptation: the query is the instruction's text feature).
@@ -24,14 +24,14 @@ from fcit.models.layout import KEYS, PROMPTS, Layout
 class L2P(Method):
     """Frozen language model, trained prompts.
 
-    Pool {(k_m, P_m)}: an input with query q takes the N prompts of largest cos(q, k_m), nearest first,
-    right after the first token. loss = CE - pull * mean over the chosen of cos(q, k_m).
+    Pool {(k_m, P_m)}, m = 1..M. The N prompts with the largest cos(q, k_m), nearest first, are inserted after the
+    first token of an input with query q. loss = CE - pull * mean over the chosen of cos(q, k_m).
 
-    With ``penalty`` training ranks by (1 - cos(q, k_m)) * (past use of m) instead, as the paper's option.
+    With ``penalty``, training ranks prompts by (1 - cos(q, k_m)) * (past use of m) instead, as the paper's option.
 
     Clients' prompts and keys are averaged slot by slot, weighted by how often a client chose the slot:
-    what nobody chose stays as it was (our choice; weights by records would dilute it). Prompts start
-    as random words of the vocabulary, the same for everybody.
+    slots that no client chose are unchanged (our choice; weights by records would dilute the others). Prompts are
+    initialised with embeddings of random words, the same for all clients.
     """
 
     class Options(Section):
@@ -47,7 +47,7 @@ class L2P(Method):
     summary = "a pool of soft prompts, the nearest chosen per question; no LoRA"
     needs_identity = True
     factors = frozenset({"separate"})
-    robust = False  # slots are averaged by how often clients chose them
+    robust = False  # clients' counts of chosen slots are summed by the method
     invariants = INVARIANTS - {"weighted-mean", "starts-at-base"}
 
     @property
@@ -103,7 +103,7 @@ class L2P(Method):
         return None
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
-        """P_m <- sum_k u_km P_km / sum_k u_km, with u_km how often client k chose slot m; keys alike."""
+        """P_m <- sum_k u_km P_km / sum_k u_km, u_km: how often client k chose slot m; keys alike."""
         old = state.subspaces["0"]
         pool = aggregator.group("0", old, state.optimizers.setdefault("subspace-0", {}))
         shared = aggregator.group("shared", state.shared, state.optimizers.setdefault("shared", {}))
@@ -123,7 +123,7 @@ class L2P(Method):
         if total.any():
             pool.add({name: _slotwise(summed, total, old[name]) for name, summed in sums.items()}, 1, extra)
             new = pool.result()
-            # A server with momentum would go on moving what nobody chose.
+            # A server optimiser with momentum would also move slots that no client chose.
             still = {name: np.where(_like(total > 0, old[name]), new[name], old[name]) for name in sums}
             state.subspaces["0"] = {**new, **still}
             state.memory["used"] = (state.memory.get("used", 0.0) + total).astype(np.float32)
@@ -146,11 +146,11 @@ class L2P(Method):
 
 
 def _like(slots: np.ndarray, tensor: np.ndarray) -> np.ndarray:
-    """Numbers per slot ``(M,)``, shaped to multiply ``(M, ...)``."""
+    """Values per slot ``(M,)``, reshaped to multiply ``(M, ...)``."""
     return slots.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
 def _slotwise(summed: np.ndarray, total: np.ndarray, old: np.ndarray) -> np.ndarray:
-    """The weighted mean of each slot; the old value where nobody chose it."""
+    """The weighted mean of each slot; the old value of slots that no client chose."""
     chosen = _like(total > 0, old)
     return np.where(chosen, summed / np.where(chosen, _like(total, old), 1.0), old).astype(np.float32)

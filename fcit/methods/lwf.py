@@ -1,4 +1,4 @@
-"""LwF: the model as it was before the stage teaches while the new data are learnt.
+"""LwF: distillation from the model at the start of the stage, on the new data.
 
 Paper: Li and Hoiem, "Learning without Forgetting" (TPAMI 2017, arXiv 1606.09282), for token
 distributions.
@@ -20,9 +20,9 @@ class LwF(Method):
     loss = CE + strength * KD,   KD = - mean over answer positions of sum_v q_v log p_v,
     q = softmax(z_teacher / T), p = softmax(z_student / T); no teacher in the first stage.
 
-    As in the code others published, KD is not multiplied by T^2, so its gradient shrinks with T. The
-    teacher answers without dropout, on the new data only: where answer formats differ it protects
-    little. It goes to a client once per stage; its logits are computed anew at each step.
+    As in published code, KD is not multiplied by T^2, so its gradient shrinks with T. The teacher is evaluated
+    without dropout and on the new data only: if answer formats differ between tasks it protects little. It is sent
+    to a client once per stage; its logits are computed at each step.
     """
 
     class Options(Section):
@@ -45,11 +45,11 @@ class LwF(Method):
         loss = functional.cross_entropy(logits, target)
         if session.constants:
             with session.adapters.teacher():
-                taught, _ = session.backbone.answer_logits(examples, features)
+                teacher_logits, _ = session.backbone.answer_logits(examples, features)
             temperature = self.options.temperature
-            wanted = (taught / temperature).softmax(dim=-1)
-            distilled = -(wanted * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1).mean()
-            loss = loss + self.options.strength * distilled
+            target_probabilities = (teacher_logits / temperature).softmax(dim=-1)
+            distillation = -(target_probabilities * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1).mean()
+            loss = loss + self.options.strength * distillation
         return loss
 
     def end_stage(self, state: ServerState, stage: int) -> None:

@@ -1,7 +1,7 @@
-"""M-LoRA: a LoRA per stage, trained alone, merged afterwards.
+"""M-LoRA: one LoRA per stage, trained separately and merged afterwards.
 
-The name stands in the tables of "Federated Continual Instruction Tuning" (arXiv 2503.12897) without a
-reference we could identify. This is **our definition**; results carry a dagger.
+The name is listed in the tables of "Federated Continual Instruction Tuning" (arXiv 2503.12897) without a
+reference that we could identify. This is **our definition**; results are marked with a dagger.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fcit.methods.per_stage import PerStage
 
 
 class MLoRA(PerStage):
-    """Each stage trains a fresh LoRA on the bare model; inference uses their mean or sum.
+    """Each stage trains a new LoRA on the backbone alone; inference uses their mean or sum.
 
     Delta W = c s sum_{i<=t} B_i A_i,   c = 1 / t (mean: model averaging) or 1 (sum: task arithmetic)
 
-    The sum is exact: ranks are stacked, A's and B's are never added.
+    The merge is exact: factors are stacked along the rank, A's and B's are never added.
     """
 
     class Options(Section):
@@ -38,6 +38,6 @@ class MLoRA(PerStage):
     invariants = INVARIANTS - {"mix-sums-to-one"}
 
     def route(self, names, knowledge, features: np.ndarray) -> np.ndarray:
-        """c for every subspace, whatever the question."""
+        """Weight c for every subspace and question."""
         weight = 1.0 if self.options.merge == "sum" else 1.0 / max(len(names), 1)
         return np.full((len(features), len(names)), weight, dtype=np.float32)

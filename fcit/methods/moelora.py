@@ -1,4 +1,4 @@
-"""MoELoRA: small LoRA experts in every layer behind a gate that weights them token by token.
+"""MoELoRA: LoRA experts of small rank in every layer, weighted per token by a gate.
 
 Paper: Chen et al., "CoIN: A Benchmark of Continual Instruction Tuning for Multimodal Large Language
 Models" (NeurIPS 2024, arXiv 2403.08350).
@@ -14,14 +14,13 @@ from fcit.models.layout import Layout
 
 
 class MoELoRA(Method):
-    """One adapter of rank r as E experts of rank r / E, carried from stage to stage.
+    """One adapter of rank r, divided into E experts of rank r / E and trained on all stages in turn.
 
     y = W0 x + s sum_i g_i(x) B_i A_i x,   g(x) = softmax(W_g x) per token,   s = alpha / r
 
-    No top-k, no balancing loss, no bias, a gate in every adapted layer. Gates travel and are averaged
-    with the experts; their mean has a meaning because all clients start from the same gates. Nothing
-    here protects the past. The reference draws a dropout mask per expert; here the experts of a layer
-    share one.
+    There is a gate without bias in every adapted layer, no top-k selection and no balancing loss. Gates are sent
+    and averaged with the experts; their mean is meaningful because all clients start from the same gates. Earlier
+    tasks are not protected. The reference draws a dropout mask per expert; here the experts of a layer share one.
     """
 
     class Options(Section):
@@ -31,7 +30,7 @@ class MoELoRA(Method):
 
     name = "moelora"
     summary = "experts of small rank behind a token gate, one model stage after stage"
-    #: An SVD of the summed product would mix the experts that the gate tells apart.
+    #: An SVD of the summed product would mix the experts that the gate distinguishes.
     factors = frozenset({"separate", "alternate", "frozen_a"})
 
     @property

@@ -1,4 +1,4 @@
-"""O-LoRA: each stage learns in directions orthogonal to those of the stages before.
+"""O-LoRA: each stage learns in directions orthogonal to those of earlier stages.
 
 Paper: Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning" (EMNLP 2023
 Findings, arXiv 2310.14152).
@@ -18,18 +18,18 @@ from fcit.models.layout import A, is_factor
 
 
 class OLoRA(PerStage):
-    """A LoRA per stage; all earlier ones frozen and added, in training as at inference.
+    """One LoRA per stage; all earlier ones are frozen and added, in training and at inference.
 
     y = W0 x + s sum_{i<t} B_i A_i x + s B_t A_t x
     loss = CE + orthogonality sum_layers sum_{i<t} sum |A_t A_i^T| + decay sum theta_t^2
 
-    The absolute sum is the authors' code; the paper writes squares. Clients average A_t and B_t among
-    themselves, which keeps A_t orthogonal to the frozen A_i: the constraint is linear. A frozen pair
-    goes to a client once.
+    The absolute sum is that of the authors' code; the paper writes squares. The clients' A_t and B_t are averaged,
+    which keeps A_t orthogonal to the frozen A_i, since the constraint is linear. A frozen pair is sent to a client
+    once.
 
-    Faults of re-implementations that are not repeated: earlier LoRAs left out of the training forward
-    (each was fitted to the bare model and then summed), and left trainable in the penalty, which
-    damages them. With ``adapter.projector: per_subspace`` a stage trains behind its own projector and
+    Errors of re-implementations that are not repeated: earlier LoRAs left out of the forward pass in training
+    (each was fitted to the backbone alone and then summed), and left trainable in the penalty, which
+    damages them. With ``adapter.projector: per_subspace`` a stage trains with its own projector and
     inference averages all of them: possible, not recommended.
     """
 
@@ -37,7 +37,7 @@ class OLoRA(PerStage):
         """``orthogonality`` is the paper's lambda_1, ``decay`` lambda_2.
 
         0.5 and 0 are the authors' (as the public code of PRISM-FMCL, arXiv 2605.01061, cites them); the public toolbox
-        MCITlib has 0.05 for the same absolute sum. Which the published tables used is not known.
+        MCITlib has 0.05 for the same absolute sum. It is not known which value the published tables used.
         """
 
         orthogonality: float = Field(

@@ -1,4 +1,4 @@
-"""A fresh subspace for every stage, the earlier ones frozen: what O-LoRA and M-LoRA have in common."""
+"""A new subspace for every stage, earlier ones frozen: the common part of O-LoRA and M-LoRA."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 
 
 class PerStage(Method):
-    """Every client of a stage trains the stage's subspace.
+    """Every client of a stage trains the subspace of the stage.
 
-    The papers speak of tasks. A server knows its stages, not the clients' tasks; where every client
-    learns the same task in a stage the two are the same, in the heterogeneous setting a subspace
-    holds what was learnt in one stage.
+    The papers define subspaces per task. The server knows stages, not the clients' tasks. The two are equal if all
+    clients learn the same task in a stage; in the heterogeneous setting a subspace holds what was learnt in one
+    stage.
     """
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:

@@ -1,8 +1,8 @@
-"""Experience replay: clients keep a few records and mix them into what comes later.
+"""Experience replay: clients keep a few records and mix them into later batches.
 
 Reservoir: Vitter, "Random sampling with a reservoir" (1985), as in Chaudhry et al., "On tiny episodic
-memories in continual learning" (arXiv 1902.10486). Not comparable with methods that store nothing;
-tables list it apart.
+memories in continual learning" (arXiv 1902.10486). Not comparable with methods that store no records;
+listed separately in tables.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from fcit.methods.base import Method, Session
 
 
 class Replay(Method):
-    """One adapter; each batch is joined by records of shards the client learnt before.
+    """One adapter; to each batch are added records of shards that the client learnt before.
 
-    loss = CE(batch and m = ratio * |batch| remembered records), one mean over all their answer tokens.
+    loss = CE(batch and m = ratio * |batch| stored records), one mean over the answer tokens of both.
 
-    The buffer is a uniform sample of everything the client was ever trained on: record number i
-    replaces a random one with probability buffer / i. It never leaves the client. With few clients
-    sampled per round most buffers know few tasks. Reference code that stops writing when the buffer is
-    full keeps the first records instead. What is kept are tokens and the image's name; the image
-    itself stays in the client's own data.
+    The buffer is a uniform sample of all records the client was trained on: record number i replaces a random one
+    with probability buffer / i. It never leaves the client. If few clients are sampled per round, most buffers
+    cover few tasks. Other code that stops writing when the buffer is full keeps the first records instead. The
+    buffer holds tokens and names of images; the images stay in the client's data.
     """
 
     class Options(Section):
         """Keys under ``method:``."""
 
         buffer: int = Field(50, ge=1, description="records a client keeps")
-        ratio: float = Field(0.5, gt=0, description="remembered records per new record of a batch")
+        ratio: float = Field(0.5, gt=0, description="stored records per new record of a batch")
 
     name = "replay"
     summary = "clients keep a reservoir of records and mix them into new batches"
@@ -56,10 +55,10 @@ class Replay(Method):
         return super().loss(session, [*examples, *chosen], torch.cat([features, more]))
 
     def finish(self, session: Session) -> Tensors:
-        kept, met = session.memory["kept"], session.memory.setdefault("shards", [])
-        if session.shard in met:  # the same records again, in a later round
+        kept, shards = session.memory["kept"], session.memory.setdefault("shards", [])
+        if session.shard in shards:  # the same records again, in a later round
             return {}
-        met.append(session.shard)
+        shards.append(session.shard)
         draw = session.generator("reservoir")
         seen = session.memory.get("seen", 0)
         for example in session.examples:
@@ -77,7 +76,7 @@ class Replay(Method):
 
 
 def _example(tokens: list[int], answers: list[Any], images: Any) -> Encoded:
-    """A remembered record; memories made before there were conversations hold prompt, answer and one image."""
+    """A stored record; memories of earlier versions hold prompt, answer and one image."""
     if isinstance(images, str):
         return Encoded((*tokens, *answers), ((len(tokens), len(tokens) + len(answers)),), (images,))
     return Encoded(tuple(tokens), tuple((start, end) for start, end in answers), tuple(images))

@@ -1,4 +1,4 @@
-"""The untouched backbone, as a reference."""
+"""Reference: the backbone without training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fcit.methods.base import Method
 
 
 class ZeroShot(Method):
-    """No training; every dataset is asked once."""
+    """No training; every data set is evaluated once."""
 
     name = "zero_shot"
     summary = "the backbone without any tuning (reference)"

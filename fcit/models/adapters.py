@@ -1,4 +1,4 @@
-"""LoRA subspaces on a backbone, through peft: one slot to train in, one mixture to answer with.
+"""LoRA subspaces on a backbone, through peft: one training slot and one mixture for inference.
 
 A worker owns a single training slot whose tensors are overwritten for every order; no adapter is
 ever added for a client. For inference the active subspaces are stacked into one adapter of rank
@@ -36,8 +36,8 @@ _GATE = f"{GATE}weight"
 class Adapters:
     """The trainable parts of a backbone, addressed by peft's own state-dict names.
 
-    Names look like ``base_model.model.<module>.lora_A.weight`` (and ``...multi_modal_projector...``
-    for the projector), which is what ``PeftModel.from_pretrained`` expects in a saved adapter. Gates are
+    Names look like ``base_model.model.<module>.lora_A.weight`` (and ``...<projector>...`` for the
+    projector), which is what ``PeftModel.from_pretrained`` expects in a saved adapter. Gates are
     called ``...<module>.lora_gate.weight``, a prompt pool ``prompt_pool.prompts`` and ``prompt_pool.keys``.
     """
 
@@ -56,7 +56,7 @@ class Adapters:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
         self._weights: torch.Tensor | None = None
-        self._behind = False
+        self._frozen_added = False
         self._trained: set[str] = set()
         self._gates: dict[str, dict[str, torch.Tensor]] = {}
         self._projectors = self._hook_projector()
@@ -100,14 +100,14 @@ class Adapters:
         if self.layout.pool:
             width = self.backbone.token_width
             pool, length = self.layout.pool, self.layout.length
-            named = {n: p for n, p in named.items() if is_projector(n)}  # B = 0 for good: the LoRA is silent
+            named = {n: p for n, p in named.items() if is_projector(n)}  # B stays 0: the LoRA adds nothing
             named[KEYS] = self._parameter(pool, self.backbone.identity.width(self.layout.identity))
             named[PROMPTS] = self._parameter(pool, length, width)
         if self.layout.experts:
             layers = self._layers
-            mine = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
-            named |= {f"{n}{_GATE}": gate for n, gate in mine.items()}
-            self._gates[SLOT] = dict(mine)
+            gates = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
+            named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
+            self._gates[SLOT] = dict(gates)
             TokenGates(layers, SLOT, self._gates[SLOT])
         return dict(sorted(named.items()))
 
@@ -115,13 +115,13 @@ class Adapters:
         return nn.Parameter(torch.zeros(shape, device=self.backbone.device), requires_grad=False)
 
     def start(self, seed: int) -> Tensors:
-        """Tensors of a new subspace that start from the backbone: soft prompts are random words of its own."""
+        """Tensors of a new subspace that start from the backbone: soft prompts are embeddings of random words."""
         if not self.layout.pool:
             return {}
-        table = self.backbone.word_embeddings
+        embeddings = self.backbone.word_embeddings
         rng = seeding.generator(seed, "prompt-pool")
-        rows = rng.integers(0, len(table), size=(self.layout.pool, self.layout.length))
-        return {PROMPTS: table[rows]}
+        rows = rng.integers(0, len(embeddings), size=(self.layout.pool, self.layout.length))
+        return {PROMPTS: embeddings[rows]}
 
     @property
     def _peft(self) -> Any:
@@ -129,7 +129,7 @@ class Adapters:
 
     @property
     def _projector(self) -> str:
-        """What the backbone calls its projector."""
+        """The module name of the backbone's projector."""
         return self.backbone.family.projector
 
     def _config(self, subspaces: int) -> LoraConfig:
@@ -187,23 +187,23 @@ class Adapters:
             yield [p for n, p in self._slot.items() if n in self._trained]
         finally:
             self._peft.eval()
-            self._trained, self._behind = set(), False
+            self._trained, self._frozen_added = set(), False
             for parameter in self._slot.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
     def _activate(self) -> None:
-        """The slot speaks, in training mode."""
+        """Make the slot the active adapter, in training mode."""
         self._peft.set_adapter(SLOT)
         self._peft.train()
-        for _, parameter in self._named(SLOT):  # a pool's silent LoRA is in no slot
+        for _, parameter in self._named(SLOT):  # the unused LoRA of a prompt pool is not in the slot
             parameter.requires_grad_(False)
         for name, parameter in self._slot.items():
             parameter.requires_grad_(name in self._trained)
 
     @contextmanager
     def resting(self) -> Iterator[list[nn.Parameter]]:
-        """Amid a training: no dropout, and gradients for every parameter of the slot, frozen or not."""
+        """Within :meth:`training`: no dropout, and gradients for every parameter of the slot, frozen or not."""
         self._peft.eval()
         for parameter in self._slot.values():
             parameter.requires_grad_(True)
@@ -213,14 +213,14 @@ class Adapters:
             self._activate()
 
     def load_teacher(self, tensors: Tensors) -> None:
-        """Amid a training: load the subspace (and projector) that speaks inside :meth:`teacher`."""
+        """Within :meth:`training`: load the subspace (and projector) that is active inside :meth:`teacher`."""
         lora = {n: t for n, t in tensors.items() if not is_projector(n)}
         self.load_mixture([lora], {**self.base_projector(), **tensors})
         self._activate()
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
-        """Amid a training: what :meth:`load_teacher` loaded speaks instead of the slot; no dropout, no gradients."""
+        """Within :meth:`training`: the loaded teacher is active instead of the slot; no dropout, no gradients."""
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
         try:
@@ -230,34 +230,34 @@ class Adapters:
             self._activate()
 
     def add_frozen(self, subspaces: list[Tensors]) -> None:
-        """Amid a training: add the sum of these frozen subspaces to everything the slot says, until it ends."""
+        """Within :meth:`training`: add the sum of these frozen subspaces to the slot's output until training ends."""
         if subspaces:
             lora = [{n: t for n, t in s.items() if not is_projector(n)} for s in subspaces]
             self.load_mixture(lora, self.base_projector())
-            self._behind = True
+            self._frozen_added = True
             self._activate()
 
     def _with_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        if not self._behind or layer.active_adapters != [SLOT]:
+        if not self._frozen_added or layer.active_adapters != [SLOT]:
             return None
         x = inputs[0].to(layer.lora_A[MIX].weight.dtype)
         frozen = layer.lora_B[MIX](layer.lora_A[MIX](x)) * layer.scaling[MIX]
         return output + frozen.to(output.dtype)
 
     def base_projector(self) -> Tensors:
-        """The projector as the backbone came, under its saved names (empty if it is frozen)."""
-        found = {}
+        """The backbone's original projector, under its saved names (empty if it is frozen)."""
+        projector = {}
         for name, parameter in sorted(self._peft.named_parameters()):
             if f"{self._projector}.original_module." in name:
-                found[name.replace(".original_module.", ".")] = parameter.detach().float().cpu().numpy().copy()
-        return found
+                projector[name.replace(".original_module.", ".")] = parameter.detach().float().cpu().numpy().copy()
+        return projector
 
     # ------------------------------------------------------------------ mixture
 
     def load_mixture(self, subspaces: list[Tensors], projector: Tensors) -> None:
         """Stack subspaces (in this order) into the mixture adapter; grows it when needed.
 
-        Subspaces that hold a projector use it; ``projector`` is what everything else uses.
+        Subspaces that hold a projector use it; ``projector`` is used by all others.
         """
         size = max(len(subspaces), 1)
         if size != self._mix_size:
@@ -301,7 +301,7 @@ class Adapters:
         if self._mix_size:
             self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
             self._peft.delete_adapter(MIX)
-        with seeding.untouched():  # whether it is needed depends on what this process did before
+        with seeding.untouched():  # random draws must not depend on what this process did before
             self._peft.add_adapter(MIX, self._config(size))
         for name, module in self._peft.named_modules():
             if name.endswith(f".lora_A.{MIX}"):

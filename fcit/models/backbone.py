@@ -24,7 +24,7 @@ from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
-from fcit.models.identity import Identity
+from fcit.models.identity import IdentityEncoder
 from fcit.models.loading import TINY as TINY
 from fcit.models.loading import check_hardware, inspect, load_model, locate
 from fcit.models.loading import versions as versions
@@ -49,9 +49,9 @@ def _insert(
 
 
 def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
-    """Where logits are needed: so many at the end, or, where questions stand between answers, these places.
+    """Positions whose logits are needed: a number of last ones or, with several turns, a list.
 
-    Places ``(P,)`` are counted back from the end, -1 being the last; each is that before a token some row learns.
+    The list ``(P,)`` counts from the end, -1 being the last; each position precedes a token that some row learns.
     """
     starts = [len(e.tokens) - start for e in examples for start, _ in e.answers]
     if all(len(e.answers) == 1 and e.answers[0][1] == len(e.tokens) for e in examples):
@@ -75,13 +75,17 @@ class Backbone:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         if config.threads:
             torch.set_num_threads(config.threads)
-        found = inspect(model_path, config)
-        self.tokenizer, self._template, self.image_processor = found.tokenizer, found.template, found.image_processor
-        self.model: Any = load_model(model_path, config, found)
-        self.identity = Identity(identity_path, self.device, config.feature_cache == "disk", pictures)
-        self.family: Family = found.family(self.model, self.image_processor, config)
+        inspected = inspect(model_path, config)
+        self.tokenizer, self._template, self.image_processor = (
+            inspected.tokenizer,
+            inspected.template,
+            inspected.image_processor,
+        )
+        self.model: Any = load_model(model_path, config, inspected)
+        self.identity = IdentityEncoder(identity_path, self.device, config.feature_cache == "disk", pictures)
+        self.family: Family = inspected.family(self.model, self.image_processor, config)
         self._checkpointing = False
-        #: While images are projected: the row of the batch that each of them belongs to.
+        #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
 
     @property
@@ -96,19 +100,21 @@ class Backbone:
 
     @cached_property
     def vision_hash(self) -> str:
-        """Names the feature cache: vision weights, how images are prepared and transformers' version."""
+        """Identifies the feature cache: vision weights, preparation of images, version of transformers."""
         parts = [
             hashes.of_module(self.family.tower),
             self.image_processor.to_json_string(),
             transformers.__version__,
         ]
         parts += [self.family.view] if self.family.view else []
-        parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
+        parts += (
+            [f"pictures: {self.pictures}"] if self.pictures != "official" else []
+        )  # names of earlier versions stay valid
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property
     def hashes(self) -> dict[str, str]:
-        """What must be the same wherever a run computes, in sixteen digits each; not the number format."""
+        """Hashes of what must be equal on all machines of a run, sixteen digits each; not the number format."""
         model = locate(self.config.model, self.config.identity)[0]
         return {
             "backbone": hashes.of_weights(model, self._base),
@@ -119,9 +125,9 @@ class Backbone:
 
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
-        """Inside, training keeps no activations within the language model's layers and computes them again.
+        """Gradient checkpointing of the language model's layers: activations are computed twice instead of kept.
 
-        Nothing else changes: the second computation draws the same dropout. Only layers in training mode do it.
+        Nothing else changes: the second computation draws the same dropout. It applies to layers in training mode.
         """
         language = self.family.language
         with quiet():
@@ -143,12 +149,12 @@ class Backbone:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What tokenises records and questions."""
+        """The tokeniser of records and questions."""
         token = self._base.config.image_token_id
         return Encoder(self.tokenizer, self._template, token, self.family.tokens, self.config)
 
     def encode(self, instruction: str, answer: str | None, image: str | None) -> Encoded:
-        """Tokenise one question about one image (None: about none), with its answer or to be answered.
+        """Tokenise one question about one image (None: no image), with its answer or as a prompt.
 
         Raises:
             DataError: it does not fit into ``backbone.max_length``.
@@ -161,12 +167,12 @@ class Backbone:
     # ------------------------------------------------------------------ vision
 
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
-        """Patch features before the projector, as they are kept."""
+        """Patch features before the projector, in the format of the cache."""
         opened = (open_image(root, image, self.pictures) for image in images)  # one at a time in memory
         return stored(self.family.features(opened).to(self.dtype))
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
-        """Frozen features ``(N, tokens, width)``, from the cache where it is on; N may be 0.
+        """Frozen features ``(N, tokens, width)``, from the cache if it is enabled; N may be 0.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
@@ -176,10 +182,10 @@ class Backbone:
         return restored(self._images.get(root, images), self.dtype).to(self.device)
 
     def images(self, root: Path, names: Sequence[str]) -> Pictures:
-        """The same features, for a training that reads them batch by batch.
+        """The same features for training, read batch by batch.
 
-        What is not kept yet is computed first, as far as the cache has room; without a cache every batch is
-        computed when it is read.
+        Features that are not cached are computed first, as far as the cache has room; without a cache every batch
+        is computed when it is read.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
@@ -214,7 +220,7 @@ class Backbone:
                 self.owners = None
             embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds.dtype))
         elif torch.is_grad_enabled():
-            # Of text alone the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
+            # Without images the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
             blank = self.family.project(features.new_zeros(1, *self.family.shape))
             embeds = embeds + 0.0 * blank.mean().to(embeds.dtype)
         if prefix is not None:
@@ -234,7 +240,7 @@ class Backbone:
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
         keep: Any = _kept(examples)
-        cache = {"use_cache": False} if self._checkpointing else {}  # layers computed twice cannot fill one
+        cache = {"use_cache": False} if self._checkpointing else {}  # checkpointed layers cannot fill one
         if isinstance(keep, int):
             target = labels[:, -keep + 1 :]
             logits = self.model(**inputs, logits_to_keep=keep, **cache).logits[:, :-1]
@@ -262,7 +268,7 @@ class Backbone:
     ) -> list[str]:
         """Greedy answers of a batch, stripped.
 
-        Plainly the most probable token each time, up to an end token of the model's or ``max_new_tokens``.
+        The most probable token at each step, up to an end token of the model or ``max_new_tokens``.
         """
         inputs = self._inputs(examples, features, prefix)
         mask = inputs["attention_mask"]

@@ -1,6 +1,6 @@
-"""Whether a model's folder holds every file that loading it needs, each whole and readable.
+"""Checks that a model's folder holds every file needed to load it, each complete and readable.
 
-Only headers are read, so that 14 GB are judged in seconds; a run and ``fcit doctor --config`` share it.
+Only headers are read, so that 14 GB are checked in seconds; a run and ``fcit doctor --config`` share the checks.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ _POINTER = b"version https://git-lfs"
 
 
 @contextlib.contextmanager
-def told(key: str, name: str, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is one sentence about ``what`` of the model; memory that runs out stays what it is.
+def explained(key: str, name: str, part: str) -> Iterator[None]:
+    """Turn any error inside into one sentence about a part of the model; errors of memory are passed on.
+
+    Args:
+        key: the setting that names the model.
+        name: its value.
+        part: the part being loaded, e.g. ``its tokenizer``.
 
     Raises:
-        ConfigError: something did.
+        ConfigError: an error occurred.
     """
     try:
         yield
@@ -43,30 +48,30 @@ def told(key: str, name: str, what: str) -> Iterator[None]:
     except Exception as error:  # tokenizers raises bare Exceptions, configurations errors of their own
         if "allocate memory" in str(error):  # a plain RuntimeError on a CPU
             raise
-        said = " ".join(str(error).split())[:400].rstrip(".")
-        said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
-        raise ConfigError(f"{key}: cannot load {name!r}: {what} cannot be read ({said}); {_again(name)}") from error
+        reason = " ".join(str(error).split())[:400].rstrip(".")
+        reason = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
+        raise ConfigError(f"{key}: cannot load {name!r}: {part} cannot be read ({reason}); {_again(name)}") from error
 
 
 def is_local(source: str) -> bool:
-    """Whether a model's name means a folder, be it there or not; a hub's name has one slash at most."""
+    """Whether a model's name denotes a folder, existing or not; a hub name has one slash at most."""
     return Path(source).is_dir() or source.startswith((".", "~", os.sep)) or source.count("/") > 1
 
 
 def _again(name: str) -> str:
-    """What to do about a model that is not as its makers saved it."""
+    """The next step for a model with missing or damaged files."""
     if Path(name).is_dir():
         return "copy it from where the model comes from, or download the model again"
     return f"name a folder that is here, or download the model first (hf download {name})"
 
 
 def cannot(key: str, folder: Path, why: str, then: str) -> ConfigError:
-    """The sentence for a folder that does not do."""
+    """The error for a folder that cannot be used: why, and the next step."""
     return ConfigError(f"{key}: cannot load {str(folder)!r}: {why}; {then}")
 
 
 def check_config(key: str, folder: Path) -> None:
-    """There is a folder with a config.json to read.
+    """Check that there is a folder with a readable config.json.
 
     Args:
         key: the setting that names the folder.
@@ -87,7 +92,7 @@ def check_config(key: str, folder: Path) -> None:
 
 
 def check_files(key: str, folder: Path, pictures: bool = True) -> list[Path]:
-    """The weight files of a folder in which nothing is missing, a stand-in or cut short.
+    """The weight files of a folder, after checking that no file is missing, a Git LFS pointer or truncated.
 
     Args:
         key: the setting that names the folder.
@@ -112,9 +117,9 @@ def check_files(key: str, folder: Path, pictures: bool = True) -> list[Path]:
     return files
 
 
-def _check_present(key: str, folder: Path, names: Sequence[str], what: str) -> None:
+def _check_present(key: str, folder: Path, names: Sequence[str], meaning: str) -> None:
     if not any((folder / name).is_file() for name in names):
-        raise cannot(key, folder, f"{' or '.join(names)} is missing, {what}", _again(str(folder)))
+        raise cannot(key, folder, f"{' or '.join(names)} is missing, {meaning}", _again(str(folder)))
 
 
 def _is_pointer(file: Path) -> bool:
@@ -131,19 +136,24 @@ def _pointer(key: str, file: Path) -> ConfigError:
 
 def _object(key: str, file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise cannot(key, file.parent, f"{file.name} is not JSON ({error})", _again(str(file.parent))) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise cannot(key, file.parent, f"{file.name} holds no JSON object", _again(str(file.parent)))
-    return found
+    return content
 
 
 def _weights(key: str, folder: Path) -> list[Path]:
-    """The files transformers would read, those that an index names included."""
-    own = _object(key, folder / CONFIG).get("transformers_weights")
+    """The weight files that transformers would read, including those that an index names."""
+    named_file = _object(key, folder / CONFIG).get("transformers_weights")
     first = next(
-        (name for name in (*([own] if isinstance(own, str) else []), *WEIGHTS) if (folder / name).is_file()), ""
+        (
+            name
+            for name in (*([named_file] if isinstance(named_file, str) else []), *WEIGHTS)
+            if (folder / name).is_file()
+        ),
+        "",
     )
     if not first:
         raise cannot(key, folder, f"there are no weights ({' or '.join(WEIGHTS[::2])})", _again(str(folder)))
@@ -167,21 +177,21 @@ def _check_weights(key: str, file: Path) -> None:
         header(file)
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001  (torch raises whatever a damaged file leads it into)
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        why = f"{file.name} ({file.stat().st_size:,} bytes) is cut short or damaged ({said})"
+    except Exception as error:  # noqa: BLE001  (torch raises arbitrary errors for damaged files)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        why = f"{file.name} ({file.stat().st_size:,} bytes) is cut short or damaged ({reason})"
         raise cannot(key, file.parent, why, _again(str(file.parent))) from None
 
 
 def header(file: Path) -> dict[str, torch.Tensor]:
-    """Names and shapes of the tensors of one file, as tensors without numbers."""
+    """Names and shapes of the tensors of one file, as tensors on the ``meta`` device."""
     if file.suffix != ".safetensors":
         from transformers.modeling_utils import load_state_dict
 
-        found = load_state_dict(file, map_location="meta")  # weights_only: nothing is unpickled but tensors
-        if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-            raise ValueError(f"holds a {type(found).__name__} and not tensors by name")
-        return found
+        tensors = load_state_dict(file, map_location="meta")  # weights_only: only tensors are unpickled
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise ValueError(f"holds a {type(tensors).__name__} and not tensors by name")
+        return tensors
     with safe_open(file, framework="pt") as opened:
         names = list(opened.keys())
         return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}

@@ -1,4 +1,4 @@
-"""Conversations to tokens, for a model of one kind; needs its tokenizer and no weights."""
+"""Conversations to tokens; needs a model's tokenizer and none of its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcit.errors import DataError
 
 #: A text, whether it follows an end token, and whether the tokenizer adds its own first token.
 Text = tuple[str, bool, bool]
-AT_ONCE = 1024  # conversations whose texts go through the tokenizer together
+AT_ONCE = 1024  # conversations tokenised in one call
 
 
 class Encoder:
@@ -23,7 +23,7 @@ class Encoder:
 
     Args:
         tokenizer: the model's.
-        template: what holds the chat template.
+        template: the tokenizer or processor that holds the chat template.
         image_token: id of an image's placeholder.
         image_tokens: placeholders of one image.
         settings: ``conversation`` and ``max_length``.
@@ -47,13 +47,13 @@ class Encoder:
         Raises:
             DataError: not even the first turn, or not the whole of a question, fits.
         """
-        [found] = self._batch([record])
-        if isinstance(found, str):
-            raise DataError(found)
-        return found
+        [encoded] = self._batch([record])
+        if isinstance(encoded, str):
+            raise DataError(encoded)
+        return encoded
 
     def encoded(self, records: Iterable[Record | TestRecord]) -> Iterator[Encoded | str]:
-        """Tokenise many, a thousand at once; a text says why one cannot be used."""
+        """Tokenise many records in batches; a text in place of tokens states why a record cannot be used."""
         rest = iter(records)
         while waiting := list(islice(rest, AT_ONCE)):
             yield from self._batch(waiting)
@@ -73,14 +73,14 @@ class Encoder:
             except ValueError as error:
                 planned.append(str(error))
         self._learn(pieces for pieces in planned if not isinstance(pieces, str))
-        found: list[Encoded | str] = []
+        encoded: list[Encoded | str] = []
         for record, pieces in zip(records, planned, strict=True):
             try:
-                found.append(pieces if isinstance(pieces, str) else self._assembled(record, pieces))
+                encoded.append(pieces if isinstance(pieces, str) else self._assembled(record, pieces))
             except DataError as error:
-                found.append(str(error))
+                encoded.append(str(error))
         self._known.clear()
-        return found
+        return encoded
 
     def _learn(self, planned: Iterable[list[Piece]]) -> None:
         """Tokenise all texts of these pieces in two calls."""
@@ -140,7 +140,7 @@ class Encoder:
         return Encoded(tuple(tokens[:kept]), tuple(answers), record.images[:images], len(record.turns) - len(answers))
 
     def _texts(self, piece: Piece, number: int) -> list[Text]:
-        """What is tokenised of a piece: its text and, where an answer follows, what the answer is the end of."""
+        """The texts to tokenise for a piece: its own and, if an answer follows, the text that ends with the answer."""
         if self.conversation == "vicuna_v1":
             texts: list[Text] = [(piece.text, piece.after_end, False)]
             return texts if piece.answer is None else [*texts, (f"{piece.text} {piece.answer}", piece.after_end, False)]
@@ -149,13 +149,13 @@ class Encoder:
         return texts if piece.answer is None else [*texts, (f"{prompts.gap(piece.text)}{piece.answer}", False, False)]
 
     def _tokens(self, piece: Piece, number: int) -> tuple[list[int], list[int]]:
-        """Ids up to an answer, and those of the answer."""
+        """Token ids before the answer, and those of the answer."""
         ids = [self._known[text] for text in self._texts(piece, number)]
         prompt, tail = list(ids[0]), []
         if piece.answer is not None:
             # Vicuna's answer is tokenised as the end of its piece, a template's by itself.
-            own = ids[1][len(prompt) :] if self.conversation == "vicuna_v1" else ids[1]
-            tail = [*own, self.tokenizer.eos_token_id]
+            answer = ids[1][len(prompt) :] if self.conversation == "vicuna_v1" else ids[1]
+            tail = [*answer, self.tokenizer.eos_token_id]
         if self.conversation == "vicuna_v1":
             if number == 0 and self.tokenizer.bos_token_id is not None:
                 prompt.insert(0, self.tokenizer.bos_token_id)

@@ -23,11 +23,11 @@ from fcit.data.images.opening import image_path, open_image
 from fcit.errors import DataError
 from fcit.io.cache import cache_folder
 
-#: How numpy keeps a number format; it knows no bfloat16, whose bits are kept as integers.
+#: The numpy type that stores a number format; numpy has no bfloat16, whose bits are stored as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 
 # Features are always computed in zero-padded batches of this size, so that a row does not depend on
-# which other images happened to be missing at the time.
+# which other images were missing from the cache.
 BATCH = 32
 
 
@@ -45,7 +45,7 @@ def square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 
 
 def pixels(processor: Any, root: Path, images: Sequence[str], way: Way = "official") -> torch.Tensor:
-    """Pixels of at most :data:`BATCH` images, filled up with zeros to that many.
+    """Pixels of at most :data:`BATCH` images, padded with zeros to that number.
 
     Raises:
         DataError: an image is missing, unreadable or outside ``root``.
@@ -54,49 +54,49 @@ def pixels(processor: Any, root: Path, images: Sequence[str], way: Way = "offici
 
 
 def processed(processor: Any, images: Iterable[Image.Image]) -> torch.Tensor:
-    """The processor's ``pixel_values`` of images, of which one at a time is in memory."""
+    """The processor's ``pixel_values`` of images, with one image at a time in memory."""
     return torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
 
 
 def filled(rows: torch.Tensor) -> torch.Tensor:
-    """At most :data:`BATCH` rows and zeros, so many in all."""
+    """At most :data:`BATCH` rows, padded with zeros to that number."""
     padded = torch.zeros(BATCH, *rows.shape[1:])
     padded[: len(rows)] = rows
     return padded
 
 
 def stored(rows: torch.Tensor) -> np.ndarray:
-    """Rows as they are kept."""
+    """Rows in the format of the cache."""
     rows = rows.detach().cpu().contiguous()
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
 def restored(rows: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     """The inverse of :func:`stored`."""
-    found = torch.from_numpy(rows)
-    return found.view(torch.bfloat16) if dtype == torch.bfloat16 else found
+    tensor = torch.from_numpy(rows)
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
 
 
 def features_folder() -> Path:
-    """Where all frozen features of this machine are kept."""
+    """The folder with all cached features of this machine."""
     return cache_folder() / "features"
 
 
 def features_size() -> tuple[Path, int]:
-    """Where frozen features are kept and how many bytes they take, those of other models and data included."""
+    """The folder with all cached features and its size in bytes, including other models and data."""
     folder = features_folder()
     return folder, sum(file.stat().st_size for file in folder.glob("*/features.bin"))
 
 
 class ImageFeatures:
-    """Frozen features of images below any root, from the disk where they are kept.
+    """Frozen features of images below any root, from the cache on disk.
 
     Args:
-        mark: names the cache after everything the features depend on; empty: nothing is kept.
+        mark: identifies everything the features depend on; empty: no cache.
         shape: shape of one image's features.
         compute: root and at most :data:`BATCH` images -> their features, as :func:`stored`.
         dtype: their number format.
-        limit: bytes that all kept features of the machine may take; None: any number.
+        limit: bytes that all cached features of the machine may take; None: any number.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class ImageFeatures:
         return self._store(root.resolve()).get(self._keys(root, images))
 
     def keep(self, root: Path, images: Sequence[str]) -> None:
-        """Compute what is not kept yet, as far as there is room."""
+        """Compute and cache missing features, as far as there is room."""
         if self.mark:
             self._store(root.resolve()).fill(self._keys(root, images))
 
     @staticmethod
     def _keys(root: Path, images: Sequence[str]) -> list[str]:
-        """An image that was changed in place is another image."""
+        """Cache keys with size and modification time: a changed file is another image."""
         keys = {}
         for image in dict.fromkeys(images):
             status = image_path(root, image).stat()
@@ -172,10 +172,10 @@ class FeatureStore:
     Args:
         folder: one folder per model and image root; made on first use.
         shape: shape of one row.
-        compute: keys -> ``(len(keys), *shape)``, called for rows that are not there.
+        compute: keys -> ``(len(keys), *shape)``, called for missing rows.
         dtype: number format of the rows.
         limit: bytes that ``features.bin`` of this and all neighbouring folders may take together; rows beyond are
-            computed whenever they are asked for.
+            computed at every read.
     """
 
     def __init__(
@@ -214,12 +214,12 @@ class FeatureStore:
         return np.stack([fresh[key] for key in keys])
 
     def fill(self, keys: Sequence[str]) -> None:
-        """Compute and keep the rows that are missing, as long as there is room."""
+        """Compute and store missing rows, as long as there is room."""
         missing = self._missing(keys)
         if not missing or self._full:
             return
         with self._lock:
-            missing = self._missing(keys)  # another process may have been quicker
+            missing = self._missing(keys)  # another process may have computed them meanwhile
             for start in range(0, len(missing), BATCH):
                 chunk = missing[start : start + BATCH]
                 if not self._room(len(chunk)):
@@ -228,7 +228,7 @@ class FeatureStore:
             self._refresh()
 
     def _room(self, rows: int) -> bool:
-        """Whether so many rows more may be kept; says so once where they may not."""
+        """Whether this many more rows may be stored; warns once if not."""
         if self.limit is None:
             return True
         used = sum(file.stat().st_size for file in self.folder.parent.glob("*/features.bin"))
@@ -265,7 +265,7 @@ class FeatureStore:
             file.seek(self._read)
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # half a line: its writer was killed or is still writing
+                    break  # an incomplete line: its writer was killed or is still writing
                 self._read += len(line)
                 try:
                     key, row = json.loads(line)
@@ -275,13 +275,13 @@ class FeatureStore:
                     raise self._damaged(f"the index holds {line[:80]!r}: {error}") from None
                 self._rows[key] = row
 
-    def _damaged(self, what: str) -> DataError:
-        return DataError(f"{self.folder}: damaged feature cache ({what}); remove this folder, it is made again")
+    def _damaged(self, problem: str) -> DataError:
+        return DataError(f"{self.folder}: damaged feature cache ({problem}); remove this folder, it is made again")
 
     def _append(self, keys: list[str]) -> None:
         values = self.compute(keys).astype(self._dtype).reshape(len(keys), -1)
         size = self._data.stat().st_size if self._data.exists() else 0
-        start = -(-size // self._width)  # a row cut short by a kill is passed over
+        start = -(-size // self._width)  # a row left incomplete by a killed process is skipped
         with self._data.open("r+b" if size else "wb") as file:
             file.seek(start * self._width)
             file.write(values.tobytes())

@@ -1,4 +1,4 @@
-"""Short hashes of what must be the same wherever a run computes: model, words, pixels, adapters."""
+"""Short hashes of what must be equal on all machines of a run: weights, tokenizer, image processor, adapter layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from fcit.io.cache import cache_folder
 
-#: Bytes from which on a file's hash is noted.
+#: Bytes from which the hash of a file is cached on disk.
 LARGE = 64 * 1024**2
 
 #: Files of a model folder that hold weights, newest format first; the first kind found is the model.
@@ -26,29 +26,29 @@ TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voca
 
 
 def of_text(text: str) -> str:
-    """Sixteen hexadecimal digits that name a text."""
+    """Sixteen hexadecimal digits that identify a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def of_layout(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Names and shapes of an adapter's tensors."""
+    """Hash of the names and shapes of an adapter's tensors."""
     return of_text(json.dumps(sorted((name, list(shape)) for name, shape in shapes.items())))
 
 
 def of_weights(source: str, model: nn.Module) -> str:
-    """The weight files of a model's folder, whatever number format it is loaded in.
+    """Hash of the weight files in a model's folder, independent of the number format it is loaded in.
 
-    Where no such files are found: the frozen tensors of ``model`` as they were loaded.
+    Without such files: hash of the frozen tensors of ``model`` as loaded.
     """
     for kind in _WEIGHTS:
-        found = of_files(source, (kind,))
-        if found:
-            return found
+        digest = of_files(source, (kind,))
+        if digest:
+            return digest
     return of_module(model)
 
 
 def of_module(module: nn.Module) -> str:
-    """The frozen tensors of a module, as they are in memory; the same with and without adapters attached."""
+    """Hash of a module's frozen tensors in memory; the same with and without adapters attached."""
     digest = hashlib.sha256()
     frozen = {
         name.replace(".original_module.", ".").replace(".base_layer.", "."): tensor
@@ -62,22 +62,22 @@ def of_module(module: nn.Module) -> str:
 
 
 def of_tokenizer(source: str, tokenizer: Any) -> str:
-    """The tokenizer's files in a model's folder; where there are none, its vocabulary."""
+    """Hash of the tokenizer's files in a model's folder; without files, of its vocabulary."""
     return of_files(source, TOKENIZER) or of_text(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def of_files(source: str, patterns: tuple[str, ...]) -> str:
-    """Names and contents of the files of a model's folder that match; empty text if none does."""
+    """Hash of the names and contents of matching files in a model's folder; empty text if none matches."""
     folder = folder_of(source)
-    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
-    if not found:
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
+    if not files:
         return ""
-    parts = [f"{f.name}:{_content(f, f.stat().st_size, f.stat().st_mtime_ns)}" for f in sorted(found)]
+    parts = [f"{f.name}:{_content(f, f.stat().st_size, f.stat().st_mtime_ns)}" for f in sorted(files)]
     return of_text("\n".join(parts))
 
 
 def folder_of(source: str) -> Path | None:
-    """Where a model's files lie: the folder itself or what the hub's name was downloaded to."""
+    """The folder with a model's files: the folder named, or the local download of a hub name."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -91,9 +91,9 @@ def folder_of(source: str) -> Path | None:
 def _content(file: Path, size: int, stamp: int) -> str:
     """Hash of a file's bytes; a file of this size and time is read once per process, a large one once per machine.
 
-    A 7B model has 14 GB of weights and every worker names it, so the hash of a large file is noted in FCIT's cache
-    beside the file's size, inode and times of change. The time of the last change of any kind (ctime) cannot be set
-    by a program, so a note is never taken for another content, other than with a clock put back.
+    A 7B model has 14 GB of weights and every worker hashes it, so the hash of a large file is stored in FCIT's cache
+    with the file's size, inode and times of change. A program cannot set the time of the last change of any kind
+    (ctime), so a stored hash is never used for other contents unless the clock was set back.
     """
     if size < LARGE:
         return _digest(file)
@@ -101,16 +101,16 @@ def _content(file: Path, size: int, stamp: int) -> str:
     about = [str(file.resolve()), size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     note = cache_folder() / "hashes" / f"{of_text(json.dumps(about))}.json"
     note.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{note}.lock"):  # workers that start together: one reads, the others wait for its note
-        found = _noted(note, about) or _digest(file)
+    with FileLock(f"{note}.lock"):  # of workers that start together one reads, the others wait for its result
+        digest = _noted(note, about) or _digest(file)
         with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False, encoding="utf-8") as draft:
-            json.dump({"about": about, "sha256": found}, draft)
+            json.dump({"about": about, "sha256": digest}, draft)
         Path(draft.name).replace(note)
-    return found
+    return digest
 
 
 def _noted(note: Path, about: list[Any]) -> str | None:
-    """What a note says about exactly this file; None if it does not, or is none."""
+    """The stored hash of exactly this file; None if there is none or it is unreadable."""
     try:
         noted = json.loads(note.read_text(encoding="utf-8"))
         return noted["sha256"] if noted["about"] == about and isinstance(noted["sha256"], str) else None

@@ -1,6 +1,6 @@
-"""What acts inside adapted layers beside peft's own forward: mixes, gates, frozen subspaces, projectors.
+"""Hooks on adapted layers beside peft's own forward: mixing weights, token gates, projectors.
 
-Hooks are registered through torch's public means; nothing of peft is changed.
+They are registered through torch's public interface; peft itself is not changed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TokenGates:
     def _gate(self, name: str) -> Any:
         def multiply(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             gate = self._open.pop(name, None)
-            if gate is None:  # another adapter of the layer ran
+            if gate is None:  # another adapter of the layer is active
                 return output
             return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
 
@@ -59,13 +59,13 @@ class TokenGates:
 
 
 class Projectors:
-    """Several projectors in the place of one: ``sum_i w_i P_i(x) / sum_i w_i`` for each image.
+    """Several projectors in place of one: ``sum_i w_i P_i(x) / sum_i w_i`` for each image.
 
-    An image whose sample's weights are all zero gets the module's own output. Images may be a dimension of their own
-    or rows one after another, as many for each (Qwen-VL's merger).
+    If all weights of its sample are zero, an image gets the module's own output. Images may have a dimension of their
+    own or be consecutive rows, equally many for each image.
 
     Args:
-        owners: the sample that each image at hand belongs to; None: one image for each sample.
+        owners: returns the sample that each image belongs to; None: one image per sample.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Projectors:
         wrapper.register_forward_hook(self._mix)
 
     def load(self, projectors: list[Parameters]) -> None:
-        """Parameters of each projector by their names in the module; an empty list takes them away."""
+        """Set the parameters of each projector by their names in the module; an empty list removes them."""
         self._all = projectors
 
     @contextmanager
     def weighted(self, weights: torch.Tensor | None) -> Iterator[None]:
-        """Weights ``(B, E)`` of the loaded projectors; None: all alike."""
+        """Apply weights ``(B, E)`` of the loaded projectors; None: equal weights."""
         if weights is None and self._all:
             first = next(iter(self._all[0].values()))
             weights = torch.ones(1, len(self._all), device=first.device)
@@ -104,6 +104,6 @@ class Projectors:
         mixed = samples * (total <= 0)[..., None].to(output.dtype)
         for i, parameters in enumerate(self._all):
             if bool(share[:, i].any()):
-                found = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
-                mixed = mixed + share[:, i, None, None] * found
+                projected = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
+                mixed = mixed + share[:, i, None, None] * projected
         return mixed.reshape(output.shape)

@@ -1,4 +1,4 @@
-"""What records look like to a frozen CLIP: the features that identity tokens are made of."""
+"""The identity encoder: features of records by a frozen CLIP, from which identity tokens are made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fcit.data import prompts
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.models import hashes
-from fcit.models.checking import check_config, check_files, is_local, told
+from fcit.models.checking import check_config, check_files, explained, is_local
 from fcit.models.features import ImageFeatures, pixels
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
@@ -36,7 +36,7 @@ from fcit.models.words import check_size
 LENGTH = 77  # tokens of an instruction
 KEY = "backbone.identity"
 _KINDS = {"clip": ("text", "vision"), "clip_text_model": ("text",), "clip_vision_model": ("vision",)}
-#: Tensors of a whole CLIP that a tower of it leaves aside.
+#: Tensors of a whole CLIP that are not part of one tower.
 _OTHERS = {
     "text": r"vision_model\.|visual_projection\.|text_projection\.|logit_scale$",
     "vision": r"text_model\.|visual_projection\.|text_projection\.|logit_scale$",
@@ -69,41 +69,41 @@ PUBLISHED = {"openai/clip-vit-large-patch14-336": (clip_text_large, clip_vision_
 
 @dataclass(frozen=True)
 class Inspected:
-    """What is known of an identity encoder before its weights are read."""
+    """An identity encoder as far as it is known without its weights."""
 
     tokenizer: Any
-    image_processor: Any  # None unless images are looked at
-    tensors: int  # in its weight files; 0 for a hub's name
+    image_processor: Any  # None if images are not needed
+    tensors: int  # number in its weight files; 0 for a hub name
 
 
 def inspect(source: str, sees: bool) -> Inspected:
-    """Look at everything of a CLIP but its weights, and at the headers of those that are here.
+    """Check everything of a CLIP except its weights, and the headers of local weight files.
 
     Args:
         sees: whether its vision tower is needed.
 
     Raises:
-        ConfigError: it would not load, or not whole, or texts would all be the same to it.
+        ConfigError: it would not load completely, or all texts would get the same features.
     """
     local, tensors, processor = is_local(source), 0, None
     if local:
         check_config(KEY, Path(source))
     towers = (("text", CLIPTextModel), ("vision", CLIPVisionModel))[: 1 + sees]
     with quiet():
-        with told(KEY, source, "config.json"):
+        with explained(KEY, source, "config.json"):
             config = AutoConfig.from_pretrained(source)
         for name, _ in towers:
             if name not in _KINDS.get(config.model_type, ()):
                 raise ConfigError(f"{KEY}: {source!r} has no CLIP {name} tower (it is a {config.model_type}); {_WHOLE}")
         files = check_files(KEY, Path(source), sees) if local else []
         for name, build in towers if files else ():
-            own = getattr(config, f"{name}_config", config)
-            tensors = check_weights(KEY, files, build, own, _Tower(name), _OTHERS[name])
-        with told(KEY, source, "its tokenizer"):
+            tower_config = getattr(config, f"{name}_config", config)
+            tensors = check_weights(KEY, files, build, tower_config, _Tower(name), _OTHERS[name])
+        with explained(KEY, source, "its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
             check_ends(source, tokenizer, getattr(config, "text_config", config))
         if sees:
-            with told(KEY, source, "its image processor"):
+            with explained(KEY, source, "its image processor"):
                 # With torchvision installed transformers would pick another backend with other pixels.
                 processor = AutoImageProcessor.from_pretrained(source, backend="pil")
     return Inspected(tokenizer, processor, tensors)
@@ -122,14 +122,14 @@ class _Tower:
 
 
 def check_ends(source: str, tokenizer: Any, config: Any) -> None:
-    """The text tower finds the end of a text, whose state is the feature.
+    """Check that the text tower finds the end of a text; the state there is the feature.
 
-    It looks for the first token ``eos_token_id`` of config.json, and where there is none takes the first token of the
-    text, which sees nothing of it: every text would have the same feature. For 2, which old files say wrongly, it
+    It takes the first token ``eos_token_id`` of config.json and, without one, the first token of the text, whose
+    state does not depend on the text: all texts would have the same feature. For 2, a wrong value in old files, it
     takes the token with the highest number (transformers' CLIPTextModel).
 
     Raises:
-        ConfigError: the tower would look elsewhere, or its words or positions do not suffice.
+        ConfigError: the tower would take another token, or its vocabulary or positions do not suffice.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -143,8 +143,8 @@ def check_ends(source: str, tokenizer: Any, config: Any) -> None:
             f"{_WHOLE}"
         )
     end, looked = tokenizer.eos_token_id, config.eos_token_id
-    found = len(tokenizer) - 1 if looked == 2 else looked
-    if end != found:
+    taken = len(tokenizer) - 1 if looked == 2 else looked
+    if end != taken:
         how = "the token with the highest number" if looked == 2 else f"token {looked}"
         raise ConfigError(
             f"{KEY}: the text tower of {source!r} takes {how} for the end of a text (eos_token_id {looked} in its "
@@ -161,7 +161,7 @@ def check_ends(source: str, tokenizer: Any, config: Any) -> None:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length one; zero rows stay."""
+    """Rows scaled to length one; zero rows stay zero."""
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norm == 0, 1, norm)
 
@@ -172,7 +172,7 @@ def joined(text: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def means(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """The mean of each group of consecutive rows: ``counts`` rows each; zeros for a group of none."""
+    """The mean of each group of consecutive rows, of ``counts`` rows each; zeros for an empty group."""
     if all(count == 1 for count in counts):
         return rows
     ends = np.cumsum(counts)
@@ -183,7 +183,7 @@ def means(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     )
 
 
-class Identity:
+class IdentityEncoder:
     """Features of records, ``(N, d)`` float32: ``text``, ``image`` or ``both``.
 
     ``text`` is the pooled state of the text tower over the instruction (arXiv 2503.12897), ``image`` that
@@ -192,7 +192,7 @@ class Identity:
     images only, so nothing is gained by the projection, and what it drops may tell tasks apart.
 
     Args:
-        source: folder or hub name of a CLIP; its vision tower is loaded when images are first asked for.
+        source: folder or hub name of a CLIP; its vision tower is loaded when image features are first needed.
         cache: whether image features are kept on disk.
         pictures: ``data.pictures``: how files become pixels.
     """
@@ -201,8 +201,8 @@ class Identity:
         self.source, self.device, self.cache, self.pictures = source, device, cache, pictures
         self.tokenizer: Any = inspect(source, sees=False).tokenizer
         self._text = self._tower(CLIPTextModel, "text")
-        one, other = self.text(_UNLIKE)
-        if not np.isfinite(one).all() or np.allclose(one, other, rtol=1e-4, atol=1e-5):
+        first, second = self.text(_UNLIKE)
+        if not np.isfinite(first).all() or np.allclose(first, second, rtol=1e-4, atol=1e-5):
             raise ConfigError(
                 f"{KEY}: {source!r} gives {' and '.join(map(repr, _UNLIKE))} the same features, so texts cannot be "
                 f"told apart; {_WHOLE}"
@@ -212,9 +212,9 @@ class Identity:
         """One tower of the CLIP, frozen.
 
         Raises:
-            ConfigError: it is not whole; transformers would fill it with random numbers.
+            ConfigError: tensors are missing, which transformers would fill with random numbers.
         """
-        with quiet(), told(KEY, self.source, f"its {name} tower"):
+        with quiet(), explained(KEY, self.source, f"its {name} tower"):
             model, info = kind.from_pretrained(self.source, **REPORTING)
         judge(KEY, self.source, Report.of(model, info, _OTHERS[name]), _Tower(name))
         return model.to(self.device).eval().requires_grad_(False)
@@ -222,12 +222,12 @@ class Identity:
     @cached_property
     def _vision(self) -> tuple[Any, Any]:
         """Vision tower and image processor."""
-        found = inspect(self.source, sees=True)
-        return self._tower(CLIPVisionModel, "vision"), found.image_processor
+        inspected = inspect(self.source, sees=True)
+        return self._tower(CLIPVisionModel, "vision"), inspected.image_processor
 
     @property
     def hash(self) -> str:
-        """Names the encoder: weights, words and how images are prepared."""
+        """Hash of the encoder: weights, tokenizer and preparation of images."""
         parts = (
             hashes.of_weights(self.source, self._text),
             hashes.of_tokenizer(self.source, self.tokenizer),
@@ -246,8 +246,8 @@ class Identity:
     def features(self, kind: str, records: Sequence[Record | TestRecord], root: Path) -> np.ndarray:
         """Features of records whose images lie below ``root``.
 
-        Of a conversation the mean over its questions, and over its images (our definition); a record without an
-        image has zeros in its image's place.
+        For a conversation, the mean over its questions and over its images (our definition); for a record without an
+        image, zeros in place of image features.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
@@ -261,8 +261,8 @@ class Identity:
 
     def _texts(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
         questions = [r.instructions for r in records]
-        rows = self.text([question for asked in questions for question in asked])
-        return means(rows, [len(asked) for asked in questions])
+        rows = self.text([question for instructions in questions for question in instructions])
+        return means(rows, [len(instructions) for instructions in questions])
 
     @torch.no_grad()
     def text(self, instructions: Sequence[str]) -> np.ndarray:
@@ -283,7 +283,9 @@ class Identity:
         mark = ""
         if self.cache:
             parts = [hashes.of_module(tower), processor.to_json_string(), transformers.__version__]
-            parts += [f"pictures: {self.pictures}"] if self.pictures != "official" else []  # older names stay
+            parts += (
+                [f"pictures: {self.pictures}"] if self.pictures != "official" else []
+            )  # names of earlier versions stay valid
             mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
         return ImageFeatures(mark, (self.width("image"),), self._pooled)
 

@@ -1,6 +1,6 @@
-"""Every record is tokenised once before anything trains, and judged: can it be learnt, can it be answered?
+"""Every record is tokenised and checked once before training: can it be learnt, can it be answered?
 
-What was said is kept under the file it was said of, the tokens (:mod:`fcit.models.tokens`) beside it.
+Verdicts are cached by the file they are about, with the tokens (:mod:`fcit.models.tokens`) beside them.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from fcit.models.tokens import Conversation, Entry, Tokenised, Tokens, written
 
 T = TypeVar("T")
 
-VERSION = 2  # raised whenever something else is judged, or tokens or how they are kept are others
-KEPT_FROM = 200  # records whose verdict and tokens are kept between processes
-REMEMBERED = 200_000  # verdicts held in memory, each record that one tells of counted as another
-SHOWS_BAR = 5000  # records from which on a terminal is shown how far it is
-#: Words that open a turn; whoever learns to say them goes on with the next question.
+VERSION = 2  # raised when checks, tokens or their format on disk change
+KEPT_FROM = 200  # records from which verdict and tokens are cached on disk
+REMEMBERED = 200_000  # verdicts in memory; every record named in one counts as one more
+SHOWS_BAR = 5000  # records from which a terminal shows progress
+#: Words that open a turn; a model that learns them continues with the next question.
 _ROLES = re.compile(r"\b(USER|ASSISTANT):")
 
 
 class Memory(NamedTuple):
-    """What a process knows of records under one mark."""
+    """What a process has computed for records under one mark."""
 
     tokens: Tokens
     verdicts: Bounded
@@ -49,16 +49,16 @@ class Memory(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _memory(folder: Path) -> Memory:
-    """Shared by all judges of a process that keep what they say in the same folder."""
-    told = Bounded(REMEMBERED, lambda v: 1 + len(v.problems) + len(v.warnings) + len(v.dropped))
-    return Memory(Tokens(folder), told)
+    """Shared by all judges of a process that use the same cache folder."""
+    verdicts = Bounded(REMEMBERED, lambda v: 1 + len(v.problems) + len(v.warnings) + len(v.dropped))
+    return Memory(Tokens(folder), verdicts)
 
 
 class TokenJudge:
-    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`, and tells what tokens records have.
+    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`, and provides the tokens of records.
 
     Args:
-        mark: names tokenizer, template and settings: what was said and tokenised with these is remembered.
+        mark: identifies tokenizer, template and settings, under which verdicts and tokens are cached.
         make: the encoder; made when something has to be tokenised.
     """
 
@@ -67,7 +67,7 @@ class TokenJudge:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What tokenises."""
+        """The tokeniser of records."""
         return self._make()
 
     @property
@@ -97,11 +97,11 @@ class TokenJudge:
         return (entry if isinstance(entry, str) else entry.example for entry in entries)
 
     def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
-        """Of training records, as they are learnt."""
+        """Verdict on training records."""
         return self._remembered(("train", *origin, _short(places)), lambda: self._trained(places, records))
 
     def test(self, origin: Sequence[object], records: Sequence[TestRecord], limit: int) -> Verdict:
-        """Of questions, as they are asked."""
+        """Verdict on test questions."""
         return self._remembered(("test", *origin, limit), lambda: self._asked(records, limit))
 
     def _trained(self, places: Sequence[int], records: Sequence[Record]) -> Verdict:
@@ -119,7 +119,7 @@ class TokenJudge:
         return verdict
 
     def _problem(self, record: Record, example: Encoded) -> str:
-        """Why a record that has tokens cannot be learnt; empty if it can."""
+        """Why a tokenised record cannot be learnt; empty if it can."""
         for turn in record.turns:
             for word in self._special:
                 if word in turn.answer:
@@ -131,9 +131,11 @@ class TokenJudge:
 
     def _pictured(self, example: Encoded, images: int) -> str:
         wanted = images * self.encoder.image_tokens
-        found = example.tokens.count(self.encoder.image_token)
+        placeholders = example.tokens.count(self.encoder.image_token)
         return (
-            "" if found == wanted else f"{found} placeholders of images among its tokens, {wanted} are its images' own"
+            ""
+            if placeholders == wanted
+            else f"{placeholders} placeholders of images among its tokens, {wanted} are its images' own"
         )
 
     def _asked(self, records: Sequence[TestRecord], limit: int) -> Verdict:
@@ -161,7 +163,7 @@ class TokenJudge:
 
     @cached_property
     def _special(self) -> list[str]:
-        """Texts that the tokenizer turns into one sign with a meaning."""
+        """Texts that the tokenizer turns into special tokens."""
         return sorted(set(self.encoder.tokenizer.all_special_tokens))
 
     @cached_property
@@ -173,10 +175,10 @@ class TokenJudge:
     # ------------------------------------------------------------------ memory
 
     def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
-        """A verdict from memory or from the cache, or a new one that is kept there if it took some time."""
+        """A verdict from memory or from the cache, or a new one, which is cached if it covers many records."""
         file = self._folder / f"{_short((formats.VERSION, *origin))}.json"
-        found: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
-        return found
+        verdict: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
+        return verdict
 
     def _kept(self, file: Path, verdict: Verdict) -> Verdict:
         if verdict.count >= KEPT_FROM:
@@ -199,7 +201,7 @@ def _short(value: Any) -> str:
 
 
 def _read(file: Path) -> Verdict | None:
-    """A verdict as it was kept; None where there is none that can be read."""
+    """A cached verdict; None if there is no readable one."""
     try:
         raw = bounded.parse_json(file.read_text(encoding="utf-8"))
         if set(raw) != {field.name for field in dataclasses.fields(Verdict)}:
@@ -211,7 +213,7 @@ def _read(file: Path) -> Verdict | None:
 
 
 def _followed(records: Iterable[T], count: int) -> Iterator[T]:
-    """The same records; a terminal is shown how far a long list is."""
+    """The same records; for a long list a terminal shows progress."""
     from rich.progress import track
 
     from fcit.io.console import notes
@@ -221,7 +223,7 @@ def _followed(records: Iterable[T], count: int) -> Iterator[T]:
 
 
 def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
-    """Names what tokens depend on: the tokenizer (its hash), placeholders, conversation, length, library."""
+    """Identifies what tokens depend on: hash of the tokenizer, placeholders, conversation, length, library."""
     source, _ = locate(settings.model, settings.identity)
     files = hashes.of_files(source, ("config.json", "*processor*config.json", "chat_template*"))
     parts = (
@@ -239,7 +241,7 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
 
 @lru_cache(maxsize=2)
 def _encoder(settings: str, mark: str) -> Encoder:
-    """The encoder of a model's settings (JSON), once per process while its tokenizer's files stay what they are."""
+    """The encoder for a model's settings (JSON), made once per process while the tokenizer's files are unchanged."""
     return load_encoder(configuration.Backbone.model_validate_json(settings))
 
 
@@ -254,7 +256,7 @@ def judge_of(settings: configuration.Backbone) -> TokenJudge:
     if tokenizer:
         mark = mark_of(settings, tokenizer)
         return TokenJudge(mark, lambda: _encoder(settings.model_dump_json(), mark))
-    encoder = load_encoder(settings)  # nothing of it lies here: named by what the hub sent
+    encoder = load_encoder(settings)  # no local files: identified by what the hub sent
     return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)
 
 

@@ -1,7 +1,7 @@
-"""Loading a multimodal model: where it lies, whether it can be used, in which number format, with which kernels.
+"""Loading a multimodal model: location, checks, number format, attention kernels.
 
-Everything that can be known without its weights is known first (:func:`inspect`), so that a wrong model is refused
-before 14 GB are read, and ``fcit doctor --config`` says the same as a run.
+Everything that can be checked without the weights is checked first (:func:`inspect`), so that an unsuitable model is
+refused before 14 GB are read, and ``fcit doctor --config`` reports the same as a run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers.utils import is_flash_attn_2_available
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models import hashes
-from fcit.models.checking import check_config, check_files, is_local, told
+from fcit.models.checking import check_config, check_files, explained, is_local
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family, families, module_called
 from fcit.models.quieting import quiet
@@ -73,10 +73,10 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
 
 
 def family_of(name: str, source: str) -> type[Family]:
-    """The kind of model in a folder or on the hub, by its config.json alone.
+    """The family of a model in a folder or on the hub, by its config.json alone.
 
     Raises:
-        ConfigError: LLaVA's original layout, or a model of no supported kind.
+        ConfigError: a layout that cannot be read, or a model of no supported family.
         OSError: there is no config.json.
     """
     raw, _ = PreTrainedConfig.get_config_dict(source)
@@ -101,7 +101,7 @@ def supported() -> str:
 
 
 def check_hardware(settings: configuration.Backbone) -> None:
-    """What the settings ask of this machine, before anything is loaded.
+    """Check that this machine has what the settings require, before anything is loaded.
 
     Raises:
         ConfigError: a GPU, a package or a number format is missing.
@@ -138,7 +138,7 @@ def check_hardware(settings: configuration.Backbone) -> None:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What is known of a model before its weights are read."""
+    """A model as far as it is known without its weights."""
 
     family: type[Family]
     config: Any
@@ -146,86 +146,86 @@ class Inspected:
     template: Any  # holds the chat template
     image_processor: Any
     ends: list[int]  # tokens that end an answer; the first is the tokenizer's own, which training appends
-    tensors: int  # in the weight files; 0 for a hub's name, whose files may still have to be downloaded
+    tensors: int  # number in the weight files; 0 for a hub name, whose files may not be downloaded yet
 
 
 def inspect(source: str, settings: configuration.Backbone) -> Inspected:
-    """Look at everything of a model but its weights, and at the headers of those that are here.
+    """Check everything of a model except its weights, and the headers of local weight files.
 
     Raises:
-        ConfigError: it would not load, or not whole, or its parts do not belong together; one sentence says why.
+        ConfigError: it would not load completely, or its parts do not belong together; one sentence says why.
     """
     key, name, tensors = "backbone.model", settings.model, 0
     local = is_local(source)
     if local:
         check_config(key, Path(source))
     with quiet():
-        with told(key, name, "config.json"):
+        with explained(key, name, "config.json"):
             family = family_of(name, source)
             config = AutoConfig.from_pretrained(source)
         files = check_files(key, Path(source)) if local else []
         if files and getattr(config, "quantization_config", None) is None:  # else its tensors have other names
             build = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
             tensors = check_weights(key, files, build, config, family)
-        with told(key, name, "its tokenizer"):
+        with explained(key, name, "its tokenizer"):
             tokenizer, template = load_words(source, settings, family.processed, config)
             ends = end_tokens(source, tokenizer)
-        with told(key, name, "its image processor"):
+        with explained(key, name, "its image processor"):
             # With torchvision installed transformers would pick another backend with other pixels.
             image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
     return Inspected(family, config, tokenizer, template, image_processor, ends, tensors)
 
 
-def load_model(source: str, settings: configuration.Backbone, found: Inspected) -> Any:
-    """The frozen model on its device, whole.
+def load_model(source: str, settings: configuration.Backbone, inspected: Inspected) -> Any:
+    """Load the frozen model onto its device.
 
-    On a GPU weights go there one by one, so that no whole copy is made in the machine's memory.
+    Weights are moved to a GPU one by one, so that no full copy is made in main memory.
 
     Raises:
-        ConfigError: the weights cannot be read or do not make a whole model.
+        ConfigError: the weights cannot be read or are incomplete.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization == "4bit":
-        options["quantization_config"] = four_bits(settings.dtype, found.family)
+        options["quantization_config"] = four_bits(settings.dtype, inspected.family)
     if settings.device != "cpu":
         options["device_map"] = {"": settings.device}
     key = "backbone.model"
-    with quiet(), told(key, settings.model, "its weights"):
+    with quiet(), explained(key, settings.model, "its weights"):
         model, info = AutoModelForImageTextToText.from_pretrained(source, **REPORTING, **options)
     if not getattr(model, "is_quantized", False):
-        judge(key, settings.model, Report.of(model, info), found.family)
-    elif not found.tensors and settings.quantization == "4bit":  # its tensors were renamed: the files tell
+        judge(key, settings.model, Report.of(model, info), inspected.family)
+    elif not inspected.tensors and settings.quantization == "4bit":  # its tensors were renamed: check the files instead
         folder = hashes.folder_of(source)
         files = check_files(key, folder) if folder else []
-        check_weights(key, files, type(model), found.config, found.family)
-    for module in (found.family.vision, found.family.projector):
+        check_weights(key, files, type(model), inspected.config, inspected.family)
+    for module in (inspected.family.vision, inspected.family.projector):
         module_called(model, module)
-    own = model.generation_config
-    # What else a model's settings ask for (Qwen: sampling, a penalty for repetition) would act on greedy answers.
+    generation = model.generation_config
+    # Other generation settings (Qwen: sampling, repetition penalty) would change greedy answers.
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=found.ends, pad_token_id=own.pad_token_id
+        bos_token_id=generation.bos_token_id, eos_token_id=inspected.ends, pad_token_id=generation.pad_token_id
     )
     return model.eval().requires_grad_(False)
 
 
 def load_encoder(settings: configuration.Backbone) -> Encoder:
-    """What tokenises for a model, without its weights.
+    """The encoder of a model, without its weights.
 
     Raises:
-        ConfigError: the model would not load, or not whole.
+        ConfigError: the model would not load completely.
     """
     source, _ = locate(settings.model, settings.identity)
-    found = inspect(source, settings)
-    tokens = found.family(SimpleNamespace(config=found.config), found.image_processor, settings).tokens
-    return Encoder(found.tokenizer, found.template, found.config.image_token_id, tokens, settings)
+    inspected = inspect(source, settings)
+    tokens = inspected.family(SimpleNamespace(config=inspected.config), inspected.image_processor, settings).tokens
+    return Encoder(inspected.tokenizer, inspected.template, inspected.config.image_token_id, tokens, settings)
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:
     """NF4 with double quantisation (QLoRA, arXiv 2305.14314) for the language model's layers only.
 
-    The projector is trained and the vision tower's features are kept for all clients, so both stay exact.
+    The projector is trained and the vision tower's features are cached for all clients, so both stay exact.
     """
     exact = [f".*{name}" for name in (family.vision, family.projector)]  # transformers matches from the start
     return BitsAndBytesConfig(

@@ -1,6 +1,6 @@
-"""What of transformers' chatter is hidden while a model is loaded: each thing by its name, with the reason.
+"""Messages of transformers that are hidden while a model is loaded, each named with the reason.
 
-Whatever is not named here reaches the user, a library's warning of a wrong setting first of all.
+All other messages reach the user, first of all warnings of wrong settings.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-#: Logger and a part of its message -> why nobody misses it.
+#: Logger and part of its message -> why it is hidden.
 HIDDEN_LOGS = {
     ("transformers.modeling_utils", "LOAD REPORT"): (
         "a table of missing and unexpected keys; fcit.models.checking judges the same keys and refuses or allows them"
     ),
 }
-#: Beginning of a warning -> why nobody misses it.
+#: Beginning of a warning -> why it is hidden.
 HIDDEN_WARNINGS = {
     r"`gradient_checkpointing_(enable|disable)` is deprecated": (
         "an alias until transformers 6, and the only name that every 5.x has"
@@ -25,7 +25,7 @@ HIDDEN_WARNINGS = {
 
 
 class _Named(logging.Filter):
-    """Drops the records of one logger that hold a text."""
+    """Drops log records that contain a text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -37,10 +37,9 @@ class _Named(logging.Filter):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, what is named in this module is not shown, nor are transformers' progress bars; all else is.
+    """Hide the messages named in this module, and progress bars of transformers.
 
-    Loading a model is a matter of seconds or shown by whoever waits for it, so bars tell nothing. Whoever turned
-    them off before finds them off afterwards.
+    Loading takes seconds or is reported by the caller. Progress bars that were off before stay off.
     """
     from transformers.utils import logging as theirs
 

@@ -1,4 +1,4 @@
-"""Subspaces as files: ordinary peft adapters wherever they are such."""
+"""Subspaces as files: ordinary peft adapters if possible."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fcit.io.trees import Tensors
 from fcit.models.families.base import families
 from fcit.models.layout import is_factor, is_projector
 
-#: The tensors of a peft adapter, and of a subspace that is none (gates, prompt pools).
+#: File of a peft adapter's tensors, and of a subspace that is none (gates, prompt pools).
 PEFT = "adapter_model.safetensors"
 BARE = "subspace.safetensors"
 
 
 def is_peft(tensors: Tensors) -> bool:
-    """Whether a subspace is LoRA factors and a projector, which is all that a peft adapter can say."""
+    """Whether a subspace consists of LoRA factors and a projector, which is all that a peft adapter can hold."""
     return all(is_projector(name) or is_factor(name) for name in tensors)
 
 
@@ -50,7 +50,7 @@ def save_subspace(folder: Path, tensors: Tensors, adapter: configuration.Adapter
 
 
 def save_peft(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:
-    """Write one subspace (and projector) so that ``PeftModel.from_pretrained`` loads it as it is."""
+    """Write one subspace (and projector) in the format of ``PeftModel.from_pretrained``."""
     folder.mkdir(parents=True, exist_ok=True)
     projector = projector_module(tensors)
     config = LoraConfig(

@@ -22,7 +22,7 @@ from fcit.models.families.base import Family, families, module_called
 from fcit.models.identity import PUBLISHED
 from fcit.models.loading import locate, supported
 
-#: How :attr:`Shape.source` begins for a model that is on this machine.
+#: Beginning of :attr:`Shape.source` for a model on this machine.
 HERE = "config.json of "
 
 
@@ -40,7 +40,7 @@ class Tower:
 class Shape:
     """Everything an estimate needs to know of a model; numbers of parameters, widths and tokens."""
 
-    source: str  # where this was read
+    source: str  # origin of these sizes
     language: int  # parameters of the language model, embeddings and head included
     linear: int  # of those, in linear layers except the head: what 4-bit quantisation shrinks
     head: int  # of those, in the output layer
@@ -68,7 +68,8 @@ def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
     """Sizes of the model that a configuration names, with adapters on the layers that ``targets`` matches.
 
     Raises:
-        ConfigError: it is neither here nor known by heart, of no supported kind, or ``targets`` fits no layer.
+        ConfigError: it is neither here nor published in its family, its family is not supported, or ``targets`` fits
+            no layer.
     """
     name, identity = locate(backbone.model, backbone.identity)
     config, source = _config(name, "backbone.model")
@@ -82,15 +83,15 @@ def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
 
 def _config(name: str, key: str) -> tuple[Any, str]:
     try:
-        found = AutoConfig.from_pretrained(name, local_files_only=True)
-        return found, f"{HERE}{name}"
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+        return config, f"{HERE}{name}"
     except (OSError, ValueError):
         published = {hub: make for family in families().values() for hub, make in family.published.items()}
         for hub, make in published.items():
             if Path(name).name == Path(hub).name:
                 return make(), f"known values of {hub}"
     raise ConfigError(
-        f"{key}: {name!r} is not on this machine and its sizes are not known by heart (known: {', '.join(published)}); "
+        f"{key}: {name!r} is not on this machine and its sizes are not known (known: {', '.join(published)}); "
         f"download it first (hf download {name}), or name its folder"
     )
 
@@ -105,7 +106,7 @@ def _identity(name: str) -> tuple[int, int]:
         if known is None:
             raise ConfigError(
                 f"backbone.identity: {name!r} is not a whole CLIP on this machine; download it first "
-                f"(hf download {name}), or name its folder (known by heart: {', '.join(PUBLISHED)})"
+                f"(hf download {name}), or name its folder (known: {', '.join(PUBLISHED)})"
             ) from None
         text, vision = (make() for make in known)
     with torch.device("meta"):
@@ -124,7 +125,7 @@ def measure(
     source: str,
     identity: tuple[int, int],
 ) -> Shape:
-    """Sizes of a built model; its numbers are not looked at."""
+    """Sizes of a built model; its weights are not used."""
     text, vision = model.config.get_text_config(), family.sizes(model.config, settings)
     tower, projector = module_called(model, family.vision), module_called(model, family.projector)
     outside = {id(p) for p in (*tower.parameters(), *projector.parameters())}

@@ -1,7 +1,7 @@
-"""Tokens of records, computed once: kept by what they are tokens of, and memory-mapped by whoever needs them later.
+"""Tokens of records, computed once: stored by the content of the records, and memory-mapped later.
 
-A record is known by its texts and by where its images stand, not by its file: what was tokenised of a data set serves
-the clients' shards cut from it, every choice of its records and the next version of its file.
+A record is identified by its texts and the positions of its images, not by its file: the tokens of a data set serve
+the clients' shards, every selection of its records and the next version of its file.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from fcit.data.records import Record, RecordSequence, TestRecord
 AT_ONCE = 1024  # records looked up together
 FULL = 2**24  # numbers held in memory before they are written: 64 MB of token ids
 _KEY = 16  # bytes of a key
-_ABOUT = 48  # numbers that keys, offsets and the like of one record count as
+_ABOUT = 48  # numbers that keys, offsets etc. of one record count as
 
-#: Of a shelf: type codes of its columns. ``ends`` and ``answer_ends`` say where each record begins and the last ends.
+#: Type codes of a shelf's columns. ``ends`` and ``answer_ends`` hold the start of each record and the last end.
 _COLUMNS = {"tokens": "i", "ends": "q", "answers": "i", "answer_ends": "q", "images": "i", "dropped": "i"}
 _INDEX = {"keys", "rows"}  # ascending by the keys' first half; both int64
 
 Conversation = Record | TestRecord
-#: Tokenises records; a text says why one has no tokens.
+#: Tokenises records; a text in place of tokens states why a record has none.
 Encode = Callable[[Iterable[Conversation]], Iterable[Encoded | str]]
 
 
 def key_of(record: Conversation) -> bytes:
-    """Names what the tokens of a record or question depend on, beside the model; not which images it has."""
-    told = [getattr(record, "system", ""), len(record.images), prompts.turns_of(record)]
-    return hashlib.blake2b(json.dumps(told).encode(), digest_size=_KEY).digest()
+    """Identifies what the tokens of a record or question depend on besides the model; not its image files."""
+    content = [getattr(record, "system", ""), len(record.images), prompts.turns_of(record)]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=_KEY).digest()
 
 
 class Shelf:
     """Tokenised records one after the other, without the paths of their images.
 
     Args:
-        columns: arrays under the names of ``_COLUMNS``; the spans of answers lie there as pairs, flat.
+        columns: arrays under the names of ``_COLUMNS``; the spans of answers are stored flat, as pairs.
     """
 
     def __init__(self, columns: dict[str, Any]) -> None:
         self.columns = columns
 
     def example(self, row: int, images: tuple[str, ...]) -> Encoded:
-        """A record that has these images."""
+        """The record in a row, with these images."""
         spans = self._stretch("answers", "answer_ends", row)
         return Encoded(
             tuple(self._stretch("tokens", "ends", row)),
@@ -80,11 +80,11 @@ class Draft(Shelf):
 
     @property
     def size(self) -> int:
-        """How full it is, to compare with ``FULL``."""
+        """Its size in numbers, to compare with ``FULL``."""
         return len(self.columns["tokens"]) + _ABOUT * len(self.rows)
 
     def add(self, key: bytes, example: Encoded) -> int:
-        """Put a record behind the others; its row."""
+        """Append a record; returns its row."""
         into = self.columns
         into["tokens"].extend(example.tokens)
         into["ends"].append(len(into["tokens"]))
@@ -96,7 +96,7 @@ class Draft(Shelf):
         return self.rows[key]
 
     def content(self) -> bytes:
-        """All of it as a safetensors file."""
+        """The content as a safetensors file."""
         keys = _halves(self.rows)
         order = np.argsort(keys[0], kind="stable")
         columns = {name: np.array(column) for name, column in self.columns.items()}
@@ -104,7 +104,7 @@ class Draft(Shelf):
 
 
 class Kept(Shelf):
-    """A shelf that is mapped from its file, which is named after its content.
+    """A shelf memory-mapped from its file, which is named after the hash of its content.
 
     Raises:
         ValueError: the file is no shelf.
@@ -129,7 +129,7 @@ class Kept(Shelf):
 
     @cached_property
     def sound(self) -> bool:
-        """Whether the content is what was written, and fits together; read once, when something of it is used."""
+        """Whether the content is undamaged and consistent; checked once, at first use."""
         try:
             with self._file.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != self._file.stem:
@@ -152,11 +152,11 @@ class Kept(Shelf):
         return bool(((begins >= 0) & (begins < stops) & (stops <= np.repeat(lengths, numbers // 2))).all())
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
-        """The rows of records by their keys; -1 where there is none."""
+        """The rows of records by their keys; -1 for unknown ones."""
         wanted, known = _halves(keys), self.columns["keys"]
         places = np.searchsorted(known[0], wanted[0]).clip(max=known.shape[1] - 1)
-        there = (known[:, places] == wanted).all(axis=0)
-        return np.where(there, self.columns["rows"][places], -1).tolist()
+        equal = (known[:, places] == wanted).all(axis=0)
+        return np.where(equal, self.columns["rows"][places], -1).tolist()
 
 
 def _halves(keys: Iterable[bytes]) -> np.ndarray:
@@ -165,7 +165,7 @@ def _halves(keys: Iterable[bytes]) -> np.ndarray:
 
 
 class Entry(NamedTuple):
-    """Where the tokens of a record are, and its images."""
+    """The place of a record's tokens, and its images."""
 
     shelf: Shelf
     row: int
@@ -178,7 +178,7 @@ class Entry(NamedTuple):
 
 
 class Tokenised(RecordSequence[Encoded]):
-    """Tokenised records, taken from where they lie when they are asked for."""
+    """Tokenised records, read from their shelves when accessed."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = entries
@@ -195,10 +195,10 @@ class Tokenised(RecordSequence[Encoded]):
 
 
 class Tokens:
-    """What one model's tokenizer makes of records: in a folder's files, and what is new in memory.
+    """Tokens of records by one model's tokenizer: in the files of a folder, new ones in memory.
 
     Args:
-        folder: named after everything but the record that tokens depend on.
+        folder: named after everything besides the record that tokens depend on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -207,23 +207,23 @@ class Tokens:
         self._files: dict[Path, Kept | None] = {}
 
     def entries(self, records: Iterable[Conversation], encode: Encode) -> Iterator[Entry | str]:
-        """Where the tokens of records are; what is not there is tokenised. A text says why one has none."""
+        """The entries of records; missing ones are tokenised. A text in place of an entry states why there is none."""
         rest = iter(records)
         while waiting := list(islice(rest, AT_ONCE)):
             keys = [key_of(record) for record in waiting]
-            found: dict[bytes, tuple[Shelf, int] | str] = dict(self._found(keys))
-            new = {key: record for key, record in zip(keys, waiting, strict=True) if key not in found}
+            known: dict[bytes, tuple[Shelf, int] | str] = dict(self._found(keys))
+            new = {key: record for key, record in zip(keys, waiting, strict=True) if key not in known}
             for key, example in zip(new, encode(new.values()) if new else (), strict=True):
-                found[key] = example if isinstance(example, str) else (self._draft, self._draft.add(key, example))
+                known[key] = example if isinstance(example, str) else (self._draft, self._draft.add(key, example))
             if self._draft.size > FULL:
                 self.keep()
-                self._draft = Draft()  # where nothing can be written: forgotten
+                self._draft = Draft()  # discarded if it could not be written
             for key, record in zip(keys, waiting, strict=True):
-                place = found[key]
+                place = known[key]
                 yield place if isinstance(place, str) else Entry(*place, record.images)
 
     def keep(self) -> None:
-        """Write what is new for other processes."""
+        """Write new tokens for other processes."""
         if self._draft.rows:
             content = self._draft.content()
             if written(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content):
@@ -236,13 +236,13 @@ class Tokens:
         for file in self.folder.glob("*.safetensors") if missing else ():
             shelf = self._shelf(file)
             rows = dict(zip(missing, shelf.find(missing), strict=True)) if shelf and missing else {}
-            there = {key: row for key, row in rows.items() if row >= 0}
-            if shelf and there and shelf.sound:
-                yield from ((key, (shelf, row)) for key, row in there.items())
-                missing = [key for key in missing if key not in there]
+            present = {key: row for key, row in rows.items() if row >= 0}
+            if shelf and present and shelf.sound:
+                yield from ((key, (shelf, row)) for key, row in present.items())
+                missing = [key for key in missing if key not in present]
 
     def _shelf(self, file: Path) -> Kept | None:
-        """A file of the folder; None if it is damaged, and then its records are tokenised anew."""
+        """A file of the folder; None if it is damaged, so that its records are tokenised again."""
         if file not in self._files:
             try:
                 self._files[file] = Kept(file)
@@ -252,7 +252,7 @@ class Tokens:
 
 
 def written(file: Path, content: bytes) -> bool:
-    """Write a file of a cache, all or nothing; False where that cannot be done, which costs only time."""
+    """Write a cache file atomically; False if that is impossible, which only costs time."""
     staging = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

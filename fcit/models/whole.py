@@ -1,6 +1,6 @@
-"""Whether a checkpoint's tensors make the whole model that its config.json speaks of.
+"""Checks that a checkpoint's tensors are exactly those of the model that its config.json describes.
 
-transformers fills what is missing with random numbers, leaves aside what it does not know, and goes on.
+transformers fills missing tensors with random numbers, ignores unknown ones, and continues.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fcit.errors import ConfigError
 from fcit.models.checking import header
 from fcit.models.quieting import quiet
 
-#: What makes transformers say what it did instead of raising for shapes alone.
+#: Options with which transformers reports all differences instead of raising for shapes alone.
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _SHOWN = 3  # names of tensors in a message
 
@@ -35,7 +35,7 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """Names of tensors as transformers loads them: those a model has, and what a checkpoint does about them."""
+    """Names of tensors as transformers loads them: those of the model, and differences in the checkpoint."""
 
     expected: tuple[str, ...]
     missing: tuple[str, ...]
@@ -44,13 +44,13 @@ class Report:
 
     @classmethod
     def of(cls, model: Any, info: dict[str, Any], allowed: str = "") -> Report:
-        """From ``output_loading_info``: tied weights and buffers are no longer among the missing there.
+        """From ``output_loading_info``, which does not count tied weights and buffers as missing.
 
         Args:
             allowed: regular expression of unexpected names that belong to another part of the checkpoint.
         """
         unexpected = [name for name in info["unexpected_keys"] if not (allowed and re.match(allowed, name))]
-        mismatched = sorted((name, tuple(held), tuple(own)) for name, held, own in info["mismatched_keys"])
+        mismatched = sorted((name, tuple(held), tuple(shape)) for name, held, shape in info["mismatched_keys"])
         missing, unexpected = (sorted(names, key=_natural) for names in (info["missing_keys"], unexpected))
         return cls(tuple(model.state_dict()), tuple(missing), tuple(unexpected), tuple(mismatched))
 
@@ -64,7 +64,10 @@ def _natural(name: str) -> list[Any]:
 
 
 def check_weights(key: str, files: Sequence[Path], build: Any, config: Any, kind: Kind, allowed: str = "") -> int:
-    """Let transformers load the headers of weight files into a model without memory; how many tensors these are.
+    """Let transformers load the headers of weight files into a model on the ``meta`` device.
+
+    Returns:
+        the number of tensors in the files.
 
     Args:
         build: the model's class.
@@ -72,7 +75,7 @@ def check_weights(key: str, files: Sequence[Path], build: Any, config: Any, kind
         allowed: as for :meth:`Report.of`.
 
     Raises:
-        ConfigError: the model would not be whole.
+        ConfigError: the model would not be complete.
     """
     held = {name: tensor for file in files for name, tensor in header(file).items()}
     report = _tried(build, config, held, allowed)
@@ -95,26 +98,28 @@ def _tried(build: Any, config: Any, held: dict[str, torch.Tensor], allowed: str)
 
 
 def judge(key: str, where: Any, report: Report, kind: Kind, prefix: str = "") -> None:
-    """Refuse a model that is not whole.
+    """Refuse a model that is not complete.
 
     Args:
-        prefix: what all names of the checkpoint begin with and should not.
+        prefix: a prefix that all names of the checkpoint have and should not have.
 
     Raises:
         ConfigError: how many tensors are missing, unexpected or of another shape, the first, and the likely reason.
     """
     if report.whole:
         return
-    found = []
+    faults = []
     if report.missing:
-        found.append(f"{len(report.missing)} of its {len(report.expected)} tensors missing ({_some(report.missing)})")
+        faults.append(f"{len(report.missing)} of its {len(report.expected)} tensors missing ({_some(report.missing)})")
     if report.unexpected:
-        found.append(f"{len(report.unexpected)} in the files are no part of it ({_some(report.unexpected)})")
+        faults.append(f"{len(report.unexpected)} in the files are no part of it ({_some(report.unexpected)})")
     if report.mismatched:
-        name, held, own = report.mismatched[0]
-        shapes = f"first {name}: {list(held)} instead of {list(own)}"
-        found.append(f"{len(report.mismatched)} of another shape than config.json asks for ({shapes})")
-    raise ConfigError(f"{key}: {str(where)!r} does not load whole: {', '.join(found)}; {_reason(report, kind, prefix)}")
+        name, held, shape = report.mismatched[0]
+        shapes = f"first {name}: {list(held)} instead of {list(shape)}"
+        faults.append(f"{len(report.mismatched)} of another shape than config.json asks for ({shapes})")
+    raise ConfigError(
+        f"{key}: {str(where)!r} does not load whole: {', '.join(faults)}; {_reason(report, kind, prefix)}"
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -123,7 +128,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _reason(report: Report, kind: Kind, prefix: str) -> str:
-    """What most likely happened, and what to do."""
+    """The likely reason, and the next step."""
     whole = "name a model that was saved whole (save_pretrained), or download it again"
     if prefix:
         return f"all its names begin with {prefix!r}: save the weights again without it"

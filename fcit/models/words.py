@@ -1,4 +1,4 @@
-"""Whether a model's words are its own: tokenizer, embeddings, picture's token and the tokens that end an answer."""
+"""Checks that tokenizer and model fit: vocabulary, placeholder of images and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcit.errors import ConfigError
 
 
 def load_words(source: str, settings: configuration.Backbone, processed: bool, config: Any) -> tuple[Any, Any]:
-    """Tokenizer, padding on the left, and what holds the chat template.
+    """The tokenizer, padding on the left, and the tokenizer or processor that holds the chat template.
 
     Args:
         processed: whether the model's processor can be loaded.
@@ -33,7 +33,7 @@ def load_words(source: str, settings: configuration.Backbone, processed: bool, c
             f"{key}: the tokenizer of {name!r} has no end token, so no answer would ever end; name it in its "
             "tokenizer_config.json (eos_token)"
         )
-    if tokenizer.pad_token_id is None:  # what stands at masked places is never seen
+    if tokenizer.pad_token_id is None:  # masked positions are never attended to
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     check_size(key, name, tokenizer, config.get_text_config().vocab_size)
     if settings.conversation == "template":
@@ -48,7 +48,7 @@ def load_words(source: str, settings: configuration.Backbone, processed: bool, c
 
 
 def check_size(key: str, name: str, tokenizer: Any, rows: int) -> None:
-    """Every word has an embedding.
+    """Check that every token has an embedding.
 
     Raises:
         ConfigError: a tokenizer of more words than the model.
@@ -61,7 +61,7 @@ def check_size(key: str, name: str, tokenizer: Any, rows: int) -> None:
 
 
 def _special(tokenizer: Any) -> set[int]:
-    """Tokens that are no part of a text, and that are left out when an answer is turned into one."""
+    """Special tokens, which are left out when an answer is decoded."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
@@ -69,8 +69,8 @@ def _special(tokenizer: Any) -> set[int]:
 def end_tokens(source: str, tokenizer: Any) -> list[int]:
     """All tokens that end an answer: the tokenizer's, which training appends, then those of the configurations.
 
-    Only what is written in config.json and generation_config.json counts; what transformers assumes for a file that
-    says nothing (2 for Llama) may be an ordinary word of this vocabulary.
+    Only values written in config.json and generation_config.json count; the default of transformers (2 for Llama)
+    may be an ordinary word of this vocabulary.
 
     Raises:
         ConfigError: one of them is no special token: an answer would be cut off in its middle.
@@ -99,10 +99,10 @@ def end_tokens(source: str, tokenizer: Any) -> list[int]:
 
 
 def _generation(source: str) -> dict[str, Any]:
-    """What generation_config.json says; nothing where there is none."""
+    """The content of generation_config.json; empty without one."""
     try:
         file = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False)
-    except OSError:  # a hub that cannot be reached, as transformers takes it
+    except OSError:  # the hub cannot be reached; transformers goes on as well
         return {}
-    found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    return found if isinstance(found, dict) else {}
+    content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return content if isinstance(content, dict) else {}

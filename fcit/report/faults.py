@@ -1,4 +1,4 @@
-"""What went wrong in a run, as a table: from ``events.jsonl``, like faults of a client counted together."""
+"""Faults of a run as a table, from ``events.jsonl``; equal faults of a client are counted together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from fcit.runs.reader import Run
 
-#: Events that are faults, and what is said where an event gives no reason.
+#: Events that are faults, with the reason shown if an event gives none.
 KINDS = {
     "rejected": "an answer was not used",
     "missing": "no answer in time",
@@ -34,12 +34,12 @@ _NUMBER = re.compile(r"\d[\d.]*(e[-+]?\d+)?")
 
 @dataclass
 class Fault:
-    """Like faults: what, whose, why (of the first), and where they were met (``stage.round``, counted from 1)."""
+    """Equal faults: kind, client, reason (of the first), and where they occurred (``stage.round``, counted from 1)."""
 
     kind: str
-    who: str  # a client's number, or the home of a robust rule
+    client: str  # its number, or the home of a robust rule, or a tracker
     reason: str
-    trail: str = ""  # the rest of the reason, e.g. where in a client's code
+    trail: str = ""  # the rest of the reason, e.g. a traceback of a client
     where: list[str] = field(default_factory=list)
     count: int = 0
 
@@ -53,8 +53,8 @@ class Fault:
 
     @property
     def row(self) -> list[str]:
-        """As :data:`HEAD` names it."""
-        return [self.kind, self.who, self.places, self.reason, str(self.count)]
+        """The row under :data:`HEAD`."""
+        return [self.kind, self.client, self.places, self.reason, str(self.count)]
 
 
 def _place(event: dict[str, Any]) -> str:
@@ -72,7 +72,7 @@ def _reason(event: dict[str, Any]) -> str:
 
 
 def _of_round(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Faults that a ``round`` event tells beside others."""
+    """Faults that are reported within a ``round`` event."""
     where: dict[str, Any] = {key: event[key] for key in ("stage", "round") if key in event}
     for home in event.get("robust_skipped", []):
         yield {"event": "robust-skipped", "client": home if home == "shared" else f"subspace {home}", **where}
@@ -82,22 +82,22 @@ def _of_round(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def faults(run: Run) -> list[Fault]:
-    """The faults of a run, in the order in which they were first met; reasons may differ in their numbers."""
-    found: dict[tuple[str, str, str], Fault] = {}
+    """The faults of a run, in the order of their first occurrence; equal ones may differ in numbers of their reason."""
+    by_key: dict[tuple[str, str, str], Fault] = {}
     for event in run.events:
-        for one in _of_round(event) if event["event"] == "round" else [event]:
-            if one["event"] not in KINDS:
+        for fault_event in _of_round(event) if event["event"] == "round" else [event]:
+            if fault_event["event"] not in KINDS:
                 continue
-            first, _, trail = _reason(one).partition("\n")
-            who = one.get("client", one.get("tracker"))
-            kind, who = one["event"], "-" if who is None else str(who)
-            key = kind, who, _NUMBER.sub("#", first[:SHOWN])
-            fault = found.setdefault(key, Fault(kind, who, first[:SHOWN], first[SHOWN:] + trail))
-            fault.where.append(_place(one))
+            first, _, trail = _reason(fault_event).partition("\n")
+            client = fault_event.get("client", fault_event.get("tracker"))
+            kind, client = fault_event["event"], "-" if client is None else str(client)
+            key = kind, client, _NUMBER.sub("#", first[:SHOWN])
+            fault = by_key.setdefault(key, Fault(kind, client, first[:SHOWN], first[SHOWN:] + trail))
+            fault.where.append(_place(fault_event))
             fault.count += 1
-    return list(found.values())
+    return list(by_key.values())
 
 
 def table(run: Run) -> list[list[str]]:
-    """Head and one row per fault; the head alone where there were none."""
+    """Head and one row per fault; only the head without faults."""
     return [HEAD, *(fault.row for fault in faults(run))]

@@ -1,7 +1,7 @@
-"""The pictures of a report, drawn with matplotlib; each function returns a figure to be saved or embedded.
+"""The figures of a report, drawn with matplotlib; each function returns a figure to be saved or embedded.
 
-On the page text and lines take the colour of the text around them, so that one picture serves a light
-and a dark page; saved files are black on white.
+On the page, text and lines have the colour of the surrounding text, so that one figure serves a light
+and a dark theme; saved files are black on white.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _style(ink: str) -> Any:
 
 
 def _color(index: int) -> str:
-    """A colour that reads on white and on dark grey; sixteen before they repeat."""
+    """A colour that is readable on white and on dark grey; sixteen before they repeat."""
     return to_hex(matplotlib.colormaps["tab20"]((2 * index + (index // 10)) % 20))
 
 
@@ -54,7 +54,7 @@ def _panels(count: int, width: float = 5.2, height: float = 3.2, columns: int = 
 
 
 def _title(run: Run, behind: str = "") -> str:
-    """Run and method, and on a line of its own what is said of its numbers."""
+    """Run and method, and the remark about its numbers on a line of its own."""
     return "\n".join(filter(None, [f"{run.name} ({run.method}){behind}", label(run)]))
 
 
@@ -82,7 +82,7 @@ def matrices(runs: list[Run]) -> Figure:
 
 
 def forgetting(runs: list[Run]) -> Figure:
-    """Score of every dataset over the stages, one panel a run."""
+    """Score of every data set over the stages, one panel per run."""
     figure, axes = _panels(len(runs))
     for axis, run in zip(axes, runs, strict=False):
         for dataset in run.matrix.datasets:
@@ -96,21 +96,21 @@ def forgetting(runs: list[Run]) -> Figure:
 
 
 def means(runs: list[Run]) -> Figure:
-    """Mean over the datasets seen so far; runs whose numbers may be compared share a panel."""
+    """Mean over the data sets seen so far; comparable runs share a panel."""
     parts = groups(runs)
     figure, axes = _panels(len(parts), width=6.4)
-    for axis, (said, members) in zip(axes, parts, strict=False):
+    for axis, (title, members) in zip(axes, parts, strict=False):
         for run in members:
             points = [(t, sum(row.values()) / len(row)) for t, row in enumerate(run.matrix.scores, start=1) if row]
             axis.plot(*zip(*points, strict=True), marker="o", label=f"{run.name} ({run.method})")
-        axis.set(title=said, xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
+        axis.set(title=title, xlabel="after stage", ylabel="mean score of datasets seen", ylim=(-2, 102))
         axis.set_xticks(range(1, 1 + max(len(run.matrix.scores) for run in members)))
         axis.legend()
     return figure
 
 
 def clients(run: Run) -> Figure:
-    """Who took part when: a dot per client and round, area by records, colour by subspace."""
+    """Participants over rounds: a dot per client and round, area by records, colour by subspace."""
     figure, (axis,) = _panels(1, width=10, height=3.6)
     rounds = run.of("round")
     names = sorted({name for event in rounds for name in event["subspaces"]}, key=lambda n: (len(n), n))
@@ -143,7 +143,7 @@ def course(run: Run) -> Figure:
 
 
 def seconds(runs: list[Run]) -> Figure:
-    """Where the wall time went, one bar a run."""
+    """Wall time by activity, one bar per run."""
     figure, (axis,) = _panels(1, width=8, height=1.1 + 0.45 * len(runs))
     parts = list(dict.fromkeys(part for run in runs for part in run.results["seconds"]))
     base = np.zeros(len(runs))
@@ -164,7 +164,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw(maker: Any, *arguments: Any, ink: str = "black") -> Figure:
-    """Draw a figure in a given ink."""
+    """Draw a figure in a given colour of text and lines."""
     with matplotlib.rc_context(_style(ink)):
         return maker(*arguments)
 
@@ -177,8 +177,8 @@ def svg(maker: Any, *arguments: Any, title: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)  # who made it is said once, by the page
-    # Several pictures share one page: their ids must not meet.
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)  # the page itself names its maker
+    # Ids of several figures on one page must differ.
     number = re.sub(r"\W", "", title)
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{number}-", text)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -26,7 +26,7 @@ THUMBNAIL = 128  # pixels, longer side
 
 
 def shade(value: float | None, top: float = 100.0) -> str:
-    """Background and ink of a heat-map cell: the more, the bluer; readable in both themes."""
+    """Background and text colour of a heat-map cell, bluer for larger values; readable in both themes."""
     if value is None:
         return ""
     share = min(1.0, max(0.0, value / top))
@@ -35,7 +35,7 @@ def shade(value: float | None, top: float = 100.0) -> str:
 
 
 def _thumbnail(root: Path, image: str, way: Way) -> str:
-    """An image as a data address, as the model saw it.
+    """An image as a data URL, as the model saw it.
 
     Raises:
         DataError: it cannot be read.
@@ -48,7 +48,7 @@ def _thumbnail(root: Path, image: str, way: Way) -> str:
 
 
 def _picture(root: Path | None, image: str, way: Way) -> str | None:
-    """An image as a data address, if it is on this machine and can be read."""
+    """An image as a data URL, if it is on this machine and readable."""
     try:
         return None if root is None else _thumbnail(root, image, way)
     except FCITError:
@@ -56,7 +56,7 @@ def _picture(root: Path | None, image: str, way: Way) -> str | None:
 
 
 def _picked(predictions: list[Prediction]) -> list[Prediction]:
-    """A few predictions: wrong ones and right ones in turn, in record order."""
+    """A few predictions, wrong and right ones, in record order."""
     wrong = [p for p in predictions if p.mark is not None and p.mark < 0.5]
     right = [p for p in predictions if p not in wrong]
     half = SAMPLES // 2
@@ -69,18 +69,20 @@ def _samples(run: Run) -> list[dict[str, Any]]:
     try:
         root: Path | None = open_benchmark(run.config).image_root
     except FCITError:
-        root = None  # the data are on another machine: everything but the pictures is still here
-    found = []
+        root = None  # the data are on another machine: shown without images
+    samples = []
     for dataset in run.matrix.datasets:
         if not any(dataset in row for row in run.matrix.scores):
             continue
         items = []
         for prediction in _picked(run.predictions(dataset)):
             pictures = [_picture(root, image, run.config.data.pictures) for image in prediction.images]
-            spoke = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
-            items.append({"p": prediction, "pictures": pictures, "spoke": [(n, w) for w, n in spoke if w >= 0.01][:3]})
-        found.append({"dataset": dataset, "items": items})
-    return found
+            weights = sorted(zip(prediction.mix or [], run.subspaces, strict=False), reverse=True)
+            items.append(
+                {"p": prediction, "pictures": pictures, "weights": [(n, w) for w, n in weights if w >= 0.01][:3]}
+            )
+        samples.append({"dataset": dataset, "items": items})
+    return samples
 
 
 def _mixes(run: Run) -> dict[str, Any] | None:
@@ -99,11 +101,11 @@ def _trained(run: Run) -> dict[str, list[str]]:
         tasks = open_benchmark(run.config).spec.tasks
     except FCITError:
         return {}
-    found: dict[str, set[str]] = {}
+    by_subspace: dict[str, set[str]] = {}
     for event in run.of("round"):
         for name, numbers in zip(event["subspaces"], event.get("tasks", []), strict=False):
-            found.setdefault(name, set()).update(d for t in numbers for d in tasks[t])
-    return {name: sorted(datasets) for name, datasets in found.items()}
+            by_subspace.setdefault(name, set()).update(d for t in numbers for d in tasks[t])
+    return {name: sorted(datasets) for name, datasets in by_subspace.items()}
 
 
 def _one(run: Run) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def render(runs: list[Run]) -> str:
     return environment.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[_one(run) for run in runs],
-        comparisons=[(said, tables.summary(members)) for said, members in scope.groups(finished)],
+        comparisons=[(remark, tables.summary(members)) for remark, members in scope.groups(finished)],
         notes=scope.notes(finished),
         charts={name: Markup(text) for name, text in charts.items()},
     )
@@ -184,22 +186,22 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         figure = figures.draw(maker, *arguments)
         for ending in ("svg", "pdf"):
             figures.save(figure, folder / "figures" / f"{name}.{ending}")
-    for name, rows, caption, said in _tables(runs):
-        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(tables.noted(rows, said)))
-        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, scope.titled(caption, said)))
+    for name, rows, caption, remark in _tables(runs):
+        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(tables.noted(rows, remark)))
+        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, scope.titled(caption, remark)))
     return folder / "report.html"
 
 
 def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
-    """File name, rows, caption of every table, and what is said of its numbers."""
+    """File name, rows, caption of every table, and the remark about its numbers."""
     for run in runs:
-        said = scope.label(run)
-        yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", said
+        remark = scope.label(run)
+        yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", remark
         if len(rules := tables.rules(run)) > 1:
-            yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", said
+            yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", remark
         if len(rows := faults.table(run)) > 1:
             yield f"faults-{run.name}", rows, f"Faults of {run.name}", ""
     parts = scope.groups([run for run in runs if run.finished])
-    for said, members in parts:
-        apart = re.sub(r"\W+", "-", f" {said}").rstrip("-") if len(parts) > 1 else ""
-        yield f"comparison{apart}", tables.summary(members), "Comparison", said
+    for remark, members in parts:
+        apart = re.sub(r"\W+", "-", f" {remark}").rstrip("-") if len(parts) > 1 else ""
+        yield f"comparison{apart}", tables.summary(members), "Comparison", remark

@@ -10,7 +10,7 @@ from fcit import registry
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.runs.reader import Run
 
-#: One text to every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
+#: The same text for every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
 CONSTANT = "best constant answer"
 FIGURES = ("Last", "Avg", "MFT", "BWT", "forgetting")
 
@@ -21,24 +21,24 @@ def cell(value: float | None) -> str:
 
 
 def summary(runs: list[Run]) -> list[list[str]]:
-    """Head and one row a run: figures of merit, subspaces, traffic in MB, minutes.
+    """Head and one row per run: figures of merit, subspaces, traffic in MB, minutes.
 
-    The numbers of the runs must be on one footing (:func:`fcit.report.scope.groups`). Averages over different stages
-    have a column each.
+    The runs must have one scope (:func:`fcit.report.scope.groups`). Averages over different stages have a column
+    each.
     """
     avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))
     avgs = avgs or ["Avg"]
     rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", "MB sent", "MB back", "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
-        traffic, seconds, found = results["traffic"], results["seconds"], matrix.summary()
+        traffic, seconds, figures = results["traffic"], results["seconds"], matrix.summary()
         rows.append(
             [
                 run.name,
                 run.method,
                 cell(matrix.last),
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
-                *(cell(found[f]) for f in FIGURES[2:]),
+                *(cell(figures[f]) for f in FIGURES[2:]),
                 str(results["subspaces"]),
                 f"{traffic['down'] / 1e6:.1f}",
                 f"{traffic['up'] / 1e6:.1f}",
@@ -49,7 +49,7 @@ def summary(runs: list[Run]) -> list[list[str]]:
 
 
 def constant_matrix(run: Run) -> AccuracyMatrix | None:
-    """The matrix of one who gives the best constant answer to every data set, or None where it is not known of all."""
+    """The matrix of the best constant answers, or None if they are not known for all data sets."""
     matrix, known = run.matrix, run.constants
     if any(name not in known for row in matrix.scores for name in row):
         return None
@@ -57,7 +57,7 @@ def constant_matrix(run: Run) -> AccuracyMatrix | None:
 
 
 def constant_row(run: Run) -> list[str]:
-    """The row below an accuracy matrix; empty where nothing is known, e.g. of older run folders."""
+    """The row below an accuracy matrix; empty if unknown, e.g. for old run folders."""
     if not run.constants:
         return []
     whole = constant_matrix(run)
@@ -66,7 +66,7 @@ def constant_row(run: Run) -> list[str]:
 
 
 def matrix_rows(run: Run) -> list[list[str]]:
-    """Head and one row a stage that was evaluated; last the best constant answer, if it is known."""
+    """Head and one row per evaluated stage; last the best constant answer, if known."""
     matrix = run.matrix
     rows = [["stage", *matrix.datasets, "mean"]]
     for number, row in enumerate(matrix.scores, start=1):
@@ -76,23 +76,23 @@ def matrix_rows(run: Run) -> list[list[str]]:
 
 
 def rules(run: Run) -> list[list[str]]:
-    """Head and one row for every score by another rule than the matrix's, both named; after the last stage.
+    """Head and one row for every score by an additional rule, beside the rule of the matrix; after the last stage.
 
-    The head alone for a run that has not finished, or whose benchmark names no other rules.
+    Only the head for an unfinished run, or if the benchmark names no additional rules.
     """
     rows = [["dataset", "rule", "score", "other rule", "its score"]]
     results = run.results if run.finished else {}
     names = results.get("scorers", {})
     for dataset, others in results.get("also", {}).items():
         rule = registry.label(names[dataset]) if dataset in names else "-"
-        mine = [dataset, rule, cell(run.matrix.scores[-1].get(dataset))]
-        rows += [[*mine, registry.label(other), cell(score)] for other, score in others.items()]
+        head = [dataset, rule, cell(run.matrix.scores[-1].get(dataset))]
+        rows += [[*head, registry.label(other), cell(score)] for other, score in others.items()]
     return rows
 
 
-def noted(rows: list[list[str]], said: str) -> list[list[str]]:
-    """Rows with what is said of their numbers in a last column, for files without a title."""
-    return [[*rows[0], "numbers"], *([*row, said] for row in rows[1:])] if said else rows
+def noted(rows: list[list[str]], remark: str) -> list[list[str]]:
+    """Rows with the remark about their numbers in a last column, for files without a title."""
+    return [[*rows[0], "numbers"], *([*row, remark] for row in rows[1:])] if remark else rows
 
 
 def csv_text(rows: list[list[str]]) -> str:

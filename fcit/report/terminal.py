@@ -1,4 +1,4 @@
-"""What the terminal shows of runs: the same at the end of a run, of a deployed one, and for ``fcit report``."""
+"""Runs on the terminal: the same at the end of a run, of a deployed run, and for ``fcit report``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fcit.report import notes, scope, tables
 from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
 
-#: Columns of text; all others are figures.
+#: Columns of text; all others are numbers.
 _TEXTS = ("run", "method", "dataset", "rule", "other rule")
 
 
 def _print(console: Console, rows: list[list[str]], title: str) -> None:
-    """A table under its title, which is kept on one line however narrow the table is."""
+    """A table with its title, which stays on one line even if the table is narrower."""
     head, *body = rows
     table = Table()
     for name in head:
@@ -27,22 +27,22 @@ def _print(console: Console, rows: list[list[str]], title: str) -> None:
 
 
 def show(console: Console, runs: list[Run]) -> None:
-    """Print matrix and rules of every run, and finished ones side by side where their numbers may be.
+    """Print matrix and rules of every run, and comparable finished runs side by side.
 
     Raises:
         RunError: a run has not evaluated any stage yet.
     """
     for run in runs:
-        said = label(run)
-        _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", said))
+        remark = label(run)
+        _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", remark))
         rules = tables.rules(run)
         if len(rules) > 1:
-            _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", said))
+            _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", remark))
         _say(console, accepted(run))
         _say(console, [f"{run.name}: {sentence}" for sentence in notes.notes(run)])
     finished = [run for run in runs if run.finished]
-    for said, members in groups(finished):
-        _print(console, tables.summary(members), titled("Comparison", said))
+    for remark, members in groups(finished):
+        _print(console, tables.summary(members), titled("Comparison", remark))
     _say(console, scope.notes(finished))
 
 
@@ -52,7 +52,7 @@ def _say(console: Console, sentences: list[str]) -> None:
 
 
 def ending(console: Console, run: Run) -> None:
-    """Print what a finished run found, what was lost on the way, and where the rest is."""
+    """Print the results of a finished run, its faults, and where to find the rest."""
     console.print()
     show(console, [run])
     lost = run.results["traffic"]["rejected"]

@@ -65,8 +65,8 @@ def shown(run) -> dict[str, list[str]]:
     assert f"Faults of {run.name}" in page
     found: dict[str, list[str]] = {}
     for fault in faults.faults(run):
-        assert fault.reason in page and f"<td>{fault.who}</td><td>{fault.places}</td>" in page
-        found.setdefault(fault.who, []).append(fault.reason)
+        assert fault.reason in page and f"<td>{fault.client}</td><td>{fault.places}</td>" in page
+        found.setdefault(fault.client, []).append(fault.reason)
     return found
 
 
@@ -204,6 +204,6 @@ def test_a_robust_rule_in_a_whole_run_says_where_it_was_skipped(small, tmp_path,
         sizes = {name: event["subspaces"].count(name) for name in event["subspaces"]}
         few = sorted(name for name, size in sizes.items() if size < 3)
         assert event["robust_skipped"] == few
-    whos = {fault.who for fault in faults.faults(run) if fault.kind == "robust-skipped"}
+    whos = {fault.client for fault in faults.faults(run) if fault.kind == "robust-skipped"}
     assert whos == {f"subspace {n}" for n in itertools.chain(*(e["robust_skipped"] for e in run.of("round")))}
     assert not (run.path / "spill").exists()

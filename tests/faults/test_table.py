@@ -79,7 +79,7 @@ def test_a_repeated_round(run):
 def test_the_trail_and_the_length_of_a_reason(run):
     tell(run, {"kind": "rejected", "client": None, "reason": "x" * 500 + "\nFile mine.py, line 3"})
     fault = faults.faults(run)[0]
-    assert len(fault.reason) == faults.SHOWN and fault.who == "-" and "line 3" in fault.trail
+    assert len(fault.reason) == faults.SHOWN and fault.client == "-" and "line 3" in fault.trail
     assert len(fault.reason + fault.trail.partition("File")[0]) == 500
 
 

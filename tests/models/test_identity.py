@@ -10,7 +10,7 @@ from fcit.errors import ConfigError, DataError
 from fcit.methods.base import Method
 from fcit.methods.knowledge_cache import cosine
 from fcit.models.backbone import TINY
-from fcit.models.identity import Identity, joined
+from fcit.models.identity import IdentityEncoder, joined
 
 CLIP = str(TINY / "clip")
 COLOURS = ["red", "blue", "green", "white", "black"]
@@ -24,9 +24,9 @@ def records(tmp_path) -> list[Record]:
 
 
 @pytest.fixture
-def identity(tmp_path, monkeypatch) -> Identity:
+def identity(tmp_path, monkeypatch) -> IdentityEncoder:
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
-    return Identity(CLIP, torch.device("cpu"), cache=True)
+    return IdentityEncoder(CLIP, torch.device("cpu"), cache=True)
 
 
 def test_joined_by_hand():
@@ -51,19 +51,19 @@ def test_images_are_the_pooled_state_of_the_whole_clip(identity, records, tmp_pa
 
 
 def test_a_row_does_not_depend_on_the_others(identity, records, tmp_path):
-    whole = Identity(CLIP, torch.device("cpu"), cache=False).features("image", records, tmp_path)
+    whole = IdentityEncoder(CLIP, torch.device("cpu"), cache=False).features("image", records, tmp_path)
     alone = [identity.features("image", [r], tmp_path)[0] for r in reversed(records)]
     assert np.array_equal(np.stack(alone[::-1]), whole)
 
 
 def test_an_image_is_computed_once_and_kept(identity, records, tmp_path, monkeypatch):
     asked = []
-    pooled = Identity._pooled
+    pooled = IdentityEncoder._pooled
     monkeypatch.setattr(
-        Identity, "_pooled", lambda self, root, images: asked.extend(images) or pooled(self, root, images)
+        IdentityEncoder, "_pooled", lambda self, root, images: asked.extend(images) or pooled(self, root, images)
     )
     first = identity.features("image", [*records, *records], tmp_path)
-    other = Identity(CLIP, torch.device("cpu"), cache=True).features("both", records, tmp_path)
+    other = IdentityEncoder(CLIP, torch.device("cpu"), cache=True).features("both", records, tmp_path)
     assert asked == [r.images[0] for r in records]
     assert other[:, identity.width() :] * np.sqrt(2) == pytest.approx(
         first[:5] / np.linalg.norm(first[:5], axis=1, keepdims=True), abs=1e-6
@@ -86,7 +86,7 @@ def test_a_missing_image(identity, tmp_path):
 def test_a_text_encoder_without_a_vision_tower(tmp_path):
     CLIPTextModel.from_pretrained(CLIP).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(CLIP).save_pretrained(tmp_path)
-    identity = Identity(str(tmp_path), torch.device("cpu"), cache=False)
+    identity = IdentityEncoder(str(tmp_path), torch.device("cpu"), cache=False)
     with pytest.raises(ConfigError, match=r"backbone\.identity: .* vision tower .* name a whole CLIP"):
         identity.width("image")
 

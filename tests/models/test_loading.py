@@ -16,8 +16,8 @@ from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
 from fcit.models import identity, loading
 from fcit.models.backbone import TINY, Backbone
-from fcit.models.checking import is_local, told
-from fcit.models.identity import Identity
+from fcit.models.checking import explained, is_local
+from fcit.models.identity import IdentityEncoder
 from fcit.models.quieting import quiet
 from tests.models.llava import small_llava
 from tests.models.qwen import small_qwen
@@ -130,7 +130,7 @@ def test_an_identity_encoder_that_is_not_whole_is_refused(tiny, spoil, said):
 
 def test_a_vision_tower_that_is_not_whole_is_refused_when_images_are_asked_for(tiny):
     change(tiny / "clip", without("vision_model.post_layernorm"))
-    encoder = Identity(str(tiny / "clip"), torch.device("cpu"), cache=False)
+    encoder = IdentityEncoder(str(tiny / "clip"), torch.device("cpu"), cache=False)
     with pytest.raises(ConfigError, match=r"backbone\.identity: .*2 of its 39 tensors missing \(post_layernorm"):
         encoder.width("image")
 
@@ -247,7 +247,7 @@ def test_memory_that_runs_out_stays_what_it_is():
         torch.OutOfMemoryError("CUDA"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
-        with pytest.raises(type(error)), told("backbone.model", "x", "its weights"):
+        with pytest.raises(type(error)), explained("backbone.model", "x", "its weights"):
             raise error
 
 

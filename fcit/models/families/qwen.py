@@ -74,9 +74,9 @@ class Qwen(Family):
     @torch.no_grad()
     def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
         small = list(self._one_by_one(images))
-        found = self.processor(small, do_resize=False, return_tensors="pt")
-        patches = filled(found["pixel_values"].unflatten(0, (len(small), -1)))
-        grid = found["image_grid_thw"][:1].expand(len(patches), -1).to(self.tower.device)
+        inputs = self.processor(small, do_resize=False, return_tensors="pt")
+        patches = filled(inputs["pixel_values"].unflatten(0, (len(small), -1)))
+        grid = inputs["image_grid_thw"][:1].expand(len(patches), -1).to(self.tower.device)
         with _joined(self.tower) as tower:
             states = tower(patches.flatten(0, 1).to(tower.device, tower.dtype), grid_thw=grid).pooler_output
         return states.unflatten(0, (len(patches), -1))[: len(small)]
@@ -89,8 +89,8 @@ class Qwen(Family):
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
         """Three rows of positions ``(3, B, L)``: time, height, width (multimodal rotary embedding).
 
-        Words count on by one; all words of an image share one time, their height and width count from there,
-        and what follows goes on after the larger of the two.
+        Positions of words increase by one; all words of an image share one time, their height and width count from
+        there, and the next word follows after the larger of the two.
         """
         place = (mask.cumsum(-1) - 1).clamp(min=0)
         before = pictured.cumsum(-1) - pictured.long()  # words of images before each place
