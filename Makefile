@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format evidence clean
+.PHONY: install demo test lint format docs evidence clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,7 +32,11 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evidence: install  ## the long runs behind the README (about five hours on two cores; can be stopped and restarted)
+docs: install  ## the documentation, in site/; a broken link or an unlisted page is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+evidence: install  ## the long runs behind docs/figures.md (about five hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
 	$(BIN)/python -m tests.evidence.scaling
@@ -45,4 +49,4 @@ evidence: install  ## the long runs behind the README (about five hours on two c
 	$(BIN)/python -m tests.evidence.card
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The comparison behind the README: ``python -m tests.evidence.runs`` (part of ``make evidence``).
+"""The comparison behind docs/figures.md: ``python -m tests.evidence.runs`` (part of ``make evidence``).
 
 Every run is an ordinary ``fcit run``; two at a time with one thread each. Finished runs are kept, so
 the command can be stopped and started again. Results go to ``tests/evidence/results/``.

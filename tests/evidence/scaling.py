@@ -1,4 +1,4 @@
-"""Scaling figures behind the README: ``python -m tests.evidence.scaling`` (part of ``make evidence``).
+"""Scaling figures behind docs/figures.md: ``python -m tests.evidence.scaling`` (part of ``make evidence``).
 
 1. Workers: inline, Ray with one and with two workers of one thread each: start-up, whole run, time of a
    round without compute, memory of a worker.

@@ -1,4 +1,4 @@
-"""Speed figures behind the README: ``python -m tests.evidence.speed`` (part of ``make evidence``).
+"""Speed figures behind docs/figures.md: ``python -m tests.evidence.speed`` (part of ``make evidence``).
 
 1. A run against a bare loop that does the same local steps and generations and nothing else,
    paired A B A B ..., median of five ratios.

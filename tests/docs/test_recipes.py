@@ -1,0 +1,97 @@
+"""The recipes for own parts work: their files are written, their changes made, their commands run, all as shown.
+
+All of them in one copy of the code and one process: what each needs for itself is small, what all need is not.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import DOCS, RECIPES, ROOT, Block, blocks, commands
+
+#: Runs the commands on its input; its last line holds the exit code and the output of each.
+DRIVER = """
+import contextlib, io, json, runpy, sys, traceback
+from fcit.cli import main
+done = []
+for page, line, (program, *words) in json.loads(sys.stdin.read()):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            code = main(words) if program == "fcit" else runpy.run_path(words[0]) and 0
+        except BaseException:
+            code = traceback.format_exc()
+    done.append((page, line, code, out.getvalue()))
+print(json.dumps(done))
+"""
+
+
+def change(file: Path, block: Block) -> None:
+    """Make the change that a diff shows: unmarked lines and those with - are there, once; those with + come."""
+    lines = block.body.splitlines()
+    before = "\n".join(line[1:] for line in lines if line[:1] != "+")
+    after = "\n".join(line[1:] for line in lines if line[:1] != "-")
+    text = file.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{block}: in {block.title} there is {text.count(before)} times:\n{before}"
+    file.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def prepare(page: str, folder: Path) -> list[tuple[str, str, list[str]]]:
+    """Write the files and make the changes of a recipe; returns its commands."""
+    lines = []
+    for block in blocks(DOCS / page):
+        if block.language == "diff":
+            change(folder / block.title, block)
+        elif block.title and block.title != "output":
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.title).write_text(block.body, encoding="utf-8")
+        lines += [(page, line, shlex.split(line, comments=True)) for line in commands(block)]
+    return lines
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
+    """Page, command, exit code and output of every command of every recipe."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for name in ("fcit", "server", "clients", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    lines, stale = [], []
+    for page in RECIPES:
+        try:
+            lines += prepare(page, folder)
+        except AssertionError as error:  # of this recipe alone
+            stale.append((page, "its changes", str(error), ""))
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(lines),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [*stale, *json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RECIPES)
+def test_a_recipe_works_as_it_is_written(page, followed):
+    entries = [entry for entry in followed if entry[0] == page]
+    assert entries
+    failed = [f"{line}: {code}\n{output}" for _, line, code, output in entries if code != 0]
+    assert failed == []
+
+
+@pytest.mark.parametrize("page", RECIPES)
+def test_a_recipe_shows_what_is_printed(page, followed):
+    printed = re.sub(r" +", " ", "".join(output for name, _, _, output in followed if name == page))
+    for block in (block for block in blocks(DOCS / page) if block.title == "output"):
+        missing = [line for line in block.body.splitlines() if re.sub(r" +", " ", line.rstrip()) not in printed]
+        assert missing == [], f"{block}: not printed: {missing}\n{printed}"
