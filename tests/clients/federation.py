@@ -117,7 +117,7 @@ class SuperLink:
                 command, env=self.env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
             )
         try:
-            wait(lambda: answers(self.port), 60, lambda: (self.folder / "superlink.log").read_text())
+            wait(lambda: answers(self.port), explain=lambda: (self.folder / "superlink.log").read_text())
         except BaseException:
             self.__exit__()
             raise
@@ -126,7 +126,7 @@ class SuperLink:
     def __exit__(self, *_):
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=120)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -153,7 +153,7 @@ class SuperLink:
         (bundle,) = self.folder.glob("*.fab")
         return hashlib.sha256(bundle.read_bytes()).hexdigest()
 
-    def submit(self, app: Path, seconds: float = 300) -> str:
+    def submit(self, app: Path) -> str:
         """Run an app and return its final status."""
         started = self.flwr("run", app, "test")
         run_id = str(started["run-id"])
@@ -162,7 +162,7 @@ class SuperLink:
             now = self.flwr("ls", "--run-id", run_id)["runs"][0]["status"]
             return now if now.startswith("finished") else ""
 
-        return wait(status, seconds, lambda: (self.folder / "superlink.log").read_text()[-4000:], pause=1)
+        return wait(status, explain=lambda: (self.folder / "superlink.log").read_text()[-4000:], pause=1)
 
 
 class Site:
@@ -203,7 +203,7 @@ class Site:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=300)
 
     def child(self, name: str) -> int:
         """Process id of the ``SuperNode`` or ``executor`` that runs now."""
@@ -225,7 +225,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait(condition, seconds: float, explain=lambda: "", pause: float = 0.2):
+def wait(condition, seconds: float = 600, explain=lambda: "", pause: float = 0.2):
+    """Wait for a condition to hold and return its value; the bound is for a machine that is busy with other things."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"

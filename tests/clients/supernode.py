@@ -34,12 +34,12 @@ class SuperNode:
 
     def __enter__(self):
         self.thread.start()
-        wait(lambda: self.server.started, 20, pause=0.02)
+        wait(lambda: self.server.started, pause=0.02)
         return self
 
     def __exit__(self, *_):
         self.server.should_exit = True
-        self.thread.join(timeout=20)
+        self.thread.join(timeout=120)
 
     def order(self, content: RecordDict, kind: str, app: bytes, declared: str = "", task=TaskType.CLIENT_APP) -> int:
         """Put in an order of a run whose app is ``app``; returns the run's id."""
@@ -57,5 +57,5 @@ class SuperNode:
         assert self.state.create_task(task, number, run.fab_hash) is not None
         return number
 
-    def reply(self, run: int, seconds: float = 30) -> Message:
-        return wait(lambda: self.state.get_messages_legacy(run_ids=[run], is_reply=True), seconds, pause=0.02)[0]
+    def reply(self, run: int) -> Message:
+        return wait(lambda: self.state.get_messages_legacy(run_ids=[run], is_reply=True), pause=0.02)[0]

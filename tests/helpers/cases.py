@@ -20,7 +20,7 @@ def check_each(cases: Mapping[str, T] | Iterable[T], check: Callable[[T], object
         count += 1
         try:
             check(case)
-        except (Exception, pytest.fail.Exception) as error:
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  (whatever it is, the others are checked, too)
             last = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(f"{name}: {type(error).__name__} at {last.filename}:{last.lineno}: {error}")
     assert count, "no cases"
