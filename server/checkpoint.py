@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
 from pydantic import TypeAdapter
 
 from fcit.errors import DiskFull, RunError
 from fcit.federation.records import ClientUpdate
 from fcit.io import trees
+from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fcit.io.files import read_json, write_json
-
 from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError
 from fcit.federation import codec
 from fcit.federation.records import Probe, ProbeOrder
+from fcit.io.files import read_json, write_json
 from fcit.runs.folder import RunDir
 from server.courier import Courier, Node
 from server.validation import short

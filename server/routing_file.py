@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcit.io.files import read_json
-
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.export import format
 from fcit.export.format import Routing
+from fcit.io.files import read_json
 from fcit.methods.base import Method, ServerState
 from fcit.runs.folder import RunDir
 from server.checkpoint import Progress

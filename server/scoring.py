@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
-from fcit.io.files import write_text
 
 from fcit import registry
 from fcit.config import RunConfig
@@ -16,6 +15,7 @@ from fcit.evaluation import predictions
 from fcit.evaluation.predictions import Prediction
 from fcit.evaluation.scorers import Result
 from fcit.federation.records import Answers
+from fcit.io.files import write_text
 
 
 @dataclass(frozen=True)

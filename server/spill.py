@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fcit.io.files import read_json, read_tensors, write_json, write_tensors
 
 from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.records import CONSTANT, EXTRA, FEDOPT, ClientUpdate, TrainOrder
+from fcit.io.files import read_json, read_tensors, write_json, write_tensors
 from fcit.methods.base import Update
 from fcit.runs.folder import RunDir
 

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fcit.io.files import sync
 from filelock import FileLock
 from flwr.app import Message
 from rich.console import Console
@@ -30,6 +29,7 @@ from rich.text import Text
 from clients.site.audit_summary import describe
 from fcit.config import site as sites
 from fcit.errors import EXIT_FAILED, EXIT_OK, AuditError
+from fcit.io.files import sync
 
 FILE = "audit.jsonl"
 START = "0" * 64  # what the first line names as the hash before it

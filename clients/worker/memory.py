@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fcit.io.files import Tensors, read_json, read_tensors, write_json, write_tensors
-
 from fcit.errors import ConfigError, MemoryLost, RunError
 from fcit.federation.records import NAME
 from fcit.io import trees
+from fcit.io.files import Tensors, read_json, read_tensors, write_json, write_tensors
 
 
 def _checked(*names: str) -> None:

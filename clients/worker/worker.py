@@ -6,7 +6,7 @@ The backbone is loaded once per process, whoever asks; nothing of one client sta
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from clients.worker import micro_batches
-from clients.worker.cache import Bounded
 from clients.worker.memory import ClientMemory
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
@@ -24,7 +23,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.schema import Way
-from fcit.data.collate import Encoded, images_of
+from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.records import (
@@ -44,14 +43,16 @@ from fcit.federation.records import (
     memory_version,
 )
 from fcit.fedopt.base import FedOpt
+from fcit.io.cache import Bounded
 from fcit.methods.base import Asked, Method, Session, Tensors
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
+from fcit.models.tokens import Tokenised
 
-#: Kept per process: numbers of all tokenised records (some 36 bytes each), and of identity features.
-_TOKENS, _NUMBERS = 4_000_000, 64_000_000
+#: Kept per process: records whose tokens have been found, and numbers of identity features.
+_FOUND, _NUMBERS = 100_000, 64_000_000
 
 
 class Worker:
@@ -72,20 +73,21 @@ class Worker:
     ) -> None:
         self.config, self.memory, self.data, self.terms = config, memory, data, terms
         self.backbone, self.adapters = model
-        data.judged_by(judge_with(self.backbone.config, self.backbone.encoder))
+        self._judge = judge_with(self.backbone.config, self.backbone.encoder)
+        data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.micro = micro_batches.MicroBatches(config.training.micro_batch)
-        self._encodings = Bounded(_TOKENS, lambda kept: sum(len(e.tokens) for e in kept))
+        self._encodings = Bounded(_FOUND, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
     # ------------------------------------------------------------------ data
 
-    def _encoded(self, client: int, tasks: list[int]) -> list[Encoded]:
-        def encode() -> list[Encoded]:
-            return _whole(self.backbone.encoder.encoded(self.data.records(client, tasks)))
-
-        return self._encodings.get((client, tuple(tasks)), encode)
+    def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
+        found: Tokenised = self._encodings.get(
+            (client, tuple(tasks)), lambda: self._judge.examples(self.data.records(client, tasks))
+        )
+        return found
 
     def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
         """Identity features ``(N, d)`` of the kind the method asks for."""
@@ -201,14 +203,12 @@ class Worker:
         )
         return (mine, other), memory
 
-    def _questions(self, dataset: str, first: int, last: int) -> list[Encoded]:
-        """A stretch of a dataset's questions, tokenised: ten thousand with an image each are hundreds of megabytes."""
-
-        def encode() -> list[Encoded]:
-            records = self.data.test(dataset)
-            return _whole(self.backbone.encoder.encoded(records[i] for i in range(first, last)))
-
-        return self._encodings.get((dataset, first, last), encode)
+    def _questions(self, dataset: str, first: int, last: int) -> Tokenised:
+        """A stretch of a dataset's questions, tokenised."""
+        found: Tokenised = self._encodings.get(
+            (dataset, first, last), lambda: self._judge.examples(self.data.test(dataset)[first:last])
+        )
+        return found
 
     def _asked(self, dataset: str) -> np.ndarray:
         """Identity features of all of a dataset's questions: what is encoded together is the same for everybody."""
@@ -274,20 +274,6 @@ class Worker:
                 with micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
                     texts += self.method.answer(asked, None if weights is None else weights[rows])
         return texts, weights
-
-
-def _whole(encoded: Iterable[Encoded | str]) -> list[Encoded]:
-    """Tokenised records, of which all can be used.
-
-    Raises:
-        DataError: one cannot.
-    """
-    found = []
-    for example in encoded:
-        if isinstance(example, str):
-            raise DataError(example)
-        found.append(example)
-    return found
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:

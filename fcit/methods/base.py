@@ -6,7 +6,7 @@ client needs travels in its order; what inference needs travels in :meth:`Method
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -62,7 +62,7 @@ class Session:
     received: Tensors = field(default_factory=dict)  # what Method.broadcast sent
     memory: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, Tensors] = field(default_factory=dict)  # what Method.constants named
-    examples: list[Any] = field(default_factory=list)  # the shard, encoded
+    examples: Sequence[Any] = ()  # the shard, encoded
     identity: np.ndarray | None = None  # its identity features (N, d), if Method.needs_identity
     image_root: Any = None  # folder of the shard's images
     seed: int = 0

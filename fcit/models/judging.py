@@ -1,17 +1,20 @@
-"""Every record is tokenised once before anything trains, and judged: can it be learnt, can it be answered?"""
+"""Every record is tokenised once before anything trains, and judged: can it be learnt, can it be answered?
+
+What was said is kept under the file it was said of, the tokens (:mod:`fcit.models.tokens`) beside it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import tokenizers
 import transformers
 
 from fcit import config as configuration
@@ -20,25 +23,43 @@ from fcit.data.benchmark import cache_folder
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
+from fcit.errors import DataError
 from fcit.io import bounded
+from fcit.io.cache import Bounded
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.loading import load_encoder, locate
+from fcit.models.tokens import Conversation, Entry, Tokenised, Tokens, written
 
 T = TypeVar("T")
 
-VERSION = 1  # raised whenever something else is judged
-KEPT_FROM = 200  # records whose verdict is kept between processes
+VERSION = 2  # raised whenever something else is judged, or tokens or how they are kept are others
+KEPT_FROM = 200  # records whose verdict and tokens are kept between processes
+REMEMBERED = 200_000  # verdicts held in memory, each record that one tells of counted as another
 SHOWS_BAR = 5000  # records from which on a terminal is shown how far it is
 #: Words that open a turn; whoever learns to say them goes on with the next question.
 _ROLES = re.compile(r"\b(USER|ASSISTANT):")
 
 
+class Memory(NamedTuple):
+    """What a process knows of records under one mark."""
+
+    tokens: Tokens
+    verdicts: Bounded
+
+
+@lru_cache(maxsize=4)
+def _memory(folder: Path) -> Memory:
+    """Shared by all judges of a process that keep what they say in the same folder."""
+    told = Bounded(REMEMBERED, lambda v: 1 + len(v.problems) + len(v.warnings) + len(v.dropped))
+    return Memory(Tokens(folder), told)
+
+
 class TokenJudge:
-    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`.
+    """Judges with a model's tokenizer, see :class:`fcit.data.verdict.Judge`, and tells what tokens records have.
 
     Args:
-        mark: names tokenizer, template and settings: what was said of a file with these is remembered.
+        mark: names tokenizer, template and settings: what was said and tokenised with these is remembered.
         make: the encoder; made when something has to be tokenised.
     """
 
@@ -50,6 +71,32 @@ class TokenJudge:
         """What tokenises."""
         return self._make()
 
+    @property
+    def _folder(self) -> Path:
+        return cache_folder() / "judged" / self.mark
+
+    def examples(self, records: Sequence[Conversation]) -> Tokenised:
+        """The tokens of records that can all be used.
+
+        Raises:
+            DataError: one cannot.
+        """
+        entries = []
+        for entry in self._entries(records):
+            if isinstance(entry, str):
+                raise DataError(entry)
+            entries.append(entry)
+        if len(entries) >= KEPT_FROM:
+            _memory(self._folder).tokens.keep()
+        return Tokenised(entries)
+
+    def _entries(self, records: Iterable[Conversation]) -> Iterator[Entry | str]:
+        return _memory(self._folder).tokens.entries(records, lambda new: self.encoder.encoded(new))
+
+    def _encoded(self, records: Sequence[Conversation]) -> Iterator[Encoded | str]:
+        entries = self._entries(_followed(records, len(records)))
+        return (entry if isinstance(entry, str) else entry.example for entry in entries)
+
     def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
         """Of training records, as they are learnt."""
         return self._remembered(("train", *origin, _short(places)), lambda: self._trained(places, records))
@@ -60,7 +107,7 @@ class TokenJudge:
 
     def _trained(self, places: Sequence[int], records: Sequence[Record]) -> Verdict:
         verdict = Verdict(count=len(records))
-        encoded = self.encoder.encoded(_followed(records, len(records)))
+        encoded = self._encoded(records)
         for place, record, example in zip(places, records, encoded, strict=True):
             problem = example if isinstance(example, str) else self._problem(record, example)
             if problem:
@@ -93,7 +140,7 @@ class TokenJudge:
     def _asked(self, records: Sequence[TestRecord], limit: int) -> Verdict:
         verdict = Verdict(count=len(records))
         first: dict[str, int] = {}
-        encoded = self.encoder.encoded(_followed(records, len(records)))
+        encoded = self._encoded(records)
         answers = self.encoder.lengths(record.answer for record in records)
         for place, (record, example, length) in enumerate(zip(records, encoded, answers, strict=True)):
             problem = example if isinstance(example, str) else self._pictured(example, len(record.images))
@@ -127,21 +174,15 @@ class TokenJudge:
     # ------------------------------------------------------------------ memory
 
     def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
-        """A verdict from the cache, or a new one that is kept there if it took some time."""
-        file = cache_folder() / "judged" / f"{_short((VERSION, reading.VERSION, self.mark, *origin))}.json"
-        known = _read(file)
-        if known is not None:
-            return known
-        verdict = judge()
-        if verdict.count < KEPT_FROM:
-            return verdict
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            staging = file.with_suffix(f".{os.getpid()}.part")
-            staging.write_text(json.dumps(dataclasses.asdict(verdict)), encoding="utf-8")
-            staging.replace(file)
-        except OSError:
-            pass  # a cache that cannot be written costs the next start some seconds
+        """A verdict from memory or from the cache, or a new one that is kept there if it took some time."""
+        file = self._folder / f"{_short((reading.VERSION, *origin))}.json"
+        found: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
+        return found
+
+    def _kept(self, file: Path, verdict: Verdict) -> Verdict:
+        if verdict.count >= KEPT_FROM:
+            _memory(self._folder).tokens.keep()
+            written(file, json.dumps(dataclasses.asdict(verdict)).encode())
         return verdict
 
 
@@ -184,12 +225,14 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
     source, _ = locate(settings.model, settings.identity)
     files = hashes.of_files(source, ("config.json", "*processor*config.json", "chat_template*"))
     parts = (
+        VERSION,
         tokenizer,
         files,
         settings.conversation,
         settings.max_length,
         settings.image_size,
         transformers.__version__,
+        tokenizers.__version__,
     )
     return hashes.of_text(json.dumps(parts))
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from clients.worker.cache import Bounded
 from clients.worker.micro_batches import MicroBatches, OutOfMemory, backward
 from fcit import simulate
 from fcit.data.collate import Encoded
 from fcit.errors import FCITError
+from fcit.io.cache import Bounded
 from fcit.methods.base import Session
 from fcit.models.backbone import Backbone
 from fcit.models.features import Pictures

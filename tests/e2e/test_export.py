@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fcit.io.files import write_json
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -23,6 +22,7 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
+from fcit.io.files import write_json
 from fcit.methods.base import Factory
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone

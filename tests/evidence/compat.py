@@ -74,7 +74,10 @@ def environment(folder: Path) -> Path:
     inner = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     here = sysconfig.get_path("purelib")
     (inner / "behind.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    return folder / "bin" / "python"
+    python, program = folder / "bin" / "python", folder / "bin" / "fcit"
+    program.write_text(f"#!{python}\nimport sys\n\nfrom fcit.cli import main\n\nsys.exit(main())\n")
+    program.chmod(0o755)  # units, doors and tests look for it beside the Python they run with
+    return python
 
 
 def versions(python: Path, names: tuple[str, ...]) -> dict[str, str]:
@@ -96,7 +99,7 @@ def tried(group: str, which: str) -> dict[str, object]:
         # Its programs first: Flower's own are started by name.
         path = {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"], "/usr/sbin"])}
         begin = time.perf_counter()
-        pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-rs", *tests]
+        pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-rfEs", *tests]
         done = subprocess.run(pytest, env={**os.environ, **path}, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-3000:], flush=True)
     if done.returncode not in (0, 1):

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fcit.io.files import write_json
 
+from fcit.io.files import write_json
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from tests.e2e.conftest import SMALL, bits

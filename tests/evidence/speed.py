@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import torch
-from fcit.io.files import write_text
 
 from clients.app import app
 from clients.worker.training import learning_rates
@@ -27,6 +26,7 @@ from fcit import seeding
 from fcit.data.benchmark import open_benchmark
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.records import EvaluateOrder, TrainOrder
+from fcit.io.files import write_text
 from fcit.models.adapters import is_projector
 from fcit.runs.folder import RunDir
 from server.app import run as serve

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fcit.io.files import read_json, read_tensors
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from fcit.errors import CodecError, ConfigError, DataError, RunError
 from fcit.federation import codec
 from fcit.federation import records as wire
 from fcit.io import bounded, trees
+from fcit.io.files import read_json, read_tensors
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint

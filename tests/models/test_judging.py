@@ -19,7 +19,7 @@ def judge() -> TokenJudge:
 
 def judged(judge: TokenJudge, *answers: str, question: str = "How many?"):
     records = [Record.single("a.png", question, answer) for answer in answers]
-    return judge.train([], range(len(records)), records)
+    return judge.train([question, answers], range(len(records)), records)
 
 
 def test_special_tokens_and_roles_in_answers(judge):
@@ -49,13 +49,13 @@ def asked(*answers: str, **changes) -> list[TestRecord]:
 
 
 def test_questions(judge):
-    found = judge.test([], asked("3", "a red cup above a blue fish and a dog"), limit=4)
+    found = judge.test(["long"], asked("3", "a red cup above a blue fish and a dog"), limit=4)
     assert list(found.warnings) == [1] and "4 are allowed (max_new_tokens)" in found.warnings[1]
     same = [TestRecord("7", (), "Who?", "x"), TestRecord("7", (), "What?", "y")]
-    assert "question_id '7' is that of record 0" in judge.test([], same, 9).warnings[1]
+    assert "question_id '7' is that of record 0" in judge.test(["same"], same, 9).warnings[1]
     long = judge_of(Backbone(threads=1, max_length=30)).test([], [TestRecord("0", (), "How many? " * 30, "3")], 9)
     assert "does not fit into backbone.max_length" in long.problems[0]
-    assert not judge.test([], asked("a long caption of many words here", references=("a",)), 4).warnings
+    assert not judge.test(["caption"], asked("a long caption of many words here", references=("a",)), 4).warnings
 
 
 def test_a_verdict_is_kept_and_damage_is_judged_again(judge, tmp_path, monkeypatch):
@@ -63,14 +63,26 @@ def test_a_verdict_is_kept_and_damage_is_judged_again(judge, tmp_path, monkeypat
     monkeypatch.setattr(judging, "KEPT_FROM", 2)
     records = [Record.single("a.png", "How many?", a) for a in ("3", "x</s>", "5")]
     first = judge.train(["f", 1], range(3), records)
-    (file,) = (tmp_path / "judged").glob("*.json")
+    (file,) = (tmp_path / "judged" / judge.mark).glob("*.json")
     silent = TokenJudge(judge.mark, lambda: pytest.fail("tokenised again"))
+    judging._memory.cache_clear()
     assert asdict(silent.train(["f", 1], range(3), records)) == asdict(first) and 1 in first.problems
     with pytest.raises(pytest.fail.Exception):
         silent.train(["f", 2], range(3), records)
     for damage in ("{", "[]", '{"problems": {"x": 1}, "warnings": {}, "dropped": {}}', '{"more": 1}'):
         file.write_text(damage)
+        judging._memory.cache_clear()
         assert asdict(judge.train(["f", 1], range(3), records)) == asdict(first)
+
+
+def test_few_records_are_judged_once_in_a_process(judge, tmp_path, monkeypatch):
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path))
+    records = [Record.single("a.png", "How many?", "3")]
+    first = judge.train(["f"], range(1), records)
+    assert not list(tmp_path.rglob("*.*"))
+    silent = TokenJudge(judge.mark, lambda: pytest.fail("tokenised again"))
+    assert silent.train(["f"], range(1), records) is first
+    assert list(silent.examples(records)) == [judge.encoder.encode(records[0])]
 
 
 def test_many_are_tokenised_as_each_alone(judge):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from fcit.io.files import write_json
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
@@ -16,6 +15,7 @@ from fcit.federation import codec
 from fcit.federation.engines import identity
 from fcit.federation.engines.identity import NodeInfo
 from fcit.federation.records import Description, Probe, ProbeOrder
+from fcit.io.files import write_json
 from fcit.runs.folder import RunDir
 from server.courier import NOBODY, Courier
 from server.handshake import Handshake
