@@ -14,7 +14,8 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
 from fcit.federation.engines import identity
-from tests.clients.federation import free_port, wait
+from tests.clients.federation import free_port
+from tests.helpers.waiting import wait
 
 NODE = 7
 
@@ -39,7 +40,7 @@ class SuperNode:
 
     def __exit__(self, *_):
         self.server.should_exit = True
-        self.thread.join(timeout=120)
+        self.thread.join()
 
     def order(self, content: RecordDict, kind: str, app: bytes, declared: str = "", task=TaskType.CLIENT_APP) -> int:
         """Put in an order of a run whose app is ``app``; returns the run's id."""

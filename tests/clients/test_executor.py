@@ -21,8 +21,8 @@ from flwr.supernode.runtime import run_clientapp
 
 from clients.site import executor, logs, supervisor
 from fcit.errors import DataError, Refused
-from tests.clients.federation import wait
 from tests.clients.supernode import SuperNode
+from tests.helpers.waiting import LONG, wait
 
 APP = b"the bytes of an app"
 SECRET = b"s" * 32
@@ -190,7 +190,7 @@ def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
         node.state.task_token_to_task_id.clear()
         with pytest.raises(KeyboardInterrupt):
             assert executor._beat(client[0])
-            beats.wait(600)  # the signal comes here
+            beats.wait(LONG)  # the signal comes here
         return Message(message.content, reply_to=message)
 
     client = []
@@ -235,8 +235,8 @@ def test_what_is_relied_on_of_flowers_private_parts():
 def test_an_order_that_never_comes_whole_is_given_up():
     """As by Ctrl-C: the process ends, and is started again without the order."""
     with pytest.raises(KeyboardInterrupt), executor._given_up_after(0.2):
-        threading.Event().wait(600)
+        threading.Event().wait(LONG)
     before = threading.active_count()
-    with executor._given_up_after(600):  # ... and one that came is not
+    with executor._given_up_after(LONG):  # ... and one that came is not
         assert threading.active_count() == before + 1
     wait(lambda: threading.active_count() == before, pause=0.02)

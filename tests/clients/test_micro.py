@@ -16,7 +16,7 @@ from fcit.io.cache import Bounded
 from fcit.methods.base import Session
 from fcit.models.backbone import Backbone
 from fcit.models.features import Pictures
-from tests.e2e.conftest import SMALL
+from tests.helpers.runs import SMALL
 
 RECORDS = 8
 
@@ -133,6 +133,7 @@ def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
     monkeypatch.setattr(Pictures, "batch", lambda self, rows: loaded.append(len(rows)) or read(self, rows))
     raw = {
         **SMALL,
+        "data": {"max_records": 600},
         "output": str(tmp_path),
         "method": "finetune",
         "evaluation": {"samples": 1, "when": "final"},

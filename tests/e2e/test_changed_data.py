@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,9 @@ from fcit import load_run
 from fcit.cli import main
 from fcit.errors import StopRequested
 from fcit.report import footing, page
-from tests.e2e.test_resume import ROOT
 from tests.faults.test_data import make_own, rows
+from tests.helpers.commands import fcit as process
+from tests.helpers.runs import OWN
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +69,7 @@ def test_both_files_of_a_run_hold_the_fingerprints(own):
 
 
 def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
-    command = [sys.executable, "-m", "tests.e2e.killing", "server.evaluation,score,before,1", "run", str(own)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -9
+    assert process("run", own, point="server.evaluation,score,before,1").returncode == -9
     run = own.parent / "runs" / "own-1"
     before = environment(run)
     old = before["data"]["datasets"]["colors"]["test"]["questions"]["sha256"][:8]
@@ -116,8 +114,7 @@ def test_accepted_changes_are_told_everywhere(own, capsys, tmp_path):
 def test_a_change_that_was_accepted_is_told_once_more_after_a_crash(own):
     run = stopped(own)
     blue(own)
-    command = [sys.executable, "-m", "tests.e2e.killing", "server.evaluation,score,before,1", "resume", str(run)]
-    done = subprocess.run([*command, "--accept-changed-data"], cwd=ROOT, capture_output=True, text=True)
+    done = process("resume", run, "--accept-changed-data", point="server.evaluation,score,before,1")
     assert done.returncode == -9, done.stderr
     assert main(["resume", str(run)]) == 0  # what was accepted is what is there
     assert len(load_run(run).of("data-changed")) == len(load_run(run).data_changes) == 1
@@ -149,7 +146,7 @@ def test_training_data_and_the_benchmark_file(own, capsys):
 
 def test_an_own_scorer_that_changed(own, capsys):
     scorer = own.parent / "mine.py"
-    scorer.write_text((ROOT / "examples/own/close_enough.py").read_text())
+    scorer.write_text((OWN / "close_enough.py").read_text())
     spec = yaml.safe_load((own.parent / "mine.yaml").read_text())
     spec["datasets"]["colors"]["scorer"] = "./mine.py:close_enough"
     (own.parent / "mine.yaml").write_text(yaml.safe_dump(spec))

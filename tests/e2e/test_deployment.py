@@ -19,9 +19,9 @@ from fcit.data.mini.render import VERSION, ensure
 from fcit.deploy import control
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
-from tests.clients.federation import wait
 from tests.deploy.conftest import FCIT, Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
-from tests.e2e.conftest import bits
+from tests.helpers.runs import bits
+from tests.helpers.waiting import LONG, wait
 
 SITES = 2
 FOLDERS = {"super-clevr": "super-CLEVR", "figureqa": "FigureQA"}
@@ -127,12 +127,12 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         def one_stage_is_done() -> bool:
             return events.is_file() and '"event": "stage"' in events.read_text()
 
-        wait(lambda: first.poll() is not None or one_stage_is_done(), 1200, lambda: told(deployment))
+        wait(lambda: first.poll() is not None or one_stage_is_done(), lambda: told(deployment))
         assert first.poll() is None, (tmp_path / "submit.log").read_text() + told(deployment)
         os.kill(sorted(up.children())[0], signal.SIGKILL)  # the SuperLink
-        assert up.process.wait(300) == 1
+        assert up.process.wait(LONG) == 1
         up = Up(deployment)
-        assert first.wait(600) == 1
+        assert first.wait(LONG) == 1
         assert "failed" in (tmp_path / "submit.log").read_text()
 
         code, out, err = fcit("deploy", "submit", deployment.path, "--resume", run)
@@ -144,7 +144,7 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
     finally:
         for site in running:
             site.terminate()
-        codes = [site.wait(300) for site in running]
+        codes = [site.wait(LONG) for site in running]
         up.stop()
     assert codes == [0] * SITES
 

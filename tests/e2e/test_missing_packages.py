@@ -13,7 +13,7 @@ import yaml
 import fcit
 from fcit.cli import main
 from fcit.runs import environment
-from tests.e2e.conftest import SMALL
+from tests.helpers.runs import SMALL
 
 #: Commands, one after another, in a process that finds neither the modules nor the versions of some packages.
 WITHOUT = """
@@ -56,9 +56,11 @@ def config(tmp_path) -> Path:
     return path
 
 
-def test_a_run_needs_no_package_that_it_does_not_use(config):
-    done = without(["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"], ["run", str(config)])
-    assert "codes [0]" in done.stdout, done.stderr
+def test_a_run_needs_no_package_that_it_does_not_use_and_names_what_it_needs(config):
+    run = ["run", str(config)]
+    done = without(["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"], run, [*run, "federation.engine=ray"])
+    assert "codes [0, 2]" in done.stdout, done.stderr
+    assert "needs the package 'ray'" in done.stderr and "Traceback" not in done.stderr  # what is needed is named
     libraries = json.loads((config.parent / "small-1" / "environment.json").read_text())["libraries"]
     assert "ray" not in libraries and libraries["flwr"]
 
@@ -81,12 +83,6 @@ def _picture(folder: Path) -> Path:
     file = folder / "a.png"
     Image.new("RGB", (32, 32), (200, 30, 30)).save(file)
     return file
-
-
-def test_what_is_needed_is_named(config):
-    done = without(["ray"], ["run", str(config), "federation.engine=ray"])
-    assert "codes [2]" in done.stdout and "needs the package 'ray'" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_versions_of_what_is_there(monkeypatch):

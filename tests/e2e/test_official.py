@@ -39,7 +39,7 @@ def two_stages(folder: Path) -> Path:
     return path
 
 
-def test_from_check_to_chat(java, cluster, fcit, tmp_path):
+def test_from_check_to_chat(java, fcit, tmp_path):
     benchmark = two_stages(tmp_path)
     root = official_tree(tmp_path / "data", "fcit-cap", records=6, tests=2)
     code, out, _ = fcit("data", "check", benchmark, "--root", root, "--all", "--clients", CLIENTS, "--json")
@@ -61,9 +61,8 @@ def test_from_check_to_chat(java, cluster, fcit, tmp_path):
                     "clients_per_round": 2,
                     "rounds": 1,
                     "sampling": "seeded",
-                    "engine": "ray",
+                    "engine": "inline",
                 },
-                "ray": {"address": cluster, "workers": 2},
                 "evaluation": {"max_new_tokens": 3},
                 "training": {"batch_size": 4},  # the trainer's first step of an epoch moves nothing
                 "backbone": {"model": model, "identity": identity, "device": "cpu", "dtype": "float32", "threads": 1},

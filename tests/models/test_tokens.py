@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clients.worker.shards import BenchmarkShards
 from safetensors.numpy import load_file, save
 
+from clients.worker.shards import BenchmarkShards
 from fcit import config as configuration
 from fcit.config import Backbone
 from fcit.data.benchmark import open_benchmark
