@@ -21,3 +21,15 @@ def cache(tmp_path_factory):
         del os.environ["FCIT_CACHE"]
     else:
         os.environ["FCIT_CACHE"] = before
+
+
+@pytest.fixture
+def pageless(monkeypatch):
+    """Runs end without their page, which takes as long to draw as a small run takes; where nobody looks at it."""
+    monkeypatch.setattr("fcit.report.page.write_page", lambda runs, path: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests marked ``slow`` come first, so that no process is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -15,6 +15,8 @@ from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, has_round
 from tests.helpers.waiting import wait
 
+pytestmark = pytest.mark.slow
+
 RUNS = ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
 
 

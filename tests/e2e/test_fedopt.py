@@ -15,6 +15,8 @@ from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from tests.helpers.runs import SMALL, bits
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = {
     "name": "pair",
     "source": "mini",

@@ -17,6 +17,8 @@ from tests.clients.federation import answers, free_port
 from tests.helpers.runs import bits
 from tests.helpers.waiting import LONG, wait
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FLWR = Path(sys.executable).with_name("flwr")
 

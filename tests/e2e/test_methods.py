@@ -13,6 +13,8 @@ from fcit.errors import ConfigError
 from fcit.runs.folder import RunDir
 from tests.helpers.runs import SMALL, Dies, bits, two_stages
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
+
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):

@@ -17,6 +17,8 @@ from fcit.runs.reader import Run
 from tests.models.llava import small_llava
 from tests.official import official_tree
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 4
 
 

@@ -22,6 +22,8 @@ from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, bits, has_round, two_stages
 from tests.helpers.waiting import LONG, wait
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
+
 OUT_OF_MEMORY = """
 from fcit.methods.finetune import Finetune
 

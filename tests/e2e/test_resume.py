@@ -24,6 +24,8 @@ from server.app import run as serve
 from tests.helpers.commands import fcit as fcit_process
 from tests.helpers.runs import SMALL, Dies, bits, two_stages
 
+pytestmark = pytest.mark.slow
+
 #: One run dies four times; the last process ends it.
 MOMENTS = {
     "in a round": "server.spill,Spill.put,after,2",

@@ -18,6 +18,8 @@ from fcit.data.usable import ImageVerdicts
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.runs.reader import load_run
 
+pytestmark = pytest.mark.usefixtures("pageless")
+
 CLIENTS, RECORDS = 3, 12
 
 
