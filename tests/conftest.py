@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+import yaml
+
+from fcit.cli import main
+from tests.helpers.runs import SMALL
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +26,26 @@ def cache(tmp_path_factory):
         del os.environ["FCIT_CACHE"]
     else:
         os.environ["FCIT_CACHE"] = before
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A configuration that runs four stages in a few seconds."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path / "runs")}))
+    return path
+
+
+@pytest.fixture
+def fcit(monkeypatch, capsys):
+    """Call the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        code = main([str(a) for a in args])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from flwr.supernode.runtime import run_clientapp
 
 from clients.site import executor, logs, supervisor
 from fcit.errors import DataError, Refused
-from tests.clients.supernode import SuperNode
+from tests.helpers.supernode import SuperNode
 from tests.helpers.waiting import LONG, wait
 
 APP = b"the bytes of an app"

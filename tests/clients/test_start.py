@@ -19,7 +19,7 @@ from fcit import config as configuration
 from fcit.config import site as sites
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError
-from tests.clients.federation import Site, SuperLink, alive
+from tests.helpers.superlink import Site, SuperLink, alive
 from tests.helpers.waiting import wait
 
 PROJECT = """\

@@ -16,7 +16,7 @@ from fcit.data import bar, changes, fingerprint
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.image_hashes import UNREADABLE, ImageHashes, together
 from fcit.errors import ConfigError, RunError
-from tests.faults.test_data import make_own, rows
+from tests.helpers.own_data import make_own, rows
 
 
 @pytest.fixture(autouse=True)

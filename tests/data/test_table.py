@@ -14,8 +14,8 @@ from fcit.data.benchmark import open_benchmark
 from fcit.data.table import Joined, MappedSurvey, Table, Tables
 from fcit.data.usable import Usable, read_usable
 from fcit.errors import DataError
+from tests.helpers.official import official_tree
 from tests.helpers.waiting import LONG
-from tests.official import official_tree
 
 COUNT = 2500  # more than two blocks
 

@@ -8,26 +8,6 @@ from fcit.cli import main
 from tests.helpers.runs import OWN, SMALL
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """A configuration that runs four stages in a few seconds."""
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path / "runs")}))
-    return path
-
-
-@pytest.fixture
-def fcit(monkeypatch, capsys):
-    """Call the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        code = main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
-
-
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster of two nodes with one core each, started once for all tests."""

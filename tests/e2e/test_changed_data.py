@@ -13,8 +13,8 @@ from fcit import load_run
 from fcit.cli import main
 from fcit.errors import StopRequested
 from fcit.report import footing, page
-from tests.faults.test_data import make_own, rows
 from tests.helpers.commands import fcit as process
+from tests.helpers.own_data import make_own, rows
 from tests.helpers.runs import OWN
 
 

@@ -30,8 +30,8 @@ from fcit.models.layout import is_projector
 from fcit.models.saving import save_subspace
 from fcit.runs.reader import Run
 from server.routing_file import speaks_as
-from tests.models.llava import small_llava
-from tests.models.qwen import small_qwen
+from tests.helpers.llava import small_llava
+from tests.helpers.qwen import small_qwen
 
 QUESTION = "What color is the cube?\nAnswer the question using a single word or phrase."
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from fcit.cli import main
-from tests.clients.federation import answers, free_port
 from tests.helpers.runs import bits
+from tests.helpers.superlink import answers, free_port
 from tests.helpers.waiting import LONG, wait
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText
 import fcit as library
 from fcit.data.spec import SHIPPED
 from fcit.runs.reader import Run
-from tests.models.llava import small_llava
-from tests.official import official_tree
+from tests.helpers.llava import small_llava
+from tests.helpers.official import official_tree
 
 pytestmark = pytest.mark.slow
 

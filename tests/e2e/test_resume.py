@@ -182,6 +182,7 @@ def scaffold(folder: Path, clients: int = 60) -> RunDir:
         benchmark=str(two_stages(folder)),
         method="finetune",
         fedopt="scaffold",
+        data={"max_records": 600},
         evaluation={"samples": 2},
         federation=federation,
     )

@@ -11,7 +11,7 @@ import pytest
 
 from fcit.report import faults
 from fcit.report.page import render
-from tests.faults.hostile import claims, counts, federation, head, one, sampled, settings, tensors
+from tests.helpers.hostile import claims, counts, federation, head, one, sampled, settings, tensors
 from tests.helpers.runs import bits
 
 pytestmark = pytest.mark.usefixtures("pageless")

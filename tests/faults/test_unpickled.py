@@ -32,7 +32,7 @@ from fcit.runs.folder import RunDir
 from fcit.runs.reader import load_run
 from fcit.simulation import execute
 from server import checkpoint
-from tests.faults.test_data import make_own
+from tests.helpers.own_data import make_own
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(f for folder in ("fcit", "server", "clients") for f in (ROOT / folder).rglob("*.py"))

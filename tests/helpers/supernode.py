@@ -14,7 +14,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
 from fcit.federation.engines import identity
-from tests.clients.federation import free_port
+from tests.helpers.superlink import free_port
 from tests.helpers.waiting import wait
 
 NODE = 7
