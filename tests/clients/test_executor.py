@@ -180,10 +180,18 @@ def test_only_the_holder_of_the_secret_gets_orders(site, tmp_path):
     assert "401" in log_of(path)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises, as the executor sees to; where the tests run in the background, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
     node, work, serve_one, _ = site
     beats = threading.Event()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as the executor does
 
     def do(message, context):
         node.state.task_token_store.clear()
@@ -198,10 +206,7 @@ def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
     monkeypatch.setattr(executor, "connect", lambda *a: client.append(connect(*a)) or client[-1])
     work["do"] = do
     run = node.order(content(), "train", APP)
-    try:
-        serve_one()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    serve_one()
     assert not node.state.get_messages_legacy(run_ids=[run], is_reply=True)
 
 
@@ -232,6 +237,7 @@ def test_what_is_relied_on_of_flowers_private_parts():
     assert supervisor.HALF_RECEIVED in inspect.getsource(start_client_internal)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_order_that_never_comes_whole_is_given_up():
     """As by Ctrl-C: the process ends, and is started again without the order."""
     with pytest.raises(KeyboardInterrupt), executor._given_up_after(0.2):

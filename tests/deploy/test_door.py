@@ -27,6 +27,7 @@ from fcit.deploy.steps import DeployError, Steps
 from fcit.deploy.up import superlink
 from fcit.errors import ConfigError
 from tests.deploy.conftest import Up, plan
+from tests.helpers.cases import check_each
 from tests.helpers.waiting import LONG, wait
 
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
@@ -269,17 +270,20 @@ def test_the_hash_that_is_submitted_is_the_pinned_one(deployed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1], ids=["superlink", "door"])
-def test_when_one_of_the_two_dies_both_end(tmp_path, nginx, victim):
+def test_when_one_of_the_two_dies_both_end(tmp_path, nginx):
     deployment = plan(tmp_path / "d")
     init(deployment, 1, Steps())
-    up = Up(deployment)
-    children = sorted(up.children())
     addresses = [(deployment.host, deployment.port), ("127.0.0.1", deployment.superlink_port)]
-    os.kill(children[victim], signal.SIGKILL)
-    assert up.process.wait(LONG) == 1
-    assert "ended with code -9" in up.log.read_text()
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    for address in addresses:
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address, timeout=2)
+
+    def check(victim: int) -> None:
+        up = Up(deployment)
+        children = sorted(up.children())
+        os.kill(children[victim], signal.SIGKILL)
+        assert up.process.wait(LONG) == 1
+        assert "ended with code -9" in up.log.read_text()
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        for address in addresses:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address, timeout=2)
+
+    check_each({"SuperLink": 0, "door": 1}, check)

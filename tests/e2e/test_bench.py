@@ -12,7 +12,7 @@ from fcit.cli import main
 from tests.e2e.conftest import assert_themes_differ
 from tests.e2e.test_report import browser  # noqa: F401  (a fixture)
 from tests.helpers.commands import Command
-from tests.helpers.runs import SMALL, has_round
+from tests.helpers.runs import SMALL, rounds
 from tests.helpers.waiting import wait
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def stopped(tmp_path_factory) -> tuple[Path, Path]:
         )
     )
     process = Command("bench", file)
-    wait(lambda: has_round(folder / "runs" / "both" / RUNS[0]) or process.returncode is not None)
+    wait(lambda: rounds(folder / "runs" / "both" / RUNS[0]) or process.returncode is not None)
     process.signal(signal.SIGTERM)
     assert process.wait() == 75 and "goes on" in process.stderr and "Traceback" not in process.stderr, process.stderr
     return file, folder / "runs" / "both"

@@ -12,6 +12,7 @@ import yaml
 
 import fcit
 from fcit.cli import main
+from fcit.doctor import machine
 from fcit.runs import environment
 from tests.helpers.runs import SMALL
 
@@ -96,7 +97,7 @@ def test_versions_of_what_is_there(monkeypatch):
     monkeypatch.setattr(environment.metadata, "version", version)
     found = environment.describe()
     assert "ray" not in found["libraries"] and found["libraries"]["torch"] and found["fcit"] == fcit.__version__
-    checks = environment.check()
+    checks = machine.check()
     seen = {what: (fine, detail) for what, fine, detail in (next(checks) for _ in environment.LIBRARIES)}
     assert seen["ray"] == (
         True,
@@ -114,6 +115,6 @@ def test_a_fault_of_ours_is_not_called_a_missing_package(monkeypatch):
     def broken(args):
         raise ModuleNotFoundError("No module named 'fcit.none'", name="fcit.none")
 
-    monkeypatch.setattr(main, "_list", broken)
+    monkeypatch.setattr("fcit.cli.list._list", broken)
     with pytest.raises(ModuleNotFoundError):
         main(["list"])

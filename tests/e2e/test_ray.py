@@ -19,7 +19,7 @@ from fcit.errors import ConfigError, RunError
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from tests.helpers.commands import Command
-from tests.helpers.runs import SMALL, bits, has_round, two_stages
+from tests.helpers.runs import SMALL, bits, rounds, two_stages
 from tests.helpers.waiting import LONG, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
@@ -145,9 +145,9 @@ def test_too_few_cores_are_told_before_anything_starts(cluster, tmp_path):
 
 
 def stop(config: Path, run: Path, number: signal.Signals) -> tuple[Command, list[psutil.Process]]:
-    """Start a run and stop it after its first round; the command, and the processes that it had started."""
+    """Start a run, stop it once its first round has its checkpoint; the command, and what it had started."""
     command = Command("run", config)
-    wait(lambda: has_round(run) or command.returncode is not None)
+    wait(lambda: rounds(run) > 1 or command.returncode is not None)
     family = psutil.Process(command.pid).children(recursive=True)
     command.signal(number)
     command.wait()
@@ -158,7 +158,6 @@ def checked(command: Command, code: int, run: Path) -> None:
     """It ended with the code, says how to go on, and left a checkpoint."""
     assert command.returncode == code, command.stderr
     assert f"fcit resume {run}" in command.stderr and "Traceback" not in command.stderr
-    # Work goes on between the look at the events and the signal: the round may be the stage's last.
     progress = json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]
     assert (progress["stage"], progress["round"]) >= (0, 1)
 

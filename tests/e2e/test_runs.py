@@ -9,7 +9,7 @@ from fcit.federation.engines.inline import InlineGrid
 from fcit.io.files import write_text
 from fcit.runs.folder import RunDir
 from tests.helpers.commands import Command
-from tests.helpers.runs import Dies, bits, has_round
+from tests.helpers.runs import Dies, bits, rounds
 from tests.helpers.waiting import wait
 
 
@@ -83,7 +83,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_75(finished, fcit):
     config, whole = finished
     run = whole.with_name("stopped-1")
     process = Command("run", config, "name=stopped")
-    wait(lambda: has_round(run) or process.returncode is not None)
+    wait(lambda: rounds(run) or process.returncode is not None)
     process.signal(signal.SIGTERM)
     assert process.wait() == 75, process.stderr
     assert "fcit resume" in process.stderr and "Traceback" not in process.stderr

@@ -41,10 +41,10 @@ def two_stages(folder: Path) -> Path:
     return path
 
 
-def has_round(run: Path) -> bool:
-    """Whether a round of the run is over."""
+def rounds(run: Path) -> int:
+    """Rounds of a run that are over; the last one's checkpoint may not be written yet."""
     events = run / "events.jsonl"
-    return events.is_file() and '"event": "round"' in events.read_text()
+    return events.read_text().count('"event": "round"') if events.is_file() else 0
 
 
 class Dies:
