@@ -20,8 +20,8 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png \
 	    --output runs/demo/report
 
-test: install  ## unit and end-to-end tests, two processes of one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: install  ## unit and end-to-end tests; three processes of one thread, for two cores: some wait for Ray or Flower
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style, types
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from fcit.config import Adapter, Backbone, RunConfig, Training
 from fcit.methods.base import Factory
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone as Model
+from tests.helpers.cases import check_each
 
 ROOT = Path(__file__).parent.parent
 GIVEN = ["data_root=/data/fcit"]
@@ -52,8 +53,17 @@ def value(run: RunConfig, key: str) -> object:
     return found
 
 
-@pytest.mark.parametrize("row", PROTOCOL, ids=lambda row: row[0])
-def test_the_configurations_hold_our_values(row):
+def by_name(table: list[list[str]]) -> dict[str, list[str]]:
+    named = {f"{n} {row[0]}": row for n, row in enumerate(table)}
+    assert len(named) == len(table)
+    return named
+
+
+def test_the_configurations_hold_our_values():
+    check_each(by_name(PROTOCOL), holds_our_values)
+
+
+def holds_our_values(row: list[str]) -> None:
     common, _, apart = row[3].partition("capability:")
     for key, wanted in settings(common):
         assert {str(value(run, key)) for run in TASK} == {str(wanted)}, key
@@ -67,9 +77,13 @@ def functions_in(file: str) -> set[str]:
     return {n.name for n in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(n, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("row", PROTOCOL, ids=lambda row: row[0])
-def test_every_row_has_a_source_and_a_test_or_a_reason(row):
-    assert len(row) == len(HEAD) and all(row)
+def test_every_row_has_a_source_and_a_test_or_a_reason():
+    check_each(by_name(PROTOCOL), has_a_source_and_a_test_or_a_reason)
+
+
+def has_a_source_and_a_test_or_a_reason(row: list[str]) -> None:
+    assert len(row) == len(HEAD)
+    assert all(row)
     assert re.match(r"(read|library|inferred|unknown): ", row[2]), row[2]
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row[4])
     assert named or "reason: " in row[4], row[4]
@@ -97,9 +111,8 @@ def test_the_mini_world_names_our_schedule(name):
     assert (run.training.lr, run.training.max_grad_norm, run.training.warmup_ratio) == (0.003, 1.0, 0.03)
 
 
-@pytest.mark.parametrize("run", [*TASK, *CAPABILITY], ids=lambda run: run.name)
-def test_the_scale_is_two(run):
-    assert run.adapter.alpha / run.adapter.rank == 2
+def test_the_scale_is_two():
+    assert {run.adapter.alpha / run.adapter.rank for run in (*TASK, *CAPABILITY)} == {2}
 
 
 def test_a_subspace_starts_as_published():
@@ -137,8 +150,11 @@ def benches() -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("row", DEFAULTS, ids=lambda row: row[0])
-def test_defaults_and_the_benches_values_are_as_told(row):
+def test_defaults_and_the_benches_values_are_as_told():
+    check_each(by_name(DEFAULTS), is_as_told)
+
+
+def is_as_told(row: list[str]) -> None:
     part, _, key = row[0].strip("`").partition(".")
     default, used = (yaml.safe_load(row[column]) for column in (1, 3))
     if part == "adapter":

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from fcit import config
 from fcit.data.spec import read_spec
+from tests.helpers.cases import check_each
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("configs/fcit/*.yaml"), *ROOT.glob("configs/24gb/*.yaml")])
@@ -20,8 +19,11 @@ def test_there_are_all_settings():
     assert names <= set(NAMES) and {"configs/24gb/disco.yaml", "configs/24gb/finetune.yaml"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_configuration_says_its_command_and_what_it_is(name):
+def test_a_configuration_says_its_command_and_what_it_is():
+    check_each(NAMES, says_its_command_and_what_it_is)
+
+
+def says_its_command_and_what_it_is(name: str) -> None:
     assert (ROOT / name).read_text().splitlines()[0] == f"# fcit run {name} data_root=/data/fcit"
     run = config.load(ROOT / name, GIVEN)
     kind, *rest = Path(name).stem.split("-")
@@ -36,8 +38,11 @@ def test_a_configuration_says_its_command_and_what_it_is(name):
     assert run.method["name"] == Path(name).stem.split("-")[-1]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_official_values(name):
+def test_the_official_values():
+    check_each(NAMES, has_the_official_values)
+
+
+def has_the_official_values(name: str) -> None:
     run = config.load(ROOT / name, GIVEN)
     f, a, t, b = run.federation, run.adapter, run.training, run.backbone
     assert (f.clients, f.clients_per_round, f.rounds, f.sampling, f.beta) == (50, 5, 10, "official", 1.0)

@@ -33,6 +33,10 @@ _TICK = 0.5
 
 #: What a SuperNode prints repeatedly while it cannot reach the operator's door.
 _UNREACHABLE = "Connection attempt failed"
+#: What a SuperNode says of an order whose run ended while the order was coming in (flwr 1.41 and 1.42). It keeps the
+#: task without its parts, and later the error reply to it: it sends one reply for each order that comes, so every
+#: reply would be one order late from then on.
+HALF_RECEIVED = "status. Ignoring message"
 #: Meaning of a SuperNode's last lines of output, by a piece of text in them.
 _REASONS = {
     _UNREACHABLE: "the operator's door (`superlink`) does not answer; it keeps trying. `fcit client check` says how "
@@ -167,6 +171,11 @@ class Supervisor:
                 self._explain(child)
             elif child.tail and _UNREACHABLE in child.tail[-1]:
                 self._explain(child)
+        if any(HALF_RECEIVED in line for line in self.supernode.tail):
+            self.log.warning("the run of an order ended while the order was coming in; both processes begin anew")
+            self._stop(selector)
+            self.supernode.tail.clear()
+        for child in (self.supernode, self.executor):
             if child.process is None and time.monotonic() >= child.due:
                 self.log.info("the %s runs as process %d", child.name, child.start(selector))
 

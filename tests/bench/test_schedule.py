@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,10 @@ from fcit.bench.progress import BenchWatcher, Follower, duration
 from fcit.bench.schedule import Schedule
 from fcit.errors import ConfigError
 from tests.bench.conftest import finish
+from tests.helpers.waiting import LONG, wait
 
-#: A run that takes a moment, writes what it was given, fails where told to and stops when asked to.
+#: A run that takes a moment, or until so many runs have begun ("together"), writes what it was given, fails where told
+#: to and stops when asked to.
 SCRIPT = """
 import json, os, pathlib, signal, sys, time
 folder, seconds, fails = pathlib.Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
@@ -25,7 +26,10 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if fails == "deaf" else lambda *_: 
 (folder / "begun").write_text(json.dumps(dict(os.environ)))
 with (folder.parent / "order").open("a") as file:
     file.write(folder.name + " ")
-time.sleep(seconds)
+while fails == "together" and len((folder.parent / "order").read_text().split()) < seconds:
+    time.sleep(0.02)
+if fails != "together":
+    time.sleep(seconds)
 print("what happened")
 if fails and fails in folder.name:
     print("the reason it failed")
@@ -62,16 +66,25 @@ def run(made, seconds=0.0, fails="", jobs=1, devices=None, watcher=None):
     return Schedule(missing, jobs, watcher or Silent(), devices, fake(seconds, fails)).work()
 
 
-def signal_when(path: Path, *numbers: int) -> None:
-    """Send signals to this process once ``path`` is there, a second apart."""
+class Hears(Silent):
+    """Notes that a wish to stop was heard."""
+
+    def __init__(self) -> None:
+        self.heard = threading.Event()
+
+    def stopping(self, killed):
+        self.heard.set()
+
+
+def signal_when(paths: list[Path], number: int, again: threading.Event | None = None) -> None:
+    """Send a signal to this process once all ``paths`` are there, and once more at the event ``again``."""
 
     def work() -> None:
-        while not path.exists():
-            time.sleep(0.02)
-        time.sleep(0.3)  # for its handler
-        for number in numbers:
+        wait(lambda: all(path.exists() for path in paths), pause=0.02)
+        os.kill(os.getpid(), number)
+        if again is not None:
+            again.wait(LONG)
             os.kill(os.getpid(), number)
-            time.sleep(1.0)
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -93,9 +106,7 @@ def test_one_failure_does_not_stop_the_others(made):
 
 
 def test_slots_threads_and_gpus(made):
-    begin = time.monotonic()
-    run(made, seconds=0.8, jobs=4, devices=["3", "GPU-x"])
-    assert time.monotonic() - begin < 2.9
+    run(made, seconds=4, fails="together", jobs=4, devices=["3", "GPU-x"])  # each ends when all four have begun
     read = [yaml.safe_load((r.folder / "begun").read_text()) for r in made.runs]
     assert sorted(e["CUDA_VISIBLE_DEVICES"] for e in read) == ["3", "3", "GPU-x", "GPU-x"]
     assert {e["OMP_NUM_THREADS"] for e in read} == {"1"}
@@ -104,8 +115,8 @@ def test_slots_threads_and_gpus(made):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_and_started_again(made, number):
     before = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
-    signal_when(made.folder / "disco-s0" / "begun", number)
-    outcome = run(made, seconds=1.5, jobs=2)
+    signal_when([made.folder / name / "begun" for name in ("finetune-s0", "disco-s0")], number)
+    outcome = run(made, seconds=LONG, jobs=2)
     assert outcome.stopped == number and not outcome.failed and not outcome.finished
     assert not (made.folder / "finetune-s1").exists()  # nothing new was begun
     assert [folders.state(r) for r in made.runs] == ["begun", "begun", "new", "new"]
@@ -114,10 +125,10 @@ def test_asked_to_stop_and_started_again(made, number):
 
 
 def test_a_second_signal_kills(made):
-    signal_when(made.folder / "finetune-s0" / "begun", signal.SIGINT, signal.SIGINT)
-    begin = time.monotonic()
-    outcome = run(made, seconds=30, fails="deaf")
-    assert outcome.stopped == signal.SIGINT and time.monotonic() - begin < 10
+    watcher = Hears()
+    signal_when([made.folder / "finetune-s0" / "begun"], signal.SIGINT, watcher.heard)
+    outcome = run(made, seconds=LONG, fails="deaf", watcher=watcher)
+    assert outcome.stopped == signal.SIGINT
 
 
 def test_a_folder_somebody_works_in_is_left_alone(made):

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from clients.site import gate
 from fcit.federation import codec
 from fcit.federation.messages import ClientUpdate, Description, Name, Probe
-from tests.clients.sites import RECORDS, Site, describe_order, make, ordered, probe_order, start, train_order
+from tests.helpers.sites import RECORDS, Site, describe_order, make, ordered, probe_order, start, train_order
 
 
 @pytest.fixture

@@ -186,14 +186,15 @@ def test_the_command_prints_the_trail_and_its_verdict(trail, site_file, capsys):
     evil = order(shard="\x1b[31m [red]")
     trail.incoming(evil)
     assert audit.command(site_file) == 0
-    out = capsys.readouterr().out
-    assert "4 orders in" in out and "3 answers out" in out and "7 lines, the chain is whole" in out
-    assert verify(trail.path).last in out and "\x1b" not in out
+    out = " ".join(capsys.readouterr().out.split())  # lines break where the length of a path wants it
+    for words in ("4 orders in", "3 answers out", "7 lines, the chain is whole", verify(trail.path).last):
+        assert words in out
+    assert "\x1b" not in out
     trail.path.write_bytes(b"".join(lines(trail)[1:]))
     assert audit.command(site_file) == 1
-    assert "BROKEN at line 1" in capsys.readouterr().out
+    assert "BROKEN at line 1" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_says_so_when_there_was_no_message(tmp_path, capsys):
     (tmp_path / "SITE.yaml").write_text("name: '3'\n")
-    assert audit.command(tmp_path / "SITE.yaml") == 0 and "no message yet" in capsys.readouterr().out
+    assert audit.command(tmp_path / "SITE.yaml") == 0 and "no message yet" in " ".join(capsys.readouterr().out.split())

@@ -20,7 +20,7 @@ from clients.site.tasks import OwnTasks
 from fcit.config import site as sites
 from fcit.errors import DataError
 from fcit.models.backbone import TINY
-from tests.clients.federation import free_port, make_certificates, make_key, run
+from tests.helpers.superlink import free_port, make_certificates, make_key, run
 
 APP = "a" * 64
 

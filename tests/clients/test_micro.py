@@ -16,7 +16,7 @@ from fcit.io.cache import Bounded
 from fcit.methods.base import Session
 from fcit.models.backbone import Backbone
 from fcit.models.features import Pictures
-from tests.e2e.conftest import SMALL
+from tests.helpers.runs import SMALL
 
 RECORDS = 8
 
@@ -120,6 +120,7 @@ def test_other_errors_are_not_taken_for_it(setting):
         Model(0, RuntimeError("shapes do not match")).run(MicroBatches(setting))
 
 
+@pytest.mark.usefixtures("pageless")
 def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
     """A federation whose clients have room for four records; the events say so."""
     whole = Backbone.loss
@@ -135,6 +136,7 @@ def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
     monkeypatch.setattr(Pictures, "batch", lambda self, rows: loaded.append(len(rows)) or read(self, rows))
     raw = {
         **SMALL,
+        "data": {"max_records": 600},
         "output": str(tmp_path),
         "method": "finetune",
         "evaluation": {"samples": 1, "when": "final"},

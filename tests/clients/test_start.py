@@ -19,7 +19,8 @@ from fcit.config import site as sites
 from fcit.data.benchmark import open_benchmark
 from fcit.deploy.child import Child
 from fcit.errors import ConfigError
-from tests.clients.federation import Site, SuperLink, alive, wait
+from tests.helpers.superlink import Site, SuperLink, alive
+from tests.helpers.waiting import wait
 
 PROJECT = """\
 [build-system]
@@ -54,12 +55,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
         time.sleep(0.2)
     text = config.dump(config.parse({config!r}, "test"))
     order = codec.encode(ProbeOrder(config=text, run="test"))
-    reply, = grid.send_and_receive([Message(order, dst_node_id=nodes[0], message_type="query.probe")], timeout=240)
+    reply, = grid.send_and_receive([Message(order, dst_node_id=nodes[0], message_type="query.probe")], timeout=600)
     if reply.has_error():
         said = {{"code": reply.error.code, "reason": reply.error.reason}}
     else:
@@ -150,7 +151,7 @@ class StandIns(Site):
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", STAND_INS, str(self.file), *self.commands], stderr=subprocess.DEVNULL
         )
-        wait(lambda: "the executor runs" in self.log("start"), 20)
+        wait(lambda: "the executor runs" in self.log("start"))
         return self
 
 
@@ -158,20 +159,29 @@ def test_what_ends_is_started_again_and_a_signal_ends_all(tmp_path):
     with StandIns(tmp_path) as site:
         first = site.child("SuperNode"), site.child("executor")
         os.kill(first[1], signal.SIGKILL)  # as when memory runs out
-        wait(lambda: site.child("executor") != first[1], 10)
+        wait(lambda: site.child("executor") != first[1])
         assert alive(first[0]) and "the executor was killed by SIGKILL" in site.log("start")
         os.kill(first[0], signal.SIGKILL)
-        wait(lambda: site.child("SuperNode") != first[0], 10)
+        wait(lambda: site.child("SuperNode") != first[0])
         last = site.child("SuperNode"), site.child("executor")
         assert site.log("supernode").count("up") == 2
         assert site.stop() == 0
         assert not any(alive(pid) for pid in last)
 
 
+def test_an_order_that_came_in_half_lets_both_begin_anew(tmp_path):
+    said = "Run ID 7 is not in `RUNNING` status. Ignoring message ab12."
+    once = f"test -e once || {{ touch once; echo '{said}'; }}; {RUNS}"
+    with StandIns(tmp_path, supernode=once) as site:
+        wait(lambda: site.log("supernode").count("up") == 2, explain=site.logs)
+        wait(lambda: site.log("start").count("the executor runs as process") == 2, explain=site.logs)
+        assert site.log("start").count("both processes begin anew") == 1
+
+
 def test_what_is_wrong_is_said_once_a_minute_and_it_never_gives_up(tmp_path):
     refused = "printf '\\033[91mERROR\\033[0m Exit Code: 305 [code: 2004] Failed to activate\\n'; exit 1"
     with StandIns(tmp_path, supernode=refused) as site:
-        wait(lambda: site.log("start").count("the SuperNode ended with 1") >= 4, 20)
+        wait(lambda: site.log("start").count("the SuperNode ended with 1") >= 4)
         assert site.log("start").count("`fcit deploy register`") == 1
         assert "ERROR Exit Code: 305" in site.log("supernode")  # without colours
 
@@ -181,7 +191,7 @@ def test_children_do_not_outlive_a_killed_parent(tmp_path):
         children = site.child("SuperNode"), site.child("executor")
         site.process.kill()
         site.process.wait()
-        wait(lambda: not any(alive(pid) for pid in children), 10)
+        wait(lambda: not any(alive(pid) for pid in children))
 
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path):
@@ -190,7 +200,7 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path):
     with selectors.DefaultSelector() as selector:
         child = Child("deaf", ["sh", "-c", deaf], os.environ, tmp_path, log, (1.0, 1.0), signal.SIGKILL)
         pid = child.start(selector)
-        wait(lambda: child.read() and child.tail, 10)
+        wait(lambda: child.read() and child.tail)
         assert child.stop(selector, 0.3) is False
         assert not alive(pid)
 

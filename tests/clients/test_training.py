@@ -17,7 +17,7 @@ from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
-from tests.models.llava import small_llava
+from tests.helpers.llava import small_llava
 
 RECORDS = 7
 #: float32 sums in another order: of the largest gradient, and absolutely.

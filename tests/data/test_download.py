@@ -13,7 +13,7 @@ from fcit.data import download as module
 from fcit.data.download import download, fetch_from_hub, unpack
 from fcit.data.spec import Source, read_spec
 from fcit.errors import ConfigError, DataError, RunError
-from tests.official import official_tree
+from tests.helpers.official import official_tree
 
 
 def pack(archive: Path, folder: Path, prefix: str = "") -> None:

@@ -17,7 +17,7 @@ from fcit.data.fingerprints import changes, fingerprint
 from fcit.data.fingerprints.image_hashes import UNREADABLE, ImageHashes, together
 from fcit.errors import ConfigError, RunError
 from fcit.io import console
-from tests.faults.test_data import make_own, rows
+from tests.helpers.own_data import make_own, rows
 
 
 @pytest.fixture(autouse=True)

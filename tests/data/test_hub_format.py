@@ -32,7 +32,7 @@ from fcit.data.spec import DatasetSpec, read_spec
 from fcit.data.store import MappedTrainFile, RecordStore
 from fcit.data.verdict import Verdict
 from fcit.errors import ConfigError, DataError
-from tests.faults.test_data import make_own, opened
+from tests.helpers.own_data import make_own, opened
 
 
 def picture(color: tuple[int, int, int] = (200, 10, 10), form: str = "PNG", side: int = 8) -> bytes:

@@ -11,7 +11,7 @@ from fcit.data.formats import read_train
 from fcit.data.records import TestRecord
 from fcit.data.spec import read_spec
 from fcit.errors import ConfigError
-from tests.official import BETAS, official_tree
+from tests.helpers.official import BETAS, official_tree
 
 OFFICIAL = ["fcit-task", "fcit-cap", "ucit", "mllm-dcl"]
 CLIENTS = 5

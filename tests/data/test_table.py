@@ -15,7 +15,8 @@ from fcit.data.dataset import Usable, read_usable
 from fcit.data.records import JoinedRecords, MappedRecords
 from fcit.data.store import MappedTrainFile, RecordStore
 from fcit.errors import DataError
-from tests.official import official_tree
+from tests.helpers.official import official_tree
+from tests.helpers.waiting import LONG
 
 COUNT = 2500  # more than two blocks
 
@@ -190,9 +191,9 @@ def test_two_processes_make_one_copy(file, tables):
     readers = [context.Process(target=_read, args=(str(file), str(tables.folder), answers)) for _ in range(2)]
     for reader in readers:
         reader.start()
-    got = [answers.get(timeout=60) for _ in readers]
+    got = [answers.get(timeout=LONG) for _ in readers]
     for reader in readers:
-        reader.join(60)
+        reader.join(LONG)
         assert reader.exitcode == 0
     assert [g[:2] for g in got] == [(COUNT, f"a/{COUNT - 1}.png")] * 2 and got[0][2] != got[1][2]
     assert len(arrows(tables)) == 1 and not list(tables.folder.glob("*.part"))

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
+from tests.helpers.waiting import LONG, wait
 
 FCIT = Path(sys.executable).with_name("fcit")
 
@@ -54,10 +54,8 @@ class Up:
             self.process = subprocess.Popen(
                 [FCIT, "deploy", "up", deployment.path], stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 120
-        while "sites reach the door" not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
+        wait(lambda: self.process.poll() is not None or "sites reach the door" in self.log.read_text())
+        assert self.process.poll() is None, self.log.read_text()
 
     def children(self) -> list[int]:
         """Processes that it has started itself."""
@@ -68,4 +66,4 @@ class Up:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(LONG)

@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from base64 import b64encode
 from pathlib import Path
 
@@ -28,6 +27,8 @@ from fcit.deploy.steps import DeployError, Steps
 from fcit.deploy.up import superlink_command
 from fcit.errors import ConfigError
 from tests.deploy.conftest import Up, plan
+from tests.helpers.cases import check_each
+from tests.helpers.waiting import LONG, wait
 
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
 
@@ -262,26 +263,27 @@ def test_register_status_and_unregister(deployed, outside, capsys):
 @pytest.mark.slow
 def test_the_hash_that_is_submitted_is_the_pinned_one(deployed):
     number = control.flwr(deployed, "run", str(deployed.app))["run-id"]  # without a run folder: fails at once
-    deadline = time.monotonic() + 60
-    while control.unfinished(deployed):
-        assert time.monotonic() < deadline
+    wait(lambda: not control.unfinished(deployed), pause=2)
     run = control.flwr(deployed, "ls", settings=("--run-id", number))["runs"][0]
     assert [run["fab-hash"]] == site.load(deployed.site("0") / "SITE.yaml").apps
     assert run["status"] == "finished:failed" and "nothing to run" in run["status-details"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1], ids=["superlink", "door"])
-def test_when_one_of_the_two_dies_both_end(tmp_path, nginx, victim):
+def test_when_one_of_the_two_dies_both_end(tmp_path, nginx):
     deployment = plan(tmp_path / "d")
     init(deployment, 1, Steps())
-    up = Up(deployment)
-    children = sorted(up.children())
     addresses = [(deployment.host, deployment.port), ("127.0.0.1", deployment.superlink_port)]
-    os.kill(children[victim], signal.SIGKILL)
-    assert up.process.wait(30) == 1
-    assert "ended with code -9" in up.log.read_text()
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    for address in addresses:
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address, timeout=2)
+
+    def check(victim: int) -> None:
+        up = Up(deployment)
+        children = sorted(up.children())
+        os.kill(children[victim], signal.SIGKILL)
+        assert up.process.wait(LONG) == 1
+        assert "ended with code -9" in up.log.read_text()
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        for address in addresses:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address, timeout=2)
+
+    check_each({"SuperLink": 0, "door": 1}, check)

@@ -5,36 +5,7 @@ import pytest
 import yaml
 
 from fcit.cli import main
-
-SMALL = {
-    "name": "small",
-    "benchmark": "fcit-mini-short",
-    "method": "disco",
-    "federation": {"rounds": 2, "clients": 50, "clients_per_round": 3},
-    "data": {"max_records": 600},
-    "evaluation": {"samples": 16},
-    "backbone": {"threads": 1},
-}
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """A configuration that runs four stages in a few seconds."""
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path / "runs")}))
-    return path
-
-
-@pytest.fixture
-def fcit(monkeypatch, capsys):
-    """Call the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        code = main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
+from tests.helpers.runs import OWN, SMALL
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +32,6 @@ def reference(tmp_path_factory) -> Path:
     return folder / "small-1"
 
 
-def bits(run: Path) -> dict[str, bytes]:
-    """What must be equal between two runs of the same configuration and seed."""
-    files = [run / "matrix.json", *sorted(run.glob("adapters/*/*.safetensors")), *sorted(run.glob("predictions/*/*"))]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files}
-
-
 def assert_themes_differ(browser) -> None:
     """The button of a page changes its background, and the ink of its charts with it."""
     seen = []
@@ -79,9 +44,6 @@ def assert_themes_differ(browser) -> None:
         )
         browser.find_element("id", "theme").click()
     assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
-
-
-OWN = Path(__file__).parents[2] / "examples" / "own"
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import fcit
 from fcit.config import Backbone as Config
 from fcit.data.benchmark import open_benchmark
 from fcit.models.backbone import TINY, Backbone
-from tests.e2e.conftest import SMALL
-from tests.models.llava import small_llava
-from tests.models.qwen import small_qwen
+from tests.helpers.llava import small_llava
+from tests.helpers.qwen import small_qwen
+from tests.helpers.runs import SMALL
 
 CLIP = str(TINY / "clip")
 

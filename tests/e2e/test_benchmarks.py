@@ -5,7 +5,7 @@ import yaml
 
 from fcit import simulate
 from fcit.data.spec import read_spec
-from tests.e2e.conftest import SMALL
+from tests.helpers.runs import SMALL
 
 
 @pytest.mark.parametrize("name", ["fcit-mini-cap", "fcit-mini-alike"])

@@ -13,7 +13,9 @@ from fcit.config import Backbone as Config
 from fcit.models.backbone import Backbone
 from fcit.runs.reader import Run
 from server.courier import Courier
-from tests.e2e.conftest import SMALL, bits
+from tests.helpers.runs import SMALL, bits
+
+pytestmark = pytest.mark.usefixtures("pageless")
 
 QUICK = {
     **SMALL,

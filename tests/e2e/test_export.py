@@ -30,8 +30,8 @@ from fcit.models.layout import is_projector
 from fcit.models.saving import save_subspace
 from fcit.runs.reader import Run
 from server.routing_file import speaks_as
-from tests.models.llava import small_llava
-from tests.models.qwen import small_qwen
+from tests.helpers.llava import small_llava
+from tests.helpers.qwen import small_qwen
 
 QUESTION = "What color is the cube?\nAnswer the question using a single word or phrase."
 
@@ -100,7 +100,7 @@ def test_the_card_tells_what_it_is_and_what_it_scored(reference, exported):
     run = Run(reference)
     last = run.matrix.scores[-1]
     assert f"| 4 | {' | '.join(f'{last[name]:.1f}' for name in run.matrix.datasets)}" in text
-    assert "**Reduced**" in text and "16 questions" in text
+    assert "**Reduced**" in text and "8 questions" in text
     for name, dataset in zip(run.subspaces, run.matrix.datasets, strict=True):
         assert f"| `subspaces/{name}` | {dataset} (" in text
 

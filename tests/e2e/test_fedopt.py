@@ -13,7 +13,9 @@ from fcit.federation.engines.inline import InlineGrid
 from fcit.runs.create import create
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
-from tests.e2e.conftest import SMALL, bits
+from tests.helpers.runs import SMALL, bits
+
+pytestmark = pytest.mark.slow
 
 BENCHMARK = {
     "name": "pair",

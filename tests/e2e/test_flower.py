@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fcit.cli import main
-from tests.e2e.conftest import bits
+from tests.helpers.runs import bits
+from tests.helpers.superlink import answers, free_port
+from tests.helpers.waiting import LONG, wait
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FLWR = Path(sys.executable).with_name("flwr")
@@ -32,15 +35,10 @@ CONFIG = {
     "benchmark": "one.yaml",
     "method": "disco",
     "federation": {"rounds": 2, "clients": 6, "clients_per_round": 2},
-    "evaluation": {"samples": 8},
+    "data": {"max_records": 120},
+    "evaluation": {"samples": 4},
     "backbone": {"threads": 1},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture
@@ -84,18 +82,12 @@ def superlink(tmp_path):
         return json.loads(out.stdout) if form else out.stdout
 
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "superlink.log").read_text()
-                time.sleep(0.2)
+        wait(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None, (tmp_path / "superlink.log").read_text()
         yield flwr, home
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=LONG)
 
 
 def test_flwr_run_equals_inline(superlink, tmp_path):
@@ -111,14 +103,17 @@ def test_flwr_run_equals_inline(superlink, tmp_path):
         "-c",
         f'config="{config}" overrides="seed=1"',
     )
-    deadline = time.monotonic() + 300
-    status = "starting"
-    while not status.startswith("finished") and time.monotonic() < deadline:
-        time.sleep(2)
-        runs = flwr("ls", "--run-id", str(started["run-id"]))["runs"]
-        status = runs[0]["status"]
+    number = str(started["run-id"])
+
+    def end() -> str:
+        status = flwr("ls", "--run-id", number)["runs"][0]["status"]
+        return status if status.startswith("finished") else ""
+
+    # Asked when there is something to hear: every start of Flower's command line takes seconds.
+    log = tmp_path / "superlink.log"
+    wait(lambda: re.search(rf"Finished task \d+ of run {number}", log.read_text()), log.read_text)
     # The exit code of `flwr run` says nothing about the run; its status does.
-    assert status == "finished:completed", flwr("log", str(started["run-id"]), "--show")
+    assert wait(end, log.read_text, pause=1) == "finished:completed", flwr("log", number, "--show")
 
     assert main(["run", str(config), "seed=1", f"output={tmp_path / 'inline'}"]) == 0
     assert bits(tmp_path / "stock" / "stock-1") == bits(tmp_path / "inline" / "stock-1")

@@ -9,23 +9,11 @@ import pytest
 import yaml
 
 from fcit.cli import main
-from fcit.data.spec import SHIPPED
 from fcit.errors import ConfigError
 from fcit.runs.folder import RunDir
-from tests.e2e.conftest import SMALL
-from tests.e2e.test_runs import _Dies, fingerprint
+from tests.helpers.runs import SMALL, Dies, bits, two_stages
 
-
-def two_stages(folder: Path) -> Path:
-    """The short benchmark's second half, as a benchmark file of one's own."""
-    raw = yaml.safe_load((SHIPPED / "fcit-mini-short.yaml").read_text())
-    names = ["figureqa", "super-clevr"]
-    raw |= {"name": "two", "datasets": {n: raw["datasets"][n] for n in names}, "tasks": [[n] for n in names]}
-    raw["partition"]["folder"] = "partitioned_data/Task-related/two"
-    del raw["heterogeneous"]
-    path = folder / "two.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +54,7 @@ def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> Run
     environment = json.loads((whole / "environment.json").read_text())
     run = RunDir.create(folder, "cut", configuration.dump(config), environment)
     with pytest.raises(KeyboardInterrupt):
-        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), _Dies(4))
+        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), Dies(4, "round", "scored"))
     between(run)
     worker.cache_clear()  # as in a new process, which has evaluated nothing yet
     _backbone.cache_clear()
@@ -79,7 +67,7 @@ def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
     whole = run_of(method)
     assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
     run = resumed(whole, tmp_path, lambda run: None)
-    assert fingerprint(run.path) == fingerprint(whole)
+    assert bits(run.path) == bits(whole)
 
 
 def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
@@ -93,7 +81,7 @@ def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
 
     whole = run_of("lwf")
     run = resumed(whole, tmp_path, lose)
-    assert fingerprint(run.path) == fingerprint(whole)
+    assert bits(run.path) == bits(whole)
     kinds = [event["event"] for event in run.read_events()]
     # The round that was cut had its updates already; in the next one both clients lack the teacher, once.
     assert kinds.count("reused") == 1 and kinds.count("rejected") == 2 and kinds.count("retry") == 1

@@ -12,8 +12,9 @@ import yaml
 
 import fcit
 from fcit.cli import main
+from fcit.doctor import machine
 from fcit.runs import environment
-from tests.e2e.conftest import SMALL
+from tests.helpers.runs import SMALL
 
 #: Commands, one after another, in a process that finds neither the modules nor the versions of some packages.
 WITHOUT = """
@@ -56,9 +57,11 @@ def config(tmp_path) -> Path:
     return path
 
 
-def test_a_run_needs_no_package_that_it_does_not_use(config):
-    done = without(["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"], ["run", str(config)])
-    assert "codes [0]" in done.stdout, done.stderr
+def test_a_run_needs_no_package_that_it_does_not_use_and_names_what_it_needs(config):
+    run = ["run", str(config)]
+    done = without(["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"], run, [*run, "federation.engine=ray"])
+    assert "codes [0, 2]" in done.stdout, done.stderr
+    assert "needs the package 'ray'" in done.stderr and "Traceback" not in done.stderr  # what is needed is named
     libraries = json.loads((config.parent / "small-1" / "environment.json").read_text())["libraries"]
     assert "ray" not in libraries and libraries["flwr"]
 
@@ -83,12 +86,6 @@ def _picture(folder: Path) -> Path:
     return file
 
 
-def test_what_is_needed_is_named(config):
-    done = without(["ray"], ["run", str(config), "federation.engine=ray"])
-    assert "codes [2]" in done.stdout and "needs the package 'ray'" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_versions_of_what_is_there(monkeypatch):
     real = environment.metadata.version
 
@@ -100,7 +97,7 @@ def test_versions_of_what_is_there(monkeypatch):
     monkeypatch.setattr(environment.metadata, "version", version)
     found = environment.describe()
     assert "ray" not in found["libraries"] and found["libraries"]["torch"] and found["fcit"] == fcit.__version__
-    checks = environment.check()
+    checks = machine.check()
     seen = {what: (fine, detail) for what, fine, detail in (next(checks) for _ in environment.LIBRARIES)}
     assert seen["ray"] == (
         True,
@@ -118,6 +115,6 @@ def test_a_fault_of_ours_is_not_called_a_missing_package(monkeypatch):
     def broken(args):
         raise ModuleNotFoundError("No module named 'fcit.none'", name="fcit.none")
 
-    monkeypatch.setattr(main, "_list", broken)
+    monkeypatch.setattr("fcit.cli.list._list", broken)
     with pytest.raises(ModuleNotFoundError):
         main(["list"])

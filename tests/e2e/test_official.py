@@ -14,8 +14,10 @@ from transformers import AutoModelForImageTextToText
 import fcit as library
 from fcit.data.spec import SHIPPED
 from fcit.runs.reader import Run
-from tests.models.llava import small_llava
-from tests.official import official_tree
+from tests.helpers.llava import small_llava
+from tests.helpers.official import official_tree
+
+pytestmark = pytest.mark.slow
 
 CLIENTS = 4
 
@@ -39,7 +41,7 @@ def two_stages(folder: Path) -> Path:
     return path
 
 
-def test_from_check_to_chat(java, cluster, fcit, tmp_path):
+def test_from_check_to_chat(java, fcit, tmp_path):
     benchmark = two_stages(tmp_path)
     root = official_tree(tmp_path / "data", "fcit-cap", records=6, tests=2)
     code, out, _ = fcit("data", "check", benchmark, "--root", root, "--all", "--clients", CLIENTS, "--json")
@@ -61,9 +63,8 @@ def test_from_check_to_chat(java, cluster, fcit, tmp_path):
                     "clients_per_round": 2,
                     "rounds": 1,
                     "sampling": "seeded",
-                    "engine": "ray",
+                    "engine": "inline",
                 },
-                "ray": {"address": cluster, "workers": 2},
                 "evaluation": {"max_new_tokens": 3},
                 "training": {"batch_size": 4},  # the trainer's first step of an epoch moves nothing
                 "backbone": {"model": model, "identity": identity, "device": "cpu", "dtype": "float32", "threads": 1},

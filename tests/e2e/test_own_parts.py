@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,9 +11,7 @@ import fcit
 from fcit import registry
 from fcit.cli import main
 from fcit.errors import ConfigError
-from tests.e2e.conftest import SMALL, bits
-
-OWN = Path(__file__).parents[2] / "examples" / "own"
+from tests.helpers.runs import OWN, SMALL, bits
 
 
 def test_own_parts_run_and_appear_in_results(own_config):
@@ -134,7 +131,7 @@ def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
 
     assert main(["run", str(config), "method=" + str(own) + ":Crooked", "name=crooked"]) == 1
     said = capsys.readouterr().err
-    assert "method Crooked: route must return finite weights (16, 1), got (16,)" in said and "fcit resume" in said
+    assert "method Crooked: route must return finite weights (8, 1), got (8,)" in said and "fcit resume" in said
 
 
 def test_too_few_records_are_told_before_a_run_is_made(own_config, capsys):

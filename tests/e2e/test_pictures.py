@@ -13,7 +13,7 @@ from fcit.data.images.opening import open_image
 from fcit.models import backbone, features
 from fcit.report import page
 from fcit.runs.reader import load_run
-from tests.faults.test_data import RECORDS, make_own
+from tests.helpers.own_data import RECORDS, make_own
 
 
 @pytest.fixture

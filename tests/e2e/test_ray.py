@@ -4,10 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -17,10 +14,15 @@ import ray
 import yaml
 
 import fcit
+from fcit.cli import main
 from fcit.errors import ConfigError, RunError
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
-from tests.e2e.conftest import SMALL, bits
+from tests.helpers.commands import Command
+from tests.helpers.runs import SMALL, bits, rounds, two_stages
+from tests.helpers.waiting import LONG, wait
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
 
 OUT_OF_MEMORY = """
 from fcit.methods.finetune import Finetune
@@ -95,13 +97,22 @@ def test_parts_of_ones_own_equal_inline(cluster, own_config):
 
 def test_memories_and_constants_equal_inline(cluster, tmp_path):
     """EWC's anchor is kept by clients that any worker may serve; SCAFFOLD's variates too."""
-    federation = {**SMALL["federation"], "clients": 60, "rounds": 1, "beta": 100.0}
-    raw = {**SMALL, "method": "ewc", "fedopt": "scaffold", "evaluation": {"samples": 4}, "output": str(tmp_path)}
+    federation = {**SMALL["federation"], "clients": 5, "rounds": 1, "beta": 100.0}  # few, so that some come back
+    raw = {
+        **SMALL,
+        "data": {"max_records": 80},
+        "benchmark": str(two_stages(tmp_path)),
+        "method": "ewc",
+        "fedopt": "scaffold",
+        "evaluation": {"samples": 4},
+        "output": str(tmp_path),
+    }
     inline = fcit.simulate({**raw, "federation": federation})
     again = fcit.simulate(
         {**raw, "federation": {**federation, "engine": "ray"}}, ray={"address": cluster, "workers": 2}
     )
     assert bits(again.path) == bits(inline.path)
+    assert set.intersection(*(set(event["clients"]) for event in again.of("round")))
     assert again.results["cost"]["client_memory_bytes"] == inline.results["cost"]["client_memory_bytes"] > 0
 
 
@@ -133,46 +144,56 @@ def test_too_few_cores_are_told_before_anything_starts(cluster, tmp_path):
         on_ray(prepared(tmp_path, ray={"address": "127.0.0.1:1"}))
 
 
-def stopped(folder: Path, number: signal.Signals) -> tuple[Path, int, list[psutil.Process], str]:
-    """Start `fcit run` on a private Ray, stop it after its first round; returns what it left."""
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump({**SMALL, "output": str(folder), "ray": {"workers": 2, "temp_dir": str(folder)}}))
-    command = [sys.executable, "-m", "fcit.cli", "run", str(config), "federation.engine=ray"]
-    # A job in the background inherits an ignored SIGINT; a terminal's does not.
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **heard) as process:
-        events = folder / "small-1" / "events.jsonl"
-        deadline = time.monotonic() + 180
-        while '"round"' not in (events.read_text() if events.is_file() else ""):
-            assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-    return folder / "small-1", process.returncode, family, said
+def stop(config: Path, run: Path, number: signal.Signals) -> tuple[Command, list[psutil.Process]]:
+    """Start a run, stop it once its first round has its checkpoint; the command, and what it had started."""
+    command = Command("run", config)
+    wait(lambda: rounds(run) > 1 or command.returncode is not None)
+    family = psutil.Process(command.pid).children(recursive=True)
+    command.signal(number)
+    command.wait()
+    return command, family
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_stopped_run_leaves_a_checkpoint_and_no_process(cluster, reference, number, code):
-    # Paths of sockets are short, so not under pytest's deep folders. The other tests' cluster runs on beside.
-    folder = Path(tempfile.mkdtemp(prefix="fcit-"))
-    run, returned, family, said = stopped(folder, number)
-    assert returned == code
-    assert f"fcit resume {run}" in said and "Traceback" not in said
-    gone, alive = psutil.wait_procs(family, timeout=30)
-    assert len(gone) >= 4 and not alive
-    assert not list(folder.glob("fcit-*"))
-    # Work goes on between the look at the events and the signal: the round may be the stage's last.
+def checked(command: Command, code: int, run: Path) -> None:
+    """It ended with the code, says how to go on, and left a checkpoint."""
+    assert command.returncode == code, command.stderr
+    assert f"fcit resume {run}" in command.stderr and "Traceback" not in command.stderr
     progress = json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]
     assert (progress["stage"], progress["round"]) >= (0, 1)
-    if number == signal.SIGTERM:
-        from fcit.cli import main
 
-        assert main(["resume", str(run)]) == 0
-        assert bits(run) == bits(reference)
-    ray.init(address=cluster, log_to_driver=False)  # the other Ray was not disturbed
+
+def test_sigterm_leaves_a_checkpoint_and_no_process(cluster, reference):
+    """On a Ray of its own; the other tests' cluster runs on beside."""
+    folder = Path(tempfile.mkdtemp(prefix="fcit-"))  # paths of sockets are short, so not under pytest's deep folders
+    config, run = folder / "small.yaml", folder / "small-1"
+    own = {"workers": 2, "temp_dir": str(folder)}
+    federation = {**SMALL["federation"], "engine": "ray"}
+    config.write_text(yaml.safe_dump({**SMALL, "output": str(folder), "ray": own, "federation": federation}))
+    command, family = stop(config, run, signal.SIGTERM)
+    checked(command, 75, run)
+    gone, alive = psutil.wait_procs(family, timeout=LONG)
+    assert len(gone) >= 4 and not alive
+    assert not list(folder.glob("fcit-*"))
+    assert main(["resume", str(run)]) == 0
+    assert bits(run) == bits(reference)
+    assert cores(cluster, "cluster") == 2  # the other Ray was not disturbed
+    shutil.rmtree(folder)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_no_worker(cluster, tmp_path):
+    config, run = tmp_path / "small.yaml", tmp_path / "small-1"
+    federation = {**SMALL["federation"], "engine": "ray"}
+    raw = {**SMALL, "output": str(tmp_path), "federation": federation, "ray": {"address": cluster, "workers": 2}}
+    config.write_text(yaml.safe_dump(raw))
+    command, _ = stop(config, run, signal.SIGINT)
+    checked(command, 130, run)
+    wait(lambda: cores(cluster, "available") == 2, pause=1)  # its workers are gone
+
+
+def cores(address: str, kind: str) -> float:
+    """Cores that a cluster has, or has free."""
+    ray.init(address=address, log_to_driver=False)
     try:
-        assert ray.cluster_resources()["CPU"] == 2
+        return getattr(ray, f"{kind}_resources")().get("CPU", 0)
     finally:
         ray.shutdown()
-    shutil.rmtree(folder)

@@ -11,7 +11,8 @@ from fcit import load_run
 from fcit.cli import main
 from fcit.errors import RunError
 from fcit.report import tables
-from tests.e2e.conftest import SMALL, assert_themes_differ
+from tests.e2e.conftest import assert_themes_differ
+from tests.helpers.runs import SMALL
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -52,7 +53,7 @@ def test_tables_hold_the_matrix(two):
     run = load_run(two[0])
     rows = list(csv.reader((two[2] / "tables" / "matrix-small-1.csv").open()))
     assert rows[0] == ["stage", *run.matrix.datasets, "mean", "numbers"]
-    reduced = "16 questions a test set, choice 0; 600 training records a data set"
+    reduced = "8 questions a test set, choice 0; 400 training records a data set"
     assert {row[-1] for row in rows[1:]} == {f"reduced ({reduced})"}
     assert rows[-1][0] == "best constant answer" and all(float(c) > 0 for c in rows[-1][1:-1])
     last = dict(zip(rows[0], rows[-2], strict=True))
@@ -80,7 +81,7 @@ def test_a_run_can_be_read(two):
     run = load_run(two[0])
     assert run.finished and run.method == "disco" and run.results["subspaces"] == len(run.subspaces) == 4
     answers = run.predictions("ocr-vqa")
-    assert len(answers) == 16 and len(answers[0].mix) == 4
+    assert len(answers) == 8 and len(answers[0].mix) == 4
     assert run.predictions("ocr-vqa", stage=1)[0].question_id == answers[0].question_id
     with pytest.raises(RunError, match="no predictions for 'figureqa' after stage 1"):
         run.predictions("figureqa", stage=1)

@@ -6,7 +6,7 @@ import yaml
 import fcit
 from fcit.cli import main
 from fcit.errors import StopRequested
-from tests.e2e.conftest import OWN, SMALL, bits
+from tests.helpers.runs import OWN, SMALL, bits
 from tests.test_trackers import scalars
 
 QUICK = {

@@ -4,7 +4,7 @@ import json
 import re
 
 from fcit import load_run
-from tests.e2e.conftest import bits
+from tests.helpers.runs import bits
 
 
 def test_fewer_evaluations_change_nothing_but_their_number(reference, small, fcit):
@@ -22,6 +22,6 @@ def test_fewer_evaluations_change_nothing_but_their_number(reference, small, fci
     assert results["evaluated"] == [2, 4] and results["MFT"] is results["BWT"] is results["forgetting"] is None
     assert results["Avg"] == run.matrix.avg != whole.matrix.avg
     # as the small configuration says
-    assert results["reduced"] == ["16 questions a test set, choice 0", "600 training records a data set"]
+    assert results["reduced"] == ["8 questions a test set, choice 0", "400 training records a data set"]
     assert results["scorers"]["ocr-vqa"] == "exact" and set(results["scorers"]) == set(run.matrix.datasets)
-    assert "Accuracy matrix of small-1, reduced (16 questions a test set, choice 0; 600 " in out and "Avg over" in out
+    assert "Accuracy matrix of small-1, reduced (8 questions a test set, choice 0; 400 " in out and "Avg over" in out

@@ -50,12 +50,12 @@ def test_own_rules_are_not_asked_and_no_records_are_fine():
     assert {name: unreachable(name, []) for name in registry.SCORERS} == {name: {} for name in registry.SCORERS}
 
 
-def test_ten_thousand_answers_take_seconds_at_most():
+def test_ten_thousand_answers_take_seconds_of_a_core_at_most():
     records = asked(*(f"answer {n} of many" for n in range(10_000)))
     for name in registry.SCORERS:
-        begin = time.perf_counter()
+        begin = time.process_time()
         unreachable(name, records)  # for the box rules, every single one is told
-        assert time.perf_counter() - begin < 10, name
+        assert time.process_time() - begin < 10, name
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import yaml
 from fcit.io.files import write_json
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
-from tests.e2e.conftest import SMALL, bits
+from tests.helpers.runs import SMALL, bits
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).parent / "results" / "kills.json"
@@ -61,6 +61,7 @@ def settings(case: str, folder: Path) -> Path:
     """The case's configuration: few clients, so that those that remember come back."""
     file = folder / f"{case}.yaml"
     raw = {**SMALL, **CASES[case], "name": case, "output": str(folder)}
+    raw |= {"data": {"max_records": 600}, "evaluation": {"samples": 16}}
     raw["federation"] = {"rounds": 2, "clients": 24, "clients_per_round": 3}
     file.write_text(yaml.safe_dump(raw))
     return file

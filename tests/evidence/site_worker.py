@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fcit import config as configuration
 from fcit.data.benchmark import open_benchmark
-from tests.clients.federation import Site, SuperLink
+from tests.helpers.superlink import Site, SuperLink
 
 RESULT = Path(__file__).parent / "results" / "site_worker.json"
 ORDERS = 3

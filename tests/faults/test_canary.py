@@ -10,7 +10,7 @@ from clients.site.audit import verify
 from clients.worker.worker import worker
 from fcit.federation import codec
 from fcit.federation.messages import Probe
-from tests.clients.sites import Site, describe_order, make, ordered, probe_order, start, train_order, train_row
+from tests.helpers.sites import Site, describe_order, make, ordered, probe_order, start, train_order, train_row
 
 CANARY = "Canary7F3A"
 

@@ -7,19 +7,17 @@ import zlib
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
-from fcit import config as configuration
 from fcit import simulate
 from fcit.data import formats
-from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.images import opening
 from fcit.data.images.verdicts import ImageVerdicts
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.runs.reader import load_run
+from tests.helpers.own_data import CLIENTS, RECORDS, make_own, opened, rows
 
-CLIENTS, RECORDS = 3, 12
+pytestmark = pytest.mark.usefixtures("pageless")
 
 
 @pytest.fixture(autouse=True)
@@ -28,61 +26,10 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
 
 
-def make_own(tmp_path: Path) -> Path:
-    """Twelve training records and four questions of one's own, for three clients, one round."""
-    root = tmp_path / "data"
-    (root / "instructions").mkdir(parents=True)
-    (root / "datasets").mkdir()
-    train, test = [], []
-    for i in range(RECORDS):
-        Image.new("RGB", (40 + i, 30), (20 * i, 100, 50)).save(root / "datasets" / f"{i}.png")
-        human = {"from": "human", "value": f"<image>\nWhich color is number {i}?"}
-        train.append({"image": f"{i}.png", "conversations": [human, {"from": "gpt", "value": "red"}]})
-    for i in range(4):
-        Image.new("RGB", (40, 30), (20 * i, 10, 50)).save(root / "datasets" / f"q{i}.png")
-        test.append({"question_id": i, "image": f"q{i}.png", "text": "Which color is it?", "answer": "red"})
-    (root / "instructions" / "train.json").write_text(json.dumps(train, indent=1))
-    (root / "instructions" / "test.json").write_text(json.dumps(test, indent=1))
-    spec = {
-        "name": "mine",
-        "datasets": {"colors": {"train": "train.json", "test": "test.json"}},
-        "tasks": [["colors"]],
-        "partition": {"reserve": 2},
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec))
-    raw = {
-        "name": "own",
-        "benchmark": "mine.yaml",
-        "method": "disco",
-        "data_root": str(root),
-        "federation": {"clients": CLIENTS, "clients_per_round": CLIENTS, "rounds": 1},
-        "output": str(tmp_path / "runs"),
-        "backbone": {"threads": 1},
-        "training": {"batch_size": 4},
-        "evaluation": {"max_new_tokens": 2},
-    }
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """The configuration of a run over one's own data."""
     return make_own(tmp_path)
-
-
-def opened(own: Path, *overrides: str) -> Benchmark:
-    return open_benchmark(configuration.load(own, list(overrides)))
-
-
-def rows(own: Path, change, file: str = "train.json") -> Path:
-    """Change the rows of an instruction file in place."""
-    path = own.parent / "data" / "instructions" / file
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content, indent=1))
-    return path
 
 
 # ---------------------------------------------------------------------- ways to be bad

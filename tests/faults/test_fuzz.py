@@ -29,6 +29,7 @@ from fcit.io.files import read_json, read_tensors
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint
+from tests.helpers.cases import check_each
 
 MANY = settings(
     derandomize=True,
@@ -138,17 +139,19 @@ def test_codec_any_head(value, kind):
     assert decoded(message(json.dumps(value)), kind) is None
 
 
-@pytest.mark.parametrize("text", ODD_JSON, ids=range(len(ODD_JSON)))
-def test_codec_odd_heads(text):
-    assert decoded(message(text)) is None
-    for place in ('"how": {}', '"loss": 0.5', '"shard": "ab12"'):
-        assert place in HEAD
-        key = place.split(":")[0]
-        value = f'{{"x": {text}}}' if "how" in key else text
-        record = decoded(message(HEAD.replace(place, f"{key}: {value}"), ARRAYS))
-        # What is read can be written: a checkpoint or an event takes it.
-        if record is not None:
-            json.dumps(record.how, indent=1).encode()
+def test_codec_odd_heads():
+    def check(text: str) -> None:
+        assert decoded(message(text)) is None
+        for place in ('"how": {}', '"loss": 0.5', '"shard": "ab12"'):
+            assert place in HEAD
+            key = place.split(":")[0]
+            value = f'{{"x": {text}}}' if "how" in key else text
+            record = decoded(message(HEAD.replace(place, f"{key}: {value}"), ARRAYS))
+            # What is read can be written: a checkpoint or an event takes it.
+            if record is not None:
+                json.dumps(record.how, indent=1).encode()
+
+    check_each(ODD_JSON, check)
 
 
 @MANY
@@ -241,13 +244,15 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADERS)
-def test_codec_headers_that_lie(name):
-    array = Array(dtype="float32", shape=(2, 3), stype="numpy.ndarray", data=HEADERS[name])
-    content, found = message(HEAD, ARRAYS | {"a": array}), []
-    held = peak(lambda: found.append(decoded(content)))
-    assert held < 4_000_000  # numpy reads no header of more than 10,000 characters
-    assert found == [None]
+def test_codec_headers_that_lie():
+    def check(header: bytes) -> None:
+        array = Array(dtype="float32", shape=(2, 3), stype="numpy.ndarray", data=header)
+        content, found = message(HEAD, ARRAYS | {"a": array}), []
+        held = peak(lambda: found.append(decoded(content)))
+        assert held < 4_000_000  # numpy reads no header of more than 10,000 characters
+        assert found == [None]
+
+    check_each(HEADERS, check)
 
 
 def test_codec_memory_of_a_large_message():
@@ -343,12 +348,15 @@ def loaded(work) -> object:
         return None
 
 
-@pytest.mark.parametrize("text", ODD_YAML, ids=range(len(ODD_YAML)))
-def test_configurations_that_are_odd(tmp_path, text):
+def test_configurations_that_are_odd(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_bytes(text.encode("utf-8"))
-    for reader in (configuration.load, site.load, lambda p: bench_file.read(p), lambda p: read_spec(str(p))):
-        loaded(lambda reader=reader: reader(path))
+
+    def check(text: str) -> None:
+        path.write_bytes(text.encode("utf-8"))
+        for reader in (configuration.load, site.load, lambda p: bench_file.read(p), lambda p: read_spec(str(p))):
+            loaded(lambda reader=reader: reader(path))
+
+    check_each(ODD_YAML, check)
 
 
 @pytest.mark.parametrize("merge", [False, True])
@@ -362,10 +370,13 @@ def test_a_few_lines_of_aliases_stay_a_few_lines(tmp_path, merge):
         configuration.load(path)
 
 
-@pytest.mark.parametrize("text", ODD_YAML, ids=range(len(ODD_YAML)))
-def test_overrides_that_are_odd(text):
-    for override in (text, f"seed={text}", f"method={text}", f"data_root={text}", f"{text}=1", f"training.{text}=1"):
-        loaded(lambda override=override: configuration.resolve({}, Path.cwd(), "config", [override]))
+def test_overrides_that_are_odd():
+    places = ("{}", "seed={}", "method={}", "data_root={}", "{}=1", "training.{}=1")
+
+    def check(override: str) -> None:
+        loaded(lambda: configuration.resolve({}, Path.cwd(), "config", [override]))
+
+    check_each([place.replace("{}", text) for text in ODD_YAML for place in places], check)
 
 
 keys = st.sampled_from([*RunConfig.model_fields, "extends"]) | texts
@@ -463,15 +474,18 @@ def test_any_json_as_records(tmp_path, content):
 GOOD = '{"image": "a", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}'
 
 
-@pytest.mark.parametrize("text", ODD_JSON, ids=range(len(ODD_JSON)))
-@pytest.mark.parametrize("frame", ["<>", "[<>]", '[{"image": <>}]', f"[{GOOD}, <>]", '{"annotations": <>}'])
-def test_records_that_are_odd(tmp_path, text, frame):
+def test_records_that_are_odd(tmp_path):
+    frames = ["<>", "[<>]", '[{"image": <>}]', f"[{GOOD}, <>]", '{"annotations": <>}']
     path = tmp_path / "odd.json"
-    path.write_text(frame.replace("<>", text), encoding="utf-8")
-    for reader in (reading.read_train, reading.read_train_file, reading.read_test):
-        read(lambda reader=reader: reader(path))
     (tmp_path / "test.json").write_text('[{"question_id": 1, "image": "a", "text": "b"}]')
-    usable(read(lambda: reading.read_test(tmp_path / "test.json", path)))
+
+    def check(text: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        for reader in (reading.read_train, reading.read_train_file, reading.read_test):
+            read(lambda reader=reader: reader(path))
+        usable(read(lambda: reading.read_test(tmp_path / "test.json", path)))
+
+    check_each([frame.replace("<>", text) for text in ODD_JSON for frame in frames], check)
 
 
 @MANY
@@ -503,10 +517,12 @@ def pictures() -> dict[str, bytes]:
 PICTURES = pictures()
 
 
-@pytest.mark.parametrize("kind", opened.FORMATS)
-def test_every_format_is_read(tmp_path, kind):
-    (tmp_path / "x").write_bytes(PICTURES[kind])
-    assert opened.open_image(tmp_path, "x").size == (20, 10)
+def test_every_format_is_read(tmp_path):
+    def check(content: bytes) -> None:
+        (tmp_path / "x").write_bytes(content)
+        assert opened.open_image(tmp_path, "x").size == (20, 10)
+
+    check_each(PICTURES, check)
 
 
 @MANY
@@ -568,20 +584,24 @@ def test_checkpoints_of_any_content(saved, draw):
         file.write_text(before)
 
 
-@pytest.mark.parametrize("text", ODD_JSON, ids=range(len(ODD_JSON)))
-def test_run_files_that_are_odd(saved, tmp_path, text):
-    path = tmp_path / "odd.json"
-    path.write_text(text, encoding="utf-8")
-    ran(lambda: read_json(path))
+def test_run_files_that_are_odd(saved, tmp_path):
+    path, run = tmp_path / "odd.json", RunDir(tmp_path)
     file = checkpoint.latest(RunDir(saved)) / "state.json"
     before = file.read_text()
-    for content in (text, before.replace('"memory": {', f'"x": {text or 0}, "memory": {{', 1)):
-        file.write_text(content, encoding="utf-8")
-        ran(lambda: checkpoint.load(RunDir(saved)))
-    file.write_text(before)
-    run = RunDir(tmp_path)
-    run.events.write_text(f'{{"event": "start"}}\n{text}\n', encoding="utf-8")
-    ran(lambda: list(run.read_events()))
+
+    def check(text: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        ran(lambda: read_json(path))
+        for content in (text, before.replace('"memory": {', f'"x": {text or 0}, "memory": {{', 1)):
+            file.write_text(content, encoding="utf-8")
+            ran(lambda: checkpoint.load(RunDir(saved)))
+        run.events.write_text(f'{{"event": "start"}}\n{text}\n', encoding="utf-8")
+        ran(lambda: list(run.read_events()))
+
+    try:
+        check_each(ODD_JSON, check)
+    finally:
+        file.write_text(before)
 
 
 @MANY
@@ -627,23 +647,18 @@ LIES = {
     "deep": (b"[" * 100_000, b""),
     "a list": ([1], b""),
     "nothing": (b"", b""),
+    **{f"a head of {length} bytes": (one(), b"1234", length) for length in (2**40, 2**63, 2**64 - 1)},
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_tensor_files_that_lie(tmp_path, name):
-    path = tensor_file(tmp_path / "t.safetensors", *LIES[name])
-    with pytest.raises(RunError):
-        read_tensors(path)
-    assert peak(lambda: ran(lambda: read_tensors(path))) < 1_000_000
+def test_tensor_files_that_lie(tmp_path):
+    def check(content: tuple) -> None:
+        path = tensor_file(tmp_path / "t.safetensors", *content)
+        with pytest.raises(RunError):
+            read_tensors(path)
+        assert peak(lambda: ran(lambda: read_tensors(path))) < 1_000_000
 
-
-@pytest.mark.parametrize("length", [2**40, 2**63, 2**64 - 1])
-def test_tensor_files_whose_head_has_no_end(tmp_path, length):
-    path = tensor_file(tmp_path / "t.safetensors", one(), b"1234", length)
-    assert peak(lambda: ran(lambda: read_tensors(path))) < 1_000_000
-    with pytest.raises(RunError):
-        read_tensors(path)
+    check_each(LIES, check)
 
 
 @MANY

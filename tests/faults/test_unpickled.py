@@ -32,7 +32,7 @@ from fcit.runs.folder import RunDir
 from fcit.runs.reader import load_run
 from fcit.simulation import execute
 from server import checkpoint
-from tests.faults.test_data import make_own
+from tests.helpers.own_data import make_own
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(f for folder in ("fcit", "server", "clients") for f in (ROOT / folder).rglob("*.py"))
@@ -61,6 +61,8 @@ CALLS = {
     "compile",
     "__import__",
 }
+#: What must not even be handed on without being called.
+REFERENCES = {"torch.load", "torch.jit.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 LOADERS = {"UnsafeLoader", "FullLoader", "Loader", "CLoader", "CUnsafeLoader", "CFullLoader"}
 NUMPY_LOADS = {"np.load", "numpy.load", "np.lib.format.read_array", "npy.read_array"}
 
@@ -90,19 +92,20 @@ def unsafe(source: str) -> list[str]:
                 isinstance(a, ast.Constant) and str(a.value).split(".")[0] in MODULES for a in node.args
             ):
                 found.append(f"{node.lineno}: {ast.unparse(node)}")
-        if isinstance(node, ast.Attribute) and node.attr in LOADERS and ast.unparse(node.value) == "yaml":
-            found.append(f"{node.lineno}: yaml.{node.attr}")
+        if isinstance(node, ast.Attribute) and (
+            (dotted := ast.unparse(node)) in REFERENCES or dotted.partition("yaml.")[2] in LOADERS
+        ):
+            found.append(f"{node.lineno}: {dotted}")
     return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_no_source_file_unpickles(file):
-    assert unsafe(file.read_text(encoding="utf-8")) == []
+def test_no_source_file_unpickles():
+    found = {str(f.relative_to(ROOT)): unsafe(f.read_text(encoding="utf-8")) for f in FILES}
+    assert {file: places for file, places in found.items() if places} == {}
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_the_check_of_the_source_sees():
+    lines = [
         "import pickle",
         "from pickle import loads",
         "import cloudpickle as c",
@@ -120,10 +123,10 @@ def test_no_source_file_unpickles(file):
         "eval(t)",
         "import shelve, json",
         "from multiprocessing.connection import Client",
-    ],
-)
-def test_the_check_of_the_source_sees(line):
-    assert unsafe(line)
+        "f = torch.load",
+        "yaml.CLoader",
+    ]
+    assert [line for line in lines if not unsafe(line)] == []
 
 
 # ---------------------------------------------------------------------- while it runs

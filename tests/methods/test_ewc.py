@@ -8,8 +8,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import ServerState, Update
 from fcit.methods.ewc import EWC
-
-from .toy import TinyModel, f32, session
+from tests.helpers.toy import TinyModel, f32, session
 
 
 def ewc(**options) -> EWC:

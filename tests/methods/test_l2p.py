@@ -9,8 +9,7 @@ from fcit.fedopt.fedavgm import FedAvgM
 from fcit.methods.base import ServerState, Update
 from fcit.methods.l2p import L2P
 from fcit.models.layout import KEYS, PROMPTS
-
-from .toy import TinyModel, f32, session
+from tests.helpers.toy import TinyModel, f32, session
 
 KEY_ROWS = f32([1, 0], [0, 1], [-1, 0])
 

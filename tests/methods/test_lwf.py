@@ -7,8 +7,7 @@ from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.methods.base import ServerState
 from fcit.methods.lwf import LwF
-
-from .toy import TinyModel, f32, session
+from tests.helpers.toy import TinyModel, f32, session
 
 EXAMPLES = [Encoded((0, 1), ((1, 2),), ("x",))] * 2
 

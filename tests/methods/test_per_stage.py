@@ -9,8 +9,7 @@ from fcit.data.collate import Encoded
 from fcit.methods.base import Factory, ServerState
 from fcit.methods.mlora import MLoRA
 from fcit.methods.olora import OLoRA
-
-from .toy import TinyModel, f32, session
+from tests.helpers.toy import TinyModel, f32, session
 
 A = "x.lora_A.weight"
 

@@ -6,8 +6,7 @@ import torch
 from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.methods.replay import Replay
-
-from .toy import TinyModel, session
+from tests.helpers.toy import TinyModel, session
 
 
 def replay(**options) -> Replay:

@@ -21,7 +21,7 @@ from fcit import seeding
 from fcit.models.families.base import Family, VisionSizes
 from fcit.models.features import filled, processed
 from fcit.models.quieting import quiet
-from tests.models.llava import small_llava
+from tests.helpers.llava import small_llava
 
 
 class MadeUpConfig(LlavaConfig):

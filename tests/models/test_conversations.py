@@ -22,8 +22,8 @@ from fcit.models.backbone import Backbone
 from fcit.models.encoding import Encoder
 from fcit.models.families.qwen import Qwen
 from fcit.models.layout import is_projector
-from tests.models.llava import PATCH, PIXELS, small_llava
-from tests.models.qwen import small_qwen
+from tests.helpers.llava import PATCH, PIXELS, small_llava
+from tests.helpers.qwen import small_qwen
 
 PATCHES = (PIXELS // PATCH) ** 2
 SIDE = 84  # of Qwen: 3 x 3 words

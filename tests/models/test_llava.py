@@ -19,8 +19,8 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.families.llava import Llava
 from fcit.models.layout import is_projector
+from tests.helpers.llava import PATCH, PIXELS, small_llava
 from tests.models import by_hand
-from tests.models.llava import PATCH, PIXELS, small_llava
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

@@ -19,8 +19,8 @@ from fcit.models.backbone import TINY, Backbone
 from fcit.models.checking import explained, is_local
 from fcit.models.identity import IdentityEncoder
 from fcit.models.quieting import quiet
-from tests.models.llava import small_llava
-from tests.models.qwen import small_qwen
+from tests.helpers.llava import small_llava
+from tests.helpers.qwen import small_qwen
 
 WEIGHTS = "model.safetensors"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 7192800\n"

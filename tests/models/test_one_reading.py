@@ -13,7 +13,7 @@ from fcit.config import Backbone as Config
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.models.backbone import Backbone
-from tests.models.llava import small_llava
+from tests.helpers.llava import small_llava
 
 ANSWER = "red cup"
 

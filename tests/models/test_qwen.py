@@ -16,7 +16,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import TINY, Backbone
 from fcit.models.layout import is_projector
 from fcit.models.saving import save_peft
-from tests.models.qwen import small_qwen
+from tests.helpers.qwen import small_qwen
 
 SIDE = 84  # 6 x 6 patches, 3 x 3 words
 ASKED = [("How many?", "3"), ("What is the title on this cover?", "ABC"), ("Name it.", "red cup")]

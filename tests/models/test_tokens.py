@@ -17,7 +17,7 @@ from fcit.errors import DataError
 from fcit.models import judging, tokens
 from fcit.models.encoding import Encoder
 from fcit.models.judging import TokenJudge, judge_of
-from tests.faults.test_data import make_own
+from tests.helpers.own_data import make_own
 
 LENGTH = 90  # of the record with three turns, the first two
 RECORDS: list[Record | TestRecord] = [

@@ -42,7 +42,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.families.llava import Llava, llava_7b
 from fcit.models.shapes import Shape, measure
-from tests.models.llava import small_llava
+from tests.helpers.llava import small_llava
 
 SUBSPACES = 8
 TARGETS = r".*language_model.*\.(gate_proj|up_proj|down_proj)"

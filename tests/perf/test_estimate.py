@@ -9,7 +9,7 @@ from fcit.doctor.estimate import Lengths
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.shapes import shape_of
-from tests.models.llava import small_llava
+from tests.helpers.llava import small_llava
 
 RECORDS = 4
 #: Of the bytes that torch keeps for the backward pass; a model so small has its logits weigh more than layers.

@@ -1,7 +1,6 @@
 """Who is connected, whose answers count, and what happens to all others; with a grid that tells any story."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -191,14 +190,12 @@ def test_an_order_that_cannot_be_sent_is_an_error(events):
 def test_a_wish_to_stop_is_heard_while_waiting_for_answers(events):
     grid, stop = FakeGrid(n7="0", n8="1"), Stop()
     grid.story[7] = lambda m: []
-    made = courier(grid, events, stop=stop, timeout=60.0)
+    made = courier(grid, events, stop=stop, timeout=3600.0)
     made.connect()
     made.seat({0: 7})
     threading.Timer(0.2, lambda: setattr(stop, "request", StopRequested("enough"))).start()
-    begin = time.monotonic()
     with pytest.raises(StopRequested):
         ask(made, 0)
-    assert time.monotonic() - begin < 10
 
 
 # ---------------------------------------------------------------------- who is there
@@ -215,7 +212,7 @@ def test_too_few_sites(events):
 def test_a_site_that_is_late_is_waited_for(events):
     grid = FakeGrid()
     threading.Timer(0.3, lambda: grid.names.update({7: "1", 8: "2"})).start()
-    made = courier(grid, events, timeout=20.0)
+    made = courier(grid, events, timeout=3600.0)
     made.connect()
     assert {client: node.id for client, node in made.connected().items()} == {1: 7, 2: 8}
 

@@ -15,7 +15,7 @@ from fcit.federation import codec
 from fcit.federation.messages import Answers
 from fcit.runs.folder import RunDir
 from server.preflight import Preflight
-from tests.e2e.conftest import SMALL
+from tests.helpers.runs import SMALL
 
 SCORER = """
 from pathlib import Path

@@ -14,7 +14,8 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
 from fcit.federation.engines import private
-from tests.clients.federation import free_port, wait
+from tests.helpers.superlink import free_port
+from tests.helpers.waiting import wait
 
 NODE = 7
 
@@ -34,12 +35,12 @@ class SuperNode:
 
     def __enter__(self):
         self.thread.start()
-        wait(lambda: self.server.started, 20, pause=0.02)
+        wait(lambda: self.server.started, pause=0.02)
         return self
 
     def __exit__(self, *_):
         self.server.should_exit = True
-        self.thread.join(timeout=20)
+        self.thread.join()
 
     def order(self, content: RecordDict, kind: str, app: bytes, declared: str = "", task=TaskType.CLIENT_APP) -> int:
         """Put in an order of a run whose app is ``app``; returns the run's id."""
@@ -57,5 +58,5 @@ class SuperNode:
         assert self.state.create_task(task, number, run.fab_hash) is not None
         return number
 
-    def reply(self, run: int, seconds: float = 30) -> Message:
-        return wait(lambda: self.state.get_messages_legacy(run_ids=[run], is_reply=True), seconds, pause=0.02)[0]
+    def reply(self, run: int) -> Message:
+        return wait(lambda: self.state.get_messages_legacy(run_ids=[run], is_reply=True), pause=0.02)[0]

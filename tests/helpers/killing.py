@@ -1,4 +1,4 @@
-"""``fcit`` that kills itself with SIGKILL: ``python -m tests.e2e.killing MODULE,NAME,WHEN,COUNT ARGUMENTS``
+"""A process that kills itself with SIGKILL at a point ``MODULE,NAME,WHEN,COUNT``.
 
 The COUNT-th call of MODULE's NAME is the last thing the process does; WHEN is ``before`` or ``after`` it.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import sys
 from typing import Any
-
-from fcit.runs.environment import own_packages_first
 
 
 def arm(point: str) -> None:
-    """Put the trap in."""
+    """Make this process kill itself at the point."""
     module, path, when, count = point.split(",")
     owner: Any = importlib.import_module(module)
     *outer, name = path.split(".")
@@ -34,11 +31,3 @@ def arm(point: str) -> None:
         return result
 
     setattr(owner, name, killing)
-
-
-if __name__ == "__main__":
-    own_packages_first()
-    from fcit.cli import main
-
-    arm(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))

@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import yaml
+
+from tests.helpers.waiting import LONG, wait
 
 BIN = Path(sys.executable).parent
 
@@ -117,7 +118,7 @@ class SuperLink:
                 command, env=self.env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
             )
         try:
-            wait(lambda: answers(self.port), 60, lambda: (self.folder / "superlink.log").read_text())
+            wait(lambda: answers(self.port), explain=lambda: (self.folder / "superlink.log").read_text())
         except BaseException:
             self.__exit__()
             raise
@@ -126,7 +127,7 @@ class SuperLink:
     def __exit__(self, *_):
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=LONG)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -153,16 +154,17 @@ class SuperLink:
         (bundle,) = self.folder.glob("*.fab")
         return hashlib.sha256(bundle.read_bytes()).hexdigest()
 
-    def submit(self, app: Path, seconds: float = 300) -> str:
+    def submit(self, app: Path) -> str:
         """Run an app and return its final status."""
-        started = self.flwr("run", app, "test")
-        run_id = str(started["run-id"])
+        run = str(self.flwr("run", app, "test")["run-id"])
+        log = self.folder / "superlink.log"
+        # Asked once: every start of Flower's command line takes seconds.
+        wait(lambda: re.search(rf"Finished task \d+ of run {run}", log.read_text()), lambda: log.read_text()[-4000:])
+        return wait(lambda: self._end(run), lambda: log.read_text()[-4000:], pause=1)
 
-        def status() -> str:
-            now = self.flwr("ls", "--run-id", run_id)["runs"][0]["status"]
-            return now if now.startswith("finished") else ""
-
-        return wait(status, seconds, lambda: (self.folder / "superlink.log").read_text()[-4000:], pause=1)
+    def _end(self, run: str) -> str:
+        status = str(self.flwr("ls", "--run-id", run)["runs"][0]["status"])
+        return status if status.startswith("finished") else ""
 
 
 class Site:
@@ -203,7 +205,7 @@ class Site:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=LONG)
 
     def child(self, name: str) -> int:
         """Process id of the ``SuperNode`` or ``executor`` that runs now."""
@@ -223,11 +225,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait(condition, seconds: float, explain=lambda: "", pause: float = 0.2):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"
-        time.sleep(pause)
-    return value

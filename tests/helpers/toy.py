@@ -1,16 +1,19 @@
 """A client on a model of a few numbers, for formulas one can do by hand."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
+from fcit.contracts.toy import Toy
 from fcit.methods.base import Session
 
 
-class TinyModel:
+class TinyModel(Toy):
     """Two parameters; the loss of a record is ``target * (a + 2 b)``, its logits are ``[a, b]``."""
 
     def __init__(self, a=1.0, b=2.0):
-        self.trainable = {n: torch.nn.Parameter(torch.tensor([v])) for n, v in (("a", a), ("b", b))}
+        super().__init__({n: torch.nn.Parameter(torch.tensor([v])) for n, v in (("a", a), ("b", b))})
         self.loaded, self.behind, self.taught = None, [], False
 
     def loss(self, examples, features, prefix=None):
@@ -23,34 +26,17 @@ class TinyModel:
         row = torch.cat([torch.as_tensor(values["a"]), torch.as_tensor(values["b"])])
         return row.repeat(len(examples), 1), torch.zeros(len(examples)).long()
 
-    def vision_features(self, root, images):
-        return torch.zeros(len(images), 1, 1)
-
     def load_teacher(self, tensors):
         self.loaded = tensors
 
     def add_frozen(self, subspaces):
         self.behind = subspaces
 
-    def read(self):
-        return {n: p.detach().numpy().copy() for n, p in self.trainable.items()}
-
-    class _Switch:
-        def __init__(self, model, taught):
-            self.model, self.to = model, taught
-
-        def __enter__(self):
-            self.model.taught = self.to
-            return list(self.model.trainable.values())
-
-        def __exit__(self, *problem):
-            self.model.taught = False
-
+    @contextmanager
     def teacher(self):
-        return self._Switch(self, True)
-
-    def resting(self):
-        return self._Switch(self, False)
+        self.taught = True
+        yield
+        self.taught = False
 
 
 def session(model=None, **values) -> Session:

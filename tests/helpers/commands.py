@@ -1,0 +1,94 @@
+"""``fcit`` as a process that can be signalled and killed, without the seconds that importing torch takes.
+
+One server process for each test session has imported everything and done nothing; every command is forked from it, so
+it begins as a new process does: without caches, models or threads of the tests.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.helpers import killing
+from tests.helpers.waiting import LONG
+
+_PRELOADED = ["fcit.cli.main", "server.app", "clients.app", "fcit.models.adapters", "fcit.report.page", __name__]
+
+
+def _run(arguments: list[str], point: str, folder: str, environment: dict[str, str]) -> None:
+    """What the forked process does: streams into files, the caller's environment, the command."""
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        handle = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(handle, stream)
+        os.close(handle)
+    os.environ.clear()
+    os.environ.update(environment)
+    # A job in the background inherits an ignored SIGINT; a terminal's does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from fcit.cli import main
+
+    if point:
+        killing.arm(point)
+    sys.exit(main(arguments))
+
+
+class Command:
+    """A running ``fcit`` command.
+
+    Args:
+        point: where it kills itself, see :mod:`tests.helpers.killing`; empty: nowhere.
+    """
+
+    def __init__(self, *arguments: object, point: str = "", environment: Mapping[str, str] | None = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self._folder = tempfile.TemporaryDirectory(prefix="fcit-command-")
+        values = [str(argument) for argument in arguments]
+        self.process: BaseProcess = context.Process(
+            target=_run, args=(values, point, self._folder.name, dict(environment or os.environ))
+        )
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As of ``subprocess``: minus the signal that killed it; None while it runs."""
+        return self.process.exitcode
+
+    @property
+    def stdout(self) -> str:
+        return self._read("stdout")
+
+    @property
+    def stderr(self) -> str:
+        return self._read("stderr")
+
+    def _read(self, name: str) -> str:
+        file = Path(self._folder.name) / name
+        return file.read_text(errors="replace") if file.is_file() else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        self.process.join(LONG)
+        assert self.process.exitcode is not None, f"still running after {LONG} s\n{self.stderr}"
+        return self.process.exitcode
+
+
+def fcit(*arguments: object, point: str = "") -> Command:
+    """A command that has ended."""
+    command = Command(*arguments, point=point)
+    command.wait()
+    return command
