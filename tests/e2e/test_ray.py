@@ -18,6 +18,7 @@ from fcit.cli import main
 from fcit.errors import ConfigError, RunError
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
+from server import checkpoint
 from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, bits, rounds, two_stages
 from tests.helpers.waiting import LONG, wait
@@ -158,7 +159,9 @@ def checked(command: Command, code: int, run: Path) -> None:
     """It ended with the code, says how to go on, and left a checkpoint."""
     assert command.returncode == code, command.stderr
     assert f"fcit resume {run}" in command.stderr and "Traceback" not in command.stderr
-    progress = json.loads((max((run / "state").iterdir()) / "state.json").read_text())["progress"]
+    whole = checkpoint.latest(RunDir(run))  # Ctrl-C may have come while the next one was written
+    assert whole is not None
+    progress = json.loads((whole / "state.json").read_text())["progress"]
     assert (progress["stage"], progress["round"]) >= (0, 1)
 
 
