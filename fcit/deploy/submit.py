@@ -107,7 +107,7 @@ def _ready(deployment: Deployment, steps: Steps) -> None:
 
 
 def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
-    began = time.time()
+    began = time.time() - 0.001  # events are dated to the millisecond, rounded
     output = flwr(deployment, "run", str(deployment.app), settings=("-c", f'run-dir="{run}"'), steps=steps)
     if steps.dry:
         return EXIT_OK

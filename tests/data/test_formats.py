@@ -11,6 +11,7 @@ from PIL import Image
 from fcit.data import formats
 from fcit.data.checks.inspection import Inspection
 from fcit.data.formats import llava, messages
+from fcit.data.formats.conversation import text_of
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.data.spec import BenchmarkSpec
 from fcit.errors import DataError
@@ -332,6 +333,17 @@ def test_a_look_at_the_data_reads_the_format_that_the_benchmark_names(tmp_path, 
     found = Inspection(spec, tmp_path, tmp_path / "cache").dataset("set")
     assert (found.train, found.bad_records, found.bad_images) == (3, bad, 0)
     assert (found.test, found.images, found.good) == ((1, 2, True) if not bad else (None, 0, False))
+
+
+@pytest.mark.parametrize("value", [7, 1.5, -(10**400)], ids=["small", "fraction", "too large for a float"])
+def test_a_number_is_written_out(value):
+    assert text_of({"image": value}, "image") == str(value)
+
+
+@pytest.mark.parametrize("value", [True, float("inf"), float("nan"), None, [1]])
+def test_what_is_no_text_and_no_number_is_refused(value):
+    with pytest.raises(ValueError, match="'image' must be text"):
+        text_of({"image": value}, "image")
 
 
 def test_a_tag_inside_a_tag_is_no_text():

@@ -35,7 +35,8 @@ def text_of(row: Any, key: str) -> str:
         ValueError: it holds neither.
     """
     value = row.get(key) if isinstance(row, dict) else None
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size: some are too large for a float
+    if whole or (isinstance(value, float) and math.isfinite(value)):
         value = str(value)
     if not isinstance(value, str):
         raise ValueError(f"{key!r} must be text, got {bounded.shown(value)}")
