@@ -11,6 +11,7 @@ import yaml
 
 from fcit import config as configuration
 from fcit import registry
+from fcit.config import RunConfig
 from fcit.data.stream import Stream, open_stream
 from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
@@ -23,7 +24,7 @@ def execute(
     path: Path,
     watcher: Watcher | None = None,
     accept_changed_data: bool = False,
-    stream: Stream | None = None,
+    prepared: tuple[RunConfig, Stream] | None = None,
 ) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
@@ -31,7 +32,7 @@ def execute(
         path: the run folder.
         watcher: as for :func:`simulate`.
         accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
-        stream: the prepared stream of a folder that was made just now; None: configuration and data are read again.
+        prepared: configuration and prepared stream of a folder that was made just now; None: both are read again.
 
     Raises:
         ConfigError: they are not, and that is not accepted.
@@ -41,14 +42,14 @@ def execute(
 
     own_packages_first()
     folder = RunDir.open(path)
-    config = stream.config if stream else configuration.load_resolved(folder.config, going_on=folder.begun)
+    config = prepared[0] if prepared else configuration.load_resolved(folder.config, going_on=folder.begun)
     from clients.app import app as client_app
     from server.app import run as serve
 
     engine = registry.resolve("engine", config.federation.engine)
     with closing(engine(client_app, config.federation.clients, config, folder.memory)) as grid:
-        serve(path, grid, watcher, accept_changed_data, stream)
-    run = Run(path, stream.config if stream else None)
+        serve(path, grid, watcher, accept_changed_data, prepared)
+    run = Run(path, prepared[0] if prepared else None)
     write_page([run], path / "report.html")
     return run
 
@@ -77,4 +78,4 @@ def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = N
     else:
         loaded = configuration.load(config, changes)
     stream = open_stream(loaded)
-    return execute(create(loaded, stream).path, watcher, stream=stream)
+    return execute(create(loaded, stream).path, watcher, prepared=(loaded, stream))

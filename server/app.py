@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fcit import config as configuration
+from fcit.config import RunConfig
 from fcit.data.stream import Stream, open_stream
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
@@ -43,19 +44,19 @@ def run(
     grid: Grid,
     watcher: Watcher | None = None,
     accept_changed_data: bool = False,
-    stream: Stream | None = None,
+    prepared: tuple[RunConfig, Stream] | None = None,
 ) -> AccuracyMatrix:
     """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers get every event.
 
     Args:
-        stream: the prepared stream of a new run folder; by default configuration and data are read from disk.
+        prepared: configuration and prepared stream of a new run folder; by default both are read from disk.
 
     Raises:
         ConfigError: data or code have changed since the run began, unless that is accepted.
     """
     run_dir = RunDir.open(path)
-    stream = stream or _prepared(run_dir)
-    config = stream.config
+    # A benchmark of the user's own may be bound to another configuration than the run's.
+    config, stream = prepared or _prepared(run_dir)
     hold_data(run_dir, stream, accept_changed_data)
     trackers = Trackers(run_dir, config, watcher)
     stop = Stop()
@@ -68,8 +69,8 @@ def run(
             signal.signal(number, handler)
 
 
-def _prepared(run: RunDir) -> Stream:
-    """The stream of a run folder, its records checked with the model's tokenizer.
+def _prepared(run: RunDir) -> tuple[RunConfig, Stream]:
+    """Configuration and stream of a run folder, its records checked with the model's tokenizer.
 
     On a server whose sites alone have the model, the records are not tokenised; a warning says why.
 
@@ -87,7 +88,7 @@ def _prepared(run: RunDir) -> Stream:
         unjudged = [f"records were not judged here, each client judges its own: {str(error).splitlines()[0]}"]
     stream.prepare()
     stream.warnings += unjudged
-    return stream
+    return config, stream
 
 
 @app.main()

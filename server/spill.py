@@ -61,11 +61,6 @@ class Spill:
     def __len__(self) -> int:
         return len(self._heads)
 
-    @property
-    def clients(self) -> list[int]:
-        """Clients whose updates wait."""
-        return sorted({client for client, _ in self._heads})
-
     def head(self, key: tuple[int, str]) -> ClientUpdate | None:
         """An accepted update without its tensors."""
         return self._heads.get(key)

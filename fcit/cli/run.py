@@ -11,6 +11,7 @@ from fcit.cli.commands import Add
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
+    from fcit.config import RunConfig
     from fcit.data.stream import Stream
 
 
@@ -54,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"preparing data{f' under {stream.root}' if stream.root else ''}", file=sys.stderr)
     path = create(config, stream).path
     print(f"run folder {path.resolve()}", file=sys.stderr)
-    return _execute(path, stream=stream)
+    return _execute(path, prepared=(config, stream))
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -74,8 +75,8 @@ def _resume(args: argparse.Namespace) -> int:
     return _execute(args.run, args.accept_changed_data)
 
 
-def _execute(path: Path, accept_changed_data: bool = False, stream: Stream | None = None) -> int:
-    """Run or resume a run folder on its engine; print the final table. ``stream``: of a folder made just now."""
+def _execute(path: Path, accept_changed_data: bool = False, prepared: tuple[RunConfig, Stream] | None = None) -> int:
+    """Run or resume a run folder on its engine; print the final table. ``prepared``: of a folder made just now."""
     from fcit.io.console import console
     from fcit.report import terminal
     from fcit.runs.progress import ConsoleWatcher
@@ -83,7 +84,7 @@ def _execute(path: Path, accept_changed_data: bool = False, stream: Stream | Non
 
     with ConsoleWatcher(console(), path.name) as watcher:
         try:
-            run = execute(path, watcher, accept_changed_data, stream)
+            run = execute(path, watcher, accept_changed_data, prepared)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -6,6 +6,7 @@ the clients' shards, every selection of its records and the next version of its 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -226,8 +227,10 @@ class Tokens:
         """Write new tokens for other processes."""
         if self._draft.rows:
             content = self._draft.content()
-            if written(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content):
+            file = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+            if written(file, content):
                 self._draft = Draft()
+                self._files.pop(file, None)  # it may have been damaged before
 
     def _found(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, tuple[Shelf, int]]]:
         drafted = self._draft.rows
@@ -259,5 +262,7 @@ def written(file: Path, content: bytes) -> bool:
         staging.write_bytes(content)
         staging.replace(file)
     except OSError:
+        with contextlib.suppress(OSError):
+            staging.unlink()  # on a full disk the part that was written would stay
         return False
     return True

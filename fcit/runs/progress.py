@@ -31,7 +31,6 @@ class ConsoleWatcher:
         self._total = self._done = 0
         self._stages = self._rounds = 0
         self._begin = time.perf_counter()
-        self._losses: list[float] = []
         self._idle = False
 
     def __enter__(self) -> ConsoleWatcher:

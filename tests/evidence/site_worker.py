@@ -132,7 +132,7 @@ def measure(superlink: SuperLink, folder: Path, kind: str, data: Path) -> dict[s
     site = Site(folder / "site", superlink, apps=[superlink.pin(app)], worker=kind, threads=1, data_root=str(data))
     superlink.register(site.folder / "site.key.pub", "0")
     with site:
-        status = superlink.submit(app, seconds=600)
+        status = superlink.submit(app)
         assert status == "finished:completed", site.logs() + (superlink.folder / "superlink.log").read_text()
     del os.environ["PYTHONPATH"]
     times = json.loads((folder / "times.json").read_text())

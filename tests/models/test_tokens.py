@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -175,9 +176,10 @@ def test_a_damaged_file_is_passed_over(judge, asked, damage):
     another_process()
     asked.clear()
     assert judge.examples(RECORDS) == direct and asked == RECORDS
-    another_process()
     asked.clear()
-    assert judge.examples(RECORDS) == direct and asked == []  # written anew
+    assert judge.examples(RECORDS) == direct and asked == []  # written anew, which the process that wrote it knows
+    another_process()
+    assert judge.examples(RECORDS) == direct and asked == []
 
 
 def test_a_file_that_is_removed_on_the_way(judge, asked):
@@ -196,6 +198,18 @@ def test_a_cache_that_cannot_be_written_costs_only_time(judge, asked, tmp_path):
     assert judge.train(["f"], range(5), RECORDS[:5]).count == 5 and asked == RECORDS
     another_process()
     assert judge.examples(RECORDS) == direct and asked == [*RECORDS, *RECORDS]
+
+
+def test_a_full_disk_keeps_no_part_of_a_file(judge, monkeypatch):
+    write = Path.write_bytes
+
+    def fills(path: Path, content: bytes) -> int:
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fills)
+    assert len(judge.examples(RECORDS)) == len(RECORDS)
+    assert list(judge._folder.iterdir()) == []
 
 
 def test_memory_is_bounded(judge, asked, tmp_path, monkeypatch):

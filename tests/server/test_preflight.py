@@ -208,8 +208,3 @@ def test_a_site_in_trouble_does_not_stop_a_deployment_that_others_can_serve(tmp_
 def test_nobody_there(tmp_path):
     with pytest.raises(RunError, match="no client is connected"):
         preflight(FakeCourier({}), ["a"], tmp_path)
-
-
-def test_sites_with_questions_of_their_own_are_not_asked(tmp_path):
-    courier = FakeCourier({100: {}})
-    assert preflight(courier, [], tmp_path) == [] and courier.sent == []
