@@ -282,12 +282,18 @@ def open_benchmark(config: RunConfig) -> Benchmark:
     """Bind the benchmark a configuration names to its data.
 
     Raises:
-        ConfigError: unknown benchmark, no data root, or a setting or stages it does not define.
+        ConfigError: unknown benchmark, no data root, or a setting or stages it does not define; or code of the user's
+            own that returns anything but a benchmark of this configuration.
     """
     if registry.is_own(config.benchmark):
         benchmark = registry.resolve("benchmark", config.benchmark)(config)
         if not isinstance(benchmark, Benchmark):
             raise ConfigError(f"benchmark: {config.benchmark} returned {type(benchmark).__name__}, not a Benchmark")
+        if benchmark.config != config:  # the run folder and every order hold the run's
+            raise ConfigError(
+                f"benchmark: {config.benchmark} returned a Benchmark with another configuration than the run's; hand "
+                "on the one that it is called with, and change settings in the run's YAML file"
+            )
         return _checked(benchmark)
     spec = read_spec(config.benchmark)
     if config.data_root is not None:
