@@ -10,7 +10,7 @@ and answers on one machine. To compare them, run this in the older tree with `--
 with `--json new.json --against old.json`: it prints both times of every row, with status 1 if a number differs.
 
 MFU is model FLOP utilisation: 4 P + attention a token (frozen weights have no gradient; a second forward pass of
-checkpointing is not counted as useful), over the peak of the table in fcit/devices.py.
+checkpointing is not counted as useful), over the peak of the table in fcit/doctor/devices.py.
 """
 
 from __future__ import annotations
