@@ -58,7 +58,7 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
             sentences.append(f"{key}: must be given{example}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
+            message = message[:1].lower() + message[1:]
             sentences.append(f"{key}: {message}, got {shown(item['input'])}{example}")
     return sentences
 
