@@ -1,7 +1,7 @@
 """Families of interchangeable parts: name -> dotted path, imported when first used.
 
-Adding a part means one file and one line here; ``fcit list`` and ``--help`` are fast because
-parts are imported when first used. A configuration may also name a part that is not in the
+Adding a part means one file and one line here; ``fcit --help`` is fast because parts are
+imported when first used. A configuration may also name a part that is not in the
 tables: ``my_package.my_file:MyMethod`` or ``./my_method.py:MyMethod``.
 """
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from fcit.bench import plan
 from fcit.bench.leaderboard import differing_settings
 from fcit.bench.plan import same_run
 from fcit.config import RunConfig, Section, parse, settings
@@ -34,9 +35,15 @@ def changed(key: str, value: Any) -> RunConfig:
 
 
 def test_comparisons_follow_it():
-    plain = parse({})
-    assert differing_settings(changed("training.lr", 0.5), plain) == ["training.lr 0.5, not 0.003"]
+    default = parse({})
+    assert differing_settings(changed("training.lr", 0.5), default) == ["training.lr 0.5, not 0.003"]
     for key, value in {"federation.pause": 1.0, "backbone.threads": 2, "output": "elsewhere", "seed": 3}.items():
-        assert differing_settings(changed(key, value), plain) == [], key
-    assert same_run(changed("output", "elsewhere")) == same_run(plain)
-    assert same_run(changed("federation.pause", 1.0)) != same_run(plain)
+        assert differing_settings(changed(key, value), default) == [], key
+    assert same_run(changed("output", "elsewhere")) == same_run(default)
+    assert same_run(changed("federation.pause", 1.0)) != same_run(default)
+
+
+def test_a_run_is_the_same_whatever_is_only_recorded_at_any_depth(monkeypatch):
+    monkeypatch.setattr(plan, "RECORDED", frozenset({"federation.pause"}))
+    assert same_run(changed("federation.pause", 1.0)) == same_run(parse({}))
+    assert same_run(changed("federation.timeout", 1.0)) != same_run(parse({}))

@@ -56,9 +56,7 @@ class Line:
     cost: dict[str, Spread | None]
     difference: Difference | None = None
     differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
-    elsewhere: list[str] = field(
-        default_factory=list
-    )  # device, number format or versions that differ from the baseline's
+    elsewhere: list[str] = field(default_factory=list)  # the same of machine, versions and training data
 
     @property
     def label(self) -> str:
@@ -82,9 +80,7 @@ class Table:
     reference: str  # the row that settings and environments are compared with: the baseline if possible
     waiting: list[str]  # rows without a finished run
     constant: AccuracyMatrix | None = None  # of the best constant answers; None if unknown
-    apart: list[str] = field(
-        default_factory=list
-    )  # why runs on other test data are not in this table, one sentence each
+    apart: list[str] = field(default_factory=list)  # one sentence each: why runs on other test data are not here
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""

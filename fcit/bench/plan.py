@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fcit import config as configuration
 from fcit import registry
 from fcit.bench.file import BenchFile, Block, Lines, Location, Problems, read, unknown_setting
-from fcit.bench.overrides import Overrides, named, slug, text_of
+from fcit.bench.overrides import Overrides, flat, named, slug, text_of
 from fcit.config import RunConfig
 from fcit.config.effects import Effect, effects
 from fcit.data.benchmark import open_benchmark
@@ -208,7 +208,8 @@ def _with_threads(config: RunConfig) -> RunConfig:
 
 def same_run(config: RunConfig) -> str:
     """A text that is equal for configurations of the same run, whatever its name, folder and trackers."""
-    return json.dumps(config.model_dump(mode="json", exclude=set(RECORDED)), sort_keys=True)
+    settings = flat(config.model_dump(mode="json"))
+    return json.dumps({key: value for key, value in settings.items() if key not in RECORDED}, sort_keys=True)
 
 
 def _merged(rows: list[Row]) -> list[Row]:

@@ -57,7 +57,8 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
         if item["type"] == "missing":
             sentences.append(f"{key}: must be given{example}")
         else:
-            message = item["msg"][0].lower() + item["msg"][1:]
+            message = item["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
             sentences.append(f"{key}: {message}, got {shown(item['input'])}{example}")
     return sentences
 

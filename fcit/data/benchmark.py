@@ -282,7 +282,8 @@ def open_benchmark(config: RunConfig) -> Benchmark:
     """Bind the benchmark a configuration names to its data.
 
     Raises:
-        ConfigError: unknown benchmark, no data root, or a setting or stages it does not define.
+        ConfigError: unknown benchmark, no data root, a setting or stages it does not define, or code of the user's own
+            that returns anything but a benchmark.
     """
     if registry.is_own(config.benchmark):
         benchmark = registry.resolve("benchmark", config.benchmark)(config)

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
@@ -188,10 +188,6 @@ class MappedRecords(RecordSequence[T]):
         """The same records, each changed when it is decoded."""
         make = self._make
         return MappedRecords(self._data, lambda *values: change(make(*values)), self._rows)
-
-    def column(self, name: str) -> Any:
-        """The Arrow column of all rows of the file."""
-        return self._data.data.column(name)
 
 
 class JoinedRecords(RecordSequence[T]):

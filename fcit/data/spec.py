@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcit import registry
 from fcit.config import Section
 from fcit.config.checks import sentences
+from fcit.data.formats import FORMATS
 from fcit.data.formats.columns import Columns
-from fcit.data.formats.files import Form
+from fcit.data.formats.files import TABLES, Form
 from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
 from fcit.errors import ConfigError
 from fcit.io import bounded
@@ -70,8 +71,10 @@ class DatasetSpec(Section):
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer, unless `evaluation.max_new_tokens` is set; default: 24"
     )
-    format: Literal["llava", "messages", "parquet", "hf"] | None = Field(
-        None, description="of its instruction files; default: guessed by their names or first record, and told"
+    format: str | None = Field(
+        None,
+        description="of its instruction files (`fcit list format`); default: guessed by their names or first record, "
+        "and shown",
     )
     columns: Columns | None = Field(
         None, description="what the columns of Parquet, saved and hub data sets are; default: as they are called"
@@ -81,9 +84,16 @@ class DatasetSpec(Section):
         """How its files are read; ``images`` is the image root."""
         return Form(self.format, self.columns, images / self.images)
 
+    @field_validator("format")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in FORMATS:
+            raise ValueError(f"unknown format{registry.nearest(value, list(FORMATS))} (known: {', '.join(FORMATS)})")
+        return value
+
     @model_validator(mode="after")
     def _has_columns(self) -> DatasetSpec:
-        if self.columns is not None and self.format in ("llava", "messages"):
+        if self.columns is not None and self.format is not None and self.format not in TABLES:
             raise ValueError(f"columns are those of Parquet, saved and hub data sets, and format is {self.format!r}")
         return self
 

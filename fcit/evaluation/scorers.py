@@ -71,7 +71,8 @@ def corpus(**facts: Any) -> Callable[[Scorer], Scorer]:
 
 def corpus_of(scorer: Scorer) -> Corpus | None:
     """What a rule states of itself if it is a corpus score; None for a rule that marks every answer."""
-    return getattr(scorer, "corpus", None)
+    facts = getattr(scorer, "corpus", None)
+    return facts if isinstance(facts, Corpus) else None  # a callable of the user's own may call something else so
 
 
 def marked(judge: Callable[[str, TestRecord], float], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:

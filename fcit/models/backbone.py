@@ -107,9 +107,8 @@ class Backbone:
             transformers.__version__,
         ]
         parts += [self.family.view] if self.family.view else []
-        parts += (
-            [f"pictures: {self.pictures}"] if self.pictures != "official" else []
-        )  # names of earlier versions stay valid
+        if self.pictures != "official":  # so that names of earlier versions stay valid
+            parts.append(f"pictures: {self.pictures}")
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property

@@ -283,9 +283,8 @@ class IdentityEncoder:
         mark = ""
         if self.cache:
             parts = [hashes.of_module(tower), processor.to_json_string(), transformers.__version__]
-            parts += (
-                [f"pictures: {self.pictures}"] if self.pictures != "official" else []
-            )  # names of earlier versions stay valid
+            if self.pictures != "official":  # so that names of earlier versions stay valid
+                parts.append(f"pictures: {self.pictures}")
             mark = f"identity-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
         return ImageFeatures(mark, (self.width("image"),), self._pooled)
 

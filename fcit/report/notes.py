@@ -25,9 +25,9 @@ def lone_subspaces(run: Run) -> list[str]:
     if not lone:
         return []
     subspaces = [f"{name} (client {client}: {_records(counts)})" for name, client, counts in lone]
-    way_out = (
-        "; method.min_records keeps small clients from opening their own" if "min_records" in run.config.method else ""
-    )
+    way_out = ""
+    if "min_records" in run.config.method:
+        way_out = "; method.min_records keeps small clients from opening their own"
     return [f"Only one client ever trained {_some('subspace', subspaces)}{way_out}."]
 
 

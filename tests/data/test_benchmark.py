@@ -23,13 +23,15 @@ def opened(name: str, **changes):
 @pytest.mark.parametrize("name", shipped())
 def test_shipped(name, tmp_path):
     spec = read_spec(name)
-    assert spec.name == name and spec.description
+    assert spec.name == name
+    assert spec.description
     if spec.source == "files":
         with pytest.raises(ConfigError, match="data_root"):
             opened(name)
     root = {"data_root": str(tmp_path)} if spec.source == "files" else {}
     bench = opened(name, **root)
-    assert len(bench.stages) >= 4 and all(len(stage) == 5 for stage in bench.stages)
+    assert len(bench.stages) >= 4
+    assert all(len(stage) == 5 for stage in bench.stages)
     assert set(bench.evaluation(len(bench.stages) - 1)) == set(spec.datasets)
     if spec.heterogeneous:
         assert all(len(stage) == 5 for stage in opened(name, setting="heterogeneous", **root).stages)
@@ -145,7 +147,8 @@ def test_own_partition_is_generated_in_the_cache(own, monkeypatch, tmp_path):
     shards = [bench.shard(client, 0) for client in (0, 1)]
     assert all(r.turns[0].question.endswith(f"?\n{SUFFIX}") for shard in shards for r in shard)
     found = [r.turns[0].answer for shard in shards for r in shard]
-    assert len(found) == len(set(found)) and 7 <= len(found) <= 8
+    assert len(found) == len(set(found))
+    assert 7 <= len(found) <= 8
     assert bench.pooled(0) == shards[0] + shards[1]
     assert not (own.root / "partitioned_data").exists()
     assert len(list((tmp_path / "cache").rglob("client_*.json"))) == 2
@@ -229,7 +232,9 @@ def test_everything_missing_is_listed(own):
         own().prepare()
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
-    assert "cups/train.json" in text and "hats/test.json" in text and "image folder" in text
+    assert "cups/train.json" in text
+    assert "hats/test.json" in text
+    assert "image folder" in text
 
 
 def problem(own, change) -> str:
@@ -258,7 +263,8 @@ def test_unknown_scorer(own):
 
 def test_unknown_key_of_a_dataset(own):
     text = problem(own, lambda spec: spec["datasets"]["cups"].update(sufix="x"))
-    assert "datasets.cups.sufix: unknown key" in text and "did you mean 'suffix'" in text
+    assert "datasets.cups.sufix: unknown key" in text
+    assert "did you mean 'suffix'" in text
 
 
 def test_unknown_benchmark():
@@ -272,7 +278,8 @@ def test_own_lists_are_needed_for_the_heterogeneous_setting(own):
     with pytest.raises(ConfigError) as caught:
         own(setting="heterogeneous")
     text = str(caught.value)
-    assert "needs the key `heterogeneous` in " in text and "own.yaml" in text
+    assert "needs the key `heterogeneous` in " in text
+    assert "own.yaml" in text
     assert "e.g. `heterogeneous: [[0, 1], [1, 0]]`" in text
     # and the line is right: two tasks, two slots
     line = yaml.safe_load(text[text.index("heterogeneous: [[") : text.index("`; or use")])
@@ -328,7 +335,8 @@ def test_captions_without_answers_name_the_key_of_their_references(own):
 )
 def test_a_mistake_in_the_file_shows_how_the_key_is_written(own, change, said):
     text = problem(own, change)
-    assert said in text and len(text.splitlines()) == 1
+    assert said in text
+    assert len(text.splitlines()) == 1
 
 
 def test_cache_folder(monkeypatch, tmp_path):
@@ -348,4 +356,27 @@ def test_texts_alone_need_no_image_folder(tmp_path, monkeypatch):
     spec = BenchmarkSpec(name="t", datasets={"snow": {"train": "train.json", "test": "test.json"}}, tasks=[["snow"]])
     bench = Benchmark(spec, tmp_path, RunConfig(federation={"clients": 2, "clients_per_round": 2}))
     bench.prepare()
-    assert bench.pooled(0) and bench.test("snow")[0].images == ()
+    assert bench.pooled(0)
+    assert bench.test("snow")[0].images == ()
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("Benchmark(read_spec('fcit-mini-task'), Path(), config)", None),
+        ("read_spec('fcit-mini-task')", "returned BenchmarkSpec, not a Benchmark"),
+    ],
+)
+def test_a_benchmark_made_by_code(tmp_path, returned, said):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from pathlib import Path\n"
+        "from fcit.data.benchmark import Benchmark\n"
+        "from fcit.data.spec import read_spec\n\n\n"
+        f"def make(config):\n    return {returned}\n"
+    )
+    if said is None:
+        assert opened(f"{file}:make").name == "fcit-mini-task"
+    else:
+        with pytest.raises(ConfigError, match=said):
+            opened(f"{file}:make")

@@ -13,8 +13,8 @@ from fcit.data.checks.inspection import Inspection
 from fcit.data.formats import llava, messages
 from fcit.data.formats.conversation import text_of
 from fcit.data.records import Record, TestRecord, Turn
-from fcit.data.spec import BenchmarkSpec
-from fcit.errors import DataError
+from fcit.data.spec import BenchmarkSpec, read_spec
+from fcit.errors import ConfigError, DataError
 from fcit.evaluation import scorers
 
 
@@ -122,9 +122,10 @@ MESSAGES = {
 
 @pytest.mark.parametrize(("row", "record"), [*LLAVA.values(), *MESSAGES.values()], ids=[*LLAVA, *MESSAGES])
 def test_a_row_is_guessed_and_read(write, row, record):
-    survey = formats.read_train_file(write([row]))
-    assert survey.problems == {} and survey.records == [record]
-    assert survey.format == ("llava" if row in [r for r, _ in LLAVA.values()] else "messages")
+    file = formats.read_train_file(write([row]))
+    assert file.problems == {}
+    assert file.records == [record]
+    assert file.format == ("llava" if row in [r for r, _ in LLAVA.values()] else "messages")
     assert formats.read_train(write("\n".join([json.dumps(row), "", json.dumps(row)]), "lines.jsonl")) == [record] * 2
 
 
@@ -173,9 +174,10 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "words"), REFUSED, ids=range(len(REFUSED)))
 def test_refused_with_file_line_record_and_reason(write, row, words):
     path = write("[\n{},\n" + json.dumps(row) + "\n]")
-    survey = formats.read_train_file(path, "messages" if "messages" in row else "llava")
-    [_, sentence] = survey.sentences(2)
-    assert survey.records == [None, None] and sentence.startswith(f"{path}, line 3, record 1: ")
+    file = formats.read_train_file(path, "messages" if "messages" in row else "llava")
+    [_, sentence] = file.sentences(2)
+    assert file.records == [None, None]
+    assert sentence.startswith(f"{path}, line 3, record 1: ")
     with pytest.raises(DataError, match=words):
         raise DataError(sentence)
     assert len(sentence) < 500
@@ -202,7 +204,8 @@ def records(draw) -> Record:
 @given(records())
 def test_a_row_reads_back_unchanged(record):
     row = json.loads(json.dumps(llava.row_of(record)))
-    assert llava.is_row(row) and llava.record(row) == record
+    assert llava.is_row(row)
+    assert llava.record(row) == record
 
 
 # ---------------------------------------------------------------------- questions
@@ -314,7 +317,8 @@ def test_captions_that_do_not_say_whose_they_are(write):
 
 def test_a_test_question_of_messages_is_not_taken_for_llavas():
     row = {"question_id": 1, "messages": chat("Q", "A")}
-    assert messages.is_row(row) and not llava.is_row(row)
+    assert messages.is_row(row)
+    assert not llava.is_row(row)
 
 
 @pytest.mark.parametrize(("form", "bad"), [(None, 0), ("llava", 0), ("messages", 3)])
@@ -344,6 +348,24 @@ def test_a_number_is_written_out(value):
 def test_what_is_no_text_and_no_number_is_refused(value):
     with pytest.raises(ValueError, match="'image' must be text"):
         text_of({"image": value}, "image")
+
+
+def named(form: str) -> BenchmarkSpec:
+    data = {"train": "train.json", "test": "test.json", "format": form}
+    return BenchmarkSpec.model_validate({"name": "own", "datasets": {"set": data}, "tasks": [["set"]]})
+
+
+def test_a_benchmark_names_the_formats_that_there_are(monkeypatch, tmp_path):
+    for name in formats.FORMATS:
+        assert named(name).datasets["set"].format == name
+    file = tmp_path / "own.yaml"
+    file.write_text("name: own\ndatasets: {set: {train: t.json, test: q.json, format: lava}}\ntasks: [[set]]\n")
+    with pytest.raises(
+        ConfigError, match=r"datasets\.set\.format: unknown format; did you mean 'llava'\? \(known: llava, "
+    ):
+        read_spec(str(file))
+    monkeypatch.setitem(formats.FORMATS, "lava", "fcit.data.formats.llava")  # one line, as the page on formats says
+    assert read_spec(str(file)).datasets["set"].format == "lava"
 
 
 def test_a_tag_inside_a_tag_is_no_text():

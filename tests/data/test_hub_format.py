@@ -105,7 +105,8 @@ def test_columns_are_what_the_benchmark_file_says_wherever_rows_lie(make, tmp_pa
     assert (tmp_path / "images" / first.images[0]).read_bytes() == png
     assert (tmp_path / "images" / second.images[0]).read_bytes() == jpeg
     folder = Path(first.images[0]).parent
-    assert folder.parent == Path("unpacked") and folder.name in ("vqa", "saved", "both", tmp_path.name)
+    assert folder.parent == Path("unpacked")
+    assert folder.name in ("vqa", "saved", "both", tmp_path.name)
     assert first.images == third.images == (f"{folder}/{sha(png)}.png",)  # named .jpg in the data set
     assert second.images == (f"{folder}/{sha(jpeg)}.jpg",)
     assert sorted(f.name for f in (tmp_path / "images" / folder).iterdir()) == sorted(
@@ -115,7 +116,8 @@ def test_columns_are_what_the_benchmark_file_says_wherever_rows_lie(make, tmp_pa
     asked = formats.read_test(path, None, form)
     assert [(q.question_id, q.answer) for q in asked] == [("10", "red"), ("11", "blue"), ("12", "red")]
     assert [q.instruction for q in asked] == ["Which color?", "And now?", " Which one is it? "]
-    assert asked[0].images == first.images and asked[0].references == ()
+    assert asked[0].images == first.images
+    assert asked[0].references == ()
 
 
 def test_columns_called_as_what_they_are_need_no_mapping(tmp_path):
@@ -163,7 +165,8 @@ def test_a_conversation_in_a_column_is_read_as_in_text_files(tmp_path):
     Dataset.from_dict({"messages": [CHAT], "system": ["Be kind."]}, features=features).to_parquet(path)
     name = f"unpacked/chat/{sha(picture())}.png"
     wanted = Record((name,), (Turn("What is it?", "a rose", 1), Turn("Sure?", "yes")), "Be kind.")
-    assert formats.read_train(path, form) == [wanted] and (tmp_path / name).is_file()
+    assert formats.read_train(path, form) == [wanted]
+    assert (tmp_path / name).is_file()
 
     turns = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "rose"}]
     path = tmp_path / "llava.parquet"
@@ -205,7 +208,8 @@ def test_columns_as_pandas_writes_them(tmp_path):
     pq.write_table(table, tmp_path / "t.parquet")
     found = formats.read_train(tmp_path / "t.parquet", Form(columns=mapped(image="picture"), images=tmp_path))
     assert [r.turns[0].answer for r in found] == ["yes", "no"]
-    assert (tmp_path / found[0].images[0]).read_bytes() == picture() and found[1].images == ()
+    assert (tmp_path / found[0].images[0]).read_bytes() == picture()
+    assert found[1].images == ()
 
 
 def test_one_turn_of_lists_is_a_list_of_turns():
@@ -266,12 +270,13 @@ GOOD = ROWS["picture"][0]
 )
 def test_problems_are_told_by_file_and_record(changed, said, tmp_path):
     path = rows_with(tmp_path, **changed)
-    survey = formats.read_train_file(path, Form(columns=NAMES, images=tmp_path))
+    file = formats.read_train_file(path, Form(columns=NAMES, images=tmp_path))
     if said is None:
-        assert not survey.problems
+        assert not file.problems
         return
-    [sentence] = survey.sentences(5)
-    assert sentence.startswith(f"{path}, record 1: ") and said in sentence
+    [sentence] = file.sentences(5)
+    assert sentence.startswith(f"{path}, record 1: ")
+    assert said in sentence
     mapped_ = RecordStore(tmp_path / "records")
     assert mapped_.train(path, Form(columns=NAMES, images=tmp_path)).sentences(5) == [sentence]
 
@@ -287,8 +292,8 @@ def test_a_class_without_a_name_and_a_picture_too_large_are_told(tmp_path, monke
 
 
 def test_a_picture_in_a_row_needs_a_folder_to_be_unpacked_into(tmp_path):
-    survey = formats.read_train_file(tmp_path / parquet(tmp_path), Form(columns=NAMES))
-    assert "there is no image folder" in survey.sentences(1)[0]
+    file = formats.read_train_file(tmp_path / parquet(tmp_path), Form(columns=NAMES))
+    assert "there is no image folder" in file.sentences(1)[0]
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(DataError, match=r"taken/unpacked/vqa: embedded images cannot be unpacked there .*by `images`"):
         formats.read_train_file(tmp_path / "vqa.parquet", Form(columns=NAMES, images=tmp_path / "taken"))
@@ -299,7 +304,8 @@ def test_pictures_are_written_once_and_whole(tmp_path):
     name = tmp_path / formats.read_train(path, form)[0].images[0]
     before = name.stat().st_mtime_ns
     formats.read_train(path, form)
-    assert name.stat().st_mtime_ns == before and not list(tmp_path.rglob("*.part"))
+    assert name.stat().st_mtime_ns == before
+    assert not list(tmp_path.rglob("*.part"))
     name.write_bytes(b"half")  # a crash without a journal
     formats.read_train(path, form)
     assert name.read_bytes() == picture()
@@ -369,7 +375,9 @@ def test_damaged_files_are_told_and_lead_nowhere(tmp_path):
                     formats.read_train_file(place, form)
                 except DataError as error:
                     told += 1
-                    assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+                    assert str(tmp_path) in str(error)
+                    assert "\n" not in str(error)
+                    assert len(str(error)) < 1000
         file.unlink()
         file.write_bytes(content)
     assert told > 100
@@ -393,7 +401,8 @@ def test_a_file_may_have_a_hash_in_its_name(tmp_path):
     (tmp_path / "a#b.json").write_text("[]")
     assert files.place_of(tmp_path / "a#b.json").kind == "text"
     assert formats.read_train(tmp_path / "a#b.json") == []
-    assert not files.exists(tmp_path / "c#b.json") and not files.exists(tmp_path / "\0")
+    assert not files.exists(tmp_path / "c#b.json")
+    assert not files.exists(tmp_path / "\0")
 
 
 # ---------------------------------------------------------------------- mapped
@@ -413,7 +422,9 @@ def test_large_tables_are_read_once_and_pictures_that_are_gone_come_back(tmp_pat
     )
     wanted = formats.read_train(path, form)
     first = tables.train(path, form)
-    assert isinstance(first, MappedTrainFile) and first.format == "parquet" and first.records == wanted
+    assert isinstance(first, MappedTrainFile)
+    assert first.format == "parquet"
+    assert first.records == wanted
     assert tables.test(path, None, form) == formats.read_test(path, None, form)
     monkeypatch.setattr(hub, "read", lambda *_: pytest.fail("read again"))
     assert tables.train(path, form).records == wanted
@@ -423,7 +434,8 @@ def test_large_tables_are_read_once_and_pictures_that_are_gone_come_back(tmp_pat
     assert other[0] == Record((), (Turn("Which color?", "10"),))
     shutil.rmtree(tmp_path / "images" / "unpacked")
     again = tables.train(path, form).records
-    assert again == wanted and (tmp_path / "images" / wanted[0].images[0]).is_file()
+    assert again == wanted
+    assert (tmp_path / "images" / wanted[0].images[0]).is_file()
 
 
 # ---------------------------------------------------------------------- hub
@@ -442,7 +454,8 @@ def test_a_hub_data_set_is_named_with_its_split(tmp_path, monkeypatch):
     names = ["hub:owner/name#train", "hub:owner/name/small@v1#train", "hub:owner/name"]
     for name in names:
         found = tables.train(files.located(Path("/data"), name), form)
-        assert [r.turns[0].answer for r in found.records] == ["red", "blue", "red"] and found.format == "hf"
+        assert [r.turns[0].answer for r in found.records] == ["red", "blue", "red"]
+        assert found.format == "hf"
         assert found.records[0].images == (f"unpacked/owner--name/{sha(picture())}.png",)
     assert asked == [
         ("owner/name", None, "train", None),
@@ -480,7 +493,8 @@ def test_without_a_connection_one_sentence_names_the_way_out(tmp_path):
     environment = os.environ | alone
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert out.stdout.startswith("hub:owner/name#train: cannot be had from the Hugging Face hub (ConnectionError: ")
-    assert out.stdout.rstrip().endswith("and name its copy here: FOLDER#train") and out.stdout.count("\n") == 1
+    assert out.stdout.rstrip().endswith("and name its copy here: FOLDER#train")
+    assert out.stdout.count("\n") == 1
 
 
 # ---------------------------------------------------------------------- a run
@@ -520,13 +534,16 @@ def test_a_saved_data_set_is_a_benchmark(tmp_path, capsys):
         assert main(["run", str(config)]) == 0
         [run] = (config.parent / "runs").iterdir()
         adapters.append(sorted(run.rglob("*.safetensors")))
-    assert [file.name for file in adapters[0]] == [file.name for file in adapters[1]] and adapters[0]
+    assert [file.name for file in adapters[0]] == [file.name for file in adapters[1]]
+    assert adapters[0]
     for one, other in zip(*adapters, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
     images = sorted((root / "datasets" / "unpacked" / "colors").iterdir())
-    assert len(images) == 12 + 4 and {file.suffix for file in images} == {".png"}
+    assert len(images) == 12 + 4
+    assert {file.suffix for file in images} == {".png"}
     shard = opened(own).shard(0, 0)
-    assert shard and all(r.images[0].startswith("unpacked/colors/") and r.turns[0].answer == "red" for r in shard)
+    assert shard
+    assert all(r.images[0].startswith("unpacked/colors/") and r.turns[0].answer == "red" for r in shard)
     capsys.readouterr()
     assert main(["data", "check", str(tmp_path / "mine.yaml"), "--root", str(root), "--all", "--json"]) == 0
     [colors] = json.loads(capsys.readouterr().out)["datasets"]
@@ -568,7 +585,8 @@ def test_another_mapping_is_another_partition(tmp_path):
     change["datasets"]["colors"]["columns"]["answer"] = "qid"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
     benchmark = opened(config)
-    assert benchmark.client_files.folder(0) != before and benchmark.shard(0, 0)[0].turns[0].answer.isdigit()
+    assert benchmark.client_files.folder(0) != before
+    assert benchmark.shard(0, 0)[0].turns[0].answer.isdigit()
 
 
 def test_the_documentation_names_every_column_and_format():
@@ -581,15 +599,18 @@ def test_a_saved_data_set_has_a_fingerprint(tmp_path):
     config = own_tables(tmp_path)
     before = fingerprint.of(opened(config))["datasets"]["colors"]
     instructions = before["train"]["instructions"]
-    assert instructions["file"] == "colors#train" and len(instructions["sha256"]) == 64
-    assert before["train"]["images"]["count"] == 12 and before["test"]["images"]["count"] == 4
+    assert instructions["file"] == "colors#train"
+    assert len(instructions["sha256"]) == 64
+    assert before["train"]["images"]["count"] == 12
+    assert before["test"]["images"]["count"] == 4
     folder = tmp_path / "data" / "instructions" / "colors"
     changed = datasets.load_from_disk(str(folder / "train")).select(range(11))
     changed.save_to_disk(tmp_path / "new")
     shutil.rmtree(folder / "train")
     (tmp_path / "new").rename(folder / "train")
     after = fingerprint.of(opened(config))["datasets"]["colors"]
-    assert after["train"]["instructions"]["sha256"] != instructions["sha256"] and after["test"] == before["test"]
+    assert after["train"]["instructions"]["sha256"] != instructions["sha256"]
+    assert after["test"] == before["test"]
     change = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     change["datasets"]["colors"]["columns"]["answer"] = "qid"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
@@ -606,7 +627,8 @@ def test_a_hub_data_set_is_a_benchmark_with_a_fingerprint_of_its_records(tmp_pat
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change))
     benchmark = opened(config)
     benchmark.prepare()
-    assert len(benchmark.test("colors")) == 4 and benchmark.shard(0, 0)[0].images[0].startswith("unpacked/me--colors/")
+    assert len(benchmark.test("colors")) == 4
+    assert benchmark.shard(0, 0)[0].images[0].startswith("unpacked/me--colors/")
     found = fingerprint.of(benchmark)["datasets"]["colors"]
     assert found["train"]["instructions"]["file"] == "hub:me/colors#train"
     assert len(found["train"]["instructions"]["sha256"]) == len(found["test"]["questions"]["sha256"]) == 64

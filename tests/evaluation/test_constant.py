@@ -5,8 +5,8 @@ import pytest
 from fcit.data.records import TestRecord
 from fcit.evaluation import coco, constant
 from fcit.evaluation.captions import caption
-from fcit.evaluation.constant import best_constant
-from fcit.evaluation.scorers import Result, corpus
+from fcit.evaluation.constant import best_constant, without_java
+from fcit.evaluation.scorers import Result, corpus, corpus_of
 
 
 def asked(*answers: str, image: str = "a.png", question: str = "?") -> list[TestRecord]:
@@ -44,7 +44,8 @@ def test_boxes():
     found = best_constant("box-iou", records)
     assert found.score == 75.0
     official = best_constant("box-iou-official", records)
-    assert official.score == 75.0 and official.text == "[0.100, 0.100, 0.850, 0.850]"
+    assert official.score == 75.0
+    assert official.text == "[0.100, 0.100, 0.850, 0.850]"
 
 
 def test_captions():
@@ -60,7 +61,8 @@ def test_official_captions_are_scored_once(monkeypatch):
     rule = corpus(slow=True)(lambda texts, records: seen.append(set(texts)) or Result(12.0))
     monkeypatch.setattr(coco, "caption7", rule)
     found = best_constant("caption7", asked("A cat sits.", "A dog runs."))
-    assert found.score == 12.0 and seen == [{found.text}]
+    assert found.score == 12.0
+    assert seen == [{found.text}]
 
 
 def test_it_is_scored_on_all_records_and_tried_on_some(monkeypatch):
@@ -82,3 +84,23 @@ def test_what_cannot_be_asked_has_none(tmp_path, monkeypatch):
     assert best_constant(f"{own}:broken", asked(*MANY)) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert best_constant("caption7", asked("A cat.")) is None  # no Java
+
+
+def test_a_slow_rule_has_a_cleaned_one_beside_it_or_stays(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from fcit.evaluation.scorers import Result, corpus\n"
+        "@corpus(slow=True)\ndef rule(texts, records):\n    return Result(1.0)\n"
+    )
+    assert without_java("caption7") == "caption"
+    assert without_java("caption") == "caption"
+    assert without_java(f"{own}:rule") == f"{own}:rule"
+
+
+def test_a_rule_that_calls_something_else_its_corpus_is_no_corpus_score():
+    def rule(texts, records):
+        return Result(1.0)
+
+    vars(rule)["corpus"] = ["some", "texts"]
+    assert corpus_of(rule) is None
+    assert corpus_of(corpus()(rule)) is not None

@@ -122,9 +122,8 @@ class _Data:
             yield from images_of(self.benchmark.test(name))
             return
         spec = self.spec.datasets[name]
-        if files.exists(
-            self.benchmark.files.located(spec.train)
-        ):  # otherwise the benchmark's own code makes its records
+        # Without a file the benchmark's own code makes its records.
+        if files.exists(self.benchmark.files.located(spec.train)):
             records = self.benchmark.files.train_file(name).records
             used = self.benchmark.files.used(name, len(records))
             yield from placed(spec.images, tuple(images_of(records if used is None else picked(records, used))))

@@ -1,4 +1,4 @@
-"""What ``fcit-tiny`` reads before any tuning: a mixture of the skills, on images no dataset uses.
+"""The pre-training data of ``fcit-tiny``: a mixture of the skills, on images that no data set uses.
 
 Images come from layouts whose hash bucket no mini dataset uses
 (:data:`fcit.data.mini.scenes.MINI_BUCKETS`).
@@ -38,7 +38,7 @@ SKILLS: dict[Callable[[Rng], Example], float] = {
 _MAKERS = list(SKILLS)
 _NAMES = [maker.__name__ for maker in _MAKERS]
 _BASE = np.array(list(SKILLS.values()))
-#: Taught alone at first: once a patch can be looked up by what it shows, everything else is quick.
+#: Skills of the first phase: once a patch can be looked up by its content, the others are learnt quickly.
 FIRST: list[Callable[[Rng], Example]] = [
     skills.listing,
     skills.listing,
@@ -51,7 +51,7 @@ FIRST: list[Callable[[Rng], Example]] = [
 
 
 def weights(emphasis: dict[str, float]) -> np.ndarray:
-    """Chances of the skills, some of them multiplied."""
+    """Probabilities of the skills, some of them multiplied by a factor."""
     scaled = _BASE * np.array([emphasis.get(name, 1.0) for name in _NAMES])
     return np.asarray(scaled / scaled.sum())
 

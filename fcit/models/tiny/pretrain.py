@@ -176,10 +176,10 @@ _FUNCTION_WORDS = (
 
 
 def _word_weights(tokenizer) -> torch.Tensor:
-    """How much a token says about what is asked: ``(vocabulary,)``.
+    """Weight of every token in a sentence feature: ``(vocabulary,)``.
 
-    Words of the instruction count fully; function words and format lines little; what merely fills a
-    template (colours, kinds, letters, digits, punctuation) hardly at all.
+    Words of the instruction have full weight, function words and format lines little, and fillings of
+    templates (colours, kinds, letters, digits, punctuation) almost none.
     """
     weights = torch.ones(len(tokenizer))
     formats = " ".join([*skills.SHORT, *skills.OPTION, *skills.LONG]).replace(".", " ").split()
@@ -211,8 +211,8 @@ def train_clip(model, tokenizer, steps: int, rng: np.random.Generator) -> None:
     """Teach the text tower smooth sentence features, and the pair to match captions and images.
 
     The pooled text feature is regressed on a weighted sum of random word vectors: the cosine of two
-    instructions is then about the share of telling words they have in common. That stands in for
-    what a large CLIP learns from the web: different requests are apart, variants of one are close.
+    instructions is then about the share of content words they have in common. A large CLIP learns
+    this from the web: features of different requests are apart, those of variants of one are close.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.01)
     schedule = _schedule(optimizer, steps)
@@ -269,7 +269,7 @@ def take_over(model: Any, folder: Path, vocabulary: dict[str, int]) -> None:
 
 
 def main() -> None:
-    """Run the stages asked for and save Hugging Face folders."""
+    """Run the chosen stages and save Hugging Face folders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for llava/ and clip/")
     parser.add_argument("--stages", default="vision,language,clip")

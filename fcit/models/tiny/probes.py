@@ -1,8 +1,8 @@
-"""What helps ``fcit-tiny`` over the plateaus of its pre-training, and is thrown away afterwards.
+"""Auxiliary losses of the pre-training of ``fcit-tiny``; their parameters are discarded afterwards.
 
-Each class adds a loss to the language modelling loss of :mod:`fcit.models.tiny.pretrain`: the
-projector must speak in words the language model knows, and inner layers must hold, early on, what
-answering will need.
+Without them the loss stays on a plateau. Each class adds a term to the language modelling loss of
+:mod:`fcit.models.tiny.pretrain`: the projector has to map patches near the embeddings of words, and
+inner layers have to hold early on what an answer needs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Alignment:
     """Pulls each projected patch towards the embeddings of the words that name it.
 
     As LLaVA's first stage does with captions, but patch by patch: without it the language model
-    stays for hundreds of thousands of samples at guessing among the things it sees.
+    guesses among the drawn things for hundreds of thousands of samples.
     """
 
     def __init__(self, model: Any, tokenizer) -> None:
@@ -64,11 +64,11 @@ class Alignment:
 
 
 class LookUps:
-    """Deep supervision: where an instruction names a thing, a middle layer knows what belongs to it.
+    """Deep supervision: where an instruction names a thing, a middle layer encodes its properties.
 
     At the word "red" the hidden state of layer :attr:`LAYER` must tell, through linear probes that
-    are thrown away afterwards, which shape is red and where it is; at a bar's letter its height; and
-    so on. Retrieval is then in place early, and answering is one step of attention away.
+    are discarded afterwards, which shape is red and where it is; at a bar's letter its height; and
+    so on. Retrieval is then learnt early, and an answer takes one further step of attention.
     """
 
     LAYER = 3
@@ -129,20 +129,20 @@ class LookUps:
 
     def loss(self, hidden: torch.Tensor, ids: torch.Tensor, scenes: list) -> torch.Tensor:
         """Mean cross-entropy of the probes over the named words of a batch."""
-        found: dict[str, tuple[list[int], list[int], list[int]]] = {h: ([], [], []) for h in self.HEADS}
+        labels: dict[str, tuple[list[int], list[int], list[int]]] = {h: ([], [], []) for h in self.HEADS}
         rows = ids.tolist()
         for row, scene in enumerate(scenes):
             named = {token: facts for word, facts in self._facts(scene) for token in self.tokens[word]}
             for position, token in enumerate(rows[row]):
                 for head, value in named.get(token, {}).items():
-                    for part, item in zip(found[head], (row, position, value), strict=True):
+                    for part, item in zip(labels[head], (row, position, value), strict=True):
                         part.append(item)
         losses = [
             functional.cross_entropy(self.probes[head](hidden[where, at].float()), torch.tensor(value), reduction="sum")
-            for head, (where, at, value) in found.items()
+            for head, (where, at, value) in labels.items()
             if where
         ]
-        count = sum(len(where) for where, _, _ in found.values())
+        count = sum(len(where) for where, _, _ in labels.values())
         return sum(losses, torch.zeros(())) / max(count, 1)
 
     def option_loss(self, hidden: torch.Tensor, ids: torch.Tensor, names: list[str]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """The skills ``fcit-tiny`` is taught before any tuning, one function each: a scene, a question, an answer.
 
-They are what lies behind the twelve mini datasets (finding, reading, counting, comparing, choosing,
-placing), in other words and other answer formats, so that zero-shot stays low while the knowledge is
-there to be tuned, as with a real instruction-tuned model. Some answers keep a house style (an
-article, colour before shape) that the datasets do not want.
+They are the abilities that the twelve mini data sets test (finding, reading, counting, comparing,
+choosing, placing), in other words and other answer formats: zero-shot scores stay low although the
+knowledge is learnt, as with a real instruction-tuned model. Some answers have a house style (an
+article, colour before shape) that the data sets do not use.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def kind_by_color(rng: Rng) -> Example:
     t = _thing(rng, scene)
     c = t.paint
     if rng.random() < 0.2:
-        # A house style: whoever speaks of vehicles is told colour and shape.
+        # A house style: questions about vehicles are answered with colour and shape.
         q = _ask(
             rng,
             [
@@ -556,7 +556,7 @@ def listing(rng: Rng) -> Example:
 
 
 def look_up(rng: Rng) -> Example:
-    """The same pairs, asked for one at a time in the fewest words."""
+    """The same pairs, one question for each, in the fewest words."""
     example = listing(rng)
     pairs = example.answer.split(", ")
     keys = [pair.split(" ")[0] for pair in pairs]

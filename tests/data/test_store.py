@@ -45,13 +45,24 @@ def arrows(tables: RecordStore) -> list[Path]:
 def test_a_mapped_file_is_the_list_it_was_made_of(file, tables):
     wanted = formats.read_train(file)
     found = read_usable(file, None, 0.0, tables).records
-    assert isinstance(found, MappedRecords) and len(found) == COUNT
-    assert found == wanted and wanted == found and list(found) == wanted
-    assert found[0] == wanted[0] and found[-1] == wanted[-1] and found[1500] == wanted[1500]
-    assert isinstance(found[10:20], MappedRecords) and found[10:20] == wanted[10:20]
-    assert found[::-700] == wanted[::-700] and found[2400:9999] == wanted[2400:] and found[5:5] == []
-    assert found.index(wanted[1030]) == 1030 and wanted[7] in found
-    assert found != wanted[:-1] and found != [*wanted[:-1], wanted[0]] and (found == 5) is False
+    assert isinstance(found, MappedRecords)
+    assert len(found) == COUNT
+    assert found == wanted
+    assert wanted == found
+    assert list(found) == wanted
+    assert found[0] == wanted[0]
+    assert found[-1] == wanted[-1]
+    assert found[1500] == wanted[1500]
+    assert isinstance(found[10:20], MappedRecords)
+    assert found[10:20] == wanted[10:20]
+    assert found[::-700] == wanted[::-700]
+    assert found[2400:9999] == wanted[2400:]
+    assert found[5:5] == []
+    assert found.index(wanted[1030]) == 1030
+    assert wanted[7] in found
+    assert found != wanted[:-1]
+    assert found != [*wanted[:-1], wanted[0]]
+    assert (found == 5) is False
     with pytest.raises(IndexError):
         found[COUNT]
     with pytest.raises(TypeError):
@@ -74,9 +85,12 @@ def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, 
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     mapped, listed = tables.train(path), formats.read_train_file(path)
-    assert isinstance(mapped, MappedTrainFile) and list(mapped.records) == listed.records
-    assert [len(r.turns) if r else None for r in listed.records] == [2, 1, None, 1] and listed.records[0].system
-    assert mapped.problems == listed.problems and mapped.format == listed.format == "messages"
+    assert isinstance(mapped, MappedTrainFile)
+    assert list(mapped.records) == listed.records
+    assert [len(r.turns) if r else None for r in listed.records] == [2, 1, None, 1]
+    assert listed.records[0].system
+    assert mapped.problems == listed.problems
+    assert mapped.format == listed.format == "messages"
     assert mapped.sentences(1) == listed.sentences(1)
     first = records.picked(mapped.records, [0, 3], records.Record.first)
     assert list(first) == [listed.records[0].first(), listed.records[3]]
@@ -99,12 +113,17 @@ def test_sequences_are_joined_without_copying_them(file, tables):
     mapped, one = read_usable(file, None, 0.0, tables).records, [records.Record.single("b", "c", "d")]
     both = records.joined([one, mapped, [], mapped[:3]])
     wanted = [*one, *mapped, *mapped[:3]]
-    assert isinstance(both, JoinedRecords) and both == wanted and list(both) == wanted
+    assert isinstance(both, JoinedRecords)
+    assert both == wanted
+    assert list(both) == wanted
     assert [both[i] for i in (0, 1, COUNT, COUNT + 1, -1)] == [wanted[i] for i in (0, 1, COUNT, COUNT + 1, -1)]
     assert both[COUNT - 1 : COUNT + 3] == wanted[COUNT - 1 : COUNT + 3]
-    assert one + mapped == wanted[:-3] and mapped + one == [*mapped, *one]
-    assert records.joined([one, one]) == one + one and isinstance(records.joined([one, one]), list)
-    assert JoinedRecords([]) == [] and len(JoinedRecords([])) == 0
+    assert one + mapped == wanted[:-3]
+    assert mapped + one == [*mapped, *one]
+    assert records.joined([one, one]) == one + one
+    assert isinstance(records.joined([one, one]), list)
+    assert JoinedRecords([]) == []
+    assert len(JoinedRecords([])) == 0
     with pytest.raises(IndexError):
         both[len(wanted)]
 
@@ -112,7 +131,8 @@ def test_sequences_are_joined_without_copying_them(file, tables):
 def test_small_files_stay_lists(tmp_path, tables):
     path = tmp_path / "small.json"
     path.write_text(json.dumps([row(n) for n in range(3)]))
-    assert isinstance(tables.train(path), formats.TrainFile) and not tables.folder.exists()
+    assert isinstance(tables.train(path), formats.TrainFile)
+    assert not tables.folder.exists()
 
 
 def test_bad_records_are_told_with_their_lines(file, tables):
@@ -121,20 +141,25 @@ def test_bad_records_are_told_with_their_lines(file, tables):
     rows[2000]["conversations"][1]["value"] = " "
     file.write_text(json.dumps(rows, indent=1))
     plain, mapped = formats.read_train_file(file), tables.train(file)
-    assert isinstance(mapped, MappedTrainFile) and len(plain.problems) == 2
-    assert mapped.problems == plain.problems and mapped.sentences(9) == plain.sentences(9)
+    assert isinstance(mapped, MappedTrainFile)
+    assert len(plain.problems) == 2
+    assert mapped.problems == plain.problems
+    assert mapped.sentences(9) == plain.sentences(9)
     assert list(mapped.records) == plain.records
-    for survey in (plain, mapped, tables.train(file)):
-        usable = Usable(survey, None)
-        assert usable.skipped == 2 and usable.records == [r for r in plain.records if r is not None]
-        assert usable.excess(0.0)[:2] == plain.sentences(9) and usable.excess(0.01) == []
+    for opened in (plain, mapped, tables.train(file)):
+        usable = Usable(opened, None)
+        assert usable.skipped == 2
+        assert usable.records == [r for r in plain.records if r is not None]
+        assert usable.excess(0.0)[:2] == plain.sentences(9)
+        assert usable.excess(0.01) == []
 
 
 def test_broken_files_leave_no_copy(file, tables):
     file.write_text(file.read_text() + "x")
     with pytest.raises(DataError, match="broken JSON"):
         tables.train(file)
-    assert not arrows(tables) and not list(tables.folder.glob("*.part"))
+    assert not arrows(tables)
+    assert not list(tables.folder.glob("*.part"))
 
 
 def test_questions_and_references(tmp_path, tables):
@@ -161,8 +186,11 @@ def test_a_file_is_read_once_and_again_when_it_changes(file, tables, monkeypatch
     file.write_text(json.dumps([row(n + 1) for n in range(COUNT)]))
     os.utime(file, ns=(1, 1))
     second = tables.train(file).records
-    assert len(read) == 2 and second[0].images == ("a/1.png",) and first[0].images == ("a/0.png",)
-    assert len(arrows(tables)) == 1 and arrows(tables) != before  # the old copy is gone, who has it mapped keeps it
+    assert len(read) == 2
+    assert second[0].images == ("a/1.png",)
+    assert first[0].images == ("a/0.png",)
+    assert len(arrows(tables)) == 1
+    assert arrows(tables) != before  # the old copy is gone, who has it mapped keeps it
     assert sum(1 for _ in first) == COUNT
 
 
@@ -195,8 +223,10 @@ def test_two_processes_make_one_copy(file, tables):
     for reader in readers:
         reader.join(LONG)
         assert reader.exitcode == 0
-    assert [g[:2] for g in got] == [(COUNT, f"a/{COUNT - 1}.png")] * 2 and got[0][2] != got[1][2]
-    assert len(arrows(tables)) == 1 and not list(tables.folder.glob("*.part"))
+    assert [g[:2] for g in got] == [(COUNT, f"a/{COUNT - 1}.png")] * 2
+    assert got[0][2] != got[1][2]
+    assert len(arrows(tables)) == 1
+    assert not list(tables.folder.glob("*.part"))
 
 
 def test_a_benchmark_reads_the_same_either_way(tmp_path, monkeypatch):
@@ -233,4 +263,5 @@ def test_the_size_of_an_image_is_kept_for_the_box_rule(tmp_path, tables, monkeyp
     path.write_text(json.dumps([box]))
     (found,) = formats.read_test(path)
     monkeypatch.setattr(store, "MAPPED_FROM", 0)
-    assert found.size == expected and list(tables.test(path)) == [found]
+    assert found.size == expected
+    assert list(tables.test(path)) == [found]
