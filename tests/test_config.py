@@ -71,6 +71,17 @@ def test_unknown_key_suggests_the_nearest():
     assert text.startswith("federation.client: unknown key") and "'clients'" in text
 
 
+def test_a_key_without_its_section_is_told_with_it():
+    (text,) = problems({"lr": 0.1})
+    assert text.startswith("lr: unknown key; did you mean 'training.lr'?")
+
+
+def test_a_benchmark_is_no_configuration(write):
+    file = write("mine.yaml", "name: mine\ndatasets: {}\ntasks: []\n")
+    with pytest.raises(ConfigError, match=r"is a benchmark.*benchmark=.*mine\.yaml"):
+        config.load(file)
+
+
 def test_wrong_type_shows_the_value():
     (text,) = problems({"training": {"lr": "fast"}})
     assert text.startswith("training.lr:") and "'fast'" in text
