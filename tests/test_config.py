@@ -302,3 +302,7 @@ def test_a_run_goes_on_by_the_rules_it_began_with(tmp_path):
     # ... and a run from before there was data.turns has learnt first answers only
     assert config.load_resolved(file, going_on=True).data.turns == "first"
     assert config.load_resolved(file).data.turns == "all"
+
+
+def test_every_setting_says_what_it_means():
+    assert [key for key, _, meaning in config.settings() if not meaning] == []
