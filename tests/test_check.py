@@ -66,3 +66,8 @@ def test_a_broken_optimiser_is_told_what_it_breaks_and_where(check, tmp_path):
 def test_what_cannot_be_checked(check, arguments, said):
     code, lines, err = check(*arguments)
     assert code == 2 and not lines and said in err
+
+
+def test_a_file_that_is_not_there_is_told_once(check):
+    code, _, err = check("./absent.py:Mine")
+    assert code == 2 and err.count("absent.py") == 1

@@ -50,6 +50,14 @@ def test_a_mistake_names_the_help(words, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
+def test_a_folder_of_runs_names_those_in_it(tmp_path, capsys):
+    (tmp_path / "demo-1").mkdir()
+    (tmp_path / "demo-1" / "config.yaml").touch()
+    for wrong in (tmp_path, tmp_path / "demo-2"):
+        assert main(["report", str(wrong)]) == EXIT_USAGE
+        assert f"there are: {tmp_path / 'demo-1'}" in capsys.readouterr().err
+
+
 def test_list_has_every_family(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

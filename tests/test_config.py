@@ -71,6 +71,17 @@ def test_unknown_key_suggests_the_nearest():
     assert text.startswith("federation.client: unknown key") and "'clients'" in text
 
 
+def test_a_key_without_its_section_is_told_with_it():
+    (text,) = problems({"lr": 0.1})
+    assert text.startswith("lr: unknown key; did you mean 'training.lr'?")
+
+
+def test_a_benchmark_is_no_configuration(write):
+    file = write("mine.yaml", "name: mine\ndatasets: {}\ntasks: []\n")
+    with pytest.raises(ConfigError, match=r"is a benchmark.*benchmark=.*mine\.yaml"):
+        config.load(file)
+
+
 def test_wrong_type_shows_the_value():
     (text,) = problems({"training": {"lr": "fast"}})
     assert text.startswith("training.lr:") and "'fast'" in text
@@ -291,3 +302,7 @@ def test_a_run_goes_on_by_the_rules_it_began_with(tmp_path):
     # ... and a run from before there was data.turns has learnt first answers only
     assert config.load_resolved(file, going_on=True).data.turns == "first"
     assert config.load_resolved(file).data.turns == "all"
+
+
+def test_every_setting_says_what_it_means():
+    assert [key for key, _, meaning in config.settings() if not meaning] == []

@@ -35,8 +35,8 @@ class Anchored(Method):
     # ---- on a client
 
     def prepare(self, session: Session) -> None:
-        last = session.memory.get("last", {})
-        session.notes["anchors"] = {name: torch.from_numpy(tensor) for name, tensor in last.items()}
+        trained, last = session.adapters.trainable, session.memory.get("last", {})
+        session.notes["anchors"] = {name: torch.from_numpy(last[name]).to(trained[name].device) for name in last}
 
     def loss(self, session, examples, features):
         loss = super().loss(session, examples, features)

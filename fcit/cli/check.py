@@ -36,7 +36,10 @@ def _family(name: str) -> str:
     for family, problem in zip(FAMILIES, problems, strict=True):
         if problem is None:
             return family
-    raise ConfigError([problem for problem in problems if problem], "check")
+    reasons: dict[str, str] = {}  # a file that is not there is no method and no optimiser for one reason
+    for family, problem in zip(FAMILIES, problems, strict=True):
+        reasons.setdefault(str(problem).removeprefix(f"{family}: "), str(problem))
+    raise ConfigError(list(reasons.values()), "check")
 
 
 def _check(args: argparse.Namespace) -> int:

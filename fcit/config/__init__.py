@@ -102,6 +102,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     raw = bounded.read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(path))
+    if {"datasets", "tasks"} <= raw.keys():
+        raise ConfigError(
+            "is a benchmark, not the configuration of a run; name it in one, e.g. "
+            f"`fcit run configs/quick.yaml benchmark={path} data_root=...`",
+            str(path),
+        )
     return raw
 
 

@@ -25,6 +25,13 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
     return sorted(current.model_fields) if hasattr(current, "model_fields") else []
 
 
+def _in_sections(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """A key of the model itself as the sections have it that know it: ``'training.lr'`` for ``lr``; empty if none."""
+    [key, *inner] = location
+    known = [name for name, field in model.model_fields.items() if key in getattr(field.annotation, "model_fields", {})]
+    return "" if inner else " or ".join(f"'{name}.{key}'" for name in known)
+
+
 def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """An example of a key, from the ``examples`` of the innermost field of a location; empty if it has none."""
     current: Any = model
@@ -50,7 +57,8 @@ def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") 
             continue
         if item["type"] == "extra_forbidden":
             allowed = _allowed_keys(model, item["loc"])
-            hint = registry.nearest(str(item["loc"][-1]), allowed)
+            inner = _in_sections(model, item["loc"])
+            hint = f"; did you mean {inner}?" if inner else registry.nearest(str(item["loc"][-1]), allowed)
             sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
             continue
         example = _example(model, item["loc"])

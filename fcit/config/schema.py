@@ -107,7 +107,7 @@ class Sites(Section):
 class Adapter(Section):
     """The LoRA adapter of every subspace."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, description="columns of the factor B, rows of A")
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
     dropout: float = Field(
         0.05, ge=0, lt=1, description="before A; 0.05: as published; 0 in the mini configurations, where it costs time"
@@ -126,16 +126,16 @@ class Adapter(Section):
 class Training(Section):
     """The local loop of a client."""
 
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(3e-3, gt=0, description="highest learning rate of the clients' AdamW")
     batch_size: int = Field(16, ge=1, description="records of an optimiser step")
     epochs: int = Field(1, ge=1, description="local epochs per round")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of a local epoch's steps in which the rate rises")
     schedule: Literal["cosine", "constant", "trainer"] = Field(
         "cosine",
         description="rates within a local epoch; trainer: the published ones, whose first step has rate 0 (an epoch of "
         "one step learns nothing); cosine and constant (ours) move from the first step on",
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of the clients' AdamW")
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
     )
@@ -154,7 +154,7 @@ class Training(Section):
 class Evaluation(Section):
     """Evaluation of the model after a stage."""
 
-    batch_size: Annotated[int, BITS] = Field(64, ge=1)
+    batch_size: Annotated[int, BITS] = Field(64, ge=1, description="questions answered at a time")
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )
@@ -170,7 +170,9 @@ class Evaluation(Section):
     batches_per_order: Annotated[int, WORK] = Field(
         4, ge=1, description="batches answered before the next order; workers share orders"
     )
-    split: Annotated[Literal["test", "val"], SCOPE] = "test"
+    split: Annotated[Literal["test", "val"], SCOPE] = Field(
+        "test", description="which questions of a data set are asked"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -204,8 +206,10 @@ class Backbone(Section):
 
     model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = "float32"
-    device: Annotated[str, BITS] = "cpu"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(
+        "float32", description="number format of the frozen weights"
+    )
+    device: Annotated[str, BITS] = Field("cpu", description="cpu, cuda or cuda:N")
     conversation: Literal["template", "vicuna_v1"] = Field(
         "template", description="template: the processor's chat template"
     )
@@ -257,10 +261,17 @@ class RunConfig(Section):
 
     name: Annotated[str, RECORD] = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
     benchmark: Annotated[str, SCOPE] = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
-    setting: Annotated[Literal["homogeneous", "heterogeneous"], SCOPE] = "homogeneous"
-    seed: int = Field(0, ge=0)
-    method: dict[str, Any] = Field(default_factory=lambda: {"name": "disco"})
-    fedopt: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
+    setting: Annotated[Literal["homogeneous", "heterogeneous"], SCOPE] = Field(
+        "homogeneous", description="the clients of a round train all the same task, or different ones"
+    )
+    seed: int = Field(0, ge=0, description="of everything random: partition, sampling, first tensors, batches")
+    method: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "disco"}, description="what is learnt and kept; see `fcit list method`"
+    )
+    fedopt: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "fedavg"},
+        description="how the server steps towards the clients' mean; see `fcit list fedopt`",
+    )
     factors: Literal["separate", "svd", "alternate", "frozen_a"] = Field(
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )

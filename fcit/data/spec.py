@@ -284,9 +284,18 @@ def read_spec(name: str) -> BenchmarkSpec:
                 f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
             )
         if not bounded.is_file(path):
-            raise ConfigError(f"benchmark: no such file {name!r}")
+            raise ConfigError(
+                f"benchmark: no such file {name!r}, neither in {Path.cwd()} nor beside the configuration; "
+                "`fcit list benchmark` lists those that are shipped"
+            )
+    raw = bounded.read_yaml(path)
+    if isinstance(raw, dict) and "benchmark" in raw and "datasets" not in raw:
+        raise ConfigError(
+            f"is the configuration of a run, not a benchmark; `fcit data check --config {path}` checks its data",
+            str(path),
+        )
     try:
-        return BenchmarkSpec.model_validate(_anchored(bounded.read_yaml(path), path.parent))
+        return BenchmarkSpec.model_validate(_anchored(raw, path.parent))
     except ValidationError as error:
         raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
 

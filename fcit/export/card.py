@@ -75,8 +75,9 @@ def _what(run: Run, routing: Routing) -> str:
     }[routing.projector]
     method = registry.resolve("method", str(routing.method["name"]))
     how = method(config.model_copy(update={"method": routing.method})).answers
+    count = len(routing.subspaces)
     return (
-        f"{len(routing.subspaces)} LoRA subspaces (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
+        f"{count} LoRA subspace{'' if count == 1 else 's'} (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
         f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: "
         f"{described(config)}, {federation.clients} clients, {federation.clients_per_round} in each of "
         f"{federation.rounds} rounds per stage, {routing.stage} stages. {how} In the language model's layers "

@@ -34,42 +34,68 @@ class Stats:
 
 @dataclass(frozen=True)
 class Update:
-    """A validated update of one client."""
+    """A validated update of one client.
+
+    Attributes:
+        examples: number of records it was trained on, the weight of the mean.
+        tensors: what was trained, by name, float32.
+        extra: what :meth:`Method.finish` returned.
+        fedopt: what the federated optimiser's ``finish`` returned.
+    """
 
     client: int
     subspace: str
     examples: int
     tensors: Tensors
-    extra: Tensors = field(default_factory=dict)  # what Method.finish returned
-    fedopt: Tensors = field(default_factory=dict)  # what the federated optimiser's finish returned
+    extra: Tensors = field(default_factory=dict)
+    fedopt: Tensors = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
 class Session:
     """One local training, as passed to a method's client hooks; it ends with the order.
 
-    ``memory`` belongs to this client, is kept for its next order if the method sets
-    :attr:`Method.remembers`, and never leaves the client.
+    Attributes:
+        backbone: the frozen model; ``backbone.loss(examples, features)`` is the plain loss.
+        adapters: ``adapters.trainable``: name -> trained parameter, on the run's device; ``adapters.read()``: a copy
+            of them as float32 arrays.
+        client: number of the client.
+        shard: name of the shard it trains on.
+        stage: counted from 0.
+        round: of the stage, counted from 0.
+        subspace: name of the subspace that is trained.
+        received: what :meth:`Method.broadcast` sent.
+        memory: JSON values and arrays that belong to this client; kept for its next order if the method sets
+            :attr:`Method.remembers`, and never sent anywhere.
+        constants: what :meth:`Method.constants` named.
+        examples: the shard, encoded.
+        identity: its identity features ``(N, d)``, if :attr:`Method.needs_identity`.
+        image_root: folder of the shard's images.
+        seed: of the run; see :meth:`generator`.
+        last_round: whether this is the last round of the stage.
+        batch: indices into the shard of the current batch, or of the part of it that ``loss`` is called for.
+        lr: learning rate of the current step.
+        notes: free for the method during this order, e.g. anchors as torch tensors.
     """
 
-    backbone: Any  # the frozen model; ``backbone.loss(examples, features)`` is the plain loss
-    adapters: Any  # ``adapters.trainable``: name -> trained parameter
+    backbone: Any
+    adapters: Any
     client: int
     shard: str
-    stage: int  # counted from 0, as is the round of the stage
+    stage: int
     round: int
     subspace: str
-    received: Tensors = field(default_factory=dict)  # what Method.broadcast sent
+    received: Tensors = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, Tensors] = field(default_factory=dict)  # what Method.constants named
-    examples: Sequence[Any] = ()  # the shard, encoded
-    identity: np.ndarray | None = None  # its identity features (N, d), if Method.needs_identity
-    image_root: Any = None  # folder of the shard's images
+    constants: dict[str, Tensors] = field(default_factory=dict)
+    examples: Sequence[Any] = ()
+    identity: np.ndarray | None = None
+    image_root: Any = None
     seed: int = 0
-    last_round: bool = False  # whether this is the last round of the stage
-    batch: list[int] = field(default_factory=list)  # indices into the shard of the current batch
-    lr: float = 0.0  # learning rate of the current step
-    notes: dict[str, Any] = field(default_factory=dict)  # free for the method, e.g. anchors as torch tensors
+    last_round: bool = False
+    batch: list[int] = field(default_factory=list)
+    lr: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Randomness that belongs to this order."""
@@ -78,28 +104,47 @@ class Session:
 
 @dataclass
 class QuestionBatch:
-    """A batch of test questions, as passed to :meth:`Method.answer`."""
+    """A batch of test questions, as passed to :meth:`Method.answer`.
+
+    Attributes:
+        subspaces: in the order of the mix's columns.
+        examples: the questions, encoded.
+        features: vision features ``(images, patches, d)``, question by question.
+        identity: identity features ``(N, d)``.
+        limit: maximum of new tokens.
+    """
 
     backbone: Any
     adapters: Any
-    subspaces: list[Tensors]  # in the order of the mix's columns
+    subspaces: list[Tensors]
     examples: list[Any]
-    features: Any  # vision features (images, patches, d), question by question
-    identity: np.ndarray  # (N, d)
-    limit: int  # maximum of new tokens
+    features: Any
+    identity: np.ndarray
+    limit: int
 
 
 @dataclass
 class ServerState:
-    """The server's state between rounds; saved in checkpoints as tensors and JSON."""
+    """The server's state between rounds; saved in checkpoints as tensors and JSON.
+
+    Attributes:
+        subspaces: the tensors of each subspace, by its name.
+        shared: tensors that all subspaces have in common: a projector that is ``shared``.
+        assigned: the subspace of every (client, shard), set by :meth:`Method.assign`.
+        memory: state of the method: JSON values and arrays.
+        optimizers: state of the federated optimiser, by subspace.
+        turns: number of rounds in which each subspace was updated.
+        stage: counted from 0; set by the server loop.
+        round: of the stage, counted from 0; set by the server loop.
+    """
 
     subspaces: dict[str, Tensors] = field(default_factory=dict)
     shared: Tensors = field(default_factory=dict)
     assigned: dict[Pair, str] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)  # state of the method: JSON values and arrays
-    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # state of the federated optimiser, by subspace
-    turns: dict[str, int] = field(default_factory=dict)  # number of rounds in which each subspace was updated
-    stage: int = 0  # current stage and round, counted from 0; set by the server loop
+    memory: dict[str, Any] = field(default_factory=dict)
+    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict)
+    stage: int = 0
     round: int = 0
 
     @property

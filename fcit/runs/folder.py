@@ -14,6 +14,8 @@ from typing import Any
 from fcit.errors import ConfigError, DiskFull, RunError
 from fcit.io.files import read_json, write_json, write_text, writing
 
+NEAR = 5  # run folders that are named where a path is none
+
 #: File of a run folder that names the deployment whose sites it is run on.
 BELONGS = "deployment.txt"
 
@@ -84,7 +86,10 @@ class RunDir:
         """
         run = cls(path)
         if not run.config.is_file():
-            raise ConfigError(f"{path}: not a run folder (it has no config.yaml)")
+            folder = path if path.is_dir() else path.parent
+            near = sorted(str(file.parent) for file in folder.glob("*/config.yaml"))
+            hint = f"there are: {', '.join(near[:NEAR])}" if near else "`fcit run CONFIG` makes one"
+            raise ConfigError(f"{path}: not a run folder (it has no config.yaml); {hint}")
         return run
 
     @property

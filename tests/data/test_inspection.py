@@ -137,9 +137,11 @@ def test_too_few_records_for_the_clients(check):
         (("mine.yaml", "--root", "data", "--setting", "heterogeneous"), "needs the key `heterogeneous`"),
         (("./bench.py:mine", "--root", "data"), "is code, which says itself where its records are"),
         (("none.yaml", "--root", "data"), "no such file 'none.yaml'"),
+        (("run.yaml", "--root", "data"), "`fcit data check --config run.yaml` checks its data"),
     ],
 )
 def test_what_cannot_be_checked_names_the_way_out(own, fcit, monkeypatch, args, words):
     monkeypatch.chdir(own)
+    Path("run.yaml").write_text("benchmark: mine.yaml\nmethod: disco\n", encoding="utf-8")
     code, _, err = fcit("data", "check", *args)
     assert code == 2 and words in err and len(err.splitlines()) == 1

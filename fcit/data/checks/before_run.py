@@ -20,7 +20,9 @@ WARNED = 3  # records of a test set that are described in warnings
 def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
     """Files and folders of these data sets that do not exist."""
     if not benchmark.root.is_dir():
-        return [f"{benchmark.root} (data_root)"]
+        spec = benchmark.spec
+        fill = f"; `fcit data download {benchmark.config.benchmark} --root ...` fills one" if spec.sources else ""
+        return [f"the folder {benchmark.root}; name the one that holds {spec.instructions!r} and {spec.images!r}{fill}"]
     absent = []
     for name in names:
         for key, file in benchmark.spec.files(name, benchmark.config.evaluation.split).items():
