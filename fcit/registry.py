@@ -7,6 +7,7 @@ tables: ``my_package.my_file:MyMethod`` or ``./my_method.py:MyMethod``.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -208,6 +209,31 @@ def resolve_path(dotted: str) -> Any:
     """The object at ``package.module:Name``."""
     module, _, attribute = dotted.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def described(dotted: str) -> tuple[str, bool]:
+    """What the part at ``package.module:Name`` (or the module) is, and whether its definition is ours.
+
+    Read from its source, so that a list does not wait for the libraries that its parts import: the ``summary`` in the
+    class, else the first line of the docstring; ``dagger``.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    module, _, attribute = dotted.partition(":")
+    source = importlib.util.find_spec(module)
+    if source is None or source.origin is None:
+        raise ModuleNotFoundError(f"no module {module!r}", name=module)
+    tree: Any = ast.parse(Path(source.origin).read_text(encoding="utf-8"))
+    if attribute:
+        tree = next(node for node in tree.body if getattr(node, "name", None) == attribute)
+    constants = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                constants[ast.unparse(target)] = node.value.value
+    summary = constants.get("summary") or (ast.get_docstring(tree) or "").partition("\n")[0]
+    return str(summary), bool(constants.get("dagger", False))
 
 
 def problem(family: str, name: str) -> str | None:

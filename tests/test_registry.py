@@ -27,3 +27,17 @@ def test_unknown_name():
 def test_nearest():
     assert registry.nearest("fedavq", ["fedavg", "scaffold"]) == "; did you mean 'fedavg'?"
     assert registry.nearest("xyz", ["fedavg"]) == ""
+
+
+def test_what_is_read_of_a_part_is_what_it_says_of_itself():
+    for family, table in registry.FAMILIES.items():
+        for name, place in table.items():
+            part = registry.resolve(family, name)
+            text = getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
+            assert registry.described(place) == (text, bool(getattr(part, "dagger", False))), (family, name)
+
+
+def test_what_is_read_of_a_module_is_its_first_line():
+    assert registry.described("fcit.registry") == ((registry.__doc__ or "").splitlines()[0], False)
+    with pytest.raises(ModuleNotFoundError, match=r"no module 'fcit\.none'"):
+        registry.described("fcit.none")

@@ -50,17 +50,15 @@ def _members(family: str) -> Iterator[str]:
 
         yield from (f"{name:{_WIDTH}} {read_spec(name).description.strip()}" for name in shipped())
         return
+    for name, place in _places(family).items():
+        summary, ours = registry.described(place)
+        yield f"{name + ' †' * ours:{_WIDTH}} {summary}"
+
+
+def _places(family: str) -> dict[str, str]:
+    """Where each member of a family is defined."""
     if family == "format":
-        from fcit.data import formats
+        from fcit.data.formats import FORMATS
 
-        yield from (f"{name:{_WIDTH}} {_summary(formats.module(name))}" for name in formats.FORMATS)
-        return
-    for name in sorted(registry.FAMILIES[family]):
-        part = registry.resolve(family, name)
-        sign = " †" if getattr(part, "dagger", False) else ""  # our own definition
-        yield f"{name + sign:{_WIDTH}} {_summary(part)}"
-
-
-def _summary(part: object) -> str:
-    """What a part is, in one line: its ``summary``, or the first line of its docstring."""
-    return getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
+        return FORMATS
+    return registry.FAMILIES[family]
