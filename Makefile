@@ -19,6 +19,7 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	$(BIN)/fcit report $$(ls -d runs/demo/demo-finetune-* | sort -V | tail -1) \
 	    $$(ls -d runs/demo/demo-disco-* | sort -V | tail -1) --figure runs/demo/comparison.png \
 	    --output runs/demo/report
+	@echo "next:    source $(BIN)/activate, then fcit --help"
 
 test: install  ## unit and end-to-end tests; three processes of one thread, for two cores: some wait for Ray or Flower
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
