@@ -97,7 +97,8 @@ def tried(group: str, which: str) -> dict[str, object]:
         found = versions(python, libraries)
         print(group, which, found, flush=True)
         # Its programs first: Flower's own are started by name.
-        path = {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"], "/usr/sbin"])}
+        programs = [str(python.parent), str(Path(sys.executable).parent)]  # what is here already is not installed again
+        path = {"PATH": os.pathsep.join([*programs, os.environ["PATH"], "/usr/sbin"])}
         begin = time.perf_counter()
         pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-rfEs", *tests]
         done = subprocess.run(pytest, env={**os.environ, **path}, cwd=ROOT, capture_output=True, text=True)
