@@ -23,8 +23,14 @@ REASON = 2000  # characters of a reason that are kept
 
 
 def short(reason: str) -> str:
-    """A reason as events keep it: text from a client in it may be of any length."""
-    return reason if len(reason) <= REASON else f"{reason[:REASON]}... ({len(reason)} characters)"
+    """A reason as events keep it: text from a client in it may be of any length.
+
+    What is too long loses its middle: the sentence stands first, the line that raised it last in its traceback.
+    """
+    if len(reason) <= REASON:
+        return reason
+    half = REASON // 2
+    return f"{reason[:half]}\n... ({len(reason)} characters)\n{reason[-half:]}"
 
 
 @lru_cache(maxsize=256)

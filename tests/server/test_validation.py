@@ -200,7 +200,12 @@ def test_the_method_is_not_asked_about_tensors_of_the_wrong_form():
 
 def test_reasons_are_cut():
     assert short("a") == "a"
-    assert len(short("a" * 10**6)) < 2100 and short("a" * 10**6).endswith("(1000000 characters)")
+    long = short("KeyError: 'x'\n" + "a" * 10**6 + "\n  in method.py, line 7")
+    assert len(long) < 2100
+    assert "characters)" in long
+    # the sentence and the place that raised it are kept, however long the folder's name is
+    assert long.startswith("KeyError: 'x'\n")
+    assert long.endswith("in method.py, line 7")
 
 
 # ------------------------------------------------------------------ how far AdamW can walk
