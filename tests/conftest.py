@@ -7,20 +7,28 @@ import pytest
 import yaml
 
 from fcit.cli import main
+from tests.helpers import lighter
 from tests.helpers.runs import SMALL
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder of this test session that pytest-xdist's processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """Every test session renders and caches into a folder of its own, which pytest-xdist's processes share."""
+def cache(shared):
+    """Every test session renders and caches into a folder of its own."""
     import torch
 
     before = os.environ.get("FCIT_CACHE")
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder = shared / "cache"
     folder.mkdir(exist_ok=True)
     os.environ["FCIT_CACHE"] = str(folder)
     torch.set_num_threads(1)
+    lighter.lighten()
     yield
     if before is None:
         del os.environ["FCIT_CACHE"]
@@ -48,10 +56,22 @@ def fcit(monkeypatch, capsys):
     return call
 
 
-@pytest.fixture
-def pageless(monkeypatch):
-    """Runs end without their page, which takes as long to draw as a small run takes; where nobody looks at it."""
-    monkeypatch.setattr("fcit.report.page.write_page", lambda runs, path: None)
+@pytest.fixture(autouse=True)
+def _page(request, monkeypatch):
+    """Runs draw their page in tests that are marked so."""
+    if request.node.get_closest_marker("page"):
+        monkeypatch.setenv(lighter.PAGES, "1")
+
+
+@pytest.fixture(scope="session")
+def world(cache):
+    """The data sets of the short benchmark, for commands that would draw them in their users' size."""
+    from fcit.data.mini.render import VERSION, ensure
+    from fcit.data.spec import read_spec
+    from fcit.io.cache import cache_folder
+
+    for name in read_spec("fcit-mini-short").datasets:
+        ensure(name, cache_folder() / VERSION)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

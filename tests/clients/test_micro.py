@@ -120,7 +120,6 @@ def test_other_errors_are_not_taken_for_it(setting):
         Model(0, RuntimeError("shapes do not match")).run(MicroBatches(setting))
 
 
-@pytest.mark.usefixtures("pageless")
 def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
     """A federation whose clients have room for four records; the events say so."""
     whole = Backbone.loss

@@ -97,7 +97,6 @@ def test_the_example_is_checked_and_runs(example, capsys):
     assert "datasets.receipts.val" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("pageless")
 def test_the_example_can_be_run_from_anywhere(example, tmp_path_factory, monkeypatch, capsys):
     """Everything but ``output`` is found; that lies in the current folder."""
     here = tmp_path_factory.mktemp("here")

@@ -57,7 +57,7 @@ def prepare(page: str, folder: Path) -> list[tuple[str, str, list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
+def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
     """Page, command, exit code and output of every command of every recipe."""
     folder = tmp_path_factory.mktemp("recipes")
     for name in ("fcit", "server", "clients", "configs"):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from fcit.cli import main
 from tests.helpers.runs import OWN, SMALL
@@ -23,12 +24,21 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory) -> Path:
-    """The small configuration run on the inline engine: what every other way of running must equal."""
+def reference(shared, tmp_path_factory) -> Path:
+    """The small configuration run on the inline engine: what every other way of running must equal.
+
+    Run once for all of pytest-xdist's processes; each has a copy, beside which it may put runs of its own.
+    """
+    once = shared / "reference"
+    with FileLock(f"{once}.lock"):
+        if not (once / "small-1" / "results.json").is_file():
+            once.mkdir(exist_ok=True)
+            config = once / "small.yaml"
+            config.write_text(yaml.safe_dump({**SMALL, "output": str(once)}))
+            assert main(["run", str(config)]) == 0
     folder = tmp_path_factory.mktemp("reference")
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump({**SMALL, "output": str(folder)}))
-    assert main(["run", str(config)]) == 0
+    shutil.copytree(once / "small-1", folder / "small-1")
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "output": str(folder)}))
     return folder / "small-1"
 
 

@@ -21,7 +21,7 @@ RUNS = ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory) -> tuple[Path, Path]:
+def stopped(world, tmp_path_factory) -> tuple[Path, Path]:
     """A bench that was asked to stop in its first run: its file and its folder."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))

@@ -60,7 +60,6 @@ def environment(run: Path) -> dict:
     return json.loads((run / "environment.json").read_text())
 
 
-@pytest.mark.usefixtures("pageless")
 def test_both_files_of_a_run_hold_the_fingerprints(own):
     run = fcit.simulate(own)
     held = environment(run.path)["data"]
@@ -69,7 +68,6 @@ def test_both_files_of_a_run_hold_the_fingerprints(own):
     assert "data_changes" not in run.results and scope.notes([run]) == [] == scope.accepted(run)
 
 
-@pytest.mark.usefixtures("pageless")
 def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
     assert process("run", own, point="server.evaluation,score,before,1").returncode == -9
     run = own.parent / "runs" / "own-1"
@@ -86,6 +84,7 @@ def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
     assert load_run(run).data_changes == [] and load_run(run).of("data-changed") == []
 
 
+@pytest.mark.page
 def test_accepted_changes_are_told_everywhere(own, capsys, tmp_path):
     run = stopped(own)
     old = environment(run)["data"]["datasets"]["colors"]["test"]["questions"]["sha256"]
@@ -113,7 +112,6 @@ def test_accepted_changes_are_told_everywhere(own, capsys, tmp_path):
     assert "the test data of own-1 changed during the run" in scope.notes([done, other])[0]
 
 
-@pytest.mark.usefixtures("pageless")
 def test_a_change_that_was_accepted_is_told_once_more_after_a_crash(own):
     run = stopped(own)
     blue(own)
@@ -123,7 +121,6 @@ def test_a_change_that_was_accepted_is_told_once_more_after_a_crash(own):
     assert len(load_run(run).of("data-changed")) == len(load_run(run).data_changes) == 1
 
 
-@pytest.mark.usefixtures("pageless")
 def test_a_changed_image_is_named(own, capsys):
     run = stopped(own)
     data = own.parent / "data/datasets"
@@ -136,7 +133,6 @@ def test_a_changed_image_is_named(own, capsys):
     assert len(load_run(run).data_changes[0]["changes"]) == 2
 
 
-@pytest.mark.usefixtures("pageless")
 def test_training_data_and_the_benchmark_file(own, capsys):
     run = stopped(own)
     rows(own, lambda content: content[3]["conversations"][1].update(value="green"))
@@ -149,7 +145,6 @@ def test_training_data_and_the_benchmark_file(own, capsys):
     assert scope.label(load_run(run)) == ""
 
 
-@pytest.mark.usefixtures("pageless")
 def test_an_own_scorer_that_changed(own, capsys):
     scorer = own.parent / "mine.py"
     scorer.write_text((OWN / "close_enough.py").read_text())
@@ -169,7 +164,6 @@ def test_an_own_scorer_that_changed(own, capsys):
     assert "their test data differ (scorer close_enough" in scope.notes([whole, third])[0]
 
 
-@pytest.mark.usefixtures("pageless")
 def test_a_run_from_before_there_were_fingerprints_goes_on(own):
     run = stopped(own)
     old = environment(run)
@@ -181,7 +175,6 @@ def test_a_run_from_before_there_were_fingerprints_goes_on(own):
     assert done.data == {} and "data" not in done.results and scope.tested(done) == ""
 
 
-@pytest.mark.usefixtures("pageless")
 def test_runs_on_different_questions_share_no_table(own, capsys, tmp_path):
     one, same = fcit.simulate(own, name="one"), fcit.simulate(own, name="same", seed=1)
     blue(own)
@@ -202,7 +195,6 @@ def test_runs_on_different_questions_share_no_table(own, capsys, tmp_path):
     assert why in page.render([one, same, other])
 
 
-@pytest.mark.usefixtures("pageless")
 def test_training_data_that_differ_are_a_note(own):
     one = fcit.simulate(own, name="one")
     rows(own, lambda content: content[3]["conversations"][1].update(value="green"))
@@ -213,7 +205,6 @@ def test_training_data_that_differ_are_a_note(own):
     assert note.startswith("one-1 and other-1 differ in what they learnt from: colors, train split, instructions (")
 
 
-@pytest.mark.usefixtures("pageless")
 def test_an_old_run_beside_a_new_one(own):
     one, two = fcit.simulate(own, name="one"), fcit.simulate(own, name="two")
     old = environment(one.path)

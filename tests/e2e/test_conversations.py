@@ -97,19 +97,18 @@ def checked(run: Run) -> None:
     assert [p.images for p in run.predictions("set0")] == [(), ("a.png",), ("a.png", "b.png")]
 
 
-@pytest.mark.usefixtures("pageless")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_from_conversations(data, tmp_path, method):
     adapter = {"projector": "per_subspace"} if method == "disco" else {}
     checked(fcit.simulate(settings(data, tmp_path, method=method, adapter=adapter)))
 
 
-@pytest.mark.usefixtures("pageless")
 def test_scaffold_and_micro_batches_too(data, tmp_path):
     training = {"batch_size": 3, "lr": 0.001, "micro_batch": 1, "checkpointing": True}
     checked(fcit.simulate(settings(data, tmp_path, method="replay", fedopt="scaffold", training=training)))
 
 
+@pytest.mark.page
 def test_an_export_answers_every_kind_of_question_as_the_run(data, tmp_path):
     run = fcit.simulate(settings(data, tmp_path, method={"name": "disco", "token": "both"}))
     checked(run)
@@ -124,7 +123,6 @@ def test_an_export_answers_every_kind_of_question_as_the_run(data, tmp_path):
         np.testing.assert_allclose([list(a.mix.values()) for a in answers], [p.mix for p in told], atol=1e-4)
 
 
-@pytest.mark.usefixtures("pageless")
 def test_the_first_turn_alone_gives_the_bits_of_files_without_the_others(data, tmp_path):
     """``data.turns: first`` is what was read before there were conversations."""
     cut = data.parent.parent / f"{data.parent.name}-cut"

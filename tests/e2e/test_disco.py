@@ -15,8 +15,6 @@ from fcit.runs.reader import Run
 from server.courier import Courier
 from tests.helpers.runs import SMALL, bits
 
-pytestmark = pytest.mark.usefixtures("pageless")
-
 QUICK = {
     **SMALL,
     "evaluation": {"samples": 2},

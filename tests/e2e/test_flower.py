@@ -123,7 +123,7 @@ def test_flwr_run_equals_inline(superlink, tmp_path):
     assert {p.relative_to(bundle).parts[0] for p in bundle.rglob("*.py")} == {"server", "clients"}
 
 
-def test_a_folder_with_its_own_server_does_not_get_in_the_way(tmp_path):
+def test_a_folder_with_its_own_server_does_not_get_in_the_way(world, tmp_path):
     folder = tmp_path / "project"
     (folder / "clients").mkdir(parents=True)
     (folder / "server.py").write_text("raise RuntimeError('the wrong server')\n")

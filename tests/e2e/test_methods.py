@@ -13,7 +13,7 @@ from fcit.errors import ConfigError
 from fcit.runs.folder import RunDir
 from tests.helpers.runs import SMALL, Dies, bits, two_stages
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def config(tmp_path) -> Path:
     return path
 
 
-def test_a_run_needs_no_package_that_it_does_not_use_and_names_what_it_needs(config):
+def test_a_run_needs_no_package_that_it_does_not_use_and_names_what_it_needs(world, config):
     run = ["run", str(config)]
     done = without(["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"], run, [*run, "federation.engine=ray"])
     assert "codes [0, 2]" in done.stdout, done.stderr

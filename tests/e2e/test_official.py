@@ -34,7 +34,8 @@ def two_stages(folder: Path) -> Path:
     """The shipped file of all twelve data sets, with its four groups in two tasks."""
     raw = yaml.safe_load((SHIPPED / "fcit-cap.yaml").read_text())
     general, other, maths, chart = raw["tasks"]
-    raw |= {"name": "fcit-two", "tasks": [general + other, maths + chart], "homogeneous": [0, 1]}
+    # Captions come last: METEOR, which is started for every score, takes twelve seconds to read its tables.
+    raw |= {"name": "fcit-two", "tasks": [maths + chart, general + other], "homogeneous": [0, 1]}
     del raw["heterogeneous"]
     path = folder / "fcit-two.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
@@ -76,7 +77,7 @@ def test_from_check_to_chat(java, fcit, tmp_path):
     run = Run(tmp_path / "runs" / "official-1")
     assert [len(row) for row in run.matrix.scores] == [6, 12] and run.results["traffic"]["rejected"] == 0
 
-    for name in ("iconqa", "grounding", "flickr30k", "dvqa"):  # every kind of rule
+    for name in ("iconqa", "grounding", "dvqa"):  # every kind of rule but that of captions, see test_runs
         score = run.matrix.scores[-1][name]
         file = run.folder.predictions / "stage-2" / f"{name}.jsonl"
         code, out, err = fcit(

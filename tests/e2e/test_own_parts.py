@@ -14,6 +14,7 @@ from fcit.errors import ConfigError
 from tests.helpers.runs import OWN, SMALL, bits
 
 
+@pytest.mark.page
 def test_own_parts_run_and_appear_in_results(own_config):
     run = fcit.simulate(own_config)
     assert run.results["method"] == "anchored" and "anchored" in (run.path / "report.html").read_text()
@@ -113,6 +114,7 @@ class Crooked(Finetune):
 """
 
 
+@pytest.mark.page
 def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
     own = tmp_path / "failing.py"
     own.write_text(FAILING)

@@ -23,7 +23,7 @@ from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, bits, rounds, two_stages
 from tests.helpers.waiting import LONG, wait
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
+pytestmark = pytest.mark.slow
 
 OUT_OF_MEMORY = """
 from fcit.methods.finetune import Finetune

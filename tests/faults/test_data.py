@@ -17,8 +17,6 @@ from fcit.errors import ConfigError, DataError, RunError
 from fcit.runs.reader import load_run
 from tests.helpers.own_data import CLIENTS, RECORDS, make_own, opened, rows
 
-pytestmark = pytest.mark.usefixtures("pageless")
-
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):

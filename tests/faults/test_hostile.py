@@ -14,8 +14,6 @@ from fcit.report.page import render
 from tests.helpers.hostile import claims, counts, federation, head, one, sampled, settings, tensors
 from tests.helpers.runs import bits
 
-pytestmark = pytest.mark.usefixtures("pageless")
-
 HUGE = 10**12
 #: What a client sends instead of its update, and what the server says of it.
 UPDATES = {

@@ -6,16 +6,18 @@ it begins as a new process does: without caches, models or threads of the tests.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.helpers import killing
+from tests.helpers import killing, lighter
 from tests.helpers.waiting import LONG
 
 _PRELOADED = ["fcit.cli.main", "server.app", "clients.app", "fcit.models.adapters", "fcit.report.page", __name__]
@@ -33,9 +35,33 @@ def _run(arguments: list[str], point: str, folder: str, environment: dict[str, s
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from fcit.cli import main
 
+    lighter.lighten()
     if point:
         killing.arm(point)
     sys.exit(main(arguments))
+
+
+def _server() -> ForkServerContext:
+    """What starts processes that have imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _import(modules: tuple[str, ...], file: Path) -> None:
+    for module in modules:
+        importlib.import_module(module)
+    file.write_text("\n".join(sys.modules), encoding="utf-8")
+
+
+def imported(*modules: str) -> set[str]:
+    """Packages that a process has which imported these modules, and those of every command."""
+    with tempfile.TemporaryDirectory(prefix="fcit-imports-") as folder:
+        file = Path(folder) / "modules"
+        process = _server().Process(target=_import, args=(modules, file))
+        process.start()
+        process.join(LONG)
+        return {module.partition(".")[0] for module in file.read_text(encoding="utf-8").split("\n")}
 
 
 class Command:
@@ -46,11 +72,9 @@ class Command:
     """
 
     def __init__(self, *arguments: object, point: str = "", environment: Mapping[str, str] | None = None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         self._folder = tempfile.TemporaryDirectory(prefix="fcit-command-")
         values = [str(argument) for argument in arguments]
-        self.process: BaseProcess = context.Process(
+        self.process: BaseProcess = _server().Process(
             target=_run, args=(values, point, self._folder.name, dict(environment or os.environ))
         )
         self.process.start()

@@ -15,7 +15,7 @@ SMALL: dict[str, Any] = {
     "name": "small",
     "benchmark": "fcit-mini-short",
     "method": "disco",
-    "federation": {"rounds": 2, "clients": 50, "clients_per_round": 3},
+    "federation": {"rounds": 2, "clients": 50, "clients_per_round": 2},
     "data": {"max_records": 400},
     "evaluation": {"samples": 8},
     "backbone": {"threads": 1},
