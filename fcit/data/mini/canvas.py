@@ -155,9 +155,15 @@ def compose(contents: np.ndarray, colors: np.ndarray, variants: np.ndarray, back
         ``(B, 64, 64, 3)`` uint8 RGB images.
     """
     batch = contents.shape[0]
-    mask = _masks()[contents, variants][..., None]  # (B, 16, 16, 16, 1)
-    paint = _PALETTE[colors][:, :, None, None, :]
-    behind = background.astype(np.uint8)[:, None, None, None, :]
-    cells = np.where(mask, paint, behind)
-    grid = cells.reshape(batch, SIDE, SIDE, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
-    return grid.reshape(batch, PIXELS, PIXELS, 3)
+    mask = _masks()[contents, variants]  # (B, 16, 16, 16)
+    # A colour is one number here, and three bytes only at the end.
+    cells = np.where(mask, _packed(_PALETTE)[colors][:, :, None, None], _packed(background)[:, None, None, None])
+    grid = cells.reshape(batch, SIDE, SIDE, CELL, CELL).transpose(0, 1, 3, 2, 4).reshape(batch, PIXELS, PIXELS, 1)
+    return np.ascontiguousarray(grid.view(np.uint8)[..., :3])
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """Colours ``(N, 3)`` of 0..255 as numbers of four bytes, the last unused."""
+    filled = np.zeros((len(colors), 4), dtype=np.uint8)
+    filled[:, :3] = colors
+    return filled.view(np.uint32)[:, 0]
