@@ -211,6 +211,22 @@ def resolve_path(dotted: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _source(module: str) -> Path:
+    """The file of a module; only the outermost package is imported, where ``find_spec`` imports all in between.
+
+    Raises:
+        ModuleNotFoundError: there is none.
+    """
+    package, *parts = module.split(".")
+    outermost = importlib.util.find_spec(package)
+    if outermost is not None and outermost.origin is not None:
+        inside = Path(outermost.origin).parent.joinpath(*parts)
+        for file in (inside.with_suffix(".py"), inside / "__init__.py") if parts else [Path(outermost.origin)]:
+            if file.is_file():
+                return file
+    raise ModuleNotFoundError(f"no module {module!r}", name=module)
+
+
 def described(dotted: str) -> tuple[str, bool]:
     """What the part at ``package.module:Name`` (or the module) is, and whether its definition is ours.
 
@@ -221,10 +237,7 @@ def described(dotted: str) -> tuple[str, bool]:
         ModuleNotFoundError: there is no such module.
     """
     module, _, attribute = dotted.partition(":")
-    source = importlib.util.find_spec(module)
-    if source is None or source.origin is None:
-        raise ModuleNotFoundError(f"no module {module!r}", name=module)
-    tree: Any = ast.parse(Path(source.origin).read_text(encoding="utf-8"))
+    tree: Any = ast.parse(_source(module).read_text(encoding="utf-8"))
     if attribute:
         tree = next(node for node in tree.body if getattr(node, "name", None) == attribute)
     constants = {}

@@ -13,6 +13,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.stream import Stream, open_stream
+from fcit.io import collector
 from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
 from fcit.runs.folder import RunDir
@@ -25,6 +26,7 @@ def execute(
     watcher: Watcher | None = None,
     accept_changed_data: bool = False,
     prepared: tuple[RunConfig, Stream] | None = None,
+    alone: bool = False,
 ) -> Run:
     """Run a run folder from where it stands to the end, and write its report.
 
@@ -33,25 +35,33 @@ def execute(
         watcher: as for :func:`simulate`.
         accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
         prepared: configuration and prepared stream of a folder that was made just now; None: both are read again.
+        alone: this process is there for the run, so that what it has imported is left out of its collections.
 
     Raises:
         ConfigError: they are not, and that is not accepted.
         RunError: the run cannot go on. StopRequested: asked to stop. Both leave a checkpoint.
     """
-    from fcit.report.page import write_page
-
     own_packages_first()
+    with collector.paused():
+        from fcit.report.page import write_page
+        from server.app import run as serve
     folder = RunDir.open(path)
     config = prepared[0] if prepared else configuration.load_resolved(folder.config, going_on=folder.begun)
-    from clients.app import app as client_app
-    from server.app import run as serve
-
     engine = registry.resolve("engine", config.federation.engine)
-    with closing(engine(client_app, config.federation.clients, config, folder.memory)) as grid:
+    app = _client_app() if engine.here else None
+    if alone:
+        collector.settle()
+    with closing(engine(app, config.federation.clients, config, folder.memory)) as grid:
         serve(path, grid, watcher, accept_changed_data, prepared)
     run = Run(path, prepared[0] if prepared else None)
     write_page([run], path / "report.html")
     return run
+
+
+def _client_app() -> Any:
+    with collector.paused():
+        from clients.app import app  # torch, transformers and peft: not where client work runs in other processes
+    return app
 
 
 def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = None, **overrides: Any) -> Run:

@@ -37,7 +37,7 @@ from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import Steps
 from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError
-from fcit.models.backbone import locate
+from fcit.models.places import locate
 from fcit.runs.environment import LIBRARIES, SOMETIMES, versions
 
 #: The thing checked, whether it is fine, and a sentence.

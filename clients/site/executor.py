@@ -46,6 +46,7 @@ from clients.site import logs
 from fcit.config import site as sites
 from fcit.deploy.child import with_parent
 from fcit.errors import FCITError, Refused
+from fcit.io import collector
 from fcit.registry import resolve_path
 
 #: The app that does the orders, by Flower's name for it (pyproject.toml names it, too).
@@ -262,7 +263,9 @@ def main(arguments: list[str]) -> int:
             token = sys.stdin.read().strip()
             return 0 if attempt(path, site.inner, token, site.arrival_timeout) else 1
         if site.worker == "resident":
-            resolve_path(APP)  # slow: before the first order, not in it
+            with collector.paused():
+                resolve_path(APP)  # slow: before the first order, not in it
+            collector.settle()
         Executor(path).serve()
     except FCITError as error:
         print(f"fcit: {error}", file=sys.stderr)

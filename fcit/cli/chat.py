@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK, ConfigError, DataError
-from fcit.io.console import console, notes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fcit.export.assistant import Answer, Assistant
 
 SHOWN = 3  # subspaces beside an answer
@@ -45,6 +43,8 @@ class Chat:
         Raises:
             ConfigError: no such subspace. DataError: an image cannot be read.
         """
+        from rich.markup import escape
+
         [answer] = self.assistant.answer([self.images], [question], self.max_new_tokens, self.subspace)
         if self.as_json:
             names = [str(image) for image in self.images]
@@ -58,6 +58,8 @@ class Chat:
 
     def _speakers(self, answer: Answer) -> Iterator[str]:
         """The strongest subspaces: name, bar of the weight, what it was trained on."""
+        from rich.markup import escape
+
         order = sorted(answer.mix, key=lambda name: -answer.mix[name])
         for name in order[:SHOWN]:
             weight = answer.mix[name]
@@ -136,6 +138,7 @@ def arguments(add: Add) -> None:
 
 def _chat(args: argparse.Namespace) -> int:
     from fcit.export.assistant import load
+    from fcit.io.console import console, notes
 
     for image in args.image:
         if not image.is_file():

@@ -84,7 +84,7 @@ def _execute(path: Path, accept_changed_data: bool = False, prepared: tuple[RunC
 
     with ConsoleWatcher(console(), path.name) as watcher:
         try:
-            run = execute(path, watcher, accept_changed_data, prepared)
+            run = execute(path, watcher, accept_changed_data, prepared, alone=True)
         except KeyboardInterrupt:
             print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED

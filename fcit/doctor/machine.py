@@ -24,8 +24,8 @@ def check() -> Iterator[tuple[str, bool, str]]:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     yield "cache folder", os.access(existing, os.W_OK), f"{folder} (set FCIT_CACHE to move it)"
     from fcit.errors import FCITError
-    from fcit.models.backbone import locate
     from fcit.models.features import features_size
+    from fcit.models.places import locate
 
     features, taken = features_size()
     yield "frozen features", True, f"{taken / 2**20:.0f} MB in {features} (backbone.feature_cache_gb bounds them)"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
-from fcit.models import hashes, identity, loading
+from fcit.models import hashes, identity, loading, places
 from fcit.models.checking import check_files, is_local
 
 
@@ -27,7 +27,7 @@ def check_models(backbone: configuration.Backbone, sees: bool) -> Checked:
     Args:
         sees: whether the identity encoder takes images, too.
     """
-    source, clip = loading.locate(backbone.model, backbone.identity)
+    source, clip = places.locate(backbone.model, backbone.identity)
 
     def check_model(folder: str) -> str:
         model = loading.inspect(folder, backbone)

@@ -28,8 +28,9 @@ from fcit.export.format import Portable
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
-from fcit.models.backbone import Backbone, locate
+from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
+from fcit.models.places import locate
 
 Picture = str | Path | Image.Image
 

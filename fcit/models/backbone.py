@@ -25,9 +25,10 @@ from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
 from fcit.models.identity import IdentityEncoder
-from fcit.models.loading import TINY as TINY
-from fcit.models.loading import check_hardware, inspect, load_model, locate
+from fcit.models.loading import check_hardware, inspect, load_model
 from fcit.models.loading import versions as versions
+from fcit.models.places import TINY as TINY
+from fcit.models.places import locate
 from fcit.models.quieting import quiet
 
 

@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
-from torch import nn
-from transformers.utils import cached_file
 
 from fcit.io.cache import cache_folder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Bytes from which the hash of a file is cached on disk.
 LARGE = 64 * 1024**2
@@ -49,6 +49,8 @@ def of_weights(source: str, model: nn.Module) -> str:
 
 def of_module(module: nn.Module) -> str:
     """Hash of a module's frozen tensors in memory; the same with and without adapters attached."""
+    import torch  # not above: files are hashed where nothing is loaded
+
     digest = hashlib.sha256()
     frozen = {
         name.replace(".original_module.", ".").replace(".base_layer.", "."): tensor
@@ -80,6 +82,8 @@ def folder_of(source: str) -> Path | None:
     """The folder with a model's files: the folder named, or the local download of a hub name."""
     if Path(source).is_dir():
         return Path(source)
+    from transformers.utils import cached_file
+
     try:
         file = cached_file(source, "config.json", local_files_only=True)
     except OSError:

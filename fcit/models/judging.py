@@ -11,11 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-
-import tokenizers
-import transformers
 
 from fcit import config as configuration
 from fcit.data import formats
@@ -23,11 +21,11 @@ from fcit.data.collate import Encoded
 from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
 from fcit.errors import DataError
-from fcit.io import bounded
+from fcit.io import bounded, collector
 from fcit.io.cache import Bounded, cache_folder
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
-from fcit.models.loading import load_encoder, locate
+from fcit.models.places import locate
 from fcit.models.tokens import Conversation, Entry, Tokenised, Tokens, written
 
 T = TypeVar("T")
@@ -233,16 +231,23 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
         settings.conversation,
         settings.max_length,
         settings.image_size,
-        transformers.__version__,
-        tokenizers.__version__,
+        metadata.version("transformers"),
+        metadata.version("tokenizers"),
     )
     return hashes.of_text(json.dumps(parts))
+
+
+def _loaded(settings: configuration.Backbone) -> Encoder:
+    with collector.paused():
+        from fcit.models.loading import load_encoder  # seconds: only where something has to be tokenised
+
+    return load_encoder(settings)
 
 
 @lru_cache(maxsize=2)
 def _encoder(settings: str, mark: str) -> Encoder:
     """The encoder for a model's settings (JSON), made once per process while the tokenizer's files are unchanged."""
-    return load_encoder(configuration.Backbone.model_validate_json(settings))
+    return _loaded(configuration.Backbone.model_validate_json(settings))
 
 
 def judge_of(settings: configuration.Backbone) -> TokenJudge:
@@ -256,7 +261,7 @@ def judge_of(settings: configuration.Backbone) -> TokenJudge:
     if tokenizer:
         mark = mark_of(settings, tokenizer)
         return TokenJudge(mark, lambda: _encoder(settings.model_dump_json(), mark))
-    encoder = load_encoder(settings)  # no local files: identified by what the hub sent
+    encoder = _loaded(settings)  # no local files: identified by what the hub sent
     return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)
 
 

@@ -34,28 +34,10 @@ from fcit.models import hashes
 from fcit.models.checking import check_config, check_files, explained, is_local
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family, families, module_called
+from fcit.models.places import locate
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
 from fcit.models.words import end_tokens, load_words
-
-TINY = Path(__file__).parent.parent / "assets" / "fcit-tiny"
-
-
-def locate(name: str, identity: str | None) -> tuple[str, str]:
-    """Folder or hub name of the model and of its identity encoder.
-
-    Raises:
-        ConfigError: a model other than fcit-tiny without ``backbone.identity``.
-    """
-    if name == "fcit-tiny":
-        if not TINY.is_dir():
-            raise ConfigError(f"backbone.model: the built-in model is missing from {TINY}; reinstall fcit")
-        return str(TINY / "llava"), identity or str(TINY / "clip")
-    if identity is None:
-        raise ConfigError(
-            f"backbone.identity: needed with backbone.model={name!r}, e.g. openai/clip-vit-large-patch14-336"
-        )
-    return name, identity
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:

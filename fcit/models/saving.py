@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from fcit import config as configuration
+from fcit.io import collector
 from fcit.io.trees import Tensors
-from fcit.models.families.base import families
 from fcit.models.layout import is_factor, is_projector
 
 #: File of a peft adapter's tensors, and of a subspace that is none (gates, prompt pools).
@@ -34,6 +33,8 @@ def projector_module(names: Iterable[str]) -> str | None:
     held = [name.split(".") for name in names if is_projector(name)]
     if not held:
         return None
+    from fcit.models.families.base import families
+
     for family in families().values():
         if all(family.projector in modules for modules in held):
             return family.projector
@@ -51,6 +52,9 @@ def save_subspace(folder: Path, tensors: Tensors, adapter: configuration.Adapter
 
 def save_peft(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:
     """Write one subspace (and projector) in the format of ``PeftModel.from_pretrained``."""
+    with collector.paused():
+        from peft import LoraConfig  # seconds: a server needs it when the run is over
+
     folder.mkdir(parents=True, exist_ok=True)
     projector = projector_module(tensors)
     config = LoraConfig(

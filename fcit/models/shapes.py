@@ -20,7 +20,8 @@ from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import Family, families, module_called
 from fcit.models.identity import PUBLISHED
-from fcit.models.loading import locate, supported
+from fcit.models.loading import supported
+from fcit.models.places import locate
 
 #: Beginning of :attr:`Shape.source` for a model on this machine.
 HERE = "config.json of "

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from cycler import cycler
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -169,10 +170,24 @@ def draw(maker: Any, *arguments: Any, ink: str = "black") -> Figure:
         return maker(*arguments)
 
 
+def _lay_out(figure: Figure) -> None:
+    """Give everything in a figure its place, for a drawing as SVG.
+
+    ``savefig`` would draw the whole figure once without a file for this, and again into the file.
+    """
+    FigureCanvasSVG(figure)  # whose font metrics count
+    figure.dpi = FigureCanvasSVG.fixed_dpi
+    engine = figure.get_layout_engine()
+    assert engine is not None, "every figure here is made with layout='constrained'"
+    engine.execute(figure)
+    figure.set_layout_engine(None)
+
+
 def svg(maker: Any, *arguments: Any, title: str) -> str:
     """A figure as an SVG element whose text and lines take the page's colour."""
     with matplotlib.rc_context(_style(_INK)):
         figure = maker(*arguments)
+        _lay_out(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()

@@ -7,7 +7,7 @@ from pathlib import Path
 from fcit import config as configuration
 from fcit.config import RunConfig
 from fcit.data.stream import Stream, open_stream
-from fcit.data.verdict import Judge
+from fcit.models.judging import judge_of
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import check
@@ -25,13 +25,7 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
     """
     check(config)
     stream = stream or open_stream(config)
-    stream.judged_by(lambda: _judge(config))
+    stream.judged_by(lambda: judge_of(config.backbone))
     stream.prepare()
     stream.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())
-
-
-def _judge(config: RunConfig) -> Judge:
-    from fcit.models.judging import judge_of  # transformers takes a while to import; a wrong configuration needs none
-
-    return judge_of(config.backbone)

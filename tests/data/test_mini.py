@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -75,8 +76,15 @@ def test_ensure_renders_once(tmp_path, few):
 @pytest.mark.parametrize("name", NAMES)
 def test_layouts_belong_to_the_mini_buckets(name):
     rng = np.random.default_rng(0)
-    seen: set[bytes] = set()
-    assert all(render._draw(name, rng, seen)[0].scene.bucket < scenes.MINI_BUCKETS for _ in range(20))
+    drawn = islice(render._examples(name, rng), 20)
+    assert all(example.scene.bucket < scenes.MINI_BUCKETS for example in drawn)
+
+
+def test_rendering_does_not_depend_on_how_many_are_composed_at_a_time(monkeypatch, tmp_path, few):
+    render.make("iconqa", tmp_path / "a")
+    monkeypatch.setattr(render, "AT_ONCE", 3)
+    render.make("iconqa", tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
 def test_pre_training_layouts_do_not():

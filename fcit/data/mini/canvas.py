@@ -48,7 +48,7 @@ COLORS = {
 }
 COLOR_NAMES = tuple(COLORS)
 BLACK = len(COLOR_NAMES)  # the colour index of glyphs
-_PALETTE = np.array([*COLORS.values(), (20, 20, 20)], dtype=np.float32)
+_PALETTE = np.array([*COLORS.values(), (20, 20, 20)], dtype=np.uint8)
 
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # I, O and Q are too like T, D and 0 at this size
 DIGITS = "0123456789"
@@ -133,12 +133,12 @@ def _draw_mask(content: int, variant: int) -> np.ndarray:
     elif content >= FILL0:
         height = round(CELL * (content - FILL0 + 1) / FILLS)
         draw.rectangle((3 + dx, CELL - height, 12 + dx, CELL), fill=255)
-    return np.asarray(image, dtype=np.float32) / 255.0
+    return np.asarray(image) > 0
 
 
 @lru_cache(maxsize=1)
 def _masks() -> np.ndarray:
-    """Masks of everything drawable, ``(contents, variants, 16, 16)`` in 0..1."""
+    """Masks of everything drawable, ``(contents, variants, 16, 16)`` bool: nothing is drawn with soft edges."""
     return np.stack([np.stack([_draw_mask(c, v) for v in range(VARIANTS)]) for c in range(CONTENTS)])
 
 
@@ -149,15 +149,21 @@ def compose(contents: np.ndarray, colors: np.ndarray, variants: np.ndarray, back
         contents: ``(B, 16)`` content index of each cell, row by row.
         colors: ``(B, 16)`` colour index of each cell.
         variants: ``(B, 16)`` which shifted drawing of the content is used.
-        background: ``(B, 3)`` colour behind everything, 0..255.
+        background: ``(B, 3)`` colour behind everything, whole numbers 0..255.
 
     Returns:
         ``(B, 64, 64, 3)`` uint8 RGB images.
     """
     batch = contents.shape[0]
-    mask = _masks()[contents, variants][..., None]  # (B, 16, 16, 16, 1)
-    paint = _PALETTE[colors][:, :, None, None, :]
-    behind = background.astype(np.float32)[:, None, None, None, :]
-    cells = behind + mask * (paint - behind)
-    grid = cells.reshape(batch, SIDE, SIDE, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
-    return np.rint(grid.reshape(batch, PIXELS, PIXELS, 3)).astype(np.uint8)
+    mask = _masks()[contents, variants]  # (B, 16, 16, 16)
+    # A colour is one number here, and three bytes only at the end.
+    cells = np.where(mask, _packed(_PALETTE)[colors][:, :, None, None], _packed(background)[:, None, None, None])
+    grid = cells.reshape(batch, SIDE, SIDE, CELL, CELL).transpose(0, 1, 3, 2, 4).reshape(batch, PIXELS, PIXELS, 1)
+    return np.ascontiguousarray(grid.view(np.uint8)[..., :3])
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """Colours ``(N, 3)`` of 0..255 as numbers of four bytes, the last unused."""
+    filled = np.zeros((len(colors), 4), dtype=np.uint8)
+    filled[:, :3] = colors
+    return filled.view(np.uint32)[:, 0]

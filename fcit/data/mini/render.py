@@ -10,6 +10,8 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from PIL import Image
 from fcit import seeding
 from fcit.data.mini import canvas
 from fcit.data.mini.questions import MAKERS, Example
-from fcit.data.mini.scenes import MINI_BUCKETS
+from fcit.data.mini.scenes import MINI_BUCKETS, images
 from fcit.errors import ConfigError
 
 VERSION = "mini-1"
+AT_ONCE = 64  # images composed together
 SPLITS = {"train": 4000, "val": 150, "test": 300}
 #: Names of the folders, as in the FCIT release.
 FOLDERS = {
@@ -45,23 +48,31 @@ FOLDERS = {
 }
 
 
-def _png(example: Example) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(example.scene.image()).save(buffer, format="PNG")
+    Image.frombytes("RGB", (canvas.PIXELS, canvas.PIXELS), image.tobytes()).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def _draw(name: str, rng: np.random.Generator, seen: set[bytes]) -> tuple[Example, bytes]:
-    """A fresh example whose layout belongs to the mini buckets and whose image is new."""
+def _examples(name: str, rng: np.random.Generator) -> Iterator[Example]:
+    """Examples without end whose layouts belong to the mini buckets."""
     while True:
         example = MAKERS[name](rng)
-        if example.scene.bucket >= MINI_BUCKETS:
-            continue
-        example.scene.decorate(rng)
-        png = _png(example)
-        if png not in seen:
-            seen.add(png)
-            return example, png
+        if example.scene.bucket < MINI_BUCKETS:
+            example.scene.decorate(rng)
+            yield example
+
+
+def _drawn(name: str, rng: np.random.Generator, seen: set[bytes]) -> Iterator[tuple[Example, bytes]]:
+    """The same with their images as PNG, each image new; the generator runs ahead by up to ``AT_ONCE`` examples."""
+    endless = _examples(name, rng)
+    while True:
+        examples = list(islice(endless, AT_ONCE))
+        for example, image in zip(examples, images([example.scene for example in examples]), strict=True):
+            png = _png(image)
+            if png not in seen:
+                seen.add(png)
+                yield example, png
 
 
 def _train_row(image: str, example: Example) -> dict[str, object]:
@@ -100,16 +111,15 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     folder = FOLDERS[name]
     work = root / f".making-{folder}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
-    texts, images = work / "instructions", work / "images"
+    texts, pictures = work / "instructions", work / "images"
     texts.mkdir(parents=True)
     seen: set[bytes] = set()
     for split, count in SPLITS.items():
         rng = seeding.generator(seed, "mini", name, split)
-        (images / split).mkdir(parents=True)
+        (pictures / split).mkdir(parents=True)
         rows, examples = [], []
-        for number in range(count):
-            example, png = _draw(name, rng, seen)
-            (images / split / f"{number:05d}.png").write_bytes(png)
+        for number, (example, png) in enumerate(islice(_drawn(name, rng, seen), count)):
+            (pictures / split / f"{number:05d}.png").write_bytes(png)
             image = f"{folder}/{split}/{number:05d}.png"
             rows.append(_train_row(image, example) if split == "train" else _test_row(number, image, example))
             examples.append(example)
@@ -119,7 +129,7 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     for part in ("datasets", "instructions"):
         (root / part).mkdir(parents=True, exist_ok=True)
     # The instruction folder goes last: it is what says that the dataset is complete.
-    for source, target in ((images, root / "datasets" / folder), (texts, root / "instructions" / folder)):
+    for source, target in ((pictures, root / "datasets" / folder), (texts, root / "instructions" / folder)):
         shutil.rmtree(target, ignore_errors=True)
         source.rename(target)
     shutil.rmtree(work, ignore_errors=True)

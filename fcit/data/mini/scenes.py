@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,7 +93,16 @@ class Scene:
 
     def image(self) -> np.ndarray:
         """The scene as ``(64, 64, 3)`` uint8 RGB."""
-        return canvas.compose(self.contents[None], self.colors[None], self.variants[None], self.background[None])[0]
+        return images([self])[0]
+
+
+def images(scenes: Sequence[Scene]) -> np.ndarray:
+    """Several scenes at a time, ``(B, 64, 64, 3)`` uint8 RGB."""
+    contents, colors, variants, background = (
+        np.stack([getattr(scene, name) for scene in scenes])
+        for name in ("contents", "colors", "variants", "background")
+    )
+    return canvas.compose(contents, colors, variants, background)
 
 
 def scatter(rng: np.random.Generator, low: int = 2, high: int = 6) -> Scene:

@@ -30,6 +30,7 @@ class InlineGrid(VirtualGrid):
     """
 
     summary = "every client in this process, one after the other"
+    here = True
     #: Errors about this process or this run, not about one client.
     fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError, DiskFull)
 

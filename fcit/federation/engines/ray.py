@@ -60,7 +60,7 @@ class RayGrid(VirtualGrid):
     """Runs messages on Ray actors.
 
     Args:
-        client_app: not sent anywhere: workers import ``clients.app`` of the installed package.
+        client_app: None; not sent anywhere: workers import ``clients.app`` of the installed package.
         clients: number of virtual clients.
         config: sections ``ray`` and ``backbone.threads`` are read.
         memory: folder in which clients may remember between their orders (on a cluster: a shared one).
@@ -71,7 +71,7 @@ class RayGrid(VirtualGrid):
 
     summary = "long-lived Ray workers, on one machine or several"
 
-    def __init__(self, client_app: ClientApp, clients: int, config: RunConfig, memory: Path) -> None:
+    def __init__(self, client_app: ClientApp | None, clients: int, config: RunConfig, memory: Path) -> None:
         super().__init__(clients)
         self._config, self._options, self._memory = config, config.ray, memory
         self._queue: deque[_Job] = deque()

@@ -13,6 +13,7 @@ from flwr.app import Array, Message
 from fcit.errors import ConfigError, DiskFull, StopRequested
 from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
+from fcit.io import collector
 from fcit.runs.environment import own_packages_first
 
 #: Tensors of a message as they travel: name -> (dtype, shape, serialisation, bytes as uint8).
@@ -41,11 +42,12 @@ class RayWorker:
     def __init__(self, clients: int, threads: int, memory: str) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         own_packages_first()
-        import torch
+        with collector.paused():
+            import torch
 
+            from clients.app import app
+        collector.settle()
         torch.set_num_threads(threads)
-        from clients.app import app
-
         self._grid = _Grid(app, clients, memory=Path(memory))
         self._orders = 0
 

@@ -22,6 +22,8 @@ class VirtualGrid(Grid):
 
     #: Marks for the server that every client is connected from the start.
     virtual: ClassVar[bool] = True
+    #: Whether the clients' work is done in this process, which must then load the ClientApp.
+    here: ClassVar[bool] = False
 
     def __init__(self, clients: int) -> None:
         private.claim()

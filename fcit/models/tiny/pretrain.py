@@ -21,16 +21,14 @@ from torch import nn
 from torch.nn import functional
 
 from fcit.data.mini import canvas
+from fcit.data.mini.scenes import images
 from fcit.models.tiny import build, corpus, skills
 from fcit.models.tiny.probes import IGNORE, Alignment, LookUps
 
 
 def _images(scenes: list) -> torch.Tensor:
     """Pixels of scenes, scaled as the image processor does it: ``(B, 3, 64, 64)`` in -1..1."""
-    rgb = canvas.compose(
-        *(np.stack([getattr(s, name) for s in scenes]) for name in ("contents", "colors", "variants", "background"))
-    )
-    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(images(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
