@@ -20,6 +20,8 @@ from tests.docs.pages import DOCS, RECIPES, ROOT, Block, blocks, commands
 DRIVER = """
 import contextlib, io, json, runpy, sys, traceback
 from fcit.cli import main
+from tests.helpers.lighter import lighten
+lighten()
 done = []
 for page, line, (program, *words) in json.loads(sys.stdin.read()):
     out = io.StringIO()
@@ -72,7 +74,7 @@ def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
         [sys.executable, "-c", DRIVER],
         input=json.dumps(lines),
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
     )

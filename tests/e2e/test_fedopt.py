@@ -27,11 +27,11 @@ BENCHMARK = {
         "figureqa": {"train": "FigureQA/train.json", "test": "FigureQA/test.json", "scorer": "substring"},
     },
 }
-CLIENTS = 200
+CLIENTS = 40
 #: With this seed the second stage calls a client of the first again, for the other task.
 QUICK = {
     **SMALL,
-    "seed": 3,
+    "seed": 1,
     "setting": "heterogeneous",
     "data": {},
     "evaluation": {"samples": 4},

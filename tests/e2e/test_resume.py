@@ -42,7 +42,8 @@ def told(run: Path) -> list[tuple]:
 
 
 def new_run(folder: Path, **changes) -> RunDir:
-    raw = {**SMALL, "output": str(folder), **changes, "federation": {**SMALL["federation"], **changes["federation"]}}
+    federation = {**SMALL["federation"], "clients_per_round": 3, **changes["federation"]}
+    raw = {**SMALL, "output": str(folder), **changes, "federation": federation}
     return RunDir.create(folder, "run", configuration.dump(configuration.parse(raw)), describe())
 
 
