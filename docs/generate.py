@@ -133,11 +133,11 @@ def _allowed(key: str, text: str) -> str:
 def options_page() -> str:
     """The options of every method and federated optimiser: keys under ``method:`` and ``fedopt:``."""
     rows = []
-    for family in ("method", "fedopt"):
-        for name in sorted(registry.FAMILIES[family]):
-            for key, field in registry.resolve(family, name).Options.model_fields.items():
+    for kind in ("method", "fedopt"):
+        for name in sorted(registry.KINDS[kind]):
+            for key, field in registry.resolve(kind, name).Options.model_fields.items():
                 default, meaning = code(str(field.default)), cell(field.description or "-")
-                rows.append([f"`{family}={name}`", f"`{family}.{key}`", default, meaning])
+                rows.append([f"`{kind}={name}`", f"`{kind}.{key}`", default, meaning])
     return table(["with", "key", "default", "meaning"], rows)
 
 
@@ -179,24 +179,24 @@ def _summary(part: Any) -> str:
 
 
 def parts_page() -> str:
-    """Everything that is chosen by name: one table for each family of parts."""
+    """Everything that is chosen by name: one table for each kind of parts."""
     tables = []
-    for family, names in registry.FAMILIES.items():
-        rows = [[f"`{name}`", cell(_summary(registry.resolve(family, name)))] for name in sorted(names)]
-        tables.append(f"## {family}\n\n{table(['name', 'what it is'], rows)}")
+    for kind, names in registry.KINDS.items():
+        rows = [[f"`{name}`", cell(_summary(registry.resolve(kind, name)))] for name in sorted(names)]
+        tables.append(f"## {kind}\n\n{table(['name', 'what it is'], rows)}")
     rows = [[f"`{name}`", cell(read_spec(name).description)] for name in shipped()]
     return "\n\n".join([*tables, f"## benchmark\n\n{table(['name', 'what it is'], rows)}"])
 
 
-def part_docs(family: str) -> str:
-    """Every part of a family: the docstring of its class with formulas, the source from that of its module."""
+def part_docs(kind: str) -> str:
+    """Every part of a kind: the docstring of its class with formulas, the source from that of its module."""
     sections = []
-    for name in sorted(registry.FAMILIES[family]):
-        part = registry.resolve(family, name)
+    for name in sorted(registry.KINDS[kind]):
+        part = registry.resolve(kind, name)
         module = inspect.getmodule(part)
         source = inspect.getdoc(module) or ""
-        if source.count("\n") > 0 and family in ("factors", "robust"):
-            source = ""  # one file holds all of the family; its docstring is about all of them
+        if source.count("\n") > 0 and kind in ("factors", "robust"):
+            source = ""  # one file holds all of the kind; its docstring is about all of them
         where = Path(str(getattr(module, "__file__", ""))).relative_to(ROOT)
         sign = " †" if getattr(part, "dagger", False) is True else ""
         sections.append(

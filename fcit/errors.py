@@ -10,6 +10,7 @@ EXIT_FAILED = 1  # a run started and could not finish; a checkpoint is left to r
 EXIT_USAGE = 2  # the configuration or the data are wrong; nothing was started
 EXIT_STOPPED = 75  # asked to stop (SIGTERM, SIGUSR1): checkpoint written, `fcit resume` goes on
 EXIT_INTERRUPTED = 130  # Ctrl-C: as above
+EXIT_OUTPUT_CLOSED = 141  # what read the output has ended, as in `fcit list | head -1`
 
 
 class FCITError(Exception):

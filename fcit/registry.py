@@ -1,4 +1,4 @@
-"""Families of interchangeable parts: name -> dotted path, imported when first used.
+"""Kinds of interchangeable parts: name -> dotted path, imported when first used.
 
 Adding a part means one file and one line here; ``fcit --help`` is fast because parts are
 imported when first used. A configuration may also name a part that is not in the
@@ -105,7 +105,7 @@ TRACKERS = {
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
 }
 
-FAMILIES = {
+KINDS = {
     "method": METHODS,
     "fedopt": FEDOPTS,
     "model": MODELS,
@@ -117,8 +117,8 @@ FAMILIES = {
 }
 
 
-#: Requirements for a part of the user's own, for each family that accepts one.
-_KINDS = {
+#: Requirements for a part of the user's own, for each kind that accepts one.
+_REQUIRED = {
     "method": ("fcit.methods.base:Method", "a subclass of fcit.methods.base.Method"),
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
@@ -183,23 +183,23 @@ def _module(source: str, where: str) -> Any:
     return module
 
 
-def _own(family: str, name: str) -> Any:
+def _own(kind: str, name: str) -> Any:
     source, _, attribute = name.rpartition(":")
-    if family not in _KINDS:
-        raise ConfigError(unknown(family, name))
-    module = _module(source, family)
+    if kind not in _REQUIRED:
+        raise ConfigError(unknown(kind, name))
+    module = _module(source, kind)
     part = getattr(module, attribute, None)
-    base, meaning = _KINDS[family]
+    base, meaning = _REQUIRED[kind]
     if part is None:
         close = nearest(attribute, [n for n in vars(module) if not n.startswith("_")])
-        raise ConfigError(f"{family}: {source!r} has no {attribute!r}{close}")
+        raise ConfigError(f"{kind}: {source!r} has no {attribute!r}{close}")
     if base:
-        kind = resolve_path(base)
-        good = isinstance(part, type) and issubclass(part, kind)
+        wanted = resolve_path(base)
+        good = isinstance(part, type) and issubclass(part, wanted)
     else:
         good = callable(part)
     if not good:
-        raise ConfigError(f"{family}: {name} is not {meaning}")
+        raise ConfigError(f"{kind}: {name} is not {meaning}")
     if base and "name" not in vars(part):
         part.name = attribute  # not the name of the class it derives from
     return part
@@ -249,35 +249,35 @@ def described(dotted: str) -> tuple[str, bool]:
     return str(summary), bool(constants.get("dagger", False))
 
 
-def problem(family: str, name: str) -> str | None:
+def problem(kind: str, name: str) -> str | None:
     """Why a name cannot be used, in one sentence, or None."""
     if not is_own(name):
-        return None if name in FAMILIES[family] else unknown(family, name)
+        return None if name in KINDS[kind] else unknown(kind, name)
     try:
-        _own(family, name)
+        _own(kind, name)
     except ConfigError as error:
         return str(error)
     return None
 
 
-def unknown(family: str, name: str) -> str:
-    """One sentence about an unknown name of a family."""
+def unknown(kind: str, name: str) -> str:
+    """One sentence about an unknown name of a kind."""
     if name.endswith(".py"):
-        return f"{family}: {name!r} names a file; say which part of it, e.g. {name}:MyName"
-    allowed = sorted(FAMILIES[family])
+        return f"{kind}: {name!r} names a file; say which part of it, e.g. {name}:MyName"
+    allowed = sorted(KINDS[kind])
     hint = nearest(name, allowed)
-    return f"{family}: unknown name {name!r}{hint} (allowed: {', '.join(allowed)}; see `fcit list`)"
+    return f"{kind}: unknown name {name!r}{hint} (allowed: {', '.join(allowed)}; see `fcit list`)"
 
 
-def resolve(family: str, name: str) -> Any:
-    """Import the part ``name`` of ``family``, from its table or from the user's own code.
+def resolve(kind: str, name: str) -> Any:
+    """Import the part ``name`` of ``kind``, from its table or from the user's own code.
 
     Raises:
-        ConfigError: the name is not in the family's table, or the user's code does not meet the requirements.
+        ConfigError: the name is not in the kind's table, or the user's code does not meet the requirements.
     """
     if is_own(name):
-        return _own(family, name)
-    table = FAMILIES[family]
+        return _own(kind, name)
+    table = KINDS[kind]
     if name not in table:
-        raise ConfigError(unknown(family, name))
+        raise ConfigError(unknown(kind, name))
     return resolve_path(table[name])

@@ -1,12 +1,15 @@
 """The command line teaches: every help has an example, every mistake names the way to the help."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
-from fcit.cli.list import FAMILIES
+from fcit.cli.list import KINDS
 from fcit.cli.main import _parser, main
-from fcit.errors import EXIT_USAGE
+from fcit.errors import EXIT_OUTPUT_CLOSED, EXIT_USAGE
 
 
 def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -58,10 +61,10 @@ def test_a_folder_of_runs_names_those_in_it(tmp_path, capsys):
         assert f"there are: {tmp_path / 'demo-1'}" in capsys.readouterr().err
 
 
-def test_list_has_every_family(capsys):
+def test_list_has_every_kind(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.removesuffix(":") for line in lines if not line.startswith(" ")] == FAMILIES
+    assert [line.removesuffix(":") for line in lines if not line.startswith(" ")] == KINDS
     assert all(len(line.split()) > 1 for line in lines if line.startswith(" "))
 
 
@@ -74,3 +77,13 @@ def test_list_has_the_formats_of_instruction_files(capsys):
         "parquet",
         "hf",
     ]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """``fcit list | head -1``"""
+    read, write = os.pipe()
+    os.close(read)
+    call = [sys.executable, "-m", "fcit.cli", "list", "methods"]
+    done = subprocess.run(call, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (EXIT_OUTPUT_CLOSED, "")

@@ -4,7 +4,7 @@ from fcit import registry
 from fcit.errors import ConfigError
 from tests.helpers.cases import check_each
 
-ENTRIES = [(family, name) for family, table in registry.FAMILIES.items() for name in table]
+ENTRIES = [(kind, name) for kind, table in registry.KINDS.items() for name in table]
 
 
 def test_every_entry_resolves():
@@ -17,11 +17,11 @@ def test_every_entry_resolves():
 
 
 def test_unknown_name():
-    def check(family: str) -> None:
+    def check(kind: str) -> None:
         with pytest.raises(ConfigError, match="unknown name 'nothing-like-it'"):
-            registry.resolve(family, "nothing-like-it")
+            registry.resolve(kind, "nothing-like-it")
 
-    check_each(registry.FAMILIES.keys(), check)
+    check_each(registry.KINDS.keys(), check)
 
 
 def test_nearest():
@@ -30,11 +30,11 @@ def test_nearest():
 
 
 def test_what_is_read_of_a_part_is_what_it_says_of_itself():
-    for family, table in registry.FAMILIES.items():
+    for kind, table in registry.KINDS.items():
         for name, place in table.items():
-            part = registry.resolve(family, name)
+            part = registry.resolve(kind, name)
             text = getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
-            assert registry.described(place) == (text, bool(getattr(part, "dagger", False))), (family, name)
+            assert registry.described(place) == (text, bool(getattr(part, "dagger", False))), (kind, name)
 
 
 def test_what_is_read_of_a_module_is_its_first_line():

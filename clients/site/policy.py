@@ -85,15 +85,15 @@ def limited(ordered: str, site: Site) -> str:
 def _refuse_own_parts(raw: dict[str, Any]) -> None:
     """Every place of a configuration that may name code: registered names only."""
     named: list[tuple[str, Any]] = []
-    for family in ("method", "fedopt"):
-        part = raw.get(family)
-        named.append((family, part.get("name") if isinstance(part, dict) else part))
+    for kind in ("method", "fedopt"):
+        part = raw.get(kind)
+        named.append((kind, part.get("name") if isinstance(part, dict) else part))
     named.append(("benchmark", raw.get("benchmark")))
     trackers = raw.get("trackers")
     named += [("trackers", tracker) for tracker in (trackers if isinstance(trackers, list) else [trackers])]
     for key, name in named:
         if isinstance(name, str) and registry.is_own(name):
-            allowed = shipped() if key == "benchmark" else sorted(registry.FAMILIES[key.removesuffix("s")])
+            allowed = shipped() if key == "benchmark" else sorted(registry.KINDS[key.removesuffix("s")])
             raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
 
 

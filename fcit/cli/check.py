@@ -9,8 +9,8 @@ from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
-#: Families that have a contract, and what one of their parts is called.
-FAMILIES = {"method": "method", "fedopt": "federated optimiser"}
+#: Kinds that have a contract, and what one of their parts is called.
+KINDS = {"method": "method", "fedopt": "federated optimiser"}
 
 
 def arguments(add: Add) -> None:
@@ -26,19 +26,19 @@ def arguments(add: Add) -> None:
     command.add_argument("options", nargs="*", metavar="key=value", help="options of it, e.g. mix=argmax")
 
 
-def _family(name: str) -> str:
-    """Which family a name is of.
+def _kind(name: str) -> str:
+    """Which kind a name is of.
 
     Raises:
         ConfigError: of none.
     """
-    problems = [registry.problem(family, name) for family in FAMILIES]
-    for family, problem in zip(FAMILIES, problems, strict=True):
+    problems = [registry.problem(kind, name) for kind in KINDS]
+    for kind, problem in zip(KINDS, problems, strict=True):
         if problem is None:
-            return family
+            return kind
     reasons: dict[str, str] = {}  # a file that is not there is no method and no optimiser for one reason
-    for family, problem in zip(FAMILIES, problems, strict=True):
-        reasons.setdefault(str(problem).removeprefix(f"{family}: "), str(problem))
+    for kind, problem in zip(KINDS, problems, strict=True):
+        reasons.setdefault(str(problem).removeprefix(f"{kind}: "), str(problem))
     raise ConfigError(list(reasons.values()), "check")
 
 
@@ -46,15 +46,15 @@ def _check(args: argparse.Namespace) -> int:
     from fcit import config as configuration
     from fcit.contracts import fedopts, methods
 
-    family = _family(registry.anchored(args.name, Path.cwd()))
-    overrides = [f"{family}.{option}" for option in args.options]
-    config = configuration.resolve({family: args.name}, Path.cwd(), "check", overrides)
-    options = dict(getattr(config, family))
+    kind = _kind(registry.anchored(args.name, Path.cwd()))
+    overrides = [f"{kind}.{option}" for option in args.options]
+    config = configuration.resolve({kind: args.name}, Path.cwd(), "check", overrides)
+    options = dict(getattr(config, kind))
     name = options.pop("name")
-    contract = methods if family == "method" else fedopts
+    contract = methods if kind == "method" else fedopts
     label, (condition, values) = registry.label(name), contract.conditions(name)
     chosen = ", ".join(f"{key} {value}" for key, value in options.items())
-    print(f"{FAMILIES[family]} {label}{f' ({chosen})' if chosen else ''}, with {condition}: {', '.join(values)}")
+    print(f"{KINDS[kind]} {label}{f' ({chosen})' if chosen else ''}, with {condition}: {', '.join(values)}")
     good = True
     for what, wrong in contract.check(name, options):
         good &= wrong is None

@@ -9,7 +9,7 @@ from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
-FAMILIES = [*registry.FAMILIES, "benchmark", "format"]
+KINDS = [*registry.KINDS, "benchmark", "format"]
 _WIDTH = 20  # characters of a name
 
 
@@ -20,19 +20,24 @@ def arguments(add: Add) -> None:
         _list,
         "list methods, optimisers, scorers, benchmarks and all settings",
         "fcit list method\n  fcit list settings       every key of a configuration with its default",
-        "Without a family, all of them. † marks definitions of our own.",
+        "Without a kind, all of them. † marks definitions of our own.",
     )
-    command.add_argument("family", nargs="?", choices=[*FAMILIES, "settings"], metavar="FAMILY", help=_families())
+    command.add_argument("kind", nargs="?", type=_singular, choices=[*KINDS, "settings"], metavar="KIND", help=_kinds())
 
 
-def _families() -> str:
-    return f"one of {', '.join([*FAMILIES, 'settings'])}"
+def _singular(word: str) -> str:
+    """The kind that a word names, in the plural too."""
+    return word if word == "settings" else word.removesuffix("s")
+
+
+def _kinds() -> str:
+    return f"one of {', '.join([*KINDS, 'settings'])}"
 
 
 def _list(args: argparse.Namespace) -> int:
-    for family in [args.family] if args.family else FAMILIES:
-        print(f"{family}:")
-        for line in _settings() if family == "settings" else _members(family):
+    for kind in [args.kind] if args.kind else KINDS:
+        print(f"{kind}:")
+        for line in _settings() if kind == "settings" else _members(kind):
             print(f"  {line}".rstrip())
     return EXIT_OK
 
@@ -43,22 +48,22 @@ def _settings() -> Iterator[str]:
     return (f"{key + ' = ' + default:44} {text}" for key, default, text in settings())
 
 
-def _members(family: str) -> Iterator[str]:
-    """A line for each member of a family: its name and what it is."""
-    if family == "benchmark":
+def _members(kind: str) -> Iterator[str]:
+    """A line for each member of a kind: its name and what it is."""
+    if kind == "benchmark":
         from fcit.data.spec import read_spec, shipped
 
         yield from (f"{name:{_WIDTH}} {read_spec(name).description.strip()}" for name in shipped())
         return
-    for name, place in _places(family).items():
+    for name, place in _places(kind).items():
         summary, ours = registry.described(place)
         yield f"{name + ' †' * ours:{_WIDTH}} {summary}"
 
 
-def _places(family: str) -> dict[str, str]:
-    """Where each member of a family is defined."""
-    if family == "format":
+def _places(kind: str) -> dict[str, str]:
+    """Where each member of a kind is defined."""
+    if kind == "format":
         from fcit.data.formats import FORMATS
 
         return FORMATS
-    return registry.FAMILIES[family]
+    return registry.KINDS[kind]

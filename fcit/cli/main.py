@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from typing import NoReturn
 
 from fcit import __version__
 from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run
 from fcit.cli import list as listing
-from fcit.errors import EXIT_INTERRUPTED, EXIT_USAGE, FCITError
+from fcit.errors import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, EXIT_USAGE, FCITError
 
 #: In the order of ``fcit --help``.
 COMMANDS = (run, report, bench, listing, check, data, export, chat, evaluate, deploy, client, doctor)
@@ -83,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     args = _parser().parse_args(argv)
     try:
-        return int(args.work(args))
+        code = int(args.work(args))
+        sys.stdout.flush()
+        return code
     except FCITError as error:
         print(f"fcit: {error}", file=sys.stderr)
         return error.exit_code
@@ -93,5 +97,19 @@ def main(argv: list[str] | None = None) -> int:
         need = f"this needs the package {error.name!r}, which is not installed; `make install` (or pip) brings it"
         print(f"fcit: {need}; `fcit doctor` lists what is installed", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return EXIT_OUTPUT_CLOSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _output_is_closed() -> bool:
+    """Whether what reads the output has ended (``fcit list | head``); what is still to be written goes nowhere then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
+    return True

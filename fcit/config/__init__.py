@@ -69,7 +69,7 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
     problems = contradictions(config) + part_problems(config)
     if problems:
         raise ConfigError(problems, source)
-    return config.model_copy(update={family: _whole_part(config, family) for family in ("method", "fedopt")})
+    return config.model_copy(update={kind: _whole_part(config, kind) for kind in ("method", "fedopt")})
 
 
 def parse_text(text: str, source: str) -> RunConfig:
@@ -87,11 +87,11 @@ def parse_text(text: str, source: str) -> RunConfig:
     return parse(raw, source)
 
 
-def _whole_part(config: RunConfig, family: str) -> dict[str, Any]:
+def _whole_part(config: RunConfig, kind: str) -> dict[str, Any]:
     """A part with all options, including defaults."""
-    part = dict(getattr(config, family))
+    part = dict(getattr(config, kind))
     name = part.pop("name")
-    return {"name": name, **registry.resolve(family, name).Options.model_validate(part).model_dump(mode="json")}
+    return {"name": name, **registry.resolve(kind, name).Options.model_validate(part).model_dump(mode="json")}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -156,11 +156,11 @@ def load_resolved(path: str | os.PathLike[str], going_on: bool = False) -> RunCo
     """
     file = Path(path)
     raw = _normal(_read_yaml(file))
-    for family in ("method", "fedopt"):
-        part = raw.get(family)
-        if isinstance(part, dict) and registry.problem(family, str(part.get("name"))) is None:
-            earlier = getattr(registry.resolve(family, part["name"]).Options, "EARLIER", {})
-            raw[family] = {**earlier, **part}
+    for kind in ("method", "fedopt"):
+        part = raw.get(kind)
+        if isinstance(part, dict) and registry.problem(kind, str(part.get("name"))) is None:
+            earlier = getattr(registry.resolve(kind, part["name"]).Options, "EARLIER", {})
+            raw[kind] = {**earlier, **part}
     if going_on and "turns" not in raw.get("data", {}):
         raw["data"] = {**raw.get("data", {}), "turns": "first"}
     return resolve(raw, file.parent, str(file))
@@ -209,10 +209,10 @@ def resolve(raw: dict[str, Any], folder: Path, source: str, overrides: list[str]
 def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Resolve paths of the user's files, e.g. ``./my_method.py:MyMethod``, relative to ``folder``; not ``output``."""
     raw = dict(raw)
-    for family in ("method", "fedopt"):
-        part = raw.get(family)
+    for kind in ("method", "fedopt"):
+        part = raw.get(kind)
         if isinstance(part, dict) and isinstance(part.get("name"), str):
-            raw[family] = {**part, "name": registry.anchored(part["name"], folder)}
+            raw[kind] = {**part, "name": registry.anchored(part["name"], folder)}
     if isinstance(raw.get("benchmark"), str):
         raw["benchmark"] = _benchmark(raw["benchmark"], folder)
     if isinstance(raw.get("backbone"), dict):

@@ -121,19 +121,19 @@ def _site_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _one_part(config: RunConfig, family: str) -> list[str]:
-    part = dict(getattr(config, family))
+def _one_part(config: RunConfig, kind: str) -> list[str]:
+    part = dict(getattr(config, kind))
     name = part.pop("name", None)
     if not isinstance(name, str):
-        return [f"{family}: needs a name (allowed: {', '.join(sorted(registry.FAMILIES[family]))})"]
-    problem = registry.problem(family, name)
+        return [f"{kind}: needs a name (allowed: {', '.join(sorted(registry.KINDS[kind]))})"]
+    problem = registry.problem(kind, name)
     if problem is not None:
         return [problem]
-    options = registry.resolve(family, name).Options
+    options = registry.resolve(kind, name).Options
     try:
         options.model_validate(part)
     except ValidationError as error:
-        return sentences(error, options, prefix=f"{family}.")
+        return sentences(error, options, prefix=f"{kind}.")
     return []
 
 

@@ -103,10 +103,10 @@ def test_the_page_on_methods_names_every_hook():
     assert [name for name in hooks if name != "Options" and not re.search(rf"`{name}\(", text)] == []
 
 
-@pytest.mark.parametrize("family", ["method", "fedopt", "factors", "robust"])
-def test_every_part_has_its_formulas_or_a_sentence(generate, family):
-    page = generate.part_docs(family)
-    for name in registry.FAMILIES[family]:
+@pytest.mark.parametrize("kind", ["method", "fedopt", "factors", "robust"])
+def test_every_part_has_its_formulas_or_a_sentence(generate, kind):
+    page = generate.part_docs(kind)
+    for name in registry.KINDS[kind]:
         section = re.search(rf"^### `{name}`(.*?)(?=^### |\Z)", page, re.MULTILINE | re.DOTALL)
         assert section is not None and len(section[1]) > 60, name
 
