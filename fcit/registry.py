@@ -97,6 +97,8 @@ OFFICIAL_RULES = {
 }
 
 ENGINES = {
+    "auto": "fcit.federation.engines.fork:Auto",
+    "fork": "fcit.federation.engines.fork:ForkGrid",
     "inline": "fcit.federation.engines.inline:InlineGrid",
     "ray": "fcit.federation.engines.ray:RayGrid",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def execute(
 
     Args:
         path: the run folder.
-        watcher: as for :func:`simulate`.
+        watcher: as for :func:`simulate`; a context manager is entered once the engine has its processes, which are not
+            forked while a thread of a progress bar runs.
         accept_changed_data: go on where data or code are not what they were when the run began; it is recorded.
         prepared: configuration and prepared stream of a folder that was made just now; None: both are read again.
         alone: this process is there for the run, so that what it has imported is left out of its collections.
@@ -47,11 +48,15 @@ def execute(
         from server.app import run as serve
     folder = RunDir.open(path)
     config = prepared[0] if prepared else configuration.load_resolved(folder.config, going_on=folder.begun)
-    engine = registry.resolve("engine", config.federation.engine)
+    with collector.paused():
+        engine = registry.resolve("engine", config.federation.engine).of(config)
     app = _client_app() if engine.here else None
     if alone:
         collector.settle()
-    with closing(engine(app, config.federation.clients, config, folder.memory)) as grid:
+    with (
+        closing(engine(app, config.federation.clients, config, folder.memory)) as grid,
+        watcher if isinstance(watcher, AbstractContextManager) else nullcontext(),
+    ):
         serve(path, grid, watcher, accept_changed_data, prepared)
     run = Run(path, prepared[0] if prepared else None)
     write_page([run], path / "report.html")

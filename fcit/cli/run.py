@@ -82,11 +82,10 @@ def _execute(path: Path, accept_changed_data: bool = False, prepared: tuple[RunC
     from fcit.runs.progress import ConsoleWatcher
     from fcit.simulation import execute
 
-    with ConsoleWatcher(console(), path.name) as watcher:
-        try:
-            run = execute(path, watcher, accept_changed_data, prepared, alone=True)
-        except KeyboardInterrupt:
-            print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
-            return EXIT_INTERRUPTED
+    try:
+        run = execute(path, ConsoleWatcher(console(), path.name), accept_changed_data, prepared, alone=True)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; `fcit resume {path}` goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
     terminal.ending(console(), run)
     return EXIT_OK

@@ -75,6 +75,15 @@ class Federation(Section):
     timeout: Annotated[float, WORK] = Field(3600.0, gt=0, description="seconds a round may take")
 
 
+class Fork(Section):
+    """Workers of ``federation.engine: fork``, each of ``backbone.threads`` threads, or one."""
+
+    workers: int | None = Field(
+        None, ge=1, description="worker processes; default: as torch would have threads, at most clients_per_round"
+    )
+    attempts: int = Field(3, ge=1, description="workers an order may lose before the run stops")
+
+
 class Ray(Section):
     """Workers of ``federation.engine: ray``; only the thread count can change results.
 
@@ -276,6 +285,7 @@ class RunConfig(Section):
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
+    fork: Annotated[Fork, WORK] = Field(default_factory=lambda: Fork.model_validate({}))
     ray: Annotated[Ray, WORK] = Field(default_factory=lambda: Ray.model_validate({}))
     stream: Literal["benchmark", "site"] = Field(
         "benchmark", description="site: every deployed site brings its own tasks, the server knows stage and round only"

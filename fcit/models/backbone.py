@@ -85,7 +85,6 @@ class Backbone:
         self.model: Any = load_model(model_path, config, inspected)
         self.identity = IdentityEncoder(identity_path, self.device, config.feature_cache == "disk", pictures)
         self.family: Family = inspected.family(self.model, self.image_processor, config)
-        self._checkpointing = False
         #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
 
@@ -133,11 +132,9 @@ class Backbone:
         with quiet():
             # Not reentrant: the embeddings are frozen, so a layer's input may need no gradient.
             language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._checkpointing = True
         try:
             yield
         finally:
-            self._checkpointing = False
             with quiet():
                 language.gradient_checkpointing_disable()
 
@@ -240,13 +237,13 @@ class Backbone:
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
         keep: Any = _kept(examples)
-        cache = {"use_cache": False} if self._checkpointing else {}  # checkpointed layers cannot fill one
+        # A cache of keys and values is a copy of them that no later step reads.
         if isinstance(keep, int):
             target = labels[:, -keep + 1 :]
-            logits = self.model(**inputs, logits_to_keep=keep, **cache).logits[:, :-1]
+            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
         else:  # places before a learnt token, counted from the end
             places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
-            logits = self.model(**inputs, logits_to_keep=places, **cache).logits
+            logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
             target = labels[:, places + 1]
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]

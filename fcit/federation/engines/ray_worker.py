@@ -1,18 +1,16 @@
-"""What runs inside a Ray worker process: the ClientApp, one order at a time."""
+"""What runs inside a Ray worker process."""
 
 from __future__ import annotations
 
 import os
 import resource
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, Message
+from flwr.app import Array
 
-from fcit.errors import ConfigError, DiskFull, StopRequested
-from fcit.federation import codec
-from fcit.federation.engines.inline import InlineGrid
+from fcit.federation.engines.worker import Order, Worker
 from fcit.io import collector
 from fcit.runs.environment import own_packages_first
 
@@ -30,12 +28,6 @@ def unpack(bundle: Bundle) -> dict[str, Array]:
     return {n: Array(dtype, shape, stype, data.tobytes()) for n, (dtype, shape, stype, data) in bundle.items()}
 
 
-class _Grid(InlineGrid):
-    """Inside a worker, running out of memory is about the process: it is replaced and the order repeated."""
-
-    fatal: ClassVar[tuple[type[Exception], ...]] = (StopRequested, ConfigError, DiskFull, MemoryError)
-
-
 class RayWorker:
     """Lives as long as the run; the modules it imports keep the backbone."""
 
@@ -48,7 +40,7 @@ class RayWorker:
             from clients.app import app
         collector.settle()
         torch.set_num_threads(threads)
-        self._grid = _Grid(app, clients, memory=Path(memory))
+        self._worker = Worker(app, clients, Path(memory))
         self._orders = 0
 
     def ready(self) -> int:
@@ -61,15 +53,8 @@ class RayWorker:
         arrays: dict[str, Array] = {}
         for bundle in bundles:
             arrays |= unpack(bundle)
-        message = Message(codec.put_together(head, arrays), dst_node_id=node, message_type=kind, group_id=group)
-        try:
-            reply = next(iter(self._grid.send_and_receive([message])))
-        except MemoryError as error:
-            return "memory", str(error) or "MemoryError", {}
-        if reply.has_error():
-            return "error", str(reply.error.reason), {}
-        head, arrays = codec.take_apart(reply.content)
-        return "content", head, pack(arrays)
+        outcome = self._worker.work(Order(kind, node, group, head, arrays))
+        return outcome.kind, outcome.text, pack(outcome.arrays)
 
     def statistics(self) -> dict[str, Any]:
         """Process id, orders done, how often a backbone was loaded, peak resident memory in MB."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fcit.config import RunConfig
 from fcit.federation.engines import private
 from fcit.federation.engines.private import NodeInfo, Run
 from fcit.federation.nodes import FIRST_NODE
@@ -24,6 +25,11 @@ class VirtualGrid(Grid):
     virtual: ClassVar[bool] = True
     #: Whether the clients' work is done in this process, which must then load the ClientApp.
     here: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, config: RunConfig) -> type[VirtualGrid]:
+        """The engine to use for a configuration."""
+        return cls
 
     def __init__(self, clients: int) -> None:
         private.claim()
