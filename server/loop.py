@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -90,6 +90,10 @@ class Loop:
             RunError: too few updates in a round, questions without an answer, no room on the disk.
             StopRequested: asked to stop; the checkpoint is written, accepted updates are kept.
         """
+        with closing(self.courier):
+            return self._run()
+
+    def _run(self) -> AccuracyMatrix:
         self._return_to_checkpoint()
         with self.journal.timed("start-up"):
             collector = self._collector(self._probe())

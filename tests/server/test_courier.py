@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Error, Message
@@ -19,6 +20,7 @@ from fcit.runs.folder import RunDir
 from server.courier import NOBODY, Courier
 from server.handshake import Handshake
 from server.stop import Stop
+from tests.helpers.waiting import LONG, wait
 
 Story = Callable[[Message], list[Message]]
 
@@ -54,7 +56,10 @@ class FakeGrid(Grid):
         self.restarts: dict[int, int] = {}
         self.story: dict[int, Story] = {}
         self.asked: list[int] = []
-        self.mail: list[Message] = []
+        self.sent: dict[str, int] = {}
+        self.mail: dict[str, list[Message]] = {}  # by the id of the order
+        self.unreadable: dict[int, Exception] = {}  # by node
+        self.withheld: dict[int, threading.Event] = {}  # by node: its parts have all come
         self.looked = 0
         self._count = 0
 
@@ -85,12 +90,18 @@ class FakeGrid(Grid):
             ids.append(message.metadata.message_id)
             node = message.metadata.dst_node_id
             self.asked.append(node)
-            self.mail += self.story.get(node, lambda m: [answer(m, probe())])(message)
+            self.sent[ids[-1]] = node
+            self.mail[ids[-1]] = self.story.get(node, lambda m: [answer(m, probe())])(message)
         return ids
 
     def pull_messages(self, message_ids):
-        mail, self.mail = self.mail, []
-        return mail
+        (order,) = message_ids
+        node = self.sent[order]
+        if node in self.withheld:
+            self.withheld[node].wait(LONG)
+        if node in self.unreadable:
+            raise self.unreadable[node]
+        return self.mail.pop(order, [])
 
     def send_and_receive(self, messages, *, timeout=None):
         raise NotImplementedError
@@ -196,6 +207,91 @@ def test_a_wish_to_stop_is_heard_while_waiting_for_answers(events):
     threading.Timer(0.2, lambda: setattr(stop, "request", StopRequested("enough"))).start()
     with pytest.raises(StopRequested):
         ask(made, 0)
+
+
+def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
+    """The others' replies are taken meanwhile; the late one is told and dropped, and its node can answer again."""
+    grid, whole = FakeGrid(n7="0", n8="1", n9="2"), threading.Event()
+    grid.withheld[7] = whole
+    grid.story[7] = grid.story[8] = grid.story[9] = lambda m: [answer(m, described(0))]
+    made = seated(grid, events, timeout=0.3)
+    assert [r.metadata.src_node_id for r in ask(made, 0, 1)] == [8]
+    assert events == []
+    whole.set()
+
+    def replies() -> list[int]:
+        return [r.metadata.src_node_id for r in ask(made, 0, 2)]
+
+    assert sorted(replies()) == [7, 9]
+    assert [(e["event"], e["client"]) for e in events] == [("rejected", 0)]
+    assert "after the deadline (federation.timeout)" in events[0]["reason"]
+    assert made.traffic["rejected"] == 1
+
+
+def test_a_node_that_withholds_again_and_again_costs_one_thread(events):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.withheld[7] = threading.Event()
+    made = seated(grid, events, timeout=0.05)
+    before = threading.active_count()
+    for _ in range(3):
+        ask(made, 0)
+    assert threading.active_count() <= before + 1
+    grid.withheld[7].set()
+    wait(lambda: threading.active_count() < before + 1)
+
+
+@pytest.mark.parametrize("error", [AttributeError("no attribute 'metadata'"), ValueError("not JSON"), KeyError("x")])
+def test_a_reply_that_flower_cannot_read_is_an_error_of_its_node(events, error):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.unreadable[7] = error
+    replies = {r.metadata.src_node_id: r for r in ask(seated(grid, events), 0, 1)}
+    assert not replies[8].has_error()
+    assert replies[7].error.reason == f"its reply cannot be read: {type(error).__name__}: {error}"
+
+
+def test_a_fault_of_the_superlink_is_not_a_fault_of_the_node(events):
+    failures = [httpx.HTTPError("500"), httpx.HTTPError("500")]
+
+    class Flaky(FakeGrid):
+        def pull_messages(self, message_ids):
+            if failures:
+                raise failures.pop()
+            return super().pull_messages(message_ids)
+
+    grid = Flaky(n7="0", n8="1")
+    assert [r.has_error() for r in ask(seated(grid, events), 0)] == [False]
+    assert failures == []
+
+
+def test_a_run_that_flower_ended_ends_here(events):
+    class Ended(BaseException):
+        """As Flower's own."""
+
+    grid = FakeGrid(n7="0", n8="1")
+    grid.unreadable[7] = Ended()
+    with pytest.raises(Ended):
+        ask(seated(grid, events, timeout=3600.0), 0)
+
+
+@pytest.mark.parametrize("reason", [None, ""])
+def test_an_error_without_a_reason_has_its_code(events, reason):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.story[7] = lambda m: [Message(Error(code=8, reason=reason), reply_to=m)]
+    (reply,) = ask(seated(grid, events), 0)
+    assert reply.error.reason == "error 8, no reason given"
+
+
+def test_a_reply_with_neither_content_nor_error_is_an_error(events):
+    grid = FakeGrid(n7="0", n8="1")
+
+    def empty(m: Message) -> list[Message]:
+        reply = answer(m, described(0))
+        reply.__dict__["_content"] = None
+        return [reply]
+
+    grid.story[7] = empty
+    (reply,) = ask(seated(grid, events), 0)
+    assert reply.error.reason == "its reply is empty"
 
 
 # ---------------------------------------------------------------------- who is there
