@@ -60,11 +60,12 @@ class Courier:
     ) -> None:
         self.grid, self.federation, self.traffic, self.say = grid, federation, traffic, say
         self.stop = stop or Stop()
-        self._clients = clients
+        self.clients = clients
         #: Whether this is a deployment, whose sites may connect and disconnect during the run.
         self.deployed = False
         self._nodes: dict[int, int] = {}
         self._inbox = Inbox(grid)
+        self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
             self._nodes = {int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients}
@@ -81,33 +82,28 @@ class Courier:
     # ------------------------------------------------------------------ connecting
 
     def connect(self) -> None:
-        """Wait for the clients: for all in a simulation, for ``min_updates`` of them in deployment.
+        """Wait for the clients, at most ``federation.timeout``: for ``min_updates`` of them in deployment.
 
         Raises:
-            RunError: too few within ``federation.timeout`` (a simulation: a minute).
+            RunError: in a simulation, not all of them within a minute.
+            StopRequested: asked to stop.
         """
         if self._nodes:
             return
         begin = time.monotonic()
         while not (nodes := list(self.grid.get_nodes())) and time.monotonic() - begin < self.federation.timeout:
             self.stop.pause(_LONGEST_NAP)
-        self.deployed = any(node.name for node in nodes)
-        if nodes and not self.deployed:
+        self.deployed = not nodes or any(node.name for node in nodes)
+        if not self.deployed:
             self._ask_names(begin + min(_APPEAR, self.federation.timeout))
             return
-        enough = min(self.federation.min_updates, self._clients)
-        while len(connected := self.connected()) < enough and time.monotonic() - begin < self.federation.timeout:
+        enough = min(self.federation.min_updates, self.clients)
+        while len(self.connected()) < enough and time.monotonic() - begin < self.federation.timeout:
             self.stop.pause(_LONGEST_NAP)
-        if len(connected) < enough:
-            raise RunError(
-                f"{len(connected)} of {self._clients} clients are connected after {self.federation.timeout:.0f} s "
-                f"(federation.timeout), {enough} are needed (federation.min_updates); client k is the node that "
-                "`flwr supernode register ... --name k` named; start the sites and resume the run"
-            )
 
     def _ask_names(self, deadline: float) -> None:
         """Flower's own simulation: nodes appear shortly after the server starts and are asked for their client."""
-        while len(nodes := list(self.grid.get_nodes())) < self._clients and time.monotonic() < deadline:
+        while len(nodes := list(self.grid.get_nodes())) < self.clients and time.monotonic() < deadline:
             self.stop.pause(_NAP)
         queries = [Message(RecordDict(), dst_node_id=n.node_id, message_type="query.whoami") for n in nodes]
         self._push(queries)
@@ -118,28 +114,30 @@ class Courier:
                     if self._nodes.setdefault(client, node) != node:
                         raise RunError(f"two nodes say they are client {client}")
         self.forget(queries)
-        missing = [k for k in range(self._clients) if k not in self._nodes]
+        missing = [k for k in range(self.clients) if k not in self._nodes]
         if missing:
-            raise RunError(f"{len(missing)} of {self._clients} clients are not connected (first: client {missing[0]})")
+            raise RunError(f"{len(missing)} of {self.clients} clients are not connected (first: client {missing[0]})")
 
     def connected(self) -> dict[int, Node]:
         """Deployment: the nodes that are connected now, by client.
 
-        Raises:
-            RunError: two of them have the same name.
+        A client under whose name two are connected is left out: which of them it is cannot be known here.
         """
-        nodes: dict[int, Node] = {}
+        nodes: dict[int, list[Node]] = {}
         for info in self.grid.get_nodes():
-            client = int(info.name) if _CLIENT.fullmatch(info.name) else self._clients
-            if client >= self._clients:
-                continue
-            if client in nodes:
-                raise RunError(
-                    f"two connected nodes are registered as client {client} (ids {nodes[client].id} and "
-                    f"{info.node_id}); remove one with `flwr supernode unregister` and resume the run"
-                )
-            nodes[client] = Node(info.node_id, info.last_activated_at)
-        return nodes
+            client = int(info.name) if _CLIENT.fullmatch(info.name) else self.clients
+            if client < self.clients:
+                nodes.setdefault(client, []).append(Node(info.node_id, info.last_activated_at))
+        twice = {client: sorted(its) for client, its in nodes.items() if len(its) > 1}
+        for client in sorted(twice.keys() - self._twice):
+            ids = " and ".join(str(node.id) for node in twice[client])
+            self.say(
+                "refused",
+                client=client,
+                reason=f"nodes {ids} are registered as this client; remove one with `flwr supernode unregister`",
+            )
+        self._twice = set(twice)
+        return {client: its[0] for client, its in nodes.items() if client not in twice}
 
     def seat(self, nodes: dict[int, int]) -> None:
         """Deployment: set the nodes that take part from now on, by client."""

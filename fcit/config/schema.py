@@ -74,6 +74,10 @@ class Federation(Section):
     wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
     timeout: Annotated[float, WORK] = Field(3600.0, gt=0, description="seconds a round may take")
 
+    def again(self, attempt: int) -> bool:
+        """Whether to try again after the ``attempt``-th time, from 0 on, that there were too few clients."""
+        return {"wait": True, "stop": False, "retry": attempt < self.retries}[self.on_too_few]
+
 
 class Ray(Section):
     """Workers of ``federation.engine: ray``; only the thread count can change results.

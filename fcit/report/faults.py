@@ -20,6 +20,7 @@ KINDS = {
     "memory-lost": "no longer has what it remembered",
     "skipped": "records could not be used",
     "robust-skipped": "too few updates for the robust rule: plain mean",
+    "too-few": "too few clients could take part, they were asked again",
     "retry": "too few updates, the round was repeated",
     "evaluate-failed": "questions were not answered, another client was asked",
     "checkpoint-damaged": "a checkpoint could not be read, the one before was used",
@@ -66,6 +67,8 @@ def _place(event: dict[str, Any]) -> str:
 def _reason(event: dict[str, Any]) -> str:
     if event["event"] == "retry" and {"accepted", "needed"} <= event.keys():
         return f"{event['accepted']} usable updates, {event['needed']} needed"
+    if event["event"] == "too-few" and {"able", "needed"} <= event.keys():
+        return f"{event['able']} clients can take part, {event['needed']} needed"
     if event["event"] == "skipped" and "count" in event:
         return f"{event['count']} records could not be used"
     return str(event.get("reason") or KINDS[event["event"]])

@@ -140,5 +140,8 @@ class ConsoleWatcher:
         names = ", ".join(map(str, clients))
         self._line(f"{self.label}: updates of clients {names} were accepted before the interruption and are used again")
 
+    def _on_too_few(self, able: int, needed: int, **v: Any) -> None:
+        self._line(f"{self.label}: {able} clients can take part, {needed} needed; they are asked again")
+
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")
