@@ -132,8 +132,8 @@ class Handshake:
         out = {c: self._reasons.get(n, silent) for c, n in there if n in self._reasons or n in self._questions}
         return ConfigError(
             [f"client {client}: {reason}" for client, reason in out.items()],
-            f"{len(there) - len(out)} of {len(there)} connected clients are alike and have answered, {self._needed} are "
-            "needed (federation.min_updates) and more than half; make them equal and start again, or leave one out "
+            f"{len(there) - len(out)} of {len(there)} connected clients are alike and have answered, {self._needed} "
+            "are needed (federation.min_updates) and more than half; make them equal and start again, or leave one out "
             "(stop its node)",
         )
 
