@@ -174,6 +174,13 @@ class Evaluation(Section):
     batches_per_order: Annotated[int, WORK] = Field(
         4, ge=1, description="batches answered before the next order; workers share orders"
     )
+    verify: Annotated[float, WORK] = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the answers that a deployment gets from two sites and compares; 0 for none (a simulation "
+        "compares none: its clients are one program)",
+    )
     split: Annotated[Literal["test", "val"], SCOPE] = Field(
         "test", description="which questions of a data set are asked"
     )

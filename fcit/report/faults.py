@@ -23,6 +23,8 @@ KINDS = {
     "too-few": "too few clients could take part, they were asked again",
     "retry": "too few updates, the round was repeated",
     "evaluate-failed": "questions were not answered, another client was asked",
+    "evaluate-again": "questions stayed without an answer, they were asked again",
+    "answers-differ": "two clients answered the same questions differently; the first one's answers count",
     "checkpoint-damaged": "a checkpoint could not be read, the one before was used",
     "spill-damaged": "an update kept before a crash could not be read, its client was asked again",
     "data-changed": "data or code are not what they were when the run began; accepted",
@@ -74,6 +76,14 @@ def _reason(event: dict[str, Any]) -> str:
     return str(event.get("reason") or KINDS[event["event"]])
 
 
+def _who(event: dict[str, Any]) -> str:
+    """The client of a fault, or clients, or what else it is about."""
+    if "clients" in event:
+        return " and ".join(str(client) for client in event["clients"])
+    client = event.get("client", event.get("tracker"))
+    return "-" if client is None else str(client)
+
+
 def _of_round(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Faults that are reported within a ``round`` event."""
     where: dict[str, Any] = {key: event[key] for key in ("stage", "round") if key in event}
@@ -92,8 +102,7 @@ def faults(run: Run) -> list[Fault]:
             if fault_event["event"] not in KINDS:
                 continue
             first, _, trail = _reason(fault_event).partition("\n")
-            client = fault_event.get("client", fault_event.get("tracker"))
-            kind, client = fault_event["event"], "-" if client is None else str(client)
+            kind, client = fault_event["event"], _who(fault_event)
             key = kind, client, _NUMBER.sub("#", first[:SHOWN])
             fault = by_key.setdefault(key, Fault(kind, client, first[:SHOWN], first[SHOWN:] + trail))
             fault.where.append(_place(fault_event))
