@@ -7,24 +7,28 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import httpx
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fcit.config import Federation
 from fcit.errors import RunError
 from fcit.federation import codec
+from fcit.federation.engines.private import NodeInfo
 from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE, UNKNOWN
 from server.inbox import Arrival, Inbox
 from server.stop import Stop
 
+T = TypeVar("T")
 NOBODY = 0  # the node of a client that is not connected; Flower gives this id to no node
 _CLIENT = re.compile(r"0|[1-9][0-9]*")  # how the operator names the node of a client
 _NAP, _LONGEST_NAP = 0.1, 1.0  # seconds between two looks for nodes
 _LISTEN = 0.2  # seconds of waiting for a reply until a request to stop is looked for
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
+_PATIENT = 60.0  # seconds in which a SuperLink that fails may recover
 _HALF_DAY = 12 * 3600.0
 
 
@@ -91,7 +95,7 @@ class Courier:
         if self._nodes:
             return
         begin = time.monotonic()
-        while not (nodes := list(self.grid.get_nodes())) and time.monotonic() - begin < self.federation.timeout:
+        while not (nodes := self._all_nodes()) and time.monotonic() - begin < self.federation.timeout:
             self.stop.pause(_LONGEST_NAP)
         self.deployed = not nodes or any(node.name for node in nodes)
         if not self.deployed:
@@ -103,7 +107,7 @@ class Courier:
 
     def _ask_names(self, deadline: float) -> None:
         """Flower's own simulation: nodes appear shortly after the server starts and are asked for their client."""
-        while len(nodes := list(self.grid.get_nodes())) < self.clients and time.monotonic() < deadline:
+        while len(nodes := self._all_nodes()) < self.clients and time.monotonic() < deadline:
             self.stop.pause(_NAP)
         queries = [Message(RecordDict(), dst_node_id=n.node_id, message_type="query.whoami") for n in nodes]
         self._push(queries)
@@ -124,7 +128,7 @@ class Courier:
         A client under whose name two are connected is left out: which of them it is cannot be known here.
         """
         nodes: dict[int, list[Node]] = {}
-        for info in self.grid.get_nodes():
+        for info in self._all_nodes():
             client = int(info.name) if _CLIENT.fullmatch(info.name) else self.clients
             if client < self.clients:
                 nodes.setdefault(client, []).append(Node(info.node_id, info.last_activated_at))
@@ -138,6 +142,25 @@ class Courier:
             )
         self._twice = set(twice)
         return {client: its[0] for client, its in nodes.items() if client not in twice}
+
+    def _all_nodes(self) -> list[NodeInfo]:
+        return list(self._patiently(self.grid.get_nodes))
+
+    def _patiently(self, call: Callable[[], Iterable[T]]) -> Iterable[T]:
+        """What a call of the grid returns, called again for a minute if the SuperLink fails (its database is locked).
+
+        Raises:
+            RunError: it goes on failing.
+            StopRequested: asked to stop meanwhile.
+        """
+        end = time.monotonic() + _PATIENT
+        while True:
+            try:
+                return call()
+            except httpx.HTTPError as error:
+                if time.monotonic() >= end:
+                    raise RunError(f"the SuperLink fails ({error}); its log says why; then resume the run") from error
+            self.stop.pause(_LONGEST_NAP)
 
     def seat(self, nodes: dict[int, int]) -> None:
         """Deployment: set the nodes that take part from now on, by client."""
@@ -245,7 +268,7 @@ class Courier:
 
     def _push(self, messages: list[Message]) -> None:
         """Send messages and look for their replies; one that cannot be sent is answered with an error here."""
-        pushed = set(self.grid.push_messages(messages))
+        pushed = set(self._patiently(lambda: self.grid.push_messages(messages)))
         for message in messages:
             order, node = message.metadata.message_id, message.metadata.dst_node_id
             if order in pushed:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from fcit.errors import StopRequested
+from fcit.errors import RunError, StopRequested
 from fcit.federation import codec
 from fcit.federation.engines import private
 from fcit.federation.messages import Description, ProbeOrder
@@ -165,6 +165,45 @@ def test_a_fault_of_the_superlink_is_not_a_fault_of_the_node(events):
     grid = Flaky(n7="0", n8="1")
     assert [r.has_error() for r in ask(seated(grid, events), 0)] == [False]
     assert failures == []
+
+
+class Failing(FakeGrid):
+    """Its SuperLink fails so often."""
+
+    failures = 0
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise httpx.HTTPError("500 Internal Server Error")
+
+    def get_nodes(self):
+        self._fail()
+        return super().get_nodes()
+
+    def push_messages(self, messages):
+        self._fail()
+        return super().push_messages(messages)
+
+
+def test_a_superlink_that_fails_for_a_while_does_not_end_the_run(events, monkeypatch):
+    grid = Failing(n7="0", n8="1")
+    made, pauses = seated(grid, events), []
+    monkeypatch.setattr(made.stop, "pause", pauses.append)
+    grid.failures = 3
+    assert len(made.connected()) == 2
+    grid.failures = 2
+    assert [r.has_error() for r in ask(made, 0)] == [False]
+    assert len(pauses) == 5
+
+
+def test_a_superlink_that_fails_for_good_is_one_sentence(events, monkeypatch):
+    grid = Failing(n7="0", n8="1")
+    made = seated(grid, events)
+    monkeypatch.setattr("server.courier._PATIENT", 0.0)
+    grid.failures = 1
+    with pytest.raises(RunError, match=r"SuperLink fails \(500 Internal Server Error\).*resume"):
+        made.connected()
 
 
 def test_a_run_that_flower_ended_ends_here(events):
