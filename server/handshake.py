@@ -197,9 +197,9 @@ class Handshake:
             question = self._questions.pop(node, None)
             if question is not None:  # else it has answered both of two
                 self.courier.forget(question.messages)
-                self._unpunctual.discard(question.client)
                 self._read(question.client, node, reply)
-        self._unpunctual |= {self._questions[node].client for node in by_id.values() if node in self._questions}
+        if seconds:
+            self._unpunctual |= {self._questions[node].client for node in by_id.values() if node in self._questions}
 
     def _read(self, client: int, node: Node, reply: Message) -> None:
         """Judge an answer, or keep it until there is a standard."""
