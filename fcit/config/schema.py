@@ -61,7 +61,7 @@ class Federation(Section):
     retries: Annotated[int, WORK] = Field(1, ge=0, description="how often a round with too few updates is repeated")
     on_too_few: Literal["retry", "wait", "stop"] = Field(
         "retry",
-        description="after too few updates: repeat `retries` times, repeat until there are enough, or stop; the same if "
+        description="after too few updates: repeat `retries` times, repeat until there are enough, or stop; also if "
         "too few sites can begin a deployment's run or none can answer its questions",
     )
     pause: Annotated[float, WORK] = Field(
