@@ -62,6 +62,10 @@ class MemoryLost(RunError):
     code = "memory-lost"
 
 
+class Unanswered(RunError):
+    """Questions of an evaluation stay without an answer: no client can give one."""
+
+
 class Refused(FCITError):
     """A site refuses an order that its SITE.yaml does not allow."""
 

@@ -98,8 +98,7 @@ class Collector:
             RunError: there is none.
         """
         federation = self.config.federation
-        again = {"wait": True, "stop": False, "retry": attempt < federation.retries}[federation.on_too_few]
-        if not again:
+        if not federation.again(attempt):
             raise RunError(
                 f"stage {self.progress.stage + 1}, round {self.progress.round + 1}: {accepted} usable updates, "
                 f"{needed} needed (federation.min_updates), {attempt + 1} attempts (federation.on_too_few: "

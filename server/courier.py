@@ -5,24 +5,30 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import httpx
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fcit.config import Federation
 from fcit.errors import RunError
 from fcit.federation import codec
+from fcit.federation.engines.private import NodeInfo
 from fcit.federation.messages import Name
-from fcit.federation.nodes import SERVER_NODE
+from fcit.federation.nodes import SERVER_NODE, UNKNOWN
+from server.inbox import Arrival, Inbox
 from server.stop import Stop
 
+T = TypeVar("T")
 NOBODY = 0  # the node of a client that is not connected; Flower gives this id to no node
 _CLIENT = re.compile(r"0|[1-9][0-9]*")  # how the operator names the node of a client
-_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds between two looks for replies
+_NAP, _LONGEST_NAP = 0.1, 1.0  # seconds between two looks for nodes
+_LISTEN = 0.2  # seconds of waiting for a reply until a request to stop is looked for
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
+_PATIENT = 60.0  # seconds in which a SuperLink that fails may recover
 _HALF_DAY = 12 * 3600.0
 
 
@@ -58,10 +64,12 @@ class Courier:
     ) -> None:
         self.grid, self.federation, self.traffic, self.say = grid, federation, traffic, say
         self.stop = stop or Stop()
-        self._clients = clients
+        self.clients = clients
         #: Whether this is a deployment, whose sites may connect and disconnect during the run.
         self.deployed = False
         self._nodes: dict[int, int] = {}
+        self._inbox = Inbox(grid)
+        self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
             self._nodes = {int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients}
@@ -78,62 +86,81 @@ class Courier:
     # ------------------------------------------------------------------ connecting
 
     def connect(self) -> None:
-        """Wait for the clients: for all in a simulation, for ``min_updates`` of them in deployment.
+        """Wait for the clients, at most ``federation.timeout``: for ``min_updates`` of them in deployment.
 
         Raises:
-            RunError: too few within ``federation.timeout`` (a simulation: a minute).
+            RunError: in a simulation, not all of them within a minute.
+            StopRequested: asked to stop.
         """
         if self._nodes:
             return
         begin = time.monotonic()
-        while not (nodes := list(self.grid.get_nodes())) and time.monotonic() - begin < self.federation.timeout:
+        while not (nodes := self._all_nodes()) and time.monotonic() - begin < self.federation.timeout:
             self.stop.pause(_LONGEST_NAP)
-        self.deployed = any(node.name for node in nodes)
-        if nodes and not self.deployed:
+        self.deployed = not nodes or any(node.name for node in nodes)
+        if not self.deployed:
             self._ask_names(begin + min(_APPEAR, self.federation.timeout))
             return
-        enough = min(self.federation.min_updates, self._clients)
-        while len(connected := self.connected()) < enough and time.monotonic() - begin < self.federation.timeout:
+        enough = min(self.federation.min_updates, self.clients)
+        while len(self.connected()) < enough and time.monotonic() - begin < self.federation.timeout:
             self.stop.pause(_LONGEST_NAP)
-        if len(connected) < enough:
-            raise RunError(
-                f"{len(connected)} of {self._clients} clients are connected after {self.federation.timeout:.0f} s "
-                f"(federation.timeout), {enough} are needed (federation.min_updates); client k is the node that "
-                "`flwr supernode register ... --name k` named; start the sites and resume the run"
-            )
 
     def _ask_names(self, deadline: float) -> None:
         """Flower's own simulation: nodes appear shortly after the server starts and are asked for their client."""
-        while len(nodes := list(self.grid.get_nodes())) < self._clients and time.monotonic() < deadline:
-            self.stop.pause(2 * _NAP)
+        while len(nodes := self._all_nodes()) < self.clients and time.monotonic() < deadline:
+            self.stop.pause(_NAP)
         queries = [Message(RecordDict(), dst_node_id=n.node_id, message_type="query.whoami") for n in nodes]
-        for reply in self._replies(queries):
-            if reply.has_content():
-                client, node = codec.decode(reply.content, Name).client, reply.metadata.src_node_id
-                if self._nodes.setdefault(client, node) != node:
-                    raise RunError(f"two nodes say they are client {client}")
-        missing = [k for k in range(self._clients) if k not in self._nodes]
+        self._push(queries)
+        with self.uncounted():
+            for reply in self.replies(queries, self.federation.timeout):
+                if reply.has_content():
+                    client, node = codec.decode(reply.content, Name).client, reply.metadata.src_node_id
+                    if self._nodes.setdefault(client, node) != node:
+                        raise RunError(f"two nodes say they are client {client}")
+        self.forget(queries)
+        missing = [k for k in range(self.clients) if k not in self._nodes]
         if missing:
-            raise RunError(f"{len(missing)} of {self._clients} clients are not connected (first: client {missing[0]})")
+            raise RunError(f"{len(missing)} of {self.clients} clients are not connected (first: client {missing[0]})")
 
     def connected(self) -> dict[int, Node]:
         """Deployment: the nodes that are connected now, by client.
 
-        Raises:
-            RunError: two of them have the same name.
+        A client under whose name two are connected is left out: which of them it is cannot be known here.
         """
-        nodes: dict[int, Node] = {}
-        for info in self.grid.get_nodes():
-            client = int(info.name) if _CLIENT.fullmatch(info.name) else self._clients
-            if client >= self._clients:
-                continue
-            if client in nodes:
-                raise RunError(
-                    f"two connected nodes are registered as client {client} (ids {nodes[client].id} and "
-                    f"{info.node_id}); remove one with `flwr supernode unregister` and resume the run"
-                )
-            nodes[client] = Node(info.node_id, info.last_activated_at)
-        return nodes
+        nodes: dict[int, list[Node]] = {}
+        for info in self._all_nodes():
+            client = int(info.name) if _CLIENT.fullmatch(info.name) else self.clients
+            if client < self.clients:
+                nodes.setdefault(client, []).append(Node(info.node_id, info.last_activated_at))
+        twice = {client: sorted(its) for client, its in nodes.items() if len(its) > 1}
+        for client in sorted(twice.keys() - self._twice):
+            ids = " and ".join(str(node.id) for node in twice[client])
+            self.say(
+                "refused",
+                client=client,
+                reason=f"nodes {ids} are registered as this client; remove one with `flwr supernode unregister`",
+            )
+        self._twice = set(twice)
+        return {client: its[0] for client, its in nodes.items() if client not in twice}
+
+    def _all_nodes(self) -> list[NodeInfo]:
+        return list(self._patiently(self.grid.get_nodes))
+
+    def _patiently(self, call: Callable[[], Iterable[T]]) -> Iterable[T]:
+        """What a call of the grid returns, called again for a minute if the SuperLink fails (its database is locked).
+
+        Raises:
+            RunError: it goes on failing.
+            StopRequested: asked to stop meanwhile.
+        """
+        end = time.monotonic() + _PATIENT
+        while True:
+            try:
+                return call()
+            except httpx.HTTPError as error:
+                if time.monotonic() >= end:
+                    raise RunError(f"the SuperLink fails ({error}); its log says why; then resume the run") from error
+            self.stop.pause(_LONGEST_NAP)
 
     def seat(self, nodes: dict[int, int]) -> None:
         """Deployment: set the nodes that take part from now on, by client."""
@@ -162,12 +189,68 @@ class Courier:
     ) -> Iterator[Message]:
         """Send ``(node, order)`` pairs; yield replies as they come, each from the node that was asked, once.
 
+        A reply that cannot be read is yielded as an error of its node.
+
         Args:
-            timeout: seconds, ``federation.timeout`` if None.
+            timeout: seconds, ``federation.timeout`` if None. A reply that has not come whole by then is not used.
 
         Raises:
             StopRequested: asked to stop while waiting.
         """
+        messages = self._messages(kind, orders, group)
+        if not messages:
+            return
+        self.stop.check()
+        seconds = self.federation.timeout if timeout is None else timeout
+        if self._virtual:
+            yield from self._computed(messages, seconds)
+            return
+        self._push(messages)
+        try:
+            yield from self.replies(messages, seconds)
+        finally:
+            self.forget(messages)
+
+    def post(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
+        """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`."""
+        messages = self._messages(kind, orders, group)
+        if messages:
+            self._push(messages)
+        return messages
+
+    def replies(self, messages: Sequence[Message], seconds: float) -> Iterator[Message]:
+        """What comes within ``seconds`` for messages that were sent; the others can still be answered.
+
+        Raises:
+            StopRequested: asked to stop while waiting.
+        """
+        waiting = {message.metadata.message_id: message for message in messages}
+        deadline = time.monotonic() + seconds
+        while waiting:
+            self.stop.check()
+            left = max(deadline - time.monotonic(), 0.0)
+            arrival = self._inbox.take(waiting.keys(), min(left, _LISTEN))
+            self._refuse_late()
+            if arrival is None and not left:
+                return
+            if arrival is not None:
+                yield from self._answers(arrival, waiting)
+
+    def forget(self, messages: Sequence[Message]) -> None:
+        """Do not look for replies to these messages any more."""
+        self._inbox.forget({message.metadata.message_id for message in messages})
+
+    def close(self) -> None:
+        """Look for no replies any more."""
+        self._inbox.close()
+
+    def count(self, order: Any, reply: Any) -> None:
+        """Count an exchange that an earlier process of this run had with a client."""
+        self.traffic["down"] += codec.size(codec.encode(order, self.federation.wire))
+        self.traffic["up"] += codec.size(codec.encode(reply, self.federation.wire))
+        self.traffic["orders"] += 1
+
+    def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
         messages = []
         memo: dict[int, Any] = {}
         for node, order in orders:
@@ -181,36 +264,41 @@ class Courier:
             # Flower drops a message without a reply after its time to live: it is longer than our waiting.
             ttl = max(_HALF_DAY, self.federation.timeout + 3600.0)
             messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl))
-        for reply in self._replies(messages, timeout):
-            if reply.has_content():
-                self.traffic["up"] += codec.size(reply.content)
-            yield reply
+        return messages
 
-    def count(self, order: Any, reply: Any) -> None:
-        """Count an exchange that an earlier process of this run had with a client."""
-        self.traffic["down"] += codec.size(codec.encode(order, self.federation.wire))
-        self.traffic["up"] += codec.size(codec.encode(reply, self.federation.wire))
-        self.traffic["orders"] += 1
+    def _push(self, messages: list[Message]) -> None:
+        """Send messages and look for their replies; one that cannot be sent is answered with an error here."""
+        pushed = set(self._patiently(lambda: self.grid.push_messages(messages)))
+        for message in messages:
+            order, node = message.metadata.message_id, message.metadata.dst_node_id
+            if order in pushed:
+                self._inbox.expect(node, order)
+            else:
+                error = Error(code=UNKNOWN, reason="the message could not be sent")
+                self._inbox.put(order, Message(error, reply_to=message))
 
-    def _replies(self, messages: list[Message], timeout: float | None = None) -> Iterator[Message]:
-        """The replies to these messages; everything else is refused here."""
-        if not messages:
-            return
-        seconds = self.federation.timeout if timeout is None else timeout
-        self.stop.check()
-        if self._virtual:
-            received: Iterable[Message] = self.grid.send_and_receive(messages, timeout=seconds)
-        else:
-            received = self._pulled(messages, seconds)
-        # Messages get their ids when they are sent, which may be when the first reply is requested.
+    def _computed(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        """The replies of virtual clients."""
         waiting: dict[str, Message] | None = None
-        for reply in received:
-            if waiting is None:
+        for reply in self.grid.send_and_receive(messages, timeout=seconds):
+            if waiting is None:  # they get their ids when they are sent, which may be when this reply is requested
                 waiting = {message.metadata.message_id: message for message in messages}
-            matched = self._matched(reply, waiting)
-            if matched is not None:
+            if (matched := self._matched(reply, waiting)) is not None:
                 yield matched
             self.stop.check()
+
+    def _answers(self, arrival: Arrival, waiting: dict[str, Message]) -> Iterator[Message]:
+        """The reply in what came for an order, which is then not waited for any longer; an error if it is none."""
+        order = waiting[arrival.order]
+        if arrival.problem:
+            del waiting[arrival.order]
+            yield Message(Error(code=UNKNOWN, reason=f"its reply cannot be read: {arrival.problem}"), reply_to=order)
+            return
+        for reply in arrival.replies:
+            if (matched := self._matched(reply, waiting)) is not None:
+                yield matched
+        if arrival.order in waiting:
+            self._inbox.expect(order.metadata.dst_node_id, arrival.order)
 
     def _matched(self, reply: Message, waiting: dict[str, Message]) -> Message | None:
         """The reply, if it is one to a waiting message and comes from the node that the message was sent to."""
@@ -220,34 +308,27 @@ class Courier:
             self._refuse(source, "answers no order that is open: it is late, or came twice")
             return None
         target = order.metadata.dst_node_id
-        if reply.has_error() and source == SERVER_NODE != target:
-            # Flower itself replies for a node that has disconnected; it is treated as that node's error.
-            reply = Message(Error(code=reply.error.code, reason=reply.error.reason), reply_to=order)
-        elif source != target:
+        # Flower itself replies for a node that has disconnected; it is treated as that node's error.
+        by_flower = reply.has_error() and source == SERVER_NODE != target
+        if source != target and not by_flower:
             self._refuse(source, f"another node answered for client {self.client(target)}")
             return None
         del waiting[reply.metadata.reply_to_message_id]
+        if reply.has_error():
+            error = reply.error
+            return Message(Error(error.code, error.reason or f"error {error.code}, no reason given"), reply_to=order)
+        if not reply.has_content():
+            return Message(Error(code=UNKNOWN, reason="its reply is empty"), reply_to=order)
+        self.traffic["up"] += codec.size(reply.content)
         return reply
 
     def _refuse(self, source: int, reason: str) -> None:
         self.traffic["rejected"] = self.traffic.get("rejected", 0) + 1
         self.say("rejected", client=self.client(source), reason=reason)
 
-    def _pulled(self, messages: list[Message], timeout: float) -> Iterator[Message]:
-        """Replies by Flower's push and pull: its own waiting cannot be interrupted by a request to stop."""
-        deadline, nap = time.monotonic() + timeout, _NAP
-        pushed = set(self.grid.push_messages(messages))
-        for message in messages:
-            if message.metadata.message_id not in pushed:
-                yield Message(Error(code=0, reason="the message could not be sent"), reply_to=message)
-        waiting = {message.metadata.message_id for message in messages} & pushed
-        while waiting and time.monotonic() < deadline:
-            replies = list(self.grid.pull_messages(sorted(waiting)))
-            waiting -= {reply.metadata.reply_to_message_id for reply in replies}
-            yield from replies
-            nap = _NAP if replies else min(1.5 * nap, _LONGEST_NAP)
-            if waiting:
-                self.stop.pause(min(nap, max(deadline - time.monotonic(), 0.0)))
+    def _refuse_late(self) -> None:
+        for node in self._inbox.late():
+            self._refuse(node, "its reply has come whole only after the deadline (federation.timeout)")
 
     def ask(self, kind: str, node: int, order: Any, expected: type) -> Any:
         """Send one order and return the reply, of the expected type.

@@ -11,7 +11,7 @@ from flwr.app import Message
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.data.checks.before_run import findings
-from fcit.errors import CodecError, RunError
+from fcit.errors import CodecError, RunError, Unanswered
 from fcit.evaluation.reachable import warnings
 from fcit.federation import codec
 from fcit.federation.messages import Answers, EvaluateOrder
@@ -24,8 +24,7 @@ from server.orders import Orders
 from server.preflight import Preflight
 from server.scoring import Parts, score
 from server.validation import short
-
-Stretch = tuple[str, int]  # dataset and first record
+from server.verification import Stretch, Verification
 
 
 class Evaluation:
@@ -69,7 +68,7 @@ class Evaluation:
         """Answer and score what is due after the stage, with a checkpoint after each dataset.
 
         Raises:
-            RunError: questions stay without an answer.
+            Unanswered: questions stay without an answer.
             StopRequested: asked to stop.
         """
         left = [name for name in self.due(progress) if name not in progress.evaluated]
@@ -96,20 +95,27 @@ class Evaluation:
         if not due:
             return
         if not self.courier.nodes:
-            raise RunError(f"evaluation: no client is connected; `fcit resume {self.run.path}` tries again")
+            raise Unanswered(f"evaluation: no client is connected; `fcit resume {self.run.path}` tries again")
         orders = list(self.orders.evaluate(state, progress, due, self.courier.nodes))
         parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         open_ = {(order.dataset, order.first): (node, order) for node, order in orders}
         reasons: dict[Stretch, str] = {}
-        for attempt in range(2):
-            for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{attempt}"):
+        failed: set[int] = set()
+        verification = Verification(self.config.evaluation.verify, self.courier, self.say)
+        verification.post(orders, f"{progress.stage}.verify")
+        while True:
+            for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{len(failed)}"):
                 answer = self._accepted(reply, open_, reasons)
-                if answer is not None and (whole := parts[answer.dataset].add(answer)) is not None:
+                if answer is None:
+                    continue
+                verification.note(reply.metadata.src_node_id, answer)
+                if (whole := parts[answer.dataset].add(answer)) is not None:
                     yield whole
             if not open_:
-                return
-            open_ = self._elsewhere(open_, reasons)
-        raise RunError(self._unanswered(open_, reasons))
+                break
+            failed |= {node for node, _ in open_.values()}
+            open_ = self._elsewhere(open_, reasons, failed)
+        verification.finish(self.config.federation.timeout)
 
     def _accepted(
         self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
@@ -154,17 +160,16 @@ class Evaluation:
         return ""
 
     def _elsewhere(
-        self, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
+        self, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str], failed: set[int]
     ) -> dict[Stretch, tuple[int, EvaluateOrder]]:
-        """The open stretches, given to other nodes than those that failed.
+        """The open stretches, given to other nodes than those that have failed.
 
         Raises:
-            RunError: there is no other node.
+            Unanswered: there is no other node.
         """
-        failed = {node for node, _ in open_.values()}
         able = [node for node in self.courier.nodes if node not in failed] if self.courier.deployed else []
         if not able:
-            raise RunError(self._unanswered(open_, reasons))
+            raise Unanswered(self._unanswered(open_, reasons))
         return {s: (able[i % len(able)], order) for i, (s, (_, order)) in enumerate(open_.items())}
 
     def _unanswered(self, open_: dict[Stretch, Any], reasons: dict[Stretch, str]) -> str:

@@ -1,137 +1,259 @@
-"""Before training: check that every client has the same libraries, backbone and adapter layout."""
+"""Before training and whenever clients connect: those that have the same libraries, backbone and layout take part."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from flwr.app import Message
+
 from fcit.config import Federation
-from fcit.errors import CodecError, ConfigError
+from fcit.errors import CodecError, ConfigError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import Probe, ProbeOrder
 from fcit.io.files import read_json, write_json
+from fcit.io.trees import Tensors
 from fcit.runs.folder import RunDir
+from server import standard
 from server.courier import Courier, Node
+from server.spill import digest
+from server.standard import Standard
 from server.validation import short
 
-#: Facts about a machine that do not change results: they may differ between sites and are recorded only.
-_MACHINE = {"versions.gpu", "versions.machine", "versions.threads"}
-_PATIENCE = 600.0  # seconds in which a client that connects later must reply: the others wait for it
-_SHOWN = 8  # differences listed per client
-_SILENT = "no answer to the handshake; it takes part when it has been restarted"
+_PATIENCE = 600.0  # seconds for which clients that have answered wait for others
+_PIECE = 10.0  # seconds after which it is looked again whether enough have answered
+_SILENT = "no answer to the handshake so far; it takes part from the round after its answer"
 
 
-def facts(probe: Probe) -> dict[str, str]:
-    """The values that must be the same at every client, as short texts.
+@dataclass
+class _Question:
+    """The probes that a node was sent and has not answered; there is a second one if the first may be lost."""
 
-    The tensors of a probe are left out: they are part of the backbone, whose hash is compared, and a site that
-    computes in bfloat16 has them rounded.
-    """
-    values = {f"versions.{k}": v for k, v in probe.versions.items()}
-    values |= {f"hashes.{k}": v for k, v in probe.hashes.items()}
-    values |= {f"shapes.{k}": str(tuple(shape)) for k, shape in probe.shapes.items()}
-    values["identity_width"] = str(probe.identity_width)
-    return {key: value for key, value in values.items() if key not in _MACHINE}
-
-
-def differences(first: int, ours: dict[str, str], client: int, theirs: dict[str, str]) -> list[str]:
-    """One sentence per key in which a client is not like the first one, with both values."""
-    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    sentences = [
-        f"client {client}: {key[:80]} is {theirs.get(key, 'not there')[:80]!r}, "
-        f"{ours.get(key, 'not there')[:80]!r} at client {first}"
-        for key in keys[:_SHOWN]
-    ]
-    return sentences + ([f"client {client}: {len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])
+    client: int
+    messages: list[Message]
+    since: float
 
 
 class Handshake:
-    """Probes clients and admits those that equal the first.
+    """Probes clients and admits those that have what most of them have.
 
     A simulation's clients share one installation: one of them is probed. In deployment each is, once it is
-    connected and again after a restart.
+    connected, after a restart, and each round while it does not take part. Its answer counts whenever it comes.
     """
 
     def __init__(self, courier: Courier, order: ProbeOrder, run: RunDir, federation: Federation) -> None:
         self.courier, self.order, self.run, self.federation = courier, order, run, federation
-        self._first, self._facts = 0, dict[str, str]()
-        self._admitted: dict[Node, bool] = {}  # of those connected that have been probed
+        self._standard: Standard | None = None
+        self._probes: dict[Node, tuple[int, Probe]] = {}  # with their clients, until there is a standard
+        self._tensors: dict[str, Tensors] = {}  # those of the probes, by their hash
+        self._connected: dict[int, Node] = {}
+        self._admitted: set[Node] = set()
+        self._questions: dict[Node, _Question] = {}
+        self._reasons: dict[Node, str] = {}  # why a node that has answered does not take part
+        self._told: dict[int, str] = {}  # the reason told last, by client
+        self._unpunctual: set[int] = set()  # clients that were waited for in vain: it is not done again
+        self._begun = False
 
     def start(self) -> Probe:
-        """Wait for the clients and probe them; returns the probe of the first one (by number).
+        """Wait for the clients and probe them; returns the probe that those which take part equal.
 
         Raises:
-            ConfigError: clients differ, or the first one is not as it was when this run began.
-            RunError: too few clients are connected or answer.
+            ConfigError: too few clients answer and are alike, or a simulation is not as it was when this run began.
+            RunError: too few clients are connected.
+            StopRequested: asked to stop.
         """
-        self.courier.connect()
-        if not self.courier.deployed:
-            probe = self.courier.ask("query.probe", self.courier.nodes[0], self.order, Probe)
-        else:
-            probe = self._probe_all()
-        self._compare_with_before(probe)
-        return probe
-
-    def _probe_all(self) -> Probe:
-        connected = self.courier.connected()
-        probes, problems = self._probe(connected)
-        if probes:
-            self._first = min(probes)
-            self._facts = facts(probes[self._first])
-        for client, probe in sorted(probes.items()):
-            problems += differences(self._first, self._facts, client, facts(probe))
-        if problems or not probes:
-            silent = [
-                f"client {c}: no answer within {self.federation.timeout:.0f} s" for c in connected if c not in probes
-            ]
-            raise ConfigError(
-                problems or silent,
-                "the clients do not fit together; make them equal and start again, or leave one out (stop its node)",
-            )
-        # A client without a reply is asked again when it has been restarted.
-        self._admitted = {node: client in probes for client, node in connected.items()}
-        for client in sorted(connected.keys() - probes.keys()):
-            self.courier.say("refused", client=client, reason=_SILENT)
-        self._seat(connected)
-        return probes[self._first]
-
-    def _probe(self, connected: dict[int, Node], timeout: float | None = None) -> tuple[dict[int, Probe], list[str]]:
-        """Probes by client, and a sentence for each client that sent none."""
-        clients = {node.id: client for client, node in connected.items()}
-        orders = [(node.id, self.order) for node in connected.values()]
-        probes, problems = {}, []
-        for reply in self.courier.send("query.probe", orders, "probe", timeout):
-            client = clients[reply.metadata.src_node_id]
-            if reply.has_error():
-                problems.append(f"client {client}: {short(reply.error.reason)}")
-                continue
-            try:
-                probes[client] = codec.decode(reply.content, Probe)
-            except CodecError as error:
-                problems.append(f"client {client}: {error}")
-        return probes, problems
+        attempt = 0
+        while True:
+            self.courier.connect()
+            if not self.courier.deployed:
+                probe: Probe = self.courier.ask("query.probe", self.courier.nodes[0], self.order, Probe)
+                self._compare_with_before(probe)
+                return probe
+            problem = self._begin()
+            if problem is None and self._standard is not None:
+                self._begun = True
+                self._seat()
+                return self._standard.probe
+            if problem is not None and not self.federation.again(attempt):
+                raise problem
+            attempt += 1
+            self.courier.say("too-few", able=len(self._admitted), needed=self._needed)
+            if self.federation.on_too_few == "wait":
+                self.courier.stop.pause(self.federation.pause)
 
     def update(self) -> None:
-        """Deployment: look up the connected clients, probe the new ones and admit those that equal the first."""
+        """Deployment: look up the connected clients, take late answers, probe those that do not take part.
+
+        Only clients that have just connected are waited for.
+        """
         if not self.courier.deployed:
             return
-        connected = self.courier.connected()
-        new = {client: node for client, node in connected.items() if node not in self._admitted}
-        if new:
-            probes, problems = self._probe(new, min(self.federation.timeout, _PATIENCE))
-            for client, node in new.items():
-                wrong = [text for text in problems if text.startswith(f"client {client}:")]
-                if client in probes:
-                    wrong += differences(self._first, self._facts, client, facts(probes[client]))
-                elif not wrong:
-                    wrong = [_SILENT]
-                self._admitted[node] = not wrong
-                if wrong:
-                    self.courier.say("refused", client=client, reason="; ".join(wrong))
-                else:
-                    self.courier.say("joined", client=client)
-        self._admitted = {node: fine for node, fine in self._admitted.items() if node in connected.values()}
-        self._seat(connected)
+        self._look_up()
+        self._listen(self._questions, 0.0)
+        new = self._ask()
+        waited = [node for client, node in new.items() if client not in self._unpunctual]
+        self._listen(waited, min(self.federation.timeout, _PATIENCE))
+        self._tell()
+        self._seat()
 
-    def _seat(self, connected: dict[int, Node]) -> None:
-        self.courier.seat({client: node.id for client, node in connected.items() if self._admitted[node]})
+    # ------------------------------------------------------------------ the first clients
+
+    @property
+    def _needed(self) -> int:
+        return min(self.federation.min_updates, self.courier.clients)
+
+    def _begin(self) -> ConfigError | RunError | None:
+        """Ask the connected clients until enough of them have answered and are alike; the error if they are too few.
+
+        All are waited for at first, then no more than are needed.
+        """
+        self._look_up()
+        if len(self._connected) < self._needed:
+            return RunError(
+                f"{len(self._connected)} of {self.courier.clients} clients are connected after "
+                f"{self.federation.timeout:.0f} s (federation.timeout), {self._needed} are needed "
+                "(federation.min_updates); client k is the node that `flwr supernode register ... --name k` named; "
+                "start the sites and resume the run"
+            )
+        deadline = time.monotonic() + self.federation.timeout
+        self._standard = self._standard or Standard.read(self.run)
+        self._ask()
+        self._listen(self._questions, min(self.federation.timeout, _PATIENCE))
+        self._choose()
+        while self._questions and len(self._admitted) < self._needed and (left := deadline - time.monotonic()) > 0:
+            self._listen(self._questions, min(left, _PIECE))
+            self._choose()
+        self._tell()
+        if len(self._admitted) >= self._needed:
+            return None
+        silent = f"no answer within {self.federation.timeout:.0f} s"
+        there = sorted(self._connected.items())
+        out = {c: self._reasons.get(n, silent) for c, n in there if n in self._reasons or n in self._questions}
+        return ConfigError(
+            [f"client {client}: {reason}" for client, reason in out.items()],
+            f"{len(there) - len(out)} of {len(there)} connected clients are alike and have answered, {self._needed} "
+            "are needed (federation.min_updates) and more than half; make them equal and start again, or leave one out "
+            "(stop its node)",
+        )
+
+    def _choose(self) -> None:
+        """Let what most clients have be the standard, if they are enough."""
+        if self._standard is not None or not self._probes:
+            return
+        probes = dict(self._probes.values())
+        candidate, equal = Standard.most(probes)
+        if 2 * equal > len(probes) and equal >= self._needed:
+            self._standard = candidate
+            self._record(candidate)
+        for node, (client, probe) in list(self._probes.items()):
+            self._judge(client, node, probe, candidate)
+        if self._standard is not None:
+            self._probes.clear()
+            self._tensors.clear()
+
+    def _record(self, chosen: Standard) -> None:
+        chosen.write(self.run)
+        known = read_json(self.run.environment)
+        now = {"backend": chosen.probe.versions, "hashes": chosen.probe.hashes}
+        write_json(self.run.environment, known | {key: known.get(key, value) for key, value in now.items()})
+
+    # ------------------------------------------------------------------ questions and answers
+
+    def _look_up(self) -> None:
+        """Who is connected now; what is known of others is forgotten."""
+        self._connected = self.courier.connected()
+        there = set(self._connected.values())
+        for node in self._questions.keys() - there:
+            self.courier.forget(self._questions.pop(node).messages)
+        self._admitted &= there
+        self._reasons = {node: reason for node, reason in self._reasons.items() if node in there}
+        self._probes = {node: answer for node, answer in self._probes.items() if node in there}
+
+    def _ask(self) -> dict[int, Node]:
+        """Probe clients that do not take part and were not asked just now; returns those asked for the first time."""
+        now = time.monotonic()
+        due, new = dict[int, Node](), dict[int, Node]()
+        for client, node in self._connected.items():
+            question = self._questions.get(node)
+            if node in self._admitted or (question and now - question.since < self.federation.timeout):
+                continue
+            due[client] = node
+            if question is None and node not in self._reasons:
+                new[client] = node
+        messages = self.courier.post("query.probe", [(node.id, self.order) for node in due.values()], "probe")
+        for (client, node), message in zip(due.items(), messages, strict=True):
+            question = self._questions.setdefault(node, _Question(client, [], now))
+            question.messages.append(message)
+            question.since = now
+        return new
+
+    def _listen(self, nodes: Collection[Node], seconds: float) -> None:
+        """Take the answers of nodes that were asked, waiting for them."""
+        by_id = {node.id: node for node in nodes}
+        messages = [message for node in nodes for message in self._questions[node].messages]
+        for reply in self.courier.replies(messages, seconds):
+            node = by_id[reply.metadata.src_node_id]
+            question = self._questions.pop(node, None)
+            if question is not None:  # else it has answered both of two
+                self.courier.forget(question.messages)
+                self._read(question.client, node, reply)
+        if seconds:
+            self._unpunctual |= {self._questions[node].client for node in by_id.values() if node in self._questions}
+
+    def _read(self, client: int, node: Node, reply: Message) -> None:
+        """Judge an answer, or keep it until there is a standard."""
+        self._probes.pop(node, None)
+        if reply.has_error():
+            self._reasons[node] = short(reply.error.reason)
+            return
+        try:
+            probe = codec.decode(reply.content, Probe)
+        except CodecError as error:
+            self._reasons[node] = str(error)
+            return
+        reason = standard.reject_reason(probe)
+        if reason is not None:
+            self._reasons[node] = reason
+        elif self._standard is not None:
+            self._judge(client, node, probe, self._standard)
+        elif wrong := self._other_than_before(probe):
+            self._reasons[node] = wrong
+        else:
+            tensors = self._tensors.setdefault(digest(probe.tensors), probe.tensors)
+            self._probes[node] = client, replace(probe, tensors=tensors)
+
+    def _other_than_before(self, probe: Probe) -> str:
+        """How a probe differs from what the run folder of an older version of fcit says; empty if it does not."""
+        known = standard.recorded(self.run)
+        now = {key: value for key, value in standard.facts(probe).items() if key in known}
+        return "; ".join(standard.differences(known, "when this run began", now))
+
+    def _judge(self, client: int, node: Node, probe: Probe, like: Standard) -> None:
+        """Admit a client or note why not; nobody is admitted before there is a standard."""
+        problems = like.problems(probe)
+        if problems:
+            self._reasons[node] = "; ".join(problems)
+            return
+        self._reasons.pop(node, None)
+        if self._standard is not None:
+            self._admitted.add(node)
+            if self._begun or client in self._told:
+                self._told.pop(client, None)
+                self.courier.say("joined", client=client)
+
+    def _tell(self) -> None:
+        """Say of every connected client that does not take part why, once."""
+        for client, node in sorted(self._connected.items()):
+            reason = self._reasons.get(node, _SILENT if node in self._questions else "")
+            if reason and self._told.get(client) != reason:
+                self._told[client] = reason
+                self.courier.say("refused", client=client, reason=reason)
+
+    def _seat(self) -> None:
+        self.courier.seat({client: node.id for client, node in self._connected.items() if node in self._admitted})
+
+    # ------------------------------------------------------------------ a simulation
 
     def _compare_with_before(self, probe: Probe) -> None:
         known = read_json(self.run.environment)

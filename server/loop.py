@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -12,6 +12,7 @@ from fcit import registry
 from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream
+from fcit.errors import Unanswered
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
@@ -35,7 +36,7 @@ from server.participants import Slot, slots_of_round
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
 from server.stop import Stop
-from server.validation import Validator
+from server.validation import Validator, short
 
 
 class Loop:
@@ -90,6 +91,10 @@ class Loop:
             RunError: too few updates in a round, questions without an answer, no room on the disk.
             StopRequested: asked to stop; the checkpoint is written, accepted updates are kept.
         """
+        with closing(self.courier):
+            return self._run()
+
+    def _run(self) -> AccuracyMatrix:
         self._return_to_checkpoint()
         with self.journal.timed("start-up"):
             collector = self._collector(self._probe())
@@ -258,9 +263,7 @@ class Loop:
     def _evaluate(self) -> None:
         """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
-        self.handshake.update()
-        with self.journal.timed("evaluation"):
-            self.evaluation.stage(self.state, progress)
+        self._answered()
         # In the benchmark's order, whichever data set was answered first.
         due = self.evaluation.due(progress)
         progress.rows.append({name: progress.row[name] for name in due})
@@ -270,6 +273,27 @@ class Loop:
         progress.stage, progress.round, progress.ended = progress.stage + 1, 0, False
         write_json(self.run.matrix, self._matrix().to_json())
         self._save()
+
+    def _answered(self) -> None:
+        """Have the questions due answered; again if that fails, as ``federation.on_too_few`` says.
+
+        Raises:
+            Unanswered: no client can answer, and there is no further attempt.
+        """
+        federation, attempt = self.config.federation, 0
+        while True:
+            self.handshake.update()
+            try:
+                with self.journal.timed("evaluation"):
+                    self.evaluation.stage(self.state, self.progress)
+                return
+            except Unanswered as error:
+                if not self.courier.deployed or not federation.again(attempt):
+                    raise
+                self.journal.event("evaluate-again", stage=self.progress.stage, reason=short(str(error)))
+            attempt += 1
+            if federation.on_too_few == "wait":
+                self.stop.pause(federation.pause)
 
     # ------------------------------------------------------------------ the end
 

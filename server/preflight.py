@@ -106,14 +106,16 @@ class Preflight:
         failed: dict[str, tuple[int, str]] = {}
         for questions in self._spread(due):
             failed |= self._ask(questions)
-        able = [node for node in self.courier.nodes if node not in {node for node, _ in failed.values()}]
-        if failed and self.courier.deployed and able:
-            # A fault of one site does not stop the run as long as another can answer.
+        # A fault of one site does not stop the run as long as another can answer.
+        doubtful = {node for node, _ in failed.values()}
+        able = [node for node in self.courier.nodes if node not in doubtful] if self.courier.deployed else []
+        for node in able:
             for dataset in list(failed):
-                again = self._ask({able[0]: dataset})
-                if not again:
-                    del failed[dataset]
+                again = self._ask({node: dataset})
                 failed |= again
+                if again:
+                    break  # the next node is tried
+                del failed[dataset]
         for dataset, (_, problem) in failed.items():
             record = self._first(dataset)
             about = f" about image {record.image[:200]!r}" if record.image else ""

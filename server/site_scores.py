@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
-from fcit.errors import CodecError, ConfigError, RunError
+from fcit.errors import CodecError, ConfigError, Unanswered
 from fcit.evaluation.scorers import LARGEST
 from fcit.federation import codec
 from fcit.federation.messages import SiteScores
@@ -76,7 +76,7 @@ class SiteEvaluation:
         """Gather the scores; a site that sends none has an empty cell in this row, and an event says so.
 
         Raises:
-            RunError: no site sent a usable score.
+            Unanswered: no site sent a usable score.
         """
         if not self.orders.evaluates(progress.stage):
             return
@@ -105,7 +105,7 @@ class SiteEvaluation:
         for client in sorted(missing):
             self.say("evaluate-failed", client=client, stage=progress.stage, reason="no answer")
         if not progress.row:
-            raise RunError(
+            raise Unanswered(
                 f"stage {progress.stage + 1}: no site sent a usable score (events evaluate-failed in "
                 f"{self.run.events}); `fcit resume {self.run.path}` tries again"
             )

@@ -57,10 +57,12 @@ class Federation(Section):
     )
     beta: float = Field(1.0, gt=0, description="Dirichlet concentration of client sizes")
     engine: Annotated[str, WORK] = Field("inline", description="where client work runs; see `fcit list engine`")
-    min_updates: int = Field(1, ge=1, description="accepted updates a round needs")
+    min_updates: int = Field(1, ge=1, description="accepted updates a round needs, sites a deployment needs to begin")
     retries: Annotated[int, WORK] = Field(1, ge=0, description="how often a round with too few updates is repeated")
     on_too_few: Literal["retry", "wait", "stop"] = Field(
-        "retry", description="after too few updates: repeat `retries` times, repeat until there are enough, or stop"
+        "retry",
+        description="after too few updates: repeat `retries` times, repeat until there are enough, or stop; also if "
+        "too few sites can begin a deployment's run or none can answer its questions",
     )
     pause: Annotated[float, WORK] = Field(
         60.0, ge=0, description="seconds before a round is repeated with on_too_few: wait"
@@ -72,7 +74,13 @@ class Federation(Section):
         1_000_000, ge=1, description="records a shard may claim where the server cannot know; more are not believed"
     )
     wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
-    timeout: Annotated[float, WORK] = Field(3600.0, gt=0, description="seconds a round may take")
+    timeout: Annotated[float, WORK] = Field(
+        3600.0, gt=0, description="seconds a round may take; a reply counts if it is whole by then"
+    )
+
+    def again(self, attempt: int) -> bool:
+        """Whether to try again after the ``attempt``-th time, from 0 on, that there were too few clients."""
+        return {"wait": True, "stop": False, "retry": attempt < self.retries}[self.on_too_few]
 
 
 class Fork(Section):
@@ -178,6 +186,13 @@ class Evaluation(Section):
     )
     batches_per_order: Annotated[int, WORK] = Field(
         4, ge=1, description="batches answered before the next order; workers share orders"
+    )
+    verify: Annotated[float, WORK] = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the answers that a deployment gets from two sites and compares; 0 for none (a simulation "
+        "compares none: its clients are one program)",
     )
     split: Annotated[Literal["test", "val"], SCOPE] = Field(
         "test", description="which questions of a data set are asked"

@@ -2,6 +2,8 @@
 
 #: The node of Flower's own replies: the SuperLink.
 SERVER_NODE = 1
+#: Error code of a fault that Flower has no other for.
+UNKNOWN = 0
 #: Error code of an exception in the ClientApp.
 CLIENT_RAISED = 2
 #: Node of the first virtual client.

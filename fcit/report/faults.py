@@ -20,8 +20,11 @@ KINDS = {
     "memory-lost": "no longer has what it remembered",
     "skipped": "records could not be used",
     "robust-skipped": "too few updates for the robust rule: plain mean",
+    "too-few": "too few clients could take part, they were asked again",
     "retry": "too few updates, the round was repeated",
     "evaluate-failed": "questions were not answered, another client was asked",
+    "evaluate-again": "questions stayed without an answer, they were asked again",
+    "answers-differ": "two clients answered the same questions differently; the first one's answers count",
     "checkpoint-damaged": "a checkpoint could not be read, the one before was used",
     "spill-damaged": "an update kept before a crash could not be read, its client was asked again",
     "data-changed": "data or code are not what they were when the run began; accepted",
@@ -66,9 +69,19 @@ def _place(event: dict[str, Any]) -> str:
 def _reason(event: dict[str, Any]) -> str:
     if event["event"] == "retry" and {"accepted", "needed"} <= event.keys():
         return f"{event['accepted']} usable updates, {event['needed']} needed"
+    if event["event"] == "too-few" and {"able", "needed"} <= event.keys():
+        return f"{event['able']} clients can take part, {event['needed']} needed"
     if event["event"] == "skipped" and "count" in event:
         return f"{event['count']} records could not be used"
     return str(event.get("reason") or KINDS[event["event"]])
+
+
+def _who(event: dict[str, Any]) -> str:
+    """The client of a fault, or clients, or what else it is about."""
+    if "clients" in event:
+        return " and ".join(str(client) for client in event["clients"])
+    client = event.get("client", event.get("tracker"))
+    return "-" if client is None else str(client)
 
 
 def _of_round(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -89,8 +102,7 @@ def faults(run: Run) -> list[Fault]:
             if fault_event["event"] not in KINDS:
                 continue
             first, _, trail = _reason(fault_event).partition("\n")
-            client = fault_event.get("client", fault_event.get("tracker"))
-            kind, client = fault_event["event"], "-" if client is None else str(client)
+            kind, client = fault_event["event"], _who(fault_event)
             key = kind, client, _NUMBER.sub("#", first[:SHOWN])
             fault = by_key.setdefault(key, Fault(kind, client, first[:SHOWN], first[SHOWN:] + trail))
             fault.where.append(_place(fault_event))

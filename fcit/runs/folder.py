@@ -35,6 +35,7 @@ class RunDir:
         self.spill = path / "spill"
         self.adapters = path / "adapters"
         self.memory = path / "client-memory"
+        self.start = path / "start"
 
     @classmethod
     def create(cls, output: Path, name: str, config: str, environment: dict[str, Any]) -> RunDir:

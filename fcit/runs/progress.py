@@ -140,5 +140,14 @@ class ConsoleWatcher:
         names = ", ".join(map(str, clients))
         self._line(f"{self.label}: updates of clients {names} were accepted before the interruption and are used again")
 
+    def _on_answers_differ(self, clients: list[int], reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: clients {clients[0]} and {clients[1]} do not answer alike: {reason}")
+
+    def _on_evaluate_again(self, reason: str, **v: Any) -> None:
+        self._line(f"{self.label}: the questions are asked again; {reason.partition(chr(10))[0]}")
+
+    def _on_too_few(self, able: int, needed: int, **v: Any) -> None:
+        self._line(f"{self.label}: {able} clients can take part, {needed} needed; they are asked again")
+
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

@@ -19,6 +19,7 @@ from fcit.deploy import control
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
 from fcit.io.cache import cache_folder
+from fcit.runs.reader import Run
 from tests.deploy.conftest import FCIT, Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
 from tests.helpers.runs import bits
 from tests.helpers.waiting import LONG, wait
@@ -141,6 +142,8 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         assert code == 0, out + err + told(deployment)
         assert "stage 2 scores" in out and f"report:     {run / 'report.html'}" in out
         assert (run / "report.html").is_file()
+        # Both sites answered some questions, and alike.
+        assert {(event["compared"], event["differing"]) for event in Run(run).of("verified")} == {(1, 0)}
         code, out, err = fcit("client", "audit", deployment.site("1") / "SITE.yaml")
         assert code == 0, out + err
     finally:

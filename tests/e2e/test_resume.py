@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -223,6 +224,7 @@ class Deployment(Grid):
 
     def __init__(self, inner: InlineGrid, there) -> None:
         self.inner, self.there = inner, there
+        self.working = threading.Lock()
         self.sent: list[tuple[str, int]] = []
 
     def set_run(self, run): ...
@@ -250,7 +252,8 @@ class Deployment(Grid):
         return self.inner.push_messages(messages)
 
     def pull_messages(self, message_ids):
-        return self.inner.pull_messages(list(message_ids)[:1])
+        with self.working:  # the clients compute where they are pulled, and share one model
+            return self.inner.pull_messages(message_ids)
 
     def send_and_receive(self, messages, *, timeout=None):
         raise AssertionError("Flower's own waiting cannot be stopped")

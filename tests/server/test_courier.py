@@ -1,110 +1,25 @@
 """Who is connected, whose answers count, and what happens to all others; with a grid that tells any story."""
 
 import threading
-from collections.abc import Callable
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from flwr.serverapp import Grid
 
-from fcit.config import Federation
-from fcit.errors import ConfigError, RunError, StopRequested
+from fcit.errors import RunError, StopRequested
 from fcit.federation import codec
 from fcit.federation.engines import private
-from fcit.federation.engines.private import NodeInfo
-from fcit.federation.messages import Description, Probe, ProbeOrder
-from fcit.io.files import write_json
-from fcit.runs.folder import RunDir
+from fcit.federation.messages import Description, ProbeOrder
 from server.courier import NOBODY, Courier
-from server.handshake import Handshake
 from server.stop import Stop
-
-Story = Callable[[Message], list[Message]]
-
-
-def probe(**changes) -> Probe:
-    plain = {
-        "shapes": {"x": [2, 3]},
-        "identity_width": 4,
-        "versions": {"torch": "2.13", "threads": "1"},
-        "tensors": {"p": np.ones(2, np.float32)},
-        "hashes": {"backbone": "abc"},
-    }
-    return Probe(**{**plain, **changes})
-
-
-def answer(message: Message, record: object) -> Message:
-    return Message(codec.encode(record), reply_to=message)
-
-
-def moved(reply: Message, **metadata) -> Message:
-    """The same reply with other metadata, as no honest node would send it."""
-    for name, value in metadata.items():
-        reply.metadata.__dict__[f"_{name}"] = value
-    return reply
-
-
-class FakeGrid(Grid):
-    """A deployment: nodes by name, answers by a story told per node, handed out at the next pull."""
-
-    def __init__(self, **names: str) -> None:
-        private.claim()
-        self.names = {int(key.removeprefix("n")): name for key, name in names.items()}
-        self.restarts: dict[int, int] = {}
-        self.story: dict[int, Story] = {}
-        self.asked: list[int] = []
-        self.mail: list[Message] = []
-        self.looked = 0
-        self._count = 0
-
-    def set_run(self, run) -> None: ...
-
-    @property
-    def run(self):
-        return None
-
-    def create_message(self, *args, **kwargs):
-        raise NotImplementedError
-
-    def get_node_ids(self):
-        return list(self.names)
-
-    def get_nodes(self):
-        self.looked += 1
-        return [
-            NodeInfo(node_id=n, name=name, last_activated_at=str(self.restarts.get(n, 0)))
-            for n, name in self.names.items()
-        ]
-
-    def push_messages(self, messages):
-        ids = []
-        for message in messages:
-            self._count += 1
-            private.number(message, f"m{self._count}")
-            ids.append(message.metadata.message_id)
-            node = message.metadata.dst_node_id
-            self.asked.append(node)
-            self.mail += self.story.get(node, lambda m: [answer(m, probe())])(message)
-        return ids
-
-    def pull_messages(self, message_ids):
-        mail, self.mail = self.mail, []
-        return mail
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
+from tests.helpers.grids import FakeGrid, answer, courier, moved
+from tests.helpers.waiting import wait
 
 
 @pytest.fixture
 def events() -> list[dict]:
     return []
-
-
-def courier(grid: Grid, events: list[dict], clients: int = 3, stop: Stop | None = None, **federation) -> Courier:
-    settings = Federation.model_validate({"clients": clients, "timeout": 0.4, "min_updates": 2, **federation})
-    traffic = {"up": 0, "down": 0, "orders": 0, "rejected": 0}
-    return Courier(grid, settings, clients, traffic, lambda kind, **v: events.append({"event": kind, **v}), stop)
 
 
 def seated(grid: FakeGrid, events: list[dict], **federation) -> Courier:
@@ -198,15 +113,131 @@ def test_a_wish_to_stop_is_heard_while_waiting_for_answers(events):
         ask(made, 0)
 
 
+def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
+    """The others' replies are taken meanwhile; the late one is told and dropped, and its node can answer again."""
+    grid, whole = FakeGrid(n7="0", n8="1", n9="2"), threading.Event()
+    grid.withheld[7] = whole
+    grid.story[7] = grid.story[8] = grid.story[9] = lambda m: [answer(m, described(0))]
+    made = seated(grid, events, timeout=0.3)
+    assert [r.metadata.src_node_id for r in ask(made, 0, 1)] == [8]
+    assert events == []
+    whole.set()
+
+    def replies() -> list[int]:
+        return [r.metadata.src_node_id for r in ask(made, 0, 2)]
+
+    assert sorted(replies()) == [7, 9]
+    assert [(e["event"], e["client"]) for e in events] == [("rejected", 0)]
+    assert "after the deadline (federation.timeout)" in events[0]["reason"]
+    assert made.traffic["rejected"] == 1
+
+
+def test_a_node_that_withholds_again_and_again_costs_one_thread(events):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.withheld[7] = threading.Event()
+    made = seated(grid, events, timeout=0.05)
+    before = threading.active_count()
+    for _ in range(3):
+        ask(made, 0)
+    assert threading.active_count() <= before + 1
+    grid.withheld[7].set()
+    wait(lambda: threading.active_count() < before + 1)
+
+
+@pytest.mark.parametrize("error", [AttributeError("no attribute 'metadata'"), ValueError("not JSON"), KeyError("x")])
+def test_a_reply_that_flower_cannot_read_is_an_error_of_its_node(events, error):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.unreadable[7] = error
+    replies = {r.metadata.src_node_id: r for r in ask(seated(grid, events), 0, 1)}
+    assert not replies[8].has_error()
+    assert replies[7].error.reason == f"its reply cannot be read: {type(error).__name__}: {error}"
+
+
+def test_a_fault_of_the_superlink_is_not_a_fault_of_the_node(events):
+    failures = [httpx.HTTPError("500"), httpx.HTTPError("500")]
+
+    class Flaky(FakeGrid):
+        def pull_messages(self, message_ids):
+            if failures:
+                raise failures.pop()
+            return super().pull_messages(message_ids)
+
+    grid = Flaky(n7="0", n8="1")
+    assert [r.has_error() for r in ask(seated(grid, events), 0)] == [False]
+    assert failures == []
+
+
+class Failing(FakeGrid):
+    """Its SuperLink fails so often."""
+
+    failures = 0
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise httpx.HTTPError("500 Internal Server Error")
+
+    def get_nodes(self):
+        self._fail()
+        return super().get_nodes()
+
+    def push_messages(self, messages):
+        self._fail()
+        return super().push_messages(messages)
+
+
+def test_a_superlink_that_fails_for_a_while_does_not_end_the_run(events, monkeypatch):
+    grid = Failing(n7="0", n8="1")
+    made, pauses = seated(grid, events), []
+    monkeypatch.setattr(made.stop, "pause", pauses.append)
+    grid.failures = 3
+    assert len(made.connected()) == 2
+    grid.failures = 2
+    assert [r.has_error() for r in ask(made, 0)] == [False]
+    assert len(pauses) == 5
+
+
+def test_a_superlink_that_fails_for_good_is_one_sentence(events, monkeypatch):
+    grid = Failing(n7="0", n8="1")
+    made = seated(grid, events)
+    monkeypatch.setattr("server.courier._PATIENT", 0.0)
+    grid.failures = 1
+    with pytest.raises(RunError, match=r"SuperLink fails \(500 Internal Server Error\).*resume"):
+        made.connected()
+
+
+def test_a_run_that_flower_ended_ends_here(events):
+    class Ended(BaseException):
+        """As Flower's own."""
+
+    grid = FakeGrid(n7="0", n8="1")
+    grid.unreadable[7] = Ended()
+    with pytest.raises(Ended):
+        ask(seated(grid, events, timeout=3600.0), 0)
+
+
+@pytest.mark.parametrize("reason", [None, ""])
+def test_an_error_without_a_reason_has_its_code(events, reason):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.story[7] = lambda m: [Message(Error(code=8, reason=reason), reply_to=m)]
+    (reply,) = ask(seated(grid, events), 0)
+    assert reply.error.reason == "error 8, no reason given"
+
+
+def test_a_reply_with_neither_content_nor_error_is_an_error(events):
+    grid = FakeGrid(n7="0", n8="1")
+
+    def empty(m: Message) -> list[Message]:
+        reply = answer(m, described(0))
+        reply.__dict__["_content"] = None
+        return [reply]
+
+    grid.story[7] = empty
+    (reply,) = ask(seated(grid, events), 0)
+    assert reply.error.reason == "its reply is empty"
+
+
 # ---------------------------------------------------------------------- who is there
-
-
-def test_too_few_sites(events):
-    grid = FakeGrid(n7="1", n8="site-2", n9="01", n10="5")  # names that are no client's are nobody
-    made = courier(grid, events)
-    with pytest.raises(RunError, match=r"1 of 3 clients .*min_updates.*--name k"):
-        made.connect()
-    assert grid.looked > 1
 
 
 def test_a_site_that_is_late_is_waited_for(events):
@@ -217,116 +248,18 @@ def test_a_site_that_is_late_is_waited_for(events):
     assert {client: node.id for client, node in made.connected().items()} == {1: 7, 2: 8}
 
 
-def test_two_nodes_with_one_name(events):
-    made = courier(FakeGrid(n7="0", n8="1", n9="1"), events)
-    with pytest.raises(RunError, match=r"two .* client 1 .*8 and 9"):
-        made.connect()
+def test_a_client_of_two_nodes_is_left_out_until_one_is_removed(events):
+    grid = FakeGrid(n7="0", n8="1", n9="1")
+    made = courier(grid, events)
+    assert list(made.connected()) == [0]
+    assert list(made.connected()) == [0]
+    assert [(e["event"], e["client"]) for e in events] == [("refused", 1)]
+    assert "nodes 8 and 9 are registered" in events[0]["reason"]
+    del grid.names[8]
+    assert {client: node.id for client, node in made.connected().items()} == {0: 7, 1: 9}
 
 
 def test_a_client_that_is_not_there_has_no_node(events):
     made = seated(FakeGrid(n7="0", n8="2"), events)
     assert (made.node(0), made.node(1), made.node(2), made.node(10**9)) == (7, NOBODY, 8, NOBODY)
     assert made.nodes == [7, 8] and made.client(8) == 2 and made.client(99) is None
-
-
-# ---------------------------------------------------------------------- handshake
-
-
-@pytest.fixture
-def hands(tmp_path, events):
-    def make(grid: FakeGrid, **federation) -> Handshake:
-        run = RunDir(tmp_path)
-        if not run.environment.is_file():
-            write_json(run.environment, {})
-        made = courier(grid, events, **federation)
-        return Handshake(made, ProbeOrder(config=""), run, made.federation)
-
-    return make
-
-
-def tells(**changes) -> Story:
-    return lambda m: [answer(m, probe(**changes))]
-
-
-def test_every_site_is_probed_once(hands, events):
-    grid = FakeGrid(n7="2", n8="0", n9="1")
-    grid.story[9] = tells(versions={"torch": "2.13", "threads": "64"})  # a machine's own affair
-    shake = hands(grid)
-    assert shake.start().identity_width == 4
-    shake.update()
-    assert sorted(grid.asked) == [7, 8, 9] and shake.courier.nodes == [8, 9, 7] and not events
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"versions": {"torch": "2.12", "threads": "1"}}, r"versions.torch is '2.12', '2.13' at client 0"),
-        ({"hashes": {"backbone": "xyz"}}, r"hashes.backbone is 'xyz', 'abc' at client 0"),
-        ({"hashes": {}}, r"hashes.backbone is 'not there', 'abc'"),
-        ({"shapes": {"x": [2, 4]}}, r"shapes.x is '\(2, 4\)', '\(2, 3\)'"),
-        ({"identity_width": 5}, r"identity_width is '5', '4'"),
-    ],
-    ids=["version", "hash", "missing", "shape", "width"],
-)
-def test_sites_that_differ_are_named_with_both_values(hands, changes, says):
-    grid = FakeGrid(n7="0", n8="1", n9="2")
-    grid.story[8] = grid.story[9] = tells(**changes)
-    with pytest.raises(ConfigError, match=says) as found:
-        hands(grid).start()
-    assert "client 1" in str(found.value) and "client 2" in str(found.value)
-
-
-def test_a_site_that_cannot_answer_is_named(hands):
-    grid = FakeGrid(n7="0", n8="1")
-    grid.story[8] = lambda m: [Message(Error(code=2, reason="refused ref-17"), reply_to=m)]
-    with pytest.raises(ConfigError, match="client 1: refused ref-17"):
-        hands(grid).start()
-
-
-def test_a_site_that_says_nothing_is_left_out(hands, events):
-    grid = FakeGrid(n7="0", n8="1", n9="2")
-    grid.story[8] = lambda m: []
-    shake = hands(grid)
-    shake.start()
-    assert shake.courier.nodes == [7, 9] and [(e["event"], e["client"]) for e in events] == [("refused", 1)]
-
-
-def test_nobody_answers(hands):
-    grid = FakeGrid(n7="0", n8="1")
-    grid.story[7] = grid.story[8] = lambda m: []
-    with pytest.raises(ConfigError, match="client 0: no answer within"):
-        hands(grid).start()
-
-
-def test_a_site_that_appears_later_takes_part_and_one_that_leaves_does_not(hands, events):
-    grid = FakeGrid(n7="0", n8="1")
-    shake = hands(grid)
-    shake.start()
-    grid.names = {7: "0", 9: "2"}
-    shake.update()
-    assert (shake.courier.node(0), shake.courier.node(1), shake.courier.node(2)) == (7, NOBODY, 9)
-    assert grid.asked == [7, 8, 9] and [(e["event"], e["client"]) for e in events] == [("joined", 2)]
-
-
-def test_a_late_site_that_differs_stays_out_until_it_is_repaired(hands, events):
-    grid = FakeGrid(n7="0", n8="1")
-    shake = hands(grid)
-    shake.start()
-    grid.names[9], grid.story[9] = "2", tells(hashes={"backbone": "xyz"})
-    for _ in range(2):
-        shake.update()
-        assert shake.courier.node(2) == NOBODY
-    assert grid.asked.count(9) == 1 and [e["event"] for e in events] == ["refused"]
-    assert "'xyz'" in events[0]["reason"] and "'abc'" in events[0]["reason"]
-    grid.restarts[9] = 1
-    del grid.story[9]
-    shake.update()
-    assert shake.courier.node(2) == 9 and events[-1]["event"] == "joined"
-
-
-def test_resume_refuses_other_hashes(hands):
-    hands(FakeGrid(n7="0", n8="1")).start()
-    grid = FakeGrid(n7="0", n8="1")
-    grid.story[7] = grid.story[8] = tells(hashes={"backbone": "xyz"})
-    with pytest.raises(ConfigError, match="backbone: abc then, xyz now"):
-        hands(grid).start()
