@@ -169,9 +169,9 @@ class Courier:
             StopRequested: asked to stop while waiting.
         """
         messages = []
-        memo: dict[int, Any] = {}
-        for node, order in orders:
-            content = codec.encode(order, self.federation.wire, memo)
+        orders = list(orders)
+        contents = codec.encode_all([order for _, order in orders], self.federation.wire)
+        for (node, _), content in zip(orders, contents, strict=True):
             self.traffic["down"] += codec.size(content)
             self.traffic["orders"] += 1
             if self.deployed:

@@ -42,6 +42,16 @@ def differences(first: int, ours: dict[str, str], client: int, theirs: dict[str,
     return sentences + ([f"client {client}: {len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])
 
 
+def _explained(reason: str) -> str:
+    """A client's error, with what a site means by the one word it sends of an order it could not read."""
+    if reason.partition(" ")[0] != CodecError.code:
+        return short(reason)
+    return (
+        f"{short(reason)}: it could not read the order; its fcit is another version, whose wire format is not "
+        f"{codec.WIRE}. Update fcit there and pin the app that `fcit deploy update` prints"
+    )
+
+
 class Handshake:
     """Probes clients and admits those that equal the first.
 
@@ -100,7 +110,7 @@ class Handshake:
         for reply in self.courier.send("query.probe", orders, "probe", timeout):
             client = clients[reply.metadata.src_node_id]
             if reply.has_error():
-                problems.append(f"client {client}: {short(reply.error.reason)}")
+                problems.append(f"client {client}: {_explained(reply.error.reason)}")
                 continue
             try:
                 probes[client] = codec.decode(reply.content, Probe)

@@ -283,6 +283,13 @@ def test_a_site_that_cannot_answer_is_named(hands):
         hands(grid).start()
 
 
+def test_a_site_of_another_wire_format_is_told_what_to_do(hands):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.story[8] = lambda m: [Message(Error(code=2, reason="message 12"), reply_to=m)]
+    with pytest.raises(ConfigError, match=r"client 1: message 12: it could not read the order; .* Update fcit there"):
+        hands(grid).start()
+
+
 def test_a_site_that_says_nothing_is_left_out(hands, events):
     grid = FakeGrid(n7="0", n8="1", n9="2")
     grid.story[8] = lambda m: []
