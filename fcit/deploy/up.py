@@ -73,6 +73,8 @@ def up(deployment: Deployment, steps: Steps) -> int:
         steps.say("$ " + shlex.join(command))
     if steps.dry:
         return EXIT_OK
+    for problem in door.admit(deployment, steps):
+        steps.say(f"{problem}; this site is not let in")
     _check_free(deployment.bind, deployment.port)
     _check_free("127.0.0.1", deployment.superlink_port)
     stop_requested = threading.Event()
@@ -94,6 +96,7 @@ def up(deployment: Deployment, steps: Steps) -> int:
                 read_output(selector, _TICK)
                 for child in running:
                     _check_runs(child, selector)
+                door.rotate(deployment)
         finally:
             # The proxy first, so that it passes no request on to a SuperLink that has ended.
             for child in reversed(running):
