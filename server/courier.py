@@ -17,6 +17,7 @@ from fcit.errors import RunError
 from fcit.federation import codec
 from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE
+from fcit.io.console import printable
 from server.stop import Stop
 
 NOBODY = 0  # the node of a client that is not connected; Flower gives this id to no node
@@ -226,6 +227,9 @@ class Courier:
         elif source != target:
             self._refuse(source, f"another node answered for client {self.client(target)}")
             return None
+        elif reply.has_error():
+            # A client's own words, which events, logs and the operator's terminal will show.
+            reply = Message(Error(code=reply.error.code, reason=printable(reply.error.reason)), reply_to=order)
         del waiting[reply.metadata.reply_to_message_id]
         return reply
 

@@ -6,6 +6,7 @@ from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError
 from fcit.federation import codec
 from fcit.federation.messages import Probe, ProbeOrder
+from fcit.io.console import printable
 from fcit.io.files import read_json, write_json
 from fcit.runs.folder import RunDir
 from server.courier import Courier, Node
@@ -35,7 +36,7 @@ def differences(first: int, ours: dict[str, str], client: int, theirs: dict[str,
     """One sentence per key in which a client is not like the first one, with both values."""
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     sentences = [
-        f"client {client}: {key[:80]} is {theirs.get(key, 'not there')[:80]!r}, "
+        f"client {client}: {printable(key[:80])} is {theirs.get(key, 'not there')[:80]!r}, "
         f"{ours.get(key, 'not there')[:80]!r} at client {first}"
         for key in keys[:_SHOWN]
     ]

@@ -171,7 +171,7 @@ def _views(layout: Layout, names: list[str], key: str, piece: Array) -> Iterator
     counts = [math.prod(layout[name][1]) for name in ordered]
     sizes = [n * _STORED[layout[name][0]].itemsize for n, name in zip(counts, ordered, strict=True)]
     if not names or sum(sizes) != len(piece.data):
-        few = ", ".join(name[:80] for name in ordered[:3]) or "no tensor"
+        few = ", ".join(repr(name[:80]) for name in ordered[:3]) or "no tensor"
         raise CodecError(f"piece {key[:80]!r}: its tensors ({few}, ...) do not fit its {len(piece.data)} bytes")
     begin = 0
     for name, count, size in zip(ordered, counts, sizes, strict=True):
