@@ -9,7 +9,9 @@ import subprocess
 import threading
 
 import pytest
+from flwr.supercore.error import ApiErrorCode, FlowerError
 
+from clients.site import supervisor
 from fcit.cli import main
 from fcit.deploy import certificates, door
 from fcit.deploy.init import init
@@ -20,7 +22,7 @@ from tests.deploy.conftest import plan, signed
 from tests.helpers.cases import check_each
 from tests.helpers.waiting import LONG, wait
 
-PUSH = "/v1/fleet/push-object"
+PUSH, ACTIVATE = "/v1/fleet/push-object", "/v1/fleet/activate-node"
 
 
 class Door:
@@ -109,7 +111,8 @@ def test_a_stranger_gets_403_before_a_byte_of_the_body_is_read(opened):
     for path in (*door.FLEET_PATHS, "/", "/v1/control/list-runs"):
         connection = opened.begin(path, 60 * 2**20, {})
         answer = connection.getresponse()
-        assert (answer.status, answer.getheader("connection")) == (403, "close"), path
+        code = 412 if path == ACTIVATE else 403
+        assert (answer.status, answer.getheader("connection")) == (code, "close"), path
         connection.close()
     assert len(opened.came) == before
 
@@ -121,6 +124,16 @@ def test_a_key_that_the_operator_does_not_have_is_a_stranger_s(opened, prepared)
     assert connection.getresponse().status == 403
     connection.close()
     assert len(opened.came) == before
+
+
+def test_a_supernode_with_an_unknown_key_is_answered_as_by_flower(opened):
+    """It ends, and a site's supervisor knows the code; at a 403 it would go on doing nothing."""
+    connection = opened.begin(ACTIVATE, 10, {})
+    error = FlowerError.from_json(connection.getresponse().read().decode())
+    connection.close()
+    assert error is not None
+    assert error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+    assert supervisor.reason([f"[code: {error.code}] {error.message}"]) is not None
 
 
 def test_strangers_leave_no_line(opened):
