@@ -46,6 +46,7 @@ evidence: install  ## the long runs behind docs/figures.md (about five hours on 
 	$(BIN)/python -m tests.evidence.attacks
 	$(BIN)/python -m tests.evidence.soak
 	$(BIN)/python -m tests.evidence.site_worker
+	$(BIN)/python -m tests.evidence.messages
 	$(BIN)/python -m tests.evidence.compat
 	$(BIN)/python -m tests.evidence.card
 

@@ -21,7 +21,7 @@ def _reply(message: Message, context: Context, kind: type, work: Callable[[Worke
     """At a site, whose node configuration names its SITE.yaml, through its gate; in a simulation as ordered."""
     if "site" in context.node_config:
         return gate.reply(context, message, lambda opened: _at_site(message, opened, kind, work))
-    order: Any = codec.decode(message.content, kind)
+    order: Any = codec.decode(message.content, kind, writable=True)
     # A node's own setting comes before the one that a simulation has for all nodes.
     memory = context.node_config.get("client-memory") or context.run_config.get("client-memory") or ""
     executing = worker(order.config, str(memory))
@@ -33,7 +33,7 @@ def _reply(message: Message, context: Context, kind: type, work: Callable[[Worke
 
 
 def _at_site(message: Message, opened: gate.Gate, kind: type, work: Callable[[Worker, Any], Any]) -> tuple[Any, str]:
-    order: Any = codec.decode(message.content, kind)
+    order: Any = codec.decode(message.content, kind, writable=True)
     executing = worker(opened.admit(order), str(opened.memory(order.run)), opened.terms, opened.own)
     return work(executing, order), executing.config.federation.wire
 

@@ -19,6 +19,7 @@ from fcit.federation import codec
 from fcit.federation.engines.private import NodeInfo
 from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE, UNKNOWN
+from fcit.io.console import printable
 from server.inbox import Arrival, Inbox
 from server.stop import Stop
 
@@ -252,9 +253,9 @@ class Courier:
 
     def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
         messages = []
-        memo: dict[int, Any] = {}
-        for node, order in orders:
-            content = codec.encode(order, self.federation.wire, memo)
+        orders = list(orders)
+        contents = codec.encode_all([order for _, order in orders], self.federation.wire)
+        for (node, _), content in zip(orders, contents, strict=True):
             self.traffic["down"] += codec.size(content)
             self.traffic["orders"] += 1
             if self.deployed:
@@ -315,8 +316,9 @@ class Courier:
             return None
         del waiting[reply.metadata.reply_to_message_id]
         if reply.has_error():
-            error = reply.error
-            return Message(Error(error.code, error.reason or f"error {error.code}, no reason given"), reply_to=order)
+            # A client's own words, which events, logs and the operator's terminal will show.
+            code, reason = reply.error.code, printable(reply.error.reason or "")
+            return Message(Error(code, reason or f"error {code}, no reason given"), reply_to=order)
         if not reply.has_content():
             return Message(Error(code=UNKNOWN, reason="its reply is empty"), reply_to=order)
         self.traffic["up"] += codec.size(reply.content)

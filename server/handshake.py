@@ -26,6 +26,16 @@ _PIECE = 10.0  # seconds after which it is looked again whether enough have answ
 _SILENT = "no answer to the handshake so far; it takes part from the round after its answer"
 
 
+def _explained(reason: str) -> str:
+    """A client's error, with what a site means by the one word it sends of an order it could not read."""
+    if reason.partition(" ")[0] != CodecError.code:
+        return short(reason)
+    return (
+        f"{short(reason)}: it could not read the order; its fcit is another version, whose wire format is not "
+        f"{codec.WIRE}. Update fcit there and pin the app that `fcit deploy update` prints"
+    )
+
+
 @dataclass
 class _Question:
     """The probes that a node was sent and has not answered; there is a second one if the first may be lost."""
@@ -205,7 +215,7 @@ class Handshake:
         """Judge an answer, or keep it until there is a standard."""
         self._probes.pop(node, None)
         if reply.has_error():
-            self._reasons[node] = short(reply.error.reason)
+            self._reasons[node] = _explained(reply.error.reason)
             return
         try:
             probe = codec.decode(reply.content, Probe)

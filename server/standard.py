@@ -10,6 +10,7 @@ import numpy as np
 
 from fcit.errors import RunError
 from fcit.federation.messages import Probe
+from fcit.io.console import printable
 from fcit.io.files import read_json, read_tensors, write_json, write_tensors
 from fcit.io.trees import Tensors
 from fcit.runs.folder import RunDir
@@ -49,7 +50,7 @@ def differences(ours: dict[str, str], where: str, theirs: dict[str, str]) -> lis
     """
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     sentences = [
-        f"{key[:80]} is {theirs.get(key, 'not there')[:80]!r}, {ours.get(key, 'not there')[:80]!r} {where}"
+        f"{printable(key[:80])} is {theirs.get(key, 'not there')[:80]!r}, {ours.get(key, 'not there')[:80]!r} {where}"
         for key in keys[:_SHOWN]
     ]
     return sentences + ([f"{len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])

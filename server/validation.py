@@ -179,7 +179,7 @@ def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tup
     shapes = {n: t.shape for n, t in order.trained.items()} | extra
     if set(update.tensors) != set(shapes):
         odd = sorted(set(update.tensors) ^ set(shapes))
-        return f"tensor names differ from the order's (first: {odd[0]})"
+        return f"tensor names differ from the order's (first: {odd[0][:80]!r})"
     for name, tensor in update.tensors.items():
         if tensor.shape != shapes[name] or tensor.dtype != np.float32:
             return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"

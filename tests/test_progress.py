@@ -16,6 +16,11 @@ from fcit.runs.progress import ConsoleWatcher
             {"stage": 0, "round": 0, "clients": [3, 7], "loss": {}, "up": 0, "down": 0, "idle": [7]},
             "run: client 7 learnt nothing: with training.schedule: trainer the first step of a local epoch has rate 0",
         ),
+        (
+            "rejected",
+            {"client": 1, "reason": "\x1b]0;x\x07 is\x9b2J no\rthing"},
+            "run: update of client 1 rejected: ?]0;x?",
+        ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
     ],
 )

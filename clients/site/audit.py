@@ -29,7 +29,7 @@ from rich.text import Text
 from clients.site.audit_summary import describe
 from fcit.config import site as sites
 from fcit.errors import EXIT_FAILED, EXIT_OK, AuditError
-from fcit.io.console import console
+from fcit.io.console import console, printable
 from fcit.io.files import sync
 
 FILE = "audit.jsonl"
@@ -191,7 +191,7 @@ def verify(path: Path) -> Verdict:
 def _cell(value: Any) -> Text:
     """Values as plain text: text from a server must neither style nor steer the terminal."""
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return Text("".join(c if c.isprintable() else "?" for c in text))
+    return Text(printable(text))
 
 
 def show(path: Path, screen: Console, most: int = _SHOWN) -> None:

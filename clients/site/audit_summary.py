@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fcit.federation import codec
+from fcit.federation.packing import DIMENSIONS
 from fcit.models.layout import GATE, A, B, is_projector
 
 _SHORT, _FEW = 64, 32  # characters of a text and entries of a mapping that are written out
@@ -42,14 +43,23 @@ def _group(name: str) -> str:
     return next((kind.strip(".") for kind in (A, B, GATE) if kind in name), name.partition(".")[0])
 
 
-def _tensors(arrays: dict[str, Array]) -> dict[str, Any]:
-    groups = sorted({_text(_group(name)) for name in arrays})
+def _tensors(layout: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]:
+    """Tensors as declared; what is not declared as it should be is still counted in the message's bytes."""
+    groups = sorted({_text(_group(name)) for name in layout})
     return {
-        "count": len(arrays),
+        "count": len(layout),
         # As declared, but not more numbers than bytes.
-        "numbers": sum(min(math.prod(array.shape), len(array.data)) for array in arrays.values()),
+        "numbers": min(sum(map(_numbers, layout.values())), sum(len(array.data) for array in arrays.values())),
         "groups": groups if len(groups) <= _FEW else f"{len(groups)} groups",
     }
+
+
+def _numbers(entry: Any) -> int:
+    """Numbers of a tensor, from its line in the layout: type, shape and piece."""
+    shape = entry[1] if isinstance(entry, list) and len(entry) > 1 else None
+    if not isinstance(shape, list) or len(shape) > DIMENSIONS or not all(isinstance(n, int) and n >= 0 for n in shape):
+        return 0
+    return math.prod(shape)
 
 
 def _text(value: str) -> str:
@@ -69,14 +79,15 @@ def _plain(value: Any) -> Any:
     return f"{len(value)} entries" if isinstance(value, dict | list) else type(value).__name__
 
 
-def _fields(content: RecordDict) -> dict[str, Any]:
-    """The plain fields of a message, as far as they can be read; the message may come from anywhere."""
+def _read(content: RecordDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain fields and layout of the tensors, as far as they can be read; the message may come from anywhere."""
     try:
         head = json.loads(str(content.config_records["head"]["json"]))
-        fields = head["fields"]
-        return {str(k): v for k, v in fields.items() if k != "config"} | {"type": str(head["type"])}
+        fields, layout = head["fields"], head.get("tensors")
+        named = {str(k): v for k, v in fields.items() if k != "config"} | {"type": str(head["type"])}
+        return named, layout if isinstance(layout, dict) else {}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return {}
+        return {}, {}
 
 
 def describe(message: Message) -> dict[str, Any]:
@@ -90,12 +101,12 @@ def describe(message: Message) -> dict[str, Any]:
             "holds": {"error": _text(reason)},
         }
     content = message.content
-    fields = _fields(content)
+    fields, layout = _read(content)
     where = {name: _plain(fields.pop(name, None)) for name in ("run", "stage", "round", "client")}
     arrays = {n: a for record in content.values() if isinstance(record, ArrayRecord) for n, a in record.items()}
     holds = {_text(name): _plain(value) for name, value in sorted(fields.items())[:_FEW]}
-    if arrays:
-        holds["tensors"] = _tensors(arrays)
+    if arrays or layout:
+        holds["tensors"] = _tensors(layout, arrays)
     return {
         **where,
         "kind": _text(message.metadata.message_type),

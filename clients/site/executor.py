@@ -43,6 +43,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.site import logs
+from clients.site.listener import OwnSuperNode
 from fcit.config import site as sites
 from fcit.deploy.child import with_parent
 from fcit.errors import FCITError, Refused
@@ -64,14 +65,15 @@ log = logging.getLogger("clients")
 def connect(address: str, *interceptors: Any) -> RuntimeHttpClient:
     """A client of the SuperNode's Runtime API on loopback; repeats calls for half a minute at most.
 
-    Flower's own retries are not used: at a token that is not known any more they kill the process.
+    Its calls raise ``Refused`` if another user's process listens there. Flower's own retries are not used: at a token
+    that is not known any more they kill the process.
     """
     patience = RetryInvoker(lambda: exponential(max_delay=4), httpx.TransportError, max_tries=8, max_time=30)
     return RuntimeHttpClient.from_server_address(
         address,
         True,
         None,
-        [RuntimeVersionHttpInterceptor("flwr-clientapp"), *interceptors],
+        [OwnSuperNode(address), RuntimeVersionHttpInterceptor("flwr-clientapp"), *interceptors],
         retry_invoker=patience,
     )
 
@@ -172,6 +174,8 @@ def _beat(client: RuntimeHttpClient) -> bool:
         return False
     except httpx.HTTPStatusError as error:
         log.warning("the SuperNode does not know this order any more (HTTP %s)", error.response.status_code)
+    except Refused as error:
+        log.error("the order is given up: %s", error)
     os.kill(os.getpid(), signal.SIGINT)
     return True
 
@@ -191,7 +195,11 @@ class Executor:
         self._warning, self._warned = "", 0.0
 
     def serve(self) -> None:
-        """Do orders until the process is told to end."""
+        """Do orders until the process is told to end.
+
+        Raises:
+            Refused: another user of this machine holds the SuperNode's port.
+        """
         last = -_BUSY_FOR
         while True:
             token = self._acquire()

@@ -7,6 +7,8 @@ import logging.handlers
 import sys
 from pathlib import Path
 
+from fcit.io.console import PrintableFormatter
+
 _SIZE, _KEPT = 5_000_000, 5
 
 
@@ -20,7 +22,7 @@ def to_file(name: str, file: Path, console: bool = False) -> logging.Logger:
     if console:
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     for old in logger.handlers:
         old.close()
     logger.handlers[:] = handlers

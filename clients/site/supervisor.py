@@ -48,6 +48,8 @@ _REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the door's certificate is not from the authority in `ca`, has run out or is for "
     "another name; `fcit client check` says which",
     "address already in use": "the port of SITE.yaml is taken on loopback; choose another `port`",
+    "not by this site's SuperNode": "another user of this machine has taken the port of SITE.yaml; no order is "
+    "done until it is free; choose another `port`",
     "Unable to parse the private key": "`key` is not an unencrypted OpenSSH private key of kind ecdsa",
 }
 

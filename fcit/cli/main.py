@@ -12,6 +12,7 @@ from fcit import __version__
 from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run
 from fcit.cli import list as listing
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, EXIT_USAGE, FCITError
+from fcit.io.console import printable
 
 #: In the order of ``fcit --help``.
 COMMANDS = (run, report, bench, listing, check, data, export, chat, evaluate, deploy, client, doctor)
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except FCITError as error:
-        print(f"fcit: {error}", file=sys.stderr)
+        print(f"fcit: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "fcit", "server", "clients"):

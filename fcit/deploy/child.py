@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from fcit.io.console import printable
+
 _LIBC = ctypes.CDLL(None)  # loaded here: nothing may be imported between fork and exec
 _PR_SET_PDEATHSIG = 1
 _SETTLED = 60.0  # seconds after which a child counts as well started
@@ -43,7 +45,7 @@ class Child:
 
     Args:
         name: how the log calls it.
-        log: gets every line of its output, without colours.
+        log: gets every line of its output, without colours and other control sequences.
         wait: seconds before the second start and, doubled each time, before later ones, at most the second number.
         deathsig: signal that it gets if this process itself is killed.
         dropped: lines with this piece of text are neither logged nor kept.
@@ -100,7 +102,7 @@ class Child:
         if not data and self._rest:
             lines, self._rest = [self._rest], b""
         for line in lines:
-            text = _COLOUR.sub("", line.decode("utf-8", "replace")).rstrip()
+            text = printable(_COLOUR.sub("", line.decode("utf-8", "replace"))).rstrip()
             if text and (self.dropped is None or self.dropped not in text):
                 self.tail.append(text)
                 self.log.info("%s", text)

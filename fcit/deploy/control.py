@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fcit.deploy import door
 from fcit.deploy.deployment import CONNECTION, Deployment, parsed
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import ConfigError
@@ -45,7 +46,7 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
     """Make sites' public keys known to the SuperLink, each under its site's name; default: all that are not yet.
 
     Raises:
-        ConfigError: no key of that name.
+        ConfigError: no key of that name, or a file that holds none.
     """
     known = deployment.sites()
     unknown = [name for name in names if name not in known]
@@ -55,6 +56,9 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
             f"(there are: {', '.join(known)}); "
             f"`fcit deploy add {deployment.path} {' '.join(unknown)}` makes one"
         )
+    problems = door.admit(deployment, steps)
+    if problems:
+        raise ConfigError(problems, "fcit deploy register")
     nodes = deployment.remembered("nodes")
     for name in names or known:
         if name in nodes:

@@ -153,8 +153,17 @@ class Deployment:
         return self.path / "sites" / name
 
     def sites(self) -> list[str]:
-        """Names of all sites a key exists of, in order."""
-        return sorted((file.stem for file in (self.home / "keys").glob("*.pub")), key=int)
+        """Names of all sites a key exists of, in order.
+
+        Raises:
+            ConfigError: a key is not named after a client number.
+        """
+        files = sorted((self.home / "keys").glob("*.pub"))
+        wrong = [file for file in files if not is_site_name(file.stem)]
+        if wrong:
+            named = "a site's key is named after its client number (0.pub, 1.pub, ...); rename it or move it away"
+            raise ConfigError([f"{file}: {named}" for file in wrong])
+        return sorted((file.stem for file in files), key=int)
 
     def remembered(self, kind: str) -> dict[str, str]:
         """The operator's ``nodes`` (site to node id) or ``runs`` (Flower's run id to run folder)."""
@@ -170,6 +179,11 @@ class Deployment:
         environment = flower_environment(home)
         programs = str(Path(sys.executable).parent)
         return {**environment, "PATH": os.pathsep.join([programs, environment.get("PATH", os.defpath)])}
+
+
+def is_site_name(name: str) -> bool:
+    """Whether a site can have this name: a client number as Python writes it."""
+    return re.fullmatch(r"0|[1-9][0-9]{0,8}", name) is not None
 
 
 def parsed(text: str) -> dict[str, Any]:

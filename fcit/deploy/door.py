@@ -2,11 +2,13 @@
 
 Flower 1.41 and 1.42 serve Control, Fleet and Runtime API on one port; the open edition does not
 authenticate users of the Control API. So the SuperLink listens on loopback, and nginx passes on the few paths that a
-registered SuperNode needs. Flower itself then checks the node's signature.
+registered SuperNode needs, from those that name the key of a site, in bodies of bounded size. Flower itself then checks
+the node's signature.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
 import shutil
@@ -14,27 +16,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import PUBLIC, DeployError, Steps
+from fcit.errors import ConfigError
 
-#: Paths that a SuperNode with a registered key calls. Registration is not one of them: the operator does that.
-FLEET_PATHS = tuple(
-    f"/v1/fleet/{name}"
-    for name in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "get-run",
-        "get-fab",
-        "pull-object",
-        "push-object",
-        "confirm-message-received",
-    )
-)
+#: Paths that a SuperNode with a registered key calls, and the largest body of each. Registration is not one of them:
+#: the operator does that. A push of messages lists the objects of one reply, some 70 bytes each: 64 kB are 900 of them,
+#: or 4 GB. An object is one of the parts of 5 MiB that Flower cuts arrays into, or the JSON head of a reply (at most
+#: ``codec.HEAD``). Everything else is a few numbers and a hash.
+FLEET_PATHS = {
+    f"/v1/fleet/{name}": size
+    for name, size in {
+        "activate-node": "8k",
+        "deactivate-node": "8k",
+        "send-node-heartbeat": "8k",
+        "pull-messages": "8k",
+        "push-messages": "64k",
+        "get-run": "8k",
+        "get-fab": "8k",
+        "pull-object": "8k",
+        "push-object": "9m",
+        "confirm-message-received": "8k",
+    }.items()
+}
+LOG, KEPT = 16 * 2**20, 4  # bytes of a log of nginx before it is put aside, and how many of those are kept
 
 
 def filled(template: str, **values: Any) -> str:
@@ -51,6 +61,7 @@ def write(deployment: Deployment, steps: Steps) -> None:
     text = filled(
         "nginx.conf",
         folder=deployment.nginx.parent,
+        sites=_admitted(deployment),
         listen=deployment.listen,
         paths=FLEET_PATHS,
         ca=deployment.ca,
@@ -84,3 +95,77 @@ def nginx() -> str:
 def command(deployment: Deployment) -> list[str]:
     """The command of the door; it stays in the foreground."""
     return [nginx(), "-e", str(deployment.nginx.parent / "error.log"), "-c", str(deployment.nginx)]
+
+
+# ---------------------------------------------------------------------- whom it lets in
+
+
+def identity(key: Path) -> str:
+    """By this a SuperNode names its key in every request (flwr 1.41 and 1.42): base64 of the key as PEM.
+
+    Raises:
+        ConfigError: the file holds no public key of the kind that Flower takes.
+    """
+    try:
+        public = load_ssh_public_key(key.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{key}: not an OpenSSH public key ({error}); ask the site for its site.key.pub") from None
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"{key}: Flower takes keys of kind ecdsa only (`ssh-keygen -t ecdsa -b 384 -f site.key`)")
+    return base64.b64encode(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+def admit(deployment: Deployment, steps: Steps) -> list[str]:
+    """Write the list of keys that the door lets in, those of all sites that the operator has a public key of.
+
+    Flower decides which of them are registered. A door that is up reads a list that has changed at once.
+
+    Returns:
+        a sentence for each key that cannot be read; it is left out.
+    """
+    lines, problems = [], []
+    for name in deployment.sites():
+        try:
+            lines.append(f'"{identity(deployment.public_key(name))}" {name};\n')
+        except ConfigError as error:
+            problems.append(str(error))
+    file, text = _admitted(deployment), "".join(lines)
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        steps.write(file, text)
+        if _is_up(deployment):
+            steps.run(*command(deployment), "-s", "reload")
+    return problems
+
+
+def _is_up(deployment: Deployment) -> bool:
+    """Whether nginx runs with this configuration; a number that a crash has left behind may be another process's."""
+    try:
+        number = int((deployment.nginx.parent / "nginx.pid").read_text())
+        return str(deployment.nginx).encode() in Path(f"/proc/{number}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+
+
+def _admitted(deployment: Deployment) -> Path:
+    return deployment.nginx.with_name("sites.map")
+
+
+# ---------------------------------------------------------------------- its logs
+
+
+def rotate(deployment: Deployment) -> None:
+    """Put logs aside that have grown.
+
+    They are copied and cut, as logrotate's ``copytruncate`` does: nginx appends, so it need not open them anew, which
+    its worker could not do where a superuser runs the door.
+    """
+    for name in ("access.log", "error.log"):
+        file = deployment.nginx.with_name(name)
+        if not file.is_file() or file.stat().st_size < LOG:
+            continue
+        for number in range(KEPT, 1, -1):
+            newer = file.with_name(f"{name}.{number - 1}")
+            if newer.is_file():
+                newer.replace(file.with_name(f"{name}.{number}"))
+        shutil.copyfile(file, file.with_name(f"{name}.1"))
+        os.truncate(file, 0)

@@ -7,7 +7,7 @@ from typing import Any
 from fcit import __version__
 from fcit.config.site import Site
 from fcit.deploy import app, certificates, door
-from fcit.deploy.deployment import CONNECTION, Deployment
+from fcit.deploy.deployment import CONNECTION, Deployment, is_site_name
 from fcit.deploy.steps import PROGRAM, PUBLIC, Steps
 from fcit.errors import ConfigError
 
@@ -44,6 +44,7 @@ def init(deployment: Deployment, clients: int, steps: Steps) -> None:
     fab = app.write(deployment, steps)
     for number in range(clients):
         _site(deployment, str(number), fab, steps)
+    door.admit(deployment, steps)
     # Last: a folder without it is not taken for a deployment.
     steps.write(deployment.file, deployment.facts())
     steps.say(
@@ -58,7 +59,7 @@ def add(deployment: Deployment, names: list[str], steps: Steps) -> None:
     Raises:
         ConfigError: a name is no number, or taken.
     """
-    problems = [f"{name!r}: a site's name is its client number, 0 or more" for name in names if not _number(name)]
+    problems = [f"{name!r}: a site's name is its client number, 0 or more" for name in names if not is_site_name(name)]
     for name in names:
         taken = [str(path) for path in (deployment.site(name), deployment.public_key(name)) if path.exists()]
         if taken:
@@ -69,6 +70,7 @@ def add(deployment: Deployment, names: list[str], steps: Steps) -> None:
     fab = app.fab_hash(deployment, steps)
     for name in names:
         _site(deployment, name, fab, steps)
+    door.admit(deployment, steps)
     steps.say(f"\nnext: fcit deploy register {deployment.path} {' '.join(names)}")
 
 
@@ -79,13 +81,11 @@ def renew(deployment: Deployment, steps: Steps) -> None:
 
 
 def update(deployment: Deployment, steps: Steps) -> None:
-    """Make the app anew after an update of fcit; every site has to pin the new hash."""
+    """Make app and door anew after an update of fcit; every site has to pin the app's new hash."""
     fab = app.write(deployment, steps)
+    door.write(deployment, steps)
+    door.admit(deployment, steps)
     steps.say(f'\nnext: each site installs fcit {__version__} too and adds to `apps` in its SITE.yaml:\n  - "{fab}"')
-
-
-def _number(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 def _site(deployment: Deployment, name: str, fab: str, steps: Steps) -> None:

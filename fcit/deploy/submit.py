@@ -12,7 +12,7 @@ from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
-from fcit.io.console import console
+from fcit.io.console import console, printable
 from fcit.io.files import write_text
 from fcit.report import terminal
 from fcit.report.page import write_page
@@ -137,7 +137,9 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
         write_page([done], run / "report.html")
         terminal.ending(screen, done)
     else:
-        screen.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
+        screen.print(
+            f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {printable(details)}", markup=False
+        )
         screen.print(
             f"log:    FLWR_HOME={deployment.home} flwr log {number} operator --show\n"
             f"resume: fcit deploy submit {deployment.path} --resume {run}",

@@ -10,9 +10,10 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
-from fcit.deploy import door
+from fcit.deploy import database, door
 from fcit.deploy.child import Child, read_output
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
@@ -21,6 +22,11 @@ from fcit.errors import EXIT_OK
 _START, _STOP, _TICK = 120.0, 10.0, 0.5  # seconds: for the SuperLink to answer, for each to end, between two looks
 _POLLS = "uvicorn.access"  # in lines of the SuperLink that only say that a site has asked for work
 _TAIL = 3  # last lines of a process that an error quotes
+
+
+def database_file(deployment: Deployment) -> Path:
+    """Where the SuperLink keeps nodes, runs and what is on its way."""
+    return deployment.path / "superlink" / "state.db"
 
 
 def superlink_command(deployment: Deployment) -> list[str]:
@@ -40,7 +46,7 @@ def superlink_command(deployment: Deployment) -> list[str]:
         str(deployment.certificate_key),
         "--enable-supernode-auth",
         "--database",
-        str(folder / "state.db"),
+        str(database_file(deployment)),
         "--log-file",
         str(folder / "superlink.log"),
         "--disable-runtime-dependency-installation",
@@ -73,8 +79,11 @@ def up(deployment: Deployment, steps: Steps) -> int:
         steps.say("$ " + shlex.join(command))
     if steps.dry:
         return EXIT_OK
+    for problem in door.admit(deployment, steps):
+        steps.say(f"{problem}; this site is not let in")
     _check_free(deployment.bind, deployment.port)
     _check_free("127.0.0.1", deployment.superlink_port)
+    database.shrink(database_file(deployment), steps)
     stop_requested = threading.Event()
 
     def request_stop(number: int, frame: FrameType | None) -> None:
@@ -94,6 +103,7 @@ def up(deployment: Deployment, steps: Steps) -> int:
                 read_output(selector, _TICK)
                 for child in running:
                     _check_runs(child, selector)
+                door.rotate(deployment)
         finally:
             # The proxy first, so that it passes no request on to a SuperLink that has ended.
             for child in reversed(running):

@@ -1,69 +1,54 @@
 """Typed messages to Flower records and back: the only form in which anything is sent.
 
-A message is one JSON text (plain fields) and one array record (tensors). Nothing is unpickled:
-arrays travel in numpy's own format, read with pickling off. bfloat16 travels as an int16 view.
+A message is one JSON text (plain fields, and the layout of its tensors) and a few byte arrays that hold the tensors
+(:mod:`fcit.federation.packing`). Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from numpy.lib import format as npy
 
+from fcit import __version__
 from fcit.errors import CodecError
+from fcit.federation.packing import pack, unpack
 from fcit.io import bounded
 from fcit.io.bounded import shown
 
 T = TypeVar("T")
-HEAD = 2**24  # characters of the JSON text; the values they stand for take some twenty times as many bytes
-DIMENSIONS = 8  # of a tensor
-_SHORT = "bfloat16"
+#: Version of the form of messages. 1, until 0.1.0: an array in numpy's format for each tensor.
+WIRE = 2
+HEAD = 2**23  # characters of the JSON text; the values they stand for take some twenty times as many bytes
 
 
-def _to_bfloat16(value: np.ndarray) -> np.ndarray:
-    """float32 to the upper 16 bits, rounded to nearest even, as int16."""
-    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded[np.isnan(value)] = 0x7FC0  # rounding would turn some NaNs into zeros
-    return rounded.astype(np.uint16).view(np.int16)
-
-
-def _from_bfloat16(value: np.ndarray) -> np.ndarray:
-    return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
-def encode(record: Any, wire: str = "float32", memo: dict[int, tuple[np.ndarray, Array]] | None = None) -> RecordDict:
-    """A typed record as a Flower ``RecordDict``.
+def encode_all(records: Sequence[Any], wire: str = "float32") -> list[RecordDict]:
+    """Typed records as Flower ``RecordDict``; messages share the bytes of tensors that they share.
 
     Args:
         wire: ``bfloat16`` shortens float32 tensors.
-        memo: arrays made so far, by the identity of their tensor. Messages encoded with the same memo
-            share the bytes of tensors they share. It keeps the tensors, so that no identity is used twice.
+
+    Raises:
+        CodecError: a tensor that cannot be sent.
     """
-    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
-    tensors = getattr(record, "tensors", {})
-    short: set[str] = set()
-    arrays = {}
-    for name, tensor in tensors.items():
-        if wire == _SHORT and tensor.dtype == np.float32:
-            short.add(name)
-        known = None if memo is None else memo.get(id(tensor))
-        if known is None:
-            sent = _to_bfloat16(tensor) if name in short else np.ascontiguousarray(tensor)
-            known = tensor, Array(sent)
-            if memo is not None:
-                memo[id(tensor)] = known
-        arrays[name] = known[1]
-    head = {"type": type(record).__name__, "fields": fields, "names": list(tensors), "bfloat16": sorted(short)}
-    return RecordDict({"head": ConfigRecord({"json": json.dumps(head)}), "tensors": ArrayRecord(arrays)})
+    packed = pack([getattr(record, "tensors", {}) for record in records], wire)
+    contents = []
+    for record, (layout, pieces) in zip(records, packed, strict=True):
+        fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
+        head = {"wire": WIRE, "type": type(record).__name__, "fields": fields, "tensors": layout}
+        contents.append(put_together(json.dumps(head), pieces))
+    return contents
+
+
+def encode(record: Any, wire: str = "float32") -> RecordDict:
+    """One record as :func:`encode_all` does it."""
+    return encode_all([record], wire)[0]
 
 
 def take_apart(content: RecordDict) -> tuple[str, dict[str, Array]]:
@@ -80,25 +65,6 @@ def size(content: RecordDict) -> int:
     """Bytes of a message as encoded: array payloads plus the JSON text."""
     total = sum(len(array.data) for record in content.array_records.values() for array in record.values())
     return total + sum(len(str(v).encode()) for record in content.config_records.values() for v in record.values())
-
-
-def _array(array: Array, name: str) -> np.ndarray:
-    if array.stype != "numpy.ndarray":
-        raise CodecError(f"tensor {name!r}: serialisation {shown(array.stype)} is not read (only numpy.ndarray)")
-    file = io.BytesIO(array.data)
-    try:
-        version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = read_header(file)
-    except Exception as error:  # noqa: BLE001  (numpy's parser may raise anything on hostile headers)
-        raise CodecError(f"tensor {name!r} cannot be read: {shown(error)}") from None
-    # Nothing is allocated before the header is known to fit the bytes received.
-    plain = dtype.kind in "biuf" and len(shape) <= DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
-    plain = plain and math.prod(max(n, 1) for n in shape) < 2**40  # an empty array has a shape, too
-    if not plain or dtype.itemsize * math.prod(shape) != len(array.data) - file.tell():
-        raise CodecError(f"tensor {name!r}: {shown(dtype)}{shown(shape)} does not fit its {len(array.data)} bytes")
-    flat = np.frombuffer(array.data, dtype=dtype, offset=file.tell())
-    return flat.reshape(shape, order="F" if fortran else "C").copy()
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -136,36 +102,41 @@ def _head(text: str) -> Any:
     return head
 
 
-def decode(content: RecordDict, expected: type[T]) -> T:
+def decode(content: RecordDict, expected: type[T], writable: bool = False) -> T:
     """Read a message as ``expected``, checking every field's type.
 
+    Args:
+        writable: tensors are the caller's own, to be written to or handed to torch; otherwise they are read-only
+            views of the message.
+
     Raises:
-        CodecError: another type, missing or wrong fields, unreadable tensors.
+        CodecError: another wire format or type, missing or wrong fields, unreadable tensors.
     """
     try:
         head = _head(str(content.config_records["head"]["json"]))
-        kind, fields, names, short = head["type"], head["fields"], head["names"], head["bfloat16"]
-        record = content.array_records["tensors"]
-    except (KeyError, TypeError, ValueError) as error:
+        wire, kind, fields = head.get("wire", 1), head["type"], head["fields"]
+        pieces = content.array_records["tensors"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CodecError(f"message has no readable head: {shown(error)}") from None
+    if wire != WIRE:
+        raise CodecError(
+            f"the message is in wire format {shown(wire)}, fcit {__version__} here reads {WIRE} only: the server and "
+            "all sites need one version of fcit; update the older side, then pin the new app (`fcit deploy update`)"
+        )
     if kind != expected.__name__:
         raise CodecError(f"expected {expected.__name__}, got {shown(kind)}")
     hints = typing.get_type_hints(expected)
     wanted = {name for name in hints if name != "tensors"}
     if not isinstance(fields, dict) or set(fields) != wanted:
         raise CodecError(f"{kind}: its fields are not {', '.join(sorted(wanted))}")
-    if not _fits(names, list[str]) or not _fits(short, list[str]):
-        raise CodecError(f"{kind}: tensor names must be a list of texts")
     for name in sorted(wanted):
         if not _fits(fields[name], hints[name]):
             raise CodecError(f"{kind}.{name}: {shown(fields[name])} is not {hints[name]}")
+    tensors = unpack(head.get("tensors"), pieces)
+    if writable:
+        tensors = {name: tensor.copy() for name, tensor in tensors.items()}
     if "tensors" in hints:
-        if len(record) != len(names) or set(record) != set(names):
-            raise CodecError(f"{kind}: tensors do not match the names declared")
-        tensors = {name: _array(record[name], name) for name in names}
-        for name in set(short) & set(tensors):
-            if tensors[name].dtype != np.int16:
-                raise CodecError(f"tensor {name!r}: declared bfloat16, got {tensors[name].dtype}")
-            tensors[name] = _from_bfloat16(tensors[name])
         fields = {**fields, "tensors": tensors}
+    elif tensors:
+        raise CodecError(f"{kind} has no tensors, got {len(tensors)}")
     return expected(**fields)

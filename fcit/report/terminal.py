@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from fcit.io.console import printable
 from fcit.report import notes, scope, tables
 from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
@@ -21,7 +22,7 @@ def _print(console: Console, rows: list[list[str]], title: str) -> None:
         bold = "bold" if name == "mean" else None
         table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold", style=bold)
     for row in body:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
@@ -48,7 +49,7 @@ def show(console: Console, runs: list[Run]) -> None:
 
 def _say(console: Console, sentences: list[str]) -> None:
     for sentence in sentences:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
 
 def ending(console: Console, run: Run) -> None:

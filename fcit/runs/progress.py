@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fcit.io.console import printable
+
 #: The lines that are shown for events about a client, each after the client's name.
 _CLIENT_EVENTS = {
     "absent": "is not connected",
@@ -68,7 +70,7 @@ class ConsoleWatcher:
             self._bar.update(self._task, completed=self._done, note=note)
 
     def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def _eta(self) -> str:
         left = (time.perf_counter() - self._begin) / max(self._done, 1) * (self._total - self._done)

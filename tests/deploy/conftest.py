@@ -4,9 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
@@ -42,6 +47,20 @@ def prepared(tmp_path_factory) -> Deployment:
     deployment = plan(tmp_path_factory.mktemp("deployment") / "dir")
     init(deployment, 2, Steps())
     return deployment
+
+
+def signed(deployment: Deployment, name: str) -> tuple[dict[str, str], bytes]:
+    """Headers as a SuperNode with this site's key sends them, and its public key."""
+    private = serialization.load_ssh_private_key((deployment.site(name) / "site.key").read_bytes(), None)
+    public, stamp = public_key_to_bytes(private.public_key()), now().isoformat()
+    headers = {
+        "flwr-public-key": b64encode(public).decode(),
+        "flwr-timestamp": stamp,
+        "flwr-signature": b64encode(sign_message(private, stamp.encode())).decode(),
+        "content-type": PROTOBUF_MEDIA_TYPE,
+        "accept": PROTOBUF_MEDIA_TYPE,
+    }
+    return headers, public
 
 
 class Up:

@@ -251,10 +251,11 @@ def test_a_run_its_resumption_and_its_report_unpickle_nothing(tmp_path, monkeypa
 # ---------------------------------------------------------------------- pickles where something else should be
 
 
-def message(payload: bytes, stype: str) -> RecordDict:
-    head = {"type": "Description", "fields": {"client": 0, "shard": "s", "count": 1}, "names": ["a"], "bfloat16": []}
+def message(payload: bytes, stype: str, layout: dict) -> RecordDict:
+    head = {"wire": codec.WIRE, "type": "Description", "fields": {"client": 0, "shard": "s", "count": 1}}
     array = Array(dtype="object", shape=(1,), stype=stype, data=payload)
-    return RecordDict({"head": ConfigRecord({"json": json.dumps(head)}), "tensors": ArrayRecord({"a": array})})
+    text = json.dumps(head | {"tensors": layout})
+    return RecordDict({"head": ConfigRecord({"json": text}), "tensors": ArrayRecord({"000000": array})})
 
 
 def objects(payload: bytes) -> bytes:
@@ -268,8 +269,13 @@ def objects(payload: bytes) -> bytes:
 def test_messages_with_pickles(watch, trap):
     payload, marker = trap
     for data_, stype in ((payload, "numpy.ndarray"), (payload, "pickle"), (objects(payload), "numpy.ndarray")):
-        with pytest.raises(CodecError):
-            codec.decode(message(data_, stype), Description)
+        with pytest.raises(CodecError, match="serialisation"):
+            codec.decode(message(data_, stype, {"a": ["uint8", [len(data_)], "000000"]}), Description)
+    with pytest.raises(CodecError, match="type 'object' is not read"):
+        codec.decode(message(payload, "raw", {"a": ["object", [1], "000000"]}), Description)
+    # As plain bytes it is plain bytes.
+    read = codec.decode(message(payload, "raw", {"a": ["uint8", [len(payload)], "000000"]}), Description)
+    assert read.tensors["a"].tobytes() == payload
     assert not marker.exists() and watch.seen == []
 
 

@@ -90,6 +90,14 @@ def test_what_flower_says_for_a_dead_node_is_that_nodes_error(events):
     assert reply.has_error() and reply.metadata.src_node_id == 7 and reply.error.code == 5 and not events
 
 
+def test_a_client_s_own_words_steer_no_terminal(events):
+    grid = FakeGrid(n7="0", n8="1")
+    grid.story[7] = lambda m: [Message(Error(code=2, reason="\x1b[2Jgone\u202e\nline"), reply_to=m)]
+    (reply,) = ask(seated(grid, events), 0)
+    assert reply.error.reason == "?[2Jgone?\nline"
+    assert reply.metadata.src_node_id == 7
+
+
 def test_an_order_that_cannot_be_sent_is_an_error(events):
     class Refusing(FakeGrid):
         def push_messages(self, messages):

@@ -111,6 +111,14 @@ def test_a_site_that_cannot_answer_is_left_out(hands, events, story):
     assert said(events) == [("refused", 0)]
 
 
+def test_a_site_of_another_wire_format_is_told_what_to_do(hands, events):
+    grid = FakeGrid(n7="0", n8="1", n9="2")
+    grid.story[7] = fails("message 12")
+    hands(grid).start()
+    assert events[0]["reason"].startswith("message 12: it could not read the order; ")
+    assert "Update fcit there" in events[0]["reason"]
+
+
 def test_numbers_rounded_by_another_format_are_alike_and_the_more_frequent_ones_are_taken(hands, events):
     exact, rounded = np.full(2, 1.001, np.float32), np.ones(2, np.float32)
     grid = FakeGrid(n7="0", n8="1", n9="2")

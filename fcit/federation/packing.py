@@ -1,0 +1,181 @@
+"""Tensors of messages as few byte arrays: Flower registers every array of a message by itself, at a row or two each.
+
+A piece is plain bytes, little-endian, one tensor after the other. The layout, which travels in the message's JSON
+head, names type, shape and piece of every tensor. Where a tensor lies in its piece follows from the layout alone:
+larger numbers first, then by name, without gaps. So there are no offsets that could overlap or lead out of a piece,
+and every tensor lies at a multiple of its item size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import Array
+
+from fcit.errors import CodecError
+from fcit.io.bounded import shown
+from fcit.io.trees import Tensors
+
+#: Type, shape and piece of every tensor, by its name.
+Layout = dict[str, tuple[str, list[int], str]]
+
+#: Serialisation of a piece, as Flower's arrays name it.
+RAW = "raw"
+#: Bytes of a piece that holds more than one tensor. Flower cuts arrays into parts of 5 MiB anyhow, and holds a piece
+#: three times for a moment while it puts it together again.
+PIECE = 4 * 5 * 2**20
+#: Tensors of a message: several times those of a model of 7B with 64 subspaces.
+MOST = 100_000
+DIMENSIONS = 8  # of a tensor
+BFLOAT16 = "bfloat16"
+#: What a tensor may be made of; bfloat16, which numpy lacks, is the upper half of a float32.
+TYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in ("bool", *(f"{u}int{8 * n}" for u in ("", "u") for n in (1, 2, 4, 8)), "float16", "float32", "float64")
+}
+_STORED = {**TYPES, BFLOAT16: np.dtype("<u2")}
+
+
+def _to_bfloat16(value: np.ndarray) -> np.ndarray:
+    """float32 to its upper 16 bits, rounded to nearest even."""
+    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded[np.isnan(value)] = 0x7FC0  # rounding would turn some NaNs into zeros
+    return rounded.astype("<u2")
+
+
+def _from_bfloat16(value: np.ndarray) -> np.ndarray:
+    return (value.astype(np.uint32) << 16).view(np.float32)
+
+
+def _place(name: str, kind: str) -> tuple[int, str]:
+    """By this the tensors of a piece are ordered."""
+    return -_STORED[kind].itemsize, name
+
+
+# ---------------------------------------------------------------------- packing
+
+
+def pack(messages: Sequence[Tensors], wire: str) -> list[tuple[Layout, dict[str, Array]]]:
+    """Layout and pieces of each of several messages that are sent together.
+
+    A tensor that several messages hold under one name (the same object) is packed once, with all others that just
+    these messages hold: Flower then stores its bytes once. The layout's length as JSON does not depend on which
+    other messages there are.
+
+    Args:
+        wire: ``bfloat16`` shortens float32 tensors.
+
+    Raises:
+        CodecError: a tensor of another type than :data:`TYPES`.
+    """
+    holders: dict[tuple[str, int], list[int]] = {}
+    for index, tensors in enumerate(messages):
+        for name, tensor in tensors.items():
+            holders.setdefault((name, id(tensor)), []).append(index)
+    groups: dict[tuple[int, ...], Tensors] = {}
+    for (name, _), holding in holders.items():
+        groups.setdefault(tuple(holding), {})[name] = messages[holding[0]][name]
+    places: list[dict[str, tuple[str, str]]] = [{} for _ in messages]
+    pieces: list[dict[str, Array]] = [{} for _ in messages]
+    number = itertools.count()
+    for indices, group in groups.items():
+        kinds = {name: _kind(name, tensor, wire) for name, tensor in group.items()}
+        for names in _split(group, kinds):
+            key = f"{next(number):06}"
+            data = b"".join(_bytes(group[name], kinds[name]) for name in names)
+            array = Array("uint8", (len(data),), RAW, data)
+            for index in indices:
+                pieces[index][key] = array
+                places[index] |= {name: (kinds[name], key) for name in names}
+    layouts = [
+        {name: (place[name][0], list(tensor.shape), place[name][1]) for name, tensor in tensors.items()}
+        for tensors, place in zip(messages, places, strict=True)
+    ]
+    return list(zip(layouts, pieces, strict=True))
+
+
+def _kind(name: str, tensor: np.ndarray, wire: str) -> str:
+    kind = str(tensor.dtype.name)
+    if kind not in TYPES:
+        raise CodecError(f"tensor {name!r}: {kind} cannot be sent (allowed: {', '.join(TYPES)})")
+    return BFLOAT16 if wire == BFLOAT16 and kind == "float32" else kind
+
+
+def _split(group: Tensors, kinds: dict[str, str]) -> Iterator[list[str]]:
+    """Names of the tensors of each piece, in their order in it."""
+    names: list[str] = []
+    room = PIECE
+    for name in sorted(group, key=lambda name: _place(name, kinds[name])):
+        size = group[name].size * _STORED[kinds[name]].itemsize
+        if names and size > room:
+            yield names
+            names, room = [], PIECE
+        names.append(name)
+        room -= size
+    if names:
+        yield names
+
+
+def _bytes(tensor: np.ndarray, kind: str) -> memoryview:
+    """Its numbers as they lie in a piece; a view where that is possible."""
+    stored = _to_bfloat16(tensor) if kind == BFLOAT16 else np.ascontiguousarray(tensor, dtype=_STORED[kind])
+    return stored.reshape(-1).view(np.uint8).data
+
+
+# ---------------------------------------------------------------------- unpacking
+
+
+def unpack(layout: Any, pieces: Mapping[str, Array]) -> Tensors:
+    """The tensors of a message, in the layout's order; read-only views of the pieces, except bfloat16.
+
+    Raises:
+        CodecError: the layout is not one, or does not account for every byte of every piece.
+    """
+    if not isinstance(layout, dict) or len(layout) > MOST:
+        raise CodecError(f"tensors: {shown(layout)} does not name at most {MOST:,} tensors")
+    inside: dict[str, list[str]] = {key: [] for key in pieces}
+    for name, entry in layout.items():
+        problem = _problem(entry, inside)
+        if problem:
+            raise CodecError(f"tensor {name[:80]!r}: {problem}")
+        inside[entry[2]].append(name)
+    views = {name: view for key, names in inside.items() for name, view in _views(layout, names, key, pieces[key])}
+    return {name: views[name] for name in layout}
+
+
+def _problem(entry: Any, pieces: Mapping[str, Any]) -> str:
+    """What is wrong with a line of a layout; empty if nothing is."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        return f"{shown(entry)} is not type, shape and piece"
+    kind, shape, piece = entry
+    if not isinstance(kind, str) or kind not in _STORED:
+        return f"type {shown(kind)} is not read (allowed: {', '.join(_STORED)})"
+    if not isinstance(shape, list) or len(shape) > DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+        return f"{shown(shape)} is not a shape of at most {DIMENSIONS} dimensions"
+    if math.prod(max(n, 1) for n in shape) >= 2**40:  # an empty array has a shape, too
+        return f"shape {shown(shape)} is too large"
+    if not isinstance(piece, str) or piece not in pieces:
+        return f"piece {shown(piece)} is not there"
+    return ""
+
+
+def _views(layout: Layout, names: list[str], key: str, piece: Array) -> Iterator[tuple[str, np.ndarray]]:
+    if piece.stype != RAW:
+        raise CodecError(f"piece {key[:80]!r}: serialisation {shown(piece.stype)} is not read (only {RAW})")
+    ordered = sorted(names, key=lambda name: _place(name, layout[name][0]))
+    counts = [math.prod(layout[name][1]) for name in ordered]
+    sizes = [n * _STORED[layout[name][0]].itemsize for n, name in zip(counts, ordered, strict=True)]
+    if not names or sum(sizes) != len(piece.data):
+        few = ", ".join(repr(name[:80]) for name in ordered[:3]) or "no tensor"
+        raise CodecError(f"piece {key[:80]!r}: its tensors ({few}, ...) do not fit its {len(piece.data)} bytes")
+    begin = 0
+    for name, count, size in zip(ordered, counts, sizes, strict=True):
+        kind, shape, _ = layout[name]
+        view = np.frombuffer(piece.data, dtype=_STORED[kind], count=count, offset=begin if count else 0).reshape(shape)
+        yield name, _from_bfloat16(view) if kind == BFLOAT16 else view
+        begin += size
