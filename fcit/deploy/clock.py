@@ -11,7 +11,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 AHEAD, BEHIND = 5.0, 300.0  # seconds that a site's clock may differ from the SuperLink's
 _NOTED = 2.0  # seconds of difference from which it is spoken of although it does no harm yet
@@ -55,12 +57,23 @@ def ahead(address: str, ca: str) -> float:
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    with connection(host, int(port), ca, host) as secure:
+        return told(secure, host)
+
+
+@contextmanager
+def connection(address: str, port: int, ca: str | Path, name: str) -> Iterator[ssl.SSLSocket]:
+    """A TLS connection to whoever has a certificate of the operator's authority for ``name``.
+
+    Raises:
+        OSError: nobody answers there, or without such a certificate.
+    """
     context = ssl.create_default_context(cafile=ca)
     with (
-        socket.create_connection((host, int(port)), timeout=_TIMEOUT) as connection,
-        context.wrap_socket(connection, server_hostname=host) as secure,
+        socket.create_connection((address, port), timeout=_TIMEOUT) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secure,
     ):
-        return told(secure, host)
+        yield secure
 
 
 def problem(seconds: float) -> str | None:

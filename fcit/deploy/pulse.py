@@ -7,6 +7,7 @@ ever lives on as well. What grows in every one that works are its context switch
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 Signs = Callable[[int], Hashable]
 
 _STOPPED = "Tt"  # states of /proc/PID/stat: stopped by a signal, or by a debugger
+_ENDED = "ZX"  # and not yet waited for by the process that has started it
 _ESTABLISHED = "01"  # state of a connection in /proc/net/tcp
 
 
@@ -42,18 +44,22 @@ def _tasks(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started and not yet buried."""
+    """Processes that a process has started and that have not ended."""
     found: list[int] = []
     for task in _tasks(pid):
         with contextlib.suppress(OSError):
             found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-    return found
+    return [child for child in found if not _in_state(child, _ENDED)]
 
 
 def stopped(pid: int) -> bool:
     """Whether a signal or a debugger has stopped a process."""
+    return _in_state(pid, _STOPPED)
+
+
+def _in_state(pid: int, states: str) -> bool:
     try:
-        return _fields(pid, pid)[0] in _STOPPED
+        return _fields(pid, pid)[0] in states
     except OSError:
         return False
 
@@ -107,6 +113,36 @@ def of_supernode(port: int) -> Signs:
         return main_thread(pid)
 
     return signs
+
+
+class Answers:
+    """Signs of a server: how often it has answered, asked by a thread of its own.
+
+    Args:
+        ask: returns when the server has answered, raises OSError if it does not.
+        every: seconds between two questions.
+    """
+
+    def __init__(self, ask: Callable[[], None], every: float = 10.0) -> None:
+        self.count = 0
+        self._ask, self._every, self._over = ask, every, threading.Event()
+        self._thread = threading.Thread(target=self._keep_asking, daemon=True)
+        self._thread.start()
+
+    def __call__(self, pid: int) -> Hashable:
+        """Answers so far."""
+        return self.count
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._over.set()
+
+    def _keep_asking(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(OSError):  # that no answer comes is what is looked for
+                self._ask()
+                self.count += 1
+            self._over.wait(self._every)
 
 
 class Pulse:
