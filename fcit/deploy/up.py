@@ -187,7 +187,7 @@ class Server:
             fault = one.look(selector)
             if fault is None:
                 continue
-            if time.monotonic() - self._begun < _SETTLED and one.starts == 1:
+            if time.monotonic() - self._begun < _SETTLED and one.starts == 1 and one.code > 0:
                 raise DeployError(f"the {one.child.name} {fault}: {_last(one.child)}")
             self.steps.say(f"the {one.child.name} {fault}; started again in {one.pause:.0f} s")
         for one in (self.superlink, self.superexec, self.door):

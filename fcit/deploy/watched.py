@@ -28,6 +28,7 @@ class Watched:
     Attributes:
         patience: seconds in which it must have ended when it is told to.
         deadly: pieces of text in its output after which it has to be started again, and what each means.
+        code: with which it last ended; negative for a signal.
     """
 
     child: Child
@@ -38,11 +39,13 @@ class Watched:
     begun: float = 0.0
     fault: str = ""
     fault_time: float = 0.0
+    code: int = 0
 
     def look(self, selector: selectors.BaseSelector) -> str | None:
         """What is wrong with it now, if anything is; then it does not run any more and is due after a pause."""
         code = self.child.ended(selector)
         if code is not None:
+            self.code = code
             return self._note(ending(code))
         process = self.child.process
         if process is None:
