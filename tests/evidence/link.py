@@ -59,7 +59,8 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-app, client = ServerApp(), ClientApp()
+app = ServerApp()
+client = ClientApp()
 
 @client.train()
 def train(message, context):
@@ -133,7 +134,7 @@ def main() -> None:
         node = supernode(deployment, net, folder)
         try:
             for name in args.rate or RATES:
-                net.shape(0, name)
+                net.shape(0, RATES[name])
                 sent = min(FULL, RATES[name] / 8e6 * args.longest)
                 begun = time.monotonic()
                 one = measure(deployment, app, sent, folder / f"{name}.json")

@@ -42,9 +42,10 @@ class Network:
         """Drop every packet from and to a site, or no longer."""
         _ip("link", "set", self.link(site), "down" if whether else "up")
 
-    def shape(self, site: int, rate: str) -> None:
-        """Let no more than a rate (`1mbit`) through, each way; a second call replaces the first."""
-        words = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+    def shape(self, site: int, rate: float) -> None:
+        """Let no more than ``rate`` bits a second through, each way; a second call replaces the first."""
+        burst = max(16_000, int(rate / 8 / 100))  # bytes that a link of this rate passes in 10 ms
+        words = ["root", "tbf", "rate", f"{rate:.0f}bit", "burst", str(burst), "latency", "400ms"]
         subprocess.run(["tc", "qdisc", "replace", "dev", self.link(site), *words], check=True, capture_output=True)
         far = [*self.inside(site), "tc", "qdisc", "replace", "dev", f"{_NAME}e{site}", *words]
         subprocess.run(far, check=True, capture_output=True)
