@@ -32,9 +32,9 @@ from fcit.runs.environment import flower_environment
 _SUPERNODE_WAIT = 15.0, 15.0
 _EXECUTOR_WAIT = 1.0, 60.0
 _SAY_AGAIN = 60.0  # seconds until the same explanation is logged again
-#: Seconds without a sign of life. A SuperNode's main thread wakes every 20 s at least, however it fails to connect; an
-#: executor looks for orders every second, and says every 25 s that it is doing one.
-_QUIET_SUPERNODE, _QUIET_EXECUTOR = 60.0, 120.0
+#: Seconds without a sign of life. A SuperNode's main thread wakes every 20 s, or 30 s after it has begun to connect;
+#: an executor looks for orders every second, and says every 25 s that it is doing one.
+_QUIET_SUPERNODE, _QUIET_EXECUTOR = 45.0, 120.0
 _TICK = 0.5
 
 #: Below the site's folder: what runs, for `fcit client status`.

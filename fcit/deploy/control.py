@@ -129,11 +129,9 @@ def status(deployment: Deployment, steps: Steps) -> None:
     """
     screen = console()
     state = None if steps.dry else read_state(deployment.path / PROCESSES)
-    if state is not None:
-        processes = Table("process", "state", "last fault", title="Processes of `fcit deploy up`", title_justify="left")
-        for row in rows(state):
-            processes.add_row(*row)
-        screen.print(processes)
+    for name, runs_or_waits, last in [] if state is None else rows(state):
+        fault = "" if last == "-" else f"; {last}"
+        screen.print(f"{name}: {runs_or_waits}{fault}", soft_wrap=True, highlight=False, markup=False)
     nodes = {str(n["node-id"]): n for n in flwr(deployment, "supernode", "list", steps=steps).get("nodes", [])}
     started = runs(deployment, steps)
     if steps.dry:
