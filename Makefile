@@ -37,7 +37,7 @@ docs: install  ## the documentation, in site/; a broken link or an unlisted page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-evidence: install  ## the long runs behind docs/figures.md (about five hours on two cores; can be stopped and restarted)
+evidence: install  ## the long runs behind docs/figures.md (about six and a half hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
 	$(BIN)/python -m tests.evidence.scaling
@@ -47,6 +47,9 @@ evidence: install  ## the long runs behind docs/figures.md (about five hours on 
 	$(BIN)/python -m tests.evidence.soak
 	$(BIN)/python -m tests.evidence.site_worker
 	$(BIN)/python -m tests.evidence.messages
+	$(BIN)/python -m tests.evidence.attackers
+	$(BIN)/python -m tests.evidence.link
+	$(BIN)/python -m tests.evidence.sites_soak
 	$(BIN)/python -m tests.evidence.compat
 	$(BIN)/python -m tests.evidence.card
 

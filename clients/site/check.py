@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
-from clients.site.supervisor import environment
+from clients.site.supervisor import STATE, environment
 from fcit import __version__
 from fcit.config import Backbone
 from fcit.config import site as sites
@@ -32,11 +32,15 @@ from fcit.data.formats import read_test, read_train_file
 from fcit.data.formats.files import text_only
 from fcit.data.images.opening import image_path
 from fcit.data.images.verdicts import ImageVerdicts
+from fcit.data.spec import read_spec
 from fcit.deploy import app as bundle
+from fcit.deploy import clock
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import Steps
+from fcit.deploy.watched import read_state
 from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError
+from fcit.io import bounded
 from fcit.models.places import locate
 from fcit.runs.environment import LIBRARIES, SOMETIMES, versions
 
@@ -50,6 +54,10 @@ _TIMEOUT = 10.0
 
 def check(path: str | os.PathLike[str]) -> Iterator[Finding]:
     """Check a site, one finding after another; the first that is not fine is the one to mend first."""
+    if not bounded.is_file(Path(path)):
+        where = "it comes with the folder that the operator hands over (`fcit deploy init`)"
+        yield "SITE.yaml", False, f"{path}: no such file; {where}"
+        return
     try:
         site = sites.load(path)
     except ConfigError as error:
@@ -64,8 +72,11 @@ def check(path: str | os.PathLike[str]) -> Iterator[Finding]:
     yield from apps(site)
     own = list(home(site))
     yield from own
+    yield port(site)
     yield from data(site, keep=own[0][1])
+    yield from benchmark(site)
     yield model(site)
+    yield device(site)
     yield from libraries()
 
 
@@ -136,11 +147,25 @@ def door(site: Site) -> Iterator[Finding]:
             given = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
             good, text = _validity(given)
             yield "door: certificate", good, f"{secure.version()}, for {host}, {text}"
+            yield _clocks(secure, host)
     except ssl.SSLCertVerificationError as error:
         why = f"{error.verify_message}; the door's certificate must be made by {site.ca} and be for {host}"
         yield "door: certificate", False, why
     except (OSError, ValueError) as error:
         yield "door: certificate", False, f"{site.superlink} does not speak TLS as it should ({error})"
+
+
+def _clocks(secure: ssl.SSLSocket, host: str) -> Finding:
+    """This machine's clock beside the door's."""
+    try:
+        ahead = clock.told(secure, host)
+    except (OSError, ValueError) as error:
+        return "clock", False, f"the door does not tell the time ({error}); is {host} the operator's door?"
+    wrong = clock.problem(ahead)
+    if wrong is not None:
+        return "clock", False, wrong
+    remark = "; set it before that becomes more" if clock.noticeable(ahead) else ""
+    return "clock", True, f"{clock.difference(ahead)} the door's{remark}"
 
 
 def installed_app() -> str:
@@ -180,6 +205,9 @@ def data(site: Site, keep: bool) -> Iterator[Finding]:
     """The data root, and with ``stream: site`` every task's records and images; to ``keep`` what was found spares
     the site from looking at every image again."""
     root = Path(site.data_root)
+    if bounded.is_file(root):
+        yield "data", False, f"data_root: {root} is a file; name the folder it lies in"
+        return
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
         needed = site.stream == "site" or site.benchmark is not None
         made = "" if needed else " yet; a built-in benchmark is rendered there with the first order"
@@ -216,6 +244,48 @@ def _task(root: Path, number: int, task: SiteTask, cache: Path | None, share: fl
         yield f"{label} test", True, f"{task.test}: {len(questions)} questions"
     except DataError as error:
         yield label, False, str(error)
+
+
+def benchmark(site: Site) -> Iterator[Finding]:
+    """The site's own benchmark file, if SITE.yaml names one."""
+    if site.benchmark is None:
+        return
+    try:
+        spec = read_spec(site.benchmark)
+    except FCITError as error:
+        yield "benchmark", False, str(error)
+        return
+    yield "benchmark", True, f"{site.benchmark}: {len(spec.datasets)} data sets"
+
+
+def device(site: Site) -> Finding:
+    """The device that SITE.yaml names; which one the server orders is known with the first order only."""
+    import torch  # slow to import
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = f"torch finds {gpus} CUDA GPUs here" if gpus else "torch finds no CUDA GPU here"
+    if site.device is None:
+        return "device", True, f"as ordered; {known}: with an order for one that is missing, set `device`"
+    if not site.device.startswith("cuda"):
+        return "device", True, site.device
+    number = int(site.device.partition(":")[2] or 0)
+    if number < gpus:
+        return "device", True, f"{site.device}, {torch.cuda.get_device_name(number)}"
+    return "device", False, f"device: {site.device}, but {known}; set `device: cpu`, or install a CUDA build of torch"
+
+
+def port(site: Site) -> Finding:
+    """The loopback port between SuperNode and worker: free, or this site's that runs already."""
+    if read_state(site.folder / STATE) is not None:
+        return "port", True, f"{site.inner}, used by this site, which runs"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((site.address, site.port))
+        except OSError as error:
+            who = "`ss -ltnp` shows who has it; choose another `port` in SITE.yaml"
+            return "port", False, f"{site.inner} cannot be listened on ({error.strerror}); {who}"
+    return "port", True, f"{site.inner} is free"
 
 
 def model(site: Site) -> Finding:

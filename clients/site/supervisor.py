@@ -20,7 +20,10 @@ from filelock import FileLock, Timeout
 from clients.site import logs
 from fcit.config import site as sites
 from fcit.config.site import Site
+from fcit.deploy import clock, pulse
 from fcit.deploy.child import Child, read_output
+from fcit.deploy.pulse import Pulse
+from fcit.deploy.watched import StateFile, Watched
 from fcit.errors import EXIT_OK, ConfigError
 from fcit.runs.environment import flower_environment
 
@@ -29,7 +32,13 @@ from fcit.runs.environment import flower_environment
 _SUPERNODE_WAIT = 15.0, 15.0
 _EXECUTOR_WAIT = 1.0, 60.0
 _SAY_AGAIN = 60.0  # seconds until the same explanation is logged again
+#: Seconds without a sign of life. A SuperNode's main thread wakes every 20 s, or 30 s after it has begun to connect;
+#: an executor looks for orders every second, and says every 25 s that it is doing one.
+_QUIET_SUPERNODE, _QUIET_EXECUTOR = 45.0, 120.0
 _TICK = 0.5
+
+#: Below the site's folder: what runs, for `fcit client status`.
+STATE = "status.json"
 
 #: What a SuperNode prints repeatedly while it cannot reach the operator's door.
 _UNREACHABLE = "Connection attempt failed"
@@ -37,6 +46,9 @@ _UNREACHABLE = "Connection attempt failed"
 #: task without its parts, and later the error reply to it: it sends one reply for each order that comes, so every
 #: reply would be one order late from then on.
 HALF_RECEIVED = "status. Ignoring message"
+#: What Python prints when a thread has ended by an error. Of a SuperNode it is the one that sends heartbeats, at any
+#: HTTP 500; the main thread still asks for orders, but the server takes the site for offline from then on.
+_DEADLY = {"Exception in thread": "has lost the thread that tells the server that this site is there"}
 #: Meaning of a SuperNode's last lines of output, by a piece of text in them.
 _REASONS = {
     _UNREACHABLE: "the operator's door (`superlink`) does not answer; it keeps trying. `fcit client check` says how "
@@ -61,13 +73,6 @@ def reason(lines: list[str]) -> str | None:
             if piece in line:
                 return meaning
     return None
-
-
-def ending(code: int) -> str:
-    """How a process ended."""
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
-    return f"ended with {code}"
 
 
 def prepare(site: Site) -> None:
@@ -145,56 +150,70 @@ class Supervisor:
         self.site, folder, env = site, site.folder, environment(site)
         self.log = logs.to_file("clients.site.supervisor", folder / "logs" / "start.log", console=True)
         output = logs.to_file("clients.supernode", folder / "logs" / "supernode.log")
-        self.supernode = Child(
-            "SuperNode", supernode_command(site), env, folder, output, _SUPERNODE_WAIT, signal.SIGTERM
-        )
+        supernode = Child("SuperNode", supernode_command(site), env, folder, output, _SUPERNODE_WAIT, signal.SIGTERM)
+        self.supernode = Watched(supernode, Pulse(pulse.of_supernode(site.port), _QUIET_SUPERNODE), 20.0, _DEADLY)
         output = logs.to_file("clients.site.executor", folder / "logs" / "executor.log")
         # Killed at once: it has no connection to sign off from and may be in a long training step.
-        self.executor = Child("executor", executor_command(path), env, folder, output, _EXECUTOR_WAIT, signal.SIGKILL)
+        executor = Child("executor", executor_command(path), env, folder, output, _EXECUTOR_WAIT, signal.SIGKILL)
+        self.executor = Watched(executor, Pulse(pulse.whole, _QUIET_EXECUTOR), 10.0, {})
+        self.clock = clock.Watch(lambda: clock.ahead(site.superlink, site.ca))
+        self.state = StateFile(folder / STATE, self.log.warning)
         self.stopping = False
         self._explained: dict[str, float] = {}
 
     def run(self) -> None:
-        """Run until a signal; a child that ends is started again."""
+        """Run until a signal; a child that ends or stands still is started again."""
         with selectors.DefaultSelector() as selector:
             try:
                 while not self.stopping:
                     self._look_after(selector)
+                    self._look_at_the_clock()
+                    self.state.write((self.supernode, self.executor), ahead=self.clock.ahead)
                     read_output(selector, _TICK)
             finally:
                 self._stop(selector)
+                self.state.remove()
 
     def _look_after(self, selector: selectors.BaseSelector) -> None:
-        for child in (self.supernode, self.executor):
-            code = child.ended(selector)
-            if code is not None:
-                pause = child.due - time.monotonic()
-                self.log.warning("the %s %s; started again in %.0f s", child.name, ending(code), pause)
+        for one in (self.supernode, self.executor):
+            fault, child = one.look(selector), one.child
+            if fault is not None:
+                self.log.warning("the %s %s; started again in %.0f s", child.name, fault, one.pause)
                 self._explain(child)
             elif child.tail and _UNREACHABLE in child.tail[-1]:
                 self._explain(child)
-        if any(HALF_RECEIVED in line for line in self.supernode.tail):
+        if any(HALF_RECEIVED in line for line in self.supernode.child.tail):
             self.log.warning("the run of an order ended while the order was coming in; both processes begin anew")
             self._stop(selector)
-            self.supernode.tail.clear()
-        for child in (self.supernode, self.executor):
-            if child.process is None and time.monotonic() >= child.due:
-                self.log.info("the %s runs as process %d", child.name, child.start(selector))
+            self.supernode.child.tail.clear()
+        for one in (self.supernode, self.executor):
+            pid = one.start_if_due(selector)
+            if pid is not None:
+                self.log.info("the %s runs as process %d", one.child.name, pid)
+
+    def _look_at_the_clock(self) -> None:
+        self.clock.look(urgent=self.supernode.child.process is None)
+        ahead = self.clock.ahead
+        wrong = None if ahead is None else clock.problem(ahead)
+        if wrong is not None:
+            self._warn("clock", wrong)
 
     def _explain(self, child: Child) -> None:
         meaning = reason(list(child.tail))
-        if meaning is None:
-            meaning = f"see {self.site.folder / 'logs'}"
+        self._warn(child.name, f"see {self.site.folder / 'logs'}" if meaning is None else meaning)
+
+    def _warn(self, what: str, text: str) -> None:
+        """Log a sentence, the same one once a minute at most."""
         now = time.monotonic()
-        if now - self._explained.get(meaning, -_SAY_AGAIN) >= _SAY_AGAIN:
-            self._explained[meaning] = now
-            self.log.warning("%s: %s", child.name, meaning)
+        if now - self._explained.get(text, -_SAY_AGAIN) >= _SAY_AGAIN:
+            self._explained[text] = now
+            self.log.warning("%s: %s", what, text)
 
     def _stop(self, selector: selectors.BaseSelector) -> None:
         # The executor first: its order is given up, then the SuperNode signs off.
-        for child, patience in ((self.executor, 10.0), (self.supernode, 20.0)):
-            if not child.stop(selector, patience):
-                self.log.warning("the %s did not end when asked and was killed", child.name)
+        for one in (self.executor, self.supernode):
+            if not one.stop(selector):
+                self.log.warning("the %s did not end when asked and was killed", one.child.name)
 
     def request_stop(self, number: int, frame: Any) -> None:
         """Signal handler."""

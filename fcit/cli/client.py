@@ -14,13 +14,15 @@ def arguments(add: Add) -> None:
         "client",
         _client,
         "a site of a federation on separate machines",
-        "fcit client check SITE.yaml\n  fcit client start SITE.yaml\n  fcit client audit SITE.yaml",
+        "fcit client check SITE.yaml\n  fcit client start SITE.yaml\n  fcit client status SITE.yaml\n"
+        "  fcit client audit SITE.yaml",
         "SITE.yaml comes with the folder that the operator hands over (`fcit deploy init`).",
     )
     command.add_argument(
         "action",
-        choices=["start", "check", "audit"],
-        help="run the site in the foreground; check SITE.yaml, data and connection; verify and print what was sent",
+        choices=["start", "check", "status", "audit"],
+        help="run the site in the foreground; check SITE.yaml, data and connection; say what runs and what was wrong "
+        "with it; verify and print what was sent",
     )
     command.add_argument("site", type=Path, metavar="SITE.yaml", help="the site's configuration")
 
@@ -37,6 +39,10 @@ def _client(args: argparse.Namespace) -> int:
         from clients.site.audit import command
 
         return command(args.site)
+    if args.action == "status":
+        from clients.site.status import status
+
+        return print_checks(status(args.site))
     from clients.site.check import check
 
     return print_checks(check(args.site))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -35,6 +37,39 @@ def _inside(value: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 
 
+def _door(value: str) -> str:
+    """host:port, as Flower takes it: a name or an address (IPv6 in brackets), no scheme, a port that exists."""
+    host, _, port = value.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ValueError("must be host:port with a port of 1 to 65535, for example fcit.example.org:9092")
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", bare) and not _is_address(bare):
+        raise ValueError("must be a host name or IP address (IPv6 in brackets) and a port, without https:// or a path")
+    return value
+
+
+def _loopback(value: str) -> str:
+    """An address that no other machine reaches."""
+    if not _is_address(value) or not value.startswith("127."):
+        raise ValueError("must be a loopback address, 127.0.0.1 to 127.255.255.254: no other machine may reach it")
+    return value
+
+
+def _device(value: str) -> str:
+    """What torch computes on here."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise ValueError("is neither 'cpu' nor 'cuda[:n]'")
+    return value
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 class SiteTask(Section):
     """One task of a site's own stream. Paths are relative to the site's ``data_root``."""
 
@@ -54,7 +89,9 @@ class Site(Section):
     name: str = Field(
         "0", pattern=r"^\d+$", description="client number; the operator registers this site's key under it"
     )
-    superlink: str = Field("127.0.0.1:9092", pattern=r"^.+:\d+$", description="the operator's door, host:port")
+    superlink: Annotated[str, AfterValidator(_door)] = Field(
+        "127.0.0.1:9092", description="the operator's door, host:port"
+    )
     ca: Annotated[str, RELATIVE] = Field("ca.crt", description="certificate of the operator's authority")
     key: Annotated[str, RELATIVE] = Field(
         "site.key", description="this site's private key; it never leaves the machine"
@@ -62,8 +99,8 @@ class Site(Section):
     home: Annotated[str, RELATIVE] = Field(
         "home", description="state of this site: memory, logs, audit trail, features"
     )
-    address: str = Field(
-        "127.0.0.1", pattern=r"^127(\.\d{1,3}){3}$", description="loopback address between SuperNode and worker"
+    address: Annotated[str, AfterValidator(_loopback)] = Field(
+        "127.0.0.1", description="loopback address between SuperNode and worker"
     )
     port: int = Field(9094, ge=1, le=65535, description="loopback port between SuperNode and worker")
     data_root: Annotated[str, RELATIVE] = Field("data", description="nothing outside this folder is opened as data")
@@ -87,7 +124,9 @@ class Site(Section):
         gt=0,
         description="seconds an order may take to come whole; then it is given up, the worker starts again",
     )
-    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: as ordered")
+    device: Annotated[str, AfterValidator(_device)] | None = Field(
+        None, description="cpu, cuda, cuda:1; default: as ordered"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the backbone; if allowed")
     micro_batch: MicroBatch = Field(None, description="records per forward pass, or auto; default: as ordered")
     checkpointing: bool | None = Field(None, description="compute activations twice; default: as ordered")

@@ -1,7 +1,7 @@
 """A child process: its output goes to a log, its end is noticed, it can be started again after a while.
 
-The operator's `fcit deploy up` (SuperLink and proxy) and a site's `fcit client start` (SuperNode and executor) each
-look after two of them.
+The operator's `fcit deploy up` (SuperLink, SuperExec, door) and a site's `fcit client start` (SuperNode, executor)
+look after such processes; `fcit.deploy.watched` says when one has to be started again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,13 @@ def with_parent(number: int) -> Callable[[], None]:
             os._exit(1)
 
     return ask
+
+
+def ending(code: int) -> str:
+    """How a process ended."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+    return f"ended with {code}"
 
 
 class Child:
@@ -114,11 +121,15 @@ class Child:
             return None
         code = self.process.returncode
         self._forget(selector)
+        self.postpone()
+        return code
+
+    def postpone(self) -> None:
+        """Decide when to start it again, after it has ended or was stopped because something was wrong with it."""
         settled = time.monotonic() - self.begun > _SETTLED
         self.failures = 1 if settled else self.failures + 1
         first, longest = self.wait
         self.due = time.monotonic() + min(longest, first * 2.0 ** min(self.failures - 1, 10))
-        return code
 
     def stop(self, selector: selectors.BaseSelector, patience: float) -> bool:
         """End it and all it started: SIGTERM, after ``patience`` seconds SIGKILL. False if it had to be killed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,8 +12,16 @@ from rich.table import Table
 from fcit.deploy import door
 from fcit.deploy.deployment import CONNECTION, Deployment, parsed
 from fcit.deploy.steps import DeployError, Steps
-from fcit.errors import ConfigError
+from fcit.deploy.watched import read_state, rows
+from fcit.errors import ConfigError, DiskFull
 from fcit.io.console import console
+
+#: Below the deployment's folder: what `fcit deploy up` runs.
+PROCESSES = "superlink/status.json"
+
+
+class SuperLinkAway(DeployError):
+    """The SuperLink is not up."""
 
 
 def flwr(
@@ -21,7 +30,8 @@ def flwr(
     """Run a `flwr` command on this deployment's SuperLink and return its JSON output; shown if ``steps`` is given.
 
     Raises:
-        DeployError: the SuperLink is not up, or refuses.
+        SuperLinkAway: it is not up.
+        DeployError: it refuses.
     """
     command = ["flwr", *words, CONNECTION, *settings, "--format", "json"]
     environment = deployment.environment(deployment.home)
@@ -35,7 +45,7 @@ def flwr(
         return output
     reason = str(output.get("error-message") or done.stderr or done.stdout).strip() or f"code {done.returncode}"
     if "SuperLink is unavailable" in reason:
-        raise DeployError(
+        raise SuperLinkAway(
             f"the SuperLink at 127.0.0.1:{deployment.superlink_port} does not answer; "
             f"`fcit deploy up {deployment.path}` starts it"
         )
@@ -45,8 +55,11 @@ def flwr(
 def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
     """Make sites' public keys known to the SuperLink, each under its site's name; default: all that are not yet.
 
+    A key that is refused does not keep the others out.
+
     Raises:
-        ConfigError: no key of that name, or a file that holds none.
+        ConfigError: no key of that name.
+        DeployError: files hold no key, or keys were refused.
     """
     known = deployment.sites()
     unknown = [name for name in names if name not in known]
@@ -56,20 +69,31 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
             f"(there are: {', '.join(known)}); "
             f"`fcit deploy add {deployment.path} {' '.join(unknown)}` makes one"
         )
-    problems = door.admit(deployment, steps)
-    if problems:
-        raise ConfigError(problems, "fcit deploy register")
-    nodes = deployment.remembered("nodes")
-    for name in names or known:
+    nodes, unreadable = deployment.remembered("nodes"), door.admit(deployment, steps)
+    refused = {name: unreadable[name] for name in names or known if name in unreadable}
+    for name in [name for name in names or known if name not in refused]:
         if name in nodes:
             steps.say(f"site {name} is registered already")
             continue
         key = str(deployment.public_key(name))
-        output = flwr(deployment, "supernode", "register", key, "--name", name, steps=steps)
+        try:
+            output = flwr(deployment, "supernode", "register", key, "--name", name, steps=steps)
+        except SuperLinkAway:
+            raise
+        except DeployError as error:
+            refused[name] = str(error)
+            continue
         if not steps.dry:
             nodes[name] = str(output["node-id"])
             deployment.remember("nodes", nodes)
             steps.say(f"site {name} is node {nodes[name]}")
+    if refused:
+        reasons = "; ".join(f"site {name}: {reason}" for name, reason in refused.items())
+        raise DeployError(
+            f"not registered: {reasons}. A key that was unregistered is refused for ever: for a new one move away "
+            f"{deployment.path / 'sites'}/NAME and {deployment.home / 'keys'}/NAME.pub, then `fcit deploy add "
+            f"{deployment.path} {' '.join(refused)}`"
+        )
 
 
 def unregister(deployment: Deployment, names: list[str], steps: Steps) -> None:
@@ -100,7 +124,16 @@ def unfinished(deployment: Deployment) -> list[str]:
 
 
 def status(deployment: Deployment, steps: Steps) -> None:
-    """Show sites and runs."""
+    """Show what runs here, sites and runs.
+
+    Raises:
+        SuperLinkAway: nothing runs; what was last wrong has been shown.
+    """
+    screen = console()
+    state = None if steps.dry else read_state(deployment.path / PROCESSES)
+    for name, runs_or_waits, last in [] if state is None else rows(state):
+        fault = "" if last == "-" else f"; {last}"
+        screen.print(f"{name}: {runs_or_waits}{fault}", soft_wrap=True, highlight=False, markup=False)
     nodes = {str(n["node-id"]): n for n in flwr(deployment, "supernode", "list", steps=steps).get("nodes", [])}
     started = runs(deployment, steps)
     if steps.dry:
@@ -109,16 +142,35 @@ def status(deployment: Deployment, steps: Steps) -> None:
     sites = Table("site", "node", "status", "since", title=f"Sites at {deployment.door}", title_justify="left")
     for name in deployment.sites():
         node = nodes.get(registered.get(name, ""), {})
-        state = str(node.get("status", "not registered"))
-        since = {"online": "online-at", "offline": "offline-at"}.get(state, "created-at")
-        sites.add_row(name, registered.get(name, "-"), state, str(node.get(since, "-")))
-    table = Table("run", "status", "folder", title="Runs", title_justify="left")
-    for run in started:
-        table.add_row(str(run["run-id"]), str(run["status"]), folders.get(str(run["run-id"]), "-"))
-    screen = console()
+        state_of_node = str(node.get("status", "not registered"))
+        since = {"online": "online-at", "offline": "offline-at"}.get(state_of_node, "created-at")
+        sites.add_row(name, registered.get(name, "-"), state_of_node, str(node.get(since, "-")))
     screen.print(sites)
-    if started:
-        screen.print(table)
+    # One line each, never cut: a folder is there to be copied into the next command.
+    for run in started:
+        number = str(run["run-id"])
+        line = f"run {number}  {run['status']}  {folders.get(number, '-')}"
+        screen.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def start(deployment: Deployment, run: Path, steps: Steps | None = None) -> str:
+    """Give a run folder to the SuperLink and remember it; Flower's number of the run.
+
+    On a full disk it is not remembered, and `follow` cannot find it later.
+
+    Raises:
+        DeployError: the SuperLink is not up or refuses.
+    """
+    output = flwr(deployment, "run", str(deployment.app), settings=("-c", f'run-dir="{run}"'), steps=steps)
+    if steps is not None and steps.dry:
+        return ""
+    number = str(output["run-id"])
+    try:
+        deployment.remember("runs", {**deployment.remembered("runs"), number: str(run)})
+    except DiskFull as error:
+        said = steps or Steps()
+        said.say(f"run {number} was started, but cannot be remembered for `fcit deploy follow`: {error}")
+    return number
 
 
 def stop(deployment: Deployment, run: str | None, steps: Steps) -> None:

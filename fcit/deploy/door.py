@@ -115,20 +115,20 @@ def identity(key: Path) -> str:
     return base64.b64encode(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
 
 
-def admit(deployment: Deployment, steps: Steps) -> list[str]:
+def admit(deployment: Deployment, steps: Steps) -> dict[str, str]:
     """Write the list of keys that the door lets in, those of all sites that the operator has a public key of.
 
     Flower decides which of them are registered. A door that is up reads a list that has changed at once.
 
     Returns:
-        a sentence for each key that cannot be read; it is left out.
+        by site, a sentence for each key that cannot be read; it is left out.
     """
-    lines, problems = [], []
+    lines, problems = [], {}
     for name in deployment.sites():
         try:
             lines.append(f'"{identity(deployment.public_key(name))}" {name};\n')
         except ConfigError as error:
-            problems.append(str(error))
+            problems[name] = str(error)
     file, text = _admitted(deployment), "".join(lines)
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         steps.write(file, text)

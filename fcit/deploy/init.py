@@ -77,7 +77,7 @@ def add(deployment: Deployment, names: list[str], steps: Steps) -> None:
 def renew(deployment: Deployment, steps: Steps) -> None:
     """Make a new server certificate; sites notice nothing, as they know the authority."""
     certificates.server(deployment, steps)
-    steps.say(f"\nnext: restart `fcit deploy up {deployment.path}` (systemctl restart fcit-server)")
+    steps.say("\n`fcit deploy up` takes it within seconds if it runs; sites and runs go on")
 
 
 def update(deployment: Deployment, steps: Steps) -> None:

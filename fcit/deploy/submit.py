@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 from fcit import config as configuration
+from fcit.config import RunConfig
 from fcit.data.stream import open_stream
-from fcit.deploy import app
+from fcit.deploy import app, control
 from fcit.deploy.control import flwr, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
-from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
+from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError, DiskFull
 from fcit.io.console import console, printable
 from fcit.io.files import write_text
 from fcit.report import terminal
@@ -36,14 +37,8 @@ def submit(deployment: Deployment, config: Path, overrides: list[str], steps: St
     loaded = configuration.load(config, overrides)
     # The server's working folder is another: its runs go into the deployment's folder, unless `output` is absolute.
     loaded = loaded.model_copy(update={"output": str(deployment.path / loaded.output)})
-    members = deployment.remembered("nodes")
-    absent = [str(n) for n in range(loaded.federation.clients) if str(n) not in members]
-    if absent and not steps.dry:
-        raise ConfigError(
-            f"federation.clients: {loaded.federation.clients} means the sites 0 to "
-            f"{loaded.federation.clients - 1}, but {_few(absent)} not registered; "
-            f"`fcit deploy register {deployment.path}`, or set federation.clients"
-        )
+    if not steps.dry:
+        _seats(deployment, loaded, steps)
     _ready(deployment, steps)
     if steps.dry:
         run = Path(loaded.output) / f"{loaded.name}-N"
@@ -52,6 +47,29 @@ def submit(deployment: Deployment, config: Path, overrides: list[str], steps: St
         run = create(loaded).path
         write_text(run / BELONGS, f"{deployment.path}\n")
     return _start(deployment, run, steps)
+
+
+def _seats(deployment: Deployment, loaded: RunConfig, steps: Steps) -> None:
+    """Enough sites are registered to begin; the others may join while the run goes on.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    clients, needed = loaded.federation.clients, loaded.federation.min_updates
+    members = deployment.remembered("nodes")
+    absent = [str(n) for n in range(clients) if str(n) not in members]
+    if not absent:
+        return
+    if clients - len(absent) < min(needed, clients):
+        raise ConfigError(
+            f"federation.clients: {clients} means the sites 0 to {clients - 1}, but {_few(absent)} not registered, and "
+            f"{needed} are needed for a round (federation.min_updates); `fcit deploy register {deployment.path}`, or "
+            "set federation.clients"
+        )
+    steps.say(
+        f"{_few(absent)} not registered yet and missed in the rounds until then: `fcit deploy add` and `register` also "
+        "while the run goes on"
+    )
 
 
 def resume(deployment: Deployment, run: Path, steps: Steps, accept_changed_data: bool = False) -> int:
@@ -108,11 +126,9 @@ def _ready(deployment: Deployment, steps: Steps) -> None:
 
 def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
     began = time.time() - 0.001  # events are dated to the millisecond, rounded
-    output = flwr(deployment, "run", str(deployment.app), settings=("-c", f'run-dir="{run}"'), steps=steps)
+    number = control.start(deployment, run, steps)
     if steps.dry:
         return EXIT_OK
-    number = str(output["run-id"])
-    deployment.remember("runs", {**deployment.remembered("runs"), number: str(run)})
     steps.say(f"run {number} of the SuperLink, folder {run}")
     return _follow(deployment, number, run, began)
 
@@ -120,9 +136,10 @@ def _start(deployment: Deployment, run: Path, steps: Steps) -> int:
 def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int:
     """Show events until Flower says that the run is over; Ctrl-C ends the display only."""
     screen = console()
-    with ConsoleWatcher(screen, run.name) as watcher:
+    shown = _Shown()
+    with ConsoleWatcher(screen, run.name, shown) as watcher:
         try:
-            status, details = _watch(deployment, number, RunDir(run), since, watcher)
+            status, details = _watch(deployment, number, RunDir(run), since, watcher, shown)
         except KeyboardInterrupt:
             screen.print(
                 f"\nthe run goes on without being looked at; `fcit deploy follow {deployment.path} {number}` looks "
@@ -134,12 +151,18 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
     code = _CODES.get(status, EXIT_FAILED)
     if code == EXIT_OK:
         done = Run(run)
-        write_page([done], run / "report.html")
+        try:
+            write_page([done], run / "report.html")
+        except DiskFull as error:  # the run is over and well; its page can be made at any time
+            screen.print(f"\nno report: {error}", markup=False, soft_wrap=True)
+            return code
         terminal.ending(screen, done)
     else:
-        screen.print(
-            f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {printable(details)}", markup=False
+        # The server does not know by which command it was started.
+        details = printable(details).replace(
+            f"fcit resume {run}", f"fcit deploy submit {deployment.path} --resume {run}"
         )
+        screen.print(f"\nthe run {'was stopped' if code == EXIT_STOPPED else 'failed'}: {details}", markup=False)
         screen.print(
             f"log:    FLWR_HOME={deployment.home} flwr log {number} operator --show\n"
             f"resume: fcit deploy submit {deployment.path} --resume {run}",
@@ -149,8 +172,18 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
     return code
 
 
+class _Shown:
+    """The clock of what is shown: the time of the event that is shown now, as many may have passed unseen."""
+
+    def __init__(self) -> None:
+        self.time = time.time()
+
+    def __call__(self) -> float:
+        return self.time
+
+
 def _watch(
-    deployment: Deployment, number: str, folder: RunDir, since: float, watcher: ConsoleWatcher
+    deployment: Deployment, number: str, folder: RunDir, since: float, watcher: ConsoleWatcher, clock: _Shown
 ) -> tuple[str, str]:
     """Pass every event to the watcher; returns how the run ended and Flower's details about it.
 
@@ -172,6 +205,7 @@ def _watch(
             size = now_size
             fresh = [event for event in folder.read_events() if event["time"] >= since]
             for event in fresh[shown:]:
+                clock.time = event["time"]
                 watcher.say(event["event"], **{k: v for k, v in event.items() if k not in ("time", "event")})
             shown = len(fresh)
         if ended is not None:

@@ -1,8 +1,15 @@
-"""`fcit deploy up`: the SuperLink and the proxy before it, in the foreground; the systemd unit runs it."""
+"""`fcit deploy up`: SuperLink, SuperExec and door, kept running in the foreground; the systemd unit runs it.
+
+The SuperLink keeps the state, on disk. The SuperExec starts the server's part of a run; Flower would start it as a
+child of the SuperLink and not notice its end, after which every run that is submitted stays pending. Started here it
+is started again, and a run outlives the SuperLink's own end.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import selectors
 import shlex
 import signal
@@ -10,16 +17,25 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from fcit.deploy import database, door
+from fcit.deploy import clock, database, door, pulse
 from fcit.deploy.child import Child, read_output
+from fcit.deploy.control import PROCESSES
 from fcit.deploy.deployment import Deployment
+from fcit.deploy.interrupted import go_on
+from fcit.deploy.pulse import Answers, Pulse
 from fcit.deploy.steps import DeployError, Steps
+from fcit.deploy.watched import StateFile, Watched
 from fcit.errors import EXIT_OK
 
-_START, _STOP, _TICK = 120.0, 10.0, 0.5  # seconds: for the SuperLink to answer, for each to end, between two looks
+_START, _TICK = 120.0, 0.5  # seconds: for the SuperLink to answer, between two looks
+_SETTLED = 10.0  # seconds after the start in which an end is a mistake to be mended, not a fault to get over
+#: Seconds without an answer, or for the SuperExec without looking for work, after which one is started again.
+_QUIET = 120.0
+_WAIT = 1.0, 60.0  # seconds before one is started again
 _POLLS = "uvicorn.access"  # in lines of the SuperLink that only say that a site has asked for work
 _TAIL = 3  # last lines of a process that an error quotes
 
@@ -51,66 +67,205 @@ def superlink_command(deployment: Deployment) -> list[str]:
         str(folder / "superlink.log"),
         "--disable-runtime-dependency-installation",
         "--isolation",
-        "subprocess",
+        "process",
+        "--superexec-auth-secret-file",
+        str(secret_file(deployment)),
     ]
 
 
+def superexec_command(deployment: Deployment) -> list[str]:
+    """The SuperExec's command: it takes runs from the SuperLink, as whose starter its secret shows it."""
+    return [
+        "flower-superexec",
+        "--runtime-api-address",
+        f"127.0.0.1:{deployment.superlink_port}",
+        "--root-certificates",
+        str(deployment.ca),
+        "--superexec-auth-secret-file",
+        str(secret_file(deployment)),
+    ]
+
+
+def secret_file(deployment: Deployment) -> Path:
+    """What SuperLink and SuperExec know of each other."""
+    return deployment.path / "superlink" / "secret"
+
+
+def _make_secret(file: Path) -> None:
+    if not file.is_file():
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(secrets.token_bytes(32))
+
+
 def _child(name: str, command: list[str], deployment: Deployment) -> Child:
-    """One of the two; its output is printed. It is not started again: the systemd unit starts both."""
+    """One of the three; its output is printed."""
     printer = logging.StreamHandler(sys.stdout)
     printer.setFormatter(logging.Formatter(f"{name}: %(message)s"))
     log = logging.getLogger(f"{__name__}.{name}")
     log.handlers[:], log.propagate = [printer], False
     log.setLevel(logging.INFO)
     home = deployment.path / "superlink" / "home"
-    return Child(
-        name, command, deployment.environment(home), deployment.path, log, (0.0, 0.0), signal.SIGTERM, dropped=_POLLS
-    )
+    environment = deployment.environment(home)
+    return Child(name, command, environment, deployment.path, log, _WAIT, signal.SIGTERM, dropped=_POLLS)
 
 
 def up(deployment: Deployment, steps: Steps) -> int:
-    """Start both, wait until one of them or the user ends it, end both.
+    """Start all three and keep them running until the user ends them.
 
     Raises:
-        DeployError: nginx is missing, a port is taken, or one of the two ended by itself.
+        DeployError: nginx is missing, a port is taken, or one of the three does not start.
     """
-    superlink, proxy = superlink_command(deployment), door.command(deployment)
-    for command in (superlink, proxy):
+    commands = superlink_command(deployment), superexec_command(deployment), door.command(deployment)
+    for command in commands:
         steps.say("$ " + shlex.join(command))
     if steps.dry:
         return EXIT_OK
-    for problem in door.admit(deployment, steps):
+    for problem in door.admit(deployment, steps).values():
         steps.say(f"{problem}; this site is not let in")
     _check_free(deployment.bind, deployment.port)
     _check_free("127.0.0.1", deployment.superlink_port)
     database.shrink(database_file(deployment), steps)
-    stop_requested = threading.Event()
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        stop_requested.set()
-
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    running: list[Child] = []
-    with selectors.DefaultSelector() as selector:
-        try:
-            running.append(_child("SuperLink", superlink, deployment))
-            running[0].start(selector)
-            _wait_for_superlink(deployment, running[0], selector, stop_requested)
-            running.append(_child("door", proxy, deployment))
-            running[1].start(selector)
-            steps.say(f"sites reach the door at {deployment.door}; Ctrl-C or SIGTERM ends SuperLink and door")
-            while not stop_requested.is_set():
-                read_output(selector, _TICK)
-                for child in running:
-                    _check_runs(child, selector)
-                door.rotate(deployment)
-        finally:
-            # The proxy first, so that it passes no request on to a SuperLink that has ended.
-            for child in reversed(running):
-                child.stop(selector, _STOP)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    _make_secret(secret_file(deployment))
+    server = Server(deployment, steps)
+    before = {number: signal.signal(number, server.request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return EXIT_OK
+
+
+class Server:
+    """Keeps SuperLink, SuperExec and door of a deployment running."""
+
+    def __init__(self, deployment: Deployment, steps: Steps) -> None:
+        self.deployment, self.steps = deployment, steps
+        bound = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(deployment.bind, deployment.bind)
+        at_superlink = Answers(partial(self._shake_hands, "127.0.0.1", deployment.superlink_port))
+        at_door = Answers(partial(self._shake_hands, bound, deployment.port))
+        self._answers = at_superlink, at_door
+        superlink = _child("SuperLink", superlink_command(deployment), deployment)
+        superexec = _child("SuperExec", superexec_command(deployment), deployment)
+        proxy = _child("door", door.command(deployment), deployment)
+        self.superlink = Watched(superlink, Pulse(at_superlink, _QUIET), 10.0, {})
+        # Killed at once with the run that it has started: one that is asked to end would say that the run has failed.
+        self.superexec = Watched(superexec, Pulse(pulse.main_thread, _QUIET), 0.0, {})
+        self.door = Watched(proxy, Pulse(at_door, _QUIET), 10.0, {})
+        self.state = StateFile(deployment.path / PROCESSES, steps.say)
+        self.stop_requested = threading.Event()
+        self._certificate = self._stamp()
+        self._begun = time.monotonic()
+
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.stop_requested.set()
+
+    def run(self) -> None:
+        """Run until a signal; what ends or stands still is started again.
+
+        Raises:
+            DeployError: one of the three does not start.
+        """
+        with selectors.DefaultSelector() as selector:
+            try:
+                self.superlink.start_if_due(selector)
+                self._wait_for_superlink(selector)
+                if not self.stop_requested.is_set():
+                    self._begin(selector)
+                while not self.stop_requested.is_set():
+                    read_output(selector, _TICK)
+                    self._look_after(selector)
+                    self._take_a_new_certificate(selector)
+                    door.rotate(self.deployment)
+                    self.state.write((self.superlink, self.superexec, self.door))
+            finally:
+                self._end(selector)
+
+    def _begin(self, selector: selectors.BaseSelector) -> None:
+        for one in (self.superexec, self.door):
+            one.start_if_due(selector)
+        self._begun = time.monotonic()
+        place = self.deployment.door
+        self.steps.say(f"sites reach the door at {place}; Ctrl-C or SIGTERM ends SuperLink, SuperExec and door")
+        self._go_on()
+
+    def _look_after(self, selector: selectors.BaseSelector) -> None:
+        for one in (self.superlink, self.superexec, self.door):
+            fault = one.look(selector)
+            if fault is None:
+                continue
+            if time.monotonic() - self._begun < _SETTLED and one.starts == 1 and one.code > 0:
+                raise DeployError(f"the {one.child.name} {fault}: {_last(one.child)}")
+            self.steps.say(f"the {one.child.name} {fault}; started again in {one.pause:.0f} s")
+        for one in (self.superlink, self.superexec, self.door):
+            pid = one.start_if_due(selector)
+            if pid is not None:
+                self.steps.say(f"the {one.child.name} runs as process {pid}")
+                if one is self.superexec:
+                    self._go_on()
+
+    def _go_on(self) -> None:
+        """Resume the run that the end of the SuperExec has ended; it takes seconds, which nothing here waits for."""
+        threading.Thread(target=go_on, args=(self.deployment, self.steps), daemon=True).start()
+
+    def _take_a_new_certificate(self, selector: selectors.BaseSelector) -> None:
+        """After `fcit deploy renew`: the door reads it while it runs, the SuperLink when it starts."""
+        stamp = self._stamp()
+        if stamp == self._certificate or self.door.child.process is None:
+            return
+        self._certificate = stamp
+        self.steps.say("a new certificate: the door reads it, the SuperLink starts anew; sites and runs go on")
+        self.door.child.process.send_signal(signal.SIGHUP)
+        self.superlink.stop(selector)
+
+    def _stamp(self) -> int:
+        return self.deployment.certificate.stat().st_mtime_ns
+
+    def _shake_hands(self, address: str, port: int) -> None:
+        """Whoever listens there answers with this deployment's certificate."""
+        with clock.connection(address, port, self.deployment.ca, "localhost"):
+            pass
+
+    def _end(self, selector: selectors.BaseSelector) -> None:
+        process = self.superexec.child.process
+        if process is not None and pulse.children(process.pid):
+            self.steps.say(
+                f"a run was going on and is interrupted; the next `fcit deploy up {self.deployment.path}` resumes it "
+                "from its last checkpoint"
+            )
+        for answers in self._answers:
+            answers.close()
+        # The door first, so that it passes no request on to a SuperLink that has ended.
+        for one in (self.door, self.superexec, self.superlink):
+            one.stop(selector)
+        self.state.remove()
+
+    def _wait_for_superlink(self, selector: selectors.BaseSelector) -> None:
+        """Until the SuperLink answers, or the user ends it.
+
+        Raises:
+            DeployError: it ends, or does not answer.
+        """
+        deadline, child = time.monotonic() + _START, self.superlink.child
+        while time.monotonic() < deadline and not self.stop_requested.is_set():
+            read_output(selector, 0.2)
+            fault = self.superlink.look(selector)
+            if fault is not None:
+                raise DeployError(f"the SuperLink {fault}: {_last(child)}")
+            try:
+                socket.create_connection(("127.0.0.1", self.deployment.superlink_port), timeout=1).close()
+                return
+            except OSError:
+                continue
+        if not self.stop_requested.is_set():
+            where = self.deployment.path / "superlink"
+            raise DeployError(f"the SuperLink does not answer after {_START:.0f} s; see {where}")
+
+
+def _last(child: Child) -> str:
+    return " / ".join(list(child.tail)[-_TAIL:]) or "it printed nothing"
 
 
 def _check_free(address: str, port: int) -> None:
@@ -125,28 +280,3 @@ def _check_free(address: str, port: int) -> None:
                 f"cannot listen on {address}:{port} ({error.strerror}); `ss -ltnp` shows who does. "
                 "Is this deployment up already?"
             ) from None
-
-
-def _check_runs(child: Child, selector: selectors.BaseSelector) -> None:
-    """Raise DeployError if a process has ended."""
-    code = child.ended(selector)
-    if code is not None:
-        last = " / ".join(list(child.tail)[-_TAIL:]) or "it printed nothing"
-        raise DeployError(f"the {child.name} ended with code {code}: {last}")
-
-
-def _wait_for_superlink(
-    deployment: Deployment, child: Child, selector: selectors.BaseSelector, stop_requested: threading.Event
-) -> None:
-    """Until the SuperLink answers, or the user ends it."""
-    deadline = time.monotonic() + _START
-    while time.monotonic() < deadline and not stop_requested.is_set():
-        read_output(selector, 0.2)
-        _check_runs(child, selector)
-        try:
-            socket.create_connection(("127.0.0.1", deployment.superlink_port), timeout=1).close()
-            return
-        except OSError:
-            continue
-    if not stop_requested.is_set():
-        raise DeployError(f"the SuperLink does not answer after {_START:.0f} s; see {deployment.path / 'superlink'}")

@@ -94,6 +94,17 @@ def parse_json(text: str, unique: bool = False, constants: bool = False) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def _refuse_twice(mapping: yaml.MappingNode) -> None:
+    """Raise for a key that a mapping has twice: PyYAML would silently take the last one."""
+    seen: dict[str, int] = {}
+    for key, _ in mapping.value:
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise yaml.YAMLError(f"{shown(key.value)} stands twice, in line {seen[key.value]} and in line {line}")
+            seen[key.value] = line
+
+
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Values and depth of a YAML node with every alias written out; shared nodes are measured once."""
     if id(node) in known:
@@ -105,6 +116,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     if isinstance(node, yaml.SequenceNode):
         inner = node.value
     elif isinstance(node, yaml.MappingNode):
+        _refuse_twice(node)
         inner = [n for pair in node.value for n in pair]
     sizes = [_measure(n, known) for n in inner]
     size, depth = 1 + sum(s for s, _ in sizes), 1 + max((d for _, d in sizes), default=0)
@@ -120,7 +132,7 @@ def parse_yaml(text: str) -> Any:
     Aliases are measured before they are followed: ten lines of them can stand for billions of values.
 
     Raises:
-        yaml.YAMLError: not YAML, too long, too deep, or a value that its own tag does not fit.
+        yaml.YAMLError: not YAML, too long, too deep, a key that stands twice, or a value that its own tag does not fit.
     """
     if len(text) > YAML_LENGTH:
         raise yaml.YAMLError(f"longer than {YAML_LENGTH:,} characters, which no configuration is")
@@ -150,7 +162,8 @@ def read_yaml(path: Path) -> Any:
     try:
         text = read_text(path, YAML_LENGTH)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read ({error})", str(path)) from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"cannot be read ({reason})", str(path)) from None
     try:
         return parse_yaml(text)
     except yaml.YAMLError as error:

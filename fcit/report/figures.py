@@ -116,10 +116,13 @@ def clients(run: Run) -> Figure:
     rounds = run.of("round")
     names = sorted({name for event in rounds for name in event["subspaces"]}, key=lambda n: (len(n), n))
     for x, event in enumerate(rounds, start=1):
-        sizes = event.get("examples") or [50] * len(event["clients"])
-        colors = [_color(names.index(name)) for name in event["subspaces"]]
+        # A client that was sampled and did not take part has brought no records.
+        counts = event.get("examples") or [50] * len(event["clients"])
+        took_part = [n for n, count in enumerate(counts) if count]
+        members, sizes = [event["clients"][n] for n in took_part], [counts[n] for n in took_part]
+        colors = [_color(names.index(event["subspaces"][n])) for n in took_part]
         area = [6 + 90 * size / max(1, max(max(e.get("examples") or [1]) for e in rounds)) for size in sizes]
-        axis.scatter([x] * len(sizes), event["clients"], s=area, c=colors, alpha=0.8, linewidths=0)
+        axis.scatter([x] * len(sizes), members, s=area, c=colors, alpha=0.8, linewidths=0)
     for start in [x for x, event in enumerate(rounds, start=1) if event["round"] == 0][1:]:
         axis.axvline(start - 0.5, linewidth=0.5, linestyle=":", color="#888888")
     axis.set(xlabel="round (dotted: a new stage)", ylabel="client")

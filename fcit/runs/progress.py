@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -24,15 +25,19 @@ _CLIENT_EVENTS = {
 
 
 class ConsoleWatcher:
-    """Follows the events of a run; one unit of the bar is a round, an evaluation counts as one too."""
+    """Follows the events of a run; one unit of the bar is a round, an evaluation counts as one too.
 
-    def __init__(self, console: Console, label: str) -> None:
-        self.console, self.label = console, label
+    Args:
+        clock: seconds, by which the remaining time is estimated: of the events, where they are shown later.
+    """
+
+    def __init__(self, console: Console, label: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.console, self.label, self._clock = console, label, clock
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._total = self._done = 0
+        self._total = self._done = self._done_before = 0
         self._stages = self._rounds = 0
-        self._begin = time.perf_counter()
+        self._begin = clock()
         self._idle = False
 
     def __enter__(self) -> ConsoleWatcher:
@@ -45,6 +50,7 @@ class ConsoleWatcher:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=self.console,
+                get_time=self._clock,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=1, note="loading")
@@ -73,13 +79,15 @@ class ConsoleWatcher:
         self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def _eta(self) -> str:
-        left = (time.perf_counter() - self._begin) / max(self._done, 1) * (self._total - self._done)
+        done = max(self._done - self._done_before, 1)  # a run that is resumed has not done the rest now
+        left = (self._clock() - self._begin) / done * (self._total - self._done)
         return f"{left:.0f} s left" if left < 120 else f"{left / 60:.1f} min left"
 
     def _on_start(self, stages: int, rounds: int, done: list[int]) -> None:
         self._stages, self._rounds = stages, rounds
         self._total = stages * (rounds + 1)
-        self._done = done[0] * (rounds + 1) + done[1]
+        self._done = self._done_before = done[0] * (rounds + 1) + done[1]
+        self._begin = self._clock()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=self._total, completed=self._done, note="")
         if any(done):
@@ -110,7 +118,7 @@ class ConsoleWatcher:
         self._advance(f"{note} loss {mean:.3f}")
         self._say_idle(v.get("idle", []))
         if self._bar is None:
-            names = ",".join(str(c) if c >= 0 else "all" for c in clients)
+            names = ",".join(str(c) if c >= 0 else "all" for c in _contributors(clients, loss)) or "none"
             self._line(f"{self.label}: {note} clients {names} loss {mean:.3f} {moved:.2f} MB, {self._eta()}")
 
     def _say_idle(self, clients: list[int]) -> None:
@@ -153,3 +161,9 @@ class ConsoleWatcher:
 
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")
+
+
+def _contributors(clients: Iterable[int], loss: dict[str, float]) -> list[int]:
+    """Those of a round's clients whose update was used: its losses are named ``client/shard``."""
+    used = {int(name.partition("/")[0]) for name in loss}
+    return [client for client in clients if client in used]

@@ -1,11 +1,14 @@
 """`fcit client check`: what is wrong with a site is named, with what to do about it."""
 
+import email.utils
 import json
 import shutil
 import socket
 import ssl
 import threading
+import time
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -23,6 +26,7 @@ from fcit.models.backbone import TINY
 from tests.helpers.superlink import free_port, make_certificates, make_key, run
 
 APP = "a" * 64
+OFF = SimpleNamespace(seconds=0.0)  # by which the door's clock is behind
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,9 @@ def door(tmp_path_factory):
                 return
             try:
                 with context.wrap_socket(connection, server_side=True) as secure:
-                    secure.recv(1)
+                    if secure.recv(1000):
+                        date = email.utils.formatdate(time.time() - OFF.seconds, usegmt=True)
+                        secure.sendall(f"HTTP/1.1 403 Forbidden\r\nDate: {date}\r\n\r\n".encode())
             except OSError:
                 pass  # the client did not like the certificate
 
@@ -71,6 +77,7 @@ def site(tmp_path, door, monkeypatch):
     def findings(**settings):
         raw = {
             "superlink": f"localhost:{port}",
+            "port": free_port(),
             "apps": [APP],
             "stream": "site",
             "tasks": [{"train": "train.json", "test": "test.json"}],
@@ -185,3 +192,67 @@ def test_home(site):
     assert "chmod 700" in wrong(findings())["home"]
     (folder / "file").write_text("")
     assert "cannot be written" in wrong(findings(home="file/home"))["home"]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    ((what, fine, detail),) = checking.check(tmp_path / "nothere.yaml")
+    assert (what, fine) == ("SITE.yaml", False)
+    assert detail.endswith(
+        "nothere.yaml: no such file; it comes with the folder that the operator hands over (`fcit deploy init`)"
+    )
+
+
+def test_a_key_that_stands_twice(site):
+    folder, findings = site
+    findings()
+    text = (folder / "SITE.yaml").read_text()
+    (folder / "SITE.yaml").write_text(f"{text}worker: process\nworker: resident\n")
+    ((_, fine, detail),) = checking.check(folder / "SITE.yaml")
+    assert not fine
+    assert "'worker' stands twice, in line" in detail
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": "tpu"}, "neither 'cpu' nor 'cuda[:n]'"),
+        ({"address": "127.0.0.999"}, "must be a loopback address"),
+        ({"superlink": "https://fcit.example.org:9092"}, "without https://"),
+        ({"superlink": "fcit.example.org:99999"}, "1 to 65535"),
+        ({"superlink": "fcit.example.org"}, "must be host:port"),
+    ],
+)
+def test_a_value_that_would_fail_later(site, settings, words):
+    _, findings = site
+    assert words in wrong(findings(**settings))["SITE.yaml"]
+
+
+def test_a_device_that_is_not_there(site, monkeypatch):
+    _, findings = site
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch finds no CUDA GPU here" in wrong(findings(device="cuda:1"))["device"]
+    assert "as ordered" in findings()["device"][1]
+
+
+def test_a_benchmark_file_that_is_not_there(site):
+    _, findings = site
+    assert "no such file" in wrong(findings(benchmark="mine.yaml"))["benchmark"]
+
+
+def test_a_data_root_that_is_a_file(site):
+    _, findings = site
+    assert "is a file" in wrong(findings(data_root="data/train.json"))["data"]
+
+
+def test_a_port_that_is_taken(site):
+    _, findings = site
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"127.0.0.1:{port} cannot be listened on" in wrong(findings(port=port))["port"]
+
+
+def test_a_wrong_clock(site, monkeypatch):
+    _, findings = site
+    assert "the door's" in findings()["clock"][1]
+    monkeypatch.setattr(OFF, "seconds", 20.0)
+    assert "s ahead of the door's; a site more than 5 s ahead" in wrong(findings())["clock"]

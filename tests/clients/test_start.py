@@ -14,8 +14,10 @@ import pytest
 
 from clients.site import supervisor as starting
 from fcit import config as configuration
+from fcit.cli import main
 from fcit.config import site as sites
 from fcit.data.benchmark import open_benchmark
+from fcit.deploy import clock
 from fcit.deploy.child import Child
 from fcit.errors import ConfigError
 from tests.helpers.superlink import Site, SuperLink, alive
@@ -117,12 +119,13 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
 # ------------------------------------------------ looking after the two processes, with stand-ins for them
 
 STAND_INS = """\
-import sys
+import os, sys
 from clients.site import supervisor as start
 supernode, executor = sys.argv[2:]
 start.supernode_command = lambda site: ["sh", "-c", supernode]
 start.executor_command = lambda path: ["sh", "-c", executor]
 start._SUPERNODE_WAIT = start._EXECUTOR_WAIT = 0.3, 0.3
+start._QUIET_SUPERNODE = float(os.environ.get("QUIET", 60))
 sys.exit(start.start(sys.argv[1]))
 """
 RUNS = "echo up; exec sleep 300"
@@ -167,6 +170,42 @@ def test_an_order_that_came_in_half_lets_both_begin_anew(tmp_path):
         wait(lambda: site.log("supernode").count("up") == 2, explain=site.logs)
         wait(lambda: site.log("start").count("the executor runs as process") == 2, explain=site.logs)
         assert site.log("start").count("both processes begin anew") == 1
+
+
+def test_a_supernode_that_stands_still_is_started_again_and_status_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUIET", "0.3")
+    with StandIns(tmp_path) as site:
+        file = str(site.file)
+        wait(lambda: site.log("start").count("the SuperNode runs as process") == 2, explain=site.logs)
+        assert "the SuperNode has shown no sign of life for" in site.log("start")
+        wait(lambda: "no sign of life" in (tmp_path / "home" / "status.json").read_text())
+        main(["client", "status", file])
+        shown = capsys.readouterr().out
+        assert "ok   executor: runs since" in shown
+        assert "it has shown no sign of life for" in shown
+        assert site.stop() == 0
+    assert main(["client", "status", file]) == 1
+    assert f"does not run; `fcit client start {file}` starts it" in capsys.readouterr().out
+
+
+def test_a_lost_heartbeat_thread_lets_the_supernode_begin_anew(tmp_path):
+    once = f"test -e once || {{ touch once; echo 'Exception in thread Thread-2 (_run):'; }}; {RUNS}"
+    with StandIns(tmp_path, supernode=once) as site:
+        wait(lambda: site.log("start").count("the SuperNode runs as process") == 2, explain=site.logs)
+        assert "has lost the thread that tells the server that this site is there" in site.log("start")
+        assert site.log("start").count("the executor runs as process") == 1
+
+
+def test_a_wrong_clock_is_said_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "SITE.yaml").write_text("{}")
+    supervisor = starting.Supervisor(tmp_path / "SITE.yaml", sites.load(tmp_path / "SITE.yaml"))
+    supervisor.clock = clock.Watch(lambda: 20.0)
+    supervisor._look_at_the_clock()
+    supervisor.clock.wait()
+    for _ in range(3):
+        supervisor._look_at_the_clock()
+    log = (tmp_path / "home" / "logs" / "start.log").read_text()
+    assert log.count("this machine's clock is 20 s ahead of the door's") == 1
 
 
 def test_what_is_wrong_is_said_once_a_minute_and_it_never_gives_up(tmp_path):

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 import socket
 import ssl
@@ -11,20 +12,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fcit.cli import main
 from fcit.config import site
-from fcit.deploy import control, door
-from fcit.deploy.init import init
+from fcit.deploy import clock, control, door
+from fcit.deploy.init import init, renew
 from fcit.deploy.steps import DeployError, Steps
 from fcit.deploy.up import superlink_command
 from fcit.errors import ConfigError
-from tests.deploy.conftest import Up, plan, signed
-from tests.helpers.cases import check_each
-from tests.helpers.waiting import LONG, wait
+from tests.deploy.conftest import FCIT, Up, plan, signed
+from tests.helpers.superlink import answers
+from tests.helpers.waiting import wait
 
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
 
@@ -89,7 +91,7 @@ def deployed(tmp_path_factory, nginx):
     finally:
         children = up.children()
         assert up.stop() == 0, up.log.read_text()
-        assert len(children) == 2 and not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert len(children) == 3 and not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.fixture
@@ -241,21 +243,63 @@ def test_the_hash_that_is_submitted_is_the_pinned_one(deployed):
     assert run["status"] == "finished:failed" and "nothing to run" in run["status-details"]
 
 
+def served(address: tuple[str, int], ca: Path) -> int | None:
+    """Serial number of the certificate that is served there; None if nobody answers just now."""
+    try:
+        with clock.connection(*address, ca, "localhost") as secure:
+            return x509.load_der_x509_certificate(secure.getpeercert(binary_form=True)).serial_number
+    except OSError:
+        return None
+
+
 @pytest.mark.slow
-def test_when_one_of_the_two_dies_both_end(tmp_path, nginx):
+def test_what_dies_is_started_again_and_a_new_certificate_is_taken(tmp_path, nginx, capsys):
     deployment = plan(tmp_path / "d")
     init(deployment, 1, Steps())
+    up = Up(deployment)
+    try:
+        dies_and_lives(deployment, up, capsys)
+    finally:
+        last = up.children()
+        assert up.stop() == 0, up.log.read_text()
+    assert not [pid for pid in last if Path(f"/proc/{pid}").exists()]
+
+
+def dies_and_lives(deployment, up, capsys) -> None:
     addresses = [(deployment.host, deployment.port), ("127.0.0.1", deployment.superlink_port)]
+    names = ["SuperLink", "SuperExec", "door"]
 
-    def check(victim: int) -> None:
-        up = Up(deployment)
-        children = sorted(up.children())
-        os.kill(children[victim], signal.SIGKILL)
-        assert up.process.wait(LONG) == 1
-        assert "ended with code -9" in up.log.read_text()
-        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-        for address in addresses:
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(address, timeout=2)
+    def runs_as(name: str) -> list[str]:
+        return re.findall(rf"the {name} runs as process (\d+)", up.log.read_text())
 
-    check_each({"SuperLink": 0, "door": 1}, check)
+    first = sorted(up.children())
+    for name, pid in zip(names, first, strict=True):
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda name=name: runs_as(name), explain=up.log.read_text)
+        assert f"the {name} was killed by SIGKILL; out of memory?; started again in 1 s" in up.log.read_text()
+
+    def all_answer() -> bool:
+        return all(answers(port, host) for host, port in addresses)
+
+    wait(all_answer, explain=up.log.read_text)
+    assert not set(first) & set(up.children())
+    control.status(deployment, Steps())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "SuperExec" in shown
+    assert "it was killed by SIGKILL; out of memory?" in shown
+
+    before, proxy = served(addresses[0], deployment.ca), runs_as("door")
+    renew(deployment, Steps())
+    for address in addresses:
+        wait(lambda address=address: served(address, deployment.ca) not in (None, before), explain=up.log.read_text)
+    assert runs_as("door") == proxy  # it was not even restarted
+
+
+@pytest.mark.slow
+def test_what_does_not_start_is_an_error(tmp_path, nginx):
+    deployment = plan(tmp_path / "d")
+    init(deployment, 1, Steps())
+    deployment.nginx.write_text("nonsense;")
+    log = subprocess.run([FCIT, "deploy", "up", deployment.path], capture_output=True, text=True)
+    assert log.returncode == 1
+    assert "the door ended with 1" in log.stderr

@@ -261,7 +261,7 @@ def own(tmp_path):
 
 def test_a_key_that_is_none_is_left_out_and_named(own):
     own.public_key("1").write_text("ecdsa-sha2-nistp384 nonsense\n")
-    (problem,) = door.admit(own, Steps())
+    (problem,) = door.admit(own, Steps()).values()
     assert problem.startswith(f"{own.public_key('1')}: not an OpenSSH public key")
     assert door.identity(own.public_key("0")) in own.nginx.with_name("sites.map").read_text()
 

@@ -15,6 +15,7 @@ from fcit.data.stream import open_stream
 from fcit.deploy import submit as module
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError
+from fcit.errors import DiskFull
 from fcit.io.files import read_json, write_text
 from fcit.runs.folder import BELONGS, RunDir
 from fcit.runs.recorded import hold_data
@@ -134,7 +135,7 @@ def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch,
                 "deploy",
                 "submit",
                 str(deployment.path),
-                config(tmp_path, federation={"clients": 3, "clients_per_round": 3}),
+                config(tmp_path, federation={"clients": 3, "clients_per_round": 3, "min_updates": 3}),
             ]
         )
         == 2
@@ -144,6 +145,52 @@ def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch,
     assert "training.lr" in capsys.readouterr().err
     assert main(["deploy", "submit", str(deployment.path)]) == 2
     assert pretended.asked == [] and not list((deployment.path / "runs").iterdir())
+
+
+def test_a_site_may_be_registered_later(deployment, tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, "failed").over.set()
+    three = config(tmp_path, federation={"clients": 3, "clients_per_round": 3, "min_updates": 2})
+    assert main(["deploy", "submit", str(deployment.path), three]) == 1
+    assert "2 is not registered yet and missed in the rounds until then" in capsys.readouterr().out
+
+
+def test_an_error_names_the_command_of_a_deployment(deployment, tmp_path, monkeypatch, capsys):
+    run = deployment.path / "runs" / "tiny-1"
+    pretend(monkeypatch, "failed", f"too few updates; `fcit resume {run}` tries again").over.set()
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"`fcit deploy submit {deployment.path} --resume {run}` tries again" in shown
+    assert "fcit resume" not in shown
+
+
+def test_a_full_disk_does_not_keep_a_run_from_being_followed(deployment, tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, "failed", "no disk").over.set()
+    full = DiskFull("runs.json: cannot be written: No space left on device")
+
+    def remember(self, kind, values):
+        raise full
+
+    monkeypatch.setattr(Deployment, "remember", remember)
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "run 7 was started, but cannot be remembered" in shown
+    assert "the run failed: no disk" in shown
+
+
+def test_the_time_left_is_estimated_by_the_events_not_by_when_they_are_shown(deployment, tmp_path, monkeypatch, capsys):
+    """Ten rounds of a minute each have passed when the run is looked at: ten more take ten minutes."""
+    pretend(monkeypatch, "failed").over.set()
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    began = time.time() - 600
+    rounds = {"stage": 0, "clients": [0, 1], "loss": {"0/0": 1.0}, "up": 0, "down": 0}
+    events = [{"time": began, "event": "start", "stages": 1, "rounds": 19, "done": [0, 0]}]
+    events += [{"time": began + 60 * (n + 1), "event": "round", "round": n, **rounds} for n in range(10)]
+    folder.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    deployment.remember("runs", {"7": str(folder.path)})
+    main(["deploy", "follow", str(deployment.path)])
+    last = [line for line in capsys.readouterr().out.splitlines() if "round 10/19" in line]
+    assert last[0].endswith("10.0 min left")
+    assert "clients 0 loss" in last[0]  # client 1 was sampled and sent nothing
 
 
 def test_one_run_at_a_time(deployment, tmp_path, monkeypatch, capsys):
@@ -214,3 +261,27 @@ def test_changed_code_is_refused_before_anything_is_sent(deployment, tmp_path, m
     assert main([*command, "--accept-changed-data"]) == 0
     assert len(read_json(folder.environment)["data_changes"]) == 1
     assert any(a[0] == "run" for a in pretended.asked)
+
+
+def test_register_goes_on_past_a_key_that_is_refused(deployment, monkeypatch, capsys):
+    deployment.remember("nodes", {})
+
+    def flwr(deployment, *words, settings=(), steps=None):
+        if words[-1] == "0":
+            raise DeployError("flwr supernode register: the public key is already in use")
+        return {"node-id": "12"}
+
+    monkeypatch.setattr("fcit.deploy.control.flwr", flwr)
+    assert main(["deploy", "register", str(deployment.path)]) == 1
+    assert deployment.remembered("nodes") == {"1": "12"}
+    said = capsys.readouterr().err
+    assert "not registered: site 0: flwr supernode register: the public key is already in use" in said
+    assert f"`fcit deploy add {deployment.path} 0`" in said
+
+
+def test_status_cuts_no_folder(deployment, monkeypatch, capsys):
+    long = str(deployment.path / "runs" / ("a-long-name" * 12))
+    deployment.remember("runs", {"5": long})
+    pretend(monkeypatch, "failed").going.append("5")
+    assert main(["deploy", "status", str(deployment.path)]) == 0
+    assert f"run 5  running  {long}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A federation of separate processes with TLS, keys and a door; its SuperLink is killed on the way.
+"""A federation of separate processes with TLS, keys and a door; SuperLink and SuperExec are killed on the way.
 
 What comes out equals the simulation with the same seed, bit for bit.
 """
@@ -140,13 +140,14 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
 
         wait(lambda: first.poll() is not None or one_stage_is_done(), lambda: told(deployment))
         assert first.poll() is None, (tmp_path / "submit.log").read_text() + told(deployment)
-        os.kill(sorted(up.children())[0], signal.SIGKILL)  # the SuperLink
-        assert up.process.wait(LONG) == 1
-        up = Up(deployment)
-        assert first.wait(LONG) == 1
-        assert "failed" in (tmp_path / "submit.log").read_text()
+        superlink, superexec = sorted(up.children())[:2]
+        os.kill(superlink, signal.SIGKILL)  # the run outlives it
+        wait(lambda: events.read_text().count('"event": "round"') == 2, lambda: told(deployment))
+        os.kill(superexec, signal.SIGKILL)  # and with it the run, which is resumed
+        wait(lambda: "goes on from its last checkpoint" in up.log.read_text(), lambda: told(deployment))
+        assert first.wait(LONG) == 75, (tmp_path / "submit.log").read_text() + told(deployment)
 
-        code, out, err = fcit("deploy", "submit", deployment.path, "--resume", run)
+        code, out, err = fcit("deploy", "follow", deployment.path)
         assert code == 0, out + err + told(deployment)
         assert "stage 2 scores" in out and f"report:     {run / 'report.html'}" in out
         assert (run / "report.html").is_file()

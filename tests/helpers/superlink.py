@@ -212,9 +212,9 @@ class Site:
         return int(re.findall(rf"the {name} runs as process (\d+)", self.log("start"))[-1])
 
 
-def answers(port: int) -> bool:
+def answers(port: int, host: str = "127.0.0.1") -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
         return True
     except OSError:
         return False

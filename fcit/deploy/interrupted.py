@@ -1,0 +1,58 @@
+"""A run that ended with the process that carried it: found when `fcit deploy up` starts, and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fcit.deploy import app
+from fcit.deploy.control import flwr, runs, start
+from fcit.deploy.deployment import Deployment
+from fcit.deploy.steps import DeployError, Steps
+from fcit.runs.folder import RunDir
+
+#: What Flower (1.41 and 1.42) says of a run whose process ended without a word, and of one whose process had only time
+#: to say that it ends. A run that failed by itself has its own reason.
+_WITHOUT_A_REASON = ("No heartbeat received from the task", "Task failed with unknown error.")
+
+
+def go_on(deployment: Deployment, steps: Steps) -> None:
+    """Submit the last run again if it was going on when its process ended; it resumes from its checkpoint.
+
+    Runs that have finished, were stopped, or have failed for a reason are left alone. What cannot be done is said.
+    """
+    try:
+        _go_on(deployment, steps)
+    except DeployError as error:
+        steps.say(f"the run that was going on is not resumed: {error}")
+
+
+def _go_on(deployment: Deployment, steps: Steps) -> None:
+    known = deployment.remembered("runs")
+    if not known:
+        return
+    number, folder = list(known.items())[-1]
+    if not Path(folder).is_dir() or RunDir(Path(folder)).results.is_file():
+        return
+    run = next((run for run in runs(deployment) if str(run["run-id"]) == number), None)
+    if run is None or not _interrupted(run):
+        return
+    if app.differs(deployment):
+        steps.say(
+            f"run {number} was interrupted and is not resumed, as fcit was updated meanwhile: `fcit deploy update "
+            f"{deployment.path}`, then `fcit deploy submit {deployment.path} --resume {folder}`"
+        )
+        return
+    if not str(run["status"]).startswith("finished"):
+        flwr(deployment, "stop", number)
+    submitted = start(deployment, Path(folder))
+    steps.say(
+        f"run {number} was interrupted; it goes on from its last checkpoint as run {submitted}: "
+        f"`fcit deploy follow {deployment.path}`"
+    )
+
+
+def _interrupted(run: dict[str, Any]) -> bool:
+    if str(run["status"]) == "finished:failed":
+        return any(words in str(run.get("status-details")) for words in _WITHOUT_A_REASON)
+    return str(run["status"]) in ("starting", "running")

@@ -1,0 +1,82 @@
+"""Which runs `fcit deploy up` goes on with, with a SuperLink that only pretends."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcit.deploy import control, interrupted
+from fcit.deploy.deployment import Deployment
+from fcit.deploy.steps import DeployError, Steps
+from fcit.runs.folder import RunDir
+from tests.deploy.conftest import plan
+
+
+@pytest.fixture
+def deployment(tmp_path, monkeypatch) -> Deployment:
+    """One run was submitted, as number 5; the app is the installed one."""
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump({}), {})
+    deployment = plan(tmp_path / "dir")
+    deployment.home.mkdir(parents=True)
+    deployment.remember("runs", {"5": str(folder.path)})
+    monkeypatch.setattr("fcit.deploy.interrupted.app.differs", lambda deployment: [])
+    return deployment
+
+
+class Pretended:
+    """Answers `flwr` commands; the run that it knows is in this state."""
+
+    def __init__(self, monkeypatch, status: str, details: str = "") -> None:
+        self.run = {"run-id": "5", "status": status, "status-details": details}
+        self.commands: list[str] = []
+        for module in (control, interrupted):
+            monkeypatch.setattr(module, "flwr", self)
+
+    def __call__(self, deployment, *words, settings=(), steps=None):
+        self.commands.append(words[0])
+        return {"ls": {"runs": [self.run]}, "run": {"run-id": "6"}}.get(words[0], {})
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "commands"),
+    [
+        ("running", "", ["ls", "stop", "run"]),
+        ("finished:failed", "No heartbeat received from the task", ["ls", "run"]),
+        ("finished:failed", "ServerApp failed with exception: 1 usable updates, 2 needed", ["ls"]),
+        ("finished:stopped", "", ["ls"]),
+        ("finished:completed", "", ["ls"]),
+        ("pending", "", ["ls"]),  # the SuperExec will take it
+    ],
+)
+def test_only_a_run_that_was_cut_off_goes_on(deployment, monkeypatch, capsys, status, details, commands):
+    pretended = Pretended(monkeypatch, status, details)
+    interrupted.go_on(deployment, Steps())
+    assert pretended.commands == commands
+    assert ("6" in deployment.remembered("runs")) == ("run" in commands)
+    assert ("it goes on from its last checkpoint as run 6" in capsys.readouterr().out) == ("run" in commands)
+
+
+def test_nothing_is_asked_without_a_run_or_after_its_end(deployment, monkeypatch):
+    pretended = Pretended(monkeypatch, "running")
+    folder = RunDir.open(Path(deployment.remembered("runs")["5"]))
+    folder.results.write_text("{}")
+    interrupted.go_on(deployment, Steps())
+    deployment.remember("runs", {})
+    interrupted.go_on(deployment, Steps())
+    assert pretended.commands == []
+
+
+def test_with_another_app_it_says_what_to_do(deployment, monkeypatch, capsys):
+    Pretended(monkeypatch, "running")
+    monkeypatch.setattr("fcit.deploy.interrupted.app.differs", lambda deployment: ["server/loop.py"])
+    interrupted.go_on(deployment, Steps())
+    assert f"`fcit deploy update {deployment.path}`, then `fcit deploy submit" in capsys.readouterr().out
+
+
+def test_what_cannot_be_done_is_said(deployment, monkeypatch, capsys):
+    def away(*arguments, **options):
+        raise DeployError("the SuperLink does not answer")
+
+    monkeypatch.setattr("fcit.deploy.control.flwr", away)
+    interrupted.go_on(deployment, Steps())
+    assert "is not resumed: the SuperLink does not answer" in capsys.readouterr().out

@@ -1,0 +1,387 @@
+"""Five sites under accidents: ``python -m tests.evidence.sites_soak [--minutes 60]`` (part of ``make evidence``).
+
+A deployment with five sites. Every half minute or so something happens to one of them or to the operator: SIGKILL or
+SIGSTOP to SuperNode or executor, SIGKILL to the whole site, to SuperLink or SuperExec, `deploy stop` and a resume; with
+root and `ip netns` a site's packets are dropped for a while; a site's clock is 20 s ahead for a while.
+
+In the first half a round waits for all five: the result must equal `fcit run` bit for bit. In the second one two are
+enough: no site may stay away for more than two rounds after it could be back. Both: every update that was accepted is
+used. Written down: what happened, absences, memory and disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from clients.site.supervisor import STATE
+from fcit.deploy import control
+from fcit.deploy.deployment import Deployment
+from fcit.deploy.init import init
+from fcit.deploy.steps import DeployError, Steps
+from fcit.deploy.watched import read_state
+from fcit.errors import RunError
+from fcit.io.files import read_json
+from fcit.runs.folder import RunDir
+from tests.deploy.conftest import FCIT, Up, free_port
+from tests.e2e.test_deployment import BENCHMARK, CONFIG, data
+from tests.evidence import netns
+from tests.helpers.runs import bits
+
+RESULT = Path(__file__).parent / "results" / "sites_soak.json"
+SITES, SEED, PAUSE = 5, 7, (20.0, 50.0)  # seconds between two accidents
+OUTAGE, SKEW = (5.0, 40.0), 20.0  # seconds: that packets are dropped for; that a clock is ahead
+ROUND = 45.0  # seconds that a round is taken to last when the number of rounds is chosen
+SAMPLE = 20.0  # seconds between two looks at memory and disk
+AT_A_SITE = ("kill SuperNode", "kill executor", "stop SuperNode", "stop executor", "kill site", "clock", "drop packets")
+AT_THE_OPERATOR = ("kill SuperLink", "kill SuperExec", "deploy stop")
+
+#: Imported by every Python of a site: Flower's clock is ahead by what stands in a file.
+SKEWED = """\
+import importlib.util, os, sys
+from datetime import timedelta
+from pathlib import Path
+
+class Skewing:
+    def find_spec(self, name, path=None, target=None):
+        if name != "flwr.supercore.date":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            right = module.now
+            module.now = lambda: right() + timedelta(seconds=float(Path(os.environ["SOAK_SKEW"]).read_text()))
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Skewing())
+"""
+
+
+class Site:
+    """One site, as its service manager runs it."""
+
+    def __init__(self, deployment: Deployment, number: int, common: Path, net: netns.Network | None) -> None:
+        self.number, self.folder, self.net = number, deployment.site(str(number)), net
+        self.file, self.skew = self.folder / "SITE.yaml", self.folder / "skew"
+        address = f"127.0.0.{number + 2}"
+        text = self.file.read_text().replace("data_root: data ", f"data_root: {common / 'data'} ")
+        inner = f"address: {address}\nport: {free_port(address)}\n"
+        self.file.write_text(f"{text}\n{inner}benchmark: {common / 'two-tasks.yaml'}\nthreads: 1\n")
+        self.skew.write_text("0")
+        (self.folder / "python").mkdir()
+        (self.folder / "python" / "sitecustomize.py").write_text(SKEWED)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; when it runs already, nothing is done."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        paths = [str(self.folder / "python"), os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "SOAK_SKEW": str(self.skew), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        env.pop("FCIT_CACHE", None)
+        before = [] if self.net is None else self.net.inside(self.number)
+        with (self.folder / "out.txt").open("a") as out:
+            command = [*before, str(FCIT), "client", "start", str(self.file)]
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=env)
+
+    def child(self, name: str) -> int | None:
+        """Process id of the SuperNode or the executor, if it runs."""
+        try:
+            state = read_state(self.folder / "home" / STATE)
+        except RunError:
+            return None
+        processes = [] if state is None else state["processes"]
+        return next((one["pid"] for one in processes if one["name"] == name), None)
+
+    def memory(self) -> float:
+        """MB of all its processes."""
+        return 0.0 if self.process is None else _memory(self.process.pid)
+
+    def stop(self) -> None:
+        """End it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
+            self.process.kill()
+
+
+def _memory(pid: int) -> float:
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for process in (me := psutil.Process(pid), *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+    return round(total / 1e6, 1)
+
+
+def _size(folder: Path) -> float:
+    """MB of all files below a folder."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            total += file.lstat().st_size if file.is_file() else 0
+    return round(total / 1e6, 2)
+
+
+class Soak:
+    """The deployment, its sites, and what happens to them."""
+
+    def __init__(self, folder: Path, common: Path, net: netns.Network | None) -> None:
+        host = "127.0.0.1" if net is None else netns.DOOR
+        self.deployment = Deployment.plan(folder / "dir", host, free_port(host), None, free_port())
+        init(self.deployment, SITES, Steps())
+        self.sites = [Site(self.deployment, n, common, net) for n in range(SITES)]
+        self.net, self.folder, self.random = net, folder, random.Random(SEED)
+        self.accidents: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.accepted: set[tuple[Path, int, int, int]] = set()
+        self.resumes = 0
+        self._mend: list[tuple[float, Any]] = []
+        self._next, self._sampled = 0.0, 0.0
+        self._submitted: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Soak:
+        self.up = Up(self.deployment)
+        control.register(self.deployment, [], Steps())
+        for site in self.sites:
+            site.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for site in self.sites:
+            site.stop()
+        self.up.stop()
+        if self._submitted is not None:
+            self._submitted.kill()
+
+    def submit(self, *words: str | Path) -> None:
+        """`fcit deploy submit`, not waited for."""
+        with (self.folder / "submit.log").open("a") as log:
+            command = [str(FCIT), "deploy", "submit", str(self.deployment.path), *map(str, words)]
+            self._submitted = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def run(self, config: Path, seconds: float, whole: bool) -> Path:
+        """A run under accidents until it is over, or until its time is; ``whole`` lets it end in peace then."""
+        self.submit(config)
+        run = self.deployment.path / "runs" / f"{yaml.safe_load(config.read_text())['name']}-1"
+        begin = looked = time.monotonic()
+        self._next = begin + PAUSE[0]
+        while not (run / "results.json").is_file():
+            now = time.monotonic()
+            if now - begin > (4 if whole else 1) * seconds + 600.0 * whole:
+                break
+            if now - begin < seconds:
+                self._accident(run)
+            self._look(run)
+            for due, mend in [m for m in self._mend if m[0] <= now]:
+                self._mend.remove((due, mend))
+                mend()
+            for site in self.sites:
+                site.start()  # as its service manager does
+            if self._submitted is not None and self._submitted.poll() is not None and now - looked > 30.0:
+                looked = now
+                self._resume_if_nothing_runs(run)
+            time.sleep(0.5)
+        for _, mend in self._mend:
+            mend()
+        self._mend.clear()
+        if not (run / "results.json").is_file():
+            with suppress(Exception):
+                control.stop(self.deployment, None, Steps())
+        self._look(run)
+        return run
+
+    def _resume_if_nothing_runs(self, run: Path) -> None:
+        try:
+            running = control.unfinished(self.deployment)
+        except DeployError:
+            return  # the SuperLink is on its way back
+        if not running and run.is_dir():
+            self.resumes += 1
+            self.submit("--resume", run)
+
+    def _accident(self, run: Path) -> None:
+        now = time.monotonic()
+        if now < self._next or not (run / "events.jsonl").is_file():
+            return
+        self._next = now + self.random.uniform(*PAUSE)
+        possible = [k for k in AT_A_SITE if k != "drop packets" or self.net is not None]
+        kind = self.random.choice([*possible, *AT_THE_OPERATOR])
+        site = self.sites[self.random.randrange(SITES)]
+        done = self._at_operator(kind) if kind in AT_THE_OPERATOR else self._at_site(kind, site)
+        if done:
+            number = None if kind in AT_THE_OPERATOR else site.number
+            self.accidents.append({"time": round(time.time(), 1), "kind": kind, "site": number})
+            print(self.accidents[-1], flush=True)
+
+    def _at_operator(self, kind: str) -> bool:
+        if kind == "deploy stop":
+            command = [str(FCIT), "deploy", "stop", str(self.deployment.path)]
+            return subprocess.run(command, capture_output=True).returncode == 0
+        state = read_state(self.deployment.path / control.PROCESSES)
+        processes = [] if state is None else state["processes"]
+        pid = next((one["pid"] for one in processes if one["name"] == kind.removeprefix("kill ")), None)
+        return pid is not None and _signalled(pid, signal.SIGKILL)
+
+    def _at_site(self, kind: str, site: Site) -> bool:
+        verb, _, name = kind.partition(" ")
+        if kind == "clock":
+            site.skew.write_text(str(SKEW))
+            self._mend.append((time.monotonic() + self.random.uniform(*OUTAGE), lambda: site.skew.write_text("0")))
+            return True
+        if kind == "drop packets" and self.net is not None:
+            net = self.net
+            net.cut(site.number, True)
+            mend = time.monotonic() + self.random.uniform(*OUTAGE)
+            self._mend.append((mend, lambda: net.cut(site.number, False)))
+            return True
+        pid = site.process.pid if name == "site" and site.process is not None else site.child(name)
+        return pid is not None and _signalled(pid, signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
+
+    def _look(self, run: Path) -> None:
+        """Note accepted updates; now and then memory and disk."""
+        for file in (run / "spill").glob("*.json"):
+            with suppress(OSError, RunError, KeyError, TypeError):
+                head = read_json(file)["update"]
+                self.accepted.add((run, head["stage"], head["round"], head["client"]))
+        if time.monotonic() - self._sampled < SAMPLE:
+            return
+        self._sampled = time.monotonic()
+        sizes = {name: _size(self.deployment.path / name) for name in ("superlink", "door")}
+        homes = max(_size(site.folder / "home" / "logs") for site in self.sites)
+        self.rows.append(
+            {
+                "time": round(time.time(), 1),
+                "operator_mb": _memory(self.up.process.pid),
+                "site_mb": max(site.memory() for site in self.sites),
+                "superlink_disk_mb": sizes["superlink"],
+                "door_disk_mb": sizes["door"],
+                "site_logs_mb": homes,
+            }
+        )
+
+    def lost(self) -> list[tuple[str, int, int, int]]:
+        """Updates that were accepted and are not among those of their round, which is over."""
+        missing = []
+        for run in {run for run, *_ in self.accepted}:
+            used = {
+                (e["stage"], e["round"]): _contributors(e) for e in RunDir(run).read_events() if e["event"] == "round"
+            }
+            missing += [
+                (run.name, stage, round_, client)
+                for its_run, stage, round_, client in sorted(self.accepted)
+                if its_run == run and (stage, round_) in used and client not in used[stage, round_]
+            ]
+        return missing
+
+
+def _signalled(pid: int, number: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
+
+
+def _contributors(event: dict[str, Any]) -> set[int]:
+    return {int(name.partition("/")[0]) for name in event["loss"]}
+
+
+def absences(run: Path) -> dict[str, Any]:
+    """The most rounds in a row that each site missed."""
+    rounds = [_contributors(e) for e in RunDir(run).read_events() if e["event"] == "round"]
+    longest = {}
+    for site in range(SITES):
+        gone = most = 0
+        for members in rounds:
+            gone = 0 if site in members else gone + 1
+            most = max(most, gone)
+        longest[site] = most
+    return {"rounds": len(rounds), "longest_by_site": longest, "longest": max(longest.values())}
+
+
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median of the last quarter beyond that of the second one."""
+    quarter = len(rows) // 4
+    if quarter == 0:
+        return {}
+    names = [name for name in rows[0] if name != "time"]
+    last = {n: statistics.median(r[n] for r in rows[-quarter:]) for n in names}
+    second = {n: statistics.median(r[n] for r in rows[quarter : 2 * quarter]) for n in names}
+    return {n: round(last[n] - second[n], 2) for n in names}
+
+
+def configured(common: Path, name: str, rounds: int, **federation: Any) -> Path:
+    """A configuration with rounds in each of two stages."""
+    raw = {**CONFIG, "name": name, "setting": "homogeneous"}
+    raw["federation"] = {**CONFIG["federation"], "clients": SITES, "clients_per_round": SITES, "rounds": rounds}
+    raw["federation"] |= federation
+    path = common / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--dry", action="store_true", help="write nothing into results/")
+    args = parser.parse_args()
+    half = 30.0 * args.minutes
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder, common = Path(place), Path(place) / "common"
+        common.mkdir()
+        data(common / "data")
+        benchmark = {key: value for key, value in BENCHMARK.items() if key != "heterogeneous"}
+        (common / "two-tasks.yaml").write_text(yaml.safe_dump(benchmark))
+        net = stack.enter_context(netns.network(SITES)) if netns.available() else None
+        rounds = max(1, int(half / ROUND / 2))
+        together = configured(common, "together", rounds, min_updates=SITES)
+        apart = configured(common, "apart", 10_000, min_updates=2, timeout=60)
+        with Soak(folder, common, net) as soak:
+            first = soak.run(together, half, whole=True)
+            second = soak.run(apart, half, whole=False)
+            finished = (first / "results.json").is_file()
+            command = [str(FCIT), "run", str(together), f"output={folder / 'simulated'}"]
+            subprocess.run(command, check=True, capture_output=True)
+            found = {
+                "minutes": args.minutes,
+                "packets_dropped": "whole links cut" if net is not None else "not tried: needs root and ip netns",
+                "clock": "Flower's own clock of a site shifted by a sitecustomize",
+                "accidents": dict(Counter(accident["kind"] for accident in soak.accidents)),
+                "resumed_by_hand": soak.resumes,
+                "accepted_updates_seen": len(soak.accepted),
+                "accepted_updates_lost": soak.lost(),
+                "together": {"finished": finished, **absences(first)},
+                "same_bits_as_simulation": finished and bits(first) == bits(folder / "simulated" / "together-1"),
+                "apart": absences(second),
+                "growth_last_against_second_quarter": growth(soak.rows),
+                "rows": soak.rows,
+                "happened": soak.accidents,
+            }
+    print(json.dumps({key: value for key, value in found.items() if key not in ("rows", "happened")}, indent=1))
+    if not args.dry:
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    good = not found["accepted_updates_lost"] and found["same_bits_as_simulation"] and found["apart"]["longest"] <= 2
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
