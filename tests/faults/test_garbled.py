@@ -86,7 +86,8 @@ def no_json(reply: Message, objects: Objects) -> None:
 
 
 def no_record(reply: Message, objects: Objects) -> None:
-    objects[reply.content["head"].object_id] = objects[reply.content["tensors"]["total"].object_id]
+    (array,) = reply.content["tensors"].values()
+    objects[reply.content["head"].object_id] = objects[array.object_id]
 
 
 def missing_object(reply: Message, objects: Objects) -> None:
