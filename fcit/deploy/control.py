@@ -46,7 +46,7 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
     """Make sites' public keys known to the SuperLink, each under its site's name; default: all that are not yet.
 
     Raises:
-        ConfigError: no key of that name, or a file that holds none.
+        ConfigError: no key of that name.
     """
     known = deployment.sites()
     unknown = [name for name in names if name not in known]
@@ -56,9 +56,8 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
             f"(there are: {', '.join(known)}); "
             f"`fcit deploy add {deployment.path} {' '.join(unknown)}` makes one"
         )
-    problems = door.admit(deployment, steps)
-    if problems:
-        raise ConfigError(problems, "fcit deploy register")
+    for problem in door.admit(deployment, steps):
+        steps.say(problem)
     nodes = deployment.remembered("nodes")
     for name in names or known:
         if name in nodes:

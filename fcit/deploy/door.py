@@ -121,9 +121,13 @@ def admit(deployment: Deployment, steps: Steps) -> list[str]:
     Flower decides which of them are registered. A door that is up reads a list that has changed at once.
 
     Returns:
-        a sentence for each key that cannot be read; it is left out.
+        a sentence for each file that is not a site's key; it is left out.
     """
-    lines, problems = [], []
+    lines = []
+    problems = [
+        f"{file}: a site's key is named after its client number (0.pub, 1.pub, ...); rename it or move it away"
+        for file in deployment.strays()
+    ]
     for name in deployment.sites():
         try:
             lines.append(f'"{identity(deployment.public_key(name))}" {name};\n')
