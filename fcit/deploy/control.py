@@ -59,7 +59,7 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
 
     Raises:
         ConfigError: no key of that name.
-        DeployError: files hold no key, or keys were refused.
+        DeployError: keys were refused.
     """
     known = deployment.sites()
     unknown = [name for name in names if name not in known]
@@ -69,9 +69,10 @@ def register(deployment: Deployment, names: list[str], steps: Steps) -> None:
             f"(there are: {', '.join(known)}); "
             f"`fcit deploy add {deployment.path} {' '.join(unknown)}` makes one"
         )
-    nodes, unreadable = deployment.remembered("nodes"), door.admit(deployment, steps)
-    refused = {name: unreadable[name] for name in names or known if name in unreadable}
-    for name in [name for name in names or known if name not in refused]:
+    for problem in door.admit(deployment, steps):
+        steps.say(problem)
+    nodes, refused = deployment.remembered("nodes"), dict[str, str]()
+    for name in names or known:
         if name in nodes:
             steps.say(f"site {name} is registered already")
             continue

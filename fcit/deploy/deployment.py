@@ -153,17 +153,15 @@ class Deployment:
         return self.path / "sites" / name
 
     def sites(self) -> list[str]:
-        """Names of all sites a key exists of, in order.
+        """Names of all sites a key exists of, in order."""
+        return sorted((file.stem for file in self._keys() if is_site_name(file.stem)), key=int)
 
-        Raises:
-            ConfigError: a key is not named after a client number.
-        """
-        files = sorted((self.home / "keys").glob("*.pub"))
-        wrong = [file for file in files if not is_site_name(file.stem)]
-        if wrong:
-            named = "a site's key is named after its client number (0.pub, 1.pub, ...); rename it or move it away"
-            raise ConfigError([f"{file}: {named}" for file in wrong])
-        return sorted((file.stem for file in files), key=int)
+    def strays(self) -> list[Path]:
+        """Files among the sites' keys that are not named after a client number."""
+        return [file for file in self._keys() if not is_site_name(file.stem)]
+
+    def _keys(self) -> list[Path]:
+        return sorted((self.home / "keys").glob("*.pub"))
 
     def remembered(self, kind: str) -> dict[str, str]:
         """The operator's ``nodes`` (site to node id) or ``runs`` (Flower's run id to run folder)."""

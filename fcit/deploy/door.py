@@ -115,20 +115,24 @@ def identity(key: Path) -> str:
     return base64.b64encode(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
 
 
-def admit(deployment: Deployment, steps: Steps) -> dict[str, str]:
+def admit(deployment: Deployment, steps: Steps) -> list[str]:
     """Write the list of keys that the door lets in, those of all sites that the operator has a public key of.
 
     Flower decides which of them are registered. A door that is up reads a list that has changed at once.
 
     Returns:
-        by site, a sentence for each key that cannot be read; it is left out.
+        a sentence for each file that is not a site's key; it is left out.
     """
-    lines, problems = [], {}
+    lines = []
+    problems = [
+        f"{file}: a site's key is named after its client number (0.pub, 1.pub, ...); rename it or move it away"
+        for file in deployment.strays()
+    ]
     for name in deployment.sites():
         try:
             lines.append(f'"{identity(deployment.public_key(name))}" {name};\n')
         except ConfigError as error:
-            problems[name] = str(error)
+            problems.append(str(error))
     file, text = _admitted(deployment), "".join(lines)
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         steps.write(file, text)

@@ -121,8 +121,8 @@ def up(deployment: Deployment, steps: Steps) -> int:
         steps.say("$ " + shlex.join(command))
     if steps.dry:
         return EXIT_OK
-    for problem in door.admit(deployment, steps).values():
-        steps.say(f"{problem}; this site is not let in")
+    for problem in door.admit(deployment, steps):
+        steps.say(f"not let in: {problem}")
     _check_free(deployment.bind, deployment.port)
     _check_free("127.0.0.1", deployment.superlink_port)
     database.shrink(database_file(deployment), steps)

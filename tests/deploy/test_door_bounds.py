@@ -8,16 +8,19 @@ import ssl
 import subprocess
 import threading
 
+import numpy as np
 import pytest
 from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from clients.site import supervisor
 from fcit.cli import main
-from fcit.deploy import certificates, door
+from fcit.deploy import certificates, control, door
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
 from fcit.errors import ConfigError
-from fcit.federation import codec
+from fcit.federation import codec, packing
+from fcit.federation.messages import Answers
 from tests.deploy.conftest import plan, signed
 from tests.helpers.cases import check_each
 from tests.helpers.waiting import LONG, wait
@@ -261,7 +264,7 @@ def own(tmp_path):
 
 def test_a_key_that_is_none_is_left_out_and_named(own):
     own.public_key("1").write_text("ecdsa-sha2-nistp384 nonsense\n")
-    (problem,) = door.admit(own, Steps()).values()
+    (problem,) = door.admit(own, Steps())
     assert problem.startswith(f"{own.public_key('1')}: not an OpenSSH public key")
     assert door.identity(own.public_key("0")) in own.nginx.with_name("sites.map").read_text()
 
@@ -273,9 +276,26 @@ def test_a_key_of_another_kind_is_named(own, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bob", "01", "-1", "1.old", ""])
-def test_a_key_with_another_name_is_a_sentence(own, name):
-    file = own.public_key(name)
-    file.write_text("x")
-    with pytest.raises(ConfigError, match="named after its client number"):
-        own.sites()
-    assert main(["deploy", "register", str(own.path)]) == 2
+def test_a_key_with_another_name_is_left_out_and_named(own, name):
+    own.public_key(name).write_text("x")
+    assert own.sites() == ["0", "1"]
+    (problem,) = door.admit(own, Steps())
+    assert problem.startswith(f"{own.public_key(name)}: a site's key is named after its client number")
+
+
+def test_register_goes_on_past_what_is_no_key(own, monkeypatch, capsys):
+    own.public_key("bob").write_text("x")
+    monkeypatch.setattr(control, "flwr", lambda *words, **more: {"node-id": len(words)})
+    assert main(["deploy", "register", str(own.path)]) == 0
+    out = capsys.readouterr().out
+    assert "bob.pub: a site's key is named after its client number" in out
+    assert own.remembered("nodes").keys() == {"0", "1"}
+
+
+def test_the_list_of_objects_has_room_for_900(monkeypatch):
+    monkeypatch.setattr(packing, "PIECE", 1)
+    tensors = {f"t{n}": np.array([n], np.float32) for n in range(450)}
+    content = codec.encode(Answers(dataset="d", first=0, texts=[], seconds=0.0, tensors=tensors))
+    objects = get_all_nested_objects(content)
+    assert len(objects) == 2 * 450 + 3
+    assert get_object_tree(content).ByteSize() < 64 * 2**10 - 1000
