@@ -43,9 +43,9 @@ def _go_on(deployment: Deployment, steps: Steps) -> None:
             f"{deployment.path}`, then `fcit deploy submit {deployment.path} --resume {folder}`"
         )
         return
-    if not str(run["status"]).startswith("finished"):
-        flwr(deployment, "stop", number)
     submitted = start(deployment, Path(folder))
+    if not str(run["status"]).startswith("finished"):
+        flwr(deployment, "stop", number)  # last: whoever follows it finds the new one
     steps.say(
         f"run {number} was interrupted; it goes on from its last checkpoint as run {submitted}: "
         f"`fcit deploy follow {deployment.path}`"

@@ -149,6 +149,10 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
             )
             return EXIT_INTERRUPTED
     code = _CODES.get(status, EXIT_FAILED)
+    next_number = _next(deployment, number, run)
+    if code != EXIT_OK and next_number is not None:
+        screen.print(f"\nthe run was interrupted and goes on as run {next_number} of the SuperLink", highlight=False)
+        return _follow(deployment, next_number, run, shown.time + 0.001)
     if code == EXIT_OK:
         done = Run(run)
         try:
@@ -170,6 +174,13 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
             highlight=False,
         )
     return code
+
+
+def _next(deployment: Deployment, number: str, run: Path) -> str | None:
+    """The number by which a run that was interrupted goes on, if `fcit deploy up` has resumed it."""
+    folders = deployment.remembered("runs")
+    numbers = [other for other, folder in folders.items() if folder == str(run)]
+    return numbers[-1] if number in numbers[:-1] else None
 
 
 class _Shown:

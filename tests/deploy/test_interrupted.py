@@ -40,7 +40,7 @@ class Pretended:
 @pytest.mark.parametrize(
     ("status", "details", "commands"),
     [
-        ("running", "", ["ls", "stop", "run"]),
+        ("running", "", ["ls", "run", "stop"]),
         ("finished:failed", "No heartbeat received from the task", ["ls", "run"]),
         ("finished:failed", "ServerApp failed with exception: 1 usable updates, 2 needed", ["ls"]),
         ("finished:stopped", "", ["ls"]),

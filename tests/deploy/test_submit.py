@@ -154,6 +154,23 @@ def test_a_site_may_be_registered_later(deployment, tmp_path, monkeypatch, capsy
     assert "2 is not registered yet and missed in the rounds until then" in capsys.readouterr().out
 
 
+def test_a_run_that_is_resumed_meanwhile_is_followed_on(deployment, tmp_path, monkeypatch, capsys):
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    deployment.remember("runs", {"7": str(folder.path), "8": str(folder.path)})
+    states = {"7": ("stopped", "N/A"), "8": ("failed", "no disk")}
+
+    def flwr(deployment, *words, settings=(), steps=None):
+        end, details = states[settings[-1]]
+        return {"runs": [{"run-id": settings[-1], "status": f"finished:{end}", "status-details": details}]}
+
+    monkeypatch.setattr("fcit.deploy.submit.flwr", flwr)
+    assert main(["deploy", "follow", str(deployment.path), "7"]) == 1
+    shown = capsys.readouterr().out
+    assert "the run was interrupted and goes on as run 8 of the SuperLink" in shown
+    assert "the run failed: no disk" in shown
+    assert "stopped" not in shown
+
+
 def test_an_error_names_the_command_of_a_deployment(deployment, tmp_path, monkeypatch, capsys):
     run = deployment.path / "runs" / "tiny-1"
     pretend(monkeypatch, "failed", f"too few updates; `fcit resume {run}` tries again").over.set()
