@@ -210,7 +210,7 @@ class Courier:
         try:
             yield from self.replies(messages, seconds)
         finally:
-            self.forget(messages)
+            self.forget(messages, overdue=True)
 
     def post(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
         """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`."""
@@ -237,9 +237,13 @@ class Courier:
             if arrival is not None:
                 yield from self._answers(arrival, waiting)
 
-    def forget(self, messages: Sequence[Message]) -> None:
-        """Do not look for replies to these messages any more."""
-        self._inbox.forget({message.metadata.message_id for message in messages})
+    def forget(self, messages: Sequence[Message], overdue: bool = False) -> None:
+        """Do not look for replies to these messages any more.
+
+        Args:
+            overdue: whether an event tells of one that is on its way, when it has come.
+        """
+        self._inbox.forget({message.metadata.message_id for message in messages}, overdue)
 
     def close(self) -> None:
         """Look for no replies any more."""

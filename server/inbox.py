@@ -40,6 +40,8 @@ class Inbox:
         self._open: dict[int, list[str]] = {}  # by node, the orders whose replies are looked for, oldest first
         self._threads: dict[int, threading.Thread] = {}
         self._arrivals: dict[str, Arrival] = {}
+        self._pulling: dict[int, str] = {}  # by node, the order whose reply is being pulled
+        self._overdue: set[str] = set()  # of those, the ones that are told of when they have come
         self._late: list[int] = []
         self._end: BaseException | None = None
 
@@ -69,13 +71,19 @@ class Inbox:
             order = next((order for order in self._arrivals if order in orders), None)
             return None if order is None else self._arrivals.pop(order)
 
-    def forget(self, orders: Collection[str]) -> None:
-        """Look for the replies to these orders no longer; one that is on its way is late when it has come."""
+    def forget(self, orders: Collection[str], overdue: bool) -> None:
+        """Look for the replies to these orders no longer.
+
+        Args:
+            overdue: whether the node of one that is being pulled is :meth:`late` when it has come.
+        """
         with self._news:
             for node, open_ in list(self._open.items()):
                 self._open[node] = [order for order in open_ if order not in orders]
             for order in orders:
                 self._arrivals.pop(order, None)
+            if overdue:
+                self._overdue |= {order for order in self._pulling.values() if order in orders}
 
     def close(self) -> None:
         """Look for no replies any more."""
@@ -84,7 +92,7 @@ class Inbox:
             self._arrivals.clear()
 
     def late(self) -> list[int]:
-        """Nodes of which a reply has come that is not looked for any more, once each time; the reply is dropped."""
+        """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
         with self._news:
             nodes, self._late = self._late, []
         return nodes
@@ -111,26 +119,29 @@ class Inbox:
 
     def _look(self, node: int, order: str) -> bool:
         """Pull the reply to an order; whether there was one."""
+        with self._news:
+            if order not in self._open.get(node, ()):
+                return False  # forgotten meanwhile
+            self._pulling[node] = order
         replies, problem = list[Message](), ""
         try:
             replies = list(self._grid.pull_messages([order]))
         except httpx.HTTPError:
-            return False  # of the SuperLink, not of the reply: the next look may succeed
+            pass  # of the SuperLink, not of the reply: the next look may succeed
         except Exception as error:  # noqa: BLE001  (what Flower raises for a reply that it cannot put together)
             problem = f"{type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  (a run that has ended: raised where the loop waits)
             with self._news:
                 self._end = error
                 self._open.pop(node, None)
-                self._news.notify_all()
-            return False
-        if not replies and not problem:
-            return False
+        came = bool(replies or problem)
         with self._news:
-            if order in self._open.get(node, ()):
+            del self._pulling[node]
+            if came and order in self._open.get(node, ()):
                 self._open[node].remove(order)
                 self._arrivals[order] = Arrival(order, replies, problem)
-            else:
+            elif came and order in self._overdue:
                 self._late.append(node)
+            self._overdue.discard(order)
             self._news.notify_all()
-        return True
+        return came
