@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fcit.config import Federation
-from fcit.errors import CodecError, RunError
+from fcit.errors import RunError
 from fcit.federation import codec
 from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE
@@ -32,19 +32,6 @@ class Node(NamedTuple):
 
     id: int
     activated: str
-
-
-def _in_words(reason: str) -> str:
-    """A client's own words, as events, logs and the operator's terminal may show them.
-
-    A site sends one word of what went wrong; of an order that it could not read there is only one likely reason.
-    """
-    if reason.partition(" ")[0] != CodecError.code:
-        return printable(reason)
-    return (
-        f"{printable(reason)}: it could not read the order; its fcit is another version, whose wire format is not "
-        f"{codec.WIRE}. Update fcit there and pin the app that `fcit deploy update` prints"
-    )
 
 
 class Courier:
@@ -241,7 +228,8 @@ class Courier:
             self._refuse(source, f"another node answered for client {self.client(target)}")
             return None
         elif reply.has_error():
-            reply = Message(Error(code=reply.error.code, reason=_in_words(reply.error.reason)), reply_to=order)
+            # A client's own words, which events, logs and the operator's terminal will show.
+            reply = Message(Error(code=reply.error.code, reason=printable(reply.error.reason)), reply_to=order)
         del waiting[reply.metadata.reply_to_message_id]
         return reply
 

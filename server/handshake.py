@@ -6,6 +6,7 @@ from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError
 from fcit.federation import codec
 from fcit.federation.messages import Probe, ProbeOrder
+from fcit.io.console import printable
 from fcit.io.files import read_json, write_json
 from fcit.runs.folder import RunDir
 from server.courier import Courier, Node
@@ -35,11 +36,21 @@ def differences(first: int, ours: dict[str, str], client: int, theirs: dict[str,
     """One sentence per key in which a client is not like the first one, with both values."""
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     sentences = [
-        f"client {client}: {key[:80]} is {theirs.get(key, 'not there')[:80]!r}, "
+        f"client {client}: {printable(key[:80])} is {theirs.get(key, 'not there')[:80]!r}, "
         f"{ours.get(key, 'not there')[:80]!r} at client {first}"
         for key in keys[:_SHOWN]
     ]
     return sentences + ([f"client {client}: {len(keys) - _SHOWN} more differences"] if len(keys) > _SHOWN else [])
+
+
+def _explained(reason: str) -> str:
+    """A client's error, with what a site means by the one word it sends of an order it could not read."""
+    if reason.partition(" ")[0] != CodecError.code:
+        return short(reason)
+    return (
+        f"{short(reason)}: it could not read the order; its fcit is another version, whose wire format is not "
+        f"{codec.WIRE}. Update fcit there and pin the app that `fcit deploy update` prints"
+    )
 
 
 class Handshake:
@@ -100,7 +111,7 @@ class Handshake:
         for reply in self.courier.send("query.probe", orders, "probe", timeout):
             client = clients[reply.metadata.src_node_id]
             if reply.has_error():
-                problems.append(f"client {client}: {short(reply.error.reason)}")
+                problems.append(f"client {client}: {_explained(reply.error.reason)}")
                 continue
             try:
                 probes[client] = codec.decode(reply.content, Probe)

@@ -147,9 +147,9 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         assert code == 0, out + err + told(deployment)
         assert "stage 2 scores" in out and f"report:     {run / 'report.html'}" in out
         assert (run / "report.html").is_file()
+        assert stored(deployment) == 0
         code, out, err = fcit("client", "audit", deployment.site("1") / "SITE.yaml")
         assert code == 0, out + err
-        assert stored(deployment) == 0
     finally:
         for site in running:
             site.terminate()
