@@ -1,7 +1,7 @@
 """Whether it is really this site's SuperNode that answers on loopback, and not another user of the machine.
 
 Flower's SuperNode listens on a TCP port only (1.41 and 1.42 take no Unix socket), and any local user can take that
-port before it does. Whoever listens is asked for orders, and they are done with the site's data. So the kernel is
+port before it does. What listens there is asked for orders, and they are done with the site's data. So the kernel is
 asked whose socket it is, before each request and again when its answer has come.
 """
 

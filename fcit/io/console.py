@@ -16,7 +16,7 @@ SHOWN_FROM = 200  # files of which a progress bar is shown
 
 
 def printable(text: str) -> str:
-    """Text as it may be printed or logged, whoever wrote it: no escape sequences, nothing that hides or turns text.
+    """Text of any author as it may be printed or logged: no escape sequences, nothing that hides or turns text.
 
     Lines and tabs stay; other white space is a blank, every other character that Unicode does not print a ``?``.
     """
