@@ -9,7 +9,7 @@ from fcit import config as configuration
 from fcit.config import RunConfig
 from fcit.data.stream import open_stream
 from fcit.deploy import app, control
-from fcit.deploy.control import flwr, unfinished
+from fcit.deploy.control import SuperLinkAway, flwr, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError, DiskFull
@@ -202,15 +202,21 @@ def _watch(
     """
     shown, size, last_query, last_reply = 0, -1, 0.0, time.monotonic()
     ended: tuple[str, str] | None = None
+    refused = False
     while True:
         if time.monotonic() - last_query >= (1.0 if folder.results.is_file() else _ASK):
             last_query = time.monotonic()
             try:
                 ended = _end(deployment, number)
                 last_reply = time.monotonic()
-            except DeployError:
+            except SuperLinkAway:
                 if time.monotonic() - last_reply > _PATIENCE:
                     raise
+            except DeployError as error:  # a full disk, say: the events are read all the same
+                ended = ("completed", "") if folder.results.is_file() else None
+                if not refused:
+                    watcher.console.print(f"followed by its events only: {error}", markup=False, soft_wrap=True)
+                refused = True
         now_size = folder.events.stat().st_size if folder.events.is_file() else 0
         if now_size != size:
             size = now_size

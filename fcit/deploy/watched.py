@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit.deploy.child import Child, ending
-from fcit.deploy.pulse import Pulse
+from fcit.deploy.pulse import Pulse, stopped
 from fcit.errors import DiskFull, RunError
 from fcit.io.files import read_json, write_json
 
@@ -71,11 +71,11 @@ class Watched:
         return self.child.stop(selector, self.patience)
 
     def _end(self, selector: selectors.BaseSelector, fault: str) -> str:
-        tail = list(self.child.tail)
-        if not self.stop(selector):
+        process = self.child.process
+        # A stopped process does not hear that it is to end.
+        deaf = process is not None and stopped(process.pid)
+        if not self.child.stop(selector, 0.0 if deaf else self.patience):
             fault += ", did not end when told to and was killed"
-        self.child.tail.clear()
-        self.child.tail.extend(tail)
         self.child.postpone()
         return self._note(fault)
 

@@ -13,6 +13,7 @@ from fcit import config as configuration
 from fcit.cli import main
 from fcit.data.stream import open_stream
 from fcit.deploy import submit as module
+from fcit.deploy.control import SuperLinkAway
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError
 from fcit.errors import DiskFull
@@ -234,13 +235,36 @@ def test_a_superlink_that_stays_away_is_given_up(deployment, tmp_path, monkeypat
 
     def away(deployment, *words, settings=(), steps=None):
         if settings[:1] == ("--run-id",):
-            raise DeployError("the SuperLink does not answer")
+            raise SuperLinkAway("the SuperLink does not answer")
         return pretended(deployment, *words, settings=settings, steps=steps)
 
     monkeypatch.setattr("fcit.deploy.submit.flwr", away)
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_superlink_that_cannot_write_does_not_end_the_display(deployment, tmp_path, monkeypatch, capsys):
+    """Its disk is full: it refuses to say how the run is, whose events are there to be read."""
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    folder.event("start", stages=1, rounds=1, done=[0, 0])
+    deployment.remember("runs", {"7": str(folder.path)})
+    asked = []
+
+    def refuses(deployment, *words, settings=(), steps=None):
+        asked.append(words)
+        if len(asked) == 3:
+            folder.event("stage", stage=0, row={"last": 50.0})
+            folder.results.write_text("{}")
+        raise DeployError("flwr ls: 500 Internal Server Error")
+
+    monkeypatch.setattr("fcit.deploy.submit.flwr", refuses)
+    monkeypatch.setattr(module, "write_page", lambda *arguments: None)
+    monkeypatch.setattr(module.terminal, "ending", lambda *arguments: None)
+    assert main(["deploy", "follow", str(deployment.path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("followed by its events only: flwr ls: 500 Internal Server Error") == 1
+    assert "stage 1 scores: last 50.0" in shown
 
 
 def test_what_to_stop_must_be_clear(deployment, monkeypatch, capsys):
