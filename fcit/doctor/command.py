@@ -12,7 +12,7 @@ from fcit.data.spec import read_spec
 from fcit.doctor import estimate, timing
 from fcit.doctor.devices import Device, device_of
 from fcit.doctor.estimate import Lengths
-from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large
+from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large, workers_of
 from fcit.doctor.models import check_models
 from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
@@ -177,7 +177,7 @@ def _time_table(
     if work is None:
         table.add_row(f"the whole run: not known ({why})", "-")
         return table
-    workers = config.ray.workers if config.federation.engine == "ray" else 1
+    workers = workers_of(config)
     # Kept features are made once; without a cache an image is encoded whenever it is needed.
     looks = work.seen if config.backbone.feature_cache == "disk" else work.records + work.questions
     parts = (

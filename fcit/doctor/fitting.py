@@ -10,6 +10,7 @@ from fcit.doctor import estimate
 from fcit.doctor.devices import Device, machine_memory
 from fcit.doctor.estimate import Lengths
 from fcit.models.shapes import Shape
+from fcit.runs import forking
 
 
 def gb(size: float) -> str:
@@ -23,12 +24,24 @@ def smallest(config: RunConfig) -> int:
     return 1 if micro == "auto" else min(micro or config.training.batch_size, config.training.batch_size)
 
 
+def section_of(config: RunConfig) -> str:
+    """The section of the configuration that says how many workers there are, where there are several."""
+    return "ray" if config.federation.engine == "ray" else "fork"
+
+
+def workers_of(config: RunConfig) -> int:
+    """Processes in which client work is done at a time."""
+    engine = config.federation.engine
+    if engine == "ray":
+        return config.ray.workers
+    forks = engine == "fork" or (engine == "auto" and forking.preferred(config))
+    return forking.workers(config) if forks else 1
+
+
 def per_device(config: RunConfig) -> int:
     """Workers that share a device (``ray.num_gpus: 0.5`` puts two on a GPU; all workers share a machine)."""
-    if config.federation.engine != "ray":
-        return 1
-    if config.backbone.device == "cpu":
-        return config.ray.workers
+    if config.backbone.device == "cpu" or config.federation.engine != "ray":
+        return workers_of(config)
     share = config.ray.num_gpus
     return min(config.ray.workers, max(1, int(1 / share))) if share else config.ray.workers
 
@@ -84,7 +97,11 @@ def too_large(config: RunConfig, shape: Shape, subspaces: int, room: float, leng
         if fitting
         else ("nothing that can be set makes it fit; a larger GPU or a smaller model does")
     )
-    key = "ray.workers" if config.backbone.device == "cpu" and per_device(config) > 1 else "backbone.device"
+    key = (
+        f"{section_of(config)}.workers"
+        if config.backbone.device == "cpu" and per_device(config) > 1
+        else "backbone.device"
+    )
     return (
         f"{key}: needs {gb(need)} with {smallest(config)} records at a time, and {device.name} has {gb(room)}"
         f"{' for each worker' if per_device(config) > 1 else ''}; {advice}"
@@ -93,7 +110,7 @@ def too_large(config: RunConfig, shape: Shape, subspaces: int, room: float, leng
 
 def machine_problems(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> list[str]:
     """What does not fit into the main memory of this machine, server and workers together."""
-    workers = config.ray.workers if config.federation.engine == "ray" else 1
+    workers = workers_of(config)
     if config.ray.address:
         return []  # other machines
     each = sum(estimate.worker_memory(config, shape, subspaces, micro, lengths).values())
@@ -101,8 +118,9 @@ def machine_problems(config: RunConfig, shape: Shape, subspaces: int, micro: int
     have = machine_memory()
     if workers * each + server <= have:
         return []
-    most = int((have - server) / each)
+    most, section = int((have - server) / each), section_of(config)
+    advice = f"set {section}.workers to {most} or less" if most > 0 else "a machine with more memory is needed"
     return [
-        f"ray.workers: {workers} workers of {gb(each)} and a server of {gb(server)} do not fit into this machine's "
-        f"{gb(have)}; {f'set ray.workers to {most} or less' if most > 0 else 'a machine with more memory is needed'}"
+        f"{section}.workers: {workers} workers of {gb(each)} and a server of {gb(server)} do not fit into this "
+        f"machine's {gb(have)}; {advice}"
     ]

@@ -18,6 +18,7 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.doctor.estimate import Lengths
+from fcit.doctor.fitting import workers_of
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.features import BATCH
@@ -168,9 +169,10 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
 
 def _threads(config: RunConfig) -> configuration.Backbone:
     """The backbone with the threads that a worker would have."""
-    if config.federation.engine != "ray" or config.backbone.device != "cpu" or config.backbone.threads:
+    ray = config.federation.engine == "ray"
+    if config.backbone.device != "cpu" or config.backbone.threads or not (ray or workers_of(config) > 1):
         return config.backbone
-    return config.backbone.model_copy(update={"threads": config.ray.num_cpus})
+    return config.backbone.model_copy(update={"threads": config.ray.num_cpus if ray else 1})
 
 
 def _blank(backbone: Backbone, count: int) -> torch.Tensor:

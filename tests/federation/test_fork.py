@@ -12,12 +12,13 @@ from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
 
 from fcit import config as configuration
+from fcit.config.schema import Fork
 from fcit.errors import ConfigError, RunError
 from fcit.federation import codec
-from fcit.federation.engines import fork
 from fcit.federation.engines.fork import Auto, ForkGrid
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.nodes import CLIENT_RAISED, FIRST_NODE
+from fcit.runs import forking
 from tests.helpers.waiting import LONG
 
 app = ClientApp()
@@ -178,9 +179,9 @@ def test_where_it_is_refused(patched, device, sentence, monkeypatch, tmp_path):
 def test_auto_forks_where_it_is_safe_and_faster(cores, orders, threads, engine, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: cores)
     monkeypatch.setattr(threading, "active_count", lambda: threads)
-    assert Auto.of(settings(clients_per_round=orders)) is engine
+    assert Auto.of(settings(clients_per_round=orders).model_copy(update={"fork": Fork()})) is engine
 
 
 def test_workers_by_default(monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    assert fork.default_workers(settings(clients_per_round=3)) == 3
+    assert forking.workers(settings(clients_per_round=3).model_copy(update={"fork": Fork()})) == 3

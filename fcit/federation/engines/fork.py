@@ -13,7 +13,6 @@ import select
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ from fcit.federation import codec
 from fcit.federation.engines import fork_process, frames
 from fcit.federation.engines.pool import Job, PoolGrid, Seat
 from fcit.federation.engines.worker import Outcome, Worker
+from fcit.runs import forking
 
 
 class Process(NamedTuple):
@@ -57,10 +57,10 @@ class ForkGrid(PoolGrid):
 
     def __init__(self, client_app: ClientApp, clients: int, config: RunConfig, memory: Path) -> None:
         super().__init__(clients, config.fork.attempts)
-        problem = unusable(config)
+        problem = forking.problem(config)
         if problem is not None:
             raise ConfigError(problem)
-        self._wanted = config.fork.workers or default_workers(config)
+        self._wanted = forking.workers(config)
         self._made_of = Worker(client_app, clients, memory), config.backbone.threads or 1
         self._nursery = Nursery(*self._made_of)
         # Until it has carried out one order, the first process is the only worker.
@@ -203,35 +203,8 @@ def _error(name: str, text: str) -> Exception:
     return kind(text) if issubclass(kind, FCITError) else RunError(text)
 
 
-def unusable(config: RunConfig) -> str | None:
-    """Why this engine cannot be used, or None."""
-    import torch
-
-    if not sys.platform.startswith("linux"):
-        return f"federation.engine: 'fork' needs Linux, and this is {sys.platform}; use inline or ray"
-    if config.backbone.device != "cpu":
-        return (
-            f"federation.engine: 'fork' cannot share a GPU, and backbone.device is {config.backbone.device!r}; use "
-            "inline, or ray with ray.num_gpus"
-        )
-    if torch.cuda.is_initialized():
-        return "federation.engine: 'fork' cannot be used in a process that has used a GPU; use inline or ray"
-    return None
-
-
-def default_workers(config: RunConfig) -> int:
-    """As many as torch would have threads in this process, and not more than there are orders in a round."""
-    import torch
-
-    return max(1, min(torch.get_num_threads(), config.federation.clients_per_round))
-
-
 class Auto:
-    """Chooses ``fork`` where it is safe and faster, else ``inline``; the bits of both are equal.
-
-    Safe: Linux, no GPU, no other thread in this process (a notebook has some). Faster: torch may use several cores
-    (``OMP_NUM_THREADS`` and the cores given to this process bound it), and a round has several orders.
-    """
+    """Chooses ``fork`` where it is safe and faster, see :func:`fcit.runs.forking.preferred`, else ``inline``."""
 
     summary = "fork where that is safe and faster, else inline"
 
@@ -240,5 +213,4 @@ class Auto:
         """The engine for a configuration."""
         from fcit.federation.engines.inline import InlineGrid
 
-        safe = unusable(config) is None and threading.active_count() == 1
-        return ForkGrid if safe and default_workers(config) > 1 else InlineGrid
+        return ForkGrid if forking.preferred(config) else InlineGrid
