@@ -43,7 +43,7 @@ RESULT = Path(__file__).parent / "results" / "attackers.json"
 BIN = Path(sys.executable).parent
 FLOOD, PATH_LENGTH, THREADS = 3.0, 7000, 4  # seconds, characters, connections at a time
 HALF_SENT, HALF_SENT_BYTES = 12, 40 * 2**20  # connections, each with half of such a body
-HALF_OPEN = 300  # connections that send nothing
+HALF_OPEN, HALF_OPEN_FOR = 300, 12.0  # connections that send nothing, and seconds until they are counted
 PATIENCE = 150.0  # seconds in which what has failed must be back
 
 
@@ -189,7 +189,7 @@ def half_open(deployed: Deployed) -> dict[str, Any]:
         for _ in range(HALF_OPEN):
             with suppress(OSError):
                 opened.append(stack.enter_context(closing(socket.create_connection(("127.0.0.1", deployed.port), 5))))
-        time.sleep(1.0)
+        time.sleep(HALF_OPEN_FOR)
         kept = sum(map(_open, opened))
         return {"opened": len(opened), "kept": kept, "honest_request_seconds": deployed.answers()}
 
