@@ -200,12 +200,14 @@ def _watch(
 
     Only events after ``since`` are shown: a resumed run first removes the events after its checkpoint.
     """
-    shown, size, last_query, last_reply = 0, -1, 0.0, time.monotonic()
+    shown, size, last_reply = 0, -1, time.monotonic()
+    last_query, took = -_ASK, 0.0
     ended: tuple[str, str] | None = None
     refused = False
     while True:
-        if time.monotonic() - last_query >= (1.0 if folder.results.is_file() else _ASK):
-            last_query = time.monotonic()
+        pause = max(1.0 if folder.results.is_file() else _ASK, took)
+        began = time.monotonic()
+        if began - last_query >= pause:
             try:
                 ended = _end(deployment, number)
                 last_reply = time.monotonic()
@@ -217,6 +219,9 @@ def _watch(
                 if not refused:
                     watcher.console.print(f"followed by its events only: {error}", markup=False, soft_wrap=True)
                 refused = True
+            # Each query is a process of seconds of processor time: on a busy machine they are fewer.
+            last_query = time.monotonic()
+            took = last_query - began
         now_size = folder.events.stat().st_size if folder.events.is_file() else 0
         if now_size != size:
             size = now_size
