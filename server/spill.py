@@ -34,7 +34,7 @@ def digest(tensors: Tensors, memo: Memo | None = None) -> str:
         tensor = tensors[name]
         known = None if memo is None else memo.get(id(tensor))
         if known is None:
-            known = tensor, hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).hexdigest()
+            known = tensor, hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
             if memo is not None:
                 memo[id(tensor)] = known
         whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape), known[1]]).encode())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,7 @@ class Validator:
     training: Training | None = None
     most: int = 1_000_000
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
+    _sizes: dict[int, tuple[np.ndarray, float]] = field(default_factory=dict)  # by identity, which the array keeps
 
     @classmethod
     def of(cls, config: RunConfig, bounded_by_adamw: bool, norms: Sequence[float]) -> Validator:
@@ -107,12 +108,12 @@ class Validator:
             _another_order(order, update)
             or _other_tensors(order, update, extra or {})
             or self._absurd(update, self.most if declared is None else declared)
-            or self._too_far(order, update)
+            or self._too_far(order, update, moved := _moved(order, update))
             or (more(update) if more is not None else None)
         )
         if reason is not None:
             return reason
-        norm = self._norm(order, update)
+        norm = float(np.sqrt(sum(one.square for one in moved.values())) / np.sqrt(update.steps))
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:
             return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
@@ -138,32 +139,56 @@ class Validator:
             return "says how it trained in other than a few short words and numbers"
         return None
 
-    def _too_far(self, order: TrainOrder, update: ClientUpdate) -> str | None:
+    def _too_far(self, order: TrainOrder, update: ClientUpdate, moved: dict[str, _Moved]) -> str | None:
         """Whether some number moved further than the optimiser can have walked."""
         if self.training is None:
             return None
         walk = self.training.lr * reach(update.steps)
         for name, old in order.trained.items():
-            size = float(np.abs(old).max(initial=0.0))
+            size = self._size(old)
             decay = min(1.0, self.training.lr * self.training.weight_decay * update.steps) * (size + walk)
             # bfloat16 on the wire rounds to 2^-8 of a value, down and up again.
             slack = (size + walk) / 64
-            moved = float(np.abs(np.subtract(update.tensors[name], old, dtype=np.float64)).max(initial=0.0))
-            if moved > walk + decay + slack:
-                return f"{name} moved by {moved:.3g}, AdamW cannot walk over {walk:.3g} in {update.steps} steps"
+            far = moved[name].most
+            if far > walk + decay + slack:
+                return f"{name} moved by {far:.3g}, AdamW cannot walk over {walk:.3g} in {update.steps} steps"
         return None
 
-    @staticmethod
-    def _norm(order: TrainOrder, update: ClientUpdate) -> float:
-        moved = (t - order.tensors[n] for n, t in update.tensors.items() if not n.startswith(PREFIXES))
-        square = sum(float((t.astype(np.float64) ** 2).sum()) for t in moved)
-        return float(np.sqrt(square) / np.sqrt(update.steps))
+    def _size(self, old: np.ndarray) -> float:
+        """The largest number of a tensor of the server; the orders of a round share their tensors."""
+        if id(old) not in self._sizes:
+            self._sizes[id(old)] = old, _most(old)
+        return self._sizes[id(old)][1]
 
     def close_round(self) -> None:
         """The round is committed: its accepted norms join the history, in client order."""
         self.history += [self._round[pair] for pair in sorted(self._round)]
         self.history = self.history[-WINDOW:]
         self._round.clear()
+        self._sizes.clear()
+
+
+class _Moved(NamedTuple):
+    """How far an update moved one tensor."""
+
+    most: float  # any of its numbers
+    square: float  # of all, in float64
+
+
+def _moved(order: TrainOrder, update: ClientUpdate) -> dict[str, _Moved]:
+    """How far each trained tensor moved; each is read once, with one copy of the largest at a time."""
+    moved = {}
+    for name, tensor in update.tensors.items():
+        if not name.startswith(PREFIXES):
+            difference = tensor - order.tensors[name]
+            square = float(np.multiply(difference, difference, dtype=np.float64).sum())
+            moved[name] = _Moved(_most(difference), square)
+    return moved
+
+
+def _most(values: np.ndarray) -> float:
+    """The largest absolute value; 0 of none."""
+    return float(max(values.max(initial=0.0), -values.min(initial=0.0)))
 
 
 def _another_order(order: TrainOrder, update: ClientUpdate) -> str | None:

@@ -15,6 +15,9 @@ INVARIANTS = frozenset(
 )
 
 
+PIECE = 2**16  # numbers that are added at a time: they fit into a core's cache
+
+
 class Mean:
     """Weighted mean of tensors, accumulated update by update: sum n x in float64, divided by N once."""
 
@@ -26,15 +29,26 @@ class Mean:
         """Add one update of ``weight`` records."""
         self.weight += weight
         for name, value in tensors.items():
-            term = value.astype(np.float64) * weight
             if name in self._sums:
-                self._sums[name] += term
+                _add(self._sums[name].reshape(-1), value.reshape(-1), weight)
             else:
-                self._sums[name] = term
+                self._sums[name] = np.multiply(value, weight, dtype=np.float64, order="C")
 
     def result(self) -> Tensors:
         """The mean as float32."""
-        return {name: (total / self.weight).astype(np.float32) for name, total in self._sums.items()}
+        mean = {name: np.empty(total.shape, np.float32) for name, total in self._sums.items()}
+        for name, total in self._sums.items():
+            np.divide(total, self.weight, out=mean[name], casting="same_kind")
+        return mean
+
+
+def _add(total: np.ndarray, value: np.ndarray, weight: int) -> None:
+    """total += weight value in float64, piece by piece: a whole projector would be moved through memory."""
+    term = np.empty(min(PIECE, len(total)))
+    for first in range(0, len(total), PIECE):
+        piece = slice(first, first + PIECE)
+        product = np.multiply(value[piece], weight, out=term[: len(total[piece])], dtype=np.float64)
+        total[piece] += product
 
 
 class FedOpt:

@@ -109,7 +109,7 @@ class Sketch:
             self._omega = _omega(a.shape[1])
             self._sum = torch.zeros(b.shape[0], self._omega.shape[1], dtype=torch.float64)
         self.weight += weight
-        self._sum += weight * self._seen(b, a)
+        self._sum.addmm_(torch.from_numpy(b).double(), torch.from_numpy(a).double() @ self._omega, alpha=weight)
 
     def _seen(self, b: np.ndarray, a: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(b).double() @ (torch.from_numpy(a).double() @ self._omega)

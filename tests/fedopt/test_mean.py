@@ -1,6 +1,7 @@
 import numpy as np
 
 from fcit.config import RunConfig
+from fcit.fedopt import base
 from fcit.fedopt.base import Mean
 from fcit.fedopt.fedavg import FedAvg
 
@@ -40,3 +41,16 @@ def test_empty():
 def test_fedavg_takes_the_mean():
     mean = {"a": f32(3)}
     assert FedAvg(RunConfig()).step({"a": f32(1)}, mean, {})["a"].tolist() == [3.0]
+
+
+def test_pieces_add_up_to_the_same_bits(monkeypatch):
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(7, 5)).astype(np.float32) for _ in range(3)] + [np.ones((5, 7), np.float32).T]
+    whole, pieces = Mean(), Mean()
+    for mean, piece in ((whole, 2**16), (pieces, 3)):
+        monkeypatch.setattr(base, "PIECE", piece)
+        for weight, value in enumerate(values, start=1):
+            mean.add({"a": value}, weight)
+    expected = sum(value.astype(np.float64) * weight for weight, value in enumerate(values, start=1)) / 10
+    assert whole.result()["a"].tobytes() == expected.astype(np.float32).tobytes()
+    assert pieces.result()["a"].tobytes() == whole.result()["a"].tobytes()
