@@ -12,8 +12,8 @@ from fcit.deploy.steps import DeployError, Steps
 from fcit.runs.folder import RunDir
 
 #: What Flower (1.41 and 1.42) says of a run whose process ended without a word, and of one whose process had only time
-#: to say that it ends. A run that failed by itself has its own reason.
-_WITHOUT_A_REASON = ("No heartbeat received from the task", "Task failed with unknown error.")
+#: to say that it ends; and what our server says when it was told to. A run that failed by itself has its own reason.
+_CUT_OFF = ("No heartbeat received from the task", "Task failed with unknown error.", "stopped by SIGTERM")
 
 
 def go_on(deployment: Deployment, steps: Steps) -> None:
@@ -54,5 +54,5 @@ def _go_on(deployment: Deployment, steps: Steps) -> None:
 
 def _interrupted(run: dict[str, Any]) -> bool:
     if str(run["status"]) == "finished:failed":
-        return any(words in str(run.get("status-details")) for words in _WITHOUT_A_REASON)
+        return any(words in str(run.get("status-details")) for words in _CUT_OFF)
     return str(run["status"]) in ("starting", "running")

@@ -42,6 +42,7 @@ class Pretended:
     [
         ("running", "", ["ls", "run", "stop"]),
         ("finished:failed", "No heartbeat received from the task", ["ls", "run"]),
+        ("finished:failed", "ServerApp failed with exception: stopped by SIGTERM; `fcit resume x`", ["ls", "run"]),
         ("finished:failed", "ServerApp failed with exception: 1 usable updates, 2 needed", ["ls"]),
         ("finished:stopped", "", ["ls"]),
         ("finished:completed", "", ["ls"]),

@@ -183,3 +183,17 @@ def test_a_file_that_cannot_be_written_is_said_once(begun, tmp_path):
     for number in range(3):
         broken.write([one], number=number)
     assert len(said) == 1
+
+
+def test_a_server_is_asked_until_it_is_closed():
+    asked = []
+
+    def ask() -> None:
+        asked.append(None)
+        if len(asked) == 2:
+            raise OSError("no answer")
+
+    answers = pulse.Answers(ask, every=0.001)
+    wait(lambda: answers(0) >= 3)
+    answers.close()
+    assert len(asked) >= 4  # one of them got no answer and does not count
