@@ -19,7 +19,7 @@ from fcit.federation import codec
 from fcit.federation.engines.private import NodeInfo
 from fcit.federation.messages import Name
 from fcit.federation.nodes import SERVER_NODE, UNKNOWN
-from fcit.io.console import printable
+from fcit.io.printable import printable
 from server.inbox import Arrival, Inbox
 from server.stop import Stop
 

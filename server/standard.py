@@ -10,8 +10,8 @@ import numpy as np
 
 from fcit.errors import RunError
 from fcit.federation.messages import Probe
-from fcit.io.console import printable
 from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+from fcit.io.printable import printable
 from fcit.io.trees import Tensors
 from fcit.runs.folder import RunDir
 

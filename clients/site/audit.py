@@ -29,8 +29,9 @@ from rich.text import Text
 from clients.site.audit_summary import describe
 from fcit.config import site as sites
 from fcit.errors import EXIT_FAILED, EXIT_OK, AuditError
-from fcit.io.console import console, printable
+from fcit.io.console import console
 from fcit.io.files import sync
+from fcit.io.printable import printable
 
 FILE = "audit.jsonl"
 START = "0" * 64  # the hash that the first line names as that of the line before

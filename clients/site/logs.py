@@ -7,7 +7,7 @@ import logging.handlers
 import sys
 from pathlib import Path
 
-from fcit.io.console import PrintableFormatter
+from fcit.io.printable import PrintableFormatter
 
 _SIZE, _KEPT = 5_000_000, 5
 

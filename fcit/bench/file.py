@@ -60,7 +60,6 @@ class Lines:
 
     def __init__(self, text: str) -> None:
         self._at: dict[Location, int] = {(): 1}
-        self.twice: list[tuple[int, str]] = []
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             self._walk(node, ())
@@ -70,8 +69,6 @@ class Lines:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 inner = (*location, str(key.value))
-                if inner in self._at:
-                    self.twice.append((key.start_mark.line + 1, f"{_dotted(inner)}: given twice"))
                 self._at[inner] = key.start_mark.line + 1
                 self._walk(value, inner)
         elif isinstance(node, yaml.SequenceNode):
@@ -182,8 +179,6 @@ def read(path: Path) -> tuple[BenchFile, Lines, Problems]:
     if not isinstance(raw, dict):
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", str(path))
     problems = Problems(path)
-    for line, problem in lines.twice:
-        problems.add(line, problem)
     _check_keys(raw, lines, problems)
     try:
         file = BenchFile.model_validate(raw)

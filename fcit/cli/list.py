@@ -27,7 +27,7 @@ def arguments(add: Add) -> None:
 
 def _singular(word: str) -> str:
     """The kind that a word names, in the plural too."""
-    return word if word == "settings" else word.removesuffix("s")
+    return next((kind for kind in KINDS if word == f"{kind}s"), word)
 
 
 def _kinds() -> str:

@@ -12,7 +12,7 @@ from fcit import __version__
 from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run
 from fcit.cli import list as listing
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, EXIT_USAGE, FCITError
-from fcit.io.console import printable
+from fcit.io.printable import printable
 
 #: In the order of ``fcit --help``.
 COMMANDS = (run, report, bench, listing, check, data, export, chat, evaluate, deploy, client, doctor)

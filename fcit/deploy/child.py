@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fcit.io.console import printable
+from fcit.io.printable import printable
 
 _LIBC = ctypes.CDLL(None)  # loaded here: nothing may be imported between fork and exec
 _PR_SET_PDEATHSIG = 1

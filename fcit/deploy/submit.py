@@ -13,8 +13,9 @@ from fcit.deploy.control import SuperLinkAway, flwr, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError, DiskFull
-from fcit.io.console import console, printable
+from fcit.io.console import console
 from fcit.io.files import write_text
+from fcit.io.printable import printable
 from fcit.report import terminal
 from fcit.report.page import write_page
 from fcit.runs.create import create

@@ -1,11 +1,7 @@
-"""Where a command prints, and what: text of others must not steer the terminal it is shown on.
-
-A page is as wide as the terminal, or of fixed width where a file or a pipe reads it.
-"""
+"""Where a command prints: a page as wide as the terminal, or of fixed width where a file or a pipe reads it."""
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from rich.console import Console
@@ -13,21 +9,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 PAGE = 120  # characters of a line that no terminal bounds
 SHOWN_FROM = 200  # files of which a progress bar is shown
-
-
-def printable(text: str) -> str:
-    """Text of any author as it may be printed or logged: no escape sequences, nothing that hides or turns text.
-
-    Lines and tabs stay; other white space is a blank, every other character that Unicode does not print a ``?``.
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else " " if c.isspace() else "?" for c in text)
-
-
-class PrintableFormatter(logging.Formatter):
-    """Log lines that may be looked at on a terminal, whatever they quote."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
 
 
 def console(page: int = PAGE) -> Console:

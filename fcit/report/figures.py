@@ -137,11 +137,11 @@ def course(run: Run) -> Figure:
     rounds = run.of("round")
     losses = [sum(e["loss"].values()) / max(1, len(e["loss"])) for e in rounds]
     left.plot(range(1, len(rounds) + 1), losses)
-    left.set(title="training loss", xlabel="round", ylim=(0, 1.1 * max(losses, default=1)))
+    left.set(title="training loss", xlabel="round", ylim=(0, 1.1 * (max(losses, default=0) or 1)))
     for key, text in (("down", "to clients"), ("up", "from clients")):
         right.plot(range(1, len(rounds) + 1), [e[key] / 1e6 for e in rounds], label=text)
     most = max((max(e["up"], e["down"]) / 1e6 for e in rounds), default=1)
-    right.set(title="MB on the wire", xlabel="round", ylim=(0, 1.2 * most))
+    right.set(title="MB on the wire", xlabel="round", ylim=(0, 1.2 * (most or 1)))
     right.legend()
     return figure
 

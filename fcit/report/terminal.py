@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fcit.io.console import printable
+from fcit.io.printable import printable
 from fcit.report import notes, scope, tables
 from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run

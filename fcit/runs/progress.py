@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fcit.io.console import printable
+from fcit.io.printable import printable
 
 #: The lines that are shown for events about a client, each after the client's name.
 _CLIENT_EVENTS = {

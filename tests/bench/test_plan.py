@@ -179,7 +179,7 @@ def test_single_mistakes(write, keys, expected):
 
 def test_a_key_given_twice(write):
     text = "name: a\nbase: base.yaml\naxes: {method: [disco]}\naxes: {method: [finetune]}\n"
-    with pytest.raises(ConfigError, match="line 4: axes: given twice"):
+    with pytest.raises(ConfigError, match="'axes' stands twice, in line 3 and in line 4"):
         plan.load(write(text))
 
 

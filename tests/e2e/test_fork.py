@@ -12,7 +12,7 @@ from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from tests.helpers.runs import SMALL, bits
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pageless")]
+pytestmark = pytest.mark.slow
 
 
 def test_fork_equals_inline_with_workers_killed_in_a_round(reference, tmp_path):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from clients.site import logs
 from fcit.deploy.child import Child
-from fcit.io.console import PrintableFormatter, printable
+from fcit.io.printable import PrintableFormatter, printable
 from fcit.report import terminal
 
 EVIL = "a\x1b[31mb\x1b]0;title\x07\x9b2Jc\x08\x00"
