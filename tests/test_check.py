@@ -25,20 +25,24 @@ def check(capsys):
 def test_an_optimiser_of_ones_own_with_options(check):
     code, lines, _ = check(MOMENTUM, "beta=0.3")
     assert lines[0] == "federated optimiser Momentum (beta 0.3), with factors: alternate, frozen_a, separate"
-    assert lines[-1] == "Momentum keeps the contract" and code == 0
-    assert len(lines) > 8 and all(line.startswith("ok   ") for line in lines[1:-1])
+    assert lines[-1] == "Momentum keeps the contract"
+    assert code == 0
+    assert len(lines) > 8
+    assert all(line.startswith("ok   ") for line in lines[1:-1])
 
 
 def test_a_shipped_optimiser(check):
     code, lines, _ = check("fedavg")
     assert lines[0] == "federated optimiser fedavg, with factors: alternate, frozen_a, separate, svd"
-    assert lines[-1] == "fedavg keeps the contract" and code == 0
+    assert lines[-1] == "fedavg keeps the contract"
+    assert code == 0
 
 
 def test_a_shipped_method(check):
     code, lines, _ = check("ewc", "strength=2")
     assert lines[0] == "method ewc (strength 2.0, decay 1.0, samples 32), with projector: shared, frozen, per_subspace"
-    assert lines[-1] == "ewc keeps the contract" and code == 0
+    assert lines[-1] == "ewc keeps the contract"
+    assert code == 0
 
 
 def test_a_broken_optimiser_is_told_what_it_breaks_and_where(check, tmp_path):
@@ -48,7 +52,8 @@ def test_a_broken_optimiser_is_told_what_it_breaks_and_where(check, tmp_path):
         "    def step(self, old, mean, memory):\n        return {n: t * 0.5 for n, t in mean.items()}\n"
     )
     code, lines, _ = check(f"{file}:Halved")
-    assert code == 1 and lines[-1] == "Halved breaks the contract"
+    assert code == 1
+    assert lines[-1] == "Halved breaks the contract"
     failed = [lines[n : n + 2] for n, line in enumerate(lines) if line.startswith("FAIL")]
     assert ["     not the sample-weighted mean (factors alternate)"] in [pair[1:] for pair in failed]
 
@@ -65,9 +70,12 @@ def test_a_broken_optimiser_is_told_what_it_breaks_and_where(check, tmp_path):
 )
 def test_what_cannot_be_checked(check, arguments, said):
     code, lines, err = check(*arguments)
-    assert code == 2 and not lines and said in err
+    assert code == 2
+    assert not lines
+    assert said in err
 
 
 def test_a_file_that_is_not_there_is_told_once(check):
     code, _, err = check("./absent.py:Mine")
-    assert code == 2 and err.count("absent.py") == 1
+    assert code == 2
+    assert err.count("absent.py") == 1

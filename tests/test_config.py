@@ -41,12 +41,14 @@ def test_defaults_are_the_published_setting():
     assert (run.federation.clients, run.federation.clients_per_round, run.federation.rounds) == (50, 5, 10)
     assert (run.adapter.rank, run.adapter.alpha) == (8, 16.0)
     # what was not said is written out, so that a run folder's configuration is whole
-    assert run.method == {"name": "disco", **DISCO} and run.fedopt == {"name": "fedavg"}
+    assert run.method == {"name": "disco", **DISCO}
+    assert run.fedopt == {"name": "fedavg"}
 
 
 def test_a_bare_name_is_short_for_a_part():
     run = config.parse({"method": "finetune", "fedopt": "fedavg"})
-    assert run.method == {"name": "finetune"} and run.fedopt == {"name": "fedavg"}
+    assert run.method == {"name": "finetune"}
+    assert run.fedopt == {"name": "fedavg"}
 
 
 def test_overrides(write):
@@ -68,7 +70,8 @@ def test_override_without_equals_sign(write):
 
 def test_unknown_key_suggests_the_nearest():
     (text,) = problems({"federation": {"client": 10}})
-    assert text.startswith("federation.client: unknown key") and "'clients'" in text
+    assert text.startswith("federation.client: unknown key")
+    assert "'clients'" in text
 
 
 def test_a_key_without_its_section_is_told_with_it():
@@ -84,17 +87,20 @@ def test_a_benchmark_is_no_configuration(write):
 
 def test_wrong_type_shows_the_value():
     (text,) = problems({"training": {"lr": "fast"}})
-    assert text.startswith("training.lr:") and "'fast'" in text
+    assert text.startswith("training.lr:")
+    assert "'fast'" in text
 
 
 def test_unknown_method_names_the_nearest():
     (text,) = problems({"method": "disko"})
-    assert "'disko'" in text and "did you mean 'disco'" in text
+    assert "'disko'" in text
+    assert "did you mean 'disco'" in text
 
 
 def test_method_options_are_checked():
     (text,) = problems({"method": {"name": "disco", "treshold": 0.9}})
-    assert text.startswith("method.treshold: unknown key") and "'threshold'" in text
+    assert text.startswith("method.treshold: unknown key")
+    assert "'threshold'" in text
     (text,) = problems({"method": {"name": "disco", "temperature": 0}})
     assert text.startswith("method.temperature:")
 
@@ -161,7 +167,8 @@ def test_the_last_stage_is_always_evaluated(when, stages):
 @pytest.mark.parametrize("when", ["last", [], [0], [True], [1.5], ["1"], 3, None, [10**5000]])
 def test_when_is_a_word_or_numbers_of_stages(when):
     (text,) = problems({"evaluation": {"when": when}})
-    assert text.startswith("evaluation.when: ") and "stage, final or a list of stage numbers" in text
+    assert text.startswith("evaluation.when: ")
+    assert "stage, final or a list of stage numbers" in text
 
 
 def test_stages_that_a_benchmark_does_not_have():
@@ -180,7 +187,8 @@ def test_sites_are_asked_after_stages_they_have_and_all_of_their_questions():
 
 def test_limit_is_called_samples_now():
     (text,) = problems({"evaluation": {"limit": 4}})
-    assert text.startswith("evaluation.limit: unknown key") and "samples" in text
+    assert text.startswith("evaluation.limit: unknown key")
+    assert "samples" in text
     # run folders from before hold it with nothing asked for
     assert config.parse({"evaluation": {"limit": None}}) == config.parse({})
 
@@ -247,7 +255,8 @@ def test_every_file_name_but_output_is_relative_to_the_file_that_names_it(folder
     )
     raw = yaml.safe_load((folders / "run.yaml").read_text())
     anchored = config.anchored(config._normal(raw), folders)
-    assert anchored["benchmark"] == str(folders / "mine.yaml") and anchored["data_root"] == str(folders / "data")
+    assert anchored["benchmark"] == str(folders / "mine.yaml")
+    assert anchored["data_root"] == str(folders / "data")
     assert anchored["method"]["name"] == f"{folders / 'own.py'}:Mine"
     assert anchored["trackers"] == [f"{folders / 'own.py'}:Told"]
     assert anchored["backbone"] == {
@@ -282,7 +291,8 @@ def test_names_on_the_command_line_are_relative_to_the_current_folder(folders):
     assert found.benchmark == str(folders / "mine.yaml")
     (folders.parent / "mine.yaml").write_text("{}")
     found = config.load(folders / "run.yaml", ["benchmark=mine.yaml", "data_root=data", "backbone.model=configs/model"])
-    assert found.benchmark == str(folders.parent / "mine.yaml") and found.data_root == str(folders.parent / "data")
+    assert found.benchmark == str(folders.parent / "mine.yaml")
+    assert found.data_root == str(folders.parent / "data")
     assert found.backbone.model == str(folders / "model")
 
 

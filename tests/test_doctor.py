@@ -44,7 +44,8 @@ def doctor(tmp_path, capsys):
 def test_a_7b_model_with_micro_batches_fits_into_24_gb(doctor):
     code, out, err = doctor(LARGE, "--gpu-gb", "24", "--no-probe")
     assert code == 0, err
-    assert "fits on a GPU of 24 GB" in out and "known values of llava-hf/llava-1.5-7b-hf" in out
+    assert "fits on a GPU of 24 GB" in out
+    assert "known values of llava-hf/llava-1.5-7b-hf" in out
     parts = ("language model", "keys and values", "optimiser", "sums in float64", "frozen features", "the whole run")
     for part in parts:
         assert part in out
@@ -64,9 +65,12 @@ def test_a_7b_model_with_micro_batches_fits_into_24_gb(doctor):
 )
 def test_what_cannot_fit_is_refused_with_what_would(doctor, gigabytes, overrides, helps):
     code, _, err = doctor(LARGE, *overrides, "--gpu-gb", gigabytes)
-    assert code == 2 and "needs" in err and f"GPU of {gigabytes} GB" in err
+    assert code == 2
+    assert "needs" in err
+    assert f"GPU of {gigabytes} GB" in err
     advice = re.search(r"what would fit: (.*)", err)
-    assert advice is not None and helps in advice[1]
+    assert advice is not None
+    assert helps in advice[1]
     # and it is true
     first = next(option for option in advice[1].split("; or ") if helps in option).split()
     assert doctor(LARGE, *overrides, *first, "--gpu-gb", gigabytes, "--no-probe")[0] == 0
@@ -74,27 +78,34 @@ def test_what_cannot_fit_is_refused_with_what_would(doctor, gigabytes, overrides
 
 def test_what_nothing_can_save_is_said_so(doctor):
     code, _, err = doctor(LARGE, "--gpu-gb", "3")
-    assert code == 2 and "a larger GPU or a smaller model" in err
+    assert code == 2
+    assert "a larger GPU or a smaller model" in err
 
 
 def test_the_built_in_model_is_timed_here(doctor):
     raw = {"name": "tiny", "benchmark": "fcit-mini-short", "federation": {"rounds": 1, "clients_per_round": 1}}
     code, out, err = doctor({**raw, "training": {"batch_size": 2}, "evaluation": {"batch_size": 2}})
     assert code == 0, err
-    assert "measured here" in out and "records at a time" in out
+    assert "measured here" in out
+    assert "records at a time" in out
     assert re.search(r"training on [\d,]+ records, 1 worker", out)
 
 
 def test_an_unknown_model_names_the_download(doctor):
     raw = {**LARGE, "backbone": {**LARGE["backbone"], "model": "someone/else"}}
     code, _, err = doctor(raw, "--gpu-gb", "24")
-    assert code == 2 and "hf download someone/else" in err
+    assert code == 2
+    assert "hf download someone/else" in err
 
 
 def test_devices_by_name():
-    assert peak_of("NVIDIA H200") == (989.0, 4.8) and peak_of("NVIDIA A100-SXM4-80GB") == (312.0, 1.9)
-    assert peak_of("NVIDIA L40S") == (362.0, 0.86) and peak_of("NVIDIA L4") == (121.0, 0.3) and peak_of("Own") is None
-    assert device_of("cuda", 24, 0).memory == 24 * 2**30 and not device_of("cuda", 24, 0).here
+    assert peak_of("NVIDIA H200") == (989.0, 4.8)
+    assert peak_of("NVIDIA A100-SXM4-80GB") == (312.0, 1.9)
+    assert peak_of("NVIDIA L40S") == (362.0, 0.86)
+    assert peak_of("NVIDIA L4") == (121.0, 0.3)
+    assert peak_of("Own") is None
+    assert device_of("cuda", 24, 0).memory == 24 * 2**30
+    assert not device_of("cuda", 24, 0).here
     assert device_of("cpu", None, 2).here
 
 
@@ -121,8 +132,12 @@ def test_the_runs_own_texts_are_timed(monkeypatch):
     monkeypatch.setattr(Backbone, "generate", lambda s, q, f, n: generated.append(n) or generate(s, q, f, n))
     monkeypatch.setattr(Backbone, "loss", lambda s, e, f: trained.extend(len(x.targets) for x in e) or loss(s, e, f))
     speed = timing.measured(config, Lengths(), 4, 4, work)
-    assert speed.record > 0 and speed.question > 0 and speed.image > 0 and "own texts" in speed.known
-    assert max(trained) < 16 and max(generated) < 16
+    assert speed.record > 0
+    assert speed.question > 0
+    assert speed.image > 0
+    assert "own texts" in speed.known
+    assert max(trained) < 16
+    assert max(generated) < 16
 
 
 def test_a_method_that_does_not_train_is_not_charged_for_it():

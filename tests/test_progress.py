@@ -27,4 +27,5 @@ from fcit.runs.progress import ConsoleWatcher
 def test_what_happens_to_clients_is_said_in_a_line(kind, values, line):
     out = io.StringIO()
     ConsoleWatcher(Console(file=out, width=200), "run").say(kind, **values)
-    assert out.getvalue().startswith(line) and out.getvalue().count("\n") == (2 if kind == "round" else 1)
+    assert out.getvalue().startswith(line)
+    assert out.getvalue().count("\n") == (2 if kind == "round" else 1)

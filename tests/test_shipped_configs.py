@@ -16,7 +16,8 @@ def test_there_are_all_settings():
     names = {
         f"configs/fcit/{k}-{s}-{m}.yaml" for k in ("task", "cap") for s in ("hom", "het") for m in ("finetune", "disco")
     }
-    assert names <= set(NAMES) and {"configs/24gb/disco.yaml", "configs/24gb/finetune.yaml"} <= set(NAMES)
+    assert names <= set(NAMES)
+    assert {"configs/24gb/disco.yaml", "configs/24gb/finetune.yaml"} <= set(NAMES)
 
 
 def test_a_configuration_says_its_command_and_what_it_is():
@@ -28,13 +29,18 @@ def says_its_command_and_what_it_is(name: str) -> None:
     run = config.load(ROOT / name, GIVEN)
     kind, *rest = Path(name).stem.split("-")
     if "24gb" not in name:
-        assert run.name == Path(name).stem and run.benchmark == f"fcit-{kind}"
+        assert run.name == Path(name).stem
+        assert run.benchmark == f"fcit-{kind}"
         assert run.setting == {"hom": "homogeneous", "het": "heterogeneous"}[rest[0]]
         spec = read_spec(run.benchmark)
-        assert len(spec.tasks) == {"task": 8, "cap": 4}[kind] and spec.heterogeneous
-        assert run.evaluation.samples is None and run.data.max_records is None  # no reduced numbers
+        assert len(spec.tasks) == {"task": 8, "cap": 4}[kind]
+        assert spec.heterogeneous
+        assert run.evaluation.samples is None
+        assert run.data.max_records is None  # no reduced numbers
     else:
-        assert run.name == f"24gb-{kind}" and run.evaluation.samples and run.data.max_records
+        assert run.name == f"24gb-{kind}"
+        assert run.evaluation.samples
+        assert run.data.max_records
     assert run.method["name"] == Path(name).stem.split("-")[-1]
 
 
@@ -52,7 +58,8 @@ def has_the_official_values(name: str) -> None:
     assert t.batch_size == (64 if "/cap-" in name else 128)
     assert (t.micro_batch, t.checkpointing) == ("auto", True)
     assert (b.dtype, b.conversation, b.pad_to_square, b.max_length) == ("bfloat16", "vicuna_v1", True, 2048)
-    assert run.evaluation.max_new_tokens == 128 and run.fedopt["name"] == "fedavg"
+    assert run.evaluation.max_new_tokens == 128
+    assert run.fedopt["name"] == "fedavg"
     if run.method["name"] == "disco":
         assert (run.method["threshold"], run.method["temperature"], run.method["token"]) == (0.9, 0.05, "text")
 

@@ -29,7 +29,8 @@ def test_a_plain_run_parses_its_configuration_once(served, monkeypatch, tmp_path
     monkeypatch.setattr(configuration, "parse", lambda raw, source="": parsed.append(source) or real(raw, source))
     raw = {"benchmark": "fcit-mini-short", "method": "finetune", "output": str(tmp_path), "name": "once"}
     run = fcit.simulate(raw, federation__engine="inline")
-    assert run.config.name == "once" and parsed == ["config"]
+    assert run.config.name == "once"
+    assert parsed == ["config"]
     [(path, _, _, _, (config, stream))] = served
     assert (path, config, stream.config) == (tmp_path / "once-1", run.config, run.config)
 

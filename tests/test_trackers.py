@@ -107,7 +107,8 @@ def test_everybody_is_told_and_nobody_can_change_the_run(run):
     trackers.say("start", stages=2)
     trackers.say("stage", row=row)
     trackers.close()
-    assert row == {"a": 1.0} and told == [("start", {"stages": 2}), ("stage", {"row": {"a": 1.0}})]
+    assert row == {"a": 1.0}
+    assert told == [("start", {"stages": 2}), ("stage", {"row": {"a": 1.0}})]
     assert (run.path / "mine.txt").read_text().splitlines() == [
         "start {'stages': 2}",
         "stage {'row': {'a': 'changed by Good'}}",

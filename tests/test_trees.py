@@ -15,7 +15,8 @@ def test_round_trip():
     plain, tensors = trees.flatten(value, "root")
     assert set(tensors) == {"root/b/3/c", "root/e/0"}
     back = trees.restore(plain, tensors)
-    assert back["b"][3]["c"].tolist() == [0, 1, 2] and back["e"][0].dtype == np.float32
+    assert back["b"][3]["c"].tolist() == [0, 1, 2]
+    assert back["e"][0].dtype == np.float32
     assert {k: back[k] for k in "adf"} == {k: value[k] for k in "adf"}
 
 

@@ -71,9 +71,9 @@ def pair(planned):
 def test_sign_and_reproducible(pair):
     ours, theirs = pair({"a": [1, 1, 1, 0], "b": [1, 0]}, {"a": [1, 0, 0, 0], "b": [1, 0]}, seeds=(0, 1))
     found = bootstrap.difference("x", ours, theirs)
-    assert (
-        found.estimate == pytest.approx(25.0) and found.by_seed == {0: 25.0, 1: 25.0} and found.datasets == ("a", "b")
-    )
+    assert found.estimate == pytest.approx(25.0)
+    assert found.by_seed == {0: 25.0, 1: 25.0}
+    assert found.datasets == ("a", "b")
     assert found.low < found.estimate < found.high
     assert bootstrap.difference("x", ours, theirs) == found
     mirrored = bootstrap.difference("x", theirs, ours)
@@ -90,7 +90,8 @@ def test_only_seeds_both_have(pair):
 def test_scores_that_are_no_mean_of_marks_are_left_out(pair):
     ours, theirs = pair({"a": [1.0, 0.0]}, {"a": [0.0, 0.0]}, score=40.0)
     found = bootstrap.difference("x", ours, theirs)
-    assert found.datasets == ("a",) and found.left_out == {"captions": "its score is of the whole corpus"}
+    assert found.datasets == ("a",)
+    assert found.left_out == {"captions": "its score is of the whole corpus"}
     ours[0].matrix.scores[0]["a"] = 51.0
     assert bootstrap.difference("x", ours, theirs) is None
 
@@ -100,7 +101,8 @@ def test_other_records_are_left_out(pair):
     file = ours[0].path / "predictions" / "stage-1" / "a.jsonl"
     file.write_text(file.read_text().replace('"question_id": "1"', '"question_id": "7"'))
     found = bootstrap.difference("x", ours, theirs)
-    assert found.left_out == {"a": "the two rows answered different records"} and found.estimate == 100.0
+    assert found.left_out == {"a": "the two rows answered different records"}
+    assert found.estimate == 100.0
     file.unlink()
     assert bootstrap.difference("x", ours, theirs).left_out == {"a": "its predictions are missing"}
 

@@ -52,21 +52,27 @@ def test_figures_and_order(board):
     assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"
     assert [line.row.label for line in table.lines] == ["disco / lr=0.001", "disco", "finetune", "joint"]
     assert [line.group for line in table.lines] == ["", "", "", "reference"]
-    assert table.waiting == ["zero_shot"] and table.baseline == "finetune"
+    assert table.waiting == ["zero_shot"]
+    assert table.baseline == "finetune"
     # marks 2/4 and 1/4, and 50 for the captions: Last 50 and 37.5
     assert tables.spread(table.lines[1].figures["Last"]) == "43.8 ± 8.8"
     assert [line.seeds for line in table.lines] == ["1 of 2", "2", "2", "2"]
-    assert table.lines[3].figures["Avg"] is None and table.lines[3].figures["MFT"] is None
-    assert table.lines[0].differs == ["training.lr 0.001, not 0.003"] and table.lines[1].differs == []
+    assert table.lines[3].figures["Avg"] is None
+    assert table.lines[3].figures["MFT"] is None
+    assert table.lines[0].differs == ["training.lr 0.001, not 0.003"]
+    assert table.lines[1].differs == []
     assert table.lines[3].elsewhere == ["torch 9.9, not 2.6"]
-    assert table.lines[1].difference.estimate == 25.0 and table.lines[2].difference is None
+    assert table.lines[1].difference.estimate == 25.0
+    assert table.lines[2].difference is None
 
 
 def test_markdown(board):
     text = tables.markdown(board[1])
-    assert "| disco | 2 | 43.8 ± 8.8 |" in text and "| +25.0 [0.0, 50.0] | +25.0 +25.0 |" in text
+    assert "| disco | 2 | 43.8 ± 8.8 |" in text
+    assert "| +25.0 [0.0, 50.0] | +25.0 +25.0 |" in text
     assert "| disco / lr=0.001 | 1 of 2 |" in text
-    assert "| *references* |" in text and text.index("*references*") < text.index("| joint ‡ |")
+    assert "| *references* |" in text
+    assert text.index("*references*") < text.index("| joint ‡ |")
     assert "- ‡ joint: torch 9.9, not 2.6." in text
     assert (
         "- The difference leaves out captions (its score is of the whole corpus), so it is not that of the column Last."
@@ -84,7 +90,9 @@ def test_the_terminal_gets_what_fits(board, width, heads):
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(grid)
     text = console.export_text()
-    assert "43.8 ± 8.8" in text and "…" not in text and "disco" in text
+    assert "43.8 ± 8.8" in text
+    assert "…" not in text
+    assert "disco" in text
 
 
 def test_csv_json_latex(board):
@@ -97,16 +105,21 @@ def test_csv_json_latex(board):
         "2",
         "2",
     )
-    assert disco["reduced"] == "4 questions a test set, choice 0" and rows[2]["up"] == "" and rows[0]["Last_sd"] == ""
+    assert disco["reduced"] == "4 questions a test set, choice 0"
+    assert rows[2]["up"] == ""
+    assert rows[0]["Last_sd"] == ""
     raw = json.loads(tables.to_json(board[1]))["tables"][0]
     assert raw["reduced"] == ["4 questions a test set, choice 0"]
     assert raw["rows"][1]["figures"]["Last"]["values"] == [50.0, 37.5]
-    assert raw["rows"][1]["difference"]["by_seed"] == {"0": 25.0, "1": 25.0} and raw["rows"][1]["runs"] == [
+    assert raw["rows"][1]["difference"]["by_seed"] == {"0": 25.0, "1": 25.0}
+    assert raw["rows"][1]["runs"] == [
         "disco-s0",
         "disco-s1",
     ]
     latex = tables.tex(board[1])
-    assert r"43.8 $\pm$ 8.8" in latex and r"joint$^\ddagger$" in latex and "±" not in latex
+    assert r"43.8 $\pm$ 8.8" in latex
+    assert r"joint$^\ddagger$" in latex
+    assert "±" not in latex
     assert r"\begin{tabular}{lrrrrrrrrl}" in latex
 
 
@@ -118,7 +131,9 @@ def test_methods_of_our_own_and_methods_that_store(board, monkeypatch):
     (table,) = leaderboard.collect(board[0]).tables
     assert [line.row.label for line in table.lines] == ["finetune", "disco / lr=0.001", "disco", "joint"]
     text = tables.markdown(leaderboard.Leaderboard("b", board[0].folder, [table]))
-    assert "| *store samples* |" in text and "| disco † | 2 |" in text and "- † our definition." in text
+    assert "| *store samples* |" in text
+    assert "| disco † | 2 |" in text
+    assert "- † our definition." in text
 
 
 def test_frontier(board):
@@ -140,8 +155,10 @@ def test_page_and_pictures(board):
     assert [file.name for file in pictures] == ["pareto.svg", "last.svg"]
     assert all(file.stat().st_size > 2000 and file.with_suffix(".pdf").is_file() for file in pictures)
     text = page.render(filled)
-    assert text.startswith("<!doctype html>") and 'href="disco-s1/report.html"' in text
-    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
+    assert text.startswith("<!doctype html>")
+    assert 'href="disco-s1/report.html"' in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
 
 
 def test_table_only_and_copies(board, tmp_path, capsys):
@@ -151,7 +168,8 @@ def test_table_only_and_copies(board, tmp_path, capsys):
     assert kept == {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "last.svg"}
     assert {"leaderboard.tex", "leaderboard.html", "pareto.pdf"} <= {f.name for f in made.folder.iterdir()}
     out = capsys.readouterr().out
-    assert "disco / lr=0.001" in out and "leaderboard.html" in out
+    assert "disco / lr=0.001" in out
+    assert "leaderboard.html" in out
 
 
 def test_surroundings_are_compared_seed_by_seed(planned):
@@ -171,7 +189,9 @@ def test_without_the_baseline(planned):
     for run in made.runs[1:]:
         finish(run, {"a": [1.0]})
     (table,) = leaderboard.collect(made).tables
-    assert table.baseline is None and table.reference == "disco / lr=0.1" and table.waiting == ["finetune"]
+    assert table.baseline is None
+    assert table.reference == "disco / lr=0.1"
+    assert table.waiting == ["finetune"]
     assert [line.differs for line in table.lines] == [[], ["training.lr 0.2, not 0.1"]]
     assert "so there are no differences; settings and versions are compared with disco / lr=0.1" in tables.markdown(
         leaderboard.Leaderboard("b", made.folder, [table])
@@ -243,13 +263,16 @@ def test_an_average_over_some_stages_is_called_that(planned):
     board = leaderboard.collect(made)
     (table,) = board.tables
     figures_ = table.lines[0].figures
-    assert figures_["Avg"].mean == 60.0 and figures_["MFT"] is figures_["BWT"] is figures_["forgetting"] is None
+    assert figures_["Avg"].mean == 60.0
+    assert figures_["MFT"] is figures_["BWT"] is figures_["forgetting"] is None
     head = "| row | seeds | Last | Avg over stages 2, 4 | MFT |"
-    assert head in tables.markdown(board) and "Avg over stages 2, 4" in tables.tex(board)
+    assert head in tables.markdown(board)
+    assert "Avg over stages 2, 4" in tables.tex(board)
     assert "Avg over stages 2, 4</th>" in page.render(board)
     assert "Avg over stages 2, 4" in [column.header for column in tables.terminal(table, "b", 160).columns]
     (row, _) = csv.DictReader(io.StringIO(tables.csv(board)))
-    assert row["evaluated_after"] == "2 4" and row["reduced"] == ""
+    assert row["evaluated_after"] == "2 4"
+    assert row["reduced"] == ""
     assert json.loads(tables.to_json(board))["tables"][0]["stages"] == [2, 4]
 
 
@@ -279,7 +302,8 @@ def told(made, constants) -> leaderboard.Table:
 
 def test_the_best_constant_answer_has_a_row_of_its_own(board):
     made, before = board
-    assert before.tables[0].constant is None and "best constant" not in tables.markdown(before)
+    assert before.tables[0].constant is None
+    assert "best constant" not in tables.markdown(before)
     known = told(made, [None, CONSTANTS, CONSTANTS])
     assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - |  |" in tables.markdown(known)
     assert any("a 20.0, captions 14.0" in note for note in tables.notes(known.tables[0]))
@@ -319,17 +343,23 @@ def test_rows_on_other_test_data_have_a_table_of_their_own(planned):
     one, two = board.tables
     assert [(line.row.label, list(line.runs)) for line in one.lines] == [("finetune", [0, 1]), ("disco", [0])]
     assert [(line.row.label, list(line.runs)) for line in two.lines] == [("disco", [1]), ("ewc", [0, 1])]
-    assert one.baseline == "finetune" and two.baseline is None and one.waiting == two.waiting == []
-    assert one.key.title.startswith("fcit-mini-short, homogeneous, test data ") and one.key.title != two.key.title
+    assert one.baseline == "finetune"
+    assert two.baseline is None
+    assert one.waiting == two.waiting == []
+    assert one.key.title.startswith("fcit-mini-short, homogeneous, test data ")
+    assert one.key.title != two.key.title
     why = (
         "finetune-s0 and disco-s1 do not share a table: their test data differ (colors, test split, questions "
         "(test.json): aaaaaaaa in finetune-s0, bbbbbbbb in disco-s1)."
     )
     notes = tables.notes(one)
     assert why in notes
-    assert why in tables.markdown(board) and why in page.render(board) and why in tables.to_json(board)
+    assert why in tables.markdown(board)
+    assert why in page.render(board)
+    assert why in tables.to_json(board)
     rows = list(csv.DictReader(io.StringIO(tables.csv(board))))
-    assert len({row["test_data"] for row in rows}) == 2 and all(row["test_data"] for row in rows)
+    assert len({row["test_data"] for row in rows}) == 2
+    assert all(row["test_data"] for row in rows)
     assert figures.lasts(one).get_suptitle() == one.key.test_data
 
 
@@ -338,11 +368,13 @@ def test_one_kind_of_test_data_is_not_spoken_of(planned):
     for run in made.runs:
         finish(run, {"a": [1.0, 0.0]}, environment=hashed("a", ("u" if run.row.label == "disco" else "t") * 64))
     (table,) = leaderboard.collect(made).tables
-    assert table.key.title == "fcit-mini-short, homogeneous" and table.apart == []
+    assert table.key.title == "fcit-mini-short, homogeneous"
+    assert table.apart == []
     # ... training data that differ are a note
     (line,) = [line for line in table.lines if line.row.label == "disco"]
     said = "training: colors, train split, instructions (train.json): tttttttt there, uuuuuuuu here"
-    assert line.elsewhere == [said] and f"‡ disco: {said}." in tables.notes(table)
+    assert line.elsewhere == [said]
+    assert f"‡ disco: {said}." in tables.notes(table)
 
 
 def test_a_row_whose_test_data_changed_on_the_way_stands_alone(planned):

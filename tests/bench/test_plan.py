@@ -16,11 +16,13 @@ def labels(made: plan.Plan) -> list[str]:
 
 def test_an_axis_is_a_block(planned):
     made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
-    assert labels(made) == ["finetune", "disco"] and made.baseline == "finetune"
+    assert labels(made) == ["finetune", "disco"]
+    assert made.baseline == "finetune"
     assert [run.name for run in made.runs] == ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
     run = made.runs[-1]
     assert (run.config.seed, run.config.name, run.config.method["name"]) == (1, "disco-s1", "disco")
-    assert run.folder == made.folder / "disco-s1" and run.config.output == str(made.folder)
+    assert run.folder == made.folder / "disco-s1"
+    assert run.config.output == str(made.folder)
 
 
 def test_blocks_add_and_axes_multiply(planned):
@@ -41,7 +43,8 @@ def test_blocks_add_and_axes_multiply(planned):
         "zero_shot",
     ]
     assert [run.seed for run in made.runs] == [3] * 5 + [0] + [4] * 5
-    assert made.runs[4].config.training.lr == 0.002 and made.runs[4].config.adapter.projector == "frozen"
+    assert made.runs[4].config.training.lr == 0.002
+    assert made.runs[4].config.adapter.projector == "frozen"
     assert made.runs[4].name == "disco-lr-0.002-projector-frozen-s3"
 
 
@@ -139,7 +142,8 @@ rows:
         "line 13: method.mix: unknown key",
     ):
         assert expected in found, found
-    assert len(caught.value.problems) == 9 and "bench.yaml" in str(caught.value)
+    assert len(caught.value.problems) == 9
+    assert "bench.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,8 @@ def test_shipped_bench_files(file):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "bench").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_bench_is_sound(path):
     made = plan.load(path)
-    assert made.runs and made.baseline in labels(made)
+    assert made.runs
+    assert made.baseline in labels(made)
     # seeds that tune are not seeds that report
     assert {run.seed for run in made.runs} == {100} if path.stem == "sweep" else 100 not in {r.seed for r in made.runs}
 
@@ -207,7 +212,8 @@ def test_a_row_given_twice_with_other_seeds_is_one_row(planned):
             {"axes": {"method": ["disco"]}, "seeds": [5, 7]},
         ],
     )
-    assert labels(made) == ["finetune", "disco"] and [row.seeds for row in made.rows] == [(0, 1), (0, 1, 5, 7)]
+    assert labels(made) == ["finetune", "disco"]
+    assert [row.seeds for row in made.rows] == [(0, 1), (0, 1, 5, 7)]
     assert [run.name for run in made.runs] == [
         "finetune-s0",
         "disco-s0",

@@ -92,7 +92,9 @@ def signal_when(paths: list[Path], number: int, again: threading.Event | None = 
 def test_seeds_come_first_and_done_runs_are_skipped(made):
     outcome = run(made)
     assert (made.folder / "order").read_text().split() == ["finetune-s0", "disco-s0", "finetune-s1", "disco-s1"]
-    assert len(outcome.finished) == 4 and not outcome.failed and not outcome.stopped
+    assert len(outcome.finished) == 4
+    assert not outcome.failed
+    assert not outcome.stopped
     assert yaml.safe_load((made.folder / "disco-s1" / "config.yaml").read_text())["seed"] == 1
     assert (made.folder / "disco-s1" / "environment.json").is_file()
     assert run(made).finished == []
@@ -100,7 +102,8 @@ def test_seeds_come_first_and_done_runs_are_skipped(made):
 
 def test_one_failure_does_not_stop_the_others(made):
     outcome = run(made, fails="finetune-s0")
-    assert outcome.failed == {"finetune-s0": "exit 1: the reason it failed"} and len(outcome.finished) == 3
+    assert outcome.failed == {"finetune-s0": "exit 1: the reason it failed"}
+    assert len(outcome.finished) == 3
     again = run(made)
     assert [r.name for r in again.finished] == ["finetune-s0"]
 
@@ -117,7 +120,9 @@ def test_asked_to_stop_and_started_again(made, number):
     before = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
     signal_when([made.folder / name / "begun" for name in ("finetune-s0", "disco-s0")], number)
     outcome = run(made, seconds=LONG, jobs=2)
-    assert outcome.stopped == number and not outcome.failed and not outcome.finished
+    assert outcome.stopped == number
+    assert not outcome.failed
+    assert not outcome.finished
     assert not (made.folder / "finetune-s1").exists()  # nothing new was begun
     assert [folders.state(r) for r in made.runs] == ["begun", "begun", "new", "new"]
     assert len(run(made).finished) == 4
@@ -149,7 +154,8 @@ def test_folders_of_other_runs(planned):
     )
     with pytest.raises(ConfigError) as caught:
         folders.check(new.runs, fresh=False)
-    assert "training.lr is 0.003 there, 0.1 in the plan" in str(caught.value) and "--fresh" in str(caught.value)
+    assert "training.lr is 0.003 there, 0.1 in the plan" in str(caught.value)
+    assert "--fresh" in str(caught.value)
     with pytest.raises(ConfigError):
         command.bench(command.BenchOptions(new.file, table=True))
     folders.check(new.runs, fresh=True)
@@ -161,7 +167,8 @@ def test_dry_run_and_only(planned, capsys):
     finish(made.runs[0], {"a": [1.0]})
     assert command.bench(command.BenchOptions(made.file, dry_run=True)) == 0
     out = capsys.readouterr().out
-    assert f"done  {made.folder}/finetune-s0" in out and "4 runs, 1 done; baseline finetune" in out
+    assert f"done  {made.folder}/finetune-s0" in out
+    assert "4 runs, 1 done; baseline finetune" in out
     assert command.bench(command.BenchOptions(made.file, dry_run=True, only="disco")) == 0
     assert "2 runs, 0 done" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"no run is called like that \(rows: finetune, disco\)"):
@@ -174,7 +181,8 @@ def test_lines_for_who_has_no_terminal(made, capsys):
     with BenchWatcher(Console(width=120), "small", 4, 0, 1) as watcher:
         run(made, fails="disco-s1", watcher=watcher)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("finetune-s0: Last 50.0; 1 of 4 runs done, ") and lines[0].endswith(" left")
+    assert lines[0].startswith("finetune-s0: Last 50.0; 1 of 4 runs done, ")
+    assert lines[0].endswith(" left")
     assert lines[3].startswith("disco-s1: FAILED (exit 1: the reason it failed); 3 of 4 runs done")
 
 
@@ -238,7 +246,8 @@ def test_rows_and_seeds_of_the_command_line(made, capsys, monkeypatch):
     assert "| disco | 2 of 4 |" in text
     assert command.bench(command.BenchOptions(made.file)) == 0
     text = (made.folder / "leaderboard.md").read_text()
-    assert "| disco | 4 |" in text and "| finetune | 2 |" in text
+    assert "| disco | 4 |" in text
+    assert "| finetune | 2 |" in text
     assert "- Seeds are 0, 1; disco has 0, 1, 3, 4." in text or "- Seeds are 0, 1, 3, 4; finetune has 0, 1." in text
 
 
@@ -282,8 +291,10 @@ def test_the_leaderboard_is_written_after_every_run(made, capsys):
     run(made, watcher=watcher)
     assert len(seen) == 3  # the fourth is the bench's own table at its end
     text = (made.folder / "leaderboard.md").read_text()
-    assert "| finetune | 2 |" in text and "| disco | 1 of 2 |" in text
-    assert (made.folder / "leaderboard.html").is_file() and not list(made.folder.glob(".*tmp"))
+    assert "| finetune | 2 |" in text
+    assert "| disco | 1 of 2 |" in text
+    assert (made.folder / "leaderboard.html").is_file()
+    assert not list(made.folder.glob(".*tmp"))
 
 
 def test_a_leaderboard_that_cannot_be_refreshed_stops_nothing(made, capsys):

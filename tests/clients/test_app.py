@@ -34,10 +34,13 @@ def test_a_site_probes_describes_and_trains_on_its_own_files(site):
     probe = probe_of(site)
     assert set(probe.hashes) == {"backbone", "tokenizer", "processor", "identity", "layout"}
     description = codec.decode(site.send("query.describe", describe_order()).content, Description)
-    assert description.count == RECORDS and description.tensors["total"].shape == (probe.identity_width,)
+    assert description.count == RECORDS
+    assert description.tensors["total"].shape == (probe.identity_width,)
     tensors = start(probe)
     update = update_of(site, train_order(tensors))
-    assert update.examples == RECORDS and set(update.tensors) == set(tensors) and update.skipped == 0
+    assert update.examples == RECORDS
+    assert set(update.tensors) == set(tensors)
+    assert update.skipped == 0
     assert any((update.tensors[n] != tensors[n]).any() for n in tensors)
     assert update.how == {"dtype": "float32", "micro_batch": None, "checkpointing": False}
     assert codec.decode(site.send("query.whoami", RecordDict()).content, Name).client == 0
@@ -57,7 +60,8 @@ def test_micro_batches_and_checkpointing_are_the_sites_choice_and_change_little(
     site.file.write_text(yaml.safe_dump({**raw, "micro_batch": 2, "checkpointing": True}))  # counts from the next order
     parts = update_of(site, train_order(tensors, config))
     assert parts.how == {"dtype": "float32", "micro_batch": 2, "checkpointing": True}
-    assert parts.loss == pytest.approx(whole.loss, abs=1e-5) and parts.steps == whole.steps
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
+    assert parts.steps == whole.steps
     # AdamW divides by the size of tiny gradients; a step is as long as the learning rate, 3e-3
     for name, tensor in whole.tensors.items():
         assert np.abs(parts.tensors[name] - tensor).mean() < 3e-5, name
@@ -68,7 +72,8 @@ def test_a_site_computes_in_bfloat16_where_the_run_allows_it(tmp_path):
     config = ordered(sites={"dtypes": ["float32", "bfloat16"]})
     tensors = start(probe_of(site, config))
     update = update_of(site, train_order(tensors, config))
-    assert update.how["dtype"] == "bfloat16" and np.isfinite(update.loss)
+    assert update.how["dtype"] == "bfloat16"
+    assert np.isfinite(update.loss)
     lora = [n for n in tensors if ".lora_B." in n]
     assert all(update.tensors[n].dtype == np.float32 and np.isfinite(update.tensors[n]).all() for n in tensors)
     # trained in float32: bfloat16 keeps 8 bits of a number, the lower 16 of a float32 would all be zero
@@ -80,12 +85,16 @@ def test_what_goes_wrong_leaves_as_a_code_and_a_reference(tmp_path):
     (site.file.parent / "data" / "datasets" / "secret" / "secret-3.png").write_bytes(b"no image")
     reply = site.send("query.describe", describe_order(tasks=[0]))
     code, reference = reply.error.reason.split()
-    assert reply.error.code == gate.CLIENT_RAISED and (code, reference) == ("data", "1")
+    assert reply.error.code == gate.CLIENT_RAISED
+    assert (code, reference) == ("data", "1")
     # the log has the rest, under the number that the order has in the audit trail
-    assert "[1] query.describe" in site.log and "secret-3.png" in site.log and "Traceback" in site.log
+    assert "[1] query.describe" in site.log
+    assert "secret-3.png" in site.log
+    assert "Traceback" in site.log
     lines = [json.loads(line) for line in (site.home / "audit.jsonl").read_text().splitlines()]
     assert [(e["number"], e["direction"], e.get("answers")) for e in lines] == [(1, "in", None), (2, "out", 1)]
-    assert lines[1]["holds"] == {"error": "data 1"} and lines[1]["run"] == "run-1"
+    assert lines[1]["holds"] == {"error": "data 1"}
+    assert lines[1]["run"] == "run-1"
 
 
 @pytest.mark.parametrize(
@@ -151,4 +160,5 @@ def test_an_order_for_another_client_or_a_strange_run_is_refused(site):
     assert site.refused("query.describe", describe_order(client=-1)) == "refused"
     for run in ("", "../up", "a/b", "x" * 300):
         assert site.refused("query.probe", probe_order(run=run)) == "refused"
-    assert not (site.home / "memory").exists() and "this site is 0" in site.log
+    assert not (site.home / "memory").exists()
+    assert "this site is 0" in site.log

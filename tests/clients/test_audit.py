@@ -77,18 +77,22 @@ def test_a_line_says_what_a_message_holds(trail):
     assert (came["number"], came["direction"], came["kind"], came["run"]) == (3, "in", "train", "r")
     assert (came["stage"], came["round"], came["client"]) == (1, 1, 3)
     assert came["holds"]["tensors"] == {"count": 9, "numbers": 52, "groups": ["constant/teacher-0", "lora_A", "lora_B"]}
-    assert came["bytes"] > 9 * 24 and len(came["sha256"]) == 64
+    assert came["bytes"] > 9 * 24
+    assert len(came["sha256"]) == 64
     assert "secret" not in trail.path.read_text()
     assert (left["direction"], left["answers"], left["run"]) == ("out", 3, "r")
-    assert left["holds"]["examples"] == 12 and left["holds"]["tensors"]["groups"] == ["projector"]
+    assert left["holds"]["examples"] == 12
+    assert left["holds"]["tensors"]["groups"] == ["projector"]
     error = json.loads(lines(trail)[1])
-    assert error["holds"] == {"error": "data 1"} and (error["run"], error["round"]) == ("r", 0)
+    assert error["holds"] == {"error": "data 1"}
+    assert (error["run"], error["round"]) == ("r", 0)
 
 
 def test_the_hash_is_of_all_the_content():
     first = describe(order())["sha256"]
     assert describe(order())["sha256"] == first
-    assert describe(order(tensors={}))["sha256"] != first and describe(order(stage=0))["sha256"] != first
+    assert describe(order(tensors={}))["sha256"] != first
+    assert describe(order(stage=0))["sha256"] != first
 
 
 def test_a_whole_trail_is_found_whole(trail):
@@ -126,22 +130,29 @@ def test_tampering_is_found_at_its_first_line(trail, tamper):
     rows, where = tamper(lines(trail))
     trail.path.write_bytes(b"".join(rows))
     verdict = verify(trail.path)
-    assert verdict.broken == where and verdict.lines == where - 1 and verdict.reason
+    assert verdict.broken == where
+    assert verdict.lines == where - 1
+    assert verdict.reason
 
 
 def test_lines_cut_off_at_the_end_show_in_the_last_hash_only(trail):
     before = verify(trail.path).last
     trail.path.write_bytes(b"".join(lines(trail)[:-2]))
     verdict = verify(trail.path)
-    assert verdict.broken is None and verdict.last != before and before.encode() not in trail.path.read_bytes()
+    assert verdict.broken is None
+    assert verdict.last != before
+    assert before.encode() not in trail.path.read_bytes()
 
 
 def test_half_a_line_left_by_a_kill_is_passed_over_and_then_cut_off(trail):
     whole = trail.path.read_bytes()
     trail.path.write_bytes(whole + b'{"number":7,"bytes":')
-    assert verify(trail.path).torn and verify(trail.path).broken is None and verify(trail.path).lines == 6
+    assert verify(trail.path).torn
+    assert verify(trail.path).broken is None
+    assert verify(trail.path).lines == 6
     trail.incoming(order())
-    assert trail.path.read_bytes().startswith(whole) and verify(trail.path).lines == 7
+    assert trail.path.read_bytes().startswith(whole)
+    assert verify(trail.path).lines == 7
     assert not verify(trail.path).torn
 
 
@@ -197,4 +208,5 @@ def test_the_command_prints_the_trail_and_its_verdict(trail, site_file, capsys):
 
 def test_the_command_says_so_when_there_was_no_message(tmp_path, capsys):
     (tmp_path / "SITE.yaml").write_text("name: '3'\n")
-    assert audit.command(tmp_path / "SITE.yaml") == 0 and "no message yet" in " ".join(capsys.readouterr().out.split())
+    assert audit.command(tmp_path / "SITE.yaml") == 0
+    assert "no message yet" in " ".join(capsys.readouterr().out.split())

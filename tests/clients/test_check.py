@@ -99,7 +99,8 @@ def test_a_site_that_is_fine(site):
     assert not wrong(found)
     expected = run("ssh-keygen", "-lf", folder / "site.key.pub").split()[1]
     assert expected in found["key"][1]
-    assert "1 records" in found["task 0 train"][1] and "TLSv1.3" in found["door: certificate"][1]
+    assert "1 records" in found["task 0 train"][1]
+    assert "TLSv1.3" in found["door: certificate"][1]
 
 
 def test_a_mistake_in_the_file(site):
@@ -150,12 +151,14 @@ def test_apps(site):
     _, findings = site
     assert "none is pinned" in wrong(findings(apps=[]))["apps"]
     other = "b" * 64
-    assert other in wrong(findings(apps=[other]))["apps"] and APP in wrong(findings(apps=[other]))["apps"]
+    assert other in wrong(findings(apps=[other]))["apps"]
+    assert APP in wrong(findings(apps=[other]))["apps"]
 
 
 def test_the_hash_to_pin_is_that_of_the_installed_app(tmp_path):
     first = checking.installed_app()
-    assert len(first) == 64 and checking.installed_app() == first
+    assert len(first) == 64
+    assert checking.installed_app() == first
 
 
 def test_data(site):

@@ -82,7 +82,8 @@ def test_an_order_of_a_pinned_app_is_done(site):
     assert node.reply(run).metadata.message_type == "train"
     assert dict(seen["text"]) == {"text": "hello"}
     # What the operator's run configuration says does not reach the code: only the site's own file does.
-    assert seen["node_config"] == {"site": str(path)} and seen["run_config"] == {}
+    assert seen["node_config"] == {"site": str(path)}
+    assert seen["run_config"] == {}
 
 
 def test_an_unpinned_app_is_refused_and_nothing_of_it_is_run(site):
@@ -91,7 +92,8 @@ def test_an_unpinned_app_is_refused_and_nothing_of_it_is_run(site):
     run = node.order(content(), "train", b"another app")
     serve_one()
     reply = node.reply(run)
-    assert reply.has_error() and reply.error.reason.split()[0] == "refused"
+    assert reply.has_error()
+    assert reply.error.reason.split()[0] == "refused"
     assert "not pinned" in log_of(path)
 
 
@@ -142,7 +144,9 @@ def test_of_an_error_only_a_code_and_a_reference_leave(site, error, code):
     word, reference = node.reply(run).error.reason.split()
     assert word == code
     text = log_of(path)
-    assert f"[{reference}]" in text and "CANARY" in text and "Traceback" in text
+    assert f"[{reference}]" in text
+    assert "CANARY" in text
+    assert "Traceback" in text
 
 
 def test_a_kind_of_order_that_the_app_does_not_know_tells_no_more(site, monkeypatch):
@@ -226,7 +230,8 @@ def test_what_is_relied_on_of_flowers_private_parts():
     assert "install_from_fab" not in inspect.getsource(run_clientapp.pull_task_input)
     assert executor.HeartbeatSender(lambda: True).is_running is False
     kinds = {f.number for f in executor.AcquireTaskRequest.DESCRIPTOR.fields if f.name == "supported_task_types"}
-    assert kinds and executor._TASKS == (TaskType.CLIENT_APP, TaskType.AGENT_APP)
+    assert kinds
+    assert executor._TASKS == (TaskType.CLIENT_APP, TaskType.AGENT_APP)
     with pytest.raises(Refused):
         executor.check_pinned([], *run_of(APP))
     assert supervisor.HALF_RECEIVED in inspect.getsource(start_client_internal)

@@ -66,9 +66,12 @@ def test_paths_in_an_order_are_not_opened(tmp_path):
         backbone={"model": "/server/llava", "identity": "/server/clip"},
     )
     config = done(ordered, mine)
-    assert config.benchmark == str(tmp_path / "own.yaml") and config.data_root == str(tmp_path / "data")
-    assert config.backbone.model == str(tmp_path / "model") and config.backbone.identity == str(tmp_path / "clip")
-    assert "/server" not in configuration.dump(config) and not config.tensorboard
+    assert config.benchmark == str(tmp_path / "own.yaml")
+    assert config.data_root == str(tmp_path / "data")
+    assert config.backbone.model == str(tmp_path / "model")
+    assert config.backbone.identity == str(tmp_path / "clip")
+    assert "/server" not in configuration.dump(config)
+    assert not config.tensorboard
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ def test_a_version_counts_once_the_server_names_it(tmp_path):
 def test_clients_do_not_see_each_other(tmp_path):
     memory = ClientMemory(tmp_path)
     memory.save(1, "0-0", {"x": 1})
-    assert memory.load(2, "") == {} and memory.load(1, "0-0") == {"x": 1}
+    assert memory.load(2, "") == {}
+    assert memory.load(1, "0-0") == {"x": 1}
 
 
 def test_without_a_folder_it_says_so():
@@ -32,7 +33,8 @@ def test_constants_are_sent_once_and_kept(tmp_path):
     first = memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32), "a/y/z": np.zeros(1, np.float32)}, tidy=False)
     assert {n: t.tolist() for n, t in first["a"].items()} == {"x": [1, 1], "y/z": [0]}
     again = memory.constants(3, ["a", "b"], {"b/x": np.full(1, 2, np.float32)}, tidy=True)
-    assert again["a"]["x"].tolist() == [1, 1] and again["b"]["x"].tolist() == [2]
+    assert again["a"]["x"].tolist() == [1, 1]
+    assert again["b"]["x"].tolist() == [2]
     assert memory.size(3) == sum(f.stat().st_size for f in (tmp_path / "3" / "constants").iterdir()) > 0
     memory.constants(3, ["b"], {}, tidy=False)  # the server may still go back to the round before
     assert set(memory.constants(3, ["a", "b"], {}, tidy=False)) == {"a", "b"}
@@ -45,7 +47,8 @@ def test_versions_and_constants_live_side_by_side(tmp_path):
     memory = ClientMemory(tmp_path)
     memory.save(3, "0-0", {"x": 1})
     memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32)}, tidy=False)
-    assert memory.load(3, "0-0") == {"x": 1} and memory.constants(3, ["a"], {}, tidy=True)["a"]["x"].size == 2
+    assert memory.load(3, "0-0") == {"x": 1}
+    assert memory.constants(3, ["a"], {}, tidy=True)["a"]["x"].size == 2
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", "", ".hidden"])

@@ -71,8 +71,10 @@ def test_auto_gives_what_the_size_that_fits_gives_bit_for_bit(fits, size, error,
     model, auto = Model(fits, error), MicroBatches("auto")
     with caplog.at_level(logging.WARNING):
         found, other = model.run(auto)
-    assert found == loss and torch.equal(other, gradient)
-    assert (auto.size or RECORDS) == size and len(caplog.records) == auto.halved
+    assert found == loss
+    assert torch.equal(other, gradient)
+    assert (auto.size or RECORDS) == size
+    assert len(caplog.records) == auto.halved
     assert (auto.halved > 0) == (size < RECORDS)
     # what the loss noted was noted once
     assert model.session.notes["count"].item() == RECORDS
@@ -87,7 +89,8 @@ def test_a_batch_that_fails_halfway_leaves_nothing_behind():
     auto.size = 4
     found, other = model.run(auto)
     assert model.seen == [4, 4, 2, 2, 2, 2]
-    assert found == loss and torch.equal(other, gradient)
+    assert found == loss
+    assert torch.equal(other, gradient)
 
 
 def test_the_size_that_worked_is_kept():
@@ -96,7 +99,8 @@ def test_the_size_that_worked_is_kept():
     assert model.seen == [8, 4, 2, 2, 2, 2]
     model.seen.clear()
     model.run(auto)
-    assert model.seen == [2, 2, 2, 2] and auto.halved == 2
+    assert model.seen == [2, 2, 2, 2]
+    assert auto.halved == 2
 
 
 def test_where_not_even_one_record_fits_it_says_what_to_lower():
@@ -146,9 +150,11 @@ def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
     events = [json.loads(line) for line in run.folder.events.read_text().splitlines()]
     told = [how for event in events if event["event"] == "round" for how in event["how"]]
     # features come to the device as they are needed, never a client's all at once
-    assert loaded[:4] == [16, 8, 4, 4] and set(loaded[2:]) <= {1, 2, 3, 4}
+    assert loaded[:4] == [16, 8, 4, 4]
+    assert set(loaded[2:]) <= {1, 2, 3, 4}
     assert told[0] == {"micro_batch": 4, "checkpointing": False, "halved": 2}
-    assert len(told) == 8 and all(how["micro_batch"] == 4 and how["halved"] == 0 for how in told[1:])
+    assert len(told) == 8
+    assert all(how["micro_batch"] == 4 and how["halved"] == 0 for how in told[1:])
 
 
 def test_a_cache_forgets_what_was_not_used_for_longest():
@@ -159,10 +165,15 @@ def test_a_cache_forgets_what_was_not_used_for_longest():
         return cache.get(key, lambda: made.append(key) or [0] * size)
 
     get("a", 4), get("b", 4), get("a", 4)
-    assert made == ["a", "b"] and cache.held == 8
+    assert made == ["a", "b"]
+    assert cache.held == 8
     get("c", 6)  # b is given up, a was used since
     get("a", 4)
-    assert made == ["a", "b", "c"] and cache.held == 10
-    assert len(get("huge", 50)) == 50 and len(cache) == 1 and cache.held == 50  # one thing is always kept
+    assert made == ["a", "b", "c"]
+    assert cache.held == 10
+    assert len(get("huge", 50)) == 50
+    assert len(cache) == 1
+    assert cache.held == 50  # one thing is always kept
     get("a", 4)
-    assert made[-1] == "a" and cache.held == 4
+    assert made[-1] == "a"
+    assert cache.held == 4

@@ -20,9 +20,12 @@ def task(**more):
 def test_paths_are_relative_to_the_file_given_or_not(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     site = load(tmp_path, home="state", data_root="/elsewhere")
-    assert site.home == str(tmp_path / "state") and site.data_root == "/elsewhere"
-    assert site.key == str(tmp_path / "site.key") and site.ca == str(tmp_path / "ca.crt")
-    assert site.model is None and site.benchmark is None
+    assert site.home == str(tmp_path / "state")
+    assert site.data_root == "/elsewhere"
+    assert site.key == str(tmp_path / "site.key")
+    assert site.ca == str(tmp_path / "ca.crt")
+    assert site.model is None
+    assert site.benchmark is None
 
 
 @pytest.mark.parametrize(

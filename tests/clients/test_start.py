@@ -105,10 +105,13 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
             assert superlink.submit(evil).startswith("finished:completed"), site.logs()
             said = json.loads((evil / "result.json").read_text())
             code, reference = said["reason"].split()
-            assert code == "refused" and len(said["reason"]) < 20
-            assert f"[{reference}]" in site.log("site") and superlink.pin(evil) in site.log("site")
+            assert code == "refused"
+            assert len(said["reason"]) < 20
+            assert f"[{reference}]" in site.log("site")
+            assert superlink.pin(evil) in site.log("site")
             # Nobody ran a line of either app's client part: the site has its own.
-            assert not (good / "marker").exists() and not (evil / "marker").exists()
+            assert not (good / "marker").exists()
+            assert not (evil / "marker").exists()
             assert not list((site.folder / "home").rglob("clients/app.py"))
 
             children = [site.child("SuperNode"), site.child("executor")]
@@ -154,7 +157,8 @@ def test_what_ends_is_started_again_and_a_signal_ends_all(tmp_path):
         first = site.child("SuperNode"), site.child("executor")
         os.kill(first[1], signal.SIGKILL)  # as when memory runs out
         wait(lambda: site.child("executor") != first[1])
-        assert alive(first[0]) and "the executor was killed by SIGKILL" in site.log("start")
+        assert alive(first[0])
+        assert "the executor was killed by SIGKILL" in site.log("start")
         os.kill(first[0], signal.SIGKILL)
         wait(lambda: site.child("SuperNode") != first[0])
         last = site.child("SuperNode"), site.child("executor")
@@ -243,7 +247,8 @@ def test_a_site_runs_once(tmp_path):
 def test_what_is_made_is_for_nobody_else_to_read(tmp_path):
     with StandIns(tmp_path):
         home = tmp_path / "home"
-        assert stat.S_IMODE((home / "secret").stat().st_mode) == 0o600 and (home / "secret").stat().st_size == 32
+        assert stat.S_IMODE((home / "secret").stat().st_mode) == 0o600
+        assert (home / "secret").stat().st_size == 32
         for path in (home, *home.rglob("*")):
             assert not path.stat().st_mode & 0o077, path
         secret = (home / "secret").read_bytes()
@@ -266,9 +271,13 @@ def test_nothing_listens_beyond_loopback_and_no_secret_is_on_a_command_line(tmp_
         with pytest.raises(ConfigError, match="address"):
             sites.load(tmp_path / "open.yaml")
     command = starting.supernode_command(site)
-    assert command[command.index("--host") + 1] == "127.0.0.5" and command[command.index("--port") + 1] == "9777"
-    assert "--insecure" not in command and command[command.index("--isolation") + 1] == "process"
+    assert command[command.index("--host") + 1] == "127.0.0.5"
+    assert command[command.index("--port") + 1] == "9777"
+    assert "--insecure" not in command
+    assert command[command.index("--isolation") + 1] == "process"
     assert command[command.index("--superexec-auth-secret-file") + 1] == str(tmp_path / "home" / "secret")
     environment = starting.environment(site)
-    assert environment["OMP_NUM_THREADS"] == "3" and environment["FLWR_HOME"] == str(tmp_path / "home" / "flwr")
-    assert environment["HF_HUB_OFFLINE"] == "1" and "127.0.0.5" in environment["no_proxy"]
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["FLWR_HOME"] == str(tmp_path / "home" / "flwr")
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert "127.0.0.5" in environment["no_proxy"]

@@ -80,7 +80,9 @@ def test_the_trainers_rates(steps):
 def test_the_trainers_warm_up_of_several_steps():
     """40 steps, 3 %: two of warm-up, rounded up."""
     rates = list(learning_rates(Training(lr=1.0, schedule="trainer"), 40))
-    assert rates[:3] == [0, 0.5, 1] and rates[-1] > 0 and sorted(rates[2:], reverse=True) == rates[2:]
+    assert rates[:3] == [0, 0.5, 1]
+    assert rates[-1] > 0
+    assert sorted(rates[2:], reverse=True) == rates[2:]
     assert list(learning_rates(Training(lr=1.0, schedule="trainer", warmup_ratio=0), 1)) == [1]
 
 
@@ -92,14 +94,17 @@ def test_our_own_rates_are_as_ever():
 
 def test_an_epoch_of_one_step_learns_nothing_with_the_trainers_rates():
     outcome, after, rates = trained(5, batch=8, schedule="trainer")
-    assert after.tolist() == [3, 4] and rates == [0] and (outcome.steps, outcome.loss) == (1, 25)
+    assert after.tolist() == [3, 4]
+    assert rates == [0]
+    assert (outcome.steps, outcome.loss) == (1, 25)
     assert trained(5, batch=8)[1] == pytest.approx([2.9, 3.9])  # ours moves: AdamW's first step is the rate
 
 
 @pytest.mark.parametrize("fedopt", ["fedavg", "fedprox", "scaffold"])
 def test_every_optimiser_survives_a_rate_of_zero(fedopt):
     outcome, after, _ = trained(5, fedopt=fedopt, batch=8, schedule="trainer")
-    assert after.tolist() == [3, 4] and all(np.isfinite(t).all() for t in outcome.fedopt.values())
+    assert after.tolist() == [3, 4]
+    assert all(np.isfinite(t).all() for t in outcome.fedopt.values())
     outcome, after, _ = trained(2, fedopt=fedopt, schedule="trainer")
     assert after == pytest.approx([2.9, 3.9], abs=1e-5)
     assert all(np.isfinite(t).all() for t in outcome.fedopt.values())

@@ -100,10 +100,13 @@ class Case:
 def test_micro_batches_give_the_batchs_loss_and_gradients(name, shard):
     case = Case(name, shard)
     loss, whole = case.gradients(None)
-    assert case.seen == [RECORDS] and whole and all(g.abs().max() > 0 for g in whole.values())
+    assert case.seen == [RECORDS]
+    assert whole
+    assert all(g.abs().max() > 0 for g in whole.values())
     for micro, sizes in ((1, [1] * 7), (3, [3, 3, 1]), (5, [5, 2])):
         other, parts = case.gradients(micro)
-        assert case.seen == sizes and case.session.batch == list(range(RECORDS))
+        assert case.seen == sizes
+        assert case.session.batch == list(range(RECORDS))
         assert other == pytest.approx(loss, rel=1e-5)
         for tensor, gradient in whole.items():
             scale = gradient.abs().max().item()
@@ -118,7 +121,8 @@ def test_a_regulariser_counts_once(shard):
     bare, _ = case.gradients(1)
     case.method.options = case.method.options.model_copy(update={"strength": 800.0})
     twice, _ = case.gradients(1)
-    assert loss - bare > 0.1 and twice - bare == pytest.approx(2 * (loss - bare), rel=1e-3)
+    assert loss - bare > 0.1
+    assert twice - bare == pytest.approx(2 * (loss - bare), rel=1e-3)
     values = dict(case.adapters.trainable)
     held = case.session.constants["ewc-0"]
     penalty = sum(
@@ -135,7 +139,8 @@ def test_a_batch_that_fits_is_done_as_ever(micro, shard):
         loss.backward()
         expected = {n: p.grad.clone() for n, p in case.adapters.trainable.items()}
     other, gradients = case.gradients(micro)
-    assert case.seen == [RECORDS] and other == float(loss.detach())
+    assert case.seen == [RECORDS]
+    assert other == float(loss.detach())
     assert all(torch.equal(gradients[n], g) for n, g in expected.items())
 
 
@@ -167,7 +172,8 @@ def test_checkpointing_gives_the_same_gradients(name, adapter, shard):
         warnings.simplefilter("error")
         again, checked, twice = seeded()
     assert twice > once  # layers were really computed again
-    assert again == loss and set(checked) == set(plain)
+    assert again == loss
+    assert set(checked) == set(plain)
     for tensor, gradient in plain.items():
         torch.testing.assert_close(checked[tensor], gradient, rtol=1e-6, atol=1e-9)
     assert seeded()[2] == once  # and are not any more

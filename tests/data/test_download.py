@@ -73,7 +73,9 @@ def test_download_puts_everything_where_it_belongs(published, tmp_path, monkeypa
     for name in BY_HAND:
         assert f"{root}/datasets/{name}" in told, name
         shutil.copytree(tree / "datasets" / name, root / "datasets" / name)
-    assert "images.cocodataset.org" in told and "sample of the images" in told and "dvqa" in told
+    assert "images.cocodataset.org" in told
+    assert "sample of the images" in told
+    assert "dvqa" in told
 
     def files(base: Path) -> dict[str, bytes]:
         found = [p for p in base.rglob("*") if p.is_file() and module.FOLDER not in p.parts]
@@ -82,7 +84,8 @@ def test_download_puts_everything_where_it_belongs(published, tmp_path, monkeypa
     assert files(root) == files(tree)
     count = len(hub.copied)
     command = ["data", "download", "fcit-cap", "--root", str(root)]
-    assert main(command) == 2 and "of 50 clients" in capsys.readouterr().out  # the tree has two
+    assert main(command) == 2
+    assert "of 50 clients" in capsys.readouterr().out  # the tree has two
     assert len(hub.copied) == count  # nothing was fetched twice
     assert "README.md" not in " ".join(hub.copied)
 
@@ -93,7 +96,8 @@ def test_download_goes_on_where_it_stopped(published, tmp_path):
     broken = Hub(folder, breaks_after=2)
     with pytest.raises(RunError, match="connection lost"):
         download(spec, root, told.append, broken)
-    assert (root / "instructions/AOKVQA/train.json").is_file() and not (root / "datasets/FigureQA").exists()
+    assert (root / "instructions/AOKVQA/train.json").is_file()
+    assert not (root / "datasets/FigureQA").exists()
     assert any("by hand" in line for line in told)  # told before the hub is asked for anything
     (root / "instructions/AOKVQA/train.json").write_text("half")  # not in its full length: written again
     whole = Hub(folder)
@@ -121,7 +125,8 @@ def test_paths_that_lead_out_are_refused(tmp_path, name):
     file = archive(tmp_path / "evil.zip", "DVQA/fine.json", name)
     with pytest.raises(DataError, match="leads out"):
         unpack(file, tmp_path / "root/instructions", ["DVQA"])
-    assert not (tmp_path / "root").exists() and not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "root").exists()
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_links_are_refused(tmp_path):
@@ -180,12 +185,15 @@ def test_no_network_is_one_clear_sentence(tmp_path, monkeypatch):
     with pytest.raises(RunError) as caught:
         fetch_from_hub("MLLM-CL/FCIT", ["instruction/*"], tmp_path)
     text = str(caught.value)
-    assert "MLLM-CL/FCIT: cannot be downloaded" in text and "HTTPS_PROXY" in text and "more lines" not in text
+    assert "MLLM-CL/FCIT: cannot be downloaded" in text
+    assert "HTTPS_PROXY" in text
+    assert "more lines" not in text
 
 
 @pytest.mark.parametrize("name", ["fcit-task", "fcit-cap", "ucit", "mllm-dcl"])
 def test_every_official_benchmark_says_where_its_data_are(name):
     spec = read_spec(name)
-    assert any(s.hub for s in spec.sources) and any(s.page for s in spec.sources)
+    assert any(s.hub for s in spec.sources)
+    assert any(s.page for s in spec.sources)
     for source in spec.sources:
         assert source.page is None or source.page.startswith(("https://", "http://images.cocodataset.org/"))

@@ -58,7 +58,8 @@ def test_every_file_by_its_content_and_images_by_sorted_pairs(own):
     train, test = found["datasets"]["colors"]["train"], found["datasets"]["colors"]["test"]
     assert train["instructions"] == {"file": "train.json", "sha256": sha(data / "instructions/train.json")}
     assert test["questions"] == {"file": "test.json", "sha256": sha(data / "instructions/test.json")}
-    assert test["split"] == "test" and "references" not in test
+    assert test["split"] == "test"
+    assert "references" not in test
     digest = hashlib.sha256()
     for name in ("q0.png", "q1.png", "q2.png", "q3.png"):
         digest.update(f'["{name}", "{sha(data / "datasets" / name)}"]\n'.encode())
@@ -137,7 +138,8 @@ def test_delivered_partitions_by_their_content_and_generated_ones_by_their_origi
         (folder / f"client_{client}.json").write_text(json.dumps(content[client * 4 : client * 4 + 4]))
     before = of(own, "federation.beta=1.0")
     (found,) = before["partitions"]
-    assert found["delivered"] == "partitioned_data/1.0/Task1" and found["images"]["count"] == 12
+    assert found["delivered"] == "partitioned_data/1.0/Task1"
+    assert found["images"]["count"] == 12
     assert ("train", "task 0, partition") in differing(generated, own, "federation.beta=1.0")
     (folder / "client_1.json").write_text(json.dumps(content[:4]))
     assert differing(before, own, "federation.beta=1.0") == [
@@ -195,7 +197,9 @@ def test_the_mini_world_is_named_by_its_version_and_files():
     bench = open_benchmark(config)
     bench.prepare()
     found = fingerprint.of(bench)
-    assert found["code"] == {} and len(found["datasets"]) == 4 and len(found["partitions"]) == 4
+    assert found["code"] == {}
+    assert len(found["datasets"]) == 4
+    assert len(found["partitions"]) == 4
     captions = found["datasets"]["flickr30k"]["test"]
     assert captions["images"] == {"rendered": "mini-1"}
     file = bench.files.located(captions["references"]["file"])
@@ -209,7 +213,8 @@ def test_the_mini_world_is_named_by_its_version_and_files():
 
 def test_where_sites_train_only_the_servers_questions_are_looked_at(own):
     found = fingerprint.of(opened(own), trains=False)
-    assert list(found["datasets"]["colors"]) == ["test"] and "partitions" not in found
+    assert list(found["datasets"]["colors"]) == ["test"]
+    assert "partitions" not in found
 
 
 # ---------------------------------------------------------------------- images
@@ -232,8 +237,10 @@ def test_an_image_is_read_once_until_it_is_changed(root, tmp_path, monkeypatch):
     real = ImageHashes._hash
     monkeypatch.setattr(ImageHashes, "_hash", lambda self, image: (read.append(image), real(self, image))[1])
     first = ImageHashes(root, tmp_path / "kept").of(NAMES)
-    assert first == {name: sha(root / name) for name in NAMES} and sorted(read) == NAMES
-    assert ImageHashes(root, tmp_path / "kept").of([*NAMES, *NAMES]) == first and len(read) == 6
+    assert first == {name: sha(root / name) for name in NAMES}
+    assert sorted(read) == NAMES
+    assert ImageHashes(root, tmp_path / "kept").of([*NAMES, *NAMES]) == first
+    assert len(read) == 6
     paint(root / NAMES[2])
     assert ImageHashes(root, tmp_path / "kept").of(NAMES)[NAMES[2]] == sha(root / NAMES[2])
     assert read[6:] == [NAMES[2]]
@@ -261,7 +268,8 @@ def test_a_cache_that_cannot_be_written_costs_time_only(root, tmp_path):
     hashes = ImageHashes(root, tmp_path / "kept")
     found = hashes.of(NAMES)
     assert found[NAMES[5]] == sha(root / NAMES[5])
-    assert hashes.remember(found) == together(found) and hashes.differing(together(found), found) == []
+    assert hashes.remember(found) == together(found)
+    assert hashes.differing(together(found), found) == []
 
 
 def test_images_that_changed_are_found_by_name(root, tmp_path):

@@ -59,12 +59,15 @@ def check(own, fcit):
 
 def test_nothing_to_say(own, check, fcit):
     found = check("--clients", 3)
-    assert [d["notes"] for d in found["datasets"]] == [[], []] and all(not p["notes"] for p in found["partitions"])
+    assert [d["notes"] for d in found["datasets"]] == [[], []]
+    assert all(not p["notes"] for p in found["partitions"])
     assert [d["images"] for d in found["datasets"]] == [RECORDS + 6] * 2
     counts = {"turned by EXIF": 0, "transparent": 0, "one single colour": 0, "test pictures in training": 0}
     assert [d["pictures"] for d in found["datasets"]] == [counts] * 2
     code, out, _ = fcit("data", "check", own / "mine.yaml", "--root", own / "data", "--clients", 3)
-    assert code == 0 and "note:" not in out and "turned by EXIF" in out
+    assert code == 0
+    assert "note:" not in out
+    assert "turned by EXIF" in out
 
 
 def test_kinds_of_pictures_are_counted(own, check):
@@ -105,7 +108,8 @@ def test_overlap_is_found_beyond_the_sample(own, check, monkeypatch):
     for n in range(RECORDS, RECORDS + 6):
         (folder / f"{n}.bmp").write_bytes((folder / f"{n - RECORDS}.bmp").read_bytes())
     flowers, _ = check()["datasets"]
-    assert flowers["images"] == 4 and flowers["pictures"]["test pictures in training"] == 6
+    assert flowers["images"] == 4
+    assert flowers["pictures"]["test pictures in training"] == 6
     assert "and 1 more" in flowers["notes"][0]
 
 
@@ -114,13 +118,14 @@ def test_the_val_file_is_looked_at(own, check):
         MINE.replace("test: flowers/test.json,", "test: flowers/test.json, val: flowers/v.json,")
     )
     flowers, _ = check()["datasets"]  # no setting needs it
-    assert flowers["val"] is None and flowers["notes"][0].endswith(
-        "v.json: no such file (evaluation.split: val cannot run)"
-    )
+    assert flowers["val"] is None
+    assert flowers["notes"][0].endswith("v.json: no such file (evaluation.split: val cannot run)")
     folder = own / "data/instructions/flowers"
     (folder / "v.json").write_text((folder / "test.json").read_text())
     flowers, _ = check()["datasets"]
-    assert flowers["val"] == 6 and not flowers["notes"] and flowers["images"] == RECORDS + 6
+    assert flowers["val"] == 6
+    assert not flowers["notes"]
+    assert flowers["images"] == RECORDS + 6
 
 
 def test_too_few_records_for_the_clients(check):
@@ -144,4 +149,6 @@ def test_what_cannot_be_checked_names_the_way_out(own, fcit, monkeypatch, args, 
     monkeypatch.chdir(own)
     Path("run.yaml").write_text("benchmark: mine.yaml\nmethod: disco\n", encoding="utf-8")
     code, _, err = fcit("data", "check", *args)
-    assert code == 2 and words in err and len(err.splitlines()) == 1
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1

@@ -52,7 +52,8 @@ def test_rendering(name, tmp_path, few):
     for split, count in (("val", 4), ("test", 5)):
         coco = folder / f"{split}_coco_type.json"
         found = formats.read_test(folder / f"{split}.json", coco if coco.is_file() else None)
-        assert len(found) == count and all(r.answer for r in found)
+        assert len(found) == count
+        assert all(r.answer for r in found)
         assert all(len(r.references) == 3 for r in found) == (name == "flickr30k")
         train += found
     for record in train:
@@ -271,7 +272,8 @@ def test_every_dataset_but_the_captions_has_an_oracle():
 def test_captions_are_right():
     for example in examples("flickr30k", 300, 3):
         places = {kind: (row, column) for _, kind, row, column in Grid(example.scene).things}
-        assert len(set(example.references)) == 3 and example.answer == example.references[0]
+        assert len(set(example.references)) == 3
+        assert example.answer == example.references[0]
         for text in example.references[:2]:
             a, relation, b = re.fullmatch(r"(\w+) (above|below|left of|right of) (\w+)", text).groups()
             (r1, c1), (r2, c2) = places[a], places[b]

@@ -43,14 +43,16 @@ def test_the_tree_opens_and_clients_get_shares(tree):
             names
         )
     for dataset in bench.spec.datasets:
-        assert len(bench.test(dataset)) == 5 and all(r.answer for r in bench.test(dataset))
+        assert len(bench.test(dataset)) == 5
+        assert all(r.answer for r in bench.test(dataset))
     assert not (root / bench.spec.partition.folder).exists()  # generated ones lie in the cache
 
 
 @pytest.mark.parametrize("name", ["fcit-task", "fcit-cap"])
 def test_published_constants(name):
     spec = read_spec(name)
-    assert spec.rounds == 10 and spec.homogeneous == list(range(len(spec.tasks)))
+    assert spec.rounds == 10
+    assert spec.homogeneous == list(range(len(spec.tasks)))
     assert {d.max_new_tokens for d in spec.datasets.values()} == {128}
     rules = {n: d.scorer for n, d in spec.datasets.items() if d.scorer != "exact"}
     wanted = {
@@ -93,7 +95,8 @@ def test_delivered_partition_is_read_as_it_is(tmp_path, setting):
         bench = opened(root, "fcit-cap", setting=setting, federation={"beta": float(beta)})
         bench.prepare()
         file = root / f"partitioned_data/Capability-related/cap/{beta}/Task3/client_4.json"
-        assert bench.shard(4, 2) == read_train(file) and len(bench.shard(4, 2)) == 3
+        assert bench.shard(4, 2) == read_train(file)
+        assert len(bench.shard(4, 2)) == 3
         assert bench.pooled(1)
 
 
@@ -144,10 +147,12 @@ def test_max_records_keeps_the_same_records_for_every_method(tmp_path):
         return sorted(r.images[0] for r in bench.pooled(0))
 
     ten = kept(10, method={"name": "finetune"})
-    assert ten == kept(10, method={"name": "disco"}) and 40 - CLIENTS <= len(ten) <= 40
+    assert ten == kept(10, method={"name": "disco"})
+    assert 40 - CLIENTS <= len(ten) <= 40
     per = {n: sum(n.replace("-", "_") in image for image in ten) for n in read_spec("fcit-cap").tasks[0]}
     assert all(5 <= count <= 10 for count in per.values()), per
-    assert len(kept(None)) == 120 and kept(10, seed=1) != ten
+    assert len(kept(None)) == 120
+    assert kept(10, seed=1) != ten
     assert len(opened(root, "fcit-cap", data={"max_records": 2}).test("iconqa")) == 4  # questions are not cut
 
 
@@ -161,7 +166,8 @@ def test_max_records_spares_what_is_not_kept(tmp_path):
     with pytest.raises(ConfigError, match="not a readable image"):
         opened(root, "fcit-task").prepare()
     bench = opened(root, "fcit-task", data={"max_records": 8})
-    assert len(bench.pooled(0)) >= 8 - CLIENTS and all(bench.shard(c, 0) for c in range(CLIENTS))
+    assert len(bench.pooled(0)) >= 8 - CLIENTS
+    assert all(bench.shard(c, 0) for c in range(CLIENTS))
 
 
 def test_max_records_too_few_for_the_clients(tmp_path):
@@ -177,10 +183,12 @@ def test_check_finds_nothing_wrong(tree, fcit):
     name, root = tree
     code, out, err = fcit("data", "check", name, "--root", root)
     assert code == 0, out + err
-    assert "FAIL" not in out and "generated" in out
+    assert "FAIL" not in out
+    assert "generated" in out
     said = [line for line in out.splitlines() if ": best constant answer " in line]
     scorers = [dataset.scorer for dataset in read_spec(name).datasets.values()]
-    assert len(said) == len(scorers) and sum("by our rule" in line for line in said) == scorers.count("caption7")
+    assert len(said) == len(scorers)
+    assert sum("by our rule" in line for line in said) == scorers.count("caption7")
     assert ("heterogeneous" in out) == name.startswith("fcit")
 
 
@@ -202,7 +210,8 @@ def test_check_names_what_is_missing_and_broken(tmp_path, fcit):
     (root / "datasets/COCO2014/val2014/aokvqa_test_000001.jpg").write_bytes(b"no image")
 
     code, found = findings(fcit, "fcit-cap", "--root", root)
-    assert code == 2 and not found["good"]
+    assert code == 2
+    assert not found["good"]
     told = {d["name"]: "\n".join(d["problems"]) for d in found["datasets"] if d["problems"]}
     assert set(told) == {"dvqa", "tabmwp", "aokvqa", "iconqa"}
     line = 1 + (instructions / "DVQA/train.json").read_text().split('"dvqa-4"')[0].count("\n") - 1
@@ -210,15 +219,21 @@ def test_check_names_what_is_missing_and_broken(tmp_path, fcit):
         f"DVQA/train.json, line {line}, record 4: image 'DVQA/images/dvqa_train_000004.png' is missing" in told["dvqa"]
     )
     assert "TabMWP/test.json: no such file" in told["tabmwp"]
-    assert "AOKVQA/train.json, line" in told["aokvqa"] and "record 2: a conversation needs" in told["aokvqa"]
-    assert "val.json, record 1" in told["aokvqa"] and "not a readable image" in told["aokvqa"]
+    assert "AOKVQA/train.json, line" in told["aokvqa"]
+    assert "record 2: a conversation needs" in told["aokvqa"]
+    assert "val.json, record 1" in told["aokvqa"]
+    assert "not a readable image" in told["aokvqa"]
     assert "IconQA/val.json, line 3: broken JSON" in told["iconqa"]
     assert all(not s["runs"] and "dvqa" in s["why"] for s in found["settings"])
     counts = {d["name"]: (d["train"], d["test"], d["bad_images"], d["bad_records"]) for d in found["datasets"]}
-    assert counts["dvqa"] == (6, 3, 1, 0) and counts["aokvqa"] == (6, 3, 1, 1) and counts["tabmwp"] == (6, None, 0, 0)
+    assert counts["dvqa"] == (6, 3, 1, 0)
+    assert counts["aokvqa"] == (6, 3, 1, 1)
+    assert counts["tabmwp"] == (6, None, 0, 0)
 
     code, out, _ = fcit("data", "check", "fcit-cap", "--root", root)
-    assert code == 2 and "dvqa_train_000004.png" in out and "FAIL" in out
+    assert code == 2
+    assert "dvqa_train_000004.png" in out
+    assert "FAIL" in out
 
 
 def test_check_samples_images_unless_all_are_asked_for(tmp_path, fcit):
@@ -237,15 +252,19 @@ def test_check_looks_at_the_partition(tmp_path, fcit):
     folder = root / "partitioned_data/Capability-related/cap"
     command = ("fcit-cap", "--root", root, "--clients", CLIENTS)
     code, found = findings(fcit, *command)
-    assert code == 0 and {s["partition"] for s in found["settings"]} == {"delivered"} and len(found["settings"]) == 6
+    assert code == 0
+    assert {s["partition"] for s in found["settings"]} == {"delivered"}
+    assert len(found["settings"]) == 6
 
     (folder / "0.5/Task2").rename(folder / "0.5/Other")
     (folder / "1.0/Task1/client_3.json").unlink()
     (folder / "5.0/Task4/client_0.json").write_text('[\n{"image": 1}]')
     code, found = findings(fcit, *command)
     told = {p["beta"]: " ".join(p["problems"]) for p in found["partitions"]}
-    assert code == 2 and not any(s["runs"] for s in found["settings"])
-    assert "Task2 missing" in told["0.5"] and found["partitions"][0]["tasks"] == 3
+    assert code == 2
+    assert not any(s["runs"] for s in found["settings"])
+    assert "Task2 missing" in told["0.5"]
+    assert found["partitions"][0]["tasks"] == 3
     assert "1.0/Task1: no client_3.json" in told["1.0"]
     assert "5.0/Task4/client_0.json, line 2, record 0" in told["5.0"]
     assert findings(fcit, *command, "--beta", "0.1")[0] == 0  # none is delivered for it: generated
@@ -259,16 +278,20 @@ def test_check_notices_tasks_in_another_order(tmp_path, fcit):
         (folder / old).rename(folder / new)
     code, found = findings(fcit, "fcit-cap", "--root", root, "--clients", CLIENTS, "--beta", "1.0")
     first, second = found["partitions"][0]["problems"]
-    assert code == 2 and "Task2: its records are those of arxivqa, figureqa, dvqa, not of flickr30k, ocr-vqa" in first
-    assert "Task4" in second and "another order" in second
+    assert code == 2
+    assert "Task2: its records are those of arxivqa, figureqa, dvqa, not of flickr30k, ocr-vqa" in first
+    assert "Task4" in second
+    assert "another order" in second
 
 
 def test_check_of_one_setting(tmp_path, fcit):
     root = official_tree(tmp_path / "root", "ucit", records=3, tests=2)
     code, found = findings(fcit, "ucit", "--root", root, "--setting", "homogeneous", "--beta", "0.5")
-    assert code == 0 and [(s["setting"], s["beta"]) for s in found["settings"]] == [("homogeneous", "0.5")]
+    assert code == 0
+    assert [(s["setting"], s["beta"]) for s in found["settings"]] == [("homogeneous", "0.5")]
     code, _, err = fcit("data", "check", "ucit", "--root", root, "--setting", "heterogeneous")
-    assert code == 2 and "needs the key `heterogeneous` in" in err
+    assert code == 2
+    assert "needs the key `heterogeneous` in" in err
 
 
 @pytest.mark.parametrize(
@@ -282,7 +305,8 @@ def test_check_of_one_setting(tmp_path, fcit):
 )
 def test_check_of_what_is_not_there(fcit, args, words):
     code, _, err = fcit("data", "check", *args)
-    assert code == 2 and words in err
+    assert code == 2
+    assert words in err
 
 
 def test_ucit_images_are_found_in_either_place(tmp_path):
@@ -305,5 +329,7 @@ def test_make_still_renders(fcit, tmp_path, monkeypatch):
 
     monkeypatch.setattr(render, "SPLITS", {"train": 2, "val": 1, "test": 1})
     code, out, _ = fcit("data", "make", "--root", tmp_path / "root", "--dataset", "iconqa")
-    assert code == 0 and (tmp_path / "root/instructions/IconQA/train.json").is_file() and "IconQA" in out
+    assert code == 0
+    assert (tmp_path / "root/instructions/IconQA/train.json").is_file()
+    assert "IconQA" in out
     assert fcit("data", "make", "--root", tmp_path / "root", "--dataset", "iconqb")[0] == 2

@@ -91,7 +91,9 @@ def test_the_example_is_checked_and_runs(example, capsys):
         extra = ["--no-probe"] if words[1] == "doctor" else []
         assert main([*words[1:], *extra]) == 0, f"{line}: {capsys.readouterr()}"
     first, second = (Run(example / "runs" / f"mine-disco-{n}") for n in (1, 2))
-    assert first.matrix.datasets[0] == "receipts" and first.finished and second.finished  # homogeneous: [1, 0]
+    assert first.matrix.datasets[0] == "receipts"
+    assert first.finished
+    assert second.finished  # homogeneous: [1, 0]
     assert second.config.setting == "heterogeneous"
     assert main(["run", "run.yaml", "evaluation.split=val"]) == 2
     assert "datasets.receipts.val" in capsys.readouterr().err
@@ -106,7 +108,8 @@ def test_the_example_can_be_run_from_anywhere(example, tmp_path_factory, monkeyp
     file.write_text(yaml.safe_dump(raw))
     assert main(["run", str(file), "federation.rounds=1"]) == 0
     assert f"run folder {here / 'runs' / 'mine-disco-1'}" in capsys.readouterr().err
-    assert (here / "runs" / "mine-disco-1" / "results.json").is_file() and not (example / "runs").exists()
+    assert (here / "runs" / "mine-disco-1" / "results.json").is_file()
+    assert not (example / "runs").exists()
     shutil.rmtree(here / "runs")
 
 

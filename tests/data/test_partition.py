@@ -56,7 +56,8 @@ def test_seed_and_task_decide():
 def test_shares_are_disjoint_and_shuffled(beta):
     shares = partition.partition(400, 10, beta, 3, 0, reserve=8)
     used = [i for share in shares for i in share]
-    assert len(used) == len(set(used)) and set(used) <= set(range(400))
+    assert len(used) == len(set(used))
+    assert set(used) <= set(range(400))
     assert 400 - 10 < len(used) <= 400  # less than one record a client is dropped
     assert min(map(len, shares)) >= 8
     assert used != sorted(used)

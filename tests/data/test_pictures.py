@@ -220,10 +220,12 @@ def test_transparency_is_ignored_or_laid_on_white(root, mode, kind):
         image = rgba.convert(mode)
     image.save(root / "x", kind, **how)
     official, upright = (np.asarray(open_image(root, "x", way))[0].tolist() for way in ("official", "upright"))
-    assert official[2] == [0, 0, 0] and upright[2] == [255, 255, 255]
+    assert official[2] == [0, 0, 0]
+    assert upright[2] == [255, 255, 255]
     assert official[0] == upright[0] == official[1]
     if mode == "RGBA":
-        assert upright[0] == [0, 0, 200] and upright[1] == [127, 127, 227]
+        assert upright[0] == [0, 0, 200]
+        assert upright[1] == [127, 127, 227]
     assert look_at(root, "x").transparent
 
 
@@ -294,7 +296,8 @@ def test_pixels_bring_nothing_with_them(root):
     """Else who saves and opens them again would turn them twice."""
     turned(root, "PNG", 6)
     upright = open_image(root, "x", "upright")
-    assert upright.info == {} and as_rgb(upright, "upright").size == (2, 3)
+    assert upright.info == {}
+    assert as_rgb(upright, "upright").size == (2, 3)
 
 
 # ---------------------------------------------------------------------- more than eight bits
@@ -310,7 +313,8 @@ def test_sixteen_bits_look_like_eight(root, kind, sixteen):
 
 def test_the_other_byte_order(root):
     image = Image.fromarray((GRADIENT.astype(np.uint16) * 257).astype(">u2"))
-    assert image.mode == "I;16B" and red(root, image, "TIFF") == list(range(256))
+    assert image.mode == "I;16B"
+    assert red(root, image, "TIFF") == list(range(256))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +380,8 @@ def test_what_a_look_tells(root):
     clip = Image.new("RGBA", (2, 1))
     clip.putdata([(0, 0, 0, 255), (0, 0, 0, 0)])  # a black line on nothing
     clip.save(root / "x", "PNG")
-    assert look_at(root, "x").single and look_at(root, "x").transparent
+    assert look_at(root, "x").single
+    assert look_at(root, "x").transparent
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ def test_a_benchmark_names_tasks_and_data_sets(benchmark):
 def test_of_sites_the_server_knows_the_number_of_stages(sites):
     assert (sites.name, sites.root, sites.stage_count) == ("sites", None, 3)
     assert sites.slots(2) == [()] * 4
-    assert not sites.evaluation(2) and not sites.tasks and not sites.datasets
+    assert not sites.evaluation(2)
+    assert not sites.tasks
+    assert not sites.datasets
 
 
 def test_of_sites_nothing_is_prepared_and_no_model_is_loaded(sites):

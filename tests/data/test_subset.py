@@ -15,12 +15,15 @@ QUESTIONS = 300
 
 def test_fewer_questions_are_among_more():
     few, more = chosen(QUESTIONS, "cups", 50, 0), chosen(QUESTIONS, "cups", 100, 0)
-    assert len(set(few)) == 50 and len(set(more)) == 100 and set(few) < set(more)
+    assert len(set(few)) == 50
+    assert len(set(more)) == 100
+    assert set(few) < set(more)
 
 
 def test_questions_come_in_the_order_of_the_records():
     picked = chosen(QUESTIONS, "cups", 50, 0)
-    assert picked == sorted(picked) and picked != list(range(50))
+    assert picked == sorted(picked)
+    assert picked != list(range(50))
 
 
 def test_the_choice_belongs_to_its_own_seed_and_the_data_set():
@@ -59,7 +62,8 @@ def captions(tmp_path):
 
 def test_references_stay_with_their_questions(captions):
     records = captions(evaluation={"samples": 5}).test("cups")
-    assert len(records) == 5 and [r.question_id for r in records] != [f"q{n}" for n in range(1, 6)]
+    assert len(records) == 5
+    assert [r.question_id for r in records] != [f"q{n}" for n in range(1, 6)]
     assert [r.references for r in records] == [(f"cup {r.question_id[1:]}",) for r in records]
 
 

@@ -59,13 +59,16 @@ def test_an_interruption_loses_little(root, tmp_path, monkeypatch, asked):
 def test_good_and_bad_are_known_to_the_next_process(root, tmp_path, asked):
     (root / NAMES[2]).write_bytes(b"x")
     first = ImageVerdicts(root, tmp_path / "kept").problems(NAMES)
-    assert list(first) == [NAMES[2]] and len(asked) == COUNT
+    assert list(first) == [NAMES[2]]
+    assert len(asked) == COUNT
     (file,) = (tmp_path / "kept").glob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row[1] is None for row in rows] == [n != 2 for n in range(COUNT)]
-    assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == first and len(asked) == COUNT
+    assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == first
+    assert len(asked) == COUNT
     Image.new("RGB", (9, 9)).save(root / NAMES[2])
-    assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {} and asked[COUNT:] == [NAMES[2]]
+    assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {}
+    assert asked[COUNT:] == [NAMES[2]]
 
 
 def test_names_are_followed_as_when_images_are_opened(root, tmp_path):
@@ -129,10 +132,12 @@ def test_verdicts_of_an_older_version_are_believed_but_for_sides(root, tmp_path,
     older(root, tmp_path / "kept", [*NAMES, "long.png"])
     for _ in range(2):
         bad = ImageVerdicts(root, tmp_path / "kept").problems([*NAMES, "long.png"])
-        assert list(bad) == ["long.png"] and "a side of more than" in bad["long.png"]
+        assert list(bad) == ["long.png"]
+        assert "a side of more than" in bad["long.png"]
     assert not asked  # nothing was decoded
     looks = ImageVerdicts(root, tmp_path / "kept").looks(NAMES)
-    assert sorted(asked) == NAMES and all(look.single for look in looks.values())  # what they are nobody knew
+    assert sorted(asked) == NAMES
+    assert all(look.single for look in looks.values())  # what they are nobody knew
 
 
 def test_looks_and_contents_are_remembered(root, tmp_path, asked, monkeypatch):
@@ -143,8 +148,10 @@ def test_looks_and_contents_are_remembered(root, tmp_path, asked, monkeypatch):
     names = [NAMES[0], "clip.png", "bad.png", "none.png"]
     first = ImageVerdicts(root, tmp_path / "kept")
     digests = {n: hashlib.sha256((root / n).read_bytes()).hexdigest()[:16] for n in names[:3]}
-    assert first.contents(names) == digests and not asked  # read, not decoded
-    assert set(first.problems(names)) == {"bad.png", "none.png"} and len(asked) == 3
+    assert first.contents(names) == digests
+    assert not asked  # read, not decoded
+    assert set(first.problems(names)) == {"bad.png", "none.png"}
+    assert len(asked) == 3
     plain, clear = (
         opening.Look(digests[NAMES[0]], False, False, True),
         opening.Look(digests["clip.png"], False, True, False),

@@ -55,7 +55,8 @@ def test_the_door_knows_what_flower_serves():
 def test_the_superlink_listens_on_loopback_only_and_wants_keys(prepared):
     command = superlink_command(prepared)
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert "--enable-supernode-auth" in command and "--insecure" not in command
+    assert "--enable-supernode-auth" in command
+    assert "--insecure" not in command
 
 
 def test_without_nginx_nothing_is_started(prepared, monkeypatch, capsys):
@@ -71,7 +72,8 @@ def test_a_taken_port_is_named(prepared, nginx):
         done = subprocess.run(
             [Path(sys.executable).with_name("fcit"), "deploy", "up", prepared.path], capture_output=True, text=True
         )
-    assert done.returncode == 1 and f"cannot listen on 127.0.0.2:{prepared.port}" in done.stderr
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.2:{prepared.port}" in done.stderr
 
 
 def test_a_superlink_that_is_not_up(prepared, capsys):
@@ -91,7 +93,8 @@ def deployed(tmp_path_factory, nginx):
     finally:
         children = up.children()
         assert up.stop() == 0, up.log.read_text()
-        assert len(children) == 3 and not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert len(children) == 3
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.fixture
@@ -223,7 +226,9 @@ def test_register_status_and_unregister(deployed, outside, capsys):
     control.register(deployed, ["2"], Steps())
     control.status(deployed, Steps())
     shown = capsys.readouterr().out
-    assert "site 2 is registered already" in shown and "online" in shown and "not registered" in shown
+    assert "site 2 is registered already" in shown
+    assert "online" in shown
+    assert "not registered" in shown
     assert "$ FLWR_HOME=" in shown
 
     control.unregister(deployed, ["2"], Steps())
@@ -240,7 +245,8 @@ def test_the_hash_that_is_submitted_is_the_pinned_one(deployed):
     wait(lambda: not control.unfinished(deployed), pause=2)
     run = control.flwr(deployed, "ls", settings=("--run-id", number))["runs"][0]
     assert [run["fab-hash"]] == site.load(deployed.site("0") / "SITE.yaml").apps
-    assert run["status"] == "finished:failed" and "nothing to run" in run["status-details"]
+    assert run["status"] == "finished:failed"
+    assert "nothing to run" in run["status-details"]
 
 
 def served(address: tuple[str, int], ca: Path) -> int | None:

@@ -87,8 +87,10 @@ def test_what_a_site_is_handed(prepared):
     there = {file.name for file in folder.iterdir()}
     assert there == {"SITE.yaml", "ca.crt", "site.key", "start.sh", "fcit-site.service", "README.txt"}
     loaded = site.load(folder / "SITE.yaml")
-    assert loaded.name == "1" and loaded.superlink == f"127.0.0.2:{prepared.port}"
-    assert loaded.ca == str(folder / "ca.crt") and loaded.key == str(folder / "site.key")
+    assert loaded.name == "1"
+    assert loaded.superlink == f"127.0.0.2:{prepared.port}"
+    assert loaded.ca == str(folder / "ca.crt")
+    assert loaded.key == str(folder / "site.key")
     assert (folder / "ca.crt").read_bytes() == prepared.ca.read_bytes()
     assert os.access(folder / "start.sh", os.X_OK)
     assert len((folder / "README.txt").read_text().splitlines()) == 3
@@ -177,16 +179,19 @@ def test_a_site_more_a_new_certificate_and_a_new_app(own):
 
     old = certificate(own.certificate)
     renew(own, Steps())
-    assert own.ca.read_bytes() == ca and certificate(own.certificate).serial_number != old.serial_number
+    assert own.ca.read_bytes() == ca
+    assert certificate(own.certificate).serial_number != old.serial_number
     certificate(own.certificate).verify_directly_issued_by(certificate(own.ca))
 
     pinned = app.fab_hash(own, Steps())
     with (own.app / "server" / "app.py").open("a") as file:
         file.write("# changed\n")
     (own.app / "server" / "left.py").write_text("")
-    assert app.differs(own) == ["server/app.py", "server/left.py"] and app.fab_hash(own, Steps()) != pinned
+    assert app.differs(own) == ["server/app.py", "server/left.py"]
+    assert app.fab_hash(own, Steps()) != pinned
     update(own, Steps())
-    assert app.differs(own) == [] and app.fab_hash(own, Steps()) == pinned
+    assert app.differs(own) == []
+    assert app.fab_hash(own, Steps()) == pinned
 
 
 def test_units_are_valid(prepared, tmp_path):

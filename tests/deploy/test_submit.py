@@ -81,7 +81,8 @@ def test_a_run_that_did_not_complete_says_so(deployment, tmp_path, monkeypatch, 
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == code
     shown = " ".join(capsys.readouterr().out.split())
     run = deployment.path / "runs" / "tiny-1"
-    assert word in shown and f"--resume {run}" in shown
+    assert word in shown
+    assert f"--resume {run}" in shown
     assert ("run", str(deployment.app), "-c", f'run-dir="{run}"') in pretended.asked
     assert deployment.remembered("runs") == {"7": str(run)}
 
@@ -112,7 +113,8 @@ def test_events_are_shown_and_only_those_of_this_run(deployment, tmp_path, monke
     assert main(["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]) == 1
     thread.join()
     shown = capsys.readouterr().out
-    assert shown.count("stage 1 scores: new 50.0") == 1 and shown.count("stage 2 scores: newer 60.0") == 1
+    assert shown.count("stage 1 scores: new 50.0") == 1
+    assert shown.count("stage 2 scores: newer 60.0") == 1
     assert "past" not in shown
 
 
@@ -125,7 +127,8 @@ def test_ctrl_c_leaves_the_run_alone_and_says_how_to_end_it(deployment, tmp_path
     monkeypatch.setattr(module, "_watch", interrupted)
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 130
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"fcit deploy follow {deployment.path} 7" in shown and f"fcit deploy stop {deployment.path} 7" in shown
+    assert f"fcit deploy follow {deployment.path} 7" in shown
+    assert f"fcit deploy stop {deployment.path} 7" in shown
 
 
 def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch, capsys):
@@ -145,7 +148,8 @@ def test_a_wrong_configuration_starts_nothing(deployment, tmp_path, monkeypatch,
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path), "training.lr=fast"]) == 2
     assert "training.lr" in capsys.readouterr().err
     assert main(["deploy", "submit", str(deployment.path)]) == 2
-    assert pretended.asked == [] and not list((deployment.path / "runs").iterdir())
+    assert pretended.asked == []
+    assert not list((deployment.path / "runs").iterdir())
 
 
 def test_a_site_may_be_registered_later(deployment, tmp_path, monkeypatch, capsys):
@@ -214,20 +218,23 @@ def test_the_time_left_is_estimated_by_the_events_not_by_when_they_are_shown(dep
 def test_one_run_at_a_time(deployment, tmp_path, monkeypatch, capsys):
     pretend(monkeypatch, "failed").going.append("5")
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
-    assert "run 5 is going on" in capsys.readouterr().err and not list((deployment.path / "runs").iterdir())
+    assert "run 5 is going on" in capsys.readouterr().err
+    assert not list((deployment.path / "runs").iterdir())
 
 
 def test_an_app_that_is_not_the_installed_one_is_not_submitted(deployment, tmp_path, monkeypatch, capsys):
     pretended = pretend(monkeypatch, "failed")
     monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: ["server/loop.py"])
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 2
-    assert "fcit deploy update" in capsys.readouterr().err and pretended.asked == []
+    assert "fcit deploy update" in capsys.readouterr().err
+    assert pretended.asked == []
 
 
 def test_dry_run_shows_the_command(deployment, tmp_path, monkeypatch, capsys):
     assert main(["deploy", "submit", str(deployment.path), config(tmp_path), "--dry-run"]) == 0
     assert f"flwr run {deployment.app} operator -c 'run-dir=" in capsys.readouterr().out
-    assert not list((deployment.path / "runs").iterdir()) and deployment.remembered("runs") == {}
+    assert not list((deployment.path / "runs").iterdir())
+    assert deployment.remembered("runs") == {}
 
 
 def test_a_superlink_that_stays_away_is_given_up(deployment, tmp_path, monkeypatch, capsys):
@@ -296,7 +303,8 @@ def test_changed_code_is_refused_before_anything_is_sent(deployment, tmp_path, m
     command = ["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert f"fedopt Momentum ({tmp_path}/momentum.py): " in said and not any(a[0] == "run" for a in pretended.asked)
+    assert f"fedopt Momentum ({tmp_path}/momentum.py): " in said
+    assert not any(a[0] == "run" for a in pretended.asked)
     assert f"`fcit {' '.join(command)} --accept-changed-data` goes on" in said
     monkeypatch.setattr(module, "_follow", lambda *arguments: 0)
     assert main([*command, "--accept-changed-data"]) == 0

@@ -35,7 +35,8 @@ def names(file: str) -> set[str]:
 
 def test_the_walks_lead_through_files_and_functions_that_are_there(generate):
     walks = generate.walks((DOCS / "concepts.md").read_text(encoding="utf-8"))
-    assert len(walks) == 4 and all(len(walk) >= 8 for walk in walks.values())
+    assert len(walks) == 4
+    assert all(len(walk) >= 8 for walk in walks.values())
     steps = [(title, step) for title, walk in walks.items() for step in walk]
     lost = [f"{title}, {step.number}: {step.file}" for title, step in steps if not (ROOT / step.file).is_file()]
     assert lost == []
@@ -94,7 +95,8 @@ def test_every_setting_is_in_the_reference(generate):
 def test_every_command_is_in_the_reference(generate):
     page = generate.cli_page()
     listed = [name for name, _ in generate.commands()]
-    assert len(listed) > 15 and [name for name in listed if f"## `{name}`" not in page] == []
+    assert len(listed) > 15
+    assert [name for name in listed if f"## `{name}`" not in page] == []
 
 
 def test_the_page_on_methods_names_every_hook():

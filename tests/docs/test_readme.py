@@ -31,9 +31,11 @@ def test_its_tree_has_every_folder_of_the_repository():
 def test_headline_tables_have_four_lines_each():
     tables = re.findall(r"(?:^\|.*\n)+", TEXT, re.MULTILINE)
     figures = [table for table in tables if "Last" in table.splitlines()[0]]
-    assert len(figures) >= 2 and all(len(table.splitlines()) - 2 <= 4 for table in figures)
+    assert len(figures) >= 2
+    assert all(len(table.splitlines()) - 2 <= 4 for table in figures)
 
 
 def test_every_page_of_the_documentation_that_it_names_is_there():
     named = re.findall(r"docs/[\w/-]+\.md", TEXT)
-    assert len(set(named)) >= 10 and all((ROOT / name).is_file() for name in named)
+    assert len(set(named)) >= 10
+    assert all((ROOT / name).is_file() for name in named)

@@ -53,7 +53,8 @@ def assert_themes_differ(browser) -> None:
             )
         )
         browser.find_element("id", "theme").click()
-    assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1]
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]
 
 
 @pytest.fixture

@@ -48,19 +48,23 @@ def stopped(world, tmp_path_factory) -> tuple[Path, Path]:
 
 def test_a_bench_goes_on_where_it_was_stopped(stopped, capsys):
     file, folder = stopped
-    assert (folder / RUNS[0] / "state").is_dir() and not (folder / RUNS[0] / "results.json").exists()
+    assert (folder / RUNS[0] / "state").is_dir()
+    assert not (folder / RUNS[0] / "results.json").exists()
     assert not (folder / RUNS[1]).exists()
     assert main(["bench", str(file)]) == 0
     out = capsys.readouterr().out
     assert "resuming at stage" in (folder / RUNS[0] / "log.txt").read_text()
     assert all(load_run(folder / name).finished and (folder / name / "report.html").is_file() for name in RUNS)
     assert load_run(folder / RUNS[1]).config.seed == 1
-    assert "finetune-s1: Last" in out and "disco" in out and "reduced (8 questions a test set" in out
+    assert "finetune-s1: Last" in out
+    assert "disco" in out
+    assert "reduced (8 questions a test set" in out
     table = json.loads((folder / "leaderboard.json").read_text())["tables"][0]
     by_row = {row["row"]: row for row in table["rows"]}
     assert by_row["disco"]["figures"]["Last"]["values"] == [load_run(folder / RUNS[1]).matrix.last]
     assert by_row["disco"]["difference"]["left_out"] == {}  # captions too
-    assert by_row["disco"]["made_elsewhere"] == [] and by_row["disco"]["differs_in"] == []
+    assert by_row["disco"]["made_elsewhere"] == []
+    assert by_row["disco"]["differs_in"] == []
 
 
 def test_what_is_done_is_not_done_again(stopped, capsys):
@@ -96,7 +100,8 @@ def test_a_run_that_fails(stopped, tmp_path, capsys):
     assert main(["bench", str(file)]) == 1
     captured = capsys.readouterr()
     assert "fcit: Broken-s0 failed (exit 1: ValueError: on purpose); see " in captured.err
-    assert "tries it again" in captured.err and "no run has finished yet" in captured.out
+    assert "tries it again" in captured.err
+    assert "no run has finished yet" in captured.out
 
 
 def test_the_page_in_a_browser(stopped, browser):  # noqa: F811

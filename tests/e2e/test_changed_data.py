@@ -51,7 +51,8 @@ def refused(run: Path, capsys) -> str:
     capsys.readouterr()
     assert main(["resume", str(run)]) == 2
     said = capsys.readouterr().err
-    assert "Traceback" not in said and not (run / "results.json").exists()
+    assert "Traceback" not in said
+    assert not (run / "results.json").exists()
     assert f"`fcit resume {run} --accept-changed-data` goes on" in said
     return said
 
@@ -64,8 +65,10 @@ def test_both_files_of_a_run_hold_the_fingerprints(own):
     run = fcit.simulate(own)
     held = environment(run.path)["data"]
     assert held == run.results["data"] == run.data
-    assert held["datasets"]["colors"]["test"]["questions"]["sha256"] and run.data_changes == []
-    assert "data_changes" not in run.results and scope.notes([run]) == [] == scope.accepted(run)
+    assert held["datasets"]["colors"]["test"]["questions"]["sha256"]
+    assert run.data_changes == []
+    assert "data_changes" not in run.results
+    assert scope.notes([run]) == [] == scope.accepted(run)
 
 
 def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
@@ -81,7 +84,8 @@ def test_a_run_that_was_killed_is_not_scored_on_other_questions(own, capsys):
     # what was there is put back
     rows(own, lambda content: [row.update(answer="red") for row in content[:2]], "test.json")
     assert main(["resume", str(run)]) == 0
-    assert load_run(run).data_changes == [] and load_run(run).of("data-changed") == []
+    assert load_run(run).data_changes == []
+    assert load_run(run).of("data-changed") == []
 
 
 @pytest.mark.page
@@ -95,12 +99,15 @@ def test_accepted_changes_are_told_everywhere(own, capsys, tmp_path):
     (change,) = done.data_changes[0]["changes"]
     new = done.data["datasets"]["colors"]["test"]["questions"]["sha256"]
     assert (change["what"], change["before"], change["now"]) == ("colors, test split, questions", old, new)
-    assert done.results["data_changes"] == done.data_changes and done.results["data"] == done.data
+    assert done.results["data_changes"] == done.data_changes
+    assert done.results["data"] == done.data
     (event,) = done.of("data-changed")
-    assert event["accepted"] == done.data_changes[0]["time"] and (event["stage"], event["round"]) == (0, 0)
+    assert event["accepted"] == done.data_changes[0]["time"]
+    assert (event["stage"], event["round"]) == (0, 0)
     sentence = f"colors, test split, questions (test.json): {old[:8]} when the run began, {new[:8]} now"
     assert event["reason"] == sentence
-    assert "goes on with changed data: colors, test split" in out and "accepted with --accept-changed-data" in out
+    assert "goes on with changed data: colors, test split" in out
+    assert "accepted with --accept-changed-data" in out
     assert "Accuracy matrix of own-1, test data changed during the run" in out
     text = (run / "report.html").read_text()
     assert text.count('<span class="bad">test data changed during the run</span>') >= 2
@@ -127,8 +134,10 @@ def test_a_changed_image_is_named(own, capsys):
     Image.new("RGB", (40, 30), (1, 2, 3)).save(data / "q2.png")
     Image.new("RGB", (40, 30), (1, 2, 3)).save(data / "7.png")
     said = refused(run, capsys)
-    assert "colors, train split, images: " in said and "(differ: 7.png)" in said
-    assert "colors, test split, images: " in said and "(differ: q2.png)" in said
+    assert "colors, train split, images: " in said
+    assert "(differ: 7.png)" in said
+    assert "colors, test split, images: " in said
+    assert "(differ: q2.png)" in said
     assert main(["resume", str(run), "--accept-changed-data"]) == 0
     assert len(load_run(run).data_changes[0]["changes"]) == 2
 
@@ -139,7 +148,8 @@ def test_training_data_and_the_benchmark_file(own, capsys):
     spec = own.parent / "mine.yaml"
     spec.write_text(spec.read_text() + "# a remark\n")
     said = refused(run, capsys)
-    assert "colors, train split, instructions (train.json): " in said and f"benchmark file ({spec}): " in said
+    assert "colors, train split, instructions (train.json): " in said
+    assert f"benchmark file ({spec}): " in said
     assert main(["resume", str(run), "--accept-changed-data"]) == 0
     # ... are no other test data
     assert scope.label(load_run(run)) == ""
@@ -172,7 +182,9 @@ def test_a_run_from_before_there_were_fingerprints_goes_on(own):
     blue(own)
     assert main(["resume", str(run)]) == 0
     done = load_run(run)
-    assert done.data == {} and "data" not in done.results and scope.tested(done) == ""
+    assert done.data == {}
+    assert "data" not in done.results
+    assert scope.tested(done) == ""
 
 
 def test_runs_on_different_questions_share_no_table(own, capsys, tmp_path):
@@ -200,7 +212,8 @@ def test_training_data_that_differ_are_a_note(own):
     rows(own, lambda content: content[3]["conversations"][1].update(value="green"))
     other = fcit.simulate(own, name="other")
     ((said, members),) = scope.groups([one, other])
-    assert said == "" and len(members) == 2
+    assert said == ""
+    assert len(members) == 2
     (note,) = scope.notes([one, other])
     assert note.startswith("one-1 and other-1 differ in what they learnt from: colors, train split, instructions (")
 
@@ -213,4 +226,5 @@ def test_an_old_run_beside_a_new_one(own):
     one = load_run(one.path)
     assert next(said for said, _ in scope.groups([one, two])) == "test data not recorded"
     assert "what one-1 was scored on was not recorded" in scope.notes([one, two])[0]
-    assert scope.groups([one, one]) == [("", [one, one])] and scope.notes([one, one]) == []
+    assert scope.groups([one, one]) == [("", [one, one])]
+    assert scope.notes([one, one]) == []

@@ -86,12 +86,14 @@ def settings(file: Path, folder: Path, **changes) -> dict:
 def checked(run: Run) -> None:
     """Everybody's update was taken, and every kind of question was answered and written down with its images."""
     rounds = run.of("round")
-    assert run.results["traffic"]["rejected"] == 0 and len(run.matrix.scores) == 2 == len(rounds)
+    assert run.results["traffic"]["rejected"] == 0
+    assert len(run.matrix.scores) == 2 == len(rounds)
     for event, shards in zip(rounds, SHARDS, strict=True):
         assert sorted(zip(event["clients"], event["examples"], strict=True)) == [
             (n, len(s)) for n, s in enumerate(shards)
         ]
-        assert len(event["loss"]) == 2 and all(map(math.isfinite, event["loss"].values()))
+        assert len(event["loss"]) == 2
+        assert all(map(math.isfinite, event["loss"].values()))
     lines = (run.path / "predictions" / "stage-2" / "set1.jsonl").read_text().splitlines()
     assert [json.loads(line)["metadata"].get("image") for line in lines] == [None, "a.png", ["a.png", "b.png"]]
     assert [p.images for p in run.predictions("set0")] == [(), ("a.png",), ("a.png", "b.png")]

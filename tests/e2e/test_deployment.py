@@ -148,9 +148,10 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         assert first.wait(LONG) == 0, (tmp_path / "submit.log").read_text() + told(deployment)
         out = (tmp_path / "submit.log").read_text()
         assert "the run was interrupted and goes on as run" in out
-        assert "stage 2 scores" in out and f"report:     {run / 'report.html'}" in out
+        assert "stage 2 scores" in out
+        assert f"report:     {run / 'report.html'}" in out
         assert (run / "report.html").is_file()
-        # Both sites were asked some questions; the second answer is waited for as long as the evaluation took, no longer.
+        # Both sites were asked some questions; a busy machine may be too slow for the second answer.
         assert {(event["asked"], event["differing"]) for event in Run(run).of("verified")} == {(1, 0)}
         assert stored(deployment) == 0
         code, out, err = fcit("client", "audit", deployment.site("1") / "SITE.yaml")

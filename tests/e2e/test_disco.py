@@ -44,7 +44,8 @@ def test_the_oracle_uses_the_subspace_of_each_task(tmp_path):
         serve(path, InlineGrid(app, 50), Stops())
     assert main(["resume", str(path)]) == 0  # what was trained on is remembered
     whole = fcit.load_run(path)
-    assert whole.results["group"] == "reference" and whole.results["dagger"] is False
+    assert whole.results["group"] == "reference"
+    assert whole.results["dagger"] is False
     state = json.loads((max((path / "state").iterdir()) / "state.json").read_text())
     trained = state["progress"]["trained"]
     examples = [event["examples"] for event in whole.of("round")]
@@ -67,10 +68,12 @@ def test_tokens_from_text_and_images_and_nobody_is_told_the_task(tmp_path, monke
 
     monkeypatch.setattr(Courier, "send", spy)
     found = run(tmp_path, "both", method={"name": "disco", "token": "both", "mix": "cosine"})
-    assert seen and all(task == "" and "trained" not in knowledge for task, knowledge in seen)
+    assert seen
+    assert all(task == "" and "trained" not in knowledge for task, knowledge in seen)
     state = json.loads((max((found.path / "state").iterdir()) / "state.json").read_text())["state"]
     assert len(state["memory"]["method"]["cache"]["sums"]) == len(found.subspaces) > 1
-    assert found.matrix.last is not None and not found.of("describe-failed")
+    assert found.matrix.last is not None
+    assert not found.of("describe-failed")
     assert found.results["group"] == ""
 
 

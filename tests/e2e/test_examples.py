@@ -25,7 +25,8 @@ def lines(*files: Path) -> int:
 def test_every_example_is_in_the_readme():
     readme = (EXAMPLES / "README.md").read_text()
     there = [p for p in EXAMPLES.iterdir() if p.is_dir() or p.suffix == ".py"]
-    assert len(there) >= 4 and all(f"`{p.name}{'/' * p.is_dir()}`" in readme for p in there if p.name != "__pycache__")
+    assert len(there) >= 4
+    assert all(f"`{p.name}{'/' * p.is_dir()}`" in readme for p in there if p.name != "__pycache__")
 
 
 @pytest.fixture
@@ -53,10 +54,12 @@ def test_the_flower_app_discovers_both_tasks(app, capsys):
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
     server(grid, context)
     scores = dict(context.state["scores"])
-    assert scores.keys() == {"task-0", "task-3", "subspaces"} and scores["subspaces"] == 2
+    assert scores.keys() == {"task-0", "task-3", "subspaces"}
+    assert scores["subspaces"] == 2
     assert all(0 <= scores[task] <= 100 for task in ("task-0", "task-3"))
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
-    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    assert len(losses) == 2
+    assert all(0 < loss < 20 for loss in losses)
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +92,6 @@ def test_mixed_loras_answer_questions(mixing, tmp_path):
         mixing.get_peft_model(base, lora).save_pretrained(tmp_path / "one")
         folders = [str(tmp_path / "base"), str(tmp_path / "one"), str(tmp_path / "one")]
         said = mixing.answer(*folders, "--", "1,0:what is it", "0,1:what is it", "0.5,0.5:what")
-    assert len(said) == 3 and said[0] == said[1] and said[0]
+    assert len(said) == 3
+    assert said[0] == said[1]
+    assert said[0]

@@ -86,7 +86,8 @@ def test_empty_slots_leave_weight_to_the_bare_model(exported, assistant, picture
     write_json(file, raw)
     [answer] = fcit.load(tmp_path / "slots").answer([picture], [QUESTION])
     weights = np.array(list(answer.mix.values()))
-    assert weights.size == len(assistant.subspaces) == 4 and 4 / 8 < weights.sum() < 0.9
+    assert weights.size == len(assistant.subspaces) == 4
+    assert 4 / 8 < weights.sum() < 0.9
     raw["method"]["empty_slots"] = 4
     write_json(file, raw)
     [whole] = fcit.load(tmp_path / "slots").answer([picture], [QUESTION])
@@ -96,11 +97,14 @@ def test_empty_slots_leave_weight_to_the_bare_model(exported, assistant, picture
 def test_the_card_tells_what_it_is_and_what_it_scored(reference, exported):
     _, head, text = (exported / "README.md").read_text().split("---\n", 2)
     front = yaml.safe_load(head)
-    assert front["base_model"] == "fcit-tiny" and front["library_name"] == "peft" and "license" not in front
+    assert front["base_model"] == "fcit-tiny"
+    assert front["library_name"] == "peft"
+    assert "license" not in front
     run = Run(reference)
     last = run.matrix.scores[-1]
     assert f"| 4 | {' | '.join(f'{last[name]:.1f}' for name in run.matrix.datasets)}" in text
-    assert "**Reduced**" in text and "8 questions" in text
+    assert "**Reduced**" in text
+    assert "8 questions" in text
     for name, dataset in zip(run.subspaces, run.matrix.datasets, strict=True):
         assert f"| `subspaces/{name}` | {dataset} (" in text
 
@@ -109,20 +113,25 @@ def test_an_earlier_export_is_replaced_only_when_asked_and_nothing_else_is(refer
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     code, _, err = fcit("export", reference, "--to", tmp_path / "out")
-    assert code == 2 and "is not empty" in err and "--force" in err
+    assert code == 2
+    assert "is not empty" in err
+    assert "--force" in err
     code, out, err = fcit("export", reference, "--to", tmp_path / "out", "--force")
     assert code == 0 and "fcit chat" in out, err
     assert fcit("export", reference, "--to", tmp_path / "out", "--force")[0] == 0
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
     mine, theirs = ({f.relative_to(d) for d in [d] for f in d.rglob("*")} for d in (tmp_path / "out", exported))
-    assert mine - theirs == {Path("mine.txt")} and theirs <= mine
+    assert mine - theirs == {Path("mine.txt")}
+    assert theirs <= mine
 
 
 @pytest.mark.parametrize("to", ["{}/file", "{}/file/below", "/proc/nowhere"])
 def test_where_nothing_can_be_written(reference, tmp_path, fcit, to):
     (tmp_path / "file").write_text("")
     code, _, err = fcit("export", reference, "--to", to.format(tmp_path))
-    assert code == 2 and "--to: cannot write" in err and len(err.splitlines()) == 1
+    assert code == 2
+    assert "--to: cannot write" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_questions_of_text_alone_and_of_several_images(assistant, picture, exported, fcit):
@@ -144,10 +153,13 @@ def test_questions_of_text_alone_and_of_several_images(assistant, picture, expor
 def test_chat_shows_who_spoke(exported, picture, fcit):
     code, out, err = fcit("chat", exported, "--image", picture, QUESTION)
     assert code == 0, err
-    assert "%" in out and "super-clevr" in out
+    assert "%" in out
+    assert "super-clevr" in out
     code, out, _ = fcit("chat", exported, "--image", picture, "--json", QUESTION, "--subspace", "1")
     said = json.loads(out)
-    assert code == 0 and said["question"] == QUESTION and said["mix"] == {"0": 0.0, "1": 1.0, "2": 0.0, "3": 0.0}
+    assert code == 0
+    assert said["question"] == QUESTION
+    assert said["mix"] == {"0": 0.0, "1": 1.0, "2": 0.0, "3": 0.0}
 
 
 def test_a_conversation_survives_mistakes_and_ends_with_the_input(exported, picture, fcit, monkeypatch):
@@ -156,7 +168,8 @@ def test_a_conversation_survives_mistakes_and_ends_with_the_input(exported, pict
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     code, out, err = fcit("chat", exported, "--json")
     said = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [(row["question"], row["image"]) for row in said] == [
+    assert code == 0
+    assert [(row["question"], row["image"]) for row in said] == [
         ("What?", str(picture)),
         ("Which two?", [str(picture)] * 2),
         ("Why?", None),
@@ -178,7 +191,10 @@ def test_a_conversation_survives_mistakes_and_ends_with_the_input(exported, pict
 )
 def test_refused_in_one_sentence(exported, picture, fcit, arguments, words):
     code, _, err = fcit(*(a.format(exported, image=picture) for a in arguments))
-    assert code == 2 and words in err and len(err.splitlines()) == 1 and "Traceback" not in err
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
 
 
 # ---------------------------------------------------------------------- every policy, every layout, made by hand
@@ -279,13 +295,15 @@ def test_plain_peft_loads_each_subspace_and_answers_as_the_run(model, projector,
         plain.project(lambda base: PeftModel.from_pretrained(base, str(out / "subspaces" / "1")).eval())
     there = get_peft_model_state_dict(plain.model, save_embedding_layers=False)
     wanted = {**made.shared, **made.subspaces["1"]}
-    assert set(there) == set(wanted) and all(np.array_equal(there[n].numpy(), t) for n, t in wanted.items())
+    assert set(there) == set(wanted)
+    assert all(np.array_equal(there[n].numpy(), t) for n, t in wanted.items())
     assert any(is_projector(n) for n in there) == (projector != "frozen")
     (expected, texts), (logits, answers) = made.alone("1", picture), said(plain, picture)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     assert answers == texts
     [answer] = fcit.load(out).answer([picture], [QUESTION], subspace="1")
-    assert [answer.text] == texts and answer.mix == {"0": 0.0, "1": 1.0, "2": 0.0}
+    assert [answer.text] == texts
+    assert answer.mix == {"0": 0.0, "1": 1.0, "2": 0.0}
 
 
 @pytest.mark.parametrize(("method", "words"), [("moelora", "token gates"), ("l2p", "soft prompts")])

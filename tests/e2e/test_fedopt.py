@@ -90,7 +90,9 @@ def finished(config):
 @pytest.mark.parametrize(("fedopt", "factors"), RUNS)
 def test_runs(finished, fedopt, factors):
     run = finished(fedopt, factors)
-    assert run.finished and run.results["traffic"]["rejected"] == 0 and run.results["subspaces"] == 2
+    assert run.finished
+    assert run.results["traffic"]["rejected"] == 0
+    assert run.results["subspaces"] == 2
     rounds = run.of("round")
     assert len(rounds) == 4
     for event in rounds:
@@ -179,4 +181,5 @@ def test_one_of_ones_own_may_say_that_it_averages(small, tmp_path):
 
 def test_list_factors(fcit):
     code, out, _ = fcit("list", "factors")
-    assert code == 0 and all(name in out for name in ("separate", "svd", "alternate", "frozen_a"))
+    assert code == 0
+    assert all(name in out for name in ("separate", "svd", "alternate", "frozen_a"))

@@ -47,7 +47,8 @@ def test_from_check_to_chat(java, fcit, tmp_path):
     root = official_tree(tmp_path / "data", "fcit-cap", records=6, tests=2)
     code, out, _ = fcit("data", "check", benchmark, "--root", root, "--all", "--clients", CLIENTS, "--json")
     found = json.loads(out)
-    assert code == 0 and len(found["datasets"]) == 12
+    assert code == 0
+    assert len(found["datasets"]) == 12
 
     model, identity = small_llava(tmp_path)
     config = tmp_path / "official.yaml"
@@ -75,7 +76,8 @@ def test_from_check_to_chat(java, fcit, tmp_path):
     code, out, err = fcit("run", config)
     assert code == 0, out + err
     run = Run(tmp_path / "runs" / "official-1")
-    assert [len(row) for row in run.matrix.scores] == [6, 12] and run.results["traffic"]["rejected"] == 0
+    assert [len(row) for row in run.matrix.scores] == [6, 12]
+    assert run.results["traffic"]["rejected"] == 0
 
     for name in ("iconqa", "grounding", "dvqa"):  # every kind of rule but that of captions, see test_runs
         score = run.matrix.scores[-1][name]

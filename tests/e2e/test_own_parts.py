@@ -17,11 +17,13 @@ from tests.helpers.runs import OWN, SMALL, bits
 @pytest.mark.page
 def test_own_parts_run_and_appear_in_results(own_config):
     run = fcit.simulate(own_config)
-    assert run.results["method"] == "anchored" and "anchored" in (run.path / "report.html").read_text()
+    assert run.results["method"] == "anchored"
+    assert "anchored" in (run.path / "report.html").read_text()
     state = json.loads((max((run.path / "state").iterdir()) / "state.json").read_text())["state"]
     visits = state["memory"]["method"]["visits"]
     # clients came back and remembered
-    assert sum(visits.values()) == 2 * 3 * 4 and max(visits.values()) > 1
+    assert sum(visits.values()) == 2 * 3 * 4
+    assert max(visits.values()) > 1
     assert [home for home, _ in state["memory"]["fedopt"]] == ["shared", "subspace-0"]
     # own scorer with half marks, the official rule beside it
     assert run.results["also"]["super-clevr"]["exact"] <= run.matrix.scores[-1]["super-clevr"]
@@ -88,9 +90,9 @@ def test_own_options_are_checked(own_config):
 def test_simulate_takes_a_mapping(tmp_path):
     raw = {**SMALL, "output": str(tmp_path), "method": "zero_shot"}
     run = fcit.simulate(raw, evaluation__samples=4, name="api")
-    assert (
-        run.name == "api-1" and run.config.evaluation.samples == 4 and fcit.load_run(run.path).matrix.last is not None
-    )
+    assert run.name == "api-1"
+    assert run.config.evaluation.samples == 4
+    assert fcit.load_run(run.path).matrix.last is not None
 
 
 FAILING = """
@@ -125,21 +127,25 @@ def test_an_error_in_a_hook_is_told_with_its_place(tmp_path, capsys):
     assert "client updates were rejected or failed" in out
     run = fcit.load_run(tmp_path / "failing-1")
     rejected = run.of("rejected")
-    assert rejected and not run.of("missing")  # they answered, if badly
+    assert rejected
+    assert not run.of("missing")  # they answered, if badly
     first, *trail = rejected[0]["reason"].splitlines()
-    assert "KeyError: 'lozzes'" in first and first.startswith("client ")
+    assert "KeyError: 'lozzes'" in first
+    assert first.startswith("client ")
     assert any("failing.py" in line for line in trail)
     assert "lozzes" in (run.path / "report.html").read_text()
 
     assert main(["run", str(config), "method=" + str(own) + ":Crooked", "name=crooked"]) == 1
     said = capsys.readouterr().err
-    assert "method Crooked: route must return finite weights (8, 1), got (8,)" in said and "fcit resume" in said
+    assert "method Crooked: route must return finite weights (8, 1), got (8,)" in said
+    assert "fcit resume" in said
 
 
 def test_too_few_records_are_told_before_a_run_is_made(own_config, capsys):
     assert main(["run", str(own_config), "federation.clients=5000", "federation.clients_per_round=2"]) == 2
     said = capsys.readouterr().err
-    assert "task 0 (super-clevr)" in said and "lower federation.clients" in said
+    assert "task 0 (super-clevr)" in said
+    assert "lower federation.clients" in said
     assert not list(own_config.parent.glob("own-*"))
 
 
@@ -174,9 +180,11 @@ def test_a_method_is_one_file_and_one_line(tmp_path, monkeypatch, capsys):
     federation = {"rounds": 1, "clients": 50, "clients_per_round": 2}
     reduced = {"federation": federation, "evaluation": {"samples": 2, "when": "final"}}
     config.write_text(yaml.safe_dump({**SMALL, **reduced, "output": str(tmp_path), "method": "merged"}))
-    assert main(["list", "method"]) == 0 and main(["check", "merged"]) == 0
+    assert main(["list", "method"]) == 0
+    assert main(["check", "merged"]) == 0
     printed = capsys.readouterr().out
-    assert "merged               a LoRA per stage, all with half" in printed and "merged keeps the contract" in printed
+    assert "merged               a LoRA per stage, all with half" in printed
+    assert "merged keeps the contract" in printed
     assert main(["run", str(config)]) == 0
     run = fcit.load_run(tmp_path / "small-1")
     assert main(["export", str(run.path), "--to", str(tmp_path / "out")]) == 0
@@ -184,4 +192,5 @@ def test_a_method_is_one_file_and_one_line(tmp_path, monkeypatch, capsys):
         "Answers come from all subspaces with half their weight each." in (tmp_path / "out" / "README.md").read_text()
     )
     [answer] = fcit.load(tmp_path / "out").answer([None], ["What is this?"])
-    assert set(answer.mix.values()) == {0.5} and len(answer.mix) == 4
+    assert set(answer.mix.values()) == {0.5}
+    assert len(answer.mix) == 4

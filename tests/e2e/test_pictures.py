@@ -74,6 +74,7 @@ def test_workers_of_both_ways_do_not_share_a_model(own):
 def test_check_counts_what_the_official_way_ignores(own, fcit):
     code, out, _ = fcit("data", "check", own.parent / "mine.yaml", "--root", own.parent / "data", "--json")
     (found,) = json.loads(out)["datasets"]
-    assert code == 0 and found["pictures"]["transparent"] == found["images"] == RECORDS + 4
+    assert code == 0
+    assert found["pictures"]["transparent"] == found["images"] == RECORDS + 4
     assert found["pictures"]["turned by EXIF"] == found["pictures"]["one single colour"] == 0
     assert "data.pictures=upright" in " ".join(found["notes"])

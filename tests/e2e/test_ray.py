@@ -86,8 +86,10 @@ def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path, monkeypa
     # four stages, two rounds each, evaluation: every worker worked, none loaded the model twice
     assert [w["loads"] for w in workers] == [1, 1]
     assert min(w["orders"] for w in workers) > 8
-    assert len({w["pid"] for w in workers}) == 2 and os.getpid() not in {w["pid"] for w in workers}
-    assert not ray.is_initialized() and signal.getsignal(signal.SIGTERM) == before
+    assert len({w["pid"] for w in workers}) == 2
+    assert os.getpid() not in {w["pid"] for w in workers}
+    assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_parts_of_ones_own_equal_inline(cluster, own_config):
@@ -158,7 +160,8 @@ def stop(config: Path, run: Path, number: signal.Signals) -> tuple[Command, list
 def checked(command: Command, code: int, run: Path) -> None:
     """It ended with the code, says how to go on, and left a checkpoint."""
     assert command.returncode == code, command.stderr
-    assert f"fcit resume {run}" in command.stderr and "Traceback" not in command.stderr
+    assert f"fcit resume {run}" in command.stderr
+    assert "Traceback" not in command.stderr
     whole = checkpoint.latest(RunDir(run))  # Ctrl-C may have come while the next one was written
     assert whole is not None
     progress = json.loads((whole / "state.json").read_text())["progress"]
@@ -175,7 +178,8 @@ def test_sigterm_leaves_a_checkpoint_and_no_process(cluster, reference):
     command, family = stop(config, run, signal.SIGTERM)
     checked(command, 75, run)
     gone, alive = psutil.wait_procs(family, timeout=LONG)
-    assert len(gone) >= 3 and not alive
+    assert len(gone) >= 3
+    assert not alive
     assert not list(folder.glob("fcit-*"))
     assert main(["resume", str(run)]) == 0
     assert bits(run) == bits(reference)

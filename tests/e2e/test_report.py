@@ -59,14 +59,17 @@ def test_tables_hold_the_matrix(two):
     assert rows[0] == ["stage", *run.matrix.datasets, "mean", "numbers"]
     reduced = "8 questions a test set, choice 0; 400 training records a data set"
     assert {row[-1] for row in rows[1:]} == {f"reduced ({reduced})"}
-    assert rows[-1][0] == "best constant answer" and all(float(c) > 0 for c in rows[-1][1:-1])
+    assert rows[-1][0] == "best constant answer"
+    assert all(float(c) > 0 for c in rows[-1][1:-1])
     last = dict(zip(rows[0], rows[-2], strict=True))
     assert {d: float(last[d]) for d in run.matrix.datasets} == {
         d: round(v, 1) for d, v in run.matrix.scores[-1].items()
     }
     assert rows[1][2:5] == ["", "", ""]  # not evaluated yet
     latex = (two[2] / "tables" / "comparison.tex").read_text()
-    assert r"\toprule" in latex and "small-1 & disco" in latex and "plain-1 & finetune" in latex
+    assert r"\toprule" in latex
+    assert "small-1 & disco" in latex
+    assert "plain-1 & finetune" in latex
 
 
 def test_figures_are_drawn(two):
@@ -78,14 +81,19 @@ def test_figures_are_drawn(two):
 
 def test_latex_escapes():
     text = tables.latex([["a_b", "50%"], ["x & y", "1.0"]], "50 % of $1")
-    assert r"a\_b & 50\% \\" in text and r"x \& y & 1.0 \\" in text and r"\caption{50 \% of \$1}" in text
+    assert r"a\_b & 50\% \\" in text
+    assert r"x \& y & 1.0 \\" in text
+    assert r"\caption{50 \% of \$1}" in text
 
 
 def test_a_run_can_be_read(two):
     run = load_run(two[0])
-    assert run.finished and run.method == "disco" and run.results["subspaces"] == len(run.subspaces) == 4
+    assert run.finished
+    assert run.method == "disco"
+    assert run.results["subspaces"] == len(run.subspaces) == 4
     answers = run.predictions("ocr-vqa")
-    assert len(answers) == 8 and len(answers[0].mix) == 4
+    assert len(answers) == 8
+    assert len(answers[0].mix) == 4
     assert run.predictions("ocr-vqa", stage=1)[0].question_id == answers[0].question_id
     with pytest.raises(RunError, match="no predictions for 'figureqa' after stage 1"):
         run.predictions("figureqa", stage=1)
@@ -144,7 +152,8 @@ def test_the_page_in_a_browser(two, browser):
         for label, width, height, shapes in charts:
             assert label and width > 300 and height > 50 and shapes > 10, (label, width, height, shapes)
         images = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
-        assert len(images) > 10 and min(images) > 0
+        assert len(images) > 10
+        assert min(images) > 0
         # both themes: the background changes, and the charts' ink with it
         assert_themes_differ(browser)
         # everything that scrolls or folds can be reached with the keyboard

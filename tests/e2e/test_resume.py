@@ -79,7 +79,8 @@ def test_kill_9_again_and_again_and_resume(plain, tmp_path):
     reused = [(e["stage"], e["round"], len(e["clients"])) for e in Run(run).of("reused")]
     assert reused == [(0, 0, 3), (0, 1, 3)]  # nobody trained the rounds of the first stage twice
     before, after = (json.loads((r / "results.json").read_text())["traffic"] for r in (plain, run))
-    assert before["orders"] == after["orders"] and after["rejected"] == 0
+    assert before["orders"] == after["orders"]
+    assert after["rejected"] == 0
     assert not (run / "spill").exists()
 
 
@@ -93,7 +94,8 @@ def test_sigterm_is_heard_within_a_round(plain, tmp_path):
     run = tiny(tmp_path)
     with pytest.raises(StopRequested, match="SIGTERM"):
         serve(run.path, InlineGrid(app, 50), Stops())
-    assert not Run(run.path).of("round") and len(list(run.spill.glob("*.json"))) == 2
+    assert not Run(run.path).of("round")
+    assert len(list(run.spill.glob("*.json"))) == 2
     serve(run.path, InlineGrid(app, 50))
     assert bits(run.path) == bits(plain)
 
@@ -112,8 +114,11 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path, fcit)
         config.write_text(yaml.safe_dump({**SMALL, "output": str(disk)}))
         code, _, err = fcit("run", config)
         run = disk / "small-1"
-        assert code == 1 and "No space left on device" in err and "Traceback" not in err
-        assert "MB free" in err and f"`fcit resume {run}`" in err
+        assert code == 1
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+        assert "MB free" in err
+        assert f"`fcit resume {run}`" in err
         assert not list(run.rglob(".*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         assert fcit("resume", run)[0] == 0
@@ -149,7 +154,8 @@ def test_waiting_for_updates_asks_only_those_that_lack(plain, tmp_path):
     serve(run.path, InlineGrid(moody, 50))
     assert bits(run.path) == bits(plain)
     counts = sorted(n for (group, _), n in moody.asked.items() if group == "0.1")
-    assert counts == [1, 1, 4] and len(Run(run.path).of("retry")) == 3
+    assert counts == [1, 1, 4]
+    assert len(Run(run.path).of("retry")) == 3
 
 
 def test_stopping_at_too_few_updates_and_resume_asks_only_those_that_lack(plain, tmp_path):
@@ -201,7 +207,8 @@ def test_reused_updates_of_clients_that_remember(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             serve(run.path, grid_of(run), Dies(left, "client"))
     serve(run.path, grid_of(run))
-    assert bits(run.path) == bits(whole.path) and told(run.path) == told(whole.path)
+    assert bits(run.path) == bits(whole.path)
+    assert told(run.path) == told(whole.path)
     assert [(e["round"], len(e["clients"])) for e in Run(run.path).of("reused")] == [(1, 3)]
 
 
@@ -212,7 +219,9 @@ def test_a_client_that_lost_its_memory_starts_afresh(tmp_path):
     shutil.rmtree(run.memory)
     serve(run.path, grid_of(run))
     lost = Run(run.path).of("memory-lost")
-    assert lost and len({e["client"] for e in lost}) == len(lost) and all(e["version"] for e in lost)
+    assert lost
+    assert len({e["client"] for e in lost}) == len(lost)
+    assert all(e["version"] for e in lost)
     assert Run(run.path).finished
 
 
@@ -273,16 +282,19 @@ def test_a_deployment_equals_the_simulation_and_outlives_a_node_in_evaluation(pl
     run = tiny(tmp_path)
     grid = Deployment(InlineGrid(gone, 50), lambda grid, client: True)
     serve(run.path, grid)
-    assert bits(run.path) == bits(plain) and told(run.path) == told(plain)
+    assert bits(run.path) == bits(plain)
+    assert told(run.path) == told(plain)
     failed = Run(run.path).of("evaluate-failed")
-    assert failed and {e["client"] for e in failed} == {1}
+    assert failed
+    assert {e["client"] for e in failed} == {1}
     assert [c for kind, c in grid.sent if kind == "query.probe"] == list(range(50))
 
 
 def test_absent_sites_are_not_asked_and_late_ones_take_part(plain, tmp_path):
     first, second, *_ = sampled(plain)
     late, leaves = first[0], second[0]
-    assert late not in second and leaves not in first
+    assert late not in second
+    assert leaves not in first
 
     def there(grid, client):  # one is not there in the first round, the other in the second
         begun = any(kind == "train" for kind, _ in grid.sent)
@@ -293,9 +305,13 @@ def test_absent_sites_are_not_asked_and_late_ones_take_part(plain, tmp_path):
     serve(run.path, grid)
     found = Run(run.path)
     absent = [(e["stage"], e["round"], e["client"]) for e in found.of("absent")]
-    assert absent[:2] == [(0, 0, late), (0, 1, leaves)] and {c for *_, c in absent[1:]} == {leaves}
+    assert absent[:2] == [(0, 0, late), (0, 1, leaves)]
+    assert {c for *_, c in absent[1:]} == {leaves}
     assert [e["client"] for e in found.of("joined")] == [late]
-    assert not found.of("missing") and not found.of("retry") and found.finished
+    assert not found.of("missing")
+    assert not found.of("retry")
+    assert found.finished
     trained = [c for kind, c in grid.sent if kind == "train"]
-    assert sorted(trained[:2]) == sorted(first[1:]) and sorted(trained[2:4]) == sorted(second[1:])
+    assert sorted(trained[:2]) == sorted(first[1:])
+    assert sorted(trained[2:4]) == sorted(second[1:])
     assert leaves not in {c for kind, c in grid.sent if kind == "evaluate"}

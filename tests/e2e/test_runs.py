@@ -24,12 +24,15 @@ def test_run_folder_is_complete(finished):
     matrix = json.loads((run / "matrix.json").read_text())
     assert [len(row) for row in matrix["scores"]] == [1, 2, 3, 4]
     results = json.loads((run / "results.json").read_text())
-    assert results["method"] == "disco" and results["traffic"]["rejected"] == 0
+    assert results["method"] == "disco"
+    assert results["traffic"]["rejected"] == 0
     assert set(results["seconds"]) >= {"training", "evaluation", "aggregation", "checkpoint", "start-up"}
     rows = [json.loads(line) for line in (run / "predictions/stage-4/figureqa.jsonl").read_text().splitlines()]
-    assert len(rows) == 8 and len({row["answer_id"] for row in rows}) == 8
+    assert len(rows) == 8
+    assert len({row["answer_id"] for row in rows}) == 8
     assert list(rows[0]) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]  # the official ones
-    assert set(rows[0]["metadata"]) == {"image", "answer", "mark", "mix"} and rows[0]["model_id"] == "fcit-tiny-disco"
+    assert set(rows[0]["metadata"]) == {"image", "answer", "mark", "mix"}
+    assert rows[0]["model_id"] == "fcit-tiny-disco"
     assert not (run / "spill").exists()
 
 
@@ -40,9 +43,11 @@ def test_evaluate_gives_a_runs_own_predictions_the_runs_score(finished, fcit, da
     code, out, err = fcit(
         "evaluate", "--predictions", file, "--dataset", dataset, "--benchmark", "fcit-mini-short", "--json"
     )
-    assert code == 0 and "have no prediction" in err  # the run was asked a part of the questions
+    assert code == 0
+    assert "have no prediction" in err  # the run was asked a part of the questions
     matrix = json.loads((run / "matrix.json").read_text())
-    assert json.loads(out)["scores"][0]["score"] == matrix["scores"][-1][dataset] and json.loads(out)["lines"] == 8
+    assert json.loads(out)["scores"][0]["score"] == matrix["scores"][-1][dataset]
+    assert json.loads(out)["lines"] == 8
 
 
 def test_a_client_sends_one_subspace_and_the_projector(finished):
@@ -72,7 +77,8 @@ def test_cut_anywhere_and_resumed_gives_the_same_bits(finished, fcit, after):
     with pytest.raises(KeyboardInterrupt):
         serve(run, InlineGrid(app, 50), Dies(after, "round", "scored"))
     code, out, _ = fcit("resume", run)
-    assert code == 0 and "Accuracy matrix" in out
+    assert code == 0
+    assert "Accuracy matrix" in out
     assert bits(run) == bits(whole)
     events = [(e["event"], e.get("stage"), e.get("round"), e.get("dataset")) for e in RunDir(run).read_events()]
     done = [e for e in events if e[0] in ("round", "scored")]
@@ -86,7 +92,8 @@ def test_sigterm_writes_a_checkpoint_and_exits_75(finished, fcit):
     wait(lambda: rounds(run) or process.returncode is not None)
     process.signal(signal.SIGTERM)
     assert process.wait() == 75, process.stderr
-    assert "fcit resume" in process.stderr and "Traceback" not in process.stderr
+    assert "fcit resume" in process.stderr
+    assert "Traceback" not in process.stderr
     assert fcit("resume", run)[0] == 0
     assert bits(run) == bits(whole)
 
@@ -100,7 +107,8 @@ def test_resume_refuses_other_versions(finished, fcit):
     environment["backend"]["torch"] = "1.0"
     write_text(run / "environment.json", json.dumps(environment))
     code, _, err = fcit("resume", run)
-    assert code == 2 and "torch: 1.0 then" in err
+    assert code == 2
+    assert "torch: 1.0 then" in err
 
 
 @pytest.mark.parametrize("method", ["finetune", "joint", "individual", "zero_shot"])
@@ -132,5 +140,6 @@ def test_report_compares_and_draws(finished, fcit, tmp_path):
     _, run = finished
     picture = tmp_path / "both.png"
     code, out, _ = fcit("report", run, run, "--figure", picture, "--output", picture.parent / "report")
-    assert code == 0 and "Comparison" in out
+    assert code == 0
+    assert "Comparison" in out
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -143,7 +143,8 @@ def test_each_site_and_the_worst_one_stand_beside_the_mean(finished):
 
 def test_nothing_about_records_or_pictures_leaves_a_site(played):
     run, sent = played
-    assert len(sent) > 1_000_000 and CANARY.encode() not in sent
+    assert len(sent) > 1_000_000
+    assert CANARY.encode() not in sent
     kept = b"".join(file.read_bytes() for file in run.path.rglob("*") if file.is_file())
     for secret in (CANARY, "clevr-math", "super-clevr", "ward-photos"):
         assert secret.encode() not in kept

@@ -62,4 +62,5 @@ def test_a_tracker_that_is_not_there_is_refused_before_a_folder_is_made(tmp_path
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**QUICK, "output": str(tmp_path / "runs")}))
     assert main(["run", str(config), "trackers=[./nowhere.py:Mine]"]) == 2
-    assert "trackers: no such file" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert "trackers: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

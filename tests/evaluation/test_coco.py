@@ -71,7 +71,8 @@ def test_the_mean_of_seven(java, children):
     found = coco.seven(TEXTS, RECORDS)
     assert list(found) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
     assert list(found.values()) == pytest.approx(FIGURES, abs=1e-6)
-    assert not children() and package() == before
+    assert not children()
+    assert package() == before
 
 
 def test_the_score_is_their_mean_and_may_exceed_a_hundred(monkeypatch):
@@ -109,5 +110,6 @@ def test_a_java_that_fails_is_told_and_leaves_no_process(monkeypatch, tmp_path, 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError) as error:
         coco.caption7(TEXTS, RECORDS)
-    assert said in str(error.value) and "java -version" in str(error.value)
+    assert said in str(error.value)
+    assert "java -version" in str(error.value)
     assert not children()

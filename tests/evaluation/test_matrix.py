@@ -70,25 +70,30 @@ def test_datasets_seen_later():
 def test_single_row():
     matrix = triangle([50, 70])
     assert (matrix.last, matrix.avg, matrix.mft) == (60, 60, 60)
-    assert matrix.bwt is None and matrix.forgetting is None
+    assert matrix.bwt is None
+    assert matrix.forgetting is None
 
 
 def test_where_only_the_last_stage_was_evaluated_there_is_no_course():
     matrix = AccuracyMatrix(["a", "b"], [{}, {}, {"a": 20, "b": 40}])
     assert matrix.summary() == {"Last": 30, "Avg": None, "MFT": None, "BWT": None, "forgetting": None}
-    assert matrix.evaluated == [3] and matrix.avg_name == "Avg"
+    assert matrix.evaluated == [3]
+    assert matrix.avg_name == "Avg"
 
 
 def test_avg_over_some_of_the_stages_is_called_that():
     matrix = AccuracyMatrix(["a", "b"], [{}, {"a": 60, "b": 80}, {}, {"a": 20, "b": 40}])
     # "a" was learnt after the first stage: what it scored then, and its best score, nobody knows
     assert matrix.summary() == {"Last": 30, "Avg": 50, "MFT": None, "BWT": None, "forgetting": None}
-    assert matrix.avg_name == "Avg over stages 2, 4" and triangle([80], [60, 90]).avg_name == "Avg"
+    assert matrix.avg_name == "Avg over stages 2, 4"
+    assert triangle([80], [60, 90]).avg_name == "Avg"
 
 
 def test_a_run_that_has_not_come_to_a_stage_that_is_evaluated():
     matrix = AccuracyMatrix(["a"], [{}, {}])
-    assert set(matrix.summary().values()) == {None} and matrix.avg_name == "Avg" and matrix.evaluated == []
+    assert set(matrix.summary().values()) == {None}
+    assert matrix.avg_name == "Avg"
+    assert matrix.evaluated == []
 
 
 def test_empty():

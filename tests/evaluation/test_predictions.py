@@ -18,9 +18,11 @@ def test_a_line_has_the_official_keys_and_the_rest_under_metadata():
     row = json.loads(to_line(OURS))
     assert list(row) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
     assert row["metadata"] == {"image": "a/b.png", "answer": "tea", "mark": 0.5, "mix": [0.25, 0.75]}
-    assert "\n" not in to_line(OURS) and from_line(to_line(OURS)) == OURS
+    assert "\n" not in to_line(OURS)
+    assert from_line(to_line(OURS)) == OURS
     bare = Prediction("7", (), "", "", "")
-    assert json.loads(to_line(bare))["metadata"] == {"answer": ""} and from_line(to_line(bare)) == bare
+    assert json.loads(to_line(bare))["metadata"] == {"answer": ""}
+    assert from_line(to_line(bare)) == bare
 
 
 def test_lines_of_others_and_of_older_run_folders_are_read():
@@ -40,13 +42,15 @@ def test_lines_of_others_and_of_older_run_folders_are_read():
 def test_a_line_names_all_images(images, written):
     prediction = Prediction("7", images, "Q", "A", "B")
     assert json.loads(to_line(prediction))["metadata"] == {**written, "answer": "B"}
-    assert from_line(to_line(prediction)) == prediction and prediction.image == (images[0] if images else "")
+    assert from_line(to_line(prediction)) == prediction
+    assert prediction.image == (images[0] if images else "")
 
 
 def test_the_id_of_an_answer_tells_whose_it_is_and_nothing_else():
     assert answer_id("disco", 0, "stage-1", "a", 1) == answer_id("disco", 0, "stage-1", "a", 1)
     owners = [("disco", 0, "stage-1", "a", n) for n in range(50)] + [("disco", 1, "stage-1", "a", 0)]
-    assert len({answer_id(*owner) for owner in owners}) == 51 and len(answer_id("x")) == 22
+    assert len({answer_id(*owner) for owner in owners}) == 51
+    assert len(answer_id("x")) == 22
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,8 @@ def test_a_broken_line_is_told_with_its_number(tmp_path, line, said):
     file.write_text(to_line(OURS) + "\n" + line + "\n" + to_line(OURS) + "\n")
     with pytest.raises(DataError) as error:
         read(file)
-    assert str(error.value).startswith(f"{file}, line 2: ") and said in str(error.value)
+    assert str(error.value).startswith(f"{file}, line 2: ")
+    assert said in str(error.value)
     assert len(str(error.value)) < 500
 
 
@@ -143,7 +148,8 @@ def scores(out: str) -> dict[str, tuple[float, str]]:
 
 def test_evaluate_prints_the_official_score_and_ours(scored):
     code, out, err = scored([(10, "Red"), (11, "blue"), (12, "green.")])
-    assert code == 0 and err == ""
+    assert code == 0
+    assert err == ""
     lines = out.splitlines()
     assert lines[0] == "things of things: 3 predictions, 3 questions"
     assert lines[1].split() == ["exact", "33.33", "official", "rule"]
@@ -152,10 +158,13 @@ def test_evaluate_prints_the_official_score_and_ours(scored):
 
 def test_evaluate_divides_by_the_lines_and_tells_what_is_unusual(scored):
     code, out, err = scored([("12", " green"), ("10", "red"), ("10", "blue"), ("10", "red")], "--json")
-    assert code == 0 and scores(out)["exact"] == (75.0, True)
-    assert "1 of 3 questions have no prediction" in err and "2 predictions are to questions answered before" in err
+    assert code == 0
+    assert scores(out)["exact"] == (75.0, True)
+    assert "1 of 3 questions have no prediction" in err
+    assert "2 predictions are to questions answered before" in err
     assert "1 predictions begin or end with blanks" in err
-    assert len(json.loads(out)["warnings"]) == 3 and json.loads(out)["lines"] == 4
+    assert len(json.loads(out)["warnings"]) == 3
+    assert json.loads(out)["lines"] == 4
 
 
 def test_evaluate_by_another_rule(scored):
@@ -189,8 +198,10 @@ def test_evaluate_reads_what_the_official_scripts_read(scored, tmp_path, name):
     """Every one of them scores 1 of 2."""
     (tmp_path / "theirs.jsonl").write_bytes(FILES[name].encode())
     code, out, err = scored([], "--predictions", str(tmp_path / "theirs.jsonl"), "--json")
-    assert code == 0 and err.endswith("1 of 3 questions have no prediction and are left out\n")
-    assert json.loads(out)["lines"] == 2 and scores(out)["exact"] == (50.0, True)
+    assert code == 0
+    assert err.endswith("1 of 3 questions have no prediction and are left out\n")
+    assert json.loads(out)["lines"] == 2
+    assert scores(out)["exact"] == (50.0, True)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +225,11 @@ def test_ids_that_are_numbers_are_equal_by_value(tmp_path, theirs, asked, same):
     file.write_text(json.dumps({"question_id": theirs, "text": "a"}))
     try:
         records, _ = predictions.paired(file, read(file), [TestRecord(asked, (), "", "")])
-        assert same and records[0].question_id == asked
+        assert same
+        assert records[0].question_id == asked
     except DataError as error:
-        assert not same and ("not in the test set" if same is False else "must be text") in str(error)
+        assert not same
+        assert ("not in the test set" if same is False else "must be text") in str(error)
 
 
 def test_a_key_twice_is_refused_also_from_others(tmp_path):
@@ -243,13 +256,18 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
     assert scored([(10, "a"), (11, "b"), (12, "c")], dataset="captioned")[::2] == (0, "")
     assert seen[-1] == [("a", "red"), ("b", "blue "), ("c", "green")]
     _, _, err = scored([(12, "a"), (11, "b"), (10, "c")], dataset="captioned")
-    assert seen[-1] == [("a", "red"), ("b", "blue "), ("c", "green")] and "another order" in err
+    assert seen[-1] == [("a", "red"), ("b", "blue "), ("c", "green")]
+    assert "another order" in err
     _, _, err = scored([(10, "a"), (11, "b")], dataset="captioned")
-    assert seen[-1] == [("a", "red"), ("b", "blue ")] and "paired by question_id" not in err
+    assert seen[-1] == [("a", "red"), ("b", "blue ")]
+    assert "paired by question_id" not in err
     _, _, err = scored([(12, "a"), (11, "b")], dataset="captioned")
-    assert seen[-1] == [("a", "green"), ("b", "blue ")] and "paired by question_id" in err
+    assert seen[-1] == [("a", "green"), ("b", "blue ")]
+    assert "paired by question_id" in err
     code, _, err = scored([(10, "a"), (11, "b"), (12, "c"), (12, "d")], dataset="captioned")
-    assert code == 2 and "line 4" in err and "captions for 3 images" in err
+    assert code == 2
+    assert "line 4" in err
+    assert "captions for 3 images" in err
 
 
 @pytest.mark.parametrize(
@@ -266,7 +284,11 @@ def test_evaluate_counts_captions_in_the_order_of_the_lines(scored, monkeypatch)
 )
 def test_evaluate_tells_mistakes_in_one_sentence(scored, lines, more, said):
     code, out, err = scored(lines, *more)
-    assert code == 2 and out == "" and said in err and "Traceback" not in err and err.count("\n") == 1
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
 
 
 def test_chapters_are_no_numbers(tmp_path):
@@ -275,4 +297,5 @@ def test_chapters_are_no_numbers(tmp_path):
     file.write_text("".join(json.dumps({"question_id": n, "text": t}) + "\n" for n, t in (("1.1", "a"), ("1.10", "b"))))
     questions = [TestRecord("1.1", (), "?", "a"), TestRecord("1.10", (), "?", "b")]
     found, said = predictions.paired(file, predictions.read(file, predictions.from_others), questions)
-    assert [record.answer for record in found] == ["a", "b"] and said == []
+    assert [record.answer for record in found] == ["a", "b"]
+    assert said == []

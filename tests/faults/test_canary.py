@@ -65,7 +65,8 @@ def test_the_canary_is_really_there(site):
     """Else the other tests could not fail."""
     data = site.file.parent / "data"
     images = list((data / "datasets").rglob("*.*"))
-    assert len(images) == 12 and all(CANARY in f.name and CANARY.encode() in f.read_bytes() for f in images)
+    assert len(images) == 12
+    assert all(CANARY in f.name and CANARY.encode() in f.read_bytes() for f in images)
     assert all(
         CANARY in str(row["conversations"]) for row in json.loads((data / "instructions/train.json").read_text())
     )
@@ -81,7 +82,8 @@ def test_honest_answers_hold_tensors_counts_and_scores_only(site, method):
     probe = codec.decode(site.send("query.probe", probe_order(config)).content, Probe)
     tensors = start(probe)
     everything(site, tensors, config)
-    assert site.errors == [] and len(site.left) > 20
+    assert site.errors == []
+    assert len(site.left) > 20
     site.assert_silent()
 
 

@@ -148,8 +148,11 @@ def test_bad_record_stops_the_run_before_it_begins(own, kind):
     with pytest.raises(ConfigError) as caught:
         opened(own).prepare()
     text = str(caught.value)
-    assert words in text and "train.json, line" in text and "record 3" in text
-    assert f"1 of {RECORDS} records cannot be used" in text and "raise max_bad_share to 0.09" in text
+    assert words in text
+    assert "train.json, line" in text
+    assert "record 3" in text
+    assert f"1 of {RECORDS} records cannot be used" in text
+    assert "raise max_bad_share to 0.09" in text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +163,8 @@ def test_bad_record_is_passed_over_within_the_share(own, kind):
     bench.prepare()
     shards = {k: bench.shard(k, 0) for k in range(CLIENTS)}
     skipped = [bench.skipped(k, 0) for k in range(CLIENTS)]
-    assert sorted(skipped) == [0, 0, 1] and bench.skipped(-1, 0) == 1
+    assert sorted(skipped) == [0, 0, 1]
+    assert bench.skipped(-1, 0) == 1
     # Everybody else has what they had, and a reader elsewhere sees the same.
     owner = skipped.index(1)
     assert shards[owner] == [r for r in clean[owner] if r.images != ("3.png",)]
@@ -298,13 +302,17 @@ def test_run_passes_over_what_it_may_and_scores_every_question(own, fcit):
     bench = opened(own, "max_bad_share=0.25")
     assert round_["examples"] == [len(bench.shard(k, 0)) for k in round_["clients"]]
     assert sum(bench.skipped(k, 0) for k in range(CLIENTS)) in (2, 3)  # cutting into shares drops some records
-    assert not run.of("rejected") and len(run.predictions("colors")) == 4
+    assert not run.of("rejected")
+    assert len(run.predictions("colors")) == 4
 
 
 def test_run_stops_with_a_sentence_and_leaves_nothing(own, fcit):
     (own.parent / "data/datasets/3.png").write_bytes(b"")
     code, _, err = fcit("run", own)
-    assert code == 2 and "max_bad_share" in err and "1 of 12" in err and "Traceback" not in err
+    assert code == 2
+    assert "max_bad_share" in err
+    assert "1 of 12" in err
+    assert "Traceback" not in err
     assert not (own.parent / "runs").exists()
 
 

@@ -165,7 +165,8 @@ def test_codec_fields_of_any_kind(draw):
     if record is not None:
         plain = json.dumps({f: getattr(record, f) for f in head["fields"]}, indent=1, ensure_ascii=False)
         json.loads(plain.encode("utf-8"))
-        assert np.isfinite(record.loss) and np.isfinite(record.seconds)
+        assert np.isfinite(record.loss)
+        assert np.isfinite(record.seconds)
 
 
 @MANY
@@ -225,7 +226,8 @@ def test_codec_memory_of_a_large_message():
 
 def test_codec_heads_have_a_size(monkeypatch):
     monkeypatch.setattr(codec, "HEAD", 100)
-    assert len(HEAD) > 100 and decoded(message(HEAD, ARRAYS)) is None
+    assert len(HEAD) > 100
+    assert decoded(message(HEAD, ARRAYS)) is None
 
 
 # ---------------------------------------------------------------------- configurations

@@ -65,7 +65,8 @@ def shown(run) -> dict[str, list[str]]:
     assert f"Faults of {run.name}" in page
     found: dict[str, list[str]] = {}
     for fault in faults.faults(run):
-        assert fault.reason in page and f"<td>{fault.client}</td><td>{fault.places}</td>" in page
+        assert fault.reason in page
+        assert f"<td>{fault.client}</td><td>{fault.places}</td>" in page
         found.setdefault(fault.client, []).append(fault.reason)
     return found
 
@@ -139,7 +140,8 @@ def test_random_tokens_open_only_so_many_subspaces(small, tmp_path):
     lies = {("query.describe", (stage, 0, client)): noise for stage in (first, second)}
     run = federation(config, tmp_path, "random", lies)
     told = run.of("openings")
-    assert [(e["client"], e["stage"]) for e in told] == [(client, second)] and "max_openings" in told[0]["reason"]
+    assert [(e["client"], e["stage"]) for e in told] == [(client, second)]
+    assert "max_openings" in told[0]["reason"]
     assert run.results["subspaces"] == 5  # one for each task, one for the noise of the first time
     assert "max_openings" in shown(run)[str(client)][0]
     without = federation(config, tmp_path, "without", {("query.describe", (second, 0, client)): noise}, absent=True)
@@ -163,7 +165,8 @@ def test_a_server_that_is_full_leaves_clients_out(small, tmp_path):
     from fcit.runs.reader import Run
 
     told = Run(tmp_path / "full-1").of("openings")
-    assert len(told) == 3 and all("keeps 2 (federation.max_subspaces)" in e["reason"] for e in told)
+    assert len(told) == 3
+    assert all("keeps 2 (federation.max_subspaces)" in e["reason"] for e in told)
 
 
 def test_a_forged_token_moves_anothers_token_by_no_more_than_its_records(small, tmp_path):
@@ -182,11 +185,13 @@ def test_a_forged_token_moves_anothers_token_by_no_more_than_its_records(small, 
     run = federation(config, tmp_path, "forged", lies)
     second = next(e for e in run.of("round") if e["stage"] == 1)
     home = dict(zip(second["clients"], second["subspaces"], strict=True))
-    assert home[0] == "0" and {home[c] for c in (1, 2, 3, 4)} == {"1"}
+    assert home[0] == "0"
+    assert {home[c] for c in (1, 2, 3, 4)} == {"1"}
     state = max((run.path / "state").iterdir()) / "state.json"
     cache = json.loads(state.read_text())["state"]["memory"]["method"]["cache"]
     declared = json.loads(state.read_text())["progress"]["declared"]
-    assert sum(cache["counts"]) == sum(declared.values()) and math.isfinite(sum(cache["counts"]))
+    assert sum(cache["counts"]) == sum(declared.values())
+    assert math.isfinite(sum(cache["counts"]))
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "norm_clip"])

@@ -22,7 +22,8 @@ def tell(run: Run, *events: dict) -> None:
 
 def test_no_faults_no_table(run):
     tell(run, {"kind": "start"}, {"kind": "round", "stage": 0, "round": 0, "clients": [1, 2], "robust_skipped": []})
-    assert faults.faults(run) == [] and faults.table(run) == [faults.HEAD]
+    assert faults.faults(run) == []
+    assert faults.table(run) == [faults.HEAD]
 
 
 def test_like_faults_are_counted_together(run):
@@ -48,7 +49,8 @@ def test_every_kind_has_a_reason(run):
     for kind in faults.KINDS:
         tell(run, {"kind": kind})
     rows = faults.table(run)[1:]
-    assert [row[0] for row in rows] == list(faults.KINDS) and all(row[3] for row in rows)
+    assert [row[0] for row in rows] == list(faults.KINDS)
+    assert all(row[3] for row in rows)
 
 
 def test_what_a_round_tells_beside_others(run):
@@ -79,7 +81,9 @@ def test_a_repeated_round(run):
 def test_the_trail_and_the_length_of_a_reason(run):
     tell(run, {"kind": "rejected", "client": None, "reason": "x" * 500 + "\nFile mine.py, line 3"})
     fault = faults.faults(run)[0]
-    assert len(fault.reason) == faults.SHOWN and fault.client == "-" and "line 3" in fault.trail
+    assert len(fault.reason) == faults.SHOWN
+    assert fault.client == "-"
+    assert "line 3" in fault.trail
     assert len(fault.reason + fault.trail.partition("File")[0]) == 500
 
 

@@ -207,7 +207,8 @@ def trap(tmp_path):
 def test_the_watch_sees(watch, trap, tmp_path):
     payload, marker = trap
     pickle.loads(payload).close()
-    assert marker.exists() and any("class io.open" in s or "class _io.open" in s for s in watch.seen)
+    assert marker.exists()
+    assert any("class io.open" in s or "class _io.open" in s for s in watch.seen)
     for work in (
         lambda: torch.load(saved_by_torch(tmp_path), weights_only=False),
         lambda: np.load(saved_by_numpy(tmp_path), allow_pickle=True),
@@ -244,7 +245,9 @@ def test_a_run_its_resumption_and_its_report_unpickle_nothing(tmp_path, monkeypa
         simulate(own, watcher=StopOnce(), method=method, federation__rounds=2, evaluation__samples=2)
     run = execute(tmp_path / "runs" / "own-1")
     write_page([run], tmp_path / "page.html")
-    assert run.finished and len(run.of("round")) == 2 and run.predictions("colors")
+    assert run.finished
+    assert len(run.of("round")) == 2
+    assert run.predictions("colors")
     assert watch.seen == []
 
 
@@ -276,7 +279,8 @@ def test_messages_with_pickles(watch, trap):
     # As plain bytes it is plain bytes.
     read = codec.decode(message(payload, "raw", {"a": ["uint8", [len(payload)], "000000"]}), Description)
     assert read.tensors["a"].tobytes() == payload
-    assert not marker.exists() and watch.seen == []
+    assert not marker.exists()
+    assert watch.seen == []
 
 
 @pytest.fixture
@@ -299,7 +303,8 @@ def test_run_folders_with_pickles(finished, watch, trap):
     }
     for pattern, read in readers.items():
         kept = {file: file.read_bytes() for file in finished.glob(pattern)}
-        assert kept and read()
+        assert kept
+        assert read()
         for file in kept:
             file.write_bytes(payload + b"\n")
         with pytest.raises(FCITError):
@@ -309,7 +314,8 @@ def test_run_folders_with_pickles(finished, watch, trap):
     run.config.write_bytes(payload)
     with pytest.raises(FCITError):
         execute(finished)
-    assert not marker.exists() and watch.seen == []
+    assert not marker.exists()
+    assert watch.seen == []
 
 
 def test_files_of_clients_and_sites_with_pickles(tmp_path, watch, trap):
@@ -344,4 +350,5 @@ def test_files_of_clients_and_sites_with_pickles(tmp_path, watch, trap):
     (tmp_path / "store" / "index.jsonl").write_bytes(payload + b"\n")
     with pytest.raises(FCITError):
         FeatureStore(tmp_path / "store", (1,), lambda keys: np.ones((len(keys), 1))).get(["a"])
-    assert not marker.exists() and watch.seen == []
+    assert not marker.exists()
+    assert watch.seen == []

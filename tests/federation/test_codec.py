@@ -93,7 +93,8 @@ def shortened(values) -> np.ndarray:
     tensor = np.array(values, dtype=np.float32)
     content = codec.encode(messages.Description(client=0, shard="s", count=1, tensors={"a": tensor}), "bfloat16")
     back = codec.decode(content, messages.Description).tensors["a"]
-    assert back.dtype == np.float32 and back.shape == tensor.shape
+    assert back.dtype == np.float32
+    assert back.shape == tensor.shape
     return back
 
 
@@ -107,7 +108,8 @@ def test_bfloat16_error_bound():
 def test_bfloat16_is_exact_where_it_can_be():
     values = [0.0, -0.0, 1.0, -1.5, 0.0078125, 2.0**100, 1 + 2**-7]
     back = shortened(values)
-    assert back.tolist() == values and np.signbit(back[1])
+    assert back.tolist() == values
+    assert np.signbit(back[1])
 
 
 def test_bfloat16_ties_go_to_even():

@@ -46,7 +46,8 @@ def test_official_draws(seed, drawn):
 def test_seeded_clients_are_distinct_and_reproducible():
     clients = seeded(1, 2, 3, 20, 10)
     assert clients == seeded(1, 2, 3, 20, 10)
-    assert len(set(clients)) == 10 and set(clients) <= set(range(20))
+    assert len(set(clients)) == 10
+    assert set(clients) <= set(range(20))
     assert sorted(seeded(0, 0, 0, 5, 5)) == [0, 1, 2, 3, 4]
 
 

@@ -48,7 +48,8 @@ def test_separate_by_hand():
     old = {A: f32([1, 1]), B: f32([0])}
     updates = ({A: f32([1, 0]), B: f32([1])}, 2), ({A: f32([0, 1]), B: f32([3])}, 2)
     new, error = fold(Separate(), old, *updates)
-    assert new[A].tolist() == [[0.5, 0.5]] and new[B].tolist() == [[2.0]]
+    assert new[A].tolist() == [[0.5, 0.5]]
+    assert new[B].tolist() == [[2.0]]
     assert error == pytest.approx((0.5 / 2.5) ** 0.5, rel=1e-5)  # sqrt(0.25 + 0.25) / sqrt(0.25 + 2.25)
 
 
@@ -79,7 +80,8 @@ def test_errors_of_layers_add_up_as_squares():
 def test_nothing_learnt_is_no_error(rule):
     old = {A: f32([3, 4, 0], [0, 0, 1]), B: np.zeros((2, 2), np.float32)}
     new, error = fold(rule(), old, (old, 1), (old, 5))
-    assert error == 0.0 and not new[B].any()
+    assert error == 0.0
+    assert not new[B].any()
     # svd: rows at right angles, all of the old rows' mean length, (5 + 1) / 2; the longest old row comes first.
     expected = old[A] if rule is Separate else f32([1.8, 2.4, 0], [0, 0, 3])
     np.testing.assert_allclose(new[A], expected, atol=1e-6)
@@ -143,7 +145,8 @@ def test_what_is_no_factor_is_averaged(rule):
     old, ((first, _), (second, _)) = drift(2)
     rest = {P: f32([1.0]), GATE: f32([4.0])}, {P: f32([5.0]), GATE: f32([8.0])}
     new, _ = fold(rule(), old | rest[0], (first | rest[0], 1), (second | rest[1], 3))
-    assert new[P].tolist() == [[4.0]] and new[GATE].tolist() == [[7.0]]
+    assert new[P].tolist() == [[4.0]]
+    assert new[GATE].tolist() == [[7.0]]
 
 
 def test_no_factors_no_error():
@@ -163,7 +166,8 @@ def test_one_factor_at_a_time_is_exact():
     new, error = fold(Alternate(), old, *sent)
     product = sum(w * t[B].astype(np.float64) @ old[A] for t, w in updates) / 6
     np.testing.assert_allclose(new[B] @ new[A], product, atol=1e-6)
-    assert new[A] is old[A] and error is None
+    assert new[A] is old[A]
+    assert error is None
 
 
 @pytest.mark.parametrize("shape", [(9, 2, 7), (7, 2, 9)])

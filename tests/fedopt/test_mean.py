@@ -16,7 +16,8 @@ def test_weighted_mean_by_hand():
     mean.add({"a": f32(5, 6), "b": f32(20)}, 3)
     result = mean.result()
     assert mean.weight == 4
-    assert result["a"].tolist() == [4.0, 5.0] and result["b"].tolist() == [17.5]
+    assert result["a"].tolist() == [4.0, 5.0]
+    assert result["b"].tolist() == [17.5]
     assert result["a"].dtype == np.float32
 
 

@@ -66,7 +66,8 @@ def test_norm_clip_takes_the_norm_over_all_tensors_of_a_home(tmp_path):
     old = {"a": f32(0), "b": f32(0)}
     sent = [({"a": f32(x), "b": f32(y)}, 1) for x, y in ((3, 4), (3, 4), (30, 40))]
     new, _ = fold(NormClip(), tmp_path, old, sent)
-    assert new["a"] == pytest.approx([3]) and new["b"] == pytest.approx([4])
+    assert new["a"] == pytest.approx([3])
+    assert new["b"] == pytest.approx([4])
 
 
 def test_norm_clip_where_most_moved_nothing(tmp_path):
@@ -88,10 +89,8 @@ def test_one_of_five_cannot_carry_the_model_away(rule, tmp_path):
     honest = [(1.0 + 0.1 * k, -1.0) for k in range(4)]
     old = {"a": f32(0, 0)}
     new = fold(rule(), tmp_path, old, updates_of(*honest, (-1e6, 1e6)))[0]["a"]
-    assert (
-        np.linalg.norm(new) < 2
-        and np.linalg.norm(fold(Off(), tmp_path, old, updates_of(*honest, (-1e6, 1e6)))[0]["a"]) > 1e5
-    )
+    assert np.linalg.norm(new) < 2
+    assert np.linalg.norm(fold(Off(), tmp_path, old, updates_of(*honest, (-1e6, 1e6)))[0]["a"]) > 1e5
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -102,7 +101,8 @@ def test_two_clients_are_no_majority(rule, clients, tmp_path):
     sent = [update[:2] for update in case.sent(case.old, 0)][:clients]
     plain, nothing = fold(Off(), tmp_path, case.old, sent)
     new, flags = fold(rule(), tmp_path, case.old, sent)
-    assert flags == {"robust_skipped": ["0"]} and nothing == {}
+    assert flags == {"robust_skipped": ["0"]}
+    assert nothing == {}
     assert all(np.array_equal(new[n], plain[n]) for n in plain)
 
 
@@ -114,7 +114,8 @@ def test_three_are(rule, tmp_path):
 @pytest.mark.parametrize("rule", RULES)
 def test_nobody_answered(rule, tmp_path):
     old, memory = {"a": f32(1)}, {}
-    assert fold(rule(), tmp_path, old, [], FedAdam, memory) == (old, {"robust_skipped": []}) and memory == {}
+    assert fold(rule(), tmp_path, old, [], FedAdam, memory) == (old, {"robust_skipped": []})
+    assert memory == {}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -136,7 +137,8 @@ def test_the_federated_optimiser_steps_towards_the_combined_mean(tmp_path):
 def test_a_tensor_that_nobody_sent_stays(tmp_path):
     old = {"a": f32(0), "frozen": f32(7)}
     new, _ = fold(Median(), tmp_path, old, updates_of((1,), (2,), (3,)))
-    assert new["frozen"] is old["frozen"] and new["a"].tolist() == [2]
+    assert new["frozen"] is old["frozen"]
+    assert new["a"].tolist() == [2]
 
 
 @pytest.mark.parametrize("rule", RULES)

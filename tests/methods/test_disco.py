@@ -35,9 +35,8 @@ def test_two_new_tasks_of_one_round_open_two_subspaces():
     state = ServerState()
     found = assigned(disco(), state, {(2, "b"): (BARS, 4), (1, "a"): (ICONS, 4), (3, "c"): (BARS, 1)})
     assert found == ["1", "0", "1"]  # in ascending client order, whatever the order of the slots
-    assert list(state.subspaces) == ["0", "1"] and not np.array_equal(
-        state.subspaces["0"]["x.lora_A.weight"], state.subspaces["1"]["x.lora_A.weight"]
-    )
+    assert list(state.subspaces) == ["0", "1"]
+    assert not np.array_equal(state.subspaces["0"]["x.lora_A.weight"], state.subspaces["1"]["x.lora_A.weight"])
 
 
 def test_a_later_client_joins_or_opens():
@@ -74,14 +73,16 @@ def test_small_clients_join_what_the_round_opens():
     """The larger clusters come first, wherever they stand in the list."""
     pairs = {(1, "a"): (BARS + 0.5 * BOOKS, 2), (2, "b"): (ICONS, 9), (3, "c"): (BOOKS, 9)}
     state = ServerState()
-    assert assigned(disco(min_records=8), state, pairs) == ["1", "0", "1"] and list(state.subspaces) == ["0", "1"]
+    assert assigned(disco(min_records=8), state, pairs) == ["1", "0", "1"]
+    assert list(state.subspaces) == ["0", "1"]
 
 
 def test_the_largest_of_small_clusters_opens_where_there_is_no_subspace():
     pairs = {(1, "a"): (ICONS, 2), (2, "b"): (BARS, 3), (3, "c"): (BOOKS, 1)}
     state = ServerState()
     assert assigned(disco(min_records=8), state, pairs) == ["0", "0", "0"]
-    assert list(state.subspaces) == ["0"] and state.memory["cache"]["counts"] == [6]
+    assert list(state.subspaces) == ["0"]
+    assert state.memory["cache"]["counts"] == [6]
 
 
 def test_token_is_the_mean_over_records():
@@ -115,7 +116,8 @@ def test_threshold_decides():
 def test_softmax_mix_by_hand():
     mix = softmax_mix(np.array([[1.0, 0.9], [0.0, 0.0]]), 0.05)
     assert mix[0] == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))])
-    assert mix[1].tolist() == [0.5, 0.5] and mix.dtype == np.float32
+    assert mix[1].tolist() == [0.5, 0.5]
+    assert mix.dtype == np.float32
 
 
 def test_softmax_mix_does_not_overflow():
@@ -156,7 +158,8 @@ def test_route_with_empty_slots(trained):
     method = disco(empty_slots=8)
     far = np.zeros((1, 3), np.float32)
     mix = method.route(["0", "1", "2"], method.knowledge(trained), np.concatenate([far, BARS[None]]))
-    assert mix[0].tolist() == [0.125, 0.125, 0.125] and mix.dtype == np.float32
+    assert mix[0].tolist() == [0.125, 0.125, 0.125]
+    assert mix.dtype == np.float32
     assert mix[1] == pytest.approx([0, 1, 0], abs=1e-6)
     assert disco().route(["0", "1", "2"], method.knowledge(trained), far).sum() == pytest.approx(1)
 
@@ -182,35 +185,43 @@ def test_route_follows_the_order_of_names(trained):
 def test_route_argmax(trained):
     method = disco(mix="argmax")
     mix = method.route(["0", "1", "2"], method.knowledge(trained), np.stack([BARS + 0.5 * ICONS, BOOKS]))
-    assert mix.tolist() == [[0, 1, 0], [0, 0, 1]] and mix.dtype == np.float32
+    assert mix.tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert mix.dtype == np.float32
 
 
 def test_route_concat_adds_every_subspace(trained):
     method = disco(mix="concat")
     mix = method.route(["0", "1", "2"], method.knowledge(trained), np.stack([BARS, BOOKS]))
-    assert mix.tolist() == [[1, 1, 1], [1, 1, 1]] and mix.dtype == np.float32
+    assert mix.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert mix.dtype == np.float32
 
 
 def test_route_cosine_keeps_raw_cosines_and_no_negative_ones(trained):
     method = disco(mix="cosine")
     features = np.array([[3.0, 4.0, 0.0], [-1.0, 0.0, 1.0]])
     mix = method.route(["0", "1", "2"], method.knowledge(trained), features)
-    assert mix == pytest.approx(np.array([[0.6, 0.8, 0], [0, 0, 2**-0.5]])) and mix.dtype == np.float32
+    assert mix == pytest.approx(np.array([[0.6, 0.8, 0], [0, 0, 2**-0.5]]))
+    assert mix.dtype == np.float32
 
 
 def test_route_oracle_takes_the_subspace_of_the_task(trained):
     method = disco(mix="oracle")
     values, tensors = method.knowledge(trained)
-    assert "trained" not in values and "task" not in values
+    assert "trained" not in values
+    assert "task" not in values
     told = {**values, "trained": {"task-5": "2"}, "task": "task-5"}
     mix = method.route(["0", "2", "1"], (told, tensors), np.stack([BARS, ICONS]))
-    assert mix.tolist() == [[0, 1, 0], [0, 1, 0]] and mix.dtype == np.float32
+    assert mix.tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert mix.dtype == np.float32
     assert not method.route(["0", "1", "2"], ({**told, "task": "task-6"}, tensors), BARS[None]).any()
 
 
 def test_only_the_oracle_is_told_and_stands_apart():
-    assert disco(mix="oracle").needs_task_at_inference and disco(mix="oracle").group == "reference"
-    assert not disco().needs_task_at_inference and disco().group == "" and not Disco.needs_task_at_inference
+    assert disco(mix="oracle").needs_task_at_inference
+    assert disco(mix="oracle").group == "reference"
+    assert not disco().needs_task_at_inference
+    assert disco().group == ""
+    assert not Disco.needs_task_at_inference
     assert [disco(token=token).identity for token in ("text", "image", "both")] == ["text", "image", "both"]
     assert disco().identity == "text"
 
@@ -226,4 +237,6 @@ def test_route_is_per_sample(trained):
 def test_describe_is_additive():
     features = np.arange(6, dtype=np.float32).reshape(3, 2)
     found = disco().describe(features)
-    assert found.total.tolist() == [6.0, 9.0] and found.total.dtype == np.float64 and found.count == 3
+    assert found.total.tolist() == [6.0, 9.0]
+    assert found.total.dtype == np.float64
+    assert found.count == 3

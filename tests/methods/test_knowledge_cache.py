@@ -55,8 +55,10 @@ def test_mean_is_exact_and_counts_are_whole():
     cache.add("0", np.array([2.0, 0.0]), 2)  # mean (1, 0)
     cache.add("1", np.array([0.0, 3.0]), 1)
     cache.add("0", np.array([0.0, 6.0]), 2)  # mean (0, 3)
-    assert cache.names == ["0", "1"] and cache.counts == [4, 1]
-    assert cache.tokens.tolist() == [[0.5, 1.5], [0.0, 3.0]] and cache.tokens.dtype == np.float32
+    assert cache.names == ["0", "1"]
+    assert cache.counts == [4, 1]
+    assert cache.tokens.tolist() == [[0.5, 1.5], [0.0, 3.0]]
+    assert cache.tokens.dtype == np.float32
 
 
 def test_large_counts_are_not_rounded():

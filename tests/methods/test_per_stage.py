@@ -25,7 +25,8 @@ def test_a_stage_opens_a_subspace_and_moves_everybody_there(kind):
     method.assign(state, pairs, {}, factory)
     state.stage = 1
     method.assign(state, pairs[:1], {}, factory)  # a client may come back with records it had before
-    assert list(state.subspaces) == ["0", "1"] and state.assigned == {(1, "s"): "1", (2, "t"): "0"}
+    assert list(state.subspaces) == ["0", "1"]
+    assert state.assigned == {(1, "s"): "1", (2, "t"): "0"}
 
 
 def test_olora_keeps_earlier_pairs_behind_and_sends_each_once():
@@ -65,4 +66,5 @@ def test_merges():
     assert make(OLoRA).route(["0", "1"], ({}, {}), features).tolist() == [[1, 1], [1, 1]]
     assert make(MLoRA).route(["0", "1"], ({}, {}), features).tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert make(MLoRA, merge="sum").route(["0", "1"], ({}, {}), features).tolist() == [[1, 1], [1, 1]]
-    assert MLoRA.dagger and not OLoRA.dagger
+    assert MLoRA.dagger
+    assert not OLoRA.dagger

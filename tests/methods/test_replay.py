@@ -32,7 +32,8 @@ def test_every_record_met_has_the_same_chance():
         memory: dict = {}
         visit(replay(buffer=5), memory, "a", records(0, 12), seed)
         kept = visit(replay(buffer=5), memory, "b", records(12, 8), seed)
-        assert len(kept) == 5 and memory["seen"] == 20
+        assert len(kept) == 5
+        assert memory["seen"] == 20
         counts[[entry[1][0] for entry in kept]] += 1
     assert np.abs(counts / 2000 - 0.25).max() < 0.05
 
@@ -41,7 +42,8 @@ def test_a_shard_is_taken_in_once():
     memory: dict = {}
     visit(replay(), memory, "a", records(0, 3))
     visit(replay(), memory, "a", records(0, 3))
-    assert memory["seen"] == 3 and len(memory["kept"]) == 3
+    assert memory["seen"] == 3
+    assert len(memory["kept"]) == 3
 
 
 def test_batches_are_joined_by_records_of_other_shards():
@@ -52,8 +54,10 @@ def test_batches_are_joined_by_records_of_other_shards():
     method.prepare(view)
     method.loss(view, records(10, 4), torch.zeros(4, 1, 1))
     shown, features = model.shown
-    assert len(shown) == features == 6 and shown[:4] == records(10, 4)
-    assert {e.tokens[0] for e in shown[4:]} <= {0, 1, 2} and len({e.tokens for e in shown}) == 6
+    assert len(shown) == features == 6
+    assert shown[:4] == records(10, 4)
+    assert {e.tokens[0] for e in shown[4:]} <= {0, 1, 2}
+    assert len({e.tokens for e in shown}) == 6
 
 
 def test_the_shard_at_hand_is_not_replayed():
@@ -76,7 +80,8 @@ def test_a_memory_made_before_there_were_conversations_is_replayed():
     method.loss(view, records(10, 1), torch.zeros(1, 1, 1))
     assert model.shown == ([*records(10, 1), *view.notes["old"]], 2)
     method.finish(view)
-    assert memory["kept"][0] == ["old", [1, 5, 6], [7, 2], "a.png"] and memory["seen"] == 3
+    assert memory["kept"][0] == ["old", [1, 5, 6], [7, 2], "a.png"]
+    assert memory["seen"] == 3
 
 
 def test_conversations_are_remembered_with_all_answers_and_images():
@@ -89,4 +94,5 @@ def test_conversations_are_remembered_with_all_answers_and_images():
     replay(ratio=2).prepare(view)
     assert view.notes["old"] == [talk, text]
     replay(ratio=2).loss(view, records(10, 1), torch.zeros(1, 1, 1))
-    assert len(model.shown[0]) == 3 and model.shown[1] == 1 + 2  # no image, and two
+    assert len(model.shown[0]) == 3
+    assert model.shown[1] == 1 + 2  # no image, and two

@@ -123,7 +123,8 @@ def test_loss_is_the_mean_over_answer_tokens(backbone, adapters, batch):
 def test_identity_features(backbone):
     texts = ["How many icons?", "What is the title?"] * 40
     rows = backbone.identity.text(texts)
-    assert rows.shape == (80, backbone.identity.width()) and rows.dtype == np.float32
+    assert rows.shape == (80, backbone.identity.width())
+    assert rows.dtype == np.float32
     assert rows[78] == pytest.approx(rows[0], abs=1e-5)
     assert not np.allclose(rows[0], rows[1], atol=1e-2)
 
@@ -194,7 +195,8 @@ def test_training_touches_the_slot_only(backbone, adapters, base, batch, three):
         optimizer.step()
     changed = {n for n, p in backbone.model.named_parameters() if not torch.equal(p, before[n])}
     own = {n for n, p in backbone.model.named_parameters() if any(p is q for q in parameters)}
-    assert changed == own == trained and len(own) == len(parameters)
+    assert changed == own == trained
+    assert len(own) == len(parameters)
     assert not any(p.requires_grad or p.grad is not None for p in backbone.model.parameters())
     assert not backbone.model.training
 
@@ -323,4 +325,5 @@ def test_saved_adapter_loads_into_plain_peft(backbone, adapters, batch, three, t
 
 def test_a_frozen_projector_is_no_part_of_the_slot():
     frozen = Adapters(Backbone(Config()), Adapter(projector="frozen"))
-    assert not any(is_projector(n) for n in frozen.trainable) and frozen.base_projector() == {}
+    assert not any(is_projector(n) for n in frozen.trainable)
+    assert frozen.base_projector() == {}

@@ -94,7 +94,8 @@ def test_vicunas_tokens_by_hand(backbones):
         expected += ids(f"USER: {question} ASSISTANT:")
         spans.append((len(expected), len(expected) + len(ids(answer)) + 1))
         expected += [*ids(answer), 2]
-    assert list(example.tokens) == expected and list(example.answers) == spans
+    assert list(example.tokens) == expected
+    assert list(example.answers) == spans
     assert example.learnt == len(example.targets) == sum(end - start for start, end in spans)
     # an image in a later turn, and a system turn of the record's own
     later = encoder.encode(replace(LATER, system="a cat"))
@@ -134,7 +135,8 @@ def test_a_template_is_rendered_turn_by_turn(backbones, name, image, end, stop):
     assert [s.replace(" ", "") for s in said] == [f"{a}{stop}".replace(" ", "") for a in ("3", "red cup", "No .")]
     # the first turn of a conversation is what it is alone
     alone = encoder.encode(Record(("a",), record.turns[:1]))
-    assert example.tokens[: len(alone.tokens)] == alone.tokens and example.answers[0] == alone.answers[0]
+    assert example.tokens[: len(alone.tokens)] == alone.tokens
+    assert example.answers[0] == alone.answers[0]
 
 
 @pytest.mark.parametrize("name", ["llava", "tiny"])
@@ -142,7 +144,9 @@ def test_whole_turns_are_dropped_and_counted(backbones, name):
     encoder = backbones(name).encoder
     record = Record(("a", "b"), (Turn("How many?", "3", 1), Turn("cup", "red"), Turn("Yes?", "a cat on a hill", 1)))
     whole = encoder.encode(record)
-    assert whole.dropped == 0 and whole.images == ("a", "b") and len(whole.answers) == 3
+    assert whole.dropped == 0
+    assert whole.images == ("a", "b")
+    assert len(whole.answers) == 3
     try:
         # one token too few for the last turn, for its question, and for the second answer
         for room, turns in ((len(whole.tokens) - 1, 2), (whole.answers[2][0] - 1, 2), (whole.answers[1][1] - 1, 1)):
@@ -159,7 +163,8 @@ def test_whole_turns_are_dropped_and_counted(backbones, name):
         with pytest.raises(DataError, match=r"does not fit into backbone\.max_length"):
             encoder.encode(TestRecord("0", ("a",), "How many? " * 9, ""))
         told = list(encoder.encoded([record, replace(record, images=("a",), turns=record.turns[:1]), SINGLE]))
-        assert isinstance(told[0], str) and isinstance(told[1], str)
+        assert isinstance(told[0], str)
+        assert isinstance(told[1], str)
     finally:
         encoder.max_length = backbones(name).config.max_length
 
@@ -257,7 +262,8 @@ def test_of_text_alone_the_projector_has_gradients_of_zero(backbones, images, na
     with adapters.training():
         backbone.loss(examples, features).backward()
         for tensor, parameter in adapters.trainable.items():
-            assert parameter.grad is not None and (parameter.grad.abs().max() == 0) == is_projector(tensor)
+            assert parameter.grad is not None
+            assert (parameter.grad.abs().max() == 0) == is_projector(tensor)
     asked = [backbone.encoder.encode(TestRecord("0", (), "How many?", ""))]
     assert backbone.generate(asked, features, 3) == backbone.generate(asked * 2, features, 3)[1:]
 

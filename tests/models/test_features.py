@@ -52,7 +52,8 @@ def store(tmp_path, compute) -> FeatureStore:
 
 
 def values(rows: np.ndarray) -> list[float]:
-    assert rows.dtype == np.float32 and rows.shape[1:] == (1, 2)
+    assert rows.dtype == np.float32
+    assert rows.shape[1:] == (1, 2)
     assert (rows[:, 0, 0] == rows[:, 0, 1]).all()
     return rows[:, 0, 0].tolist()
 
@@ -139,7 +140,8 @@ def test_a_full_disk_share_is_said_once_and_the_rest_is_computed_each_time(tmp_p
     assert values(store.get(["1", "2"])) == [1, 2]
     with pytest.warns(UserWarning, match=r"no room for more \(backbone\.feature_cache_gb") as said:
         assert values(store.get(["3", "1", "3"])) == [3, 1, 3]
-    assert values(store.get(["4", "2", "3"])) == [4, 2, 3] and len(said) == 1
+    assert values(store.get(["4", "2", "3"])) == [4, 2, 3]
+    assert len(said) == 1
     assert compute.asked == [["1", "2"], ["3"], ["4", "3"]]
     assert (store.folder / "features.bin").stat().st_size == 2 * row
 
@@ -170,12 +172,14 @@ def test_pictures_are_read_batch_by_batch(tmp_path, monkeypatch):
 
         monkeypatch.setattr(backbone.family, "features", counted)
         pictures = backbone.images(tmp_path, names)
-        assert len(pictures) == 5 and computed == ([5] if cache == "disk" else [])
+        assert len(pictures) == 5
+        assert computed == ([5] if cache == "disk" else [])
         batch = pictures.batch([4, 0, 4])
         assert torch.equal(batch, backbone.vision_features(tmp_path, ["4.png", "0.png", "4.png"]))
         assert computed == ([5] if cache == "disk" else [3, 3])
     folder, size = features_size()
-    assert folder == tmp_path / "cache" / "features" and size == 5 * 16 * 128 * 4
+    assert folder == tmp_path / "cache" / "features"
+    assert size == 5 * 16 * 128 * 4
 
 
 def test_the_projector_learns_from_kept_features(tmp_path, monkeypatch):
@@ -188,7 +192,8 @@ def test_the_projector_learns_from_kept_features(tmp_path, monkeypatch):
     with adapters.training():
         backbone.loss([backbone.encode("Which colour?", "red", "a.png")], pictures.batch([0])).backward()
         grads = [float(p.grad.abs().sum()) for n, p in adapters.trainable.items() if is_projector(n)]
-    assert len(grads) == 4 and all(value > 0 for value in grads)
+    assert len(grads) == 4
+    assert all(value > 0 for value in grads)
 
 
 def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
@@ -205,11 +210,15 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
     assert official.vision_hash == hashlib.sha256("|".join(parts).encode()).hexdigest()[:16] != upright.vision_hash
     black, white = official.vision_features(tmp_path, ["clip.png", "white.png"])
     clip, same = upright.vision_features(tmp_path, ["clip.png", "white.png"])
-    assert torch.equal(clip, same) and torch.equal(white, same) and not torch.equal(black, clip)
+    assert torch.equal(clip, same)
+    assert torch.equal(white, same)
+    assert not torch.equal(black, clip)
     records = [Record.single(name, "Which?", "none") for name in ("clip.png", "white.png")]
     black, white = official.identity.features("image", records, tmp_path)
     clip, same = upright.identity.features("image", records, tmp_path)
-    assert (clip == same).all() and (white == same).all() and (black != clip).any()
+    assert (clip == same).all()
+    assert (white == same).all()
+    assert (black != clip).any()
 
 
 def test_one_large_picture_at_a_time(tmp_path, monkeypatch):

@@ -39,7 +39,8 @@ def test_the_cosine_of_both_is_the_mean_of_the_cosines(identity, records, tmp_pa
     text, image, both = (identity.features(kind, records, tmp_path) for kind in ("text", "image", "both"))
     assert cosine(both, both) == pytest.approx((cosine(text, text) + cosine(image, image)) / 2, abs=1e-6)
     for kind, rows in (("text", text), ("image", image), ("both", both)):
-        assert rows.shape == (5, identity.width(kind)) and rows.dtype == np.float32
+        assert rows.shape == (5, identity.width(kind))
+        assert rows.dtype == np.float32
 
 
 def test_images_are_the_pooled_state_of_the_whole_clip(identity, records, tmp_path):
@@ -72,10 +73,12 @@ def test_an_image_is_computed_once_and_kept(identity, records, tmp_path, monkeyp
 
 def test_the_vision_tower_is_loaded_when_images_are_asked_for(identity, records, tmp_path):
     identity.features("text", records, tmp_path)
-    assert identity.width() and "_vision" not in vars(identity)
+    assert identity.width()
+    assert "_vision" not in vars(identity)
     identity.width("image")
     tower = vars(identity)["_vision"][0]
-    assert not tower.training and not any(p.requires_grad for p in tower.parameters())
+    assert not tower.training
+    assert not any(p.requires_grad for p in tower.parameters())
 
 
 def test_a_missing_image(identity, tmp_path):
@@ -108,7 +111,8 @@ def test_a_conversation_is_the_mean_of_its_instructions_and_of_its_images(identi
     expected = joined(np.stack([words[:3].mean(axis=0), words[3]]), np.stack([pair, np.zeros_like(pair)]))
     assert both == pytest.approx(expected, abs=1e-6)
     stats = Method(RunConfig()).describe(identity.features("text", [talk, text], tmp_path))
-    assert stats.count == 2 and stats.total == pytest.approx(words[:3].mean(axis=0) + words[3], abs=1e-4)
+    assert stats.count == 2
+    assert stats.total == pytest.approx(words[:3].mean(axis=0) + words[3], abs=1e-4)
 
 
 def test_single_questions_have_the_bits_they_always_had(identity, records, tmp_path):

@@ -25,7 +25,8 @@ def judged(judge: TokenJudge, *answers: str, question: str = "How many?"):
 def test_special_tokens_and_roles_in_answers(judge):
     found = judged(judge, "a cup", "a cup</s>", "<pad>", "3 USER: and then", "ASSISTANT: 3", "<image> x", "user: 3")
     assert sorted(found.problems) == [1, 2, 3, 4, 5]
-    assert "holds '</s>', a special token" in found.problems[1] and "holds '<pad>'" in found.problems[2]
+    assert "holds '</s>', a special token" in found.problems[1]
+    assert "holds '<pad>'" in found.problems[2]
     assert "'USER:', which opens the next turn" in found.problems[3]
     assert (found.count, found.warnings) == (7, {})
 
@@ -34,7 +35,8 @@ def test_nothing_to_learn_within_the_length(judge):
     short = judge_of(Backbone(threads=1, max_length=40))
     room = [Record.single("a.png", "How?", "3"), Record.single("a.png", "How many? " * 20, "3")]
     found = short.train([], [4, 9], [*room])
-    assert list(found.problems) == [9] and "no room for an answer" in found.problems[9]
+    assert list(found.problems) == [9]
+    assert "no room for an answer" in found.problems[9]
     two = Record(("a.png",), (Turn("How?", "3", 1), Turn("How many? " * 20, "3")))
     assert short.train([], [0], [two]).dropped == {0: 1}
 
@@ -50,7 +52,8 @@ def asked(*answers: str, **changes) -> list[TestRecord]:
 
 def test_questions(judge):
     found = judge.test(["long"], asked("3", "a red cup above a blue fish and a dog"), limit=4)
-    assert list(found.warnings) == [1] and "4 are allowed (max_new_tokens)" in found.warnings[1]
+    assert list(found.warnings) == [1]
+    assert "4 are allowed (max_new_tokens)" in found.warnings[1]
     same = [TestRecord("7", (), "Who?", "x"), TestRecord("7", (), "What?", "y")]
     assert "question_id '7' is that of record 0" in judge.test(["same"], same, 9).warnings[1]
     long = judge_of(Backbone(threads=1, max_length=30)).test([], [TestRecord("0", (), "How many? " * 30, "3")], 9)
@@ -66,7 +69,8 @@ def test_a_verdict_is_kept_and_damage_is_judged_again(judge, tmp_path, monkeypat
     (file,) = (tmp_path / "judged" / judge.mark).glob("*.json")
     silent = TokenJudge(judge.mark, lambda: pytest.fail("tokenised again"))
     judging._memory.cache_clear()
-    assert asdict(silent.train(["f", 1], range(3), records)) == asdict(first) and 1 in first.problems
+    assert asdict(silent.train(["f", 1], range(3), records)) == asdict(first)
+    assert 1 in first.problems
     with pytest.raises(pytest.fail.Exception):
         silent.train(["f", 2], range(3), records)
     for damage in ("{", "[]", '{"problems": {"x": 1}, "warnings": {}, "dropped": {}}', '{"more": 1}'):

@@ -130,7 +130,8 @@ def test_a_pool_is_all_that_is_trained_and_starts_from_words():
     table = adapters.backbone.word_embeddings
     assert all((table == row).all(axis=1).any() for row in start.reshape(-1, table.shape[1]))
     made = Factory(7, {n: tuple(p.shape) for n, p in adapters.trainable.items()}, given=adapters.start(7))("0")
-    assert np.array_equal(made[PROMPTS], start) and made[KEYS].any()
+    assert np.array_equal(made[PROMPTS], start)
+    assert made[KEYS].any()
 
 
 # --------------------------------------------------------------------------- teachers and frozen sums
@@ -210,9 +211,11 @@ def test_a_resting_slot_has_no_dropout_and_all_gradients():
     batch = examples(dropping.backbone)
     frozen = next(n for n in dropping.trainable if ".lora_A." in n)
     with dropping.training([frozen]) as parameters:
-        assert len(parameters) == len(dropping.trainable) - 1 and not dropping.trainable[frozen].requires_grad
+        assert len(parameters) == len(dropping.trainable) - 1
+        assert not dropping.trainable[frozen].requires_grad
         with dropping.resting() as every:
-            assert len(every) == len(dropping.trainable) and dropping.trainable[frozen].requires_grad
+            assert len(every) == len(dropping.trainable)
+            assert dropping.trainable[frozen].requires_grad
             assert torch.equal(logits(dropping, batch), logits(dropping, batch))
         assert not dropping.trainable[frozen].requires_grad
         assert not torch.equal(logits(dropping, batch), logits(dropping, batch))

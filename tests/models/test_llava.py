@@ -93,10 +93,12 @@ def test_the_prompt_is_vicunas(backbone):
     assert (before.text, before.image, after.text) == (f"{SYSTEM} USER: ", True, "\nWhich? ASSISTANT:")
     example = backbone.encode("Which?", "3", "")
     names = backbone.tokenizer.convert_ids_to_tokens(example.prompt)
-    assert names[0] == "<s>" and names.count("<s>") == 1
+    assert names[0] == "<s>"
+    assert names.count("<s>") == 1
     place = names.index("<image>")
     assert names[place - 1 : place + 6] == ["▁", *["<image>"] * 4, "▁", "<0x0A>"]
-    assert names[-1].endswith("ANT:") and backbone.tokenizer.convert_ids_to_tokens(example.targets) == ["▁3", "</s>"]
+    assert names[-1].endswith("ANT:")
+    assert backbone.tokenizer.convert_ids_to_tokens(example.targets) == ["▁3", "</s>"]
 
 
 @pytest.mark.parametrize(("question", "answer"), ASKED)
@@ -105,7 +107,8 @@ def test_tokens_are_those_of_the_published_code(backbone, words, question, answe
     image = backbone.tokenizer.convert_tokens_to_ids("<image>")
     assert (list(example.prompt), list(example.targets)) == by_hand_ids(words, question, answer, image)
     asked = backbone.encode(question, None, "")
-    assert asked.prompt == example.prompt and asked.targets == ()
+    assert asked.prompt == example.prompt
+    assert asked.targets == ()
 
 
 def test_a_whole_turn_fits_or_goes(folders, backbone):
@@ -120,7 +123,8 @@ def test_a_whole_turn_fits_or_goes(folders, backbone):
         short.encode("How many? " * 9, None, "")
     two = Record(("a.png",), (Turn("How many?", "3", 1), Turn("And dogs?", "a cat on a hill two dogs")))
     kept = short.encoder.encode(two)
-    assert kept.dropped == 1 and kept.tokens == short.encode("How many?", "3", "a.png").tokens
+    assert kept.dropped == 1
+    assert kept.tokens == short.encode("How many?", "3", "a.png").tokens
 
 
 # --------------------------------------------------------------------------- images
@@ -210,7 +214,9 @@ def test_greedy_answers_are_those_of_the_whole_model(folders, images, batch):
     for head in (model.lm_head.weight.data, backbone.model.lm_head.weight.data):
         head[[2, third]] = head[[third, 2]]  # what was the third word is now the end
     wanted = [spoken(model, backbone, images, example) for example in examples]
-    assert len(wanted[0]) <= 3 and wanted[0][-1] == 2 and max(map(len, wanted)) > 3
+    assert len(wanted[0]) <= 3
+    assert wanted[0][-1] == 2
+    assert max(map(len, wanted)) > 3
     texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in wanted]
     assert backbone.generate(examples, batch[1], 12) == texts
     assert len(set(texts)) > 1
@@ -224,7 +230,9 @@ def test_sixteen_bits_go_end_to_end(folders, images, dtype, tmp_path, monkeypatc
     fresh = Backbone(settings(folders, dtype=dtype)).vision_features(images, names)
     backbone = Backbone(settings(folders, dtype=dtype, feature_cache="disk"))
     first, kept = (backbone.vision_features(images, names) for _ in range(2))
-    assert fresh.dtype == getattr(torch, dtype) and torch.equal(fresh, first) and torch.equal(fresh, kept)
+    assert fresh.dtype == getattr(torch, dtype)
+    assert torch.equal(fresh, first)
+    assert torch.equal(fresh, kept)
     rows = list(tmp_path.glob("features/*/features.bin"))
     assert [file.stat().st_size for file in rows] == [2 * 4 * 32 * 2]  # images x patches x width x bytes
     adapters = Adapters(backbone, Adapter())
@@ -286,7 +294,8 @@ def test_the_projector_learns_from_kept_features(folders, images, tmp_path, monk
     with adapters.training():
         backbone.loss([examples[i] for i in (2, 0, 1)], features).backward()
         grads = {n: float(adapters.trainable[n].grad.abs().sum()) for n in adapters.trainable if is_projector(n)}
-    assert len(grads) == 4 and all(value > 0 for value in grads.values())
+    assert len(grads) == 4
+    assert all(value > 0 for value in grads.values())
 
 
 # --------------------------------------------------------------------------- refusals

@@ -146,7 +146,8 @@ def test_what_transformers_knows_to_be_absent_or_left_over_is_allowed(tiny):
     for name in names:
         change(tiny / "llava", added(name))
     again = Backbone(settings(tiny)).model.state_dict()
-    assert plain.keys() == again.keys() and all(torch.equal(plain[name], again[name]) for name in plain)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
 @pytest.mark.parametrize(("model", "options"), [("small-llava", {}), ("small-qwen", {"image_size": 84})])
@@ -237,7 +238,9 @@ def test_a_wrong_value_in_config_json(tiny):
 def test_a_folder_that_is_not_there(tiny):
     shutil.rmtree(tiny / "llava")
     assert_said(refused(tiny), "there is no such folder; name the folder that holds config.json")
-    assert is_local("/data/llava") and is_local("./llava") and not is_local("llava-hf/llava-1.5-7b-hf")
+    assert is_local("/data/llava")
+    assert is_local("./llava")
+    assert not is_local("llava-hf/llava-1.5-7b-hf")
 
 
 def test_memory_that_runs_out_stays_what_it_is():
@@ -290,12 +293,14 @@ def test_an_answer_ends_at_an_end_token_of_the_generation_configuration_alone(ti
     plain.model.generation_config.eos_token_id = list(range(1024))  # the answer is one token
     word = plain.generate(asked, features, 8)[0]
     first = plain.tokenizer(f" {word}", add_special_tokens=False).input_ids
-    assert word and len(first) == 1
+    assert word
+    assert len(first) == 1
     plain.tokenizer.add_tokens(plain.tokenizer.convert_ids_to_tokens(first), special_tokens=True)
     plain.tokenizer.save_pretrained(tiny / "llava")
     write(tiny / "llava" / "generation_config.json", eos_token_id=first)
     again = Backbone(settings(tiny))
-    assert again.model.generation_config.eos_token_id == [4, *first] and again.generate(asked, features, 8) == [""]
+    assert again.model.generation_config.eos_token_id == [4, *first]
+    assert again.generate(asked, features, 8) == [""]
 
 
 def test_what_transformers_assumes_is_no_end_token(tiny):
@@ -444,7 +449,8 @@ def doctor(tiny, tmp_path, capsys):
 
 def test_the_doctor_says_what_it_looked_at(doctor):
     code, out, _ = doctor()
-    assert code == 0 and "c: fits on" in out
+    assert code == 0
+    assert "c: fits on" in out
     assert "backbone.model: 115 tensors make a whole model; an answer ends at </s>" in out
     assert "backbone.identity: 78 tensors make a whole model; a text ends at </s>" in out
 
@@ -453,13 +459,16 @@ def test_the_doctor_names_every_fault_and_nothing_fits(doctor, tiny):
     change(tiny / "llava", without("multi_modal_projector"))
     (tiny / "clip" / WEIGHTS).write_text(POINTER)
     code, out, error = doctor()
-    assert code == 2 and "fits" not in out
-    assert "the checkpoint has no projector" in error and "Git LFS pointer" in error
+    assert code == 2
+    assert "fits" not in out
+    assert "the checkpoint has no projector" in error
+    assert "Git LFS pointer" in error
 
 
 def test_a_model_that_is_elsewhere_is_not_called_whole(doctor):
     code, out, _ = doctor(model="/elsewhere/llava-1.5-7b-hf", dtype="bfloat16")
-    assert code in (0, 2) and "whole model; an answer" not in out
+    assert code in (0, 2)
+    assert "whole model; an answer" not in out
     if code == 0:
         assert (
             "backbone.model: /elsewhere/llava-1.5-7b-hf is not on this machine, so whether it loads is not known" in out

@@ -92,7 +92,8 @@ def test_training_and_test_prompts_are_equal(encoders, fresh, question, images, 
     }
     benchmark = open_benchmark(RunConfig.model_validate(raw))
     [learnt], [asked] = benchmark.shard(0, 0), benchmark.test("set")
-    assert learnt.instructions == asked.instructions and learnt.images == asked.images
+    assert learnt.instructions == asked.instructions
+    assert learnt.images == asked.images
     for encoder in encoders:
         assert encoder.encode(learnt).prompt == encoder.encode(asked).tokens
     if suffix.strip():

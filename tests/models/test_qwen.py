@@ -67,7 +67,8 @@ def logits(backbone, batch, prefix=None):
 def test_the_chat_template_takes_the_answer_as_it_is(backbone):
     example = backbone.encode("How many?", "3", "")
     names = backbone.tokenizer.convert_ids_to_tokens(example.prompt)
-    assert names.count("<|image_pad|>") == 9 and names[-1] == "Ċ"
+    assert names.count("<|image_pad|>") == 9
+    assert names[-1] == "Ċ"
     assert backbone.tokenizer.convert_ids_to_tokens(example.targets) == ["3", "<|im_end|>"]
 
 
@@ -120,7 +121,8 @@ def test_trained_saved_and_loaded_again_by_peft_alone(folder, batch, images, tmp
     backbone = Backbone(settings(folder))
     adapters = Adapters(backbone, Adapter(dropout=0, projector=policy))
     lora = [n for n in adapters.trainable if ".lora_A." in n]
-    assert len(lora) == 2 * 3 and all(".language_model." in n for n in lora)
+    assert len(lora) == 2 * 3
+    assert all(".language_model." in n for n in lora)
     assert all(".visual.merger." in n for n in adapters.trainable if is_projector(n))
     rng = np.random.default_rng(1)
     start = {n: rng.normal(0, 0.1, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
@@ -195,5 +197,6 @@ def test_nothing_of_vision_and_projector_is_quantised(backbone):
     skipped = four_bits("bfloat16", type(backbone.family)).llm_int8_skip_modules
     linear = [n for n, m in backbone.model.named_modules() if isinstance(m, torch.nn.Linear)]
     converted = [n for n in linear if should_convert_module(n, skipped)]
-    assert converted and all(".language_model." in n for n in converted)
+    assert converted
+    assert all(".language_model." in n for n in converted)
     assert len(converted) == 2 * 7

@@ -64,15 +64,21 @@ def another_process() -> None:
 
 def test_what_is_kept_equals_what_the_tokenizer_says(judge, asked):
     direct = [judge.encoder.encode(record) for record in RECORDS]
-    assert direct[4].dropped == 1 and direct[4].images == ("a",) and direct[2].images == ("a", "b")
+    assert direct[4].dropped == 1
+    assert direct[4].images == ("a",)
+    assert direct[2].images == ("a", "b")
     asked.clear()
     assert judge.examples(RECORDS) == direct
-    assert asked == RECORDS and len(files(judge)) == 1
+    assert asked == RECORDS
+    assert len(files(judge)) == 1
     another_process()
     silent = TokenJudge(judge.mark, lambda: pytest.fail("tokenised again"))
     found = silent.examples(RECORDS[::-1])
-    assert found == direct[::-1] and found[2:4] == direct[::-1][2:4] and found[-1] == direct[0]
-    assert isinstance(found[0].tokens[0], int) and isinstance(found[0].dropped, int)
+    assert found == direct[::-1]
+    assert found[2:4] == direct[::-1][2:4]
+    assert found[-1] == direct[0]
+    assert isinstance(found[0].tokens[0], int)
+    assert isinstance(found[0].dropped, int)
     assert all(type(entry.shelf) is tokens.Kept for entry in found._entries)
 
 
@@ -98,7 +104,8 @@ def test_shards_and_questions_take_what_prepare_tokenised(judge, tmp_path, asked
     again.judged_by(judge)
     records = [record for client in range(3) for record in again.records(client, [0])]
     assert len(records) == 11  # shares are rounded down
-    assert [len(judge.examples(records)), len(judge.examples(again.test("colors")))] == [11, 4] and asked == []
+    assert [len(judge.examples(records)), len(judge.examples(again.test("colors")))] == [11, 4]
+    assert asked == []
     assert judge.examples(records) == [judge.encoder.encode(record) for record in records]
 
 
@@ -122,8 +129,10 @@ def test_a_changed_file_has_only_its_changes_tokenised(judge, tmp_path, asked):
 def test_another_mark_has_tokens_of_its_own(judge, asked):
     longer = judge_of(Backbone(threads=1, max_length=LENGTH + 100))
     judge.examples(RECORDS), longer.examples(RECORDS)
-    assert asked == [*RECORDS, *RECORDS] and judge.mark != longer.mark
-    assert judge.examples(RECORDS)[4].dropped == 1 and longer.examples(RECORDS)[4].dropped == 0
+    assert asked == [*RECORDS, *RECORDS]
+    assert judge.mark != longer.mark
+    assert judge.examples(RECORDS)[4].dropped == 1
+    assert longer.examples(RECORDS)[4].dropped == 0
 
 
 def changed(name: str, change):
@@ -175,11 +184,14 @@ def test_a_damaged_file_is_passed_over(judge, asked, damage):
     damage(file)
     another_process()
     asked.clear()
-    assert judge.examples(RECORDS) == direct and asked == RECORDS
+    assert judge.examples(RECORDS) == direct
+    assert asked == RECORDS
     asked.clear()
-    assert judge.examples(RECORDS) == direct and asked == []  # written anew, which the process that wrote it knows
+    assert judge.examples(RECORDS) == direct
+    assert asked == []  # written anew, which the process that wrote it knows
     another_process()
-    assert judge.examples(RECORDS) == direct and asked == []
+    assert judge.examples(RECORDS) == direct
+    assert asked == []
 
 
 def test_a_file_that_is_removed_on_the_way(judge, asked):
@@ -194,10 +206,13 @@ def test_a_file_that_is_removed_on_the_way(judge, asked):
 def test_a_cache_that_cannot_be_written_costs_only_time(judge, asked, tmp_path):
     (tmp_path / "cache").write_text("no folder")
     direct = list(judge.examples(RECORDS))
-    assert direct == list(judge.examples(RECORDS)) and asked == RECORDS  # once in a process
-    assert judge.train(["f"], range(5), RECORDS[:5]).count == 5 and asked == RECORDS
+    assert direct == list(judge.examples(RECORDS))
+    assert asked == RECORDS  # once in a process
+    assert judge.train(["f"], range(5), RECORDS[:5]).count == 5
+    assert asked == RECORDS
     another_process()
-    assert judge.examples(RECORDS) == direct and asked == [*RECORDS, *RECORDS]
+    assert judge.examples(RECORDS) == direct
+    assert asked == [*RECORDS, *RECORDS]
 
 
 def test_a_full_disk_keeps_no_part_of_a_file(judge, monkeypatch):
@@ -217,8 +232,10 @@ def test_memory_is_bounded(judge, asked, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "AT_ONCE", 1)
     direct = [judge.encoder.encode(record) for record in RECORDS]
     asked.clear()
-    assert judge.examples(RECORDS) == direct and len(files(judge)) == len(RECORDS)
-    assert judge.examples(RECORDS) == direct and asked == RECORDS
+    assert judge.examples(RECORDS) == direct
+    assert len(files(judge)) == len(RECORDS)
+    assert judge.examples(RECORDS) == direct
+    assert asked == RECORDS
     another_process()
     for file in files(judge):
         file.unlink()

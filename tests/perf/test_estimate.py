@@ -87,7 +87,8 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(models, dtype):
     shape = shape_of(config.backbone, config.adapter.targets)
     lengths = Lengths(len(examples[0].prompt) - shape.image_tokens, len(examples[0].targets))
     expected = estimate.activations(config, shape, lengths, RECORDS)["activations of the layers"]
-    assert len(inputs) == shape.layers and sum(inputs) == expected
+    assert len(inputs) == shape.layers
+    assert sum(inputs) == expected
 
 
 LARGE = {"model": "llava-hf/llava-1.5-7b-hf", "identity": "openai/clip-vit-large-patch14-336", "dtype": "bfloat16"}
@@ -96,14 +97,17 @@ LARGE = {"model": "llava-hf/llava-1.5-7b-hf", "identity": "openai/clip-vit-large
 def test_the_published_sizes_come_out():
     run = configuration.parse({"backbone": LARGE})
     shape = shape_of(run.backbone, run.adapter.targets)
-    assert len(shape.adapted) == 96 and shape.adapter(8) == 11_599_872 and shape.projector == 20_979_712
+    assert len(shape.adapted) == 96
+    assert shape.adapter(8) == 11_599_872
+    assert shape.projector == 20_979_712
     assert (shape.image_tokens, shape.feature_width, shape.vision.tokens) == (576, 1024, 577)
     # 7.06 thousand million in all, as the published checkpoint
     assert shape.language + shape.vision.parameters + shape.projector == 7_063_427_072
     assert estimate.feature_bytes(run, shape) == 576 * 1024 * 2
     four = run.model_copy(update={"backbone": run.backbone.model_copy(update={"quantization": "4bit"})})
     whole, small = (estimate.memory(c, shape, 8, 1, Lengths()).always["language model"] for c in (run, four))
-    assert whole == 2 * shape.language and 3.5e9 < small < 4.2e9
+    assert whole == 2 * shape.language
+    assert 3.5e9 < small < 4.2e9
 
 
 def test_less_is_needed_with_checkpointing_and_for_fewer_records():
@@ -111,7 +115,8 @@ def test_less_is_needed_with_checkpointing_and_for_fewer_records():
     shape = shape_of(run.backbone, run.adapter.targets)
     saving = run.model_copy(update={"training": run.training.model_copy(update={"checkpointing": True})})
     plain, saved = ([estimate.memory(c, shape, 8, n, Lengths()).peak for n in (4, 16, 64)] for c in (run, saving))
-    assert plain == sorted(plain) and all(a > b for a, b in zip(plain, saved, strict=True))
+    assert plain == sorted(plain)
+    assert all(a > b for a, b in zip(plain, saved, strict=True))
     tokens = 16 * Lengths().record(shape)
     layers = estimate.activations(saving, shape, Lengths(), 16)["activations of the layers"]
     assert layers == tokens * 2 * 4096 * 32
@@ -131,7 +136,8 @@ def test_auto_comes_to_the_largest_half_that_fits():
         return estimate.memory(run, shape, 8, records, Lengths()).peak
 
     size = estimate.largest_micro(run, shape, 8, 24 * 2**30, Lengths())
-    assert size is not None and peak(size) <= 24 * 2**30 < peak(2 * size)
+    assert size is not None
+    assert peak(size) <= 24 * 2**30 < peak(2 * size)
     assert estimate.largest_micro(run, shape, 8, peak(1) - 1, Lengths()) is None
     fixed = run.model_copy(update={"training": run.training.model_copy(update={"micro_batch": 64})})
     assert estimate.largest_micro(fixed, shape, 8, 24 * 2**30, Lengths()) is None

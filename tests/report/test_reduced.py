@@ -67,7 +67,8 @@ def heads(rows: list[list[str]]) -> list[str]:
 
 def test_a_run_says_that_its_numbers_are_reduced(made, tmp_path):
     run = made("few", evaluation={"samples": 50})
-    assert f"Accuracy matrix of few, {REDUCED}" in shown([run]) and f"Comparison, {REDUCED}" in shown([run])
+    assert f"Accuracy matrix of few, {REDUCED}" in shown([run])
+    assert f"Comparison, {REDUCED}" in shown([run])
     text = page.render([run])
     assert text.count(f'<span class="bad">{REDUCED}</span>') == 3  # figures of merit, matrix, activation
     assert REDUCED in figures.matrices([run]).axes[0].get_title()
@@ -76,7 +77,8 @@ def test_a_run_says_that_its_numbers_are_reduced(made, tmp_path):
     page.write_all([run], tmp_path / "out")
     for name in ("matrix-few", "comparison"):
         rows = list(csv.reader((tmp_path / "out" / "tables" / f"{name}.csv").open()))
-        assert rows[0][-1] == "numbers" and {row[-1] for row in rows[1:]} == {REDUCED}
+        assert rows[0][-1] == "numbers"
+        assert {row[-1] for row in rows[1:]} == {REDUCED}
         assert REDUCED in (tmp_path / "out" / "tables" / f"{name}.tex").read_text()
 
 
@@ -88,7 +90,8 @@ def test_nothing_is_said_of_full_numbers(made, tmp_path):
     del raw["data"]
     run.folder.config.write_text(yaml.safe_dump(raw))
     run = Run(run.path)
-    assert "reduced" not in shown([run]) and "reduced" not in re.sub(r"<pre.*?</pre>", "", page.render([run]))
+    assert "reduced" not in shown([run])
+    assert "reduced" not in re.sub(r"<pre.*?</pre>", "", page.render([run]))
     page.write_all([run], tmp_path / "out")
     assert (tmp_path / "out" / "tables" / "comparison.csv").read_text().splitlines()[0].endswith("minutes")
 
@@ -111,13 +114,16 @@ def test_reduced_and_full_numbers_share_no_column(made, tmp_path, other):
     assert out.index(f"Comparison, {said}") > out.index("Comparison\n") > out.index("Accuracy matrix of whole")
     page.write_all([full, less], tmp_path / "out")
     files = sorted((tmp_path / "out" / "tables").glob("comparison*.csv"), key=lambda f: len(f.name))
-    assert len(files) == 2 and files[0].name == "comparison.csv"
+    assert len(files) == 2
+    assert files[0].name == "comparison.csv"
     found = [[row[0] for row in csv.reader(file.open())] for file in files]
     assert found == [["run", "whole"], ["run", "less"]]
     text = (tmp_path / "out" / "report.html").read_text()
-    assert "<h3>Full</h3>" in text and f"<h3>{said[0].upper()}{said[1:]}</h3>" in text
+    assert "<h3>Full</h3>" in text
+    assert f"<h3>{said[0].upper()}{said[1:]}</h3>" in text
     panels = [axis for axis in figures.means([full, less]).axes if axis.get_visible()]
-    assert [axis.get_title() for axis in panels] == ["", said] and all(len(axis.lines) == 1 for axis in panels)
+    assert [axis.get_title() for axis in panels] == ["", said]
+    assert all(len(axis.lines) == 1 for axis in panels)
 
 
 def test_reductions_of_different_kinds_share_no_column(made):
@@ -170,7 +176,8 @@ def test_scores_by_other_rules_stand_beside_those_of_the_matrix(made, tmp_path):
     ]
     assert tables.rules(run) == expected
     out = shown([run])
-    assert "Scores of both by other rules" in out and re.search(r"rule +│ +90\.0 │ substring-official +│ +95\.0", out)
+    assert "Scores of both by other rules" in out
+    assert re.search(r"rule +│ +90\.0 │ substring-official +│ +95\.0", out)
     assert "<td>substring-official</td><td>95.0</td>" in page.render([run])
     page.write_all([run], tmp_path / "out")
     assert list(csv.reader((tmp_path / "out" / "tables" / "rules-both.csv").open())) == expected
@@ -193,7 +200,8 @@ def test_the_end_of_a_run_names_its_folder(made):
     console = Console(width=160, record=True, file=io.StringIO())
     terminal.ending(console, run)
     text = console.export_text()
-    assert "3 client updates were rejected" in text and f"report:     {Path(run.path) / 'report.html'}" in text
+    assert "3 client updates were rejected" in text
+    assert f"report:     {Path(run.path) / 'report.html'}" in text
 
 
 def test_the_best_constant_answer_stands_below_the_matrix(made, tmp_path):
@@ -211,7 +219,8 @@ def test_the_best_constant_answer_stands_below_the_matrix(made, tmp_path):
     part = made("part", more={"constants": {"iconqa": constants["iconqa"]}})  # e.g. no Java for the other
     assert tables.matrix_rows(part)[-1] == ["best constant answer", "40.0", "-", "-"]
     for run in (made("old"), made("unfinished", finished=False)):
-        assert "best constant answer" not in shown([run]) and "best constant answer<" not in page.render([run])
+        assert "best constant answer" not in shown([run])
+        assert "best constant answer<" not in page.render([run])
 
 
 def test_scores_are_rounded_once():

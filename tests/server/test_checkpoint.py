@@ -57,14 +57,18 @@ def test_round_trip(run, state):
     checkpoint.save(run, state, progress)
     got, where = checkpoint.load(run)
     assert where.majority == {"task-10": "1"}  # equal shares: the order in which they began is kept
-    assert where == progress and where.saves == 1 and where.events == run.events.stat().st_size
+    assert where == progress
+    assert where.saves == 1
+    assert where.events == run.events.stat().st_size
     assert got.assigned == state.assigned
     assert list(got.subspaces) == ["10", "1", "0"]  # the order fixes the columns of the mix
     for name, held in {**state.subspaces, "shared": state.shared}.items():
         back = got.shared if name == "shared" else got.subspaces[name]
-        assert set(back) == set(held) and all(np.array_equal(back[k], v) for k, v in held.items())
+        assert set(back) == set(held)
+        assert all(np.array_equal(back[k], v) for k, v in held.items())
     cache, other = (KnowledgeCache(**s.memory["cache"]) for s in (state, got))
-    assert got.optimizers["subspace-1"]["t"] == 3 and got.optimizers["subspace-1"]["base.x/y"].tolist() == [1, 1]
+    assert got.optimizers["subspace-1"]["t"] == 3
+    assert got.optimizers["subspace-1"]["base.x/y"].tolist() == [1, 1]
     assert (other.names, other.counts) == (cache.names, cache.counts)
     assert all(np.array_equal(a, b) and b.dtype == np.float64 for a, b in zip(cache.sums, other.sums, strict=True))
 
@@ -145,10 +149,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, state, damage):
     damages()[damage](newest)
     told = []
     got, progress = checkpoint.load(run, told.append)
-    assert progress.round == 1 and got.assigned == state.assigned
-    assert len(told) == 1 and str(newest) in told[0]
+    assert progress.round == 1
+    assert got.assigned == state.assigned
+    assert len(told) == 1
+    assert str(newest) in told[0]
     checkpoint.save(run, state, progress)  # takes the damaged one's place
-    assert checkpoint.latest(run) == newest and checkpoint.load(run)[1].saves == 2
+    assert checkpoint.latest(run) == newest
+    assert checkpoint.load(run)[1].saves == 2
 
 
 def test_all_damaged(run, state):
@@ -206,14 +213,16 @@ def fill(run: RunDir, *limit: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     _, progress = checkpoint.load(run)
-    assert progress.saves == 1 and [p.name for p in run.state.iterdir()] == ["000001"]
+    assert progress.saves == 1
+    assert [p.name for p in run.state.iterdir()] == ["000001"]
     return done.stdout
 
 
 def test_no_room_for_a_checkpoint(run):
     said = fill(run, str(10**6))
     assert "000002/tensors.safetensors: cannot be written: File too large" in said
-    assert "MB free" in said and f"`fcit resume {run.path}`" in said
+    assert "MB free" in said
+    assert f"`fcit resume {run.path}`" in said
 
 
 def test_a_full_disk(tmp_path):

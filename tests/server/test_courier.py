@@ -46,7 +46,8 @@ def test_an_answer_that_comes_twice_counts_once(events):
     grid.story[7] = lambda m: [answer(m, described(0)), answer(m, described(0))]
     made = seated(grid, events)
     assert sorted(r.metadata.src_node_id for r in ask(made, 0, 1)) == [7, 8]
-    assert [(e["event"], e["client"]) for e in events] == [("rejected", 0)] and "twice" in events[0]["reason"]
+    assert [(e["event"], e["client"]) for e in events] == [("rejected", 0)]
+    assert "twice" in events[0]["reason"]
     assert made.traffic["rejected"] == 1
 
 
@@ -59,7 +60,8 @@ def test_an_answer_to_an_order_of_an_earlier_round_does_not_count(events):
     grid.story[7] = lambda m: [answer(late[0], described(0)), answer(m, described(0))]
     replies = ask(made, 0)
     assert [r.metadata.reply_to_message_id for r in replies] == [f"m{grid._count}"]
-    assert [(e["event"], e["client"]) for e in events] == [("rejected", 0)] and "late" in events[0]["reason"]
+    assert [(e["event"], e["client"]) for e in events] == [("rejected", 0)]
+    assert "late" in events[0]["reason"]
 
 
 def test_an_answer_from_another_node_does_not_count(events):
@@ -68,7 +70,8 @@ def test_an_answer_from_another_node_does_not_count(events):
     grid.story[7] = lambda m: [moved(answer(m, described(0)), src_node_id=8), answer(m, described(0))]
     made = seated(grid, events)
     assert [r.metadata.src_node_id for r in ask(made, 0)] == [7]
-    assert [(e["event"], e["client"]) for e in events] == [("rejected", 1)] and "client 0" in events[0]["reason"]
+    assert [(e["event"], e["client"]) for e in events] == [("rejected", 1)]
+    assert "client 0" in events[0]["reason"]
 
 
 def test_equal_orders_cannot_be_told_by_their_hash(events):
@@ -77,7 +80,8 @@ def test_equal_orders_cannot_be_told_by_their_hash(events):
     grid.story[7] = grid.story[8] = lambda m: sent.append(m) or [answer(m, described(0))]
     ask(seated(grid, events), 0, 1)
     nonces = {str(m.content["nonce"]["nonce"]) for m in sent}
-    assert len(nonces) == 2 and all(len(nonce) == 32 for nonce in nonces)
+    assert len(nonces) == 2
+    assert all(len(nonce) == 32 for nonce in nonces)
     assert codec.decode(sent[0].content, ProbeOrder) == ProbeOrder(config="")
 
 
@@ -87,7 +91,10 @@ def test_what_flower_says_for_a_dead_node_is_that_nodes_error(events):
         moved(Message(Error(code=5, reason="Node Unavailable"), reply_to=m), src_node_id=private.SERVER_NODE)
     ]
     (reply,) = ask(seated(grid, events), 0)
-    assert reply.has_error() and reply.metadata.src_node_id == 7 and reply.error.code == 5 and not events
+    assert reply.has_error()
+    assert reply.metadata.src_node_id == 7
+    assert reply.error.code == 5
+    assert not events
 
 
 def test_a_client_s_own_words_steer_no_terminal(events):
@@ -270,4 +277,6 @@ def test_a_client_of_two_nodes_is_left_out_until_one_is_removed(events):
 def test_a_client_that_is_not_there_has_no_node(events):
     made = seated(FakeGrid(n7="0", n8="2"), events)
     assert (made.node(0), made.node(1), made.node(2), made.node(10**9)) == (7, NOBODY, 8, NOBODY)
-    assert made.nodes == [7, 8] and made.client(8) == 2 and made.client(99) is None
+    assert made.nodes == [7, 8]
+    assert made.client(8) == 2
+    assert made.client(99) is None

@@ -44,7 +44,8 @@ def test_an_honest_description():
 )
 def test_what_is_not_believed(wrong, reason):
     found = reject_reason(wrong, 2, 10)
-    assert found is not None and reason in found
+    assert found is not None
+    assert reason in found
 
 
 def round_of(*lengths: float, count: int = 5) -> dict:
@@ -55,7 +56,8 @@ def round_of(*lengths: float, count: int = 5) -> dict:
 def test_a_feature_sum_that_is_too_long_for_its_count():
     lengths: list[float] = []
     found = outliers(round_of(10.0, 9.0, 1e6, 11.0, 10.0), METHOD, lengths)
-    assert list(found) == [(2, "a")] and "length 1e+06, over 4 times the median 10" in found[2, "a"]
+    assert list(found) == [(2, "a")]
+    assert "length 1e+06, over 4 times the median 10" in found[2, "a"]
     assert lengths == [10.0, 9.0, 11.0, 10.0]  # the lie is not remembered
 
 
@@ -79,7 +81,8 @@ def test_no_length_and_one_that_overflows(length, says):
 def test_the_window_of_lengths_is_bounded():
     lengths = [10.0] * 500
     outliers(round_of(11.0), METHOD, lengths)
-    assert len(lengths) == 500 and lengths[-1] == 11.0
+    assert len(lengths) == 500
+    assert lengths[-1] == 11.0
 
 
 def test_statistics_of_a_methods_own_kind_are_not_measured():
@@ -120,7 +123,8 @@ def test_within_the_limits_the_method_decides():
     openings: dict[str, int] = {}
     assert open_(mine, stats, openings) == {}
     METHOD.assign(plain, sorted(stats), stats, MAKE)
-    assert mine.assigned == plain.assigned and list(mine.subspaces) == list(plain.subspaces) == ["0", "1"]
+    assert mine.assigned == plain.assigned
+    assert list(mine.subspaces) == list(plain.subspaces) == ["0", "1"]
     assert all(np.array_equal(mine.subspaces[n][k], t) for n in plain.subspaces for k, t in plain.subspaces[n].items())
     assert mine.memory["cache"]["counts"] == plain.memory["cache"]["counts"]
     assert openings == {"0": 1, "1": 1, "2": 1, "3": 1}
@@ -132,16 +136,19 @@ def test_a_client_with_random_tokens_opens_only_so_many():
         stats = {(7, f"shard-{round_}"): Stats(axis(round_), 1)}
         left = open_(state, stats, openings, max_openings=2)
         assert bool(left) is (round_ >= 2)
-    assert len(state.subspaces) == 2 and openings == {"7": 2}
+    assert len(state.subspaces) == 2
+    assert openings == {"7": 2}
     assert "more than 2 subspaces for one client (federation.max_openings)" in left[7, "shard-4"]
-    assert (7, "shard-4") not in state.assigned and len(state.memory["cache"]["names"]) == 2
+    assert (7, "shard-4") not in state.assigned
+    assert len(state.memory["cache"]["names"]) == 2
 
 
 def test_a_client_at_its_limit_still_joins_what_is_there():
     state, openings = ServerState(), {"7": 2}
     open_(state, {(1, "a"): Stats(axis(0), 1)}, openings)
     assert open_(state, {(7, "b"): Stats(axis(0), 1)}, openings, max_openings=2) == {}
-    assert state.assigned[7, "b"] == "0" and openings == {"7": 2, "1": 1}
+    assert state.assigned[7, "b"] == "0"
+    assert openings == {"7": 2, "1": 1}
 
 
 def test_of_two_in_one_round_the_first_is_opened():
@@ -155,14 +162,16 @@ def test_an_honest_client_keeps_the_subspace_that_a_refused_one_would_have_opene
     state, openings = ServerState(), {"7": 1}
     stats = {(1, "a"): Stats(axis(3), 1), (7, "b"): Stats(axis(3), 1)}
     assert list(open_(state, stats, openings, max_openings=1)) == [(7, "b")]
-    assert state.assigned == {(1, "a"): "0"} and state.memory["cache"]["counts"] == [1]
+    assert state.assigned == {(1, "a"): "0"}
+    assert state.memory["cache"]["counts"] == [1]
 
 
 def test_the_server_keeps_only_so_many_subspaces():
     state, openings = ServerState(), {}
     stats = {(client, "a"): Stats(axis(client), 1) for client in range(5)}
     left = open_(state, stats, openings, max_subspaces=3)
-    assert list(left) == [(3, "a"), (4, "a")] and len(state.subspaces) == 3
+    assert list(left) == [(3, "a"), (4, "a")]
+    assert len(state.subspaces) == 3
     assert "the server keeps 3 (federation.max_subspaces)" in left[3, "a"]
     assert list(open_(state, {(9, "a"): Stats(axis(9), 1)}, openings, max_subspaces=3)) == [(9, "a")]
     assert open_(state, {(9, "b"): Stats(axis(1), 1)}, openings, max_subspaces=3) == {}

@@ -69,7 +69,8 @@ def refused(folder: Path, **changes) -> str:
         fcit.simulate({**SMALL, "output": str(folder / "runs"), **changes})
     run = RunDir(folder / "runs" / "small-1")
     assert [e["event"] for e in run.read_events() if e["event"] in ("round", "start", "preflight")] == []
-    assert "nothing was trained" in str(error.value) and f"`fcit resume {run.path}`" in str(error.value)
+    assert "nothing was trained" in str(error.value)
+    assert f"`fcit resume {run.path}`" in str(error.value)
     return str(error.value)
 
 
@@ -97,14 +98,18 @@ def test_a_missing_java_stops_the_run_there(tmp_path, monkeypatch):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *more, **m: None if name == "java" else which(name, *more, **m))
     said = refused(tmp_path, benchmark=changed)
-    assert "data set 'flickr30k'" in said and "scorer 'caption7'" in said and "default-jre-headless" in said
+    assert "data set 'flickr30k'" in said
+    assert "scorer 'caption7'" in said
+    assert "default-jre-headless" in said
 
 
 def test_a_scorer_beside_is_tried_too_and_the_run_begins_when_it_is_mended(tmp_path):
     (tmp_path / "mine.py").write_text(SCORER)
     changed = benchmark(tmp_path, "figureqa", also=["./mine.py:picky"])
     said = refused(tmp_path, benchmark=changed)
-    assert "data set 'figureqa'" in said and "mine.py:picky" in said and "KeyError: 'no lexicon'" in said
+    assert "data set 'figureqa'" in said
+    assert "mine.py:picky" in said
+    assert "KeyError: 'no lexicon'" in said
     (tmp_path / "fine").touch()
     from fcit.simulation import execute
 
@@ -125,7 +130,8 @@ def test_a_scorer_that_gives_no_score(tmp_path, name, said):
 
 def test_a_ground_truth_that_the_rule_cannot_read_is_found_now(tmp_path):
     said = refused(tmp_path, benchmark=benchmark(tmp_path, "ocr-vqa", also=["box-iou-official"]))
-    assert "data set 'ocr-vqa'" in said and "is not a box like" in said
+    assert "data set 'ocr-vqa'" in said
+    assert "is not a box like" in said
 
 
 # ---------------------------------------------------------------------- clients
@@ -148,7 +154,8 @@ class FakeCourier:
         orders = list(orders)
         self.sent.append([(node, order.dataset) for node, order in orders])
         for node, order in orders:
-            assert kind == "evaluate" and (order.first, order.last, order.names, order.tensors) == (0, 1, [], {})
+            assert kind == "evaluate"
+            assert (order.first, order.last, order.names, order.tensors) == (0, 1, [], {})
             trouble = self.troubles[node].get(order.dataset)
             if trouble == "silent":
                 continue
@@ -192,8 +199,11 @@ def test_a_question_without_an_answer_stops_a_simulation(tmp_path, trouble, said
     with pytest.raises(RunError) as error:
         preflight(courier, ["a", "b"], tmp_path)
     text = str(error.value)
-    assert "data set 'a': question 'q7'" in text and "image 'a/7.png'" in text and said in text
-    assert f"fcit data check mine.yaml --root {tmp_path} --all" in text and len(courier.sent) == 1
+    assert "data set 'a': question 'q7'" in text
+    assert "image 'a/7.png'" in text
+    assert said in text
+    assert f"fcit data check mine.yaml --root {tmp_path} --all" in text
+    assert len(courier.sent) == 1
 
 
 def test_a_site_in_trouble_does_not_stop_a_deployment_that_others_can_serve(tmp_path):

@@ -15,5 +15,7 @@ def test_stretches_are_joined_in_dataset_order():
     assert parts.add(stretch(0, ["a", "b"])) is None
     assert parts.add(stretch(0, ["a", "b"])) is None  # the same again is not a new one
     whole = parts.add(stretch(2, ["c", "d"]))
-    assert whole is not None and whole.texts == ["a", "b", "c", "d", "e"]
-    assert whole.tensors["mix"][:, 0].tolist() == [0, 0, 2, 2, 4] and whole.seconds == 3.0
+    assert whole is not None
+    assert whole.texts == ["a", "b", "c", "d", "e"]
+    assert whole.tensors["mix"][:, 0].tolist() == [0, 0, 2, 2, 4]
+    assert whole.seconds == 3.0

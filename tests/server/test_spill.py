@@ -61,7 +61,9 @@ def test_clear(tmp_path):
     put(spill, 1, "a", 1.0)
     (run.spill / "robust").mkdir()
     spill.clear()
-    assert len(spill) == 0 and list(spill) == [] and list(run.spill.iterdir()) == []
+    assert len(spill) == 0
+    assert list(spill) == []
+    assert list(run.spill.iterdir()) == []
 
 
 def test_a_repeated_update_replaces_the_first(tmp_path):

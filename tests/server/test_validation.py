@@ -92,7 +92,8 @@ def test_an_honest_update():
 )
 def test_rejections(changes, reason):
     problem = Validator().reject_reason(ORDER, update(**changes), 4)
-    assert problem is not None and re.search(reason, problem)
+    assert problem is not None
+    assert re.search(reason, problem)
 
 
 def orders(count: int) -> list[TrainOrder]:
@@ -110,7 +111,8 @@ def test_norm_rule_sleeps_until_twenty_were_accepted():
         accept(validator, accepted)
         validator.close_round()
         problem = validator.reject_reason(ORDER, update(1e6), None)
-        assert (problem is None) is believed and (believed or "times the median" in problem)
+        assert (problem is None) is believed
+        assert believed or "times the median" in problem
 
 
 def test_norm_rule_allows_ten_times_the_median():
@@ -125,7 +127,8 @@ def test_clients_that_learnt_nothing_do_not_silence_the_others():
     accept(validator, QUIET + 5, move=0.0)
     accept(validator, 3)
     validator.close_round()
-    assert validator.reject_reason(ORDER, update(1.0), None) is None and 0.0 not in validator.history
+    assert validator.reject_reason(ORDER, update(1.0), None) is None
+    assert 0.0 not in validator.history
 
 
 def test_norm_is_per_root_of_steps():
@@ -267,4 +270,5 @@ def test_the_validator_of_a_run():
     config = RunConfig.model_validate({"training": {"batch_size": 4, "epochs": 2}, "federation": {"max_records": 7}})
     validator = Validator.of(config, True, [0.5])
     assert (validator.batch_size, validator.epochs, validator.history, validator.most) == (4, 2, [0.5], 7)
-    assert validator.training == config.training and Validator.of(config, False, []).training is None
+    assert validator.training == config.training
+    assert Validator.of(config, False, []).training is None
