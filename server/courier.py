@@ -297,7 +297,8 @@ class Courier:
         order = waiting[arrival.order]
         if arrival.problem:
             del waiting[arrival.order]
-            yield Message(Error(code=UNKNOWN, reason=f"its reply cannot be read: {printable(arrival.problem)}"), reply_to=order)
+            reason = f"its reply cannot be read: {printable(arrival.problem)}"
+            yield Message(Error(code=UNKNOWN, reason=reason), reply_to=order)
             return
         for reply in arrival.replies:
             if (matched := self._matched(reply, waiting)) is not None:
