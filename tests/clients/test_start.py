@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from clients.site import supervisor as starting
@@ -95,7 +96,9 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
     benchmark = open_benchmark(configuration.parse(CONFIG, "test"))
     benchmark.prepare()  # once for all tests: a site would render it into a data root of its own
     with SuperLink(tmp_path / "superlink") as superlink:
-        site = Site(tmp_path / "site", superlink, apps=[superlink.pin(good)], data_root=str(benchmark.root))
+        settings = {"apps": [superlink.pin(good)], "data_root": str(benchmark.root)}
+        # A new process for every order; those of a resident executor are in the test of a whole deployment.
+        site = Site(tmp_path / "site", superlink, worker="process", **settings)
         superlink.register(site.folder / "site.key.pub", "0")
         with site:
             assert superlink.submit(good).startswith("finished:completed"), site.logs()
@@ -115,6 +118,7 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
             assert not list((site.folder / "home").rglob("clients/app.py"))
 
             children = [site.child("SuperNode"), site.child("executor")]
+            assert not psutil.Process(children[1]).children(recursive=True)  # nothing of an order stays
             assert site.stop() == 0, site.logs()
         assert not any(alive(pid) for pid in children)
 

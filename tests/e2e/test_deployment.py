@@ -92,8 +92,6 @@ def start_site(deployment, name: str, config: Path) -> subprocess.Popen:
     text = file.read_text().replace("data_root: data ", f"data_root: {config.parent / 'data'} ")
     address = f"127.0.0.{int(name) + 2}"  # .2, .3
     inner = f"address: {address}\nport: {free_port(address)}\n"
-    if name == "1":  # a new process for every order; the other keeps its model
-        inner += "worker: process\n"
     file.write_text(f"{text}\n{inner}benchmark: {config.parent / 'two-tasks.yaml'}\nthreads: 1\n")
     sites.load(file)
     environment = {key: value for key, value in os.environ.items() if key != "FCIT_CACHE"}
