@@ -87,7 +87,7 @@ class Assigner:
         if reply.has_error():
             return client, reply.error.reason, None
         try:
-            description = codec.decode(reply.content, Description)
+            description = codec.decode(reply.content, Description, reply=True)
         except CodecError as error:
             return client, str(error), None
         if reply.metadata.src_node_id != self.courier.node(description.client):

@@ -191,7 +191,7 @@ class Collector:
             self.progress.constants.pop(str(pair[0]), None)
             return f"client {pair[0]}: {reply.error.reason}", None
         try:
-            update = codec.decode(reply.content, ClientUpdate)
+            update = codec.decode(reply.content, ClientUpdate, reply=True)
         except CodecError as error:
             return str(error), None
         if reply.metadata.src_node_id != self.courier.node(update.client):

@@ -115,7 +115,7 @@ class Courier:
         with self.uncounted():
             for reply in self.replies(queries, self.federation.timeout):
                 if reply.has_content():
-                    client, node = codec.decode(reply.content, Name).client, reply.metadata.src_node_id
+                    client, node = codec.decode(reply.content, Name, reply=True).client, reply.metadata.src_node_id
                     if self._nodes.setdefault(client, node) != node:
                         raise RunError(f"two nodes say they are client {client}")
         self.forget(queries)
@@ -346,5 +346,5 @@ class Courier:
         for reply in self.send(kind, [(node, order)], kind):
             if reply.has_error():
                 raise RunError(f"{kind}: {reply.error.reason}")
-            return codec.decode(reply.content, expected)
+            return codec.decode(reply.content, expected, reply=True)
         raise RunError(f"{kind}: no answer within {self.federation.timeout:.0f} s (federation.timeout)")

@@ -103,19 +103,22 @@ class Evaluation:
         failed: set[int] = set()
         verification = Verification(self.config.evaluation.verify, self.courier, self.say)
         verification.post(orders, f"{progress.stage}.verify")
-        while True:
-            for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{len(failed)}"):
-                answer = self._accepted(reply, open_, reasons)
-                if answer is None:
-                    continue
-                verification.note(reply.metadata.src_node_id, answer)
-                if (whole := parts[answer.dataset].add(answer)) is not None:
-                    yield whole
-            if not open_:
-                break
-            failed |= {node for node, _ in open_.values()}
-            open_ = self._elsewhere(open_, reasons, failed)
-        verification.finish(self.config.federation.timeout)
+        try:
+            while True:
+                for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{len(failed)}"):
+                    answer = self._accepted(reply, open_, reasons)
+                    if answer is None:
+                        continue
+                    verification.note(reply.metadata.src_node_id, answer)
+                    if (whole := parts[answer.dataset].add(answer)) is not None:
+                        yield whole
+                if not open_:
+                    break
+                failed |= {node for node, _ in open_.values()}
+                open_ = self._elsewhere(open_, reasons, failed)
+            verification.finish(self.config.federation.timeout)
+        finally:
+            verification.close()
 
     def _accepted(
         self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
@@ -127,7 +130,7 @@ class Evaluation:
             problem = str(reply.error.reason)
         else:
             try:
-                answer = codec.decode(reply.content, Answers)
+                answer = codec.decode(reply.content, Answers, reply=True)
             except CodecError as error:
                 problem = str(error)
             else:

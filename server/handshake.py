@@ -22,6 +22,7 @@ from server.standard import Standard
 from server.validation import short
 
 _PATIENCE = 600.0  # seconds for which clients that have answered wait for others
+_LONG = 60.0  # seconds after which new clients are not waited for again
 _PIECE = 10.0  # seconds after which it is looked again whether enough have answered
 _SILENT = "no answer to the handshake so far; it takes part from the round after its answer"
 
@@ -102,8 +103,11 @@ class Handshake:
         self._look_up()
         self._listen(self._questions, 0.0)
         new = self._ask()
-        waited = [node for client, node in new.items() if client not in self._unpunctual]
-        self._listen(waited, min(self.federation.timeout, _PATIENCE))
+        waited = {client: node for client, node in new.items() if client not in self._unpunctual}
+        began = time.monotonic()
+        self._listen(list(waited.values()), min(self.federation.timeout, _PATIENCE))
+        if time.monotonic() - began > _LONG:  # one that restarts in every round must not hold up each of them
+            self._unpunctual |= waited.keys()
         self._tell()
         self._seat()
 
@@ -194,7 +198,8 @@ class Handshake:
         messages = self.courier.post("query.probe", [(node.id, self.order) for node in due.values()], "probe")
         for (client, node), message in zip(due.items(), messages, strict=True):
             question = self._questions.setdefault(node, _Question(client, [], now))
-            question.messages.append(message)
+            self.courier.forget(question.messages[:-1])  # an answer to one of two is enough, however long it takes
+            question.messages = [*question.messages[-1:], message]
             question.since = now
         return new
 
@@ -218,7 +223,7 @@ class Handshake:
             self._reasons[node] = _explained(reply.error.reason)
             return
         try:
-            probe = codec.decode(reply.content, Probe)
+            probe = codec.decode(reply.content, Probe, reply=True)
         except CodecError as error:
             self._reasons[node] = str(error)
             return

@@ -127,7 +127,9 @@ class Inbox:
         try:
             replies = list(self._grid.pull_messages([order]))
         except httpx.HTTPError:
-            pass  # of the SuperLink, not of the reply: the next look may succeed
+            # Of the SuperLink, not of the reply: the next look may succeed. If it failed after it had handed over the
+            # list of the reply's parts, Flower says then that the message is gone, which counts as the site's error.
+            pass
         except Exception as error:  # noqa: BLE001  (what Flower raises for a reply that it cannot put together)
             problem = f"{type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  (a run that has ended: raised where the loop waits)

@@ -170,7 +170,7 @@ def _problem(reply: Message, dataset: str) -> str:
     if reply.has_error():
         return str(reply.error.reason)
     try:
-        answers = codec.decode(reply.content, Answers)
+        answers = codec.decode(reply.content, Answers, reply=True)
     except CodecError as error:
         return str(error)
     if (answers.dataset, answers.first, len(answers.texts)) != (dataset, 0, 1):

@@ -115,7 +115,7 @@ class SiteEvaluation:
         if reply.has_error():
             return str(reply.error.reason)
         try:
-            scores = codec.decode(reply.content, SiteScores)
+            scores = codec.decode(reply.content, SiteScores, reply=True)
         except CodecError as error:
             return str(error)
         if scores.client != client:

@@ -73,11 +73,14 @@ class Verification:
         """
         patience = min(timeout, max(_LEAST, time.monotonic() - self._began))
         found = [self._compare(reply) for reply in self.courier.replies(self._messages, patience)]
-        self.courier.forget(self._messages)
         if self._pairs:
             compared = [problem for problem in found if problem is not None]
             differing = sum(map(bool, compared))
             self.say("verified", asked=len(self._pairs), compared=len(compared), differing=differing)
+
+    def close(self) -> None:
+        """Look for no second answers any more."""
+        self.courier.forget(self._messages)
 
     def _compare(self, reply: Message) -> str | None:
         """How the answers of two sites to a stretch differ, which is told; None if there are no two answers."""
@@ -86,7 +89,7 @@ class Verification:
         try:
             if reply.has_error():
                 raise CodecError(str(reply.error.reason))
-            theirs = codec.decode(reply.content, Answers)
+            theirs = codec.decode(reply.content, Answers, reply=True)
         except CodecError as error:
             self.say("evaluate-failed", client=client, reason=short(str(error)))
             return None

@@ -151,7 +151,9 @@ class Supervisor:
         self.log = logs.to_file("clients.site.supervisor", folder / "logs" / "start.log", console=True)
         output = logs.to_file("clients.supernode", folder / "logs" / "supernode.log")
         supernode = Child("SuperNode", supernode_command(site), env, folder, output, _SUPERNODE_WAIT, signal.SIGTERM)
-        self.supernode = Watched(supernode, Pulse(pulse.of_supernode(site.port), _QUIET_SUPERNODE), 20.0, _DEADLY)
+        self.supernode = Watched(
+            supernode, Pulse(pulse.of_supernode(site.port), _QUIET_SUPERNODE), 20.0, _DEADLY, talks=True
+        )
         output = logs.to_file("clients.site.executor", folder / "logs" / "executor.log")
         # Killed at once: it has no connection to sign off from and may be in a long training step.
         executor = Child("executor", executor_command(path), env, folder, output, _EXECUTOR_WAIT, signal.SIGKILL)

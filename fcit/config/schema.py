@@ -84,7 +84,7 @@ class Federation(Section):
 
 
 class Fork(Section):
-    """Workers of ``federation.engine: fork``, each of ``backbone.threads`` threads, or one."""
+    """Workers of ``federation.engine: fork``, each of one thread."""
 
     workers: int | None = Field(
         None, ge=1, description="worker processes; default: as torch would have threads, at most clients_per_round"

@@ -74,6 +74,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.due, self.begun, self.failures = 0.0, 0.0, 0
         self.tail: deque[str] = deque(maxlen=_TAIL)
+        self.lines = 0  # of output, in all
         self._rest = b""
 
     def start(self, selector: selectors.BaseSelector) -> int:
@@ -108,6 +109,7 @@ class Child:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if not data and self._rest:
             lines, self._rest = [self._rest], b""
+        self.lines += len(lines)
         for line in lines:
             text = printable(_COLOUR.sub("", line.decode("utf-8", "replace"))).rstrip()
             if text and (self.dropped is None or self.dropped not in text):

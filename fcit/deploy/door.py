@@ -123,17 +123,21 @@ def admit(deployment: Deployment, steps: Steps) -> list[str]:
     Returns:
         a sentence for each file that is not a site's key; it is left out.
     """
-    lines = []
+    admitted: dict[str, str] = {}
     problems = [
         f"{file}: a site's key is named after its client number (0.pub, 1.pub, ...); rename it or move it away"
         for file in deployment.strays()
     ]
     for name in deployment.sites():
+        file = deployment.public_key(name)
         try:
-            lines.append(f'"{identity(deployment.public_key(name))}" {name};\n')
+            first = admitted.setdefault(identity(file), name)
         except ConfigError as error:
             problems.append(str(error))
-    file, text = _admitted(deployment), "".join(lines)
+            continue
+        if first != name:  # two lines for one key would keep nginx from starting
+            problems.append(f"{file}: the same key as that of site {first}; a site's key is its own")
+    file, text = _admitted(deployment), "".join(f'"{key}" {name};\n' for key, name in admitted.items())
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         steps.write(file, text)
         if _is_up(deployment):

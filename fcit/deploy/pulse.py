@@ -17,7 +17,7 @@ Signs = Callable[[int], Hashable]
 
 _STOPPED = "Tt"  # states of /proc/PID/stat: stopped by a signal, or by a debugger
 _ENDED = "ZX"  # and not yet waited for by the process that has started it
-_ESTABLISHED = "01"  # state of a connection in /proc/net/tcp
+_OPEN = "01", "02"  # states of a connection in /proc/net/tcp: established, being opened
 
 
 def _fields(pid: int, task: int) -> list[str]:
@@ -76,7 +76,7 @@ def whole(pid: int) -> Hashable:
 
 
 def connected(pid: int, served: int) -> bool:
-    """Whether a process has an open TCP connection that it has made itself, not one to the port it serves."""
+    """Whether a process has, or opens, a TCP connection that it has made itself, not one to the port it serves."""
     own = set()
     try:
         for handle in Path(f"/proc/{pid}/fd").iterdir():
@@ -86,8 +86,7 @@ def connected(pid: int, served: int) -> bool:
     except OSError:
         return False
     return any(
-        row[3] == _ESTABLISHED and int(row[1].rpartition(":")[2], 16) != served and f"socket:[{row[9]}]" in own
-        for row in rows
+        row[3] in _OPEN and int(row[1].rpartition(":")[2], 16) != served and f"socket:[{row[9]}]" in own for row in rows
     )
 
 
@@ -162,6 +161,10 @@ class Pulse:
     def begin(self) -> None:
         """A new process: its time begins now."""
         self._last, self._since = None, self._clock()
+
+    def sign(self) -> None:
+        """A sign of life was seen elsewhere."""
+        self._since = self._clock()
 
     def quiet(self, pid: int) -> float:
         """Look at it; seconds since its last sign."""

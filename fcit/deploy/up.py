@@ -14,6 +14,7 @@ import selectors
 import shlex
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -155,6 +156,8 @@ class Server:
         self.door = Watched(proxy, Pulse(at_door, _QUIET), 10.0, {})
         self.state = StateFile(deployment.path / PROCESSES, steps.say)
         self.stop_requested = threading.Event()
+        self._resuming = threading.Lock()
+        self._distrusted = ""
         self._certificate = self._stamp()
         self._begun = time.monotonic()
 
@@ -208,7 +211,11 @@ class Server:
 
     def _go_on(self) -> None:
         """Resume the run that the end of the SuperExec has ended; it takes seconds, which nothing here waits for."""
-        threading.Thread(target=go_on, args=(self.deployment, self.steps), daemon=True).start()
+        threading.Thread(target=self._resume, daemon=True).start()
+
+    def _resume(self) -> None:
+        with self._resuming:  # one after the other: the second sees what the first has begun
+            go_on(self.deployment, self.steps)
 
     def _take_a_new_certificate(self, selector: selectors.BaseSelector) -> None:
         """After `fcit deploy renew`: the door reads it while it runs, the SuperLink when it starts."""
@@ -225,8 +232,13 @@ class Server:
 
     def _shake_hands(self, address: str, port: int) -> None:
         """Whoever listens there answers with this deployment's certificate."""
-        with clock.connection(address, port, self.deployment.ca, "localhost"):
-            pass
+        try:
+            with clock.connection(address, port, self.deployment.ca, "localhost"):
+                pass
+        except ssl.SSLCertVerificationError as error:  # it answers; what it shows is out of date, or the clock wrong
+            if self._distrusted != str(error):
+                self._distrusted = str(error)
+                self.steps.say(f"{address}:{port}: {error}; `fcit deploy renew {self.deployment.path}` makes a new one")
 
     def _end(self, selector: selectors.BaseSelector) -> None:
         process = self.superexec.child.process

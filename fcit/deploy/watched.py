@@ -28,6 +28,8 @@ class Watched:
     Attributes:
         patience: seconds in which it must have ended when it is told to.
         deadly: pieces of text in its output after which it has to be started again, and what each means.
+        talks: whether output is a sign of life: a SuperNode that tries again and again to send a reply does so in
+            threads that its main one waits for, and says so each time.
         code: with which it last ended; negative for a signal.
     """
 
@@ -35,11 +37,13 @@ class Watched:
     pulse: Pulse
     patience: float
     deadly: dict[str, str]
+    talks: bool = False
     starts: int = 0
     begun: float = 0.0
     fault: str = ""
     fault_time: float = 0.0
     code: int = 0
+    lines: int = 0
 
     def look(self, selector: selectors.BaseSelector) -> str | None:
         """What is wrong with it now, if anything is; then it does not run any more and is due after a pause."""
@@ -50,6 +54,9 @@ class Watched:
         process = self.child.process
         if process is None:
             return None
+        if self.talks and self.child.lines != self.lines:
+            self.lines = self.child.lines
+            self.pulse.sign()
         quiet = self.pulse.quiet(process.pid)
         if quiet > self.pulse.limit:
             return self._end(selector, f"has shown no sign of life for {quiet:.0f} s")

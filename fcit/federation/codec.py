@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -25,7 +26,12 @@ from fcit.io.bounded import shown
 T = TypeVar("T")
 #: Version of the form of messages. 1, until 0.1.0: an array in numpy's format for each tensor.
 WIRE = 2
-HEAD = 2**23  # characters of the JSON text; the values they stand for take some twenty times as many bytes
+#: Characters of the JSON text of an order; the values they stand for take some twenty times as many bytes. Layouts of
+#: 256 subspaces of a model of 7B fit.
+HEAD = 2**24
+#: The same of a reply, and bytes of its tensors as numpy will hold them: sites are not trusted as the server is, and
+#: many names may be given to one array that came once. An update of a billion numbers fits.
+HEAD_OF_REPLY, MOST_OF_REPLY = 2**23, 2**32
 
 
 def encode_all(records: Sequence[Any], wire: str = "float32") -> list[RecordDict]:
@@ -85,14 +91,14 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _head(text: str) -> Any:
+def _head(text: str, most: int) -> Any:
     """The JSON of a message: strict, not nested deeply, every text whole.
 
     Raises:
         ValueError: anything else.
     """
-    if len(text) > HEAD:
-        raise ValueError(f"its {len(text):,} characters are more than {HEAD:,}")
+    if len(text) > most:
+        raise ValueError(f"its {len(text):,} characters are more than {most:,}")
     head = bounded.parse_json(text, unique=True)
     deep = bounded.depth_problem(head)
     if deep:
@@ -102,18 +108,19 @@ def _head(text: str) -> Any:
     return head
 
 
-def decode(content: RecordDict, expected: type[T], writable: bool = False) -> T:
+def decode(content: RecordDict, expected: type[T], writable: bool = False, reply: bool = False) -> T:
     """Read a message as ``expected``, checking every field's type.
 
     Args:
         writable: tensors are the caller's own, to be written to or handed to torch; otherwise they are read-only
             views of the message.
+        reply: it is from a site, and less is read than of an order; what is more is refused before it is made.
 
     Raises:
         CodecError: another wire format or type, missing or wrong fields, unreadable tensors.
     """
     try:
-        head = _head(str(content.config_records["head"]["json"]))
+        head = _head(str(content.config_records["head"]["json"]), HEAD_OF_REPLY if reply else HEAD)
         wire, kind, fields = head.get("wire", 1), head["type"], head["fields"]
         pieces = content.array_records["tensors"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -132,9 +139,12 @@ def decode(content: RecordDict, expected: type[T], writable: bool = False) -> T:
     for name in sorted(wanted):
         if not _fits(fields[name], hints[name]):
             raise CodecError(f"{kind}.{name}: {shown(fields[name])} is not {hints[name]}")
-    tensors = unpack(head.get("tensors"), pieces)
-    if writable:
-        tensors = {name: tensor.copy() for name, tensor in tensors.items()}
+    try:
+        tensors = unpack(head.get("tensors"), pieces, MOST_OF_REPLY if reply else sys.maxsize)
+        if writable:
+            tensors = {name: tensor.copy() for name, tensor in tensors.items()}
+    except MemoryError:
+        raise CodecError(f"{kind}: its tensors do not fit into memory") from None
     if "tensors" in hints:
         fields = {**fields, "tensors": tensors}
     elif tensors:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,11 +131,14 @@ def _bytes(tensor: np.ndarray, kind: str) -> memoryview:
 # ---------------------------------------------------------------------- unpacking
 
 
-def unpack(layout: Any, pieces: Mapping[str, Array]) -> Tensors:
+def unpack(layout: Any, pieces: Mapping[str, Array], most: int = sys.maxsize) -> Tensors:
     """The tensors of a message, in the layout's order; read-only views of the pieces, except bfloat16.
 
+    Args:
+        most: bytes that all of them may take.
+
     Raises:
-        CodecError: the layout is not one, or does not account for every byte of every piece.
+        CodecError: the layout is not one, does not account for every byte of every piece, or is of more bytes.
     """
     if not isinstance(layout, dict) or len(layout) > MOST:
         raise CodecError(f"tensors: {shown(layout)} does not name at most {MOST:,} tensors")
@@ -144,8 +148,16 @@ def unpack(layout: Any, pieces: Mapping[str, Array]) -> Tensors:
         if problem:
             raise CodecError(f"tensor {name[:80]!r}: {problem}")
         inside[entry[2]].append(name)
+    size = sum(math.prod(shape) * _held(kind).itemsize for kind, shape, _ in layout.values())
+    if size > most:
+        raise CodecError(f"tensors of {size:,} bytes, at most {most:,} are read")
     views = {name: view for key, names in inside.items() for name, view in _views(layout, names, key, pieces[key])}
     return {name: views[name] for name in layout}
+
+
+def _held(kind: str) -> np.dtype:
+    """Type of a tensor once it is unpacked."""
+    return TYPES["float32"] if kind == BFLOAT16 else TYPES[kind]
 
 
 def _problem(entry: Any, pieces: Mapping[str, Any]) -> str:

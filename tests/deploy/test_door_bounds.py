@@ -186,7 +186,7 @@ def test_the_bound_of_an_object_is_above_what_a_site_sends():
     from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
     assert door.FLEET_PATHS[PUSH] == "9m"
-    assert max(codec.HEAD, FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE) + 2**16 <= 9 * 2**20
+    assert max(codec.HEAD_OF_REPLY, FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE) + 2**16 <= 9 * 2**20
 
 
 def test_half_a_body_does_not_reach_the_superlink(opened):
@@ -267,6 +267,13 @@ def test_a_key_that_is_none_is_left_out_and_named(own):
     (problem,) = door.admit(own, Steps())
     assert problem.startswith(f"{own.public_key('1')}: not an OpenSSH public key")
     assert door.identity(own.public_key("0")) in own.nginx.with_name("sites.map").read_text()
+
+
+def test_a_key_under_two_names_is_that_of_the_first_site(own):
+    own.public_key("1").write_text(own.public_key("0").read_text())
+    (problem,) = door.admit(own, Steps())
+    assert "the same key as that of site 0" in problem
+    assert own.nginx.with_name("sites.map").read_text().count(";") == 1
 
 
 def test_a_key_of_another_kind_is_named(own, tmp_path):

@@ -197,3 +197,17 @@ def test_a_server_is_asked_until_it_is_closed():
     wait(lambda: answers(0) >= 3)
     answers.close()
     assert len(asked) >= 4  # one of them got no answer and does not count
+
+
+def test_output_is_a_sign_of_life_of_one_that_talks(begun, selector):
+    one, clock = begun("import time; print('up', flush=True); time.sleep(900)")
+    one.talks = True
+    settled(one.child.process.pid)
+    one.look(selector)
+    clock.now += 50
+    one.child.lines += 1  # "Connection attempt failed, retrying in 20 s"
+    assert one.look(selector) is None
+    clock.now += 50
+    assert one.look(selector) is None
+    clock.now += 20
+    assert "has shown no sign of life" in one.look(selector)

@@ -121,7 +121,7 @@ def message(head: str, arrays: dict[str, Array] | None = None) -> RecordDict:
 def decoded(content: RecordDict, kind: type = wire.ClientUpdate) -> object:
     """A record, or None for a message that was refused as it should be."""
     try:
-        return codec.decode(content, kind)
+        return codec.decode(content, kind, reply=True)
     except CodecError as error:
         assert len(str(error)) < 2000
         return None
@@ -225,7 +225,7 @@ def test_codec_memory_of_a_large_message():
 
 
 def test_codec_heads_have_a_size(monkeypatch):
-    monkeypatch.setattr(codec, "HEAD", 100)
+    monkeypatch.setattr(codec, "HEAD_OF_REPLY", 100)
     assert len(HEAD) > 100
     assert decoded(message(HEAD, ARRAYS)) is None
 

@@ -43,6 +43,7 @@ def do(message: Message, context: object) -> Message:
 
 def settings(**federation):
     raw = {"name": "x", "benchmark": "fcit-mini-short", "fork": {"workers": 2, "attempts": 2}, "federation": federation}
+    raw["backbone"] = {"threads": 1}
     return configuration.parse(raw)
 
 
@@ -110,6 +111,22 @@ def test_a_worker_that_was_killed_is_replaced(grid):
 def test_an_order_that_always_costs_its_worker_stops_the_run(text, reason, grid):
     with pytest.raises(RunError, match=rf"client 3 lost its worker 2 times \(fork.attempts\), last: {reason}"):
         list(grid.send_and_receive([order(text, client=3)]))
+
+
+def test_a_first_order_without_enough_memory_is_tried_again_and_told(tmp_path):
+    with (
+        closing(ForkGrid(app, 8, settings(), tmp_path)) as grid,
+        pytest.raises(RunError, match=r"lost its worker 2 times \(fork.attempts\), last: out of memory: no room"),
+    ):
+        list(grid.send_and_receive([order("memory", client=3)]))
+
+
+def test_workers_have_one_thread_each(tmp_path):
+    config = settings()
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"threads": 2})})
+    with pytest.raises(ConfigError, match=r"backbone\.threads is 2; set backbone\.threads=1"):
+        ForkGrid(app, 8, config, tmp_path)
+    assert Auto.of(config) is InlineGrid
 
 
 def test_what_takes_too_long_is_given_up_and_its_worker_replaced(grid):

@@ -126,3 +126,11 @@ def test_other_serialisations_are_refused():
     for name in ("numpy.ndarray", "pickle", ""):
         with pytest.raises(CodecError, match="serialisation"):
             unpack({"a": ["float32", [4], "000000"]}, piece(16, name))
+
+
+def test_one_array_under_many_names_makes_no_more_than_is_allowed():
+    """Flower gives an array that came once to every name that stands for it; as bfloat16 each would become a copy."""
+    pieces = {f"{n}": piece(2**20)["000000"] for n in range(100)}
+    layout = {f"t{n}": ["bfloat16", [2**19], f"{n}"] for n in range(100)}
+    with pytest.raises(CodecError, match="tensors of 209,715,200 bytes, at most 1,000,000 are read"):
+        unpack(layout, pieces, 1_000_000)

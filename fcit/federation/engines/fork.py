@@ -61,8 +61,8 @@ class ForkGrid(PoolGrid):
         if problem is not None:
             raise ConfigError(problem)
         self._wanted = forking.workers(config)
-        self._made_of = Worker(client_app, clients, memory), config.backbone.threads or 1
-        self._nursery = Nursery(*self._made_of)
+        self._worker = Worker(client_app, clients, memory)
+        self._nursery = Nursery(self._worker)
         # Until it has carried out one order, the first process is the only worker.
         self._seats = [Seat(0, self._nursery.first)]
         self._loaded = False
@@ -111,7 +111,7 @@ class ForkGrid(PoolGrid):
             raise RunError(f"fork: the process that loads the model {self._nursery.close()}") from None
         if fields["kind"] == "fatal":
             raise _error(fields["name"], fields["text"])
-        if not self._loaded:
+        if not self._loaded and fields["kind"] != "memory":
             self._loaded = True
             self._seats = [Seat(number, self._nursery.fork()) for number in range(self._wanted)]
         return Outcome(fields["kind"], fields["text"], arrays)
@@ -122,7 +122,7 @@ class ForkGrid(PoolGrid):
             seat.worker = self._nursery.fork()
         else:
             self._nursery.close()
-            self._nursery = Nursery(*self._made_of)
+            self._nursery = Nursery(self._worker)
             seat.worker = self._nursery.first
 
 
@@ -131,10 +131,9 @@ class Nursery:
 
     Args:
         worker: what it and all others carry out orders with.
-        threads: of torch, in each process.
     """
 
-    def __init__(self, worker: Worker, threads: int) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._control, control = socket.socketpair()
         link, far = socket.socketpair()
         sys.stdout.flush()  # else the other process would hold a copy of what is not written yet
@@ -144,7 +143,7 @@ class Nursery:
         if pid == 0:
             self._control.close()
             link.close()
-            fork_process.nursery(worker, threads, control, far, server)
+            fork_process.nursery(worker, control, far, server)
         control.close()
         far.close()
         self._ended: dict[int, str] = {}

@@ -24,7 +24,7 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def nursery(worker: Worker, threads: int, control: socket.socket, link: socket.socket, server: int) -> NoReturn:
+def nursery(worker: Worker, control: socket.socket, link: socket.socket, server: int) -> NoReturn:
     """Carry out one order, then fork workers whenever the server's process asks for one, until it closes the control.
 
     Args:
@@ -34,7 +34,7 @@ def nursery(worker: Worker, threads: int, control: socket.socket, link: socket.s
         _begin(server)
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)  # a parallel region of several would leave OpenMP waiting in all that is forked later
         if _serve(worker, link):
             gc.freeze()  # collections in workers would write to every page and so copy it
             _fork_on_request(worker, control, link)
@@ -46,13 +46,15 @@ def nursery(worker: Worker, threads: int, control: socket.socket, link: socket.s
 
 
 def _begin(parent: int) -> None:
-    """End with the parent, leave Ctrl-C to the server, write to the process's own streams."""
+    """End with the parent, leave requests to stop to the server, write to the process's own streams.
+
+    Signals often go to the whole process group; the server ends its processes once it has heard.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a progress bar replaces them by its own
 
 
@@ -109,5 +111,6 @@ def _serve(worker: Worker, link: socket.socket) -> bool:
     except FCITError as error:
         frames.send(link, {"kind": "fatal", "name": type(error).__name__, "text": str(error)}, {})
         return False
+    sys.stdout.flush()  # else what a client printed would be lost, or be in the memory of every process forked later
     frames.send(link, {"kind": outcome.kind, "text": outcome.text}, outcome.arrays)
     return True
