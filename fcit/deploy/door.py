@@ -28,7 +28,7 @@ from fcit.errors import ConfigError
 #: Paths that a SuperNode with a registered key calls, and the largest body of each. Registration is not one of them:
 #: the operator does that. A push of messages lists the objects of one reply, some 70 bytes each: 64 kB are 900 of them,
 #: or 4 GB. An object is one of the parts of 5 MiB that Flower cuts arrays into, or the JSON head of a reply (at most
-#: ``codec.HEAD``). Everything else is a few numbers and a hash.
+#: ``codec.HEAD_OF_REPLY``). Everything else is a few numbers and a hash.
 FLEET_PATHS = {
     f"/v1/fleet/{name}": size
     for name, size in {
