@@ -143,6 +143,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
+        self.backbone.release()
         self.micro.halved = 0
         with self.backbone.checkpointing() if self.config.training.checkpointing else nullcontext():
             outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
@@ -280,7 +281,10 @@ class Worker:
                 rows = slice(begin - first + start, begin - first + start + len(batch))
                 vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
                 questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
-                with micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
+                with (
+                    self.backbone.decoding(self.method.decoder),
+                    micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"),
+                ):
                     texts += self.method.answer(questions, None if weights is None else weights[rows])
         return texts, weights
 

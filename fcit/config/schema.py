@@ -14,6 +14,8 @@ LONGEST = 24  # tokens of an answer, unless benchmark or configuration set anoth
 
 #: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
+#: Who decodes answers: see :mod:`fcit.models.decoding`.
+Decoder = Literal["auto", "static", "transformers"]
 
 
 def _is_number(annotation: Any) -> bool:
@@ -172,6 +174,12 @@ class Evaluation(Section):
     """Evaluation of the model after a stage."""
 
     batch_size: Annotated[int, BITS] = Field(64, ge=1, description="questions answered at a time")
+    decoder: Annotated[Decoder, BITS] = Field(
+        "auto",
+        description="static: ours, with keys and values at fixed addresses, where rows leave the batch when they end "
+        "and, on CUDA, a step is one graph; transformers: its `generate`; auto: static, but transformers for a method "
+        "of one's own that answers with code of its own",
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )

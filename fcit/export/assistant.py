@@ -160,7 +160,8 @@ class Assistant:
             questions = QuestionBatch(
                 self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
             )
-            texts += self.method.answer(questions, mix[rows] if self.subspaces else None)
+            with self._backbone.decoding(self.method.decoder):
+                texts += self.method.answer(questions, mix[rows] if self.subspaces else None)
         return texts
 
     def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:
@@ -247,7 +248,10 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
             f"which is not loaded from files of others (known: {', '.join(sorted(registry.METHODS))})"
         )
     adapter = folder.routing.adapter.model_dump()
-    config = RunConfig.model_validate({"method": options, "adapter": adapter, "backbone": backbone})
+    answering = {"decoder": folder.routing.decoder}
+    config = RunConfig.model_validate(
+        {"method": options, "adapter": adapter, "backbone": backbone, "evaluation": answering}
+    )
     problems = contradictions(config)
     if problems:
         raise ConfigError(problems)

@@ -14,6 +14,7 @@ import numpy as np
 
 from fcit import seeding
 from fcit.config import RunConfig, Section
+from fcit.config.schema import Decoder
 from fcit.fedopt.aggregator import Aggregator, Group
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B, Layout
@@ -348,8 +349,21 @@ class Method:
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
 
+    @property
+    def decoder(self) -> Decoder:
+        """``evaluation.decoder``; ``auto`` is transformers where :meth:`answer` is code of one's own.
+
+        That code may register hooks which hold values for every question of a batch, and static decoding lets
+        questions leave the batch and captures steps.
+        """
+        decoder, own = self.config.evaluation.decoder, not type(self).answer.__module__.startswith("fcit.")
+        return "transformers" if own and decoder == "auto" else decoder
+
     def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
-        """Answers to a batch of questions under their mix ``(N, E)``; the mixture of subspaces is loaded."""
+        """Answers to a batch of questions under their mix ``(N, E)``; the mixture of subspaces is loaded.
+
+        They are decoded as :attr:`decoder` says.
+        """
         with questions.adapters.mixed(mix):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit)
 

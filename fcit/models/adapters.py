@@ -55,7 +55,6 @@ class Adapters:
         except (ValueError, re.error) as error:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
-        self._weights: torch.Tensor | None = None
         self._frozen_added = False
         self._trained: set[str] = set()
         self._gates: dict[str, dict[str, torch.Tensor]] = {}
@@ -274,15 +273,20 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            self._gates[MIX] |= {
-                n.removesuffix(_GATE): torch.from_numpy(t).to(self.backbone.device)
-                for n, t in subspaces[0].items()
-                if n.endswith(_GATE)
-            }
+            self._load_gates({n.removesuffix(_GATE): t for n, t in subspaces[0].items() if n.endswith(_GATE)})
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
+
+    def _load_gates(self, gates: Tensors) -> None:
+        """Set the mixture's gates, in place where they are: a captured step reads them."""
+        loaded = self._gates[MIX]
+        for name, gate in gates.items():
+            if name in loaded:
+                loaded[name].copy_(torch.from_numpy(gate))
+            else:
+                loaded[name] = torch.from_numpy(gate).to(self.backbone.device, copy=True)
 
     def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
         """Each subspace's projector by the module's own names; none if no subspace holds one."""
@@ -307,7 +311,9 @@ class Adapters:
             if name.endswith(f".lora_A.{MIX}"):
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
-            self._gates.setdefault(MIX, {})
+            if MIX not in self._gates:
+                self._gates[MIX] = {}
+                self.backbone.beside.append(self._gates[MIX])
             TokenGates(self._layers, MIX, self._gates[MIX])
         self._mix_size = size
 
@@ -319,7 +325,8 @@ class Adapters:
         return None
 
     def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output if self._weights is None else scale(self._weights, output)
+        weights = self.backbone.rows.get(MIX)
+        return output if weights is None else scale(weights, output)
 
     @contextmanager
     def mixed(self, weights: np.ndarray | None) -> Iterator[None]:
@@ -327,9 +334,9 @@ class Adapters:
         chosen = None
         if weights is not None:
             chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
-            self._weights = chosen.repeat_interleave(self.adapter.rank, dim=1)
+            self.backbone.rows[MIX] = chosen.repeat_interleave(self.adapter.rank, dim=1)
         try:
             with self._projectors.weighted(chosen) if self._projectors is not None else nullcontext():
                 yield
         finally:
-            self._weights = None
+            self.backbone.rows.pop(MIX, None)
