@@ -48,6 +48,7 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
+from fcit.models.decoding.batches import Batches
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.tokens import Tokenised
@@ -79,6 +80,7 @@ class Worker:
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.micro = micro_batches.MicroBatches(config.training.micro_batch)
+        self.batches = Batches(config.evaluation, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
@@ -232,7 +234,7 @@ class Worker:
         return weights.astype(np.float32)
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
-        """Answer a stretch of a dataset greedily in fixed batches of its order, routing every question."""
+        """Answer a stretch of a dataset greedily in batches, routing every question."""
         begin = time.perf_counter()
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
@@ -271,21 +273,23 @@ class Worker:
         known = _under(order.tensors, "knowledge/")
         weights = self._routed(order.names, (knowledge, known), features) if order.names else None
         texts: list[str] = []
-        size = self.config.evaluation.batch_size
         limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
-        stride = size * self.config.evaluation.batches_per_order
+        stride = self.config.evaluation.stretch
         for begin in range(first, last, stride):
             encoded = self._questions(dataset, begin, min(begin + stride, last))
-            for start in range(0, len(encoded), size):
-                batch = encoded[start : start + size]
-                rows = slice(begin - first + start, begin - first + start + len(batch))
-                vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
-                with (
-                    self.backbone.decoding(self.method.decoder),
-                    micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"),
-                ):
-                    texts += self.method.answer(questions, None if weights is None else weights[rows])
+
+            def answer(places: list[int], encoded: Tokenised = encoded, begin: int = begin) -> list[str]:
+                batch, rows = [encoded[place] for place in places], [begin - first + place for place in places]
+                where = f"in answering {len(batch)} questions at a time"
+                auto = self.config.evaluation.batch_size == "auto"
+                lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
+                with self.backbone.decoding(self.method.decoder), micro_batches.explained(where, lower):
+                    vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
+                    known = features[rows]
+                    questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)
+                    return self.method.answer(questions, None if weights is None else weights[rows])
+
+            texts += self.batches.answered(encoded, limit, answer)
         return texts, weights
 
 

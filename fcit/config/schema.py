@@ -11,6 +11,7 @@ from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.io import bounded
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
+AT_ONCE = 64  # questions answered at a time, unless another number is set or found
 
 #: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
@@ -46,6 +47,16 @@ def _micro_batch(value: Any) -> Any:
 
 #: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
 MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
+
+
+def _batch_size(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be a whole number from 1 on, or auto")
+
+
+#: A number of questions, or ``auto``.
+BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
 
 
 class Federation(Section):
@@ -173,7 +184,14 @@ class Training(Section):
 class Evaluation(Section):
     """Evaluation of the model after a stage."""
 
-    batch_size: Annotated[int, BITS] = Field(64, ge=1, description="questions answered at a time")
+    batch_size: Annotated[BatchSize, BITS] = Field(
+        64,
+        description="questions answered at a time; auto: as many as fit into a GPU, at most 128, and half as many when "
+        "memory runs out; on a CPU 64",
+    )
+    by_length: Annotated[bool, BITS] = Field(
+        True, description="the questions of an order are put into batches by their length, which saves padding"
+    )
     decoder: Annotated[Decoder, BITS] = Field(
         "auto",
         description="static: ours, with keys and values at fixed addresses, where rows leave the batch when they end "
@@ -221,6 +239,16 @@ class Evaluation(Section):
         if value not in ("stage", "final") and not numbers:
             raise ValueError("must be stage, final or a list of stage numbers from 1 on, e.g. [4, 8]")
         return value
+
+    @property
+    def at_once(self) -> int:
+        """Questions answered at a time; where it is not known what fits, 64 for ``auto``."""
+        return AT_ONCE if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def stretch(self) -> int:
+        """Questions of an order."""
+        return self.at_once * self.batches_per_order
 
     def stages(self, count: int) -> list[int]:
         """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last."""

@@ -129,7 +129,7 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     questions = [
         Tested(
             times * len(tests[name]),
-            tests[name][: config.evaluation.batch_size],
+            tests[name][: config.evaluation.at_once],
             config.evaluation.longest(benchmark.spec.datasets[name].max_new_tokens),
         )
         for name, times in tested.items()
@@ -158,11 +158,14 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         record = Record.single("", words, answer)
         question = TestRecord("", ("",), words, answer)
         trained = [Trained(1.0, [record] * micro)]
-        tested = [Tested(1, [question] * min(config.evaluation.batch_size, 8), lengths.answer)]
+        tested = [Tested(1, [question] * min(config.evaluation.at_once, 8), lengths.answer)]
     else:
         trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
-    answering = _answering(backbone, adapters, tested, (subspaces + 1) // 2)
+    decoder = registry.resolve("method", config.method["name"])(config).decoder
+    with backbone.decoding(decoder):
+        answering = _answering(backbone, adapters, tested, (subspaces + 1) // 2)
+    backbone.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
     return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
 

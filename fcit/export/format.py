@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from fcit.config.checks import sentences
-from fcit.config.schema import Adapter, Backbone, Decoder, Section, Way
+from fcit.config.schema import Adapter, Backbone, BatchSize, Decoder, Section, Way
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.io import bounded
 from fcit.io.files import read_tensors, write_json, write_tensors
@@ -47,7 +47,7 @@ class Routing(Section):
     hashes: dict[str, str] = Field(description="of the backbone, its tokenizer, image processor and identity encoder")
     max_new_tokens: int = Field(ge=1, description="longest answer that the run allowed")
     pictures: Way = Field("official", description="how the run's pictures became pixels (data.pictures)")
-    batch_size: int = Field(ge=1, description="questions answered at a time; the run's, for the same bits")
+    batch_size: BatchSize = Field(description="questions answered at a time; the run's, for the same bits")
     decoder: Decoder = Field("auto", description="who decoded the run's answers (evaluation.decoder)")
     stage: int = Field(ge=0, description="stages of the run that were finished")
     trained_on: dict[str, dict[str, int]] = Field(

@@ -25,6 +25,7 @@ from fcit.models import hashes
 from fcit.models.decoding.capture import CudaGraphs
 from fcit.models.decoding.greedy import Greedy, unsuitable
 from fcit.models.decoding.rows import Rows
+from fcit.models.decoding.sizes import widths
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
@@ -340,6 +341,15 @@ class Backbone:
         tensors += [t for named in self.beside for t in named.values()]
         places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
         return tuple(getattr(self.model, "active_adapters", ())), language.training, places
+
+    def questions_at_once(self, prompt: int, new: int, on_cpu: int) -> int:
+        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory."""
+        if self.device.type != "cuda":
+            return on_cpu
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        again = self._greedy.bytes if "_greedy" in self.__dict__ and self._greedy is not None else 0
+        free = torch.cuda.mem_get_info(self.device)[0] + unused + again
+        return widths(self.family.language.config, self.dtype.itemsize).at_once(free, prompt, new)
 
     def release(self) -> None:
         """Give back the memory that answering keeps from batch to batch."""

@@ -70,6 +70,11 @@ class Greedy:
         self._signature: Hashable = None
         self._ids = self._place = self._visible = torch.empty(0)
 
+    @property
+    def bytes(self) -> int:
+        """Memory that keys and values hold from batch to batch."""
+        return self._kept.bytes
+
     def release(self) -> None:
         """Give the memory of keys, values and captured steps back."""
         self._steps.clear()

@@ -71,6 +71,11 @@ class KeyValues:
         self._layers = [Slots(self) for _ in range(layers)]
         self.cache = Cache(layers=self._layers)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers."""
+        return sum(part.nbytes for layer in self._layers for part in layer.parts)
+
     def reserve(self, rows: int, room: int) -> bool:
         """Room for a batch; whether the buffers stay where they are."""
         if rows <= self.rows and room <= self.room:
