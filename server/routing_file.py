@@ -43,6 +43,7 @@ def write(
         batch_size=config.evaluation.batch_size,
         pictures=config.data.pictures,
         decoder=config.evaluation.decoder,
+        mixture=config.evaluation.mixture,
         stage=len(progress.rows),
         trained_on=_trained_on(stream, progress),
         formats={name: d.suffix for name, d in stream.datasets.items() if d.suffix},

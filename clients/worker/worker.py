@@ -269,7 +269,7 @@ class Worker:
         features = features[first:last]
         subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
         projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
-        self.adapters.load_mixture(subspaces, projector)
+        self.adapters.load_mixture(subspaces, projector, self.config.evaluation.mixture == "backbone")
         known = _under(order.tensors, "knowledge/")
         weights = self._routed(order.names, (knowledge, known), features) if order.names else None
         texts: list[str] = []

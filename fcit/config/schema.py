@@ -198,6 +198,11 @@ class Evaluation(Section):
         "and, on CUDA, a step is one graph; transformers: its `generate`; auto: static, but transformers for a method "
         "of one's own that answers with code of its own",
     )
+    mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
+        "float32",
+        description="number format of the subspaces that answer; backbone: backbone.dtype, so that layers cast nothing "
+        "(of no use with float32)",
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )

@@ -19,6 +19,7 @@ from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.doctor.estimate import Lengths
 from fcit.doctor.fitting import workers_of
+from fcit.methods.base import Method
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.features import BATCH
@@ -162,9 +163,11 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
     else:
         trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
-    decoder = registry.resolve("method", config.method["name"])(config).decoder
-    with backbone.decoding(decoder):
-        answering = _answering(backbone, adapters, tested, (subspaces + 1) // 2)
+    method: Method = registry.resolve("method", config.method["name"])(config)
+    with backbone.decoding(method.decoder):
+        answering = _answering(
+            backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone"
+        )
     backbone.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
     return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
@@ -205,10 +208,12 @@ def _training(
     return total.mean + stepping / config.training.batch_size
 
 
-def _answering(backbone: Backbone, adapters: Adapters, tested: Sequence[Tested], subspaces: int) -> float:
+def _answering(
+    backbone: Backbone, adapters: Adapters, tested: Sequence[Tested], subspaces: int, as_backbone: bool
+) -> float:
     """Seconds per question, a batch at a time under a mixture."""
     total = _Sum()
-    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector())
+    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector(), as_backbone)
     for part in tested:
         if total.late:
             break

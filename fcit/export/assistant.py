@@ -90,7 +90,8 @@ class Assistant:
         for name, tensors in zip(self.subspaces, subspaces, strict=True):
             self._fits(name, {**shared, **tensors})
         self._subspaces = subspaces
-        self._adapters.load_mixture(subspaces, {**self._adapters.base_projector(), **shared})
+        projector = {**self._adapters.base_projector(), **shared}
+        self._adapters.load_mixture(subspaces, projector, self.routing.mixture == "backbone")
 
     @property
     def subspaces(self) -> list[str]:

@@ -49,6 +49,9 @@ class Routing(Section):
     pictures: Way = Field("official", description="how the run's pictures became pixels (data.pictures)")
     batch_size: BatchSize = Field(description="questions answered at a time; the run's, for the same bits")
     decoder: Decoder = Field("auto", description="who decoded the run's answers (evaluation.decoder)")
+    mixture: Literal["float32", "backbone"] = Field(
+        "float32", description="number format of the run's subspaces when they answered (evaluation.mixture)"
+    )
     stage: int = Field(ge=0, description="stages of the run that were finished")
     trained_on: dict[str, dict[str, int]] = Field(
         default_factory=dict, description="records that each subspace was trained on in all rounds, by data set"
@@ -59,7 +62,7 @@ class Routing(Section):
 
 
 #: Keys that the first version of the format did not have.
-_LATER = ("pictures", "decoder")
+_LATER = ("pictures", "decoder", "mixture")
 
 
 def projector_policy(subspaces: list[Tensors], shared: Tensors, configured: Policy) -> Policy:

@@ -239,6 +239,8 @@ class Method:
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
+    #: Subspaces whose weight is below it for every question of a batch are left out of the batch; 0: none is.
+    negligible: float = 0.0
     #: The :data:`INVARIANTS` that the contract checks.
     invariants: frozenset[str] = INVARIANTS
 
@@ -364,7 +366,7 @@ class Method:
 
         They are decoded as :attr:`decoder` says.
         """
-        with questions.adapters.mixed(mix):
+        with questions.adapters.mixed(mix, self.negligible):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit)
 
     def active(self, state: ServerState) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
+from fcit.models.mixing import Selection, strongest
 
 SLOT = "slot"
 MIX = "mix"
@@ -55,6 +56,7 @@ class Adapters:
         except (ValueError, re.error) as error:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
+        self._selection = Selection(adapter.rank)
         self._frozen_added = False
         self._trained: set[str] = set()
         self._gates: dict[str, dict[str, torch.Tensor]] = {}
@@ -253,14 +255,19 @@ class Adapters:
 
     # ------------------------------------------------------------------ mixture
 
-    def load_mixture(self, subspaces: list[Tensors], projector: Tensors) -> None:
+    def load_mixture(self, subspaces: list[Tensors], projector: Tensors, as_backbone: bool = False) -> None:
         """Stack subspaces (in this order) into the mixture adapter; grows it when needed.
 
         Subspaces that hold a projector use it; ``projector`` is used by all others.
+
+        Args:
+            as_backbone: the factors are kept in the backbone's number format, not in float32, so that layers cast
+                no activations.
         """
         size = max(len(subspaces), 1)
         if size != self._mix_size:
             self._resize(size)
+        self._format(self.backbone.dtype if as_backbone else torch.float32)
         lora = [{n: t for n, t in s.items() if is_factor(n) or _GATE in n} for s in subspaces]
         with torch.no_grad():
             for name, parameter in self._named(MIX):
@@ -278,6 +285,14 @@ class Adapters:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
+
+    def _format(self, dtype: torch.dtype) -> None:
+        """Keep the mixture's factors in a number format."""
+        modules = [m for n, m in self._peft.named_modules() if n.endswith((f"{A}{MIX}", f"{B}{MIX}"))]
+        if any(module.weight.dtype != dtype for module in modules):
+            self._selection.forget()
+            for module in modules:
+                module.to(dtype)
 
     def _load_gates(self, gates: Tensors) -> None:
         """Set the mixture's gates, in place where they are: a captured step reads them."""
@@ -316,6 +331,7 @@ class Adapters:
                 self.backbone.beside.append(self._gates[MIX])
             TokenGates(self._layers, MIX, self._gates[MIX])
         self._mix_size = size
+        self._selection.forget()
 
     def _hook_projector(self) -> Projectors | None:
         for name, module in self._peft.named_modules():
@@ -329,14 +345,26 @@ class Adapters:
         return output if weights is None else scale(weights, output)
 
     @contextmanager
-    def mixed(self, weights: np.ndarray | None) -> Iterator[None]:
-        """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one)."""
+    def mixed(self, weights: np.ndarray | None, negligible: float = 0.0) -> Iterator[None]:
+        """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one).
+
+        Args:
+            negligible: subspaces whose weight is below it for every sample may be left out; 0: none is.
+        """
         chosen = None
-        if weights is not None:
-            chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
-            self.backbone.rows[MIX] = chosen.repeat_interleave(self.adapter.rank, dim=1)
-        try:
-            with self._projectors.weighted(chosen) if self._projectors is not None else nullcontext():
-                yield
-        finally:
-            self.backbone.rows.pop(MIX, None)
+        with ExitStack() as stack:
+            if weights is not None:
+                chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
+                columns = chosen
+                kept = strongest(chosen, negligible) if negligible else None
+                if kept is not None:
+                    factors = {n: p for n, p in self._named(MIX) if is_factor(n)}
+                    stack.enter_context(self._selection.of(factors, kept))
+                    columns = chosen[:, kept]
+                    chosen = torch.zeros_like(chosen)
+                    chosen[:, kept] = columns
+                self.backbone.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
+                stack.callback(self.backbone.rows.pop, MIX, None)
+            if self._projectors is not None:
+                stack.enter_context(self._projectors.weighted(chosen))
+            yield

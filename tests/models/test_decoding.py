@@ -10,6 +10,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.decoding.greedy import Greedy, bucket, layer_kinds, unsuitable
 from fcit.models.layout import Layout
+from fcit.models.mixing import strongest
 from tests.helpers.llava import small_llava
 from tests.helpers.qwen import small_qwen
 
@@ -212,6 +213,73 @@ def test_gates_of_experts(folders):
     assert len(before) == 6  # a captured step reads them where they are
     assert after == before
     assert by(adapters.backbone, "static", *question, NEW) != wanted
+
+
+def test_the_mixture_in_sixteen_bits(folders):
+    """Factors as the backbone answer nearly as those in float32, and a teacher's are float32 again."""
+    adapters = loaded({**folders["llava"], "dtype": "bfloat16"})
+    backbone, subspaces = adapters.backbone, [random(adapters, seed) for seed in range(3)]
+    examples, features = asked(backbone, 6)
+    learnt = [backbone.encode("What is it?", "a red cube", "") for _ in range(3)], features[:3]
+    logits = {}
+    for as_backbone in (False, True):
+        adapters.load_mixture(subspaces, adapters.base_projector(), as_backbone)
+        factors = {p.dtype for n, p in backbone.model.named_parameters() if ".mix." in n and ".lora_" in n}
+        assert factors == {torch.bfloat16 if as_backbone else torch.float32}
+        with torch.no_grad(), adapters.mixed(np.full((3, 3), 1 / 3, dtype=np.float32)):
+            logits[as_backbone] = backbone.answer_logits(*learnt)[0]
+        with adapters.mixed(np.full((6, 3), 1 / 3, dtype=np.float32)):
+            assert len(by(backbone, "static", examples, features, 4)) == 6
+    torch.testing.assert_close(logits[True], logits[False], rtol=0.1, atol=0.1 * float(logits[False].std()))
+    with adapters.training():
+        adapters.load_teacher(subspaces[0])
+    assert adapters.read().keys() == subspaces[0].keys()
+    assert {p.dtype for n, p in backbone.model.named_parameters() if ".lora_A.mix." in n} == {torch.float32}
+
+
+# --------------------------------------------------------------------------- negligible subspaces
+
+
+def test_which_subspaces_answer_a_batch():
+    weights = torch.tensor([[0.9, 0.0, 0.01, 0.0, 0.09, 0.0], [0.3, 0.7, 0.0, 0.0, 0.0, 0.0]])
+    assert strongest(weights, 0.05) == [0, 1, 4]
+    assert strongest(weights, 0.001) == [0, 1, 2, 4]
+    assert strongest(weights, 0.8) == [0]
+    assert strongest(weights, 0.99) == [0]  # one is left
+    assert strongest(weights[:, :3], 0.001) is None
+
+
+@pytest.mark.parametrize("projector", ["shared", "per_subspace"])
+def test_what_is_left_out_has_no_part_in_the_answers(folders, projector):
+    """Answers as if weights that are negligible were zero; afterwards all subspaces answer again."""
+    adapters = loaded(folders["llava"], count=6, projector=projector)
+    backbone, question = adapters.backbone, asked(adapters.backbone, 9)
+    mix = np.zeros((9, 6), dtype=np.float32)
+    mix[:, 2], mix[:, 4], mix[::2, 5], mix[:, 0] = 0.5, 0.3, 0.2, 0.01
+    without = np.where(mix < 0.05, 0, mix)
+    with adapters.mixed(without):
+        wanted = by(backbone, "transformers", *question, NEW)
+    whole = {n: (p.data_ptr(), tuple(p.shape)) for n, p in backbone.model.named_parameters()}
+    for decoder in ("transformers", "static"):
+        with adapters.mixed(mix, 0.05):
+            assert by(backbone, decoder, *question, NEW) == wanted
+            factors = [p for n, p in backbone.model.named_parameters() if ".lora_A.mix." in n]
+            assert {len(p) for p in factors} == {3 * adapters.adapter.rank}
+    assert {n: (p.data_ptr(), tuple(p.shape)) for n, p in backbone.model.named_parameters()} == whole
+    mix[:, 0] = 0.4
+    with adapters.mixed(mix):
+        assert by(backbone, "static", *question, NEW) != wanted
+
+
+def test_selected_factors_lie_at_the_same_addresses(folders):
+    """Batch after batch, so that captured steps serve the next one."""
+    adapters, addresses = loaded(folders["llava"], count=6), set()
+    for first in range(3):
+        mix = np.zeros((2, 6), dtype=np.float32)
+        mix[:, first : first + 2] = 0.5
+        with adapters.mixed(mix, 0.1):
+            addresses.add(adapters.backbone._signature(adapters.backbone.model.get_output_embeddings()))
+    assert len(addresses) == 1
 
 
 # --------------------------------------------------------------------------- parts
