@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from fcit.bench import folders
 from fcit.bench.plan import Planned
 from fcit.errors import EXIT_STOPPED
+from fcit.io.threads import cores
 
 PAUSE = 0.2  # seconds between two polls
 
@@ -38,11 +39,6 @@ class Watcher(Protocol):
 def resume(run: Planned) -> list[str]:
     """The command that starts or resumes a run."""
     return [sys.executable, "-m", "fcit.cli", "resume", str(run.folder)]
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def gpus(runs: list[Planned]) -> list[str]:

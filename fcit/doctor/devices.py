@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fcit.io import threads as pools
+
 #: Dense 16-bit matrix throughput in TFLOP/s and memory bandwidth in TB/s by a part of the device's name, from the
 #: makers' data sheets (GeForce: with 32-bit accumulation); the first that fits counts.
 PEAKS = {
@@ -63,7 +65,7 @@ def device_of(name: str, gpu_gb: float | None, threads: int) -> Device:
         threads: of a CPU; 0: all cores.
     """
     if name == "cpu" and gpu_gb is None:
-        cores = threads or os.cpu_count() or 1
+        cores = threads or pools.cores()
         return Device(f"CPU, {cores} threads", machine_memory(), cores * _CORE * 1e12, _CPU_BANDWIDTH * 1e12, True)
     if gpu_gb is None and torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(torch.device(name if name != "cpu" else "cuda"))
