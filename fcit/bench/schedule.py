@@ -42,15 +42,18 @@ def resume(run: Planned) -> list[str]:
 
 
 def gpus(runs: list[Planned]) -> list[str]:
-    """GPUs for runs that need one, as in CUDA_VISIBLE_DEVICES."""
-    if not any(run.config.backbone.device.startswith("cuda") for run in runs):
+    """GPUs for runs that need one, as in CUDA_VISIBLE_DEVICES; all together where a run may spread over them."""
+    devices = {run.config.backbone.device for run in runs} - {"cpu"}
+    if not devices:
         return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name]
-    import torch
+    if given is None:
+        import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+        given = ",".join(str(number) for number in range(torch.cuda.device_count()))
+    if "auto" in devices:
+        return [given] if given else []
+    return [name for name in given.split(",") if name]
 
 
 @dataclass

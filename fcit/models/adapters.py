@@ -105,14 +105,17 @@ class Adapters:
             named[PROMPTS] = self._parameter(pool, length, width)
         if self.layout.experts:
             layers = self._layers
-            gates = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
+            gates = {
+                n: self._parameter(self.layout.experts, layer.in_features, device=layer.weight.device)
+                for n, layer in layers.items()
+            }
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
             self._gates[SLOT] = dict(gates)
             TokenGates(layers, SLOT, self._gates[SLOT])
         return dict(sorted(named.items()))
 
-    def _parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.zeros(shape, device=self.backbone.device), requires_grad=False)
+    def _parameter(self, *shape: int, device: torch.device | None = None) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape, device=device or self.backbone.device), requires_grad=False)
 
     def start(self, seed: int) -> Tensors:
         """Tensors of a new subspace that start from the backbone: soft prompts are embeddings of random words."""
@@ -275,7 +278,7 @@ class Adapters:
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
             self._gates[MIX] |= {
-                n.removesuffix(_GATE): torch.from_numpy(t).to(self.backbone.device)
+                n.removesuffix(_GATE): torch.from_numpy(t).to(self._slot[n].device)
                 for n, t in subspaces[0].items()
                 if n.endswith(_GATE)
             }
@@ -290,7 +293,7 @@ class Adapters:
             return []
         return [
             {
-                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self.backbone.device)
+                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self._slot[n].device)
                 for n, t in {**projector, **s}.items()
                 if is_projector(n)
             }
