@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from importlib import resources
 from pathlib import Path
 
-from fcit.data.spec import shipped
+from fcit.data.shipped import shipped
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(f for folder in ("fcit", "server", "clients") for f in (ROOT / folder).rglob("*.py"))

@@ -106,14 +106,17 @@ class Adapters:
             named[PROMPTS] = self._parameter(pool, length, width)
         if self.layout.experts:
             layers = self._layers
-            gates = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
+            gates = {
+                n: self._parameter(self.layout.experts, layer.in_features, device=layer.weight.device)
+                for n, layer in layers.items()
+            }
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
             self._gates[SLOT] = dict(gates)
             TokenGates(layers, SLOT, self._gates[SLOT])
         return dict(sorted(named.items()))
 
-    def _parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.zeros(shape, device=self.backbone.device), requires_grad=False)
+    def _parameter(self, *shape: int, device: torch.device | None = None) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape, device=device or self.backbone.device), requires_grad=False)
 
     def start(self, seed: int) -> Tensors:
         """Tensors of a new subspace that start from the backbone: soft prompts are embeddings of random words."""
@@ -280,7 +283,7 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            self._load_gates({n.removesuffix(_GATE): t for n, t in subspaces[0].items() if n.endswith(_GATE)})
+            self._load_gates({n: t for n, t in subspaces[0].items() if n.endswith(_GATE)})
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
@@ -296,12 +299,9 @@ class Adapters:
 
     def _load_gates(self, gates: Tensors) -> None:
         """Set the mixture's gates, in place where they are: a captured step reads them."""
-        loaded = self._gates[MIX]
         for name, gate in gates.items():
-            if name in loaded:
-                loaded[name].copy_(torch.from_numpy(gate))
-            else:
-                loaded[name] = torch.from_numpy(gate).to(self.backbone.device, copy=True)
+            kept = self._gates[MIX].setdefault(name.removesuffix(_GATE), torch.empty_like(self._slot[name]))
+            kept.copy_(torch.from_numpy(gate))
 
     def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
         """Each subspace's projector by the module's own names; none if no subspace holds one."""
@@ -309,7 +309,7 @@ class Adapters:
             return []
         return [
             {
-                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self.backbone.device)
+                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self._slot[n].device)
                 for n, t in {**projector, **s}.items()
                 if is_projector(n)
             }

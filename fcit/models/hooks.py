@@ -18,7 +18,7 @@ Parameters = dict[str, torch.Tensor]
 
 def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Multiply the rank dimension of ``(B, L, R)`` by weights ``(B, R)`` or ``(B, L, R)``."""
-    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output.dtype)
+    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output)
 
 
 class TokenGates:
@@ -44,7 +44,7 @@ class TokenGates:
             gate = weights.get(name)
             if gate is None or adapter not in module.active_adapters:
                 return
-            self._open[name] = torch.softmax(inputs[0].to(gate.dtype) @ gate.T, dim=-1)
+            self._open[name] = torch.softmax(inputs[0].to(gate) @ gate.T, dim=-1)
 
         return read
 
@@ -95,8 +95,9 @@ class Projectors:
     def _mix(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if self._weights is None or not self._all:
             return None
-        total = self._weights.sum(dim=1, keepdim=True)
-        share = torch.where(total > 0, self._weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
+        weights = self._weights.to(output.device)
+        total = weights.sum(dim=1, keepdim=True)
+        share = torch.where(total > 0, weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
         owners = self._owners()
         if owners is not None and len(share) > 1:
             share, total = share[owners], total[owners]

@@ -51,7 +51,7 @@ class Selection:
         ).flatten()
         try:
             for name, parameter in factors.items():
-                selected = whole[name].index_select(0 if A in name else 1, ranks)
+                selected = whole[name].index_select(0 if A in name else 1, ranks.to(parameter.device))
                 parameter.data = self._buffers.setdefault((len(kept), name), selected).copy_(selected)
             yield
         finally:

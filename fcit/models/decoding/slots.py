@@ -41,8 +41,9 @@ class Slots(StaticLayer):
                 kept[:used, :, owner.prompt : owner.seen] = 0  # what is not finite there would reach the sums
             return states
         keys, values = (kept[:used, :, : owner.seen] for kept in self.parts)
-        keys.index_copy_(2, owner.slot, key_states)
-        values.index_copy_(2, owner.slot, value_states)
+        slot = owner.slot.to(keys.device)
+        keys.index_copy_(2, slot, key_states)
+        values.index_copy_(2, slot, value_states)
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -88,7 +89,8 @@ class KeyValues:
         """Copy rows ``moved`` into the places of rows ``free``."""
         for layer in self._layers:
             for kept in layer.parts:
-                kept[free, :, : self.seen] = kept[moved, :, : self.seen]
+                to, source = free.to(kept.device), moved.to(kept.device)
+                kept[to, :, : self.seen] = kept[source, :, : self.seen]
 
     def release(self) -> None:
         """Give the memory of the buffers back."""
