@@ -276,7 +276,6 @@ class Backbone:
         finally:
             self._decoder = before
 
-    @torch.no_grad()
     def generate(
         self,
         examples: Sequence[Encoded],
@@ -288,14 +287,24 @@ class Backbone:
 
         The most probable token at each step, up to an end token of the model or ``max_new_tokens``.
         """
+        tokens = self.tokens(examples, features, max_new_tokens, prefix)
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def tokens(
+        self,
+        examples: Sequence[Encoded],
+        features: torch.Tensor,
+        max_new_tokens: int,
+        prefix: torch.Tensor | None = None,
+    ) -> list[list[int]]:
+        """The same as token ids; what follows an end token is no part of an answer."""
         inputs = self._inputs(examples, features, prefix)
         prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
         greedy = None if self._decoder == "transformers" else self._greedy
         if greedy is None:
-            tokens = self._by_transformers(*prompt, max_new_tokens)
-        else:
-            tokens = self._by_greedy(greedy, *prompt, max_new_tokens)
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            return self._by_transformers(*prompt, max_new_tokens)
+        return self._by_greedy(greedy, *prompt, max_new_tokens)
 
     def _by_greedy(
         self, greedy: Greedy, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
