@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
+from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
 
 #: Kept per process: records whose tokens have been located, and numbers of identity features.
@@ -144,7 +144,7 @@ class Worker:
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.micro.halved = 0
-        with self.backbone.checkpointing() if self.config.training.checkpointing else nullcontext():
+        with computed(self.backbone, self.config.training):
             outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}

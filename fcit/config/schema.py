@@ -162,6 +162,11 @@ class Training(Section):
     checkpointing: Annotated[bool, BITS] = Field(
         False, description="compute activations a second time instead of keeping them"
     )
+    adapter_products: Annotated[Literal["backbone", "float32"], BITS] = Field(
+        "backbone",
+        description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
+        "what is trained is float32 in either case",
+    )
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""

@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import Projectors, TokenGates, scale
+from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
 
 SLOT = "slot"
@@ -240,7 +240,7 @@ class Adapters:
     def _with_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._frozen_added or layer.active_adapters != [SLOT]:
             return None
-        x = inputs[0].to(layer.lora_A[MIX].weight.dtype)
+        x = as_factor(inputs[0], layer.lora_A[MIX].weight)
         frozen = layer.lora_B[MIX](layer.lora_A[MIX](x)) * layer.scaling[MIX]
         return output + frozen.to(output.dtype)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ class Backbone:
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
+        #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
+        self.products: torch.dtype | None = None
 
     @property
     def token_width(self) -> int:
@@ -233,6 +235,15 @@ class Backbone:
 
         ``prefix`` ``(B, P, d)`` are soft prompts put right after the first token of each example.
         """
+        with self._cast():
+            return self._answer_logits(examples, features, prefix)
+
+    def _cast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.products is None else torch.autocast(self.device.type, dtype=self.products)
+
+    def _answer_logits(
+        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)

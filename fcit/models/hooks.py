@@ -21,6 +21,11 @@ def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output.dtype)
 
 
+def as_factor(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """An input in the number format of the weight it is multiplied by; under autocast, which casts both, as it is."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
+
 class TokenGates:
     """Softmax gates of experts inside one adapter, per token (MoELoRA).
 
@@ -44,7 +49,7 @@ class TokenGates:
             gate = weights.get(name)
             if gate is None or adapter not in module.active_adapters:
                 return
-            self._open[name] = torch.softmax(inputs[0].to(gate.dtype) @ gate.T, dim=-1)
+            self._open[name] = torch.softmax(as_factor(inputs[0], gate) @ gate.T, dim=-1)
 
         return read
 
