@@ -78,7 +78,9 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.micro = micro_batches.MicroBatches(config.training.micro_batch)
+        self.micro = micro_batches.MicroBatches(
+            config.training.micro_batch, config.training.batch_size, self.backbone.layers
+        )
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
@@ -143,7 +145,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
-        self.micro.halved = 0
+        self.micro.halved, self.backbone.layers.seconds = 0, 0.0
         with computed(self.backbone, self.config.training):
             outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
         trained = order.trained

@@ -167,6 +167,17 @@ class Training(Section):
         description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
         "what is trained is float32 in either case",
     )
+    compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
+        "auto",
+        description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
+        "of 64 tokens; auto: on a CUDA GPU without quantization",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """YAML reads bare ``on`` and ``off`` as booleans."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""

@@ -58,7 +58,7 @@ class Adapters:
         self._weights: torch.Tensor | None = None
         self._frozen_added = False
         self._trained: set[str] = set()
-        self._gates: dict[str, dict[str, torch.Tensor]] = {}
+        self._gates: dict[str, TokenGates] = {}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
             layer.register_forward_hook(self._with_frozen)
@@ -107,8 +107,8 @@ class Adapters:
             layers = self._layers
             gates = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
-            self._gates[SLOT] = dict(gates)
-            TokenGates(layers, SLOT, self._gates[SLOT])
+            self._gates[SLOT] = TokenGates(layers, SLOT)
+            self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
 
     def _parameter(self, *shape: int) -> nn.Parameter:
@@ -274,11 +274,8 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            self._gates[MIX] |= {
-                n.removesuffix(_GATE): torch.from_numpy(t).to(self.backbone.device)
-                for n, t in subspaces[0].items()
-                if n.endswith(_GATE)
-            }
+            gates = {n.removesuffix(_GATE): t for n, t in subspaces[0].items() if n.endswith(_GATE)}
+            self._gates[MIX].load({n: torch.from_numpy(t).to(self.backbone.device) for n, t in gates.items()})
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
@@ -307,8 +304,7 @@ class Adapters:
             if name.endswith(f".lora_A.{MIX}"):
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
-            self._gates.setdefault(MIX, {})
-            TokenGates(self._layers, MIX, self._gates[MIX])
+            self._gates[MIX] = TokenGates(self._layers, MIX)
         self._mix_size = size
 
     def _hook_projector(self) -> Projectors | None:

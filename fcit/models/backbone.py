@@ -21,6 +21,7 @@ from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
+from fcit.models.compiling import CompiledLayers
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
@@ -140,6 +141,11 @@ class Backbone:
             with quiet():
                 language.gradient_checkpointing_disable()
 
+    @cached_property
+    def layers(self) -> CompiledLayers:
+        """The decoder layers, which training may compile."""
+        return CompiledLayers(self.family.language.layers)
+
     @property
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -205,7 +211,8 @@ class Backbone:
         self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
     ) -> dict[str, Any]:
         ids, mask, labels = (
-            torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
+            torch.from_numpy(x).to(self.device)
+            for x in pad_left(examples, self.tokenizer.pad_token_id, self.layers.multiple)
         )
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id

@@ -35,32 +35,36 @@ class TokenGates:
     Args:
         layers: adapted layers by name.
         adapter: whose ``lora_A`` is gated.
-        weights: layer name -> W_g ``(experts, d_in)``, looked up at every forward.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], adapter: str, weights: Mapping[str, torch.Tensor]) -> None:
-        self._open: dict[str, torch.Tensor] = {}
-        for name, layer in layers.items():
-            layer.register_forward_pre_hook(self._reader(name, adapter, weights))
-            layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._gate(name))
+    def __init__(self, layers: Mapping[str, nn.Module], adapter: str) -> None:
+        self._gates = {name: _Gate(layer, adapter) for name, layer in layers.items()}
 
-    def _reader(self, name: str, adapter: str, weights: Mapping[str, torch.Tensor]) -> Any:
-        def read(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            gate = weights.get(name)
-            if gate is None or adapter not in module.active_adapters:
-                return
-            self._open[name] = torch.softmax(as_factor(inputs[0], gate) @ gate.T, dim=-1)
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set W_g ``(experts, d_in)`` of layers by their names; a layer that never had one is not gated."""
+        for name, weight in weights.items():
+            self._gates[name].weight = weight
 
-        return read
 
-    def _gate(self, name: str) -> Any:
-        def multiply(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            gate = self._open.pop(name, None)
-            if gate is None:  # another adapter of the layer is active
-                return output
-            return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
+class _Gate:
+    """The gate of one layer. It knows no name, so that equal layers share one compilation."""
 
-        return multiply
+    def __init__(self, layer: nn.Module, adapter: str) -> None:
+        self.adapter = adapter
+        self.weight: torch.Tensor | None = None
+        self._open: torch.Tensor | None = None
+        layer.register_forward_pre_hook(self._read)
+        layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._multiply)
+
+    def _read(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self.weight is not None and self.adapter in module.active_adapters:
+            self._open = torch.softmax(as_factor(inputs[0], self.weight) @ self.weight.T, dim=-1)
+
+    def _multiply(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        gate, self._open = self._open, None
+        if gate is None:  # another adapter of the layer is active
+            return output
+        return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
 
 
 class Projectors:

@@ -1,4 +1,5 @@
-"""How a training step is computed: the number format of the adapters' products, activations kept or computed again.
+"""How a training step is computed: the number format of the adapters' products, compiled layers, activations kept
+or computed again.
 
 None of it changes what is learnt beyond rounding; each has a key below ``training:`` whose old way stays selectable.
 """
@@ -26,7 +27,15 @@ def computed(backbone: Backbone, training: configuration.Training) -> Iterator[N
             ways.enter_context(backbone.checkpointing())
         if training.adapter_products == "backbone" and backbone.dtype != torch.float32:
             ways.enter_context(_sixteen_bits(backbone))
+        if compiles(backbone, training):
+            ways.enter_context(backbone.layers.installed())
         yield
+
+
+def compiles(backbone: Backbone, training: configuration.Training) -> bool:
+    """Whether decoder layers are to be compiled; ``auto``: on a GPU, unless weights are quantised (not measured)."""
+    plain = backbone.device.type == "cuda" and backbone.config.quantization == "none"
+    return training.compile == "on" or (training.compile == "auto" and plain)
 
 
 @contextmanager

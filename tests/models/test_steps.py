@@ -1,10 +1,18 @@
 """How a training step is computed changes its gradients by rounding only, and ends with the training."""
 
+from contextlib import ExitStack
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor.exc import InvalidCxxCompiler
 
+from clients.worker.micro_batches import MicroBatches
 from fcit import config as configuration
 from fcit import registry, seeding
 from fcit.config import Adapter, Training
@@ -12,8 +20,9 @@ from fcit.config import Backbone as Config
 from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.compiling import MULTIPLE, CompiledLayers
 from fcit.models.layout import is_projector
-from fcit.models.steps import computed
+from fcit.models.steps import compiles, computed
 
 METHODS = ["finetune", "moelora", "olora", "lwf", "l2p"]
 
@@ -48,14 +57,23 @@ class Case:
             batch=list(range(len(examples))),
         )
 
+    def loss(self) -> torch.Tensor:
+        return self.method.loss(self.session, self.session.examples, self.features)
+
+    def compiled(self, backend) -> CompiledLayers:
+        self.backbone.layers = CompiledLayers(self.backbone.family.language.layers, backend)
+        return self.backbone.layers
+
     def gradients(self, **training) -> tuple[float, dict[str, torch.Tensor]]:
         with (
             seeding.torch_seeded(0, "test"),
             computed(self.backbone, Training(**training)),
             self.adapters.training(),
+            ExitStack() as stack,
         ):
             self.method.prepare(self.session)
-            loss = self.method.loss(self.session, self.session.examples, self.features)
+            stack.enter_context(self.backbone.layers.running())
+            loss = self.loss()
             loss.backward()
             named = {n: p.grad.clone() for n, p in self.adapters.trainable.items() if p.grad is not None}
             return float(loss.detach()), named
@@ -114,3 +132,119 @@ def test_in_float32_there_is_nothing_to_cast():
     assert seen == [False]
     assert other == loss
     assert all(torch.equal(same[n], g) for n, g in single.items())
+
+
+# ---------------------------------------------------------------------- compiled layers
+
+
+class Compiler:
+    """A backend of torch.compile that runs the traced graph as it is, or with torch's own passes over it."""
+
+    def __init__(self, passes: bool = False) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+        self.passes = passes
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs):
+        self.graphs.append(graph)
+        return aot_eager(graph, inputs) if self.passes else graph.forward
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1)])
+def test_one_compilation_serves_all_layers(name, graphs):
+    """Two for distillation: the teacher's layers have another adapter and no gradients."""
+    case, compiler = Case(name, "float32"), Compiler()
+    loss, plain = case.gradients(compile="off")
+    layers = case.compiled(compiler)
+    lengths: list[int] = []
+    case.backbone.model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for _ in range(2):
+        other, compiled = case.gradients(compile="on")
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert distance(plain, compiled) < 1e-5
+    assert len(case.backbone.layers.layers) > 1
+    assert len(compiler.graphs) == graphs
+    prompts = case.method.options.choose * case.method.options.length if name == "l2p" else 0
+    assert {(n - prompts) % MULTIPLE for n in lengths} == {0}
+    assert layers.seconds > 0
+
+
+def test_checkpointing_draws_the_same_dropout_and_compiles_once():
+    case, compiler = Case("finetune", "float32", dropout=0.5), Compiler(passes=True)
+    case.compiled(compiler)
+    loss, plain = case.gradients(compile="on")
+    assert len(compiler.graphs) == 1
+    for _ in range(2):
+        other, compiled = case.gradients(compile="on", checkpointing=True)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert distance(plain, compiled) < 1e-5
+    assert len(compiler.graphs) == 2
+
+
+def test_what_trains_compiled_answers_as_it_is():
+    case = Case("finetune", "float32")
+    layers = case.compiled(Compiler())
+    case.gradients(compile="on")
+    assert layers.shapes
+    assert not any("forward" in vars(layer) for layer in layers.layers)
+    assert layers.multiple == 1
+    with layers.running():  # not installed
+        assert layers.multiple == 1
+
+
+def unable(graph, _):
+    raise InvalidCxxCompiler
+
+
+def said(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "fcit.models.compiling"]
+
+
+def unable_backwards(graph, inputs):
+    return aot_autograd(fw_compiler=lambda g, _: make_boxed_func(g.forward), bw_compiler=unable)(graph, inputs)
+
+
+@pytest.mark.parametrize("backend", [unable, unable_backwards])
+def test_where_nothing_can_be_compiled_training_goes_on(backend, caplog):
+    case = Case("finetune", "float32", dropout=0.5)
+    layers = case.compiled(backend)
+    micro = MicroBatches(None, 4, layers)
+    sessions = (case.session, case.session)
+
+    def step(**training) -> tuple[float, dict[str, torch.Tensor]]:
+        with (
+            seeding.torch_seeded(0, "test"),
+            computed(case.backbone, Training(**training)),
+            case.adapters.training() as parameters,
+        ):
+            loss = micro.backward(sessions, [0, 1, 2, 3], lambda _: case.loss(), parameters)
+            return loss, {n: p.grad.clone() for n, p in case.adapters.trainable.items()}
+
+    loss, plain = step(compile="off")
+    other, _ = step(compile="on")
+    assert layers.failed
+    assert [text.partition(" (")[0] for text in said(caplog)] == [
+        "training.compile: the decoder layers cannot be compiled here and run as they are"
+    ]
+    assert other == pytest.approx(loss, rel=1e-5)
+    again, eager = step(compile="on")
+    assert again == loss
+    assert all(torch.equal(eager[n], g) for n, g in plain.items())
+    assert len(said(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("compile", "device", "quantization", "wanted"),
+    [
+        ("auto", "cpu", "none", False),
+        ("auto", "cuda", "none", True),
+        ("auto", "cuda", "4bit", False),
+        ("on", "cpu", "none", True),
+        (True, "cpu", "none", True),
+        (False, "cuda", "none", False),
+    ],
+)
+def test_auto_compiles_on_a_gpu(compile, device, quantization, wanted):
+    backbone = SimpleNamespace(device=torch.device(device), config=Config(quantization=quantization))
+    assert compiles(backbone, Training(compile=compile)) is wanted
