@@ -39,7 +39,8 @@ def backward(
 ) -> float:
     """Gradients of one batch's loss, added to the parameters'; returns the loss.
 
-    With ``micro_batch`` only so many records are passed through the model at a time. The loss of part i
+    With ``micro_batch`` only so many records are passed through the model at a time, the longest first, so that
+    rows of a part are padded little and a part that does not fit is the first one. The loss of part i
     counts with n_i / n, its share of the batch's answer tokens, so that a mean over answer tokens is that
     of the whole batch, and a term of the parameters alone, being in every part's loss, counts once:
 
@@ -59,14 +60,16 @@ def backward(
             loss = loss_of(batch)
             loss.backward()
         return float(loss.detach())
-    tokens = [sessions[0].examples[i].learnt for i in batch]
+    examples = sessions[0].examples
+    learnt = {i: examples[i].learnt for i in batch}
+    ordered = sorted(batch, key=lambda i: -len(examples[i].tokens))  # stable: the same parts everywhere
     total = 0.0
     for start in range(0, len(batch), micro_batch):
-        part = slice(start, start + micro_batch)
+        part = ordered[start : start + micro_batch]
         for view in sessions:
-            view.batch = batch[part]
-        with passing(len(batch[part])):
-            loss = loss_of(batch[part]) * (sum(tokens[part]) / sum(tokens))
+            view.batch = part
+        with passing(len(part)):
+            loss = loss_of(part) * (sum(learnt[i] for i in part) / sum(learnt[i] for i in batch))
             loss.backward()
         total += float(loss.detach())
         del loss  # else this part's graph lives on beside the next one's

@@ -33,12 +33,13 @@ class Model:
             backbone=self, adapters=None, client=0, shard="s", stage=0, round=0, subspace="0", examples=examples
         )
         self.session.notes = {"draw": np.random.default_rng(3), "count": torch.zeros(1), "name": "a word"}
-        self.fits, self.at, self.seen = fits, at, []
+        self.fits, self.at, self.seen, self.rows = fits, at, [], []
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def loss_of(self, chosen: list[int]) -> torch.Tensor:
         assert self.session.batch == chosen
         self.seen.append(len(chosen))
+        self.rows += chosen
         self.session.notes["count"] += len(chosen)
         x = functional.dropout(self.records[chosen], 0.5) + float(self.session.notes["draw"].normal())
         loss = (x @ self.weight).square().mean()
@@ -101,6 +102,18 @@ def test_the_size_that_worked_is_kept():
     model.run(auto)
     assert model.seen == [2, 2, 2, 2]
     assert auto.halved == 2
+
+
+def test_the_longest_records_come_first_and_the_whole_batch_as_it_is():
+    """Records are the longer the higher their number."""
+    model = Model(8)
+    model.run(3)
+    assert model.rows == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert model.seen == [3, 3, 2]
+    assert model.session.batch == list(range(RECORDS))
+    model.rows.clear()
+    model.run(8)
+    assert model.rows == list(range(RECORDS))
 
 
 def test_where_not_even_one_record_fits_it_says_what_to_lower():
