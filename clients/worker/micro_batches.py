@@ -88,10 +88,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 class MicroBatches:
     """How many records pass through the model at a time in one process; with ``auto``, the size that has fitted.
 
-    ``auto`` starts with the whole batch. When memory runs out the size is halved and the batch done again from
-    its beginning: no gradients, random state and small notes of the method as before it, so that the result is
-    that of the smaller size alone. The size that worked stays for all that follows in the process. A batch in which
-    layers could not be compiled is done again without that in the same way.
+    ``auto`` starts with what :meth:`begin` is told, or with the whole batch. When memory runs out the size is halved
+    and the batch done again from its beginning: no gradients, random state and small notes of the method as before it,
+    so that the result is that of the smaller size alone. The size that worked stays for all that follows in the
+    process. A batch in which layers could not be compiled is done again without that in the same way.
 
     Args:
         setting: ``training.micro_batch``.
@@ -105,6 +105,13 @@ class MicroBatches:
         self.setting, self.batch_size, self.layers = setting, batch_size, layers
         self.size: int | None = setting if isinstance(setting, int) else None
         self.halved = 0
+        self._most: int | None = None  # what memory running out has led to
+
+    def begin(self, most: int | None) -> None:
+        """Begin an order; ``auto`` takes at most so many records at a time, and no more than has fitted before."""
+        self.halved = 0
+        if self.setting == "auto":
+            self.size = min((size for size in (most, self._most) if size is not None), default=None)
 
     def backward(
         self, sessions: Sessions, batch: list[int], loss_of: LossOf, parameters: Iterable[nn.Parameter]
@@ -151,7 +158,7 @@ class MicroBatches:
         tried = min(self.size or batch, batch)
         if tried == 1:
             raise _sentence("in a training step with one record at a time", self._lower(1), error) from None
-        self.size = tried // 2
+        self.size = self._most = tried // 2
         self.halved += 1
         logging.getLogger(__name__).warning(
             "training.micro_batch: auto: memory ran out with %d records at a time, going on with %d", tried, self.size

@@ -15,6 +15,7 @@ import numpy as np
 
 from clients.worker import micro_batches
 from clients.worker.memory import ClientMemory
+from clients.worker.planning import Planning
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import train
@@ -81,6 +82,7 @@ class Worker:
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
+        self.planning = Planning(config, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
@@ -145,9 +147,10 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
-        self.micro.halved, self.backbone.layers.seconds = 0, 0.0
-        with computed(self.backbone, self.config.training):
-            outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
+        self.backbone.layers.seconds = 0.0
+        config = self.planning.begin(sessions[0].examples, self.micro)
+        with computed(self.backbone, config.training):
+            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -167,7 +170,7 @@ class Worker:
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(self.config, self.micro),
+            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto"),
             skipped=self.data.skipped(order.client, tasks),
         )
 

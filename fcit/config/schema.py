@@ -46,6 +46,16 @@ def _micro_batch(value: Any) -> Any:
 MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
 
 
+def _checkpointing(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("must be true, false or auto")
+
+
+#: A switch, or ``auto``.
+Checkpointing = Annotated[bool | Literal["auto"], PlainValidator(_checkpointing)]
+
+
 class Federation(Section):
     """Participants, rounds and the exchange with them."""
 
@@ -157,10 +167,14 @@ class Training(Section):
         1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
     )
     micro_batch: Annotated[MicroBatch, BITS] = Field(
-        None, description="records passed through the model at a time; auto: halved when memory runs out"
+        None,
+        description="records passed through the model at a time; auto: on a GPU as many as fit by the estimate of "
+        "`fcit doctor`, else the whole batch, and halved when memory runs out",
     )
-    checkpointing: Annotated[bool, BITS] = Field(
-        False, description="compute activations a second time instead of keeping them"
+    checkpointing: Annotated[Checkpointing, BITS] = Field(
+        False,
+        description="compute activations a second time instead of keeping them; auto: only where a GPU has no room for "
+        "enough records without, by the estimate of `fcit doctor`; never on a CPU",
     )
     adapter_products: Annotated[Literal["backbone", "float32"], BITS] = Field(
         "backbone",

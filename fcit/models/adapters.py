@@ -275,7 +275,8 @@ class Adapters:
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
             gates = {n.removesuffix(_GATE): t for n, t in subspaces[0].items() if n.endswith(_GATE)}
-            self._gates[MIX].load({n: torch.from_numpy(t).to(self.backbone.device) for n, t in gates.items()})
+            on_device = {n: torch.from_numpy(t).to(self.backbone.device, copy=True) for n, t in gates.items()}
+            self._gates[MIX].load(on_device)
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)

@@ -39,11 +39,17 @@ class TokenGates:
 
     def __init__(self, layers: Mapping[str, nn.Module], adapter: str) -> None:
         self._gates = {name: _Gate(layer, adapter) for name, layer in layers.items()}
+        #: W_g ``(experts, d_in)`` of the layers that have one.
+        self.weights: dict[str, torch.Tensor] = {}
 
+    @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set W_g ``(experts, d_in)`` of layers by their names; a layer that never had one is not gated."""
+        """Set W_g of layers by their names, in place where there is one; a layer that never had one is not gated."""
         for name, weight in weights.items():
-            self._gates[name].weight = weight
+            if name in self.weights:
+                self.weights[name].copy_(weight)
+            else:
+                self.weights[name] = self._gates[name].weight = weight
 
 
 class _Gate:

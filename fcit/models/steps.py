@@ -23,7 +23,7 @@ def computed(backbone: Backbone, training: configuration.Training) -> Iterator[N
     It must hold forward and backward passes: with checkpointing the backward pass computes layers again.
     """
     with ExitStack() as ways:
-        if training.checkpointing:
+        if training.checkpointing is True:  # auto is decided before
             ways.enter_context(backbone.checkpointing())
         if training.adapter_products == "backbone" and backbone.dtype != torch.float32:
             ways.enter_context(_sixteen_bits(backbone))
