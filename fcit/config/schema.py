@@ -46,6 +46,16 @@ def _micro_batch(value: Any) -> Any:
 MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
 
 
+def _checkpointing(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("must be true, false or auto")
+
+
+#: A switch, or ``auto``.
+Checkpointing = Annotated[bool | Literal["auto"], PlainValidator(_checkpointing)]
+
+
 class Federation(Section):
     """Participants, rounds and the exchange with them."""
 
@@ -157,11 +167,31 @@ class Training(Section):
         1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
     )
     micro_batch: Annotated[MicroBatch, BITS] = Field(
-        None, description="records passed through the model at a time; auto: halved when memory runs out"
+        None,
+        description="records passed through the model at a time; auto: on a GPU as many as fit by the estimate of "
+        "`fcit doctor`, else the whole batch, and halved when memory runs out",
     )
-    checkpointing: Annotated[bool, BITS] = Field(
-        False, description="compute activations a second time instead of keeping them"
+    checkpointing: Annotated[Checkpointing, BITS] = Field(
+        False,
+        description="compute activations a second time instead of keeping them; auto: only where a GPU has no room for "
+        "enough records without, by the estimate of `fcit doctor`; never on a CPU",
     )
+    adapter_products: Annotated[Literal["backbone", "float32"], BITS] = Field(
+        "backbone",
+        description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
+        "what is trained is float32 in either case",
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
+        "auto",
+        description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
+        "of 64 tokens; auto: on a CUDA GPU without quantization",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """YAML reads bare ``on`` and ``off`` as booleans."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""

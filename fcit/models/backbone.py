@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
+from fcit.models.compiling import CompiledLayers
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
@@ -88,6 +89,8 @@ class Backbone:
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
+        #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
+        self.products: torch.dtype | None = None
 
     @property
     def token_width(self) -> int:
@@ -138,6 +141,11 @@ class Backbone:
         finally:
             with quiet():
                 language.gradient_checkpointing_disable()
+
+    @cached_property
+    def layers(self) -> CompiledLayers:
+        """The decoder layers, which training may compile."""
+        return CompiledLayers(self.family.language.layers)
 
     @property
     def _base(self) -> Any:
@@ -204,7 +212,8 @@ class Backbone:
         self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
     ) -> dict[str, Any]:
         ids, mask, labels = (
-            torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
+            torch.from_numpy(x).to(self.device)
+            for x in pad_left(examples, self.tokenizer.pad_token_id, self.layers.multiple)
         )
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id
@@ -234,6 +243,15 @@ class Backbone:
 
         ``prefix`` ``(B, P, d)`` are soft prompts put right after the first token of each example.
         """
+        with self._cast():
+            return self._answer_logits(examples, features, prefix)
+
+    def _cast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.products is None else torch.autocast(self.device.type, dtype=self.products)
+
+    def _answer_logits(
+        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
