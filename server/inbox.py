@@ -91,6 +91,11 @@ class Inbox:
             self._open.clear()
             self._arrivals.clear()
 
+    def pulling(self) -> set[str]:
+        """Orders whose replies are being looked for or put together at this moment."""
+        with self._news:
+            return set(self._pulling.values())
+
     def late(self) -> list[int]:
         """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
         with self._news:
