@@ -232,7 +232,7 @@ class Courier:
         """
         waiting = {message.metadata.message_id: message for message in messages}
         begin = looked = time.monotonic()
-        deadline = begin + seconds
+        deadline = self._inbox.deadline = begin + seconds
         while waiting:
             self.stop.check()
             left = max(deadline - time.monotonic(), 0.0)
@@ -328,8 +328,7 @@ class Courier:
         order = waiting[arrival.order]
         if arrival.problem:
             del waiting[arrival.order]
-            reason = f"its reply cannot be read: {printable(arrival.problem)}"
-            yield Message(Error(code=UNKNOWN, reason=reason), reply_to=order)
+            yield Message(Error(code=UNKNOWN, reason=printable(arrival.problem)), reply_to=order)
             return
         for reply in arrival.replies:
             if (matched := self._matched(reply, waiting)) is not None:
