@@ -10,8 +10,8 @@ from fcit.cli import main
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
-from fcit.doctor.estimate import Lengths
 from fcit.models.backbone import Backbone
+from fcit.models.estimate import Lengths
 
 LARGE = {
     "name": "large",
@@ -63,7 +63,7 @@ def test_as_many_questions_at_a_time_as_fit(doctor, gigabytes, questions):
     ("gigabytes", "overrides", "helps"),
     [
         ("24", ["training.micro_batch=null"], "training.micro_batch=auto"),
-        ("24", ["training.micro_batch=16"], "training.micro_batch=auto"),
+        ("24", ["training.micro_batch=64"], "training.micro_batch=auto"),
         ("16", [], "backbone.quantization=4bit"),
         ("24", ["backbone.dtype=float32"], "backbone.dtype=bfloat16"),
         ("48", ["federation.engine=ray", "ray.num_gpus=0.25", "ray.workers=4"], "ray.num_gpus=1"),

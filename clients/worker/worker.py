@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import numpy as np
 
 from clients.worker import micro_batches
 from clients.worker.memory import ClientMemory
+from clients.worker.planning import Planning
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
@@ -49,8 +49,10 @@ from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.decoding.batches import Batches
+from fcit.models.estimate import workers_per_gpu
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
+from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
 
 #: Kept per process: records whose tokens have been located, and numbers of identity features.
@@ -79,8 +81,11 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.micro = micro_batches.MicroBatches(config.training.micro_batch)
-        self.batches = Batches(config.evaluation, self.backbone)
+        self.batches = Batches(config.evaluation, self.backbone, workers_per_gpu(config))
+        self.micro = micro_batches.MicroBatches(
+            config.training.micro_batch, config.training.batch_size, self.backbone.layers
+        )
+        self.planning = Planning(config, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
@@ -146,9 +151,10 @@ class Worker:
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.release()
-        self.micro.halved = 0
-        with self.backbone.checkpointing() if self.config.training.checkpointing else nullcontext():
-            outcome = train(self.config, self.method, self.fedopt, order, sessions, self.micro)
+        self.backbone.layers.seconds = 0.0
+        config = self.planning.begin(sessions[0].examples, self.micro)
+        with computed(self.backbone, config.training):
+            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -168,7 +174,7 @@ class Worker:
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(self.config, self.micro),
+            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto"),
             skipped=self.data.skipped(order.client, tasks),
         )
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
+from fcit.config.kinds import BatchSize, Checkpointing, Decoder, MicroBatch, Way
 from fcit.io import bounded
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
 AT_ONCE = 64  # questions answered at a time, unless another number is set or found
-
-#: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
-Way = Literal["official", "upright"]
-#: Who decodes answers: see :mod:`fcit.models.decoding`.
-Decoder = Literal["auto", "static", "transformers"]
 
 
 def _is_number(annotation: Any) -> bool:
@@ -37,26 +33,6 @@ class Section(BaseModel):
         if isinstance(value, str) and ("\0" in value or not bounded.is_text(value)):
             raise ValueError("must be text without null characters and halves of surrogate pairs")
         return value
-
-
-def _micro_batch(value: Any) -> Any:
-    if value is None or value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError("must be a whole number from 1 on, auto, or null for the whole batch")
-
-
-#: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
-MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
-
-
-def _batch_size(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError("must be a whole number from 1 on, or auto")
-
-
-#: A number of questions, or ``auto``.
-BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
 
 
 class Federation(Section):
@@ -170,11 +146,31 @@ class Training(Section):
         1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
     )
     micro_batch: Annotated[MicroBatch, BITS] = Field(
-        None, description="records passed through the model at a time; auto: halved when memory runs out"
+        None,
+        description="records passed through the model at a time; auto: on a GPU as many as fit by the estimate of "
+        "`fcit doctor`, else the whole batch, and halved when memory runs out",
     )
-    checkpointing: Annotated[bool, BITS] = Field(
-        False, description="compute activations a second time instead of keeping them"
+    checkpointing: Annotated[Checkpointing, BITS] = Field(
+        False,
+        description="compute activations a second time instead of keeping them; auto: only where a GPU has no room for "
+        "enough records without, by the estimate of `fcit doctor`; never on a CPU",
     )
+    adapter_products: Annotated[Literal["backbone", "float32"], BITS] = Field(
+        "backbone",
+        description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
+        "what is trained is float32 in either case",
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
+        "auto",
+        description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
+        "of 64 tokens; auto: on a CUDA GPU without quantization",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """YAML reads bare ``on`` and ``off`` as booleans."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""

@@ -17,12 +17,13 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
-from fcit.doctor.estimate import Lengths
 from fcit.doctor.fitting import workers_of
 from fcit.methods.base import Method
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.estimate import Lengths
 from fcit.models.features import BATCH
+from fcit.models.steps import computed
 
 _COUNTED = 10  # clients whose shards are counted in files that others made; of what is rendered here, all
 _TIMES = 3  # the middle one of so many counts
@@ -188,9 +189,16 @@ def _blank(backbone: Backbone, count: int) -> torch.Tensor:
 def _training(
     config: RunConfig, backbone: Backbone, adapters: Adapters, trained: Sequence[Trained], micro: int
 ) -> float:
-    """Seconds per record: forward and backward a micro-batch at a time, and a record's share of an AdamW step."""
+    """Seconds per record: forward and backward a micro-batch at a time, and a record's share of an AdamW step.
+
+    As a run computes it; what is compiled, is compiled in the step that does not count.
+    """
     total = _Sum()
-    with seeding.torch_seeded(0, "doctor"), adapters.training() as parameters:
+    with (
+        seeding.torch_seeded(0, "doctor"),
+        computed(backbone, config.training),
+        adapters.training() as parameters,
+    ):
         optimizer = torch.optim.AdamW(parameters, lr=0.0, foreach=True)
         for part in trained:
             if total.late:
@@ -199,7 +207,8 @@ def _training(
             features = _blank(backbone, len(images_of(examples)))
 
             def step(examples: list = examples, features: torch.Tensor = features) -> None:
-                backbone.loss(examples, features).backward()
+                with backbone.layers.running():
+                    backbone.loss(examples, features).backward()
 
             if examples:
                 total.add(_timed(step, backbone.device) / len(examples), part.records)

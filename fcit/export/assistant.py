@@ -17,7 +17,7 @@ from PIL import Image
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.checks import contradictions
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.formats.conversation import images_per_turn, without_tags
 from fcit.data.images.pixels import as_rgb

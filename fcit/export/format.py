@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from fcit.config.checks import sentences
-from fcit.config.schema import Adapter, Backbone, BatchSize, Decoder, Section, Way
+from fcit.config.kinds import BatchSize, Decoder, Way
+from fcit.config.schema import Adapter, Backbone, Section
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.io import bounded
 from fcit.io.files import read_tensors, write_json, write_tensors

@@ -14,7 +14,7 @@ import numpy as np
 
 from fcit import seeding
 from fcit.config import RunConfig, Section
-from fcit.config.schema import Decoder
+from fcit.config.kinds import Decoder
 from fcit.fedopt.aggregator import Aggregator, Group
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B, Layout

@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import Projectors, TokenGates, scale
+from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
 from fcit.models.mixing import Selection, strongest
 
@@ -59,7 +59,7 @@ class Adapters:
         self._selection = Selection(adapter.rank)
         self._frozen_added = False
         self._trained: set[str] = set()
-        self._gates: dict[str, dict[str, torch.Tensor]] = {}
+        self._gates: dict[str, TokenGates] = {}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
             layer.register_forward_hook(self._with_frozen)
@@ -111,8 +111,8 @@ class Adapters:
                 for n, layer in layers.items()
             }
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
-            self._gates[SLOT] = dict(gates)
-            TokenGates(layers, SLOT, self._gates[SLOT])
+            self._gates[SLOT] = TokenGates(layers, SLOT)
+            self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
 
     def _parameter(self, *shape: int, device: torch.device | None = None) -> nn.Parameter:
@@ -244,7 +244,7 @@ class Adapters:
     def _with_frozen(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._frozen_added or layer.active_adapters != [SLOT]:
             return None
-        x = inputs[0].to(layer.lora_A[MIX].weight.dtype)
+        x = as_factor(inputs[0], layer.lora_A[MIX].weight)
         frozen = layer.lora_B[MIX](layer.lora_A[MIX](x)) * layer.scaling[MIX]
         return output + frozen.to(output.dtype)
 
@@ -283,7 +283,10 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            self._load_gates({n: t for n, t in subspaces[0].items() if n.endswith(_GATE)})
+            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if n.endswith(_GATE)}
+            self._gates[MIX].load(
+                {n.removesuffix(_GATE): t.to(self._slot[n].device, copy=True) for n, t in gates.items()}
+            )
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
@@ -296,12 +299,6 @@ class Adapters:
             self._selection.forget()
             for module in modules:
                 module.to(dtype)
-
-    def _load_gates(self, gates: Tensors) -> None:
-        """Set the mixture's gates, in place where they are: a captured step reads them."""
-        for name, gate in gates.items():
-            kept = self._gates[MIX].setdefault(name.removesuffix(_GATE), torch.empty_like(self._slot[name]))
-            kept.copy_(torch.from_numpy(gate))
 
     def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
         """Each subspace's projector by the module's own names; none if no subspace holds one."""
@@ -326,10 +323,8 @@ class Adapters:
             if name.endswith(f".lora_A.{MIX}"):
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
-            if MIX not in self._gates:
-                self._gates[MIX] = {}
-                self.backbone.beside.append(self._gates[MIX])
-            TokenGates(self._layers, MIX, self._gates[MIX])
+            self._gates[MIX] = TokenGates(self._layers, MIX)
+            self.backbone.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import transformers
 from torch.nn import functional
 
 from fcit import config as configuration
-from fcit.config.schema import Decoder, Way
+from fcit.config.kinds import Decoder, Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
 from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
+from fcit.models.compiling import CompiledLayers
 from fcit.models.decoding.capture import CudaGraphs
 from fcit.models.decoding.greedy import Greedy, unsuitable
 from fcit.models.decoding.rows import Rows
@@ -96,8 +97,10 @@ class Backbone:
         #: Read by hooks on the language model: tensors with a row for each question of the batch, which a decoder
         #: narrows to the questions that go on, and tensors beside the model's own, whose values change in place.
         self.rows: Rows = {}
-        self.beside: list[Mapping[str, torch.Tensor]] = []
+        self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
         self._decoder: Decoder = "auto"
+        #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
+        self.products: torch.dtype | None = None
 
     @property
     def token_width(self) -> int:
@@ -148,6 +151,11 @@ class Backbone:
         finally:
             with quiet():
                 language.gradient_checkpointing_disable()
+
+    @cached_property
+    def layers(self) -> CompiledLayers:
+        """The decoder layers, which training may compile."""
+        return CompiledLayers(self.family.language.layers)
 
     @property
     def _base(self) -> Any:
@@ -214,7 +222,8 @@ class Backbone:
         self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
     ) -> dict[str, Any]:
         ids, mask, labels = (
-            torch.from_numpy(x).to(self.device) for x in pad_left(examples, self.tokenizer.pad_token_id)
+            torch.from_numpy(x).to(self.device)
+            for x in pad_left(examples, self.tokenizer.pad_token_id, self.layers.multiple)
         )
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id
@@ -244,6 +253,15 @@ class Backbone:
 
         ``prefix`` ``(B, P, d)`` are soft prompts put right after the first token of each example.
         """
+        with self._cast():
+            return self._answer_logits(examples, features, prefix)
+
+    def _cast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.products is None else torch.autocast(self.device.type, dtype=self.products)
+
+    def _answer_logits(
+        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
@@ -351,18 +369,23 @@ class Backbone:
         """What captured steps depend on: the active adapters and where all tensors lie that a step reads."""
         language = self.family.language
         tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
-        tensors += [t for named in self.beside for t in named.values()]
+        tensors += [t for named in self.beside.values() for t in named.values()]
         places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
         return tuple(getattr(self.model, "active_adapters", ())), language.training, places
 
-    def questions_at_once(self, prompt: int, new: int, on_cpu: int) -> int:
-        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory."""
+    def questions_at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
+        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory.
+
+        Of a GPU that several ``workers`` share no more than a worker's share counts.
+        """
         if self.device.type != "cuda":
             return on_cpu
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        taken = torch.cuda.memory_allocated(self.device)
+        free += torch.cuda.memory_reserved(self.device) - taken
         again = self._greedy.bytes if "_greedy" in self.__dict__ and self._greedy is not None else 0
-        free = torch.cuda.mem_get_info(self.device)[0] + unused + again
-        return widths(self.family.language.config, self.dtype.itemsize).at_once(free, prompt, new)
+        room = min(free, total / workers - taken) + again
+        return widths(self.family.language.config, self.dtype.itemsize).at_once(max(room, 0), prompt, new)
 
     def release(self) -> None:
         """Give back the memory that answering keeps from batch to batch."""

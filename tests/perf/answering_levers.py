@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from fcit import seeding
-from fcit.config.schema import Decoder, Evaluation
+from fcit.config.kinds import Decoder
+from fcit.config.schema import Evaluation
 from fcit.models.decoding.batches import Batches
 from tests.perf import gpu, subspaces
 from tests.perf.variants import Column, Row, Variant, release, synchronise
