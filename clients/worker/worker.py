@@ -81,7 +81,7 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.batches = Batches(config.evaluation, self.backbone, workers_per_gpu(config))
+        self.batches = Batches(config.evaluation, self.backbone.answering, workers_per_gpu(config))
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
@@ -150,7 +150,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
-        self.backbone.release()
+        self.backbone.answering.release()
         self.backbone.layers.seconds = 0.0
         config = self.planning.begin(sessions[0].examples, self.micro)
         with computed(self.backbone, config.training):
@@ -289,7 +289,7 @@ class Worker:
                 where = f"in answering {len(batch)} questions at a time"
                 auto = self.config.evaluation.batch_size == "auto"
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
-                with self.backbone.decoding(self.method.decoder), micro_batches.explained(where, lower):
+                with self.backbone.answering.by(self.method.decoder), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
                     known = features[rows]
                     questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)

@@ -165,11 +165,11 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
     method: Method = registry.resolve("method", config.method["name"])(config)
-    with backbone.decoding(method.decoder):
+    with backbone.answering.by(method.decoder):
         answering = _answering(
             backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone"
         )
-    backbone.release()
+    backbone.answering.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
     return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
 

@@ -324,7 +324,7 @@ class Adapters:
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
             self._gates[MIX] = TokenGates(self._layers, MIX)
-            self.backbone.beside[MIX] = self._gates[MIX].weights
+            self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()
 
@@ -336,7 +336,7 @@ class Adapters:
         return None
 
     def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        weights = self.backbone.rows.get(MIX)
+        weights = self.backbone.answering.rows.get(MIX)
         return output if weights is None else scale(weights, output)
 
     @contextmanager
@@ -358,8 +358,8 @@ class Adapters:
                     columns = chosen[:, kept]
                     chosen = torch.zeros_like(chosen)
                     chosen[:, kept] = columns
-                self.backbone.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
-                stack.callback(self.backbone.rows.pop, MIX, None)
+                self.backbone.answering.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
+                stack.callback(self.backbone.answering.rows.pop, MIX, None)
             if self._projectors is not None:
                 stack.enter_context(self._projectors.weighted(chosen))
             yield

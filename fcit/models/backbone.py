@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +15,14 @@ import transformers
 from torch.nn import functional
 
 from fcit import config as configuration
-from fcit.config.kinds import Decoder, Way
+from fcit.config.kinds import Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
 from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
 from fcit.models.compiling import CompiledLayers
-from fcit.models.decoding.capture import CudaGraphs
-from fcit.models.decoding.greedy import Greedy, unsuitable
-from fcit.models.decoding.rows import Rows
-from fcit.models.decoding.sizes import widths
+from fcit.models.decoding.answering import Answering
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
 from fcit.models.features import ImageFeatures, Pictures, restored, stored
@@ -94,11 +90,8 @@ class Backbone:
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
-        #: Read by hooks on the language model: tensors with a row for each question of the batch, which a decoder
-        #: narrows to the questions that go on, and tensors beside the model's own, whose values change in place.
-        self.rows: Rows = {}
-        self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._decoder: Decoder = "auto"
+        #: How :meth:`generate` decodes.
+        self.answering = Answering(self)
         #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
         self.products: torch.dtype | None = None
 
@@ -285,15 +278,6 @@ class Backbone:
         logits, target = self.answer_logits(examples, features, prefix)
         return functional.cross_entropy(logits, target)
 
-    @contextmanager
-    def decoding(self, decoder: Decoder) -> Iterator[None]:
-        """Inside, :meth:`generate` decodes as ``evaluation.decoder`` says."""
-        before, self._decoder = self._decoder, decoder
-        try:
-            yield
-        finally:
-            self._decoder = before
-
     def generate(
         self,
         examples: Sequence[Encoded],
@@ -319,78 +303,7 @@ class Backbone:
         """The same as token ids; what follows an end token is no part of an answer."""
         inputs = self._inputs(examples, features, prefix)
         prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
-        greedy = None if self._decoder == "transformers" else self._greedy
-        if greedy is None:
-            return self._by_transformers(*prompt, max_new_tokens)
-        return self._by_greedy(greedy, *prompt, max_new_tokens)
-
-    def _by_greedy(
-        self, greedy: Greedy, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
-    ) -> list[list[int]]:
-        head = self._base.get_output_embeddings()
-        signature = self._signature(head) if self.device.type == "cuda" else None
-        positions = self.family.positions(mask, pictured)
-        return greedy((embeds, mask, positions), head, max_new_tokens, self._ends, signature)
-
-    def _by_transformers(
-        self, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
-    ) -> list[list[int]]:
-        tokens: torch.Tensor = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **self.family.generation(mask, pictured),
-        )
-        return tokens.tolist()
-
-    @property
-    def _ends(self) -> set[int]:
-        """Tokens that end an answer."""
-        ends = self._base.generation_config.eos_token_id
-        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-    @cached_property
-    def _greedy(self) -> Greedy | None:
-        """Our decoder; None, with a notice, if it cannot decode this model."""
-        why = unsuitable(self.family.language)
-        if why is not None:
-            logging.getLogger(__name__).warning("evaluation.decoder: transformers decodes this model, because %s", why)
-            return None
-        language = self.family.language
-        spread = len({parameter.device for parameter in language.parameters()}) > 1  # a graph is of one GPU
-        # Kernels of four-bit weights decide on the host what to launch.
-        graphs = self.device.type == "cuda" and not spread and self.config.quantization == "none"
-        return Greedy(language, self.rows, CudaGraphs(self.device) if graphs else None)
-
-    def _signature(self, head: torch.nn.Module) -> Hashable:
-        """What captured steps depend on: the active adapters and where all tensors lie that a step reads."""
-        language = self.family.language
-        tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
-        tensors += [t for named in self.beside.values() for t in named.values()]
-        places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
-        return tuple(getattr(self.model, "active_adapters", ())), language.training, places
-
-    def questions_at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
-        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory.
-
-        Of a GPU that several ``workers`` share no more than a worker's share counts.
-        """
-        if self.device.type != "cuda":
-            return on_cpu
-        free, total = torch.cuda.mem_get_info(self.device)
-        taken = torch.cuda.memory_allocated(self.device)
-        free += torch.cuda.memory_reserved(self.device) - taken
-        again = self._greedy.bytes if "_greedy" in self.__dict__ and self._greedy is not None else 0
-        room = min(free, total / workers - taken) + again
-        return widths(self.family.language.config, self.dtype.itemsize).at_once(max(room, 0), prompt, new)
-
-    def release(self) -> None:
-        """Give back the memory that answering keeps from batch to batch."""
-        if "_greedy" in self.__dict__ and self._greedy is not None:
-            self._greedy.release()
+        return self.answering.tokens(*prompt, max_new_tokens)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

@@ -15,14 +15,14 @@ SEVEN_B = Widths(layers=32, width=4096, inner=11008, key_width=4096, bytes=2)
 
 
 class Device:
-    """A backbone of which ``fit`` questions fit at a time, and ``guess`` are thought to."""
+    """A device of which ``fit`` questions fit at a time, and ``guess`` are thought to."""
 
     def __init__(self, fit: int = 100, guess: int = 100) -> None:
         self.fit, self.guess = fit, guess
         self.batches: list[list[int]] = []
         self.released = 0
 
-    def questions_at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
+    def at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
         assert (on_cpu, workers) == (64, 1)
         return self.guess
 

@@ -102,14 +102,14 @@ def _variant(
         decoding.load(count, as_backbone)
         row |= {"batch": batch, "subspaces": count}
         examples, features = gpu.records(decoding.backbone, decoding.size, batch, answered=False)
-        with decoding.mixed(batch, count, one_task, negligible), decoding.backbone.decoding(decoder):
+        with decoding.mixed(batch, count, one_task, negligible), decoding.backbone.answering.by(decoder):
             tokens = timed(row, decoding.new, lambda new: decoding.backbone.tokens(examples, features, new))
         key = count, one_task, batch
         if decoder == "transformers":
             decoding.answers[key] = tokens
         else:
             decoding.agree(row, key, tokens)
-        decoding.backbone.release()
+        decoding.backbone.answering.release()
         release()
 
     return Variant(name, means, work)
@@ -123,7 +123,7 @@ def _uneven(name: str, means: str, batch: int, by_length: bool) -> Variant[Decod
         row |= {"batch": batch, "subspaces": gpu.SUBSPACES}
         backbone, number = decoding.backbone, UNEVEN * batch
         examples, features = gpu.records(backbone, decoding.size, number, answered=False, uneven=True)
-        batches = Batches(Evaluation(batch_size=batch, by_length=by_length), backbone)
+        batches = Batches(Evaluation(batch_size=batch, by_length=by_length), backbone.answering)
 
         def answered(new: int) -> None:
             def answer(rows: list[int]) -> list[str]:
@@ -134,7 +134,7 @@ def _uneven(name: str, means: str, batch: int, by_length: bool) -> Variant[Decod
 
         row["first_seconds"] = seconds(lambda: answered(2))
         row["seconds_16_new"] = seconds(lambda: answered(16)) / UNEVEN
-        backbone.release()
+        backbone.answering.release()
 
     return Variant(name, means, work)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fcit.config.schema import Evaluation
 from fcit.data.collate import Encoded
-from fcit.models.backbone import Backbone
+from fcit.models.decoding.answering import Answering
 from fcit.models.memory import free, is_out_of_memory
 
 
@@ -20,8 +20,8 @@ class Batches:
         workers: processes that share a GPU.
     """
 
-    def __init__(self, settings: Evaluation, backbone: Backbone, workers: int = 1) -> None:
-        self.settings, self.backbone, self.workers = settings, backbone, workers
+    def __init__(self, settings: Evaluation, answering: Answering, workers: int = 1) -> None:
+        self.settings, self.answering, self.workers = settings, answering, workers
         self._most: int | None = None
 
     def answered(self, examples: Sequence[Encoded], limit: int, answer: Callable[[list[int]], list[str]]) -> list[str]:
@@ -59,7 +59,7 @@ class Batches:
     def _size(self, length: int, limit: int) -> int:
         if self.settings.batch_size != "auto":
             return self.settings.batch_size
-        fitting = self.backbone.questions_at_once(length, limit, self.settings.at_once, self.workers)
+        fitting = self.answering.at_once(length, limit, self.settings.at_once, self.workers)
         return min(fitting, self._most or fitting)
 
     def _halve(self, tried: int) -> None:
@@ -69,5 +69,5 @@ class Batches:
             tried,
             self._most,
         )
-        self.backbone.release()
+        self.answering.release()
         free()
