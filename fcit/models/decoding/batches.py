@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fcit.config.schema import Evaluation
 from fcit.data.collate import Encoded
+from fcit.errors import FCITError
 from fcit.models.decoding.answering import Answering
 from fcit.models.memory import free, is_out_of_memory
 
@@ -32,7 +33,8 @@ class Batches:
             answer: answers the questions at these places.
 
         Raises:
-            MemoryError, RuntimeError: what ``answer`` raises; with ``auto`` only if one question alone does not fit.
+            FCITError: ``answer`` returned another number of texts. MemoryError, RuntimeError: what it raised; with
+                ``auto`` that memory ran out only if one question alone does not fit.
         """
         lengths = [len(example.tokens) for example in examples]
         order = list(range(len(examples)))
@@ -51,6 +53,8 @@ class Batches:
             if answers is None:  # out of the except clause: until here the error held what did not fit
                 self._halve(len(rows))
                 continue
+            if len(answers) != len(rows):
+                raise FCITError(f"answer: must return a text for each of {len(rows)} questions, got {len(answers)}")
             for row, text in zip(rows, answers, strict=True):
                 texts[row] = text
             done += len(rows)
