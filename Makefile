@@ -53,6 +53,7 @@ evidence: install  ## the long runs behind docs/figures.md (about six and a half
 	$(BIN)/python -m tests.evidence.link
 	$(BIN)/python -m tests.evidence.sites_soak
 	$(BIN)/python -m tests.evidence.compat
+	$(BIN)/python -m tests.evidence.tokenizer
 	$(BIN)/python -m tests.evidence.card
 
 clean:
