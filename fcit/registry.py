@@ -103,6 +103,15 @@ ENGINES = {
     "ray": "fcit.federation.engines.ray:RayGrid",
 }
 
+#: Formats of instruction files. That of a text file is guessed: the first whose ``is_row`` holds for its first row. The
+#: last two follow from where rows lie: in Parquet files, or in a saved or hub data set.
+FORMATS = {
+    "llava": "fcit.data.formats.llava",
+    "messages": "fcit.data.formats.messages",
+    "parquet": "fcit.data.formats.hub",
+    "hf": "fcit.data.formats.hub",
+}
+
 TRACKERS = {
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
 }
@@ -116,6 +125,7 @@ KINDS = {
     "scorer": SCORERS,
     "engine": ENGINES,
     "tracker": TRACKERS,
+    "format": FORMATS,
 }
 
 
@@ -127,6 +137,9 @@ _REQUIRED = {
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
     "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
+
+#: Hooks of methods and optimisers that had another name in 0.1.0: under the old one they would never be called.
+_RENAMED = {"doubt": "reject_reason"}
 
 
 def nearest(name: str, allowed: list[str]) -> str:
@@ -202,15 +215,18 @@ def _own(kind: str, name: str) -> Any:
         good = callable(part)
     if not good:
         raise ConfigError(f"{kind}: {name} is not {meaning}")
+    for old in _RENAMED.keys() & set(dir(part)) if base else ():
+        raise ConfigError(f"{kind}: {name} defines {old}(), which is called {_RENAMED[old]}() now; rename it")
     if base and "name" not in vars(part):
         part.name = attribute  # not the name of the class it derives from
     return part
 
 
 def resolve_path(dotted: str) -> Any:
-    """The object at ``package.module:Name``."""
+    """The object at ``package.module:Name``, or the module at ``package.module``."""
     module, _, attribute = dotted.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    imported = importlib.import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def _source(module: str) -> Path:

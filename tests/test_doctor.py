@@ -10,8 +10,8 @@ from fcit.cli import main
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
-from fcit.doctor.estimate import Lengths
 from fcit.models.backbone import Backbone
+from fcit.models.estimate import Lengths
 
 LARGE = {
     "name": "large",
@@ -52,11 +52,18 @@ def test_a_7b_model_with_micro_batches_fits_into_24_gb(doctor):
     assert "assumed 35% of 71 TFLOP/s" in out
 
 
+@pytest.mark.parametrize(("gigabytes", "questions"), [("24", 12), ("80", 96)])
+def test_as_many_questions_at_a_time_as_fit(doctor, gigabytes, questions):
+    code, out, err = doctor(LARGE, "evaluation.batch_size=auto", "--gpu-gb", gigabytes, "--no-probe")
+    assert code == 0, err
+    assert f"answering, {questions} at a time" in out
+
+
 @pytest.mark.parametrize(
     ("gigabytes", "overrides", "helps"),
     [
         ("24", ["training.micro_batch=null"], "training.micro_batch=auto"),
-        ("24", ["training.micro_batch=16"], "training.micro_batch=auto"),
+        ("24", ["training.micro_batch=64"], "training.micro_batch=auto"),
         ("16", [], "backbone.quantization=4bit"),
         ("24", ["backbone.dtype=float32"], "backbone.dtype=bfloat16"),
         ("48", ["federation.engine=ray", "ray.num_gpus=0.25", "ray.workers=4"], "ray.num_gpus=1"),

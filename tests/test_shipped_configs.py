@@ -56,7 +56,7 @@ def has_the_official_values(name: str) -> None:
     assert (t.lr, t.epochs, t.warmup_ratio, t.schedule, t.weight_decay) == (2e-4, 1, 0.03, "trainer", 0)
     assert t.max_grad_norm is None  # the official DeepSpeed configuration clips nothing
     assert t.batch_size == (64 if "/cap-" in name else 128)
-    assert (t.micro_batch, t.checkpointing) == ("auto", True)
+    assert (t.micro_batch, t.checkpointing) == ("auto", "auto")
     assert (b.dtype, b.conversation, b.pad_to_square, b.max_length) == ("bfloat16", "vicuna_v1", True, 2048)
     assert run.evaluation.max_new_tokens == 128
     assert run.fedopt["name"] == "fedavg"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +14,12 @@ from torch import nn
 from fcit import seeding
 from fcit.errors import FCITError
 from fcit.methods.base import Session
+from fcit.models.compiling import CompiledLayers
+from fcit.models.memory import free, is_out_of_memory
 
 Sessions = tuple[Session, Session]
 LossOf = Callable[[list[int]], Any]
 
-#: Text in a RuntimeError of torch that is not one of its out-of-memory errors.
-_NO_MEMORY = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
 #: Elements of a method's note that is put back before a batch is tried again; fixed tables are larger.
 _SMALL = 2**16
 
@@ -29,10 +28,17 @@ class OutOfMemory(FCITError, MemoryError):
     """A training step needs more memory than there is; a Ray worker to which that happens is replaced."""
 
 
-def backward(sessions: Sessions, batch: list[int], loss_of: LossOf, micro_batch: int | None = None) -> float:
+def backward(
+    sessions: Sessions,
+    batch: list[int],
+    loss_of: LossOf,
+    micro_batch: int | None = None,
+    passing: Callable[[int], AbstractContextManager[Any]] = lambda records: nullcontext(),
+) -> float:
     """Gradients of one batch's loss, added to the parameters'; returns the loss.
 
-    With ``micro_batch`` only so many records are passed through the model at a time. The loss of part i
+    With ``micro_batch`` only so many records are passed through the model at a time, the longest first, so that
+    rows of a part are padded little and a part that does not fit is the first one. The loss of part i
     counts with n_i / n, its share of the batch's answer tokens, so that a mean over answer tokens is that
     of the whole batch, and a term of the parameters alone, being in every part's loss, counts once:
 
@@ -43,21 +49,26 @@ def backward(sessions: Sessions, batch: list[int], loss_of: LossOf, micro_batch:
 
     Args:
         loss_of: the method's loss of records of the shard, by their indices.
+        passing: what to enter for the forward and backward pass of so many records.
     """
     for view in sessions:
         view.batch = batch
     if micro_batch is None or micro_batch >= len(batch):
-        loss = loss_of(batch)
-        loss.backward()
+        with passing(len(batch)):
+            loss = loss_of(batch)
+            loss.backward()
         return float(loss.detach())
-    tokens = [sessions[0].examples[i].learnt for i in batch]
+    examples = sessions[0].examples
+    learnt = {i: examples[i].learnt for i in batch}
+    ordered = sorted(batch, key=lambda i: -len(examples[i].tokens))  # stable: the same parts everywhere
     total = 0.0
     for start in range(0, len(batch), micro_batch):
-        part = slice(start, start + micro_batch)
+        part = ordered[start : start + micro_batch]
         for view in sessions:
-            view.batch = batch[part]
-        loss = loss_of(batch[part]) * (sum(tokens[part]) / sum(tokens))
-        loss.backward()
+            view.batch = part
+        with passing(len(part)):
+            loss = loss_of(part) * (sum(learnt[i] for i in part) / sum(learnt[i] for i in batch))
+            loss.backward()
         total += float(loss.detach())
         del loss  # else this part's graph lives on beside the next one's
     for view in sessions:
@@ -65,25 +76,33 @@ def backward(sessions: Sessions, batch: list[int], loss_of: LossOf, micro_batch:
     return total
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory, of a GPU or of the machine, ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
-
-
 class MicroBatches:
     """How many records pass through the model at a time in one process; with ``auto``, the size that has fitted.
 
-    ``auto`` starts with the whole batch. When memory runs out the size is halved and the batch done again from
-    its beginning: no gradients, random state and small notes of the method as before it, so that the result is
-    that of the smaller size alone. The size that worked stays for all that follows in the process.
+    ``auto`` starts with what :meth:`begin` is told, or with the whole batch. When memory runs out the size is halved
+    and the batch done again from its beginning: no gradients, random state and small notes of the method as before it,
+    so that the result is that of the smaller size alone. The size that worked stays for all that follows in the
+    process. A batch in which layers could not be compiled is done again without that in the same way.
+
+    Args:
+        setting: ``training.micro_batch``.
+        batch_size: records of a whole batch.
+        layers: decoder layers, compiled for parts of the full size where ``training.compile`` has installed them.
     """
 
-    def __init__(self, setting: int | Literal["auto"] | None) -> None:
-        self.setting = setting
+    def __init__(
+        self, setting: int | Literal["auto"] | None, batch_size: int | None = None, layers: CompiledLayers | None = None
+    ) -> None:
+        self.setting, self.batch_size, self.layers = setting, batch_size, layers
         self.size: int | None = setting if isinstance(setting, int) else None
         self.halved = 0
+        self._most: int | None = None  # what memory running out has led to
+
+    def begin(self, most: int | None) -> None:
+        """Begin an order; ``auto`` takes at most so many records at a time, and no more than has fitted before."""
+        self.halved = 0
+        if self.setting == "auto":
+            self.size = min((size for size in (most, self._most) if size is not None), default=None)
 
     def backward(
         self, sessions: Sessions, batch: list[int], loss_of: LossOf, parameters: Iterable[nn.Parameter]
@@ -93,31 +112,44 @@ class MicroBatches:
         Raises:
             OutOfMemory: not even one record fits, or the size is fixed and does not.
         """
-        if self.setting != "auto":
-            tried = min(self.size or len(batch), len(batch))
-            with explained(f"in a training step with {tried} at a time", *self._lower(tried)):
-                return backward(sessions, batch, loss_of, self.size)
         parameters = list(parameters)
         again, notes = seeding.bookmark(), _notes(sessions[0])
         while True:
             try:
-                return backward(sessions, batch, loss_of, self.size)
+                return backward(sessions, batch, loss_of, self.size, self._passing)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not self._changed(len(batch), error):
                     raise
-                self._halve(len(batch), error)
             # Out of the except clause: until here the error held the graph that did not fit.
             for parameter in parameters:
                 parameter.grad = None
-            _free()
+            free()
             again()
             notes()
+
+    def _passing(self, records: int) -> AbstractContextManager[None]:
+        """Compiled layers for parts of the one size that nearly all have."""
+        sizes = [size for size in (self.size, self.batch_size) if size is not None]
+        whole = bool(sizes) and records == min(sizes)
+        return self.layers.running() if whole and self.layers is not None else nullcontext()
+
+    def _changed(self, batch: int, error: BaseException) -> bool:
+        """Whether something was changed after an error so that the batch can be tried again."""
+        if self.layers is not None and self.layers.give_up(error):
+            return True
+        if not is_out_of_memory(error):
+            return False
+        if self.setting != "auto":
+            tried = min(self.size or batch, batch)
+            raise _sentence(f"in a training step with {tried} at a time", self._lower(tried), error) from None
+        self._halve(batch, error)
+        return True
 
     def _halve(self, batch: int, error: BaseException) -> None:
         tried = min(self.size or batch, batch)
         if tried == 1:
             raise _sentence("in a training step with one record at a time", self._lower(1), error) from None
-        self.size = tried // 2
+        self.size = self._most = tried // 2
         self.halved += 1
         logging.getLogger(__name__).warning(
             "training.micro_batch: auto: memory ran out with %d records at a time, going on with %d", tried, self.size
@@ -184,10 +216,3 @@ def _tensor(tensor: torch.Tensor) -> Callable[[], None]:
             tensor.copy_(value)
 
     return put_back
-
-
-def _free() -> None:
-    """Free the memory of the failed attempt."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

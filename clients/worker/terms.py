@@ -19,17 +19,20 @@ class Terms:
     min_records: int = 1
     at_site: bool = False
 
-    def how(self, config: RunConfig, used: MicroBatches | None = None) -> dict[str, Any]:
+    def how(self, config: RunConfig, used: MicroBatches | None = None, decided: bool = False) -> dict[str, Any]:
         """How an update was computed, as it is sent with it; empty in a plain simulation.
 
         Args:
             config: as used here (:func:`clients.site.policy.limited`).
             used: the micro-batches, whose size ``micro_batch: auto`` has found.
+            decided: whether ``config`` has a choice of this machine in place of ``checkpointing: auto``.
         """
         training = config.training
         how: dict[str, Any] = {"dtype": config.backbone.dtype} if self.at_site else {}
-        if self.at_site or training.micro_batch is not None or training.checkpointing:
+        if self.at_site or training.micro_batch is not None or training.checkpointing or decided:
             how |= {"micro_batch": training.micro_batch, "checkpointing": training.checkpointing}
         if used is not None and training.micro_batch == "auto":
             how |= {"micro_batch": used.size or training.batch_size, "halved": used.halved}
+        if used is not None and used.layers is not None and used.layers.shapes:
+            how |= {"compiled": not used.layers.failed, "compile_seconds": round(used.layers.seconds, 1)}
         return how

@@ -5,15 +5,14 @@ from __future__ import annotations
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
+from fcit.config.kinds import BatchSize, Checkpointing, Decoder, MicroBatch, Way
 from fcit.io import bounded
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
-
-#: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
-Way = Literal["official", "upright"]
+AT_ONCE = 64  # questions answered at a time, unless another number is set or found
 
 
 def _is_number(annotation: Any) -> bool:
@@ -34,16 +33,6 @@ class Section(BaseModel):
         if isinstance(value, str) and ("\0" in value or not bounded.is_text(value)):
             raise ValueError("must be text without null characters and halves of surrogate pairs")
         return value
-
-
-def _micro_batch(value: Any) -> Any:
-    if value is None or value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError("must be a whole number from 1 on, auto, or null for the whole batch")
-
-
-#: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
-MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
 
 
 class Federation(Section):
@@ -157,11 +146,31 @@ class Training(Section):
         1.0, gt=0, description="gradients, taken together, are no longer than this; null: not clipped, as published"
     )
     micro_batch: Annotated[MicroBatch, BITS] = Field(
-        None, description="records passed through the model at a time; auto: halved when memory runs out"
+        None,
+        description="records passed through the model at a time; auto: on a GPU as many as fit by the estimate of "
+        "`fcit doctor`, else the whole batch, and halved when memory runs out",
     )
-    checkpointing: Annotated[bool, BITS] = Field(
-        False, description="compute activations a second time instead of keeping them"
+    checkpointing: Annotated[Checkpointing, BITS] = Field(
+        False,
+        description="compute activations a second time instead of keeping them; auto: only where a GPU has no room for "
+        "enough records without, by the estimate of `fcit doctor`; never on a CPU",
     )
+    adapter_products: Annotated[Literal["backbone", "float32"], BITS] = Field(
+        "backbone",
+        description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
+        "what is trained is float32 in either case",
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
+        "auto",
+        description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
+        "of 64 tokens; auto: on a CUDA GPU without quantization",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """YAML reads bare ``on`` and ``off`` as booleans."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""
@@ -171,7 +180,25 @@ class Training(Section):
 class Evaluation(Section):
     """Evaluation of the model after a stage."""
 
-    batch_size: Annotated[int, BITS] = Field(64, ge=1, description="questions answered at a time")
+    batch_size: Annotated[BatchSize, BITS] = Field(
+        64,
+        description="questions answered at a time; auto: as many as fit into a GPU, at most 128, and half as many when "
+        "memory runs out; on a CPU 64",
+    )
+    by_length: Annotated[bool, BITS] = Field(
+        True, description="the questions of an order are put into batches by their length, which saves padding"
+    )
+    decoder: Annotated[Decoder, BITS] = Field(
+        "auto",
+        description="static: ours, with keys and values at fixed addresses, where rows leave the batch when they end "
+        "and, on CUDA, a step is one graph; transformers: its `generate`; auto: static, but transformers for a method "
+        "of one's own that answers with code of its own",
+    )
+    mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
+        "float32",
+        description="number format of the subspaces that answer; backbone: backbone.dtype, so that layers cast nothing "
+        "(of no use with float32)",
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )
@@ -214,6 +241,16 @@ class Evaluation(Section):
             raise ValueError("must be stage, final or a list of stage numbers from 1 on, e.g. [4, 8]")
         return value
 
+    @property
+    def at_once(self) -> int:
+        """Questions answered at a time; where it is not known what fits, 64 for ``auto``."""
+        return AT_ONCE if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def stretch(self) -> int:
+        """Questions of an order."""
+        return self.at_once * self.batches_per_order
+
     def stages(self, count: int) -> list[int]:
         """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last."""
         if self.when == "stage":
@@ -233,7 +270,9 @@ class Backbone(Section):
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(
         "float32", description="number format of the frozen weights"
     )
-    device: Annotated[str, BITS] = Field("cpu", description="cpu, cuda or cuda:N")
+    device: Annotated[str, BITS] = Field(
+        "cpu", description="cpu, cuda, cuda:N or auto: over as many GPUs of a worker as the weights need"
+    )
     conversation: Literal["template", "vicuna_v1"] = Field(
         "template", description="template: the processor's chat template"
     )

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fcit import registry
-from fcit.config.checks import sentences
-from fcit.config.schema import MicroBatch, Section
+from fcit.config.checks import device_problem, sentences
+from fcit.config.kinds import MicroBatch
+from fcit.config.schema import Section
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
@@ -57,8 +58,9 @@ def _loopback(value: str) -> str:
 
 def _device(value: str) -> str:
     """What torch computes on here."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
-        raise ValueError("is neither 'cpu' nor 'cuda[:n]'")
+    problem = device_problem(value)
+    if problem:
+        raise ValueError(problem)
     return value
 
 
@@ -129,7 +131,9 @@ class Site(Section):
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the backbone; if allowed")
     micro_batch: MicroBatch = Field(None, description="records per forward pass, or auto; default: as ordered")
-    checkpointing: bool | None = Field(None, description="compute activations twice; default: as ordered")
+    checkpointing: bool | Literal["auto"] | None = Field(
+        None, description="compute activations twice, or auto; default: as ordered"
+    )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
     max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")

@@ -47,13 +47,13 @@ def images_of(examples: Sequence[Encoded]) -> list[str]:
     return [image for example in examples for image in example.images]
 
 
-def pad_left(examples: Sequence[Encoded], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pad on the left, as generation and training both do here.
+def pad_left(examples: Sequence[Encoded], pad: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pad on the left, as generation and training both do here, to a length that is a multiple of ``multiple``.
 
     Returns:
         ids, attention mask and labels, each ``(B, L)`` int64; labels are IGNORE outside the answers.
     """
-    length = max(len(e.tokens) for e in examples)
+    length = -(-max(len(e.tokens) for e in examples) // multiple) * multiple
     ids = np.full((len(examples), length), pad, dtype=np.int64)
     mask = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORE)

@@ -9,14 +9,15 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.data.spec import read_spec
-from fcit.doctor import estimate, timing
+from fcit.doctor import timing
 from fcit.doctor.devices import Device, device_of
-from fcit.doctor.estimate import Lengths
-from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large, workers_of
+from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large, within, workers_of
 from fcit.doctor.models import check_models
 from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
 from fcit.methods.base import Method
+from fcit.models import estimate
+from fcit.models.estimate import Lengths
 from fcit.models.features import features_size
 from fcit.models.judging import judge_of
 from fcit.models.shapes import HERE, Shape, shape_of
@@ -47,7 +48,9 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     lengths = Lengths(max(1, longest[0] - longest[1] - shape.image_tokens), longest[1]) if longest else Lengths()
     workers = per_device(config)
     room = device.memory / workers
-    size = estimate.largest_micro(config, shape, subspaces, room, lengths)
+    config = estimate.with_batches(config, shape, subspaces, room, lengths)
+    config = estimate.planned(config, shape, subspaces, within(room), lengths)
+    size = estimate.largest_micro(config, shape, subspaces, within(room), lengths)
     shown = size or smallest(config)
     console.print(_device_table(config, shape, subspaces, shown, lengths, device, workers))
     console.print(_machine_table(config, shape, subspaces, shown, lengths, work))
@@ -59,10 +62,11 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     with console.status("timing a step"):
         speed = timing.measured(config, lengths, shown, subspaces, work) if probe and can_run else None
     console.print(_time_table(config, shape, lengths, device, work, speed, why))
+    again = ", activations computed again" if config.training.checkpointing else ""
     for line in models.lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(
-        f"{config.name}: fits on {device.name}, {shown} records at a time; sizes from {shape.source}; "
+        f"{config.name}: fits on {device.name}, {shown} records at a time{again}; sizes from {shape.source}; "
         f"{'the longest record has' if longest else 'assumed'} "
         f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
         highlight=False,
@@ -105,7 +109,7 @@ def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) 
     """Training by FLOPs; answers also by how often all weights are read: once per token of a batch."""
     record = estimate.training_flops(config, shape, lengths) / (REACHED * device.peak)
     weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]
-    read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.batch_size
+    read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.at_once
     question = estimate.answering_flops(config, shape, lengths) / (REACHED * device.peak) + read
     return Speed(record, question, f"assumed {REACHED:.0%} of {device.peak / 1e12:.3g} TFLOP/s")
 
@@ -127,7 +131,7 @@ def _device_table(
     parts = {
         "always": memory.always,
         f"training, {micro} at a time": memory.training,
-        f"answering, {config.evaluation.batch_size} at a time": memory.answering,
+        f"answering, {config.evaluation.at_once} at a time": memory.answering,
         "looking at images, 32 at a time": memory.looking,
     }
     for title, part in parts.items():

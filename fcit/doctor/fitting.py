@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fcit.config import RunConfig
-from fcit.doctor import estimate
 from fcit.doctor.devices import Device, machine_memory
-from fcit.doctor.estimate import Lengths
+from fcit.models import estimate
+from fcit.models.estimate import Lengths
 from fcit.models.shapes import Shape
 from fcit.runs import forking
 
@@ -42,8 +42,12 @@ def per_device(config: RunConfig) -> int:
     """Workers that share a device (``ray.num_gpus: 0.5`` puts two on a GPU; all workers share a machine)."""
     if config.backbone.device == "cpu" or config.federation.engine != "ray":
         return workers_of(config)
-    share = config.ray.num_gpus
-    return min(config.ray.workers, max(1, int(1 / share))) if share else config.ray.workers
+    return estimate.workers_per_gpu(config)
+
+
+def within(room: float) -> estimate.Fits:
+    """Whether everything that a worker needs at any one time fits into ``room`` bytes."""
+    return lambda memory: memory.peak <= room
 
 
 def _variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -52,9 +56,9 @@ def _variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         ("training.micro_batch=auto", "training", {"micro_batch": "auto"}),
         ("training.checkpointing=true", "training", {"checkpointing": True}),
         (
-            f"evaluation.batch_size={max(1, config.evaluation.batch_size // 8)}",
+            f"evaluation.batch_size={max(1, config.evaluation.at_once // 8)}",
             "evaluation",
-            {"batch_size": max(1, config.evaluation.batch_size // 8)},
+            {"batch_size": max(1, config.evaluation.at_once // 8)},
         ),
         ("backbone.dtype=bfloat16", "backbone", {"dtype": "bfloat16"}),
         ("ray.num_gpus=1", "ray", {"num_gpus": 1.0}),
@@ -88,7 +92,7 @@ def too_large(config: RunConfig, shape: Shape, subspaces: int, room: float, leng
         if " " in text and fitting:
             break
         space = device.memory / per_device(variant)
-        if estimate.largest_micro(variant, shape, subspaces, space, lengths):
+        if estimate.largest_micro(variant, shape, subspaces, within(space), lengths):
             fitting.append(text)
             if " " in text:
                 break

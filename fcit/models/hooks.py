@@ -18,7 +18,12 @@ Parameters = dict[str, torch.Tensor]
 
 def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Multiply the rank dimension of ``(B, L, R)`` by weights ``(B, R)`` or ``(B, L, R)``."""
-    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output.dtype)
+    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output)
+
+
+def as_factor(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """An input in the number format of the weight it is multiplied by; under autocast, which casts both, as it is."""
+    return x.to(weight.device) if torch.is_autocast_enabled(x.device.type) else x.to(weight)
 
 
 class TokenGates:
@@ -30,32 +35,42 @@ class TokenGates:
     Args:
         layers: adapted layers by name.
         adapter: whose ``lora_A`` is gated.
-        weights: layer name -> W_g ``(experts, d_in)``, looked up at every forward.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], adapter: str, weights: Mapping[str, torch.Tensor]) -> None:
-        self._open: dict[str, torch.Tensor] = {}
-        for name, layer in layers.items():
-            layer.register_forward_pre_hook(self._reader(name, adapter, weights))
-            layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._gate(name))
+    def __init__(self, layers: Mapping[str, nn.Module], adapter: str) -> None:
+        self._gates = {name: _Gate(layer, adapter) for name, layer in layers.items()}
+        #: W_g ``(experts, d_in)`` of the layers that have one.
+        self.weights: dict[str, torch.Tensor] = {}
 
-    def _reader(self, name: str, adapter: str, weights: Mapping[str, torch.Tensor]) -> Any:
-        def read(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            gate = weights.get(name)
-            if gate is None or adapter not in module.active_adapters:
-                return
-            self._open[name] = torch.softmax(inputs[0].to(gate.dtype) @ gate.T, dim=-1)
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set W_g of layers by their names, in place where there is one; a layer that never had one is not gated."""
+        for name, weight in weights.items():
+            if name in self.weights:
+                self.weights[name].copy_(weight)
+            else:
+                self.weights[name] = self._gates[name].weight = weight
 
-        return read
 
-    def _gate(self, name: str) -> Any:
-        def multiply(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            gate = self._open.pop(name, None)
-            if gate is None:  # another adapter of the layer is active
-                return output
-            return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
+class _Gate:
+    """The gate of one layer. It knows no name, so that equal layers share one compilation."""
 
-        return multiply
+    def __init__(self, layer: nn.Module, adapter: str) -> None:
+        self.adapter = adapter
+        self.weight: torch.Tensor | None = None
+        self._open: torch.Tensor | None = None
+        layer.register_forward_pre_hook(self._read)
+        layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._multiply)
+
+    def _read(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self.weight is not None and self.adapter in module.active_adapters:
+            self._open = torch.softmax(as_factor(inputs[0], self.weight) @ self.weight.T, dim=-1)
+
+    def _multiply(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        gate, self._open = self._open, None
+        if gate is None:  # another adapter of the layer is active
+            return output
+        return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
 
 
 class Projectors:
@@ -95,8 +110,9 @@ class Projectors:
     def _mix(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if self._weights is None or not self._all:
             return None
-        total = self._weights.sum(dim=1, keepdim=True)
-        share = torch.where(total > 0, self._weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
+        weights = self._weights.to(output.device)
+        total = weights.sum(dim=1, keepdim=True)
+        share = torch.where(total > 0, weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
         owners = self._owners()
         if owners is not None and len(share) > 1:
             share, total = share[owners], total[owners]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch.nn import functional
 
 from clients.worker.micro_batches import MicroBatches, OutOfMemory, backward
+from clients.worker.planning import Planning
+from fcit import config as configuration
 from fcit import simulate
 from fcit.data.collate import Encoded
 from fcit.errors import FCITError
@@ -33,12 +36,13 @@ class Model:
             backbone=self, adapters=None, client=0, shard="s", stage=0, round=0, subspace="0", examples=examples
         )
         self.session.notes = {"draw": np.random.default_rng(3), "count": torch.zeros(1), "name": "a word"}
-        self.fits, self.at, self.seen = fits, at, []
+        self.fits, self.at, self.seen, self.rows = fits, at, [], []
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def loss_of(self, chosen: list[int]) -> torch.Tensor:
         assert self.session.batch == chosen
         self.seen.append(len(chosen))
+        self.rows += chosen
         self.session.notes["count"] += len(chosen)
         x = functional.dropout(self.records[chosen], 0.5) + float(self.session.notes["draw"].normal())
         loss = (x @ self.weight).square().mean()
@@ -103,6 +107,18 @@ def test_the_size_that_worked_is_kept():
     assert auto.halved == 2
 
 
+def test_the_longest_records_come_first_and_the_whole_batch_as_it_is():
+    """Records are the longer the higher their number."""
+    model = Model(8)
+    model.run(3)
+    assert model.rows == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert model.seen == [3, 3, 2]
+    assert model.session.batch == list(range(RECORDS))
+    model.rows.clear()
+    model.run(8)
+    assert model.rows == list(range(RECORDS))
+
+
 def test_where_not_even_one_record_fits_it_says_what_to_lower():
     auto = MicroBatches("auto")
     with pytest.raises(OutOfMemory, match=r"one record at a time: CUDA out of memory.*training\.checkpointing: true"):
@@ -122,6 +138,58 @@ def test_a_fixed_size_that_does_not_fit_names_auto(setting, tried):
 def test_other_errors_are_not_taken_for_it(setting):
     with pytest.raises(RuntimeError, match="shapes"):
         Model(0, RuntimeError("shapes do not match")).run(MicroBatches(setting))
+
+
+LARGE = {"model": "llava-hf/llava-1.5-7b-hf", "identity": "openai/clip-vit-large-patch14-336", "dtype": "bfloat16"}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of 96 GB of which a model takes 16, and an allocator that holds 4 more; returns what is free beside."""
+    free = {"bytes": 76e9}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 96e9))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 16e9)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20e9)
+    return free
+
+
+def begun(micro: MicroBatches, text: int = 700, device: str = "cuda", **sections) -> tuple[bool, int | None]:
+    """Whether activations are computed again, and records at a time, for an order of records of so many tokens."""
+    training = {"batch_size": 16, "micro_batch": micro.setting, "checkpointing": "auto"}
+    config = configuration.parse({"backbone": {**LARGE, "device": device}, "training": training, **sections})
+    planning = Planning(config, SimpleNamespace(device=torch.device(device)))
+    plan = planning.begin([Encoded((1,) * text, ((text - 10, text),), ("",))], micro)
+    return plan.training.checkpointing, micro.size
+
+
+def test_a_gpu_with_room_keeps_activations(gpu):
+    assert begun(MicroBatches("auto")) == (False, 16)
+    gpu["bytes"] = 40e9
+    assert begun(MicroBatches("auto")) == (False, 8)
+    assert begun(MicroBatches("auto"), text=2048) == (True, 16)
+    gpu["bytes"] = 4e9
+    assert begun(MicroBatches("auto")) == (True, 8)
+    assert begun(MicroBatches(1)) == (False, 1)
+    assert begun(MicroBatches(None)) == (True, None)
+
+
+def test_workers_that_share_a_gpu_share_its_memory(gpu):
+    ray = {"federation": {"engine": "ray"}, "ray": {"workers": 2, "num_gpus": 0.5}}
+    assert begun(MicroBatches("auto"), **ray) == (False, 4)
+
+
+def test_what_memory_running_out_has_shown_outweighs_the_estimate(gpu):
+    auto = MicroBatches("auto")
+    assert begun(auto) == (False, 16)
+    Model(2).run(auto)
+    assert auto.halved == 2
+    assert begun(auto) == (False, 2)
+    assert auto.halved == 0
+
+
+def test_on_a_cpu_nothing_is_estimated():
+    assert begun(MicroBatches("auto"), device="cpu") == (False, None)
+    assert begun(MicroBatches(4), device="cpu") == (False, 4)
 
 
 def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
@@ -145,7 +213,7 @@ def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):
         "method": "finetune",
         "evaluation": {"samples": 1, "when": "final"},
         "federation": {"rounds": 1, "clients_per_round": 2},
-        "training": {"micro_batch": "auto", "batch_size": 16},
+        "training": {"micro_batch": "auto", "batch_size": 16, "checkpointing": "auto"},
     }
     run = simulate(raw)
     events = [json.loads(line) for line in run.folder.events.read_text().splitlines()]

@@ -34,12 +34,12 @@ from transformers import LlavaForConditionalGeneration
 from clients.worker.micro_batches import OutOfMemory, explained
 from fcit import config as configuration
 from fcit import seeding
-from fcit.doctor import estimate
 from fcit.doctor.devices import device_of, peak_of
-from fcit.doctor.estimate import Lengths
 from fcit.models import backbone as backbones
+from fcit.models import estimate
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
+from fcit.models.estimate import Lengths
 from fcit.models.families.llava import Llava, llava_7b
 from fcit.models.shapes import Shape, measure
 from tests.helpers.llava import small_llava

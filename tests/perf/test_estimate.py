@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from fcit import config as configuration
-from fcit.doctor import estimate
-from fcit.doctor.estimate import Lengths
+from fcit.doctor.fitting import within
+from fcit.models import estimate
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.estimate import Lengths
 from fcit.models.shapes import shape_of
+from fcit.models.steps import computed
 from tests.helpers.llava import small_llava
 
 RECORDS = 4
@@ -36,24 +38,31 @@ def kept(config, backbone: Backbone, examples, features) -> int:
             held.append(tensor)
         return tensor
 
-    with adapters.training(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    ways = computed(backbone, config.training)
+    with ways, adapters.training(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         backbone.loss(examples, features)
     return sum(seen.values())
 
 
 @pytest.mark.parametrize("model", ["fcit-tiny", "small-llava"])
 @pytest.mark.parametrize(
-    ("backbone", "dropout"),
+    ("backbone", "dropout", "products"),
     [
-        ({"dtype": "float32"}, 0.0),
-        ({"dtype": "float32"}, 0.05),
-        ({"dtype": "bfloat16"}, 0.05),
-        ({"dtype": "bfloat16", "attention": "eager"}, 0.0),
+        ({"dtype": "float32"}, 0.0, "backbone"),
+        ({"dtype": "float32"}, 0.05, "backbone"),
+        ({"dtype": "bfloat16"}, 0.05, "float32"),
+        ({"dtype": "bfloat16", "attention": "eager"}, 0.0, "float32"),
+        ({"dtype": "bfloat16"}, 0.05, "backbone"),
+        ({"dtype": "bfloat16"}, 0.0, "backbone"),
     ],
 )
-def test_activations_are_what_torch_keeps(models, model, backbone, dropout):
+def test_activations_are_what_torch_keeps(models, model, backbone, dropout, products):
     config = configuration.parse(
-        {"backbone": {**models[model], **backbone, "feature_cache": "off"}, "adapter": {"dropout": dropout}}
+        {
+            "backbone": {**models[model], **backbone, "feature_cache": "off"},
+            "adapter": {"dropout": dropout},
+            "training": {"adapter_products": products},
+        }
     )
     loaded = Backbone(config.backbone)
     examples = [loaded.encode("What is this? " * 20, "red cup " * 8, "")] * RECORDS
@@ -135,9 +144,36 @@ def test_auto_comes_to_the_largest_half_that_fits():
     def peak(records: int) -> float:
         return estimate.memory(run, shape, 8, records, Lengths()).peak
 
-    size = estimate.largest_micro(run, shape, 8, 24 * 2**30, Lengths())
+    size = estimate.largest_micro(run, shape, 8, within(24 * 2**30), Lengths())
     assert size is not None
     assert peak(size) <= 24 * 2**30 < peak(2 * size)
-    assert estimate.largest_micro(run, shape, 8, peak(1) - 1, Lengths()) is None
+    assert estimate.largest_micro(run, shape, 8, within(peak(1) - 1), Lengths()) is None
     fixed = run.model_copy(update={"training": run.training.model_copy(update={"micro_batch": 64})})
-    assert estimate.largest_micro(fixed, shape, 8, 24 * 2**30, Lengths()) is None
+    assert estimate.largest_micro(fixed, shape, 8, within(24 * 2**30), Lengths()) is None
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "micro", "again", "size"),
+    [
+        (141, "auto", False, 16),
+        (80, "auto", False, 8),
+        (24, "auto", True, 16),
+        (24, 2, True, 2),
+        (24, 1, False, 1),
+        (80, None, True, 16),
+    ],
+)
+def test_activations_are_computed_again_where_too_few_records_fit_without(gigabytes, micro, again, size):
+    run = configuration.parse(
+        {
+            "backbone": {**LARGE, "device": "cuda"},
+            "training": {"batch_size": 16, "micro_batch": micro, "checkpointing": "auto"},
+            "evaluation": {"batch_size": 1},
+        }
+    )
+    shape, fits = shape_of(run.backbone, run.adapter.targets), within(gigabytes * 2**30)
+    plan = estimate.planned(run, shape, 1, fits, Lengths())
+    assert plan.training.checkpointing is again
+    assert estimate.largest_micro(plan, shape, 1, fits, Lengths()) == size
+    on_cpu = run.model_copy(update={"backbone": run.backbone.model_copy(update={"device": "cpu"})})
+    assert estimate.planned(on_cpu, shape, 1, fits, Lengths()).training.checkpointing is False

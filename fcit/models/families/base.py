@@ -26,6 +26,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.errors import ConfigError
 from fcit.models.features import square
+from fcit.models.hooks import as_factor
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ class Family(ABC):
 
     @staticmethod
     def _as_parameters(module: nn.Module, features: torch.Tensor) -> torch.Tensor:
-        """Features in the number format of a module, which for a trained projector is float32."""
-        return features.to(next(module.parameters()).dtype)
+        """Features in the number format of a module: float32 for a trained projector, unless autocast multiplies."""
+        return as_factor(features, next(module.parameters()))
 
 
 def families() -> dict[str, type[Family]]:

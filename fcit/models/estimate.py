@@ -1,14 +1,17 @@
 """What a configuration needs, before anything is loaded: memory of a GPU, of workers and server, disk, time.
 
-Bytes are computed from the model's sizes (:mod:`fcit.models.shapes`); the test beside compares them with what
-torch really keeps. What cannot be known without the data is an assumption and named as one.
+`fcit doctor` shows it, and a client decides by it how records pass through the model (:func:`planned`). Bytes are
+computed from the model's sizes (:mod:`fcit.models.shapes`); tests/perf/test_estimate.py compares them with what torch
+really keeps. What cannot be known without the data is an assumption and named as one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fcit.config import RunConfig
+from fcit.models.decoding.sizes import Widths
 from fcit.models.features import BATCH
 from fcit.models.shapes import Shape
 
@@ -20,6 +23,8 @@ CONTEXT, GAPS, PROCESS = 0.8e9, 0.05, 1.5e9
 FOUR_BITS = 4.127 / 8
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT = 4
+#: Records at a time below which it is worth computing activations again to take more.
+ENOUGH = 4
 
 
 @dataclass(frozen=True)
@@ -54,24 +59,31 @@ def layer_activations(config: RunConfig, shape: Shape) -> float:
     """Bytes that one layer of the language model keeps for its backward pass, per token.
 
     Its weights are frozen, so a linear layer keeps nothing of its input; what is kept is (s bytes a number, h the
-    width, I the feed-forward's, k that of the keys; adapters compute in float32):
+    width, I the feed-forward's, k that of the keys, p the bytes in which adapters are multiplied):
 
         two norms                 2 * 4 h            (the input in float32; nothing new where s = 4 and it is shared)
         attention q, k, v, out    s (2 h + 2 k)      (sdpa and flash; eager also 4 to 6 per pair of tokens and head)
         SiLU and the product      3 s I
-        adapter on width d        4 (d + rank), and d for the dropout mask (4 d on a CPU); without dropout in
-                                  float32 the input is shared
+        adapter on width d        p (d + rank), and d for the dropout mask (p d on a CPU); without dropout and where
+                                  p = s the input is shared
+
+    Compiled layers keep less (a sixth in the one measurement that there is), which is not counted on.
     """
-    s = _WIDTHS[config.backbone.dtype]
-    mask = 0 if not config.adapter.dropout else _FLOAT if config.backbone.device == "cpu" else 1
+    s, p = _WIDTHS[config.backbone.dtype], _product(config)
+    mask = 0 if not config.adapter.dropout else p if config.backbone.device == "cpu" else 1
     kept = 2.0 * _FLOAT * shape.width + s * (2 * shape.width + 2 * shape.key_width) + 3 * s * shape.inner
     widths = [a for a, _ in shape.adapted]
-    kept += _FLOAT * config.adapter.rank * len(widths) / shape.layers
-    if mask or s != _FLOAT:
-        kept += (_FLOAT + mask) * sum(widths) / shape.layers
+    kept += p * config.adapter.rank * len(widths) / shape.layers
+    if mask or s != p:
+        kept += (p + mask) * sum(widths) / shape.layers
     else:  # gate and up take the same tensor
-        kept += _FLOAT * sum(set(widths))
+        kept += p * sum(set(widths))
     return kept
+
+
+def _product(config: RunConfig) -> int:
+    """Bytes of a number in products with adapters."""
+    return _WIDTHS[config.backbone.dtype] if config.training.adapter_products == "backbone" else _FLOAT
 
 
 def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int) -> dict[str, float]:
@@ -80,7 +92,7 @@ def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int)
     With checkpointing the layers keep their input only (s h per token) and one layer at a time is computed again.
     Logits are made at answer positions only: in s bytes, gathered, in float32, its softmax and its gradient.
     """
-    s, tokens = _WIDTHS[config.backbone.dtype], records * lengths.record(shape)
+    s, p, tokens = _WIDTHS[config.backbone.dtype], _product(config), records * lengths.record(shape)
     layer = layer_activations(config, shape) * tokens
     if config.backbone.attention == "eager":
         layer += (_FLOAT + (s if s != _FLOAT else 0)) * shape.heads * tokens * lengths.record(shape)
@@ -88,23 +100,30 @@ def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int)
     pictured = records * shape.image_tokens
     kept = {
         "activations of the layers": layers,
-        "projector and last norm": pictured * _FLOAT * (shape.feature_width + 2 * shape.projector_inner)
+        "projector and last norm": pictured * p * (shape.feature_width + 2 * shape.projector_inner)
         + _FLOAT * shape.width * tokens,
         "logits at answers": records * (lengths.answer + 1) * shape.vocabulary * (3 * s + 3 * _FLOAT),
         "one layer at work": layer * (2 if config.training.checkpointing else 1),
     }
+    if p != _FLOAT:
+        kept["adapters in the backbone's format"] = p * trained_numbers(config, shape)
     return kept
+
+
+def trained_numbers(config: RunConfig, shape: Shape) -> int:
+    """Parameters of the training slot: one subspace, and the projector unless it is frozen."""
+    return shape.adapter(config.adapter.rank) + (shape.projector if config.adapter.projector != "frozen" else 0)
 
 
 def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> Memory:
     """Device memory of one worker that trains ``micro`` records at a time and answers with ``subspaces``.
 
     Optimiser: gradient, two moments and a temporary of AdamW (``foreach``), float32, for the slot and the projector.
-    Answers: keys and values ``2 layers k s`` per token, and the feed-forward of a whole prompt at once.
+    Answers: :meth:`fcit.models.decoding.sizes.Widths.answering`.
     """
     s, backbone = _WIDTHS[config.backbone.dtype], config.backbone
     one, projector = shape.adapter(config.adapter.rank), shape.projector
-    trained = one + (projector if config.adapter.projector != "frozen" else 0)
+    trained = trained_numbers(config, shape)
     own = projector * subspaces if config.adapter.projector == "per_subspace" else 0
     kept = float(s * shape.language)
     if backbone.quantization == "4bit":
@@ -117,11 +136,8 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
         "adapters": _FLOAT * ((1 + subspaces) * one + 2 * (trained - one) + own),
     }
     needed.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
-    rows, prompt = config.evaluation.batch_size, shape.image_tokens + lengths.text
-    needed.answering = {
-        "keys and values": rows * (prompt + config.evaluation.longest()) * 2 * shape.layers * shape.key_width * s,
-        "a whole prompt in one layer": rows * prompt * (shape.inner * (3 * s + 2 * _FLOAT) + shape.width * 4 * s),
-    }
+    prompt = shape.image_tokens + lengths.text
+    needed.answering = _widths(config, shape).answering(config.evaluation.at_once, prompt, config.evaluation.longest())
     v = shape.vision
     needed.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
     if backbone.device != "cpu":
@@ -130,21 +146,68 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     return needed
 
 
+def _widths(config: RunConfig, shape: Shape) -> Widths:
+    return Widths(shape.layers, shape.width, shape.inner, shape.key_width, _WIDTHS[config.backbone.dtype])
+
+
+def with_batches(config: RunConfig, shape: Shape, subspaces: int, room: float, lengths: Lengths) -> RunConfig:
+    """With the number of questions that ``evaluation.batch_size: auto`` takes on a GPU of ``room`` bytes."""
+    if config.evaluation.batch_size != "auto" or config.backbone.device == "cpu":
+        return config
+    left = room - sum(memory(config, shape, subspaces, 1, lengths).always.values())
+    prompt = shape.image_tokens + lengths.text
+    fitting = _widths(config, shape).at_once(max(left, 0.0), prompt, config.evaluation.longest())
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": fitting})})
+
+
 def sees(config: RunConfig) -> bool:
     """Whether identity features are made of images, too."""
     return config.method.get("token", "text") != "text"
 
 
-def largest_micro(config: RunConfig, shape: Shape, subspaces: int, room: float, lengths: Lengths) -> int | None:
-    """Records at a time that fit into ``room`` bytes: what is set, or for ``auto`` what halving would come to."""
+#: Whether what is needed fits.
+Fits = Callable[[Memory], bool]
+
+
+def largest_micro(config: RunConfig, shape: Shape, subspaces: int, fits: Fits, lengths: Lengths) -> int | None:
+    """Records at a time that fit: what is set, or for ``auto`` what halving would come to."""
     training = config.training
     size = training.micro_batch if isinstance(training.micro_batch, int) else training.batch_size
     size = min(size, training.batch_size)
-    while memory(config, shape, subspaces, size, lengths).peak > room:
+    while not fits(memory(config, shape, subspaces, size, lengths)):
         if training.micro_batch != "auto" or size == 1:
             return None
         size //= 2
     return size
+
+
+def planned(config: RunConfig, shape: Shape, subspaces: int, fits: Fits, lengths: Lengths) -> RunConfig:
+    """With ``training.checkpointing: auto`` decided.
+
+    Computing activations again costs a third more, so it is avoided wherever enough records fit without: all at a
+    time, or for ``micro_batch: auto`` :data:`ENOUGH`, since smaller products use a GPU badly. On a CPU never.
+    """
+    if config.training.checkpointing != "auto":
+        return config
+    keeping = checkpointing(config, False)
+    if config.backbone.device == "cpu":
+        return keeping
+    size = largest_micro(keeping, shape, subspaces, fits, lengths)
+    enough = min(ENOUGH, config.training.batch_size) if config.training.micro_batch == "auto" else 1
+    return keeping if size is not None and size >= enough else checkpointing(config, True)
+
+
+def checkpointing(config: RunConfig, value: bool) -> RunConfig:
+    """With ``training.checkpointing`` set to this."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"checkpointing": value})})
+
+
+def workers_per_gpu(config: RunConfig) -> int:
+    """Workers that share a GPU (``ray.num_gpus: 0.5``: two)."""
+    if config.federation.engine != "ray":
+        return 1
+    share = config.ray.num_gpus
+    return min(config.ray.workers, max(1, int(1 / share))) if share else config.ray.workers
 
 
 def worker_memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> dict[str, float]:

@@ -1,0 +1,123 @@
+"""Decoder layers through torch.compile while a model is trained.
+
+All decoder layers have the same code and the same shapes, so one compilation for each shape of rows serves them all:
+norms, rotary embedding, SwiGLU, dropout and LoRA's additions become few kernels instead of hundreds. Shapes are kept
+few: rows are padded to multiples of :data:`MULTIPLE` tokens, and what is smaller than a whole part of a batch, or no
+training step at all, runs uncompiled (outside :meth:`CompiledLayers.running`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+#: Tokens of a row are a multiple of this where layers are compiled: for lengths up to 2048 at most 32 shapes.
+MULTIPLE = 64
+#: Compilations of one layer's code that a process keeps; torch's own limit of 8 is less than there are lengths.
+_MOST = 128
+#: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
+_COMPILERS = ("torch._dynamo", "torch._inductor")
+
+
+class CompiledLayers:
+    """The decoder layers of one model, compiled on demand; a process that cannot compile them goes on without.
+
+    Args:
+        layers: modules with one code, called with hidden states ``(rows, tokens, d)``.
+        backend: of torch.compile.
+
+    Attributes:
+        shapes: (rows, tokens) that were compiled in this process.
+        seconds: what steps took in which there was something to compile, compilation included.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], backend: str | Callable[..., Any] = "inductor") -> None:
+        self.layers, self.backend = list(layers), backend
+        self.shapes: set[tuple[int, int]] = set()
+        self.seconds = 0.0
+        self.failed = False
+        self._compiled: list[Callable[..., Any]] = []
+        self._installed = self._running = False
+
+    @property
+    def multiple(self) -> int:
+        """What the tokens of a row are to be a multiple of at the moment."""
+        return MULTIPLE if self._running else 1
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """In the body, :meth:`running` has an effect, unless compilation has failed in this process."""
+        if self.failed:
+            yield
+            return
+        if not self._compiled:
+            self._compiled = [
+                torch.compile(layer.forward, dynamic=False, backend=self.backend) for layer in self.layers
+            ]
+        before = [vars(layer).get("forward") for layer in self.layers]  # of a layer on another device: accelerate's
+        # Only their forward: modules, names and hooks stay as they are.
+        for layer, compiled in zip(self.layers, self._compiled, strict=True):
+            layer.forward = partial(self._forward, layer.forward, compiled)
+        self._installed = True
+        try:
+            with torch._dynamo.config.patch(cache_size_limit=_MOST, accumulated_cache_size_limit=2 * _MOST):
+                yield
+        finally:
+            self._installed = False
+            for layer, own in zip(self.layers, before, strict=True):
+                if own is None:
+                    del layer.forward  # that of its class again
+                else:
+                    layer.forward = own
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Forward and backward pass of the body run through compiled layers where they are installed."""
+        known, begin = len(self.shapes), time.perf_counter()
+        self._running = self._installed and not self.failed
+        try:
+            yield
+        finally:
+            self._running = False
+        if len(self.shapes) > known:
+            self.seconds += time.perf_counter() - begin
+
+    def _forward(self, eager: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._running:
+            return eager(*args, **kwargs)
+        states = args[0] if args else kwargs["hidden_states"]
+        shape = (states.shape[0], states.shape[1])
+        if shape not in self.shapes:
+            self.shapes.add(shape)
+            logging.getLogger(__name__).info("training.compile: decoder layers for %d rows of %d tokens", *shape)
+        try:
+            return compiled(*args, **kwargs)
+        except RuntimeError as error:
+            if not self.give_up(error):
+                raise
+        return eager(*args, **kwargs)
+
+    def give_up(self, error: BaseException) -> bool:
+        """Go on without compilation if it is the compiler that failed; returns whether it is."""
+        modules = [kind.__module__ for kind in type(error).__mro__]
+        if (
+            not self._installed
+            or self.failed
+            or not any(m.startswith(("torch._dynamo", "torch._inductor")) for m in modules)
+        ):
+            return False
+        self._running, self.failed = False, True
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        logging.getLogger(__name__).warning(
+            "training.compile: the decoder layers cannot be compiled here and run as they are (%s: %s)",
+            type(error).__name__,
+            reason,
+        )
+        return True

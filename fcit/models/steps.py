@@ -1,0 +1,53 @@
+"""How a training step is computed: the number format of the adapters' products, compiled layers, activations kept
+or computed again.
+
+None of it changes what is learnt beyond rounding; each has a key below ``training:`` whose old way stays selectable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+
+from fcit import config as configuration
+from fcit.models.backbone import Backbone
+
+
+@contextmanager
+def computed(backbone: Backbone, training: configuration.Training) -> Iterator[None]:
+    """In the body, training steps are computed as configured; afterwards as before.
+
+    It must hold forward and backward passes: with checkpointing the backward pass computes layers again.
+    """
+    with ExitStack() as ways:
+        if training.checkpointing is True:  # auto is decided before
+            ways.enter_context(backbone.checkpointing())
+        if training.adapter_products == "backbone" and backbone.dtype != torch.float32:
+            ways.enter_context(_sixteen_bits(backbone))
+        if compiles(backbone, training):
+            ways.enter_context(backbone.layers.installed())
+        yield
+
+
+def compiles(backbone: Backbone, training: configuration.Training) -> bool:
+    """Whether decoder layers are to be compiled; ``auto``: on a GPU, unless weights are quantised (not measured)."""
+    plain = backbone.device.type == "cuda" and backbone.config.quantization == "none"
+    return training.compile == "on" or (training.compile == "auto" and plain)
+
+
+@contextmanager
+def _sixteen_bits(backbone: Backbone) -> Iterator[None]:
+    """Adapters, gates and projector are multiplied in the backbone's number format; parameters stay float32.
+
+    Autocast casts the weights, which are small; peft's cast of every layer's input to float32 is switched off. The
+    gradient of a parameter is added up in float32, over micro-batches too.
+    """
+    with disable_input_dtype_casting(backbone.model):
+        backbone.products = backbone.dtype
+        try:
+            yield
+        finally:
+            backbone.products = None

@@ -1,0 +1,250 @@
+"""How a training step is computed changes its gradients by rounding only, and ends with the training."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor.exc import InvalidCxxCompiler
+
+from clients.worker.micro_batches import MicroBatches
+from fcit import config as configuration
+from fcit import registry, seeding
+from fcit.config import Adapter, Training
+from fcit.config import Backbone as Config
+from fcit.methods.base import Session
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import Backbone
+from fcit.models.compiling import MULTIPLE, CompiledLayers
+from fcit.models.layout import is_projector
+from fcit.models.steps import compiles, computed
+
+METHODS = ["finetune", "moelora", "olora", "lwf", "l2p"]
+
+
+class Case:
+    """A method's loss of four records on the built-in model."""
+
+    def __init__(self, name: str, dtype: str, dropout: float = 0.0) -> None:
+        self.method = registry.resolve("method", name)(configuration.parse({"method": name}))
+        self.backbone = Backbone(Config(feature_cache="off", threads=1, dtype=dtype))
+        self.adapters = Adapters(self.backbone, Adapter(dropout=dropout), self.method.layout)
+        rng = np.random.default_rng(0)
+        shapes = {n: tuple(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
+        old, new = ({n: rng.normal(0, 0.05, s).astype(np.float32) for n, s in shapes.items()} for _ in range(2))
+        self.adapters.load(new)
+        words = [("What is this? " * n, "red cup " * n) for n in (1, 2, 3, 4)]
+        examples = [self.backbone.encode(question, answer, "") for question, answer in words]
+        shape = (len(examples), *self.backbone.family.shape)
+        self.features = torch.from_numpy(rng.normal(size=shape).astype(np.float32)).to(self.backbone.dtype)
+        constants = {"lwf": {"teacher-0": old}, "olora": {"frozen-0": old}}.get(name, {})
+        self.session = Session(
+            backbone=self.backbone,
+            adapters=self.adapters,
+            client=0,
+            shard="s",
+            stage=1,
+            round=0,
+            subspace="1",
+            constants=constants,
+            examples=examples,
+            identity=rng.normal(size=(len(examples), self.backbone.identity.width())).astype(np.float32),
+            batch=list(range(len(examples))),
+        )
+
+    def loss(self) -> torch.Tensor:
+        return self.method.loss(self.session, self.session.examples, self.features)
+
+    def compiled(self, backend) -> CompiledLayers:
+        self.backbone.layers = CompiledLayers(self.backbone.family.language.layers, backend)
+        return self.backbone.layers
+
+    def gradients(self, **training) -> tuple[float, dict[str, torch.Tensor]]:
+        with (
+            seeding.torch_seeded(0, "test"),
+            computed(self.backbone, Training(**training)),
+            self.adapters.training(),
+            ExitStack() as stack,
+        ):
+            self.method.prepare(self.session)
+            stack.enter_context(self.backbone.layers.running())
+            loss = self.loss()
+            loss.backward()
+            named = {n: p.grad.clone() for n, p in self.adapters.trainable.items() if p.grad is not None}
+            return float(loss.detach()), named
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Relative, over all tensors together."""
+    assert one.keys() == other.keys()
+    gap = sum(float((one[n] - other[n]).square().sum()) for n in one)
+    return (gap / sum(float(g.square().sum()) for g in one.values())) ** 0.5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_products_in_sixteen_bits_give_nearly_the_same_gradients(name):
+    case = Case(name, "bfloat16")
+    loss, single = case.gradients(adapter_products="float32")
+    other, half = case.gradients(adapter_products="backbone")
+    assert other == pytest.approx(loss, rel=0.01)
+    assert 0 < distance(single, half) < 0.05
+    assert {g.dtype for g in half.values()} == {torch.float32}
+
+
+def test_factors_are_multiplied_in_the_format_that_is_configured():
+    case = Case("finetune", "bfloat16")
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    layer = next(m for n, m in case.backbone.model.named_modules() if n.endswith("lora_A.slot"))
+    layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    case.gradients(adapter_products="backbone")
+    case.gradients(adapter_products="float32")
+    half, single = torch.bfloat16, torch.float32
+    assert seen == [(half, half), (single, single)]
+
+
+def test_checkpointing_computes_again_in_the_same_format():
+    case = Case("finetune", "bfloat16", dropout=0.5)
+    loss, plain = case.gradients()
+    again, checked = case.gradients(checkpointing=True)
+    assert again == loss
+    assert distance(plain, checked) < 1e-6
+
+
+def test_a_training_leaves_the_model_as_it_was():
+    case = Case("finetune", "bfloat16")
+    case.gradients()
+    layers = [m for m in case.backbone.model.modules() if isinstance(m, BaseTunerLayer)]
+    assert all(layer.cast_input_dtype_enabled for layer in layers)
+    assert case.backbone.products is None
+
+
+def test_in_float32_there_is_nothing_to_cast():
+    case = Case("finetune", "float32")
+    loss, single = case.gradients(adapter_products="float32")
+    seen: list[bool] = []
+    case.backbone.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    other, same = case.gradients()
+    assert seen == [False]
+    assert other == loss
+    assert all(torch.equal(same[n], g) for n, g in single.items())
+
+
+# ---------------------------------------------------------------------- compiled layers
+
+
+class Compiler:
+    """A backend of torch.compile that runs the traced graph as it is, or with torch's own passes over it."""
+
+    def __init__(self, passes: bool = False) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+        self.passes = passes
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs):
+        self.graphs.append(graph)
+        return aot_eager(graph, inputs) if self.passes else graph.forward
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1)])
+def test_one_compilation_serves_all_layers(name, graphs):
+    """Two for distillation: the teacher's layers have another adapter and no gradients."""
+    case, compiler = Case(name, "float32"), Compiler()
+    loss, plain = case.gradients(compile="off")
+    layers = case.compiled(compiler)
+    lengths: list[int] = []
+    case.backbone.model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for _ in range(2):
+        other, compiled = case.gradients(compile="on")
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert distance(plain, compiled) < 1e-5
+    assert len(case.backbone.layers.layers) > 1
+    assert len(compiler.graphs) == graphs
+    prompts = case.method.options.choose * case.method.options.length if name == "l2p" else 0
+    assert {(n - prompts) % MULTIPLE for n in lengths} == {0}
+    assert layers.seconds > 0
+
+
+def test_checkpointing_draws_the_same_dropout_and_compiles_once():
+    case, compiler = Case("finetune", "float32", dropout=0.5), Compiler(passes=True)
+    case.compiled(compiler)
+    loss, plain = case.gradients(compile="on")
+    assert len(compiler.graphs) == 1
+    for _ in range(2):
+        other, compiled = case.gradients(compile="on", checkpointing=True)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert distance(plain, compiled) < 1e-5
+    assert len(compiler.graphs) == 2
+
+
+def test_what_trains_compiled_answers_as_it_is():
+    case = Case("finetune", "float32")
+    layers = case.compiled(Compiler())
+    case.gradients(compile="on")
+    assert layers.shapes
+    assert not any("forward" in vars(layer) for layer in layers.layers)
+    assert layers.multiple == 1
+    with layers.running():  # not installed
+        assert layers.multiple == 1
+
+
+def unable(graph, _):
+    raise InvalidCxxCompiler
+
+
+def said(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "fcit.models.compiling"]
+
+
+def unable_backwards(graph, inputs):
+    return aot_autograd(fw_compiler=lambda g, _: make_boxed_func(g.forward), bw_compiler=unable)(graph, inputs)
+
+
+@pytest.mark.parametrize("backend", [unable, unable_backwards])
+def test_where_nothing_can_be_compiled_training_goes_on(backend, caplog):
+    case = Case("finetune", "float32", dropout=0.5)
+    layers = case.compiled(backend)
+    micro = MicroBatches(None, 4, layers)
+    sessions = (case.session, case.session)
+
+    def step(**training) -> tuple[float, dict[str, torch.Tensor]]:
+        with (
+            seeding.torch_seeded(0, "test"),
+            computed(case.backbone, Training(**training)),
+            case.adapters.training() as parameters,
+        ):
+            loss = micro.backward(sessions, [0, 1, 2, 3], lambda _: case.loss(), parameters)
+            return loss, {n: p.grad.clone() for n, p in case.adapters.trainable.items()}
+
+    loss, plain = step(compile="off")
+    other, _ = step(compile="on")
+    assert layers.failed
+    assert [text.partition(" (")[0] for text in said(caplog)] == [
+        "training.compile: the decoder layers cannot be compiled here and run as they are"
+    ]
+    assert other == pytest.approx(loss, rel=1e-5)
+    again, eager = step(compile="on")
+    assert again == loss
+    assert all(torch.equal(eager[n], g) for n, g in plain.items())
+    assert len(said(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("compile", "device", "quantization", "wanted"),
+    [
+        ("auto", "cpu", "none", False),
+        ("auto", "cuda", "none", True),
+        ("auto", "cuda", "4bit", False),
+        ("on", "cpu", "none", True),
+        (True, "cpu", "none", True),
+        (False, "cuda", "none", False),
+    ],
+)
+def test_auto_compiles_on_a_gpu(compile, device, quantization, wanted):
+    backbone = SimpleNamespace(device=torch.device(device), config=Config(quantization=quantization))
+    assert compiles(backbone, Training(compile=compile)) is wanted
