@@ -328,7 +328,7 @@ class Courier:
         order = waiting[arrival.order]
         if arrival.problem:
             del waiting[arrival.order]
-            yield Message(Error(code=UNKNOWN, reason=printable(arrival.problem)), reply_to=order)
+            yield Message(Error(code=arrival.code, reason=printable(arrival.problem)), reply_to=order)
             return
         for reply in arrival.replies:
             if (matched := self._matched(reply, waiting)) is not None:
