@@ -21,7 +21,8 @@ from fcit.cli.main import _parser
 from fcit.config import RunConfig, settings
 from fcit.config.effects import Effect, effects
 from fcit.config.site import Site
-from fcit.data.spec import read_spec, shipped
+from fcit.data.shipped import shipped
+from fcit.data.spec import read_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("fcit", "server", "clients")

@@ -103,6 +103,15 @@ ENGINES = {
     "ray": "fcit.federation.engines.ray:RayGrid",
 }
 
+#: Formats of instruction files. That of a text file is guessed: the first whose ``is_row`` holds for its first row. The
+#: last two follow from where rows lie: in Parquet files, or in a saved or hub data set.
+FORMATS = {
+    "llava": "fcit.data.formats.llava",
+    "messages": "fcit.data.formats.messages",
+    "parquet": "fcit.data.formats.hub",
+    "hf": "fcit.data.formats.hub",
+}
+
 TRACKERS = {
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
 }
@@ -116,6 +125,7 @@ KINDS = {
     "scorer": SCORERS,
     "engine": ENGINES,
     "tracker": TRACKERS,
+    "format": FORMATS,
 }
 
 
@@ -208,9 +218,10 @@ def _own(kind: str, name: str) -> Any:
 
 
 def resolve_path(dotted: str) -> Any:
-    """The object at ``package.module:Name``."""
+    """The object at ``package.module:Name``, or the module at ``package.module``."""
     module, _, attribute = dotted.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    imported = importlib.import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def _source(module: str) -> Path:

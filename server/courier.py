@@ -18,7 +18,7 @@ from fcit.errors import RunError
 from fcit.federation import codec
 from fcit.federation.engines.private import NodeInfo
 from fcit.federation.messages import Name
-from fcit.federation.nodes import SERVER_NODE, UNKNOWN
+from fcit.federation.nodes import NODE_UNAVAILABLE, SERVER_NODE, UNKNOWN
 from fcit.io.printable import printable
 from server.inbox import Arrival, Inbox
 from server.stop import Stop
@@ -31,6 +31,8 @@ _LISTEN = 0.2  # seconds of waiting for a reply until a request to stop is looke
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
 _PATIENT = 60.0  # seconds in which a SuperLink that fails may recover
 _HALF_DAY = 12 * 3600.0
+_GRACE = 60.0  # seconds beyond its deadline after which an order that no site has fetched is dropped
+_LOOK = 5.0  # seconds between two looks for sites that were restarted with an order at hand
 
 
 class Node(NamedTuple):
@@ -70,6 +72,7 @@ class Courier:
         self.deployed = False
         self._nodes: dict[int, int] = {}
         self._inbox = Inbox(grid)
+        self._activated: dict[str, str] = {}  # by the id of an order: since when its node had been connected
         self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
@@ -198,11 +201,12 @@ class Courier:
         Raises:
             StopRequested: asked to stop while waiting.
         """
-        messages = self._messages(kind, orders, group)
+        seconds = self.federation.timeout if timeout is None else timeout
+        # One that a site has not fetched by then must not cost it the time for the next one.
+        messages = self._messages(kind, orders, group, seconds + _GRACE)
         if not messages:
             return
         self.stop.check()
-        seconds = self.federation.timeout if timeout is None else timeout
         if self._virtual:
             yield from self._computed(messages, seconds)
             return
@@ -214,7 +218,8 @@ class Courier:
 
     def post(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
         """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`."""
-        messages = self._messages(kind, orders, group)
+        # Flower drops a message without a reply after its time to live: it is longer than our waiting.
+        messages = self._messages(kind, orders, group, max(_HALF_DAY, self.federation.timeout + 3600.0))
         if messages:
             self._push(messages)
         return messages
@@ -226,16 +231,20 @@ class Courier:
             StopRequested: asked to stop while waiting.
         """
         waiting = {message.metadata.message_id: message for message in messages}
-        deadline = time.monotonic() + seconds
+        begin = looked = time.monotonic()
+        deadline = self._inbox.deadline = begin + seconds
         while waiting:
             self.stop.check()
             left = max(deadline - time.monotonic(), 0.0)
             arrival = self._inbox.take(waiting.keys(), min(left, _LISTEN))
             self._refuse_late()
-            if arrival is None and not left:
-                return
             if arrival is not None:
                 yield from self._answers(arrival, waiting)
+            elif not left:
+                return
+            elif self.deployed and time.monotonic() - looked > _LOOK:
+                looked = time.monotonic()
+                yield from self._lost(waiting)
 
     def forget(self, messages: Sequence[Message], overdue: bool = False) -> None:
         """Do not look for replies to these messages any more.
@@ -243,7 +252,10 @@ class Courier:
         Args:
             overdue: whether an event tells of one that is on its way, when it has come.
         """
-        self._inbox.forget({message.metadata.message_id for message in messages}, overdue)
+        orders = {message.metadata.message_id for message in messages}
+        self._inbox.forget(orders, overdue)
+        for order in orders:
+            self._activated.pop(order, None)
 
     def close(self) -> None:
         """Look for no replies any more."""
@@ -255,7 +267,7 @@ class Courier:
         self.traffic["up"] += codec.size(codec.encode(reply, self.federation.wire))
         self.traffic["orders"] += 1
 
-    def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
+    def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str, ttl: float) -> list[Message]:
         messages = []
         orders = list(orders)
         contents = codec.encode_all([order for _, order in orders], self.federation.wire)
@@ -266,21 +278,40 @@ class Courier:
                 # An order's id is a hash of its content, and Flower takes a reply to it from any site: a site that
                 # can guess the rest of an order must not be able to guess its id.
                 content["nonce"] = ConfigRecord({"nonce": secrets.token_hex(16)})
-            # Flower drops a message without a reply after its time to live: it is longer than our waiting.
-            ttl = max(_HALF_DAY, self.federation.timeout + 3600.0)
             messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl))
         return messages
 
     def _push(self, messages: list[Message]) -> None:
         """Send messages and look for their replies; one that cannot be sent is answered with an error here."""
+        activated = self._activations() if self.deployed else {}
         pushed = set(self._patiently(lambda: self.grid.push_messages(messages)))
         for message in messages:
             order, node = message.metadata.message_id, message.metadata.dst_node_id
             if order in pushed:
+                self._activated[order] = activated.get(node, "")
                 self._inbox.expect(node, order)
             else:
                 error = Error(code=UNKNOWN, reason="the message could not be sent")
                 self._inbox.put(order, Message(error, reply_to=message))
+
+    def _activations(self) -> dict[int, str]:
+        return {info.node_id: info.last_activated_at for info in self._all_nodes()}
+
+    def _lost(self, waiting: dict[str, Message]) -> Iterator[Message]:
+        """Errors for orders whose node was restarted after it was sent them, and that are then not waited for.
+
+        Flower says so itself of a node that is offline when it is asked for the reply; one that is back by then would
+        be waited for until the deadline, as the SuperLink hands out an order once.
+        """
+        now = self._activations()
+        at_hand = self._inbox.pulling()  # a reply that is on its way was sent before
+        for order, message in list(waiting.items()):
+            since = now.get(message.metadata.dst_node_id, "")
+            if order in at_hand or since in ("", self._activated.get(order)):
+                continue
+            del waiting[order]
+            self.forget([message])
+            yield Message(Error(NODE_UNAVAILABLE, "it was restarted while it had an order"), reply_to=message)
 
     def _computed(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         """The replies of virtual clients."""
@@ -297,8 +328,7 @@ class Courier:
         order = waiting[arrival.order]
         if arrival.problem:
             del waiting[arrival.order]
-            reason = f"its reply cannot be read: {printable(arrival.problem)}"
-            yield Message(Error(code=UNKNOWN, reason=reason), reply_to=order)
+            yield Message(Error(code=UNKNOWN, reason=printable(arrival.problem)), reply_to=order)
             return
         for reply in arrival.replies:
             if (matched := self._matched(reply, waiting)) is not None:

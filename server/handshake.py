@@ -12,6 +12,7 @@ from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import Probe, ProbeOrder
+from fcit.federation.nodes import CLIENT_CRASHED, NODE_UNAVAILABLE
 from fcit.io.files import read_json, write_json
 from fcit.io.trees import Tensors
 from fcit.runs.folder import RunDir
@@ -22,7 +23,8 @@ from server.standard import Standard
 from server.validation import short
 
 _PATIENCE = 600.0  # seconds for which clients that have answered wait for others
-_LONG = 60.0  # seconds after which new clients are not waited for again
+_LONG = 60.0  # seconds after which new clients are waited for briefly only
+_BRIEF = 10.0  # seconds for which a new client is waited for that was waited for in vain before
 _PIECE = 10.0  # seconds after which it is looked again whether enough have answered
 _SILENT = "no answer to the handshake so far; it takes part from the round after its answer"
 
@@ -63,7 +65,8 @@ class Handshake:
         self._questions: dict[Node, _Question] = {}
         self._reasons: dict[Node, str] = {}  # why a node that has answered does not take part
         self._told: dict[int, str] = {}  # the reason told last, by client
-        self._unpunctual: set[int] = set()  # clients that were waited for in vain: it is not done again
+        self._lost: set[Node] = set()  # nodes whose answer was lost with the process that was to give it
+        self._unpunctual: set[int] = set()  # clients that were waited for in vain: afterwards briefly only
         self._begun = False
 
     def start(self) -> Probe:
@@ -96,20 +99,33 @@ class Handshake:
     def update(self) -> None:
         """Deployment: look up the connected clients, take late answers, probe those that do not take part.
 
-        Only clients that have just connected are waited for.
+        Only clients that have just connected, or whose answer was lost with the process that was to give it, are
+        waited for, once in a round; also those that connect meanwhile.
         """
         if not self.courier.deployed:
             return
-        self._look_up()
-        self._listen(self._questions, 0.0)
-        new = self._ask()
-        waited = {client: node for client, node in new.items() if client not in self._unpunctual}
-        began = time.monotonic()
-        self._listen(list(waited.values()), min(self.federation.timeout, _PATIENCE))
-        if time.monotonic() - began > _LONG:  # one that restarts in every round must not hold up each of them
-            self._unpunctual |= waited.keys()
+        waited: set[int] = set()
+        while new := {client: node for client, node in self._news().items() if client not in waited}:
+            waited |= new.keys()
+            self._wait_for(new)
         self._tell()
         self._seat()
+
+    def _news(self) -> dict[int, Node]:
+        """Ask who is connected and does not take part; returns those that are waited for."""
+        self._look_up()
+        self._listen(self._questions, 0.0)
+        return self._ask()
+
+    def _wait_for(self, new: dict[int, Node]) -> None:
+        """Take the answers of clients that were just asked; one that restarts in every round must not hold it up."""
+        longest = min(self.federation.timeout, _PATIENCE)
+        punctual = new.keys() - self._unpunctual
+        began = time.monotonic()
+        self._listen([new[client] for client in punctual], longest)
+        if time.monotonic() - began > _LONG:
+            self._unpunctual |= punctual
+        self._listen([new[client] for client in new.keys() - punctual], min(longest, _BRIEF))
 
     # ------------------------------------------------------------------ the first clients
 
@@ -181,11 +197,12 @@ class Handshake:
         for node in self._questions.keys() - there:
             self.courier.forget(self._questions.pop(node).messages)
         self._admitted &= there
+        self._lost &= there
         self._reasons = {node: reason for node, reason in self._reasons.items() if node in there}
         self._probes = {node: answer for node, answer in self._probes.items() if node in there}
 
     def _ask(self) -> dict[int, Node]:
-        """Probe clients that do not take part and were not asked just now; returns those asked for the first time."""
+        """Probe clients that do not take part and were not asked just now; returns those that are waited for."""
         now = time.monotonic()
         due, new = dict[int, Node](), dict[int, Node]()
         for client, node in self._connected.items():
@@ -193,7 +210,7 @@ class Handshake:
             if node in self._admitted or (question and now - question.since < self.federation.timeout):
                 continue
             due[client] = node
-            if question is None and node not in self._reasons:
+            if question is None and (node in self._lost or node not in self._reasons):
                 new[client] = node
         messages = self.courier.post("query.probe", [(node.id, self.order) for node in due.values()], "probe")
         for (client, node), message in zip(due.items(), messages, strict=True):
@@ -219,7 +236,11 @@ class Handshake:
     def _read(self, client: int, node: Node, reply: Message) -> None:
         """Judge an answer, or keep it until there is a standard."""
         self._probes.pop(node, None)
+        self._lost.discard(node)
         if reply.has_error():
+            if reply.error.code in (NODE_UNAVAILABLE, CLIENT_CRASHED):
+                self._lost.add(node)
+                self._unpunctual.add(client)
             self._reasons[node] = _explained(reply.error.reason)
             return
         try:

@@ -15,8 +15,13 @@ import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fcit.federation.nodes import MESSAGE_UNAVAILABLE
+
 _NAP, _LONGEST_NAP = 0.05, 1.0  # seconds between two looks for a node's replies
+_LAST = 0.5  # seconds before a deadline at which every node is looked at once more
 _SPACING = 0.1  # seconds between two looks at the grid, on average, while nothing comes from any node
+_AT_ONCE = 8  # replies that are in memory at a time, put together or waiting to be taken
+_SLOW = 20.0  # seconds after which one that is being put together makes room: its site is still uploading it
 
 
 class Arrival(NamedTuple):
@@ -32,6 +37,9 @@ class Inbox:
 
     So a node that withholds a part of a reply keeps its own thread waiting, and its own later replies. There are never
     more threads than nodes that were sent orders.
+
+    Memory does not grow with the nodes: only a few replies are fetched before the first of them is taken and dealt
+    with. Those that somebody waits for have their own room, which those that nobody waits for yet cannot fill.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -41,6 +49,13 @@ class Inbox:
         self._threads: dict[int, threading.Thread] = {}
         self._arrivals: dict[str, Arrival] = {}
         self._pulling: dict[int, str] = {}  # by node, the order whose reply is being pulled
+        self._begun: dict[str, float] = {}  # of these orders, since when
+        self._held: set[str] = set()  # orders whose replies have come and are not dealt with yet
+        self._taken: str | None = None  # the one of them that was taken last
+        self._wanted: set[str] = set()  # orders that somebody waits for, or did last
+        self._failures: dict[str, str] = {}  # by order, how the SuperLink failed when it was asked for the reply
+        #: By time.monotonic(), until when somebody waits.
+        self.deadline = float("-inf")
         self._overdue: set[str] = set()  # of those, the ones that are told of when they have come
         self._late: list[int] = []
         self._end: BaseException | None = None
@@ -61,15 +76,27 @@ class Inbox:
     def take(self, orders: Collection[str], seconds: float) -> Arrival | None:
         """What has come for one of the orders, waiting for it if need be; None if nothing comes.
 
+        What was taken before counts as dealt with.
+
         Raises:
             BaseException: what Flower says of a run that is not to go on.
         """
         with self._news:
+            self._make_room(orders)
             self._news.wait_for(lambda: self._end or not self._arrivals.keys().isdisjoint(orders), seconds)
             if self._end is not None:
                 raise self._end
             order = next((order for order in self._arrivals if order in orders), None)
-            return None if order is None else self._arrivals.pop(order)
+            if order is None:
+                return None
+            self._taken = order
+            return self._arrivals.pop(order)
+
+    def _make_room(self, wanted: Collection[str]) -> None:
+        if self._taken is not None:
+            self._held.discard(self._taken)
+        self._taken, self._wanted = None, set(wanted)
+        self._news.notify_all()
 
     def forget(self, orders: Collection[str], overdue: bool) -> None:
         """Look for the replies to these orders no longer.
@@ -82,6 +109,9 @@ class Inbox:
                 self._open[node] = [order for order in open_ if order not in orders]
             for order in orders:
                 self._arrivals.pop(order, None)
+                self._failures.pop(order, None)
+            self._held -= set(orders)
+            self._news.notify_all()
             if overdue:
                 self._overdue |= {order for order in self._pulling.values() if order in orders}
 
@@ -90,6 +120,13 @@ class Inbox:
         with self._news:
             self._open.clear()
             self._arrivals.clear()
+            self._held.clear()
+            self._news.notify_all()
+
+    def pulling(self) -> set[str]:
+        """Orders whose replies are being looked for or put together at this moment."""
+        with self._news:
+            return set(self._pulling.values())
 
     def late(self) -> list[int]:
         """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
@@ -115,35 +152,61 @@ class Inbox:
             came = [self._look(node, order) for order in dict.fromkeys([open_[0], open_[turn % len(open_)]])]
             nap = _NAP if any(came) else min(1.5 * nap, longest)
             if not any(came):
-                time.sleep(nap)
+                self._pause(nap, crowded=None in came)
 
-    def _look(self, node: int, order: str) -> bool:
-        """Pull the reply to an order; whether there was one."""
+    def _pause(self, nap: float, crowded: bool) -> None:
+        """Wait until the next look, until shortly before the deadline, or until there may be room."""
+        if crowded:
+            with self._news:
+                self._news.wait(min(nap, _LONGEST_NAP))
+            return
+        left = self.deadline - _LAST - time.monotonic()
+        time.sleep(min(nap, left) if left > 0 else nap)
+
+    def _look(self, node: int, order: str) -> bool | None:
+        """Pull the reply to an order; whether there was one, None if there was no room for one."""
         with self._news:
             if order not in self._open.get(node, ()):
                 return False  # forgotten meanwhile
-            self._pulling[node] = order
+            if not self._has_room(order in self._wanted):
+                return None
+            self._pulling[node], self._begun[order] = order, time.monotonic()
         replies, problem = list[Message](), ""
         try:
             replies = list(self._grid.pull_messages([order]))
-        except httpx.HTTPError:
-            # Of the SuperLink, not of the reply: the next look may succeed. If it failed after it had handed over the
-            # list of the reply's parts, Flower says then that the message is gone, which counts as the site's error.
-            pass
+        except httpx.HTTPError as error:
+            with self._news:  # of the SuperLink, not of the reply: the next look may succeed
+                if order in self._open.get(node, ()):
+                    self._failures[order] = str(error)
         except Exception as error:  # noqa: BLE001  (what Flower raises for a reply that it cannot put together)
-            problem = f"{type(error).__name__}: {error}"
+            problem = f"its reply cannot be read: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  (a run that has ended: raised where the loop waits)
             with self._news:
                 self._end = error
                 self._open.pop(node, None)
-        came = bool(replies or problem)
         with self._news:
-            del self._pulling[node]
-            if came and order in self._open.get(node, ()):
-                self._open[node].remove(order)
-                self._arrivals[order] = Arrival(order, replies, problem)
-            elif came and order in self._overdue:
-                self._late.append(node)
-            self._overdue.discard(order)
-            self._news.notify_all()
+            return self._finish(node, order, replies, problem)
+
+    def _has_room(self, wanted: bool) -> bool:
+        """Whether another reply may be fetched, of those that somebody waits for or of the others."""
+        now = time.monotonic()
+        busy = self._held | {order for order, begun in self._begun.items() if now - begun < _SLOW}
+        return sum((order in self._wanted) == wanted for order in busy) < _AT_ONCE
+
+    def _finish(self, node: int, order: str, replies: list[Message], problem: str) -> bool:
+        """Keep what has come, if anything has."""
+        came = bool(replies or problem)
+        failure = self._failures.pop(order, None) if came else None
+        if failure is not None and any(r.has_error() and r.error.code == MESSAGE_UNAVAILABLE for r in replies):
+            # It had handed over the list of the reply's parts, and deleted it, before it failed.
+            replies, problem = [], f"the SuperLink has lost its reply: {failure}"
+        if came and order in self._open.get(node, ()):
+            self._open[node].remove(order)
+            self._arrivals[order] = Arrival(order, replies, problem)
+            self._held.add(order)
+        elif came and order in self._overdue:
+            self._late.append(node)
+        del self._pulling[node], self._begun[order]
+        self._overdue.discard(order)
+        self._news.notify_all()
         return came

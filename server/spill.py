@@ -16,6 +16,7 @@ from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import CONSTANT, EXTRA, FEDOPT, ClientUpdate, TrainOrder
 from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+from fcit.io.threads import each, read_ahead
 from fcit.io.trees import Tensors
 from fcit.methods.base import Update
 from fcit.runs.folder import RunDir
@@ -29,16 +30,18 @@ def digest(tensors: Tensors, memo: Memo | None = None) -> str:
     Args:
         memo: hashes made so far by the identity of their array; it keeps the arrays.
     """
+    memo = {} if memo is None else memo
+    new = [tensor for tensor in tensors.values() if id(tensor) not in memo]
+    hashes = each(_digest, new, sum(tensor.size for tensor in new))
+    memo |= {id(tensor): (tensor, value) for tensor, value in zip(new, hashes, strict=True)}
     whole = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        known = None if memo is None else memo.get(id(tensor))
-        if known is None:
-            known = tensor, hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
-            if memo is not None:
-                memo[id(tensor)] = known
-        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape), known[1]]).encode())
+    for name, tensor in sorted(tensors.items()):
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape), memo[id(tensor)][1]]).encode())
     return whole.hexdigest()
+
+
+def _digest(tensor: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _plain(record: Any) -> dict[str, Any]:
@@ -142,9 +145,10 @@ class Spill:
 
     def __iter__(self) -> Iterator[Update]:
         """Updates by ascending (client, shard), independent of the order of their arrival."""
-        for key in sorted(self._heads):
+        keys = sorted(self._heads)
+        files = read_ahead(lambda key: read_tensors(self._path(key, "safetensors")), keys)
+        for key, tensors in zip(keys, files, strict=True):
             head = self._heads[key]
-            tensors = read_tensors(self._path(key, "safetensors"))
             extra, fedopt = (
                 {n.removeprefix(prefix): tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
                 for prefix in (EXTRA, FEDOPT)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fcit.config import RunConfig, Training
 from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
+from fcit.io.threads import each
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
@@ -176,14 +177,19 @@ class _Moved(NamedTuple):
 
 
 def _moved(order: TrainOrder, update: ClientUpdate) -> dict[str, _Moved]:
-    """How far each trained tensor moved; each is read once, with one copy of the largest at a time."""
-    moved = {}
-    for name, tensor in update.tensors.items():
-        if not name.startswith(PREFIXES):
-            difference = tensor - order.tensors[name]
-            square = float(np.multiply(difference, difference, dtype=np.float64).sum())
-            moved[name] = _Moved(_most(difference), square)
-    return moved
+    """How far each trained tensor moved; each is read once, with one copy of it at a time on each thread."""
+    names = [name for name in update.tensors if not name.startswith(PREFIXES)]
+
+    def of(name: str) -> _Moved:
+        difference = update.tensors[name] - order.tensors[name]
+        square = float(np.multiply(difference, difference, dtype=np.float64).sum())
+        return _Moved(_most(difference), square)
+
+    return dict(zip(names, each(of, names, _numbers(update)), strict=True))
+
+
+def _numbers(update: ClientUpdate) -> int:
+    return sum(tensor.size for tensor in update.tensors.values())
 
 
 def _most(values: np.ndarray) -> float:
@@ -208,9 +214,9 @@ def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tup
     for name, tensor in update.tensors.items():
         if tensor.shape != shapes[name] or tensor.dtype != np.float32:
             return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
-        if not np.isfinite(tensor).all():
-            return f"{name} holds values that are not finite"
-    return None
+    finite = each(lambda tensor: np.isfinite(tensor).all(), list(update.tensors.values()), _numbers(update))
+    odd = [name for name, good in zip(update.tensors, finite, strict=True) if not good]
+    return f"{odd[0]} holds values that are not finite" if odd else None
 
 
 def _plain(key: str, value: Any) -> bool:

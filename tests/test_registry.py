@@ -10,7 +10,7 @@ ENTRIES = [(kind, name) for kind, table in registry.KINDS.items() for name in ta
 def test_every_entry_resolves():
     def check(entry: tuple[str, str]) -> None:
         part = registry.resolve(*entry)
-        assert callable(part)
+        assert callable(part) or entry[0] == "format"  # a module with a reader's functions
         assert getattr(part, "summary", "") or (part.__doc__ or "").strip(), "nothing to show in `fcit list`"
 
     check_each(ENTRIES, check)

@@ -266,8 +266,10 @@ def device(site: Site) -> Finding:
     known = f"torch finds {gpus} CUDA GPUs here" if gpus else "torch finds no CUDA GPU here"
     if site.device is None:
         return "device", True, f"as ordered; {known}: with an order for one that is missing, set `device`"
-    if not site.device.startswith("cuda"):
+    if site.device == "cpu":
         return "device", True, site.device
+    if site.device == "auto" and gpus:
+        return "device", True, f"auto, {gpus} GPUs"
     number = int(site.device.partition(":")[2] or 0)
     if number < gpus:
         return "device", True, f"{site.device}, {torch.cuda.get_device_name(number)}"

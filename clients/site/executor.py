@@ -4,7 +4,8 @@ Differences: only apps pinned in SITE.yaml are served, checked before anything o
 runs is always the installed ``clients.app``, never a file from the wire; of an error only a code and a reference
 to the site's log are sent; and one process can do order after order.
 
-This is the one file on the client's side that touches Flower's private parts (flwr 1.41 and 1.42); a test says which.
+With `clients/site/signoff.py` this is where Flower's private parts are touched on the client's side (flwr 1.41 and
+1.42); a test says which.
 ``python -m clients.site.executor SITE.yaml`` is started by `fcit client start`.
 """
 
@@ -43,6 +44,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.site import logs
+from clients.site.at_hand import AtHand
 from clients.site.listener import OwnSuperNode
 from fcit.config import site as sites
 from fcit.deploy.child import with_parent
@@ -57,7 +59,8 @@ _TASKS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _BUSY, _IDLE, _BUSY_FOR = 0.1, 1.0, 60.0  # seconds between two looks; the first while orders keep coming
 _AGAIN = 60.0  # seconds until the same warning is logged again
-EXIT_ABANDONED = 3  # the SuperNode does not know the order any more
+EXIT_UNSENT = 1  # the reply to an order could not be sent
+EXIT_ABANDONED = 3  # the order at hand is lost, or the SuperNode does not know it any more
 
 log = logging.getLogger("clients")
 
@@ -193,18 +196,22 @@ class Executor:
         signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE])
         self._supernode = connect(self.site.inner, signed)
         self._warning, self._warned = "", 0.0
+        self._at_hand = AtHand(self.site.folder)
 
     def serve(self) -> None:
         """Do orders until the process is told to end.
 
         Raises:
             Refused: another user of this machine holds the SuperNode's port.
+            KeyboardInterrupt: the order at hand is lost; both of the site's processes have to begin anew.
         """
         last = -_BUSY_FOR
         while True:
             token = self._acquire()
             if token:
+                self._at_hand.begin()
                 self._do(token)
+                self._at_hand.end()  # not if it is given up: the supervisor is to see that the order is lost
                 last = time.monotonic()
             else:
                 time.sleep(_BUSY if time.monotonic() - last < _BUSY_FOR else _IDLE)
@@ -232,8 +239,9 @@ class Executor:
         # Not as an argument: every user of the machine can read those.
         killed = with_parent(signal.SIGKILL)
         done = subprocess.run(command, input=token, text=True, check=False, preexec_fn=killed)
-        if done.returncode:
-            log.warning("an order's process ended with %s; the server hears of it within a minute", done.returncode)
+        if done.returncode not in (0, EXIT_UNSENT):
+            log.warning("an order's process ended with %s", done.returncode)
+            raise KeyboardInterrupt
 
 
 def _give_back_memory() -> None:
@@ -269,7 +277,7 @@ def main(arguments: list[str]) -> int:
             logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s")
         if one:
             token = sys.stdin.read().strip()
-            return 0 if attempt(path, site.inner, token, site.arrival_timeout) else 1
+            return 0 if attempt(path, site.inner, token, site.arrival_timeout) else EXIT_UNSENT
         if site.worker == "resident":
             with collector.paused():
                 resolve_path(APP)  # slow: before the first order, not in it

@@ -17,7 +17,8 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.site import Site
-from fcit.data.spec import read_spec, shipped
+from fcit.data.shipped import shipped
+from fcit.data.spec import read_spec
 from fcit.errors import ConfigError, Refused
 from fcit.federation.messages import NAME, EvaluateOrder
 from fcit.io import bounded

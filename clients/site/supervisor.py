@@ -12,24 +12,26 @@ import selectors
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clients.site import logs
+from clients.site import logs, signoff
+from clients.site.at_hand import AtHand
 from fcit.config import site as sites
 from fcit.config.site import Site
 from fcit.deploy import clock, pulse
 from fcit.deploy.child import Child, read_output
 from fcit.deploy.pulse import Pulse
 from fcit.deploy.watched import StateFile, Watched
-from fcit.errors import EXIT_OK, ConfigError
+from fcit.errors import EXIT_OK, ConfigError, DiskFull
 from fcit.runs.environment import flower_environment
 
-#: A SuperLink takes a site that ended without signing off for online for up to a minute and refuses it
-#: for as long (flwr 1.41 and 1.42); more frequent attempts do not help.
-_SUPERNODE_WAIT = 15.0, 15.0
+#: Seconds before a second start and, doubled each time, before later ones, at most the second number. That of a
+#: SuperNode is short: it is refused as long as its clock is wrong or its key not registered, and is back soon after.
+_SUPERNODE_WAIT = 1.0, 15.0
 _EXECUTOR_WAIT = 1.0, 60.0
 _SAY_AGAIN = 60.0  # seconds until the same explanation is logged again
 #: Seconds without a sign of life. A SuperNode's main thread wakes every 20 s, or 30 s after it has begun to connect;
@@ -39,6 +41,8 @@ _TICK = 0.5
 
 #: Below the site's folder: what runs, for `fcit client status`.
 STATE = "status.json"
+#: And under which number the SuperLink has let the SuperNode in.
+NODE = "node.json"
 
 #: What a SuperNode prints repeatedly while it cannot reach the operator's door.
 _UNREACHABLE = "Connection attempt failed"
@@ -54,7 +58,7 @@ _REASONS = {
     _UNREACHABLE: "the operator's door (`superlink`) does not answer; it keeps trying. `fcit client check` says how "
     "far it gets",
     "code: 2004": "the operator's SuperLink did not let this site in: its public key is not registered (`fcit deploy "
-    "register`), or the site has just ended without signing off and still counts as online (up to a minute)",
+    "register`), or another site with this key is online, or was within the last minute",
     "code: 2001": "the operator's SuperLink wants registered keys and does not know this one; send the operator the "
     "public key (`fcit client check` prints its fingerprint)",
     "CERTIFICATE_VERIFY_FAILED": "the door's certificate is not from the authority in `ca`, has run out or is for "
@@ -114,8 +118,10 @@ def environment(site: Site) -> dict[str, str]:
 
 
 def supernode_command(site: Site) -> list[str]:
-    """Flower's own SuperNode, with nothing of ours to start tasks by itself."""
+    """Flower's own SuperNode, with nothing of ours to start tasks by itself; the one before it is signed off first."""
     return [
+        *(sys.executable, "-P", "-m", "clients.site.signoff"),
+        *(site.superlink, site.ca, site.key, str(site.folder / NODE)),
         str(Path(sys.executable).with_name("flower-supernode")),
         "--superlink",
         site.superlink,
@@ -157,14 +163,17 @@ class Supervisor:
         output = logs.to_file("clients.site.executor", folder / "logs" / "executor.log")
         # Killed at once: it has no connection to sign off from and may be in a long training step.
         executor = Child("executor", executor_command(path), env, folder, output, _EXECUTOR_WAIT, signal.SIGKILL)
-        self.executor = Watched(executor, Pulse(pulse.whole, _QUIET_EXECUTOR), 10.0, {})
+        self.executor = Watched(executor, Pulse(pulse.whole, _QUIET_EXECUTOR), 3.0, {})
         self.clock = clock.Watch(lambda: clock.ahead(site.superlink, site.ca))
         self.state = StateFile(folder / STATE, self.log.warning)
+        self.order = AtHand(folder)
         self.stopping = False
+        self._node = signoff.remembered(folder / NODE)
         self._explained: dict[str, float] = {}
 
     def run(self) -> None:
         """Run until a signal; a child that ends or stands still is started again."""
+        self.order.end()  # of a supervisor that was killed, and its children with it
         with selectors.DefaultSelector() as selector:
             try:
                 while not self.stopping:
@@ -174,24 +183,45 @@ class Supervisor:
                     read_output(selector, _TICK)
             finally:
                 self._stop(selector)
+                self.order.end()
                 self.state.remove()
 
     def _look_after(self, selector: selectors.BaseSelector) -> None:
-        for one in (self.supernode, self.executor):
-            fault, child = one.look(selector), one.child
-            if fault is not None:
-                self.log.warning("the %s %s; started again in %.0f s", child.name, fault, one.pause)
-                self._explain(child)
-            elif child.tail and _UNREACHABLE in child.tail[-1]:
-                self._explain(child)
-        if any(HALF_RECEIVED in line for line in self.supernode.child.tail):
+        ended = [one for one in (self.supernode, self.executor) if self._has_ended(one, selector)]
+        half = any(HALF_RECEIVED in line for line in self.supernode.child.tail)
+        if half:
             self.log.warning("the run of an order ended while the order was coming in; both processes begin anew")
+        lost = bool(ended and self.order)
+        if lost:
+            # Else the other one would go on for up to a minute with an order that the first knows nothing of.
+            self.log.warning("the order at hand is lost; both processes begin anew, and the server hears of it at once")
+        if half or lost:
             self._stop(selector)
             self.supernode.child.tail.clear()
+            self.order.end()
+        self._remember_node()
         for one in (self.supernode, self.executor):
             pid = one.start_if_due(selector)
             if pid is not None:
                 self.log.info("the %s runs as process %d", one.child.name, pid)
+
+    def _has_ended(self, one: Watched, selector: selectors.BaseSelector) -> bool:
+        """Whether a child has ended, or was ended because it stood still; the log says why."""
+        fault, child = one.look(selector), one.child
+        if fault is not None:
+            self.log.warning("the %s %s; started again in %.0f s", child.name, fault, one.pause)
+            self._explain(child)
+        elif child.tail and _UNREACHABLE in child.tail[-1]:
+            self._explain(child)
+        return fault is not None
+
+    def _remember_node(self) -> None:
+        """Keep under which number the SuperNode was let in: if it is killed, its successor signs it off."""
+        node = signoff.admitted(self.supernode.child.tail)
+        if node is not None and node != self._node:
+            self._node = node
+            with suppress(DiskFull):  # then the SuperLink finds out by itself, within a minute
+                signoff.remember(self.site.folder / NODE, node)
 
     def _look_at_the_clock(self) -> None:
         self.clock.look(urgent=self.supernode.child.process is None)

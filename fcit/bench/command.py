@@ -13,10 +13,11 @@ from rich.console import Console
 from fcit.bench import folders, leaderboard, page, plan, seeds, tables
 from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
-from fcit.bench.schedule import Outcome, Schedule, cores, gpus
+from fcit.bench.schedule import Outcome, Schedule, gpus
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
 from fcit.io.console import console
 from fcit.io.files import write_text
+from fcit.io.threads import cores
 
 PAGE = 140  # characters of a line that no terminal bounds: tables of many methods
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from fcit.bench import folders
 from fcit.bench.plan import Planned
 from fcit.errors import EXIT_STOPPED
+from fcit.io.threads import cores
 
 PAUSE = 0.2  # seconds between two polls
 
@@ -40,21 +41,19 @@ def resume(run: Planned) -> list[str]:
     return [sys.executable, "-m", "fcit.cli", "resume", str(run.folder)]
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def gpus(runs: list[Planned]) -> list[str]:
-    """GPUs for runs that need one, as in CUDA_VISIBLE_DEVICES."""
-    if not any(run.config.backbone.device.startswith("cuda") for run in runs):
+    """GPUs for runs that need one, as in CUDA_VISIBLE_DEVICES; all together where a run may spread over them."""
+    devices = {run.config.backbone.device for run in runs} - {"cpu"}
+    if not devices:
         return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name]
-    import torch
+    if given is None:
+        import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+        given = ",".join(str(number) for number in range(torch.cuda.device_count()))
+    if "auto" in devices:
+        return [given] if given else []
+    return [name for name in given.split(",") if name]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
-KINDS = [*registry.KINDS, "benchmark", "format"]
+KINDS = [*registry.KINDS, "benchmark"]
 _WIDTH = 20  # characters of a name
 
 
@@ -51,19 +51,10 @@ def _settings() -> Iterator[str]:
 def _members(kind: str) -> Iterator[str]:
     """A line for each member of a kind: its name and what it is."""
     if kind == "benchmark":
-        from fcit.data.spec import read_spec, shipped
+        from fcit.data.shipped import shipped, summary
 
-        yield from (f"{name:{_WIDTH}} {read_spec(name).description.strip()}" for name in shipped())
+        yield from (f"{name:{_WIDTH}} {summary(name)}" for name in shipped())
         return
-    for name, place in _places(kind).items():
-        summary, ours = registry.described(place)
-        yield f"{name + ' †' * ours:{_WIDTH}} {summary}"
-
-
-def _places(kind: str) -> dict[str, str]:
-    """Where each member of a kind is defined."""
-    if kind == "format":
-        from fcit.data.formats import FORMATS
-
-        return FORMATS
-    return registry.KINDS[kind]
+    for name, place in registry.KINDS[kind].items():
+        text, ours = registry.described(place)
+        yield f"{name + ' †' * ours:{_WIDTH}} {text}"

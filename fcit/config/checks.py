@@ -92,9 +92,15 @@ def contradictions(config: RunConfig) -> list[str]:
         )
     if federation.engine not in registry.ENGINES:
         problems.append(f"federation.{registry.unknown('engine', federation.engine)}")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.backbone.device):
-        problems.append(f"backbone.device: {config.backbone.device!r} is neither 'cpu' nor 'cuda[:n]'")
+    unknown = device_problem(config.backbone.device)
+    if unknown:
+        problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
     return problems + (_site_problems(config) if config.stream == "site" else [])
+
+
+def device_problem(name: str) -> str | None:
+    """Why a text names no device, as the end of a sentence, or None."""
+    return None if re.fullmatch(r"cpu|auto|cuda(:\d+)?", name) else "is neither 'cpu' nor 'cuda[:n]' nor 'auto'"
 
 
 def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:

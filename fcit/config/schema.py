@@ -263,7 +263,9 @@ class Backbone(Section):
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(
         "float32", description="number format of the frozen weights"
     )
-    device: Annotated[str, BITS] = Field("cpu", description="cpu, cuda or cuda:N")
+    device: Annotated[str, BITS] = Field(
+        "cpu", description="cpu, cuda, cuda:N or auto: over as many GPUs of a worker as the weights need"
+    )
     conversation: Literal["template", "vicuna_v1"] = Field(
         "template", description="template: the processor's chat template"
     )

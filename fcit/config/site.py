@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fcit import registry
-from fcit.config.checks import sentences
+from fcit.config.checks import device_problem, sentences
 from fcit.config.schema import MicroBatch, Section
 from fcit.errors import ConfigError
 from fcit.io import bounded
@@ -57,8 +57,9 @@ def _loopback(value: str) -> str:
 
 def _device(value: str) -> str:
     """What torch computes on here."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
-        raise ValueError("is neither 'cpu' nor 'cuda[:n]'")
+    problem = device_problem(value)
+    if problem:
+        raise ValueError(problem)
     return value
 
 

@@ -11,14 +11,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fcit import registry
 from fcit.config import Section
 from fcit.config.checks import sentences
-from fcit.data.formats import FORMATS
 from fcit.data.formats.columns import Columns
 from fcit.data.formats.files import TABLES, Form
 from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
+from fcit.data.shipped import SHIPPED, shipped
 from fcit.errors import ConfigError
 from fcit.io import bounded
-
-SHIPPED = Path(__file__).parent / "benchmarks"
 
 
 class AnswerSuffix(Section):
@@ -87,8 +85,9 @@ class DatasetSpec(Section):
     @field_validator("format")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in FORMATS:
-            raise ValueError(f"unknown format{registry.nearest(value, list(FORMATS))} (known: {', '.join(FORMATS)})")
+        if value is not None and value not in registry.FORMATS:
+            known = list(registry.FORMATS)
+            raise ValueError(f"unknown format{registry.nearest(value, known)} (known: {', '.join(known)})")
         return value
 
     @model_validator(mode="after")
@@ -262,11 +261,6 @@ class BenchmarkSpec(Section):
                 if problem is not None:
                     raise ValueError(f"datasets.{name}.{problem}")
         return self
-
-
-def shipped() -> list[str]:
-    """Names of the benchmarks that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def read_spec(name: str) -> BenchmarkSpec:

@@ -17,6 +17,8 @@ Signs = Callable[[int], Hashable]
 
 _STOPPED = "Tt"  # states of /proc/PID/stat: stopped by a signal, or by a debugger
 _ENDED = "ZX"  # and not yet waited for by the process that has started it
+HALTED = 10.0  # seconds after which a process that a signal has stopped is not waited for any more
+_GAP = 5.0  # seconds between two looks beyond which the one who looks has stood still
 _OPEN = "01", "02"  # states of a connection in /proc/net/tcp: established, being opened
 
 
@@ -147,6 +149,8 @@ class Answers:
 class Pulse:
     """For how long a process has shown no sign of life.
 
+    A gap in which nobody looked (this process was itself stopped, or the machine was) counts for nothing.
+
     Args:
         signs: what is looked at.
         limit: seconds without a sign after which it counts as standing still.
@@ -156,19 +160,29 @@ class Pulse:
     def __init__(self, signs: Signs, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.signs, self.limit, self._clock = signs, limit, clock
         self._last: Hashable = None
-        self._since = clock()
+        self._since = self._running = self._looked = clock()
 
     def begin(self) -> None:
         """A new process: its time begins now."""
-        self._last, self._since = None, self._clock()
+        self._last = None
+        self._since = self._running = self._looked = self._clock()
 
     def sign(self) -> None:
         """A sign of life was seen elsewhere."""
         self._since = self._clock()
 
-    def quiet(self, pid: int) -> float:
-        """Look at it; seconds since its last sign."""
+    def fault(self, pid: int) -> str | None:
+        """Look at it; what is wrong if it has stood still for too long."""
         now, signs = self._clock(), self.signs(pid)
+        gap, self._looked = now - self._looked, now
+        if gap > _GAP:
+            self._since, self._running = self._since + gap, self._running + gap
         if signs != self._last:
             self._last, self._since = signs, now
-        return now - self._since
+        if not stopped(pid):
+            self._running = now
+        if now - self._since > self.limit:
+            return f"has shown no sign of life for {now - self._since:.0f} s"
+        if now - self._running > HALTED:
+            return f"has been stopped (SIGSTOP) for {now - self._running:.0f} s"
+        return None

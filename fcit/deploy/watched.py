@@ -57,9 +57,9 @@ class Watched:
         if self.talks and self.child.lines != self.lines:
             self.lines = self.child.lines
             self.pulse.sign()
-        quiet = self.pulse.quiet(process.pid)
-        if quiet > self.pulse.limit:
-            return self._end(selector, f"has shown no sign of life for {quiet:.0f} s")
+        still = self.pulse.fault(process.pid)
+        if still is not None:
+            return self._end(selector, still)
         meanings = (meaning for line in self.child.tail for piece, meaning in self.deadly.items() if piece in line)
         meaning = next(meanings, None)
         return None if meaning is None else self._end(selector, meaning)

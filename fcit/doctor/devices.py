@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fcit.io import threads as pools
+
 #: Dense 16-bit matrix throughput in TFLOP/s and memory bandwidth in TB/s by a part of the device's name, from the
 #: makers' data sheets (GeForce: with 32-bit accumulation); the first that fits counts.
 PEAKS = {
@@ -56,19 +58,22 @@ def machine_memory() -> float:
 
 
 def device_of(name: str, gpu_gb: float | None, threads: int) -> Device:
-    """The device a configuration names (``cpu``, ``cuda``, ``cuda:1``).
+    """The device a configuration names (``cpu``, ``cuda``, ``cuda:1``; ``auto``: all GPUs that are visible here).
 
     Args:
         gpu_gb: a GPU of so many gigabytes (2^30 bytes), whatever is here; None: the one that is here, else 24.
         threads: of a CPU; 0: all cores.
     """
     if name == "cpu" and gpu_gb is None:
-        cores = threads or os.cpu_count() or 1
+        cores = threads or pools.cores()
         return Device(f"CPU, {cores} threads", machine_memory(), cores * _CORE * 1e12, _CPU_BANDWIDTH * 1e12, True)
     if gpu_gb is None and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(torch.device(name if name != "cpu" else "cuda"))
+        gpu = torch.cuda.get_device_properties(torch.device("cuda" if name in ("cpu", "auto") else name))
         tera, bandwidth = peak_of(gpu.name) or _UNKNOWN
-        return Device(gpu.name, float(gpu.total_memory), tera * 1e12, bandwidth * 1e12, True)
+        # Layers on several GPUs work one after the other: their memory adds up, their speed does not.
+        number = torch.cuda.device_count() if name == "auto" else 1
+        label = gpu.name if number == 1 else f"{number} x {gpu.name}"
+        return Device(label, float(gpu.total_memory) * number, tera * 1e12, bandwidth * 1e12, True)
     tera, bandwidth = _UNKNOWN
     size = gpu_gb or 24.0
     return Device(

@@ -10,6 +10,7 @@ import numpy as np
 from fcit.fedopt.base import FedOpt, Mean
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
+from fcit.io.threads import beside
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
 
@@ -90,7 +91,11 @@ class Group:
             self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
 
     def _fold(self, tensors: Tensors, weight: int) -> None:
-        self._mean.add(tensors, weight)
+        with beside(lambda: self._multiply(tensors, weight), sum(tensor.size for tensor in tensors.values())):
+            self._mean.add(tensors, weight)
+
+    def _multiply(self, tensors: Tensors, weight: int) -> None:
+        """Add the products of LoRA factors to their layers."""
         for name in tensors:
             if A in name and name.replace(A, B) in tensors:
                 if name not in self._layers:

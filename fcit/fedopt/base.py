@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcit.config import RunConfig, Section
+from fcit.io.threads import each
 from fcit.io.trees import Tensors
 
 #: Invariants that a federated optimiser can declare (checked by :mod:`fcit.contracts.fedopts`).
@@ -28,18 +29,24 @@ class Mean:
     def add(self, tensors: Tensors, weight: int) -> None:
         """Add one update of ``weight`` records."""
         self.weight += weight
-        for name, value in tensors.items():
-            if name in self._sums:
-                _add(self._sums[name].reshape(-1), value.reshape(-1), weight)
-            else:
-                self._sums[name] = np.multiply(value, weight, dtype=np.float64, order="C")
+
+        def add(name: str) -> np.ndarray:
+            if name not in self._sums:
+                return np.multiply(tensors[name], weight, dtype=np.float64, order="C")
+            _add(self._sums[name].reshape(-1), tensors[name].reshape(-1), weight)
+            return self._sums[name]
+
+        names = list(tensors)
+        self._sums |= zip(names, each(add, names, sum(value.size for value in tensors.values())), strict=True)
 
     def result(self) -> Tensors:
         """The mean as float32."""
-        mean = {name: np.empty(total.shape, np.float32) for name, total in self._sums.items()}
-        for name, total in self._sums.items():
-            np.divide(total, self.weight, out=mean[name], casting="same_kind")
-        return mean
+
+        def mean(total: np.ndarray) -> np.ndarray:
+            return np.divide(total, self.weight, out=np.empty(total.shape, np.float32), casting="same_kind")
+
+        totals = list(self._sums.values())
+        return dict(zip(self._sums, each(mean, totals, sum(total.size for total in totals)), strict=True))
 
 
 def _add(total: np.ndarray, value: np.ndarray, weight: int) -> None:

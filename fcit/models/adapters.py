@@ -105,14 +105,17 @@ class Adapters:
             named[PROMPTS] = self._parameter(pool, length, width)
         if self.layout.experts:
             layers = self._layers
-            gates = {n: self._parameter(self.layout.experts, layer.in_features) for n, layer in layers.items()}
+            gates = {
+                n: self._parameter(self.layout.experts, layer.in_features, device=layer.weight.device)
+                for n, layer in layers.items()
+            }
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
             self._gates[SLOT] = TokenGates(layers, SLOT)
             self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
 
-    def _parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.zeros(shape, device=self.backbone.device), requires_grad=False)
+    def _parameter(self, *shape: int, device: torch.device | None = None) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape, device=device or self.backbone.device), requires_grad=False)
 
     def start(self, seed: int) -> Tensors:
         """Tensors of a new subspace that start from the backbone: soft prompts are embeddings of random words."""
@@ -274,9 +277,10 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            gates = {n.removesuffix(_GATE): t for n, t in subspaces[0].items() if n.endswith(_GATE)}
-            on_device = {n: torch.from_numpy(t).to(self.backbone.device, copy=True) for n, t in gates.items()}
-            self._gates[MIX].load(on_device)
+            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if n.endswith(_GATE)}
+            self._gates[MIX].load(
+                {n.removesuffix(_GATE): t.to(self._slot[n].device, copy=True) for n, t in gates.items()}
+            )
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
@@ -288,7 +292,7 @@ class Adapters:
             return []
         return [
             {
-                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self.backbone.device)
+                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self._slot[n].device)
                 for n, t in {**projector, **s}.items()
                 if is_projector(n)
             }

@@ -77,7 +77,6 @@ class Backbone:
         model_path, identity_path = locate(config.model, config.identity)
         check_hardware(config)
         self.config, self.pictures = config, pictures
-        self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -88,6 +87,8 @@ class Backbone:
             inspected.image_processor,
         )
         self.model: Any = load_model(model_path, config, inspected)
+        #: Where inputs go: spread over several GPUs, layers pass on what they get.
+        self.device: torch.device = self.model.get_input_embeddings().weight.device
         self.identity = IdentityEncoder(identity_path, self.device, config.feature_cache == "disk", pictures)
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         #: While images are projected: the row of the batch that each image belongs to.
@@ -240,11 +241,11 @@ class Backbone:
                 projected = self.family.project(features)
             finally:
                 self.owners = None
-            embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds.dtype))
+            embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds))
         elif torch.is_grad_enabled():
             # Without images the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
             blank = self.family.project(features.new_zeros(1, *self.family.shape))
-            embeds = embeds + 0.0 * blank.mean().to(embeds.dtype)
+            embeds = embeds + 0.0 * blank.mean().to(embeds)
         if prefix is not None:
             words = prefix.new_zeros(*prefix.shape[:2], 1)
             pictured = _insert(words, pictured[..., None].to(words.dtype), mask, labels)[0][..., 0] > 0
@@ -279,6 +280,7 @@ class Backbone:
             places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
             logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
             target = labels[:, places + 1]
+        target = target.to(logits.device)
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
 

@@ -61,6 +61,7 @@ class CompiledLayers:
             self._compiled = [
                 torch.compile(layer.forward, dynamic=False, backend=self.backend) for layer in self.layers
             ]
+        before = [vars(layer).get("forward") for layer in self.layers]  # of a layer on another device: accelerate's
         # Only their forward: modules, names and hooks stay as they are.
         for layer, compiled in zip(self.layers, self._compiled, strict=True):
             layer.forward = partial(self._forward, layer.forward, compiled)
@@ -70,8 +71,11 @@ class CompiledLayers:
                 yield
         finally:
             self._installed = False
-            for layer in self.layers:
-                del layer.forward  # that of its class again
+            for layer, own in zip(self.layers, before, strict=True):
+                if own is None:
+                    del layer.forward  # that of its class again
+                else:
+                    layer.forward = own
 
     @contextmanager
     def running(self) -> Iterator[None]:

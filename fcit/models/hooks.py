@@ -18,12 +18,12 @@ Parameters = dict[str, torch.Tensor]
 
 def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Multiply the rank dimension of ``(B, L, R)`` by weights ``(B, R)`` or ``(B, L, R)``."""
-    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output.dtype)
+    return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output)
 
 
 def as_factor(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """An input in the number format of the weight it is multiplied by; under autocast, which casts both, as it is."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+    return x.to(weight.device) if torch.is_autocast_enabled(x.device.type) else x.to(weight)
 
 
 class TokenGates:
@@ -110,8 +110,9 @@ class Projectors:
     def _mix(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if self._weights is None or not self._all:
             return None
-        total = self._weights.sum(dim=1, keepdim=True)
-        share = torch.where(total > 0, self._weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
+        weights = self._weights.to(output.device)
+        total = weights.sum(dim=1, keepdim=True)
+        share = torch.where(total > 0, weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
         owners = self._owners()
         if owners is not None and len(share) > 1:
             share, total = share[owners], total[owners]

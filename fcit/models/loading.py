@@ -39,6 +39,9 @@ from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
 from fcit.models.words import end_tokens, load_words
 
+#: Share of a GPU's memory that the weights of a spread model may take (our choice); the rest is for activations.
+WEIGHTS = 0.6
+
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
     """Library versions, thread count and GPU that results depend on."""
@@ -88,7 +91,7 @@ def check_hardware(settings: configuration.Backbone) -> None:
     Raises:
         ConfigError: a GPU, a package or a number format is missing.
     """
-    cuda = settings.device.startswith("cuda")
+    cuda = settings.device != "cpu"
     if cuda and not torch.cuda.is_available():
         raise ConfigError(
             f"backbone.device: {settings.device!r}, but torch finds no CUDA GPU; set backbone.device: cpu, or install "
@@ -171,11 +174,11 @@ def load_model(source: str, settings: configuration.Backbone, inspected: Inspect
         options["attn_implementation"] = settings.attention
     if settings.quantization == "4bit":
         options["quantization_config"] = four_bits(settings.dtype, inspected.family)
-    if settings.device != "cpu":
-        options["device_map"] = {"": settings.device}
+    options |= placement(settings.device)
     key = "backbone.model"
     with quiet(), explained(key, settings.model, "its weights"):
         model, info = AutoModelForImageTextToText.from_pretrained(source, **REPORTING, **options)
+    _check_placement(model, settings)
     if not getattr(model, "is_quantized", False):
         judge(key, settings.model, Report.of(model, info), inspected.family)
     elif not inspected.tensors and settings.quantization == "4bit":  # its tensors were renamed: check the files instead
@@ -190,6 +193,32 @@ def load_model(source: str, settings: configuration.Backbone, inspected: Inspect
         bos_token_id=generation.bos_token_id, eos_token_id=inspected.ends, pad_token_id=generation.pad_token_id
     )
     return model.eval().requires_grad_(False)
+
+
+def placement(device: str) -> dict[str, Any]:
+    """Options of ``from_pretrained`` that place the weights.
+
+    ``auto`` fills the GPUs one after the other with whole layers, each up to :data:`WEIGHTS` of its memory, so that a
+    model that the first one can hold stays on it. Activations move from one to the next; nothing is put into main
+    memory or on disk, where a step would take minutes.
+    """
+    if device == "cpu":
+        return {}
+    if device != "auto":
+        return {"device_map": {"": device}}
+    memory = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    room = {number: int(WEIGHTS * size) for number, size in enumerate(memory)}
+    return {"device_map": "sequential", "max_memory": {**room, "cpu": 0}}
+
+
+def _check_placement(model: Any, settings: configuration.Backbone) -> None:
+    """Raise ConfigError if a part of the model found no room on the GPUs."""
+    outside = {str(place) for place in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
+    if settings.device != "cpu" and outside:
+        raise ConfigError(
+            f"backbone.device: {settings.device!r}: the weights of {settings.model!r} need more than {WEIGHTS:.0%} of "
+            "the memory of this worker's GPUs; give it more of them (ray.num_gpus), or set backbone.quantization: 4bit"
+        )
 
 
 def load_encoder(settings: configuration.Backbone) -> Encoder:

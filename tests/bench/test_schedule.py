@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from fcit.bench import command, folders
 from fcit.bench.progress import BenchWatcher, Follower, duration
-from fcit.bench.schedule import Schedule
+from fcit.bench.schedule import Schedule, gpus
 from fcit.errors import ConfigError
 from tests.bench.conftest import finish
 from tests.helpers.waiting import LONG, wait
@@ -113,6 +114,24 @@ def test_slots_threads_and_gpus(made):
     read = [yaml.safe_load((r.folder / "begun").read_text()) for r in made.runs]
     assert sorted(e["CUDA_VISIBLE_DEVICES"] for e in read) == ["3", "3", "GPU-x", "GPU-x"]
     assert {e["OMP_NUM_THREADS"] for e in read} == {"1"}
+
+
+def planned(device: str) -> SimpleNamespace:
+    return SimpleNamespace(config=SimpleNamespace(backbone=SimpleNamespace(device=device)))
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        (["cpu"], "0,1", []),
+        (["cpu", "cuda"], "0,1", ["0", "1"]),
+        (["cuda", "auto"], "2,3", ["2,3"]),  # one run at a time, which may use both
+        (["auto"], "", []),
+    ],
+)
+def test_gpus_of_the_runs(monkeypatch, devices, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus([planned(device) for device in devices]) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from clients.site import signoff
 from clients.site import supervisor as starting
 from fcit import config as configuration
 from fcit.cli import main
@@ -117,6 +118,13 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
             assert not (evil / "marker").exists()
             assert not list((site.folder / "home").rglob("clients/app.py"))
 
+            admitted = site.log("supernode").count("SuperNode ID: ")
+            os.kill(site.child("SuperNode"), signal.SIGKILL)
+            wait(lambda: site.log("supernode").count("SuperNode ID: ") > admitted, explain=site.logs)
+            # It was let in at once, although its predecessor had said nothing of its end.
+            assert "had not signed off" in site.log("supernode")
+            assert "code: 2004" not in site.log("supernode")
+
             children = [site.child("SuperNode"), site.child("executor")]
             assert not psutil.Process(children[1]).children(recursive=True)  # nothing of an order stays
             assert site.stop() == 0, site.logs()
@@ -178,6 +186,31 @@ def test_an_order_that_came_in_half_lets_both_begin_anew(tmp_path):
         wait(lambda: site.log("supernode").count("up") == 2, explain=site.logs)
         wait(lambda: site.log("start").count("the executor runs as process") == 2, explain=site.logs)
         assert site.log("start").count("both processes begin anew") == 1
+
+
+def test_a_killed_executor_lets_the_supernode_begin_anew_if_it_had_an_order_at_hand(tmp_path):
+    """Else it would wait for a minute for an order that nobody does any more."""
+    busy = f"touch order; {RUNS}"
+    with StandIns(tmp_path, executor=busy) as site:
+        wait(lambda: (tmp_path / "home" / "order").exists())
+        os.kill(site.child("executor"), signal.SIGKILL)
+        wait(lambda: site.log("start").count("the SuperNode runs as process") == 2, explain=site.logs)
+        assert "the order at hand is lost; both processes begin anew" in site.log("start")
+        wait(lambda: site.log("start").count("the executor runs as process") == 2)
+        wait(lambda: (tmp_path / "home" / "order").exists())
+        os.kill(site.child("SuperNode"), signal.SIGKILL)
+        wait(lambda: site.log("start").count("the executor runs as process") == 3, explain=site.logs)
+        assert site.stop() == 0
+    assert not (tmp_path / "home" / "order").exists()
+
+
+def test_the_number_of_the_node_is_kept_for_the_next_supernode(tmp_path):
+    admitted = f'test -e twice && id=18 || id=17; touch twice; echo "INFO : SuperNode ID: $id"; {RUNS}'
+    node = tmp_path / "home" / "node.json"
+    with StandIns(tmp_path, supernode=admitted) as site:
+        wait(lambda: signoff.remembered(node) == 17)
+        os.kill(site.child("SuperNode"), signal.SIGKILL)  # registered anew meanwhile, it gets another one
+        wait(lambda: signoff.remembered(node) == 18)
 
 
 def test_a_supernode_that_stands_still_is_started_again_and_status_says_so(tmp_path, monkeypatch, capsys):

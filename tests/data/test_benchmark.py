@@ -7,7 +7,8 @@ from PIL import Image
 from fcit.config import RunConfig
 from fcit.data import benchmark as module
 from fcit.data.benchmark import Benchmark, open_benchmark
-from fcit.data.spec import BenchmarkSpec, read_spec, shipped
+from fcit.data.shipped import shipped
+from fcit.data.spec import BenchmarkSpec, read_spec
 from fcit.errors import ConfigError, DataError
 
 TASK = ["imagenet-r", "arxivqa", "iconqa", "clevr-math", "ocr-vqa", "flickr30k", "figureqa", "super-clevr"]

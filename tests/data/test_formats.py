@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fcit import registry
 from fcit.data import formats
 from fcit.data.checks.inspection import Inspection
 from fcit.data.formats import llava, messages
@@ -356,7 +357,7 @@ def named(form: str) -> BenchmarkSpec:
 
 
 def test_a_benchmark_names_the_formats_that_there_are(monkeypatch, tmp_path):
-    for name in formats.FORMATS:
+    for name in registry.FORMATS:
         assert named(name).datasets["set"].format == name
     file = tmp_path / "own.yaml"
     file.write_text("name: own\ndatasets: {set: {train: t.json, test: q.json, format: lava}}\ntasks: [[set]]\n")
@@ -364,7 +365,7 @@ def test_a_benchmark_names_the_formats_that_there_are(monkeypatch, tmp_path):
         ConfigError, match=r"datasets\.set\.format: unknown format; did you mean 'llava'\? \(known: llava, "
     ):
         read_spec(str(file))
-    monkeypatch.setitem(formats.FORMATS, "lava", "fcit.data.formats.llava")  # one line, as the page on formats says
+    monkeypatch.setitem(registry.FORMATS, "lava", "fcit.data.formats.llava")  # one line, as the page on formats says
     assert read_spec(str(file)).datasets["set"].format == "lava"
 
 

@@ -20,10 +20,11 @@ from datasets import Image as Picture
 from PIL import Image
 from pydantic import ValidationError
 
+from fcit import registry
 from fcit.cli import main
 from fcit.data import formats
 from fcit.data.fingerprints import fingerprint
-from fcit.data.formats import FORMATS, columns, files, hub, unpack
+from fcit.data.formats import columns, files, hub, unpack
 from fcit.data.formats.columns import Columns
 from fcit.data.formats.files import Form
 from fcit.data.images.opening import MAX_IMAGE_BYTES
@@ -592,7 +593,7 @@ def test_another_mapping_is_another_partition(tmp_path):
 def test_the_documentation_names_every_column_and_format():
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     assert [key for key in Columns.model_fields if f"| `{key}` |" not in text] == []
-    assert [name for name in FORMATS if f"`{name}`" not in text] == []
+    assert [name for name in registry.FORMATS if f"`{name}`" not in text] == []
 
 
 def test_a_saved_data_set_has_a_fingerprint(tmp_path):

@@ -39,7 +39,7 @@ def asked(monkeypatch) -> list[str]:
 
 def test_an_interruption_loses_little(root, tmp_path, monkeypatch, asked):
     monkeypatch.setattr(verdicts, "AT_ONCE", 3)
-    monkeypatch.setattr(verdicts.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(verdicts, "cores", lambda: 1)
     look = ImageVerdicts._verdict
 
     def verdict(self, image, key):

@@ -36,6 +36,15 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def run(self, seconds: float, one: Watched, selector) -> str | None:
+        """Let time pass while the child is looked at once a second; the first fault."""
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            fault = one.look(selector)
+            if fault is not None:
+                return fault
+        return None
+
 
 @pytest.fixture
 def selector():
@@ -79,10 +88,8 @@ def test_a_process_whose_main_thread_has_ended_is_started_again(begun, selector)
     first = one.child.process.pid
     settled(first)
     assert one.look(selector) is None
-    clock.now = 59.0
-    assert one.look(selector) is None
-    clock.now = 61.0
-    assert one.look(selector) == "has shown no sign of life for 61 s"
+    assert clock.run(60, one, selector) is None
+    assert clock.run(1, one, selector) == "has shown no sign of life for 61 s"
     assert one.child.process is None
     assert one.start_if_due(selector) not in (None, first)
     assert one.look(selector) is None  # its time begins anew
@@ -92,11 +99,33 @@ def test_a_process_whose_main_thread_has_ended_is_started_again(begun, selector)
 def test_what_works_is_left_alone(begun, selector):
     one, clock = begun(AT_WORK)
     pid = one.child.process.pid
-    for minute in range(1, 4):
-        clock.now = 60.0 * minute + minute
+    for _ in range(40):
+        clock.now += 5.0
         before = pulse.main_thread(pid)
         wait(lambda before=before: pulse.main_thread(pid) != before)
         assert one.look(selector) is None
+
+
+def test_a_gap_in_the_supervisor_s_own_time_is_not_the_child_s_silence(begun, selector):
+    """It was stopped itself, or the machine was: the child had no time to show anything."""
+    one, clock = begun(HALF_DEAD)
+    settled(one.child.process.pid)
+    assert clock.run(30, one, selector) is None
+    clock.now += 3600.0
+    assert clock.run(30, one, selector) is None
+    assert clock.run(3, one, selector) == "has shown no sign of life for 61 s"
+
+
+def test_a_gap_is_not_the_time_for_which_a_child_was_stopped(begun, selector):
+    one, clock = begun(AT_WORK)
+    os.kill(one.child.process.pid, signal.SIGSTOP)
+    wait(lambda: pulse.stopped(one.child.process.pid))
+    one.look(selector)
+    clock.now += 3600.0
+    assert one.look(selector) is None
+    os.kill(one.child.process.pid, signal.SIGCONT)
+    wait(lambda: not pulse.stopped(one.child.process.pid))
+    assert clock.run(30, one, selector) is None
 
 
 def test_a_stopped_process_shows_no_sign(begun, selector):
@@ -104,8 +133,10 @@ def test_a_stopped_process_shows_no_sign(begun, selector):
     os.kill(one.child.process.pid, signal.SIGSTOP)
     wait(lambda: pulse.stopped(one.child.process.pid))
     one.look(selector)
-    clock.now, one.patience = 61.0, 1e9  # it cannot hear that it is to end
-    assert one.look(selector) == "has shown no sign of life for 61 s, did not end when told to and was killed"
+    one.patience = 1e9  # it cannot hear that it is to end
+    assert clock.run(10, one, selector) is None
+    fault = clock.run(1, one, selector)
+    assert fault == "has been stopped (SIGSTOP) for 11 s, did not end when told to and was killed"
 
 
 def test_work_of_what_it_has_started_counts(begun):
@@ -204,10 +235,7 @@ def test_output_is_a_sign_of_life_of_one_that_talks(begun, selector):
     one.talks = True
     settled(one.child.process.pid)
     one.look(selector)
-    clock.now += 50
+    assert clock.run(50, one, selector) is None
     one.child.lines += 1  # "Connection attempt failed, retrying in 20 s"
-    assert one.look(selector) is None
-    clock.now += 50
-    assert one.look(selector) is None
-    clock.now += 20
-    assert "has shown no sign of life" in one.look(selector)
+    assert clock.run(51, one, selector) is None
+    assert "has shown no sign of life" in clock.run(20, one, selector)

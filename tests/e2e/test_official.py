@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import fcit as library
-from fcit.data.spec import SHIPPED
+from fcit.data.shipped import SHIPPED
 from fcit.runs.reader import Run
 from tests.helpers.llava import small_llava
 from tests.helpers.official import official_tree

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fcit.data.spec import SHIPPED
+from fcit.data.shipped import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 #: The example parts of one's own.

@@ -159,6 +159,46 @@ def test_a_node_that_withholds_again_and_again_costs_one_thread(events):
     wait(lambda: threading.active_count() < before + 1)
 
 
+def test_a_site_that_was_restarted_with_an_order_at_hand_is_not_waited_for(events, monkeypatch):
+    """The SuperLink hands out an order once: the new process knows nothing of it."""
+    monkeypatch.setattr("server.courier._LOOK", 0.01)
+    grid = FakeGrid(n7="0", n8="1")
+
+    def restarts(message: Message) -> list[Message]:
+        grid.restarts[7] = 2
+        return []
+
+    grid.story[7], grid.restarts[7] = restarts, 0
+    made = seated(grid, events, timeout=3600.0)
+    grid.restarts[7] = 1  # before it was sent the order: it counts from then
+    replies = {r.metadata.src_node_id: r for r in ask(made, 0, 1)}
+    assert not replies[8].has_error()
+    assert (replies[7].error.code, replies[7].error.reason) == (5, "it was restarted while it had an order")
+    assert events == []
+
+
+def test_a_site_that_is_offline_for_a_while_is_waited_for(events, monkeypatch):
+    """Flower says itself what that means for its order."""
+    monkeypatch.setattr("server.courier._LOOK", 0.01)
+    grid = FakeGrid(n7="0", n8="1")
+
+    def leaves(message: Message) -> list[Message]:
+        del grid.names[7]
+        return []
+
+    grid.story[7] = leaves
+    assert [r.metadata.src_node_id for r in ask(seated(grid, events, timeout=0.5), 0, 1)] == [8]
+
+
+def test_an_order_with_a_deadline_is_not_kept_for_a_site_much_longer(events):
+    grid = FakeGrid(n7="0", n8="1")
+    made = seated(grid, events, timeout=30.0)
+    ask(made, 0)
+    made.post("query.probe", [(8, ProbeOrder(config=""))], "probe")
+    lives = {message.metadata.dst_node_id: message.metadata.ttl for message in grid.sent.values()}
+    assert lives == {7: 90.0, 8: 12 * 3600.0}
+
+
 @pytest.mark.parametrize("error", [AttributeError("no attribute 'metadata'"), ValueError("not JSON"), KeyError("x")])
 def test_a_reply_that_flower_cannot_read_is_an_error_of_its_node(events, error):
     grid = FakeGrid(n7="0", n8="1")

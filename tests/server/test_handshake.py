@@ -235,7 +235,8 @@ def test_a_late_answer_is_judged_like_any_other(hands, events):
     assert "'xyz'" in events[1]["reason"]
 
 
-def test_a_silent_site_is_asked_again_and_never_waited_for_again(hands, events, monkeypatch):
+def test_a_silent_site_is_asked_again_and_waited_for_briefly(hands, events, monkeypatch):
+    monkeypatch.setattr("server.handshake._BRIEF", 0.01)
     grid = FakeGrid(n7="0", n8="1", n9="2")
     grid.story[8] = lambda m: []
     shake = hands(grid, timeout=0.3)
@@ -250,8 +251,52 @@ def test_a_silent_site_is_asked_again_and_never_waited_for_again(hands, events, 
     grid.restarts[8] = 1
     shake.update()
     assert grid.asked.count(8) == 3
-    assert {seconds for count, seconds in waits if count} == {0.0}
+    assert {seconds for count, seconds in waits if count} == {0.0, 0.01}
     assert said(events) == [("refused", 1)]
+
+
+@pytest.mark.parametrize("code", [5, 8], ids=["its node was restarted", "its executor has died"])
+def test_an_answer_that_was_lost_is_asked_for_again_in_the_next_round_and_waited_for(hands, events, code):
+    grid = FakeGrid(n7="0", n8="1", n9="2")
+    grid.story[8] = lambda m: [Message(Error(code=code, reason="gone"), reply_to=m)]
+    shake = hands(grid, timeout=60.0)
+    shake.start()
+    assert shake.courier.nodes == [7, 9]
+    del grid.story[8]
+    shake.update()
+    assert shake.courier.nodes == [7, 8, 9]
+    assert said(events) == [("refused", 1), ("joined", 1)]
+
+
+def test_a_site_that_connects_while_another_is_waited_for_takes_part_in_the_same_round(hands, events):
+    grid = FakeGrid(n7="0")
+    shake = hands(grid, min_updates=1)
+    shake.start()
+    grid.names[8] = "1"
+
+    def meanwhile(message: Message) -> list[Message]:
+        grid.names[9] = "2"
+        return [answer(message, probe())]
+
+    grid.story[8] = meanwhile
+    shake.update()
+    assert shake.courier.nodes == [7, 8, 9]
+
+
+def test_a_site_that_restarts_whenever_it_is_asked_is_waited_for_once_in_a_round(hands, events):
+    grid = FakeGrid(n7="0", n8="1")
+    shake = hands(grid, clients=2)
+    shake.start()
+
+    def restarts(message: Message) -> list[Message]:
+        grid.restarts[8] = grid.restarts.get(8, 0) + 1
+        return [Message(Error(code=5, reason="gone"), reply_to=message)]
+
+    grid.story[8], grid.restarts[8] = restarts, 1
+    before = grid.asked.count(8)
+    shake.update()
+    assert grid.asked.count(8) == before + 2  # the second time without anybody waiting
+    assert shake.courier.nodes == [7]
 
 
 def test_a_site_that_appears_later_takes_part_and_one_that_leaves_does_not(hands, events):

@@ -9,7 +9,7 @@ import yaml
 
 import fcit
 from fcit.data.records import TestRecord
-from fcit.data.spec import SHIPPED
+from fcit.data.shipped import SHIPPED
 from fcit.errors import RunError, StopRequested
 from fcit.federation import codec
 from fcit.federation.messages import Answers

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from fcit.data.images.verdicts import ImageVerdicts, stamp_of
 from fcit.errors import DataError
+from fcit.io.threads import cores
 
 BLOCK = 2**16  # bytes read at once
 AT_ONCE = 2000  # images hashed before their hashes are written down
@@ -90,7 +91,7 @@ class ImageHashes:
 
         hashes: dict[str, str] = {}
         bar = progress_bar(len(images))
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+        with ThreadPoolExecutor(min(8, cores())) as pool, bar:
             task = bar.add_task("fingerprints of images", total=len(images))
             for start in range(0, len(images), AT_ONCE):
                 stretch = images[start : start + AT_ONCE]

@@ -1,18 +1,18 @@
 """Readers: from an instruction file to its records, in every format we know; trusts none of them.
 
 A format is one module of this folder. It says what a row of a file means, with ``is_row(row)``, ``record(row)`` and
-``question(row, number, captioned)``. To add one, write the module and name it in :data:`FORMATS`. Where rows are read
-from (a text file, Parquet, a saved data set, the hub) is the concern of :mod:`fcit.data.formats.files`.
+``question(row, number, captioned)``. To add one, write the module and name it in :data:`fcit.registry.FORMATS`. Where
+rows are read from (a text file, Parquet, a saved data set, the hub) is the concern of :mod:`fcit.data.formats.files`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fcit import registry
 from fcit.data.formats import captions
 from fcit.data.formats.files import Form, Rows, read_rows
 from fcit.data.records import Record, TestRecord
@@ -22,25 +22,16 @@ from fcit.io import bounded
 #: Raised whenever a file is read differently, so that what was kept of it in the cache is made anew.
 VERSION = 2
 
-#: Name -> module. The format of a text file is guessed: the first whose ``is_row`` holds for its first row. The last
-#: two follow from where rows lie: in Parquet files, or in a saved or hub data set.
-FORMATS = {
-    "llava": "fcit.data.formats.llava",
-    "messages": "fcit.data.formats.messages",
-    "parquet": "fcit.data.formats.hub",
-    "hf": "fcit.data.formats.hub",
-}
-
 
 def module(name: str) -> Any:
     """The module of a format."""
-    return import_module(FORMATS[name])
+    return registry.resolve("format", name)
 
 
 def guess(rows: Sequence[Any]) -> str:
     """The format of a file's rows, by the first row that looks like one; LLaVA's where none does."""
     for row in rows:
-        for name in FORMATS:
+        for name in registry.FORMATS:
             if module(name).is_row(row):
                 return name
     return "llava"

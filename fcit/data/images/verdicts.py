@@ -26,6 +26,7 @@ from fcit.data.images.opening import (
     look_at_header,
 )
 from fcit.errors import DataError
+from fcit.io.threads import cores
 
 AT_ONCE = 2000  # images decoded before their results are written down
 MOST_FOLDERS = 4096  # remembered at once: some data sets have a folder for every image
@@ -138,7 +139,7 @@ class ImageVerdicts:
         from fcit.io.console import progress_bar  # rich takes a while to import
 
         bar = progress_bar(len(images))
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+        with ThreadPoolExecutor(min(8, cores())) as pool, bar:
             task = bar.add_task(what, total=len(images))
             for start in range(0, len(images), AT_ONCE):
                 stretch = images[start : start + AT_ONCE]

@@ -1,0 +1,125 @@
+"""How replies are fetched: a few at a time, once more before a deadline, and whose fault it is if one is lost."""
+
+import threading
+import time
+
+import httpx
+import pytest
+from flwr.app import Error, Message
+
+from fcit.federation.engines import private
+from fcit.federation.messages import Description, ProbeOrder
+from server.courier import Courier
+from tests.helpers.grids import FakeGrid, courier, moved
+
+MANY = 30
+
+
+class Counting(FakeGrid):
+    """Knows how many replies have been fetched and are not dealt with."""
+
+    def __init__(self, **names: str) -> None:
+        super().__init__(**names)
+        self.lock, self.fetched, self.dealt_with, self.most = threading.Lock(), 0, 0, 0
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        with self.lock:
+            self.fetched += len(replies)
+            self.most = max(self.most, self.fetched - self.dealt_with)
+        return replies
+
+
+def seated(grid: FakeGrid, events: list[dict], **federation) -> Courier:
+    made = courier(grid, events, clients=MANY, **{"timeout": 3600.0, "min_updates": 1, **federation})
+    made.connect()
+    made.seat({client: node.id for client, node in made.connected().items()})
+    return made
+
+
+def many() -> dict[str, str]:
+    return {f"n{number + 7}": str(number) for number in range(MANY)}
+
+
+def orders(made: Courier) -> list[tuple[int, ProbeOrder]]:
+    return [(node, ProbeOrder(config="")) for node in made.nodes]
+
+
+def test_no_more_than_a_few_replies_wait_in_memory():
+    grid = Counting(**many())
+    made = seated(grid, [])
+    came = 0
+    for _ in made.send("train", orders(made), "0"):
+        came += 1
+        time.sleep(0.002)  # it is written to the disk
+        with grid.lock:
+            grid.dealt_with += 1
+    assert came == MANY
+    assert grid.most <= 8
+
+
+def test_replies_that_nobody_waits_for_yet_hold_up_no_others():
+    grid = Counting(**many())
+    made = seated(grid, [])
+    posted = made.post("query.probe", orders(made), "probe")
+    assert len(list(made.send("train", orders(made), "0"))) == MANY
+    assert len(list(made.replies(posted, 60.0))) == MANY
+
+
+def test_sites_that_upload_for_long_hold_up_no_others(monkeypatch):
+    monkeypatch.setattr("server.inbox._SLOW", 0.02)
+    grid, whole = FakeGrid(**many()), threading.Event()
+    slow = set(list(grid.names)[:20])
+    grid.withheld = dict.fromkeys(slow, whole)
+    made = seated(grid, [])
+    replies = made.send("train", orders(made), "0")
+    first = {next(replies).metadata.src_node_id for _ in range(MANY - len(slow))}
+    assert first == set(grid.names) - slow
+    whole.set()
+    assert {reply.metadata.src_node_id for reply in replies} == slow
+
+
+def lost(message: Message) -> Message:
+    """What Flower says for a message that it does not have any more."""
+    reply = Message(Error(code=3, reason="Message Unavailable"), reply_to=message)
+    return moved(reply, src_node_id=private.SERVER_NODE)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_reply_that_the_superlink_loses_is_its_fault(fails):
+    failures = [httpx.HTTPError("500 Internal Server Error")] if fails else []
+
+    class Losing(FakeGrid):
+        def pull_messages(self, message_ids):
+            if failures:
+                raise failures.pop()
+            return super().pull_messages(message_ids)
+
+    grid = Losing(n7="0")
+    grid.story[7] = lambda m: [lost(m)]
+    (reply,) = seated(grid, []).send("train", [(7, ProbeOrder(config=""))], "0")
+    said = "the SuperLink has lost its reply: 500 Internal Server Error"
+    assert reply.error.reason == (said if fails else "Message Unavailable")
+
+
+def test_every_node_is_looked_at_shortly_before_the_deadline(monkeypatch):
+    """However long the pauses between two looks have become."""
+    monkeypatch.setattr("server.inbox._NAP", 60.0)
+    monkeypatch.setattr("server.inbox._LONGEST_NAP", 60.0)
+    monkeypatch.setattr("server.inbox._LAST", 0.3)
+    grid = FakeGrid(n7="0")
+    grid.story[7] = lambda m: []
+    made = seated(grid, [], timeout=0.6)
+    looked = threading.Event()
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: looked.set() or pull(ids)
+
+    def late() -> None:
+        looked.wait()
+        grid.answer_late(7, Description(client=0, shard="shard", count=3, tensors={}))
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    replies = list(made.send("train", [(7, ProbeOrder(config=""))], "0"))
+    thread.join()
+    assert len(replies) == 1
