@@ -184,7 +184,7 @@ class Training(Section):
     compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
         "auto",
         description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
-        "of 64 tokens; auto: on a CUDA GPU without quantization",
+        "of 64 tokens; auto: on one CUDA GPU, without quantization",
     )
 
     @field_validator("compile", mode="before")

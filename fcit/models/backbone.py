@@ -152,6 +152,11 @@ class Backbone:
         return CompiledLayers(self.family.language.layers)
 
     @property
+    def devices(self) -> list[torch.device]:
+        """The devices that hold decoder layers, in the order of the layers."""
+        return list(dict.fromkeys(p.device for layer in self.layers.layers for p in layer.parameters()))
+
+    @property
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
