@@ -138,6 +138,9 @@ _REQUIRED = {
     "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
 
+#: Hooks of methods and optimisers that had another name in 0.1.0: under the old one they would never be called.
+_RENAMED = {"doubt": "reject_reason"}
+
 
 def nearest(name: str, allowed: list[str]) -> str:
     """'; did you mean ...?' for a misspelt name, or the empty string."""
@@ -212,6 +215,8 @@ def _own(kind: str, name: str) -> Any:
         good = callable(part)
     if not good:
         raise ConfigError(f"{kind}: {name} is not {meaning}")
+    for old in _RENAMED.keys() & set(dir(part)) if base else ():
+        raise ConfigError(f"{kind}: {name} defines {old}(), which is called {_RENAMED[old]}() now; rename it")
     if base and "name" not in vars(part):
         part.name = attribute  # not the name of the class it derives from
     return part

@@ -118,16 +118,11 @@ def save(run: RunDir, state: ServerState, progress: Progress) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _whole(run: RunDir) -> list[Path]:
+def complete(run: RunDir) -> list[Path]:
     """Complete checkpoints, newest first."""
     if not run.state.is_dir():
         return []
     return [f for f in sorted(run.state.iterdir(), reverse=True) if (f / "state.json").is_file()]
-
-
-def latest(run: RunDir) -> Path | None:
-    """The newest complete checkpoint."""
-    return next(iter(_whole(run)), None)
 
 
 def load(run: RunDir, damaged: Callable[[str], None] = lambda reason: None) -> tuple[ServerState, Progress] | None:
@@ -140,7 +135,7 @@ def load(run: RunDir, damaged: Callable[[str], None] = lambda reason: None) -> t
         RunError: there are checkpoints and all of them are damaged.
     """
     problems = []
-    for folder in _whole(run):
+    for folder in complete(run):
         try:
             return _read(folder)
         except RunError as error:

@@ -145,7 +145,7 @@ class Orders:
         their tokens already.
         """
         names, knowledge, tensors = self._mixture(state, progress)
-        step = self.config.evaluation.batch_size * self.config.evaluation.batches_per_order
+        step = self.config.evaluation.stretch
         for number, dataset in enumerate(datasets):
             for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
                 task = self._task_of(dataset)

@@ -42,6 +42,8 @@ def write(
         max_new_tokens=max(config.evaluation.longest(n) for n in lengths),
         batch_size=config.evaluation.batch_size,
         pictures=config.data.pictures,
+        decoder=config.evaluation.decoder,
+        mixture=config.evaluation.mixture,
         stage=len(progress.rows),
         trained_on=_trained_on(stream, progress),
         formats={name: d.suffix for name, d in stream.datasets.items() if d.suffix},

@@ -27,6 +27,7 @@ DISCO = {
     "token": "text",
     "empty_slots": 0,
     "min_records": 4,
+    "negligible": 0.0,
 }
 
 

@@ -52,6 +52,13 @@ def test_a_7b_model_with_micro_batches_fits_into_24_gb(doctor):
     assert "assumed 35% of 71 TFLOP/s" in out
 
 
+@pytest.mark.parametrize(("gigabytes", "questions"), [("24", 12), ("80", 96)])
+def test_as_many_questions_at_a_time_as_fit(doctor, gigabytes, questions):
+    code, out, err = doctor(LARGE, "evaluation.batch_size=auto", "--gpu-gb", gigabytes, "--no-probe")
+    assert code == 0, err
+    assert f"answering, {questions} at a time" in out
+
+
 @pytest.mark.parametrize(
     ("gigabytes", "overrides", "helps"),
     [

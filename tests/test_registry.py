@@ -41,3 +41,10 @@ def test_what_is_read_of_a_module_is_its_first_line():
     assert registry.described("fcit.registry") == ((registry.__doc__ or "").splitlines()[0], False)
     with pytest.raises(ModuleNotFoundError, match=r"no module 'fcit\.none'"):
         registry.described("fcit.none")
+
+
+def test_a_hook_under_an_old_name_is_not_passed_over(tmp_path):
+    base = "from fcit.fedopt.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n"
+    (tmp_path / "mine.py").write_text(f"{base}    def doubt(self, extra):\n        return None\n")
+    with pytest.raises(ConfigError, match=r"Mine defines doubt\(\), which is called reject_reason\(\) now; rename it"):
+        registry.resolve("fedopt", f"{tmp_path}/mine.py:Mine")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,12 +15,11 @@ from fcit import seeding
 from fcit.errors import FCITError
 from fcit.methods.base import Session
 from fcit.models.compiling import CompiledLayers
+from fcit.models.memory import free, is_out_of_memory
 
 Sessions = tuple[Session, Session]
 LossOf = Callable[[list[int]], Any]
 
-#: Text in a RuntimeError of torch that is not one of its out-of-memory errors.
-_NO_MEMORY = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
 #: Elements of a method's note that is put back before a batch is tried again; fixed tables are larger.
 _SMALL = 2**16
 
@@ -78,13 +76,6 @@ def backward(
     return total
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory, of a GPU or of the machine, ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
-
-
 class MicroBatches:
     """How many records pass through the model at a time in one process; with ``auto``, the size that has fitted.
 
@@ -132,7 +123,7 @@ class MicroBatches:
             # Out of the except clause: until here the error held the graph that did not fit.
             for parameter in parameters:
                 parameter.grad = None
-            _free()
+            free()
             again()
             notes()
 
@@ -225,10 +216,3 @@ def _tensor(tensor: torch.Tensor) -> Callable[[], None]:
             tensor.copy_(value)
 
     return put_back
-
-
-def _free() -> None:
-    """Free the memory of the failed attempt."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

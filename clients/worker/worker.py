@@ -22,7 +22,7 @@ from clients.worker.training import train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError, FCITError, Refused, TooFew
@@ -48,6 +48,7 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
+from fcit.models.decoding.batches import Batches
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
@@ -83,6 +84,7 @@ class Worker:
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
         self.planning = Planning(config, self.backbone)
+        self.batches = Batches(config.evaluation, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
@@ -147,6 +149,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
+        self.backbone.release()
         self.backbone.layers.seconds = 0.0
         config = self.planning.begin(sessions[0].examples, self.micro)
         with computed(self.backbone, config.training):
@@ -236,7 +239,7 @@ class Worker:
         return weights.astype(np.float32)
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
-        """Answer a stretch of a dataset greedily in fixed batches of its order, routing every question."""
+        """Answer a stretch of a dataset greedily in batches, routing every question."""
         begin = time.perf_counter()
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
@@ -271,22 +274,27 @@ class Worker:
         features = features[first:last]
         subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
         projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
-        self.adapters.load_mixture(subspaces, projector)
+        self.adapters.load_mixture(subspaces, projector, self.config.evaluation.mixture == "backbone")
         known = _under(order.tensors, "knowledge/")
         weights = self._routed(order.names, (knowledge, known), features) if order.names else None
         texts: list[str] = []
-        size = self.config.evaluation.batch_size
         limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
-        stride = size * self.config.evaluation.batches_per_order
+        stride = self.config.evaluation.stretch
         for begin in range(first, last, stride):
             encoded = self._questions(dataset, begin, min(begin + stride, last))
-            for start in range(0, len(encoded), size):
-                batch = encoded[start : start + size]
-                rows = slice(begin - first + start, begin - first + start + len(batch))
-                vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, features[rows], limit)
-                with micro_batches.explained(f"in answering {len(batch)} questions at a time", "evaluation.batch_size"):
-                    texts += self.method.answer(questions, None if weights is None else weights[rows])
+
+            def answer(places: list[int], encoded: Tokenised = encoded, begin: int = begin) -> list[str]:
+                batch, rows = [encoded[place] for place in places], [begin - first + place for place in places]
+                where = f"in answering {len(batch)} questions at a time"
+                auto = self.config.evaluation.batch_size == "auto"
+                lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
+                with self.backbone.decoding(self.method.decoder), micro_batches.explained(where, lower):
+                    vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
+                    known = features[rows]
+                    questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)
+                    return self.method.answer(questions, None if weights is None else weights[rows])
+
+            texts += self.batches.answered(encoded, limit, answer)
         return texts, weights
 
 

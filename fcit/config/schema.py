@@ -5,15 +5,14 @@ from __future__ import annotations
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
+from fcit.config.kinds import BatchSize, Checkpointing, Decoder, MicroBatch, Way
 from fcit.io import bounded
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
-
-#: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
-Way = Literal["official", "upright"]
+AT_ONCE = 64  # questions answered at a time, unless another number is set or found
 
 
 def _is_number(annotation: Any) -> bool:
@@ -34,26 +33,6 @@ class Section(BaseModel):
         if isinstance(value, str) and ("\0" in value or not bounded.is_text(value)):
             raise ValueError("must be text without null characters and halves of surrogate pairs")
         return value
-
-
-def _micro_batch(value: Any) -> Any:
-    if value is None or value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError("must be a whole number from 1 on, auto, or null for the whole batch")
-
-
-#: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
-MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
-
-
-def _checkpointing(value: Any) -> Any:
-    if value == "auto" or isinstance(value, bool):
-        return value
-    raise ValueError("must be true, false or auto")
-
-
-#: A switch, or ``auto``.
-Checkpointing = Annotated[bool | Literal["auto"], PlainValidator(_checkpointing)]
 
 
 class Federation(Section):
@@ -201,7 +180,25 @@ class Training(Section):
 class Evaluation(Section):
     """Evaluation of the model after a stage."""
 
-    batch_size: Annotated[int, BITS] = Field(64, ge=1, description="questions answered at a time")
+    batch_size: Annotated[BatchSize, BITS] = Field(
+        64,
+        description="questions answered at a time; auto: as many as fit into a GPU, at most 128, and half as many when "
+        "memory runs out; on a CPU 64",
+    )
+    by_length: Annotated[bool, BITS] = Field(
+        True, description="the questions of an order are put into batches by their length, which saves padding"
+    )
+    decoder: Annotated[Decoder, BITS] = Field(
+        "auto",
+        description="static: ours, with keys and values at fixed addresses, where rows leave the batch when they end "
+        "and, on CUDA, a step is one graph; transformers: its `generate`; auto: static, but transformers for a method "
+        "of one's own that answers with code of its own",
+    )
+    mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
+        "float32",
+        description="number format of the subspaces that answer; backbone: backbone.dtype, so that layers cast nothing "
+        "(of no use with float32)",
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )
@@ -243,6 +240,16 @@ class Evaluation(Section):
         if value not in ("stage", "final") and not numbers:
             raise ValueError("must be stage, final or a list of stage numbers from 1 on, e.g. [4, 8]")
         return value
+
+    @property
+    def at_once(self) -> int:
+        """Questions answered at a time; where it is not known what fits, 64 for ``auto``."""
+        return AT_ONCE if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def stretch(self) -> int:
+        """Questions of an order."""
+        return self.at_once * self.batches_per_order
 
     def stages(self, count: int) -> list[int]:
         """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last."""

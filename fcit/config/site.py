@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fcit import registry
 from fcit.config.checks import device_problem, sentences
-from fcit.config.schema import MicroBatch, Section
+from fcit.config.kinds import MicroBatch
+from fcit.config.schema import Section
 from fcit.errors import ConfigError
 from fcit.io import bounded
 

@@ -48,6 +48,7 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     lengths = Lengths(max(1, longest[0] - longest[1] - shape.image_tokens), longest[1]) if longest else Lengths()
     workers = per_device(config)
     room = device.memory / workers
+    config = estimate.with_batches(config, shape, subspaces, room, lengths)
     config = estimate.planned(config, shape, subspaces, within(room), lengths)
     size = estimate.largest_micro(config, shape, subspaces, within(room), lengths)
     shown = size or smallest(config)
@@ -108,7 +109,7 @@ def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) 
     """Training by FLOPs; answers also by how often all weights are read: once per token of a batch."""
     record = estimate.training_flops(config, shape, lengths) / (REACHED * device.peak)
     weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]
-    read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.batch_size
+    read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.at_once
     question = estimate.answering_flops(config, shape, lengths) / (REACHED * device.peak) + read
     return Speed(record, question, f"assumed {REACHED:.0%} of {device.peak / 1e12:.3g} TFLOP/s")
 
@@ -130,7 +131,7 @@ def _device_table(
     parts = {
         "always": memory.always,
         f"training, {micro} at a time": memory.training,
-        f"answering, {config.evaluation.batch_size} at a time": memory.answering,
+        f"answering, {config.evaluation.at_once} at a time": memory.answering,
         "looking at images, 32 at a time": memory.looking,
     }
     for title, part in parts.items():

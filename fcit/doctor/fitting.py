@@ -56,9 +56,9 @@ def _variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         ("training.micro_batch=auto", "training", {"micro_batch": "auto"}),
         ("training.checkpointing=true", "training", {"checkpointing": True}),
         (
-            f"evaluation.batch_size={max(1, config.evaluation.batch_size // 8)}",
+            f"evaluation.batch_size={max(1, config.evaluation.at_once // 8)}",
             "evaluation",
-            {"batch_size": max(1, config.evaluation.batch_size // 8)},
+            {"batch_size": max(1, config.evaluation.at_once // 8)},
         ),
         ("backbone.dtype=bfloat16", "backbone", {"dtype": "bfloat16"}),
         ("ray.num_gpus=1", "ray", {"num_gpus": 1.0}),

@@ -18,6 +18,7 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
 from fcit.doctor.fitting import workers_of
+from fcit.methods.base import Method
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.estimate import Lengths
@@ -130,7 +131,7 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     questions = [
         Tested(
             times * len(tests[name]),
-            tests[name][: config.evaluation.batch_size],
+            tests[name][: config.evaluation.at_once],
             config.evaluation.longest(benchmark.spec.datasets[name].max_new_tokens),
         )
         for name, times in tested.items()
@@ -159,11 +160,16 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         record = Record.single("", words, answer)
         question = TestRecord("", ("",), words, answer)
         trained = [Trained(1.0, [record] * micro)]
-        tested = [Tested(1, [question] * min(config.evaluation.batch_size, 8), lengths.answer)]
+        tested = [Tested(1, [question] * min(config.evaluation.at_once, 8), lengths.answer)]
     else:
         trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
-    answering = _answering(backbone, adapters, tested, (subspaces + 1) // 2)
+    method: Method = registry.resolve("method", config.method["name"])(config)
+    with backbone.decoding(method.decoder):
+        answering = _answering(
+            backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone"
+        )
+    backbone.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
     return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
 
@@ -211,10 +217,12 @@ def _training(
     return total.mean + stepping / config.training.batch_size
 
 
-def _answering(backbone: Backbone, adapters: Adapters, tested: Sequence[Tested], subspaces: int) -> float:
+def _answering(
+    backbone: Backbone, adapters: Adapters, tested: Sequence[Tested], subspaces: int, as_backbone: bool
+) -> float:
     """Seconds per question, a batch at a time under a mixture."""
     total = _Sum()
-    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector())
+    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector(), as_backbone)
     for part in tested:
         if total.late:
             break

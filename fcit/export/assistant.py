@@ -17,7 +17,7 @@ from PIL import Image
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.checks import contradictions
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.formats.conversation import images_per_turn, without_tags
 from fcit.data.images.pixels import as_rgb
@@ -29,6 +29,7 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.decoding.batches import Batches
 from fcit.models.layout import is_projector
 from fcit.models.places import locate
 
@@ -82,13 +83,15 @@ class Assistant:
         subspaces, shared = self.portable.split()
         self._known = self.portable.known()
         self._backbone = Backbone(self.method.config.backbone, self.routing.pictures)
+        self._batches = Batches(self.method.config.evaluation, self._backbone)
         if not other_weights:
             self._same_weights()
         self._adapters = Adapters(self._backbone, self.routing.adapter, self.method.layout)
         for name, tensors in zip(self.subspaces, subspaces, strict=True):
             self._fits(name, {**shared, **tensors})
         self._subspaces = subspaces
-        self._adapters.load_mixture(subspaces, {**self._adapters.base_projector(), **shared})
+        projector = {**self._adapters.base_projector(), **shared}
+        self._adapters.load_mixture(subspaces, projector, self.routing.mixture == "backbone")
 
     @property
     def subspaces(self) -> list[str]:
@@ -152,16 +155,18 @@ class Assistant:
         self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
     ) -> list[str]:
         """Answers in batches of the run's size, on which the last bits depend."""
-        texts: list[str] = []
-        for first in range(0, len(records), self.routing.batch_size):
-            rows = slice(first, first + self.routing.batch_size)
-            batch = [self._backbone.encoder.encode(record) for record in records[rows]]
+        examples = [self._backbone.encoder.encode(record) for record in records]
+
+        def answer(rows: list[int]) -> list[str]:
+            batch = [examples[row] for row in rows]
             vision = self._backbone.vision_features(root, images_of(batch))
             questions = QuestionBatch(
                 self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
             )
-            texts += self.method.answer(questions, mix[rows] if self.subspaces else None)
-        return texts
+            with self._backbone.decoding(self.method.decoder):
+                return self.method.answer(questions, mix[rows] if self.subspaces else None)
+
+        return self._batches.answered(examples, limit, answer)
 
     def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:
         """Weights ``(N, E)``."""
@@ -247,7 +252,10 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
             f"which is not loaded from files of others (known: {', '.join(sorted(registry.METHODS))})"
         )
     adapter = folder.routing.adapter.model_dump()
-    config = RunConfig.model_validate({"method": options, "adapter": adapter, "backbone": backbone})
+    answering = {"decoder": folder.routing.decoder, "batch_size": folder.routing.batch_size}
+    config = RunConfig.model_validate(
+        {"method": options, "adapter": adapter, "backbone": backbone, "evaluation": answering}
+    )
     problems = contradictions(config)
     if problems:
         raise ConfigError(problems)

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from fcit.config.checks import sentences
-from fcit.config.schema import Adapter, Backbone, Section, Way
+from fcit.config.kinds import BatchSize, Decoder, Way
+from fcit.config.schema import Adapter, Backbone, Section
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.io import bounded
 from fcit.io.files import read_tensors, write_json, write_tensors
@@ -47,7 +48,11 @@ class Routing(Section):
     hashes: dict[str, str] = Field(description="of the backbone, its tokenizer, image processor and identity encoder")
     max_new_tokens: int = Field(ge=1, description="longest answer that the run allowed")
     pictures: Way = Field("official", description="how the run's pictures became pixels (data.pictures)")
-    batch_size: int = Field(ge=1, description="questions answered at a time; the run's, for the same bits")
+    batch_size: BatchSize = Field(description="questions answered at a time; the run's, for the same bits")
+    decoder: Decoder = Field("auto", description="who decoded the run's answers (evaluation.decoder)")
+    mixture: Literal["float32", "backbone"] = Field(
+        "float32", description="number format of the run's subspaces when they answered (evaluation.mixture)"
+    )
     stage: int = Field(ge=0, description="stages of the run that were finished")
     trained_on: dict[str, dict[str, int]] = Field(
         default_factory=dict, description="records that each subspace was trained on in all rounds, by data set"
@@ -55,6 +60,10 @@ class Routing(Section):
     formats: dict[str, str] = Field(
         default_factory=dict, description="line that ended a data set's instructions, which routing has seen"
     )
+
+
+#: Keys that the first version of the format did not have.
+_LATER = ("pictures", "decoder", "mixture")
 
 
 def projector_policy(subspaces: list[Tensors], shared: Tensors, configured: Policy) -> Policy:
@@ -86,8 +95,8 @@ def write(folder: Path, routing: Routing, tokens: Tensors) -> None:
         DiskFull: there is no room.
     """
     write_tensors(folder / TOKENS, tokens)
-    # Older versions refuse unknown keys such as `pictures`.
-    aside = {"pictures"} if routing.pictures == "official" else set()
+    # Older versions refuse keys that they do not know.
+    aside = {key for key in _LATER if getattr(routing, key) == Routing.model_fields[key].default}
     write_json(folder / ROUTING, routing.model_dump(mode="json", exclude=aside))
 
 

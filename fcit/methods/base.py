@@ -14,6 +14,7 @@ import numpy as np
 
 from fcit import seeding
 from fcit.config import RunConfig, Section
+from fcit.config.kinds import Decoder
 from fcit.fedopt.aggregator import Aggregator, Group
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B, Layout
@@ -238,6 +239,8 @@ class Method:
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
+    #: Subspaces whose weight is below it for every question of a batch are left out of the batch; 0: none is.
+    negligible: float = 0.0
     #: The :data:`INVARIANTS` that the contract checks.
     invariants: frozenset[str] = INVARIANTS
 
@@ -348,9 +351,22 @@ class Method:
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
 
+    @property
+    def decoder(self) -> Decoder:
+        """``evaluation.decoder``; ``auto`` is transformers where :meth:`answer` is code of one's own.
+
+        That code may register hooks which hold values for every question of a batch, and static decoding lets
+        questions leave the batch and captures steps.
+        """
+        decoder, own = self.config.evaluation.decoder, not type(self).answer.__module__.startswith("fcit.")
+        return "transformers" if own and decoder == "auto" else decoder
+
     def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
-        """Answers to a batch of questions under their mix ``(N, E)``; the mixture of subspaces is loaded."""
-        with questions.adapters.mixed(mix):
+        """Answers to a batch of questions under their mix ``(N, E)``; the mixture of subspaces is loaded.
+
+        They are decoded as :attr:`decoder` says.
+        """
+        with questions.adapters.mixed(mix, self.negligible):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit)
 
     def active(self, state: ServerState) -> int:

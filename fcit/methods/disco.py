@@ -119,6 +119,13 @@ class Disco(Method):
         min_records: int = Field(
             4, ge=1, description="records that a new cluster of clients needs to open a subspace; 1: as published"
         )
+        negligible: float = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="subspaces whose weight is below it for every question of a batch are left out of that batch, "
+            "so that an answer costs the same however many tasks there were; 0: none is",
+        )
 
         @model_validator(mode="after")
         def _slots_of_a_softmax(self) -> Self:
@@ -137,6 +144,7 @@ class Disco(Method):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.identity = self.options.token
+        self.negligible = self.options.negligible
         if self.options.mix in ("concat", "cosine") or self.options.empty_slots:
             self.invariants = INVARIANTS - {"mix-sums-to-one"}
         if self.options.mix == "oracle":

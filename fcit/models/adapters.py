@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
+from fcit.models.mixing import Selection, strongest
 
 SLOT = "slot"
 MIX = "mix"
@@ -55,7 +56,7 @@ class Adapters:
         except (ValueError, re.error) as error:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
-        self._weights: torch.Tensor | None = None
+        self._selection = Selection(adapter.rank)
         self._frozen_added = False
         self._trained: set[str] = set()
         self._gates: dict[str, TokenGates] = {}
@@ -257,14 +258,19 @@ class Adapters:
 
     # ------------------------------------------------------------------ mixture
 
-    def load_mixture(self, subspaces: list[Tensors], projector: Tensors) -> None:
+    def load_mixture(self, subspaces: list[Tensors], projector: Tensors, as_backbone: bool = False) -> None:
         """Stack subspaces (in this order) into the mixture adapter; grows it when needed.
 
         Subspaces that hold a projector use it; ``projector`` is used by all others.
+
+        Args:
+            as_backbone: the factors are kept in the backbone's number format, not in float32, so that layers cast
+                no activations.
         """
         size = max(len(subspaces), 1)
         if size != self._mix_size:
             self._resize(size)
+        self._format(self.backbone.dtype if as_backbone else torch.float32)
         lora = [{n: t for n, t in s.items() if is_factor(n) or _GATE in n} for s in subspaces]
         with torch.no_grad():
             for name, parameter in self._named(MIX):
@@ -277,14 +283,28 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if n.endswith(_GATE)}
-            self._gates[MIX].load(
-                {n.removesuffix(_GATE): t.to(self._slot[n].device, copy=True) for n, t in gates.items()}
-            )
+            self._load_gates({n: t for n, t in subspaces[0].items() if n.endswith(_GATE)})
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
+
+    def _format(self, dtype: torch.dtype) -> None:
+        """Keep the mixture's factors in a number format."""
+        modules = [m for n, m in self._peft.named_modules() if n.endswith((f"{A}{MIX}", f"{B}{MIX}"))]
+        if any(module.weight.dtype != dtype for module in modules):
+            self._selection.forget()
+            for module in modules:
+                module.to(dtype)
+
+    def _load_gates(self, gates: Tensors) -> None:
+        """Set the mixture's gates, in place where they are: a captured step reads them."""
+        self._gates[MIX].load(
+            {
+                n.removesuffix(_GATE): torch.from_numpy(gate).to(self._slot[n].device, copy=True)
+                for n, gate in gates.items()
+            }
+        )
 
     def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
         """Each subspace's projector by the module's own names; none if no subspace holds one."""
@@ -310,7 +330,9 @@ class Adapters:
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
             self._gates[MIX] = TokenGates(self._layers, MIX)
+            self.backbone.beside.append(self._gates[MIX].weights)
         self._mix_size = size
+        self._selection.forget()
 
     def _hook_projector(self) -> Projectors | None:
         for name, module in self._peft.named_modules():
@@ -320,17 +342,30 @@ class Adapters:
         return None
 
     def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output if self._weights is None else scale(self._weights, output)
+        weights = self.backbone.rows.get(MIX)
+        return output if weights is None else scale(weights, output)
 
     @contextmanager
-    def mixed(self, weights: np.ndarray | None) -> Iterator[None]:
-        """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one)."""
+    def mixed(self, weights: np.ndarray | None, negligible: float = 0.0) -> Iterator[None]:
+        """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one).
+
+        Args:
+            negligible: subspaces whose weight is below it for every sample may be left out; 0: none is.
+        """
         chosen = None
-        if weights is not None:
-            chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
-            self._weights = chosen.repeat_interleave(self.adapter.rank, dim=1)
-        try:
-            with self._projectors.weighted(chosen) if self._projectors is not None else nullcontext():
-                yield
-        finally:
-            self._weights = None
+        with ExitStack() as stack:
+            if weights is not None:
+                chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
+                columns = chosen
+                kept = strongest(chosen, negligible) if negligible else None
+                if kept is not None:
+                    factors = {n: p for n, p in self._named(MIX) if is_factor(n)}
+                    stack.enter_context(self._selection.of(factors, kept))
+                    columns = chosen[:, kept]
+                    chosen = torch.zeros_like(chosen)
+                    chosen[:, kept] = columns
+                self.backbone.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
+                stack.callback(self.backbone.rows.pop, MIX, None)
+            if self._projectors is not None:
+                stack.enter_context(self._projectors.weighted(chosen))
+            yield

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fcit.config import RunConfig
+from fcit.models.decoding.sizes import Widths
 from fcit.models.features import BATCH
 from fcit.models.shapes import Shape
 
@@ -118,7 +119,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     """Device memory of one worker that trains ``micro`` records at a time and answers with ``subspaces``.
 
     Optimiser: gradient, two moments and a temporary of AdamW (``foreach``), float32, for the slot and the projector.
-    Answers: keys and values ``2 layers k s`` per token, and the feed-forward of a whole prompt at once.
+    Answers: :meth:`fcit.models.decoding.sizes.Widths.answering`.
     """
     s, backbone = _WIDTHS[config.backbone.dtype], config.backbone
     one, projector = shape.adapter(config.adapter.rank), shape.projector
@@ -135,17 +136,28 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
         "adapters": _FLOAT * ((1 + subspaces) * one + 2 * (trained - one) + own),
     }
     needed.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
-    rows, prompt = config.evaluation.batch_size, shape.image_tokens + lengths.text
-    needed.answering = {
-        "keys and values": rows * (prompt + config.evaluation.longest()) * 2 * shape.layers * shape.key_width * s,
-        "a whole prompt in one layer": rows * prompt * (shape.inner * (3 * s + 2 * _FLOAT) + shape.width * 4 * s),
-    }
+    prompt = shape.image_tokens + lengths.text
+    needed.answering = _widths(config, shape).answering(config.evaluation.at_once, prompt, config.evaluation.longest())
     v = shape.vision
     needed.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
     if backbone.device != "cpu":
         total = sum(needed.always.values())
         needed.always["CUDA and gaps (assumed)"] = CONTEXT + GAPS * total
     return needed
+
+
+def _widths(config: RunConfig, shape: Shape) -> Widths:
+    return Widths(shape.layers, shape.width, shape.inner, shape.key_width, _WIDTHS[config.backbone.dtype])
+
+
+def with_batches(config: RunConfig, shape: Shape, subspaces: int, room: float, lengths: Lengths) -> RunConfig:
+    """With the number of questions that ``evaluation.batch_size: auto`` takes on a GPU of ``room`` bytes."""
+    if config.evaluation.batch_size != "auto" or config.backbone.device == "cpu":
+        return config
+    left = room - sum(memory(config, shape, subspaces, 1, lengths).always.values())
+    prompt = shape.image_tokens + lengths.text
+    fitting = _widths(config, shape).at_once(max(left, 0.0), prompt, config.evaluation.longest())
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": fitting})})
 
 
 def sees(config: RunConfig) -> bool:

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.images.opening import image_path, open_image
 from fcit.errors import DataError
 from fcit.io.cache import cache_folder

@@ -22,7 +22,7 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data import prompts
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError

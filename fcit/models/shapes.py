@@ -18,6 +18,7 @@ from transformers import (
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
+from fcit.models.decoding.sizes import widths
 from fcit.models.families.base import Family, families, module_called
 from fcit.models.identity import PUBLISHED
 from fcit.models.loading import supported
@@ -137,18 +138,18 @@ def measure(
     if not adapted:
         raise ConfigError(f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers")
     inner = [m for m in projector.modules() if isinstance(m, nn.Linear)]
-    heads = text.num_attention_heads
+    inside = widths(text, 0)
     head = model.get_output_embeddings()
     return Shape(
         source=source,
         language=language,
         linear=sum(_size(m) for n, m in linears.items() if id(m.weight) not in outside and m is not head),
         head=head.weight.numel(),
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        inner=text.intermediate_size,
-        heads=heads,
-        key_width=text.num_key_value_heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+        layers=inside.layers,
+        width=inside.width,
+        inner=inside.inner,
+        heads=text.num_attention_heads,
+        key_width=inside.key_width,
         vocabulary=text.vocab_size,
         projector=_size(projector),
         projector_inner=inner[0].out_features,

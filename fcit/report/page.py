@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.benchmark import open_benchmark
 from fcit.data.images.opening import open_image
 from fcit.errors import FCITError

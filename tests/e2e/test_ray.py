@@ -162,7 +162,7 @@ def checked(command: Command, code: int, run: Path) -> None:
     assert command.returncode == code, command.stderr
     assert f"fcit resume {run}" in command.stderr
     assert "Traceback" not in command.stderr
-    whole = checkpoint.latest(RunDir(run))  # Ctrl-C may have come while the next one was written
+    whole = checkpoint.complete(RunDir(run))[0]  # Ctrl-C may have come while the next one was written
     assert whole is not None
     progress = json.loads((whole / "state.json").read_text())["progress"]
     assert (progress["stage"], progress["round"]) >= (0, 1)

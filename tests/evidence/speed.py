@@ -28,6 +28,7 @@ from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.messages import EvaluateOrder, TrainOrder
 from fcit.io.files import write_text
 from fcit.models.adapters import is_projector
+from fcit.models.decoding.batches import Batches
 from fcit.runs.folder import RunDir
 from server.app import run as serve
 
@@ -133,13 +134,14 @@ def bytes_of(w: Worker, order: TrainOrder, event: dict, state: int) -> dict[str,
 def batching(w: Worker, order: EvaluateOrder) -> dict[str, float]:
     """Routed evaluation at the configured batch size against batch size one, medians of three."""
     seconds: dict[int, list[float]] = {}
-    size = w.config.evaluation.batch_size
+    size = w.config.evaluation.at_once
     original = w.config
     texts = {}
     for _ in range(3):
         for batch in (size, 1):
             evaluation = original.evaluation.model_copy(update={"batch_size": batch})
             w.config = original.model_copy(update={"evaluation": evaluation})
+            w.batches = Batches(evaluation, w.backbone)
             begin = time.perf_counter()
             texts[batch] = w.evaluate(order).texts
             seconds.setdefault(batch, []).append(time.perf_counter() - begin)

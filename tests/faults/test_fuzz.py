@@ -531,7 +531,7 @@ def test_the_checkpoint_that_is_mutated_is_whole(saved):
 @MANY
 @given(st.data())
 def test_checkpoints_of_any_content(saved, draw):
-    file = checkpoint.latest(RunDir(saved)) / "state.json"
+    file = checkpoint.complete(RunDir(saved))[0] / "state.json"
     before = file.read_text()
     content = json.loads(before)
     where, depth = content, draw.draw(st.integers(0, 3))
@@ -548,7 +548,7 @@ def test_checkpoints_of_any_content(saved, draw):
 
 def test_run_files_that_are_odd(saved, tmp_path):
     path, run = tmp_path / "odd.json", RunDir(tmp_path)
-    file = checkpoint.latest(RunDir(saved)) / "state.json"
+    file = checkpoint.complete(RunDir(saved))[0] / "state.json"
     before = file.read_text()
 
     def check(text: str) -> None:

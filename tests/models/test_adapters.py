@@ -12,7 +12,7 @@ from fcit.config import Backbone as Config
 from fcit.data.mini.questions import MAKERS
 from fcit.errors import ConfigError, DataError
 from fcit.io.trees import Tensors
-from fcit.models.adapters import Adapters
+from fcit.models.adapters import MIX, Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
 from fcit.models.saving import save_peft
@@ -275,9 +275,9 @@ def test_the_mixture_grows_and_shrinks(backbone, adapters, batch, three):
 
 def slot_logits_kept(adapters: Adapters, tensors: Tensors, batch) -> torch.Tensor:
     """As :func:`slot_logits`, and back to the mixture."""
-    weights = adapters._weights
+    weights = adapters.backbone.rows.pop(MIX)
     found = slot_logits(adapters, tensors, batch)
-    adapters._weights = weights
+    adapters.backbone.rows[MIX] = weights
     adapters.backbone.model.set_adapter("mix", inference_mode=True)
     return found
 
@@ -285,7 +285,7 @@ def slot_logits_kept(adapters: Adapters, tensors: Tensors, batch) -> torch.Tenso
 def test_weights_are_forgotten_after_an_error(adapters):
     with pytest.raises(KeyError), adapters.mixed(np.ones((1, 1))):
         raise KeyError
-    assert adapters._weights is None
+    assert adapters.backbone.rows == {}
 
 
 def test_generation_follows_the_sample_not_the_batch(backbone, adapters, batch, three):

@@ -92,7 +92,7 @@ def test_fresh_state(run):
 def test_incomplete_checkpoint_is_passed_over(run, state):
     for round_ in (1, 2):
         checkpoint.save(run, state, Progress(round=round_, saves=round_))
-    newest = checkpoint.latest(run)
+    newest = checkpoint.complete(run)[0]
     (newest / "state.json").unlink()
     _, progress = checkpoint.load(run)
     assert progress.round == 1
@@ -145,7 +145,7 @@ def damages() -> dict:
 @pytest.mark.parametrize("damage", damages())
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, state, damage):
     two(run, state)
-    newest = checkpoint.latest(run)
+    newest = checkpoint.complete(run)[0]
     damages()[damage](newest)
     told = []
     got, progress = checkpoint.load(run, told.append)
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, state, damage):
     assert len(told) == 1
     assert str(newest) in told[0]
     checkpoint.save(run, state, progress)  # takes the damaged one's place
-    assert checkpoint.latest(run) == newest
+    assert checkpoint.complete(run)[0] == newest
     assert checkpoint.load(run)[1].saves == 2
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 from fcit.data.images.pixels import as_rgb, flat, orientation
 from fcit.errors import DataError
 from fcit.io import bounded

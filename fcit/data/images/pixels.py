@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import ExifTags, Image
 
-from fcit.config.schema import Way
+from fcit.config.kinds import Way
 
 MAX_EXIF = 2**16  # bytes; a JPEG's segment holds no more
 _BAND = 2**20  # pixels scaled at a time

@@ -1,0 +1,42 @@
+"""Kinds of values that several keys or other parts of the code share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator
+
+#: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
+Way = Literal["official", "upright"]
+#: Who decodes answers: see :mod:`fcit.models.decoding`.
+Decoder = Literal["auto", "static", "transformers"]
+
+
+def _micro_batch(value: Any) -> Any:
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be a whole number from 1 on, auto, or null for the whole batch")
+
+
+#: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
+MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
+
+
+def _checkpointing(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("must be true, false or auto")
+
+
+#: A switch, or ``auto``.
+Checkpointing = Annotated[bool | Literal["auto"], PlainValidator(_checkpointing)]
+
+
+def _batch_size(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("must be a whole number from 1 on, or auto")
+
+
+#: A number of questions, or ``auto``.
+BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]

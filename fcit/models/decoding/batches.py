@@ -1,0 +1,70 @@
+"""Which questions are answered together: by length, and as many as fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from fcit.config.schema import Evaluation
+from fcit.data.collate import Encoded
+from fcit.models.backbone import Backbone
+from fcit.models.memory import free, is_out_of_memory
+
+
+class Batches:
+    """Cuts questions into batches; ``evaluation.batch_size: auto`` is halved when memory runs out.
+
+    A size that memory ran out with is not tried again in the process.
+    """
+
+    def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
+        self.settings, self.backbone = settings, backbone
+        self._most: int | None = None
+
+    def answered(self, examples: Sequence[Encoded], limit: int, answer: Callable[[list[int]], list[str]]) -> list[str]:
+        """Answers to all questions, in their order.
+
+        Args:
+            limit: tokens of the longest answer.
+            answer: answers the questions at these places.
+
+        Raises:
+            MemoryError, RuntimeError: what ``answer`` raises; with ``auto`` only if one question alone does not fit.
+        """
+        lengths = [len(example.tokens) for example in examples]
+        order = list(range(len(examples)))
+        if self.settings.by_length:  # the longest first: what does not fit is known at once
+            order.sort(key=lambda place: -lengths[place])
+        texts = [""] * len(order)
+        done = 0
+        while done < len(order):
+            rows = order[done : done + self._size(lengths[order[done]], limit)]
+            try:
+                answers: list[str] | None = answer(rows)
+            except (RuntimeError, MemoryError) as error:
+                if self.settings.batch_size != "auto" or len(rows) == 1 or not is_out_of_memory(error):
+                    raise
+                answers = None
+            if answers is None:  # out of the except clause: until here the error held what did not fit
+                self._halve(len(rows))
+                continue
+            for row, text in zip(rows, answers, strict=True):
+                texts[row] = text
+            done += len(rows)
+        return texts
+
+    def _size(self, length: int, limit: int) -> int:
+        if self.settings.batch_size != "auto":
+            return self.settings.batch_size
+        fitting = self.backbone.questions_at_once(length, limit, self.settings.at_once)
+        return min(fitting, self._most or fitting)
+
+    def _halve(self, tried: int) -> None:
+        self._most = tried // 2
+        logging.getLogger(__name__).warning(
+            "evaluation.batch_size: auto: memory ran out with %d questions at a time, going on with %d",
+            tried,
+            self._most,
+        )
+        self.backbone.release()
+        free()

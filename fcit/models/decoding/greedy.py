@@ -1,0 +1,252 @@
+"""A greedy decoder over a model's own layers: static keys and values, rows leave the batch when they end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Hashable
+from typing import Any
+
+import torch
+
+from fcit.models.decoding.capture import Capture, Step
+from fcit.models.decoding.rows import RowBuffers, Rows
+from fcit.models.decoding.slots import KeyValues
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+#: Implementations of attention that take a mask of the decoder's own.
+_ATTENTION = ("sdpa", "eager")
+#: Rows that have ended leave the batch when they are this share of it.
+_LEAVE = 0.25
+#: Captured steps: rows of a batch are 1, 2, 3, 4, 6, 8, 12, ..., slots multiples of this.
+_ALIGNED = 64
+
+
+def layer_kinds(config: Any) -> list[str]:
+    """What each layer of a language model attends to, as transformers names it."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = [SLIDING if getattr(config, "sliding_window", None) else FULL] * config.num_hidden_layers
+    return list(kinds)
+
+
+def unsuitable(language: Any) -> str | None:
+    """Why a language model cannot be decoded here; None if it can."""
+    if language.config._attn_implementation not in _ATTENTION:
+        return f"its attention is {language.config._attn_implementation}, not {' or '.join(_ATTENTION)}"
+    if len({parameter.device for parameter in language.parameters()}) > 1:
+        return "its layers lie on several devices"
+    strange = sorted(set(layer_kinds(language.config)) - {FULL, SLIDING})
+    if strange:
+        return f"it has layers of {', '.join(strange)}"
+    return None
+
+
+def bucket(count: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not less than ``count``."""
+    power = 1 << max(0, (count - 1).bit_length())
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+
+
+class Greedy:
+    """Decodes batches of one language model.
+
+    Args:
+        language: the model without its output layer.
+        rows: tensors with a row for each question, which hooks on the model read.
+        capture: makes a step on fixed addresses faster; None: steps run as they are, on exactly the rows and slots
+            in use.
+    """
+
+    def __init__(self, language: Any, rows: Rows, capture: Capture | None = None) -> None:
+        self._language, self._capture = language, capture
+        self._rows = RowBuffers(rows)
+        config = language.config
+        self._kinds = set(layer_kinds(config))
+        self._window: int = getattr(config, "sliding_window", None) or 0
+        self._eager = config._attn_implementation == "eager"
+        parameters = inspect.signature(language.forward).parameters
+        self._cached = "cache" if "cache" in parameters else "past_key_values"  # its name before transformers 5.24
+        self._device = language.get_input_embeddings().weight.device
+        self._kept = KeyValues(config.num_hidden_layers, self._device)
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._signature: Hashable = None
+        self._ids = self._place = self._visible = torch.empty(0)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that keys and values hold from batch to batch."""
+        return self._kept.bytes
+
+    def release(self) -> None:
+        """Give the memory of keys, values and captured steps back."""
+        self._steps.clear()
+        self._kept.release()
+
+    def __call__(
+        self,
+        prompts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        head: Callable[[torch.Tensor], torch.Tensor],
+        new: int,
+        ends: Collection[int],
+        signature: Hashable = None,
+    ) -> list[list[int]]:
+        """The most probable tokens of each row, up to an end token (included) or ``new``.
+
+        Args:
+            prompts: embeddings ``(B, L, d)``, mask ``(B, L)`` and positions ``(B, L)`` or ``(3, B, L)`` of
+                left-padded rows.
+            head: the output layer.
+            new: tokens of the longest answer.
+            ends: tokens that end an answer.
+            signature: of everything that a step reads, except what this object and ``rows`` hold; captured steps
+                serve as long as it is the same.
+        """
+        embeds, mask, positions = prompts
+        count, length = mask.shape
+        rows, room = count, length + new
+        if self._capture is not None:
+            rows, room = bucket(count), -(-room // _ALIGNED) * _ALIGNED
+        with self._rows.lent(count, rows):
+            self._reserve(rows, room, signature)
+            self._rows.narrow(count)
+            batch = _Batch(self._prefill(embeds, mask, positions, head, rows, room), ends)
+            for number in range(1, new):
+                if not batch.going:
+                    break
+                rows = self._leave(batch, rows)
+                self._rows.narrow(rows)
+                self._step(rows, room if self._capture else length + number, head)
+                batch.add(self._ids[: len(batch.order), 0].tolist())
+        return batch.answers
+
+    def _reserve(self, rows: int, room: int, signature: Hashable) -> None:
+        kept = self._kept
+        if not kept.reserve(rows, -(-room // _ALIGNED) * _ALIGNED):
+            self._steps.clear()
+            self._ids, self._place = (
+                torch.zeros(kept.rows, 1, dtype=torch.long, device=self._device) for _ in range(2)
+            )
+            self._visible = torch.zeros(kept.rows, 1, 1, kept.room, dtype=torch.bool, device=self._device)
+        whole = (signature, self._rows.addresses)
+        if whole != self._signature:
+            self._steps.clear()
+            self._signature = whole
+
+    def _prefill(
+        self,
+        embeds: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        rows: int,
+        room: int,
+    ) -> list[int]:
+        """Prompts into the cache; the first token of each row."""
+        count, length = mask.shape
+        self._kept.prompt, self._kept.seen = length, room if self._capture else length
+        output = self._language(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self._cached: self._kept.cache},
+        )
+        self._kept.prompt = 0
+        self._kept.slot.fill_(length)
+        self._ids.zero_()
+        self._place.zero_()
+        self._visible.zero_()
+        self._ids[:count] = head(output.last_hidden_state[:, -1:]).float().argmax(-1)
+        place = positions if positions.ndim == 2 else positions.amax(0)
+        self._place[:count] = place.amax(1, keepdim=True) + 1
+        self._visible[:count, 0, 0, :length] = mask.bool()
+        return self._ids[:count, 0].tolist()
+
+    def _leave(self, batch: _Batch, rows: int) -> int:
+        """Rows to go on with; those that have ended leave if that is worth it."""
+        wanted = batch.going
+        if self._capture is not None:
+            wanted = bucket(wanted)
+        if wanted > (1 - _LEAVE) * rows:
+            return rows
+        free, moved = batch.narrow(wanted)
+        if free:
+            to, source = (torch.tensor(places, device=self._device) for places in (free, moved))
+            for kept in (self._ids, self._place, self._visible):
+                kept[to] = kept[source]
+            self._kept.move(to, source)
+            self._rows.move(to, source)
+        return wanted
+
+    def _step(self, rows: int, seen: int, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        def step() -> None:
+            self._kept.seen = seen
+            visible = self._visible[:rows, ..., :seen]
+            visible.index_fill_(3, self._kept.slot, True)
+            output = self._language(
+                inputs_embeds=self._language.get_input_embeddings()(self._ids[:rows]),
+                attention_mask=self._masks(visible),
+                position_ids=self._place[:rows],
+                use_cache=True,
+                **{self._cached: self._kept.cache},
+            )
+            self._ids[:rows] = head(output.last_hidden_state).float().argmax(-1)
+            self._place[:rows] += 1
+            self._kept.slot.add_(1)
+
+        if self._capture is None:
+            step()
+            return
+        key = rows, seen
+        if key not in self._steps:
+            self._steps[key] = self._capture(step)
+        self._steps[key]()
+
+    def _masks(self, visible: torch.Tensor) -> Any:
+        """The mask of a step in the form that the layers take, or one for each kind of layer."""
+        forms = {}
+        if FULL in self._kinds:
+            forms[FULL] = self._form(visible)
+        if SLIDING in self._kinds:
+            near = torch.arange(visible.shape[-1], device=visible.device) > self._kept.slot - self._window
+            forms[SLIDING] = self._form(visible & near)
+        return forms if len(forms) > 1 else next(iter(forms.values()))
+
+    def _form(self, visible: torch.Tensor) -> torch.Tensor:
+        if not self._eager:
+            return visible
+        dtype = self._language.get_input_embeddings().weight.dtype
+        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+class _Batch:
+    """The answers so far, and which place of the batch each question has."""
+
+    def __init__(self, first: list[int], ends: Collection[int]) -> None:
+        self._ends = ends
+        self.answers: list[list[int]] = [[token] for token in first]
+        #: The question at each place; at some it may have ended.
+        self.order = list(range(len(first)))
+        self._ended = [token in ends for token in first]
+
+    @property
+    def going(self) -> int:
+        """Questions whose answers have not ended."""
+        return len(self._ended) - sum(self._ended)
+
+    def add(self, tokens: list[int]) -> None:
+        """The next token at each place."""
+        for question, token in zip(self.order, tokens, strict=True):
+            if not self._ended[question]:
+                self.answers[question].append(token)
+                self._ended[question] = token in self._ends
+
+    def narrow(self, places: int) -> tuple[list[int], list[int]]:
+        """Bring questions that go on to the first ``places``; returns places that are free and those moved there."""
+        free = [place for place, q in enumerate(self.order[:places]) if self._ended[q]]
+        moved = [place for place, q in enumerate(self.order) if place >= places and not self._ended[q]]
+        free = free[: len(moved)]
+        for to, source in zip(free, moved, strict=True):
+            self.order[to] = self.order[source]
+        del self.order[places:]
+        return free, moved

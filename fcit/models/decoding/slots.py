@@ -1,0 +1,99 @@
+"""Keys and values of a batch at fixed addresses, in transformers' own interface of a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, StaticLayer
+
+
+class Slots(StaticLayer):
+    """Keys and values of one layer, a slot for every token of a row.
+
+    Unlike transformers' layer it is larger than a batch, so that batch after batch uses the same memory, a prompt
+    attends to itself only, and a step reads no slots beyond those in use.
+    """
+
+    is_compileable = False  # of interest to transformers' generate alone
+
+    def __init__(self, owner: KeyValues) -> None:
+        super().__init__(max_cache_len=0)
+        self._owner = owner
+        #: Keys and values ``(rows, heads, slots, width)``; none before the first prompt.
+        self.parts: tuple[torch.Tensor, ...] = ()
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.parts = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the states of a prompt or of one token a row; returns what the layer attends to."""
+        owner, states = self._owner, (key_states, value_states)
+        if not self.parts:
+            self.parts = tuple(s.new_zeros(owner.rows, s.shape[1], owner.room, s.shape[3]) for s in states)
+        used = len(key_states)
+        if owner.prompt:
+            for kept, new in zip(self.parts, states, strict=True):
+                kept[:used, :, : owner.prompt] = new
+                kept[:used, :, owner.prompt : owner.seen] = 0  # what is not finite there would reach the sums
+            return states
+        keys, values = (kept[:used, :, : owner.seen] for kept in self.parts)
+        slot = owner.slot.to(keys.device)
+        keys.index_copy_(2, slot, key_states)
+        values.index_copy_(2, slot, value_states)
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Of a prompt, which sees itself; masks of steps are the decoder's own."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Slots before the tokens of a prompt."""
+        return 0
+
+
+class KeyValues:
+    """The layers of a model.
+
+    Attributes:
+        rows: of the buffers.
+        room: slots of a row of the buffers.
+        prompt: slots that a prompt is written to; 0 in a step, which writes one token.
+        seen: slots that are in use.
+        slot: the one that a step writes to ``(1,)``.
+    """
+
+    def __init__(self, layers: int, device: torch.device) -> None:
+        self.rows = self.room = self.prompt = self.seen = 0
+        self.slot = torch.zeros(1, dtype=torch.long, device=device)
+        self._layers = [Slots(self) for _ in range(layers)]
+        self.cache = Cache(layers=self._layers)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers."""
+        return sum(part.nbytes for layer in self._layers for part in layer.parts)
+
+    def reserve(self, rows: int, room: int) -> bool:
+        """Room for a batch; whether the buffers stay where they are."""
+        if rows <= self.rows and room <= self.room:
+            return True
+        self.release()
+        self.rows, self.room = rows, room
+        return False
+
+    def move(self, free: torch.Tensor, moved: torch.Tensor) -> None:
+        """Copy rows ``moved`` into the places of rows ``free``."""
+        for layer in self._layers:
+            for kept in layer.parts:
+                to, source = free.to(kept.device), moved.to(kept.device)
+                kept[to, :, : self.seen] = kept[source, :, : self.seen]
+
+    def release(self) -> None:
+        """Give the memory of the buffers back."""
+        self.rows = self.room = 0
+        for layer in self._layers:
+            layer.release()

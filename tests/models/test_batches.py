@@ -1,0 +1,99 @@
+"""Which questions are answered together, and what happens when they do not fit."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fcit.config.schema import Evaluation
+from fcit.data.collate import Encoded
+from fcit.models.decoding.batches import Batches
+from fcit.models.decoding.sizes import MOST, Widths
+
+LENGTHS = (3, 9, 4, 4, 8, 1)
+SEVEN_B = Widths(layers=32, width=4096, inner=11008, key_width=4096, bytes=2)
+
+
+class Device:
+    """A backbone of which ``fit`` questions fit at a time, and ``guess`` are thought to."""
+
+    def __init__(self, fit: int = 100, guess: int = 100) -> None:
+        self.fit, self.guess = fit, guess
+        self.batches: list[list[int]] = []
+        self.released = 0
+
+    def questions_at_once(self, prompt: int, new: int, on_cpu: int) -> int:
+        assert on_cpu == 64
+        return self.guess
+
+    def release(self) -> None:
+        self.released += 1
+
+    def answer(self, rows: list[int]) -> list[str]:
+        if len(rows) > self.fit:
+            raise torch.OutOfMemoryError("full")
+        self.batches.append(rows)
+        return [f"{LENGTHS[row]}" for row in rows]
+
+
+def answered(device: Device, **settings) -> list[str]:
+    examples = [Encoded(tuple(range(length))) for length in LENGTHS]
+    batches = Batches(Evaluation(**settings), device)
+    return batches.answered(examples, 24, device.answer)
+
+
+@pytest.mark.parametrize(
+    ("by_length", "batches"), [(True, [[1, 4], [2, 3], [0, 5]]), (False, [[0, 1], [2, 3], [4, 5]])]
+)
+def test_answers_come_in_the_order_of_the_questions(by_length, batches):
+    device = Device()
+    assert answered(device, batch_size=2, by_length=by_length) == ["3", "9", "4", "4", "8", "1"]
+    assert device.batches == batches
+
+
+def test_auto_takes_what_fits():
+    device = Device(guess=4)
+    assert answered(device, batch_size="auto") == ["3", "9", "4", "4", "8", "1"]
+    assert [len(rows) for rows in device.batches] == [4, 2]
+    assert device.released == 0
+
+
+def test_auto_is_halved_when_memory_runs_out_and_stays_so(caplog):
+    device = Device(fit=3, guess=6)
+    assert answered(device, batch_size="auto") == ["3", "9", "4", "4", "8", "1"]
+    assert [len(rows) for rows in device.batches] == [3, 3]
+    assert device.released == 1
+    assert caplog.messages == [
+        "evaluation.batch_size: auto: memory ran out with 6 questions at a time, going on with 3"
+    ]
+
+
+@pytest.mark.parametrize(("size", "fit"), [(4, 2), ("auto", 0)])
+def test_a_number_is_kept_to_and_one_question_must_fit(size, fit):
+    with pytest.raises(torch.OutOfMemoryError):
+        answered(Device(fit=fit, guess=1), batch_size=size)
+
+
+def test_other_errors_are_not_retried():
+    def answer(rows):
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Batches(Evaluation(batch_size="auto"), Device()).answered([Encoded((1, 2)), Encoded((3,))], 2, answer)
+
+
+def test_one_answer_for_each_question():
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        Batches(Evaluation(), SimpleNamespace()).answered([Encoded((1, 2)), Encoded((3,))], 2, lambda rows: ["a"])
+
+
+def test_the_estimate_of_a_7b_model():
+    """128 questions of 686 tokens and 16 new ones were measured at 57 GB beside weights and subspaces."""
+    assert sum(SEVEN_B.answering(128, 686, 16).values()) == pytest.approx(57e9, rel=0.15)
+    assert [SEVEN_B.at_once(gb * 1e9, 686, 24) for gb in (120, 40, 8, 0)] == [MOST, 64, 12, 1]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "many", None])
+def test_sizes_are_numbers_or_auto(value):
+    with pytest.raises(ValueError, match="must be a whole number from 1 on, or auto"):
+        Evaluation(batch_size=value)
