@@ -284,7 +284,7 @@ class Backbone(Section):
         None,
         ge=0,
         description="threads that open and scale images ahead of the vision tower, each with one image in memory; 0: "
-        "one after the other; default: 4 with a GPU, 0 on a CPU",
+        "one after the other, and nothing is read ahead; default: 4 with a GPU, 0 on a CPU",
     )
     pad_to_square: bool = Field(
         False, description="pad images to squares with the processor's mean colour before anything else (LLaVA-1.5)"

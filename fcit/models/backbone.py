@@ -221,7 +221,7 @@ class Backbone:
         """The same features for training, read batch by batch.
 
         Features that are not cached are computed first, as far as the cache has room; without a cache every batch
-        is computed when it is read.
+        is computed when it is read. For a GPU, those of the next batch are read into pinned memory meanwhile.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
@@ -229,7 +229,13 @@ class Backbone:
         if names:
             with self._loader.working():
                 self._images.keep(root, names)
-        return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names))
+
+        def pinned(indices: Sequence[int]) -> torch.Tensor | None:
+            rows = self._images.kept(root, [names[i] for i in indices])
+            return None if rows is None else restored(rows, self.dtype).pin_memory().to(self.device, non_blocking=True)
+
+        early = pinned if self.device.type == "cuda" and self.config.loader_threads != 0 else None
+        return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names), early)
 
     @cached_property
     def _images(self) -> ImageFeatures:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,10 @@ class ImageFeatures:
             return np.concatenate(parts)
         return self._store(root.resolve()).get(self._keys(root, images))
 
+    def kept(self, root: Path, images: Sequence[str]) -> np.ndarray | None:
+        """As :meth:`get` where all of them are in the cache, else None; nothing is computed."""
+        return self._store(root.resolve()).kept(self._keys(root, images)) if self.mark else None
+
     def keep(self, root: Path, images: Sequence[str]) -> None:
         """Compute and cache missing features, as far as there is room."""
         if self.mark:
@@ -160,16 +166,44 @@ class Pictures:
     Args:
         read: positions in the list -> features ``(N, tokens, width)`` on the model's device.
         count: length of the list.
+        early: reads the same in a thread of its own, or returns None where that is not possible.
     """
 
-    def __init__(self, read: Callable[[Sequence[int]], torch.Tensor], count: int) -> None:
-        self._read, self._count = read, count
+    def __init__(
+        self,
+        read: Callable[[Sequence[int]], torch.Tensor],
+        count: int,
+        early: Callable[[Sequence[int]], torch.Tensor | None] | None = None,
+    ) -> None:
+        self._read, self._count, self._early = read, count, early
+        self._coming: tuple[list[int], Future[torch.Tensor | None]] | None = None
 
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether :meth:`ahead` has an effect."""
+        return self._early is not None
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Begin to read what the next :meth:`batch` will be asked for, unless something is being read already."""
+        if self._early is not None and self._coming is None and indices:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="features")
+            self._coming = list(indices), thread.submit(self._early, indices)
+            thread.shutdown(wait=False)  # it ends with what it reads
+
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
-        """Features of the images at these positions, in this order."""
+        """Features of the images at these positions, in this order.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside its root.
+        """
+        if self._coming is not None:
+            (wanted, reading), self._coming = self._coming, None
+            rows = reading.result()
+            if rows is not None and wanted == list(indices):
+                return rows
         return self._read(indices)
 
 
@@ -205,6 +239,7 @@ class FeatureStore:
         self._read = 0
         self._map: np.ndarray | None = None
         self._full = False
+        self._turn = threading.RLock()  # rows are read ahead in a thread
 
     def get(self, keys: Sequence[str]) -> np.ndarray:
         """Rows of ``keys`` as ``(len(keys), *shape)``, computing what is missing.
@@ -212,18 +247,33 @@ class FeatureStore:
         Raises:
             DataError: the files are damaged.
         """
-        self.fill(keys)
-        missing = self._missing(keys)
-        if not missing:
-            return self._kept([self._rows[key] for key in keys])
-        fresh = {key: row for i in range(0, len(missing), BATCH) for key, row in self._computed(missing[i : i + BATCH])}
-        kept = [key for key in dict.fromkeys(keys) if key not in fresh]
-        if kept:
-            fresh |= dict(zip(kept, self._kept([self._rows[key] for key in kept]), strict=True))
-        return np.stack([fresh[key] for key in keys])
+        with self._turn:
+            self.fill(keys)
+            missing = self._missing(keys)
+            if not missing:
+                return self._kept([self._rows[key] for key in keys])
+            parts = [self._computed(missing[i : i + BATCH]) for i in range(0, len(missing), BATCH)]
+            fresh = {key: row for part in parts for key, row in part}
+            kept = [key for key in dict.fromkeys(keys) if key not in fresh]
+            if kept:
+                fresh |= dict(zip(kept, self._kept([self._rows[key] for key in kept]), strict=True))
+            return np.stack([fresh[key] for key in keys])
+
+    def kept(self, keys: Sequence[str]) -> np.ndarray | None:
+        """As :meth:`get` where every row is stored, else None.
+
+        Raises:
+            DataError: the files are damaged.
+        """
+        with self._turn:
+            return None if self._missing(keys) else self._kept([self._rows[key] for key in keys])
 
     def fill(self, keys: Sequence[str]) -> None:
         """Compute and store missing rows, as long as there is room."""
+        with self._turn:
+            self._fill(keys)
+
+    def _fill(self, keys: Sequence[str]) -> None:
         missing = self._missing(keys)
         if not missing or self._full:
             return

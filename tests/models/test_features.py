@@ -19,6 +19,7 @@ from fcit.models.backbone import Backbone
 from fcit.models.features import (
     BATCH,
     FeatureStore,
+    Pictures,
     features_size,
     filled,
     processed,
@@ -311,3 +312,51 @@ def test_images_are_prepared_before_they_are_asked_for(tmp_path):
 def test_an_image_that_cannot_be_prepared_ends_the_batch(tmp_path):
     with pytest.raises(DataError, match="no image"):
         Loader(Slow(), 2).rows(tmp_path, ["go", "bad", "a"])
+
+
+class Reader:
+    """Features of images that are numbers; early where they are kept."""
+
+    def __init__(self, kept: bool = True) -> None:
+        self.kept, self.late, self.early = kept, [], []
+
+    def read(self, indices):
+        self.late.append(list(indices))
+        return torch.tensor([float(i) for i in indices])
+
+    def read_early(self, indices):
+        self.early.append(list(indices))
+        return torch.tensor([float(i) for i in indices]) if self.kept else None
+
+
+def test_the_next_batch_is_read_ahead():
+    reader = Reader()
+    pictures = Pictures(reader.read, 9, reader.read_early)
+    assert pictures.batch([1, 2]).tolist() == [1, 2]
+    pictures.ahead([3, 4])
+    pictures.ahead([5, 6])  # one at a time
+    assert pictures.batch([3, 4]).tolist() == [3, 4]
+    pictures.ahead([7])
+    assert pictures.batch([8]).tolist() == [8]  # another one than was expected
+    pictures.ahead([])
+    assert pictures.batch([]).tolist() == []
+    assert reader.early == [[3, 4], [7]]
+    assert reader.late == [[1, 2], [8], []]
+
+
+def test_what_is_not_kept_is_not_read_ahead():
+    reader = Reader(kept=False)
+    pictures = Pictures(reader.read, 9, reader.read_early)
+    pictures.ahead([1])
+    assert pictures.batch([1]).tolist() == [1]
+    assert reader.late == [[1]]
+
+
+def test_only_rows_that_are_stored_are_kept_ones(store, compute):
+    assert store.kept(["1"]) is None
+    store.get(["1", "2"])
+    rows = store.kept(["2", "1"])
+    assert rows is not None
+    assert values(rows) == [2, 1]
+    assert store.kept(["1", "3"]) is None
+    assert compute.asked == [["1", "2"]]
