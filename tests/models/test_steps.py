@@ -1,7 +1,6 @@
 """How a training step is computed changes its gradients by rounding only, and ends with the training."""
 
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,5 +246,5 @@ def test_where_nothing_can_be_compiled_training_goes_on(backend, caplog):
     ],
 )
 def test_auto_compiles_on_one_gpu(compile, devices, quantization, wanted):
-    backbone = SimpleNamespace(devices=list(map(torch.device, devices)), config=Config(quantization=quantization))
-    assert compiles(backbone, Training(compile=compile)) is wanted
+    settings = Config(quantization=quantization)
+    assert compiles(Training(compile=compile), settings, list(map(torch.device, devices))) is wanted
