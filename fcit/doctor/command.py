@@ -117,9 +117,8 @@ def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) 
     weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]
     read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.at_once
     question = estimate.answering_flops(config, shape, lengths) / (REACHED * device.peak) + read
-    return Speed(
-        record, question, f"assumed {trained:.0%} of {device.peak / 1e12:.3g} TFLOP/s, answering {REACHED:.0%}"
-    )
+    known = f"assumed {trained:.0%} of {device.peak / 1e12:.3g} TFLOP/s, answering {REACHED:.0%}"
+    return Speed(record, question, known)
 
 
 # ---------------------------------------------------------------------- tables
