@@ -37,10 +37,11 @@ docs: install  ## the documentation, in site/; a broken link or an unlisted page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-evidence: install  ## the long runs behind docs/figures.md (about six and a half hours on two cores; can be stopped and restarted)
+evidence: install  ## the long runs behind docs/figures.md (about seven hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs
 	$(BIN)/python -m tests.evidence.speed
 	$(BIN)/python -m tests.evidence.scaling
+	$(BIN)/python -m tests.evidence.peers
 	$(BIN)/python -m tests.evidence.discovery
 	$(BIN)/python -m tests.evidence.kills
 	$(BIN)/python -m tests.evidence.attacks

@@ -150,18 +150,15 @@ class Inbox:
             # A node is given its orders in their order. One of the others is looked at, too: the oldest may be lost.
             turn += 1
             came = [self._look(node, order) for order in dict.fromkeys([open_[0], open_[turn % len(open_)]])]
-            nap = _NAP if any(came) else min(1.5 * nap, longest)
-            if not any(came):
-                self._pause(nap, crowded=None in came)
-
-    def _pause(self, nap: float, crowded: bool) -> None:
-        """Wait until the next look, until shortly before the deadline, or until there may be room."""
-        if crowded:
-            with self._news:
-                self._news.wait(min(nap, _LONGEST_NAP))
-            return
-        left = self.deadline - _LAST - time.monotonic()
-        time.sleep(min(nap, left) if left > 0 else nap)
+            if any(came):
+                nap = _NAP
+            elif None in came:
+                with self._news:
+                    self._news.wait(_LONGEST_NAP)
+            else:
+                nap = min(1.5 * nap, longest)
+                left = self.deadline - _LAST - time.monotonic()
+                time.sleep(min(nap, left) if left > 0 else nap)
 
     def _look(self, node: int, order: str) -> bool | None:
         """Pull the reply to an order; whether there was one, None if there was no room for one."""

@@ -23,6 +23,11 @@ from fcit.runs.progress import ConsoleWatcher
             {"client": 1, "reason": "\x1b]0;x\x07 is\x9b2J no\rthing"},
             "run: update of client 1 rejected: ?]0;x?",
         ),
+        (
+            "verified",
+            {"asked": 3, "compared": 2, "differing": 1},
+            "run: 2 of 3 answers that two clients were asked for were compared, 1 differ",
+        ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
     ],
 )

@@ -25,6 +25,7 @@ KINDS = {
     "evaluate-failed": "questions were not answered, another client was asked",
     "evaluate-again": "questions stayed without an answer, they were asked again",
     "answers-differ": "two clients answered the same questions differently; the first one's answers count",
+    "verified": "not all answers that two clients were asked for could be compared",
     "checkpoint-damaged": "a checkpoint could not be read, the one before was used",
     "spill-damaged": "an update kept before a crash could not be read, its client was asked again",
     "data-changed": "data or code are not what they were when the run began; accepted",
@@ -71,9 +72,16 @@ def _reason(event: dict[str, Any]) -> str:
         return f"{event['accepted']} usable updates, {event['needed']} needed"
     if event["event"] == "too-few" and {"able", "needed"} <= event.keys():
         return f"{event['able']} clients can take part, {event['needed']} needed"
+    if event["event"] == "verified" and {"asked", "compared"} <= event.keys():
+        return f"{event['compared']} of {event['asked']} answers that two clients were asked for could be compared"
     if event["event"] == "skipped" and "count" in event:
         return f"{event['count']} records could not be used"
     return str(event.get("reason") or KINDS[event["event"]])
+
+
+def _is_fault(event: dict[str, Any]) -> bool:
+    compared_all = event["event"] == "verified" and "asked" in event and event["asked"] == event.get("compared")
+    return event["event"] in KINDS and not compared_all
 
 
 def _who(event: dict[str, Any]) -> str:
@@ -99,7 +107,7 @@ def faults(run: Run) -> list[Fault]:
     by_key: dict[tuple[str, str, str], Fault] = {}
     for event in run.events:
         for fault_event in _of_round(event) if event["event"] == "round" else [event]:
-            if fault_event["event"] not in KINDS:
+            if not _is_fault(fault_event):
                 continue
             first, _, trail = _reason(fault_event).partition("\n")
             kind, client = fault_event["event"], _who(fault_event)

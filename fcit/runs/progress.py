@@ -111,6 +111,10 @@ class ConsoleWatcher:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")
 
+    def _on_verified(self, asked: int, compared: int, differing: int) -> None:
+        told = f"{compared} of {asked} answers that two clients were asked for were compared, {differing} differ"
+        self._line(f"{self.label}: {told}")
+
     def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float], **v: Any) -> None:
         mean = sum(loss.values()) / max(len(loss), 1)
         moved = (v["up"] + v["down"]) / 1e6

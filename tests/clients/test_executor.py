@@ -5,8 +5,10 @@ import inspect
 import json
 import logging
 import signal
+import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -18,6 +20,7 @@ from flwr.supernode import start_client_internal
 from flwr.supernode.runtime import run_clientapp
 
 from clients.site import executor, logs, supervisor
+from clients.site.at_hand import AtHand
 from fcit.errors import DataError, Refused
 from tests.helpers.commands import imported
 from tests.helpers.supernode import SuperNode
@@ -211,6 +214,57 @@ def test_an_order_that_the_supernode_forgot_is_given_up(site, monkeypatch):
     run = node.order(content(), "train", APP)
     serve_one()
     assert not node.state.get_messages_legacy(run_ids=[run], is_reply=True)
+
+
+@pytest.fixture
+def serving(site, monkeypatch):
+    """``serving(do)``: an executor that gets one order, does it with ``do`` and is then told to end."""
+    _, _, _, path = site
+
+    def serve(do) -> None:
+        doer, tokens = executor.Executor(path), ["token"]
+
+        def acquire() -> str:
+            if not tokens:
+                raise SystemExit(0)
+            return tokens.pop()
+
+        monkeypatch.setattr(doer, "_acquire", acquire)
+        monkeypatch.setattr(doer, "_do", do)
+        doer.serve()
+
+    return serve
+
+
+def test_a_file_says_that_an_order_is_at_hand_until_it_is_done(site, serving):
+    mark = AtHand(site[3].parent / "home")
+    marked = []
+    with pytest.raises(SystemExit):
+        serving(lambda token: marked.append(bool(mark)))
+    assert marked == [True]
+    assert not mark
+
+
+def test_the_file_stays_where_an_order_is_given_up(site, serving):
+    """By which the supervisor sees that the SuperNode waits in vain."""
+
+    def give_up(token: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serving(give_up)
+    assert AtHand(site[3].parent / "home")
+
+
+@pytest.mark.parametrize(("code", "lost"), [(0, False), (executor.EXIT_UNSENT, False), (-9, True), (3, True)])
+def test_an_order_is_lost_with_the_process_that_did_it(site, monkeypatch, code, lost):
+    _, _, _, path = site
+    path.write_text(path.read_text() + "worker: process\n")
+    ended = subprocess.CompletedProcess([], code)
+    monkeypatch.setattr(executor.subprocess, "run", lambda *_, **__: ended)
+    doer = executor.Executor(path)
+    with pytest.raises(KeyboardInterrupt) if lost else nullcontext():
+        doer._do("token")
 
 
 def test_no_ray_at_a_site():

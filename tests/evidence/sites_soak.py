@@ -257,7 +257,12 @@ class Soak:
         self.up.process.wait()
         psutil.wait_procs(children, timeout=120)
         self._count_resumes()
-        self.up = Up(self.deployment)
+        for _ in range(5):
+            with suppress(AssertionError):  # a port is not free yet
+                self.up = Up(self.deployment)
+                return
+            time.sleep(5.0)
+        raise RuntimeError("`fcit deploy up` does not start again")
 
     def _count_resumes(self) -> None:
         self.resumed_by_up += self.up.log.read_text().count("it goes on from its last checkpoint")

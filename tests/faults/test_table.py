@@ -73,6 +73,13 @@ def test_what_a_round_tells_beside_others(run):
     ]
 
 
+def test_answers_that_two_clients_gave_are_a_fault_only_where_some_could_not_be_compared(run):
+    tell(run, {"kind": "verified", "asked": 3, "compared": 3, "differing": 1})
+    tell(run, {"kind": "verified", "asked": 3, "compared": 2, "differing": 0})
+    (row,) = faults.table(run)[1:]
+    assert row[3] == "2 of 3 answers that two clients were asked for could be compared"
+
+
 def test_a_repeated_round(run):
     tell(run, {"kind": "retry", "stage": 0, "round": 0, "accepted": 1, "needed": 3})
     assert faults.table(run)[1] == ["retry", "-", "1.1", "1 usable updates, 3 needed", "1"]

@@ -7,6 +7,7 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
     client    client, loss
     round     stage, round (from 0), clients, loss ("client/shard" -> mean), seconds, up, down (bytes), ...
     scored    stage, dataset, score, mix, seconds
+    verified  asked, compared, differing (numbers of stretches of questions that two clients answered)
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
