@@ -123,7 +123,7 @@ class MicroBatches:
         while True:
             try:
                 return backward(sessions, batch, loss_of, self.size, self._passing)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not self._changed(len(batch), error):
                     raise
             # Out of the except clause: until here the error held the graph that did not fit.

@@ -159,7 +159,7 @@ class Backbone:
     @cached_property
     def layers(self) -> CompiledLayers:
         """The decoder layers, which training may compile."""
-        return CompiledLayers(self.family.language.layers)
+        return CompiledLayers(self.family.layers)
 
     @property
     def devices(self) -> list[torch.device]:

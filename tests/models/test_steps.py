@@ -60,7 +60,7 @@ class Case:
         return self.method.loss(self.session, self.session.examples, self.features)
 
     def compiled(self, backend) -> CompiledLayers:
-        self.backbone.layers = CompiledLayers(self.backbone.family.language.layers, backend)
+        self.backbone.layers = CompiledLayers(self.backbone.family.layers, backend)
         return self.backbone.layers
 
     def gradients(self, **training) -> tuple[float, dict[str, torch.Tensor]]:

@@ -108,6 +108,11 @@ class Family(ABC):
         return self.base.model.language_model
 
     @property
+    def layers(self) -> list[Any]:
+        """The decoder layers of the language model, all of one kind, which training may compile; none: it does not."""
+        return list(getattr(self.language, "layers", ()))
+
+    @property
     @abstractmethod
     def tokens(self) -> int:
         """Placeholders of an image in a prompt."""
