@@ -21,8 +21,10 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	    --output runs/demo/report
 	@echo "next:    source $(BIN)/activate, then fcit --help"
 
+# Bytecode is kept even where the environment says otherwise: three processes collect the tests, and what they rewrite
+# and compile anew takes twelve seconds of each.
 test: install  ## unit and end-to-end tests; three processes of one thread, for two cores: some wait for Ray or Flower
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style, types
 	$(BIN)/ruff check .
@@ -52,6 +54,7 @@ evidence: install  ## the long runs behind docs/figures.md (about seven hours on
 	$(BIN)/python -m tests.evidence.link
 	$(BIN)/python -m tests.evidence.sites_soak
 	$(BIN)/python -m tests.evidence.compat
+	$(BIN)/python -m tests.evidence.tokenizer
 	$(BIN)/python -m tests.evidence.card
 
 clean:

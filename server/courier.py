@@ -31,7 +31,7 @@ _LISTEN = 0.2  # seconds of waiting for a reply until a request to stop is looke
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
 _PATIENT = 60.0  # seconds in which a SuperLink that fails may recover
 _HALF_DAY = 12 * 3600.0
-_GRACE = 60.0  # seconds beyond its deadline after which an order that no site has fetched is dropped
+_GRACE = 60.0  # seconds for which an order is kept at least beyond its deadline
 _LOOK = 5.0  # seconds between two looks for sites that were restarted with an order at hand
 
 
@@ -202,8 +202,9 @@ class Courier:
             StopRequested: asked to stop while waiting.
         """
         seconds = self.federation.timeout if timeout is None else timeout
-        # One that a site has not fetched by then must not cost it the time for the next one.
-        messages = self._messages(kind, orders, group, seconds + _GRACE)
+        # One that a site fetches much later must not cost it the time for the next one. Its life begins before all are
+        # sent, its deadline afterwards: sending may take as long as the deadline.
+        messages = self._messages(kind, orders, group, 2 * seconds + _GRACE)
         if not messages:
             return
         self.stop.check()
@@ -328,7 +329,7 @@ class Courier:
         order = waiting[arrival.order]
         if arrival.problem:
             del waiting[arrival.order]
-            yield Message(Error(code=UNKNOWN, reason=printable(arrival.problem)), reply_to=order)
+            yield Message(Error(code=arrival.code, reason=printable(arrival.problem)), reply_to=order)
             return
         for reply in arrival.replies:
             if (matched := self._matched(reply, waiting)) is not None:

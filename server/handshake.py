@@ -12,7 +12,7 @@ from fcit.config import Federation
 from fcit.errors import CodecError, ConfigError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import Probe, ProbeOrder
-from fcit.federation.nodes import CLIENT_CRASHED, NODE_UNAVAILABLE
+from fcit.federation.nodes import CLIENT_CRASHED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE
 from fcit.io.files import read_json, write_json
 from fcit.io.trees import Tensors
 from fcit.runs.folder import RunDir
@@ -26,6 +26,8 @@ _PATIENCE = 600.0  # seconds for which clients that have answered wait for other
 _LONG = 60.0  # seconds after which new clients are waited for briefly only
 _BRIEF = 10.0  # seconds for which a new client is waited for that was waited for in vain before
 _PIECE = 10.0  # seconds after which it is looked again whether enough have answered
+#: Error codes of an answer that was lost on its way, or with the process that was to give it.
+_LOST = NODE_UNAVAILABLE, CLIENT_CRASHED, MESSAGE_UNAVAILABLE
 _SILENT = "no answer to the handshake so far; it takes part from the round after its answer"
 
 
@@ -65,7 +67,7 @@ class Handshake:
         self._questions: dict[Node, _Question] = {}
         self._reasons: dict[Node, str] = {}  # why a node that has answered does not take part
         self._told: dict[int, str] = {}  # the reason told last, by client
-        self._lost: set[Node] = set()  # nodes whose answer was lost with the process that was to give it
+        self._lost: set[Node] = set()  # nodes whose answer was lost
         self._unpunctual: set[int] = set()  # clients that were waited for in vain: afterwards briefly only
         self._begun = False
 
@@ -99,8 +101,8 @@ class Handshake:
     def update(self) -> None:
         """Deployment: look up the connected clients, take late answers, probe those that do not take part.
 
-        Only clients that have just connected, or whose answer was lost with the process that was to give it, are
-        waited for, once in a round; also those that connect meanwhile.
+        Only clients that have just connected, or whose answer was lost, are waited for, once in a round; also those
+        that connect meanwhile.
         """
         if not self.courier.deployed:
             return
@@ -238,7 +240,7 @@ class Handshake:
         self._probes.pop(node, None)
         self._lost.discard(node)
         if reply.has_error():
-            if reply.error.code in (NODE_UNAVAILABLE, CLIENT_CRASHED):
+            if reply.error.code in _LOST:
                 self._lost.add(node)
                 self._unpunctual.add(client)
             self._reasons[node] = _explained(reply.error.reason)

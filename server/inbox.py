@@ -15,7 +15,7 @@ import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fcit.federation.nodes import MESSAGE_UNAVAILABLE
+from fcit.federation.nodes import MESSAGE_UNAVAILABLE, UNKNOWN
 
 _NAP, _LONGEST_NAP = 0.05, 1.0  # seconds between two looks for a node's replies
 _LAST = 0.5  # seconds before a deadline at which every node is looked at once more
@@ -25,11 +25,12 @@ _SLOW = 20.0  # seconds after which one that is being put together makes room: i
 
 
 class Arrival(NamedTuple):
-    """What came for an order: usually one reply; none if it could not be read, and why."""
+    """What came for an order: usually one reply; none if there is a problem, and what it is, with an error code."""
 
     order: str
     replies: list[Message]
     problem: str = ""
+    code: int = UNKNOWN
 
 
 class Inbox:
@@ -193,13 +194,14 @@ class Inbox:
     def _finish(self, node: int, order: str, replies: list[Message], problem: str) -> bool:
         """Keep what has come, if anything has."""
         came = bool(replies or problem)
+        arrival = Arrival(order, replies, problem)
         failure = self._failures.pop(order, None) if came else None
         if failure is not None and any(r.has_error() and r.error.code == MESSAGE_UNAVAILABLE for r in replies):
             # It had handed over the list of the reply's parts, and deleted it, before it failed.
-            replies, problem = [], f"the SuperLink has lost its reply: {failure}"
+            arrival = Arrival(order, [], f"the SuperLink has lost its reply: {failure}", MESSAGE_UNAVAILABLE)
         if came and order in self._open.get(node, ()):
             self._open[node].remove(order)
-            self._arrivals[order] = Arrival(order, replies, problem)
+            self._arrivals[order] = arrival
             self._held.add(order)
         elif came and order in self._overdue:
             self._late.append(node)

@@ -18,7 +18,7 @@ Signs = Callable[[int], Hashable]
 _STOPPED = "Tt"  # states of /proc/PID/stat: stopped by a signal, or by a debugger
 _ENDED = "ZX"  # and not yet waited for by the process that has started it
 HALTED = 10.0  # seconds after which a process that a signal has stopped is not waited for any more
-_GAP = 5.0  # seconds between two looks beyond which the one who looks has stood still
+_GAP = 5.0  # seconds that the time between two looks counts for at most: beyond, the one who looks has stood still
 _OPEN = "01", "02"  # states of a connection in /proc/net/tcp: established, being opened
 
 
@@ -149,7 +149,7 @@ class Answers:
 class Pulse:
     """For how long a process has shown no sign of life.
 
-    A gap in which nobody looked (this process was itself stopped, or the machine was) counts for nothing.
+    A gap in which nobody looked (this process was itself stopped, or the machine was) counts for a few seconds only.
 
     Args:
         signs: what is looked at.
@@ -174,9 +174,8 @@ class Pulse:
     def fault(self, pid: int) -> str | None:
         """Look at it; what is wrong if it has stood still for too long."""
         now, signs = self._clock(), self.signs(pid)
-        gap, self._looked = now - self._looked, now
-        if gap > _GAP:
-            self._since, self._running = self._since + gap, self._running + gap
+        gap, self._looked = max(now - self._looked - _GAP, 0.0), now
+        self._since, self._running = self._since + gap, self._running + gap
         if signs != self._last:
             self._last, self._since = signs, now
         if not stopped(pid):

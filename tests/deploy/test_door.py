@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -82,19 +83,24 @@ def test_a_superlink_that_is_not_up(prepared, capsys):
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory, nginx):
+def up(tmp_path_factory, nginx):
     """A deployment that is up; sites 0 and 2 are registered, site 1 has a key that is not."""
     deployment = plan(tmp_path_factory.mktemp("door") / "dir")
     init(deployment, 3, Steps())
     up = Up(deployment)
     try:
         control.register(deployment, ["0", "2"], Steps())
-        yield deployment
+        yield up
     finally:
         children = up.children()
         assert up.stop() == 0, up.log.read_text()
         assert len(children) == 3
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture(scope="module")
+def deployed(up):
+    return up.deployment
 
 
 @pytest.fixture
@@ -259,20 +265,9 @@ def served(address: tuple[str, int], ca: Path) -> int | None:
 
 
 @pytest.mark.slow
-def test_what_dies_is_started_again_and_a_new_certificate_is_taken(tmp_path, nginx, capsys):
-    deployment = plan(tmp_path / "d")
-    init(deployment, 1, Steps())
-    up = Up(deployment)
-    try:
-        dies_and_lives(deployment, up, capsys)
-    finally:
-        last = up.children()
-        assert up.stop() == 0, up.log.read_text()
-    assert not [pid for pid in last if Path(f"/proc/{pid}").exists()]
-
-
-def dies_and_lives(deployment, up, capsys) -> None:
-    addresses = [(deployment.host, deployment.port), ("127.0.0.1", deployment.superlink_port)]
+def test_what_dies_is_started_again_and_a_new_certificate_is_taken(up, deployed, capsys):
+    """The last one to use this deployed."""
+    addresses = [(deployed.host, deployed.port), ("127.0.0.1", deployed.superlink_port)]
     names = ["SuperLink", "SuperExec", "door"]
 
     def runs_as(name: str) -> list[str]:
@@ -289,23 +284,23 @@ def dies_and_lives(deployment, up, capsys) -> None:
 
     wait(all_answer, explain=up.log.read_text)
     assert not set(first) & set(up.children())
-    control.status(deployment, Steps())
+    control.status(deployed, Steps())
     shown = " ".join(capsys.readouterr().out.split())
     assert "SuperExec" in shown
     assert "it was killed by SIGKILL; out of memory?" in shown
 
-    before, proxy = served(addresses[0], deployment.ca), runs_as("door")
-    renew(deployment, Steps())
+    before, proxy = served(addresses[0], deployed.ca), runs_as("door")
+    renew(deployed, Steps())
     for address in addresses:
-        wait(lambda address=address: served(address, deployment.ca) not in (None, before), explain=up.log.read_text)
+        wait(lambda address=address: served(address, deployed.ca) not in (None, before), explain=up.log.read_text)
     assert runs_as("door") == proxy  # it was not even restarted
 
 
 @pytest.mark.slow
-def test_what_does_not_start_is_an_error(tmp_path, nginx):
-    deployment = plan(tmp_path / "d")
-    init(deployment, 1, Steps())
-    deployment.nginx.write_text("nonsense;")
-    log = subprocess.run([FCIT, "deploy", "up", deployment.path], capture_output=True, text=True)
+def test_what_does_not_start_is_an_error(prepared, tmp_path, nginx):
+    copy = tmp_path / "d"
+    shutil.copytree(prepared.path, copy)
+    (copy / prepared.nginx.relative_to(prepared.path)).write_text("nonsense;")
+    log = subprocess.run([FCIT, "deploy", "up", copy], capture_output=True, text=True)
     assert log.returncode == 1
     assert "the door ended with 1" in log.stderr

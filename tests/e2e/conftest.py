@@ -69,7 +69,8 @@ def own_config(tmp_path) -> Path:
         "name": "own",
         "benchmark": "shapes.yaml",
         "output": str(tmp_path),
-        "federation": {"rounds": 3, "clients": 50, "clients_per_round": 4},
+        "federation": {"rounds": 2, "clients": 10, "clients_per_round": 3},
+        "data": {"max_records": 80},
         "method": {"name": "./anchored.py:Anchored", "strength": 0.02},
         "fedopt": {"name": "./momentum.py:Momentum", "beta": 0.3},
     }

@@ -60,7 +60,7 @@ def test_a_model_named_in_the_configuration_learns_answers_and_is_saved(kind, re
             "training": {"lr": 1e-2},
         }
     )
-    assert len(run.of("round")) == 4
+    assert len(run.of("round")) == 2
     fresh = Backbone(Config(**backbone, feature_cache="off"))
     plain = AutoModelForImageTextToText.from_pretrained(backbone["model"])
     (saved,) = run.path.glob("adapters/*/adapter_model.safetensors")

@@ -53,7 +53,7 @@ def test_a_run_survives(small, tmp_path, change):
 
     overrides = [
         "federation.rounds=1",
-        "federation.clients_per_round=4",
+        "federation.clients_per_round=8",
         "evaluation.samples=4",
         "federation.min_updates=1",
     ]
@@ -66,5 +66,5 @@ def test_a_run_survives(small, tmp_path, change):
     assert all(c % 4 for c in clients)
     assert any(e["event"] in ("rejected", "describe-failed") for e in events)
     scores = json.loads((run.path / "matrix.json").read_text())["scores"][-1]
-    assert len(scores) == 4
+    assert len(scores) == 2
     assert all(np.isfinite(list(scores.values())))

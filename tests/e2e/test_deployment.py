@@ -54,18 +54,18 @@ CONFIG = {
         "pause": 1.0,
         "timeout": 300,
     },
-    "evaluation": {"samples": 6},
+    "evaluation": {"samples": 4},
     "backbone": {"threads": 1},
     "data_root": "data",
 }
 
 
 def data(root: Path) -> None:
-    """150 training and 12 test records of two mini datasets, as files of the user's own."""
+    """40 training and 6 test records of two mini datasets, as files of the user's own."""
     mini = cache_folder() / VERSION
     for name, folder in FOLDERS.items():
         ensure(name, mini)
-        for split, count in (("train", 150), ("test", 12)):
+        for split, count in (("train", 40), ("test", 6)):
             rows = json.loads((mini / "instructions" / folder / f"{split}.json").read_text())[:count]
             target = root / "instructions" / folder / f"{split}.json"
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ def test_the_oracle_uses_the_subspace_of_each_task(tmp_path):
 
     class Stops:
         def say(self, kind, **values):
-            if kind == "stage" and values["stage"] == 1:
-                raise StopRequested("after the second stage")
+            if kind == "stage" and values["stage"] == 0:
+                raise StopRequested("after the first stage")
 
     raw = {**QUICK, "output": str(tmp_path), "method": {"name": "disco", "mix": "oracle"}}
     path = create(fcit.config.resolve(raw, tmp_path, "test")).path
@@ -101,7 +101,7 @@ def test_each_subspace_has_a_projector_of_its_own(per_subspace):
     every = [base[name.removeprefix("base_model.model.")], *(tensors[name] for tensors in saved)]
     assert len({tensor.tobytes() for tensor in every}) == len(every)
     state = json.loads((max((per_subspace.path / "state").iterdir()) / "state.json").read_text())
-    assert state["progress"]["stage"] == 4
+    assert state["progress"]["stage"] == 2
 
 
 def test_its_adapters_load_into_plain_peft(per_subspace):
@@ -120,7 +120,7 @@ def test_it_resumes_to_the_same_bits(per_subspace, tmp_path):
 
     class Dies:
         def say(self, kind, **values):
-            if kind == "round" and values["stage"] == 2:
+            if kind == "round" and values["stage"] == 1:
                 raise KeyboardInterrupt
 
     cut = create(fcit.config.load(per_subspace.path / "config.yaml", [f"output={tmp_path}"]))

@@ -33,7 +33,8 @@ QUICK = {
     **SMALL,
     "seed": 1,
     "setting": "heterogeneous",
-    "data": {},
+    "data": {"max_records": 8 * CLIENTS},
+    "training": {"batch_size": 4},  # two steps: the trainer's first one moves nothing
     "evaluation": {"samples": 4},
     "federation": {"rounds": 2, "clients": CLIENTS, "clients_per_round": 3, "beta": 100.0},
 }

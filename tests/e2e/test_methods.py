@@ -11,7 +11,7 @@ import yaml
 from fcit.cli import main
 from fcit.errors import ConfigError
 from fcit.runs.folder import RunDir
-from tests.helpers.runs import SMALL, Dies, bits, two_stages
+from tests.helpers.runs import SMALL, Dies, bits
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +27,7 @@ def run_of(tmp_path_factory):
             clients = 40 if method == "replay" else 100
             federation = {"rounds": 2, "clients": clients, "clients_per_round": 2, "min_updates": 2, "beta": 100.0}
             raw = {**SMALL, "name": method, "method": method, "federation": federation, "evaluation": {"samples": 6}}
-            del raw["data"]  # enough records for so many clients
-            raw["benchmark"] = str(two_stages(folder))
+            raw["data"] = {"max_records": 8 * clients}
             config = folder / f"{method}.yaml"
             config.write_text(yaml.safe_dump({**raw, "output": str(folder / "runs")}))
             assert main(["run", str(config)]) == 0

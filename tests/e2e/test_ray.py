@@ -20,7 +20,7 @@ from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from server import checkpoint
 from tests.helpers.commands import Command
-from tests.helpers.runs import SMALL, bits, rounds, two_stages
+from tests.helpers.runs import SMALL, bits, rounds
 from tests.helpers.waiting import LONG, wait
 
 pytestmark = pytest.mark.slow
@@ -43,10 +43,12 @@ class Killer:
     """Kills every busy worker once, when the first update of the run is in."""
 
     grid = None
+    killed: tuple[int, ...] = ()
 
     def say(self, kind, **values):
         if kind == "client" and self.grid is not None and self.grid.busy:
-            for pid in self.grid.pids:
+            self.killed = tuple(self.grid.pids)
+            for pid in self.killed:
                 os.kill(pid, signal.SIGKILL)
             self.grid = None
 
@@ -74,20 +76,21 @@ def on_ray(run: RunDir, watcher=None) -> list[dict]:
         return grid.statistics()
 
 
-def test_ray_equals_inline_and_loads_once(cluster, reference, tmp_path, monkeypatch):
+def test_ray_equals_inline_loads_once_and_replaces_workers_killed_in_a_round(cluster, reference, tmp_path, monkeypatch):
     stored, put = [], ray.put
     monkeypatch.setattr(ray, "put", lambda value: stored.append(value) or put(value))
     before = signal.getsignal(signal.SIGTERM)
-    run = prepared(tmp_path, ray={"address": cluster, "workers": 2})
-    workers = on_ray(run)
+    run, killer = prepared(tmp_path, ray={"address": cluster, "workers": 2}), Killer()
+    workers = on_ray(run, killer)
+    assert killer.grid is None, "nobody was killed"
     assert bits(run.path) == bits(reference)
-    # each of eight rounds and four evaluations stored its tensors once, however many orders share them
-    assert len(stored) == 8 + 4
-    # four stages, two rounds each, evaluation: every worker worked, none loaded the model twice
+    # each of four rounds and two evaluations stored its tensors once, however many orders share them
+    assert len(stored) == 4 + 2
+    # two stages, two rounds each, evaluation: every worker worked, none loaded the model twice
     assert [w["loads"] for w in workers] == [1, 1]
-    assert min(w["orders"] for w in workers) > 8
+    assert min(w["orders"] for w in workers) > 2
     assert len({w["pid"] for w in workers}) == 2
-    assert os.getpid() not in {w["pid"] for w in workers}
+    assert not {w["pid"] for w in workers} & {os.getpid(), *killer.killed}
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -104,7 +107,6 @@ def test_memories_and_constants_equal_inline(cluster, tmp_path):
     raw = {
         **SMALL,
         "data": {"max_records": 80},
-        "benchmark": str(two_stages(tmp_path)),
         "method": "ewc",
         "fedopt": "scaffold",
         "evaluation": {"samples": 4},
@@ -117,14 +119,6 @@ def test_memories_and_constants_equal_inline(cluster, tmp_path):
     assert bits(again.path) == bits(inline.path)
     assert set.intersection(*(set(event["clients"]) for event in again.of("round")))
     assert again.results["cost"]["client_memory_bytes"] == inline.results["cost"]["client_memory_bytes"] > 0
-
-
-def test_workers_killed_in_a_round_are_replaced(cluster, reference, tmp_path):
-    run, killer = prepared(tmp_path, ray={"address": cluster, "workers": 2}), Killer()
-    workers = on_ray(run, killer)
-    assert killer.grid is None, "nobody was killed"
-    assert bits(run.path) == bits(reference)
-    assert [w["loads"] for w in workers] == [1, 1]
 
 
 def test_an_order_that_always_runs_out_of_memory_stops_the_run(cluster, tmp_path):

@@ -23,7 +23,7 @@ from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from server.app import run as serve
 from tests.helpers.commands import fcit as fcit_process
-from tests.helpers.runs import SMALL, Dies, bits, two_stages
+from tests.helpers.runs import SMALL, Dies, bits
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def new_run(folder: Path, **changes) -> RunDir:
 def tiny(folder: Path, **federation) -> RunDir:
     """A run whose evaluation takes several orders and hardly any time."""
     evaluation = {"samples": 4, "batch_size": 2, "batches_per_order": 1}
-    return new_run(folder, benchmark=str(two_stages(folder)), evaluation=evaluation, federation=federation)
+    return new_run(folder, evaluation=evaluation, federation=federation)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_sigterm_is_heard_within_a_round(plain, tmp_path):
 def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path, fcit):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, text=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
     try:
@@ -187,7 +187,6 @@ def scaffold(folder: Path, clients: int = 60) -> RunDir:
     federation = {"clients": clients, "min_updates": 3, "beta": 100.0}
     return new_run(
         folder,
-        benchmark=str(two_stages(folder)),
         method="finetune",
         fedopt="scaffold",
         data={"max_records": 600},

@@ -9,7 +9,7 @@ from fcit.federation.engines.inline import InlineGrid
 from fcit.io.files import write_text
 from fcit.runs.folder import RunDir
 from tests.helpers.commands import Command
-from tests.helpers.runs import Dies, bits, rounds
+from tests.helpers.runs import SMALL, Dies, bits, rounds
 from tests.helpers.waiting import wait
 
 
@@ -22,12 +22,12 @@ def finished(reference):
 def test_run_folder_is_complete(finished):
     _, run = finished
     matrix = json.loads((run / "matrix.json").read_text())
-    assert [len(row) for row in matrix["scores"]] == [1, 2, 3, 4]
+    assert [len(row) for row in matrix["scores"]] == [1, 2]
     results = json.loads((run / "results.json").read_text())
     assert results["method"] == "disco"
     assert results["traffic"]["rejected"] == 0
     assert set(results["seconds"]) >= {"training", "evaluation", "aggregation", "checkpoint", "start-up"}
-    rows = [json.loads(line) for line in (run / "predictions/stage-4/figureqa.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "predictions/stage-2/figureqa.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     assert len({row["answer_id"] for row in rows}) == 8
     assert list(rows[0]) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]  # the official ones
@@ -36,17 +36,16 @@ def test_run_folder_is_complete(finished):
     assert not (run / "spill").exists()
 
 
-@pytest.mark.parametrize("dataset", ["figureqa", "flickr30k"])
-def test_evaluate_gives_a_runs_own_predictions_the_runs_score(finished, fcit, dataset):
+def test_evaluate_gives_a_runs_own_predictions_the_runs_score(finished, fcit):  # captions: test_benchmarks.py
     _, run = finished
-    file = run / "predictions/stage-4" / f"{dataset}.jsonl"
+    file = run / "predictions/stage-2/figureqa.jsonl"
     code, out, err = fcit(
-        "evaluate", "--predictions", file, "--dataset", dataset, "--benchmark", "fcit-mini-short", "--json"
+        "evaluate", "--predictions", file, "--dataset", "figureqa", "--benchmark", SMALL["benchmark"], "--json"
     )
     assert code == 0
     assert "have no prediction" in err  # the run was asked a part of the questions
     matrix = json.loads((run / "matrix.json").read_text())
-    assert json.loads(out)["scores"][0]["score"] == matrix["scores"][-1][dataset]
+    assert json.loads(out)["scores"][0]["score"] == matrix["scores"][-1]["figureqa"]
     assert json.loads(out)["lines"] == 8
 
 
@@ -55,7 +54,7 @@ def test_a_client_sends_one_subspace_and_the_projector(finished):
     rounds = [e for e in RunDir(run).read_events() if e["event"] == "round"]
     state = json.loads((run / "results.json").read_text())["state_bytes"]
     for event in rounds:
-        assert event["up"] / len(event["clients"]) < state / 2
+        assert event["up"] / len(event["clients"]) < 0.65 * state  # of two subspaces and the projector
 
 
 def test_same_seed_same_bits(finished, fcit):
@@ -64,7 +63,7 @@ def test_same_seed_same_bits(finished, fcit):
     assert bits(run.with_name("small-2")) == bits(run)
 
 
-@pytest.mark.parametrize("after", [2, 9])
+@pytest.mark.parametrize("after", [1, 4])
 def test_cut_anywhere_and_resumed_gives_the_same_bits(finished, fcit, after):
     from clients.app import app
     from server.app import run as serve
@@ -117,7 +116,7 @@ def test_other_methods_run(small, fcit, method):
     assert code == 0, err
     matrix = json.loads((small.parent / "runs/small-1/matrix.json").read_text())
     single = method in ("joint", "zero_shot")
-    assert [len(row) for row in matrix["scores"]] == ([0, 0, 0, 4] if single else [1, 2, 3, 4])
+    assert [len(row) for row in matrix["scores"]] == ([0, 2] if single else [1, 2])
 
 
 def test_frozen_projector_bfloat16_wire_and_heterogeneous(small, fcit):

@@ -6,11 +6,15 @@ import re
 from fcit import load_run
 from tests.helpers.runs import bits
 
+#: Four stages, so that one in the middle can be named beside the last; small ones.
+FOUR = ["benchmark=fcit-mini-short", "federation.rounds=1", "federation.clients_per_round=1", "evaluation.samples=4"]
 
-def test_fewer_evaluations_change_nothing_but_their_number(reference, small, fcit):
-    code, out, err = fcit("run", small, "evaluation.when=[2]")
+
+def test_fewer_evaluations_change_nothing_but_their_number(small, fcit):
+    assert fcit("run", small, *FOUR, "name=whole")[0] == 0
+    code, out, err = fcit("run", small, *FOUR, "evaluation.when=[2]")
     assert code == 0, err
-    run, whole = load_run(small.parent / "runs" / "small-1"), load_run(reference)
+    run, whole = (load_run(small.parent / "runs" / name) for name in ("small-1", "whole-1"))
     assert [bool(row) for row in run.matrix.scores] == [False, True, False, True]
     assert run.matrix.evaluated == [2, 4]
     assert run.matrix.scores[1] == whole.matrix.scores[1]
@@ -25,8 +29,8 @@ def test_fewer_evaluations_change_nothing_but_their_number(reference, small, fci
     assert results["MFT"] is results["BWT"] is results["forgetting"] is None
     assert results["Avg"] == run.matrix.avg != whole.matrix.avg
     # as the small configuration says
-    assert results["reduced"] == ["8 questions a test set, choice 0", "400 training records a data set"]
+    assert results["reduced"] == ["4 questions a test set, choice 0", "400 training records a data set"]
     assert results["scorers"]["ocr-vqa"] == "exact"
     assert set(results["scorers"]) == set(run.matrix.datasets)
-    assert "Accuracy matrix of small-1, reduced (8 questions a test set, choice 0; 400 " in out
+    assert "Accuracy matrix of small-1, reduced (4 questions a test set, choice 0; 400 " in out
     assert "Avg over" in out

@@ -151,8 +151,8 @@ def settings(source: Path, *more: str) -> configuration.RunConfig:
 
 
 def sampled(config: configuration.RunConfig) -> Iterator[tuple[int, int, list[int]]]:
-    """Stage, round and clients of a run on four stages."""
-    for stage in range(4):
+    """Stage, round and clients of a run on two stages."""
+    for stage in range(2):
         for round_ in range(config.federation.rounds):
             yield stage, round_, sample(config.federation, config.seed, stage, round_)
 

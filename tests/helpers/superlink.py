@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 import yaml
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from tests.helpers.waiting import LONG, wait
 
@@ -143,8 +147,14 @@ class SuperLink:
         assert out.returncode == 0, out.stdout + out.stderr
         return json.loads(out.stdout)
 
+    def _control(self) -> ControlHttpClient:
+        """Asks the SuperLink what `flwr` would, every start of which takes a second or two of processor time."""
+        ca = (self.folder / "ca.crt").read_bytes()
+        return ControlHttpClient.from_server_address(f"127.0.0.1:{self.port}", False, ca, [])
+
     def register(self, public_key: Path, name: str) -> None:
-        self.flwr("supernode", "register", public_key, "test", "--name", name)
+        key = public_key_to_bytes(load_ssh_public_key(public_key.read_bytes()))
+        assert self._control().RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id
 
     def pin(self, app: Path) -> str:
         """The hash that a site pins for an app."""
@@ -158,13 +168,12 @@ class SuperLink:
         """Run an app and return its final status."""
         run = str(self.flwr("run", app, "test")["run-id"])
         log = self.folder / "superlink.log"
-        # Asked once: every start of Flower's command line takes seconds.
         wait(lambda: re.search(rf"Finished task \d+ of run {run}", log.read_text()), lambda: log.read_text()[-4000:])
-        return wait(lambda: self._end(run), lambda: log.read_text()[-4000:], pause=1)
+        return wait(lambda: self._end(int(run)), lambda: log.read_text()[-4000:])
 
-    def _end(self, run: str) -> str:
-        status = str(self.flwr("ls", "--run-id", run)["runs"][0]["status"])
-        return status if status.startswith("finished") else ""
+    def _end(self, run: int) -> str:
+        status = self._control().ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
+        return f"{status.status}:{status.sub_status}" if status.status == "finished" else ""
 
 
 class Site:

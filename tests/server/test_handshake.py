@@ -255,7 +255,7 @@ def test_a_silent_site_is_asked_again_and_waited_for_briefly(hands, events, monk
     assert said(events) == [("refused", 1)]
 
 
-@pytest.mark.parametrize("code", [5, 8], ids=["its node was restarted", "its executor has died"])
+@pytest.mark.parametrize("code", [5, 8, 3], ids=["its node was restarted", "its executor has died", "gone"])
 def test_an_answer_that_was_lost_is_asked_for_again_in_the_next_round_and_waited_for(hands, events, code):
     grid = FakeGrid(n7="0", n8="1", n9="2")
     grid.story[8] = lambda m: [Message(Error(code=code, reason="gone"), reply_to=m)]

@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 _SPLIT = r"USER:| ?ASSISTANT:| ?[A-Z](?![a-z])| ?[A-Za-z][a-z]*| ?[0-9]+\.[0-9]+| ?[0-9]| ?\n| ?[^\sA-Za-z0-9]"
 
 
-def _texts(count: int = 60_000) -> list[str]:
+def _texts(count: int) -> list[str]:
     """Instructions and answers whose words the tokenizer must keep whole."""
     rng = np.random.default_rng(20260101)
     texts = ["USER: ASSISTANT:"]
@@ -51,8 +51,12 @@ def _texts(count: int = 60_000) -> list[str]:
     return texts
 
 
-def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE (any text round-trips) over the words of the mini world."""
+def train_tokenizer(count: int = 60_000) -> Tokenizer:
+    """A byte-level BPE (any text round-trips) over the words of the mini world.
+
+    Args:
+        count: examples whose texts it is made from; the shipped one is made from 60,000.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -68,7 +72,7 @@ def train_tokenizer() -> Tokenizer:
         min_frequency=100,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(_texts(count), trainer)
     return tokenizer
 
 
