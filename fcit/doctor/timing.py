@@ -79,7 +79,7 @@ class Speed:
     question: float
     known: str
     image: float = 0.0
-    start: float = 0.0  # seconds to load the model
+    start: float = 0.0  # seconds to load the model and to compile its layers
 
 
 @dataclass
@@ -171,7 +171,8 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         )
     backbone.answering.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
-    return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
+    looking = 0.0 if work is None else _looking(backbone, work)
+    return Speed(training, answering, known, looking, start + backbone.layers.seconds)
 
 
 def _threads(config: RunConfig) -> configuration.Backbone:

@@ -23,7 +23,7 @@ MULTIPLE = 64
 #: Compilations of one layer's code that a process keeps; torch's own limit of 8 is less than there are lengths.
 _MOST = 128
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
-_COMPILERS = ("torch._dynamo", "torch._inductor")
+_COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 
 
 class CompiledLayers:
@@ -99,7 +99,7 @@ class CompiledLayers:
             logging.getLogger(__name__).info("training.compile: decoder layers for %d rows of %d tokens", *shape)
         try:
             return compiled(*args, **kwargs)
-        except RuntimeError as error:
+        except Exception as error:
             if not self.give_up(error):
                 raise
         return eager(*args, **kwargs)

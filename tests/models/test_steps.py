@@ -1,7 +1,6 @@
 """How a training step is computed changes its gradients by rounding only, and ends with the training."""
 
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,7 +60,7 @@ class Case:
         return self.method.loss(self.session, self.session.examples, self.features)
 
     def compiled(self, backend) -> CompiledLayers:
-        self.backbone.layers = CompiledLayers(self.backbone.family.language.layers, backend)
+        self.backbone.layers = CompiledLayers(self.backbone.family.layers, backend)
         return self.backbone.layers
 
     def gradients(self, **training) -> tuple[float, dict[str, torch.Tensor]]:
@@ -235,16 +234,17 @@ def test_where_nothing_can_be_compiled_training_goes_on(backend, caplog):
 
 
 @pytest.mark.parametrize(
-    ("compile", "device", "quantization", "wanted"),
+    ("compile", "devices", "quantization", "wanted"),
     [
-        ("auto", "cpu", "none", False),
-        ("auto", "cuda", "none", True),
-        ("auto", "cuda", "4bit", False),
-        ("on", "cpu", "none", True),
-        (True, "cpu", "none", True),
-        (False, "cuda", "none", False),
+        ("auto", ["cpu"], "none", False),
+        ("auto", ["cuda"], "none", True),
+        ("auto", ["cuda:0", "cuda:1"], "none", False),
+        ("auto", ["cuda"], "4bit", False),
+        ("on", ["cpu"], "none", True),
+        (True, ["cpu"], "none", True),
+        (False, ["cuda"], "none", False),
     ],
 )
-def test_auto_compiles_on_a_gpu(compile, device, quantization, wanted):
-    backbone = SimpleNamespace(device=torch.device(device), config=Config(quantization=quantization))
-    assert compiles(backbone, Training(compile=compile)) is wanted
+def test_auto_compiles_on_one_gpu(compile, devices, quantization, wanted):
+    settings = Config(quantization=quantization)
+    assert compiles(Training(compile=compile), settings, list(map(torch.device, devices))) is wanted
