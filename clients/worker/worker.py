@@ -49,6 +49,7 @@ from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.decoding.batches import Batches
+from fcit.models.estimate import workers_per_gpu
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
@@ -80,11 +81,11 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.batches = Batches(config.evaluation, self.backbone, workers_per_gpu(config))
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
         self.planning = Planning(config, self.backbone)
-        self.batches = Batches(config.evaluation, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 

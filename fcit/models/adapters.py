@@ -283,7 +283,10 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            self._load_gates({n: t for n, t in subspaces[0].items() if n.endswith(_GATE)})
+            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if n.endswith(_GATE)}
+            self._gates[MIX].load(
+                {n.removesuffix(_GATE): t.to(self._slot[n].device, copy=True) for n, t in gates.items()}
+            )
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
@@ -296,15 +299,6 @@ class Adapters:
             self._selection.forget()
             for module in modules:
                 module.to(dtype)
-
-    def _load_gates(self, gates: Tensors) -> None:
-        """Set the mixture's gates, in place where they are: a captured step reads them."""
-        self._gates[MIX].load(
-            {
-                n.removesuffix(_GATE): torch.from_numpy(gate).to(self._slot[n].device, copy=True)
-                for n, gate in gates.items()
-            }
-        )
 
     def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
         """Each subspace's projector by the module's own names; none if no subspace holds one."""
@@ -330,7 +324,7 @@ class Adapters:
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
             self._gates[MIX] = TokenGates(self._layers, MIX)
-            self.backbone.beside.append(self._gates[MIX].weights)
+            self.backbone.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()
 

@@ -94,13 +94,13 @@ class Backbone:
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
-        #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
-        self.products: torch.dtype | None = None
         #: Read by hooks on the language model: tensors with a row for each question of the batch, which a decoder
         #: narrows to the questions that go on, and tensors beside the model's own, whose values change in place.
         self.rows: Rows = {}
-        self.beside: list[Mapping[str, torch.Tensor]] = []
+        self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
         self._decoder: Decoder = "auto"
+        #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
+        self.products: torch.dtype | None = None
 
     @property
     def token_width(self) -> int:
@@ -294,7 +294,6 @@ class Backbone:
         finally:
             self._decoder = before
 
-    @torch.no_grad()
     def generate(
         self,
         examples: Sequence[Encoded],
@@ -306,14 +305,24 @@ class Backbone:
 
         The most probable token at each step, up to an end token of the model or ``max_new_tokens``.
         """
+        tokens = self.tokens(examples, features, max_new_tokens, prefix)
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def tokens(
+        self,
+        examples: Sequence[Encoded],
+        features: torch.Tensor,
+        max_new_tokens: int,
+        prefix: torch.Tensor | None = None,
+    ) -> list[list[int]]:
+        """The same as token ids; what follows an end token is no part of an answer."""
         inputs = self._inputs(examples, features, prefix)
         prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
         greedy = None if self._decoder == "transformers" else self._greedy
         if greedy is None:
-            tokens = self._by_transformers(*prompt, max_new_tokens)
-        else:
-            tokens = self._by_greedy(greedy, *prompt, max_new_tokens)
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            return self._by_transformers(*prompt, max_new_tokens)
+        return self._by_greedy(greedy, *prompt, max_new_tokens)
 
     def _by_greedy(
         self, greedy: Greedy, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
@@ -360,18 +369,23 @@ class Backbone:
         """What captured steps depend on: the active adapters and where all tensors lie that a step reads."""
         language = self.family.language
         tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
-        tensors += [t for named in self.beside for t in named.values()]
+        tensors += [t for named in self.beside.values() for t in named.values()]
         places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
         return tuple(getattr(self.model, "active_adapters", ())), language.training, places
 
-    def questions_at_once(self, prompt: int, new: int, on_cpu: int) -> int:
-        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory."""
+    def questions_at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
+        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory.
+
+        Of a GPU that several ``workers`` share no more than a worker's share counts.
+        """
         if self.device.type != "cuda":
             return on_cpu
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        taken = torch.cuda.memory_allocated(self.device)
+        free += torch.cuda.memory_reserved(self.device) - taken
         again = self._greedy.bytes if "_greedy" in self.__dict__ and self._greedy is not None else 0
-        free = torch.cuda.mem_get_info(self.device)[0] + unused + again
-        return widths(self.family.language.config, self.dtype.itemsize).at_once(free, prompt, new)
+        room = min(free, total / workers - taken) + again
+        return widths(self.family.language.config, self.dtype.itemsize).at_once(max(room, 0), prompt, new)
 
     def release(self) -> None:
         """Give back the memory that answering keeps from batch to batch."""

@@ -207,9 +207,9 @@ def test_gates_of_experts(folders):
     question = asked(adapters.backbone, 6)
     wanted = by(adapters.backbone, "transformers", *question, NEW)
     assert by(adapters.backbone, "static", *question, NEW) == wanted
-    before = [gate.data_ptr() for named in adapters.backbone.beside for gate in named.values()]
+    before = [gate.data_ptr() for named in adapters.backbone.beside.values() for gate in named.values()]
     adapters.load_mixture([random(adapters, 5)], adapters.base_projector())
-    after = [gate.data_ptr() for named in adapters.backbone.beside for gate in named.values()]
+    after = [gate.data_ptr() for named in adapters.backbone.beside.values() for gate in named.values()]
     assert len(before) == 6  # a captured step reads them where they are
     assert after == before
     assert by(adapters.backbone, "static", *question, NEW) != wanted

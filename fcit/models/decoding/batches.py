@@ -15,10 +15,13 @@ class Batches:
     """Cuts questions into batches; ``evaluation.batch_size: auto`` is halved when memory runs out.
 
     A size that memory ran out with is not tried again in the process.
+
+    Args:
+        workers: processes that share a GPU.
     """
 
-    def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
-        self.settings, self.backbone = settings, backbone
+    def __init__(self, settings: Evaluation, backbone: Backbone, workers: int = 1) -> None:
+        self.settings, self.backbone, self.workers = settings, backbone, workers
         self._most: int | None = None
 
     def answered(self, examples: Sequence[Encoded], limit: int, answer: Callable[[list[int]], list[str]]) -> list[str]:
@@ -56,7 +59,7 @@ class Batches:
     def _size(self, length: int, limit: int) -> int:
         if self.settings.batch_size != "auto":
             return self.settings.batch_size
-        fitting = self.backbone.questions_at_once(length, limit, self.settings.at_once)
+        fitting = self.backbone.questions_at_once(length, limit, self.settings.at_once, self.workers)
         return min(fitting, self._most or fitting)
 
     def _halve(self, tried: int) -> None:
