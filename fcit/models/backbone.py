@@ -29,13 +29,17 @@ from fcit.models.decoding.rows import Rows
 from fcit.models.decoding.sizes import widths
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
-from fcit.models.features import ImageFeatures, Pictures, restored, stored
+from fcit.models.features import ImageFeatures, Pictures, filled, restored, stored
 from fcit.models.identity import IdentityEncoder
+from fcit.models.loader import Loader
 from fcit.models.loading import check_hardware, inspect, load_model
 from fcit.models.loading import versions as versions
 from fcit.models.places import TINY as TINY
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
+
+#: Threads that prepare images for a GPU, unless ``backbone.loader_threads`` says another number.
+_THREADS = 4
 
 
 def _insert(
@@ -158,6 +162,11 @@ class Backbone:
         return CompiledLayers(self.family.language.layers)
 
     @property
+    def devices(self) -> list[torch.device]:
+        """The devices that hold decoder layers, in the order of the layers."""
+        return list(dict.fromkeys(p.device for layer in self.layers.layers for p in layer.parameters()))
+
+    @property
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
@@ -184,8 +193,19 @@ class Backbone:
 
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
         """Patch features before the projector, in the format of the cache."""
-        opened = (open_image(root, image, self.pictures) for image in images)  # one at a time in memory
-        return stored(self.family.features(opened).to(self.dtype))
+        rows = self._loader.rows(root, images)
+        return stored(self.family.features(filled(rows))[: len(rows)].to(self.dtype))
+
+    @cached_property
+    def _loader(self) -> Loader:
+        threads = self.config.loader_threads
+        if threads is None:
+            threads = 0 if self.device.type == "cpu" else _THREADS
+
+        def prepare(root: Path, image: str) -> torch.Tensor:
+            return self.family.pixels(open_image(root, image, self.pictures))
+
+        return Loader(prepare, threads)
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
         """Frozen features ``(N, tokens, width)``, from the cache if it is enabled; N may be 0.
@@ -207,14 +227,15 @@ class Backbone:
             DataError: an image is missing, unreadable or outside ``root``.
         """
         if names:
-            self._images.keep(root, names)
+            with self._loader.working():
+                self._images.keep(root, names)
         return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names))
 
     @cached_property
     def _images(self) -> ImageFeatures:
         mark = self.vision_hash if self.config.feature_cache == "disk" else ""
         limit = int(self.config.feature_cache_gb * 1e9)
-        return ImageFeatures(mark, self.family.shape, self._vision, self.dtype, limit)
+        return ImageFeatures(mark, self.family.shape, self._vision, self.dtype, limit, self._loader.ahead)
 
     # ------------------------------------------------------------------ language
 

@@ -22,6 +22,7 @@ from fcit.config.kinds import Way
 from fcit.data.images.opening import image_path, open_image
 from fcit.errors import DataError
 from fcit.io.cache import cache_folder
+from fcit.io.console import Ticker
 
 #: The numpy type that stores a number format; numpy has no bfloat16, whose bits are stored as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -97,6 +98,7 @@ class ImageFeatures:
         compute: root and at most :data:`BATCH` images -> their features, as :func:`stored`.
         dtype: their number format.
         limit: bytes that all cached features of the machine may take; None: any number.
+        ahead: is told root and images that ``compute`` will be asked for after those that it is asked for now.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class ImageFeatures:
         compute: Callable[[Path, Sequence[str]], np.ndarray],
         dtype: torch.dtype = torch.float32,
         limit: int | None = None,
+        ahead: Callable[[Path, Sequence[str]], None] = lambda root, images: None,
     ) -> None:
         self.mark, self.shape, self.compute, self.dtype, self.limit = mark, shape, compute, dtype, limit
+        self.ahead = ahead
         self._stores: dict[Path, FeatureStore] = {}
 
     def get(self, root: Path, images: Sequence[str]) -> np.ndarray:
@@ -142,8 +146,11 @@ class ImageFeatures:
             def compute(keys: Sequence[str]) -> np.ndarray:
                 return self.compute(root, [key.rpartition("|")[0] for key in keys])
 
+            def ahead(keys: Sequence[str]) -> None:
+                self.ahead(root, [key.rpartition("|")[0] for key in keys])
+
             where = features_folder() / folder
-            self._stores[root] = FeatureStore(where, self.shape, compute, _STORED[self.dtype], self.limit)
+            self._stores[root] = FeatureStore(where, self.shape, compute, _STORED[self.dtype], self.limit, ahead)
         return self._stores[root]
 
 
@@ -176,6 +183,7 @@ class FeatureStore:
         dtype: number format of the rows.
         limit: bytes that ``features.bin`` of this and all neighbouring folders may take together; rows beyond are
             computed at every read.
+        ahead: is told the keys that ``compute`` will be asked for next.
     """
 
     def __init__(
@@ -185,8 +193,9 @@ class FeatureStore:
         compute: Callable[[Sequence[str]], np.ndarray],
         dtype: Any = np.float32,
         limit: int | None = None,
+        ahead: Callable[[Sequence[str]], None] = lambda keys: None,
     ) -> None:
-        self.folder, self.shape, self.compute, self.limit = folder, shape, compute, limit
+        self.folder, self.shape, self.compute, self.limit, self.ahead = folder, shape, compute, limit, ahead
         self._dtype = np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
         self._data, self._index = folder / "features.bin", folder / "index.jsonl"
@@ -220,11 +229,15 @@ class FeatureStore:
             return
         with self._lock:
             missing = self._missing(keys)  # another process may have computed them meanwhile
+            said = Ticker("images encoded", len(missing))
             for start in range(0, len(missing), BATCH):
                 chunk = missing[start : start + BATCH]
                 if not self._room(len(chunk)):
                     break
+                self.ahead(chunk)
+                self.ahead(missing[start + BATCH : start + 2 * BATCH])
                 self._append(chunk)
+                said.reached(start + len(chunk))
             self._refresh()
 
     def _room(self, rows: int) -> bool:

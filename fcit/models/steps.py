@@ -33,8 +33,8 @@ def computed(backbone: Backbone, training: configuration.Training) -> Iterator[N
 
 
 def compiles(backbone: Backbone, training: configuration.Training) -> bool:
-    """Whether decoder layers are to be compiled; ``auto``: on a GPU, unless weights are quantised (not measured)."""
-    plain = backbone.device.type == "cuda" and backbone.config.quantization == "none"
+    """Whether decoder layers are to be compiled; ``auto``: on one GPU, unless weights are quantised (not measured)."""
+    plain = [d.type for d in backbone.devices] == ["cuda"] and backbone.config.quantization == "none"
     return training.compile == "on" or (training.compile == "auto" and plain)
 
 

@@ -235,16 +235,17 @@ def test_where_nothing_can_be_compiled_training_goes_on(backend, caplog):
 
 
 @pytest.mark.parametrize(
-    ("compile", "device", "quantization", "wanted"),
+    ("compile", "devices", "quantization", "wanted"),
     [
-        ("auto", "cpu", "none", False),
-        ("auto", "cuda", "none", True),
-        ("auto", "cuda", "4bit", False),
-        ("on", "cpu", "none", True),
-        (True, "cpu", "none", True),
-        (False, "cuda", "none", False),
+        ("auto", ["cpu"], "none", False),
+        ("auto", ["cuda"], "none", True),
+        ("auto", ["cuda:0", "cuda:1"], "none", False),
+        ("auto", ["cuda"], "4bit", False),
+        ("on", ["cpu"], "none", True),
+        (True, ["cpu"], "none", True),
+        (False, ["cuda"], "none", False),
     ],
 )
-def test_auto_compiles_on_a_gpu(compile, device, quantization, wanted):
-    backbone = SimpleNamespace(device=torch.device(device), config=Config(quantization=quantization))
+def test_auto_compiles_on_one_gpu(compile, devices, quantization, wanted):
+    backbone = SimpleNamespace(devices=list(map(torch.device, devices)), config=Config(quantization=quantization))
     assert compiles(backbone, Training(compile=compile)) is wanted
