@@ -13,7 +13,7 @@ from tests.perf.training_levers import TrainingStep
 from tests.perf.variants import Column, Variant, limited, run, table
 
 RESULTS = Path(__file__).parent / "results"
-RECORDED = json.loads((RESULTS / "nvidia-h200.json").read_text())
+RECORDED = json.loads((RESULTS / "variants-nvidia-h200.json").read_text())
 
 
 def measure(what, only, folder):
