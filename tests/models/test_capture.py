@@ -1,6 +1,6 @@
 """When a step runs, is captured and is replayed, with a stand-in for torch's CUDA functions."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +10,37 @@ from fcit.models.decoding import capture
 from fcit.models.decoding.capture import CudaGraphs
 
 
+class Capture:
+    """As torch's own: what ends a capture may fail, and then the stream of the capture stays the current one."""
+
+    def __init__(self, cuda: "FakeCuda") -> None:
+        self.cuda = cuda
+
+    def __enter__(self) -> None:
+        self.cuda.recording, self.before, self.cuda.current = True, self.cuda.current, "of captures"
+
+    def __exit__(self, *error) -> None:
+        self.cuda.recording = False
+        failure = self.cuda.failures.pop(0) if self.cuda.failures else None
+        if failure is not None:
+            raise failure
+        self.cuda.current = self.before
+
+
 class FakeCuda:
-    """Writes down what happens; within a capture nothing is computed."""
+    """Writes down what happens; within a capture nothing is computed.
+
+    Args:
+        failures: what ends the first captures, None for one that succeeds; later ones do.
+        full: whether memory runs out in the first capture.
+    """
 
     OutOfMemoryError = torch.OutOfMemoryError
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, failures=(), full: bool = False) -> None:
         self.events: list[str] = []
-        self.error = error
-        self.recording = False
+        self.failures, self.full = list(failures), full
+        self.recording, self.current = False, "main"
 
     def device(self, device) -> nullcontext:
         return nullcontext()
@@ -28,49 +50,95 @@ class FakeCuda:
     def Stream(self):
         return SimpleNamespace(wait_stream=lambda other: None)
 
-    current_stream = Stream
+    def current_stream(self):
+        return SimpleNamespace(wait_stream=lambda other: None, name=self.current)
+
+    def set_stream(self, stream) -> None:
+        self.current = stream.name
+
+    def synchronize(self) -> None:
+        self.events.append(f"waited on {self.current}")
 
     def CUDAGraph(self):
         return SimpleNamespace(replay=lambda: self.events.append("replayed"))
 
-    @contextmanager
-    def graph(self, graph, capture_error_mode):
+    def graph(self, graph, capture_error_mode) -> Capture:
         assert capture_error_mode == "thread_local"
-        self.recording = True
-        try:
-            yield
-        finally:
-            self.recording = False
-        if self.error is not None:
-            raise self.error
+        return Capture(self)
 
     def step(self) -> None:
-        self.events.append("recorded" if self.recording else "run")
+        self.events.append("recorded" if self.recording else f"run on {self.current}")
+        if self.recording and self.full:
+            self.full = False
+            raise torch.OutOfMemoryError("full")
 
 
-def events(monkeypatch, times: int, error: Exception | None = None, steps: int = 1) -> list[str]:
-    cuda = FakeCuda(error)
-    monkeypatch.setattr(capture, "cuda", cuda)
-    graphs = CudaGraphs(torch.device("cuda"))
-    for step in [graphs(cuda.step) for _ in range(steps)]:
-        for _ in range(times):
-            step()
-    return cuda.events
+@pytest.fixture
+def cuda(monkeypatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(capture, "cuda", fake)
+    return fake
 
 
-def test_every_call_is_one_step(monkeypatch):
-    assert events(monkeypatch, 4) == ["run", "recorded", "replayed", "replayed", "replayed"]
+@pytest.fixture
+def graphs(cuda) -> CudaGraphs:
+    return CudaGraphs(torch.device("cuda"))
 
 
-def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, caplog):
-    error = RuntimeError("operation not permitted when stream is capturing")
-    assert events(monkeypatch, 3, error, steps=2) == ["run", "recorded", "run", "run", "run", "run", "run"]
+RUN = "run on main"
+FAILED = RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_every_call_is_one_step(cuda, graphs):
+    step = graphs(cuda.step)
+    for _ in range(4):
+        step()
+    assert cuda.events == [RUN, "recorded", "replayed", "replayed", "replayed"]
+    assert graphs.captured == 1
+
+
+def test_what_cannot_be_captured_runs_as_it_is(cuda, graphs, caplog):
+    """On the main stream; steps that were captured before are not replayed either."""
+    cuda.failures = [None, FAILED]
+    first, second = graphs(cuda.step), graphs(cuda.step)
+    for step in (first, first, second, second, second, first):
+        step()
+    captured = [RUN, "recorded", "replayed"]
+    assert cuda.events == [*captured, RUN, "recorded", "waited on main", RUN, RUN, RUN]
+    assert not graphs.captures
     assert [r.getMessage() for r in caplog.records] == [
         "evaluation.decoder: steps run as they are, because one could not be captured as a CUDA graph (operation "
         "not permitted when stream is capturing)"
     ]
 
 
-def test_running_out_of_memory_is_not_hidden(monkeypatch):
+@pytest.mark.parametrize("failures", [[], [FAILED]])
+def test_running_out_of_memory_is_not_hidden(cuda, graphs, failures):
+    """Nor by the capture's end that fails for it; the step is captured when there is room again."""
+    cuda.full, cuda.failures = True, failures
+    step = graphs(cuda.step)
+    step()
     with pytest.raises(torch.OutOfMemoryError):
-        events(monkeypatch, 2, torch.OutOfMemoryError("full"))
+        step()
+    assert cuda.current == "main"
+    step()
+    assert cuda.events == [RUN, "recorded", "waited on main", "recorded", "replayed"]
+
+
+def test_an_interrupted_capture_leaves_the_main_stream_current(cuda, graphs):
+    cuda.failures = [KeyboardInterrupt()]
+    step = graphs(cuda.step)
+    step()
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert cuda.current == "main"
+    assert graphs.captures
+
+
+def test_graphs_go_with_their_steps(cuda, graphs):
+    step = graphs(cuda.step)
+    step()
+    step()
+    assert len(graphs._recorded) == 1
+    del step
+    assert len(graphs._recorded) == 0
