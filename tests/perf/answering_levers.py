@@ -14,6 +14,8 @@ from fcit import seeding
 from fcit.config.kinds import Decoder
 from fcit.config.schema import Evaluation
 from fcit.models.decoding.batches import Batches
+from fcit.models.decoding.capture import CudaGraphs
+from fcit.models.decoding.greedy import Greedy
 from tests.perf import gpu, subspaces
 from tests.perf.variants import Column, Row, Variant, release, synchronise
 
@@ -63,10 +65,40 @@ class Decoding:
             yield
 
     def agree(self, row: Row, key: tuple[int, bool, int], tokens: np.ndarray) -> None:
-        """How many tokens are those of transformers: all of them, and the first of each answer."""
+        """How many tokens are those of transformers: all of them, the first of each answer, and those of steps."""
         if key in self.answers:
             same = tokens == self.answers[key]
             row |= {"tokens_equal": float(same.mean()), "first_equal": float(same[:, 0].mean())}
+            row["next_equal"] = next_equal(tokens, self.answers[key])
+
+    def captured(self, row: Row, tokens: np.ndarray, ask: Ask) -> None:
+        """How many steps were captured as CUDA graphs, and how many of their tokens steps that are not say, too."""
+        answering = self.backbone.answering
+        greedy = answering.greedy
+        if greedy is None or not isinstance(greedy.capture, CudaGraphs):
+            return
+        row["captured_steps"] = greedy.capture.captured
+        greedy.release()
+        answering.greedy = Greedy(self.backbone.family.language, answering.rows)
+        try:
+            row["uncaptured_equal"] = next_equal(np.array(ask(self.new)), tokens)
+        finally:
+            answering.release()
+            del answering.greedy  # the next one captures, and counts, anew
+
+
+def next_equal(tokens: np.ndarray, wanted: np.ndarray) -> float:
+    """The share of equal tokens among those that follow an equal beginning of their answer; 0 if there are none.
+
+    The first tokens, which are those of prompts, are not counted, nor is what comes after a difference.
+
+    Args:
+        tokens: ``(B, T)``.
+        wanted: ``(B, T)``.
+    """
+    same = tokens == wanted
+    follows = np.logical_and.accumulate(same, axis=1)[:, :-1]
+    return float(same[:, 1:][follows].mean()) if follows.any() else 0.0
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -97,13 +129,22 @@ def _variant(
     as_backbone: bool = False,
     one_task: bool = False,
     negligible: float = 0.0,
+    captured: bool = False,
 ) -> Variant[Decoding]:
+    """Greedy answers; ``captured``: on CUDA they are compared with those of steps that are not captured."""
+
     def work(decoding: Decoding, row: Row) -> None:
         decoding.load(count, as_backbone)
         row |= {"batch": batch, "subspaces": count}
         examples, features = gpu.records(decoding.backbone, decoding.size, batch, answered=False)
         with decoding.mixed(batch, count, one_task, negligible), decoding.backbone.answering.by(decoder):
-            tokens = timed(row, decoding.new, lambda new: decoding.backbone.tokens(examples, features, new))
+
+            def ask(new: int) -> list[list[int]]:
+                return decoding.backbone.tokens(examples, features, new)
+
+            tokens = timed(row, decoding.new, ask)
+            if captured:
+                decoding.captured(row, tokens, ask)
         key = count, one_task, batch
         if decoder == "transformers":
             decoding.answers[key] = tokens
@@ -165,6 +206,11 @@ def _static_cache(batch: int) -> Variant[Decoding]:
     return Variant(f"transformers' static cache, batch {batch}", means, work, 90.0, needs=30.0)
 
 
+def static_name(batch: int) -> str:
+    """The variant of our decoder, as runs use it, with so many questions at a time."""
+    return f"static, batch {batch}"
+
+
 def variants(size: str) -> list[Variant[Decoding]]:
     """All variants, in the order in which they are measured."""
     most, some, one = BATCHES[size]
@@ -176,7 +222,7 @@ def variants(size: str) -> list[Variant[Decoding]]:
         _variant(f"transformers, batch {count}", "evaluation.decoder: transformers", count, decoder="transformers")
         for count in (some, most)
     ]
-    rows += [_variant(f"static, batch {count}", static, count) for count in (one, some, most)]
+    rows += [_variant(static_name(count), static, count, captured=True) for count in (one, some, most)]
     rows += [
         _variant(f"static, mixture as backbone, batch {count}", f"{static}, {low}", count, as_backbone=True)
         for count in (one, some, most)

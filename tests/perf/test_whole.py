@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.perf import gpu, whole
+from fcit.models.decoding.greedy import Greedy
+from tests.perf import answering_levers, gpu, whole
+from tests.perf.answering_levers import next_equal
 from tests.perf.test_gpu_toy import narrow
 
 
@@ -31,9 +34,67 @@ def test_training_without_its_reference_is_not_judged():
     assert list(whole.training_checks({"as is": {"gradient_gap_lora": 0.1}})) == []
 
 
-def test_our_decoder_is_held_against_transformers():
-    measured = {"static, batch 64": {"first_equal": 0.97}, "static, batch 1": {"first_equal": 1.0}}
-    assert [check.holds for check in whole.answering_checks(measured, "7b")] == [False, True]
+@pytest.mark.parametrize(("failed", "shapes", "holds"), [(False, 1, [True, True]), (True, 1, [False, True])])
+def test_layers_that_run_uncompiled_are_a_failed_check(failed, shapes, holds):
+    measured = {"autocast, compiled": {"compile_failed": failed, "compiled_shapes": shapes}}
+    assert [check.holds for check in whole.training_checks(measured)] == holds
+
+
+EQUAL = {"first_equal": 1.0, "next_equal": 0.97}
+CAPTURED = {**EQUAL, "captured_steps": 1, "uncaptured_equal": 0.97}
+
+
+@pytest.mark.parametrize(
+    ("row", "cuda", "failing"),
+    [
+        (EQUAL, False, []),
+        ({**EQUAL, "first_equal": 0.97}, False, ["first tokens equal to transformers'"]),
+        ({**EQUAL, "next_equal": 0.1}, False, ["next tokens equal to transformers'"]),
+        ({"seconds": 1.0}, False, ["first tokens equal to transformers'", "next tokens equal to transformers'"]),
+        (CAPTURED, True, []),
+        ({**CAPTURED, "uncaptured_equal": 0.5}, True, ["next tokens equal to those of uncaptured steps"]),
+        (EQUAL, True, ["steps captured", "next tokens equal to those of uncaptured steps"]),
+    ],
+)
+def test_our_decoder_is_held_against_transformers(row, cuda, failing):
+    checks = whole.answering_checks({"static, batch 64": row}, "7b", cuda)
+    assert [check.name.removeprefix("static, batch 64: ") for check in checks if not check.holds] == failing
+
+
+def test_tokens_are_compared_up_to_the_first_difference():
+    wanted = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])
+    tokens = np.array([[1, 2, 3, 4], [1, 2, 9, 4], [9, 2, 3, 4]])
+    assert next_equal(tokens, wanted) == 4 / 5
+    assert next_equal(tokens[2:], wanted[2:]) == 0
+
+
+def test_what_was_not_measured_does_not_hold():
+    measured = [{"variant": "as is", "skipped": "0 s left"}, {"variant": "TF32", "skipped": "0 s left"}]
+    measured += [{"variant": "TF32, compiled", "error": "TimeLimit"}, {"variant": "reference"}]
+    assert [str(check) for check in whole.missing_checks(measured, {"as is", "reference"})] == [
+        "FAIL as is: not measured (0 s left): 1 (at most 0)",
+        "FAIL TF32, compiled: not measured (TimeLimit): 1 (at most 0)",
+    ]
+
+
+def test_a_decoder_whose_steps_are_wrong_is_found_out(tmp_path, monkeypatch):
+    step = Greedy._step
+
+    def wrong(self, rows, seen, head):
+        step(self, rows, seen, head)
+        self._ids[:rows] = 5
+
+    kit = gpu.build("toy", "cpu", tmp_path)
+    _, batch, _ = answering_levers.BATCHES["toy"]
+    of = {v.name: v for v in answering_levers.variants("toy")}
+    decoding, holds = answering_levers.Decoding(kit, "toy"), []
+    of[f"transformers, batch {batch}"].work(decoding, {})
+    for patched in (step, wrong):
+        monkeypatch.setattr(Greedy, "_step", patched)
+        name, row = f"static, batch {batch}", {}
+        of[name].work(decoding, row)
+        holds.append([check.holds for check in whole.answering_checks({name: row}, "toy", cuda=False)])
+    assert holds == [[True, True], [True, False]]
 
 
 def test_a_check_says_its_bound():
@@ -62,3 +123,6 @@ def test_without_a_gpu_the_sentence_says_what_to_do(capsys, monkeypatch):
 
 def test_every_variant_that_is_measured_exists():
     assert set(whole.TRAINING) <= {variant.name for variant in whole.training_levers.variants("7b")}
+    for size, batches in answering_levers.BATCHES.items():
+        names = {variant.name for variant in answering_levers.variants(size)}
+        assert {answering_levers.static_name(batch) for batch in batches} <= names

@@ -75,6 +75,8 @@ class TrainingStep:
                     step()
                     synchronise()
                     times.append(time.perf_counter() - begin)
+            layers = self.backbone.layers
+            row |= {"compiled_shapes": len(layers.shapes), "compile_failed": layers.failed}
         seconds, tokens = float(np.median(times[_WARM:])), sum(len(e.tokens) for e in examples)
         row |= {"records": count, "tokens": tokens, "first_seconds": times[0], "seconds": seconds, "steps": times}
         row["tokens_per_second"] = tokens / seconds

@@ -58,7 +58,7 @@ class Greedy:
     """
 
     def __init__(self, language: Any, rows: Rows, capture: Capture | None = None) -> None:
-        self._language, self._capture = language, capture
+        self._language, self.capture = language, capture
         self._rows = RowBuffers(rows)
         config = language.config
         self._kinds = set(layer_kinds(config))
@@ -104,7 +104,7 @@ class Greedy:
         embeds, mask, positions = prompts
         count, length = mask.shape
         rows, room = count, length + new
-        if self._capture is not None:
+        if self.capture is not None:
             rows, room = bucket(count), -(-room // _ALIGNED) * _ALIGNED
         with self._rows.lent(count, rows):
             self._reserve(rows, room, signature)
@@ -115,7 +115,7 @@ class Greedy:
                     break
                 rows = self._leave(batch, rows)
                 self._rows.narrow(rows)
-                self._step(rows, room if self._capture else length + number, head)
+                self._step(rows, room if self.capture else length + number, head)
                 batch.add(self._ids[: len(batch.order), 0].tolist())
         return batch.answers
 
@@ -143,7 +143,7 @@ class Greedy:
     ) -> list[int]:
         """Prompts into the cache; the first token of each row."""
         count, length = mask.shape
-        self._kept.prompt, self._kept.seen = length, room if self._capture else length
+        self._kept.prompt, self._kept.seen = length, room if self.capture else length
         output = self._language(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -165,7 +165,7 @@ class Greedy:
     def _leave(self, batch: _Batch, rows: int) -> int:
         """Rows to go on with; those that have ended leave if that is worth it."""
         wanted = batch.going
-        if self._capture is not None:
+        if self.capture is not None:
             wanted = bucket(wanted)
         if wanted > (1 - _LEAVE) * rows:
             return rows
@@ -194,12 +194,12 @@ class Greedy:
             self._place[:rows] += 1
             self._kept.slot.add_(1)
 
-        if self._capture is None:
+        if self.capture is None:
             step()
             return
         key = rows, seen
         if key not in self._steps:
-            self._steps[key] = self._capture(step)
+            self._steps[key] = self.capture(step)
         self._steps[key]()
 
     def _masks(self, visible: torch.Tensor) -> Any:
