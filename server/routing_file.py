@@ -41,6 +41,8 @@ def write(
         hashes=dict(read_json(run.environment)["hashes"]),
         max_new_tokens=max(config.evaluation.longest(n) for n in lengths),
         batch_size=config.evaluation.batch_size,
+        by_length=config.evaluation.by_length,
+        batches_per_order=config.evaluation.batches_per_order,
         pictures=config.data.pictures,
         decoder=config.evaluation.decoder,
         mixture=config.evaluation.mixture,

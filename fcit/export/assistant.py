@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +38,8 @@ Picture = str | Path | Image.Image
 
 #: Hashes that must be equal for equal answers.
 _HASHES = ("backbone", "tokenizer", "processor", "identity")
+#: Keys of a run's evaluation on which the last bits of its answers depend.
+_ANSWERING = ("decoder", "batch_size", "by_length", "batches_per_order")
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,11 @@ class Assistant:
     def _texts(
         self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
     ) -> list[str]:
-        """Answers in batches of the run's size, on which the last bits depend."""
+        """Answers in the stretches and batches of the run, on which the last bits depend."""
         examples = [self._backbone.encoder.encode(record) for record in records]
 
-        def answer(rows: list[int]) -> list[str]:
+        def answer(begin: int, places: list[int]) -> list[str]:
+            rows = [begin + place for place in places]
             batch = [examples[row] for row in rows]
             vision = self._backbone.vision_features(root, images_of(batch))
             questions = QuestionBatch(
@@ -166,7 +170,10 @@ class Assistant:
             with self._backbone.answering.by(self.method.decoder):
                 return self.method.answer(questions, mix[rows] if self.subspaces else None)
 
-        return self._batches.answered(examples, limit, answer)
+        stretch, texts = self.method.config.evaluation.stretch, list[str]()
+        for begin in range(0, len(examples), stretch):
+            texts += self._batches.answered(examples[begin : begin + stretch], limit, partial(answer, begin))
+        return texts
 
     def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:
         """Weights ``(N, E)``."""
@@ -252,7 +259,7 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
             f"which is not loaded from files of others (known: {', '.join(sorted(registry.METHODS))})"
         )
     adapter = folder.routing.adapter.model_dump()
-    answering = {"decoder": folder.routing.decoder, "batch_size": folder.routing.batch_size}
+    answering = {key: getattr(folder.routing, key) for key in _ANSWERING}
     config = RunConfig.model_validate(
         {"method": options, "adapter": adapter, "backbone": backbone, "evaluation": answering}
     )

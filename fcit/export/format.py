@@ -36,7 +36,10 @@ NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 
 
 class Routing(Section):
-    """``routing.json``: everything needed to answer, except tensors."""
+    """``routing.json``: everything needed to answer, except tensors.
+
+    A default is what runs did before there was the key, not what they do now; files have all keys.
+    """
 
     format: Literal[1] = Field(1, description="raised when older readers could not understand it")
     method: dict[str, Any] = Field(description="the method that mixes, with its options (mix rule, temperature)")
@@ -49,7 +52,11 @@ class Routing(Section):
     max_new_tokens: int = Field(ge=1, description="longest answer that the run allowed")
     pictures: Way = Field("official", description="how the run's pictures became pixels (data.pictures)")
     batch_size: BatchSize = Field(description="questions answered at a time; the run's, for the same bits")
-    decoder: Decoder = Field("auto", description="who decoded the run's answers (evaluation.decoder)")
+    by_length: bool = Field(False, description="whether a stretch is put into batches by length (evaluation.by_length)")
+    batches_per_order: int = Field(
+        4, ge=1, description="batches of a stretch, whose questions are sorted together (evaluation.batches_per_order)"
+    )
+    decoder: Decoder = Field("transformers", description="who decoded the run's answers (evaluation.decoder)")
     mixture: Literal["float32", "backbone"] = Field(
         "float32", description="number format of the run's subspaces when they answered (evaluation.mixture)"
     )
@@ -60,10 +67,6 @@ class Routing(Section):
     formats: dict[str, str] = Field(
         default_factory=dict, description="line that ended a data set's instructions, which routing has seen"
     )
-
-
-#: Keys that the first version of the format did not have.
-_LATER = ("pictures", "decoder", "mixture")
 
 
 def projector_policy(subspaces: list[Tensors], shared: Tensors, configured: Policy) -> Policy:
@@ -95,9 +98,7 @@ def write(folder: Path, routing: Routing, tokens: Tensors) -> None:
         DiskFull: there is no room.
     """
     write_tensors(folder / TOKENS, tokens)
-    # Older versions refuse keys that they do not know.
-    aside = {key for key in _LATER if getattr(routing, key) == Routing.model_fields[key].default}
-    write_json(folder / ROUTING, routing.model_dump(mode="json", exclude=aside))
+    write_json(folder / ROUTING, routing.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)

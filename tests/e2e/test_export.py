@@ -23,7 +23,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
 from fcit.io.files import write_json
-from fcit.methods.base import Factory
+from fcit.methods.base import Factory, Method
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
@@ -92,6 +92,31 @@ def test_empty_slots_leave_weight_to_the_bare_model(exported, assistant, picture
     write_json(file, raw)
     [whole] = fcit.load(tmp_path / "slots").answer([picture], [QUESTION])
     np.testing.assert_allclose(weights / weights.sum(), list(whole.mix.values()), atol=1e-5)
+
+
+def test_questions_are_put_into_the_batches_of_the_run(exported, picture, tmp_path, monkeypatch):
+    """Sorted within its stretches, here of two batches of two; older folders know neither that nor our decoder."""
+    raw, answered, answer = json.loads((exported / "routing.json").read_text()), [], Method.answer
+    later = {"by_length": True, "batches_per_order": 4, "decoder": "auto"}
+    assert {key: raw.get(key) for key in later} == later
+
+    def noted(self, questions, mix):
+        answered.append([len(example.tokens) for example in questions.examples])
+        return answer(self, questions, mix)
+
+    monkeypatch.setattr(Method, "answer", noted)
+    batches = {}
+    for name, changes in (("new", {"batches_per_order": 2}), ("old", {})):
+        keys = {key: value for key, value in raw.items() if name == "new" or key not in later}
+        shutil.copytree(exported, tmp_path / name)
+        write_json(tmp_path / name / "routing.json", keys | {"batch_size": 2} | changes)
+        there = fcit.load(tmp_path / name)
+        there.answer([None] * 6, [f"What{' is' * count} it?" for count in range(6)], 2)
+        batches[name], answered = answered, []
+    shortest = batches["old"][0][0]
+    assert batches["old"] == [[shortest + n, shortest + n + 1] for n in (0, 2, 4)]
+    assert batches["new"] == [[shortest + n + 1, shortest + n] for n in (2, 0, 4)]
+    assert there.method.decoder == "transformers"
 
 
 def test_the_card_tells_what_it_is_and_what_it_scored(reference, exported):

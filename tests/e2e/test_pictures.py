@@ -49,7 +49,7 @@ def test_every_place_opens_pictures_the_same_way(own, fcit, monkeypatch, way):
     assert opened == {name: {way} for name in names}
 
     routing = json.loads((folder / "adapters/routing.json").read_text())
-    assert routing.get("pictures") == (None if way == "official" else way)  # older versions read the default
+    assert routing["pictures"] == way
     exported = package.export_run(folder, own.parent / "out")
     assert ("data.pictures: upright" in (exported / "README.md").read_text()) == (way == "upright")
     assistant = package.load(exported)
