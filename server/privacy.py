@@ -186,7 +186,7 @@ class Privacy:
         return {key: float(f"{value:.6g}") for key, value in values.items()} | {"releases": releases}
 
     def spent(self) -> dict[str, Any]:
-        """For ``results.json``: epsilon of the run, after each stage, and of each subspace alone."""
+        """For ``results.json``: epsilon of the run, after each stage, and what was spent on each subspace."""
         privacy, ledger = self.config.privacy, self.ledger
         return {
             "unit": "client",

@@ -34,3 +34,11 @@ def test_what_happens_to_clients_is_said_in_a_line(kind, values, line):
     ConsoleWatcher(Console(file=out, width=200), "run").say(kind, **values)
     assert out.getvalue().startswith(line)
     assert out.getvalue().count("\n") == (2 if kind == "round" else 1)
+
+
+def test_epsilon_so_far_stands_in_the_line_of_a_round():
+    out = io.StringIO()
+    watcher = ConsoleWatcher(Console(file=out, width=200), "run")
+    values = {"stage": 0, "round": 0, "clients": [3], "loss": {"3/a": 1.5}, "up": 0, "down": 0}
+    watcher.say("round", **values, privacy={"epsilon": 2.34567, "delta": 1e-5, "clip": 1.0})
+    assert "clients 3 loss 1.500 epsilon 2.35 0.00 MB" in out.getvalue()

@@ -14,7 +14,7 @@ class Ledger:
         multiplier: noise multiplier z of every release.
         clip: clipping norm of the next round.
         clients: releases by client.
-        homes: the same by subspace (or ``shared``): releases of its tensors alone.
+        homes: the same by subspace (or ``shared``): releases of its tensors.
         stages: largest number of releases of any client at the end of each stage.
     """
 
