@@ -109,6 +109,8 @@ class Loop:
             self._save()
         stages, rounds = self.stream.stage_count, self.config.federation.rounds
         self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
+        if self.privacy is not None and self.fresh:
+            self.journal.event("privacy", **self.privacy.planned())
         while self.progress.stage < stages:
             while self.method.trains and self.progress.round < rounds:
                 self._round(collector)
@@ -255,7 +257,10 @@ class Loop:
             progress.kept[str(pair[0])] = head.kept
             progress.count_tasks(order.tasks, order.subspace, head.examples)
             progress.trained_numbers += sum(t.size for t in order.trained.values())
-        for name in sorted({head.subspace for head in heads.values()}):
+        moved = {head.subspace for head in heads.values()}
+        if self.privacy is not None:  # with noise if without updates
+            moved = {self.state.assigned[slot.pair] for slot in slots}
+        for name in sorted(moved):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
         self.validator.close_round()
         progress.norms = self.validator.history

@@ -47,16 +47,22 @@ class Privacy:
     ) -> None:
         accountant.require()
         self.config, self._factors, self._run = config, factors, run
-        self.ledger = ledger or Ledger(self._multiplier(stream), config.privacy.clip)
+        self._planned = self._releases(stream.stage_count)
+        self.ledger = ledger or Ledger(self._multiplier(), config.privacy.clip)
 
-    def _multiplier(self, stream: Stream) -> float:
+    def _releases(self, stages: int) -> int:
+        """How often the client that takes part most often will do so in the whole run."""
+        federation, seed = self.config.federation, self.config.seed
+        rounds = [(stage, round_) for stage in range(stages) for round_ in range(federation.rounds)]
+        return max(Counter(client for at in rounds for client in sample(federation, seed, *at)).values())
+
+    def _multiplier(self) -> float:
         """The noise multiplier, as configured or computed from epsilon for the releases of the whole run."""
-        privacy, federation = self.config.privacy, self.config.federation
-        if privacy.noise_multiplier is not None or privacy.epsilon is None:
-            return float(privacy.noise_multiplier or 0)
-        stages, rounds = range(stream.stage_count), range(federation.rounds)
-        taking_part = Counter(c for s in stages for r in rounds for c in sample(federation, self.config.seed, s, r))
-        return accountant.multiplier_for(privacy.epsilon, privacy.delta, max(taking_part.values()))
+        privacy = self.config.privacy
+        if privacy.epsilon is not None:
+            return accountant.multiplier_for(privacy.epsilon, privacy.delta, self._planned)
+        assert privacy.noise_multiplier is not None  # one of both is given (fcit.config.privacy_checks)
+        return privacy.noise_multiplier
 
     # ------------------------------------------------------------------ a round
 
@@ -171,6 +177,11 @@ class Privacy:
     def end_stage(self) -> None:
         """Note what was spent by the end of a stage."""
         self.ledger.stages.append(self.ledger.releases())
+
+    def planned(self) -> dict[str, Any]:
+        """For the event at the start of the run: epsilon of the whole run, if every round takes place."""
+        multiplier = float(f"{self.ledger.multiplier:.6g}")
+        return {**self._epsilon(self._planned), "delta": self.config.privacy.delta, "noise_multiplier": multiplier}
 
     def so_far(self) -> dict[str, Any]:
         """For the event of a round: epsilon of all rounds so far, and the clipping norm of the next."""

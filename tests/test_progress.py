@@ -26,6 +26,12 @@ from fcit.runs.progress import ConsoleWatcher
             {"asked": 3, "compared": 2, "differing": 1},
             "run: 2 of 3 answers that two clients were asked for were compared, 1 differ",
         ),
+        (
+            "privacy",
+            {"epsilon": 7.9995, "epsilon_rdp": 8.6, "delta": 1e-5, "noise_multiplier": 2.0794, "releases": 12},
+            "run: differential privacy of clients: noise multiplier 2.08, epsilon 8 at delta 1e-05 after the whole "
+            "run, in which a client takes part up to 12 times",
+        ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
     ],
 )

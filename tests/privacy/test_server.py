@@ -114,6 +114,8 @@ def test_the_noise_of_an_epsilon_is_enough_for_all_rounds(tmp_path):
             for client in sample(part.config.federation, part.config.seed, stage, round_):
                 part.ledger.count(client, ["0"])
     assert 2.99 < part.spent()["epsilon"] <= 3.0
+    assert part.planned()["releases"] == part.spent()["releases"]
+    assert part.planned()["epsilon"] == part.spent()["epsilon"]
 
 
 def test_the_clipping_norm_follows_the_updates(tmp_path):
