@@ -18,10 +18,13 @@ class Privacy(Section):
         "trained differentially private for whole clients (needs `pip install 'fcit[privacy]'`)",
     )
     noise_multiplier: float | None = Field(
-        None, gt=0, description="standard deviation of the noise, in units of the clipping norm; or give epsilon"
+        None,
+        ge=0.01,
+        description="standard deviation of the noise, in units of the clipping norm; or give epsilon (less than 0.01 "
+        "protects no one)",
     )
     epsilon: float | None = Field(
-        None, gt=0, description="epsilon of the whole run, from which the noise multiplier is computed"
+        None, gt=0, le=1e4, description="epsilon of the whole run, from which the noise multiplier is computed"
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of every epsilon that is computed and shown")
     clip: float = Field(

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 #: Bytes of a secret.
 SECRET = 32
+PIECE = 2**20  # numbers that are made at a time: a whole projector's random bits would take several times its memory
 
 
 def fresh() -> bytes:
@@ -37,10 +38,19 @@ class Noise:
     def normal(self, shape: tuple[int, ...], *owner: int | str) -> np.ndarray:
         """Standard normal numbers (float64) that belong to ``owner``."""
         key = hmac.new(self._secret, "/".join(map(str, owner)).encode(), hashlib.sha256).digest()
-        count = int(np.prod(shape))
-        pairs = (count + 1) // 2
-        stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(16 * pairs))
-        # 53 random bits each, in (0, 1]: the logarithm of 0 does not exist.
-        uniform = ((np.frombuffer(stream, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
-        radius, angle = np.sqrt(-2.0 * np.log(uniform[:pairs])), 2.0 * np.pi * uniform[pairs:]
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)
+        stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        drawn = np.empty(int(np.prod(shape)))
+        for first in range(0, len(drawn), PIECE):
+            piece = drawn[first : first + PIECE]
+            pairs = (len(piece) + 1) // 2
+            piece[:] = _pairs(stream.update(bytes(16 * pairs)))[: len(piece)]
+        return drawn.reshape(shape)
+
+
+def _pairs(bits: bytes) -> np.ndarray:
+    """As many normal numbers as there are groups of 8 random bytes, an even number."""
+    # 53 random bits each, in (0, 1]: the logarithm of 0 does not exist.
+    uniform = ((np.frombuffer(bits, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
+    first, second = np.split(uniform, 2)
+    radius, angle = np.sqrt(-2.0 * np.log(first)), 2.0 * np.pi * second
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])

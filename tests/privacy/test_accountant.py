@@ -46,6 +46,14 @@ def test_published_value_of_zero_concentrated_privacy():
     assert accountant.epsilon(1.0, 1, 1e-5).rdp <= published
 
 
+@pytest.mark.parametrize("multiplier", [0.1, 0.01])
+def test_hardly_any_noise(multiplier):
+    """Epsilon tends to mu^2 / 2 + mu Phi^-1(1 - delta): delta is then the chance of a larger loss."""
+    mu = 1 / multiplier
+    expected = mu**2 / 2 + 4.2649 * mu
+    assert accountant.epsilon(multiplier, 1, 1e-5).pld == pytest.approx(expected, rel=1e-2)
+
+
 def test_nothing_released_is_nothing_spent():
     assert accountant.epsilon(1.0, 0, 1e-5) == (0.0, 0.0, 0.0)
 

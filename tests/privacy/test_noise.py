@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from fcit.privacy import noise
 from fcit.privacy.noise import SECRET, Noise, fresh, published
 
 
@@ -24,9 +25,16 @@ def test_numbers_are_not_related():
 
 
 def test_every_owner_has_its_own():
-    noise = Noise(bytes(SECRET))
-    assert noise.normal((3,), 0, 1, "a").tolist() == noise.normal((3,), 0, 1, "a").tolist()
-    assert noise.normal((3,), 0, 1, "a").tolist() != noise.normal((3,), 0, 1, "b").tolist()
+    owned = Noise(bytes(SECRET))
+    assert owned.normal((3,), 0, 1, "a").tolist() == owned.normal((3,), 0, 1, "a").tolist()
+    assert owned.normal((3,), 0, 1, "a").tolist() != owned.normal((3,), 0, 1, "b").tolist()
+
+
+def test_large_arrays_are_made_in_pieces(monkeypatch):
+    monkeypatch.setattr(noise, "PIECE", 1000)
+    drawn = Noise(bytes(SECRET)).normal((9, 1001), "test")
+    assert abs(drawn.std() - 1) < 0.04
+    assert len(np.unique(drawn)) == drawn.size
 
 
 def test_shapes():

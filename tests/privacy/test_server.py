@@ -60,12 +60,12 @@ def update(client, subspace, value, examples=100):
 
 
 def test_one_clip_over_subspace_and_shared_tensors(tmp_path):
-    part = private(tmp_path, parsed(noise_multiplier=1e-9, clip=np.sqrt(3).item()))
+    part = private(tmp_path, parsed(noise_multiplier=0.01, clip=np.sqrt(3).item()))
     held = aggregated(part, state(), [update(0, "0", 2.0), update(1, "1", 1.0, examples=1)])
     # the first is clipped from norm 2 sqrt 3 to sqrt 3, both weigh one half whatever their records
-    assert held.subspaces["0"][NAMES[0]].tolist() == pytest.approx([0.5, 0], abs=1e-6)
-    assert held.subspaces["1"][NAMES[0]].tolist() == pytest.approx([0.5, 0], abs=1e-6)
-    assert held.shared["p"].tolist() == pytest.approx([1.0, 0], abs=1e-6)
+    assert held.subspaces["0"][NAMES[0]].tolist() == pytest.approx([0.5, 0], abs=0.05)
+    assert held.subspaces["1"][NAMES[0]].tolist() == pytest.approx([0.5, 0], abs=0.05)
+    assert held.shared["p"].tolist() == pytest.approx([1.0, 0], abs=0.05)
 
 
 def test_whether_an_update_arrived_does_not_show(tmp_path):
@@ -119,7 +119,7 @@ def test_the_noise_of_an_epsilon_is_enough_for_all_rounds(tmp_path):
 
 
 def test_the_clipping_norm_follows_the_updates(tmp_path):
-    part = private(tmp_path, parsed(clip_quantile=0.5, quantile_noise=1.0, noise_multiplier=1e-6))
+    part = private(tmp_path, parsed(clip_quantile=0.5, quantile_noise=1.0, noise_multiplier=0.01))
     clips = []
     for round_ in range(20):
         held = state()
