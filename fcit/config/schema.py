@@ -283,6 +283,7 @@ class Backbone(Section):
     loader_threads: Annotated[int | None, WORK] = Field(
         None,
         ge=0,
+        le=64,
         description="threads that open and scale images ahead of the vision tower, each with one image in memory; 0: "
         "one after the other, and nothing is read ahead; default: 4 with a GPU, 0 on a CPU",
     )
