@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format docs evidence clean
+.PHONY: install demo test lint format docs gpu evidence clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ format: install
 docs: install  ## the documentation, in site/; a broken link or an unlisted page is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+gpu: install  ## everything checked and measured on a GPU in under six minutes; needs a CUDA build of torch
+	$(BIN)/python -m tests.perf.whole --size 7b --device cuda
 
 evidence: install  ## the long runs behind docs/figures.md (about seven hours on two cores; can be stopped and restarted)
 	$(BIN)/python -m tests.evidence.runs

@@ -36,8 +36,9 @@ class Arrival(NamedTuple):
 class Inbox:
     """Fetches replies by one daemon thread per node that owes some.
 
-    So a node that withholds a part of a reply keeps its own thread waiting, and its own later replies. There are never
-    more threads than nodes that were sent orders.
+    So a node that withholds a part of a reply keeps its own thread waiting, and no other node. When nobody waits for
+    that reply any more, another thread fetches the node's later ones; if it is kept waiting, too, so are they. There
+    are never more than two threads for a node.
 
     Memory does not grow with the nodes: only a few replies are fetched before the first of them is taken and dealt
     with. Those that somebody waits for have their own room, which those that nobody waits for yet cannot fill.
@@ -49,8 +50,8 @@ class Inbox:
         self._open: dict[int, list[str]] = {}  # by node, the orders whose replies are looked for, oldest first
         self._threads: dict[int, threading.Thread] = {}
         self._arrivals: dict[str, Arrival] = {}
-        self._pulling: dict[int, str] = {}  # by node, the order whose reply is being pulled
-        self._begun: dict[str, float] = {}  # of these orders, since when
+        self._pulling: dict[str, float] = {}  # orders whose replies are being pulled, and since when
+        self._left: dict[int, str] = {}  # by node, the order whose reply another thread than its own still pulls
         self._held: set[str] = set()  # orders whose replies have come and are not dealt with yet
         self._taken: str | None = None  # the one of them that was taken last
         self._wanted: set[str] = set()  # orders that somebody waits for, or did last
@@ -65,9 +66,12 @@ class Inbox:
         """Look for a node's reply to an order until it has come or is forgotten."""
         with self._news:
             self._open.setdefault(node, []).append(order)
-            if node not in self._threads:
-                self._threads[node] = threading.Thread(target=self._fetch, args=(node,), daemon=True)
-                self._threads[node].start()
+            self._start(node)
+
+    def _start(self, node: int) -> None:
+        if node not in self._threads and self._open.get(node):
+            self._threads[node] = threading.Thread(target=self._fetch, args=(node,), daemon=True)
+            self._threads[node].start()
 
     def put(self, order: str, reply: Message) -> None:
         """Let a reply have come that was not fetched."""
@@ -108,13 +112,21 @@ class Inbox:
         with self._news:
             for node, open_ in list(self._open.items()):
                 self._open[node] = [order for order in open_ if order not in orders]
+                self._leave(node, set(open_) & set(orders) & self._pulling.keys())
             for order in orders:
                 self._arrivals.pop(order, None)
                 self._failures.pop(order, None)
             self._held -= set(orders)
             self._news.notify_all()
             if overdue:
-                self._overdue |= {order for order in self._pulling.values() if order in orders}
+                self._overdue |= self._pulling.keys() & set(orders)
+
+    def _leave(self, node: int, pulled: set[str]) -> None:
+        """Leave a reply that nobody waits for to the thread that pulls it, and the node's others to a new thread."""
+        if pulled and node not in self._left:
+            self._left[node] = pulled.pop()
+            self._threads.pop(node, None)
+            self._start(node)
 
     def close(self) -> None:
         """Look for no replies any more."""
@@ -127,7 +139,7 @@ class Inbox:
     def pulling(self) -> set[str]:
         """Orders whose replies are being looked for or put together at this moment."""
         with self._news:
-            return set(self._pulling.values())
+            return set(self._pulling)
 
     def late(self) -> list[int]:
         """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
@@ -142,6 +154,8 @@ class Inbox:
         nap, turn = _NAP, 0
         while True:
             with self._news:
+                if self._threads.get(node) is not threading.current_thread():
+                    return  # another one does it now
                 open_ = list(self._open.get(node, ()))
                 longest = max(_LONGEST_NAP, 2 * _SPACING * len(self._threads))
                 if not open_:
@@ -168,7 +182,7 @@ class Inbox:
                 return False  # forgotten meanwhile
             if not self._has_room(order in self._wanted):
                 return None
-            self._pulling[node], self._begun[order] = order, time.monotonic()
+            self._pulling[order] = time.monotonic()
         replies, problem = list[Message](), ""
         try:
             replies = list(self._grid.pull_messages([order]))
@@ -188,7 +202,7 @@ class Inbox:
     def _has_room(self, wanted: bool) -> bool:
         """Whether another reply may be fetched, of those that somebody waits for or of the others."""
         now = time.monotonic()
-        busy = self._held | {order for order, begun in self._begun.items() if now - begun < _SLOW}
+        busy = self._held | {order for order, begun in self._pulling.items() if now - begun < _SLOW}
         return sum((order in self._wanted) == wanted for order in busy) < _AT_ONCE
 
     def _finish(self, node: int, order: str, replies: list[Message], problem: str) -> bool:
@@ -205,7 +219,9 @@ class Inbox:
             self._held.add(order)
         elif came and order in self._overdue:
             self._late.append(node)
-        del self._pulling[node], self._begun[order]
+        del self._pulling[order]
+        if self._left.get(node) == order:
+            del self._left[node]
         self._overdue.discard(order)
         self._news.notify_all()
         return came

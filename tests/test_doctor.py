@@ -49,7 +49,7 @@ def test_a_7b_model_with_micro_batches_fits_into_24_gb(doctor):
     parts = ("language model", "keys and values", "optimiser", "sums in float64", "frozen features", "the whole run")
     for part in parts:
         assert part in out
-    assert "assumed 35% of 71 TFLOP/s" in out
+    assert "assumed 50% of 71 TFLOP/s" in out
 
 
 @pytest.mark.parametrize(("gigabytes", "questions"), [("24", 12), ("80", 96)])

@@ -1,8 +1,10 @@
 import io
+import sys
 
 import pytest
 from rich.console import Console
 
+from fcit.io.console import Ticker
 from fcit.runs.progress import ConsoleWatcher
 
 
@@ -48,3 +50,20 @@ def test_epsilon_so_far_stands_in_the_line_of_a_round():
     values = {"stage": 0, "round": 0, "clients": [3], "loss": {"3/a": 1.5}, "up": 0, "down": 0}
     watcher.say("round", **values, privacy={"epsilon": 2.34567, "delta": 1e-5, "clip": 1.0})
     assert "clients 3 loss 1.500 epsilon 2.35 0.00 MB" in out.getvalue()
+
+
+def test_work_that_takes_long_says_how_fast_it_goes(monkeypatch, capsys):
+    now = iter([0.0, 4.0, 12.0, 15.0, 24.0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    said = Ticker("images encoded", 2000, lambda: next(now))
+    for count in (400, 1200, 1500, 1800):
+        said.reached(count)
+    assert capsys.readouterr().err.splitlines() == [
+        "1,200 of 2,000 images encoded, 100 a second, 8 s left",
+        "1,800 of 2,000 images encoded, 75 a second, 3 s left",
+    ]
+
+
+def test_nothing_is_said_where_nobody_watches(capsys):
+    Ticker("images encoded", 10, iter([0.0, 60.0]).__next__).reached(5)
+    assert capsys.readouterr().err == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fcit import seeding
+from fcit.data.collate import Encoded
 from fcit.errors import FCITError
 from fcit.methods.base import Session
 from fcit.models.compiling import CompiledLayers
@@ -26,6 +27,14 @@ _SMALL = 2**16
 
 class OutOfMemory(FCITError, MemoryError):
     """A training step needs more memory than there is; a Ray worker to which that happens is replaced."""
+
+
+def parts(examples: Sequence[Encoded], batch: list[int], micro_batch: int | None) -> list[list[int]]:
+    """A batch cut into parts of ``micro_batch`` records, the longest first; one part is the batch as it is."""
+    if micro_batch is None or micro_batch >= len(batch):
+        return [batch]
+    ordered = sorted(batch, key=lambda i: -len(examples[i].tokens))  # stable: the same parts everywhere
+    return [ordered[start : start + micro_batch] for start in range(0, len(batch), micro_batch)]
 
 
 def backward(
@@ -53,17 +62,14 @@ def backward(
     """
     for view in sessions:
         view.batch = batch
-    if micro_batch is None or micro_batch >= len(batch):
+    if micro_batch is None or micro_batch >= len(batch):  # one part, as it is
         with passing(len(batch)):
             loss = loss_of(batch)
             loss.backward()
         return float(loss.detach())
-    examples = sessions[0].examples
-    learnt = {i: examples[i].learnt for i in batch}
-    ordered = sorted(batch, key=lambda i: -len(examples[i].tokens))  # stable: the same parts everywhere
+    learnt = {i: sessions[0].examples[i].learnt for i in batch}
     total = 0.0
-    for start in range(0, len(batch), micro_batch):
-        part = ordered[start : start + micro_batch]
+    for part in parts(sessions[0].examples, batch, micro_batch):
         for view in sessions:
             view.batch = part
         with passing(len(part)):
@@ -117,7 +123,7 @@ class MicroBatches:
         while True:
             try:
                 return backward(sessions, batch, loss_of, self.size, self._passing)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not self._changed(len(batch), error):
                     raise
             # Out of the except clause: until here the error held the graph that did not fit.

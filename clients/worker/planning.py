@@ -37,8 +37,8 @@ class Planning:
         Returns:
             The configuration with ``checkpointing`` decided.
         """
-        training, cpu = self.config.training, self.backbone.device.type == "cpu"
-        if cpu or "auto" not in (training.checkpointing, training.micro_batch):
+        training = self.config.training
+        if self.backbone.device.type == "cpu" or "auto" not in (training.checkpointing, training.micro_batch):
             micro.begin(None)
             return estimate.checkpointing(self.config, training.checkpointing is True)
         lengths = self._lengths(examples)
@@ -51,10 +51,15 @@ class Planning:
         return Lengths(longest - answer - self._shape.image_tokens, answer)  # together the longest record
 
     def _fits(self, memory: Memory) -> bool:
-        """Whether training fits into what is free: not allocated, and of a shared GPU no more than a worker's share."""
-        device = self.backbone.device
+        """Whether training fits into what is free: not allocated, and of a shared GPU no more than a worker's share.
+
+        The room of several GPUs over which a model is spread counts together.
+        """
+        room = sum(map(self._free, self.backbone.devices))
+        return sum(memory.training.values()) * (1 + GAPS) <= room
+
+    def _free(self, device: torch.device) -> float:
         free, total = torch.cuda.mem_get_info(device)
         allocated = torch.cuda.memory_allocated(device)
         free += torch.cuda.memory_reserved(device) - allocated
-        share = total / estimate.workers_per_gpu(self.config) - allocated
-        return sum(memory.training.values()) * (1 + GAPS) <= min(free, share)
+        return min(free, total / estimate.workers_per_gpu(self.config) - allocated)

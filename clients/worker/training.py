@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from clients.worker.micro_batches import MicroBatches
+from clients.worker.micro_batches import MicroBatches, parts
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
-from fcit.data.collate import images_of
+from fcit.data.collate import Encoded, images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import TrainOrder
 from fcit.fedopt.base import FedOpt
@@ -47,6 +47,15 @@ def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
         indices += [int(i) for i in seeding.generator(seed, "pooled", order.shard, lap).permutation(count)]
         lap += 1
     return indices[skip : skip + wanted]
+
+
+def _following(
+    examples: Sequence[Encoded], batches: list[list[int]], chosen: list[int], micro_batch: int | None
+) -> list[int]:
+    """The records after those ``chosen``, which are a part of the first batch; none after the last."""
+    coming = [part for batch in batches[:2] for part in parts(examples, batch, micro_batch)]
+    after = coming.index(chosen) + 1 if chosen in coming else len(coming)
+    return coming[after] if after < len(coming) else []
 
 
 def learning_rates(training: configuration.Training, steps: int) -> Iterator[float]:
@@ -98,18 +107,24 @@ def train(
     pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
     ends = np.cumsum([len(examples[i].images) for i in needed])
     rows = {i: range(end - len(examples[i].images), end) for i, end in zip(needed, ends.tolist(), strict=True)}
-    losses = []
+    losses: list[float] = []
+
+    def rows_of(chosen: list[int]) -> list[int]:
+        return [row for i in chosen for row in rows[i]]
 
     def loss_of(chosen: list[int]) -> Any:
-        return method.loss(session, [examples[i] for i in chosen], pictures.batch([r for i in chosen for r in rows[i]]))
+        features = pictures.batch(rows_of(chosen))
+        if pictures.reads_ahead:
+            pictures.ahead(rows_of(_following(examples, batches[len(losses) :], chosen, micro.size)))
+        return method.loss(session, [examples[i] for i in chosen], features)
 
     with (
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen) as parameters,
     ):
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
-        parts: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
-        for part, view in parts:
+        hooks: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
+        for part, view in hooks:
             part.prepare(view)
         for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
             for group in optimizer.param_groups:
@@ -118,14 +133,14 @@ def train(
                 view.lr = lr
             optimizer.zero_grad(set_to_none=True)
             losses.append(micro.backward(sessions, batch, loss_of, parameters))
-            for part, view in parts:
+            for part, view in hooks:
                 part.on_gradients(view)
             if training.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
-            for part, view in parts:
+            for part, view in hooks:
                 part.on_step(view)
-        extra, more = (part.finish(view) for part, view in parts)
+        extra, more = (part.finish(view) for part, view in hooks)
     mean = float(np.mean(losses))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")

@@ -49,6 +49,7 @@ from fcit.methods.base import Method, QuestionBatch, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.decoding.batches import Batches
+from fcit.models.estimate import workers_per_gpu
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
@@ -80,11 +81,11 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.batches = Batches(config.evaluation, self.backbone.answering, workers_per_gpu(config))
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
         self.planning = Planning(config, self.backbone)
-        self.batches = Batches(config.evaluation, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
 
@@ -149,8 +150,8 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
-        self.backbone.release()
-        self.backbone.layers.seconds = 0.0
+        self.backbone.answering.release()
+        self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
         with computed(self.backbone, config.training):
             outcome = train(config, self.method, self.fedopt, order, sessions, self.micro)
@@ -288,7 +289,7 @@ class Worker:
                 where = f"in answering {len(batch)} questions at a time"
                 auto = self.config.evaluation.batch_size == "auto"
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
-                with self.backbone.decoding(self.method.decoder), micro_batches.explained(where, lower):
+                with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
                     known = features[rows]
                     questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)

@@ -1,4 +1,4 @@
-"""Kinds of values that several keys or other parts of the code share."""
+"""Kinds of values that several keys, or several readers of a key, have in common."""
 
 from __future__ import annotations
 
@@ -22,16 +22,6 @@ def _micro_batch(value: Any) -> Any:
 MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
 
 
-def _checkpointing(value: Any) -> Any:
-    if value == "auto" or isinstance(value, bool):
-        return value
-    raise ValueError("must be true, false or auto")
-
-
-#: A switch, or ``auto``.
-Checkpointing = Annotated[bool | Literal["auto"], PlainValidator(_checkpointing)]
-
-
 def _batch_size(value: Any) -> Any:
     if value == "auto" or (type(value) is int and value >= 1):
         return value
@@ -40,3 +30,13 @@ def _batch_size(value: Any) -> Any:
 
 #: A number of questions, or ``auto``.
 BatchSize = Annotated[int | Literal["auto"], PlainValidator(_batch_size)]
+
+
+def _checkpointing(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("must be true, false or auto")
+
+
+#: A switch, or ``auto``.
+Checkpointing = Annotated[bool | Literal["auto"], PlainValidator(_checkpointing)]

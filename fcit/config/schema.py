@@ -143,7 +143,7 @@ class Training(Section):
     compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
         "auto",
         description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
-        "of 64 tokens; auto: on a CUDA GPU without quantization",
+        "of 64 tokens; auto: on one CUDA GPU, without quantization",
     )
 
     @field_validator("compile", mode="before")
@@ -259,6 +259,13 @@ class Backbone(Section):
     feature_cache: Annotated[Literal["disk", "off"], WORK] = Field("disk", description="keep frozen vision features")
     feature_cache_gb: Annotated[float, WORK] = Field(
         50.0, gt=0, description="disk the kept features may take in all; features beyond that are computed each time"
+    )
+    loader_threads: Annotated[int | None, WORK] = Field(
+        None,
+        ge=0,
+        le=64,
+        description="threads that open and scale images ahead of the vision tower, each with one image in memory; 0: "
+        "one after the other, and nothing is read ahead; default: 4 with a GPU, 0 on a CPU",
     )
     pad_to_square: bool = Field(
         False, description="pad images to squares with the processor's mean colour before anything else (LLaVA-1.5)"

@@ -79,7 +79,7 @@ class Speed:
     question: float
     known: str
     image: float = 0.0
-    start: float = 0.0  # seconds to load the model
+    start: float = 0.0  # seconds to load the model and to compile its layers
 
 
 @dataclass
@@ -165,13 +165,14 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
     method: Method = registry.resolve("method", config.method["name"])(config)
-    with backbone.decoding(method.decoder):
+    with backbone.answering.by(method.answers_by):
         answering = _answering(
             backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone"
         )
-    backbone.release()
+    backbone.answering.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
-    return Speed(training, answering, known, 0.0 if work is None else _looking(backbone, work), start)
+    looking = 0.0 if work is None else _looking(backbone, work)
+    return Speed(training, answering, known, looking, start + backbone.layers.seconds)
 
 
 def _threads(config: RunConfig) -> configuration.Backbone:
@@ -207,7 +208,12 @@ def _training(
             features = _blank(backbone, len(images_of(examples)))
 
             def step(examples: list = examples, features: torch.Tensor = features) -> None:
-                with backbone.layers.running():
+                try:
+                    with backbone.layers.running():
+                        backbone.loss(examples, features).backward()
+                except Exception as error:
+                    if not backbone.layers.give_up(error):
+                        raise
                     backbone.loss(examples, features).backward()
 
             if examples:

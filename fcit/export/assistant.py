@@ -83,7 +83,7 @@ class Assistant:
         subspaces, shared = self.portable.split()
         self._known = self.portable.known()
         self._backbone = Backbone(self.method.config.backbone, self.routing.pictures)
-        self._batches = Batches(self.method.config.evaluation, self._backbone)
+        self._batches = Batches(self.method.config.evaluation, self._backbone.answering)
         if not other_weights:
             self._same_weights()
         self._adapters = Adapters(self._backbone, self.routing.adapter, self.method.layout)
@@ -163,7 +163,7 @@ class Assistant:
             questions = QuestionBatch(
                 self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
             )
-            with self._backbone.decoding(self.method.decoder):
+            with self._backbone.answering.by(self.method.answers_by):
                 return self.method.answer(questions, mix[rows] if self.subspaces else None)
 
         return self._batches.answered(examples, limit, answer)

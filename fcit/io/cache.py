@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -15,6 +17,37 @@ def cache_folder() -> Path:
     The environment variable ``FCIT_CACHE``, or ``~/.cache/fcit``.
     """
     return Path(os.environ.get("FCIT_CACHE") or Path.home() / ".cache" / "fcit")
+
+
+def used(file: Path) -> None:
+    """Note that a file of a cache was of use: :func:`trim` removes it late."""
+    with contextlib.suppress(OSError):  # removed meanwhile, or not ours to touch
+        os.utime(file)
+
+
+def trim(folder: Path, most: int) -> int:
+    """Remove the files below a cache's folder that were of use longest ago, until they hold at most ``most`` bytes.
+
+    Who has a removed file open or mapped can go on reading it.
+
+    Returns:
+        How many files were removed.
+    """
+    files = []
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process removes files, too
+            status = file.stat()
+            if stat.S_ISREG(status.st_mode):
+                files.append((status.st_mtime_ns, status.st_size, file))
+    excess, removed = sum(size for _, size, _ in files) - most, 0
+    for _, size, file in sorted(files):
+        if excess <= 0:
+            break
+        with contextlib.suppress(OSError):
+            file.unlink()
+            removed += 1
+        excess -= size
+    return removed
 
 
 class Bounded:

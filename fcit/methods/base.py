@@ -353,7 +353,7 @@ class Method:
         return np.ones((len(features), len(names)), dtype=np.float32)
 
     @property
-    def decoder(self) -> Decoder:
+    def answers_by(self) -> Decoder:
         """``evaluation.decoder``; ``auto`` is transformers where :meth:`answer` is code of one's own.
 
         That code may register hooks which hold values for every question of a batch, and static decoding lets

@@ -27,7 +27,7 @@ from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
-from fcit.models.mixing import Selection, strongest
+from fcit.models.mixing import Selection, needed, thinned
 
 SLOT = "slot"
 MIX = "mix"
@@ -283,7 +283,10 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            self._load_gates({n: t for n, t in subspaces[0].items() if n.endswith(_GATE)})
+            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if n.endswith(_GATE)}
+            self._gates[MIX].load(
+                {n.removesuffix(_GATE): t.to(self._slot[n].device, copy=True) for n, t in gates.items()}
+            )
         if self._projectors is not None:
             self._projectors.load(self._own_projectors(subspaces, projector))
         self._peft.set_adapter(MIX, inference_mode=True)
@@ -296,15 +299,6 @@ class Adapters:
             self._selection.forget()
             for module in modules:
                 module.to(dtype)
-
-    def _load_gates(self, gates: Tensors) -> None:
-        """Set the mixture's gates, in place where they are: a captured step reads them."""
-        self._gates[MIX].load(
-            {
-                n.removesuffix(_GATE): torch.from_numpy(gate).to(self._slot[n].device, copy=True)
-                for n, gate in gates.items()
-            }
-        )
 
     def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
         """Each subspace's projector by the module's own names; none if no subspace holds one."""
@@ -330,7 +324,7 @@ class Adapters:
                 module.register_forward_hook(self._scale)
         if self.layout.experts:
             self._gates[MIX] = TokenGates(self._layers, MIX)
-            self.backbone.beside.append(self._gates[MIX].weights)
+            self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()
 
@@ -342,7 +336,7 @@ class Adapters:
         return None
 
     def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        weights = self.backbone.rows.get(MIX)
+        weights = self.backbone.answering.rows.get(MIX)
         return output if weights is None else scale(weights, output)
 
     @contextmanager
@@ -350,22 +344,21 @@ class Adapters:
         """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one).
 
         Args:
-            negligible: subspaces whose weight is below it for every sample may be left out; 0: none is.
+            negligible: weights below it count as 0, except a sample's largest, and subspaces that no sample needs take
+                no part; 0: all do.
         """
         chosen = None
         with ExitStack() as stack:
             if weights is not None:
                 chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
-                columns = chosen
-                kept = strongest(chosen, negligible) if negligible else None
+                chosen = thinned(chosen, negligible) if negligible else chosen
+                columns, kept = chosen, needed(chosen) if negligible else None
                 if kept is not None:
                     factors = {n: p for n, p in self._named(MIX) if is_factor(n)}
                     stack.enter_context(self._selection.of(factors, kept))
                     columns = chosen[:, kept]
-                    chosen = torch.zeros_like(chosen)
-                    chosen[:, kept] = columns
-                self.backbone.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
-                stack.callback(self.backbone.rows.pop, MIX, None)
+                self.backbone.answering.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
+                stack.callback(self.backbone.answering.rows.pop, MIX, None)
             if self._projectors is not None:
                 stack.enter_context(self._projectors.weighted(chosen))
             yield

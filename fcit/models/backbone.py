@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -16,26 +15,27 @@ import transformers
 from torch.nn import functional
 
 from fcit import config as configuration
-from fcit.config.kinds import Decoder, Way
+from fcit.config.kinds import Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
 from fcit.data.images.opening import open_image
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
 from fcit.models.compiling import CompiledLayers
-from fcit.models.decoding.capture import CudaGraphs
-from fcit.models.decoding.greedy import Greedy, unsuitable
-from fcit.models.decoding.rows import Rows
-from fcit.models.decoding.sizes import widths
+from fcit.models.decoding.answering import Answering
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family
-from fcit.models.features import ImageFeatures, Pictures, restored, stored
+from fcit.models.features import ImageFeatures, Pictures, filled, restored, stored
 from fcit.models.identity import IdentityEncoder
+from fcit.models.loader import Loader
 from fcit.models.loading import check_hardware, inspect, load_model
 from fcit.models.loading import versions as versions
 from fcit.models.places import TINY as TINY
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
+
+#: Threads that prepare images for a GPU, unless ``backbone.loader_threads`` says another number.
+_THREADS = 4
 
 
 def _insert(
@@ -94,13 +94,10 @@ class Backbone:
         self.family: Family = inspected.family(self.model, self.image_processor, config)
         #: While images are projected: the row of the batch that each image belongs to.
         self.owners: list[int] | None = None
+        #: How :meth:`generate` decodes.
+        self.answering = Answering(self)
         #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
         self.products: torch.dtype | None = None
-        #: Read by hooks on the language model: tensors with a row for each question of the batch, which a decoder
-        #: narrows to the questions that go on, and tensors beside the model's own, whose values change in place.
-        self.rows: Rows = {}
-        self.beside: list[Mapping[str, torch.Tensor]] = []
-        self._decoder: Decoder = "auto"
 
     @property
     def token_width(self) -> int:
@@ -155,7 +152,12 @@ class Backbone:
     @cached_property
     def layers(self) -> CompiledLayers:
         """The decoder layers, which training may compile."""
-        return CompiledLayers(self.family.language.layers)
+        return CompiledLayers(self.family.layers)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that hold decoder layers, in the order of the layers."""
+        return list(dict.fromkeys(p.device for layer in self.layers.layers for p in layer.parameters()))
 
     @property
     def _base(self) -> Any:
@@ -184,8 +186,19 @@ class Backbone:
 
     def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
         """Patch features before the projector, in the format of the cache."""
-        opened = (open_image(root, image, self.pictures) for image in images)  # one at a time in memory
-        return stored(self.family.features(opened).to(self.dtype))
+        rows = self._loader.rows(root, images)
+        return stored(self.family.features(filled(rows))[: len(rows)].to(self.dtype))
+
+    @cached_property
+    def _loader(self) -> Loader:
+        threads = self.config.loader_threads
+        if threads is None:
+            threads = 0 if self.device.type == "cpu" else _THREADS
+
+        def prepare(root: Path, image: str) -> torch.Tensor:
+            return self.family.pixels(open_image(root, image, self.pictures))
+
+        return Loader(prepare, threads)
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
         """Frozen features ``(N, tokens, width)``, from the cache if it is enabled; N may be 0.
@@ -201,20 +214,27 @@ class Backbone:
         """The same features for training, read batch by batch.
 
         Features that are not cached are computed first, as far as the cache has room; without a cache every batch
-        is computed when it is read.
+        is computed when it is read. For a GPU, those of the next batch are read into pinned memory meanwhile.
 
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
         if names:
-            self._images.keep(root, names)
-        return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names))
+            with self._loader.working():
+                self._images.keep(root, names)
+
+        def pinned(indices: Sequence[int]) -> torch.Tensor | None:
+            rows = self._images.kept(root, [names[i] for i in indices])
+            return None if rows is None else restored(rows, self.dtype).pin_memory().to(self.device, non_blocking=True)
+
+        early = pinned if self.device.type == "cuda" and self.config.loader_threads != 0 else None
+        return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names), early)
 
     @cached_property
     def _images(self) -> ImageFeatures:
         mark = self.vision_hash if self.config.feature_cache == "disk" else ""
         limit = int(self.config.feature_cache_gb * 1e9)
-        return ImageFeatures(mark, self.family.shape, self._vision, self.dtype, limit)
+        return ImageFeatures(mark, self.family.shape, self._vision, self.dtype, limit, self._loader.ahead)
 
     # ------------------------------------------------------------------ language
 
@@ -285,16 +305,6 @@ class Backbone:
         logits, target = self.answer_logits(examples, features, prefix)
         return functional.cross_entropy(logits, target)
 
-    @contextmanager
-    def decoding(self, decoder: Decoder) -> Iterator[None]:
-        """Inside, :meth:`generate` decodes as ``evaluation.decoder`` says."""
-        before, self._decoder = self._decoder, decoder
-        try:
-            yield
-        finally:
-            self._decoder = before
-
-    @torch.no_grad()
     def generate(
         self,
         examples: Sequence[Encoded],
@@ -306,77 +316,22 @@ class Backbone:
 
         The most probable token at each step, up to an end token of the model or ``max_new_tokens``.
         """
-        inputs = self._inputs(examples, features, prefix)
-        prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
-        greedy = None if self._decoder == "transformers" else self._greedy
-        if greedy is None:
-            tokens = self._by_transformers(*prompt, max_new_tokens)
-        else:
-            tokens = self._by_greedy(greedy, *prompt, max_new_tokens)
+        tokens = self.tokens(examples, features, max_new_tokens, prefix)
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
-    def _by_greedy(
-        self, greedy: Greedy, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
+    @torch.no_grad()
+    def tokens(
+        self,
+        examples: Sequence[Encoded],
+        features: torch.Tensor,
+        max_new_tokens: int,
+        prefix: torch.Tensor | None = None,
     ) -> list[list[int]]:
-        head = self._base.get_output_embeddings()
-        signature = self._signature(head) if self.device.type == "cuda" else None
-        positions = self.family.positions(mask, pictured)
-        return greedy((embeds, mask, positions), head, max_new_tokens, self._ends, signature)
-
-    def _by_transformers(
-        self, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
-    ) -> list[list[int]]:
-        tokens: torch.Tensor = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **self.family.generation(mask, pictured),
-        )
-        return tokens.tolist()
-
-    @property
-    def _ends(self) -> set[int]:
-        """Tokens that end an answer."""
-        ends = self._base.generation_config.eos_token_id
-        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-    @cached_property
-    def _greedy(self) -> Greedy | None:
-        """Our decoder; None, with a notice, if it cannot decode this model."""
-        why = unsuitable(self.family.language)
-        if why is not None:
-            logging.getLogger(__name__).warning("evaluation.decoder: transformers decodes this model, because %s", why)
-            return None
-        language = self.family.language
-        spread = len({parameter.device for parameter in language.parameters()}) > 1  # a graph is of one GPU
-        # Kernels of four-bit weights decide on the host what to launch.
-        graphs = self.device.type == "cuda" and not spread and self.config.quantization == "none"
-        return Greedy(language, self.rows, CudaGraphs(self.device) if graphs else None)
-
-    def _signature(self, head: torch.nn.Module) -> Hashable:
-        """What captured steps depend on: the active adapters and where all tensors lie that a step reads."""
-        language = self.family.language
-        tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
-        tensors += [t for named in self.beside for t in named.values()]
-        places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
-        return tuple(getattr(self.model, "active_adapters", ())), language.training, places
-
-    def questions_at_once(self, prompt: int, new: int, on_cpu: int) -> int:
-        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory."""
-        if self.device.type != "cuda":
-            return on_cpu
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        again = self._greedy.bytes if "_greedy" in self.__dict__ and self._greedy is not None else 0
-        free = torch.cuda.mem_get_info(self.device)[0] + unused + again
-        return widths(self.family.language.config, self.dtype.itemsize).at_once(free, prompt, new)
-
-    def release(self) -> None:
-        """Give back the memory that answering keeps from batch to batch."""
-        if "_greedy" in self.__dict__ and self._greedy is not None:
-            self._greedy.release()
+        """The same as token ids; what follows an end token is no part of an answer."""
+        with self._cast():  # where a method asks while it trains
+            inputs = self._inputs(examples, features, prefix)
+            prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
+            return self.answering.tokens(*prompt, max_new_tokens)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fcit.config.kinds import Way
 from fcit.data.images.opening import image_path, open_image
 from fcit.errors import DataError
 from fcit.io.cache import cache_folder
+from fcit.io.console import Ticker
 
 #: The numpy type that stores a number format; numpy has no bfloat16, whose bits are stored as integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -97,6 +100,7 @@ class ImageFeatures:
         compute: root and at most :data:`BATCH` images -> their features, as :func:`stored`.
         dtype: their number format.
         limit: bytes that all cached features of the machine may take; None: any number.
+        ahead: is told root and images that ``compute`` will be asked for after those that it is asked for now.
     """
 
     def __init__(
@@ -106,8 +110,10 @@ class ImageFeatures:
         compute: Callable[[Path, Sequence[str]], np.ndarray],
         dtype: torch.dtype = torch.float32,
         limit: int | None = None,
+        ahead: Callable[[Path, Sequence[str]], None] = lambda root, images: None,
     ) -> None:
         self.mark, self.shape, self.compute, self.dtype, self.limit = mark, shape, compute, dtype, limit
+        self.ahead = ahead
         self._stores: dict[Path, FeatureStore] = {}
 
     def get(self, root: Path, images: Sequence[str]) -> np.ndarray:
@@ -120,6 +126,10 @@ class ImageFeatures:
             parts = [self.compute(root, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
             return np.concatenate(parts)
         return self._store(root.resolve()).get(self._keys(root, images))
+
+    def kept(self, root: Path, images: Sequence[str]) -> np.ndarray | None:
+        """As :meth:`get` where all of them are in the cache, else None; nothing is computed."""
+        return self._store(root.resolve()).kept(self._keys(root, images)) if self.mark else None
 
     def keep(self, root: Path, images: Sequence[str]) -> None:
         """Compute and cache missing features, as far as there is room."""
@@ -142,8 +152,11 @@ class ImageFeatures:
             def compute(keys: Sequence[str]) -> np.ndarray:
                 return self.compute(root, [key.rpartition("|")[0] for key in keys])
 
+            def ahead(keys: Sequence[str]) -> None:
+                self.ahead(root, [key.rpartition("|")[0] for key in keys])
+
             where = features_folder() / folder
-            self._stores[root] = FeatureStore(where, self.shape, compute, _STORED[self.dtype], self.limit)
+            self._stores[root] = FeatureStore(where, self.shape, compute, _STORED[self.dtype], self.limit, ahead)
         return self._stores[root]
 
 
@@ -153,16 +166,44 @@ class Pictures:
     Args:
         read: positions in the list -> features ``(N, tokens, width)`` on the model's device.
         count: length of the list.
+        early: reads the same in a thread of its own, or returns None where that is not possible.
     """
 
-    def __init__(self, read: Callable[[Sequence[int]], torch.Tensor], count: int) -> None:
-        self._read, self._count = read, count
+    def __init__(
+        self,
+        read: Callable[[Sequence[int]], torch.Tensor],
+        count: int,
+        early: Callable[[Sequence[int]], torch.Tensor | None] | None = None,
+    ) -> None:
+        self._read, self._count, self._early = read, count, early
+        self._coming: tuple[list[int], Future[torch.Tensor | None]] | None = None
 
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether :meth:`ahead` has an effect."""
+        return self._early is not None
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Begin to read what the next :meth:`batch` will be asked for, unless something is being read already."""
+        if self._early is not None and self._coming is None and indices:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="features")
+            self._coming = list(indices), thread.submit(self._early, indices)
+            thread.shutdown(wait=False)  # it ends with what it reads
+
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
-        """Features of the images at these positions, in this order."""
+        """Features of the images at these positions, in this order.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside its root.
+        """
+        if self._coming is not None:
+            (wanted, reading), self._coming = self._coming, None
+            rows = reading.result()
+            if rows is not None and wanted == list(indices):
+                return rows
         return self._read(indices)
 
 
@@ -176,6 +217,7 @@ class FeatureStore:
         dtype: number format of the rows.
         limit: bytes that ``features.bin`` of this and all neighbouring folders may take together; rows beyond are
             computed at every read.
+        ahead: is told the keys that ``compute`` will be asked for next.
     """
 
     def __init__(
@@ -185,8 +227,9 @@ class FeatureStore:
         compute: Callable[[Sequence[str]], np.ndarray],
         dtype: Any = np.float32,
         limit: int | None = None,
+        ahead: Callable[[Sequence[str]], None] = lambda keys: None,
     ) -> None:
-        self.folder, self.shape, self.compute, self.limit = folder, shape, compute, limit
+        self.folder, self.shape, self.compute, self.limit, self.ahead = folder, shape, compute, limit, ahead
         self._dtype = np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
         self._data, self._index = folder / "features.bin", folder / "index.jsonl"
@@ -196,6 +239,7 @@ class FeatureStore:
         self._read = 0
         self._map: np.ndarray | None = None
         self._full = False
+        self._turn = threading.RLock()  # rows are read ahead in a thread
 
     def get(self, keys: Sequence[str]) -> np.ndarray:
         """Rows of ``keys`` as ``(len(keys), *shape)``, computing what is missing.
@@ -203,28 +247,47 @@ class FeatureStore:
         Raises:
             DataError: the files are damaged.
         """
-        self.fill(keys)
-        missing = self._missing(keys)
-        if not missing:
-            return self._kept([self._rows[key] for key in keys])
-        fresh = {key: row for i in range(0, len(missing), BATCH) for key, row in self._computed(missing[i : i + BATCH])}
-        kept = [key for key in dict.fromkeys(keys) if key not in fresh]
-        if kept:
-            fresh |= dict(zip(kept, self._kept([self._rows[key] for key in kept]), strict=True))
-        return np.stack([fresh[key] for key in keys])
+        with self._turn:
+            self.fill(keys)
+            missing = self._missing(keys)
+            if not missing:
+                return self._kept([self._rows[key] for key in keys])
+            parts = [self._computed(missing[i : i + BATCH]) for i in range(0, len(missing), BATCH)]
+            fresh = {key: row for part in parts for key, row in part}
+            kept = [key for key in dict.fromkeys(keys) if key not in fresh]
+            if kept:
+                fresh |= dict(zip(kept, self._kept([self._rows[key] for key in kept]), strict=True))
+            return np.stack([fresh[key] for key in keys])
+
+    def kept(self, keys: Sequence[str]) -> np.ndarray | None:
+        """As :meth:`get` where every row is stored, else None.
+
+        Raises:
+            DataError: the files are damaged.
+        """
+        with self._turn:
+            return None if self._missing(keys) else self._kept([self._rows[key] for key in keys])
 
     def fill(self, keys: Sequence[str]) -> None:
         """Compute and store missing rows, as long as there is room."""
+        with self._turn:
+            self._fill(keys)
+
+    def _fill(self, keys: Sequence[str]) -> None:
         missing = self._missing(keys)
         if not missing or self._full:
             return
         with self._lock:
             missing = self._missing(keys)  # another process may have computed them meanwhile
+            said = Ticker("images encoded", len(missing))
             for start in range(0, len(missing), BATCH):
                 chunk = missing[start : start + BATCH]
                 if not self._room(len(chunk)):
                     break
+                self.ahead(chunk)
+                self.ahead(missing[start + BATCH : start + 2 * BATCH])
                 self._append(chunk)
+                said.reached(start + len(chunk))
             self._refresh()
 
     def _room(self, rows: int) -> bool:

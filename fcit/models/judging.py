@@ -22,7 +22,7 @@ from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
 from fcit.errors import DataError
 from fcit.io import bounded, collector
-from fcit.io.cache import Bounded, cache_folder
+from fcit.io.cache import Bounded, cache_folder, trim
 from fcit.models import hashes
 from fcit.models.encoding import Encoder
 from fcit.models.places import locate
@@ -33,6 +33,7 @@ T = TypeVar("T")
 VERSION = 2  # raised when checks, tokens or their format on disk change
 KEPT_FROM = 200  # records from which verdict and tokens are cached on disk
 REMEMBERED = 200_000  # verdicts in memory; every record named in one counts as one more
+MOST_BYTES = 8 * 1024**3  # of verdicts and tokens on disk, of all models and data
 SHOWS_BAR = 5000  # records from which a terminal shows progress
 #: Words that open a turn; a model that learns them continues with the next question.
 _ROLES = re.compile(r"\b(USER|ASSISTANT):")
@@ -182,6 +183,7 @@ class TokenJudge:
         if verdict.count >= KEPT_FROM:
             _memory(self._folder).tokens.keep()
             written(file, json.dumps(dataclasses.asdict(verdict)).encode())
+            trim(self._folder.parent, MOST_BYTES)
         return verdict
 
 

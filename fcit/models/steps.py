@@ -1,12 +1,13 @@
 """How a training step is computed: the number format of the adapters' products, compiled layers, activations kept
 or computed again.
 
-None of it changes what is learnt beyond rounding; each has a key below ``training:`` whose old way stays selectable.
+None of it changes what is learnt beyond rounding and, where layers are compiled, the masks that dropout draws (rows are
+padded, and the compiler has random numbers of its own). Each has a key below ``training:`` whose old way stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -27,14 +28,20 @@ def computed(backbone: Backbone, training: configuration.Training) -> Iterator[N
             ways.enter_context(backbone.checkpointing())
         if training.adapter_products == "backbone" and backbone.dtype != torch.float32:
             ways.enter_context(_sixteen_bits(backbone))
-        if compiles(backbone, training):
+        if compiles(training, backbone.config, backbone.devices):
             ways.enter_context(backbone.layers.installed())
         yield
 
 
-def compiles(backbone: Backbone, training: configuration.Training) -> bool:
-    """Whether decoder layers are to be compiled; ``auto``: on a GPU, unless weights are quantised (not measured)."""
-    plain = backbone.device.type == "cuda" and backbone.config.quantization == "none"
+def compiles(
+    training: configuration.Training, backbone: configuration.Backbone, devices: Sequence[torch.device]
+) -> bool:
+    """Whether decoder layers are to be compiled; ``auto``: on one GPU, unless weights are quantised (not measured).
+
+    Args:
+        devices: those that hold decoder layers.
+    """
+    plain = [device.type for device in devices] == ["cuda"] and backbone.quantization == "none"
     return training.compile == "on" or (training.compile == "auto" and plain)
 
 

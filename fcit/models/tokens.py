@@ -24,6 +24,7 @@ from safetensors.numpy import save
 from fcit.data import prompts
 from fcit.data.collate import Encoded
 from fcit.data.records import Record, RecordSequence, TestRecord
+from fcit.io.cache import used
 
 AT_ONCE = 1024  # records looked up together
 FULL = 2**24  # numbers held in memory before they are written: 64 MB of token ids
@@ -241,6 +242,7 @@ class Tokens:
             rows = dict(zip(missing, shelf.find(missing), strict=True)) if shelf and missing else {}
             present = {key: row for key, row in rows.items() if row >= 0}
             if shelf and present and shelf.sound:
+                used(file)
                 yield from ((key, (shelf, row)) for key, row in present.items())
                 missing = [key for key in missing if key not in present]
 

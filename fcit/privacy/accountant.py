@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from fcit.errors import ConfigError
 
-#: Grid of privacy losses, per unit of 1 / z where that is more than 1: the bound is above the true value by a thousandth
-#: part or less, where epsilon is below 20 by less than 1e-6.
+#: Grid of privacy losses, per unit of 1 / z where that is more than 1: the bound is above the true value by a
+#: thousandth part or less, where epsilon is below 20 by less than 1e-6.
 GRID = 1e-3
 #: Share by which a computed noise multiplier is larger than the exact one, so that the bound stays within epsilon.
 MARGIN = 5e-5

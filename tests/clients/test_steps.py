@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from clients.worker.micro_batches import MicroBatches
-from clients.worker.training import learning_rates, train
+from clients.worker.micro_batches import MicroBatches, parts
+from clients.worker.training import _following, learning_rates, train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import Training
@@ -15,6 +15,7 @@ from fcit.contracts.toy import Toy
 from fcit.data.collate import Encoded
 from fcit.federation.messages import TrainOrder
 from fcit.methods.base import Session
+from fcit.models.features import Pictures
 
 #: The official trainer's, to three decimals.
 TRAINER = {1: [0], 2: [0, 1], 6: [0, 1, 0.905, 0.655, 0.345, 0.095]}
@@ -24,10 +25,7 @@ class Client(Toy):
     """Backbone and adapters in one: two numbers whose loss is |theta|^2, so that the gradient is 2 theta."""
 
     def images(self, root, names):
-        return self
-
-    def batch(self, rows):
-        return torch.zeros(len(rows), 1, 1)
+        return Pictures(lambda rows: torch.zeros(len(rows), 1, 1), len(names))
 
     @contextmanager
     def training(self, frozen):
@@ -140,3 +138,22 @@ def test_the_optimiser_is_the_trainers_adamw(monkeypatch):
 def test_the_last_batch_may_be_smaller_and_every_record_is_seen_once():
     outcome, _, rates = trained(5, batch=2)
     assert (outcome.steps, outcome.examples, len(rates)) == (3, 5, 3)
+
+
+def test_what_comes_next_is_known_across_batches():
+    examples = [Encoded((1,) * (n + 1), ((n, n + 1),)) for n in range(8)]  # the longer the higher their number
+    batches = [[3, 0, 2, 1], [4, 5, 6], [7]]
+    seen = []
+    for number in range(3):
+        left = batches[number:]
+        for part in parts(examples, batches[number], 2):
+            seen.append((part, _following(examples, left, part, 2)))
+    assert seen == [
+        ([3, 2], [1, 0]),
+        ([1, 0], [6, 5]),
+        ([6, 5], [4]),
+        ([4], [7]),
+        ([7], []),
+    ]
+    assert _following(examples, batches, batches[0], None) == batches[1]
+    assert _following(examples, batches, [1, 2], 2) == []  # of a size that is not used any more

@@ -141,7 +141,7 @@ def batching(w: Worker, order: EvaluateOrder) -> dict[str, float]:
         for batch in (size, 1):
             evaluation = original.evaluation.model_copy(update={"batch_size": batch})
             w.config = original.model_copy(update={"evaluation": evaluation})
-            w.batches = Batches(evaluation, w.backbone)
+            w.batches = Batches(evaluation, w.backbone.answering)
             begin = time.perf_counter()
             texts[batch] = w.evaluate(order).texts
             seconds.setdefault(batch, []).append(time.perf_counter() - begin)

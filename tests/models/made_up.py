@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -19,7 +17,6 @@ from transformers import (
 from fcit import config as configuration
 from fcit import seeding
 from fcit.models.families.base import Family, VisionSizes
-from fcit.models.features import filled, processed
 from fcit.models.quieting import quiet
 from tests.helpers.llava import small_llava
 
@@ -80,9 +77,8 @@ class MadeUp(Family):
         return self.tokens, self.base.config.vision_config.hidden_size
 
     @torch.no_grad()
-    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
-        rows = processed(self.processor, self._one_by_one(images))
-        return self.tower(filled(rows).to(self.tower.device, self.tower.dtype)).last_hidden_state[: len(rows)]
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.tower(pixels.to(self.tower.device, self.tower.dtype)).last_hidden_state
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         return self.base.model.bridge(self._as_parameters(self.base.model.bridge, features))

@@ -275,9 +275,9 @@ def test_the_mixture_grows_and_shrinks(backbone, adapters, batch, three):
 
 def slot_logits_kept(adapters: Adapters, tensors: Tensors, batch) -> torch.Tensor:
     """As :func:`slot_logits`, and back to the mixture."""
-    weights = adapters.backbone.rows.pop(MIX)
+    weights = adapters.backbone.answering.rows.pop(MIX)
     found = slot_logits(adapters, tensors, batch)
-    adapters.backbone.rows[MIX] = weights
+    adapters.backbone.answering.rows[MIX] = weights
     adapters.backbone.model.set_adapter("mix", inference_mode=True)
     return found
 
@@ -285,7 +285,7 @@ def slot_logits_kept(adapters: Adapters, tensors: Tensors, batch) -> torch.Tenso
 def test_weights_are_forgotten_after_an_error(adapters):
     with pytest.raises(KeyError), adapters.mixed(np.ones((1, 1))):
         raise KeyError
-    assert adapters.backbone.rows == {}
+    assert adapters.backbone.answering.rows == {}
 
 
 def test_generation_follows_the_sample_not_the_batch(backbone, adapters, batch, three):

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from fcit.config.schema import Evaluation
 from fcit.data.collate import Encoded
+from fcit.errors import FCITError
+from fcit.models.decoding.answering import Answering
 from fcit.models.decoding.batches import Batches
 from fcit.models.decoding.sizes import MOST, Widths
 
@@ -15,15 +18,15 @@ SEVEN_B = Widths(layers=32, width=4096, inner=11008, key_width=4096, bytes=2)
 
 
 class Device:
-    """A backbone of which ``fit`` questions fit at a time, and ``guess`` are thought to."""
+    """A device of which ``fit`` questions fit at a time, and ``guess`` are thought to."""
 
     def __init__(self, fit: int = 100, guess: int = 100) -> None:
         self.fit, self.guess = fit, guess
         self.batches: list[list[int]] = []
         self.released = 0
 
-    def questions_at_once(self, prompt: int, new: int, on_cpu: int) -> int:
-        assert on_cpu == 64
+    def at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
+        assert (on_cpu, workers) == (64, 1)
         return self.guess
 
     def release(self) -> None:
@@ -83,7 +86,7 @@ def test_other_errors_are_not_retried():
 
 
 def test_one_answer_for_each_question():
-    with pytest.raises(ValueError, match=r"zip\(\)"):
+    with pytest.raises(FCITError, match="a text for each of 2 questions, got 1"):
         Batches(Evaluation(), SimpleNamespace()).answered([Encoded((1, 2)), Encoded((3,))], 2, lambda rows: ["a"])
 
 
@@ -91,6 +94,16 @@ def test_the_estimate_of_a_7b_model():
     """128 questions of 686 tokens and 16 new ones were measured at 57 GB beside weights and subspaces."""
     assert sum(SEVEN_B.answering(128, 686, 16).values()) == pytest.approx(57e9, rel=0.15)
     assert [SEVEN_B.at_once(gb * 1e9, 686, 24) for gb in (120, 40, 8, 0)] == [MOST, 64, 12, 1]
+
+
+@pytest.mark.parametrize(("workers", "questions"), [(1, 64), (2, 32), (8, 1)])
+def test_workers_share_a_gpu(monkeypatch, workers, questions):
+    """80 GB, of which 40 are free and 15 taken by this process."""
+    for name, size in (("mem_get_info", (40e9, 80e9)), ("memory_allocated", 15e9), ("memory_reserved", 15e9)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    family = SimpleNamespace(language=SimpleNamespace(config=LlamaConfig()))
+    backbone = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, family=family)
+    assert Answering(backbone).at_once(686, 24, 64, workers) == questions
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "many", None])

@@ -20,9 +20,6 @@ class FakeCuda:
         self.error = error
         self.recording = False
 
-    def graph_pool_handle(self) -> str:
-        return "pool"
-
     def device(self, device) -> nullcontext:
         return nullcontext()
 
@@ -37,8 +34,8 @@ class FakeCuda:
         return SimpleNamespace(replay=lambda: self.events.append("replayed"))
 
     @contextmanager
-    def graph(self, graph, pool):
-        assert pool == "pool"
+    def graph(self, graph, capture_error_mode):
+        assert capture_error_mode == "thread_local"
         self.recording = True
         try:
             yield

@@ -10,7 +10,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.decoding.greedy import Greedy, bucket, layer_kinds, unsuitable
 from fcit.models.layout import Layout
-from fcit.models.mixing import strongest
+from fcit.models.mixing import needed, thinned
 from tests.helpers.llava import small_llava
 from tests.helpers.qwen import small_qwen
 
@@ -56,7 +56,7 @@ def asked(backbone: Backbone, count: int, images: bool = True):
 
 
 def by(backbone: Backbone, decoder: str, *question) -> list[str]:
-    with backbone.decoding(decoder):
+    with backbone.answering.by(decoder):
         return backbone.generate(*question)
 
 
@@ -88,8 +88,8 @@ class Recorded:
 @pytest.fixture
 def capture(backbone, monkeypatch) -> Recorded:
     recorded = Recorded()
-    recorded.greedy = Greedy(backbone.family.language, backbone.rows, recorded)
-    monkeypatch.setitem(backbone.__dict__, "_greedy", recorded.greedy)
+    recorded.greedy = Greedy(backbone.family.language, backbone.answering.rows, recorded)
+    monkeypatch.setitem(backbone.answering.__dict__, "greedy", recorded.greedy)
     return recorded
 
 
@@ -138,7 +138,7 @@ def test_sliding_windows(folders, window):
     language = sliding.family.language
     language.has_sliding_layers = True
     language.layers[1].self_attn.sliding_window = window
-    del sliding.__dict__["_greedy"]
+    del sliding.answering.__dict__["greedy"]
     sliding.model.generation_config.eos_token_id = list(range(4, 1000, 12))
     wanted = by(sliding, "transformers", *asked(sliding, 5), NEW)
     assert by(sliding, "static", *asked(sliding, 5), NEW) == wanted
@@ -181,7 +181,7 @@ def test_weights_follow_their_question(folders, name, projector):
         assert by(adapters.backbone, "static", *question, NEW) == wanted
     with adapters.mixed(np.roll(mix, 1, axis=0)):
         assert by(adapters.backbone, "static", *question, NEW) != wanted
-    assert adapters.backbone.rows == {}
+    assert adapters.backbone.answering.rows == {}
 
 
 def test_captured_steps_read_the_weights_of_the_batch(folders):
@@ -189,7 +189,9 @@ def test_captured_steps_read_the_weights_of_the_batch(folders):
     adapters = loaded(folders["llava"])
     backbone, question = adapters.backbone, asked(adapters.backbone, 11)
     recorded = Recorded()
-    recorded.greedy = backbone.__dict__["_greedy"] = Greedy(backbone.family.language, backbone.rows, recorded)
+    recorded.greedy = backbone.answering.__dict__["greedy"] = Greedy(
+        backbone.family.language, backbone.answering.rows, recorded
+    )
     for seed in range(3):
         adapters.load_mixture([random(adapters, seed + n) for n in range(3)], adapters.base_projector())
         with adapters.mixed(np.random.default_rng(seed).dirichlet([0.3] * 3, 11).astype(np.float32)):
@@ -207,9 +209,9 @@ def test_gates_of_experts(folders):
     question = asked(adapters.backbone, 6)
     wanted = by(adapters.backbone, "transformers", *question, NEW)
     assert by(adapters.backbone, "static", *question, NEW) == wanted
-    before = [gate.data_ptr() for named in adapters.backbone.beside for gate in named.values()]
+    before = [gate.data_ptr() for named in adapters.backbone.answering.beside.values() for gate in named.values()]
     adapters.load_mixture([random(adapters, 5)], adapters.base_projector())
-    after = [gate.data_ptr() for named in adapters.backbone.beside for gate in named.values()]
+    after = [gate.data_ptr() for named in adapters.backbone.answering.beside.values() for gate in named.values()]
     assert len(before) == 6  # a captured step reads them where they are
     assert after == before
     assert by(adapters.backbone, "static", *question, NEW) != wanted
@@ -242,11 +244,18 @@ def test_the_mixture_in_sixteen_bits(folders):
 
 def test_which_subspaces_answer_a_batch():
     weights = torch.tensor([[0.9, 0.0, 0.01, 0.0, 0.09, 0.0], [0.3, 0.7, 0.0, 0.0, 0.0, 0.0]])
-    assert strongest(weights, 0.05) == [0, 1, 4]
-    assert strongest(weights, 0.001) == [0, 1, 2, 4]
-    assert strongest(weights, 0.8) == [0]
-    assert strongest(weights, 0.99) == [0]  # one is left
-    assert strongest(weights[:, :3], 0.001) is None
+    assert needed(thinned(weights, 0.05)) == [0, 1, 4]
+    assert needed(thinned(weights, 0.001)) == [0, 1, 2, 4]
+    assert needed(thinned(weights, 0.8)) == [0, 1]  # of each question the largest
+    assert needed(thinned(weights[:1], 0.99)) == [0]
+    assert needed(weights[:, :3]) is None
+
+
+def test_what_answers_a_question_does_not_depend_on_the_others():
+    weights = torch.tensor([[0.9, 0.03, 0.07], [0.03, 0.94, 0.03]])
+    alone = torch.cat([thinned(row[None], 0.05) for row in weights])
+    assert thinned(weights, 0.05).tolist() == alone.tolist()
+    assert alone[0].tolist() == pytest.approx([0.9, 0, 0.07])
 
 
 @pytest.mark.parametrize("projector", ["shared", "per_subspace"])
@@ -278,7 +287,7 @@ def test_selected_factors_lie_at_the_same_addresses(folders):
         mix = np.zeros((2, 6), dtype=np.float32)
         mix[:, first : first + 2] = 0.5
         with adapters.mixed(mix, 0.1):
-            addresses.add(adapters.backbone._signature(adapters.backbone.model.get_output_embeddings()))
+            addresses.add(adapters.backbone.answering.signature)
     assert len(addresses) == 1
 
 
@@ -295,12 +304,19 @@ def test_a_model_that_cannot_be_decoded_here_is_left_to_transformers(folders, ca
     question, config = asked(backbone, 3), backbone.family.language.config
     wanted = by(backbone, "transformers", *question, NEW)
     config.layer_types = ["full_attention", "linear_attention"]
-    assert backbone._greedy is None
+    assert backbone.answering.greedy is None
     del config.layer_types
     assert by(backbone, "static", *question, NEW) == by(backbone, "auto", *question, NEW) == wanted
     assert [r.getMessage() for r in caplog.records if "decoder" in r.getMessage()] == [
         "evaluation.decoder: transformers decodes this model, because it has layers of linear_attention"
     ]
+
+
+def test_so_is_one_whose_family_gives_generate_more(folders, monkeypatch, caplog):
+    backbone = Backbone(Settings(feature_cache="off", **folders["llava"]))
+    monkeypatch.setattr(type(backbone.family), "generation", lambda self, mask, pictured: {"grid": mask})
+    assert backbone.answering.greedy is None
+    assert caplog.messages[-1].endswith("because its family gives it grid")
 
 
 def test_neither_is_attention_without_masks(backbone, monkeypatch):
@@ -310,21 +326,20 @@ def test_neither_is_attention_without_masks(backbone, monkeypatch):
 
 def test_captured_steps_depend_on_where_tensors_lie(folders):
     adapters = loaded(folders["llava"])
-    head = adapters.backbone.model.get_output_embeddings()
-    before = adapters.backbone._signature(head)
+    before = adapters.backbone.answering.signature
     adapters.load_mixture([random(adapters, 9)] * 3, adapters.base_projector())
-    assert adapters.backbone._signature(head) == before
+    assert adapters.backbone.answering.signature == before
     with adapters.training():
-        assert adapters.backbone._signature(head) != before
+        assert adapters.backbone.answering.signature != before
     adapters.load_mixture([random(adapters, 9)] * 2, adapters.base_projector())
-    assert adapters.backbone._signature(head) != before
+    assert adapters.backbone.answering.signature != before
 
 
 def test_memory_is_given_back(backbone):
     question = asked(backbone, 4)
     texts = by(backbone, "static", *question, NEW)
-    backbone.release()
-    layers = backbone._greedy._kept._layers
+    backbone.answering.release()
+    layers = backbone.answering.greedy._kept._layers
     assert len(layers) == len(layer_kinds(backbone.family.language.config))
     assert all(layer.parts == () for layer in layers)
     assert by(backbone, "static", *question, NEW) == texts

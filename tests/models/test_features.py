@@ -1,4 +1,5 @@
 import hashlib
+import threading
 import weakref
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from fcit.config import Adapter
 from fcit.config import Backbone as Settings
 from fcit.data.records import Record
+from fcit.errors import DataError
 from fcit.models import backbone as backbone_module
 from fcit.models import hashes
 from fcit.models.adapters import Adapters
@@ -17,6 +19,7 @@ from fcit.models.backbone import Backbone
 from fcit.models.features import (
     BATCH,
     FeatureStore,
+    Pictures,
     features_size,
     filled,
     processed,
@@ -24,6 +27,7 @@ from fcit.models.features import (
     stored,
 )
 from fcit.models.layout import is_projector
+from fcit.models.loader import Loader
 
 
 class Computer:
@@ -163,20 +167,19 @@ def test_pictures_are_read_batch_by_batch(tmp_path, monkeypatch):
     for cache in ("disk", "off"):
         backbone = Backbone(Settings(feature_cache=cache))
         computed = []
-        features = backbone.family.features
+        pixels = backbone.family.pixels
 
-        def counted(images, features=features, computed=computed):
-            images = list(images)
-            computed.append(len(images))
-            return features(images)
+        def counted(image, pixels=pixels, computed=computed):
+            computed.append(image)
+            return pixels(image)
 
-        monkeypatch.setattr(backbone.family, "features", counted)
+        monkeypatch.setattr(backbone.family, "pixels", counted)
         pictures = backbone.images(tmp_path, names)
         assert len(pictures) == 5
-        assert computed == ([5] if cache == "disk" else [])
+        assert len(computed) == (5 if cache == "disk" else 0)
         batch = pictures.batch([4, 0, 4])
         assert torch.equal(batch, backbone.vision_features(tmp_path, ["4.png", "0.png", "4.png"]))
-        assert computed == ([5] if cache == "disk" else [3, 3])
+        assert len(computed) == (5 if cache == "disk" else 3 + 3)
     folder, size = features_size()
     assert folder == tmp_path / "cache" / "features"
     assert size == 5 * 16 * 128 * 4
@@ -221,24 +224,139 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
     assert (black != clip).any()
 
 
-def test_one_large_picture_at_a_time(tmp_path, monkeypatch):
-    """A picture that is padded to a square may take 400 MB; a batch has 32."""
+@pytest.mark.parametrize("threads", [0, 2])
+def test_one_large_picture_at_a_time(threads, tmp_path, monkeypatch):
+    """A picture that is padded to a square may take 400 MB; a batch has 32. Each thread has one."""
     alive = []
     real = backbone_module.open_image
 
     def tracked(*args):
         image = real(*args)
         alive.append(weakref.ref(image))
-        assert sum(ref() is not None for ref in alive) <= 2  # the next one is opened before the last is let go
+        # the next one is opened before the last is let go
+        assert sum(ref() is not None for ref in list(alive)) <= max(2, 2 * threads)
         return image
 
     monkeypatch.setattr(backbone_module, "open_image", tracked)
     for n in range(6):
         Image.new("RGB", (40, 20), (40 * n, 0, 0)).save(tmp_path / f"{n}.png")
-    backbone = Backbone(Settings(feature_cache="off", pad_to_square=True))
+    backbone = Backbone(Settings(feature_cache="off", pad_to_square=True, loader_threads=threads))
     found = backbone.vision_features(tmp_path, [f"{n}.png" for n in range(6)])
     assert len(alive) == 6
     opened = backbone.family.prepared([Image.open(tmp_path / f"{n}.png").convert("RGB") for n in range(6)])
     together = filled(backbone.image_processor(opened, return_tensors="pt")["pixel_values"])
     assert torch.equal(processed(backbone.image_processor, opened), together[:6])
     assert torch.equal(found, backbone.vision_features(tmp_path, [f"{n}.png" for n in range(6)]))
+
+
+def test_the_chunk_after_the_next_one_is_announced(tmp_path, compute):
+    """While the first is computed, images of the second are prepared."""
+    told: list[list[str]] = []
+    store = FeatureStore(tmp_path / "f", (1, 2), compute, ahead=lambda keys: told.append(list(keys)))
+    keys = [str(n) for n in range(2 * BATCH + 1)]
+    store.get(keys)
+    chunks = [keys[:BATCH], keys[BATCH : 2 * BATCH], keys[2 * BATCH :]]
+    assert told == [chunks[0], chunks[1], chunks[1], chunks[2], chunks[2], []]
+    assert compute.asked == chunks
+
+
+def test_images_of_a_training_have_the_same_bits_with_threads(tmp_path, monkeypatch):
+    names = [f"{n}.png" for n in range(BATCH + 3)]
+    for n, name in enumerate(names):
+        Image.new("RGB", (20 + n, 30), (5 * n, 9, 200)).save(tmp_path / name)
+    features = []
+    for threads in (0, 3):
+        monkeypatch.setenv("FCIT_CACHE", str(tmp_path / f"cache-{threads}"))
+        backbone = Backbone(Settings(loader_threads=threads))
+        features.append(backbone.images(tmp_path, names).batch(range(len(names))))
+    assert torch.equal(*features)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
+
+
+class Slow:
+    """Prepares an image by its name, a number; all others wait until the image "go" was prepared."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = threading.Event()
+
+    def __call__(self, root, image: str) -> torch.Tensor:
+        self.begun.append(image)
+        if image == "go":
+            self.go.set()
+        elif not self.go.wait(60):
+            raise TimeoutError(image)
+        if image == "bad":
+            raise DataError("no image")
+        return torch.tensor([float(len(image))])
+
+
+def test_several_threads_prepare_and_the_order_stays(tmp_path):
+    loader = Loader(Slow(), 3)
+    assert loader.rows(tmp_path, ["a", "abc", "go", "abc"]).flatten().tolist() == [1, 3, 2, 3]
+
+
+def test_images_are_prepared_before_they_are_asked_for(tmp_path):
+    slow = Slow()
+    loader = Loader(slow, 2)
+    loader.ahead(tmp_path, ["early"])  # no threads yet
+    assert slow.begun == []
+    with loader.working():
+        loader.ahead(tmp_path, ["go", "next"])
+        assert slow.go.wait(60)
+        assert loader.rows(tmp_path, ["next"]).item() == 4
+        loader.ahead(tmp_path, ["never"])
+    assert slow.begun.count("next") == 1
+
+
+def test_an_image_that_cannot_be_prepared_ends_the_batch(tmp_path):
+    with pytest.raises(DataError, match="no image"):
+        Loader(Slow(), 2).rows(tmp_path, ["go", "bad", "a"])
+
+
+class Reader:
+    """Features of images that are numbers; early where they are kept."""
+
+    def __init__(self, kept: bool = True) -> None:
+        self.kept, self.late, self.early = kept, [], []
+
+    def read(self, indices):
+        self.late.append(list(indices))
+        return torch.tensor([float(i) for i in indices])
+
+    def read_early(self, indices):
+        self.early.append(list(indices))
+        return torch.tensor([float(i) for i in indices]) if self.kept else None
+
+
+def test_the_next_batch_is_read_ahead():
+    reader = Reader()
+    pictures = Pictures(reader.read, 9, reader.read_early)
+    assert pictures.batch([1, 2]).tolist() == [1, 2]
+    pictures.ahead([3, 4])
+    pictures.ahead([5, 6])  # one at a time
+    assert pictures.batch([3, 4]).tolist() == [3, 4]
+    pictures.ahead([7])
+    assert pictures.batch([8]).tolist() == [8]  # another one than was expected
+    pictures.ahead([])
+    assert pictures.batch([]).tolist() == []
+    assert reader.early == [[3, 4], [7]]
+    assert reader.late == [[1, 2], [8], []]
+
+
+def test_what_is_not_kept_is_not_read_ahead():
+    reader = Reader(kept=False)
+    pictures = Pictures(reader.read, 9, reader.read_early)
+    pictures.ahead([1])
+    assert pictures.batch([1]).tolist() == [1]
+    assert reader.late == [[1]]
+
+
+def test_only_rows_that_are_stored_are_kept_ones(store, compute):
+    assert store.kept(["1"]) is None
+    store.get(["1", "2"])
+    rows = store.kept(["2", "1"])
+    assert rows is not None
+    assert values(rows) == [2, 1]
+    assert store.kept(["1", "3"]) is None
+    assert compute.asked == [["1", "2"]]

@@ -9,13 +9,15 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from fcit.config import Adapter
+from fcit.config import Adapter, Training
 from fcit.config import Backbone as Config
 from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import TINY, Backbone
+from fcit.models.compiling import CompiledLayers
 from fcit.models.layout import is_projector
 from fcit.models.saving import save_peft
+from fcit.models.steps import computed
 from tests.helpers.qwen import small_qwen
 
 SIDE = 84  # 6 x 6 patches, 3 x 3 words
@@ -156,6 +158,20 @@ def test_checkpointing_changes_no_gradient(folder, batch):
             backbone.loss(*batch).backward()
             found.append([p.grad.clone() for p in parameters])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_one_compilation_serves_all_layers(folder, batch):
+    backbone = Backbone(settings(folder))
+    adapters = Adapters(backbone, Adapter(dropout=0))
+    graphs, found = [], []
+    backbone.layers = CompiledLayers(backbone.family.layers, lambda graph, _: graphs.append(graph) or graph.forward)
+    assert len(backbone.layers.layers) > 1
+    for switch in ("off", "on"):
+        with computed(backbone, Training(compile=switch)), adapters.training() as parameters, backbone.layers.running():
+            backbone.loss(*batch).backward()
+            found.append([p.grad.clone() for p in parameters])
+    assert len(graphs) == 1
+    assert all((a - b).norm() <= 1e-4 * a.norm() for a, b in zip(*found, strict=True))  # padding sums in another order
 
 
 def test_mergers_are_mixed_sample_by_sample(folder, batch):

@@ -1,4 +1,4 @@
-"""Variants of greedy answers: transformers' generate, and a decoder with a static cache whose step is a CUDA graph."""
+"""Variants of greedy answers, each by the product's own switches: who decodes, what is mixed, which batches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import StaticCache
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from fcit import seeding
-from fcit.models.adapters import MIX
-from tests.perf import gpu
+from fcit.config.kinds import Decoder
+from fcit.config.schema import Evaluation
+from fcit.models.decoding.batches import Batches
+from tests.perf import gpu, subspaces
 from tests.perf.variants import Column, Row, Variant, release, synchronise
 
 COLUMNS = (
@@ -30,192 +29,48 @@ COLUMNS = (
 )
 #: Questions at a time and tokens of an answer, by size.
 BATCHES, NEW = {"7b": (64, 16, 1), "toy": (4, 2, 1)}, {"7b": 24, "toy": 6}
-_ALIGNED = 16  # lengths of the static cache are multiples of this
+#: Batches of questions that have different lengths.
+UNEVEN = 4
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Ask = Callable[[int], list[list[int]]]
 
 
 class Decoding:
-    """A model that answers with a mixture of subspaces, and the answers of `generate` by subspaces and batch."""
+    """A model that answers with a mixture of subspaces, and transformers' answers by subspaces, weights and batch."""
 
     def __init__(self, kit: Any, size: str) -> None:
         self.backbone, self.adapters = kit[:2]
         self.size, self.new = gpu.SIZES[size], NEW[size]
-        self.base = self.backbone.model.get_base_model()
-        self.language = self.base.model.language_model
-        self.subspaces = 0
-        self.answers: dict[tuple[int, int], torch.Tensor] = {}
-        for model in (self.backbone.model, self.base):
+        self.answers: dict[tuple[int, bool, int], np.ndarray] = {}
+        for model in (self.backbone.model, self.backbone.model.get_base_model()):
             model.generation_config.eos_token_id = None  # random weights: every answer has its full length
 
-    def load(self, subspaces: int) -> None:
-        """Put this many subspaces into the mixture, unless they are there."""
-        if subspaces == self.subspaces:
-            return
+    def load(self, count: int, as_backbone: bool) -> None:
+        """Put this many subspaces into the mixture."""
         rng = seeding.generator(0, "perf-levers")
         lora = {n: tuple(p.shape) for n, p in self.adapters.trainable.items() if ".lora_" in n}
         first = {n: rng.normal(0, 0.01, shape).astype(np.float32) for n, shape in lora.items()}
-        rolled = [{n: np.roll(t, k, axis=-1) for n, t in first.items()} for k in range(subspaces)]
-        self.adapters.load_mixture(rolled, self.adapters.base_projector())
-        self.subspaces = subspaces
-
-    def weights(self, count: int) -> np.ndarray:
-        """Each question's weights of the subspaces ``(count, subspaces)``."""
-        return seeding.generator(0, "perf-mix").dirichlet([0.3] * self.subspaces, count).astype(np.float32)
-
-    def prompts(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings ``(count, L, d)`` and attention mask ``(count, L)`` of questions with an image each."""
-        inputs = self.backbone._inputs(*gpu.records(self.backbone, self.size, count, answered=False))
-        return inputs["inputs_embeds"], inputs["attention_mask"]
+        rolled = [{n: np.roll(t, k, axis=-1) for n, t in first.items()} for k in range(count)]
+        self.adapters.load_mixture(rolled, self.adapters.base_projector(), as_backbone)
 
     @contextmanager
-    def mixture(self, count: int, low: bool) -> Iterator[None]:
-        """The mixture answers; with ``low`` its factors are bfloat16 and peft casts no activation to float32."""
-        marks = (f".lora_A.{MIX}.", f".lora_B.{MIX}.")
-        factors = [p for n, p in self.backbone.model.named_parameters() if any(mark in n for mark in marks)]
-        kept = [p.data for p in factors]
-        if low:
-            for p in factors:
-                p.data = p.data.to(self.backbone.dtype)
-        try:
-            with torch.no_grad(), self.adapters.mixed(self.weights(count)):
-                yield
-        finally:
-            for p, data in zip(factors, kept, strict=True):
-                p.data = data
+    def mixed(self, batch: int, count: int, one_task: bool, negligible: float) -> Iterator[None]:
+        """Each question's weights: of one task, whose two subspaces have nearly all, or of any task."""
+        weights = subspaces.mix(count, batch)
+        if not one_task:
+            weights = seeding.generator(0, "perf-mix").dirichlet([0.3] * count, batch).astype(np.float32)
+        with self.adapters.mixed(weights, negligible):
+            yield
 
-    def agree(self, row: Row, tokens: torch.Tensor) -> None:
-        """How many tokens are those of `generate`: all of them, and the first of each answer."""
-        wanted = self.answers.get((self.subspaces, len(tokens)))
-        if wanted is not None:
-            same = tokens.cpu() == wanted
-            row |= {"tokens_equal": float(same.float().mean()), "first_equal": float(same[:, 0].float().mean())}
+    def agree(self, row: Row, key: tuple[int, bool, int], tokens: np.ndarray) -> None:
+        """How many tokens are those of transformers: all of them, and the first of each answer."""
+        if key in self.answers:
+            same = tokens == self.answers[key]
+            row |= {"tokens_equal": float(same.mean()), "first_equal": float(same[:, 0].mean())}
 
 
-def sdpa(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Torch's own attention: of ``q`` ``(B, heads, 1, w)`` over keys and values ``(B, heads, L, w)``."""
-    return nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-
-
-def products(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """The same as two batched products."""
-    scores = (q @ keys.transpose(2, 3)).float() * scale
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype) @ values
-
-
-def sums(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """The same as sums, for a compiler to fuse."""
-    scores = (q.float() * keys.float()).sum(-1, keepdim=True).transpose(2, 3) * scale
-    share = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    return (share.transpose(2, 3) * values.float()).sum(2, keepdim=True).to(values.dtype)
-
-
-def _before(layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A layer up to its attention: queries, keys and values ``(B, heads, 1, w)`` of one token a row."""
-    attention, hidden = layer.self_attn, layer.input_layernorm(x)
-    shape = (len(x), 1, -1, attention.head_dim)
-    q, k, v = (p(hidden).view(shape).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-    return *apply_rotary_pos_emb(q, k, cos, sin), v
-
-
-def _after(layer: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """A layer from its attention on."""
-    x = x + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(len(x), 1, -1))
-    return x + layer.mlp(layer.post_attention_layernorm(x))
-
-
-class StaticDecoder:
-    """A greedy decoder of Llama: prefill once into a cache of fixed size, then one step a token on fixed addresses."""
-
-    def __init__(self, decoding: Decoding, attend: Attention, compile_parts: bool) -> None:
-        self.decoding, self.new = decoding, decoding.new
-        self.before, self.after, self.attend = _before, _after, attend
-        if compile_parts:
-            torch._dynamo.reset()
-            self.before, self.after = torch.compile(_before, dynamic=False), torch.compile(_after, dynamic=False)
-            self.attend = torch.compile(attend, dynamic=False) if attend is sums else attend
-
-    def prefill(self, embeds: torch.Tensor, mask: torch.Tensor) -> None:
-        """Prompts ``(B, L, d)`` through the model: fills the cache and answers with the first token."""
-        self.length, device = mask.shape[1], embeds.device
-        room = -(-(self.length + self.new) // _ALIGNED) * _ALIGNED
-        self.cache = StaticCache(config=self.decoding.base.config, max_cache_len=room)
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        output = self.decoding.language(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=places, cache=self.cache, use_cache=True
-        )
-        first = self._chosen(output.last_hidden_state[:, -1:])
-        self.start = (first, places[:, -1:] + 1, mask.bool())
-        self.ids, self.place = torch.empty_like(first), torch.empty_like(first)
-        self.mask = torch.zeros(len(embeds), 1, 1, room, dtype=torch.bool, device=device)
-        self.slot, self.number = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
-        self.out = torch.zeros(len(embeds), self.new, dtype=torch.long, device=device)
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Back to the end of the prompt."""
-        first, place, mask = self.start
-        self.ids.copy_(first)
-        self.place.copy_(place)
-        self.mask.zero_()
-        self.mask[:, 0, 0, : self.length] = mask
-        self.slot.fill_(self.length)
-        self.number.fill_(1)
-        self.out[:, :1] = first
-
-    def _chosen(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoding.base.get_output_embeddings()(hidden).float().argmax(-1)
-
-    def step(self) -> None:
-        """One token for every row."""
-        language = self.decoding.language
-        self.mask.index_fill_(3, self.slot, True)
-        x = self.decoding.base.get_input_embeddings()(self.ids)
-        cos, sin = language.rotary_emb(x, position_ids=self.place)
-        for layer, kept in zip(language.layers, self.cache.layers, strict=True):
-            q, k, v = self.before(layer, x, cos, sin)
-            kept.keys.index_copy_(2, self.slot, k)
-            kept.values.index_copy_(2, self.slot, v)
-            x = self.after(layer, x, self.attend(q, kept.keys, kept.values, self.mask, layer.self_attn.scaling))
-        self.ids.copy_(self._chosen(language.norm(x)))
-        self.out.index_copy_(1, self.number, self.ids)
-        for counter in (self.place, self.slot, self.number):
-            counter.add_(1)
-
-    def answer(self, graph: bool) -> tuple[float, float]:
-        """All tokens after the first, into ``out``.
-
-        Args:
-            graph: capture the step as a CUDA graph, where the device is one that can.
-
-        Returns:
-            Seconds to prepare the step, and seconds of one step.
-        """
-        begin = time.perf_counter()
-        step = self._captured() if graph and self.out.device.type == "cuda" else self.step
-        step()  # compiles its parts
-        self.rewind()
-        synchronise()
-        prepared = time.perf_counter() - begin
-        return prepared, _seconds(lambda: [step() for _ in range(self.new - 1)]) / (self.new - 1)
-
-    def _captured(self) -> Callable[[], None]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        synchronise()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
-        return graph.replay
-
-
-def _seconds(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[[], Any]) -> float:
+    """Seconds until the device has done it."""
     synchronise()
     begin = time.perf_counter()
     work()
@@ -223,122 +78,131 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def _figures(row: Row, prefill: float, step: float) -> None:
-    row |= {"prefill_seconds": prefill, "step_ms": step * 1e3, "seconds_16_new": prefill + 15 * step}
+def timed(row: Row, new: int, ask: Ask) -> np.ndarray:
+    """Time the first token and all of them, each after a call that is not counted; returns the tokens."""
+    row["first_seconds"] = seconds(lambda: ask(new)) + seconds(lambda: ask(new))  # the second captures what is left
+    first, whole = seconds(lambda: ask(1)), seconds(lambda: ask(new))
+    step = (whole - first) / (new - 1)
+    row |= {"prefill_seconds": first, "step_ms": step * 1e3, "seconds_16_new": first + 15 * step}
+    return np.array(ask(new))
 
 
-def _generated(name: str, means: str, batch: int, subspaces: int, limit: float = 40.0, **options: Any) -> Variant:
-    def work(decoding: Decoding, row: Row) -> None:
-        decoding.load(subspaces)
-        row |= {"batch": batch, "subspaces": subspaces}
-        with decoding.mixture(batch, low=False):
-            embeds, mask = decoding.prompts(batch)
-
-            def ask(new: int) -> torch.Tensor:
-                return decoding.backbone.model.generate(
-                    inputs_embeds=embeds,
-                    attention_mask=mask,
-                    max_new_tokens=new,
-                    min_new_tokens=new,
-                    do_sample=False,
-                    num_beams=1,
-                    pad_token_id=decoding.backbone.tokenizer.pad_token_id,
-                    **options,
-                )
-
-            row["first_seconds"] = _seconds(lambda: ask(decoding.new))
-            first, all_tokens = _seconds(lambda: ask(1)), _seconds(lambda: ask(decoding.new))
-            _figures(row, first, (all_tokens - first) / (decoding.new - 1))
-            tokens = ask(decoding.new)
-        if options:
-            decoding.agree(row, tokens)
-        else:
-            decoding.answers[subspaces, batch] = tokens.cpu()
-
-    return Variant(name, means, work, limit, needs=30.0 if options else 5.0)
-
-
-def _decoded(
+def _variant(
     name: str,
     means: str,
     batch: int,
-    subspaces: int = gpu.SUBSPACES,
+    count: int = gpu.SUBSPACES,
     *,
-    attend: Attention = sdpa,
-    parts: bool = False,
-    low: bool = True,
-    graph: bool = True,
-) -> Variant:
+    decoder: Decoder = "static",
+    as_backbone: bool = False,
+    one_task: bool = False,
+    negligible: float = 0.0,
+) -> Variant[Decoding]:
     def work(decoding: Decoding, row: Row) -> None:
-        decoding.load(subspaces)
-        row |= {"batch": batch, "subspaces": subspaces}
-        with decoding.mixture(batch, low):
-            prompts, decoder = decoding.prompts(batch), StaticDecoder(decoding, attend, parts)
-            row["first_prefill_seconds"] = _seconds(lambda: decoder.prefill(*prompts))
-            row["capture_seconds"], step = decoder.answer(graph)
-            decoding.agree(row, decoder.out)
-            del decoder.cache
-            release()
-            _figures(row, _seconds(lambda: decoder.prefill(*prompts)), step)
-        if parts:
-            torch._dynamo.reset()
+        decoding.load(count, as_backbone)
+        row |= {"batch": batch, "subspaces": count}
+        examples, features = gpu.records(decoding.backbone, decoding.size, batch, answered=False)
+        with decoding.mixed(batch, count, one_task, negligible), decoding.backbone.answering.by(decoder):
+            tokens = timed(row, decoding.new, lambda new: decoding.backbone.tokens(examples, features, new))
+        key = count, one_task, batch
+        if decoder == "transformers":
+            decoding.answers[key] = tokens
+        else:
+            decoding.agree(row, key, tokens)
+        decoding.backbone.answering.release()
+        release()
 
-    return Variant(name, means, work, 80.0 if parts else 40.0, needs=15.0 if parts else 5.0)
+    return Variant(name, means, work)
+
+
+def _uneven(name: str, means: str, batch: int, by_length: bool) -> Variant[Decoding]:
+    """Seconds are those of one of the batches."""
+
+    def work(decoding: Decoding, row: Row) -> None:
+        decoding.load(gpu.SUBSPACES, as_backbone=True)
+        row |= {"batch": batch, "subspaces": gpu.SUBSPACES}
+        backbone, number = decoding.backbone, UNEVEN * batch
+        examples, features = gpu.records(backbone, decoding.size, number, answered=False, uneven=True)
+        batches = Batches(Evaluation(batch_size=batch, by_length=by_length), backbone.answering)
+
+        def answered(new: int) -> None:
+            def answer(rows: list[int]) -> list[str]:
+                with decoding.mixed(len(rows), gpu.SUBSPACES, one_task=True, negligible=0.0):
+                    return backbone.generate([examples[n] for n in rows], features[rows], new)
+
+            batches.answered(examples, new, answer)
+
+        row["first_seconds"] = seconds(lambda: answered(2))
+        row["seconds_16_new"] = seconds(lambda: answered(16)) / UNEVEN
+        backbone.answering.release()
+
+    return Variant(name, means, work)
+
+
+def _static_cache(batch: int) -> Variant[Decoding]:
+    """transformers' own static cache, which runs do not use."""
+
+    def work(decoding: Decoding, row: Row) -> None:
+        decoding.load(gpu.SUBSPACES, as_backbone=False)
+        row |= {"batch": batch, "subspaces": gpu.SUBSPACES}
+        backbone = decoding.backbone
+        with torch.no_grad(), decoding.mixed(batch, gpu.SUBSPACES, one_task=False, negligible=0.0):
+            inputs = backbone._inputs(*gpu.records(backbone, decoding.size, batch, answered=False))
+
+            def ask(new: int) -> list[list[int]]:
+                return backbone.model.generate(
+                    inputs_embeds=inputs["inputs_embeds"],
+                    attention_mask=inputs["attention_mask"],
+                    max_new_tokens=new,
+                    do_sample=False,
+                    pad_token_id=backbone.tokenizer.pad_token_id,
+                    cache_implementation="static",
+                ).tolist()
+
+            decoding.agree(row, (gpu.SUBSPACES, False, batch), timed(row, decoding.new, ask))
+
+    means = "generate(cache_implementation='static'), which compiles its step"
+    return Variant(f"transformers' static cache, batch {batch}", means, work, 90.0, needs=30.0)
 
 
 def variants(size: str) -> list[Variant[Decoding]]:
     """All variants, in the order in which they are measured."""
     most, some, one = BATCHES[size]
-    graph = "greedy decoder with a static cache, its step a CUDA graph, the mixture's factors in bfloat16"
-    parts = "as graph, linear parts of a layer through torch.compile"
-    rows: list[Variant[Decoding]] = [
-        _generated(f"as is, batch {count}", "transformers' generate as runs call it", count, gpu.SUBSPACES)
-        for count in (most, some, one)
+    static, low = "evaluation.decoder: static", "evaluation.mixture: backbone"
+    rows = [
+        _variant(f"one by one, batch {one}", "transformers' generate, as LLaVA's own loop", one, decoder="transformers")
     ]
-    rows += [_decoded(f"graph, batch {count}", graph, count) for count in (most, some, one)]
     rows += [
-        _decoded(
-            f"graph, products, batch {count}",
-            "as graph, attention as two batched products instead of torch's own",
-            count,
-            attend=products,
-        )
-        for count in (most, one)
+        _variant(f"transformers, batch {count}", "evaluation.decoder: transformers", count, decoder="transformers")
+        for count in (some, most)
     ]
-    rows.append(
-        _decoded(f"graph, float32 mixture, batch {most}", "as graph, the mixture's factors in float32", most, low=False)
-    )
-    rows += [_decoded(f"graph, compiled, batch {count}", parts, count, parts=True) for count in (most, some, one)]
-    rows.append(
-        _decoded(
-            f"graph, compiled, sums, batch {most}",
-            f"{parts}, attention as compiled sums",
-            most,
-            attend=sums,
-            parts=True,
-        )
-    )
-    rows.append(_decoded(f"no graph, batch {some}", "as graph, the step not captured", some, graph=False))
-    for subspaces in (1, 32):
-        name = f"{subspaces} subspace{'s' if subspaces > 1 else ''}, batch {most}"
-        rows.append(_decoded(f"graph, {name}", graph, most, subspaces))
+    rows += [_variant(f"static, batch {count}", static, count) for count in (one, some, most)]
+    rows += [
+        _variant(f"static, mixture as backbone, batch {count}", f"{static}, {low}", count, as_backbone=True)
+        for count in (one, some, most)
+    ]
+    for count in (1, 8, 32):
+        what = f"{count} subspace{'s' if count > 1 else ''}"
+        task = f"{static}, {low}, {what}, questions of one task"
+        rows.append(_variant(f"static, {what}", task, some, count, as_backbone=True, one_task=True))
         rows.append(
-            _decoded(
-                f"graph, float32 mixture, {name}",
-                "as graph, the mixture's factors in float32",
-                most,
-                subspaces,
-                low=False,
+            _variant(
+                f"static, {what}, negligible left out",
+                f"{task}, method.negligible: {subspaces.NEGLIGIBLE}",
+                some,
+                count,
+                as_backbone=True,
+                one_task=True,
+                negligible=subspaces.NEGLIGIBLE,
             )
         )
-    rows.append(
-        _generated(
-            f"transformers' static cache, batch {some}",
-            "generate(cache_implementation='static'), which compiles its step",
+    rows += [
+        _uneven(
+            f"uneven, {'by length' if by_length else 'as in the file'}",
+            f"{static}, {low}, {UNEVEN} batches of different lengths, evaluation.by_length: {str(by_length).lower()}",
             some,
-            gpu.SUBSPACES,
-            90.0,
-            cache_implementation="static",
+            by_length,
         )
-    )
-    return rows
+        for by_length in (False, True)
+    ]
+    return [*rows, _static_cache(some)]

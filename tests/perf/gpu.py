@@ -8,6 +8,8 @@ does the same with a model of a few thousand weights: a test that this file work
 Weights, records and adapters come from fixed seeds, so two versions of the code compute the same loss, gradient norm
 and answers on one machine. To compare them, run this in the older tree with `--json old.json`, then in the newer one
 with `--json new.json --against old.json`: it prints both times of every row, with status 1 if a number differs.
+Loss and gradient norm are always computed uncompiled, with products of adapters in float32; training steps as a run's
+are; `--set training.adapter_products=float32 --set training.compile=off` computes them as before there were these keys.
 
 MFU is model FLOP utilisation: 4 P + attention a token (frozen weights have no gradient; a second forward pass of
 checkpointing is not counted as useful), over the peak of the table in fcit/doctor/devices.py.
@@ -42,6 +44,7 @@ from fcit.models.backbone import Backbone, versions
 from fcit.models.estimate import Lengths
 from fcit.models.families.llava import Llava, llava_7b
 from fcit.models.shapes import Shape, measure
+from fcit.models.steps import computed
 from tests.helpers.llava import small_llava
 
 SUBSPACES = 8
@@ -63,11 +66,17 @@ class Size:
 SIZES = {"toy": Size((2,), 4, 40, 8, 4, 1), "7b": Size((4, 16), 32, 110, 32, 64, 3)}
 
 
-def build(size: str, device: str, folder: Path) -> tuple[Backbone, Adapters, Shape, configuration.RunConfig]:
-    """The model of that shape with random weights on the device, its adapters and what is known of it."""
+def build(
+    size: str, device: str, folder: Path, overrides: list[str] | None = None
+) -> tuple[Backbone, Adapters, Shape, configuration.RunConfig]:
+    """The model of that shape with random weights on the device, its adapters and what is known of it.
+
+    Args:
+        overrides: of its configuration, as ``key=value``.
+    """
     model, identity = small_llava(folder)
     dtype = "bfloat16" if size == "7b" else "float32"
-    config = configuration.parse(
+    config = configuration.resolve(
         {
             "backbone": {
                 "model": model,
@@ -78,7 +87,10 @@ def build(size: str, device: str, folder: Path) -> tuple[Backbone, Adapters, Sha
                 "conversation": "vicuna_v1",
             },
             "adapter": {"targets": TARGETS},
-        }
+        },
+        folder,
+        "perf",
+        overrides,
     )
     if size == "7b":
         _published(Path(model))
@@ -165,7 +177,8 @@ def optimiser_step(backbone: Backbone, parameters: Any, examples: Any, features:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        backbone.loss(examples, features).backward()
+        with backbone.layers.running():
+            backbone.loss(examples, features).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
@@ -210,16 +223,16 @@ def training(kit: Any, size: Size, micro: int, checkpointing: bool, peak: float 
         "tokens": tokens,
         "estimated_bytes": round(sum(expected.training.values())),
     }
-    with seeding.torch_seeded(0, "perf-training"), adapters.training() as parameters:
+    with (
+        seeding.torch_seeded(0, "perf-training"),
+        computed(backbone, config.training),
+        adapters.training() as parameters,
+    ):
         step = optimiser_step(backbone, parameters, examples, features)
         base = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else 0
         try:
             with explained("in a training step", "--size"):
-                if checkpointing:
-                    with backbone.checkpointing():
-                        seconds, most = timed(step, backbone.device, size.repeats)
-                else:
-                    seconds, most = timed(step, backbone.device, size.repeats)
+                seconds, most = timed(step, backbone.device, size.repeats)
         except OutOfMemory as error:
             return {**row, "error": str(error)}
     useful = useful_flops(kit, examples)
@@ -295,12 +308,12 @@ def switching(kit: Any, repeats: int = 5) -> dict[str, Any]:
     }
 
 
-def measured(size_name: str, device: str) -> dict[str, Any]:
+def measured(size_name: str, device: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Everything, as it is written to the JSON file."""
     size = SIZES[size_name]
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        kit = build(size_name, device, Path(folder))
+        kit = build(size_name, device, Path(folder), overrides)
         built = time.perf_counter() - begin
     backbone = kit[0]
     found = device_of(device, None, torch.get_num_threads())
@@ -358,11 +371,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="toy")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1 or cpu")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="of the configuration (repeatable)")
     parser.add_argument("--json", type=Path, help="also save here")
     parser.add_argument("--against", type=Path, help="what --json saved in another version of the code: compare")
     args = parser.parse_args(argv)
     before = None if args.against is None else json.loads(args.against.read_text(encoding="utf-8"))
-    found = measured(args.size, args.device)
+    found = measured(args.size, args.device, args.set)
     text = json.dumps(found, indent=1)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

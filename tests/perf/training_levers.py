@@ -1,4 +1,7 @@
-"""Variants of a training step: number formats of the adapters' products, compilation, cache, uneven rows."""
+"""Variants of a training step: the product's own switches, old and new, and what else was tried beside them.
+
+``as is`` is how runs trained before there were the switches; ``autocast, compiled`` is how they train on a GPU now.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from clients.worker.micro_batches import OutOfMemory, explained
 from fcit import seeding
+from fcit.config import Training
 from fcit.doctor.devices import peak_of
+from fcit.models.steps import computed
 from tests.perf import gpu
 from tests.perf.variants import Column, Row, Variant, compiled, release, reset_peak, synchronise
 
@@ -86,8 +90,9 @@ class TrainingStep:
             stack.enter_context(self.adapters.training())
             for way in ways:
                 stack.enter_context(way(self))
-            loss = self.backbone.loss(examples, features)
-            loss.backward()
+            with self.backbone.layers.running():
+                loss = self.backbone.loss(examples, features)
+                loss.backward()
             named = {n: p.grad for n, p in self.adapters.trainable.items() if p.grad is not None}
             return float(loss.detach()), {n: grad.detach().float().cpu().clone() for n, grad in named.items()}
 
@@ -108,31 +113,15 @@ Way = Callable[[TrainingStep], AbstractContextManager[Any]]
 
 
 @contextmanager
-def checkpointing(step: TrainingStep) -> Iterator[None]:
-    """Activations of the layers are computed twice."""
-    with step.backbone.checkpointing():
+def keys(step: TrainingStep, **training: Any) -> Iterator[None]:
+    """Keys below ``training:``, as a run computes its steps with them."""
+    with computed(step.backbone, Training(**training)):
         yield
 
 
-@contextmanager
-def no_cache(step: TrainingStep) -> Iterator[None]:
-    """The forward pass fills no key-value cache, which training does not read."""
-    config = step.backbone.model.get_base_model().config.text_config
-    before, config.use_cache = config.use_cache, False
-    try:
-        yield
-    finally:
-        config.use_cache = before
-
-
-@contextmanager
-def autocast(step: TrainingStep) -> Iterator[None]:
-    """Adapter products in bfloat16; the parameters stay float32, and peft casts no activation to them."""
-    with (
-        torch.autocast(step.backbone.device.type, dtype=torch.bfloat16),
-        disable_input_dtype_casting(step.backbone.model),
-    ):
-        yield
+OLD = partial(keys, adapter_products="float32", compile="off")
+AUTOCAST = partial(keys, adapter_products="backbone", compile="off")
+NEW = partial(keys, adapter_products="backbone", compile="on")
 
 
 @contextmanager
@@ -173,7 +162,7 @@ def _reference(step: TrainingStep, row: Row) -> None:
     for p in lower:
         p.data = p.data.float()
     try:
-        loss, step.reference = step.gradients([partial(tf32, enabled=False), no_cache])
+        loss, step.reference = step.gradients([partial(tf32, enabled=False), OLD])
     finally:
         for p in lower:
             p.data = p.data.bfloat16()
@@ -207,7 +196,9 @@ def variants(size: str) -> list[Variant[TrainingStep]]:
     """All variants, in the order in which they are measured."""
     slow = partial(_variant, limit=70.0, needs=20.0)
     tuned = partial(compiled_layers, mode="max-autotune-no-cudagraphs")
-    cast = "adapter products in bfloat16 (autocast over float32 parameters), no key-value cache"
+    cast = "training.adapter_products: backbone"
+    compiled_too = f"{cast}, training.compile: on"
+    again = "training.checkpointing: true"
     return [
         Variant(
             "reference",
@@ -215,40 +206,27 @@ def variants(size: str) -> list[Variant[TrainingStep]]:
             _reference,
             60.0,
         ),
-        _variant("as is", "as runs train: frozen weights in bfloat16, adapters and projector in float32"),
-        _variant("autocast", cast, no_cache, autocast),
-        _variant("as is, checkpointing", "as is, with training.checkpointing", checkpointing),
-        _variant("autocast, checkpointing", f"{cast}, checkpointing", checkpointing, autocast),
+        _variant("as is", "training.adapter_products: float32, training.compile: off", OLD),
+        _variant("autocast", cast, AUTOCAST),
+        _variant("as is, checkpointing", f"as is, {again}", partial(OLD, checkpointing=True)),
+        _variant("autocast, checkpointing", f"{cast}, {again}", partial(AUTOCAST, checkpointing=True)),
+        slow("autocast, compiled", compiled_too, NEW),
+        slow("autocast, compiled, checkpointing", f"{compiled_too}, {again}", partial(NEW, checkpointing=True)),
+        _variant("TF32", "as is, but float32 products in TF32", OLD, tf32),
+        slow("TF32, compiled", "TF32, training.compile: on", partial(OLD, compile="on"), tf32),
+        _variant("as is, uneven", "as is, rows of different length", OLD, uneven=True, check=False),
+        _variant("autocast, uneven", f"{cast}, rows of different length", AUTOCAST, uneven=True, check=False),
         slow(
-            "autocast, compiled",
-            f"{cast}, every decoder layer through torch.compile",
-            no_cache,
-            autocast,
-            compiled_layers,
+            "autocast, compiled, uneven",
+            f"{compiled_too}, rows of different length, padded to a multiple of 64",
+            NEW,
+            uneven=True,
+            check=False,
         ),
-        slow(
-            "autocast, compiled, checkpointing",
-            f"{cast}, every decoder layer through torch.compile, checkpointing",
-            checkpointing,
-            autocast,
-            compiled_layers,
-        ),
-        _variant("no key-value cache", "as is, but the forward pass fills no key-value cache", no_cache),
-        _variant("TF32", "as is, but float32 products in TF32", tf32),
-        slow(
-            "TF32, compiled",
-            "float32 products in TF32, no key-value cache, every decoder layer through torch.compile",
-            no_cache,
-            tf32,
-            compiled_layers,
-        ),
-        _variant("as is, uneven", "as is, rows of different length: with an attention mask", uneven=True, check=False),
-        _variant("autocast, uneven", f"{cast}, rows of different length", no_cache, autocast, uneven=True, check=False),
         _variant(
             "autocast, autotuned",
             f"{cast}, layers compiled with max-autotune",
-            no_cache,
-            autocast,
+            AUTOCAST,
             tuned,
             check=False,
             limit=150.0,

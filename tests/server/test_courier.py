@@ -14,7 +14,7 @@ from fcit.federation.messages import Description, ProbeOrder
 from server.courier import NOBODY, Courier
 from server.stop import Stop
 from tests.helpers.grids import FakeGrid, answer, courier, moved
-from tests.helpers.waiting import wait
+from tests.helpers.waiting import LONG, wait
 
 
 @pytest.fixture
@@ -147,14 +147,40 @@ def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
     assert made.traffic["rejected"] == 1
 
 
-def test_a_node_that_withholds_again_and_again_costs_one_thread(events):
+def test_a_reply_that_is_never_whole_holds_up_no_later_one(events):
+    """Of a site whose SuperLink was killed while it uploaded: Flower waits for the rest for minutes."""
+
+    class Cut(FakeGrid):
+        rest = threading.Event()
+
+        def pull_messages(self, message_ids):
+            if list(message_ids) == ["m1"]:
+                self.rest.wait(LONG)
+            return super().pull_messages(message_ids)
+
+    grid = Cut(n7="0")
+    made = seated(grid, events, timeout=0.3, min_updates=1)
+    assert ask(made, 0) == []
+    assert [r.metadata.reply_to_message_id for r in ask(made, 0)] == ["m2"]
+    assert events == []
+    grid.rest.set()
+
+    def told() -> bool:
+        ask(made, 0)
+        return bool(events)
+
+    wait(told)
+    assert "after the deadline" in events[0]["reason"]
+
+
+def test_a_node_that_withholds_again_and_again_costs_two_threads(events):
     grid = FakeGrid(n7="0", n8="1")
     grid.withheld[7] = threading.Event()
     made = seated(grid, events, timeout=0.05)
     before = threading.active_count()
     for _ in range(3):
         ask(made, 0)
-    assert threading.active_count() <= before + 1
+    assert threading.active_count() <= before + 2
     grid.withheld[7].set()
     wait(lambda: threading.active_count() < before + 1)
 

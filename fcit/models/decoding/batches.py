@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from fcit.config.schema import Evaluation
 from fcit.data.collate import Encoded
-from fcit.models.backbone import Backbone
+from fcit.errors import FCITError
+from fcit.models.decoding.answering import Answering
 from fcit.models.memory import free, is_out_of_memory
 
 
@@ -15,10 +16,13 @@ class Batches:
     """Cuts questions into batches; ``evaluation.batch_size: auto`` is halved when memory runs out.
 
     A size that memory ran out with is not tried again in the process.
+
+    Args:
+        workers: processes that share a GPU.
     """
 
-    def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
-        self.settings, self.backbone = settings, backbone
+    def __init__(self, settings: Evaluation, answering: Answering, workers: int = 1) -> None:
+        self.settings, self.answering, self.workers = settings, answering, workers
         self._most: int | None = None
 
     def answered(self, examples: Sequence[Encoded], limit: int, answer: Callable[[list[int]], list[str]]) -> list[str]:
@@ -29,7 +33,8 @@ class Batches:
             answer: answers the questions at these places.
 
         Raises:
-            MemoryError, RuntimeError: what ``answer`` raises; with ``auto`` only if one question alone does not fit.
+            FCITError: ``answer`` returned another number of texts. MemoryError, RuntimeError: what it raised; with
+                ``auto`` that memory ran out only if one question alone does not fit.
         """
         lengths = [len(example.tokens) for example in examples]
         order = list(range(len(examples)))
@@ -48,6 +53,8 @@ class Batches:
             if answers is None:  # out of the except clause: until here the error held what did not fit
                 self._halve(len(rows))
                 continue
+            if len(answers) != len(rows):
+                raise FCITError(f"answer: must return a text for each of {len(rows)} questions, got {len(answers)}")
             for row, text in zip(rows, answers, strict=True):
                 texts[row] = text
             done += len(rows)
@@ -56,7 +63,7 @@ class Batches:
     def _size(self, length: int, limit: int) -> int:
         if self.settings.batch_size != "auto":
             return self.settings.batch_size
-        fitting = self.backbone.questions_at_once(length, limit, self.settings.at_once)
+        fitting = self.answering.at_once(length, limit, self.settings.at_once, self.workers)
         return min(fitting, self._most or fitting)
 
     def _halve(self, tried: int) -> None:
@@ -66,5 +73,5 @@ class Batches:
             tried,
             self._most,
         )
-        self.backbone.release()
+        self.answering.release()
         free()

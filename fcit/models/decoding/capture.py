@@ -15,11 +15,10 @@ Capture = Callable[[Step], Step]
 
 
 class CudaGraphs:
-    """Captures steps on one device; all graphs share one pool of memory, because no two of them run at a time."""
+    """Captures steps on one device, each with memory of its own, which is that of one token a row."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.pool: Any = cuda.graph_pool_handle()
         #: False after a step that could not be captured: all run as they are from then on.
         self.captures = True
 
@@ -57,7 +56,8 @@ class _Captured:
     def _capture(self) -> None:
         graph = cuda.CUDAGraph()
         try:
-            with cuda.graph(graph, pool=self._graphs.pool):
+            # What other threads do, such as reading images ahead, does not spoil a capture.
+            with cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()  # recorded only
         except cuda.OutOfMemoryError:
             raise

@@ -14,7 +14,7 @@ A new family is one file beside this one and one line in :data:`fcit.registry.MO
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from torch import nn
 from fcit import config as configuration
 from fcit import registry
 from fcit.errors import ConfigError
-from fcit.models.features import square
+from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
 
 
@@ -108,6 +108,11 @@ class Family(ABC):
         return self.base.model.language_model
 
     @property
+    def layers(self) -> list[Any]:
+        """The decoder layers of the language model, all of one kind, which training may compile; none: it does not."""
+        return list(getattr(self.language, "layers", ()))
+
+    @property
     @abstractmethod
     def tokens(self) -> int:
         """Placeholders of an image in a prompt."""
@@ -128,13 +133,13 @@ class Family(ABC):
             return list(images)
         return [square(image, self.processor.image_mean) for image in images]
 
-    def _one_by_one(self, images: Iterable[Image.Image]) -> Iterator[Image.Image]:
-        """The same, with one image at a time in memory: padded to a square it may be large."""
-        return (prepared for image in images for prepared in self.prepared([image]))
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """One image as the tower sees it; called in several threads at once."""
+        return processed(self.processor, self.prepared([image]))[0]
 
     @abstractmethod
-    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
-        """Frozen features ``(N, *shape)`` of at most ``BATCH`` images, in the tower's number format."""
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Frozen features ``(B, *shape)`` of a batch of :meth:`pixels`, in the tower's number format."""
 
     @abstractmethod
     def project(self, features: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlavaConfig
 
 from fcit import config as configuration
 from fcit.models.families.base import Family, VisionSizes
-from fcit.models.features import filled, processed
 from fcit.models.identity import clip_vision_large
 
 SEVEN_B = "llava-hf/llava-1.5-7b-hf"
@@ -96,12 +95,11 @@ class Llava(Family):
         return self.tokens, self.base.config.vision_config.hidden_size * len(_layers(self.base.config))
 
     @torch.no_grad()
-    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
-        rows = processed(self.processor, self._one_by_one(images))
-        pixels, tower = filled(rows), self.tower
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        tower = self.tower
         states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states
         chosen = torch.cat([states[layer] for layer in _layers(self.base.config)], dim=-1)
-        return chosen[: len(rows), 1 if _without_cls(self.base.config) else 0 :]
+        return chosen[:, 1 if _without_cls(self.base.config) else 0 :]
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         projector = self.base.model.multi_modal_projector

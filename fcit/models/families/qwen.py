@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import nn
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import Family, VisionSizes
-from fcit.models.features import filled
 
 
 class Qwen(Family):
@@ -71,15 +70,16 @@ class Qwen(Family):
         size = (self.settings.image_size, self.settings.image_size)
         return [image.resize(size, self.processor.resample) for image in super().prepared(images)]
 
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        return self.processor(self.prepared([image]), do_resize=False, return_tensors="pt")["pixel_values"]
+
     @torch.no_grad()
-    def features(self, images: Iterable[Image.Image]) -> torch.Tensor:
-        small = list(self._one_by_one(images))
-        inputs = self.processor(small, do_resize=False, return_tensors="pt")
-        patches = filled(inputs["pixel_values"].unflatten(0, (len(small), -1)))
-        grid = inputs["image_grid_thw"][:1].expand(len(patches), -1).to(self.tower.device)
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        side = self.settings.image_size // self.processor.patch_size
+        grid = torch.tensor([[1, side, side]], device=self.tower.device).expand(len(pixels), -1)
         with _joined(self.tower) as tower:
-            states = tower(patches.flatten(0, 1).to(tower.device, tower.dtype), grid_thw=grid).pooler_output
-        return states.unflatten(0, (len(patches), -1))[: len(small)]
+            states = tower(pixels.flatten(0, 1).to(tower.device, tower.dtype), grid_thw=grid).pooler_output
+        return states.unflatten(0, (len(pixels), -1))
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         merger, rows = self.tower.merger, len(features)

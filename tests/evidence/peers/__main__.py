@@ -29,6 +29,7 @@ RESULT = Path(__file__).parents[1] / "results" / "peers.json"
 RECORDS, SAMPLES = 400, 64  # of a data set: records learnt, questions answered
 ENGINES = {"fcit-inline": "inline", "fcit-fork": "fork", "fcit-ray": "ray"}
 PROGRAMS = (*ENGINES, "bare", "pool", "flowertune")
+LIMIT = 3600  # seconds: a simulation whose nodes cannot start waits for them for ever
 RAY = {"fcit-ray", "flowertune"}  # Ray's processes are not children of the program, so their CPU time is not seen
 
 
@@ -36,7 +37,7 @@ def measured(program: str, folder: Path, wanted: Mapping[str, Any]) -> compare.M
     """Run a program once.
 
     Raises:
-        RuntimeError: it failed. ValueError: it did other work than the plan's.
+        RuntimeError: it failed. ValueError: it did other work than the plan's. TimeoutExpired: it did not end.
     """
     environment = {
         **os.environ,
@@ -63,7 +64,8 @@ def measured(program: str, folder: Path, wanted: Mapping[str, Any]) -> compare.M
 def timed(program: str, arguments: list[str], environment: dict[str, str]) -> tuple[float, float, str]:
     """Wall and CPU seconds of a module from the start of its process to its end, and what it printed."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT)
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{program} ended with {done.returncode}: {done.stderr[-3000:]}")

@@ -111,6 +111,10 @@ if __name__ == "__main__":
         server_app=server,
         client_app=client,
         num_supernodes=llava.read(sys.argv[1])["clients"],
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": WORKERS}},
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            # Without an address Ray joins a cluster that somebody else has started on this machine.
+            "init_args": {"num_cpus": WORKERS, "address": "local"},
+        },
     )
     print(json.dumps(outcome))

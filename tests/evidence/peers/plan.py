@@ -62,7 +62,7 @@ def made(config: RunConfig, features: Path) -> dict[str, Any]:
         "batch_size": training.batch_size,
         "warmup_ratio": training.warmup_ratio,
         "max_grad_norm": training.max_grad_norm,
-        "answer_batch_size": config.evaluation.batch_size,
+        "answer_batch_size": config.evaluation.at_once,
         "stages": [_stage(config, benchmark, stage) for stage in range(benchmark.stage_count)],
         "questions": {
             name: {

@@ -153,11 +153,14 @@ def gpu(monkeypatch):
     return free
 
 
-def begun(micro: MicroBatches, text: int = 700, device: str = "cuda", **sections) -> tuple[bool, int | None]:
+def begun(
+    micro: MicroBatches, text: int = 700, devices: tuple[str, ...] = ("cuda",), **sections
+) -> tuple[bool, int | None]:
     """Whether activations are computed again, and records at a time, for an order of records of so many tokens."""
     training = {"batch_size": 16, "micro_batch": micro.setting, "checkpointing": "auto"}
-    config = configuration.parse({"backbone": {**LARGE, "device": device}, "training": training, **sections})
-    planning = Planning(config, SimpleNamespace(device=torch.device(device)))
+    config = configuration.parse({"backbone": {**LARGE, "device": devices[0]}, "training": training, **sections})
+    placed = [torch.device(name) for name in devices]
+    planning = Planning(config, SimpleNamespace(device=placed[0], devices=placed))
     plan = planning.begin([Encoded((1,) * text, ((text - 10, text),), ("",))], micro)
     return plan.training.checkpointing, micro.size
 
@@ -171,6 +174,11 @@ def test_a_gpu_with_room_keeps_activations(gpu):
     assert begun(MicroBatches("auto")) == (True, 8)
     assert begun(MicroBatches(1)) == (False, 1)
     assert begun(MicroBatches(None)) == (True, None)
+
+
+def test_a_spread_model_has_the_room_of_all_its_gpus(gpu):
+    gpu["bytes"] = 40e9
+    assert begun(MicroBatches("auto"), devices=("cuda:0", "cuda:1")) == (False, 16)
 
 
 def test_workers_that_share_a_gpu_share_its_memory(gpu):
@@ -188,8 +196,8 @@ def test_what_memory_running_out_has_shown_outweighs_the_estimate(gpu):
 
 
 def test_on_a_cpu_nothing_is_estimated():
-    assert begun(MicroBatches("auto"), device="cpu") == (False, None)
-    assert begun(MicroBatches(4), device="cpu") == (False, 4)
+    assert begun(MicroBatches("auto"), devices=("cpu",)) == (False, None)
+    assert begun(MicroBatches(4), devices=("cpu",)) == (False, 4)
 
 
 def test_a_run_tells_what_its_clients_came_to(tmp_path, monkeypatch):

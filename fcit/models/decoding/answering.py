@@ -1,0 +1,131 @@
+"""How one backbone answers: by our decoder or by transformers', and how much memory that takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from fcit.config.kinds import Decoder
+from fcit.models.decoding.capture import CudaGraphs
+from fcit.models.decoding.greedy import Greedy, unsuitable
+from fcit.models.decoding.rows import Rows
+from fcit.models.decoding.sizes import widths
+
+if TYPE_CHECKING:
+    from fcit.models.backbone import Backbone
+
+
+class Answering:
+    """Decodes prompts of one backbone.
+
+    Attributes:
+        rows: tensors with a row for each question of the batch, which hooks on the language model look up at every
+            forward pass; questions that leave the batch take their rows with them.
+        beside: tensors that hooks read beside the model's own, by owner; their values change in place.
+        decoder: as ``evaluation.decoder``.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self.rows: Rows = {}
+        self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
+        self.decoder: Decoder = "auto"
+
+    @contextmanager
+    def by(self, decoder: Decoder) -> Iterator[None]:
+        """Inside, answers are decoded as ``evaluation.decoder`` says."""
+        before, self.decoder = self.decoder, decoder
+        try:
+            yield
+        finally:
+            self.decoder = before
+
+    def tokens(
+        self, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Greedy answers to left-padded prompts: up to an end token, which may be followed by padding.
+
+        Args:
+            embeds: ``(B, L, d)``.
+            mask: ``(B, L)``.
+            pictured: ``(B, L)`` bool, where placeholders of images are.
+            max_new_tokens: of the longest answer.
+        """
+        backbone, greedy = self._backbone, None if self.decoder == "transformers" else self.greedy
+        if greedy is None:
+            answers: torch.Tensor = backbone.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=backbone.tokenizer.pad_token_id,
+                **backbone.family.generation(mask, pictured),
+            )
+            return answers.tolist()
+        prompts = embeds, mask, backbone.family.positions(mask, pictured)
+        signature = self.signature if backbone.device.type == "cuda" else None
+        return greedy(prompts, backbone.family.base.get_output_embeddings(), max_new_tokens, self._ends, signature)
+
+    @property
+    def _ends(self) -> set[int]:
+        """Tokens that end an answer."""
+        ends = self._backbone.family.base.generation_config.eos_token_id
+        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+    @cached_property
+    def greedy(self) -> Greedy | None:
+        """Our decoder; None, with a notice, if it cannot decode this model."""
+        backbone = self._backbone
+        language, why = backbone.family.language, unsuitable(backbone.family.language)
+        one = torch.ones(1, 1, dtype=torch.long, device=backbone.device)
+        beyond = sorted(backbone.family.generation(one, one == 0).keys() - {"position_ids"})
+        if beyond:
+            why = f"its family gives it {', '.join(beyond)}"
+        if why is not None:
+            logging.getLogger(__name__).warning("evaluation.decoder: transformers decodes this model, because %s", why)
+            return None
+        spread = len({parameter.device for parameter in language.parameters()}) > 1  # a graph is of one GPU
+        # Kernels of four-bit weights decide on the host what to launch.
+        graphs = backbone.device.type == "cuda" and not spread and backbone.config.quantization == "none"
+        return Greedy(language, self.rows, CudaGraphs(backbone.device) if graphs else None)
+
+    @property
+    def signature(self) -> Hashable:
+        """What captured steps depend on: the active adapters and where all tensors lie that a step reads."""
+        language, head = self._backbone.family.language, self._backbone.family.base.get_output_embeddings()
+        tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
+        tensors += [tensor for named in self.beside.values() for tensor in named.values()]
+        places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
+        return tuple(getattr(self._backbone.model, "active_adapters", ())), language.training, places
+
+    def at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
+        """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory.
+
+        Of a GPU that several ``workers`` share no more than a worker's share counts.
+        """
+        device = self._backbone.device
+        if device.type != "cuda":
+            return on_cpu
+        free, total = torch.cuda.mem_get_info(device)
+        taken = torch.cuda.memory_allocated(device)
+        free += torch.cuda.memory_reserved(device) - taken
+        again = 0 if self._kept is None else self._kept.bytes
+        room = min(free, total / workers - taken) + again
+        language = self._backbone.family.language
+        return widths(language.config, self._backbone.dtype.itemsize).at_once(max(room, 0), prompt, new)
+
+    @property
+    def _kept(self) -> Greedy | None:
+        """The decoder if it has been made."""
+        return self.__dict__.get("greedy")
+
+    def release(self) -> None:
+        """Give back the memory that answering keeps from batch to batch."""
+        if self._kept is not None:
+            self._kept.release()
