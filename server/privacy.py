@@ -10,7 +10,7 @@ from typing import Any
 
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
-from fcit.errors import RunError
+from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.factors import Separate
@@ -39,7 +39,7 @@ class Privacy:
         ledger: of a run that goes on; a new one otherwise.
 
     Raises:
-        ConfigError: dp-accounting is not installed.
+        ConfigError: dp-accounting is not installed, or ``quantile_noise`` is too small for the noise multiplier.
     """
 
     def __init__(
@@ -49,6 +49,12 @@ class Privacy:
         self.config, self._factors, self._run = config, factors, run
         self._planned = self._releases(stream.stage_count)
         self.ledger = ledger or Ledger(self._multiplier(), config.privacy.clip)
+        self._on_updates = self.ledger.multiplier
+        if config.privacy.clip_quantile is not None:
+            try:
+                self._on_updates = clipping.on_updates(self.ledger.multiplier, self._count_noise)
+            except ValueError as error:
+                raise ConfigError(f"privacy.{error}; raise it, or leave it out") from None
 
     def _releases(self, stages: int) -> int:
         """How often the client that takes part most often will do so in the whole run."""
@@ -109,13 +115,10 @@ class Privacy:
 
     def _mechanism(self, state: ServerState, slots: list[Slot]) -> Mechanism:
         federation, ledger = self.config.federation, self.ledger
-        multiplier = ledger.multiplier
-        if self.config.privacy.clip_quantile is not None:
-            multiplier = clipping.on_updates(multiplier, self._count_noise)
         homes = self._homes(state, slots)
         owner = state.stage, state.round
         noise = Noise(self._secret())
-        return Mechanism(ledger.clip, multiplier, federation.clients_per_round, homes, noise, owner)
+        return Mechanism(ledger.clip, self._on_updates, federation.clients_per_round, homes, noise, owner)
 
     def _homes(self, state: ServerState, slots: list[Slot]) -> dict[str, list[str]]:
         """The tensors that these participations train, by home."""
@@ -161,12 +164,14 @@ class Privacy:
 
     def _write(self, secret: bytes) -> None:
         file = self._run.noise_key
+        unfinished = file.with_suffix(".tmp")
         with writing(file):
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(handle, "wb") as opened:
                 opened.write(secret)
                 opened.flush()
                 os.fsync(opened.fileno())
+            unfinished.replace(file)
 
     def forget_secret(self) -> None:
         """Remove the secret: after the last round it can only do harm."""

@@ -57,11 +57,12 @@ def privacy(run: Run) -> list[str]:
         f"{home if home == 'shared' else f'subspace {home}'} {alone['epsilon']:.3g}"
         for home, alone in spent["by_subspace"].items()
     ]
+    releases = _number(spent["releases"], "release")
     sentences = [
         f"Differential privacy of clients: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's "
         f"contribution replaced by zero (by Rényi divergences {spent['epsilon_rdp']:.3g}; for its data replaced by any "
         f"others {spent['epsilon_replaced']:.3g}). Noise multiplier {spent['noise_multiplier']:.3g}, last clipping "
-        f"norm {spent['clip']:.3g}, {spent['releases']} releases for the client that took part most often, not "
+        f"norm {spent['clip']:.3g}, {releases} for the client that took part most often, not "
         f"amplified by sampling. After the stages: {stages}. Spent on single parts: {_listed(homes)}.",
         f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
@@ -73,8 +74,12 @@ def privacy(run: Run) -> list[str]:
     return sentences
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count > 1 else ''}"
+
+
 def _records(counts: list[int]) -> str:
-    most = f"{max(counts):,} record{'s' if max(counts) > 1 else ''}"
+    most = _number(max(counts), "record")
     return most if len(counts) == 1 else f"{most} in each of {len(counts)} rounds"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fcit import config as configuration
-from fcit.errors import RunError
+from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.factors import Alternate, Separate
@@ -127,6 +127,12 @@ def test_the_clipping_norm_follows_the_updates(tmp_path):
         aggregated(part, held, [update(0, "0", 0.01), update(1, "1", 0.01)])
         clips.append(part.ledger.clip)
     assert clips[-1] < 0.5  # both updates are far shorter than the first norm of 1
+
+
+def test_too_little_noise_on_the_count_for_an_epsilon(tmp_path):
+    config = parsed(epsilon=1.0, clip_quantile=0.5, quantile_noise=1.0)
+    with pytest.raises(ConfigError, match=r"privacy\.quantile_noise 1 is not more than half of the noise multiplier"):
+        private(tmp_path, config)
 
 
 def test_the_secret_is_private_and_kept_for_a_run_that_goes_on(tmp_path):
