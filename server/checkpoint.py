@@ -15,6 +15,7 @@ from fcit.federation.messages import ClientUpdate
 from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
 from fcit.methods.base import ServerState
+from fcit.privacy.ledger import Ledger
 from fcit.runs.folder import RunDir
 
 KEEP = 2
@@ -46,6 +47,7 @@ class Progress:
     samples: int = 0  # questions answered
     answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
+    privacy: Ledger | None = None  # with differential privacy
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
     seconds: dict[str, float] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from server.handshake import Handshake
 from server.journal import Journal
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
+from server.privacy import Privacy
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
 from server.stop import Stop
@@ -69,6 +70,10 @@ class Loop:
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id)
         self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms)
         self.spill = Spill(run)
+        self.privacy: Privacy | None = None
+        if config.privacy.on:
+            self.privacy = Privacy(config, stream, self.orders.factors, run, self.progress.privacy)
+            self.progress.privacy = self.privacy.ledger
         clients = 1 if self.method.pooled else config.federation.clients
         traffic, say = self.progress.traffic, self.journal.round_event
         self.courier = Courier(grid, config.federation, clients, traffic, say, stop)
@@ -104,6 +109,8 @@ class Loop:
             self._save()
         stages, rounds = self.stream.stage_count, self.config.federation.rounds
         self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
+        if self.privacy is not None and self.fresh:
+            self.journal.event("privacy", **self.privacy.planned())
         while self.progress.stage < stages:
             while self.method.trains and self.progress.round < rounds:
                 self._round(collector)
@@ -192,7 +199,7 @@ class Loop:
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
         heads = [self.spill.head(slot.pair) for slot in slots]
-        aggregator = self._aggregate()
+        aggregator = self._aggregate(slots)
         self._commit(slots, {slot.pair: accepted[slot.pair] for slot in slots if slot.pair in accepted})
         traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
         self.progress.count_round(traffic, [h for h in heads if h])
@@ -209,6 +216,7 @@ class Loop:
             exactness=aggregator.exactness,
             **aggregator.flags,
             **remarks(heads, self.config.training),
+            **({"privacy": self.privacy.so_far()} if self.privacy else {}),
             seconds=round(time.perf_counter() - begin, 3),
             **traffic,
         )
@@ -217,11 +225,18 @@ class Loop:
         # After the checkpoint that holds their aggregate: a crash in between would lose them.
         self.spill.clear()
 
-    def _aggregate(self) -> Aggregator:
-        """Let the method fold the accepted updates into the state."""
+    def _aggregate(self, slots: list[Slot]) -> Aggregator:
+        """Let the method fold the accepted updates into the state.
+
+        Args:
+            slots: the round's participations.
+        """
         with self.journal.timed("aggregation"):
             aggregator = Aggregator(self.fedopt, self.orders.factors, self.orders.robust, self.run.spill / "robust")
-            self.method.aggregate(self.state, iter(self.spill), aggregator)
+            if self.privacy is None:
+                self.method.aggregate(self.state, iter(self.spill), aggregator)
+            else:
+                self.privacy.aggregate(self.method, self.state, slots, iter(self.spill), aggregator)
         return aggregator
 
     def _commit(self, slots: list[Slot], orders: dict[Pair, TrainOrder]) -> None:
@@ -242,7 +257,10 @@ class Loop:
             progress.kept[str(pair[0])] = head.kept
             progress.count_tasks(order.tasks, order.subspace, head.examples)
             progress.trained_numbers += sum(t.size for t in order.trained.values())
-        for name in sorted({head.subspace for head in heads.values()}):
+        moved = {head.subspace for head in heads.values()}
+        if self.privacy is not None:  # with noise if without updates
+            moved = {self.state.assigned[slot.pair] for slot in slots}
+        for name in sorted(moved):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
         self.validator.close_round()
         progress.norms = self.validator.history
@@ -257,6 +275,8 @@ class Loop:
         """Tell the method that the stage is over, once."""
         if not self.progress.ended:
             self.method.end_stage(self.state, self.progress.stage)
+            if self.privacy is not None:
+                self.privacy.end_stage()
             self.progress.ended = True
             self._save()
 
@@ -304,11 +324,15 @@ class Loop:
         """Write adapters and results; the last file says that the run is finished."""
         matrix = self._matrix()
         self.run.clear_spill()
+        if self.privacy is not None:
+            self.privacy.forget_secret()
+        spent = self.privacy.spent() if self.privacy else {}
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
             routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
-            results.write(self.run, self.config, self.stream, self.method, self.state, self.progress, matrix, by_site)
+            parts = self.config, self.stream, self.method, self.state, self.progress
+            results.write(self.run, *parts, matrix, by_site, spent)
         return matrix
 
 

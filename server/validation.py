@@ -63,6 +63,8 @@ class Validator:
         training: where given, no number may have moved further than AdamW can walk; leave it out for
             methods and optimisers that move parameters themselves.
         most: records a shard may claim where nothing better is known.
+        by_others: whether the norm rule applies. With differential privacy it does not: what is accepted of one client
+            would depend on the others, and clipping bounds every update anyway.
     """
 
     batch_size: int = 16
@@ -70,6 +72,7 @@ class Validator:
     history: list[float] = field(default_factory=list)
     training: Training | None = None
     most: int = 1_000_000
+    by_others: bool = True
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
     _sizes: dict[int, tuple[np.ndarray, float]] = field(default_factory=dict)  # by identity, which the array keeps
 
@@ -88,6 +91,7 @@ class Validator:
             list(norms),
             training=training if bounded_by_adamw else None,
             most=config.federation.max_records,
+            by_others=not config.privacy.on,
         )
 
     def reject_reason(
@@ -112,7 +116,7 @@ class Validator:
             or self._too_far(order, update, moved := _moved(order, update))
             or (more(update) if more is not None else None)
         )
-        if reason is not None:
+        if reason is not None or not self.by_others:
             return reason
         norm = float(np.sqrt(sum(one.square for one in moved.values())) / np.sqrt(update.steps))
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf

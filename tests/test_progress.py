@@ -28,6 +28,12 @@ from fcit.runs.progress import ConsoleWatcher
             {"asked": 3, "compared": 2, "differing": 1},
             "run: 2 of 3 answers that two clients were asked for were compared, 1 differ",
         ),
+        (
+            "privacy",
+            {"epsilon": 7.9995, "epsilon_rdp": 8.6, "delta": 1e-5, "noise_multiplier": 2.0794, "releases": 12},
+            "run: differential privacy of clients: noise multiplier 2.08, epsilon 8 at delta 1e-05 after the whole "
+            "run, in which a client takes part up to 12 times",
+        ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
     ],
 )
@@ -36,6 +42,14 @@ def test_what_happens_to_clients_is_said_in_a_line(kind, values, line):
     ConsoleWatcher(Console(file=out, width=200), "run").say(kind, **values)
     assert out.getvalue().startswith(line)
     assert out.getvalue().count("\n") == (2 if kind == "round" else 1)
+
+
+def test_epsilon_so_far_stands_in_the_line_of_a_round():
+    out = io.StringIO()
+    watcher = ConsoleWatcher(Console(file=out, width=200), "run")
+    values = {"stage": 0, "round": 0, "clients": [3], "loss": {"3/a": 1.5}, "up": 0, "down": 0}
+    watcher.say("round", **values, privacy={"epsilon": 2.34567, "delta": 1e-5, "clip": 1.0})
+    assert "clients 3 loss 1.500 epsilon 2.35 0.00 MB" in out.getvalue()
 
 
 def test_work_that_takes_long_says_how_fast_it_goes(monkeypatch, capsys):

@@ -141,6 +141,7 @@ def _computing(config: RunConfig, site: Site) -> dict[str, Any]:
         "device": site.device or ordered.device,
         "dtype": site.dtype or ordered.dtype,
         "threads": ordered.threads if site.threads is None else site.threads,
+        "loader_threads": None,  # as many as the site's own device suggests
     }
 
 
@@ -159,4 +160,6 @@ def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
             switch = str(site.checkpointing).lower()
             raise Refused(f"checkpointing: SITE.yaml says {switch}, the run has sites.checkpointing: false")
         changes["checkpointing"] = site.checkpointing
+    if ordered.compile == "on":  # a compiler is started where the site's GPU gains by it, not because it is ordered
+        changes["compile"] = "auto"
     return changes

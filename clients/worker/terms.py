@@ -33,6 +33,6 @@ class Terms:
             how |= {"micro_batch": training.micro_batch, "checkpointing": training.checkpointing}
         if used is not None and training.micro_batch == "auto":
             how |= {"micro_batch": used.size or training.batch_size, "halved": used.halved}
-        if used is not None and used.layers is not None and used.layers.shapes:
+        if used is not None and used.layers is not None and used.layers.used:
             how |= {"compiled": not used.layers.failed, "compile_seconds": round(used.layers.seconds, 1)}
         return how

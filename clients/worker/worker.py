@@ -151,7 +151,7 @@ class Worker:
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
-        self.backbone.layers.seconds = 0.0
+        self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
         with computed(self.backbone, config.training):
             outcome = train(config, self.method, self.fedopt, order, sessions, self.micro)
@@ -289,7 +289,7 @@ class Worker:
                 where = f"in answering {len(batch)} questions at a time"
                 auto = self.config.evaluation.batch_size == "auto"
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
-                with self.backbone.answering.by(self.method.decoder), micro_batches.explained(where, lower):
+                with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
                     known = features[rows]
                     questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)

@@ -57,6 +57,7 @@ class Line:
     difference: Difference | None = None
     differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
     elsewhere: list[str] = field(default_factory=list)  # the same of machine, versions and training data
+    epsilon: Spread | None = None  # of differential privacy
 
     @property
     def label(self) -> str:
@@ -81,6 +82,11 @@ class Table:
     waiting: list[str]  # rows without a finished run
     constant: AccuracyMatrix | None = None  # of the best constant answers; None if unknown
     apart: list[str] = field(default_factory=list)  # one sentence each: why runs on other test data are not here
+
+    @property
+    def private(self) -> bool:
+        """Whether some row has differential privacy."""
+        return any(line.epsilon for line in self.lines)
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -143,6 +149,7 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
         bool(getattr(method, "dagger", False)),
         {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
         {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},
+        epsilon=_spread([run.results.get("privacy", {}).get("epsilon") for run in runs.values()]),
     )
 
 

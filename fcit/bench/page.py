@@ -43,7 +43,13 @@ def _links(board: Leaderboard, line: Line) -> list[tuple[int, str]]:
 def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
     title = table.key.title
     blocks = [
-        (name, [(line, tables.accuracy_cells(line), tables.cost_cells(line), _links(board, line)) for line in lines])
+        (
+            name,
+            [
+                (line, tables.accuracy_cells(table, line), tables.cost_cells(line), _links(board, line))
+                for line in lines
+            ],
+        )
         for name, lines in tables.blocks(table)
     ]
     some = figures.points(table)

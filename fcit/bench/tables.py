@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.markup import escape
@@ -62,18 +64,20 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
-    return ["row", "seeds", *figures, "difference [95 %]", "by seed", "differs in"]
+    private = ["epsilon"] if table.private else []
+    return ["row", "seeds", *figures, *private, "difference [95 %]", "by seed", "differs in"]
 
 
 COST = ["row", "MB up", "MB down", "client s", "client MB", "server MB", "trainable", "stored", "active", "s/sample"]
 
 
-def accuracy_cells(line: Line) -> list[str]:
+def accuracy_cells(table: Table, line: Line) -> list[str]:
     """One row of the table of figures."""
     figures = [spread(line.figures[name]) for name in FIGURES]
     by_seed = line.difference.by_seed.values() if line.difference else ()
     single = " ".join(f"{value:+.1f}" for value in by_seed) or "-"
-    return [marked(line), line.seeds, *figures, _difference(line), single, "; ".join(line.differs)]
+    private = [_three(max(line.epsilon.values)) if line.epsilon else "-"] if table.private else []
+    return [marked(line), line.seeds, *figures, *private, _difference(line), single, "; ".join(line.differs)]
 
 
 def constant_cells(table: Table) -> list[str]:
@@ -81,7 +85,8 @@ def constant_cells(table: Table) -> list[str]:
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
-    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), "-", "-", ""]
+    private = ["-"] if table.private else []
+    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", ""]
 
 
 def cost_cells(line: Line) -> list[str]:
@@ -106,6 +111,21 @@ def _left_out(table: Table) -> list[str]:
     return [
         reason if len(labels) == rows else f"{reason}, for {', '.join(labels)}" for reason, labels in reasons.items()
     ]
+
+
+def _privacy(table: Table) -> list[str]:
+    """What the column of epsilons means, and rows whose noise protects no one."""
+    spent = [
+        (line.row.label, run.results["privacy"]) for line in table.lines if line.epsilon for run in line.runs.values()
+    ]
+    deltas = ", ".join(f"{delta:g}" for delta in sorted({values["delta"] for _, values in spent}))
+    public = ", ".join(dict.fromkeys(label for label, values in spent if values["public_noise"]))
+    sentence = (
+        f"epsilon: differential privacy of whole clients (a contribution replaced by zero) at delta {deltas}, the "
+        "largest over seeds; of what is trained, not of descriptions, losses and scores. A row without is not private."
+    )
+    nothing = f"{public}: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private."
+    return [sentence, nothing] if public else [sentence]
 
 
 def _seeds(table: Table) -> list[str]:
@@ -160,6 +180,8 @@ def notes(table: Table) -> list[str]:
     sentences += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
     if any(line.cost["up"] for line in table.lines):
         sentences.append("MB up and down, client s, client MB: of one client in one round; s/sample: per answer.")
+    if table.private:
+        sentences += _privacy(table)
     if table.waiting:
         sentences.append(f"No finished run yet: {', '.join(table.waiting)}.")
     return sentences
@@ -178,7 +200,7 @@ def markdown(board: Leaderboard) -> str:
     """All tables as Markdown."""
     parts = [f"# {board.name}", ""]
     for table in board.tables:
-        accuracy = _markdown_rows(table, accuracy_head(table), accuracy_cells, constant_cells(table))
+        accuracy = _markdown_rows(table, accuracy_head(table), partial(accuracy_cells, table), constant_cells(table))
         parts += [f"## {table.key.title}", "", *accuracy, ""]
         if any(table_line.cost["up"] for table_line in table.lines):
             parts += [*_markdown_rows(table, COST, cost_cells), ""]
@@ -203,7 +225,8 @@ def csv(board: Leaderboard) -> str:
         "planned",
     ]
     head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
-    rows = [[*head, "difference", "low", "high", "differs_in", "made_elsewhere"]]
+    private = ["epsilon"] if any(table.private for table in board.tables) else []
+    rows = [[*head, *private, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
             key, difference = table.key, line.difference
@@ -224,6 +247,7 @@ def csv(board: Leaderboard) -> str:
             for value in (*line.figures.values(), *line.cost.values()):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
+            values += [f"{max(line.epsilon.values):.6g}" if line.epsilon else ""] if private else []
             values += (
                 [""] * 3
                 if difference is None
@@ -279,6 +303,7 @@ def _json_line(line: Line) -> dict[str, Any]:
             "datasets": list(difference.datasets),
             "left_out": difference.left_out,
         },
+        **({"epsilon": both(line.epsilon)} if line.epsilon else {}),
         "differs_in": line.differs,
         "made_elsewhere": line.elsewhere,
         "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
@@ -306,7 +331,9 @@ def tex(board: Leaderboard) -> str:
     """Tables for the LaTeX package booktabs, the notes as comments."""
     parts = []
     for table in board.tables:
-        kinds = [("accuracy", accuracy_head(table), accuracy_cells)]
+        kinds: list[tuple[str, list[str], Callable[[Line], list[str]]]] = [
+            ("accuracy", accuracy_head(table), partial(accuracy_cells, table))
+        ]
         if any(line.cost["up"] for line in table.lines):
             kinds.append(("cost", COST, cost_cells))
         for kind, head, cells in kinds:
@@ -338,7 +365,7 @@ def terminal(table: Table, name: str, width: int) -> Grid:
     filled, names = {}, accuracy_head(table)
     constant = dict(zip(names, constant_cells(table), strict=False))
     for line in table.lines:
-        cells = dict(zip(names, accuracy_cells(line), strict=True))
+        cells = dict(zip(names, accuracy_cells(table, line), strict=True))
         filled[line.row.label] = cells | dict(zip(COST, cost_cells(line), strict=True))
 
     def needs(columns: tuple[str, ...]) -> int:
@@ -347,7 +374,8 @@ def terminal(table: Table, name: str, width: int) -> Grid:
             for head in ("row", *columns)
         )
 
-    compact = [tuple(table.key.avg if head == "Avg" else head for head in columns) for columns in COMPACT]
+    private = ("epsilon",) if table.private else ()
+    compact = [(*(table.key.avg if head == "Avg" else head for head in columns), *private) for columns in COMPACT]
     columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])
     grid = Grid(title=f"{name}: {table.key.title}", title_justify="left")
     grid.add_column("row", overflow="fold")

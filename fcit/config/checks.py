@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
+from fcit.config import privacy_checks
 from fcit.config.schema import RunConfig
 from fcit.io.bounded import shown
 
@@ -95,6 +96,7 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
+    problems += privacy_checks.contradictions(config)
     return problems + (_site_problems(config) if config.stream == "site" else [])
 
 
@@ -174,6 +176,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
         )
+    problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
 
 

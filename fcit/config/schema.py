@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.config.kinds import BatchSize, Checkpointing, Decoder, MicroBatch, Way
-from fcit.io import bounded
+from fcit.config.privacy import Privacy
+from fcit.config.section import Section
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
 AT_ONCE = 64  # questions answered at a time, unless another number is set or found
-
-
-def _is_number(annotation: Any) -> bool:
-    """Whether a key holds a number, or a number or nothing."""
-    return annotation in (int, float) or (bool(kinds := set(get_args(annotation))) and kinds <= {int, float, NoneType})
-
-
-class Section(BaseModel):
-    """A section of the configuration; unknown keys, booleans for numbers and damaged text are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _sound(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("must be a number")
-        if isinstance(value, str) and ("\0" in value or not bounded.is_text(value)):
-            raise ValueError("must be text without null characters and halves of surrogate pairs")
-        return value
 
 
 class Federation(Section):
@@ -283,6 +263,7 @@ class Backbone(Section):
     loader_threads: Annotated[int | None, WORK] = Field(
         None,
         ge=0,
+        le=64,
         description="threads that open and scale images ahead of the vision tower, each with one image in memory; 0: "
         "one after the other, and nothing is read ahead; default: 4 with a GPU, 0 on a CPU",
     )
@@ -353,6 +334,7 @@ class RunConfig(Section):
     robust: Literal["none", "median", "trimmed_mean", "norm_clip"] = Field(
         "none", description="what stands between the clients' updates and their mean; see `fcit list robust`"
     )
+    privacy: Privacy = Field(default_factory=lambda: Privacy.model_validate({}))
     sites: Annotated[Sites, BITS] = Field(default_factory=lambda: Sites.model_validate({}))
     max_bad_share: float = Field(
         0.0, ge=0, lt=1, description="share of a data set's training records that may be unusable and is passed over"

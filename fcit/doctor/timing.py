@@ -165,7 +165,7 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         trained, tested = work.trained, work.tested
     training = _training(config, backbone, adapters, trained, micro)
     method: Method = registry.resolve("method", config.method["name"])(config)
-    with backbone.answering.by(method.decoder):
+    with backbone.answering.by(method.answers_by):
         answering = _answering(
             backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone"
         )
@@ -208,7 +208,12 @@ def _training(
             features = _blank(backbone, len(images_of(examples)))
 
             def step(examples: list = examples, features: torch.Tensor = features) -> None:
-                with backbone.layers.running():
+                try:
+                    with backbone.layers.running():
+                        backbone.loss(examples, features).backward()
+                except Exception as error:
+                    if not backbone.layers.give_up(error):
+                        raise
                     backbone.loss(examples, features).backward()
 
             if examples:

@@ -167,7 +167,7 @@ class Assistant:
             questions = QuestionBatch(
                 self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
             )
-            with self._backbone.answering.by(self.method.decoder):
+            with self._backbone.answering.by(self.method.answers_by):
                 return self.method.answer(questions, mix[rows] if self.subspaces else None)
 
         stretch, texts = self.method.config.evaluation.stretch, list[str]()

@@ -10,9 +10,10 @@ import numpy as np
 from fcit.fedopt.base import FedOpt, Mean
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
-from fcit.io.threads import beside
+from fcit.io.threads import beside, each
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
+from fcit.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
@@ -41,6 +42,8 @@ class Aggregator:
         self._scratch, self._groups = scratch, 0
         self.exactness: dict[str, float] = {}
         self.skipped: list[str] = []
+        #: Differential privacy of this round: updates are those it has clipped, and homes are released by it.
+        self.mechanism: Mechanism | None = None
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -57,6 +60,8 @@ class Aggregator:
         Raises:
             ValueError: a robust rule without a scratch folder.
         """
+        if self.mechanism is not None:
+            return PrivateGroup(self, home, old, memory)
         buffer = None
         if self.robust.buffers:
             if self._scratch is None:
@@ -134,3 +139,30 @@ class Group:
         if missed is not None:
             self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         return mean
+
+
+class PrivateGroup(Group):
+    """One home's clipped updates: their sum, and its release with noise instead of a mean.
+
+    Weights do not count, products of factors are not compared: both would say something of single clients.
+    """
+
+    def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
+        """Add one update that :meth:`Mechanism.clipped` returned."""
+
+        def add(name: str) -> np.ndarray:
+            return self._sums.get(name, 0.0) + np.subtract(tensors[name], self._old[name], dtype=np.float64)
+
+        names = list(tensors)
+        self._sums |= zip(names, each(add, names, sum(value.size for value in tensors.values())), strict=True)
+
+    def result(self) -> Tensors:
+        """The server's new tensors, also without updates; the old ones if the home was not trained.
+
+        Raises:
+            ValueError: the home was released before in this round.
+        """
+        mechanism, fedopt = self._aggregator.mechanism, self._aggregator.fedopt
+        if mechanism is None or not (mean := mechanism.release(self._home, self._sums, self._old)):
+            return self._old
+        return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}

@@ -234,7 +234,8 @@ class Method:
     group: str = ""
     #: Rules for averaging LoRA factors that fit the method (``factors:``).
     factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
-    #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it.
+    #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
+    #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
@@ -352,7 +353,7 @@ class Method:
         return np.ones((len(features), len(names)), dtype=np.float32)
 
     @property
-    def decoder(self) -> Decoder:
+    def answers_by(self) -> Decoder:
         """``evaluation.decoder``; ``auto`` is transformers where :meth:`answer` is code of one's own.
 
         That code may register hooks which hold values for every question of a batch, and static decoding lets

@@ -123,8 +123,8 @@ class Disco(Method):
             0.0,
             ge=0,
             lt=1,
-            description="subspaces whose weight is below it for every question of a batch are left out of that batch, "
-            "so that an answer costs the same however many tasks there were; 0: none is",
+            description="weights of a question below it count as 0, except its largest, and subspaces that no question "
+            "of a batch needs are left out, so that an answer costs the same however many tasks there were; 0: none is",
         )
 
         @model_validator(mode="after")

@@ -27,7 +27,7 @@ from fcit.models import hashes
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
-from fcit.models.mixing import Selection, strongest
+from fcit.models.mixing import Selection, needed, thinned
 
 SLOT = "slot"
 MIX = "mix"
@@ -344,20 +344,19 @@ class Adapters:
         """Answer with per-sample weights ``(B, E)`` (None: every subspace with weight one).
 
         Args:
-            negligible: subspaces whose weight is below it for every sample may be left out; 0: none is.
+            negligible: weights below it count as 0, except a sample's largest, and subspaces that no sample needs take
+                no part; 0: all do.
         """
         chosen = None
         with ExitStack() as stack:
             if weights is not None:
                 chosen = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(self.backbone.device)
-                columns = chosen
-                kept = strongest(chosen, negligible) if negligible else None
+                chosen = thinned(chosen, negligible) if negligible else chosen
+                columns, kept = chosen, needed(chosen) if negligible else None
                 if kept is not None:
                     factors = {n: p for n, p in self._named(MIX) if is_factor(n)}
                     stack.enter_context(self._selection.of(factors, kept))
                     columns = chosen[:, kept]
-                    chosen = torch.zeros_like(chosen)
-                    chosen[:, kept] = columns
                 self.backbone.answering.rows[MIX] = columns.repeat_interleave(self.adapter.rank, dim=1)
                 stack.callback(self.backbone.answering.rows.pop, MIX, None)
             if self._projectors is not None:

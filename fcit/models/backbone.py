@@ -328,9 +328,10 @@ class Backbone:
         prefix: torch.Tensor | None = None,
     ) -> list[list[int]]:
         """The same as token ids; what follows an end token is no part of an answer."""
-        inputs = self._inputs(examples, features, prefix)
-        prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
-        return self.answering.tokens(*prompt, max_new_tokens)
+        with self._cast():  # where a method asks while it trains
+            inputs = self._inputs(examples, features, prefix)
+            prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
+            return self.answering.tokens(*prompt, max_new_tokens)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

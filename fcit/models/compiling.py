@@ -35,6 +35,7 @@ class CompiledLayers:
 
     Attributes:
         shapes: (rows, tokens) that were compiled in this process.
+        used: whether anything ran compiled since :meth:`begin`.
         seconds: what steps took in which there was something to compile, compilation included.
     """
 
@@ -42,9 +43,13 @@ class CompiledLayers:
         self.layers, self.backend = list(layers), backend
         self.shapes: set[tuple[int, int]] = set()
         self.seconds = 0.0
-        self.failed = False
+        self.failed = self.used = False
         self._compiled: list[Callable[..., Any]] = []
         self._installed = self._running = False
+
+    def begin(self) -> None:
+        """Begin an order: ``seconds`` and ``used`` are about what follows."""
+        self.seconds, self.used = 0.0, False
 
     @property
     def multiple(self) -> int:
@@ -97,21 +102,16 @@ class CompiledLayers:
         if shape not in self.shapes:
             self.shapes.add(shape)
             logging.getLogger(__name__).info("training.compile: decoder layers for %d rows of %d tokens", *shape)
-        try:
-            return compiled(*args, **kwargs)
-        except Exception as error:
-            if not self.give_up(error):
-                raise
-        return eager(*args, **kwargs)
+        self.used = True
+        return compiled(*args, **kwargs)
 
     def give_up(self, error: BaseException) -> bool:
-        """Go on without compilation if it is the compiler that failed; returns whether it is."""
+        """Go on without compilation if it is the compiler that failed; returns whether it is.
+
+        The caller then computes the whole batch again: its rows were padded, and dropout has been drawn.
+        """
         modules = [kind.__module__ for kind in type(error).__mro__]
-        if (
-            not self._installed
-            or self.failed
-            or not any(m.startswith(("torch._dynamo", "torch._inductor")) for m in modules)
-        ):
+        if not self._installed or self.failed or not any(m.startswith(_COMPILERS) for m in modules):
             return False
         self._running, self.failed = False, True
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -15,16 +15,25 @@ from fcit.models.layout import A
 Factors = Mapping[str, nn.Parameter]
 
 
-def strongest(weights: torch.Tensor, negligible: float) -> list[int] | None:
+def thinned(weights: torch.Tensor, negligible: float) -> torch.Tensor:
+    """Weights ``(B, E)`` of which those below ``negligible`` are 0, except each question's largest.
+
+    It depends on no other question of the batch.
+    """
+    size = weights.abs()
+    return torch.where(size >= size.amax(1, keepdim=True).clamp(max=negligible), weights, 0.0)
+
+
+def needed(weights: torch.Tensor) -> list[int] | None:
     """The subspaces that answer a batch, in their order; None for all.
 
     Args:
-        weights: of every question ``(B, E)``.
-        negligible: a subspace is left out if its weight is below this for every question. Of those some stay, so
-            that their number is one of few (1, 2, 3, 4, 6, 8, 12, ...), for each of which a step is captured once.
+        weights: of every question ``(B, E)``. Subspaces whose weight is 0 for all of them are left out. Some stay, so
+            that the number of the others is one of few (1, 2, 3, 4, 6, 8, 12, ...), for each of which a step is
+            captured once.
     """
     most = weights.abs().amax(0)
-    count = bucket(max(1, int((most >= negligible).sum())))
+    count = bucket(max(1, int((most > 0).sum())))
     if count >= len(most):
         return None
     return sorted(most.argsort(descending=True, stable=True)[:count].tolist())

@@ -1,7 +1,8 @@
 """How a training step is computed: the number format of the adapters' products, compiled layers, activations kept
 or computed again.
 
-None of it changes what is learnt beyond rounding; each has a key below ``training:`` whose old way stays selectable.
+None of it changes what is learnt beyond rounding and, where layers are compiled, the masks that dropout draws (rows are
+padded, and the compiler has random numbers of its own). Each has a key below ``training:`` whose old way stays.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run)]
+    return [*lone_subspaces(run), *idle_clients(run), *privacy(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -44,11 +44,49 @@ def idle_clients(run: Run) -> list[str]:
     ]
 
 
+def privacy(run: Run) -> list[str]:
+    """What differential privacy the run has, and what it says nothing about; none without."""
+    if not run.config.privacy.on:
+        return []
+    if not run.finished:
+        rounds = [event["privacy"] for event in run.of("round") if "privacy" in event]
+        return [f"Differential privacy of clients: epsilon {rounds[-1]['epsilon']:.3g} so far."] if rounds else []
+    spent = run.results["privacy"]
+    stages = ", ".join(f"{after['epsilon']:.3g}" for after in spent["after_stages"])
+    homes = [
+        f"{home if home == 'shared' else f'subspace {home}'} {alone['epsilon']:.3g}"
+        for home, alone in spent["by_subspace"].items()
+    ]
+    releases = _number(spent["releases"], "release")
+    sentences = [
+        f"Differential privacy of clients: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's "
+        f"contribution replaced by zero (by Rényi divergences {spent['epsilon_rdp']:.3g}; for its data replaced by any "
+        f"others {spent['epsilon_replaced']:.3g}). Noise multiplier {spent['noise_multiplier']:.3g}, last clipping "
+        f"norm {spent['clip']:.3g}, {releases} for the client that took part most often, not "
+        f"amplified by sampling. After the stages: {stages}. Spent on single parts: {_listed(homes)}.",
+        f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
+    ]
+    if spent["public_noise"]:
+        sentences.append(
+            "The noise follows from the seed (privacy.reproducible_noise), so anyone who knows the seed can subtract "
+            "it: this run keeps nothing private."
+        )
+    return sentences
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count > 1 else ''}"
+
+
 def _records(counts: list[int]) -> str:
-    most = f"{max(counts):,} record{'s' if max(counts) > 1 else ''}"
+    most = _number(max(counts), "record")
     return most if len(counts) == 1 else f"{most} in each of {len(counts)} rounds"
 
 
 def _some(noun: str, names: list[str]) -> str:
+    return f"{noun}{'s' if len(names) > 1 else ''} {_listed(names)}"
+
+
+def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names[:SHOWN])}{more}"
+    return f"{', '.join(names[:SHOWN])}{more}"

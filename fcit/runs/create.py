@@ -8,6 +8,7 @@ from fcit import config as configuration
 from fcit.config import RunConfig
 from fcit.data.stream import Stream, open_stream
 from fcit.models.judging import judge_of
+from fcit.privacy import accountant
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import check
@@ -20,10 +21,12 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
         stream: that of the configuration, where it has been opened.
 
     Raises:
-        ConfigError: unknown benchmark, unwritable output, a tracker that cannot be used.
+        ConfigError: unknown benchmark, unwritable output, a tracker that cannot be used, no package for privacy.
         DataError: the data are not usable.
     """
     check(config)
+    if config.privacy.on:
+        accountant.require()
     stream = stream or open_stream(config)
     stream.judged_by(lambda: judge_of(config.backbone))
     stream.prepare()

@@ -29,9 +29,14 @@ LIBRARIES = (
     "safetensors",
     "pydantic",
     "pycocoevalcap",
+    "dp-accounting",
 )
 #: Libraries that only some runs use, and which runs.
-SOMETIMES = {"ray": "federation.engine: ray", "pycocoevalcap": "a caption scorer"}
+SOMETIMES = {
+    "ray": "federation.engine: ray",
+    "pycocoevalcap": "a caption scorer",
+    "dp-accounting": "privacy.client_dp: on",
+}
 #: Variables by which Flower, and the Ray under it, report nothing, look for no update and install nothing.
 FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",

@@ -36,6 +36,7 @@ class RunDir:
         self.adapters = path / "adapters"
         self.memory = path / "client-memory"
         self.start = path / "start"
+        self.noise_key = path / "noise.key"  # of differential privacy, while the run goes on
 
     @classmethod
     def create(cls, output: Path, name: str, config: str, environment: dict[str, Any]) -> RunDir:

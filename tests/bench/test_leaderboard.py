@@ -390,3 +390,28 @@ def test_a_row_whose_test_data_changed_on_the_way_stands_alone(planned):
     assert tables.notes(one)[-1] == (
         "finetune-s0 and disco-s0 do not share a table: the test data of disco-s0 changed during the run."
     )
+
+
+def test_epsilon_has_a_column_where_a_row_is_private(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}], seeds=[0, 1])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]})
+        if run.row.label == "disco":
+            file = run.folder / "results.json"
+            spent = {"epsilon": 7.9 + run.seed / 10, "delta": 1e-5, "public_noise": bool(run.seed)}
+            file.write_text(json.dumps({**json.loads(file.read_text()), "privacy": spent}))
+    found = leaderboard.collect(made)
+    text = tables.markdown(found)
+    assert "| forgetting | epsilon | difference" in text
+    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 |" in text
+    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in text
+    assert "differential privacy of whole clients (a contribution replaced by zero) at delta 1e-05" in text
+    assert "disco: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private." in text
+    rows = {row["row"]: row["epsilon"] for row in csv.DictReader(io.StringIO(tables.csv(found)))}
+    assert rows == {"finetune": "", "disco": "8"}
+    assert any("epsilon" in column.header for column in tables.terminal(found.tables[0], "small", 200).columns)
+
+
+def test_no_column_of_epsilons_without_privacy(board):
+    assert "epsilon" not in tables.markdown(board[1])
+    assert "epsilon" not in tables.csv(board[1])

@@ -131,6 +131,13 @@ def test_a_site_chooses_how_it_computes(tmp_path):
     assert policy.Terms().how(saving) == {"micro_batch": "auto", "checkpointing": True}
 
 
+def test_an_order_starts_no_compiler_and_no_number_of_threads_at_a_site(tmp_path):
+    order = text(training={"compile": "on"}, backbone={"loader_threads": 64})
+    config = done(order, site(tmp_path))
+    assert config.training.compile == "auto"
+    assert config.backbone.loader_threads is None
+
+
 def test_a_site_overrides_how_the_run_saves_memory(tmp_path):
     run = text(training={"micro_batch": "auto", "checkpointing": True})
     asked = done(run, site(tmp_path)).training

@@ -57,15 +57,26 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder):
-    """A configuration with this optimiser and these factors."""
+    """A configuration with this optimiser, these factors and more settings."""
     (folder / "pair.yaml").write_text(yaml.safe_dump(BENCHMARK))
 
-    def make(fedopt: str, factors: str):
+    def make(fedopt: str, factors: str, *more: str):
         path = folder / "quick.yaml"
         path.write_text(yaml.safe_dump({**QUICK, "benchmark": "pair.yaml", "output": str(folder)}))
-        return fcit.config.load(path, [f"fedopt={fedopt}", f"factors={factors}", f"name={fedopt}-{factors}"])
+        return fcit.config.load(path, [f"fedopt={fedopt}", f"factors={factors}", f"name={fedopt}-{factors}", *more])
 
     return make
+
+
+class Stops:
+    """A watcher that asks the run to stop amid the second round."""
+
+    left = 5
+
+    def say(self, kind, **values):
+        self.left -= kind == "client"
+        if not self.left:
+            raise StopRequested("enough")
 
 
 def serve(run: RunDir, watcher=None) -> RunDir:
@@ -112,18 +123,31 @@ def test_every_one_learns_something_else(finished):
 @pytest.mark.parametrize(("fedopt", "factors"), [("fedadam", "alternate"), ("scaffold", "separate"), ("fedavg", "svd")])
 def test_cut_in_the_middle_of_a_round_and_resumed_gives_the_same_bits(finished, config, fedopt, factors):
     whole, cut = finished(fedopt, factors), create(config(fedopt, factors))
-
-    class Stops:
-        left = 5  # amid the second round
-
-        def say(self, kind, **values):
-            self.left -= kind == "client"
-            if not self.left:
-                raise StopRequested("enough")
-
     with pytest.raises(StopRequested):
         serve(cut, Stops())
     assert bits(serve(cut).path) == bits(whole.path)
+
+
+def test_differential_privacy_resumes_to_the_same_noise(config):
+    pytest.importorskip("dp_accounting")
+    settings = ["privacy.client_dp=on", "privacy.epsilon=8", "privacy.clip_quantile=0.5", "name=private"]
+    whole, cut = (create(config("fedadam", "frozen_a", *settings)) for _ in range(2))
+    for run in (whole, cut):
+        run.noise_key.write_bytes(bytes(range(32)))  # else each had a secret of its own
+    serve(whole)
+    with pytest.raises(StopRequested):
+        serve(cut, Stops())
+    assert cut.noise_key.is_file()
+    serve(cut)
+    assert bits(cut.path) == bits(whole.path)
+    assert not cut.noise_key.exists()
+    results, again = (Run(run.path).results["privacy"] for run in (whole, cut))
+    assert results == again
+    assert results["epsilon"] <= 8
+    # the second stage calls a client of the first again
+    assert [after["releases"] for after in results["after_stages"]] == [1, 2]
+    assert set(results["by_subspace"]) == {"0", "1", "shared"}
+    assert [event["exactness"] for event in Run(whole.path).of("round")] == [{}] * 4
 
 
 def test_scaffold_doubles_the_traffic_both_ways(finished):

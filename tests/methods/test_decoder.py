@@ -30,4 +30,4 @@ class Hooked(Disco):
     ],
 )
 def test_code_of_ones_own_is_decoded_by_transformers(method, setting, decoder):
-    assert method(RunConfig.model_validate({"evaluation": {"decoder": setting}})).decoder == decoder
+    assert method(RunConfig.model_validate({"evaluation": {"decoder": setting}})).answers_by == decoder

@@ -10,7 +10,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.decoding.greedy import Greedy, bucket, layer_kinds, unsuitable
 from fcit.models.layout import Layout
-from fcit.models.mixing import strongest
+from fcit.models.mixing import needed, thinned
 from tests.helpers.llava import small_llava
 from tests.helpers.qwen import small_qwen
 
@@ -244,11 +244,18 @@ def test_the_mixture_in_sixteen_bits(folders):
 
 def test_which_subspaces_answer_a_batch():
     weights = torch.tensor([[0.9, 0.0, 0.01, 0.0, 0.09, 0.0], [0.3, 0.7, 0.0, 0.0, 0.0, 0.0]])
-    assert strongest(weights, 0.05) == [0, 1, 4]
-    assert strongest(weights, 0.001) == [0, 1, 2, 4]
-    assert strongest(weights, 0.8) == [0]
-    assert strongest(weights, 0.99) == [0]  # one is left
-    assert strongest(weights[:, :3], 0.001) is None
+    assert needed(thinned(weights, 0.05)) == [0, 1, 4]
+    assert needed(thinned(weights, 0.001)) == [0, 1, 2, 4]
+    assert needed(thinned(weights, 0.8)) == [0, 1]  # of each question the largest
+    assert needed(thinned(weights[:1], 0.99)) == [0]
+    assert needed(weights[:, :3]) is None
+
+
+def test_what_answers_a_question_does_not_depend_on_the_others():
+    weights = torch.tensor([[0.9, 0.03, 0.07], [0.03, 0.94, 0.03]])
+    alone = torch.cat([thinned(row[None], 0.05) for row in weights])
+    assert thinned(weights, 0.05).tolist() == alone.tolist()
+    assert alone[0].tolist() == pytest.approx([0.9, 0, 0.07])
 
 
 @pytest.mark.parametrize("projector", ["shared", "per_subspace"])

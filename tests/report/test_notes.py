@@ -101,3 +101,49 @@ def test_who_learns_nothing_is_known_without_a_schedule(schedule, ratio):
     training = Training(schedule=schedule, warmup_ratio=ratio)
     for steps in range(1, 40):
         assert training.moves(steps) is (sum(learning_rates(training, steps)) > 0)
+
+
+SPENT = {
+    "epsilon": 7.9995,
+    "epsilon_rdp": 8.59885,
+    "epsilon_replaced": 19.12,
+    "delta": 1e-5,
+    "noise_multiplier": 2.079,
+    "clip": 0.9,
+    "releases": 12,
+    "after_stages": [{"epsilon": 4.2}, {"epsilon": 7.9995}],
+    "by_subspace": {"0": {"epsilon": 5.5}, "shared": {"epsilon": 7.9995}},
+    "not_covered": ["losses", "scores"],
+    "public_noise": False,
+}
+
+
+def private(run, **spent):
+    """The run as a finished one with differential privacy."""
+    raw = configuration.load_resolved(run.folder.config).model_dump(mode="json")
+    raw["privacy"] |= {"client_dp": "on", "epsilon": 8.0}
+    run.folder.config.write_text(configuration.dump(configuration.parse(raw)))
+    if spent:
+        run.folder.results.write_text(json.dumps({"privacy": {**SPENT, **spent}}))
+    return Run(run.path)
+
+
+def test_what_privacy_costs_and_what_it_does_not_cover(made):
+    first, second = notes.privacy(private(made([[(1, "0", 9)]]), clip=0.9))
+    assert "epsilon 8 at delta 1e-05 for a client's contribution replaced by zero" in first
+    assert "12 releases for the client that took part most often, not amplified by sampling" in first
+    assert first.endswith("After the stages: 4.2, 8. Spent on single parts: subspace 0 5.5, shared 8.")
+    assert second == "Epsilon says nothing about: losses; scores."
+
+
+def test_noise_that_anyone_can_subtract_is_named(made):
+    *_, last = notes.privacy(private(made([[(1, "0", 9)]]), public_noise=True))
+    assert last.endswith("this run keeps nothing private.")
+
+
+def test_privacy_of_a_run_that_goes_on(made):
+    run = private(made([[(1, "0", 9)]]))
+    assert notes.privacy(run) == []
+    event = {"event": "round", "privacy": {"epsilon": 3.14159, "delta": 1e-5, "clip": 1.0}}
+    run.folder.events.write_text(json.dumps(event) + "\n")
+    assert notes.privacy(Run(run.path)) == ["Differential privacy of clients: epsilon 3.14 so far."]

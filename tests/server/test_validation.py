@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fcit import config as configuration
 from fcit.config import RunConfig, Training
 from fcit.federation.messages import ClientUpdate, TrainOrder
 from server.validation import QUIET, Validator, reach, short
@@ -129,6 +130,15 @@ def test_clients_that_learnt_nothing_do_not_silence_the_others():
     validator.close_round()
     assert validator.reject_reason(ORDER, update(1.0), None) is None
     assert 0.0 not in validator.history
+
+
+def test_with_privacy_no_update_is_judged_by_those_of_others():
+    config = configuration.parse({"privacy": {"client_dp": "on", "noise_multiplier": 1.0}})
+    validator = Validator.of(config, bounded_by_adamw=False, norms=[1.0] * QUIET)
+    assert validator.reject_reason(ORDER, update(1e6), None) is None
+    validator.close_round()
+    assert validator.history == [1.0] * QUIET
+    assert "not finite" in validator.reject_reason(ORDER, update(math.inf), None)
 
 
 def test_norm_is_per_root_of_steps():

@@ -1,0 +1,219 @@
+"""Differential privacy of clients at the server: the mechanism of each round, the secret, and what was spent."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from fcit.config import RunConfig
+from fcit.data.stream import Stream
+from fcit.errors import ConfigError, RunError
+from fcit.federation.sampling import sample
+from fcit.fedopt.aggregator import Aggregator
+from fcit.fedopt.factors import Separate
+from fcit.io.files import writing
+from fcit.methods.base import Method, ServerState, Update
+from fcit.privacy import accountant, clipping
+from fcit.privacy.ledger import Ledger
+from fcit.privacy.mechanism import Mechanism
+from fcit.privacy.noise import SECRET, Noise, fresh, published
+from fcit.runs.folder import RunDir
+from server.participants import Slot
+
+#: What epsilon says nothing about; in ``results.json`` and in the report.
+NOT_COVERED = (
+    "descriptions of shards (DISCO's identity tokens and counts of records) and which subspace a client trains",
+    "losses and numbers of records that clients report",
+    "answers and scores of evaluations at sites",
+    "who took part, which updates were rejected, and times and traffic",
+)
+
+
+class Privacy:
+    """The private part of a run's aggregation.
+
+    Args:
+        ledger: of a run that goes on; a new one otherwise.
+
+    Raises:
+        ConfigError: dp-accounting is not installed, or ``quantile_noise`` is too small for the noise multiplier.
+    """
+
+    def __init__(
+        self, config: RunConfig, stream: Stream, factors: Separate, run: RunDir, ledger: Ledger | None
+    ) -> None:
+        accountant.require()
+        self.config, self._factors, self._run = config, factors, run
+        self._planned = self._releases(stream.stage_count)
+        self.ledger = ledger or Ledger(self._multiplier(), config.privacy.clip)
+        self._on_updates = self.ledger.multiplier
+        if config.privacy.clip_quantile is not None:
+            try:
+                self._on_updates = clipping.on_updates(self.ledger.multiplier, self._count_noise)
+            except ValueError as error:
+                raise ConfigError(f"privacy.{error}; raise it, or leave it out") from None
+
+    def _releases(self, stages: int) -> int:
+        """How often the client that takes part most often will do so in the whole run."""
+        federation, seed = self.config.federation, self.config.seed
+        rounds = [(stage, round_) for stage in range(stages) for round_ in range(federation.rounds)]
+        return max(Counter(client for at in rounds for client in sample(federation, seed, *at)).values())
+
+    def _multiplier(self) -> float:
+        """The noise multiplier, as configured or computed from epsilon for the releases of the whole run."""
+        privacy = self.config.privacy
+        if privacy.epsilon is not None:
+            return accountant.multiplier_for(privacy.epsilon, privacy.delta, self._planned)
+        assert privacy.noise_multiplier is not None  # one of both is given (fcit.config.privacy_checks)
+        return privacy.noise_multiplier
+
+    # ------------------------------------------------------------------ a round
+
+    def aggregate(
+        self,
+        method: Method,
+        state: ServerState,
+        slots: list[Slot],
+        updates: Iterator[Update],
+        aggregator: Aggregator,
+    ) -> None:
+        """Let the method aggregate clipped updates of weight one; a home without any gets its noise, too.
+
+        Whether a client's update was accepted depends on its data; that its subspace moves must not.
+
+        Raises:
+            RunError: the secret is lost, or the method aggregates a home twice.
+        """
+        mechanism = aggregator.mechanism = self._mechanism(state, slots)
+        try:
+            method.aggregate(state, (self._clipped(mechanism, state, update) for update in updates), aggregator)
+            for home in mechanism.homes:
+                if home not in mechanism.released:
+                    self._noise_alone(home, state, aggregator)
+        except ValueError as error:
+            raise RunError(f"privacy.client_dp: method {method.name}: {error}") from None
+        for slot in slots:
+            self.ledger.count(slot.client, self._homes(state, [slot]))
+        self._follow(mechanism)
+
+    def _clipped(self, mechanism: Mechanism, state: ServerState, update: Update) -> Update:
+        old = {**state.shared, **state.subspaces[update.subspace]}
+        return replace(update, tensors=mechanism.clipped(update.tensors, old), examples=1)
+
+    @staticmethod
+    def _noise_alone(home: str, state: ServerState, aggregator: Aggregator) -> None:
+        shared = home == "shared"
+        old, owner = (state.shared, home) if shared else (state.subspaces[home], f"subspace-{home}")
+        new = aggregator.group(home, old, state.optimizers.setdefault(owner, {})).result()
+        if shared:
+            state.shared = new
+        else:
+            state.subspaces[home] = new
+
+    def _mechanism(self, state: ServerState, slots: list[Slot]) -> Mechanism:
+        federation, ledger = self.config.federation, self.ledger
+        homes = self._homes(state, slots)
+        owner = state.stage, state.round
+        noise = Noise(self._secret())
+        return Mechanism(ledger.clip, self._on_updates, federation.clients_per_round, homes, noise, owner)
+
+    def _homes(self, state: ServerState, slots: list[Slot]) -> dict[str, list[str]]:
+        """The tensors that these participations train, by home."""
+        homes = {}
+        for name in sorted({state.assigned[slot.pair] for slot in slots}):
+            tensors = state.subspaces[name]
+            frozen = self._factors.frozen(tensors, state.turns.get(name, 0))
+            homes[name] = [tensor for tensor in tensors if tensor not in frozen]
+        return homes | ({"shared": list(state.shared)} if state.shared and homes else {})
+
+    @property
+    def _count_noise(self) -> float:
+        privacy, clients = self.config.privacy, self.config.federation.clients_per_round
+        return clipping.count_noise(self.ledger.multiplier, clients, privacy.quantile_noise)
+
+    def _follow(self, mechanism: Mechanism) -> None:
+        """Set the clipping norm of the next round."""
+        privacy = self.config.privacy
+        if privacy.clip_quantile is not None:
+            share = mechanism.share(self._count_noise)
+            self.ledger.clip = clipping.followed(self.ledger.clip, share, privacy.clip_quantile, privacy.clip_rate)
+
+    # ------------------------------------------------------------------ the secret
+
+    def _secret(self) -> bytes:
+        """The secret of this run's noise, made before its first round."""
+        if self.config.privacy.reproducible_noise:
+            return published(self.config.seed)
+        file = self._run.noise_key
+        if not file.is_file():
+            if self.ledger.clients:
+                raise RunError(
+                    f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
+                    "would be a second release; put the file back, or start the run anew"
+                )
+            self._write(fresh())
+        secret = file.read_bytes()
+        if len(secret) != SECRET:
+            raise RunError(
+                f"{file} has {len(secret)} bytes, expected {SECRET}; put the file back, or start the run anew"
+            )
+        return secret
+
+    def _write(self, secret: bytes) -> None:
+        file = self._run.noise_key
+        unfinished = file.with_suffix(".tmp")
+        with writing(file):
+            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "wb") as opened:
+                opened.write(secret)
+                opened.flush()
+                os.fsync(opened.fileno())
+            unfinished.replace(file)
+
+    def forget_secret(self) -> None:
+        """Remove the secret: after the last round it can only do harm."""
+        self._run.noise_key.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ what was spent
+
+    def end_stage(self) -> None:
+        """Note what was spent by the end of a stage."""
+        self.ledger.stages.append(self.ledger.releases())
+
+    def planned(self) -> dict[str, Any]:
+        """For the event at the start of the run: epsilon of the whole run, if every round takes place."""
+        multiplier = float(f"{self.ledger.multiplier:.6g}")
+        return {**self._epsilon(self._planned), "delta": self.config.privacy.delta, "noise_multiplier": multiplier}
+
+    def so_far(self) -> dict[str, Any]:
+        """For the event of a round: epsilon of all rounds so far, and the clipping norm of the next."""
+        return {
+            "epsilon": self._epsilon(self.ledger.releases())["epsilon"],
+            "delta": self.config.privacy.delta,
+            "clip": round(self.ledger.clip, 6),
+        }
+
+    def _epsilon(self, releases: int) -> dict[str, Any]:
+        bounds = accountant.epsilon(self.ledger.multiplier, releases, self.config.privacy.delta)
+        values = {"epsilon": bounds.pld, "epsilon_rdp": bounds.rdp, "epsilon_replaced": bounds.replaced}
+        return {key: float(f"{value:.6g}") for key, value in values.items()} | {"releases": releases}
+
+    def spent(self) -> dict[str, Any]:
+        """For ``results.json``: epsilon of the run, after each stage, and what was spent on each subspace."""
+        privacy, ledger = self.config.privacy, self.ledger
+        return {
+            "unit": "client",
+            "adjacency": "a client's contribution replaced by zero (epsilon_replaced: by any other)",
+            "amplification": "none: participants follow from the seed",
+            "delta": privacy.delta,
+            "noise_multiplier": float(f"{ledger.multiplier:.6g}"),
+            "clip": float(f"{ledger.clip:.6g}"),
+            "public_noise": privacy.reproducible_noise,
+            **self._epsilon(ledger.releases()),
+            "after_stages": [self._epsilon(releases) for releases in ledger.stages],
+            "by_subspace": {home: self._epsilon(ledger.releases(home)) for home in ledger.homes},
+            "not_covered": list(NOT_COVERED),
+        }

@@ -1,0 +1,61 @@
+"""What ``privacy:`` can be combined with, and the sentence where it cannot."""
+
+import pytest
+
+from fcit import config
+from fcit.errors import ConfigError
+
+ON = {"client_dp": "on", "noise_multiplier": 1.0}
+
+
+def problems(raw) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        config.parse(raw)
+    return error.value.problems
+
+
+def test_off_by_default():
+    assert not config.parse({}).privacy.on
+
+
+@pytest.mark.parametrize("value", ["on", True])
+def test_on_as_yaml_reads_it(value):
+    assert config.parse({"privacy": {**ON, "client_dp": value}}).privacy.on
+
+
+@pytest.mark.parametrize("method", ["disco", "finetune", "lwf", "olora", "replay", "moelora", "mlora"])
+def test_methods_whose_updates_go_through_the_aggregator(method):
+    assert config.parse({"method": method, "privacy": ON}).privacy.on
+
+
+@pytest.mark.parametrize("fedopt", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_optimisers_that_step_from_the_mean_alone(fedopt):
+    assert config.parse({"fedopt": fedopt, "privacy": ON}).privacy.on
+
+
+@pytest.mark.parametrize(
+    ("raw", "start", "way_out"),
+    [
+        ({"privacy": {"epsilon": 8}}, "privacy.epsilon: 8.0 has no effect", "choose client_dp: on"),
+        ({"privacy": {"clip_quantile": 0.5}}, "privacy.clip_quantile: 0.5 has no effect", "choose client_dp: on"),
+        ({"privacy": {"client_dp": "on"}}, "privacy.client_dp: 'on' needs either", "got neither"),
+        ({"privacy": {**ON, "epsilon": 8}}, "privacy.client_dp: 'on' needs either", "noise_multiplier and epsilon"),
+        ({"privacy": {**ON, "quantile_noise": 2}}, "privacy.quantile_noise: 2.0 has no effect", "give both or neither"),
+        (
+            {"privacy": {**ON, "clip_quantile": 0.5, "quantile_noise": 0.5}},
+            "privacy.quantile_noise: 0.5 must be more than half of noise_multiplier (1.0)",
+            "",
+        ),
+        ({"privacy": ON, "robust": "median"}, "privacy.client_dp: 'on' bounds", "choose robust: none"),
+        ({"privacy": ON, "factors": "svd"}, "privacy.client_dp: 'on' adds noise", "choose factors: frozen_a"),
+        ({"privacy": ON, "fedopt": "scaffold"}, "privacy.client_dp: 'on' does not cover", "choose another fedopt"),
+        ({"privacy": ON, "method": "ewc"}, "privacy.client_dp: 'on' does not cover", "choose another method"),
+        ({"privacy": ON, "method": "l2p"}, "privacy.client_dp: 'on' does not cover", "choose another method"),
+        ({"privacy": ON, "method": "joint"}, "privacy.client_dp: 'on' needs clients", "choose another method"),
+        ({"privacy": ON, "method": "zero_shot"}, "privacy.client_dp: 'on' has nothing to protect", ""),
+    ],
+)
+def test_what_makes_no_sense_is_said(raw, start, way_out):
+    (text,) = problems(raw)
+    assert text.startswith(start)
+    assert way_out in text
