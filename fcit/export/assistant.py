@@ -273,8 +273,8 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
 
 
 def _device(wanted: str) -> str:
-    """The run's device if it is available, else the CPU."""
-    return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else "cpu"
+    """The run's device if it is available, else the CPU; all but ``cpu`` are GPUs, ``auto`` several."""
+    return wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu"
 
 
 def _listed(given: Picture | Sequence[Picture] | None) -> list[Picture]:

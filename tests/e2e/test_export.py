@@ -21,6 +21,7 @@ from fcit import registry, seeding
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
+from fcit.export import assistant as assistant_module
 from fcit.export import format
 from fcit.io.files import write_json
 from fcit.methods.base import Factory, Method
@@ -94,6 +95,12 @@ def test_empty_slots_leave_weight_to_the_bare_model(exported, assistant, picture
     np.testing.assert_allclose(weights / weights.sum(), list(whole.mix.values()), atol=1e-5)
 
 
+@pytest.mark.parametrize(("gpu", "devices"), [(True, ["cpu", "cuda:1", "auto"]), (False, ["cpu", "cpu", "cpu"])])
+def test_what_was_made_on_gpus_opens_without_one(monkeypatch, gpu, devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert [assistant_module._device(wanted) for wanted in ("cpu", "cuda:1", "auto")] == devices
+
+
 def test_questions_are_put_into_the_batches_of_the_run(exported, picture, tmp_path, monkeypatch):
     """Sorted within its stretches, here of two batches of two; older folders know neither that nor our decoder."""
     raw, answered, answer = json.loads((exported / "routing.json").read_text()), [], Method.answer
@@ -116,7 +123,7 @@ def test_questions_are_put_into_the_batches_of_the_run(exported, picture, tmp_pa
     shortest = batches["old"][0][0]
     assert batches["old"] == [[shortest + n, shortest + n + 1] for n in (0, 2, 4)]
     assert batches["new"] == [[shortest + n + 1, shortest + n] for n in (2, 0, 4)]
-    assert there.method.decoder == "transformers"
+    assert there.method.answers_by == "transformers"
 
 
 def test_the_card_tells_what_it_is_and_what_it_scored(reference, exported):
