@@ -18,10 +18,14 @@ SEVEN_B = Widths(layers=32, width=4096, inner=11008, key_width=4096, bytes=2)
 
 
 class Device:
-    """A device of which ``fit`` questions fit at a time, and ``guess`` are thought to."""
+    """A device of which ``fit`` questions fit at a time, and ``guess`` are thought to.
 
-    def __init__(self, fit: int = 100, guess: int = 100) -> None:
-        self.fit, self.guess = fit, guess
+    Args:
+        kept: how many questions fewer fit until memory that is kept is given back.
+    """
+
+    def __init__(self, fit: int = 100, guess: int = 100, kept: int = 0) -> None:
+        self.fit, self.guess, self.kept = fit, guess, kept
         self.batches: list[list[int]] = []
         self.released = 0
 
@@ -29,11 +33,16 @@ class Device:
         assert (on_cpu, workers) == (64, 1)
         return self.guess
 
+    @property
+    def keeps(self) -> bool:
+        return self.kept > 0
+
     def release(self) -> None:
         self.released += 1
+        self.kept = 0
 
     def answer(self, rows: list[int]) -> list[str]:
-        if len(rows) > self.fit:
+        if len(rows) > self.fit - self.kept:
             raise torch.OutOfMemoryError("full")
         self.batches.append(rows)
         return [f"{LENGTHS[row]}" for row in rows]
@@ -69,6 +78,19 @@ def test_auto_is_halved_when_memory_runs_out_and_stays_so(caplog):
     assert caplog.messages == [
         "evaluation.batch_size: auto: memory ran out with 6 questions at a time, going on with 3"
     ]
+
+
+def test_what_is_kept_is_given_back_before_a_size_is_halved(caplog):
+    device = Device(fit=6, guess=6, kept=2)
+    assert answered(device, batch_size="auto") == ["3", "9", "4", "4", "8", "1"]
+    assert [len(rows) for rows in device.batches] == [6]
+    assert device.released == 1
+    assert caplog.messages == []
+
+
+def test_that_may_be_all_that_one_question_lacks():
+    device = Device(fit=1, guess=1, kept=1)
+    assert answered(device, batch_size="auto") == ["3", "9", "4", "4", "8", "1"]
 
 
 @pytest.mark.parametrize(("size", "fit"), [(4, 2), ("auto", 0)])

@@ -30,17 +30,20 @@ class Capture:
 class FakeCuda:
     """Writes down what happens; within a capture nothing is computed.
 
-    Args:
+    Attributes:
         failures: what ends the first captures, None for one that succeeds; later ones do.
         full: whether memory runs out in the first capture.
     """
 
     OutOfMemoryError = torch.OutOfMemoryError
 
-    def __init__(self, failures=(), full: bool = False) -> None:
+    def __init__(self) -> None:
         self.events: list[str] = []
-        self.failures, self.full = list(failures), full
+        self.failures: list[BaseException | None] = []
+        self.full = False
         self.recording, self.current = False, "main"
+        self.pools = self.streams = 0
+        self.captured_into: list[int] = []
 
     def device(self, device) -> nullcontext:
         return nullcontext()
@@ -48,7 +51,12 @@ class FakeCuda:
     stream = device
 
     def Stream(self):
+        self.streams += 1
         return SimpleNamespace(wait_stream=lambda other: None)
+
+    def graph_pool_handle(self):
+        self.pools += 1
+        return self.pools
 
     def current_stream(self):
         return SimpleNamespace(wait_stream=lambda other: None, name=self.current)
@@ -62,8 +70,9 @@ class FakeCuda:
     def CUDAGraph(self):
         return SimpleNamespace(replay=lambda: self.events.append("replayed"))
 
-    def graph(self, graph, capture_error_mode) -> Capture:
+    def graph(self, graph, pool, capture_error_mode) -> Capture:
         assert capture_error_mode == "thread_local"
+        self.captured_into.append(pool)
         return Capture(self)
 
     def step(self) -> None:
@@ -135,10 +144,14 @@ def test_an_interrupted_capture_leaves_the_main_stream_current(cuda, graphs):
     assert graphs.captures
 
 
-def test_graphs_go_with_their_steps(cuda, graphs):
-    step = graphs(cuda.step)
-    step()
-    step()
-    assert len(graphs._recorded) == 1
-    del step
-    assert len(graphs._recorded) == 0
+def test_graphs_share_memory_until_the_last_of_them_goes(cuda, graphs):
+    for _ in range(2):
+        steps = [graphs(cuda.step) for _ in range(3)]
+        for step in steps * 2:
+            step()
+        assert len(graphs._recorded) == 3
+        del step
+        steps.clear()
+        assert len(graphs._recorded) == 0
+    assert cuda.captured_into == [1, 1, 1, 2, 2, 2]
+    assert cuda.streams == 1

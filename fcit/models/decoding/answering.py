@@ -121,6 +121,11 @@ class Answering:
         return widths(language.config, self._backbone.dtype.itemsize).at_once(max(room, 0), prompt, new)
 
     @property
+    def keeps(self) -> bool:
+        """Whether memory is kept for the next batch, which :meth:`release` gives back."""
+        return self._kept is not None and self._kept.bytes > 0
+
+    @property
     def _kept(self) -> Greedy | None:
         """The decoder if it has been made."""
         return self.__dict__.get("greedy")

@@ -15,7 +15,8 @@ from fcit.models.memory import free, is_out_of_memory
 class Batches:
     """Cuts questions into batches; ``evaluation.batch_size: auto`` is halved when memory runs out.
 
-    A size that memory ran out with is not tried again in the process.
+    Before that, the memory that answering keeps from batch to batch is given back and the size tried once more. A size
+    that memory ran out with then is not tried again in the process.
 
     Args:
         workers: processes that share a GPU.
@@ -40,18 +41,22 @@ class Batches:
         order = list(range(len(examples)))
         if self.settings.by_length:  # the longest first: what does not fit is known at once
             order.sort(key=lambda place: -lengths[place])
-        texts = [""] * len(order)
+        texts, auto = [""] * len(order), self.settings.batch_size == "auto"
         done = 0
         while done < len(order):
             rows = order[done : done + self._size(lengths[order[done]], limit)]
+            kept = auto and self.answering.keeps
             try:
                 answers: list[str] | None = answer(rows)
             except (RuntimeError, MemoryError) as error:
-                if self.settings.batch_size != "auto" or len(rows) == 1 or not is_out_of_memory(error):
+                if not (auto and (kept or len(rows) > 1) and is_out_of_memory(error)):
                     raise
                 answers = None
             if answers is None:  # out of the except clause: until here the error held what did not fit
-                self._halve(len(rows))
+                self.answering.release()
+                free()
+                if not kept:
+                    self._halve(len(rows))
                 continue
             if len(answers) != len(rows):
                 raise FCITError(f"answer: must return a text for each of {len(rows)} questions, got {len(answers)}")
@@ -73,5 +78,3 @@ class Batches:
             tried,
             self._most,
         )
-        self.answering.release()
-        free()

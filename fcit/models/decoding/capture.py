@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ Capture = Callable[[Step], Step]
 
 
 class CudaGraphs:
-    """Captures steps on one device, each with memory of its own, which is that of one token a row.
+    """Captures steps on one device, in memory that all share: between two replays nothing lives in it.
 
     Attributes:
         captures: False after a step that could not be captured: all run as they are from then on.
@@ -28,10 +29,16 @@ class CudaGraphs:
         self.captures = True
         self.captured = 0
         self._recorded: WeakKeyDictionary[_Captured, Any] = WeakKeyDictionary()
+        self._pool: Any = None
 
     def __call__(self, step: Step) -> Step:
         """The step: run as it is the first time, captured the second, replayed from then on."""
         return _Captured(step, self)
+
+    @cached_property
+    def side(self) -> cuda.Stream:
+        """The stream that steps run on the first time; each stream keeps memory of its own."""
+        return cuda.Stream()
 
     def recorded(self, step: _Captured) -> Any:
         """The graph of a step; None if there is none (any more)."""
@@ -44,9 +51,11 @@ class CudaGraphs:
             OutOfMemoryError: steps are captured again when they are run next.
         """
         graph, main = cuda.CUDAGraph(), cuda.current_stream()
+        if not self._recorded:  # memory whose graphs are all gone goes back, and cannot be captured into again
+            self._pool = cuda.graph_pool_handle()
         try:
             # What other threads do, such as reading images ahead, does not spoil a capture.
-            with cuda.graph(graph, capture_error_mode="thread_local"):
+            with cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 work()  # recorded only
         except BaseException as error:
             cuda.set_stream(main)  # torch leaves the stream of a capture current if its end fails
@@ -89,7 +98,7 @@ class _Captured:
 
     def _apart(self) -> None:
         """Run it beside the main stream: libraries set up what must not be set up within a capture."""
-        stream, main = cuda.Stream(), cuda.current_stream()
+        stream, main = self._graphs.side, cuda.current_stream()
         stream.wait_stream(main)
         try:
             with cuda.stream(stream):
