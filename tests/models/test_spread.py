@@ -18,6 +18,8 @@ from fcit.errors import ConfigError
 from fcit.models import loading
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.decoding.answering import Answering
+from fcit.models.decoding.greedy import Greedy
 from fcit.models.layout import Layout
 
 EXPERTS = Layout(experts=2)
@@ -75,6 +77,37 @@ def test_tensors_follow_their_layers(layout, monkeypatch):
     assert logits.device.type == "meta"
     devices = {n: p.device.type for n, p in adapters.trainable.items() if ".layers." in n}
     assert {n: "cpu" if ".layers.0." in n else "meta" for n in devices} == devices
+
+
+def test_keys_and_values_of_a_decoder_follow_their_layers():
+    """A stand-in for the head brings the states back; two of four answers end after the first step and leave."""
+    backbone = spread("meta")
+    language, tokens = backbone.family.language, iter([[2, 3, 4, 5], [1, 1, 4, 5], [4, 5], [4, 5]])
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        assert states.device.type == "meta"
+        return torch.nn.functional.one_hot(torch.tensor(next(tokens)), 6)[:, None]
+
+    assert backbone.answering.greedy is not None
+    greedy = Greedy(language, {})
+    mask, width = torch.ones(4, 7, dtype=torch.long), language.config.hidden_size
+    prompts = torch.zeros(4, 7, width, dtype=backbone.dtype), mask, mask.cumsum(-1) - 1
+    with torch.no_grad():
+        answers = greedy(prompts, head, 4, {1})
+    assert answers == [[2, 1], [3, 1], [4, 4, 4, 4], [5, 5, 5, 5]]
+    places = [{part.device.type for part in layer.parts} for layer in greedy._kept._layers]
+    assert places == [{"cpu"}, *[{"meta"}] * (len(places) - 1)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "quantization", "captured"),
+    [(["cpu", "cpu"], "none", True), (["cpu", "meta"], "none", False), (["cpu", "cpu"], "4bit", False)],
+)
+def test_steps_over_several_gpus_or_of_four_bits_are_not_captured(devices, quantization, captured):
+    language = torch.nn.ModuleList([torch.nn.Linear(1, 1, device=device) for device in devices])
+    family, config = SimpleNamespace(language=language), SimpleNamespace(quantization=quantization)
+    backbone = SimpleNamespace(device=torch.device("cuda"), family=family, config=config)
+    assert (Answering(backbone)._graphs is not None) == captured
 
 
 def test_auto_fills_one_gpu_after_the_other(monkeypatch):

@@ -90,10 +90,16 @@ class Answering:
         if why is not None:
             logging.getLogger(__name__).warning("evaluation.decoder: transformers decodes this model, because %s", why)
             return None
-        spread = len({parameter.device for parameter in language.parameters()}) > 1  # a graph is of one GPU
-        # Kernels of four-bit weights decide on the host what to launch.
-        graphs = backbone.device.type == "cuda" and not spread and backbone.config.quantization == "none"
-        return Greedy(language, self.rows, CudaGraphs(backbone.device) if graphs else None)
+        return Greedy(language, self.rows, self._graphs)
+
+    @property
+    def _graphs(self) -> CudaGraphs | None:
+        """What captures steps; None where they run as they are."""
+        backbone = self._backbone
+        spread = len({parameter.device for parameter in backbone.family.language.parameters()}) > 1
+        # A graph is of one GPU, and kernels of four-bit weights decide on the host what to launch.
+        captured = backbone.device.type == "cuda" and not spread and backbone.config.quantization == "none"
+        return CudaGraphs(backbone.device) if captured else None
 
     @property
     def signature(self) -> Hashable:

@@ -33,8 +33,6 @@ def unsuitable(language: Any) -> str | None:
     """Why a language model cannot be decoded here; None if it can."""
     if language.config._attn_implementation not in _ATTENTION:
         return f"its attention is {language.config._attn_implementation}, not {' or '.join(_ATTENTION)}"
-    if len({parameter.device for parameter in language.parameters()}) > 1:
-        return "its layers lie on several devices"
     strange = sorted(set(layer_kinds(language.config)) - {FULL, SLIDING})
     if strange:
         return f"it has layers of {', '.join(strange)}"
