@@ -118,14 +118,23 @@ def test_the_estimate_of_a_7b_model():
     assert [SEVEN_B.at_once(gb * 1e9, 686, 24) for gb in (120, 40, 8, 0)] == [MOST, 64, 12, 1]
 
 
-@pytest.mark.parametrize(("workers", "questions"), [(1, 64), (2, 32), (8, 1)])
-def test_workers_share_a_gpu(monkeypatch, workers, questions):
-    """80 GB, of which 40 are free and 15 taken by this process."""
+@pytest.fixture
+def seven_b(monkeypatch) -> Answering:
+    """On a GPU of 80 GB, of which 40 are free and 15 taken by this process."""
     for name, size in (("mem_get_info", (40e9, 80e9)), ("memory_allocated", 15e9), ("memory_reserved", 15e9)):
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
     family = SimpleNamespace(language=SimpleNamespace(config=LlamaConfig()))
     backbone = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, family=family)
-    assert Answering(backbone).at_once(686, 24, 64, workers) == questions
+    return Answering(backbone)
+
+
+@pytest.mark.parametrize(("workers", "questions"), [(1, 64), (2, 32), (8, 1)])
+def test_workers_share_a_gpu(seven_b, workers, questions):
+    assert seven_b.at_once(686, 24, 64, workers) == questions
+
+
+def test_larger_buffers_leave_room_for_prompts(seven_b):
+    assert seven_b._spare(64, 686) == pytest.approx(0.85 * 40e9 - 8.2e9, rel=0.01)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "many", None])

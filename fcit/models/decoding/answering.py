@@ -14,7 +14,7 @@ from fcit.config.kinds import Decoder
 from fcit.models.decoding.capture import CudaGraphs
 from fcit.models.decoding.greedy import Greedy, unsuitable
 from fcit.models.decoding.rows import Rows
-from fcit.models.decoding.sizes import widths
+from fcit.models.decoding.sizes import PLANNED, Widths, widths
 
 if TYPE_CHECKING:
     from fcit.models.backbone import Backbone
@@ -90,7 +90,8 @@ class Answering:
         if why is not None:
             logging.getLogger(__name__).warning("evaluation.decoder: transformers decodes this model, because %s", why)
             return None
-        return Greedy(language, self.rows, self._graphs)
+        graphs = self._graphs
+        return Greedy(language, self.rows) if graphs is None else Greedy(language, self.rows, graphs, self._spare)
 
     @property
     def _graphs(self) -> CudaGraphs | None:
@@ -118,13 +119,23 @@ class Answering:
         device = self._backbone.device
         if device.type != "cuda":
             return on_cpu
+        again = 0 if self._kept is None else self._kept.bytes
+        return self._widths.at_once(max(self._free(workers) + again, 0), prompt, new)
+
+    def _free(self, workers: int = 1) -> float:
+        """Bytes of the GPU that this process can still take."""
+        device = self._backbone.device
         free, total = torch.cuda.mem_get_info(device)
         taken = torch.cuda.memory_allocated(device)
-        free += torch.cuda.memory_reserved(device) - taken
-        again = 0 if self._kept is None else self._kept.bytes
-        room = min(free, total / workers - taken) + again
-        language = self._backbone.family.language
-        return widths(language.config, self._backbone.dtype.itemsize).at_once(max(room, 0), prompt, new)
+        return min(free + torch.cuda.memory_reserved(device) - taken, total / workers - taken)
+
+    def _spare(self, rows: int, prompt: int) -> float:
+        """Bytes of the GPU that prompts leave free, beside keys and values that are kept already."""
+        return PLANNED * self._free() - self._widths.prompts(rows, prompt)
+
+    @property
+    def _widths(self) -> Widths:
+        return widths(self._backbone.family.language.config, self._backbone.dtype.itemsize)
 
     @property
     def keeps(self) -> bool:

@@ -53,10 +53,17 @@ class Greedy:
         rows: tensors with a row for each question, which hooks on the model read.
         capture: makes a step on fixed addresses faster; None: steps run as they are, on exactly the rows and slots
             in use.
+        spare: bytes that are free beside prompts of so many rows and tokens, for buffers larger than a batch needs.
     """
 
-    def __init__(self, language: Any, rows: Rows, capture: Capture | None = None) -> None:
-        self._language, self.capture = language, capture
+    def __init__(
+        self,
+        language: Any,
+        rows: Rows,
+        capture: Capture | None = None,
+        spare: Callable[[int, int], float] = lambda rows, length: 0.0,
+    ) -> None:
+        self._language, self.capture, self._spare = language, capture, spare
         self._rows = RowBuffers(rows)
         config = language.config
         self._kinds = set(layer_kinds(config))
@@ -105,7 +112,7 @@ class Greedy:
         if self.capture is not None:
             rows, room = bucket(count), -(-room // _ALIGNED) * _ALIGNED
         with self._rows.lent(count, rows):
-            self._reserve(rows, room, signature)
+            self._reserve(rows, room, signature, self._spare(rows, length))
             self._rows.narrow(count)
             batch = _Batch(self._prefill(embeds, mask, positions, head, rows, room), ends)
             for number in range(1, new):
@@ -117,9 +124,9 @@ class Greedy:
                 batch.add(self._ids[: len(batch.order), 0].tolist())
         return batch.answers
 
-    def _reserve(self, rows: int, room: int, signature: Hashable) -> None:
+    def _reserve(self, rows: int, room: int, signature: Hashable, spare: float) -> None:
         kept = self._kept
-        if not kept.reserve(rows, -(-room // _ALIGNED) * _ALIGNED):
+        if not kept.reserve(rows, -(-room // _ALIGNED) * _ALIGNED, spare):
             self._steps.clear()
             self._ids, self._place = (
                 torch.zeros(kept.rows, 1, dtype=torch.long, device=self._device) for _ in range(2)

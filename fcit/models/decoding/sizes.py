@@ -10,7 +10,7 @@ from fcit.models.decoding.greedy import bucket
 #: Most questions at a time with ``evaluation.batch_size: auto``: beyond it a GPU answers hardly more a second.
 MOST = 128
 #: Share of the free memory that is planned with; the rest is for gaps and for libraries.
-_PLANNED = 0.85
+PLANNED = 0.85
 _FLOAT = 4
 
 
@@ -27,19 +27,26 @@ class Widths:
     def answering(self, rows: int, prompt: int, new: int) -> dict[str, float]:
         """Bytes that ``rows`` questions take, of ``prompt`` tokens each and answers of ``new``.
 
-        Keys and values: ``2 layers k s`` per token. Beside them a whole prompt is in one layer at a time, whose
-        feed-forward block and adapters make numbers of ``s`` bytes and of four.
+        Keys and values: ``2 layers k s`` per token.
+        """
+        return {
+            "keys and values": rows * (prompt + new) * 2.0 * self.layers * self.key_width * self.bytes,
+            "a whole prompt in one layer": self.prompts(rows, prompt),
+        }
+
+    def prompts(self, rows: int, prompt: int) -> float:
+        """Bytes beside keys and values while prompts are computed.
+
+        A whole prompt is in one layer at a time, whose feed-forward block and adapters make numbers of ``s`` bytes and
+        of four.
         """
         s = self.bytes
-        return {
-            "keys and values": rows * (prompt + new) * 2.0 * self.layers * self.key_width * s,
-            "a whole prompt in one layer": rows * prompt * (self.inner * (3.0 * s + 2 * _FLOAT) + self.width * 4.0 * s),
-        }
+        return rows * prompt * (self.inner * (3.0 * s + 2 * _FLOAT) + self.width * 4.0 * s)
 
     def at_once(self, free: float, prompt: int, new: int) -> int:
         """Questions that fit into ``free`` bytes, 1 to :data:`MOST`, in a size that steps are captured for."""
         each = sum(self.answering(1, prompt, new).values())
-        fitting = min(MOST, max(1, int(_PLANNED * free / each)))
+        fitting = min(MOST, max(1, int(PLANNED * free / each)))
         return fitting if bucket(fitting) == fitting else max(n for n in map(bucket, range(1, fitting)) if n <= fitting)
 
 

@@ -77,12 +77,22 @@ class KeyValues:
         """Memory of the buffers."""
         return sum(part.nbytes for layer in self._layers for part in layer.parts)
 
-    def reserve(self, rows: int, room: int) -> bool:
-        """Room for a batch; whether the buffers stay where they are."""
-        if rows <= self.rows and room <= self.room:
+    def reserve(self, rows: int, room: int, spare: float = 0.0) -> bool:
+        """Room for a batch, and for those before it if it is not too much; whether the buffers stay where they are.
+
+        Batches of many short and of few long rows in turn would otherwise move the buffers every time.
+
+        Args:
+            spare: bytes by which the buffers may grow for that; below 0 they must not be larger than the batch needs.
+        """
+        wanted, kept = (rows, room), (self.rows, self.room)
+        both = max(rows, self.rows), max(room, self.room)
+        if both != wanted and self.bytes * (both[0] * both[1] / (self.rows * self.room) - 1) <= spare:
+            wanted = both
+        if wanted == kept:
             return True
         self.release()
-        self.rows, self.room = rows, room
+        self.rows, self.room = wanted
         return False
 
     def move(self, free: torch.Tensor, moved: torch.Tensor) -> None:
