@@ -361,7 +361,9 @@ def test_buffers_are_as_large_as_all_batches_want_if_there_is_room():
 def test_memory_is_given_back(backbone):
     question = asked(backbone, 4)
     texts = by(backbone, "static", *question, NEW)
+    assert backbone.answering.keeps
     backbone.answering.release()
+    assert not backbone.answering.keeps
     layers = backbone.answering.greedy._kept._layers
     assert len(layers) == len(layer_kinds(backbone.family.language.config))
     assert all(layer.parts == () for layer in layers)
