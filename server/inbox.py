@@ -69,7 +69,8 @@ class Inbox:
             self._start(node)
 
     def _start(self, node: int) -> None:
-        if node not in self._threads and self._open.get(node):
+        thread = self._threads.get(node)
+        if self._open.get(node) and (thread is None or not thread.is_alive()):
             self._threads[node] = threading.Thread(target=self._fetch, args=(node,), daemon=True)
             self._threads[node].start()
 
@@ -180,6 +181,8 @@ class Inbox:
         with self._news:
             if order not in self._open.get(node, ()):
                 return False  # forgotten meanwhile
+            if self._threads.get(node) is not threading.current_thread():
+                return False  # another one may be pulling it already, and the SuperLink hands a reply over once
             if not self._has_room(order in self._wanted):
                 return None
             self._pulling[order] = time.monotonic()

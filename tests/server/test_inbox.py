@@ -10,7 +10,9 @@ from flwr.app import Error, Message
 from fcit.federation.engines import private
 from fcit.federation.messages import Description, ProbeOrder
 from server.courier import Courier
+from server.inbox import Inbox
 from tests.helpers.grids import FakeGrid, courier, moved
+from tests.helpers.waiting import LONG, wait
 
 MANY = 30
 
@@ -123,3 +125,54 @@ def test_every_node_is_looked_at_shortly_before_the_deadline(monkeypatch):
     replies = list(made.send("train", [(7, ProbeOrder(config=""))], "0"))
     thread.join()
     assert len(replies) == 1
+
+
+class Claimed(FakeGrid):
+    """Hands every reply over once, as a SuperLink does; of two orders as late as the test says."""
+
+    def __init__(self, **names: str) -> None:
+        super().__init__(**names)
+        self.begun = {order: threading.Event() for order in ("m1", "m2")}
+        self.whole = {order: threading.Event() for order in ("m1", "m2")}
+        self.by: dict[str, threading.Thread] = {}
+
+    def pull_messages(self, message_ids):
+        (order,) = message_ids
+        if order in self.by:
+            return [lost(self.sent[order])]
+        if order in self.whole:
+            self.by[order] = threading.current_thread()
+            self.begun[order].set()
+            self.whole[order].wait(LONG)
+        return super().pull_messages(message_ids)
+
+
+def test_a_reply_that_a_second_thread_pulls_is_left_to_it():
+    grid = Claimed(n7="0")
+    made = seated(grid, [])
+    first, second = made.post("query.probe", [(7, ProbeOrder(config="a")), (7, ProbeOrder(config="b"))], "probe")
+    assert grid.begun["m1"].wait(LONG)
+    made.forget([first])
+    assert grid.begun["m2"].wait(LONG)
+    grid.whole["m1"].set()
+    grid.by["m1"].join(LONG)
+    grid.whole["m2"].set()
+    assert [reply.has_error() for reply in made.replies([second], LONG)] == [False]
+    assert [reply.has_error() for reply in made.send("train", orders(made), "0")] == [False]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_died_is_replaced(monkeypatch):
+    grid = FakeGrid(n7="0")
+    made = seated(grid, [])
+    fetchers = []
+
+    def dies(inbox: Inbox, *_: object) -> bool:
+        fetchers.append(threading.current_thread())
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Inbox, "_look", dies)
+        made.post("query.probe", orders(made), "probe")
+        wait(lambda: fetchers, pause=0.01)[0].join(LONG)
+    assert [reply.has_error() for reply in made.send("train", orders(made), "0")] == [False]
