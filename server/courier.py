@@ -28,6 +28,8 @@ NOBODY = 0  # the node of a client that is not connected; Flower gives this id t
 _CLIENT = re.compile(r"0|[1-9][0-9]*")  # how the operator names the node of a client
 _NAP, _LONGEST_NAP = 0.1, 1.0  # seconds between two looks for nodes
 _LISTEN = 0.2  # seconds of waiting for a reply until a request to stop is looked for
+_FETCH = 0.05  # seconds between two looks, after a deadline, whether what came in time has been fetched
+_FETCHED = 30.0  # seconds without a reply after which it is not waited for: longer than a slow one takes the room
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
 _PATIENT = 60.0  # seconds in which a SuperLink that fails may recover
 _HALF_DAY = 12 * 3600.0
@@ -228,24 +230,37 @@ class Courier:
     def replies(self, messages: Sequence[Message], seconds: float) -> Iterator[Message]:
         """What comes within ``seconds`` for messages that were sent; the others can still be answered.
 
+        Only a few replies are in memory at a time: more of them may be at the SuperLink when the time is over. They are
+        fetched then, as the caller makes room for them.
+
         Raises:
             StopRequested: asked to stop while waiting.
         """
         waiting = {message.metadata.message_id: message for message in messages}
         begin = looked = time.monotonic()
         deadline = self._inbox.deadline = begin + seconds
-        while waiting:
+        while waiting and (left := deadline - time.monotonic()) > 0:
             self.stop.check()
-            left = max(deadline - time.monotonic(), 0.0)
             arrival = self._inbox.take(waiting.keys(), min(left, _LISTEN))
             self._refuse_late()
             if arrival is not None:
                 yield from self._answers(arrival, waiting)
-            elif not left:
-                return
             elif self.deployed and time.monotonic() - looked > _LOOK:
                 looked = time.monotonic()
                 yield from self._lost(waiting)
+        yield from self._come_in_time(waiting)
+
+    def _come_in_time(self, waiting: dict[str, Message]) -> Iterator[Message]:
+        """What was there when the time was over; what comes afterwards is not waited for."""
+        orders, last = set(waiting), time.monotonic()
+        while orders and time.monotonic() - last < _FETCHED:
+            self.stop.check()
+            orders = self._inbox.in_time(orders & waiting.keys())
+            arrival = self._inbox.take(orders, _FETCH if orders else 0.0)
+            self._refuse_late()
+            if arrival is not None:
+                yield from self._answers(arrival, waiting)
+                last = time.monotonic()
 
     def forget(self, messages: Sequence[Message], overdue: bool = False) -> None:
         """Do not look for replies to these messages any more.

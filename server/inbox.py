@@ -22,6 +22,7 @@ _LAST = 0.5  # seconds before a deadline at which every node is looked at once m
 _SPACING = 0.1  # seconds between two looks at the grid, on average, while nothing comes from any node
 _AT_ONCE = 8  # replies that are in memory at a time, put together or waiting to be taken
 _SLOW = 20.0  # seconds after which one that is being put together makes room: its site is still uploading it
+_YOUNG = 1.0  # seconds after which one that is being put together cannot have been there whole when that began
 
 
 class Arrival(NamedTuple):
@@ -53,6 +54,7 @@ class Inbox:
         self._pulling: dict[str, float] = {}  # orders whose replies are being pulled, and since when
         self._left: dict[int, str] = {}  # by node, the order whose reply another thread than its own still pulls
         self._held: set[str] = set()  # orders whose replies have come and are not dealt with yet
+        self._refused: set[str] = set()  # open orders of nodes that were not looked at for want of room
         self._taken: str | None = None  # the one of them that was taken last
         self._wanted: set[str] = set()  # orders that somebody waits for, or did last
         self._failures: dict[str, str] = {}  # by order, how the SuperLink failed when it was asked for the reply
@@ -118,6 +120,7 @@ class Inbox:
                 self._arrivals.pop(order, None)
                 self._failures.pop(order, None)
             self._held -= set(orders)
+            self._refused -= set(orders)
             self._news.notify_all()
             if overdue:
                 self._overdue |= self._pulling.keys() & set(orders)
@@ -135,12 +138,20 @@ class Inbox:
             self._open.clear()
             self._arrivals.clear()
             self._held.clear()
+            self._refused.clear()
             self._news.notify_all()
 
     def pulling(self) -> set[str]:
         """Orders whose replies are being looked for or put together at this moment."""
         with self._news:
             return set(self._pulling)
+
+    def in_time(self, orders: Collection[str]) -> set[str]:
+        """Those of the orders whose replies may have been there by now, although they have not been taken."""
+        with self._news:
+            now = time.monotonic()
+            young = {order for order, begun in self._pulling.items() if now - begun < _YOUNG}
+            return set(orders) & (self._arrivals.keys() | self._refused | young)
 
     def late(self) -> list[int]:
         """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
@@ -184,7 +195,9 @@ class Inbox:
             if self._threads.get(node) is not threading.current_thread():
                 return False  # another one may be pulling it already, and the SuperLink hands a reply over once
             if not self._has_room(order in self._wanted):
+                self._refused.update(self._open[node])
                 return None
+            self._refused.discard(order)
             self._pulling[order] = time.monotonic()
         replies, problem = list[Message](), ""
         try:

@@ -38,6 +38,12 @@ def ask(made: Courier, *clients: int) -> list[Message]:
     return list(made.send("query.describe", orders, "describe"))
 
 
+@pytest.fixture
+def at_once(monkeypatch) -> None:
+    """A reply that is not whole at the deadline counts as withheld at once."""
+    monkeypatch.setattr("server.inbox._YOUNG", 0.01)
+
+
 # ---------------------------------------------------------------------- whose answers count
 
 
@@ -128,7 +134,7 @@ def test_a_wish_to_stop_is_heard_while_waiting_for_answers(events):
         ask(made, 0)
 
 
-def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
+def test_a_withheld_part_delays_nobody_beyond_the_deadline(events, at_once):
     """The others' replies are taken meanwhile; the late one is told and dropped, and its node can answer again."""
     grid, whole = FakeGrid(n7="0", n8="1", n9="2"), threading.Event()
     grid.withheld[7] = whole
@@ -147,7 +153,7 @@ def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
     assert made.traffic["rejected"] == 1
 
 
-def test_a_reply_that_is_never_whole_holds_up_no_later_one(events):
+def test_a_reply_that_is_never_whole_holds_up_no_later_one(events, at_once):
     """Of a site whose SuperLink was killed while it uploaded: Flower waits for the rest for minutes."""
 
     class Cut(FakeGrid):
@@ -173,7 +179,7 @@ def test_a_reply_that_is_never_whole_holds_up_no_later_one(events):
     assert "after the deadline" in events[0]["reason"]
 
 
-def test_a_node_that_withholds_again_and_again_costs_two_threads(events):
+def test_a_node_that_withholds_again_and_again_costs_two_threads(events, at_once):
     grid = FakeGrid(n7="0", n8="1")
     grid.withheld[7] = threading.Event()
     made = seated(grid, events, timeout=0.05)

@@ -68,6 +68,27 @@ def test_replies_that_nobody_waits_for_yet_hold_up_no_others():
     assert len(list(made.replies(posted, 60.0))) == MANY
 
 
+def test_what_is_there_at_the_deadline_counts_however_much_it_is():
+    made = seated(FakeGrid(**many()), [])
+    posted = made.post("query.probe", orders(made), "probe")
+    ids = {message.metadata.message_id for message in posted}
+    wait(lambda: made._inbox.in_time(ids) == ids, pause=0.01)  # fetched, or refused for want of room
+    assert len(list(made.replies(posted, 0.0))) == MANY
+
+
+def test_a_reply_that_begins_to_come_at_the_deadline_counts(monkeypatch):
+    monkeypatch.setattr("server.inbox._YOUNG", LONG)
+    grid, begun = FakeGrid(n7="0"), threading.Event()
+    grid.withheld[7] = threading.Event()
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: begun.set() or pull(ids)
+    made = seated(grid, [])
+    posted = made.post("query.probe", orders(made), "probe")
+    assert begun.wait(LONG)
+    threading.Timer(0.1, grid.withheld[7].set).start()
+    assert len(list(made.replies(posted, 0.0))) == 1
+
+
 def test_sites_that_upload_for_long_hold_up_no_others(monkeypatch):
     monkeypatch.setattr("server.inbox._SLOW", 0.02)
     grid, whole = FakeGrid(**many()), threading.Event()
