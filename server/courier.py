@@ -259,6 +259,7 @@ class Courier:
             arrival = self._inbox.take(orders, _FETCH if orders else 0.0)
             self._refuse_late()
             if arrival is not None:
+                orders.discard(arrival.order)  # once: a site that answers nonsense again and again gains no time
                 yield from self._answers(arrival, waiting)
                 last = time.monotonic()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
 import httpx
@@ -34,6 +35,13 @@ class Arrival(NamedTuple):
     code: int = UNKNOWN
 
 
+class _Pull(NamedTuple):
+    """A reply is being looked for or put together."""
+
+    node: int
+    begun: float  # by time.monotonic()
+
+
 class Inbox:
     """Fetches replies by one daemon thread per node that owes some.
 
@@ -51,10 +59,10 @@ class Inbox:
         self._open: dict[int, list[str]] = {}  # by node, the orders whose replies are looked for, oldest first
         self._threads: dict[int, threading.Thread] = {}
         self._arrivals: dict[str, Arrival] = {}
-        self._pulling: dict[str, float] = {}  # orders whose replies are being pulled, and since when
+        self._pulling: dict[str, _Pull] = {}  # by order
         self._left: dict[int, str] = {}  # by node, the order whose reply another thread than its own still pulls
         self._held: set[str] = set()  # orders whose replies have come and are not dealt with yet
-        self._refused: set[str] = set()  # open orders of nodes that were not looked at for want of room
+        self._due: set[str] = set()  # open orders that are to be looked at as soon as there is room for a reply
         self._taken: str | None = None  # the one of them that was taken last
         self._wanted: set[str] = set()  # orders that somebody waits for, or did last
         self._failures: dict[str, str] = {}  # by order, how the SuperLink failed when it was asked for the reply
@@ -68,7 +76,9 @@ class Inbox:
         """Look for a node's reply to an order until it has come or is forgotten."""
         with self._news:
             self._open.setdefault(node, []).append(order)
+            self._due.add(order)
             self._start(node)
+            self._news.notify_all()
 
     def _start(self, node: int) -> None:
         thread = self._threads.get(node)
@@ -120,7 +130,7 @@ class Inbox:
                 self._arrivals.pop(order, None)
                 self._failures.pop(order, None)
             self._held -= set(orders)
-            self._refused -= set(orders)
+            self._due -= set(orders)
             self._news.notify_all()
             if overdue:
                 self._overdue |= self._pulling.keys() & set(orders)
@@ -138,7 +148,7 @@ class Inbox:
             self._open.clear()
             self._arrivals.clear()
             self._held.clear()
-            self._refused.clear()
+            self._due.clear()
             self._news.notify_all()
 
     def pulling(self) -> set[str]:
@@ -150,8 +160,10 @@ class Inbox:
         """Those of the orders whose replies may have been there by now, although they have not been taken."""
         with self._news:
             now = time.monotonic()
-            young = {order for order, begun in self._pulling.items() if now - begun < _YOUNG}
-            return set(orders) & (self._arrivals.keys() | self._refused | young)
+            old = {order: pull.node for order, pull in self._pulling.items() if now - pull.begun >= _YOUNG}
+            stuck = {node for order, node in old.items() if self._left.get(node) != order}
+            due = {o for node, open_ in self._open.items() if node not in stuck for o in self._due.intersection(open_)}
+            return set(orders) & (self._arrivals.keys() | due | self._pulling.keys() - old.keys())
 
     def late(self) -> list[int]:
         """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
@@ -179,13 +191,16 @@ class Inbox:
             came = [self._look(node, order) for order in dict.fromkeys([open_[0], open_[turn % len(open_)]])]
             if any(came):
                 nap = _NAP
-            elif None in came:
-                with self._news:
-                    self._news.wait(_LONGEST_NAP)
-            else:
-                nap = min(1.5 * nap, longest)
-                left = self.deadline - _LAST - time.monotonic()
-                time.sleep(min(nap, left) if left > 0 else nap)
+                continue
+            nap = min(1.5 * nap, longest)
+            left = self.deadline - _LAST - time.monotonic()
+            pause = min(nap, left) if left > 0 else nap
+            with self._news:
+                if not self._due.isdisjoint(open_):
+                    if self._news.wait_for(partial(self._can_look, node), pause):
+                        nap = _NAP
+                    continue
+            time.sleep(pause)
 
     def _look(self, node: int, order: str) -> bool | None:
         """Pull the reply to an order; whether there was one, None if there was no room for one."""
@@ -195,10 +210,10 @@ class Inbox:
             if self._threads.get(node) is not threading.current_thread():
                 return False  # another one may be pulling it already, and the SuperLink hands a reply over once
             if not self._has_room(order in self._wanted):
-                self._refused.update(self._open[node])
+                self._due.update(o for o in self._open[node] if (o in self._wanted) == (order in self._wanted))
                 return None
-            self._refused.discard(order)
-            self._pulling[order] = time.monotonic()
+            self._due.discard(order)
+            self._pulling[order] = _Pull(node, time.monotonic())
         replies, problem = list[Message](), ""
         try:
             replies = list(self._grid.pull_messages([order]))
@@ -215,10 +230,14 @@ class Inbox:
         with self._news:
             return self._finish(node, order, replies, problem)
 
+    def _can_look(self, node: int) -> bool:
+        """Whether there is room now for a reply to an order of a node that is due."""
+        return any(self._has_room(order in self._wanted) for order in self._due.intersection(self._open.get(node, ())))
+
     def _has_room(self, wanted: bool) -> bool:
         """Whether another reply may be fetched, of those that somebody waits for or of the others."""
         now = time.monotonic()
-        busy = self._held | {order for order, begun in self._pulling.items() if now - begun < _SLOW}
+        busy = self._held | {order for order, pull in self._pulling.items() if now - pull.begun < _SLOW}
         return sum((order in self._wanted) == wanted for order in busy) < _AT_ONCE
 
     def _finish(self, node: int, order: str, replies: list[Message], problem: str) -> bool:

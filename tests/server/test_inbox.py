@@ -68,6 +68,31 @@ def test_replies_that_nobody_waits_for_yet_hold_up_no_others():
     assert len(list(made.replies(posted, 60.0))) == MANY
 
 
+def test_want_of_room_for_one_reply_is_no_reason_to_look_for_another_without_a_pause(monkeypatch):
+    grid = FakeGrid(**many())
+    made = seated(grid, [])
+    others = made.post("query.probe", orders(made)[1:9], "probe")  # these fill the room of what nobody waits for
+    wait(lambda: not grid.mail, pause=0.01)
+    monkeypatch.setattr("server.inbox._NAP", LONG)
+    monkeypatch.setattr("server.inbox._LONGEST_NAP", LONG)
+    looks: list[str] = []
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: looks.extend(ids) or pull(ids)
+    grid.story[7] = lambda m: []
+    inbox = made._inbox
+    inbox.take({"m9"}, 0.0)
+    with inbox._news:  # its thread sees both at once
+        made.post("evaluate", [(7, ProbeOrder(config="wanted")), (7, ProbeOrder(config="not yet"))], "0")
+    for _ in range(20):
+        inbox.take({"m9"}, 0.01)  # tells of news each time
+    assert looks == ["m9"]
+    made.post("evaluate", [(7, ProbeOrder(config="new"))], "0")
+    inbox.take({"m9", "m11"}, 0.0)
+    wait(lambda: "m11" in looks, pause=0.01)  # there is room for this one
+    made.forget(others)
+    wait(lambda: "m10" in looks, pause=0.01)
+
+
 def test_what_is_there_at_the_deadline_counts_however_much_it_is():
     made = seated(FakeGrid(**many()), [])
     posted = made.post("query.probe", orders(made), "probe")
