@@ -21,6 +21,7 @@ from fcit.federation.messages import Name
 from fcit.federation.nodes import NODE_UNAVAILABLE, SERVER_NODE, UNKNOWN
 from fcit.io.printable import printable
 from server.inbox import Arrival, Inbox
+from server.restarts import Restarts
 from server.stop import Stop
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class Courier:
         self.deployed = False
         self._nodes: dict[int, int] = {}
         self._inbox = Inbox(grid)
-        self._activated: dict[str, str] = {}  # by the id of an order: since when its node had been connected
+        self._restarts = Restarts(self._inbox)
         self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
@@ -271,8 +272,7 @@ class Courier:
         """
         orders = {message.metadata.message_id for message in messages}
         self._inbox.forget(orders, overdue)
-        for order in orders:
-            self._activated.pop(order, None)
+        self._restarts.forget(orders)
 
     def close(self) -> None:
         """Look for no replies any more."""
@@ -300,12 +300,13 @@ class Courier:
 
     def _push(self, messages: list[Message]) -> None:
         """Send messages and look for their replies; one that cannot be sent is answered with an error here."""
-        activated = self._activations() if self.deployed else {}
+        before = self._activations() if self.deployed else {}
         pushed = set(self._patiently(lambda: self.grid.push_messages(messages)))
+        after = self._activations() if self.deployed else {}  # that may have taken minutes
         for message in messages:
             order, node = message.metadata.message_id, message.metadata.dst_node_id
             if order in pushed:
-                self._activated[order] = activated.get(node, "")
+                self._restarts.sent(order, node, before, after)
                 self._inbox.expect(node, order)
             else:
                 error = Error(code=UNKNOWN, reason="the message could not be sent")
@@ -320,13 +321,8 @@ class Courier:
         Flower says so itself of a node that is offline when it is asked for the reply; one that is back by then would
         be waited for until the deadline, as the SuperLink hands out an order once.
         """
-        now = self._activations()
-        at_hand = self._inbox.pulling()  # a reply that is on its way was sent before
-        for order, message in list(waiting.items()):
-            since = now.get(message.metadata.dst_node_id, "")
-            if order in at_hand or since in ("", self._activated.get(order)):
-                continue
-            del waiting[order]
+        for order in self._restarts.lost(waiting.keys(), self._activations()):
+            message = waiting.pop(order)
             self.forget([message])
             yield Message(Error(NODE_UNAVAILABLE, "it was restarted while it had an order"), reply_to=message)
 

@@ -65,6 +65,7 @@ class Inbox:
         self._due: set[str] = set()  # open orders that are to be looked at as soon as there is room for a reply
         self._taken: str | None = None  # the one of them that was taken last
         self._wanted: set[str] = set()  # orders that somebody waits for, or did last
+        self._empty: dict[str, float] = {}  # by order, when the last look began that found nothing
         self._failures: dict[str, str] = {}  # by order, how the SuperLink failed when it was asked for the reply
         #: By time.monotonic(), until when somebody waits.
         self.deadline = float("-inf")
@@ -129,6 +130,7 @@ class Inbox:
             for order in orders:
                 self._arrivals.pop(order, None)
                 self._failures.pop(order, None)
+                self._empty.pop(order, None)
             self._held -= set(orders)
             self._due -= set(orders)
             self._news.notify_all()
@@ -149,12 +151,19 @@ class Inbox:
             self._arrivals.clear()
             self._held.clear()
             self._due.clear()
+            self._empty.clear()
             self._news.notify_all()
 
-    def pulling(self) -> set[str]:
-        """Orders whose replies are being looked for or put together at this moment."""
+    def is_missing(self, node: int, order: str, since: float) -> bool:
+        """Whether an order is the oldest that its node owes, and a look that began after a moment has found nothing.
+
+        Args:
+            since: by time.monotonic().
+        """
         with self._news:
-            return set(self._pulling)
+            oldest = next(iter(self._open.get(node, ())), None)
+            found_nothing = self._empty.get(order, float("-inf")) > since
+            return order == oldest and order not in self._pulling and found_nothing
 
     def in_time(self, orders: Collection[str]) -> set[str]:
         """Those of the orders whose replies may have been there by now, although they have not been taken."""
@@ -214,13 +223,11 @@ class Inbox:
                 return None
             self._due.discard(order)
             self._pulling[order] = _Pull(node, time.monotonic())
-        replies, problem = list[Message](), ""
+        replies, problem, failure = list[Message](), "", ""
         try:
             replies = list(self._grid.pull_messages([order]))
         except httpx.HTTPError as error:
-            with self._news:  # of the SuperLink, not of the reply: the next look may succeed
-                if order in self._open.get(node, ()):
-                    self._failures[order] = str(error)
+            failure = str(error)  # of the SuperLink, not of the reply: the next look may succeed
         except Exception as error:  # noqa: BLE001  (what Flower raises for a reply that it cannot put together)
             problem = f"its reply cannot be read: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  (a run that has ended: raised where the loop waits)
@@ -228,7 +235,7 @@ class Inbox:
                 self._end = error
                 self._open.pop(node, None)
         with self._news:
-            return self._finish(node, order, replies, problem)
+            return self._finish(node, Arrival(order, replies, problem), failure)
 
     def _can_look(self, node: int) -> bool:
         """Whether there is room now for a reply to an order of a node that is due."""
@@ -240,23 +247,34 @@ class Inbox:
         busy = self._held | {order for order, pull in self._pulling.items() if now - pull.begun < _SLOW}
         return sum((order in self._wanted) == wanted for order in busy) < _AT_ONCE
 
-    def _finish(self, node: int, order: str, replies: list[Message], problem: str) -> bool:
+    def _finish(self, node: int, arrival: Arrival, failure: str) -> bool:
         """Keep what has come, if anything has."""
-        came = bool(replies or problem)
-        arrival = Arrival(order, replies, problem)
-        failure = self._failures.pop(order, None) if came else None
-        if failure is not None and any(r.has_error() and r.error.code == MESSAGE_UNAVAILABLE for r in replies):
-            # It had handed over the list of the reply's parts, and deleted it, before it failed.
-            arrival = Arrival(order, [], f"the SuperLink has lost its reply: {failure}", MESSAGE_UNAVAILABLE)
-        if came and order in self._open.get(node, ()):
-            self._open[node].remove(order)
-            self._arrivals[order] = arrival
-            self._held.add(order)
+        order, replies = arrival.order, arrival.replies
+        begun = self._pulling.pop(order).begun
+        came = bool(replies or arrival.problem)
+        before = self._failures.pop(order, None)
+        self._empty.pop(order, None)
+        if order in self._open.get(node, ()):
+            if came:
+                self._open[node].remove(order)
+                self._arrivals[order] = _after(before, arrival)
+                self._held.add(order)
+            elif failure:
+                self._failures[order] = failure
+            else:
+                self._empty[order] = begun
         elif came and order in self._overdue:
             self._late.append(node)
-        del self._pulling[order]
         if self._left.get(node) == order:
             del self._left[node]
         self._overdue.discard(order)
         self._news.notify_all()
         return came
+
+
+def _after(failure: str | None, arrival: Arrival) -> Arrival:
+    """What has come for an order, if the look for its reply before this one was a failure of the SuperLink, or None."""
+    if failure is None or not any(r.has_error() and r.error.code == MESSAGE_UNAVAILABLE for r in arrival.replies):
+        return arrival
+    # It had handed over the list of the reply's parts, and deleted it, before it failed.
+    return Arrival(arrival.order, [], f"the SuperLink has lost its reply: {failure}", MESSAGE_UNAVAILABLE)

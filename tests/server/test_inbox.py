@@ -150,6 +150,42 @@ def test_a_reply_that_the_superlink_loses_is_its_fault(fails):
     assert reply.error.reason == (said if fails else "Message Unavailable")
 
 
+def test_a_failure_before_a_look_that_found_nothing_has_cost_no_reply():
+    """What a site did not upload afterwards is not the SuperLink's fault."""
+    story = [httpx.HTTPError("500 Internal Server Error"), None]
+
+    class Recovering(FakeGrid):
+        def pull_messages(self, message_ids):
+            if not story:
+                return super().pull_messages(message_ids)
+            if (error := story.pop(0)) is not None:
+                raise error
+            return []
+
+    grid = Recovering(n7="0")
+    grid.story[7] = lambda m: [lost(m)]
+    (reply,) = seated(grid, []).send("train", [(7, ProbeOrder(config=""))], "0")
+    assert reply.error.reason == "Message Unavailable"
+
+
+def test_an_order_is_missing_if_a_look_begun_since_has_found_nothing_and_no_older_one_is_open():
+    grid = FakeGrid(n7="0")
+    grid.story[7] = lambda m: []
+    made = seated(grid, [])
+    before = time.monotonic()
+    first, _ = made.post("query.probe", [(7, ProbeOrder(config="a")), (7, ProbeOrder(config="b"))], "probe")
+    inbox = made._inbox
+    wait(lambda: inbox.is_missing(7, "m1", before), pause=0.01)
+    wait(lambda: "m2" in inbox._empty, pause=0.01)
+    assert not inbox.is_missing(7, "m2", before)
+    assert not inbox.is_missing(7, "m1", time.monotonic() + LONG)
+    made.forget([first])
+    wait(lambda: inbox.is_missing(7, "m2", before), pause=0.01)
+    grid.mail["m2"] = [moved(Message(Error(code=2, reason="late"), reply_to=grid.sent["m2"]), src_node_id=7)]
+    wait(lambda: not grid.mail, pause=0.01)
+    wait(lambda: not inbox.is_missing(7, "m2", before), pause=0.01)
+
+
 def test_every_node_is_looked_at_shortly_before_the_deadline(monkeypatch):
     """However long the pauses between two looks have become."""
     monkeypatch.setattr("server.inbox._NAP", 60.0)
