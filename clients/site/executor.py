@@ -241,6 +241,8 @@ class Executor:
         done = subprocess.run(command, input=token, text=True, check=False, preexec_fn=killed)
         if done.returncode not in (0, EXIT_UNSENT):
             log.warning("an order's process ended with %s", done.returncode)
+        # Killed, or given up. Any other fault, as of SITE.yaml, a new executor would have, too, and end for ever.
+        if done.returncode < 0 or done.returncode == EXIT_ABANDONED:
             raise KeyboardInterrupt
 
 

@@ -21,7 +21,7 @@ from flwr.supernode.runtime import run_clientapp
 
 from clients.site import executor, logs, supervisor
 from clients.site.at_hand import AtHand
-from fcit.errors import DataError, Refused
+from fcit.errors import EXIT_USAGE, DataError, Refused
 from tests.helpers.commands import imported
 from tests.helpers.supernode import SuperNode
 from tests.helpers.waiting import LONG, wait
@@ -256,7 +256,9 @@ def test_the_file_stays_where_an_order_is_given_up(site, serving):
     assert AtHand(site[3].parent / "home")
 
 
-@pytest.mark.parametrize(("code", "lost"), [(0, False), (executor.EXIT_UNSENT, False), (-9, True), (3, True)])
+@pytest.mark.parametrize(
+    ("code", "lost"), [(0, False), (executor.EXIT_UNSENT, False), (EXIT_USAGE, False), (-9, True), (3, True)]
+)
 def test_an_order_is_lost_with_the_process_that_did_it(site, monkeypatch, code, lost):
     _, _, _, path = site
     path.write_text(path.read_text() + "worker: process\n")
