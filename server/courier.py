@@ -220,10 +220,17 @@ class Courier:
         finally:
             self.forget(messages, overdue=True)
 
-    def post(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
-        """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`."""
+    def post(
+        self, kind: str, orders: Iterable[tuple[int, Any]], group: str, timeout: float | None = None
+    ) -> list[Message]:
+        """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`.
+
+        Args:
+            timeout: seconds for which replies will be of use; half a day at least if None.
+        """
         # Flower drops a message without a reply after its time to live: it is longer than our waiting.
-        messages = self._messages(kind, orders, group, max(_HALF_DAY, self.federation.timeout + 3600.0))
+        long = max(_HALF_DAY, self.federation.timeout + 3600.0)
+        messages = self._messages(kind, orders, group, long if timeout is None else 2 * timeout + _GRACE)
         if messages:
             self._push(messages)
         return messages

@@ -263,8 +263,8 @@ def test_an_order_with_a_deadline_is_not_kept_for_a_site_much_longer(events):
     made = seated(grid, events, timeout=30.0)
     ask(made, 0)
     made.post("query.probe", [(8, ProbeOrder(config=""))], "probe")
-    lives = {message.metadata.dst_node_id: message.metadata.ttl for message in grid.sent.values()}
-    assert lives == {7: 120.0, 8: 12 * 3600.0}
+    made.post("evaluate", [(8, ProbeOrder(config=""))], "verify", timeout=30.0)
+    assert [message.metadata.ttl for message in grid.sent.values()] == [120.0, 12 * 3600.0, 120.0]
 
 
 @pytest.mark.parametrize("error", [AttributeError("no attribute 'metadata'"), ValueError("not JSON"), KeyError("x")])
