@@ -4,6 +4,7 @@ import inspect
 import os
 from pathlib import Path
 
+import certifi
 import pytest
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -55,6 +56,12 @@ def test_where_the_superlink_cannot_be_told_the_supernode_starts_all_the_same(tm
     ca = inspect.getfile(pytest)  # a file that is no certificate
     assert not signoff.sign_off(door, ca, key, 7)
     assert not signoff.sign_off(door, ca, str(tmp_path / "missing.key"), 7)
+
+
+@pytest.mark.parametrize("door", ["door.example.org:99999", "door example:1", "[::1:5"])
+def test_an_address_that_cannot_be_is_left_to_the_supernode_to_name(tmp_path, door):
+    make_key(tmp_path / "site.key")
+    assert not signoff.sign_off(door, certifi.where(), str(tmp_path / "site.key"), 7)
 
 
 def test_the_line_with_the_number_is_found():
