@@ -323,11 +323,7 @@ class Courier:
         return {info.node_id: info.last_activated_at for info in self._all_nodes()}
 
     def _lost(self, waiting: dict[str, Message]) -> Iterator[Message]:
-        """Errors for orders whose node was restarted after it was sent them, and that are then not waited for.
-
-        Flower says so itself of a node that is offline when it is asked for the reply; one that is back by then would
-        be waited for until the deadline, as the SuperLink hands out an order once.
-        """
+        """Errors for orders that were lost at a restart of their node, and are not waited for any more."""
         for order in self._restarts.lost(waiting.keys(), self._activations()):
             message = waiting.pop(order)
             self.forget([message])

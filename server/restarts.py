@@ -22,7 +22,8 @@ class Restarts:
     """Tells lost orders from those that the SuperLink still keeps and those whose reply is there already.
 
     The SuperLink hands an order out once, and a SuperNode takes them one by one, oldest first: at a restart at most the
-    oldest that its node owes is lost, and only if it was not answered before.
+    oldest that its node owes is lost, and only if it was not answered before. Flower says so itself only of a node that
+    is offline when it is asked for the reply; one that is back by then would be waited for until the deadline.
     """
 
     def __init__(self, inbox: Inbox) -> None:

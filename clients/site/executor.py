@@ -196,7 +196,7 @@ class Executor:
         signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE])
         self._supernode = connect(self.site.inner, signed)
         self._warning, self._warned = "", 0.0
-        self._at_hand = AtHand(self.site.folder)
+        self._at_hand = AtHand(self.site.folder, log.warning)
 
     def serve(self) -> None:
         """Do orders until the process is told to end.

@@ -237,7 +237,7 @@ def serving(site, monkeypatch):
 
 
 def test_a_file_says_that_an_order_is_at_hand_until_it_is_done(site, serving):
-    mark = AtHand(site[3].parent / "home")
+    mark = AtHand(site[3].parent / "home", pytest.fail)
     marked = []
     with pytest.raises(SystemExit):
         serving(lambda token: marked.append(bool(mark)))
@@ -253,7 +253,18 @@ def test_the_file_stays_where_an_order_is_given_up(site, serving):
 
     with pytest.raises(KeyboardInterrupt):
         serving(give_up)
-    assert AtHand(site[3].parent / "home")
+    assert AtHand(site[3].parent / "home", pytest.fail)
+
+
+def test_a_disk_that_takes_no_mark_is_told_of_once_and_ends_nothing(tmp_path):
+    (tmp_path / "home").touch()  # no folder
+    told: list[str] = []
+    mark = AtHand(tmp_path / "home", told.append)
+    for _ in range(2):
+        mark.begin()
+        mark.end()
+    assert len(told) == 1
+    assert "whether an order is at hand is not written down" in told[0]
 
 
 @pytest.mark.parametrize(
