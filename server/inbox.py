@@ -49,8 +49,9 @@ class Inbox:
     that reply any more, another thread fetches the node's later ones; if it is kept waiting, too, so are they. There
     are never more than two threads for a node.
 
-    Memory does not grow with the nodes: only a few replies are fetched before the first of them is taken and dealt
-    with. Those that somebody waits for have their own room, which those that nobody waits for yet cannot fill.
+    Only a few replies are fetched before the first of them is taken and dealt with. Those that somebody waits for have
+    their own room, which those that nobody waits for yet cannot fill. Beyond these two rooms memory grows only with
+    the sites that have been uploading a reply for 20 s: as these hold up no others, all of theirs may be in memory.
     """
 
     def __init__(self, grid: Grid) -> None:
