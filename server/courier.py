@@ -261,6 +261,7 @@ class Courier:
     def _come_in_time(self, waiting: dict[str, Message]) -> Iterator[Message]:
         """What was there when the time was over; what comes afterwards is not waited for."""
         orders, last = set(waiting), time.monotonic()
+        self._inbox.hurry(orders)
         while orders and time.monotonic() - last < _FETCHED:
             self.stop.check()
             orders = self._inbox.in_time(orders & waiting.keys())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
-from functools import partial
 from typing import NamedTuple
 
 import httpx
@@ -64,6 +63,7 @@ class Inbox:
         self._left: dict[int, str] = {}  # by node, the order whose reply another thread than its own still pulls
         self._held: set[str] = set()  # orders whose replies have come and are not dealt with yet
         self._due: set[str] = set()  # open orders that are to be looked at as soon as there is room for a reply
+        self._fresh: set[int] = set()  # nodes that have been given an order since they were looked at
         self._taken: str | None = None  # the one of them that was taken last
         self._wanted: set[str] = set()  # orders that somebody waits for, or did last
         self._empty: dict[str, float] = {}  # by order, when the last look began that found nothing
@@ -78,7 +78,7 @@ class Inbox:
         """Look for a node's reply to an order until it has come or is forgotten."""
         with self._news:
             self._open.setdefault(node, []).append(order)
-            self._due.add(order)
+            self._fresh.add(node)
             self._start(node)
             self._news.notify_all()
 
@@ -166,6 +166,13 @@ class Inbox:
             found_nothing = self._empty.get(order, float("-inf")) > since
             return order == oldest and order not in self._pulling and found_nothing
 
+    def hurry(self, orders: Collection[str]) -> None:
+        """Look for all of these orders of a node as soon as there is room, if there was none for one of them."""
+        with self._news:
+            for open_ in self._open.values():
+                if not self._due.isdisjoint(open_):
+                    self._due.update(set(orders).intersection(open_))
+
     def in_time(self, orders: Collection[str]) -> set[str]:
         """Those of the orders whose replies may have been there by now, although they have not been taken."""
         with self._news:
@@ -191,24 +198,27 @@ class Inbox:
                 if self._threads.get(node) is not threading.current_thread():
                     return  # another one does it now
                 open_ = list(self._open.get(node, ()))
+                if node in self._fresh:
+                    self._fresh.remove(node)
+                    nap = _NAP
                 longest = max(_LONGEST_NAP, 2 * _SPACING * len(self._threads))
                 if not open_:
                     self._open.pop(node, None)
                     del self._threads[node]
                     return
-            # A node is given its orders in their order. One of the others is looked at, too: the oldest may be lost.
-            turn += 1
-            came = [self._look(node, order) for order in dict.fromkeys([open_[0], open_[turn % len(open_)]])]
+                # A node is given its orders in their order. Another one is looked at, too: the oldest may be lost.
+                turn += 1
+                looked = dict.fromkeys([open_[0], self._ready(node) or open_[turn % len(open_)]])
+            came = [self._look(node, order) for order in looked]
             if any(came):
                 nap = _NAP
                 continue
-            nap = min(1.5 * nap, longest)
+            nap = min(1.5 * nap, longest) if False in came else nap
             left = self.deadline - _LAST - time.monotonic()
             pause = min(nap, left) if left > 0 else nap
             with self._news:
                 if not self._due.isdisjoint(open_):
-                    if self._news.wait_for(partial(self._can_look, node), pause):
-                        nap = _NAP
+                    self._news.wait_for(lambda: node in self._fresh or self._ready(node), pause)
                     continue
             time.sleep(pause)
 
@@ -220,7 +230,7 @@ class Inbox:
             if self._threads.get(node) is not threading.current_thread():
                 return False  # another one may be pulling it already, and the SuperLink hands a reply over once
             if not self._has_room(order in self._wanted):
-                self._due.update(o for o in self._open[node] if (o in self._wanted) == (order in self._wanted))
+                self._due.add(order)
                 return None
             self._due.discard(order)
             self._pulling[order] = _Pull(node, time.monotonic())
@@ -238,9 +248,10 @@ class Inbox:
         with self._news:
             return self._finish(node, Arrival(order, replies, problem), failure)
 
-    def _can_look(self, node: int) -> bool:
-        """Whether there is room now for a reply to an order of a node that is due."""
-        return any(self._has_room(order in self._wanted) for order in self._due.intersection(self._open.get(node, ())))
+    def _ready(self, node: int) -> str | None:
+        """An order of a node that is due and for whose reply there is room now."""
+        due = (order for order in self._open.get(node, ()) if order in self._due)
+        return next((order for order in due if self._has_room(order in self._wanted)), None)
 
     def _has_room(self, wanted: bool) -> bool:
         """Whether another reply may be fetched, of those that somebody waits for or of the others."""

@@ -95,10 +95,12 @@ def test_want_of_room_for_one_reply_is_no_reason_to_look_for_another_without_a_p
 
 def test_what_is_there_at_the_deadline_counts_however_much_it_is():
     made = seated(FakeGrid(**many()), [])
-    posted = made.post("query.probe", orders(made), "probe")
-    ids = {message.metadata.message_id for message in posted}
-    wait(lambda: made._inbox.in_time(ids) == ids, pause=0.01)  # fetched, or refused for want of room
-    assert len(list(made.replies(posted, 0.0))) == MANY
+    posted = made.post("query.probe", orders(made) + orders(made)[:1] * 9, "probe")
+    ids = [message.metadata.message_id for message in posted]
+    inbox, oldest, others = made._inbox, set(ids[:MANY]), {ids[0], *ids[MANY:]}
+    wait(lambda: inbox.in_time(oldest) == oldest, pause=0.01)  # fetched, or not for want of room
+    wait(lambda: not inbox._due.isdisjoint(others), pause=0.01)  # of the node that has been given more
+    assert len(list(made.replies(posted, 0.0))) == MANY + 9
 
 
 def test_a_reply_that_begins_to_come_at_the_deadline_counts(monkeypatch):
