@@ -21,6 +21,7 @@ from fcit.federation.messages import Name
 from fcit.federation.nodes import NODE_UNAVAILABLE, SERVER_NODE, UNKNOWN
 from fcit.io.printable import printable
 from server.inbox import Arrival, Inbox
+from server.restarts import Restarts
 from server.stop import Stop
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ NOBODY = 0  # the node of a client that is not connected; Flower gives this id t
 _CLIENT = re.compile(r"0|[1-9][0-9]*")  # how the operator names the node of a client
 _NAP, _LONGEST_NAP = 0.1, 1.0  # seconds between two looks for nodes
 _LISTEN = 0.2  # seconds of waiting for a reply until a request to stop is looked for
+_FETCH = 0.05  # seconds between two looks, after a deadline, whether what came in time has been fetched
+_FETCHED = 30.0  # seconds without a reply after which it is not waited for: longer than a slow one takes the room
 _APPEAR = 60.0  # seconds in which all nodes of Flower's own simulation must have appeared
 _PATIENT = 60.0  # seconds in which a SuperLink that fails may recover
 _HALF_DAY = 12 * 3600.0
@@ -72,7 +75,7 @@ class Courier:
         self.deployed = False
         self._nodes: dict[int, int] = {}
         self._inbox = Inbox(grid)
-        self._activated: dict[str, str] = {}  # by the id of an order: since when its node had been connected
+        self._restarts = Restarts(self._inbox)
         self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
@@ -217,10 +220,17 @@ class Courier:
         finally:
             self.forget(messages, overdue=True)
 
-    def post(self, kind: str, orders: Iterable[tuple[int, Any]], group: str) -> list[Message]:
-        """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`."""
+    def post(
+        self, kind: str, orders: Iterable[tuple[int, Any]], group: str, timeout: float | None = None
+    ) -> list[Message]:
+        """Send ``(node, order)`` pairs without waiting; :meth:`replies` has what comes until :meth:`forget`.
+
+        Args:
+            timeout: seconds for which replies will be of use; half a day at least if None.
+        """
         # Flower drops a message without a reply after its time to live: it is longer than our waiting.
-        messages = self._messages(kind, orders, group, max(_HALF_DAY, self.federation.timeout + 3600.0))
+        long = max(_HALF_DAY, self.federation.timeout + 3600.0)
+        messages = self._messages(kind, orders, group, long if timeout is None else 2 * timeout + _GRACE)
         if messages:
             self._push(messages)
         return messages
@@ -228,24 +238,39 @@ class Courier:
     def replies(self, messages: Sequence[Message], seconds: float) -> Iterator[Message]:
         """What comes within ``seconds`` for messages that were sent; the others can still be answered.
 
+        Only a few replies are in memory at a time: more of them may be at the SuperLink when the time is over. They are
+        fetched then, as the caller makes room for them.
+
         Raises:
             StopRequested: asked to stop while waiting.
         """
         waiting = {message.metadata.message_id: message for message in messages}
         begin = looked = time.monotonic()
         deadline = self._inbox.deadline = begin + seconds
-        while waiting:
+        while waiting and (left := deadline - time.monotonic()) > 0:
             self.stop.check()
-            left = max(deadline - time.monotonic(), 0.0)
             arrival = self._inbox.take(waiting.keys(), min(left, _LISTEN))
             self._refuse_late()
             if arrival is not None:
                 yield from self._answers(arrival, waiting)
-            elif not left:
-                return
             elif self.deployed and time.monotonic() - looked > _LOOK:
                 looked = time.monotonic()
                 yield from self._lost(waiting)
+        yield from self._come_in_time(waiting)
+
+    def _come_in_time(self, waiting: dict[str, Message]) -> Iterator[Message]:
+        """What was there when the time was over; what comes afterwards is not waited for."""
+        orders, last = set(waiting), time.monotonic()
+        self._inbox.hurry(orders)
+        while orders and time.monotonic() - last < _FETCHED:
+            self.stop.check()
+            orders = self._inbox.in_time(orders & waiting.keys())
+            arrival = self._inbox.take(orders, _FETCH if orders else 0.0)
+            self._refuse_late()
+            if arrival is not None:
+                orders.discard(arrival.order)  # once: a site that answers nonsense again and again gains no time
+                yield from self._answers(arrival, waiting)
+                last = time.monotonic()
 
     def forget(self, messages: Sequence[Message], overdue: bool = False) -> None:
         """Do not look for replies to these messages any more.
@@ -255,8 +280,7 @@ class Courier:
         """
         orders = {message.metadata.message_id for message in messages}
         self._inbox.forget(orders, overdue)
-        for order in orders:
-            self._activated.pop(order, None)
+        self._restarts.forget(orders)
 
     def close(self) -> None:
         """Look for no replies any more."""
@@ -284,12 +308,13 @@ class Courier:
 
     def _push(self, messages: list[Message]) -> None:
         """Send messages and look for their replies; one that cannot be sent is answered with an error here."""
-        activated = self._activations() if self.deployed else {}
+        before = self._activations() if self.deployed else {}
         pushed = set(self._patiently(lambda: self.grid.push_messages(messages)))
+        after = self._activations() if self.deployed else {}  # that may have taken minutes
         for message in messages:
             order, node = message.metadata.message_id, message.metadata.dst_node_id
             if order in pushed:
-                self._activated[order] = activated.get(node, "")
+                self._restarts.sent(order, node, before, after)
                 self._inbox.expect(node, order)
             else:
                 error = Error(code=UNKNOWN, reason="the message could not be sent")
@@ -299,18 +324,9 @@ class Courier:
         return {info.node_id: info.last_activated_at for info in self._all_nodes()}
 
     def _lost(self, waiting: dict[str, Message]) -> Iterator[Message]:
-        """Errors for orders whose node was restarted after it was sent them, and that are then not waited for.
-
-        Flower says so itself of a node that is offline when it is asked for the reply; one that is back by then would
-        be waited for until the deadline, as the SuperLink hands out an order once.
-        """
-        now = self._activations()
-        at_hand = self._inbox.pulling()  # a reply that is on its way was sent before
-        for order, message in list(waiting.items()):
-            since = now.get(message.metadata.dst_node_id, "")
-            if order in at_hand or since in ("", self._activated.get(order)):
-                continue
-            del waiting[order]
+        """Errors for orders that were lost at a restart of their node, and are not waited for any more."""
+        for order in self._restarts.lost(waiting.keys(), self._activations()):
+            message = waiting.pop(order)
             self.forget([message])
             yield Message(Error(NODE_UNAVAILABLE, "it was restarted while it had an order"), reply_to=message)
 

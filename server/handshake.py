@@ -102,22 +102,22 @@ class Handshake:
         """Deployment: look up the connected clients, take late answers, probe those that do not take part.
 
         Only clients that have just connected, or whose answer was lost, are waited for, once in a round; also those
-        that connect meanwhile.
+        that connect meanwhile. Each is probed once in a round, and again if it is restarted meanwhile.
         """
         if not self.courier.deployed:
             return
-        waited: set[int] = set()
-        while new := {client: node for client, node in self._news().items() if client not in waited}:
+        waited, asked = set[int](), set[Node]()
+        while new := {client: node for client, node in self._news(asked).items() if client not in waited}:
             waited |= new.keys()
             self._wait_for(new)
         self._tell()
         self._seat()
 
-    def _news(self) -> dict[int, Node]:
+    def _news(self, asked: set[Node]) -> dict[int, Node]:
         """Ask who is connected and does not take part; returns those that are waited for."""
         self._look_up()
         self._listen(self._questions, 0.0)
-        return self._ask()
+        return self._ask(asked)
 
     def _wait_for(self, new: dict[int, Node]) -> None:
         """Take the answers of clients that were just asked; one that restarts in every round must not hold it up."""
@@ -150,7 +150,7 @@ class Handshake:
             )
         deadline = time.monotonic() + self.federation.timeout
         self._standard = self._standard or Standard.read(self.run)
-        self._ask()
+        self._ask(set())
         self._listen(self._questions, min(self.federation.timeout, _PATIENCE))
         self._choose()
         while self._questions and len(self._admitted) < self._needed and (left := deadline - time.monotonic()) > 0:
@@ -203,17 +203,22 @@ class Handshake:
         self._reasons = {node: reason for node, reason in self._reasons.items() if node in there}
         self._probes = {node: answer for node, answer in self._probes.items() if node in there}
 
-    def _ask(self) -> dict[int, Node]:
-        """Probe clients that do not take part and were not asked just now; returns those that are waited for."""
+    def _ask(self, asked: set[Node]) -> dict[int, Node]:
+        """Probe clients that do not take part and were not asked just now; returns those that are waited for.
+
+        Args:
+            asked: nodes that are left out; those that are probed are added.
+        """
         now = time.monotonic()
         due, new = dict[int, Node](), dict[int, Node]()
         for client, node in self._connected.items():
             question = self._questions.get(node)
-            if node in self._admitted or (question and now - question.since < self.federation.timeout):
+            if node in self._admitted | asked or (question and now - question.since < self.federation.timeout):
                 continue
             due[client] = node
             if question is None and (node in self._lost or node not in self._reasons):
                 new[client] = node
+        asked |= set(due.values())
         messages = self.courier.post("query.probe", [(node.id, self.order) for node in due.values()], "probe")
         for (client, node), message in zip(due.items(), messages, strict=True):
             question = self._questions.setdefault(node, _Question(client, [], now))

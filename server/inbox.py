@@ -22,6 +22,7 @@ _LAST = 0.5  # seconds before a deadline at which every node is looked at once m
 _SPACING = 0.1  # seconds between two looks at the grid, on average, while nothing comes from any node
 _AT_ONCE = 8  # replies that are in memory at a time, put together or waiting to be taken
 _SLOW = 20.0  # seconds after which one that is being put together makes room: its site is still uploading it
+_YOUNG = 1.0  # seconds after which one that is being put together cannot have been there whole when that began
 
 
 class Arrival(NamedTuple):
@@ -33,6 +34,13 @@ class Arrival(NamedTuple):
     code: int = UNKNOWN
 
 
+class _Pull(NamedTuple):
+    """A reply is being looked for or put together."""
+
+    node: int
+    begun: float  # by time.monotonic()
+
+
 class Inbox:
     """Fetches replies by one daemon thread per node that owes some.
 
@@ -40,8 +48,9 @@ class Inbox:
     that reply any more, another thread fetches the node's later ones; if it is kept waiting, too, so are they. There
     are never more than two threads for a node.
 
-    Memory does not grow with the nodes: only a few replies are fetched before the first of them is taken and dealt
-    with. Those that somebody waits for have their own room, which those that nobody waits for yet cannot fill.
+    Only a few replies are fetched before the first of them is taken and dealt with. Those that somebody waits for have
+    their own room, which those that nobody waits for yet cannot fill. Beyond these two rooms memory grows only with
+    the sites that have been uploading a reply for 20 s: as these hold up no others, all of theirs may be in memory.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -50,11 +59,14 @@ class Inbox:
         self._open: dict[int, list[str]] = {}  # by node, the orders whose replies are looked for, oldest first
         self._threads: dict[int, threading.Thread] = {}
         self._arrivals: dict[str, Arrival] = {}
-        self._pulling: dict[str, float] = {}  # orders whose replies are being pulled, and since when
+        self._pulling: dict[str, _Pull] = {}  # by order
         self._left: dict[int, str] = {}  # by node, the order whose reply another thread than its own still pulls
         self._held: set[str] = set()  # orders whose replies have come and are not dealt with yet
+        self._due: set[str] = set()  # open orders that are to be looked at as soon as there is room for a reply
+        self._fresh: set[int] = set()  # nodes that have been given an order since they were looked at
         self._taken: str | None = None  # the one of them that was taken last
         self._wanted: set[str] = set()  # orders that somebody waits for, or did last
+        self._empty: dict[str, float] = {}  # by order, when the last look began that found nothing
         self._failures: dict[str, str] = {}  # by order, how the SuperLink failed when it was asked for the reply
         #: By time.monotonic(), until when somebody waits.
         self.deadline = float("-inf")
@@ -66,10 +78,13 @@ class Inbox:
         """Look for a node's reply to an order until it has come or is forgotten."""
         with self._news:
             self._open.setdefault(node, []).append(order)
+            self._fresh.add(node)
             self._start(node)
+            self._news.notify_all()
 
     def _start(self, node: int) -> None:
-        if node not in self._threads and self._open.get(node):
+        thread = self._threads.get(node)
+        if self._open.get(node) and (thread is None or not thread.is_alive()):
             self._threads[node] = threading.Thread(target=self._fetch, args=(node,), daemon=True)
             self._threads[node].start()
 
@@ -116,7 +131,9 @@ class Inbox:
             for order in orders:
                 self._arrivals.pop(order, None)
                 self._failures.pop(order, None)
+                self._empty.pop(order, None)
             self._held -= set(orders)
+            self._due -= set(orders)
             self._news.notify_all()
             if overdue:
                 self._overdue |= self._pulling.keys() & set(orders)
@@ -134,12 +151,36 @@ class Inbox:
             self._open.clear()
             self._arrivals.clear()
             self._held.clear()
+            self._due.clear()
+            self._empty.clear()
             self._news.notify_all()
 
-    def pulling(self) -> set[str]:
-        """Orders whose replies are being looked for or put together at this moment."""
+    def is_missing(self, node: int, order: str, since: float) -> bool:
+        """Whether an order is the oldest that its node owes, and a look that began after a moment has found nothing.
+
+        Args:
+            since: by time.monotonic().
+        """
         with self._news:
-            return set(self._pulling)
+            oldest = next(iter(self._open.get(node, ())), None)
+            found_nothing = self._empty.get(order, float("-inf")) > since
+            return order == oldest and order not in self._pulling and found_nothing
+
+    def hurry(self, orders: Collection[str]) -> None:
+        """Look for all of these orders of a node as soon as there is room, if there was none for one of them."""
+        with self._news:
+            for open_ in self._open.values():
+                if not self._due.isdisjoint(open_):
+                    self._due.update(set(orders).intersection(open_))
+
+    def in_time(self, orders: Collection[str]) -> set[str]:
+        """Those of the orders whose replies may have been there by now, although they have not been taken."""
+        with self._news:
+            now = time.monotonic()
+            old = {order: pull.node for order, pull in self._pulling.items() if now - pull.begun >= _YOUNG}
+            stuck = {node for order, node in old.items() if self._left.get(node) != order}
+            due = {o for node, open_ in self._open.items() if node not in stuck for o in self._due.intersection(open_)}
+            return set(orders) & (self._arrivals.keys() | due | self._pulling.keys() - old.keys())
 
     def late(self) -> list[int]:
         """Nodes of which an overdue reply has come, once for each; the reply is dropped."""
@@ -157,39 +198,47 @@ class Inbox:
                 if self._threads.get(node) is not threading.current_thread():
                     return  # another one does it now
                 open_ = list(self._open.get(node, ()))
+                if node in self._fresh:
+                    self._fresh.remove(node)
+                    nap = _NAP
                 longest = max(_LONGEST_NAP, 2 * _SPACING * len(self._threads))
                 if not open_:
                     self._open.pop(node, None)
                     del self._threads[node]
                     return
-            # A node is given its orders in their order. One of the others is looked at, too: the oldest may be lost.
-            turn += 1
-            came = [self._look(node, order) for order in dict.fromkeys([open_[0], open_[turn % len(open_)]])]
+                # A node is given its orders in their order. Another one is looked at, too: the oldest may be lost.
+                turn += 1
+                looked = dict.fromkeys([open_[0], self._ready(node) or open_[turn % len(open_)]])
+            came = [self._look(node, order) for order in looked]
             if any(came):
                 nap = _NAP
-            elif None in came:
-                with self._news:
-                    self._news.wait(_LONGEST_NAP)
-            else:
-                nap = min(1.5 * nap, longest)
-                left = self.deadline - _LAST - time.monotonic()
-                time.sleep(min(nap, left) if left > 0 else nap)
+                continue
+            nap = min(1.5 * nap, longest) if False in came else nap
+            left = self.deadline - _LAST - time.monotonic()
+            pause = min(nap, left) if left > 0 else nap
+            with self._news:
+                if not self._due.isdisjoint(open_):
+                    self._news.wait_for(lambda: node in self._fresh or self._ready(node), pause)
+                    continue
+            time.sleep(pause)
 
     def _look(self, node: int, order: str) -> bool | None:
         """Pull the reply to an order; whether there was one, None if there was no room for one."""
         with self._news:
             if order not in self._open.get(node, ()):
                 return False  # forgotten meanwhile
+            if self._threads.get(node) is not threading.current_thread():
+                return False  # another one may be pulling it already, and the SuperLink hands a reply over once
             if not self._has_room(order in self._wanted):
+                self._due.add(order)
                 return None
-            self._pulling[order] = time.monotonic()
-        replies, problem = list[Message](), ""
+            self._due.discard(order)
+            self._pulling[order] = _Pull(node, time.monotonic())
+        replies, problem, failure = list[Message](), "", ""
         try:
             replies = list(self._grid.pull_messages([order]))
         except httpx.HTTPError as error:
-            with self._news:  # of the SuperLink, not of the reply: the next look may succeed
-                if order in self._open.get(node, ()):
-                    self._failures[order] = str(error)
+            failure = str(error)  # of the SuperLink, not of the reply: the next look may succeed
         except Exception as error:  # noqa: BLE001  (what Flower raises for a reply that it cannot put together)
             problem = f"its reply cannot be read: {type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001  (a run that has ended: raised where the loop waits)
@@ -197,31 +246,47 @@ class Inbox:
                 self._end = error
                 self._open.pop(node, None)
         with self._news:
-            return self._finish(node, order, replies, problem)
+            return self._finish(node, Arrival(order, replies, problem), failure)
+
+    def _ready(self, node: int) -> str | None:
+        """An order of a node that is due and for whose reply there is room now."""
+        due = (order for order in self._open.get(node, ()) if order in self._due)
+        return next((order for order in due if self._has_room(order in self._wanted)), None)
 
     def _has_room(self, wanted: bool) -> bool:
         """Whether another reply may be fetched, of those that somebody waits for or of the others."""
         now = time.monotonic()
-        busy = self._held | {order for order, begun in self._pulling.items() if now - begun < _SLOW}
+        busy = self._held | {order for order, pull in self._pulling.items() if now - pull.begun < _SLOW}
         return sum((order in self._wanted) == wanted for order in busy) < _AT_ONCE
 
-    def _finish(self, node: int, order: str, replies: list[Message], problem: str) -> bool:
+    def _finish(self, node: int, arrival: Arrival, failure: str) -> bool:
         """Keep what has come, if anything has."""
-        came = bool(replies or problem)
-        arrival = Arrival(order, replies, problem)
-        failure = self._failures.pop(order, None) if came else None
-        if failure is not None and any(r.has_error() and r.error.code == MESSAGE_UNAVAILABLE for r in replies):
-            # It had handed over the list of the reply's parts, and deleted it, before it failed.
-            arrival = Arrival(order, [], f"the SuperLink has lost its reply: {failure}", MESSAGE_UNAVAILABLE)
-        if came and order in self._open.get(node, ()):
-            self._open[node].remove(order)
-            self._arrivals[order] = arrival
-            self._held.add(order)
+        order, replies = arrival.order, arrival.replies
+        begun = self._pulling.pop(order).begun
+        came = bool(replies or arrival.problem)
+        before = self._failures.pop(order, None)
+        self._empty.pop(order, None)
+        if order in self._open.get(node, ()):
+            if came:
+                self._open[node].remove(order)
+                self._arrivals[order] = _after(before, arrival)
+                self._held.add(order)
+            elif failure:
+                self._failures[order] = failure
+            else:
+                self._empty[order] = begun
         elif came and order in self._overdue:
             self._late.append(node)
-        del self._pulling[order]
         if self._left.get(node) == order:
             del self._left[node]
         self._overdue.discard(order)
         self._news.notify_all()
         return came
+
+
+def _after(failure: str | None, arrival: Arrival) -> Arrival:
+    """What has come for an order, if the look for its reply before this one was a failure of the SuperLink, or None."""
+    if failure is None or not any(r.has_error() and r.error.code == MESSAGE_UNAVAILABLE for r in arrival.replies):
+        return arrival
+    # It had handed over the list of the reply's parts, and deleted it, before it failed.
+    return Arrival(arrival.order, [], f"the SuperLink has lost its reply: {failure}", MESSAGE_UNAVAILABLE)

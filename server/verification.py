@@ -57,7 +57,7 @@ class Verification:
         drawn = draw.sample(list(orders), max(1, round(self.share * len(orders))))
         again = [(draw.choice([n for n in nodes if n != node]), order) for node, order in drawn]
         self._pairs = {(order.dataset, order.first): _Pair(second) for second, order in again}
-        self._messages = self.courier.post("evaluate", again, group)
+        self._messages = self.courier.post("evaluate", again, group, self.courier.federation.timeout)
 
     def note(self, node: int, answers: Answers) -> None:
         """Keep a node's answers that are scored, if they are to be compared."""

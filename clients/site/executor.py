@@ -196,7 +196,7 @@ class Executor:
         signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE])
         self._supernode = connect(self.site.inner, signed)
         self._warning, self._warned = "", 0.0
-        self._at_hand = AtHand(self.site.folder)
+        self._at_hand = AtHand(self.site.folder, log.warning)
 
     def serve(self) -> None:
         """Do orders until the process is told to end.
@@ -241,6 +241,8 @@ class Executor:
         done = subprocess.run(command, input=token, text=True, check=False, preexec_fn=killed)
         if done.returncode not in (0, EXIT_UNSENT):
             log.warning("an order's process ended with %s", done.returncode)
+        # Killed, or given up. Any other fault, as of SITE.yaml, a new executor would have, too, and end for ever.
+        if done.returncode < 0 or done.returncode == EXIT_ABANDONED:
             raise KeyboardInterrupt
 
 

@@ -39,6 +39,7 @@ def remember(file: Path, node: int) -> None:
 
     Raises:
         DiskFull: no room.
+        OSError: it cannot be written for another reason.
     """
     write_json(file, {"node": node}, durable=False)
 
@@ -68,7 +69,7 @@ def sign_off(superlink: str, ca: str, key: str, node: int) -> bool:
         signed = NodeAuthHttpInterceptor(private, private.public_key())
         with FleetHttpClient.from_server_address(superlink, False, ca, [signed]) as client:
             client.DeactivateNode(DeactivateNodeRequest(node_id=node))
-    except (OSError, ValueError, UnsupportedAlgorithm, httpx.HTTPError):
+    except (OSError, ValueError, UnsupportedAlgorithm, httpx.HTTPError, httpx.InvalidURL):
         return False
     return True
 

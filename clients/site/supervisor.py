@@ -12,7 +12,6 @@ import selectors
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,7 @@ class Supervisor:
         self.executor = Watched(executor, Pulse(pulse.whole, _QUIET_EXECUTOR), 3.0, {})
         self.clock = clock.Watch(lambda: clock.ahead(site.superlink, site.ca))
         self.state = StateFile(folder / STATE, self.log.warning)
-        self.order = AtHand(folder)
+        self.order = AtHand(folder, self.log.warning)
         self.stopping = False
         self._node = signoff.remembered(folder / NODE)
         self._explained: dict[str, float] = {}
@@ -220,8 +219,10 @@ class Supervisor:
         node = signoff.admitted(self.supernode.child.tail)
         if node is not None and node != self._node:
             self._node = node
-            with suppress(DiskFull):  # then the SuperLink finds out by itself, within a minute
+            try:
                 signoff.remember(self.site.folder / NODE, node)
+            except (OSError, DiskFull) as error:
+                self._warn("SuperNode", f"its number is not written down ({error}); killed, it is back in a minute")
 
     def _look_at_the_clock(self) -> None:
         self.clock.look(urgent=self.supernode.child.process is None)

@@ -21,7 +21,7 @@ from flwr.supernode.runtime import run_clientapp
 
 from clients.site import executor, logs, supervisor
 from clients.site.at_hand import AtHand
-from fcit.errors import DataError, Refused
+from fcit.errors import EXIT_USAGE, DataError, Refused
 from tests.helpers.commands import imported
 from tests.helpers.supernode import SuperNode
 from tests.helpers.waiting import LONG, wait
@@ -237,7 +237,7 @@ def serving(site, monkeypatch):
 
 
 def test_a_file_says_that_an_order_is_at_hand_until_it_is_done(site, serving):
-    mark = AtHand(site[3].parent / "home")
+    mark = AtHand(site[3].parent / "home", pytest.fail)
     marked = []
     with pytest.raises(SystemExit):
         serving(lambda token: marked.append(bool(mark)))
@@ -253,10 +253,23 @@ def test_the_file_stays_where_an_order_is_given_up(site, serving):
 
     with pytest.raises(KeyboardInterrupt):
         serving(give_up)
-    assert AtHand(site[3].parent / "home")
+    assert AtHand(site[3].parent / "home", pytest.fail)
 
 
-@pytest.mark.parametrize(("code", "lost"), [(0, False), (executor.EXIT_UNSENT, False), (-9, True), (3, True)])
+def test_a_disk_that_takes_no_mark_is_told_of_once_and_ends_nothing(tmp_path):
+    (tmp_path / "home").touch()  # no folder
+    told: list[str] = []
+    mark = AtHand(tmp_path / "home", told.append)
+    for _ in range(2):
+        mark.begin()
+        mark.end()
+    assert len(told) == 1
+    assert "whether an order is at hand is not written down" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "lost"), [(0, False), (executor.EXIT_UNSENT, False), (EXIT_USAGE, False), (-9, True), (3, True)]
+)
 def test_an_order_is_lost_with_the_process_that_did_it(site, monkeypatch, code, lost):
     _, _, _, path = site
     path.write_text(path.read_text() + "worker: process\n")

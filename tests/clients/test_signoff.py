@@ -10,7 +10,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.start_client_internal import start_client_internal
 
 from clients.site import signoff
-from tests.helpers.superlink import free_port, make_key
+from tests.helpers.superlink import free_port, make_certificates, make_key
 
 COMMAND = ["/bin/true", "--key", "site.key"]
 
@@ -55,6 +55,13 @@ def test_where_the_superlink_cannot_be_told_the_supernode_starts_all_the_same(tm
     ca = inspect.getfile(pytest)  # a file that is no certificate
     assert not signoff.sign_off(door, ca, key, 7)
     assert not signoff.sign_off(door, ca, str(tmp_path / "missing.key"), 7)
+
+
+@pytest.mark.parametrize("door", ["door.example.org:99999", "door example:1", "[::1:5"])
+def test_an_address_that_cannot_be_is_left_to_the_supernode_to_name(tmp_path, door):
+    make_key(tmp_path / "site.key")
+    make_certificates(tmp_path)
+    assert not signoff.sign_off(door, str(tmp_path / "ca.crt"), str(tmp_path / "site.key"), 7)
 
 
 def test_the_line_with_the_number_is_found():

@@ -1,5 +1,6 @@
 """A site as its engineer runs it: it registers, does what is pinned, refuses the rest, and comes back."""
 
+import errno
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from fcit.config import site as sites
 from fcit.data.benchmark import open_benchmark
 from fcit.deploy import clock
 from fcit.deploy.child import Child
-from fcit.errors import ConfigError
+from fcit.errors import ConfigError, DiskFull
 from tests.helpers.superlink import Site, SuperLink, alive
 from tests.helpers.waiting import wait
 
@@ -211,6 +212,22 @@ def test_the_number_of_the_node_is_kept_for_the_next_supernode(tmp_path):
         wait(lambda: signoff.remembered(node) == 17)
         os.kill(site.child("SuperNode"), signal.SIGKILL)  # registered anew meanwhile, it gets another one
         wait(lambda: signoff.remembered(node) == 18)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system"), DiskFull("no room")])
+def test_a_number_that_cannot_be_written_is_told_of_once_and_ends_nothing(tmp_path, monkeypatch, error):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "SITE.yaml").write_text("{}")
+    supervisor = starting.Supervisor(tmp_path / "SITE.yaml", sites.load(tmp_path / "SITE.yaml"))
+    supervisor.supernode.child.tail.append("INFO :      SuperNode ID: 17")
+    monkeypatch.setattr(signoff, "write_json", fails)
+    told: list[str] = []
+    monkeypatch.setattr(supervisor.log, "warning", lambda text, *values: told.append(text % values))
+    for _ in range(2):
+        supervisor._remember_node()
+    assert told == [f"SuperNode: its number is not written down ({error}); killed, it is back in a minute"]
 
 
 def test_a_supernode_that_stands_still_is_started_again_and_status_says_so(tmp_path, monkeypatch, capsys):

@@ -88,7 +88,7 @@ def test_ray_equals_inline_loads_once_and_replaces_workers_killed_in_a_round(clu
     assert len(stored) == 4 + 2
     # two stages, two rounds each, evaluation: every worker worked, none loaded the model twice
     assert [w["loads"] for w in workers] == [1, 1]
-    assert min(w["orders"] for w in workers) > 2
+    assert min(w["orders"] for w in workers) >= 1  # how many depends on when one was killed
     assert len({w["pid"] for w in workers}) == 2
     assert not {w["pid"] for w in workers} & {os.getpid(), *killer.killed}
     assert not ray.is_initialized()

@@ -1,6 +1,7 @@
 """Who is connected, whose answers count, and what happens to all others; with a grid that tells any story."""
 
 import threading
+from collections.abc import Callable
 
 import httpx
 import numpy as np
@@ -36,6 +37,12 @@ def described(client: int) -> Description:
 def ask(made: Courier, *clients: int) -> list[Message]:
     orders = [(made.node(client), ProbeOrder(config="")) for client in clients]
     return list(made.send("query.describe", orders, "describe"))
+
+
+@pytest.fixture
+def at_once(monkeypatch) -> None:
+    """A reply that is not whole at the deadline counts as withheld at once."""
+    monkeypatch.setattr("server.inbox._YOUNG", 0.01)
 
 
 # ---------------------------------------------------------------------- whose answers count
@@ -128,7 +135,7 @@ def test_a_wish_to_stop_is_heard_while_waiting_for_answers(events):
         ask(made, 0)
 
 
-def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
+def test_a_withheld_part_delays_nobody_beyond_the_deadline(events, at_once):
     """The others' replies are taken meanwhile; the late one is told and dropped, and its node can answer again."""
     grid, whole = FakeGrid(n7="0", n8="1", n9="2"), threading.Event()
     grid.withheld[7] = whole
@@ -147,7 +154,7 @@ def test_a_withheld_part_delays_nobody_beyond_the_deadline(events):
     assert made.traffic["rejected"] == 1
 
 
-def test_a_reply_that_is_never_whole_holds_up_no_later_one(events):
+def test_a_reply_that_is_never_whole_holds_up_no_later_one(events, at_once):
     """Of a site whose SuperLink was killed while it uploaded: Flower waits for the rest for minutes."""
 
     class Cut(FakeGrid):
@@ -173,7 +180,7 @@ def test_a_reply_that_is_never_whole_holds_up_no_later_one(events):
     assert "after the deadline" in events[0]["reason"]
 
 
-def test_a_node_that_withholds_again_and_again_costs_two_threads(events):
+def test_a_node_that_withholds_again_and_again_costs_two_threads(events, at_once):
     grid = FakeGrid(n7="0", n8="1")
     grid.withheld[7] = threading.Event()
     made = seated(grid, events, timeout=0.05)
@@ -185,27 +192,62 @@ def test_a_node_that_withholds_again_and_again_costs_two_threads(events):
     wait(lambda: threading.active_count() < before + 1)
 
 
-def test_a_site_that_was_restarted_with_an_order_at_hand_is_not_waited_for(events, monkeypatch):
+class Restarting(FakeGrid):
+    """Node 7 is restarted when its replies are looked for; it has answered nothing before, or what the test says."""
+
+    before: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(self, **names: str) -> None:
+        super().__init__(**names)
+        self.story[7] = lambda m: []
+
+    def pull_messages(self, message_ids):
+        found = super().pull_messages(message_ids)
+        (order,) = message_ids
+        if self.sent[order].metadata.dst_node_id == 7 and not self.restarts.get(7):
+            self.before()
+            self.restarts[7] = 1
+        return found
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """Restarts are looked for all the time."""
+    monkeypatch.setattr("server.courier._LOOK", 0.0)
+
+
+RESTARTED = "it was restarted while it had an order"
+
+
+def test_a_site_that_was_restarted_with_an_order_at_hand_is_not_waited_for(events, impatient):
     """The SuperLink hands out an order once: the new process knows nothing of it."""
-    monkeypatch.setattr("server.courier._LOOK", 0.01)
-    grid = FakeGrid(n7="0", n8="1")
-
-    def restarts(message: Message) -> list[Message]:
-        grid.restarts[7] = 2
-        return []
-
-    grid.story[7], grid.restarts[7] = restarts, 0
-    made = seated(grid, events, timeout=3600.0)
-    grid.restarts[7] = 1  # before it was sent the order: it counts from then
-    replies = {r.metadata.src_node_id: r for r in ask(made, 0, 1)}
+    replies = {r.metadata.src_node_id: r for r in ask(seated(Restarting(n7="0", n8="1"), events, timeout=LONG), 0, 1)}
     assert not replies[8].has_error()
-    assert (replies[7].error.code, replies[7].error.reason) == (5, "it was restarted while it had an order")
+    assert (replies[7].error.code, replies[7].error.reason) == (5, RESTARTED)
     assert events == []
 
 
-def test_a_site_that_is_offline_for_a_while_is_waited_for(events, monkeypatch):
+def test_a_reply_that_a_site_sent_before_it_was_restarted_counts(events, impatient):
+    """It is at the SuperLink, and not looked for just now."""
+    grid = Restarting(n7="0")
+    grid.before = lambda: grid.answer_late(7, described(0))
+    assert [r.has_error() for r in ask(seated(grid, events, timeout=LONG, min_updates=1), 0)] == [False]
+
+
+def test_at_a_restart_at_most_the_oldest_order_is_lost(events, impatient):
+    """A SuperNode takes one at a time: the SuperLink keeps the others for the new process."""
+    grid = Restarting(n7="0")
+    made = seated(grid, events, timeout=LONG, min_updates=1)
+    replies = made.send("evaluate", [(7, ProbeOrder(config=str(i))) for i in range(3)], "0")
+    lost = next(replies)
+    assert (lost.metadata.reply_to_message_id, lost.error.reason) == ("m1", RESTARTED)
+    for order in ("m3", "m2"):
+        grid.mail[order] = [answer(grid.sent[order], described(0))]
+    assert sorted((r.metadata.reply_to_message_id, r.has_error()) for r in replies) == [("m2", False), ("m3", False)]
+
+
+def test_a_site_that_is_offline_for_a_while_is_waited_for(events, impatient):
     """Flower says itself what that means for its order."""
-    monkeypatch.setattr("server.courier._LOOK", 0.01)
     grid = FakeGrid(n7="0", n8="1")
 
     def leaves(message: Message) -> list[Message]:
@@ -221,8 +263,8 @@ def test_an_order_with_a_deadline_is_not_kept_for_a_site_much_longer(events):
     made = seated(grid, events, timeout=30.0)
     ask(made, 0)
     made.post("query.probe", [(8, ProbeOrder(config=""))], "probe")
-    lives = {message.metadata.dst_node_id: message.metadata.ttl for message in grid.sent.values()}
-    assert lives == {7: 120.0, 8: 12 * 3600.0}
+    made.post("evaluate", [(8, ProbeOrder(config=""))], "verify", timeout=30.0)
+    assert [message.metadata.ttl for message in grid.sent.values()] == [120.0, 12 * 3600.0, 120.0]
 
 
 @pytest.mark.parametrize("error", [AttributeError("no attribute 'metadata'"), ValueError("not JSON"), KeyError("x")])

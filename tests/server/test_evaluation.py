@@ -186,6 +186,11 @@ def test_which_stretches_are_compared_cannot_be_known_from_the_configuration(gri
         drawn |= verification._pairs.keys()
 
 
+def test_a_second_answer_is_not_asked_for_much_longer_than_it_is_waited_for(grid, events):
+    answered(evaluation(grid, events, verify=1.0, timeout=3600.0))
+    assert {message.metadata.ttl for message in grid.sent.values()} == {2 * 3600.0 + 60.0}
+
+
 @pytest.mark.parametrize(
     ("theirs", "problem"),
     [

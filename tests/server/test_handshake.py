@@ -283,6 +283,26 @@ def test_a_site_that_connects_while_another_is_waited_for_takes_part_in_the_same
     assert shake.courier.nodes == [7, 8, 9]
 
 
+def test_a_refused_site_is_asked_once_in_a_round_however_many_connect_meanwhile(hands):
+    grid = FakeGrid(n7="0", n8="1", n9="2")
+    grid.story[9] = fails("refused ref-17")
+    shake = hands(grid, clients=6)
+    shake.start()
+
+    def meanwhile(message: Message) -> list[Message]:
+        """One after the other."""
+        if len(grid.names) < 6:
+            grid.names[max(grid.names) + 1] = str(len(grid.names))
+        return [answer(message, probe())]
+
+    grid.names[10] = "3"
+    grid.story[10] = grid.story[11] = grid.story[12] = meanwhile
+    before = grid.asked.count(9)
+    shake.update()
+    assert shake.courier.nodes == [7, 8, 10, 11, 12]
+    assert grid.asked.count(9) == before + 1
+
+
 def test_a_site_that_restarts_whenever_it_is_asked_is_waited_for_once_in_a_round(hands, events):
     grid = FakeGrid(n7="0", n8="1")
     shake = hands(grid, clients=2)
