@@ -19,5 +19,8 @@ def shipped() -> list[str]:
 
 def summary(name: str) -> str:
     """What a shipped benchmark is, in a sentence: the ``description`` in its file."""
-    text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
-    return str(yaml.load(text, Loader=_Loader)["description"]).strip()
+    loader = _Loader((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
+    try:
+        return str(loader.get_single_data()["description"]).strip()
+    finally:
+        loader.dispose()

@@ -28,8 +28,13 @@ class SuperNode:
         self.state, self.port = factory.state(), free_port()
         self.state.set_node_id(NODE)
         config = uvicorn.Config(
-            create_app(factory, secret), host="127.0.0.1", port=self.port, log_level="error", lifespan="off"
-        )
+            create_app(factory, secret),
+            host="127.0.0.1",
+            port=self.port,
+            log_level="error",
+            lifespan="off",
+            log_config=None,
+        )  # its own would close all handlers of the process, and absl's closes what it writes to: pytest's file
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
