@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator, PlainValidator
 
 #: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
 #: Who decodes answers: see :mod:`fcit.models.decoding`.
 Decoder = Literal["auto", "static", "transformers"]
+
+
+def _written(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+#: Beside values that are words, ``on`` or ``off`` among them: YAML reads these two as booleans.
+WORDS = BeforeValidator(_written)
 
 
 def _micro_batch(value: Any) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from fcit.config.kinds import WORDS
 from fcit.config.section import Section
 
 
 class Privacy(Section):
     """Differential privacy of whole clients (``docs/privacy.md``)."""
 
-    client_dp: Literal["off", "on"] = Field(
+    client_dp: Annotated[Literal["off", "on"], WORDS] = Field(
         "off",
         description="on: updates are clipped and the server adds Gaussian noise to their sums, which makes what is "
         "trained differentially private for whole clients (needs `pip install 'fcit[privacy]'`)",
@@ -51,12 +52,6 @@ class Privacy(Section):
         description="draw the noise from seed, which everyone knows who knows the configuration: the same bits again, "
         "but no privacy",
     )
-
-    @field_validator("client_dp", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        """YAML reads bare ``on`` and ``off`` as booleans."""
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def on(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
-from fcit.config.kinds import BatchSize, Checkpointing, Decoder, MicroBatch, Way
+from fcit.config.kinds import WORDS, BatchSize, Checkpointing, Decoder, MicroBatch, Way
 from fcit.config.privacy import Privacy
 from fcit.config.section import Section
 
@@ -140,17 +140,11 @@ class Training(Section):
         description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
         "what is trained is float32 in either case",
     )
-    compile: Annotated[Literal["auto", "on", "off"], BITS] = Field(
+    compile: Annotated[Literal["auto", "on", "off"], WORDS, BITS] = Field(
         "auto",
         description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
         "of 64 tokens; auto: on one CUDA GPU, without quantization",
     )
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        """YAML reads bare ``on`` and ``off`` as booleans."""
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""
@@ -256,7 +250,9 @@ class Backbone(Section):
     conversation: Literal["template", "vicuna_v1"] = Field(
         "template", description="template: the processor's chat template"
     )
-    feature_cache: Annotated[Literal["disk", "off"], WORK] = Field("disk", description="keep frozen vision features")
+    feature_cache: Annotated[Literal["disk", "off"], WORDS, WORK] = Field(
+        "disk", description="keep frozen vision features"
+    )
     feature_cache_gb: Annotated[float, WORK] = Field(
         50.0, gt=0, description="disk the kept features may take in all; features beyond that are computed each time"
     )
@@ -283,12 +279,6 @@ class Backbone(Section):
         "auto", description="how attention is computed; auto: as transformers chooses"
     )
     threads: Annotated[int, BITS] = Field(0, ge=0, description="torch threads; 0: as torch chooses")
-
-    @field_validator("feature_cache", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        """YAML reads a bare ``off`` as false."""
-        return "off" if value is False else value
 
 
 class Data(Section):
