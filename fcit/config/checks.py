@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from fcit import registry
 from fcit.config import privacy_checks
-from fcit.config.schema import RunConfig
+from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
 
@@ -97,7 +97,29 @@ def contradictions(config: RunConfig) -> list[str]:
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
     problems += privacy_checks.contradictions(config)
+    problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
+
+
+def _central_problems(config: RunConfig) -> list[str]:
+    """Settings of a federation that ``setting: centralised`` has none of."""
+    federation, problems = config.federation, []
+    given = {key: getattr(federation, key) for key in CENTRALISED}
+    if given != CENTRALISED:
+        problems.append(
+            "setting: 'centralised' has one participant, which trains a task once for training.epochs epochs; set "
+            + " ".join(f"federation.{key}={value}" for key, value in CENTRALISED.items())
+            + f" (got {', '.join(map(str, given.values()))}), or choose setting: homogeneous"
+        )
+    fixed = {"robust": "none", "factors": "separate", "stream": "benchmark"}
+    values = {key: getattr(config, key) for key in fixed} | {"fedopt": config.fedopt.get("name")}
+    for key, needed in {**fixed, "fedopt": "fedavg"}.items():
+        if values[key] != needed:
+            problems.append(
+                f"{key}: {values[key]!r} is about several clients, and setting: 'centralised' has one; choose {key}: "
+                f"{needed}, or setting: homogeneous"
+            )
+    return problems
 
 
 def device_problem(name: str) -> str | None:

@@ -296,13 +296,19 @@ class Data(Section):
     )
 
 
+#: The federation of ``setting: centralised``: one client, whose only round in a stage has all epochs.
+CENTRALISED = {"clients": 1, "clients_per_round": 1, "rounds": 1}
+
+
 class RunConfig(Section):
     """Everything a run depends on."""
 
     name: Annotated[str, RECORD] = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
     benchmark: Annotated[str, SCOPE] = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
-    setting: Annotated[Literal["homogeneous", "heterogeneous"], SCOPE] = Field(
-        "homogeneous", description="the clients of a round train all the same task, or different ones"
+    setting: Annotated[Literal["homogeneous", "heterogeneous", "centralised"], SCOPE] = Field(
+        "homogeneous",
+        description="the clients of a round train all the same task, or different ones; centralised: no federation, "
+        "one participant trains each task on all of its records, for training.epochs epochs",
     )
     seed: int = Field(0, ge=0, description="of everything random: partition, sampling, first tensors, batches")
     method: dict[str, Any] = Field(
@@ -353,3 +359,18 @@ class RunConfig(Section):
                 if isinstance(raw.get(key), str):
                     raw[key] = {"name": raw[key]}
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_participant(cls, raw: Any) -> Any:
+        """``setting: centralised`` is one client and one round, unless the configuration says otherwise."""
+        if isinstance(raw, dict) and raw.get("setting") == "centralised":
+            federation = raw.get("federation", {})
+            if isinstance(federation, dict):
+                raw = {**raw, "federation": CENTRALISED | federation}
+        return raw
+
+    @property
+    def centralised(self) -> bool:
+        """Whether one participant holds all data."""
+        return self.setting == "centralised"

@@ -69,7 +69,7 @@ class Benchmark:
     def stages(self) -> list[list[int]]:
         """For each stage, the task number of each participation slot."""
         slots = self.config.federation.clients_per_round
-        if self.config.setting == "homogeneous":
+        if self.config.setting != "heterogeneous":
             order = self.spec.homogeneous or list(range(len(self.tasks)))
             return [[task] * slots for task in order]
         return self.spec.slots(slots, self.config.benchmark)
