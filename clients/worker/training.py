@@ -14,6 +14,7 @@ from clients.worker.micro_batches import MicroBatches, parts
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
+from fcit.config.kinds import epochs_of
 from fcit.data.collate import Encoded, images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import TrainOrder
@@ -101,7 +102,8 @@ def train(
     """
     training, session = config.training, sessions[0]
     examples = session.examples
-    indices = _order(order, len(examples), training.epochs, config.seed)
+    epochs = epochs_of(training.epochs, order.tasks)
+    indices = _order(order, len(examples), epochs, config.seed)
     batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
     needed = sorted(set(indices))
     pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
@@ -144,4 +146,4 @@ def train(
     mean = float(np.mean(losses))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
-    return Outcome(len(indices) // training.epochs, len(batches), mean, extra, more)
+    return Outcome(len(indices) // epochs, len(batches), mean, extra, more)

@@ -119,6 +119,11 @@ def _central_problems(config: RunConfig) -> list[str]:
                 f"{key}: {values[key]!r} is about several clients, and setting: 'centralised' has one; choose {key}: "
                 f"{needed}, or setting: homogeneous"
             )
+    if config.privacy.on:
+        problems.append(
+            "privacy.client_dp: 'on' hides one client among several, and setting: 'centralised' has one; choose "
+            "client_dp: off, or setting: homogeneous"
+        )
     return problems
 
 
@@ -139,10 +144,26 @@ def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
     )
 
 
+def epochs_problem(config: RunConfig, tasks: int, owner: str) -> str | None:
+    """Why ``training.epochs`` does not fit a benchmark of so many tasks, in one sentence, or None."""
+    epochs = config.training.epochs
+    if isinstance(epochs, int) or len(epochs) == tasks:
+        return None
+    return (
+        f"training.epochs: {epochs} has {len(epochs)} numbers, and {owner} has {tasks} tasks; give one for each, or "
+        "one for all"
+    )
+
+
 def _site_problems(config: RunConfig) -> list[str]:
     """Settings that are impossible with ``stream: site``, where the server does not know the tasks."""
     problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
     problems = [problem] if problem else []
+    if not isinstance(config.training.epochs, int):
+        problems.append(
+            f"training.epochs: {config.training.epochs} is about tasks, which the server does not know with stream: "
+            "'site'; give one number"
+        )
     if config.evaluation.samples is not None:
         problems.append(
             f"evaluation.samples: {config.evaluation.samples} chooses among questions that the server holds; with "
@@ -197,6 +218,11 @@ def _misfits(config: RunConfig) -> list[str]:
         problems.append(
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
+        )
+    if method.pooled == "all" and not isinstance(config.training.epochs, int):
+        problems.append(
+            f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
+            "of them together; give one number"
         )
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
-from fcit.config.kinds import WORDS, BatchSize, Checkpointing, Decoder, MicroBatch, Way
+from fcit.config.kinds import WORDS, BatchSize, Checkpointing, Decoder, Epochs, MicroBatch, Way
 from fcit.config.privacy import Privacy
 from fcit.config.section import Section
 
@@ -114,7 +114,9 @@ class Training(Section):
 
     lr: float = Field(3e-3, gt=0, description="highest learning rate of the clients' AdamW")
     batch_size: int = Field(16, ge=1, description="records of an optimiser step")
-    epochs: int = Field(1, ge=1, description="local epochs per round")
+    epochs: Epochs = Field(
+        1, description="local epochs per round; a list has one number for each task of the benchmark, e.g. [1, 3, 1]"
+    )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of a local epoch's steps in which the rate rises")
     schedule: Literal["cosine", "constant", "trainer"] = Field(
         "cosine",

@@ -47,6 +47,22 @@ def board(planned):
     return made, leaderboard.collect(made)
 
 
+def test_a_centralised_table_has_no_columns_of_a_federation(planned):
+    base = {"setting": "centralised", **{f"federation.{key}": 1 for key in ("clients", "clients_per_round", "rounds")}}
+    made = planned(set=base, rows=[{"axes": {"method": ["finetune"]}}])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]}, COST)
+    board = leaderboard.collect(made)
+    [table] = board.tables
+    columns = ["row", "s/task", "kept MB", "state MB", "trainable", "stored", "active", "s/sample"]
+    assert tables.cost_head(table) == columns
+    assert tables.cost_cells(table, table.lines[0])[1:4] == ["0.500", "0", "2.00"]
+    assert not {"up", "down"} & set(next(csv.reader(io.StringIO(tables.csv(board)))))
+    assert "up" not in json.loads(tables.to_json(board))["tables"][0]["rows"][0]["cost"]
+    assert figures.points(table) == []
+    assert "MB up" not in page.render(board)
+
+
 def test_figures_and_order(board):
     (table,) = board[1].tables
     assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"

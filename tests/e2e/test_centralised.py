@@ -33,7 +33,12 @@ def run(tmp_path_factory) -> Run:
     """Fine-tuning on two tasks."""
     folder = tmp_path_factory.mktemp("central")
     raw = {key: value for key, value in SMALL.items() if key != "federation"}
-    raw |= {"setting": "centralised", "method": "finetune", "training": {"epochs": EPOCHS, "schedule": "trainer"}, "data": {"max_records": 60}}
+    raw |= {
+        "setting": "centralised",
+        "method": "finetune",
+        "training": {"epochs": EPOCHS, "schedule": "trainer"},
+        "data": {"max_records": 60},
+    }
     config = folder / "central.yaml"
     config.write_text(yaml.safe_dump({**raw, "output": str(folder / "runs")}))
     assert main(["run", str(config)]) == 0
