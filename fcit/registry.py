@@ -22,6 +22,7 @@ from fcit.io import bounded
 
 METHODS = {
     "disco": "fcit.methods.disco:Disco",
+    "dop": "fcit.methods.dop:DOP",
     "ewc": "fcit.methods.ewc:EWC",
     "finetune": "fcit.methods.finetune:Finetune",
     "individual": "fcit.methods.individual:Individual",
@@ -31,6 +32,7 @@ METHODS = {
     "mlora": "fcit.methods.mlora:MLoRA",
     "moelora": "fcit.methods.moelora:MoELoRA",
     "olora": "fcit.methods.olora:OLoRA",
+    "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
