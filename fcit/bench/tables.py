@@ -65,7 +65,7 @@ def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
     private = ["epsilon"] if table.private else []
-    return ["row", "seeds", *figures, *private, "difference [95 %]", "by seed", "differs in"]
+    return ["row", "seeds", *figures, *private, "difference [95 %]", "by seed", "family", "differs in"]
 
 
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
@@ -104,7 +104,16 @@ def accuracy_cells(table: Table, line: Line) -> list[str]:
     by_seed = line.difference.by_seed.values() if line.difference else ()
     single = " ".join(f"{value:+.1f}" for value in by_seed) or "-"
     private = [_three(max(line.epsilon.values)) if line.epsilon else "-"] if table.private else []
-    return [marked(line), line.seeds, *figures, *private, _difference(line), single, "; ".join(line.differs)]
+    return [
+        marked(line),
+        line.seeds,
+        *figures,
+        *private,
+        _difference(line),
+        single,
+        line.family or "-",
+        "; ".join(line.differs),
+    ]
 
 
 def constant_cells(table: Table) -> list[str]:
@@ -113,7 +122,7 @@ def constant_cells(table: Table) -> list[str]:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
     private = ["-"] if table.private else []
-    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", ""]
+    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", "-", ""]
 
 
 def cost_cells(table: Table, line: Line) -> list[str]:
@@ -245,6 +254,7 @@ def csv(board: Leaderboard) -> str:
         "group",
         "row",
         "method",
+        "family",
         "our_definition",
         "seeds",
         "planned",
@@ -267,6 +277,7 @@ def csv(board: Leaderboard) -> str:
                 line.group,
                 line.row.label,
                 str(line.row.config.method["name"]),
+                line.family,
                 str(line.dagger).lower(),
                 str(len(line.runs)),
                 str(len(line.row.seeds)),
@@ -314,6 +325,7 @@ def _json_line(line: Line) -> dict[str, Any]:
         "method": line.row.config.method,
         "fedopt": line.row.config.fedopt,
         "group": line.group,
+        "family": line.family,
         "our_definition": line.dagger,
         "seeds": list(line.runs),
         "planned_seeds": list(line.row.seeds),

@@ -44,6 +44,7 @@ class L2P(Method):
         penalty: bool = False
 
     name = "l2p"
+    family = "prompts"
     summary = "a pool of soft prompts, the nearest chosen per question; no LoRA"
     needs_identity = True
     factors = frozenset({"separate"})

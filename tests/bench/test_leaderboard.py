@@ -121,6 +121,7 @@ def test_csv_json_latex(board):
         "2",
         "2",
     )
+    assert disco["family"] == "routing"
     assert disco["reduced"] == "4 questions a test set, choice 0"
     assert rows[2]["up"] == ""
     assert rows[0]["Last_sd"] == ""
@@ -136,7 +137,7 @@ def test_csv_json_latex(board):
     assert r"43.8 $\pm$ 8.8" in latex
     assert r"joint$^\ddagger$" in latex
     assert "±" not in latex
-    assert r"\begin{tabular}{lrrrrrrrrl}" in latex
+    assert r"\begin{tabular}{lrrrrrrrrrl}" in latex
 
 
 def test_methods_of_our_own_and_methods_that_store(board, monkeypatch):
@@ -157,7 +158,7 @@ def test_frontier(board):
     assert [point.line.row.label for point in figures.points(table)] == ["disco"]
 
     def point(name: str, x: float, y: float, group: str = "") -> figures.Point:
-        line = leaderboard.Line(table.lines[1].row, {}, group, False, {}, {})
+        line = leaderboard.Line(table.lines[1].row, {}, group, "", False, {}, {})
         return figures.Point(line, x, y)
 
     a, b, c, d = point("a", 1, 10), point("b", 2, 9), point("c", 3, 12), point("d", 0.5, 99, "replay")
@@ -321,7 +322,7 @@ def test_the_best_constant_answer_has_a_row_of_its_own(board):
     assert before.tables[0].constant is None
     assert "best constant" not in tables.markdown(before)
     known = told(made, [None, CONSTANTS, CONSTANTS])
-    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - |  |" in tables.markdown(known)
+    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - | - |  |" in tables.markdown(known)
     assert any("a 20.0, captions 14.0" in note for note in tables.notes(known.tables[0]))
     assert "best constant answer</th><td>-</td><td>17.0</td>" in page.render(known)
     last = list(csv.DictReader(io.StringIO(tables.csv(known))))[-1]
