@@ -10,3 +10,4 @@ class Finetune(Method):
 
     name = "finetune"
     summary = "one LoRA adapter tuned stage after stage (lower baseline)"
+    by_record = True
