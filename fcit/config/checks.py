@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks
+from fcit.config import privacy_checks, record_checks
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -97,6 +97,7 @@ def contradictions(config: RunConfig) -> list[str]:
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
     problems += privacy_checks.contradictions(config)
+    problems += record_checks.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
 
@@ -225,6 +226,7 @@ def _misfits(config: RunConfig) -> list[str]:
             "of them together; give one number"
         )
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
+    problems += record_checks.misfits(config, method) if config.privacy.records else []
     return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
 
 

@@ -244,6 +244,9 @@ class Method:
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
+    #: Whether the hooks of a client touch its records only in :meth:`loss`, which is a mean over the answer tokens of
+    #: the records it is given, one record's terms without another's; ``privacy.record_dp`` needs it.
+    by_record: ClassVar[bool] = False
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
@@ -277,6 +280,14 @@ class Method:
         Default: mean cross-entropy over answer tokens.
         """
         return session.backbone.loss(examples, features)
+
+    def penalty(self, session: Session) -> Any:
+        """A term of the trained parameters alone, which is added to the loss of every batch."""
+        return 0.0
+
+    def objective(self, session: Session, examples: list[Any], features: Any) -> Any:
+        """What a step minimises: :meth:`loss` and :meth:`penalty`."""
+        return self.loss(session, examples, features) + self.penalty(session)
 
     def on_gradients(self, session: Session) -> None:
         """After the backward pass of each step, before gradient clipping."""
