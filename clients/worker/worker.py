@@ -107,9 +107,10 @@ class Worker:
         """Names and shapes of the trainable tensors, those that start from the backbone, library versions.
 
         Raises:
-            ConfigError: the method makes clients keep something and no folder is configured.
+            ConfigError: clients have to keep something and no folder is configured.
         """
-        if self._remembers or type(self.method).constants is not Method.constants:
+        keeps = self._remembers or self.config.privacy.secure
+        if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
@@ -145,7 +146,17 @@ class Worker:
                 raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
-        """Train the ordered subspace on the shard and return what changed."""
+        """Train the ordered subspace on the shard and return what changed.
+
+        Raises:
+            Refused: the run has secure aggregation, with which no update is sent as it is.
+        """
+        if self.config.privacy.secure:
+            raise Refused("the order is to send an update unmasked, and the run has privacy.secure_aggregation: on")
+        return self.trained(order)
+
+    def trained(self, order: TrainOrder) -> ClientUpdate:
+        """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks
+from fcit.config import privacy_checks, secure_checks
 from fcit.config.schema import RunConfig
 from fcit.io.bounded import shown
 
@@ -96,7 +96,7 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
-    problems += privacy_checks.contradictions(config)
+    problems += privacy_checks.contradictions(config) + secure_checks.contradictions(config)
     return problems + (_site_problems(config) if config.stream == "site" else [])
 
 
@@ -177,6 +177,7 @@ def _misfits(config: RunConfig) -> list[str]:
             "participant; choose fedopt: fedavg"
         )
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
+    problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []
     return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from fcit.config.privacy import Privacy
 from fcit.privacy.secagg.keys import PUBLIC
 
 
@@ -30,6 +31,11 @@ class Rules:
     least: int
     dropout: float
     neighbours: int | None = None
+
+    @classmethod
+    def of(cls, privacy: Privacy) -> Rules:
+        """The rules of a configuration."""
+        return cls(privacy.min_group, privacy.dropout, privacy.neighbours)
 
 
 @dataclass(frozen=True)
