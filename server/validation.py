@@ -129,8 +129,9 @@ class Validator:
 
     def _absurd(self, order: TrainOrder, update: ClientUpdate, most: int) -> str | None:
         """Claims that cannot be."""
-        if not 0 <= update.seconds <= MOST_SECONDS or not 0 <= update.kept <= MOST_BYTES:
-            return f"claims {update.seconds} seconds and {update.kept} bytes kept"
+        problem = cost_problem(update.seconds, update.kept, update.how)
+        if problem is not None:
+            return problem
         if update.examples < 1 or not abs(update.loss) <= MOST_LOSS:
             return f"claims {update.examples} records and a loss of {update.loss}"
         if update.examples > most:
@@ -141,8 +142,6 @@ class Validator:
         steps = -(-update.examples * epochs_of(self.epochs, order.tasks) // self.batch_size)
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
-        if len(update.how) > MOST_WORDS or not all(_plain(key, value) for key, value in update.how.items()):
-            return "says how it trained in other than a few short words and numbers"
         return None
 
     def _too_far(self, order: TrainOrder, update: ClientUpdate, moved: dict[str, _Moved]) -> str | None:
@@ -222,6 +221,15 @@ def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tup
     finite = each(lambda tensor: np.isfinite(tensor).all(), list(update.tensors.values()), _numbers(update))
     odd = [name for name, good in zip(update.tensors, finite, strict=True) if not good]
     return f"{odd[0]} holds values that are not finite" if odd else None
+
+
+def cost_problem(seconds: float, kept: int, how: dict[str, Any]) -> str | None:
+    """Why what a client says of its cost and of how it trained cannot be, or None; it only ends in tables."""
+    if not 0 <= seconds <= MOST_SECONDS or not 0 <= kept <= MOST_BYTES:
+        return f"claims {seconds} seconds and {kept} bytes kept"
+    if len(how) > MOST_WORDS or not all(_plain(key, value) for key, value in how.items()):
+        return "says how it trained in other than a few short words and numbers"
+    return None
 
 
 def _plain(key: str, value: Any) -> bool:
