@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from fcit.privacy.noise import Noise, published
 from fcit.privacy.secret import kept
 from fcit.runs.folder import RunDir
 from server.participants import Slot
+from server.sums import Sums
 
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
@@ -76,7 +77,7 @@ class Privacy:
         method: Method,
         state: ServerState,
         slots: list[Slot],
-        updates: Iterator[Update],
+        updates: Iterable[Update],
         aggregator: Aggregator,
     ) -> None:
         """Let the method aggregate clipped updates of weight one; a home without any gets its noise, too.
@@ -88,7 +89,7 @@ class Privacy:
         """
         mechanism = aggregator.mechanism = self._mechanism(state, slots)
         try:
-            method.aggregate(state, (self._clipped(mechanism, state, update) for update in updates), aggregator)
+            method.aggregate(state, self._clipped(mechanism, state, updates), aggregator)
             for home in mechanism.homes:
                 if home not in mechanism.released:
                     self._noise_alone(home, state, aggregator)
@@ -98,9 +99,22 @@ class Privacy:
             self.ledger.count(slot.client, self._homes(state, [slot]))
         self._follow(mechanism)
 
-    def _clipped(self, mechanism: Mechanism, state: ServerState, update: Update) -> Update:
-        old = {**state.shared, **state.subspaces[update.subspace]}
-        return replace(update, tensors=mechanism.clipped(update.tensors, old), examples=1)
+    @staticmethod
+    def _clipped(mechanism: Mechanism, state: ServerState, updates: Iterable[Update]) -> Iterator[Update]:
+        """Clipped updates, which all weigh one.
+
+        In sums they were clipped by their clients; a sum goes on as one update that moved as far as its members
+        together.
+        """
+        if isinstance(updates, Sums):
+            mechanism.count(updates.unclipped, updates.clients)
+        for update in updates:
+            old = {**state.shared, **state.subspaces[update.subspace]}
+            if isinstance(updates, Sums):
+                moved = {n: old[n] + update.examples * (mean - old[n]) for n, mean in update.tensors.items()}
+            else:
+                moved = mechanism.clipped(update.tensors, old)
+            yield replace(update, tensors=moved, examples=1)
 
     @staticmethod
     def _noise_alone(home: str, state: ServerState, aggregator: Aggregator) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fcit.config import RunConfig
+from fcit.config.kinds import epochs_of
 from fcit.data.stream import Stream
 from fcit.federation.messages import ClientUpdate
 from fcit.methods.base import Method, Pair
@@ -72,7 +73,8 @@ class RecordPrivacy:
 
     def _steps(self, slot: Slot, records: int) -> Steps:
         training = self.config.training
-        rate, count = rate_of(records, training.batch_size), steps_of(records, training.batch_size, training.epochs)
+        epochs = epochs_of(training.epochs, slot.tasks)
+        rate, count = rate_of(records, training.batch_size), steps_of(records, training.batch_size, epochs)
         return Steps(noise_of(self.config.privacy, rate, count, self.planned(slot)), rate, count)
 
     def end_stage(self) -> None:

@@ -27,6 +27,7 @@ from torch import nn
 
 from clients.worker.micro_batches import LossOf, Sessions, parts
 from fcit.config import RunConfig
+from fcit.config.kinds import epochs_of
 from fcit.federation.messages import TrainOrder
 from fcit.models.record_gradients import ClippedSum, RecordGradients
 from fcit.privacy.noise import Noise
@@ -51,7 +52,8 @@ class Private:
         # With public noise, runs that differ in their engine alone have the same bits.
         ignored = ("tensors", "run", *(["config"] if config.privacy.reproducible_noise else []))
         self.records, self._noise, self._order = records, Noise(secret), _mark(order, ignored)
-        rate, count = rate_of(records, training.batch_size), steps_of(records, training.batch_size, training.epochs)
+        epochs = epochs_of(training.epochs, order.tasks)
+        rate, count = rate_of(records, training.batch_size), steps_of(records, training.batch_size, epochs)
         self.steps = Steps(noise_of(config.privacy, rate, count, order.participations), rate, count)
         self.seed = self._noise.seed(self._order, "generators")
         self._together = training.checkpointing is not True

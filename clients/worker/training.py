@@ -16,6 +16,7 @@ from clients.worker.private import Private
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
+from fcit.config.kinds import epochs_of
 from fcit.data.collate import Encoded, images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import TrainOrder
@@ -106,9 +107,10 @@ def train(
     training, session = config.training, sessions[0]
     examples = session.examples
     if private is None:
-        indices = _order(order, len(examples), training.epochs, config.seed)
+        epochs = epochs_of(training.epochs, order.tasks)
+        indices = _order(order, len(examples), epochs, config.seed)
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
-        count, seed = len(indices) // training.epochs, config.seed
+        count, seed = len(indices) // epochs, config.seed
     else:
         batches, count, seed = private.batches(), private.records, private.seed
     needed = sorted({i for batch in batches for i in batch})

@@ -113,7 +113,8 @@ class Worker:
             ConfigError: clients are to keep something and no folder is configured, or a package is missing.
         """
         privacy = self.config.privacy
-        if self._remembers or type(self.method).constants is not Method.constants or privacy.records:
+        keeps = self._remembers or privacy.records or privacy.secure
+        if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
             accountant.require("privacy.record_dp")
@@ -151,7 +152,17 @@ class Worker:
                 raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
-        """Train the ordered subspace on the shard and return what changed."""
+        """Train the ordered subspace on the shard and return what changed.
+
+        Raises:
+            Refused: the run has secure aggregation, with which no update is sent as it is.
+        """
+        if self.config.privacy.secure:
+            raise Refused("the order is to send an update unmasked, and the run has privacy.secure_aggregation: on")
+        return self.trained(order)
+
+    def trained(self, order: TrainOrder) -> ClientUpdate:
+        """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)

@@ -24,6 +24,11 @@ Pair = tuple[int, str]  # (client, shard)
 #: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
+#: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
+#: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
+#: for new tasks, the combination of parameters trained apart, or the choice of parameters by the question.
+FAMILIES = ("baseline", "regularisation", "replay", "prompts", "expansion", "merging", "routing")
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -212,6 +217,8 @@ class Method:
     name: ClassVar[str] = ""
     #: One line for ``fcit list``.
     summary: ClassVar[str] = ""
+    #: One of :data:`FAMILIES`, for lists and tables; empty for a method of one's own that is of none.
+    family: ClassVar[str] = ""
     #: How the subspaces answer together, for the model card of an export; may depend on the options, as below.
     answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.

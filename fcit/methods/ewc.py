@@ -50,6 +50,7 @@ class EWC(Method):
         samples: int = Field(32, ge=1, description="records of a shard that a client estimates the Fisher on")
 
     name = "ewc"
+    family = "regularisation"
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
     #: An SVD rotates the factors in every round; a Fisher of the old factors does not apply to the new ones.
     factors = frozenset({"separate", "alternate", "frozen_a"})

@@ -46,6 +46,7 @@ class OLoRA(PerStage):
         decay: float = Field(0.0, ge=0, description="lambda_2; 0: the authors")
 
     name = "olora"
+    family = "expansion"
     summary = "a LoRA per stage, orthogonal to the earlier ones, all summed"
     by_record = True
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
