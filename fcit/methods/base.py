@@ -285,10 +285,6 @@ class Method:
         """A term of the trained parameters alone, which is added to the loss of every batch."""
         return 0.0
 
-    def objective(self, session: Session, examples: list[Any], features: Any) -> Any:
-        """What a step minimises: :meth:`loss` and :meth:`penalty`."""
-        return self.loss(session, examples, features) + self.penalty(session)
-
     def on_gradients(self, session: Session) -> None:
         """After the backward pass of each step, before gradient clipping."""
 
@@ -391,3 +387,8 @@ class Method:
     def active(self, state: ServerState) -> int:
         """Trained parameters that are active for one question; default: all subspaces and the shared tensors."""
         return sum(t.size for t in arrays([state.subspaces, state.shared]))
+
+
+def objective(method: Method, session: Session, examples: list[Any], features: Any) -> Any:
+    """What a step minimises: the method's loss of a batch and its penalty."""
+    return method.loss(session, examples, features) + method.penalty(session)
