@@ -27,6 +27,7 @@ METHODS = {
     "finetune": "fcit.methods.finetune:Finetune",
     "individual": "fcit.methods.individual:Individual",
     "joint": "fcit.methods.joint:Joint",
+    "keeplora": "fcit.methods.keeplora:KeepLoRA",
     "l2p": "fcit.methods.l2p:L2P",
     "lwf": "fcit.methods.lwf:LwF",
     "mlora": "fcit.methods.mlora:MLoRA",

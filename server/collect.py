@@ -52,8 +52,10 @@ class Collector:
     journal: Journal
     stop: Stop
 
-    def gather(self, sampled: list[Slot]) -> dict[Pair, TrainOrder]:
+    def gather(self, sampled: list[Slot], measure: bool = False) -> dict[Pair, TrainOrder]:
         """Ask for updates until enough are accepted; returns the orders whose updates were.
+
+        With ``measure`` clients measure instead of training, see :meth:`fcit.methods.base.Method.measure`.
 
         A repetition asks only those whose update is lacking. The others would train the same order on the
         same data again: the same bits, hours later.
@@ -71,7 +73,7 @@ class Collector:
                 self.assigner.assign([slot for slot in present if attempt == 0 or slot.pair not in self.state.assigned])
             # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
             orders = {
-                slot.pair: self.orders.train(self.state, self.progress, slot)
+                slot.pair: self.orders.train(self.state, self.progress, slot, measure)
                 for slot in sampled
                 if slot.pair in self.state.assigned and slot.pair not in accepted
             }
@@ -139,8 +141,9 @@ class Collector:
         accepted: dict[Pair, TrainOrder] = {}
         waiting = dict(orders)
         messages = [(self.courier.node(order.client), order) for order in orders.values()]
-        with self.journal.timed("training"):
-            group = f"{self.progress.stage}.{self.progress.round}.{attempt}"
+        measure = any(order.measure for order in orders.values())
+        with self.journal.timed("measuring" if measure else "training"):
+            group = f"{self.progress.stage}.{self.progress.round}.{attempt}{'.measure' if measure else ''}"
             for reply in self.courier.send("train", messages, group):
                 self._note_lost_memory(reply, waiting)
                 reject_reason, update = self._read(reply, waiting)

@@ -112,11 +112,11 @@ class Validator:
         reason = (
             _another_order(order, update)
             or _other_tensors(order, update, extra or {})
-            or self._absurd(update, self.most if declared is None else declared)
+            or self._absurd(order, update, self.most if declared is None else declared)
             or self._too_far(order, update, moved := _moved(order, update))
             or (more(update) if more is not None else None)
         )
-        if reason is not None or not self.by_others:
+        if reason is not None or not self.by_others or order.measure:  # who only measures moves nothing
             return reason
         norm = float(np.sqrt(sum(one.square for one in moved.values())) / np.sqrt(update.steps))
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
@@ -126,7 +126,7 @@ class Validator:
             self._round[update.client, update.shard] = norm
         return None
 
-    def _absurd(self, update: ClientUpdate, most: int) -> str | None:
+    def _absurd(self, order: TrainOrder, update: ClientUpdate, most: int) -> str | None:
         """Claims that cannot be."""
         if not 0 <= update.seconds <= MOST_SECONDS or not 0 <= update.kept <= MOST_BYTES:
             return f"claims {update.seconds} seconds and {update.kept} bytes kept"
@@ -137,7 +137,7 @@ class Validator:
         if not 0 <= update.skipped <= self.most:
             return f"claims {update.skipped} records that could not be used"
         # In integers: as floats, counts near the largest possible would overflow.
-        steps = -(-update.examples * self.epochs // self.batch_size)
+        steps = 0 if order.measure else -(-update.examples * self.epochs // self.batch_size)
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
         if len(update.how) > MOST_WORDS or not all(_plain(key, value) for key, value in update.how.items()):
