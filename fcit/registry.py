@@ -25,6 +25,7 @@ METHODS = {
     "dop": "fcit.methods.dop:DOP",
     "ewc": "fcit.methods.ewc:EWC",
     "finetune": "fcit.methods.finetune:Finetune",
+    "hide": "fcit.methods.hide:HiDe",
     "individual": "fcit.methods.individual:Individual",
     "joint": "fcit.methods.joint:Joint",
     "keeplora": "fcit.methods.keeplora:KeepLoRA",

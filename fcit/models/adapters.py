@@ -26,7 +26,7 @@ from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
-from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
+from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 
 SLOT = "slot"
@@ -330,9 +330,9 @@ class Adapters:
             self._peft.delete_adapter(MIX)
         with seeding.untouched():  # random draws must not depend on what this process did before
             self._peft.add_adapter(MIX, self._config(size))
-        for name, module in self._peft.named_modules():
-            if name.endswith(f".lora_A.{MIX}"):
-                module.register_forward_hook(self._scale)
+        factors = {n: module for n, module in self._peft.named_modules() if n.endswith(f".lora_A.{MIX}")}
+        for name in last_block(factors) if self.layout.routed == "last" else factors:
+            factors[name].register_forward_hook(self._scale)
         if self.layout.experts:
             self._gates[MIX] = TokenGates(self._layers, MIX)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights
