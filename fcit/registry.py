@@ -36,6 +36,7 @@ METHODS = {
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
+    "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 
