@@ -160,3 +160,12 @@ def train(
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
     return Outcome(count, len(batches), mean, extra, more)
+
+
+def measure(method: Method, order: TrainOrder, session: Session) -> dict[str, np.ndarray]:
+    """What the method measures on the shard with the loaded slot, seeded as a training; nothing is trained."""
+    with (
+        seeding.torch_seeded(session.seed, "measuring", order.stage, order.client, order.shard),
+        session.adapters.training(order.frozen),
+    ):
+        return method.measure(session)
