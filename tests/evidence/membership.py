@@ -39,8 +39,8 @@ RUNS = 16  # federations
 CLIENTS, RECORDS, ROUNDS = 8, 8, 4
 TRIALS = 500  # releases with the client in question, and as many without
 #: The clipping norm was chosen on other records, sixteen for each client, by the loss of unseen ones: with 0.75, the
-#: norm of a first update, epsilon 8 ruins the model (28.8), with 0.1 it does not (8.6; at the start 9.2, without privacy
-#: 5.6).
+#: norm of a first update, epsilon 8 ruins the model (28.8), with 0.1 it does not (8.6; 9.2 at the start, 5.6 without
+#: privacy).
 PRIVATE = ("privacy.client_dp=on", "privacy.clip=0.1")
 
 #: What each attacker is tried on: settings by name.
