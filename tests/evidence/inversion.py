@@ -72,6 +72,7 @@ ARMS = {
     "first round, bfloat16 on the wire": Arm(("federation.wire=bfloat16",)),
     "first round, sum of five clients": Arm(clients=CLIENTS),
     "the same with noise, epsilon 8": Arm(clients=CLIENTS, epsilon=8.0),
+    "first round, record_epsilon 8": Arm(("privacy.record_dp=on", "privacy.record_epsilon=8")),
 }
 
 
@@ -276,12 +277,12 @@ def update_table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="parts whose name begins with this")
+    parser.add_argument("--only", default="", help="parts whose name begins with this, e.g. 'tokens, iconqa'")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the tables")
     args = parser.parse_args()
-    for name, part in {} if args.table else PARTS.items():
-        if not name.startswith(args.only or "") or name in read(args.results):
+    for name, part in ({} if args.table else PARTS).items():
+        if not name.startswith(args.only) or name in read(args.results):
             continue
         begin = time.process_time()
         result = part()

@@ -67,6 +67,10 @@ class Given:
         """The set of records that the order names, whoever the client is."""
         return self._sets[tasks[0]]
 
+    def origin(self, task: int) -> str:
+        """A name of its own for every set."""
+        return f"set {task}"
+
     def skipped(self, client: int, tasks: list[int]) -> int:
         """None of them."""
         return 0
@@ -105,7 +109,8 @@ class World:
         model = _model(
             self.config.backbone.model_dump_json(), self.config.data.pictures, self.config.adapter.model_dump_json()
         )
-        self.worker = Worker(self.config, model, ClientMemory(None), self.data)
+        self._memory = tempfile.TemporaryDirectory()  # of the clients: secrets of ``privacy.record_dp``
+        self.worker = Worker(self.config, model, ClientMemory(Path(self._memory.name)), self.data)
         probe = self.worker.probe(ProbeOrder(config=self._text))
         self.shared = {n: t for n, t in probe.tensors.items() if is_projector(n)}
         make = Factory(self.config.seed, {n: tuple(s) for n, s in probe.shapes.items()})
@@ -125,8 +130,14 @@ class World:
 
     # ------------------------------------------------------------------ a client
 
-    def train(self, start: Tensors, records: Sequence[Record], client: int = 0, round_: int = 0) -> ClientUpdate:
-        """One client's update, as the server reads it off the wire."""
+    def train(
+        self, start: Tensors, records: Sequence[Record], client: int = 0, round_: int = 0, participations: int = 1
+    ) -> ClientUpdate:
+        """One client's update, as the server reads it off the wire.
+
+        Args:
+            participations: how often the client trains in all, over which ``privacy.record_epsilon`` is spread.
+        """
         order = TrainOrder(
             config=self._text,
             stage=0,
@@ -136,6 +147,7 @@ class World:
             tasks=[self.data.add(records)],
             subspace="0",
             tensors=start,
+            participations=participations,
         )
         content = codec.encode(self.worker.train(order), self.config.federation.wire)
         return codec.decode(content, ClientUpdate, writable=True, reply=True)
@@ -181,7 +193,7 @@ class World:
                 tensors, updates = {**state.subspaces["0"], **state.shared}, list[Update]()
                 for client, records in enumerate(clients):
                     if records:
-                        reply = self.train(tensors, records, client, state.round)
+                        reply = self.train(tensors, records, client, state.round, federation.rounds)
                         updates.append(Update(client, "0", reply.examples, reply.tensors))
                 aggregator = Aggregator(self.worker.fedopt, factors)
                 if privacy is None:
