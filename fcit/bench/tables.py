@@ -120,9 +120,14 @@ def _privacy(table: Table) -> list[str]:
     ]
     deltas = ", ".join(f"{delta:g}" for delta in sorted({values["delta"] for _, values in spent}))
     public = ", ".join(dict.fromkeys(label for label, values in spent if values["public_noise"]))
+    ways: dict[str, dict[str, None]] = {}
+    for label, values in spent:
+        ways.setdefault(values["amplification"], {})[label] = None
+    amplified = "; ".join(way + f" ({', '.join(labels)})" * (len(ways) > 1) for way, labels in ways.items())
     sentence = (
         f"epsilon: differential privacy of whole clients (a contribution replaced by zero) at delta {deltas}, the "
-        "largest over seeds; of what is trained, not of descriptions, losses and scores. A row without is not private."
+        "largest over seeds; of what is trained, not of descriptions, losses and scores. Amplification: "
+        f"{amplified}. A row without is not private."
     )
     nothing = f"{public}: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private."
     return [sentence, nothing] if public else [sentence]

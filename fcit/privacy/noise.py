@@ -7,7 +7,7 @@ import hmac
 import secrets
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 
 #: Bytes of a secret.
 SECRET = 32
@@ -37,8 +37,7 @@ class Noise:
 
     def normal(self, shape: tuple[int, ...], *owner: int | str) -> np.ndarray:
         """Standard normal numbers (float64) that belong to ``owner``."""
-        key = hmac.new(self._secret, "/".join(map(str, owner)).encode(), hashlib.sha256).digest()
-        stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        stream = self._stream(*owner)
         drawn = np.empty(int(np.prod(shape)))
         for first in range(0, len(drawn), PIECE):
             piece = drawn[first : first + PIECE]
@@ -46,11 +45,22 @@ class Noise:
             piece[:] = _pairs(stream.update(bytes(16 * pairs)))[: len(piece)]
         return drawn.reshape(shape)
 
+    def uniform(self, shape: tuple[int, ...], *owner: int | str) -> np.ndarray:
+        """Numbers (float64), uniform in (0, 1], that belong to ``owner``."""
+        return _uniform(self._stream(*owner).update(bytes(8 * int(np.prod(shape))))).reshape(shape)
+
+    def _stream(self, *owner: int | str) -> CipherContext:
+        key = hmac.new(self._secret, "/".join(map(str, owner)).encode(), hashlib.sha256).digest()
+        return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+
+
+def _uniform(bits: bytes) -> np.ndarray:
+    """A number for each 8 random bytes: 53 random bits, in (0, 1], as the logarithm of 0 does not exist."""
+    return ((np.frombuffer(bits, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
+
 
 def _pairs(bits: bytes) -> np.ndarray:
     """As many normal numbers as there are groups of 8 random bytes, an even number."""
-    # 53 random bits each, in (0, 1]: the logarithm of 0 does not exist.
-    uniform = ((np.frombuffer(bits, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
-    first, second = np.split(uniform, 2)
+    first, second = np.split(_uniform(bits), 2)
     radius, angle = np.sqrt(-2.0 * np.log(first)), 2.0 * np.pi * second
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])

@@ -135,9 +135,10 @@ def course(run: Run) -> Figure:
     """Mean training loss and bytes of every round."""
     figure, (left, right) = _panels(2, height=2.4)
     rounds = run.of("round")
-    losses = [sum(e["loss"].values()) / max(1, len(e["loss"])) for e in rounds]
-    left.plot(range(1, len(rounds) + 1), losses)
-    left.set(title="training loss", xlabel="round", ylim=(0, 1.1 * (max(losses, default=0) or 1)))
+    # A round without updates, which only secret sampling knows, has no loss.
+    losses = {x: sum(e["loss"].values()) / len(e["loss"]) for x, e in enumerate(rounds, start=1) if e["loss"]}
+    left.plot(list(losses), list(losses.values()))
+    left.set(title="training loss", xlabel="round", ylim=(0, 1.1 * (max(losses.values(), default=0) or 1)))
     for key, text in (("down", "to clients"), ("up", "from clients")):
         right.plot(range(1, len(rounds) + 1), [e[key] / 1e6 for e in rounds], label=text)
     most = max((max(e["up"], e["down"]) / 1e6 for e in rounds), default=1)
