@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +13,15 @@ from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.factors import Separate
-from fcit.io.files import writing
 from fcit.methods.base import Method, ServerState, Update
 from fcit.privacy import accountant, clipping
 from fcit.privacy.ledger import EVERYONE, Ledger
 from fcit.privacy.mechanism import Mechanism
-from fcit.privacy.noise import SECRET, Noise, fresh, published
-from fcit.privacy.sampling import poisson
+from fcit.privacy.noise import Noise, published
+from fcit.privacy.secret import kept
 from fcit.runs.folder import RunDir
 from server.participants import Slot
+from server.sums import Sums
 
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
@@ -86,10 +85,14 @@ class Privacy:
         return federation.clients_per_round / federation.clients if self.config.privacy.secret else 1.0
 
     def drawn(self, stage: int, round_: int) -> list[int] | None:
-        """The participants of a round, if the server draws them in secret."""
+        """The participants of a round, if the server draws them in secret: every client by itself, ascending.
+
+        Poisson sampling, as the bounds of :mod:`fcit.privacy.accountant` assume: there may be none, or all. That one
+        client takes part tells nothing of another, which a number fixed in advance would.
+        """
         if not self.config.privacy.secret:
             return None
-        return poisson(self._secret(), stage, round_, self.config.federation.clients, self._rate)
+        return Noise(self._secret()).chosen(self.config.federation.clients, self._rate, "sampling", stage, round_)
 
     def moved(self, method: Method, state: ServerState, slots: list[Slot]) -> list[str]:
         """The subspaces that a round releases: those of its participants or, if these are secret, that of the stage.
@@ -115,7 +118,7 @@ class Privacy:
         method: Method,
         state: ServerState,
         slots: list[Slot],
-        updates: Iterator[Update],
+        updates: Iterable[Update],
         aggregator: Aggregator,
     ) -> None:
         """Let the method aggregate clipped updates of weight one; a home without any gets its noise, too.
@@ -128,7 +131,7 @@ class Privacy:
         names = self.moved(method, state, slots)
         mechanism = aggregator.mechanism = self._mechanism(state, names)
         try:
-            method.aggregate(state, (self._clipped(mechanism, state, update) for update in updates), aggregator)
+            method.aggregate(state, self._clipped(mechanism, state, updates), aggregator)
             for home in mechanism.homes:
                 if home not in mechanism.released:
                     self._noise_alone(home, state, aggregator)
@@ -141,9 +144,22 @@ class Privacy:
                 self.ledger.count(slot.client, self._homes(state, [state.assigned[slot.pair]]))
         self._follow(mechanism)
 
-    def _clipped(self, mechanism: Mechanism, state: ServerState, update: Update) -> Update:
-        old = {**state.shared, **state.subspaces[update.subspace]}
-        return replace(update, tensors=mechanism.clipped(update.tensors, old), examples=1)
+    @staticmethod
+    def _clipped(mechanism: Mechanism, state: ServerState, updates: Iterable[Update]) -> Iterator[Update]:
+        """Clipped updates, which all weigh one.
+
+        In sums they were clipped by their clients; a sum goes on as one update that moved as far as its members
+        together.
+        """
+        if isinstance(updates, Sums):
+            mechanism.count(updates.unclipped, updates.clients)
+        for update in updates:
+            old = {**state.shared, **state.subspaces[update.subspace]}
+            if isinstance(updates, Sums):
+                moved = {n: old[n] + update.examples * (mean - old[n]) for n, mean in update.tensors.items()}
+            else:
+                moved = mechanism.clipped(update.tensors, old)
+            yield replace(update, tensors=moved, examples=1)
 
     @staticmethod
     def _noise_alone(home: str, state: ServerState, aggregator: Aggregator) -> None:
@@ -190,30 +206,12 @@ class Privacy:
         if self.config.privacy.reproducible_noise:
             return published(self.config.seed)
         file = self._run.noise_key
-        if not file.is_file():
-            if self.ledger.clients:
-                raise RunError(
-                    f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
-                    "would be a second release; put the file back, or start the run anew"
-                )
-            self._write(fresh())
-        secret = file.read_bytes()
-        if len(secret) != SECRET:
+        if self.ledger.clients and not file.is_file():
             raise RunError(
-                f"{file} has {len(secret)} bytes, expected {SECRET}; put the file back, or start the run anew"
+                f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
+                "would be a second release; put the file back, or start the run anew"
             )
-        return secret
-
-    def _write(self, secret: bytes) -> None:
-        file = self._run.noise_key
-        unfinished = file.with_suffix(".tmp")
-        with writing(file):
-            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "wb") as opened:
-                opened.write(secret)
-                opened.flush()
-                os.fsync(opened.fileno())
-            unfinished.replace(file)
+        return kept(file)
 
     def forget_secret(self) -> None:
         """Remove the secret: after the last round it can only do harm."""

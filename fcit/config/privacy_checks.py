@@ -63,6 +63,16 @@ def _no_secret(config: RunConfig) -> list[str]:
             "privacy.sampling: 'secret' needs tasks that do not depend on who else takes part, and with setting: "
             "heterogeneous a client trains the task of its place in the round; choose privacy.sampling: public"
         )
+    if config.privacy.secure:
+        problems.append(
+            "privacy.sampling: 'secret' is none to the clients of a group, which have masks in common under "
+            "secure_aggregation: on; choose privacy.sampling: public"
+        )
+    if config.privacy.records:
+        problems.append(
+            "privacy.sampling: 'secret' leaves open how often a client takes part, and clients under record_dp: on "
+            "compute their noise from that; choose privacy.sampling: public"
+        )
     return problems
 
 

@@ -173,6 +173,10 @@ class ConsoleWatcher:
     def _on_too_few(self, able: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {able} clients can take part, {needed} needed; they are asked again")
 
+    def _on_left_out(self, clients: list[int], subspace: str, reason: str, **v: Any) -> None:
+        names = ", ".join(map(str, clients))
+        self._line(f"{self.label}: clients {names} are left out of the round with subspace {subspace}: {reason}")
+
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")
 

@@ -1,36 +1,8 @@
-"""Participants drawn in secret."""
-
-import numpy as np
+"""Participants drawn in secret, and the orders that follow."""
 
 from fcit import config as configuration
 from fcit.methods.finetune import Finetune
-from fcit.privacy.noise import Noise
-from fcit.privacy.sampling import poisson
 from server.participants import shard_id, slots_of_round
-
-KEY = bytes(range(32))
-
-
-def test_uniform_numbers_are_a_function_of_secret_and_owner():
-    drawn = Noise(KEY).uniform((10_000,), "a", 1)
-    assert drawn.tolist() == Noise(KEY).uniform((10_000,), "a", 1).tolist()
-    assert drawn.tolist() != Noise(KEY).uniform((10_000,), "a", 2).tolist()
-    assert 0 < drawn.min() < drawn.max() <= 1
-    assert abs(drawn.mean() - 0.5) < 0.02
-
-
-def test_every_client_by_itself():
-    sizes = [len(poisson(KEY, 0, round_, 50, 0.1)) for round_ in range(400)]
-    assert abs(np.mean(sizes) - 5) < 0.5
-    assert abs(np.var(sizes) - 4.5) < 1.2  # of a binomial distribution; a fixed number would have none
-    assert min(sizes) == 0
-    assert poisson(KEY, 0, 0, 50, 1.0) == list(range(50))
-
-
-def test_rounds_and_secrets_differ():
-    assert poisson(KEY, 0, 0, 50, 0.5) == poisson(KEY, 0, 0, 50, 0.5)
-    assert poisson(KEY, 0, 0, 50, 0.5) != poisson(KEY, 0, 1, 50, 0.5)
-    assert poisson(KEY, 0, 0, 50, 0.5) != poisson(bytes(32), 0, 0, 50, 0.5)
 
 
 class Stream:

@@ -64,6 +64,16 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "choose privacy.sampling: public",
         ),
         (
+            {"privacy": {**SECRET, "secure_aggregation": "on"}, "method": "finetune"},
+            "privacy.sampling: 'secret' is none to the clients of a group",
+            "choose privacy.sampling: public",
+        ),
+        (
+            {"privacy": {**SECRET, "record_dp": "on", "record_epsilon": 4}, "method": "finetune"},
+            "privacy.sampling: 'secret' leaves open how often a client takes part",
+            "choose privacy.sampling: public",
+        ),
+        (
             {"privacy": SECRET, "method": "disco"},
             "privacy.sampling: 'secret' needs a method that trains one subspace at a time",
             "choose privacy.sampling: public",
@@ -78,6 +88,52 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
     ],
 )
 def test_what_makes_no_sense_is_said(raw, start, way_out):
+    (text,) = problems(raw)
+    assert text.startswith(start)
+    assert way_out in text
+
+
+# ------------------------------------------------------------------ records
+
+RECORDS = {"record_dp": "on", "record_noise_multiplier": 1.0}
+
+
+@pytest.mark.parametrize("method", ["disco", "finetune", "lwf", "olora", "moelora", "mlora"])
+def test_methods_whose_losses_are_means_over_records(method):
+    assert config.parse({"method": method, "privacy": RECORDS}).privacy.records
+
+
+@pytest.mark.parametrize("fedopt", ["fedprox", "scaffold", "fedadam"])
+def test_optimisers_that_are_given_private_gradients(fedopt):
+    assert config.parse({"fedopt": fedopt, "privacy": RECORDS}).privacy.records
+
+
+def test_records_and_clients_are_protected_together():
+    privacy = config.parse({"privacy": {**RECORDS, **ON}}).privacy
+    assert privacy.records
+    assert privacy.on
+
+
+@pytest.mark.parametrize(
+    ("raw", "start", "way_out"),
+    [
+        ({"privacy": {"record_epsilon": 8}}, "privacy.record_epsilon: 8.0 has no effect", "choose record_dp: on"),
+        ({"privacy": {"record_dp": "on"}}, "privacy.record_dp: 'on' needs either", "got neither"),
+        ({"privacy": {**RECORDS, "record_epsilon": 8}}, "privacy.record_dp: 'on' needs either", "and record_epsilon"),
+        (
+            {"privacy": RECORDS, "training": {"compile": "on"}},
+            "privacy.record_dp: 'on' needs the gradient of every record",
+            "choose training.compile: auto or off",
+        ),
+        *(
+            ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
+            for method in ("ewc", "l2p", "replay")
+        ),
+        ({"privacy": RECORDS, "method": "joint"}, "privacy.record_dp: 'on' needs clients", "choose another method"),
+        ({"privacy": RECORDS, "method": "zero_shot"}, "privacy.record_dp: 'on' has nothing to protect", ""),
+    ],
+)
+def test_what_makes_no_sense_of_records_is_said(raw, start, way_out):
     (text,) = problems(raw)
     assert text.startswith(start)
     assert way_out in text
