@@ -213,7 +213,8 @@ class Loop:
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_)
+        drawn = self.privacy.drawn(stage, round_) if self.privacy else None
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn)
         accepted = collector.gather(sampled)
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
@@ -300,7 +301,7 @@ class Loop:
             progress.trained_numbers += sum(t.size for t in order.trained.values())
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
-            moved = {self.state.assigned[slot.pair] for slot in slots}
+            moved = set(self.privacy.moved(self.method, self.state, slots))
         if self.records is not None:
             self.records.count(slots, heads, progress.declared)
         for name in sorted(moved):

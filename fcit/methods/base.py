@@ -292,6 +292,13 @@ class Method:
         """Tensors of a subspace that clients load and neither train nor send back, beside those of ``factors:``."""
         return []
 
+    def common(self, stage: int) -> str | None:
+        """The subspace that :meth:`assign` gives every client in a stage; None if it depends on the client.
+
+        ``privacy.sampling: secret`` needs one: of several, those that move would show who took part.
+        """
+        return "0" if type(self).assign is Method.assign else None
+
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
         return {}

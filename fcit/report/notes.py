@@ -62,8 +62,8 @@ def privacy(run: Run) -> list[str]:
         f"Differential privacy of clients: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's "
         f"contribution replaced by zero (by Rényi divergences {spent['epsilon_rdp']:.3g}; for its data replaced by any "
         f"others {spent['epsilon_replaced']:.3g}). Noise multiplier {spent['noise_multiplier']:.3g}, last clipping "
-        f"norm {spent['clip']:.3g}, {releases} for the client that took part most often, not "
-        f"amplified by sampling. After the stages: {stages}. Spent on single parts: {_listed(homes)}.",
+        f"norm {spent['clip']:.3g}, {releases} that count. Amplification: {spent['amplification']}. After the stages: "
+        f"{stages}. Spent on single parts: {_listed(homes)}.",
         f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     if spent["public_noise"]:

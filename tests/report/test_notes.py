@@ -115,6 +115,7 @@ SPENT = {
     "by_subspace": {"0": {"epsilon": 5.5}, "shared": {"epsilon": 7.9995}},
     "not_covered": ["losses", "scores"],
     "public_noise": False,
+    "amplification": "none: participants follow from the seed",
 }
 
 
@@ -131,7 +132,7 @@ def private(run, **spent):
 def test_what_privacy_costs_and_what_it_does_not_cover(made):
     first, second = notes.privacy(private(made([[(1, "0", 9)]]), clip=0.9))
     assert "epsilon 8 at delta 1e-05 for a client's contribution replaced by zero" in first
-    assert "12 releases for the client that took part most often, not amplified by sampling" in first
+    assert "12 releases that count. Amplification: none: participants follow from the seed." in first
     assert first.endswith("After the stages: 4.2, 8. Spent on single parts: subspace 0 5.5, shared 8.")
     assert second == "Epsilon says nothing about: losses; scores."
 
