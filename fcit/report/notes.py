@@ -9,7 +9,7 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run)]
+    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *sums(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -72,6 +72,17 @@ def privacy(run: Run) -> list[str]:
             "it: this run keeps nothing private."
         )
     return sentences
+
+
+def sums(run: Run) -> list[str]:
+    """What the server saw of updates with secure aggregation; none without."""
+    if not run.config.privacy.secure:
+        return []
+    return [
+        f"Secure aggregation: the server saw sums of {run.config.privacy.min_group} updates or more; records and "
+        "losses shown for a client are the means of its group. A server that passes on false keys is not kept out. "
+        f"Times that a group had no sum and was left out: {len(run.of('left-out'))}."
+    ]
 
 
 def _number(count: int, noun: str) -> str:
