@@ -35,6 +35,7 @@ from server.journal import Journal
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
 from server.privacy import Privacy
+from server.record_privacy import RecordPrivacy
 from server.secure import SecureCollector
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
@@ -70,7 +71,12 @@ class Loop:
         self.state, self.progress = restored or (ServerState(), Progress())
         self.state.stage, self.state.round = self.progress.stage, self.progress.round
         self.journal = Journal(run, watcher, self.progress)
-        self.orders = Orders(config, stream, self.method, self.fedopt, run.id)
+        self.records: RecordPrivacy | None = None
+        if config.privacy.records:
+            self.records = RecordPrivacy(config, stream, self.method, self.progress.records)
+            self.progress.records = self.records.ledger
+        planned = (lambda slot: 0) if self.records is None else self.records.planned
+        self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
         self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms)
         self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
         self.privacy: Privacy | None = None
@@ -114,6 +120,8 @@ class Loop:
         self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
         if self.privacy is not None and self.fresh:
             self.journal.event("privacy", **self.privacy.planned())
+        if self.records is not None and self.fresh:
+            self.journal.event("record-privacy", **self.records.plan())
         while self.progress.stage < stages:
             while self.method.trains and self.progress.round < rounds:
                 self._round(collector)
@@ -227,6 +235,7 @@ class Loop:
             **(self.updates.flags if isinstance(self.updates, Sums) else {}),
             **remarks(heads, self.config.training),
             **({"privacy": self.privacy.so_far()} if self.privacy else {}),
+            **({"record_privacy": self.records.so_far()} if self.records else {}),
             seconds=round(time.perf_counter() - begin, 3),
             **traffic,
         )
@@ -271,6 +280,8 @@ class Loop:
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
             moved = {self.state.assigned[slot.pair] for slot in slots}
+        if self.records is not None:
+            self.records.count(slots, heads, progress.declared)
         for name in sorted(moved):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
         self.validator.close_round()
@@ -288,6 +299,8 @@ class Loop:
             self.method.end_stage(self.state, self.progress.stage)
             if self.privacy is not None:
                 self.privacy.end_stage()
+            if self.records is not None:
+                self.records.end_stage()
             self.progress.ended = True
             self._save()
 
@@ -337,7 +350,8 @@ class Loop:
         self.run.clear_spill()
         if self.privacy is not None:
             self.privacy.forget_secret()
-        spent = self.privacy.spent() if self.privacy else {}
+        spent = {"privacy": self.privacy.spent()} if self.privacy else {}
+        spent |= {"record_privacy": self.records.spent()} if self.records else {}
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
             routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,12 +13,12 @@ from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.factors import Separate
-from fcit.io.files import writing
 from fcit.methods.base import Method, ServerState, Update
 from fcit.privacy import accountant, clipping
 from fcit.privacy.ledger import Ledger
 from fcit.privacy.mechanism import Mechanism
-from fcit.privacy.noise import SECRET, Noise, fresh, published
+from fcit.privacy.noise import Noise, published
+from fcit.privacy.secret import kept
 from fcit.runs.folder import RunDir
 from server.participants import Slot
 from server.sums import Sums
@@ -162,30 +161,12 @@ class Privacy:
         if self.config.privacy.reproducible_noise:
             return published(self.config.seed)
         file = self._run.noise_key
-        if not file.is_file():
-            if self.ledger.clients:
-                raise RunError(
-                    f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
-                    "would be a second release; put the file back, or start the run anew"
-                )
-            self._write(fresh())
-        secret = file.read_bytes()
-        if len(secret) != SECRET:
+        if self.ledger.clients and not file.is_file():
             raise RunError(
-                f"{file} has {len(secret)} bytes, expected {SECRET}; put the file back, or start the run anew"
+                f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
+                "would be a second release; put the file back, or start the run anew"
             )
-        return secret
-
-    def _write(self, secret: bytes) -> None:
-        file = self._run.noise_key
-        unfinished = file.with_suffix(".tmp")
-        with writing(file):
-            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "wb") as opened:
-                opened.write(secret)
-                opened.flush()
-                os.fsync(opened.fileno())
-            unfinished.replace(file)
+        return kept(file)
 
     def forget_secret(self) -> None:
         """Remove the secret: after the last round it can only do harm."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fcit.config import RunConfig, Training
+from fcit.config.kinds import epochs_of
 from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
 from fcit.io.threads import each
 
@@ -68,7 +69,7 @@ class Validator:
     """
 
     batch_size: int = 16
-    epochs: int = 1
+    epochs: int | list[int] = 1  # a list has one number for each task
     history: list[float] = field(default_factory=list)
     training: Training | None = None
     most: int = 1_000_000
@@ -112,7 +113,7 @@ class Validator:
         reason = (
             _another_order(order, update)
             or _other_tensors(order, update, extra or {})
-            or self._absurd(update, self.most if declared is None else declared)
+            or self._absurd(order, update, self.most if declared is None else declared)
             or self._too_far(order, update, moved := _moved(order, update))
             or (more(update) if more is not None else None)
         )
@@ -126,7 +127,7 @@ class Validator:
             self._round[update.client, update.shard] = norm
         return None
 
-    def _absurd(self, update: ClientUpdate, most: int) -> str | None:
+    def _absurd(self, order: TrainOrder, update: ClientUpdate, most: int) -> str | None:
         """Claims that cannot be."""
         problem = cost_problem(update.seconds, update.kept, update.how)
         if problem is not None:
@@ -138,7 +139,7 @@ class Validator:
         if not 0 <= update.skipped <= self.most:
             return f"claims {update.skipped} records that could not be used"
         # In integers: as floats, counts near the largest possible would overflow.
-        steps = -(-update.examples * self.epochs // self.batch_size)
+        steps = -(-update.examples * epochs_of(self.epochs, order.tasks) // self.batch_size)
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
         return None

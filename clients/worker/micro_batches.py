@@ -111,9 +111,16 @@ class MicroBatches:
             self.size = min((size for size in (most, self._most) if size is not None), default=None)
 
     def backward(
-        self, sessions: Sessions, batch: list[int], loss_of: LossOf, parameters: Iterable[nn.Parameter]
+        self,
+        sessions: Sessions,
+        batch: list[int],
+        loss_of: LossOf,
+        parameters: Iterable[nn.Parameter],
+        compute: Callable[..., float] = backward,
     ) -> float:
-        """:func:`backward` with the size that fits; the parameters must have no gradients yet.
+        """:func:`backward`, or what ``compute`` has in its place, with the size that fits.
+
+        The parameters must have no gradients yet.
 
         Raises:
             OutOfMemory: not even one record fits, or the size is fixed and does not.
@@ -122,7 +129,7 @@ class MicroBatches:
         again, notes = seeding.bookmark(), _notes(sessions[0])
         while True:
             try:
-                return backward(sessions, batch, loss_of, self.size, self._passing)
+                return compute(sessions, batch, loss_of, self.size, self._passing)
             except Exception as error:
                 if not self._changed(len(batch), error):
                     raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clients.worker.micro_batches import MicroBatches
+from clients.worker.record_terms import RecordTerms
 from fcit.config import RunConfig
 
 
@@ -18,6 +19,7 @@ class Terms:
 
     min_records: int = 1
     at_site: bool = False
+    records: RecordTerms = RecordTerms()  # noqa: RUF009  (frozen)
 
     def how(self, config: RunConfig, used: MicroBatches | None = None, decided: bool = False) -> dict[str, Any]:
         """How an update was computed, as it is sent with it; empty in a plain simulation.

@@ -16,6 +16,7 @@ import numpy as np
 from clients.worker import micro_batches
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
+from clients.worker.private import Private
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import train
@@ -54,6 +55,8 @@ from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
+from fcit.privacy import accountant
+from fcit.privacy.noise import published
 
 #: Kept per process: records whose tokens have been located, and numbers of identity features.
 _LOCATED, _NUMBERS = 100_000, 64_000_000
@@ -107,11 +110,14 @@ class Worker:
         """Names and shapes of the trainable tensors, those that start from the backbone, library versions.
 
         Raises:
-            ConfigError: clients have to keep something and no folder is configured.
+            ConfigError: clients are to keep something and no folder is configured, or a package is missing.
         """
-        keeps = self._remembers or self.config.privacy.secure
+        privacy = self.config.privacy
+        keeps = self._remembers or privacy.records or privacy.secure
         if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
+        if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
+            accountant.require("privacy.record_dp")
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
@@ -164,8 +170,9 @@ class Worker:
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
+        private = self._private(config, order, tasks, len(sessions[0].examples))
         with computed(self.backbone, config.training):
-            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro)
+            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -189,6 +196,20 @@ class Worker:
             skipped=self.data.skipped(order.client, tasks),
         )
 
+    def _private(self, config: RunConfig, order: TrainOrder, tasks: list[int], records: int) -> Private | None:
+        """The private steps of a training, if it is to have them; what they spend is noted before they are taken.
+
+        Raises:
+            Refused: they spend more than SITE.yaml allows.
+        """
+        privacy = config.privacy
+        if not privacy.records:
+            return None
+        secret = published(config.seed) if privacy.reproducible_noise else self.memory.secret(order.client)
+        private = Private(config, order, secret, records)
+        self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
+        return private
+
     @property
     def _remembers(self) -> bool:
         return self.method.remembers or self.fedopt.remembers
@@ -208,6 +229,8 @@ class Worker:
             key = (order.client, tuple(tasks))
             identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
+        # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
+        of_optimiser = () if self.config.privacy.records else examples
         of_method, of_fedopt = (
             Session(
                 backbone=self.backbone,
@@ -220,13 +243,13 @@ class Worker:
                 received=_under(order.tensors, prefix),
                 memory=memory.setdefault(owner, {}),
                 constants=constants,
-                examples=examples,
+                examples=seen,
                 identity=identity,
                 image_root=self.data.image_root,
                 seed=self.config.seed,
                 last_round=last,
             )
-            for owner, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
+            for owner, prefix, seen in (("method", EXTRA, examples), ("fedopt", FEDOPT, of_optimiser))
         )
         return (of_method, of_fedopt), memory
 

@@ -51,6 +51,7 @@ class Line:
     row: Row
     runs: dict[int, Run]  # finished runs by seed
     group: str
+    family: str  # of methods; empty if it has none
     dagger: bool
     figures: dict[str, Spread | None]
     cost: dict[str, Spread | None]
@@ -146,6 +147,7 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
         row,
         runs,
         _group(method),
+        str(getattr(method, "family", "")),
         bool(getattr(method, "dagger", False)),
         {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
         {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},

@@ -1,4 +1,4 @@
-"""The section ``privacy:``: differential privacy of clients, added by the server, and secure aggregation."""
+"""The section ``privacy:``: differential privacy of clients and of records, and secure aggregation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fcit.config.kinds import WORDS
-from fcit.config.section import Section
+from fcit.config.record_privacy import RecordPrivacy
 
 
-class Privacy(Section):
-    """Differential privacy of whole clients, and sums of updates that no one sees singly (``docs/privacy.md``)."""
+class Privacy(RecordPrivacy):
+    """Differential privacy of whole clients, by the server, and of single records, by the clients; sums of updates that
+    no one sees singly (``docs/privacy.md``).
+    """
 
     client_dp: Annotated[Literal["off", "on"], WORDS] = Field(
         "off",
@@ -49,8 +51,8 @@ class Privacy(Section):
     )
     reproducible_noise: bool = Field(
         False,
-        description="draw the noise from seed, which everyone knows who knows the configuration: the same bits again, "
-        "but no privacy",
+        description="draw the noise (with record_dp also the batches) from seed, which everyone knows who knows the "
+        "configuration: the same bits again, but no privacy",
     )
 
     secure_aggregation: Annotated[Literal["off", "on"], WORDS] = Field(

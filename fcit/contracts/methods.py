@@ -19,7 +19,7 @@ from fcit.contracts.toy import PAIRS, A, B, MethodCase, first_failure, method_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
-from fcit.methods.base import INVARIANTS, Method, Pair, ServerState
+from fcit.methods.base import FAMILIES, INVARIANTS, Method, Pair, ServerState
 
 # --------------------------------------------------------------------------- checks of every method
 
@@ -31,6 +31,8 @@ def is_described(case: MethodCase) -> None:
     require(method.summary, "set `summary`, one line for `fcit list`")
     require(method.answers, "set `answers`, one sentence for the model card: how the subspaces answer together")
     require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
+    families = ", ".join(FAMILIES)
+    require(method.family in ("", *FAMILIES), f"family is {method.family!r}; allowed: {families}, or none")
     kinds = ("text", "image", "both")
     require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
     strange = set(method.invariants) - set(INVARIANTS)

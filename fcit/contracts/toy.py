@@ -180,7 +180,7 @@ class MethodCase:
         shapes = {n: tuple(s) for n, s in method.extra_shapes(self.state).items()}
         method.prepare(session)
         for _ in range(2):
-            loss = method.loss(session, EXAMPLES[:2], torch.zeros(2, 1, 1))
+            loss = method.objective(session, EXAMPLES[:2], torch.zeros(2, 1, 1))
             good = isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad
             require(good, f"loss must return a scalar tensor with gradients, got {type(loss).__name__}")
             loss.backward()

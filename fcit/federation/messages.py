@@ -55,7 +55,8 @@ class TrainOrder:
     permutation, starting at ``offset``. ``memory`` is the version of the client's own memory that the
     server knows. Tensors under ``extra/`` are the method's own, those under ``fedopt/`` the federated
     optimiser's. ``constants`` names the groups the client needs; new ones come along under ``constant/``.
-    Tensors named in ``frozen`` are loaded and neither trained nor sent back.
+    Tensors named in ``frozen`` are loaded and neither trained nor sent back. ``participations``: how often the client
+    will train on these records in the whole run, with ``privacy.record_dp``, else 0.
     """
 
     config: str
@@ -72,6 +73,7 @@ class TrainOrder:
     constants: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     run: str = ""  # the run's id: a site that takes part in several keeps their memories apart
+    participations: int = 0
 
     @property
     def trained(self) -> Tensors:

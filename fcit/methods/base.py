@@ -24,6 +24,11 @@ Pair = tuple[int, str]  # (client, shard)
 #: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
+#: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
+#: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
+#: for new tasks, the combination of parameters trained apart, or the choice of parameters by the question.
+FAMILIES = ("baseline", "regularisation", "replay", "prompts", "expansion", "merging", "routing")
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -212,6 +217,8 @@ class Method:
     name: ClassVar[str] = ""
     #: One line for ``fcit list``.
     summary: ClassVar[str] = ""
+    #: One of :data:`FAMILIES`, for lists and tables; empty for a method of one's own that is of none.
+    family: ClassVar[str] = ""
     #: How the subspaces answer together, for the model card of an export; may depend on the options, as below.
     answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
@@ -237,6 +244,9 @@ class Method:
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
+    #: Whether the hooks of a client touch its records only in :meth:`loss`, which is a mean over the answer tokens of
+    #: the records it is given, one record's terms without another's; ``privacy.record_dp`` needs it.
+    by_record: ClassVar[bool] = False
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
@@ -270,6 +280,14 @@ class Method:
         Default: mean cross-entropy over answer tokens.
         """
         return session.backbone.loss(examples, features)
+
+    def penalty(self, session: Session) -> Any:
+        """A term of the trained parameters alone, which is added to the loss of every batch."""
+        return 0.0
+
+    def objective(self, session: Session, examples: list[Any], features: Any) -> Any:
+        """What a step minimises: :meth:`loss` and :meth:`penalty`."""
+        return self.loss(session, examples, features) + self.penalty(session)
 
     def on_gradients(self, session: Session) -> None:
         """After the backward pass of each step, before gradient clipping."""

@@ -35,16 +35,18 @@ class Epsilon(NamedTuple):
     replaced: float
 
 
-def require() -> None:
+def require(key: str = "privacy.client_dp") -> None:
     """Make sure that ``dp-accounting`` is installed.
+
+    Args:
+        key: what needs it.
 
     Raises:
         ConfigError: it is not.
     """
     if find_spec("dp_accounting") is None:
         raise ConfigError(
-            "privacy.client_dp: 'on' needs the package dp-accounting for its epsilon; `pip install 'fcit[privacy]'` "
-            "installs it"
+            f"{key}: 'on' needs the package dp-accounting for its epsilon; `pip install 'fcit[privacy]'` installs it"
         )
 
 

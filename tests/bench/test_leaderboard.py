@@ -47,6 +47,22 @@ def board(planned):
     return made, leaderboard.collect(made)
 
 
+def test_a_centralised_table_has_no_columns_of_a_federation(planned):
+    base = {"setting": "centralised", **{f"federation.{key}": 1 for key in ("clients", "clients_per_round", "rounds")}}
+    made = planned(set=base, rows=[{"axes": {"method": ["finetune"]}}])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]}, COST)
+    board = leaderboard.collect(made)
+    [table] = board.tables
+    columns = ["row", "s/task", "kept MB", "state MB", "trainable", "stored", "active", "s/sample"]
+    assert tables.cost_head(table) == columns
+    assert tables.cost_cells(table, table.lines[0])[1:4] == ["0.500", "0", "2.00"]
+    assert not {"up", "down"} & set(next(csv.reader(io.StringIO(tables.csv(board)))))
+    assert "up" not in json.loads(tables.to_json(board))["tables"][0]["rows"][0]["cost"]
+    assert figures.points(table) == []
+    assert "MB up" not in page.render(board)
+
+
 def test_figures_and_order(board):
     (table,) = board[1].tables
     assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"
@@ -105,6 +121,7 @@ def test_csv_json_latex(board):
         "2",
         "2",
     )
+    assert disco["family"] == "routing"
     assert disco["reduced"] == "4 questions a test set, choice 0"
     assert rows[2]["up"] == ""
     assert rows[0]["Last_sd"] == ""
@@ -120,7 +137,7 @@ def test_csv_json_latex(board):
     assert r"43.8 $\pm$ 8.8" in latex
     assert r"joint$^\ddagger$" in latex
     assert "±" not in latex
-    assert r"\begin{tabular}{lrrrrrrrrl}" in latex
+    assert r"\begin{tabular}{lrrrrrrrrrl}" in latex
 
 
 def test_methods_of_our_own_and_methods_that_store(board, monkeypatch):
@@ -141,7 +158,7 @@ def test_frontier(board):
     assert [point.line.row.label for point in figures.points(table)] == ["disco"]
 
     def point(name: str, x: float, y: float, group: str = "") -> figures.Point:
-        line = leaderboard.Line(table.lines[1].row, {}, group, False, {}, {})
+        line = leaderboard.Line(table.lines[1].row, {}, group, "", False, {}, {})
         return figures.Point(line, x, y)
 
     a, b, c, d = point("a", 1, 10), point("b", 2, 9), point("c", 3, 12), point("d", 0.5, 99, "replay")
@@ -305,7 +322,7 @@ def test_the_best_constant_answer_has_a_row_of_its_own(board):
     assert before.tables[0].constant is None
     assert "best constant" not in tables.markdown(before)
     known = told(made, [None, CONSTANTS, CONSTANTS])
-    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - |  |" in tables.markdown(known)
+    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - | - |  |" in tables.markdown(known)
     assert any("a 20.0, captions 14.0" in note for note in tables.notes(known.tables[0]))
     assert "best constant answer</th><td>-</td><td>17.0</td>" in page.render(known)
     last = list(csv.DictReader(io.StringIO(tables.csv(known))))[-1]

@@ -191,3 +191,28 @@ def test_predictions_stay_where_the_test_records_are_the_sites_own(tmp_path):
             mine,
         )
     policy.check_order(ProbeOrder(config=text(), run="r"), mine)
+
+
+PRIVATE = {"record_dp": "on", "record_epsilon": 8}
+
+
+@pytest.mark.parametrize("limit", [{"max_record_epsilon": 8}, {"min_record_noise": 0.5}])
+def test_a_site_that_protects_its_records_does_no_other_orders(tmp_path, limit):
+    mine = site(tmp_path, **limit)
+    (key, value), *_ = limit.items()
+    with pytest.raises(Refused, match=rf"record_dp: 'off' in this run, SITE\.yaml has {key}: {value}"):
+        policy.limited(text(), mine)
+    with pytest.raises(Refused, match=rf"reproducible_noise: true, with which the server knows the noise; .* {key}"):
+        policy.limited(text(privacy={**PRIVATE, "reproducible_noise": True}), mine)
+    assert done(text(privacy=PRIVATE), mine).privacy.records
+
+
+def test_a_site_keeps_one_account_for_all_runs(tmp_path):
+    mine = site(tmp_path, home="home", max_record_epsilon=8, record_delta=1e-6, min_record_noise=0.5)
+    terms = policy.terms(mine).records
+    assert (terms.max_epsilon, terms.delta, terms.min_noise) == (8, 1e-6, 0.5)
+    assert terms.account == tmp_path / "home" / "record-privacy.json"
+
+
+def test_records_are_not_protected_unless_the_site_says_so(tmp_path):
+    assert done(text(), site(tmp_path)).privacy.records is False

@@ -86,7 +86,7 @@ class Case:
     def loss_of(self, chosen: list[int]):
         assert self.session.batch == chosen
         self.seen.append(len(chosen))
-        return self.method.loss(self.session, [self.examples[i] for i in chosen], self.features[chosen])
+        return self.method.objective(self.session, [self.examples[i] for i in chosen], self.features[chosen])
 
     def gradients(self, micro: int | None) -> tuple[float, dict[str, torch.Tensor]]:
         self.seen = []

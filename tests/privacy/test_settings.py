@@ -62,6 +62,52 @@ def test_what_makes_no_sense_is_said(raw, start, way_out):
     assert way_out in text
 
 
+# ------------------------------------------------------------------ records
+
+RECORDS = {"record_dp": "on", "record_noise_multiplier": 1.0}
+
+
+@pytest.mark.parametrize("method", ["disco", "finetune", "lwf", "olora", "moelora", "mlora"])
+def test_methods_whose_losses_are_means_over_records(method):
+    assert config.parse({"method": method, "privacy": RECORDS}).privacy.records
+
+
+@pytest.mark.parametrize("fedopt", ["fedprox", "scaffold", "fedadam"])
+def test_optimisers_that_are_given_private_gradients(fedopt):
+    assert config.parse({"fedopt": fedopt, "privacy": RECORDS}).privacy.records
+
+
+def test_records_and_clients_are_protected_together():
+    privacy = config.parse({"privacy": {**RECORDS, **ON}}).privacy
+    assert privacy.records
+    assert privacy.on
+
+
+@pytest.mark.parametrize(
+    ("raw", "start", "way_out"),
+    [
+        ({"privacy": {"record_epsilon": 8}}, "privacy.record_epsilon: 8.0 has no effect", "choose record_dp: on"),
+        ({"privacy": {"record_dp": "on"}}, "privacy.record_dp: 'on' needs either", "got neither"),
+        ({"privacy": {**RECORDS, "record_epsilon": 8}}, "privacy.record_dp: 'on' needs either", "and record_epsilon"),
+        (
+            {"privacy": RECORDS, "training": {"compile": "on"}},
+            "privacy.record_dp: 'on' needs the gradient of every record",
+            "choose training.compile: auto or off",
+        ),
+        *(
+            ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
+            for method in ("ewc", "l2p", "replay")
+        ),
+        ({"privacy": RECORDS, "method": "joint"}, "privacy.record_dp: 'on' needs clients", "choose another method"),
+        ({"privacy": RECORDS, "method": "zero_shot"}, "privacy.record_dp: 'on' has nothing to protect", ""),
+    ],
+)
+def test_what_makes_no_sense_of_records_is_said(raw, start, way_out):
+    (text,) = problems(raw)
+    assert text.startswith(start)
+    assert way_out in text
+
+
 # --------------------------------------------------------------------------- secure aggregation
 
 
@@ -91,6 +137,7 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             "privacy.neighbours: 2 is less than the others of a group",
             "raise it",
         ),
+        ({"privacy": {**MASKED, **RECORDS}}, "privacy.secure_aggregation: 'on' masks how many", "choose one of both"),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),
         ({"privacy": MASKED, "fedopt": "scaffold"}, "privacy.secure_aggregation: 'on' does not mask", "another fedopt"),
