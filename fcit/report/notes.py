@@ -9,7 +9,7 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *record_privacy(run)]
+    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *record_privacy(run), *sums(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -100,6 +100,17 @@ def record_privacy(run: Run) -> list[str]:
             "private."
         )
     return sentences
+
+
+def sums(run: Run) -> list[str]:
+    """What the server saw of updates with secure aggregation; none without."""
+    if not run.config.privacy.secure:
+        return []
+    return [
+        f"Secure aggregation: the server saw sums of {run.config.privacy.min_group} updates or more; records and "
+        "losses shown for a client are the means of its group. A server that passes on false keys is not kept out. "
+        f"Times that a group had no sum and was left out: {len(run.of('left-out'))}."
+    ]
 
 
 def _number(count: int, noun: str) -> str:

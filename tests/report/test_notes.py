@@ -21,8 +21,8 @@ from server.loop import remarks
 def made(tmp_path):
     """A run folder with these rounds, each a list of (client, subspace, records); returns it read."""
 
-    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco") -> Run:
-        raw = {"benchmark": "fcit-mini-short", "method": method}
+    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco", left_out=0, **more) -> Run:
+        raw = {"benchmark": "fcit-mini-short", "method": method, **more}
         folder = RunDir.place(tmp_path / method, configuration.dump(configuration.parse(raw)), {"python": "3"})
         matrix = AccuracyMatrix(["iconqa", "figureqa"], [{"iconqa": 80.0}])
         folder.matrix.write_text(json.dumps(matrix.to_json()))
@@ -33,6 +33,7 @@ def made(tmp_path):
             event |= {"examples": examples, "tasks": [[0]] * len(slots), "loss": {}, "up": 0, "down": 0, "seconds": 1}
             event |= {"idle": idle[number]} if idle else {}
             lines.append(json.dumps(event) + "\n")
+        lines += [json.dumps({"event": "left-out", "clients": [1]}) + "\n"] * left_out
         folder.events.write_text("".join(lines))
         return Run(folder.path)
 
@@ -55,6 +56,13 @@ def test_subspaces_that_one_client_trained_are_named(made):
 def test_of_another_method_no_option_is_named(made):
     (said,) = notes.notes(made([[(1, "0", 9), (2, "1", 2)], [(3, "0", 1)]], method="olora"))
     assert said == "Only one client ever trained subspace 1 (client 2: 2 records)."
+
+
+def test_what_secure_aggregation_showed_the_server(made):
+    run = made([], left_out=2, privacy={"secure_aggregation": "on", "min_group": 4})
+    (note,) = notes.notes(run)
+    assert note.startswith("Secure aggregation: the server saw sums of 4 updates or more; records and losses shown")
+    assert note.endswith("Times that a group had no sum and was left out: 2.")
 
 
 def test_nothing_is_said_where_clients_share(made):
