@@ -195,7 +195,7 @@ class Worker:
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto"),
+            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto", outcome.overflowed),
             skipped=self.data.skipped(order.client, tasks),
         )
 

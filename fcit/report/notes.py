@@ -9,7 +9,7 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *record_privacy(run), *sums(run)]
+    return [*lone_subspaces(run), *idle_clients(run), *overflowed(run), *privacy(run), *record_privacy(run), *sums(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -42,6 +42,14 @@ def idle_clients(run: Run) -> list[str]:
         f"In {len(idle)} of {trainings} local epochs nothing was learnt: they have one optimiser step, whose rate is 0 "
         f"with training.schedule: trainer ({clients})."
     ]
+
+
+def overflowed(run: Run) -> list[str]:
+    """Note on steps that were left out because float16 could not hold their gradients."""
+    count = sum(how.get("steps_overflowed", 0) for event in run.of("round") for how in event.get("how", []))
+    if not count:
+        return []
+    return [f"{_number(count, 'step')} overflowed in float16 and {'were' if count > 1 else 'was'} left out."]
 
 
 def privacy(run: Run) -> list[str]:
