@@ -345,8 +345,8 @@ class Worker:
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                    known = features[rows]
-                    questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)
+                    model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
+                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
                     return self.method.answer(questions, None if weights is None else weights[rows])
 
             texts += self.batches.answered(encoded, limit, answer)
