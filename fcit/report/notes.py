@@ -9,7 +9,7 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *sums(run)]
+    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *record_privacy(run), *sums(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -62,14 +62,42 @@ def privacy(run: Run) -> list[str]:
         f"Differential privacy of clients: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's "
         f"contribution replaced by zero (by Rényi divergences {spent['epsilon_rdp']:.3g}; for its data replaced by any "
         f"others {spent['epsilon_replaced']:.3g}). Noise multiplier {spent['noise_multiplier']:.3g}, last clipping "
-        f"norm {spent['clip']:.3g}, {releases} for the client that took part most often, not "
-        f"amplified by sampling. After the stages: {stages}. Spent on single parts: {_listed(homes)}.",
+        f"norm {spent['clip']:.3g}, {releases} that count. Amplification: {spent['amplification']}. After the stages: "
+        f"{stages}. Spent on single parts: {_listed(homes)}.",
         f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     if spent["public_noise"]:
         sentences.append(
             "The noise follows from the seed (privacy.reproducible_noise), so anyone who knows the seed can subtract "
             "it: this run keeps nothing private."
+        )
+    return sentences
+
+
+def record_privacy(run: Run) -> list[str]:
+    """The same of differential privacy of records."""
+    if not run.config.privacy.records:
+        return []
+    if not run.finished:
+        rounds = [event["record_privacy"] for event in run.of("round") if "record_privacy" in event]
+        return [f"Differential privacy of records: epsilon {rounds[-1]['epsilon']:.3g} so far."] if rounds else []
+    spent = run.results["record_privacy"]
+    stages = ", ".join(f"{epsilon:.3g}" for epsilon in spent["after_stages"])
+    clients = [
+        f"client {client} {alone['epsilon']:.3g}"
+        for client, alone in sorted(spent["clients"].items(), key=lambda item: -item[1]["epsilon"])
+    ]
+    sentences = [
+        f"Differential privacy of records: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for one record "
+        f"added or removed (by Rényi divergences {spent['epsilon_rdp']:.3g}), the largest of any client. Smallest "
+        f"noise multiplier {spent['noise_multiplier']:.3g}, clipping norm {spent['clip']:.3g}. After the stages: "
+        f"{stages}. {_listed(clients)}.",
+        f"Epsilon of records says nothing about: {'; '.join(spent['not_covered'])}.",
+    ]
+    if spent["public_noise"]:
+        sentences.append(
+            "Batches and noise of the clients follow from the seed (privacy.reproducible_noise), so records are not "
+            "private."
         )
     return sentences
 

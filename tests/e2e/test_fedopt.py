@@ -133,9 +133,15 @@ def test_cut_in_the_middle_of_a_round_and_resumed_gives_the_same_bits(finished, 
 def test_differential_privacy_resumes_to_the_same_noise(config):
     pytest.importorskip("dp_accounting")
     settings = ["privacy.client_dp=on", "privacy.epsilon=8", "privacy.clip_quantile=0.5", "name=private"]
+    settings += ["privacy.record_dp=on", "privacy.record_epsilon=6", "training.batch_size=4"]
     whole, cut = (create(config("fedadam", "frozen_a", *settings)) for _ in range(2))
     for run in (whole, cut):
-        run.noise_key.write_bytes(bytes(range(32)))  # else each had a secret of its own
+        # Else each had secrets of its own.
+        run.noise_key.write_bytes(bytes(range(32)))
+        for client in range(50):
+            key = run.memory / str(client) / "records" / "noise.key"
+            key.parent.mkdir(parents=True)
+            key.write_bytes(bytes([client]) * 32)
     serve(whole)
     with pytest.raises(StopRequested):
         serve(cut, Stops())
@@ -149,6 +155,10 @@ def test_differential_privacy_resumes_to_the_same_noise(config):
     # the second stage calls a client of the first again
     assert [after["releases"] for after in results["after_stages"]] == [1, 2]
     assert set(results["by_subspace"]) == {"0", "1", "shared"}
+    records, more = (Run(run.path).results["record_privacy"] for run in (whole, cut))
+    assert records == more
+    assert 5.9 < records["epsilon"] <= 6
+    assert [event["record_privacy"]["epsilon"] for event in Run(whole.path).of("round")][-1] == records["epsilon"]
     assert [event["exactness"] for event in Run(whole.path).of("round")] == [{}] * 4
 
 

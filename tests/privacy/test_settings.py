@@ -6,6 +6,7 @@ from fcit import config
 from fcit.errors import ConfigError
 
 ON = {"client_dp": "on", "noise_multiplier": 1.0}
+SECRET = {**ON, "sampling": "secret"}
 MASKED = {"secure_aggregation": "on"}
 
 
@@ -29,6 +30,11 @@ def test_methods_whose_updates_go_through_the_aggregator(method):
     assert config.parse({"method": method, "privacy": ON}).privacy.on
 
 
+@pytest.mark.parametrize("method", ["finetune", "lwf", "olora", "replay", "moelora", "mlora"])
+def test_methods_of_one_subspace_at_a_time_go_with_secret_sampling(method):
+    assert config.parse({"method": method, "privacy": SECRET}).privacy.secret
+
+
 @pytest.mark.parametrize("fedopt", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_optimisers_that_step_from_the_mean_alone(fedopt):
     assert config.parse({"fedopt": fedopt, "privacy": ON}).privacy.on
@@ -46,6 +52,32 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             {"privacy": {**ON, "clip_quantile": 0.5, "quantile_noise": 0.5}},
             "privacy.quantile_noise: 0.5 must be more than half of noise_multiplier (1.0)",
             "",
+        ),
+        ({"privacy": {"sampling": "secret"}}, "privacy.sampling: secret has no effect", "choose client_dp: on"),
+        (
+            {"privacy": SECRET, "method": "finetune", "federation": {"sampling": "official"}},
+            "privacy.sampling: 'secret' cannot keep the published table",
+            "choose federation.sampling: seeded",
+        ),
+        (
+            {"privacy": SECRET, "method": "finetune", "setting": "heterogeneous"},
+            "privacy.sampling: 'secret' needs tasks that do not depend on who else takes part",
+            "choose privacy.sampling: public",
+        ),
+        (
+            {"privacy": {**SECRET, "secure_aggregation": "on"}, "method": "finetune"},
+            "privacy.sampling: 'secret' is none to the clients of a group",
+            "choose privacy.sampling: public",
+        ),
+        (
+            {"privacy": {**SECRET, "record_dp": "on", "record_epsilon": 4}, "method": "finetune"},
+            "privacy.sampling: 'secret' leaves open how often a client takes part",
+            "choose privacy.sampling: public",
+        ),
+        (
+            {"privacy": SECRET, "method": "disco"},
+            "privacy.sampling: 'secret' needs a method that trains one subspace at a time",
+            "choose privacy.sampling: public",
         ),
         ({"privacy": ON, "robust": "median"}, "privacy.client_dp: 'on' bounds", "choose robust: none"),
         ({"privacy": ON, "factors": "svd"}, "privacy.client_dp: 'on' adds noise", "choose factors: frozen_a"),
@@ -93,6 +125,11 @@ def test_records_and_clients_are_protected_together():
             {"privacy": RECORDS, "training": {"compile": "on"}},
             "privacy.record_dp: 'on' needs the gradient of every record",
             "choose training.compile: auto or off",
+        ),
+        (
+            {"privacy": {**RECORDS, "secure_aggregation": "on"}, "stream": "site"},
+            "privacy.record_noise_multiplier: with secure_aggregation: 'on' and stream: 'site'",
+            "give record_epsilon instead",
         ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")

@@ -123,6 +123,7 @@ SPENT = {
     "by_subspace": {"0": {"epsilon": 5.5}, "shared": {"epsilon": 7.9995}},
     "not_covered": ["losses", "scores"],
     "public_noise": False,
+    "amplification": "none: participants follow from the seed",
 }
 
 
@@ -139,7 +140,7 @@ def private(run, **spent):
 def test_what_privacy_costs_and_what_it_does_not_cover(made):
     first, second = notes.privacy(private(made([[(1, "0", 9)]]), clip=0.9))
     assert "epsilon 8 at delta 1e-05 for a client's contribution replaced by zero" in first
-    assert "12 releases for the client that took part most often, not amplified by sampling" in first
+    assert "12 releases that count. Amplification: none: participants follow from the seed." in first
     assert first.endswith("After the stages: 4.2, 8. Spent on single parts: subspace 0 5.5, shared 8.")
     assert second == "Epsilon says nothing about: losses; scores."
 
@@ -155,3 +156,45 @@ def test_privacy_of_a_run_that_goes_on(made):
     event = {"event": "round", "privacy": {"epsilon": 3.14159, "delta": 1e-5, "clip": 1.0}}
     run.folder.events.write_text(json.dumps(event) + "\n")
     assert notes.privacy(Run(run.path)) == ["Differential privacy of clients: epsilon 3.14 so far."]
+
+
+RECORDS = {
+    "epsilon": 3.14159,
+    "epsilon_rdp": 3.5,
+    "delta": 1e-5,
+    "noise_multiplier": 0.9,
+    "clip": 1.0,
+    "after_stages": [2.0, 3.14159],
+    "clients": {"1": {"epsilon": 2.5}, "7": {"epsilon": 3.14159}},
+    "not_covered": ["losses"],
+    "public_noise": False,
+}
+
+
+def with_private_records(run, **spent):
+    raw = configuration.load_resolved(run.folder.config).model_dump(mode="json")
+    raw["privacy"] |= {"record_dp": "on", "record_epsilon": 8.0}
+    run.folder.config.write_text(configuration.dump(configuration.parse(raw)))
+    if spent:
+        run.folder.results.write_text(json.dumps({"record_privacy": {**RECORDS, **spent}}))
+    return Run(run.path)
+
+
+def test_what_privacy_of_records_costs(made):
+    first, second = notes.record_privacy(with_private_records(made([[(1, "0", 9)]]), clip=0.5))
+    assert first.startswith("Differential privacy of records: epsilon 3.14 at delta 1e-05 for one record added or remo")
+    assert first.endswith("clipping norm 0.5. After the stages: 2, 3.14. client 7 3.14, client 1 2.5.")
+    assert second == "Epsilon of records says nothing about: losses."
+
+
+def test_records_whose_noise_anyone_can_subtract(made):
+    *_, last = notes.record_privacy(with_private_records(made([[(1, "0", 9)]]), public_noise=True))
+    assert last.endswith("records are not private.")
+
+
+def test_privacy_of_records_in_a_run_that_goes_on(made):
+    run = with_private_records(made([[(1, "0", 9)]]))
+    assert notes.record_privacy(run) == []
+    event = {"event": "round", "record_privacy": {"epsilon": 2.5, "delta": 1e-5}}
+    run.folder.events.write_text(json.dumps(event) + "\n")
+    assert notes.record_privacy(Run(run.path)) == ["Differential privacy of records: epsilon 2.5 so far."]
