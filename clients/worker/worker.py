@@ -25,6 +25,7 @@ from fcit.config import RunConfig
 from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
+from fcit.data.styles import restyled
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.messages import (
     CONSTANT,
@@ -91,9 +92,19 @@ class Worker:
 
     # ------------------------------------------------------------------ data
 
+    def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
+        """A client's records of some tasks, as they are learnt (``data.styles``)."""
+        records, share = self.data.records(client, tasks), self.config.data.styles
+        if not share:
+            return records
+        written = restyled(records, share, self.config.seed, client, *tasks)
+        usable = self._judge.usable(list(written.values()))  # some may no longer fit into backbone.max_length
+        changed = {place: record for (place, record), fits in zip(written.items(), usable, strict=True) if fits}
+        return [changed.get(place, record) for place, record in enumerate(records)]
+
     def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
         tokenised: Tokenised = self._encodings.get(
-            (client, tuple(tasks)), lambda: self._judge.examples(self.data.records(client, tasks))
+            (client, tuple(tasks)), lambda: self._judge.examples(self._records(client, tasks))
         )
         return tokenised
 
@@ -129,7 +140,7 @@ class Worker:
             TooFew: the mean of so few instructions would reveal too much about each.
         """
         tasks = self.data.tasks(order.stage, order.tasks)
-        records = self.data.records(order.client, tasks)
+        records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
@@ -215,7 +226,7 @@ class Worker:
         identity = None
         if self.method.needs_identity:
             key = (order.client, tuple(tasks))
-            identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
+            identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
         of_method, of_fedopt = (
             Session(
