@@ -21,6 +21,7 @@ from fcit.errors import ConfigError
 from fcit.io import bounded
 
 METHODS = {
+    "clmoe": "fcit.methods.clmoe:CLMoE",
     "disco": "fcit.methods.disco:Disco",
     "dop": "fcit.methods.dop:DOP",
     "ewc": "fcit.methods.ewc:EWC",

@@ -55,8 +55,8 @@ from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
-from fcit.privacy import accountant
-from fcit.privacy.noise import published
+from fcit.privacy import accountant, tokens
+from fcit.privacy.noise import Noise, published
 
 #: Kept per process: records whose tokens have been located, and numbers of identity features.
 _LOCATED, _NUMBERS = 100_000, 64_000_000
@@ -113,11 +113,13 @@ class Worker:
             ConfigError: clients are to keep something and no folder is configured, or a package is missing.
         """
         privacy = self.config.privacy
-        keeps = self._remembers or privacy.records or privacy.secure
+        keeps = self._remembers or privacy.records or privacy.secure or privacy.tokens
         if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
             accountant.require("privacy.record_dp")
+        if privacy.token_epsilon is not None:
+            accountant.require("privacy.token_epsilon")
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
@@ -130,7 +132,7 @@ class Worker:
         )
 
     def describe(self, order: DescribeOrder) -> Description:
-        """Sum and count of the shard's identity features; no gradients.
+        """Sum and count of the shard's identity features, with ``privacy.token_*`` with noise; no gradients.
 
         Raises:
             TooFew: the mean of so few instructions would reveal too much about each.
@@ -140,8 +142,20 @@ class Worker:
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
-        stats = self.method.describe(self._identity(records))
-        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": stats.total})
+        features = self._identity(records)
+        if not self.config.privacy.tokens:
+            stats = self.method.describe(features)
+            total = stats.total
+        else:
+            stats = self.method.describe(tokens.clipped(features))
+            multiplier, noise = tokens.multiplier(self.config.privacy), Noise(self._secret(order.client))
+            total = tokens.noised(stats.total, multiplier, noise, order.client, order.shard)
+        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": total})
+
+    def _secret(self, client: int) -> bytes:
+        """What a client's noise comes from."""
+        reproducible = self.config.privacy.reproducible_noise
+        return published(self.config.seed) if reproducible else self.memory.secret(client)
 
     def _enough(self, client: int, tasks: list[int]) -> None:
         """Checked for each task: otherwise a small one could be computed as the difference of two large sums."""
@@ -195,7 +209,7 @@ class Worker:
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto"),
+            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto", outcome.overflowed),
             skipped=self.data.skipped(order.client, tasks),
         )
 
@@ -208,8 +222,7 @@ class Worker:
         privacy = config.privacy
         if not privacy.records:
             return None
-        secret = published(config.seed) if privacy.reproducible_noise else self.memory.secret(order.client)
-        private = Private(config, order, secret, records)
+        private = Private(config, order, self._secret(order.client), records)
         self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
         return private
 
@@ -345,8 +358,8 @@ class Worker:
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                    known = features[rows]
-                    questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)
+                    model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
+                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
                     return self.method.answer(questions, None if weights is None else weights[rows])
 
             texts += self.batches.answered(encoded, limit, answer)

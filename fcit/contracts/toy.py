@@ -17,7 +17,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
-from fcit.models.layout import KEYS, PROMPTS, Layout
+from fcit.models.layout import GATE, KEYS, PROMPTS, Layout
 
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
 A, B, P = (
@@ -92,6 +92,11 @@ class Toy:
         """As :meth:`fcit.models.adapters.Adapters.teacher`."""
         with torch.no_grad():
             yield
+
+    @contextmanager
+    def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
+        """As :meth:`fcit.models.adapters.Adapters.gate_use`: all experts alike."""
+        yield {n: torch.ones(len(p)) for n, p in self.trainable.items() if GATE in n}
 
     def load_teacher(self, tensors: dict[str, np.ndarray]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.load_teacher`."""

@@ -119,6 +119,7 @@ class QuestionBatch:
         features: vision features ``(images, patches, d)``, question by question.
         identity: identity features ``(N, d)``.
         limit: maximum of new tokens.
+        knowledge: what :meth:`Method.knowledge` returned.
     """
 
     backbone: Any
@@ -128,6 +129,7 @@ class QuestionBatch:
     features: Any
     identity: np.ndarray
     limit: int
+    knowledge: tuple[dict[str, Any], Tensors] = field(default_factory=lambda: ({}, {}))
 
 
 @dataclass

@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
+from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale
 from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 
@@ -217,6 +217,25 @@ class Adapters:
         finally:
             self._activate()
 
+    @contextmanager
+    def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Within :meth:`training`: counts how often each expert is among a token's ``top``, by its gate's name."""
+        with self._gates[SLOT].counting(top) as counts:
+            yield {f"{name}{_GATE}": count for name, count in counts.items()}
+
+    @contextmanager
+    def gated_by(self, prior: np.ndarray) -> Iterator[None]:
+        """Inside, the mixture's token gates are blended with gates of the questions, see :class:`TokenGates`.
+
+        Args:
+            prior: ``(B, layers, experts)``, in the order of the layers' names; a row sums to its share of the blend.
+        """
+        self.backbone.answering.rows[PRIOR] = torch.from_numpy(prior).to(self.backbone.device)
+        try:
+            yield
+        finally:
+            self.backbone.answering.rows.pop(PRIOR, None)
+
     def load_teacher(self, tensors: Tensors) -> None:
         """Within :meth:`training`: load the subspace (and projector) that is active inside :meth:`teacher`."""
         lora = {n: t for n, t in tensors.items() if not is_projector(n)}
@@ -334,7 +353,7 @@ class Adapters:
         for name in last_block(factors) if self.layout.routed == "last" else factors:
             factors[name].register_forward_hook(self._scale)
         if self.layout.experts:
-            self._gates[MIX] = TokenGates(self._layers, MIX)
+            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()

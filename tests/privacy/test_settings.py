@@ -79,6 +79,16 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "privacy.sampling: 'secret' needs a method that trains one subspace at a time",
             "choose privacy.sampling: public",
         ),
+        (
+            {"privacy": {"token_epsilon": 4, "token_noise_multiplier": 1}},
+            "privacy.token_epsilon: 4.0 gives the noise, and so does token_noise_multiplier: 1.0",
+            "leave one out",
+        ),
+        (
+            {"privacy": {"token_epsilon": 4}, "method": "finetune"},
+            "privacy.token_epsilon: 4.0 has no effect with method: 'finetune'",
+            "leave it out",
+        ),
         ({"privacy": ON, "robust": "median"}, "privacy.client_dp: 'on' bounds", "choose robust: none"),
         ({"privacy": ON, "factors": "svd"}, "privacy.client_dp: 'on' adds noise", "choose factors: frozen_a"),
         ({"privacy": ON, "fedopt": "scaffold"}, "privacy.client_dp: 'on' does not cover", "choose another fedopt"),

@@ -21,7 +21,7 @@ from server.loop import remarks
 def made(tmp_path):
     """A run folder with these rounds, each a list of (client, subspace, records); returns it read."""
 
-    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco", left_out=0, **more) -> Run:
+    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco", left_out=0, how=(), **more) -> Run:
         raw = {"benchmark": "fcit-mini-short", "method": method, **more}
         folder = RunDir.place(tmp_path / method, configuration.dump(configuration.parse(raw)), {"python": "3"})
         matrix = AccuracyMatrix(["iconqa", "figureqa"], [{"iconqa": 80.0}])
@@ -32,6 +32,7 @@ def made(tmp_path):
             event = {"event": "round", "stage": 0, "round": number, "clients": clients, "subspaces": subspaces}
             event |= {"examples": examples, "tasks": [[0]] * len(slots), "loss": {}, "up": 0, "down": 0, "seconds": 1}
             event |= {"idle": idle[number]} if idle else {}
+            event |= {"how": how[number]} if how else {}
             lines.append(json.dumps(event) + "\n")
         lines += [json.dumps({"event": "left-out", "clients": [1]}) + "\n"] * left_out
         folder.events.write_text("".join(lines))
@@ -51,6 +52,12 @@ def test_subspaces_that_one_client_trained_are_named(made):
     console = Console(width=400, record=True, file=io.StringIO())
     terminal.show(console, [run])
     assert said in console.export_text()
+
+
+def test_steps_that_float16_could_not_hold_are_counted(made):
+    how = [[{"steps_overflowed": 2}, {}], [{"steps_overflowed": 1}, {"dtype": "float16"}]]
+    run = made([[(1, "0", 9), (2, "0", 9)]] * 2, how=how)
+    assert notes.notes(run) == ["3 steps overflowed in float16 and were left out."]
 
 
 def test_of_another_method_no_option_is_named(made):
