@@ -184,7 +184,6 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             "privacy.neighbours: 2 is less than the others of a group",
             "raise it",
         ),
-        ({"privacy": {**MASKED, **RECORDS}}, "privacy.secure_aggregation: 'on' masks how many", "choose one of both"),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),
         ({"privacy": MASKED, "fedopt": "scaffold"}, "privacy.secure_aggregation: 'on' does not mask", "another fedopt"),
