@@ -42,7 +42,7 @@ class RecordPrivacy:
     """
 
     def __init__(self, config: RunConfig, stream: Stream, method: Method, ledger: RecordLedger | None) -> None:
-        accountant.require("privacy.record_dp")
+        accountant.require("privacy.record_dp: 'on'")
         self.config, self._stream = config, stream
         self.ledger = ledger or RecordLedger()
         rounds = [(stage, r) for stage in range(stream.stage_count) for r in range(config.federation.rounds)]

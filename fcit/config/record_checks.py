@@ -35,6 +35,23 @@ def contradictions(config: RunConfig) -> list[str]:
     return problems
 
 
+#: Where a method can touch a client's records while it trains.
+_HOOKS = ("prepare", "loss", "penalty", "on_gradients", "on_step", "finish")
+
+
+def declared(method: type) -> bool:
+    """Whether a method declares ``by_record`` for all of its own client hooks.
+
+    A class that inherits the declaration and overrides a hook has not declared anything about it.
+    """
+    by_class = method.__mro__
+
+    def depth(name: str) -> int:
+        return next(place for place, kind in enumerate(by_class) if name in vars(kind))
+
+    return bool(method.by_record) and all(depth("by_record") <= depth(hook) for hook in _HOOKS)  # type: ignore[attr-defined]
+
+
 def misfits(config: RunConfig, method: Any) -> list[str]:
     """Methods in which the gradient of a record is not defined, or whose clients send more than trained tensors."""
     problems, name = [], config.method["name"]
@@ -45,9 +62,10 @@ def misfits(config: RunConfig, method: Any) -> list[str]:
             f"privacy.record_dp: 'on' needs clients, and method: {name!r} pools all data at one participant; choose "
             "another method"
         )
-    elif not method.by_record:
+    elif not declared(method):
         problems.append(
             f"privacy.record_dp: 'on' covers the gradients of a step's records, and clients of method: {name!r} use "
-            "records otherwise, too (or the method does not declare by_record); choose another method"
+            "records otherwise, too (or the class of its client hooks does not declare by_record); choose another "
+            "method"
         )
     return problems

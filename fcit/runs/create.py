@@ -28,7 +28,7 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
     if config.privacy.on:
         accountant.require()
     if config.privacy.records:
-        accountant.require("privacy.record_dp")
+        accountant.require("privacy.record_dp: 'on'")
     stream = stream or open_stream(config)
     stream.judged_by(lambda: judge_of(config.backbone))
     stream.prepare()

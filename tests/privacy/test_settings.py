@@ -3,7 +3,9 @@
 import pytest
 
 from fcit import config
+from fcit.config import record_checks
 from fcit.errors import ConfigError
+from fcit.methods.finetune import Finetune
 
 ON = {"client_dp": "on", "noise_multiplier": 1.0}
 
@@ -110,3 +112,25 @@ def test_what_makes_no_sense_of_records_is_said(raw, start, way_out):
     (text,) = problems(raw)
     assert text.startswith(start)
     assert way_out in text
+
+
+class _Declares(Finetune):
+    by_record = True
+
+    def finish(self, session):
+        return {}
+
+
+class _Inherits(Finetune):
+    def on_step(self, session):
+        session.notes["seen"] = session.examples
+
+
+class _Decides(Finetune):
+    def assign(self, state, pairs, stats, make):
+        super().assign(state, pairs, stats, make)
+
+
+@pytest.mark.parametrize(("method", "is_declared"), [(_Declares, True), (_Inherits, False), (_Decides, True)])
+def test_a_hook_of_ones_own_needs_a_declaration_of_ones_own(method, is_declared):
+    assert record_checks.declared(method) is is_declared
