@@ -30,9 +30,16 @@ from fcit.runs.progress import ConsoleWatcher
         ),
         (
             "privacy",
-            {"epsilon": 7.9995, "epsilon_rdp": 8.6, "delta": 1e-5, "noise_multiplier": 2.0794, "releases": 12},
+            {
+                "epsilon": 7.9995,
+                "epsilon_rdp": 8.6,
+                "delta": 1e-5,
+                "noise_multiplier": 2.0794,
+                "releases": 12,
+                "amplification": "none",
+            },
             "run: differential privacy of clients: noise multiplier 2.08, epsilon 8 at delta 1e-05 after the whole "
-            "run, in which a client takes part up to 12 times",
+            "run, 12 releases that count; amplification: none",
         ),
         (
             "record-privacy",
@@ -58,6 +65,13 @@ def test_epsilon_so_far_stands_in_the_line_of_a_round():
     assert "clients 3 loss 1.500 epsilon 2.35 0.00 MB" in out.getvalue()
     watcher.say("round", **values, record_privacy={"epsilon": 1.2, "delta": 1e-5})
     assert "clients 3 loss 1.500 record epsilon 1.2 0.00 MB" in out.getvalue()
+
+
+def test_a_round_without_updates_has_no_loss():
+    out = io.StringIO()
+    values = {"stage": 0, "round": 0, "clients": [], "loss": {}, "up": 0, "down": 0}
+    ConsoleWatcher(Console(file=out, width=200), "run").say("round", **values)
+    assert "clients none no updates 0.00 MB" in out.getvalue()
 
 
 def test_work_that_takes_long_says_how_fast_it_goes(monkeypatch, capsys):

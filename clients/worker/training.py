@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clients.worker.loss_scale import LossScale
 from clients.worker.micro_batches import MicroBatches, backward, parts
 from clients.worker.private import Private
 from fcit import config as configuration
@@ -34,6 +35,7 @@ class Outcome:
     loss: float
     extra: dict[str, np.ndarray]  # the method's, for the server
     fedopt: dict[str, np.ndarray]  # the federated optimiser's
+    overflowed: int = 0  # steps left out because gradients overflowed in float16
 
 
 def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
@@ -134,7 +136,8 @@ def train(
         seeding.torch_seeded(seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen) as parameters,
     ):
-        compute = backward if private is None else partial(private.backward, parameters)
+        scale = LossScale(session.backbone.device, session.backbone.dtype if private is None else torch.float32)
+        compute = partial(backward, scaled=scale.up) if private is None else partial(private.backward, parameters)
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
         hooks: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
         for part, view in hooks:
@@ -148,15 +151,25 @@ def train(
             losses.append(micro.backward(sessions, batch, loss_of, parameters, compute))
             if private is not None:
                 private.add(method.penalty(session))
+            scale.down(optimizer)
             for part, view in hooks:
                 part.on_gradients(view)
             if training.max_grad_norm is not None and private is None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            optimizer.step()
+            scale.step(optimizer)
             for part, view in hooks:
                 part.on_step(view)
         extra, more = (part.finish(view) for part, view in hooks)
     mean = float(np.mean([loss for loss, batch in zip(losses, batches, strict=True) if batch] or [0.0]))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
-    return Outcome(count, len(batches), mean, extra, more)
+    return Outcome(count, len(batches), mean, extra, more, scale.skipped)
+
+
+def measure(method: Method, order: TrainOrder, session: Session) -> dict[str, np.ndarray]:
+    """What the method measures on the shard with the loaded slot, seeded as a training; nothing is trained."""
+    with (
+        seeding.torch_seeded(session.seed, "measuring", order.stage, order.client, order.shard),
+        session.adapters.training(order.frozen),
+    ):
+        return method.measure(session)

@@ -19,7 +19,7 @@ from clients.worker.planning import Planning
 from clients.worker.private import Private
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
-from clients.worker.training import train
+from clients.worker.training import measure, train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
@@ -170,6 +170,9 @@ class Worker:
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
+        if order.measure:
+            with computed(self.backbone, config.training):
+                return self._measured(order, sessions[0], begin)
         private = self._private(config, order, tasks, len(sessions[0].examples))
         with computed(self.backbone, config.training):
             outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
@@ -192,7 +195,7 @@ class Worker:
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto"),
+            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto", outcome.overflowed),
             skipped=self.data.skipped(order.client, tasks),
         )
 
@@ -209,6 +212,23 @@ class Worker:
         private = Private(config, order, secret, records)
         self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
         return private
+
+    def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:
+        """What the method measures on the shard; the client remembers nothing of it."""
+        tensors = {f"{EXTRA}{n}": t for n, t in measure(self.method, order, session).items()}
+        return ClientUpdate(
+            stage=order.stage,
+            round=order.round,
+            client=order.client,
+            shard=order.shard,
+            subspace=order.subspace,
+            examples=len(session.examples),
+            steps=0,
+            loss=0.0,
+            seconds=time.perf_counter() - begin,
+            tensors=tensors,
+            kept=self.memory.size(order.client) if self._remembers or order.constants else 0,
+        )
 
     @property
     def _remembers(self) -> bool:
@@ -325,8 +345,8 @@ class Worker:
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
-                    known = features[rows]
-                    questions = QuestionBatch(self.backbone, self.adapters, subspaces, batch, vision, known, limit)
+                    model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
+                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
                     return self.method.answer(questions, None if weights is None else weights[rows])
 
             texts += self.batches.answered(encoded, limit, answer)

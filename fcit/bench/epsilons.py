@@ -35,5 +35,10 @@ def sentences(head: str, results: Sequence[tuple[str, Mapping[str, Any]]]) -> li
     spent = [(label, values[key]) for label, values in results]
     deltas = ", ".join(f"{delta:g}" for delta in sorted({values["delta"] for _, values in spent}))
     public = ", ".join(dict.fromkeys(label for label, values in spent if values["public_noise"]))
+    ways: dict[str, dict[str, None]] = {}
+    for label, values in spent:
+        ways.setdefault(values["amplification"], {})[label] = None
+    amplified = "; ".join(way + f" ({', '.join(labels)})" * (len(ways) > 1) for way, labels in ways.items())
     nothing = f"{public}: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private."
-    return [f"{head}: {meaning.format(deltas=deltas)}", *([nothing] if public else [])]
+    text = f"{head}: {meaning.format(deltas=deltas)} Amplification by sampling: {amplified}."
+    return [text, *([nothing] if public else [])]

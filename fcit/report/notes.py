@@ -9,7 +9,7 @@ SHOWN = 12  # clients or subspaces named in one sentence
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *record_privacy(run)]
+    return [*lone_subspaces(run), *idle_clients(run), *overflowed(run), *privacy(run), *record_privacy(run), *sums(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -44,6 +44,14 @@ def idle_clients(run: Run) -> list[str]:
     ]
 
 
+def overflowed(run: Run) -> list[str]:
+    """Note on steps that were left out because float16 could not hold their gradients."""
+    count = sum(how.get("steps_overflowed", 0) for event in run.of("round") for how in event.get("how", []))
+    if not count:
+        return []
+    return [f"{_number(count, 'step')} overflowed in float16 and {'were' if count > 1 else 'was'} left out."]
+
+
 def privacy(run: Run) -> list[str]:
     """What differential privacy the run has, and what it says nothing about; none without."""
     if not run.config.privacy.on:
@@ -62,8 +70,8 @@ def privacy(run: Run) -> list[str]:
         f"Differential privacy of clients: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's "
         f"contribution replaced by zero (by Rényi divergences {spent['epsilon_rdp']:.3g}; for its data replaced by any "
         f"others {spent['epsilon_replaced']:.3g}). Noise multiplier {spent['noise_multiplier']:.3g}, last clipping "
-        f"norm {spent['clip']:.3g}, {releases} for the client that took part most often, not "
-        f"amplified by sampling. After the stages: {stages}. Spent on single parts: {_listed(homes)}.",
+        f"norm {spent['clip']:.3g}, {releases} that count. Amplification: {spent['amplification']}. After the stages: "
+        f"{stages}. Spent on single parts: {_listed(homes)}.",
         f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     if spent["public_noise"]:
@@ -100,6 +108,17 @@ def record_privacy(run: Run) -> list[str]:
             "private."
         )
     return sentences
+
+
+def sums(run: Run) -> list[str]:
+    """What the server saw of updates with secure aggregation; none without."""
+    if not run.config.privacy.secure:
+        return []
+    return [
+        f"Secure aggregation: the server saw sums of {run.config.privacy.min_group} updates or more; records and "
+        "losses shown for a client are the means of its group. A server that passes on false keys is not kept out. "
+        f"Times that a group had no sum and was left out: {len(run.of('left-out'))}."
+    ]
 
 
 def _number(count: int, noun: str) -> str:

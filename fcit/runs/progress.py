@@ -122,17 +122,18 @@ class ConsoleWatcher:
         private, records = v.get("privacy"), v.get("record_privacy")
         spent = f" epsilon {private['epsilon']:.3g}" if private else ""
         spent += f" record epsilon {records['epsilon']:.3g}" if records else ""
-        self._advance(f"{note} loss {mean:.3f}{spent}")
+        trained = f"loss {mean:.3f}" if loss else "no updates"
+        self._advance(f"{note} {trained}{spent}")
         self._say_idle(v.get("idle", []))
         if self._bar is None:
             names = ",".join(str(c) if c >= 0 else "all" for c in _contributors(clients, loss)) or "none"
-            self._line(f"{self.label}: {note} clients {names} loss {mean:.3f}{spent} {moved:.2f} MB, {self._eta()}")
+            self._line(f"{self.label}: {note} clients {names} {trained}{spent} {moved:.2f} MB, {self._eta()}")
 
     def _on_privacy(self, epsilon: float, delta: float, noise_multiplier: float, releases: int, **v: Any) -> None:
         self._line(
             f"{self.label}: differential privacy of clients: noise multiplier {noise_multiplier:.3g}, epsilon "
-            f"{epsilon:.3g} at delta {delta:g} after the whole run, in which a client takes part up to "
-            f"{releases} time{'s' if releases > 1 else ''}"
+            f"{epsilon:.3g} at delta {delta:g} after the whole run, {releases} release{'s' if releases > 1 else ''} "
+            f"that count; amplification: {v['amplification']}"
         )
 
     def _on_record_privacy(

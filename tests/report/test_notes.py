@@ -21,8 +21,8 @@ from server.loop import remarks
 def made(tmp_path):
     """A run folder with these rounds, each a list of (client, subspace, records); returns it read."""
 
-    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco") -> Run:
-        raw = {"benchmark": "fcit-mini-short", "method": method}
+    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco", left_out=0, how=(), **more) -> Run:
+        raw = {"benchmark": "fcit-mini-short", "method": method, **more}
         folder = RunDir.place(tmp_path / method, configuration.dump(configuration.parse(raw)), {"python": "3"})
         matrix = AccuracyMatrix(["iconqa", "figureqa"], [{"iconqa": 80.0}])
         folder.matrix.write_text(json.dumps(matrix.to_json()))
@@ -32,7 +32,9 @@ def made(tmp_path):
             event = {"event": "round", "stage": 0, "round": number, "clients": clients, "subspaces": subspaces}
             event |= {"examples": examples, "tasks": [[0]] * len(slots), "loss": {}, "up": 0, "down": 0, "seconds": 1}
             event |= {"idle": idle[number]} if idle else {}
+            event |= {"how": how[number]} if how else {}
             lines.append(json.dumps(event) + "\n")
+        lines += [json.dumps({"event": "left-out", "clients": [1]}) + "\n"] * left_out
         folder.events.write_text("".join(lines))
         return Run(folder.path)
 
@@ -52,9 +54,22 @@ def test_subspaces_that_one_client_trained_are_named(made):
     assert said in console.export_text()
 
 
+def test_steps_that_float16_could_not_hold_are_counted(made):
+    how = [[{"steps_overflowed": 2}, {}], [{"steps_overflowed": 1}, {"dtype": "float16"}]]
+    run = made([[(1, "0", 9), (2, "0", 9)]] * 2, how=how)
+    assert notes.notes(run) == ["3 steps overflowed in float16 and were left out."]
+
+
 def test_of_another_method_no_option_is_named(made):
     (said,) = notes.notes(made([[(1, "0", 9), (2, "1", 2)], [(3, "0", 1)]], method="olora"))
     assert said == "Only one client ever trained subspace 1 (client 2: 2 records)."
+
+
+def test_what_secure_aggregation_showed_the_server(made):
+    run = made([], left_out=2, privacy={"secure_aggregation": "on", "min_group": 4})
+    (note,) = notes.notes(run)
+    assert note.startswith("Secure aggregation: the server saw sums of 4 updates or more; records and losses shown")
+    assert note.endswith("Times that a group had no sum and was left out: 2.")
 
 
 def test_nothing_is_said_where_clients_share(made):
@@ -115,6 +130,7 @@ SPENT = {
     "by_subspace": {"0": {"epsilon": 5.5}, "shared": {"epsilon": 7.9995}},
     "not_covered": ["losses", "scores"],
     "public_noise": False,
+    "amplification": "none: participants follow from the seed",
 }
 
 
@@ -131,7 +147,7 @@ def private(run, **spent):
 def test_what_privacy_costs_and_what_it_does_not_cover(made):
     first, second = notes.privacy(private(made([[(1, "0", 9)]]), clip=0.9))
     assert "epsilon 8 at delta 1e-05 for a client's contribution replaced by zero" in first
-    assert "12 releases for the client that took part most often, not amplified by sampling" in first
+    assert "12 releases that count. Amplification: none: participants follow from the seed." in first
     assert first.endswith("After the stages: 4.2, 8. Spent on single parts: subspace 0 5.5, shared 8.")
     assert second == "Epsilon says nothing about: losses; scores."
 
