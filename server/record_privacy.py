@@ -42,7 +42,7 @@ class RecordPrivacy:
     """
 
     def __init__(self, config: RunConfig, stream: Stream, method: Method, ledger: RecordLedger | None) -> None:
-        accountant.require("privacy.record_dp")
+        accountant.require("privacy.record_dp: 'on'")
         self.config, self._stream = config, stream
         self.ledger = ledger or RecordLedger()
         rounds = [(stage, r) for stage in range(stream.stage_count) for r in range(config.federation.rounds)]
@@ -66,7 +66,7 @@ class RecordPrivacy:
                 self.ledger.add(name, steps)
 
     def _records(self, slot: Slot, head: ClientUpdate | None, declared: Mapping[str, int]) -> int:
-        if head is not None and head.steps:  # with secure aggregation, records are the mean of a group, and steps 0
+        if head is not None:
             return head.examples
         known = declared.get(f"{slot.client}/{slot.shard}")
         return known or descriptions.most_records(self.config, self._stream, slot.client, slot.tasks)

@@ -128,7 +128,7 @@ class Worker:
         if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
-            accountant.require("privacy.record_dp")
+            accountant.require("privacy.record_dp: 'on'")
         if privacy.token_epsilon is not None:
             accountant.require("privacy.token_epsilon")
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from fcit import registry
 from fcit.config import Adapter
+from fcit.config.record_checks import declared
 from fcit.contracts.toy import PAIRS, A, B, MethodCase, first_failure, method_of, require
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
@@ -133,6 +134,12 @@ def route_is_not_told_the_task(case: MethodCase) -> None:
     values, tensors = case.method.knowledge(case.state)
     require("task" not in values, "knowledge names a task")
     require(all(isinstance(t, np.ndarray) for t in tensors.values()), "knowledge's second part holds arrays")
+
+
+def by_record_sends_no_more(case: MethodCase) -> None:
+    """A method that declares `by_record` has clients send nothing but trained tensors."""
+    if declared(type(case.method)):
+        require(not case.method.extra_shapes(case.state), "with by_record, finish must send nothing")
 
 
 def describe_adds_up(case: MethodCase) -> None:
@@ -263,6 +270,7 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     mix_has_one_weight_per_subspace,
     route_is_per_sample,
     route_is_not_told_the_task,
+    by_record_sends_no_more,
     describe_adds_up,
     a_client_can_train,
     a_second_stage_follows,

@@ -50,6 +50,9 @@ BROKEN = {
     "        for update in updates:\n"
     "            state.subspaces['0'] = {k: v for k, v in update.tensors.items() if 'lora' in k}",
     "a_client_can_train": "def loss(self, session, examples, features):\n        return 1.0",
+    "by_record_sends_no_more": "by_record = True\n"
+    "    def extra_shapes(self, state):\n        return {'x': (1,)}\n"
+    "    def finish(self, session):\n        return {'x': np.ones(1, np.float32)}",
     "is_described": "def finnish(self, session):\n        return {}",
     "is_described ": "invariants = frozenset({'no-such-promise'})",
     "is_described  ": "answers = ''",
