@@ -25,8 +25,10 @@ METHODS = {
     "dop": "fcit.methods.dop:DOP",
     "ewc": "fcit.methods.ewc:EWC",
     "finetune": "fcit.methods.finetune:Finetune",
+    "hide": "fcit.methods.hide:HiDe",
     "individual": "fcit.methods.individual:Individual",
     "joint": "fcit.methods.joint:Joint",
+    "keeplora": "fcit.methods.keeplora:KeepLoRA",
     "l2p": "fcit.methods.l2p:L2P",
     "lwf": "fcit.methods.lwf:LwF",
     "mlora": "fcit.methods.mlora:MLoRA",
@@ -34,6 +36,7 @@ METHODS = {
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
+    "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 

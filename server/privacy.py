@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
-from fcit.fedopt.factors import Separate
 from fcit.methods.base import Method, ServerState, Update
 from fcit.privacy import accountant, clipping
 from fcit.privacy.ledger import EVERYONE, Ledger
@@ -36,21 +35,27 @@ SECRET_ONLY = (
 )
 
 
+class Freezes(Protocol):
+    """Knows which tensors of a subspace are not trained in its ``turn``-th round."""
+
+    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+        """Their names."""
+
+
 class Privacy:
     """The private part of a run's aggregation.
 
     Args:
+        orders: the orders of the run, by which some tensors are not trained.
         ledger: of a run that goes on; a new one otherwise.
 
     Raises:
         ConfigError: dp-accounting is not installed, or ``quantile_noise`` is too small for the noise multiplier.
     """
 
-    def __init__(
-        self, config: RunConfig, stream: Stream, factors: Separate, run: RunDir, ledger: Ledger | None
-    ) -> None:
+    def __init__(self, config: RunConfig, stream: Stream, orders: Freezes, run: RunDir, ledger: Ledger | None) -> None:
         accountant.require()
-        self.config, self._factors, self._run = config, factors, run
+        self.config, self._orders, self._run = config, orders, run
         self._planned = self._releases(stream.stage_count)
         self.ledger = ledger or Ledger(self._multiplier(), config.privacy.clip)
         self._on_updates = self.ledger.multiplier
@@ -183,7 +188,7 @@ class Privacy:
         homes = {}
         for name in names:
             tensors = state.subspaces[name]
-            frozen = self._factors.frozen(tensors, state.turns.get(name, 0))
+            frozen = self._orders.frozen(tensors, state.turns.get(name, 0))
             homes[name] = [tensor for tensor in tensors if tensor not in frozen]
         return homes | ({"shared": list(state.shared)} if state.shared and homes else {})
 

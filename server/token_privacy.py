@@ -36,6 +36,7 @@ def spent(config: RunConfig, described: Iterable[str]) -> dict[str, Any]:
     return {
         "unit": "record",
         "adjacency": "one record of a shard added or removed, its number of records aside (epsilon_replaced: replaced)",
+        "amplification": "none: every record is described",
         "delta": privacy.token_delta,
         "noise_multiplier": _shown(multiplier),
         "clip": tokens.CLIP,

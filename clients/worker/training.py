@@ -21,7 +21,7 @@ from fcit.data.collate import Encoded, images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import TrainOrder
 from fcit.fedopt.base import FedOpt
-from fcit.methods.base import Method, Session
+from fcit.methods.base import Method, Session, objective
 from fcit.models.schedules import trainer_multipliers
 
 
@@ -110,10 +110,9 @@ def train(
         epochs = epochs_of(training.epochs, order.tasks)
         indices = _order(order, len(examples), epochs, config.seed)
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
-        count, seed, loss = len(indices) // epochs, config.seed, method.objective
+        count, seed = len(indices) // epochs, config.seed
     else:
-        batches, count = private.batches(), private.records
-        seed, loss = private.seed, method.loss
+        batches, count, seed = private.batches(), private.records, private.seed
     needed = sorted({i for batch in batches for i in batch})
     pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
     ends = np.cumsum([len(examples[i].images) for i in needed])
@@ -127,7 +126,9 @@ def train(
         features = pictures.batch(rows_of(chosen))
         if pictures.reads_ahead and private is None:
             pictures.ahead(rows_of(_following(examples, batches[len(losses) :], chosen, micro.size)))
-        return loss(session, [examples[i] for i in chosen], features)
+        batch = [examples[i] for i in chosen]
+        # A penalty is no record's: private steps add its gradient to what they have clipped.
+        return objective(method, session, batch, features) if private is None else method.loss(session, batch, features)
 
     with (
         seeding.torch_seeded(seed, "training", order.stage, order.round, order.client, order.shard),
@@ -159,3 +160,12 @@ def train(
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
     return Outcome(count, len(batches), mean, extra, more)
+
+
+def measure(method: Method, order: TrainOrder, session: Session) -> dict[str, np.ndarray]:
+    """What the method measures on the shard with the loaded slot, seeded as a training; nothing is trained."""
+    with (
+        seeding.torch_seeded(session.seed, "measuring", order.stage, order.client, order.shard),
+        session.adapters.training(order.frozen),
+    ):
+        return method.measure(session)

@@ -19,7 +19,7 @@ from clients.worker.planning import Planning
 from clients.worker.private import Private
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
-from clients.worker.training import train
+from clients.worker.training import measure, train
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
@@ -184,6 +184,9 @@ class Worker:
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
+        if order.measure:
+            with computed(self.backbone, config.training):
+                return self._measured(order, sessions[0], begin)
         private = self._private(config, order, tasks, len(sessions[0].examples))
         with computed(self.backbone, config.training):
             outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
@@ -222,6 +225,23 @@ class Worker:
         private = Private(config, order, self._secret(order.client), records)
         self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
         return private
+
+    def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:
+        """What the method measures on the shard; the client remembers nothing of it."""
+        tensors = {f"{EXTRA}{n}": t for n, t in measure(self.method, order, session).items()}
+        return ClientUpdate(
+            stage=order.stage,
+            round=order.round,
+            client=order.client,
+            shard=order.shard,
+            subspace=order.subspace,
+            examples=len(session.examples),
+            steps=0,
+            loss=0.0,
+            seconds=time.perf_counter() - begin,
+            tensors=tensors,
+            kept=self.memory.size(order.client) if self._remembers or order.constants else 0,
+        )
 
     @property
     def _remembers(self) -> bool:

@@ -14,7 +14,14 @@ PUBLIC = (
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run), *tokens(run)]
+    return [
+        *lone_subspaces(run),
+        *idle_clients(run),
+        *privacy(run),
+        *record_privacy(run),
+        *tokens(run),
+        *sums(run),
+    ]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -76,6 +83,45 @@ def privacy(run: Run) -> list[str]:
     return sentences
 
 
+def record_privacy(run: Run) -> list[str]:
+    """The same of differential privacy of records."""
+    if not run.config.privacy.records:
+        return []
+    if not run.finished:
+        rounds = [event["record_privacy"] for event in run.of("round") if "record_privacy" in event]
+        return [f"Differential privacy of records: epsilon {rounds[-1]['epsilon']:.3g} so far."] if rounds else []
+    spent = run.results["record_privacy"]
+    stages = ", ".join(f"{epsilon:.3g}" for epsilon in spent["after_stages"])
+    clients = [
+        f"client {client} {alone['epsilon']:.3g}"
+        for client, alone in sorted(spent["clients"].items(), key=lambda item: -item[1]["epsilon"])
+    ]
+    sentences = [
+        f"Differential privacy of records: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for one record "
+        f"added or removed (by Rényi divergences {spent['epsilon_rdp']:.3g}), the largest of any client. Smallest "
+        f"noise multiplier {spent['noise_multiplier']:.3g}, clipping norm {spent['clip']:.3g}. After the stages: "
+        f"{stages}. {_listed(clients)}.",
+        f"Epsilon of records says nothing about: {'; '.join(spent['not_covered'])}.",
+    ]
+    if spent["public_noise"]:
+        sentences.append(
+            "Batches and noise of the clients follow from the seed (privacy.reproducible_noise), so records are not "
+            "private."
+        )
+    return sentences
+
+
+def sums(run: Run) -> list[str]:
+    """What the server saw of updates with secure aggregation; none without."""
+    if not run.config.privacy.secure:
+        return []
+    return [
+        f"Secure aggregation: the server saw sums of {run.config.privacy.min_group} updates or more; records and "
+        "losses shown for a client are the means of its group. A server that passes on false keys is not kept out. "
+        f"Times that a group had no sum and was left out: {len(run.of('left-out'))}."
+    ]
+
+
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' if count > 1 else ''}"
 
@@ -88,8 +134,8 @@ def tokens(run: Run) -> list[str]:
     sentences = [
         f"Differential privacy of descriptions of shards (identity tokens), noise by the clients: epsilon "
         f"{spent['epsilon']:.3g} at delta {spent['delta']:g} for one record added or removed; "
-        f"{spent['epsilon_all']:.3g} for a record that is in all {spent['shards']} shards of the client that described most. Noise multiplier "
-        f"{spent['noise_multiplier']:.3g} on features of length {spent['clip']:g}.",
+        f"{spent['epsilon_all']:.3g} for a record that is in all {spent['shards']} shards of the client that described "
+        f"most. Noise multiplier {spent['noise_multiplier']:.3g} on features of length {spent['clip']:g}.",
         f"This epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     return [*sentences, PUBLIC] if spent["public_noise"] else sentences

@@ -18,6 +18,7 @@ from fcit.federation import codec
 from fcit.federation.messages import (
     ClientUpdate,
     KeysOrder,
+    MaskedUpdate,
     MaskOrder,
     OpenedShares,
     ShareOrder,
@@ -235,15 +236,17 @@ def test_without_enough_of_a_group_there_is_no_sum_and_the_round_ends_as_it_says
     assert [event["subspace"] for event in round_.of("left-out")] == ["1", "0"]
 
 
-def test_a_repeated_round_has_new_sessions_and_other_masks(tmp_path):
-    vectors = []
+def test_a_repeated_round_has_other_masks_and_the_same_sum_bit_for_bit(tmp_path):
+    replies, sums = [], []
     for _ in range(2):
         round_ = Round(tmp_path)  # as after a crash: the same clients, the same folders
-        round_.clients[0].change = lambda reply: vectors.append(reply) or reply
+        round_.clients[0].change = lambda reply: replies.append(reply) or reply
         assert round_.gather() == [0, 1, 2, 3]
-    masked = [reply for reply in vectors if hasattr(reply, "seconds")]
+        sums.append(next(iter(round_.sums)).tensors)
+    masked = [reply for reply in replies if isinstance(reply, MaskedUpdate)]
     assert masked[0].session != masked[1].session
     assert not np.array_equal(masked[0].tensors["masked"], masked[1].tensors["masked"])
+    assert {n: t.tolist() for n, t in sums[0].items()} == {n: t.tolist() for n, t in sums[1].items()}
 
 
 def test_shared_tensors_weigh_by_the_records_of_all_groups(tmp_path):
@@ -330,7 +333,7 @@ def test_a_second_vector_with_the_same_mask_is_refused(tmp_path):
     refused = []
 
     def again(reply):
-        if hasattr(reply, "seconds"):
+        if isinstance(reply, MaskedUpdate):
             order = round_.clients[0].last["train.masked"]
             with pytest.raises(Refused, match="'masked' was done before"):
                 secure.train(round_.clients[0].worker(), order)
@@ -412,7 +415,7 @@ def test_a_vector_of_nonsense_leaves_no_sum(tmp_path):
     round_ = Round(tmp_path)
 
     def nonsense(reply):
-        if not hasattr(reply, "seconds"):
+        if not isinstance(reply, MaskedUpdate):
             return reply
         masked = reply.tensors["masked"]
         return dataclasses.replace(
