@@ -83,6 +83,13 @@ def assign_ignores_the_order_of_slots(case: MethodCase) -> None:
     require(reversed_state.assigned == case.state.assigned, "assign depends on the order of the pairs")
 
 
+def common_is_what_assign_gives(case: MethodCase) -> None:
+    """common names the subspace that assign gives every pair of a stage, if it names one."""
+    common = case.method.common(case.state.stage)
+    given = {case.state.assigned[pair] for pair in PAIRS}
+    require(common is None or given == {common}, f"common says {common!r}, and assign gives {sorted(given)}")
+
+
 def every_tensor_has_one_home(case: MethodCase) -> None:
     """Every trained tensor belongs either to the subspace or to the shared tensors."""
     for pair in PAIRS:
@@ -264,6 +271,7 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     assign_gives_every_pair_a_subspace,
     assign_is_stable,
     assign_ignores_the_order_of_slots,
+    common_is_what_assign_gives,
     every_tensor_has_one_home,
     aggregate_reads_once_and_repeats,
     state_can_be_saved,

@@ -39,6 +39,7 @@ BROKEN = {
     "        for i, pair in enumerate(pairs):\n"
     "            state.subspaces.setdefault(str(i), make(str(i)))\n"
     "            state.assigned.setdefault(pair, str(i))",
+    "common_is_what_assign_gives": "def common(self, stage):\n        return 'other'",
     "state_can_be_saved": "def end_stage(self, state, stage):\n        state.memory['what'] = object()",
     "route_is_not_told_the_task": "def route(self, names, knowledge, features, task=None):\n"
     "        return np.ones((len(features), len(names)), np.float32)",
