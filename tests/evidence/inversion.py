@@ -18,6 +18,7 @@ The attacks were developed on ``super-clevr`` and ``flickr30k`` and other draws,
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,8 +36,7 @@ from fcit.privacy import accountant, clipping
 from fcit.privacy.mechanism import Mechanism
 from fcit.privacy.noise import Noise, fresh
 from tests.evidence.leaks import scores, tokens, updates
-from tests.evidence.leaks.world import ROOT as ROOT
-from tests.evidence.leaks.world import World, keep, read
+from tests.evidence.leaks.world import NOT_RUN, World, keep, read
 
 RESULTS = Path(__file__).parent / "results" / "inversion.json"
 TRIALS = 4
@@ -190,12 +190,17 @@ def _seen(arm: Arm, world: World, start: Tensors, sent: Tensors) -> np.ndarray:
     return updates.flat(mechanism.release("all", sums, start), start)
 
 
+def _sizes(arm: Arm) -> tuple[int, ...]:
+    """The numbers of records that an arm is tried with."""
+    return SIZES if arm.clients == 1 else (16,)
+
+
 def from_update(arm: Arm) -> dict[str, Any]:
     """Which candidates an update was trained on, by the number of its records."""
     _, start, candidates, _ = _start(arm.later)
     world, result = World(arm.settings), dict[str, Any]()
     replayed = updates.Replayed(_compared(arm, _alone(arm.later)))
-    for many in SIZES if arm.clients == 1 else (16,):
+    for many in _sizes(arm):
         shares, areas = [], []
         for trial in range(TRIALS):
             drawn = seeding.generator(0, "updates", many, trial).permutation(CANDIDATES)[:many]
@@ -273,13 +278,11 @@ def token_table(results: dict[str, Any]) -> str:
         f"| data set (distinct questions) | noise | {' | '.join(f'{many} records' for many in MEANS)} |",
         "|---|---|" + "---|" * len(MEANS),
     ]
-    for dataset in DATASETS:
-        for noise in NOISE:
-            entry = results.get(f"tokens, {dataset}, noise {noise:g}")
-            if entry:
-                cells = [f"{100 * entry[str(many)]['recall']:.0f} %" for many in MEANS]
-                label = f"{100 * noise:g} %" if noise else "none"
-                lines.append(f"| {dataset} ({entry['distinct']:,}) | {label} | {' | '.join(cells)} |")
+    for dataset, noise in itertools.product(DATASETS, NOISE):
+        entry = results.get(f"tokens, {dataset}, noise {noise:g}")
+        cells = [f"{100 * entry[str(many)]['recall']:.0f} %" if entry else NOT_RUN for many in MEANS]
+        many = f" ({entry['distinct']:,})" if entry else ""
+        lines.append(f"| {dataset}{many} | {f'{100 * noise:g} %' if noise else 'none'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -290,12 +293,33 @@ def update_table(results: dict[str, Any]) -> str:
         "|---|" + "---|" * len(SIZES),
         f"| (guessing) | {' | '.join(f'{100 * many / CANDIDATES:.0f} %' for many in SIZES)} |",
     ]
-    for name in ARMS:
+    for name, arm in ARMS.items():
         entry = results.get(f"updates, {name}")
-        if entry:
-            cells = [f"{100 * entry[str(many)]['found']:.0f} %" if str(many) in entry else "-" for many in SIZES]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        sizes = _sizes(arm)
+        cells = [(f"{100 * entry[str(n)]['found']:.0f} %" if entry else NOT_RUN) if n in sizes else "-" for n in SIZES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def text_table(results: dict[str, Any]) -> str:
+    """Markdown: what was read of single records without their images, and without candidates."""
+    rows = {
+        "question and answer, image unknown, best of 128": ("texts", "first"),
+        "the same, among the best five": ("texts", "first five"),
+        "a token of the answer, no candidates, best of 1,024": ("answers", "best"),
+        "the same, among the best five (tokens)": ("answers", "five best"),
+    }
+    lines = ["| of single records, first round | share (95 % interval) |", "|---|---|"]
+    for label, (part, key) in rows.items():
+        entry, cell = results.get(part), NOT_RUN
+        if entry:
+            low, high = entry[key]["interval"]
+            cell = f"{100 * entry[key]['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+        lines.append(f"| {label} | {cell} |")
+    return "\n".join(lines)
+
+
+TABLES = {"tokens": token_table, "updates": update_table, "texts": text_table}
 
 
 def main() -> None:
@@ -312,7 +336,7 @@ def main() -> None:
         seconds = round(time.process_time() - begin, 1)
         keep(args.results, name, {**result, "cpu_seconds": seconds})
         print(f"{name}: {seconds} s", flush=True)
-    for table in (update_table, token_table):
+    for table in TABLES.values():
         print(table(read(args.results)))
 
 

@@ -29,8 +29,7 @@ from fcit.privacy import accountant, clipping
 from fcit.privacy.mechanism import Mechanism
 from fcit.privacy.noise import Noise, fresh
 from tests.evidence.leaks import scores
-from tests.evidence.leaks.world import ROOT as ROOT
-from tests.evidence.leaks.world import World, keep, read
+from tests.evidence.leaks.world import NOT_RUN, World, keep, read
 
 RESULTS = Path(__file__).parent / "results" / "membership.json"
 TASK = 0  # ocr-vqa, whose answers are the most varied
@@ -155,23 +154,29 @@ ATTACKS = {"update": update, "adapters": adapters, "everything": everything}
 def table(results: dict[str, Any]) -> str:
     """Markdown: every attacker, arm and attack, AUC and true positives with intervals."""
     lines = [
-        "| attacker sees | privacy | attack | AUC | found at 1 % false alarms | loss of unseen records |",
+        "| attacker sees | setting | attack | AUC | found at 1 % false alarms | loss of unseen records |",
         "|---|---|---|---|---|---|",
     ]
     for attacker, arms in ARMS.items():
         for arm in arms:
             entry = results.get(f"{attacker}, {arm}")
-            for attack, value in (entry or {}).items():
+            if entry is None:
+                lines.append(f"| {attacker} | {arm} | {NOT_RUN} | - | - | - |")
+                continue
+            loss = f"{entry['loss']['others']:.1f}" if "loss" in entry else "-"
+            for attack, value in entry.items():
                 if isinstance(value, dict) and "auc" in value:
                     low, high = value["auc_interval"]
                     found = " to ".join(f"{100 * bound:.0f}" for bound in value["tpr_interval"])
-                    most = f", at most {100 * entry['bound']:.0f} possible" if "bound" in entry else ""
-                    loss = f"{entry['loss']['others']:.1f}" if "loss" in entry else "-"
+                    most = f"; bound {100 * entry['bound']:.0f}" if "bound" in entry else ""
                     lines.append(
                         f"| {attacker} | {arm} | {attack} | {value['auc']:.2f} ({low:.2f} to {high:.2f}) "
                         f"| {100 * value['tpr']:.0f} % ({found}{most}) | {loss} |"
                     )
     return "\n".join(lines)
+
+
+TABLES = {"membership": table}
 
 
 def main() -> None:
