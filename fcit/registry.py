@@ -21,12 +21,15 @@ from fcit.errors import ConfigError
 from fcit.io import bounded
 
 METHODS = {
+    "clmoe": "fcit.methods.clmoe:CLMoE",
     "disco": "fcit.methods.disco:Disco",
     "dop": "fcit.methods.dop:DOP",
     "ewc": "fcit.methods.ewc:EWC",
     "finetune": "fcit.methods.finetune:Finetune",
+    "hide": "fcit.methods.hide:HiDe",
     "individual": "fcit.methods.individual:Individual",
     "joint": "fcit.methods.joint:Joint",
+    "keeplora": "fcit.methods.keeplora:KeepLoRA",
     "l2p": "fcit.methods.l2p:L2P",
     "lwf": "fcit.methods.lwf:LwF",
     "mlora": "fcit.methods.mlora:MLoRA",
@@ -34,6 +37,7 @@ METHODS = {
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
+    "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 

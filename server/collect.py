@@ -55,8 +55,9 @@ class Collector(Gathering):
         accepted: dict[Pair, TrainOrder] = {}
         waiting = dict(orders)
         messages = [(self.courier.node(order.client), order) for order in orders.values()]
-        with self.journal.timed("training"):
-            group = f"{self.progress.stage}.{self.progress.round}.{attempt}"
+        measure = any(order.measure for order in orders.values())
+        with self.journal.timed("measuring" if measure else "training"):
+            group = f"{self.progress.stage}.{self.progress.round}.{attempt}{'.measure' if measure else ''}"
             for reply in self.courier.send("train", messages, group):
                 self._note_lost_memory(reply, waiting)
                 reject_reason, update = self._read(reply, waiting)

@@ -50,8 +50,10 @@ class Gathering(ABC):
     #: Whom a run that is resumed asks in a round that was not over.
     asked_again: ClassVar[str] = "only those whose update is lacking"
 
-    def gather(self, sampled: list[Slot]) -> dict[Pair, TrainOrder]:
+    def gather(self, sampled: list[Slot], measure: bool = False) -> dict[Pair, TrainOrder]:
         """Ask for updates until enough are accepted; returns the orders whose updates were.
+
+        With ``measure`` clients measure instead of training, see :meth:`fcit.methods.base.Method.measure`.
 
         A repetition asks only those whose update is lacking. The others would train the same order on the
         same data again: the same bits, hours later.
@@ -69,7 +71,7 @@ class Gathering(ABC):
                 self.assigner.assign([slot for slot in present if attempt == 0 or slot.pair not in self.state.assigned])
             # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
             orders = {
-                slot.pair: self.orders.train(self.state, self.progress, slot)
+                slot.pair: self.orders.train(self.state, self.progress, slot, measure)
                 for slot in sampled
                 if slot.pair in self.state.assigned and slot.pair not in accepted
             }

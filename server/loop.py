@@ -23,7 +23,7 @@ from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
-from server import checkpoint, results, routing_file
+from server import checkpoint, results, routing_file, token_privacy
 from server.assigner import Assigner
 from server.checkpoint import Progress
 from server.collect import Collector
@@ -81,7 +81,7 @@ class Loop:
         self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
         self.privacy: Privacy | None = None
         if config.privacy.on:
-            self.privacy = Privacy(config, stream, self.orders.factors, run, self.progress.privacy)
+            self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy)
             self.progress.privacy = self.privacy.ledger
         clients = 1 if self.method.pooled else config.federation.clients
         traffic, say = self.progress.traffic, self.journal.round_event
@@ -123,6 +123,8 @@ class Loop:
         if self.records is not None and self.fresh:
             self.journal.event("record-privacy", **self.records.plan())
         while self.progress.stage < stages:
+            if self.method.measures and not self.progress.measured:
+                self._measure(collector)
             while self.method.trains and self.progress.round < rounds:
                 self._round(collector)
                 self.stop.check()
@@ -211,7 +213,8 @@ class Loop:
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_)
+        drawn = self.privacy.drawn(stage, round_) if self.privacy else None
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn)
         accepted = collector.gather(sampled)
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
@@ -243,6 +246,25 @@ class Loop:
             self._save()
         # After the checkpoint that holds their aggregate: a crash in between would lose them.
         self.updates.clear()
+
+    def _measure(self, collector: Gathering) -> None:
+        """Let the clients of the stage's first round measure what the method wants to know before they train."""
+        self.state.stage, self.state.round = self.progress.stage, 0
+        begin, before = time.perf_counter(), dict(self.progress.traffic)
+        sampled = slots_of_round(self.config, self.stream, self.method, self.progress.stage, 0)
+        accepted = collector.gather(sampled, measure=True)
+        heads = [head for pair in sorted(accepted) if (head := self.updates.head(pair)) is not None]
+        self.method.absorb(self.state, iter(self.updates))
+        self.progress.constants |= {str(order.client): order.constants for order in accepted.values()}
+        self.progress.measured = True
+        traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
+        self.progress.count_work(traffic, heads)
+        seconds = {"seconds": round(time.perf_counter() - begin, 3)}
+        clients = {h.client: round(h.seconds, 3) for h in heads}
+        values = {"clients": list(clients), "client_seconds": list(clients.values()), **seconds, **traffic}
+        self.journal.round_event("measured", **values)
+        self._save()
+        self.updates.clear()  # after the checkpoint, as in a round
 
     def _aggregate(self, slots: list[Slot]) -> Aggregator:
         """Let the method fold the accepted updates into the state.
@@ -279,7 +301,7 @@ class Loop:
             progress.trained_numbers += sum(t.size for t in order.trained.values())
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
-            moved = {self.state.assigned[slot.pair] for slot in slots}
+            moved = set(self.privacy.moved(self.method, self.state, slots))
         if self.records is not None:
             self.records.count(slots, heads, progress.declared)
         for name in sorted(moved):
@@ -314,7 +336,8 @@ class Loop:
         progress.extra_rows.append({name: progress.extra[name] for name in due})
         progress.evaluated, progress.row, progress.extra = [], {}, {}
         self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
-        progress.stage, progress.round, progress.ended = progress.stage + 1, 0, False
+        progress.stage, progress.round = progress.stage + 1, 0
+        progress.measured = progress.ended = False
         write_json(self.run.matrix, self._matrix().to_json())
         self._save()
 
@@ -352,6 +375,8 @@ class Loop:
             self.privacy.forget_secret()
         spent = {"privacy": self.privacy.spent()} if self.privacy else {}
         spent |= {"record_privacy": self.records.spent()} if self.records else {}
+        if self.config.privacy.tokens:
+            spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
             routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
-from fcit.fedopt.factors import Separate
 from fcit.methods.base import Method, ServerState, Update
 from fcit.privacy import accountant, clipping
-from fcit.privacy.ledger import Ledger
+from fcit.privacy.ledger import EVERYONE, Ledger
 from fcit.privacy.mechanism import Mechanism
 from fcit.privacy.noise import Noise, published
 from fcit.privacy.secret import kept
@@ -30,23 +29,33 @@ NOT_COVERED = (
     "answers and scores of evaluations at sites",
     "who took part, which updates were rejected, and times and traffic",
 )
+#: What epsilon of secret sampling depends on besides.
+SECRET_ONLY = (
+    "events.jsonl, reports and the terminal: they name participants, and epsilon is for those who see none of them",
+)
+
+
+class Freezes(Protocol):
+    """Knows which tensors of a subspace are not trained in its ``turn``-th round."""
+
+    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+        """Their names."""
 
 
 class Privacy:
     """The private part of a run's aggregation.
 
     Args:
+        orders: the orders of the run, by which some tensors are not trained.
         ledger: of a run that goes on; a new one otherwise.
 
     Raises:
         ConfigError: dp-accounting is not installed, or ``quantile_noise`` is too small for the noise multiplier.
     """
 
-    def __init__(
-        self, config: RunConfig, stream: Stream, factors: Separate, run: RunDir, ledger: Ledger | None
-    ) -> None:
+    def __init__(self, config: RunConfig, stream: Stream, orders: Freezes, run: RunDir, ledger: Ledger | None) -> None:
         accountant.require()
-        self.config, self._factors, self._run = config, factors, run
+        self.config, self._orders, self._run = config, orders, run
         self._planned = self._releases(stream.stage_count)
         self.ledger = ledger or Ledger(self._multiplier(), config.privacy.clip)
         self._on_updates = self.ledger.multiplier
@@ -57,8 +66,10 @@ class Privacy:
                 raise ConfigError(f"privacy.{error}; raise it, or leave it out") from None
 
     def _releases(self, stages: int) -> int:
-        """How often the client that takes part most often will do so in the whole run."""
+        """Releases that count: those of the client that takes part most often or, if that is secret, all."""
         federation, seed = self.config.federation, self.config.seed
+        if self.config.privacy.secret:
+            return stages * federation.rounds
         rounds = [(stage, round_) for stage in range(stages) for round_ in range(federation.rounds)]
         return max(Counter(client for at in rounds for client in sample(federation, seed, *at)).values())
 
@@ -66,9 +77,44 @@ class Privacy:
         """The noise multiplier, as configured or computed from epsilon for the releases of the whole run."""
         privacy = self.config.privacy
         if privacy.epsilon is not None:
-            return accountant.multiplier_for(privacy.epsilon, privacy.delta, self._planned)
+            return accountant.multiplier_for(privacy.epsilon, privacy.delta, self._planned, self._rate)
         assert privacy.noise_multiplier is not None  # one of both is given (fcit.config.privacy_checks)
         return privacy.noise_multiplier
+
+    # ------------------------------------------------------------------ who takes part
+
+    @property
+    def _rate(self) -> float:
+        """Probability that a client takes part in a round, as far as anyone but the server knows."""
+        federation = self.config.federation
+        return federation.clients_per_round / federation.clients if self.config.privacy.secret else 1.0
+
+    def drawn(self, stage: int, round_: int) -> list[int] | None:
+        """The participants of a round, if the server draws them in secret: every client by itself, ascending.
+
+        Poisson sampling, as the bounds of :mod:`fcit.privacy.accountant` assume: there may be none, or all. That one
+        client takes part tells nothing of another, which a number fixed in advance would.
+        """
+        if not self.config.privacy.secret:
+            return None
+        return Noise(self._secret()).chosen(self.config.federation.clients, self._rate, "sampling", stage, round_)
+
+    def moved(self, method: Method, state: ServerState, slots: list[Slot]) -> list[str]:
+        """The subspaces that a round releases: those of its participants or, if these are secret, that of the stage.
+
+        Raises:
+            RunError: participants are secret and train different subspaces.
+        """
+        names = {state.assigned[slot.pair] for slot in slots}
+        if self.config.privacy.secret:
+            common = method.common(state.stage)
+            if common is None or names - {common}:
+                raise RunError(
+                    f"privacy.sampling: method {method.name} gives clients the subspaces {', '.join(sorted(names))}, "
+                    f"and its common() says {common!r}; which of them move would show who took part"
+                )
+            names = {common}
+        return sorted(names)
 
     # ------------------------------------------------------------------ a round
 
@@ -87,7 +133,8 @@ class Privacy:
         Raises:
             RunError: the secret is lost, or the method aggregates a home twice.
         """
-        mechanism = aggregator.mechanism = self._mechanism(state, slots)
+        names = self.moved(method, state, slots)
+        mechanism = aggregator.mechanism = self._mechanism(state, names)
         try:
             method.aggregate(state, self._clipped(mechanism, state, updates), aggregator)
             for home in mechanism.homes:
@@ -95,8 +142,11 @@ class Privacy:
                     self._noise_alone(home, state, aggregator)
         except ValueError as error:
             raise RunError(f"privacy.client_dp: method {method.name}: {error}") from None
-        for slot in slots:
-            self.ledger.count(slot.client, self._homes(state, [slot]))
+        if self.config.privacy.secret:
+            self.ledger.count(EVERYONE, mechanism.homes)
+        else:
+            for slot in slots:
+                self.ledger.count(slot.client, self._homes(state, [state.assigned[slot.pair]]))
         self._follow(mechanism)
 
     @staticmethod
@@ -126,19 +176,19 @@ class Privacy:
         else:
             state.subspaces[home] = new
 
-    def _mechanism(self, state: ServerState, slots: list[Slot]) -> Mechanism:
+    def _mechanism(self, state: ServerState, names: list[str]) -> Mechanism:
         federation, ledger = self.config.federation, self.ledger
-        homes = self._homes(state, slots)
+        homes = self._homes(state, names)
         owner = state.stage, state.round
         noise = Noise(self._secret())
         return Mechanism(ledger.clip, self._on_updates, federation.clients_per_round, homes, noise, owner)
 
-    def _homes(self, state: ServerState, slots: list[Slot]) -> dict[str, list[str]]:
-        """The tensors that these participations train, by home."""
+    def _homes(self, state: ServerState, names: list[str]) -> dict[str, list[str]]:
+        """The tensors that are trained by who trains these subspaces, by home."""
         homes = {}
-        for name in sorted({state.assigned[slot.pair] for slot in slots}):
+        for name in names:
             tensors = state.subspaces[name]
-            frozen = self._factors.frozen(tensors, state.turns.get(name, 0))
+            frozen = self._orders.frozen(tensors, state.turns.get(name, 0))
             homes[name] = [tensor for tensor in tensors if tensor not in frozen]
         return homes | ({"shared": list(state.shared)} if state.shared and homes else {})
 
@@ -181,7 +231,12 @@ class Privacy:
     def planned(self) -> dict[str, Any]:
         """For the event at the start of the run: epsilon of the whole run, if every round takes place."""
         multiplier = float(f"{self.ledger.multiplier:.6g}")
-        return {**self._epsilon(self._planned), "delta": self.config.privacy.delta, "noise_multiplier": multiplier}
+        return {
+            **self._epsilon(self._planned),
+            "delta": self.config.privacy.delta,
+            "noise_multiplier": multiplier,
+            "amplification": self._amplification,
+        }
 
     def so_far(self) -> dict[str, Any]:
         """For the event of a round: epsilon of all rounds so far, and the clipping norm of the next."""
@@ -192,9 +247,15 @@ class Privacy:
         }
 
     def _epsilon(self, releases: int) -> dict[str, Any]:
-        bounds = accountant.epsilon(self.ledger.multiplier, releases, self.config.privacy.delta)
+        bounds = accountant.epsilon(self.ledger.multiplier, releases, self.config.privacy.delta, self._rate)
         values = {"epsilon": bounds.pld, "epsilon_rdp": bounds.rdp, "epsilon_replaced": bounds.replaced}
         return {key: float(f"{value:.6g}") for key, value in values.items()} | {"releases": releases}
+
+    @property
+    def _amplification(self) -> str:
+        if self.config.privacy.secret:
+            return f"secret Poisson sampling with probability {self._rate:.4g}"
+        return "none: participants follow from the seed"
 
     def spent(self) -> dict[str, Any]:
         """For ``results.json``: epsilon of the run, after each stage, and what was spent on each subspace."""
@@ -202,7 +263,7 @@ class Privacy:
         return {
             "unit": "client",
             "adjacency": "a client's contribution replaced by zero (epsilon_replaced: by any other)",
-            "amplification": "none: participants follow from the seed",
+            "amplification": self._amplification,
             "delta": privacy.delta,
             "noise_multiplier": float(f"{ledger.multiplier:.6g}"),
             "clip": float(f"{ledger.clip:.6g}"),
@@ -210,5 +271,5 @@ class Privacy:
             **self._epsilon(ledger.releases()),
             "after_stages": [self._epsilon(releases) for releases in ledger.stages],
             "by_subspace": {home: self._epsilon(ledger.releases(home)) for home in ledger.homes},
-            "not_covered": list(NOT_COVERED),
+            "not_covered": [*NOT_COVERED, *(SECRET_ONLY if privacy.secret else ())],
         }

@@ -66,7 +66,7 @@ class RecordPrivacy:
                 self.ledger.add(name, steps)
 
     def _records(self, slot: Slot, head: ClientUpdate | None, declared: Mapping[str, int]) -> int:
-        if head is not None:
+        if head is not None and head.steps:  # with secure aggregation, records are the mean of a group, and steps 0
             return head.examples
         known = declared.get(f"{slot.client}/{slot.shard}")
         return known or descriptions.most_records(self.config, self._stream, slot.client, slot.tasks)

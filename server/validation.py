@@ -117,7 +117,7 @@ class Validator:
             or self._too_far(order, update, moved := _moved(order, update))
             or (more(update) if more is not None else None)
         )
-        if reason is not None or not self.by_others:
+        if reason is not None or not self.by_others or order.measure:  # who only measures moves nothing
             return reason
         norm = float(np.sqrt(sum(one.square for one in moved.values())) / np.sqrt(update.steps))
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
@@ -140,6 +140,7 @@ class Validator:
             return f"claims {update.skipped} records that could not be used"
         # In integers: as floats, counts near the largest possible would overflow.
         steps = -(-update.examples * epochs_of(self.epochs, order.tasks) // self.batch_size)
+        steps = 0 if order.measure else steps
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
         return None

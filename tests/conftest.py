@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fcit.cli import main
-from tests.helpers import lighter
+from tests.helpers import commands, lighter
 from tests.helpers.runs import SMALL
 
 # Collecting imports everything and makes no garbage; looking for it takes a tenth of the time.
@@ -38,6 +39,14 @@ def cache(shared):
         del os.environ["FCIT_CACHE"]
     else:
         os.environ["FCIT_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _flwr():
+    """Flower's command line does not import Flower every time that tests or what they test call it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", commands.without_importing(subprocess.run))
+        yield
 
 
 @pytest.fixture

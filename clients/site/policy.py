@@ -70,6 +70,11 @@ def limited(ordered: str, site: Site) -> str:
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", "order")
     _refuse_own_parts(raw)  # before anything looks a part up: looking up imports
     config = configuration.parse(raw, "order")
+    if site.secure_aggregation == "required" and not config.privacy.secure:
+        raise Refused(
+            "secure_aggregation: SITE.yaml says required, and the run has privacy.secure_aggregation: off, by which "
+            "the server sees single updates"
+        )
     if config.stream != site.stream:
         raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
     _protecting(config, site)

@@ -43,6 +43,7 @@ def backward(
     loss_of: LossOf,
     micro_batch: int | None = None,
     passing: Callable[[int], AbstractContextManager[Any]] = lambda records: nullcontext(),
+    scaled: Callable[[Any], Any] = lambda loss: loss,
 ) -> float:
     """Gradients of one batch's loss, added to the parameters'; returns the loss.
 
@@ -59,13 +60,14 @@ def backward(
     Args:
         loss_of: the method's loss of records of the shard, by their indices.
         passing: what to enter for the forward and backward pass of so many records.
+        scaled: what the backward pass starts from, see :class:`clients.worker.loss_scale.LossScale`.
     """
     for view in sessions:
         view.batch = batch
     if micro_batch is None or micro_batch >= len(batch):  # one part, as it is
         with passing(len(batch)):
             loss = loss_of(batch)
-            loss.backward()
+            scaled(loss).backward()
         return float(loss.detach())
     learnt = {i: sessions[0].examples[i].learnt for i in batch}
     total = 0.0
@@ -74,7 +76,7 @@ def backward(
             view.batch = part
         with passing(len(part)):
             loss = loss_of(part) * (sum(learnt[i] for i in part) / sum(learnt[i] for i in batch))
-            loss.backward()
+            scaled(loss).backward()
         total += float(loss.detach())
         del loss  # else this part's graph lives on beside the next one's
     for view in sessions:

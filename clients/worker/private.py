@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -49,7 +49,9 @@ class Private:
 
     def __init__(self, config: RunConfig, order: TrainOrder, secret: bytes, records: int) -> None:
         training, self._privacy = config.training, config.privacy
-        self.records, self._noise, self._order = records, Noise(secret), _mark(order)
+        # With public noise, runs that differ in their engine alone have the same bits.
+        ignored = ("tensors", "run", *(["config"] if config.privacy.reproducible_noise else []))
+        self.records, self._noise, self._order = records, Noise(secret), _mark(order, ignored)
         epochs = epochs_of(training.epochs, order.tasks)
         rate, count = rate_of(records, training.batch_size), steps_of(records, training.batch_size, epochs)
         self.steps = Steps(noise_of(config.privacy, rate, count, order.participations), rate, count)
@@ -119,9 +121,9 @@ class Private:
         return means
 
 
-def _mark(order: TrainOrder) -> str:
-    """A hash of all that an order says."""
-    plain = {key: value for key, value in vars(order).items() if key != "tensors"}
+def _mark(order: TrainOrder, ignored: Collection[str]) -> str:
+    """A hash of an order's tensors and of all its other fields but some."""
+    plain = {key: value for key, value in vars(order).items() if key not in ignored}
     mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, tensor in sorted(order.tensors.items()):
         mark.update(json.dumps([name, list(tensor.shape)]).encode())

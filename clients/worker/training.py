@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clients.worker.loss_scale import LossScale
 from clients.worker.micro_batches import MicroBatches, backward, parts
 from clients.worker.private import Private
 from fcit import config as configuration
@@ -21,7 +22,7 @@ from fcit.data.collate import Encoded, images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import TrainOrder
 from fcit.fedopt.base import FedOpt
-from fcit.methods.base import Method, Session
+from fcit.methods.base import Method, Session, objective
 from fcit.models.schedules import trainer_multipliers
 
 
@@ -34,6 +35,7 @@ class Outcome:
     loss: float
     extra: dict[str, np.ndarray]  # the method's, for the server
     fedopt: dict[str, np.ndarray]  # the federated optimiser's
+    overflowed: int = 0  # steps left out because gradients overflowed in float16
 
 
 def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
@@ -110,10 +112,9 @@ def train(
         epochs = epochs_of(training.epochs, order.tasks)
         indices = _order(order, len(examples), epochs, config.seed)
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
-        count, seed, loss = len(indices) // epochs, config.seed, method.objective
+        count, seed = len(indices) // epochs, config.seed
     else:
-        batches, count = private.batches(), private.records
-        seed, loss = private.seed, method.loss
+        batches, count, seed = private.batches(), private.records, private.seed
     needed = sorted({i for batch in batches for i in batch})
     pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
     ends = np.cumsum([len(examples[i].images) for i in needed])
@@ -127,13 +128,16 @@ def train(
         features = pictures.batch(rows_of(chosen))
         if pictures.reads_ahead and private is None:
             pictures.ahead(rows_of(_following(examples, batches[len(losses) :], chosen, micro.size)))
-        return loss(session, [examples[i] for i in chosen], features)
+        batch = [examples[i] for i in chosen]
+        # A penalty is no record's: private steps add its gradient to what they have clipped.
+        return objective(method, session, batch, features) if private is None else method.loss(session, batch, features)
 
     with (
         seeding.torch_seeded(seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen) as parameters,
     ):
-        compute = backward if private is None else partial(private.backward, parameters)
+        scale = LossScale(session.backbone.device, session.backbone.dtype if private is None else torch.float32)
+        compute = partial(backward, scaled=scale.up) if private is None else partial(private.backward, parameters)
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
         hooks: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
         for part, view in hooks:
@@ -147,15 +151,25 @@ def train(
             losses.append(micro.backward(sessions, batch, loss_of, parameters, compute))
             if private is not None:
                 private.add(method.penalty(session))
+            scale.down(optimizer)
             for part, view in hooks:
                 part.on_gradients(view)
             if training.max_grad_norm is not None and private is None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            optimizer.step()
+            scale.step(optimizer)
             for part, view in hooks:
                 part.on_step(view)
         extra, more = (part.finish(view) for part, view in hooks)
     mean = float(np.mean([loss for loss, batch in zip(losses, batches, strict=True) if batch] or [0.0]))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
-    return Outcome(count, len(batches), mean, extra, more)
+    return Outcome(count, len(batches), mean, extra, more, scale.skipped)
+
+
+def measure(method: Method, order: TrainOrder, session: Session) -> dict[str, np.ndarray]:
+    """What the method measures on the shard with the loaded slot, seeded as a training; nothing is trained."""
+    with (
+        seeding.torch_seeded(session.seed, "measuring", order.stage, order.client, order.shard),
+        session.adapters.training(order.frozen),
+    ):
+        return method.measure(session)

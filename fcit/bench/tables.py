@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from fcit.bench import epsilons
 from fcit.bench.bootstrap import LEVEL, RESAMPLES
 from fcit.bench.leaderboard import COSTS, GROUPS, Leaderboard, Line, Spread, Table
 from fcit.bench.plan import TableKey
@@ -64,8 +65,7 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
-    private = ["epsilon"] if table.private else []
-    return ["row", "seeds", *figures, *private, "difference [95 %]", "by seed", "family", "differs in"]
+    return ["row", "seeds", *figures, *table.private, "difference [95 %]", "by seed", "family", "differs in"]
 
 
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
@@ -103,7 +103,7 @@ def accuracy_cells(table: Table, line: Line) -> list[str]:
     figures = [spread(line.figures[name]) for name in FIGURES]
     by_seed = line.difference.by_seed.values() if line.difference else ()
     single = " ".join(f"{value:+.1f}" for value in by_seed) or "-"
-    private = [_three(max(line.epsilon.values)) if line.epsilon else "-"] if table.private else []
+    private = [_three(max(line.epsilons[head].values)) if head in line.epsilons else "-" for head in table.private]
     return [
         marked(line),
         line.seeds,
@@ -121,7 +121,7 @@ def constant_cells(table: Table) -> list[str]:
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
-    private = ["-"] if table.private else []
+    private = ["-" for _ in table.private]
     return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", "-", ""]
 
 
@@ -140,21 +140,6 @@ def _left_out(table: Table) -> list[str]:
     return [
         reason if len(labels) == rows else f"{reason}, for {', '.join(labels)}" for reason, labels in reasons.items()
     ]
-
-
-def _privacy(table: Table) -> list[str]:
-    """What the column of epsilons means, and rows whose noise protects no one."""
-    spent = [
-        (line.row.label, run.results["privacy"]) for line in table.lines if line.epsilon for run in line.runs.values()
-    ]
-    deltas = ", ".join(f"{delta:g}" for delta in sorted({values["delta"] for _, values in spent}))
-    public = ", ".join(dict.fromkeys(label for label, values in spent if values["public_noise"]))
-    sentence = (
-        f"epsilon: differential privacy of whole clients (a contribution replaced by zero) at delta {deltas}, the "
-        "largest over seeds; of what is trained, not of descriptions, losses and scores. A row without is not private."
-    )
-    nothing = f"{public}: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private."
-    return [sentence, nothing] if public else [sentence]
 
 
 def _seeds(table: Table) -> list[str]:
@@ -214,8 +199,10 @@ def notes(table: Table) -> list[str]:
             if table.key.centralised
             else "MB up and down, client s, client MB: of one client in one round; s/sample: per answer."
         )
-    if table.private:
-        sentences += _privacy(table)
+    for head in table.private:
+        lines = [line for line in table.lines if head in line.epsilons]
+        runs = [(line.row.label, run.results) for line in lines for run in line.runs.values()]
+        sentences += epsilons.sentences(head, runs)
     if table.waiting:
         sentences.append(f"No finished run yet: {', '.join(table.waiting)}.")
     return sentences
@@ -262,7 +249,7 @@ def csv(board: Leaderboard) -> str:
     federated = any(not table.key.centralised for table in board.tables)
     costs = [name for name in COSTS.values() if federated or name not in FEDERATED]
     head += [part for name in (*FIGURES, *costs) for part in (name, f"{name}_sd")]
-    private = ["epsilon"] if any(table.private for table in board.tables) else []
+    private = [head for head in epsilons.KINDS if any(head in table.private for table in board.tables)]
     rows = [[*head, *private, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
@@ -285,7 +272,8 @@ def csv(board: Leaderboard) -> str:
             for value in (*line.figures.values(), *(line.cost[name] for name in costs)):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
-            values += [f"{max(line.epsilon.values):.6g}" if line.epsilon else ""] if private else []
+            spent = [line.epsilons.get(head) for head in private]
+            values += ["" if value is None else f"{max(value.values):.6g}" for value in spent]
             values += (
                 [""] * 3
                 if difference is None
@@ -344,7 +332,7 @@ def _json_line(line: Line) -> dict[str, Any]:
             "datasets": list(difference.datasets),
             "left_out": difference.left_out,
         },
-        **({"epsilon": both(line.epsilon)} if line.epsilon else {}),
+        **{head.replace(" ", "_"): both(value) for head, value in line.epsilons.items()},
         "differs_in": line.differs,
         "made_elsewhere": line.elsewhere,
         "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
@@ -415,10 +403,9 @@ def terminal(table: Table, name: str, width: int) -> Grid:
             for head in ("row", *columns)
         )
 
-    private = ("epsilon",) if table.private else ()
     known = {"Avg", *names, *cost_head(table)}
     compact = [
-        (*(table.key.avg if head == "Avg" else head for head in columns if head in known), *private)
+        (*(table.key.avg if head == "Avg" else head for head in columns if head in known), *table.private)
         for columns in COMPACT
     ]
     columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])

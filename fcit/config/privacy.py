@@ -8,9 +8,10 @@ from pydantic import Field
 
 from fcit.config.kinds import WORDS
 from fcit.config.record_privacy import RecordPrivacy
+from fcit.config.token_privacy import TokenPrivacy
 
 
-class Privacy(RecordPrivacy):
+class Privacy(RecordPrivacy, TokenPrivacy):
     """Differential privacy of whole clients, by the server, and of single records, by the clients; sums of updates that
     no one sees singly (``docs/privacy.md``).
     """
@@ -28,6 +29,12 @@ class Privacy(RecordPrivacy):
     )
     epsilon: float | None = Field(
         None, gt=0, le=1e4, description="epsilon of the whole run, from which the noise multiplier is computed"
+    )
+    sampling: Literal["public", "secret"] = Field(
+        "public",
+        description="public: participants follow from seed, which everyone knows; secret: the server draws each client "
+        "with probability clients_per_round / clients and keeps to itself whom, which makes epsilon smaller (methods "
+        "that train one subspace at a time)",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of every epsilon that is computed and shown")
     clip: float = Field(
@@ -96,3 +103,8 @@ class Privacy(RecordPrivacy):
     def on(self) -> bool:
         """Whether clients' updates are clipped and noised."""
         return self.client_dp == "on"
+
+    @property
+    def secret(self) -> bool:
+        """Whether only the server knows who takes part in a round."""
+        return self.on and self.sampling == "secret"

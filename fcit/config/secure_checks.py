@@ -29,6 +29,11 @@ def contradictions(config: RunConfig) -> list[str]:
             f"privacy.neighbours: {privacy.neighbours} is less than the others of a group of min_group "
             f"({privacy.min_group}); raise it, or leave it out"
         )
+    if privacy.records:
+        problems.append(
+            f"{_ON} masks how many records a client has, and the account of privacy.record_dp: 'on' at the server is "
+            "computed from it; choose one of both, or client_dp beside secure_aggregation"
+        )
     if config.robust != "none":
         problems.append(
             f"{_ON} lets the server see sums only, and robust: {config.robust!r} looks at single updates; choose "

@@ -136,6 +136,11 @@ class Site(Section):
     )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    secure_aggregation: Literal["allowed", "required"] = Field(
+        "allowed",
+        description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off) are "
+        "refused",
+    )
     max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")
     max_record_epsilon: float | None = Field(
         None,

@@ -148,6 +148,9 @@ def a_client_can_train(case: MethodCase) -> None:
     """Client hooks: a scalar loss with gradients, float32 extras as announced, a memory that can be saved."""
     if not case.method.trains:
         return
+    if case.method.measures:
+        require(not case.method.robust, "what clients measure is protected by nothing: set robust to False")
+        case.measure()
     memory: dict[str, Any] = {}
     for _ in range(2):  # the second time it remembers the first
         session, _ = case.train(PAIRS[0], memory)
@@ -163,12 +166,14 @@ def a_second_stage_follows(case: MethodCase) -> None:
     for stage in range(2):
         case.state.stage, case.state.round = stage, case.method.config.federation.rounds - 1
         case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+        if case.method.measures:
+            case.measure()
         trained = {pair: case.train(pair, memories[pair], last_round=True) for pair in PAIRS}
         case.method.aggregate(case.state, iter([update for _, update in trained.values()]), case.aggregator)
         before = {n: dict(tensors) for n, tensors in case.method.constants(case.state).items()}
+        case.save()
         case.method.end_stage(case.state, stage)
-        plain, tensors = trees.flatten(case.state.memory)
-        case.state.memory = trees.restore(plain, tensors)
+        case.save()
         after = case.method.constants(case.state)
         same = all(np.array_equal(t, after[n][k]) for n in before.keys() & after.keys() for k, t in before[n].items())
         require(same, "a group of constants changed under the same name")

@@ -55,8 +55,9 @@ class TrainOrder:
     permutation, starting at ``offset``. ``memory`` is the version of the client's own memory that the
     server knows. Tensors under ``extra/`` are the method's own, those under ``fedopt/`` the federated
     optimiser's. ``constants`` names the groups the client needs; new ones come along under ``constant/``.
-    Tensors named in ``frozen`` are loaded and neither trained nor sent back. ``participations``: how often the client
-    will train on these records in the whole run, with ``privacy.record_dp``, else 0.
+    Tensors named in ``frozen`` are loaded and neither trained nor sent back. With ``measure`` nothing is trained: the
+    update holds what the method measures on the shard, under ``extra/``. ``participations``: how often the client will
+    train on these records in the whole run, with ``privacy.record_dp``, else 0.
     """
 
     config: str
@@ -72,12 +73,15 @@ class TrainOrder:
     memory: str = ""
     constants: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
+    measure: bool = False
     run: str = ""  # the run's id: a site that takes part in several keeps their memories apart
     participations: int = 0
 
     @property
     def trained(self) -> Tensors:
         """The tensors that the client trains and returns, as the server has them."""
+        if self.measure:
+            return {}
         return {n: t for n, t in self.tensors.items() if not n.startswith(PREFIXES) and n not in self.frozen}
 
 

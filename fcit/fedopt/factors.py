@@ -101,12 +101,12 @@ def factored(u: np.ndarray, s: np.ndarray, vt: np.ndarray, old: np.ndarray) -> t
     a, b = np.zeros(old.shape), np.zeros((len(u), len(old)))
     a[:kept] = rows * signs[:, None] * scale
     b[:, :kept] = u[:, :kept] * (s[:kept] * signs / scale)
-    rest = _complete(rows, old, len(old) - kept)
+    rest = completed(rows, old, len(old) - kept)
     a[kept : kept + len(rest)] = rest * scale
     return a.astype(np.float32), b.astype(np.float32)
 
 
-def _complete(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
+def completed(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
     """Up to ``count`` orthonormal rows outside the span of ``rows``: largest remainders of old rows first."""
     basis, candidates = rows, old.astype(np.float64)
     for _ in range(count):

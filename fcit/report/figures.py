@@ -137,10 +137,11 @@ def course(run: Run) -> Figure:
     central = run.config.centralised
     figure, (left, *others) = _panels(1 if central else 2, height=2.4)
     rounds = run.of("round")
-    losses = [sum(e["loss"].values()) / max(1, len(e["loss"])) for e in rounds]
-    left.plot(range(1, len(rounds) + 1), losses)
+    # A round without updates, which only secret sampling knows, has no loss.
+    losses = {x: sum(e["loss"].values()) / len(e["loss"]) for x, e in enumerate(rounds, start=1) if e["loss"]}
+    left.plot(list(losses), list(losses.values()))
     each = "stage" if central else "round"
-    left.set(title="training loss", xlabel=each, ylim=(0, 1.1 * (max(losses, default=0) or 1)))
+    left.set(title="training loss", xlabel=each, ylim=(0, 1.1 * (max(losses.values(), default=0) or 1)))
     for right in others:
         _traffic(right, rounds)
     return figure

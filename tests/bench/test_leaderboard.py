@@ -415,17 +415,28 @@ def test_epsilon_has_a_column_where_a_row_is_private(planned):
         finish(run, {"a": [1.0, 0.0]})
         if run.row.label == "disco":
             file = run.folder / "results.json"
-            spent = {"epsilon": 7.9 + run.seed / 10, "delta": 1e-5, "public_noise": bool(run.seed)}
-            file.write_text(json.dumps({**json.loads(file.read_text()), "privacy": spent}))
+            spent = {
+                "epsilon": 7.9 + run.seed / 10,
+                "delta": 1e-5,
+                "public_noise": bool(run.seed),
+                "amplification": "no",
+            }
+            records = {**spent, "epsilon": 2.0 + run.seed, "public_noise": False}
+            raw = {**json.loads(file.read_text()), "privacy": spent, "record_privacy": records}
+            file.write_text(json.dumps(raw))
     found = leaderboard.collect(made)
     text = tables.markdown(found)
-    assert "| forgetting | epsilon | difference" in text
-    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 |" in text
-    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in text
+    assert "| forgetting | epsilon | record epsilon | difference" in text
+    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 | 3.00 |" in text
+    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - | - |" in text
     assert "differential privacy of whole clients (a contribution replaced by zero) at delta 1e-05" in text
+    assert "record epsilon: differential privacy of single records (one added or removed) at delta 1e-05" in text
+    assert "Amplification by sampling: no." in text
     assert "disco: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private." in text
-    rows = {row["row"]: row["epsilon"] for row in csv.DictReader(io.StringIO(tables.csv(found)))}
-    assert rows == {"finetune": "", "disco": "8"}
+    rows = {
+        row["row"]: (row["epsilon"], row["record epsilon"]) for row in csv.DictReader(io.StringIO(tables.csv(found)))
+    }
+    assert rows == {"finetune": ("", ""), "disco": ("8", "3")}
     assert any("epsilon" in column.header for column in tables.terminal(found.tables[0], "small", 200).columns)
 
 

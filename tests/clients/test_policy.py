@@ -102,6 +102,19 @@ def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
     assert done(text(), site(tmp_path, benchmark="own.yaml")).benchmark == "fcit-mini-short"
 
 
+def test_a_site_can_demand_that_updates_are_masked(tmp_path):
+    mine = site(tmp_path, secure_aggregation="required")
+    with pytest.raises(Refused, match=r"^secure_aggregation: SITE\.yaml says required, and the run has privacy"):
+        policy.limited(text(), mine)
+    assert done(text(privacy={"secure_aggregation": "on"}), mine).privacy.secure
+    assert not done(text(), site(tmp_path)).privacy.secure
+
+
+def test_an_order_cannot_ask_for_sums_of_fewer_than_three(tmp_path):
+    with pytest.raises(ConfigError, match=r"privacy\.min_group: .*greater than or equal to 3, got 2"):
+        policy.limited(text(privacy={"secure_aggregation": "on", "min_group": 2}), site(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("settings", "sites_section", "said"),
     [

@@ -115,6 +115,14 @@ def test_another_order_or_secret_has_others(secret, changes):
     assert not np.array_equal(Toy(50).step(one, [])[1], Toy(50).step(other, [])[1])
 
 
+def test_public_noise_does_not_depend_on_where_a_run_is_done():
+    one, other = (
+        private(50, given=order(config=text, run=text), reproducible_noise=True)
+        for text in ("engine: inline", "engine: ray")
+    )
+    assert one.batches() == other.batches()
+
+
 def test_every_step_and_every_sum_has_noise_of_its_own():
     toy, steps = Toy(10), private(10)
     first, second = (toy.step(steps, [])[1] for _ in range(2))
