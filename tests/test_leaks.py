@@ -5,8 +5,9 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 
-from tests.evidence.leaks import scores, tokens, updates
+from tests.evidence.leaks import page, scores, tokens, updates
 
 MEMBER = np.array([True, True, False, False])
 
@@ -112,12 +113,22 @@ def test_the_nearest_question_is_first():
     assert tokens.nearest(np.array([6.0, 8.0]), features).tolist() == [1, 2, 0]
 
 
+def test_the_gradient_of_a_first_step_of_adamw():
+    """To a few percent, although the step is hardly more than its sign."""
+    gradient = torch.tensor([3e-3, -2e-4, 5e-6, 0.0, -7e-8])
+    weight = torch.nn.Parameter(torch.zeros(5))
+    weight.grad = gradient
+    torch.optim.AdamW([weight], lr=3e-3, weight_decay=0.0, foreach=True).step()
+    found = updates.gradients(weight.detach().numpy().astype(np.float64), 3e-3)
+    assert found == pytest.approx(gradient.numpy(), rel=0.1)
+
+
 def test_a_replay_finds_the_right_one_of_three():
     """Plain LoRA on a linear layer, one step of a sign, as AdamW's first: the update of the third record."""
     rng = np.random.default_rng(0)
     records, a, g = rng.normal(size=(3, 16)), rng.normal(size=(4, 16)), rng.normal(size=(3, 8))
     updates_of = np.stack([-np.sign(np.outer(g[i], a @ records[i])).ravel() for i in range(3)])
-    assert updates.Replayed(updates_of).weights(updates_of[2]) == pytest.approx([0, 0, 1])
+    assert updates.Replayed(updates_of).weights(updates_of[2]) == pytest.approx([0, 0, np.sqrt(32)])
 
 
 def test_a_replay_tells_the_two_records_of_a_sum():
@@ -136,3 +147,8 @@ def test_the_token_that_is_taught():
     order = updates.taught(moved, embeddings, known=4)
     assert order[0] == 17
     assert sorted([*order, 4]) == list(range(50))
+
+
+def test_the_page_has_the_tables_of_the_results():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text) == text, "run `python -m tests.evidence.leaks.page`"

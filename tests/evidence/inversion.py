@@ -18,8 +18,9 @@ The attacks were developed on ``super-clevr`` and ``flickr30k`` and other draws,
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -35,10 +36,10 @@ from fcit.privacy import accountant, clipping
 from fcit.privacy.mechanism import Mechanism
 from fcit.privacy.noise import Noise, fresh
 from tests.evidence.leaks import scores, tokens, updates
-from tests.evidence.leaks.world import World, keep, read
+from tests.evidence.leaks.world import NOT_RUN, World, keep, read
 
 RESULTS = Path(__file__).parent / "results" / "inversion.json"
-TRIALS = 8
+TRIALS = 4
 SIZES = (1, 4, 16, 64)  # records of an update
 CANDIDATES, OTHERS, CLIENTS = 128, 160, 5
 TASK = 0  # ocr-vqa
@@ -64,6 +65,11 @@ class Arm:
     later: bool = False
     clients: int = 1
     epsilon: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient of a first step can be computed from what is seen."""
+        return self.clients == 1 and not self.later and "federation.wire=bfloat16" not in self.settings
 
 
 ARMS = {
@@ -128,7 +134,7 @@ def without_the_question(dataset: str) -> dict[str, Any]:
     rows = [number for number, question in enumerate(distinct) if question in own]
     rng = seeding.generator(0, "tokens", "without", dataset)
     nearest, other = [], []
-    for row in rng.permutation(rows)[: 10 * TRIALS]:
+    for row in rng.permutation(rows)[: 20 * TRIALS]:
         order = [n for n in tokens.nearest(features[row], features) if n != row]
         nearest.append(_overlap(distinct[row], distinct[order[0]]))
         drawn = rng.choice([n for n in rows if n != row])
@@ -140,24 +146,40 @@ def without_the_question(dataset: str) -> dict[str, Any]:
 
 
 @cache
-def _start(later: bool) -> tuple[World, Tensors, list[Record], list[Record], updates.Replayed]:
-    """The server's world, a start, the candidates, other records, and the candidates' updates from the start."""
+def _start(later: bool) -> tuple[World, Tensors, list[Record], list[Record]]:
+    """The server's world, a start, the candidates, and other records."""
     world = World()
     records = world.records(TASK, CANDIDATES + OTHERS)
     candidates, others = records[:CANDIDATES], records[CANDIDATES:]
     start = world.train(world.first, others[:128], client=1).tensors if later else world.first
-    return world, start, candidates, others, _replayed(world, start, candidates)
+    return world, start, candidates, others
 
 
-def _replayed(world: World, start: Tensors, records: Sequence[Record]) -> updates.Replayed:
-    return updates.Replayed(np.stack([updates.flat(world.train(start, [r]).tensors, start) for r in records]))
+@cache
+def _alone(later: bool) -> np.ndarray:
+    """The update of every candidate alone."""
+    world, start, candidates, _ = _start(later)
+    return np.stack([updates.flat(world.train(start, [record]).tensors, start) for record in candidates])
 
 
-def _seen(arm: Arm, world: World, start: Tensors, sent: Tensors, others: Sequence[Record]) -> np.ndarray:
+def _compared(arm: Arm, moved: np.ndarray) -> np.ndarray:
+    """What is compared of updates."""
+    world = _start(arm.later)[0]
+    return updates.gradients(moved, world.config.training.lr) if arm.exact else moved
+
+
+@cache
+def _of_others(later: bool, count: int) -> list[Tensors]:
+    """Updates of so many other clients, of sixteen records each that are no candidates."""
+    world, start, _, others = _start(later)
+    return [world.train(start, others[16 * k :][:16], client=k + 1).tensors for k in range(count)]
+
+
+def _seen(arm: Arm, world: World, start: Tensors, sent: Tensors) -> np.ndarray:
     """What is seen of a client's update."""
     if arm.clients == 1:
         return updates.flat(sent, start)
-    more = [world.train(start, others[16 * k :][:16], client=k + 1).tensors for k in range(arm.clients - 1)]
+    more = _of_others(arm.later, arm.clients - 1)
     if arm.epsilon is None:
         return np.mean([updates.flat(each, start) for each in (sent, *more)], axis=0)
     privacy = world.config.privacy
@@ -168,17 +190,23 @@ def _seen(arm: Arm, world: World, start: Tensors, sent: Tensors, others: Sequenc
     return updates.flat(mechanism.release("all", sums, start), start)
 
 
+def _sizes(arm: Arm) -> tuple[int, ...]:
+    """The numbers of records that an arm is tried with."""
+    return SIZES if arm.clients == 1 else (16,)
+
+
 def from_update(arm: Arm) -> dict[str, Any]:
     """Which candidates an update was trained on, by the number of its records."""
-    _, start, candidates, others, replayed = _start(arm.later)
+    _, start, candidates, _ = _start(arm.later)
     world, result = World(arm.settings), dict[str, Any]()
-    for many in SIZES if arm.clients == 1 else (16,):
+    replayed = updates.Replayed(_compared(arm, _alone(arm.later)))
+    for many in _sizes(arm):
         shares, areas = [], []
         for trial in range(TRIALS):
             drawn = seeding.generator(0, "updates", many, trial).permutation(CANDIDATES)[:many]
             true = np.isin(np.arange(CANDIDATES), drawn)
             sent = world.train(start, [candidates[i] for i in drawn]).tensors
-            weights = replayed.weights(_seen(arm, world, start, sent, others))
+            weights = replayed.weights(_compared(arm, _seen(arm, world, start, sent)))
             shares.append(updates.found(weights, true))
             areas.append(scores.auc(weights, true))
         result[str(many)] = {
@@ -192,13 +220,13 @@ def from_update(arm: Arm) -> dict[str, Any]:
 
 def from_texts() -> dict[str, Any]:
     """Question and answer of single records, replayed with an image that is not theirs."""
-    world, start, candidates, others, _ = _start(later=False)
+    world, start, candidates, others = _start(later=False)
     replayed = np.stack(
         [updates.flat(world.train(start, [replace(r, images=others[0].images)]).tensors, start) for r in candidates]
     )
     replayed /= np.linalg.norm(replayed, axis=1, keepdims=True)
     hits: dict[str, list[bool]] = {"first": [], "first five": []}
-    for number, record in enumerate(candidates[: 8 * TRIALS]):
+    for number, record in enumerate(candidates[: 12 * TRIALS]):
         order = np.argsort(-replayed @ updates.flat(world.train(start, [record]).tensors, start), kind="stable")
         texts = [candidates[i].turns[0] for i in order[:5]]
         hits["first"].append(texts[0] == candidates[number].turns[0])
@@ -209,14 +237,14 @@ def from_texts() -> dict[str, Any]:
 
 def from_last_layer() -> dict[str, Any]:
     """Tokens of the answers of single records, without candidates."""
-    world, start, candidates, _, _ = _start(later=False)
+    world, start, candidates, _ = _start(later=False)
     backbone = world.worker.backbone
     [scale] = [p for n, p in backbone.model.named_parameters() if n.endswith("language_model.norm.weight")]
     embeddings = backbone.word_embeddings.astype(np.float64) * scale.detach().numpy()
     [name] = [n for n in start if n.endswith(LAST) and B in n]
     hits: dict[str, list[bool]] = {"best": [], "five best": []}
     lengths = []
-    for record in candidates[: 4 * TRIALS]:
+    for record in candidates[: 12 * TRIALS]:
         *answer, end = world.worker._encoded(0, [world.data.add([record])])[0].targets
         order = updates.taught(world.train(start, [record]).tensors[name] - start[name], embeddings, end)
         hits["best"].append(order[0] in answer)
@@ -250,13 +278,11 @@ def token_table(results: dict[str, Any]) -> str:
         f"| data set (distinct questions) | noise | {' | '.join(f'{many} records' for many in MEANS)} |",
         "|---|---|" + "---|" * len(MEANS),
     ]
-    for dataset in DATASETS:
-        for noise in NOISE:
-            entry = results.get(f"tokens, {dataset}, noise {noise:g}")
-            if entry:
-                cells = [f"{100 * entry[str(many)]['recall']:.0f} %" for many in MEANS]
-                label = f"{100 * noise:g} %" if noise else "none"
-                lines.append(f"| {dataset} ({entry['distinct']:,}) | {label} | {' | '.join(cells)} |")
+    for dataset, noise in itertools.product(DATASETS, NOISE):
+        entry = results.get(f"tokens, {dataset}, noise {noise:g}")
+        cells = [f"{100 * entry[str(many)]['recall']:.0f} %" if entry else NOT_RUN for many in MEANS]
+        many = f" ({entry['distinct']:,})" if entry else ""
+        lines.append(f"| {dataset}{many} | {f'{100 * noise:g} %' if noise else 'none'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -267,29 +293,50 @@ def update_table(results: dict[str, Any]) -> str:
         "|---|" + "---|" * len(SIZES),
         f"| (guessing) | {' | '.join(f'{100 * many / CANDIDATES:.0f} %' for many in SIZES)} |",
     ]
-    for name in ARMS:
+    for name, arm in ARMS.items():
         entry = results.get(f"updates, {name}")
-        if entry:
-            cells = [f"{100 * entry[str(many)]['found']:.0f} %" if str(many) in entry else "-" for many in SIZES]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        sizes = _sizes(arm)
+        cells = [(f"{100 * entry[str(n)]['found']:.0f} %" if entry else NOT_RUN) if n in sizes else "-" for n in SIZES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def text_table(results: dict[str, Any]) -> str:
+    """Markdown: what was read of single records without their images, and without candidates."""
+    rows = {
+        "question and answer, image unknown, best of 128": ("texts", "first"),
+        "the same, among the best five": ("texts", "first five"),
+        "a token of the answer, no candidates, best of 1,024": ("answers", "best"),
+        "the same, among the best five (tokens)": ("answers", "five best"),
+    }
+    lines = ["| of single records, first round | share (95 % interval) |", "|---|---|"]
+    for label, (part, key) in rows.items():
+        entry, cell = results.get(part), NOT_RUN
+        if entry:
+            low, high = entry[key]["interval"]
+            cell = f"{100 * entry[key]['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+        lines.append(f"| {label} | {cell} |")
+    return "\n".join(lines)
+
+
+TABLES = {"tokens": token_table, "updates": update_table, "texts": text_table}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="parts whose name begins with this, e.g. 'tokens, iconqa'")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts whose names begin so, e.g. 'tokens, iconqa'")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the tables")
     args = parser.parse_args()
     for name, part in ({} if args.table else PARTS).items():
-        if not name.startswith(args.only) or name in read(args.results):
+        if not name.startswith(tuple(args.only)) or name in read(args.results):
             continue
         begin = time.process_time()
         result = part()
         seconds = round(time.process_time() - begin, 1)
         keep(args.results, name, {**result, "cpu_seconds": seconds})
         print(f"{name}: {seconds} s", flush=True)
-    for table in (update_table, token_table):
+    for table in TABLES.values():
         print(table(read(args.results)))
 
 

@@ -5,27 +5,49 @@ from __future__ import annotations
 import numpy as np
 
 from fcit.io.trees import Tensors
+from fcit.models.layout import B
 from tests.evidence.leaks.tokens import nonnegative
+
+#: Added to the root of the second moment by torch's AdamW.
+EPSILON = 1e-8
 
 
 def flat(tensors: Tensors, start: Tensors) -> np.ndarray:
-    """How far an update has moved, all its tensors in one row, float64."""
-    return np.concatenate([(tensors[n].astype(np.float64) - start[n]).ravel() for n in sorted(tensors)])
+    """How far the factors B of an update have moved, in one row, float64.
+
+    Factors A do not move while B is 0, and what the projector has learnt depends on the image most of all.
+    """
+    names = sorted(name for name in tensors if B in name)
+    return np.concatenate([(tensors[n].astype(np.float64) - start[n]).ravel() for n in names])
+
+
+def gradients(moved: np.ndarray, lr: float) -> np.ndarray:
+    """The gradient of an update of one step of AdamW that began at 0.
+
+    Such a step is -lr g / (|g| + epsilon): hardly more than a sign, but float32 numbers near lr tell how far they are
+    from it, and that is epsilon / |g|.
+
+    Args:
+        moved: by how much, of tensors that were 0, so that it is exact in float32.
+        lr: rate of the step.
+    """
+    share = np.minimum(np.abs(moved) / lr, 1 - 2.0**-24)
+    return -np.sign(moved) * EPSILON * share / (1 - share)
 
 
 class Replayed:
     """Every candidate's own update, to compare an update of several records with.
 
     The server knows the tensors that a client starts from, the configuration and the seed, so it can train on any
-    record it suspects. An update of several records of one optimiser step is nearly their sum; the weights of the
-    candidates are those of the nearest non-negative combination.
+    record it suspects. The gradient of several records is the weighted mean of theirs, and an update of a few steps is
+    roughly one; the weights of the candidates are those of the nearest non-negative combination.
 
     Args:
-        updates: of each candidate alone ``(V, m)``.
+        updates: of each candidate alone ``(V, m)``, or their gradients; brought to one length.
     """
 
     def __init__(self, updates: np.ndarray) -> None:
-        self._basis, self._factor = np.linalg.qr(updates.T)
+        self._basis, self._factor = np.linalg.qr((updates / np.linalg.norm(updates, axis=1, keepdims=True)).T)
 
     def weights(self, update: np.ndarray) -> np.ndarray:
         """How much of each candidate is in an update ``(V,)``."""

@@ -36,6 +36,7 @@ from server.privacy import Privacy
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SHARD = "shard"
+NOT_RUN = "not run yet"  # in tables
 BASE = {
     "name": "leaks",
     "benchmark": "fcit-mini-short",
