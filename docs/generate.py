@@ -299,9 +299,10 @@ def picture(walk: list[Step]) -> str:
 
 
 def method_table() -> str:
-    """Every method with its summary."""
-    rows = [[f"`{name}`", cell(_summary(registry.resolve("method", name)))] for name in sorted(registry.METHODS)]
-    return table(["`method:`", "what it does"], rows)
+    """Every method with its family and its summary."""
+    parts = [(name, registry.resolve("method", name)) for name in sorted(registry.METHODS)]
+    rows = [[f"`{name}`", part.family, cell(_summary(part))] for name, part in parts]
+    return table(["`method:`", "family", "what it does"], rows)
 
 
 GENERATORS: dict[str, Callable[[], str]] = {

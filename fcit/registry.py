@@ -15,23 +15,29 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
 METHODS = {
+    "clmoe": "fcit.methods.clmoe:CLMoE",
     "disco": "fcit.methods.disco:Disco",
+    "dop": "fcit.methods.dop:DOP",
     "ewc": "fcit.methods.ewc:EWC",
     "finetune": "fcit.methods.finetune:Finetune",
+    "hide": "fcit.methods.hide:HiDe",
     "individual": "fcit.methods.individual:Individual",
     "joint": "fcit.methods.joint:Joint",
+    "keeplora": "fcit.methods.keeplora:KeepLoRA",
     "l2p": "fcit.methods.l2p:L2P",
     "lwf": "fcit.methods.lwf:LwF",
     "mlora": "fcit.methods.mlora:MLoRA",
     "moelora": "fcit.methods.moelora:MoELoRA",
     "olora": "fcit.methods.olora:OLoRA",
+    "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
+    "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 
@@ -245,11 +251,19 @@ def _source(module: str) -> Path:
     raise ModuleNotFoundError(f"no module {module!r}", name=module)
 
 
-def described(dotted: str) -> tuple[str, bool]:
-    """What the part at ``package.module:Name`` (or the module) is, and whether its definition is ours.
+class Described(NamedTuple):
+    """What the source of a part says of it."""
+
+    text: str
+    dagger: bool  # its definition is ours
+    family: str  # of methods
+
+
+def described(dotted: str) -> Described:
+    """What the part at ``package.module:Name`` (or the module) is.
 
     Read from its source, so that a list does not wait for the libraries that its parts import: the ``summary`` in the
-    class, else the first line of the docstring; ``dagger``.
+    class, else the first line of the docstring; ``dagger`` and ``family``.
 
     Raises:
         ModuleNotFoundError: there is no such module.
@@ -264,7 +278,7 @@ def described(dotted: str) -> tuple[str, bool]:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 constants[ast.unparse(target)] = node.value.value
     summary = constants.get("summary") or (ast.get_docstring(tree) or "").partition("\n")[0]
-    return str(summary), bool(constants.get("dagger", False))
+    return Described(str(summary), bool(constants.get("dagger", False)), str(constants.get("family", "")))
 
 
 def problem(kind: str, name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,22 @@ from server.participants import Slot
 
 
 class Orders:
-    """Makes the orders of one run, whose id they carry."""
+    """Makes the orders of one run, whose id they carry.
 
-    def __init__(self, config: RunConfig, stream: Stream, method: Method, fedopt: FedOpt, run: str = "") -> None:
-        self.run = run
+    Args:
+        planned: how often a participation's client will train on its records, for :attr:`TrainOrder.participations`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: Stream,
+        method: Method,
+        fedopt: FedOpt,
+        run: str = "",
+        planned: Callable[[Slot], int] = lambda slot: 0,
+    ) -> None:
+        self.run, self._planned = run, planned
         self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
@@ -57,15 +69,20 @@ class Orders:
             config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
         )
 
-    def train(self, state: ServerState, progress: Progress, slot: Slot) -> TrainOrder:
-        """Order to train; constants that the client has are not sent again.
+    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+        """Tensors of a subspace that are not trained in its ``turn``-th round, by ``factors:`` and by the method."""
+        names = list(names)
+        return sorted({*self.factors.frozen(names, turn), *self.method.frozen(names)})
+
+    def train(self, state: ServerState, progress: Progress, slot: Slot, measure: bool = False) -> TrainOrder:
+        """Order to train, or to ``measure``; constants that the client has are not sent again.
 
         Raises:
             RunError: the method broadcasts something other than float32 arrays.
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
-        frozen = self.factors.frozen(subspace, state.turns.get(name, 0))
+        frozen = self.frozen(subspace, state.turns.get(name, 0))
         tensors = {**state.shared, **subspace}
         extra = self.method.broadcast(state, slot.pair)
         for key, value in extra.items():
@@ -90,7 +107,9 @@ class Orders:
             memory=progress.memories.get(str(slot.client), ""),
             constants=sorted(constants),
             frozen=frozen,
+            measure=measure,
             run=self.run,
+            participations=self._planned(slot),
         )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:
@@ -114,6 +133,8 @@ class Orders:
 
     def extra_shapes(self, state: ServerState, order: TrainOrder) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors that the update to an order holds beside the trained ones."""
+        if order.measure:
+            return {f"{EXTRA}{n}": tuple(s) for n, s in self.method.measured_shapes(state).items()}
         trained = {n: t.shape for n, t in order.trained.items()}
         extra = {f"{EXTRA}{n}": tuple(s) for n, s in self.method.extra_shapes(state).items()}
         return extra | {f"{FEDOPT}{n}": tuple(s) for n, s in self.fedopt.extra_shapes(trained).items()}

@@ -2,6 +2,7 @@ import pytest
 
 from fcit import registry
 from fcit.errors import ConfigError
+from fcit.methods.base import FAMILIES
 from tests.helpers.cases import check_each
 
 ENTRIES = [(kind, name) for kind, table in registry.KINDS.items() for name in table]
@@ -34,11 +35,17 @@ def test_what_is_read_of_a_part_is_what_it_says_of_itself():
         for name, place in table.items():
             part = registry.resolve(kind, name)
             text = getattr(part, "summary", "") or (part.__doc__ or "").strip().splitlines()[0]
-            assert registry.described(place) == (text, bool(getattr(part, "dagger", False))), (kind, name)
+            family = getattr(part, "family", "") if kind == "method" else ""
+            assert registry.described(place) == (text, bool(getattr(part, "dagger", False)), family), (kind, name)
+
+
+def test_every_method_belongs_to_a_family():
+    without = [name for name, place in registry.METHODS.items() if registry.described(place).family not in FAMILIES]
+    assert without == []
 
 
 def test_what_is_read_of_a_module_is_its_first_line():
-    assert registry.described("fcit.registry") == ((registry.__doc__ or "").splitlines()[0], False)
+    assert registry.described("fcit.registry") == ((registry.__doc__ or "").splitlines()[0], False, "")
     with pytest.raises(ModuleNotFoundError, match=r"no module 'fcit\.none'"):
         registry.described("fcit.none")
 

@@ -10,7 +10,7 @@ from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
 KINDS = [*registry.KINDS, "benchmark"]
-_WIDTH = 20  # characters of a name
+_WIDTH, _FAMILY = 20, 14  # characters of a name and of a family of methods
 
 
 def arguments(add: Add) -> None:
@@ -56,5 +56,5 @@ def _members(kind: str) -> Iterator[str]:
         yield from (f"{name:{_WIDTH}} {summary(name)}" for name in shipped())
         return
     for name, place in registry.KINDS[kind].items():
-        text, ours = registry.described(place)
-        yield f"{name + ' †' * ours:{_WIDTH}} {text}"
+        text, ours, family = registry.described(place)
+        yield f"{name + ' †' * ours:{_WIDTH}} {f'{family:{_FAMILY}} ' if family else ''}{text}"

@@ -19,7 +19,7 @@ from fcit.contracts.toy import PAIRS, A, B, MethodCase, first_failure, method_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
-from fcit.methods.base import INVARIANTS, Method, Pair, ServerState
+from fcit.methods.base import FAMILIES, INVARIANTS, Method, Pair, ServerState
 
 # --------------------------------------------------------------------------- checks of every method
 
@@ -31,6 +31,8 @@ def is_described(case: MethodCase) -> None:
     require(method.summary, "set `summary`, one line for `fcit list`")
     require(method.answers, "set `answers`, one sentence for the model card: how the subspaces answer together")
     require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
+    families = ", ".join(FAMILIES)
+    require(method.family in ("", *FAMILIES), f"family is {method.family!r}; allowed: {families}, or none")
     kinds = ("text", "image", "both")
     require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
     strange = set(method.invariants) - set(INVARIANTS)
@@ -146,6 +148,9 @@ def a_client_can_train(case: MethodCase) -> None:
     """Client hooks: a scalar loss with gradients, float32 extras as announced, a memory that can be saved."""
     if not case.method.trains:
         return
+    if case.method.measures:
+        require(not case.method.robust, "what clients measure is protected by nothing: set robust to False")
+        case.measure()
     memory: dict[str, Any] = {}
     for _ in range(2):  # the second time it remembers the first
         session, _ = case.train(PAIRS[0], memory)
@@ -161,12 +166,14 @@ def a_second_stage_follows(case: MethodCase) -> None:
     for stage in range(2):
         case.state.stage, case.state.round = stage, case.method.config.federation.rounds - 1
         case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+        if case.method.measures:
+            case.measure()
         trained = {pair: case.train(pair, memories[pair], last_round=True) for pair in PAIRS}
         case.method.aggregate(case.state, iter([update for _, update in trained.values()]), case.aggregator)
         before = {n: dict(tensors) for n, tensors in case.method.constants(case.state).items()}
+        case.save()
         case.method.end_stage(case.state, stage)
-        plain, tensors = trees.flatten(case.state.memory)
-        case.state.memory = trees.restore(plain, tensors)
+        case.save()
         after = case.method.constants(case.state)
         same = all(np.array_equal(t, after[n][k]) for n in before.keys() & after.keys() for k, t in before[n].items())
         require(same, "a group of constants changed under the same name")

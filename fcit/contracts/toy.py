@@ -15,8 +15,9 @@ from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
-from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update
-from fcit.models.layout import KEYS, PROMPTS, Layout
+from fcit.io import trees
+from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
+from fcit.models.layout import GATE, KEYS, PROMPTS, Layout
 
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
 A, B, P = (
@@ -92,6 +93,11 @@ class Toy:
         with torch.no_grad():
             yield
 
+    @contextmanager
+    def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
+        """As :meth:`fcit.models.adapters.Adapters.gate_use`: all experts alike."""
+        yield {n: torch.ones(len(p)) for n, p in self.trainable.items() if GATE in n}
+
     def load_teacher(self, tensors: dict[str, np.ndarray]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.load_teacher`."""
         require(
@@ -101,6 +107,16 @@ class Toy:
     def add_frozen(self, subspaces: list[dict[str, np.ndarray]]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.add_frozen`."""
         require(all(set(self.trainable) >= set(s) for s in subspaces), "add_frozen needs subspaces")
+
+    def principal(self, name: str, share: float) -> torch.Tensor:
+        """As :meth:`fcit.models.adapters.Adapters.principal`: the first direction."""
+        return torch.eye(1, self.trainable[name].shape[-1])
+
+    def load(self, tensors: dict[str, np.ndarray]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.load`."""
+        with torch.no_grad():
+            for name, value in tensors.items():
+                self.trainable[name].copy_(torch.from_numpy(value))
 
     def read(self) -> dict[str, np.ndarray]:
         """The trained tensors as arrays."""
@@ -174,27 +190,51 @@ class MethodCase:
             lr=0.1,
         )
 
+    def save(self) -> None:
+        """Save the server's memory and read it, as a checkpoint after every round does."""
+        plain, tensors = trees.flatten(self.state.memory)
+        self.state.memory = trees.restore(plain, tensors)
+
+    def measure(self) -> None:
+        """What the method's clients measure before a stage, taken in by the server."""
+        measured = []
+        for pair in PAIRS:
+            session = self.session(pair, {})
+            before = session.adapters.read()
+            extra = self.method.measure(session)
+            got = {n: getattr(t, "shape", None) for n, t in extra.items()}
+            shapes = {n: tuple(s) for n, s in self.method.measured_shapes(self.state).items()}
+            require(got == shapes, f"measure returned {got}, measured_shapes announces {shapes}")
+            require(all(t.dtype == np.float32 for t in extra.values()), "measure must return float32 arrays")
+            after = session.adapters.read()
+            require(all(np.array_equal(after[n], t) for n, t in before.items()), "measure has trained")
+            measured.append(Update(pair[0], session.subspace, len(EXAMPLES), {}, extra))
+        self.method.absorb(self.state, iter(measured))
+        self.save()
+
     def train(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> tuple[Session, Update]:
         """Two steps of plain descent through every client hook; the update as the server would read it."""
         method, session = self.method, self.session(pair, memory, last_round)
+        frozen = method.frozen(session.adapters.trainable)
         shapes = {n: tuple(s) for n, s in method.extra_shapes(self.state).items()}
         method.prepare(session)
         for _ in range(2):
-            loss = method.loss(session, EXAMPLES[:2], torch.zeros(2, 1, 1))
+            loss = objective(method, session, EXAMPLES[:2], torch.zeros(2, 1, 1))
             good = isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad
             require(good, f"loss must return a scalar tensor with gradients, got {type(loss).__name__}")
             loss.backward()
             method.on_gradients(session)
             with torch.no_grad():
-                for parameter in session.adapters.trainable.values():
-                    parameter -= 0.1 * (torch.zeros(()) if parameter.grad is None else parameter.grad)
+                for name, parameter in session.adapters.trainable.items():
+                    still = parameter.grad is None or name in frozen
+                    parameter -= 0.1 * (torch.zeros(()) if still else parameter.grad)
                     parameter.grad = None
             method.on_step(session)
         extra = method.finish(session)
         got = {n: getattr(t, "shape", None) for n, t in extra.items()}
         require(got == shapes, f"finish returned {got}, extra_shapes announces {shapes}")
         require(all(t.dtype == np.float32 for t in extra.values()), "finish must return float32 arrays")
-        tensors = session.adapters.read()
+        tensors = {n: t for n, t in session.adapters.read().items() if n not in frozen}
         require(all(np.isfinite(t).all() for t in tensors.values()), "training gave values that are not finite")
         return session, Update(pair[0], session.subspace, len(EXAMPLES), tensors, extra)
 

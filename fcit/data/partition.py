@@ -119,8 +119,10 @@ class ClientFiles:
         """Whether a task's client files lie under the data root and are used.
 
         Their records do not say which data set they are from, so that ``data.max_records`` cannot be applied to them.
+        The one participant of ``setting: centralised`` has a task's own files.
         """
-        return self.config.data.max_records is None and self._delivered(task).is_dir()
+        whole = self.config.data.max_records is None and not self.config.centralised
+        return whole and self._delivered(task).is_dir()
 
     def _delivered(self, task: int) -> Path:
         """The folder that a task's delivered client files would lie in."""

@@ -164,9 +164,8 @@ class Assistant:
             rows = [begin + place for place in places]
             batch = [examples[row] for row in rows]
             vision = self._backbone.vision_features(root, images_of(batch))
-            questions = QuestionBatch(
-                self._backbone, self._adapters, self._subspaces, batch, vision, features[rows], limit
-            )
+            model, knows = (self._backbone, self._adapters, self._subspaces), (self.routing.knowledge, self._known)
+            questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
             with self._backbone.answering.by(self.method.answers_by):
                 return self.method.answer(questions, mix[rows] if self.subspaces else None)
 

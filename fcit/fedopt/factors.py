@@ -81,20 +81,32 @@ class Svd(Separate):
 
     def merged(self, layer: Any, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         u, s, vt = layer.svd()
-        # Directions below the resolution of float32 are noise.
-        kept = min(len(old), int((s > np.finfo(np.float32).eps * s[0]).sum()))
-        rows = vt[:kept]
-        signs = np.sign(rows[np.arange(kept), np.abs(rows).argmax(axis=1)])
-        scale = float(np.linalg.norm(old, axis=1).mean()) or 1.0
-        new_a, new_b = np.zeros(a.shape), np.zeros(b.shape)
-        new_a[:kept] = rows * signs[:, None] * scale
-        new_b[:, :kept] = u[:, :kept] * (s[:kept] * signs / scale)
-        rest = _complete(rows, old, len(old) - kept)
-        new_a[kept : kept + len(rest)] = rest * scale
-        return new_a.astype(np.float32), new_b.astype(np.float32)
+        return factored(u, s, vt, old)
 
 
-def _complete(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
+def factored(u: np.ndarray, s: np.ndarray, vt: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A ``(r, d_in)`` and B ``(d_out, r)`` of W = U diag(s) V^T, truncated to the rank of ``old`` (see :class:`Svd`).
+
+    Args:
+        u: ``(d_out, m)``.
+        s: ``(m,)``, in descending order.
+        vt: ``(m, d_in)``.
+        old: an A ``(r, d_in)``, whose scale and further directions the new one keeps.
+    """
+    # Directions below the resolution of float32 are noise.
+    kept = min(len(old), int((s > np.finfo(np.float32).eps * s[0]).sum()))
+    rows = vt[:kept]
+    signs = np.sign(rows[np.arange(kept), np.abs(rows).argmax(axis=1)])
+    scale = float(np.linalg.norm(old, axis=1).mean()) or 1.0
+    a, b = np.zeros(old.shape), np.zeros((len(u), len(old)))
+    a[:kept] = rows * signs[:, None] * scale
+    b[:, :kept] = u[:, :kept] * (s[:kept] * signs / scale)
+    rest = completed(rows, old, len(old) - kept)
+    a[kept : kept + len(rest)] = rest * scale
+    return a.astype(np.float32), b.astype(np.float32)
+
+
+def completed(rows: np.ndarray, old: np.ndarray, count: int) -> np.ndarray:
     """Up to ``count`` orthonormal rows outside the span of ``rows``: largest remainders of old rows first."""
     basis, candidates = rows, old.astype(np.float64)
     for _ in range(count):

@@ -17,12 +17,18 @@ from fcit.config import RunConfig, Section
 from fcit.config.kinds import Decoder
 from fcit.fedopt.aggregator import Aggregator, Group
 from fcit.io.trees import Tensors
-from fcit.models.layout import A, B, Layout
+from fcit.methods.factory import Factory as Factory
+from fcit.models.layout import Layout
 
 Pair = tuple[int, str]  # (client, shard)
 
 #: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
+
+#: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
+#: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
+#: for new tasks, the combination of parameters trained apart, or the choice of parameters by the question.
+FAMILIES = ("baseline", "regularisation", "replay", "prompts", "expansion", "merging", "routing")
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class QuestionBatch:
         features: vision features ``(images, patches, d)``, question by question.
         identity: identity features ``(N, d)``.
         limit: maximum of new tokens.
+        knowledge: what :meth:`Method.knowledge` returned.
     """
 
     backbone: Any
@@ -122,6 +129,7 @@ class QuestionBatch:
     features: Any
     identity: np.ndarray
     limit: int
+    knowledge: tuple[dict[str, Any], Tensors] = field(default_factory=lambda: ({}, {}))
 
 
 @dataclass
@@ -169,40 +177,6 @@ def one_subspace(state: ServerState) -> int:
     return largest + sum(t.size for t in state.shared.values())
 
 
-class Factory:
-    """Initialises subspaces on the server, as a function of (seed, subspace id) only.
-
-    ``projector`` holds the backbone's projector (empty if it is frozen), ``given`` other tensors that are
-    initialised from the backbone: the soft prompts of a pool.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        shapes: dict[str, tuple[int, ...]],
-        projector: Tensors | None = None,
-        std: float = 0.01,
-        given: Tensors | None = None,
-    ) -> None:
-        self.seed, self.shapes, self.projector, self.std = seed, shapes, projector or {}, std
-        self.given = given or {}
-
-    def __call__(self, name: str) -> Tensors:
-        """A ~ N(0, 0.01^2), B = 0 (as in the reference code); gates as torch initialises a Linear."""
-        rng = seeding.generator(self.seed, "subspace", name)
-        return {key: self._start(key, shape, rng) for key, shape in sorted(self.shapes.items())}
-
-    def _start(self, key: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        if key in self.given:
-            return self.given[key].copy()
-        if B in key:
-            return np.zeros(shape, dtype=np.float32)
-        if A in key:
-            return rng.normal(0.0, self.std, shape).astype(np.float32)
-        # Gates: kaiming-uniform with a = sqrt 5, i.e. U(-1, 1) / sqrt(d_in). The same for keys of a prompt pool.
-        return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(shape[-1])).astype(np.float32)
-
-
 class Method:
     """Plain LoRA fine-tuning with a weighted mean: one subspace, no protection of earlier tasks."""
 
@@ -212,6 +186,8 @@ class Method:
     name: ClassVar[str] = ""
     #: One line for ``fcit list``.
     summary: ClassVar[str] = ""
+    #: One of :data:`FAMILIES`, for lists and tables; empty for a method of one's own that is of none.
+    family: ClassVar[str] = ""
     #: How the subspaces answer together, for the model card of an export; may depend on the options, as below.
     answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
@@ -222,6 +198,9 @@ class Method:
     #: References only: inference is given the true task of a question. This, ``answers``, ``identity``, ``group``,
     #: ``dagger`` and ``invariants`` may depend on the options; they are then set on the object.
     needs_task_at_inference: bool = False
+    #: Whether the clients of a stage's first round :meth:`measure` something on their shards before they train.
+    #: What they send is not protected by ``robust:`` and not covered by ``privacy:``.
+    measures: ClassVar[bool] = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
     remembers: ClassVar[bool] = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).
@@ -237,6 +216,9 @@ class Method:
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
+    #: Whether the hooks of a client touch its records only in :meth:`loss`, which is a mean over the answer tokens of
+    #: the records it is given, one record's terms without another's; ``privacy.record_dp`` needs it.
+    by_record: ClassVar[bool] = False
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
@@ -261,6 +243,13 @@ class Method:
         """Additive statistics of a shard from its identity features ``(N, d)``."""
         return Stats(features.astype(np.float64).sum(axis=0), len(features))
 
+    def measure(self, session: Session) -> Tensors:
+        """Measure the shard with the model of the order, without a step; tensors as :meth:`measured_shapes` announces.
+
+        Called if :attr:`measures`, before the first round of a stage. Whatever is sent has to be additive over clients.
+        """
+        return {}
+
     def prepare(self, session: Session) -> None:
         """Before the first step; the training slot holds the tensors of the order."""
 
@@ -270,6 +259,10 @@ class Method:
         Default: mean cross-entropy over answer tokens.
         """
         return session.backbone.loss(examples, features)
+
+    def penalty(self, session: Session) -> Any:
+        """A term of the trained parameters alone, which is added to the loss of every batch."""
+        return 0.0
 
     def on_gradients(self, session: Session) -> None:
         """After the backward pass of each step, before gradient clipping."""
@@ -289,6 +282,24 @@ class Method:
             state.subspaces["0"] = make("0")
         for pair in pairs:
             state.assigned[pair] = "0"
+
+    def measured_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
+        """Names and shapes (float32) of what :meth:`measure` returns; other replies are rejected."""
+        return {}
+
+    def absorb(self, state: ServerState, measured: Iterable[Update]) -> None:
+        """Take in what clients have measured (:attr:`Update.extra`), in ascending client order; nothing was trained."""
+
+    def frozen(self, names: Iterable[str]) -> list[str]:
+        """Tensors of a subspace that clients load and neither train nor send back, beside those of ``factors:``."""
+        return []
+
+    def common(self, stage: int) -> str | None:
+        """The subspace that :meth:`assign` gives every client in a stage; None if it depends on the client.
+
+        ``privacy.sampling: secret`` needs one: of several, those that move would show who took part.
+        """
+        return "0" if type(self).assign is Method.assign else None
 
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
@@ -373,3 +384,8 @@ class Method:
     def active(self, state: ServerState) -> int:
         """Trained parameters that are active for one question; default: all subspaces and the shared tensors."""
         return sum(t.size for t in arrays([state.subspaces, state.shared]))
+
+
+def objective(method: Method, session: Session, examples: list[Any], features: Any) -> Any:
+    """What a step minimises: the method's loss of a batch and its penalty."""
+    return method.loss(session, examples, features) + method.penalty(session)

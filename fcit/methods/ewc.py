@@ -50,6 +50,7 @@ class EWC(Method):
         samples: int = Field(32, ge=1, description="records of a shard that a client estimates the Fisher on")
 
     name = "ewc"
+    family = "regularisation"
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
     #: An SVD rotates the factors in every round; a Fisher of the old factors does not apply to the new ones.
     factors = frozenset({"separate", "alternate", "frozen_a"})
@@ -62,13 +63,13 @@ class EWC(Method):
             for name, tensor in group.items():
                 session.notes[name] = torch.from_numpy(tensor).to(session.adapters.trainable[_parameter(name)].device)
 
-    def loss(self, session, examples, features):
-        loss = super().loss(session, examples, features)
+    def penalty(self, session):
+        penalty = 0.0
         for name, parameter in session.adapters.trainable.items():
             if f"fisher/{name}" in session.notes:
                 moved = parameter - session.notes[f"anchor/{name}"]
-                loss = loss + self.options.strength / 2 * (session.notes[f"fisher/{name}"] * moved.square()).sum()
-        return loss
+                penalty = penalty + self.options.strength / 2 * (session.notes[f"fisher/{name}"] * moved.square()).sum()
+        return penalty
 
     def finish(self, session: Session) -> Tensors:
         if not session.last_round:

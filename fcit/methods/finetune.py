@@ -9,4 +9,6 @@ class Finetune(Method):
     """The lower baseline, without protection of earlier tasks: theta <- fedopt(theta, weighted mean) in every round."""
 
     name = "finetune"
+    family = "baseline"
     summary = "one LoRA adapter tuned stage after stage (lower baseline)"
+    by_record = True

@@ -14,6 +14,7 @@ class Individual(Method):
     """
 
     name = "individual"
+    family = "baseline"
     summary = "one adapter per task, task known at inference (reference)"
     answers = "A reference: each subspace belongs to one task, which has to be named (`subspace=`)."
     group = "reference"

@@ -13,6 +13,7 @@ class Joint(Method):
     """
 
     name = "joint"
+    family = "baseline"
     summary = "one participant with the data of all clients and tasks (upper reference)"
     group = "reference"
     pooled = "all"

@@ -34,7 +34,9 @@ class LwF(Method):
         temperature: float = Field(2.0, gt=0, description="T; 2: the public code of PRISM-FMCL")
 
     name = "lwf"
+    family = "regularisation"
     summary = "distillation from the model of the stage before, on the new data"
+    by_record = True
 
     def prepare(self, session: Session) -> None:
         for teacher in session.constants.values():

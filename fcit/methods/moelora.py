@@ -29,7 +29,9 @@ class MoELoRA(Method):
         experts: int = Field(4, ge=2)
 
     name = "moelora"
+    family = "routing"
     summary = "experts of small rank behind a token gate, one model stage after stage"
+    by_record = True
     #: An SVD of the summed product would mix the experts that the gate distinguishes.
     factors = frozenset({"separate", "alternate", "frozen_a"})
 

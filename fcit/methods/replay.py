@@ -36,6 +36,7 @@ class Replay(Method):
         ratio: float = Field(0.5, gt=0, description="stored records per new record of a batch")
 
     name = "replay"
+    family = "replay"
     summary = "clients keep a reservoir of records and mix them into new batches"
     group = "replay"
     remembers = True

@@ -9,6 +9,7 @@ class ZeroShot(Method):
     """No training; every data set is evaluated once."""
 
     name = "zero_shot"
+    family = "baseline"
     summary = "the backbone without any tuning (reference)"
     group = "reference"
     trains = False

@@ -23,10 +23,10 @@ from fcit import config as configuration
 from fcit import seeding
 from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
-from fcit.models import hashes
+from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import Projectors, TokenGates, as_factor, scale
-from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector
+from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale
+from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 
 SLOT = "slot"
@@ -59,6 +59,7 @@ class Adapters:
         self._selection = Selection(adapter.rank)
         self._frozen_added = False
         self._trained: set[str] = set()
+        self._principal: dict[tuple[str, float], torch.Tensor] = {}
         self._gates: dict[str, TokenGates] = {}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
@@ -216,6 +217,25 @@ class Adapters:
         finally:
             self._activate()
 
+    @contextmanager
+    def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Within :meth:`training`: counts how often each expert is among a token's ``top``, by its gate's name."""
+        with self._gates[SLOT].counting(top) as counts:
+            yield {f"{name}{_GATE}": count for name, count in counts.items()}
+
+    @contextmanager
+    def gated_by(self, prior: np.ndarray) -> Iterator[None]:
+        """Inside, the mixture's token gates are blended with gates of the questions, see :class:`TokenGates`.
+
+        Args:
+            prior: ``(B, layers, experts)``, in the order of the layers' names; a row sums to its share of the blend.
+        """
+        self.backbone.answering.rows[PRIOR] = torch.from_numpy(prior).to(self.backbone.device)
+        try:
+            yield
+        finally:
+            self.backbone.answering.rows.pop(PRIOR, None)
+
     def load_teacher(self, tensors: Tensors) -> None:
         """Within :meth:`training`: load the subspace (and projector) that is active inside :meth:`teacher`."""
         lora = {n: t for n, t in tensors.items() if not is_projector(n)}
@@ -247,6 +267,16 @@ class Adapters:
         x = as_factor(inputs[0], layer.lora_A[MIX].weight)
         frozen = layer.lora_B[MIX](layer.lora_A[MIX](x)) * layer.scaling[MIX]
         return output + frozen.to(output.dtype)
+
+    def principal(self, name: str, share: float) -> torch.Tensor:
+        """Main directions ``(k, d_in)`` of the frozen weight below the factor ``name``, kept in memory once computed.
+
+        See :func:`fcit.models.spectra.principal`. Of all layers of a 7B model they are in the order of a gigabyte.
+        """
+        layer = name.partition(A)[0]
+        if (layer, share) not in self._principal:
+            self._principal[layer, share] = spectra.principal(self._layers[layer].base_layer, share)
+        return self._principal[layer, share]
 
     def base_projector(self) -> Tensors:
         """The backbone's original projector, under its saved names (empty if it is frozen)."""
@@ -319,11 +349,11 @@ class Adapters:
             self._peft.delete_adapter(MIX)
         with seeding.untouched():  # random draws must not depend on what this process did before
             self._peft.add_adapter(MIX, self._config(size))
-        for name, module in self._peft.named_modules():
-            if name.endswith(f".lora_A.{MIX}"):
-                module.register_forward_hook(self._scale)
+        factors = {n: module for n, module in self._peft.named_modules() if n.endswith(f".lora_A.{MIX}")}
+        for name in last_block(factors) if self.layout.routed == "last" else factors:
+            factors[name].register_forward_hook(self._scale)
         if self.layout.experts:
-            self._gates[MIX] = TokenGates(self._layers, MIX)
+            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()

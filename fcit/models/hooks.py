@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 from torch.func import functional_call
 
 Parameters = dict[str, torch.Tensor]
+#: Tensors with a row for each question of a batch (:mod:`fcit.models.decoding.rows`), and that of a second gate.
+Rows = dict[str, torch.Tensor]
+PRIOR = "gate-prior"
 
 
 def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -35,10 +39,15 @@ class TokenGates:
     Args:
         layers: adapted layers by name.
         adapter: whose ``lora_A`` is gated.
+        rows: where a second gate of questions may lie: under :data:`PRIOR`, p ``(B, layers, experts)`` in the order of
+            the layers' names. Then g <- (1 - sum p) g + p.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], adapter: str) -> None:
-        self._gates = {name: _Gate(layer, adapter) for name, layer in layers.items()}
+    def __init__(self, layers: Mapping[str, nn.Module], adapter: str, rows: Rows | None = None) -> None:
+        self._gates = {name: _Gate(layers[name], adapter) for name in sorted(layers)}
+        if rows is not None:
+            for number, gate in enumerate(self._gates.values()):
+                gate.prior = partial(_prior, rows, number)
         #: W_g ``(experts, d_in)`` of the layers that have one.
         self.weights: dict[str, torch.Tensor] = {}
 
@@ -51,6 +60,23 @@ class TokenGates:
             else:
                 self.weights[name] = self._gates[name].weight = weight
 
+    @contextmanager
+    def counting(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Inside, how often each expert is among the ``top`` of a token is counted: ``(experts,)`` by layer."""
+        counts = {name: weight.new_zeros(len(weight)) for name, weight in self.weights.items()}
+        for name, count in counts.items():
+            self._gates[name].counted = top, count
+        try:
+            yield counts
+        finally:
+            for gate in self._gates.values():
+                gate.counted = None
+
+
+def _prior(rows: Rows, number: int) -> torch.Tensor | None:
+    prior = rows.get(PRIOR)
+    return None if prior is None else prior[:, None, number]
+
 
 class _Gate:
     """The gate of one layer. It knows no name, so that equal layers share one compilation."""
@@ -58,13 +84,21 @@ class _Gate:
     def __init__(self, layer: nn.Module, adapter: str) -> None:
         self.adapter = adapter
         self.weight: torch.Tensor | None = None
+        self.counted: tuple[int, torch.Tensor] | None = None
+        self.prior: Callable[[], torch.Tensor | None] | None = None
         self._open: torch.Tensor | None = None
         layer.register_forward_pre_hook(self._read)
         layer.get_submodule(f"lora_A.{adapter}").register_forward_hook(self._multiply)
 
     def _read(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if self.weight is not None and self.adapter in module.active_adapters:
-            self._open = torch.softmax(as_factor(inputs[0], self.weight) @ self.weight.T, dim=-1)
+            gate = torch.softmax(as_factor(inputs[0], self.weight) @ self.weight.T, dim=-1)
+            if self.counted is not None:
+                top, counts = self.counted
+                counts += torch.bincount(gate.topk(top, dim=-1).indices.flatten(), minlength=len(counts))
+            if self.prior is not None and (prior := self.prior()) is not None:
+                gate = gate * (1 - prior.sum(-1, keepdim=True)) + prior
+            self._open = gate
 
     def _multiply(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         gate, self._open = self._open, None

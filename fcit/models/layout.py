@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 #: What peft's names of trained tensors begin with.
 PREFIX = "base_model.model."
@@ -27,16 +29,28 @@ def is_projector(name: str) -> bool:
     return name.startswith(PREFIX) and not is_factor(name) and GATE not in name
 
 
+def last_block(names: Iterable[str]) -> set[str]:
+    """The names of layers or tensors in the last block of the language model; all if no name has a number.
+
+    Blocks are numbered by the first number among the parts of a name.
+    """
+    numbers = {name: next((int(part) for part in name.split(".") if part.isdigit()), -1) for name in names}
+    last = max(numbers.values(), default=-1)
+    return {name for name, number in numbers.items() if number == last}
+
+
 @dataclass(frozen=True)
 class Layout:
     """Shape of a subspace.
 
     ``experts`` > 0: the rank is divided among so many experts, weighted token by token by a gate
     ``W_g (experts, d_in)`` in every adapted layer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of
-    ``length`` tokens, each with a key as wide as the method's ``identity`` features.
+    ``length`` tokens, each with a key as wide as the method's ``identity`` features. ``routed``: the layers in which a
+    question's mix acts; ``last``: in those of the last block only, all subspaces have weight one elsewhere.
     """
 
     experts: int = 0
     pool: int = 0
     length: int = 0
     identity: str = "text"
+    routed: Literal["all", "last"] = "all"

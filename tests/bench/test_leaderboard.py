@@ -47,6 +47,22 @@ def board(planned):
     return made, leaderboard.collect(made)
 
 
+def test_a_centralised_table_has_no_columns_of_a_federation(planned):
+    base = {"setting": "centralised", **{f"federation.{key}": 1 for key in ("clients", "clients_per_round", "rounds")}}
+    made = planned(set=base, rows=[{"axes": {"method": ["finetune"]}}])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]}, COST)
+    board = leaderboard.collect(made)
+    [table] = board.tables
+    columns = ["row", "s/task", "kept MB", "state MB", "trainable", "stored", "active", "s/sample"]
+    assert tables.cost_head(table) == columns
+    assert tables.cost_cells(table, table.lines[0])[1:4] == ["0.500", "0", "2.00"]
+    assert not {"up", "down"} & set(next(csv.reader(io.StringIO(tables.csv(board)))))
+    assert "up" not in json.loads(tables.to_json(board))["tables"][0]["rows"][0]["cost"]
+    assert figures.points(table) == []
+    assert "MB up" not in page.render(board)
+
+
 def test_figures_and_order(board):
     (table,) = board[1].tables
     assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"
@@ -105,6 +121,7 @@ def test_csv_json_latex(board):
         "2",
         "2",
     )
+    assert disco["family"] == "routing"
     assert disco["reduced"] == "4 questions a test set, choice 0"
     assert rows[2]["up"] == ""
     assert rows[0]["Last_sd"] == ""
@@ -120,7 +137,7 @@ def test_csv_json_latex(board):
     assert r"43.8 $\pm$ 8.8" in latex
     assert r"joint$^\ddagger$" in latex
     assert "±" not in latex
-    assert r"\begin{tabular}{lrrrrrrrrl}" in latex
+    assert r"\begin{tabular}{lrrrrrrrrrl}" in latex
 
 
 def test_methods_of_our_own_and_methods_that_store(board, monkeypatch):
@@ -141,7 +158,7 @@ def test_frontier(board):
     assert [point.line.row.label for point in figures.points(table)] == ["disco"]
 
     def point(name: str, x: float, y: float, group: str = "") -> figures.Point:
-        line = leaderboard.Line(table.lines[1].row, {}, group, False, {}, {})
+        line = leaderboard.Line(table.lines[1].row, {}, group, "", False, {}, {})
         return figures.Point(line, x, y)
 
     a, b, c, d = point("a", 1, 10), point("b", 2, 9), point("c", 3, 12), point("d", 0.5, 99, "replay")
@@ -305,7 +322,7 @@ def test_the_best_constant_answer_has_a_row_of_its_own(board):
     assert before.tables[0].constant is None
     assert "best constant" not in tables.markdown(before)
     known = told(made, [None, CONSTANTS, CONSTANTS])
-    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - |  |" in tables.markdown(known)
+    assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - | - |  |" in tables.markdown(known)
     assert any("a 20.0, captions 14.0" in note for note in tables.notes(known.tables[0]))
     assert "best constant answer</th><td>-</td><td>17.0</td>" in page.render(known)
     last = list(csv.DictReader(io.StringIO(tables.csv(known))))[-1]
@@ -398,17 +415,28 @@ def test_epsilon_has_a_column_where_a_row_is_private(planned):
         finish(run, {"a": [1.0, 0.0]})
         if run.row.label == "disco":
             file = run.folder / "results.json"
-            spent = {"epsilon": 7.9 + run.seed / 10, "delta": 1e-5, "public_noise": bool(run.seed)}
-            file.write_text(json.dumps({**json.loads(file.read_text()), "privacy": spent}))
+            spent = {
+                "epsilon": 7.9 + run.seed / 10,
+                "delta": 1e-5,
+                "public_noise": bool(run.seed),
+                "amplification": "no",
+            }
+            records = {**spent, "epsilon": 2.0 + run.seed, "public_noise": False}
+            raw = {**json.loads(file.read_text()), "privacy": spent, "record_privacy": records}
+            file.write_text(json.dumps(raw))
     found = leaderboard.collect(made)
     text = tables.markdown(found)
-    assert "| forgetting | epsilon | difference" in text
-    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 |" in text
-    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in text
+    assert "| forgetting | epsilon | record epsilon | difference" in text
+    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 | 3.00 |" in text
+    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - | - |" in text
     assert "differential privacy of whole clients (a contribution replaced by zero) at delta 1e-05" in text
+    assert "record epsilon: differential privacy of single records (one added or removed) at delta 1e-05" in text
+    assert "Amplification by sampling: no." in text
     assert "disco: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private." in text
-    rows = {row["row"]: row["epsilon"] for row in csv.DictReader(io.StringIO(tables.csv(found)))}
-    assert rows == {"finetune": "", "disco": "8"}
+    rows = {
+        row["row"]: (row["epsilon"], row["record epsilon"]) for row in csv.DictReader(io.StringIO(tables.csv(found)))
+    }
+    assert rows == {"finetune": ("", ""), "disco": ("8", "3")}
     assert any("epsilon" in column.header for column in tables.terminal(found.tables[0], "small", 200).columns)
 
 

@@ -13,7 +13,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
-from fcit.methods.base import Session
+from fcit.methods.base import Session, objective
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
@@ -86,7 +86,7 @@ class Case:
     def loss_of(self, chosen: list[int]):
         assert self.session.batch == chosen
         self.seen.append(len(chosen))
-        return self.method.loss(self.session, [self.examples[i] for i in chosen], self.features[chosen])
+        return objective(self.method, self.session, [self.examples[i] for i in chosen], self.features[chosen])
 
     def gradients(self, micro: int | None) -> tuple[float, dict[str, torch.Tensor]]:
         self.seen = []

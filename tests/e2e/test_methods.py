@@ -63,7 +63,7 @@ def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> Run
     return run
 
 
-@pytest.mark.parametrize("method", ["ewc", "lwf", "olora", "l2p", "replay"])
+@pytest.mark.parametrize("method", ["ewc", "lwf", "keeplora", "l2p", "replay"])
 def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
     whole = run_of(method)
     assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
@@ -121,6 +121,20 @@ def test_a_teacher_is_sent_once_a_stage(run_of):
         new = len(set(event["clients"]) - met)
         met |= set(event["clients"])
         assert event["down"] - max(first_stage) == pytest.approx(new * size, rel=0.05, abs=20_000)
+
+
+def test_what_is_measured_before_a_stage_is_counted(run_of):
+    """Each client of a stage's first round sends two sketches as large as its A, and then trains B alone."""
+    run = RunDir(run_of("keeplora"))
+    measured = [event for event in run.read_events() if event["event"] == "measured"]
+    rounds = [event for event in orders(run.path) if event["round"] == 0]
+    assert [event["stage"] for event in measured] == [0, 1]
+    assert [event["clients"] for event in measured] == [sorted(event["clients"]) for event in rounds]
+    results = json.loads(run.results.read_text())
+    assert results["traffic"]["rejected"] == 0
+    up = sum(event["up"] for event in [*measured, *orders(run.path)])
+    assert results["cost"]["up_per_client_round"] == pytest.approx(up / 8)
+    assert min(event["up"] for event in measured) > 0
 
 
 def test_prompts_are_cheaper_than_adapters(run_of):

@@ -53,6 +53,7 @@ BROKEN = {
     "is_described": "def finnish(self, session):\n        return {}",
     "is_described ": "invariants = frozenset({'no-such-promise'})",
     "is_described  ": "answers = ''",
+    "is_described   ": "family = 'no-such-family'",
     "several_subspaces_are_described": "def assign(self, state, pairs, stats, make):\n"
     "        for client, shard in pairs:\n"
     "            state.subspaces.setdefault(str(client), make(str(client)))\n"

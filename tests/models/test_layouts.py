@@ -70,6 +70,43 @@ def test_gates_weigh_experts_token_by_token(gated):
         torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_gates_of_questions_are_blended_into_those_of_tokens(gated):
+    """Two questions: 0.6 of the first expert for one, none for the other; by hand in one layer of the mixture."""
+    adapters, tensors = gated, random(gated, 1)
+    adapters.load_mixture([tensors], adapters.base_projector())
+    name = sorted(adapters._layers)[1]
+    layer = adapters._layers[name]
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    a, b, gate = (torch.from_numpy(tensors[f"{name}.lora_{part}.weight"]) for part in ("A", "B", "gate"))
+    g = torch.softmax(x @ gate.T, dim=-1)
+    g[0] = 0.4 * g[0] + 0.6 * torch.eye(4)[0]
+    wanted = layer.base_layer(x)
+    for i in range(4):
+        rows = slice(2 * i, 2 * i + 2)
+        wanted = wanted + 2.0 * g[..., i : i + 1] * (x @ a[rows].T @ b[:, rows].T)
+    prior = np.zeros((2, len(adapters._layers), 4), np.float32)
+    prior[0, 1, 0] = 0.6
+    with torch.no_grad(), adapters.gated_by(prior):
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
+    assert not adapters.backbone.answering.rows
+
+
+def test_used_experts_are_counted(gated):
+    tensors = {**random(gated, 1), **gated.base_projector()}
+    name, layer = next(iter(gated._layers.items()))
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    best = (x @ torch.from_numpy(tensors[f"{name}.lora_gate.weight"]).T).topk(2).indices
+    gated.load(tensors)
+    with gated.training(), torch.no_grad(), gated.gate_use(2) as used:
+        layer(x)
+    counted = used[f"{name}.lora_gate.weight"]
+    assert counted.tolist() == torch.bincount(best.flatten(), minlength=4).tolist()
+    assert counted.sum() == 20
+    with gated.training(), torch.no_grad():
+        layer(x)
+    assert counted.sum() == 20
+
+
 def test_a_gated_model_answers_as_it_was_trained(gated):
     tensors = {**random(gated, 2), **gated.base_projector()}
     batch = examples(gated.backbone)

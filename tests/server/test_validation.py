@@ -50,6 +50,17 @@ def test_an_honest_update():
     assert Validator().reject_reason(ORDER, update(), None) is None
 
 
+def test_who_only_measures_takes_no_step_and_sends_no_trained_tensor():
+    order, extra = dataclasses.replace(ORDER, measure=True), {"extra/m": (2,)}
+    validator = Validator(history=[0.0] * QUIET)  # by which any step would be too long
+    measured = update(steps=0, tensors={"extra/m": np.ones(2, np.float32)})
+    assert validator.reject_reason(order, measured, 4, extra) is None
+    assert "tensor names differ" in validator.reject_reason(order, update(steps=0), 4, extra)
+    assert "claims 1 steps" in validator.reject_reason(order, dataclasses.replace(measured, steps=1), 4, extra)
+    validator.close_round()
+    assert validator.history == [0.0] * QUIET
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

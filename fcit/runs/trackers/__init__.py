@@ -5,14 +5,15 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
 
     start     stages, rounds, done (stages and rounds finished before a resume)
     client    client, loss
+    measured  stage, round, clients, client_seconds, seconds, up, down: before the rounds of a stage, for some methods
     round     stage, round (from 0), clients, loss ("client/shard" -> mean), seconds, up, down (bytes), ...
     scored    stage, dataset, score, mix, seconds
     verified  asked, compared, differing (numbers of stretches of questions that two clients answered)
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
-and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
-``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
+and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``left-out``,
+``evaluate-failed``, ``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
 ``checkpoint-damaged``, ``spill-damaged``, and ``data-changed``. After a resume the
 round or evaluation that was interrupted is reported again.
 """
