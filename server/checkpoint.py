@@ -36,6 +36,7 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    described: list[str] = field(default_factory=list)  # shards that clients were asked to describe, "client/shard"
     lengths: list[float] = field(default_factory=list)  # of the mean features accepted so far
     openings: dict[str, int] = field(default_factory=dict)  # client -> subspaces opened for its shards
     trained: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> subspace -> records trained on

@@ -23,7 +23,7 @@ from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
-from server import checkpoint, results, routing_file
+from server import checkpoint, results, routing_file, token_privacy
 from server.assigner import Assigner
 from server.checkpoint import Progress
 from server.collect import Collector
@@ -375,6 +375,8 @@ class Loop:
             self.privacy.forget_secret()
         spent = {"privacy": self.privacy.spent()} if self.privacy else {}
         spent |= {"record_privacy": self.records.spent()} if self.records else {}
+        if self.config.privacy.tokens:
+            spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
             routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)

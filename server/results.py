@@ -51,7 +51,8 @@ def write(
 
     Args:
         by_site: scores of the single sites, where each scored its own tasks.
-        spent: with differential privacy, its epsilon, as ``privacy`` of clients and ``record_privacy`` of records.
+        spent: with differential privacy, its epsilon, as ``privacy`` of clients, ``record_privacy`` of
+            records and ``token_privacy`` of records by their descriptions.
     """
     scored = [name for name in matrix.datasets if name in stream.datasets]  # by the server; sites score their own
     constant = constants(stream, scored)

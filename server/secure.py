@@ -29,7 +29,7 @@ from fcit.federation.messages import (
     UnmaskOrder,
 )
 from fcit.methods.base import Pair, Update
-from fcit.privacy.secagg.keys import PUBLIC
+from fcit.privacy.secagg.keys import PUBLIC, SEALED, SEED
 from fcit.privacy.secagg.roster import Aborted, Member, Rules
 from fcit.privacy.secagg.server import Group
 from fcit.privacy.secagg.vector import Coding, Sum
@@ -178,7 +178,7 @@ class SecureCollector(Gathering):
                 )
 
         def take(session: _Session, reply: SealedShares) -> None:
-            sealed = _bytes(reply.tensors, "sealed", (len(reply.receivers), None))
+            sealed = _bytes(reply.tensors, "sealed", (len(reply.receivers), SEALED))
             bound = _bytes(reply.tensors, "commitment", (PUBLIC,)).tobytes()
             by_receiver = {receiver: row.tobytes() for receiver, row in zip(reply.receivers, sealed, strict=True)}
             session.group.shares(reply.client, by_receiver, bound)
@@ -230,11 +230,11 @@ class SecureCollector(Gathering):
             )
 
         def take(session: _Session, reply: OpenedShares) -> None:
-            shares = _bytes(reply.tensors, "shares", (len(reply.owners), None))
+            shares = _bytes(reply.tensors, "shares", (len(reply.owners), SEED))
             session.group.revealed(
                 reply.client, {owner: row.tobytes() for owner, row in zip(reply.owners, shares, strict=True)}
             )
-            for owner in reply.unreadable:
+            for owner in sorted(set(reply.unreadable) & session.group.sealed_for(reply.client).keys()):
                 self.journal.round_event(
                     "rejected", client=owner, reason=f"client {reply.client} cannot open what it was sealed"
                 )
@@ -314,19 +314,13 @@ def _head(reply: MaskedUpdate, result: Sum, members: int) -> ClientUpdate:
     )
 
 
-def _bytes(tensors: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """A tensor of bytes; None in its shape stands for any number.
+def _bytes(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of bytes.
 
     Raises:
-        ValueError: it is not there, or another one.
+        ValueError: it is not there, or has another form.
     """
     tensor = tensors.get(name)
-    fits = (
-        tensor is not None
-        and tensor.dtype == np.uint8
-        and tensor.ndim == len(shape)
-        and all(wanted in (None, got) for wanted, got in zip(shape, tensor.shape, strict=True))
-    )
-    if tensor is None or not fits:
+    if tensor is None or tensor.dtype != np.uint8 or tensor.shape != shape:
         raise ValueError(f"{name!r} is not bytes of shape {shape}")
     return tensor

@@ -111,7 +111,8 @@ class ClientMemory:
             raise MemoryLost(f"client {client}: constants it was sent before are lost ({error})") from None
 
     def secret(self, client: int) -> bytes:
-        """The secret that a client's noise and batches come from (``privacy.record_dp``), made when first needed.
+        """The secret that a client's noise and batches come from (``privacy.record_dp``, ``token_*``), made when
+        first needed.
 
         Raises:
             RunError: it is damaged.

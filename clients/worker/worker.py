@@ -26,6 +26,7 @@ from fcit.config import RunConfig
 from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
+from fcit.data.styles import restyled
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.messages import (
     CONSTANT,
@@ -55,8 +56,8 @@ from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
-from fcit.privacy import accountant
-from fcit.privacy.noise import published
+from fcit.privacy import accountant, tokens
+from fcit.privacy.noise import Noise, published
 
 #: Kept per process: records whose tokens have been located, and numbers of identity features.
 _LOCATED, _NUMBERS = 100_000, 64_000_000
@@ -94,9 +95,19 @@ class Worker:
 
     # ------------------------------------------------------------------ data
 
+    def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
+        """A client's records of some tasks, as they are learnt (``data.styles``)."""
+        records, share = self.data.records(client, tasks), self.config.data.styles
+        if not share:
+            return records
+        written = restyled(records, share, self.config.seed, client, *tasks)
+        usable = self._judge.usable(list(written.values()))  # some may no longer fit into backbone.max_length
+        changed = {place: record for (place, record), fits in zip(written.items(), usable, strict=True) if fits}
+        return [changed.get(place, record) for place, record in enumerate(records)]
+
     def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
         tokenised: Tokenised = self._encodings.get(
-            (client, tuple(tasks)), lambda: self._judge.examples(self.data.records(client, tasks))
+            (client, tuple(tasks)), lambda: self._judge.examples(self._records(client, tasks))
         )
         return tokenised
 
@@ -113,11 +124,13 @@ class Worker:
             ConfigError: clients are to keep something and no folder is configured, or a package is missing.
         """
         privacy = self.config.privacy
-        keeps = self._remembers or privacy.records or privacy.secure
+        keeps = self._remembers or privacy.records or privacy.secure or privacy.tokens
         if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
             accountant.require("privacy.record_dp: 'on'")
+        if privacy.token_epsilon is not None:
+            accountant.require("privacy.token_epsilon")
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
@@ -130,18 +143,30 @@ class Worker:
         )
 
     def describe(self, order: DescribeOrder) -> Description:
-        """Sum and count of the shard's identity features; no gradients.
+        """Sum and count of the shard's identity features, with ``privacy.token_*`` with noise; no gradients.
 
         Raises:
             TooFew: the mean of so few instructions would reveal too much about each.
         """
         tasks = self.data.tasks(order.stage, order.tasks)
-        records = self.data.records(order.client, tasks)
+        records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
-        stats = self.method.describe(self._identity(records))
-        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": stats.total})
+        features = self._identity(records)
+        if not self.config.privacy.tokens:
+            stats = self.method.describe(features)
+            total = stats.total
+        else:
+            stats = self.method.describe(tokens.clipped(features))
+            multiplier, noise = tokens.multiplier(self.config.privacy), Noise(self._secret(order.client))
+            total = tokens.noised(stats.total, multiplier, noise, order.client, order.shard)
+        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": total})
+
+    def _secret(self, client: int) -> bytes:
+        """What a client's noise comes from."""
+        reproducible = self.config.privacy.reproducible_noise
+        return published(self.config.seed) if reproducible else self.memory.secret(client)
 
     def _enough(self, client: int, tasks: list[int]) -> None:
         """Checked for each task: otherwise a small one could be computed as the difference of two large sums."""
@@ -152,11 +177,7 @@ class Worker:
                 raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
-        """Train the ordered subspace on the shard and return what changed.
-
-        Raises:
-            Refused: the run has secure aggregation, with which no update is sent as it is.
-        """
+        """Train the ordered subspace on the shard and return what changed; refused in a run with secure aggregation."""
         if self.config.privacy.secure:
             raise Refused("the order is to send an update unmasked, and the run has privacy.secure_aggregation: on")
         return self.trained(order)
@@ -208,8 +229,7 @@ class Worker:
         privacy = config.privacy
         if not privacy.records:
             return None
-        secret = published(config.seed) if privacy.reproducible_noise else self.memory.secret(order.client)
-        private = Private(config, order, secret, records)
+        private = Private(config, order, self._secret(order.client), records)
         self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
         return private
 
@@ -247,7 +267,7 @@ class Worker:
         identity = None
         if self.method.needs_identity:
             key = (order.client, tuple(tasks))
-            identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
+            identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from fcit.config.kinds import WORDS
 from fcit.config.record_privacy import RecordPrivacy
+from fcit.config.token_privacy import TokenPrivacy
 
 
-class Privacy(RecordPrivacy):
+class Privacy(RecordPrivacy, TokenPrivacy):
     """Differential privacy of whole clients, by the server, and of single records, by the clients; sums of updates that
     no one sees singly (``docs/privacy.md``).
     """

@@ -6,10 +6,16 @@ from fcit.runs.reader import Run
 
 SHOWN = 12  # clients or subspaces named in one sentence
 
+PUBLIC = (
+    "The noise follows from the seed (privacy.reproducible_noise), so anyone who knows the seed can subtract it: this "
+    "run keeps nothing private."
+)
+
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *overflowed(run), *privacy(run), *record_privacy(run), *sums(run)]
+    parts = (lone_subspaces, idle_clients, overflowed, privacy, record_privacy, tokens, sums)
+    return [sentence for part in parts for sentence in part(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -75,10 +81,7 @@ def privacy(run: Run) -> list[str]:
         f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     if spent["public_noise"]:
-        sentences.append(
-            "The noise follows from the seed (privacy.reproducible_noise), so anyone who knows the seed can subtract "
-            "it: this run keeps nothing private."
-        )
+        sentences.append(PUBLIC)
     return sentences
 
 
@@ -123,6 +126,21 @@ def sums(run: Run) -> list[str]:
 
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' if count > 1 else ''}"
+
+
+def tokens(run: Run) -> list[str]:
+    """What privacy records have in the descriptions of their shards; none without noise, or in a run that goes on."""
+    if not run.config.privacy.tokens or not run.finished:
+        return []
+    spent = run.results["token_privacy"]
+    sentences = [
+        f"Differential privacy of descriptions of shards (identity tokens), noise by the clients: epsilon "
+        f"{spent['epsilon']:.3g} at delta {spent['delta']:g} for one record added or removed; "
+        f"{spent['epsilon_all']:.3g} for a record that is in all {spent['shards']} shards of the client that described most. Noise multiplier "
+        f"{spent['noise_multiplier']:.3g} on features of length {spent['clip']:g}.",
+        f"This epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
+    ]
+    return [*sentences, PUBLIC] if spent["public_noise"] else sentences
 
 
 def _records(counts: list[int]) -> str:

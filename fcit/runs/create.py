@@ -29,6 +29,8 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
         accountant.require()
     if config.privacy.records:
         accountant.require("privacy.record_dp: 'on'")
+    if config.privacy.tokens:
+        accountant.require("privacy.token_epsilon")
     stream = stream or open_stream(config)
     stream.judged_by(lambda: judge_of(config.backbone))
     stream.prepare()

@@ -15,6 +15,7 @@ from clients.worker.worker import Worker
 from fcit import config as configuration
 from fcit.errors import Refused, RunError
 from fcit.federation import codec
+from fcit.federation.engines import private
 from fcit.federation.messages import (
     ClientUpdate,
     KeysOrder,
@@ -37,7 +38,7 @@ from server.participants import Slot
 from server.privacy import Privacy
 from server.secure import SecureCollector
 from server.sums import Sums
-from tests.helpers.grids import FakeGrid, answer, courier
+from tests.helpers.grids import answer
 from tests.helpers.toy import f32
 
 KINDS = {
@@ -99,6 +100,26 @@ class Client:
             return [Message(Error(code=0, reason=f"refused {error}"), reply_to=message)]
 
 
+class Wire:
+    """Stands where the courier stands: every order and every reply is a message of Flower's."""
+
+    def __init__(self, clients):
+        private.claim()
+        self.clients = clients
+
+    def node(self, client):
+        return client + 1
+
+    def client(self, node):
+        return node - 1
+
+    def send(self, kind, orders, group):
+        for number, (node, order) in enumerate(orders):
+            message = Message(codec.encode(order), dst_node_id=node, message_type=kind, group_id=group)
+            private.number(message, f"{kind}{number}")
+            yield from self.clients[self.client(node)](message)
+
+
 class Round:
     """One round of six clients; four train subspace 0, two subspace 1."""
 
@@ -112,12 +133,7 @@ class Round:
             }
         )
         self.events: list[dict] = []
-        self.grid = FakeGrid(**{f"n{k + 1}": str(k) for k in range(clients)})
         self.clients = [Client(k, self.config, folder) for k in range(clients)]
-        self.grid.story = {k + 1: client for k, client in enumerate(self.clients)}
-        self.courier = courier(self.grid, self.events, clients, timeout=5)
-        self.courier.deployed = True
-        self.courier.seat({k: k + 1 for k in range(clients)})
         self.slots = [Slot(k, f"s{k}", (0,)) for k in range(clients)]
         self.state = ServerState(
             subspaces={name: dict(OLD) for name in sorted(set(subspaces))},
@@ -138,7 +154,7 @@ class Round:
             state=self.state,
             progress=progress,
             orders=SimpleNamespace(text="", run="r", train=self._order),
-            courier=self.courier,
+            courier=Wire(self.clients),
             handshake=SimpleNamespace(update=lambda: None),
             assigner=SimpleNamespace(assign=lambda slots: None),
             journal=said,
@@ -147,7 +163,7 @@ class Round:
             clip=lambda: self.clip,
         )
 
-    def _order(self, state, progress, slot):
+    def _order(self, state, progress, slot, measure=False):
         name = state.assigned[slot.pair]
         return TrainOrder(
             config="",
@@ -162,10 +178,7 @@ class Round:
         )
 
     def gather(self):
-        try:
-            return sorted(client for client, _ in self.collector.gather(self.slots))
-        finally:
-            self.courier.close()
+        return sorted(client for client, _ in self.collector.gather(self.slots))
 
     def of(self, *kinds):
         return [event for event in self.events if event["event"] in kinds]
@@ -205,12 +218,11 @@ def test_no_order_and_no_answer_holds_a_single_update(tmp_path):
     for client in round_.clients[:4]:
         client.change = lambda reply, k=client.number: seen.setdefault((k, type(reply).__name__), reply)
     round_.gather()
-    vectors = [seen[k, "MaskedUpdate"].tensors["masked"].astype(np.int64) for k in range(4)]
     names = {f.name for f in dataclasses.fields(seen[0, "MaskedUpdate"])}
     assert not names & {"examples", "steps", "loss"}
     # unmasked, a client's records are the first number
-    assert [int(v[0]) for v in vectors] != [records(k) for k in range(4)]
-    assert {v.dtype for v in vectors} == {np.dtype(np.int64)}
+    firsts = [int(seen[k, "MaskedUpdate"].tensors["masked"][0]) for k in range(4)]
+    assert [k for k in range(4) if firsts[k] == records(k)] == []
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -389,6 +401,16 @@ def test_orders_of_secure_aggregation_in_a_run_without(over, tmp_path):
     ("kind", "change", "reason"),
     [
         ("PublicKeys", {"tensors": {"sealing": np.zeros(32, np.uint8)}}, "'masking' is not bytes of shape"),
+        (
+            "PublicKeys",
+            {"tensors": {"sealing": np.zeros(32, np.uint8), "masking": np.ones(32, np.uint8)}},
+            "a public key cannot be used",
+        ),
+        (
+            "SealedShares",
+            {"tensors": {"sealed": np.zeros((4, 61), np.uint8), "commitment": np.zeros(32, np.uint8)}},
+            "'sealed' is not bytes of shape (4, 60)",
+        ),
         ("PublicKeys", {"client": 2}, "answers for client 2 in session"),
         ("PublicKeys", {"session": "0-0-y"}, "answers for client 1 in session '0-0-y'"),
         ("SealedShares", {"receivers": [0, 1, 2, 9]}, "for others than its neighbours"),
@@ -408,6 +430,14 @@ def test_a_reply_that_does_not_fit_is_told_and_its_client_has_dropped_out(tmp_pa
     (event,) = round_.of("rejected")
     assert event["client"] == 1
     assert reason in event["reason"]
+
+
+def test_of_what_a_client_cannot_open_only_its_neighbours_are_named(tmp_path):
+    round_ = Round(tmp_path)
+    opened = {"unreadable": [3, 3, 77]}
+    round_.clients[1].change = lambda r: dataclasses.replace(r, **opened) if isinstance(r, OpenedShares) else r
+    assert round_.gather() == [0, 1, 2, 3]
+    assert [event["reason"] for event in round_.of("rejected")] == ["client 1 cannot open what it was sealed"]
 
 
 def test_a_vector_of_nonsense_leaves_no_sum(tmp_path):

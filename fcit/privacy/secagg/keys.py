@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 #: Bytes of a client's secret, of a public key, of what is shared among neighbours, and of a nonce.
 SECRET, PUBLIC, SEED, _NONCE = 32, 32, 16, 12
+#: Bytes of two sealed shares: nonce, shares, authentication tag.
+SEALED = _NONCE + 2 * SEED + 16
 
 
 def fresh() -> bytes:
@@ -40,6 +42,15 @@ def masking_key(seed: bytes) -> X25519PrivateKey:
 def public(key: X25519PrivateKey) -> bytes:
     """The public key to a private one."""
     return key.public_key().public_bytes_raw()
+
+
+def usable(key: bytes) -> bool:
+    """Whether keys can be agreed on with a public key: not with one by which everyone would know the result."""
+    try:
+        agreed(X25519PrivateKey.generate(), key, "trial")
+    except ValueError:
+        return False
+    return True
 
 
 def agreed(key: X25519PrivateKey, other: bytes, *purpose: str | int) -> bytes:

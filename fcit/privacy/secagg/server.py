@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fcit.privacy.secagg import masks
-from fcit.privacy.secagg.keys import SEED, commitment, masking_key, pairwise, public
+from fcit.privacy.secagg.keys import SEED, commitment, masking_key, pairwise, public, usable
 from fcit.privacy.secagg.roster import Aborted, Member, Roster, Rules
 from fcit.privacy.secagg.shares import combined
 
@@ -48,6 +48,8 @@ class Group:
         """
         several = Roster(self.session, (*self._keys.values(), member), Rules(0, self.rules.dropout))
         problem = several.problem()
+        if problem is None and not (usable(member.sealing) and usable(member.masking)):
+            problem = "a public key cannot be used"
         if problem is not None:
             raise ValueError(problem)
         self._keys[member.client] = member
