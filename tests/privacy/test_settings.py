@@ -143,6 +143,11 @@ def test_records_and_clients_are_protected_together():
             "privacy.record_dp: 'on' needs the gradient of every record",
             "choose training.compile: auto or off",
         ),
+        (
+            {"privacy": RECORDS, "data": {"styles": 0.2}},
+            "privacy.record_dp: 'on' protects records that are learnt as they are, and with data.styles: 0.2",
+            "choose data.styles: 0",
+        ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
             for method in ("ewc", "l2p", "replay")
