@@ -33,6 +33,7 @@ METHODS = {
     "l2p": "fcit.methods.l2p:L2P",
     "lwf": "fcit.methods.lwf:LwF",
     "mlora": "fcit.methods.mlora:MLoRA",
+    "modalprompt": "fcit.methods.modalprompt:ModalPrompt",
     "moelora": "fcit.methods.moelora:MoELoRA",
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",

@@ -19,12 +19,12 @@ from fcit.privacy.mechanism import Mechanism
 from fcit.privacy.noise import Noise, published
 from fcit.privacy.secret import kept
 from fcit.runs.folder import RunDir
+from server import token_privacy
 from server.participants import Slot
 from server.sums import Sums
 
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
-    "descriptions of shards (DISCO's identity tokens and counts of records) and which subspace a client trains",
     "losses and numbers of records that clients report",
     "answers and scores of evaluations at sites",
     "who took part, which updates were rejected, and times and traffic",
@@ -271,5 +271,9 @@ class Privacy:
             **self._epsilon(ledger.releases()),
             "after_stages": [self._epsilon(releases) for releases in ledger.stages],
             "by_subspace": {home: self._epsilon(ledger.releases(home)) for home in ledger.homes},
-            "not_covered": [*NOT_COVERED, *(SECRET_ONLY if privacy.secret else ())],
+            "not_covered": [
+                token_privacy.beside_clients(self.config),
+                *NOT_COVERED,
+                *(SECRET_ONLY if privacy.secret else ()),
+            ],
         }

@@ -18,13 +18,12 @@ from fcit.methods.base import Method, Pair
 from fcit.privacy import accountant
 from fcit.privacy.record_accountant import Steps, noise_of, rate_of, steps_of
 from fcit.privacy.record_ledger import RecordLedger
-from server import descriptions
+from server import descriptions, token_privacy
 from server.participants import Slot, slots_of_round
 
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
     "how many records a client has, which also decides how many steps it takes and with what sampling rate",
-    "descriptions of shards (DISCO's identity tokens) and which subspace a client trains",
     "losses that clients report",
     "answers and scores of evaluations at sites",
     "what a site trains under another run, unless its SITE.yaml has a max_record_epsilon",
@@ -42,7 +41,7 @@ class RecordPrivacy:
     """
 
     def __init__(self, config: RunConfig, stream: Stream, method: Method, ledger: RecordLedger | None) -> None:
-        accountant.require("privacy.record_dp")
+        accountant.require("privacy.record_dp: 'on'")
         self.config, self._stream = config, stream
         self.ledger = ledger or RecordLedger()
         rounds = [(stage, r) for stage in range(stream.stage_count) for r in range(config.federation.rounds)]
@@ -66,7 +65,7 @@ class RecordPrivacy:
                 self.ledger.add(name, steps)
 
     def _records(self, slot: Slot, head: ClientUpdate | None, declared: Mapping[str, int]) -> int:
-        if head is not None and head.steps:  # with secure aggregation, records are the mean of a group, and steps 0
+        if head is not None:
             return head.examples
         known = declared.get(f"{slot.client}/{slot.shard}")
         return known or descriptions.most_records(self.config, self._stream, slot.client, slot.tasks)
@@ -122,7 +121,7 @@ class RecordPrivacy:
                 }
                 for client, names in sorted(clients.items(), key=lambda item: int(item[0]))
             },
-            "not_covered": list(NOT_COVERED),
+            "not_covered": [token_privacy.beside_records(self.config), *NOT_COVERED],
         }
 
     def _epsilon(self, names: list[str]) -> dict[str, float]:

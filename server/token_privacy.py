@@ -19,6 +19,23 @@ NOT_COVERED = (
 )
 
 
+def beside_clients(config: RunConfig) -> str:
+    """What epsilon of whole clients says nothing about, as far as descriptions are concerned."""
+    if config.privacy.tokens:
+        return (
+            "which subspace a client trains, counts of records, and descriptions of shards (their noise, with a token "
+            "epsilon, is for single records and not for whole clients)"
+        )
+    return "descriptions of shards (DISCO's identity tokens and counts of records) and which subspace a client trains"
+
+
+def beside_records(config: RunConfig) -> str:
+    """The same of epsilon of records."""
+    if config.privacy.tokens:
+        return "descriptions of shards, which have a token epsilon of their own: for both together the two are added"
+    return "descriptions of shards (DISCO's identity tokens) and which subspace a client trains"
+
+
 def spent(config: RunConfig, described: Iterable[str]) -> dict[str, Any]:
     """For ``results.json``: epsilon of a record by the descriptions of the run.
 
@@ -36,6 +53,7 @@ def spent(config: RunConfig, described: Iterable[str]) -> dict[str, Any]:
     return {
         "unit": "record",
         "adjacency": "one record of a shard added or removed, its number of records aside (epsilon_replaced: replaced)",
+        "amplification": "none: every record is described",
         "delta": privacy.token_delta,
         "noise_multiplier": _shown(multiplier),
         "clip": tokens.CLIP,

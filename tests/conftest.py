@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from fcit.cli import main
+from fcit.models.places import TINY
 from tests.helpers import commands, lighter
-from tests.helpers.runs import SMALL
+from tests.helpers.runs import BACKBONE, SMALL
 
 # Collecting imports everything and makes no garbage; looking for it takes a tenth of the time.
 gc.disable()
@@ -34,6 +36,11 @@ def cache(shared):
     os.environ["FCIT_CACHE"] = str(folder)
     torch.set_num_threads(1)
     lighter.lighten()
+    model = shared / "fcit-tiny"
+    with FileLock(f"{model}.lock"):
+        if not model.is_dir():
+            lighter.cut_model(model)
+    BACKBONE.update(model=str(model), identity=str(TINY / "clip"))
     yield
     if before is None:
         del os.environ["FCIT_CACHE"]

@@ -56,7 +56,8 @@ class Private:
         rate, count = rate_of(records, training.batch_size), steps_of(records, training.batch_size, epochs)
         self.steps = Steps(noise_of(config.privacy, rate, count, order.participations), rate, count)
         self.seed = self._noise.seed(self._order, "generators")
-        self._together = training.checkpointing is not True
+        # In 16 bits a record's gradient would be rounded otherwise, by a percent of it, with other records beside it.
+        self._together = training.checkpointing is not True and config.backbone.dtype == "float32"
         self._done = 0
 
     def batches(self) -> list[list[int]]:

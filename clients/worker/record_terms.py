@@ -64,6 +64,15 @@ class RecordTerms:
             )
         write_json(self.account, asdict(ledger))
 
+    def spent(self) -> dict[str, float]:
+        """Epsilon so far of the records of every name in the account.
+
+        Raises:
+            RunError: the account cannot be read.
+        """
+        ledger = self._read()
+        return {name: ledger.epsilon(self.delta, [name]).pld for name in sorted(ledger.spent)}
+
     def _read(self) -> RecordLedger:
         if self.account is None or not self.account.is_file():
             return RecordLedger()

@@ -128,7 +128,7 @@ class Worker:
         if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
-            accountant.require("privacy.record_dp")
+            accountant.require("privacy.record_dp: 'on'")
         if privacy.token_epsilon is not None:
             accountant.require("privacy.token_epsilon")
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
@@ -177,11 +177,7 @@ class Worker:
                 raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
-        """Train the ordered subspace on the shard and return what changed.
-
-        Raises:
-            Refused: the run has secure aggregation, with which no update is sent as it is.
-        """
+        """Train the ordered subspace on the shard and return what changed; refused in a run with secure aggregation."""
         if self.config.privacy.secure:
             raise Refused("the order is to send an update unmasked, and the run has privacy.secure_aggregation: on")
         return self.trained(order)

@@ -17,6 +17,11 @@ KINDS = {
         "differential privacy of single records (one added or removed) at delta {deltas}, of the client and seed where "
         "it is largest; of what clients train, not of descriptions, losses and scores.",
     ),
+    "token epsilon": (
+        "token_privacy",
+        "differential privacy of single records (one added or removed) at delta {deltas}, of the description of a "
+        "shard, and of nothing else.",
+    ),
 }
 
 

@@ -220,6 +220,11 @@ def _misfits(config: RunConfig) -> list[str]:
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
         )
+    if fedopt.remembers and method.refactors:
+        problems.append(
+            f"fedopt: {names[1]!r} has clients remember what they learnt of every number, and method: {names[0]!r} "
+            "replaces the numbers after each stage; choose another fedopt"
+        )
     if method.pooled == "all" and not isinstance(config.training.epochs, int):
         problems.append(
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "

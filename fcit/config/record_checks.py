@@ -22,17 +22,29 @@ def contradictions(config: RunConfig) -> list[str]:
             "privacy.record_dp: 'on' needs either record_noise_multiplier or record_epsilon (which each client "
             f"computes its noise multiplier from), got {' and '.join(given) or 'neither'}"
         )
-    if privacy.secure and config.stream == "site" and privacy.record_noise_multiplier is not None:
-        problems.append(
-            "privacy.record_noise_multiplier: with secure_aggregation: 'on' and stream: 'site' the server does not "
-            "know how many records a client has, which epsilon depends on; give record_epsilon instead"
-        )
     if config.training.compile == "on":
         problems.append(
             "privacy.record_dp: 'on' needs the gradient of every record, which compiled layers do not give; choose "
             "training.compile: auto or off"
         )
     return problems
+
+
+#: Where a method can touch a client's records while it trains.
+_HOOKS = ("measure", "prepare", "loss", "penalty", "on_gradients", "on_step", "finish")
+
+
+def declared(method: type) -> bool:
+    """Whether a method declares ``by_record`` for all of its own client hooks.
+
+    A class that inherits the declaration and overrides a hook has not declared anything about it.
+    """
+    by_class = method.__mro__
+
+    def depth(name: str) -> int:
+        return next(place for place, kind in enumerate(by_class) if name in vars(kind))
+
+    return bool(method.by_record) and all(depth("by_record") <= depth(hook) for hook in _HOOKS)  # type: ignore[attr-defined]
 
 
 def misfits(config: RunConfig, method: Any) -> list[str]:
@@ -45,9 +57,10 @@ def misfits(config: RunConfig, method: Any) -> list[str]:
             f"privacy.record_dp: 'on' needs clients, and method: {name!r} pools all data at one participant; choose "
             "another method"
         )
-    elif not method.by_record:
+    elif not declared(method):
         problems.append(
             f"privacy.record_dp: 'on' covers the gradients of a step's records, and clients of method: {name!r} use "
-            "records otherwise, too (or the method does not declare by_record); choose another method"
+            "records otherwise, too (or the class of its client hooks does not declare by_record); choose another "
+            "method"
         )
     return problems

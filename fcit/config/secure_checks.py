@@ -29,11 +29,6 @@ def contradictions(config: RunConfig) -> list[str]:
             f"privacy.neighbours: {privacy.neighbours} is less than the others of a group of min_group "
             f"({privacy.min_group}); raise it, or leave it out"
         )
-    if privacy.records:
-        problems.append(
-            f"{_ON} masks how many records a client has, and the account of privacy.record_dp: 'on' at the server is "
-            "computed from it; choose one of both, or client_dp beside secure_aggregation"
-        )
     if config.robust != "none":
         problems.append(
             f"{_ON} lets the server see sums only, and robust: {config.robust!r} looks at single updates; choose "
@@ -61,7 +56,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
         problems.append(
             f"{_ON} needs clients, and method: {name!r} pools all data at one participant; choose another method"
         )
-    elif not method.robust:
+    elif not method.robust or method.measures:
         problems.append(
             f"{_ON} does not mask what clients return to method: {name!r} beside their tensors; choose another method"
         )

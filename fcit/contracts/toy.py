@@ -17,7 +17,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
-from fcit.models.layout import GATE, KEYS, PROMPTS, Layout
+from fcit.models.layout import GATE, Layout
 
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
 A, B, P = (
@@ -35,7 +35,7 @@ STATS = {pair: Stats(np.array(total), 4) for pair, total in _FEATURES.items()}
 def shapes_of(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Tensors of one subspace on a model of one layer, three wide."""
     if layout.pool:
-        return {KEYS: (layout.pool, 2), PROMPTS: (layout.pool, layout.length, 3)}
+        return layout.prompts(width=3, features=2)
     if layout.experts:
         gate = A.replace("lora_A", "lora_gate")
         return {A: (layout.experts, 3), B: (3, layout.experts), gate: (layout.experts, 3)}

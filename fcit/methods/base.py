@@ -201,6 +201,9 @@ class Method:
     #: Whether the clients of a stage's first round :meth:`measure` something on their shards before they train.
     #: What they send is not protected by ``robust:`` and not covered by ``privacy:``.
     measures: ClassVar[bool] = False
+    #: Whether :meth:`end_stage` replaces numbers of a subspace that later stages train on, so that what a federated
+    #: optimiser's clients remember of them (SCAFFOLD's variates) is about numbers that are gone.
+    refactors: ClassVar[bool] = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
     remembers: ClassVar[bool] = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).

@@ -26,7 +26,7 @@ from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale
-from fcit.models.layout import GATE, KEYS, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
+from fcit.models.layout import GATE, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 
 SLOT = "slot"
@@ -100,11 +100,9 @@ class Adapters:
     def _trainable(self) -> dict[str, nn.Parameter]:
         named = dict(self._named(SLOT))
         if self.layout.pool:
-            width = self.backbone.token_width
-            pool, length = self.layout.pool, self.layout.length
+            width, features = self.backbone.token_width, self.backbone.identity.width(self.layout.identity)
             named = {n: p for n, p in named.items() if is_projector(n)}  # B stays 0: the LoRA adds nothing
-            named[KEYS] = self._parameter(pool, self.backbone.identity.width(self.layout.identity))
-            named[PROMPTS] = self._parameter(pool, length, width)
+            named |= {n: self._parameter(*shape) for n, shape in self.layout.prompts(width, features).items()}
         if self.layout.experts:
             layers = self._layers
             gates = {

@@ -13,6 +13,8 @@ A, B, GATE = ".lora_A.", ".lora_B.", ".lora_gate."
 #: Names of a prompt pool's tensors, ``(pool, length, width)`` and ``(pool, identity width)``.
 PROMPTS = "prompt_pool.prompts"
 KEYS = "prompt_pool.keys"
+#: What the names of the tensors begin with that map prompts into the space of identity features.
+MAP = "prompt_map."
 
 
 def is_factor(name: str) -> bool:
@@ -45,7 +47,8 @@ class Layout:
 
     ``experts`` > 0: the rank is divided among so many experts, weighted token by token by a gate
     ``W_g (experts, d_in)`` in every adapted layer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of
-    ``length`` tokens, each with a key as wide as the method's ``identity`` features. ``routed``: the layers in which a
+    ``length`` tokens, each with a key as wide as the method's ``identity`` features; with ``mapped`` no keys, but a
+    network of two linear layers from a token to such a feature. ``routed``: the layers in which a
     question's mix acts; ``last``: in those of the last block only, all subspaces have weight one elsewhere.
     """
 
@@ -54,3 +57,18 @@ class Layout:
     length: int = 0
     identity: str = "text"
     routed: Literal["all", "last"] = "all"
+    mapped: bool = False
+
+    def prompts(self, width: int, features: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors of a pool of soft prompts.
+
+        Args:
+            width: of a token.
+            features: width of an identity feature.
+        """
+        shapes: dict[str, tuple[int, ...]] = {PROMPTS: (self.pool, self.length, width)}
+        if not self.mapped:
+            return {KEYS: (self.pool, features), **shapes}
+        for number, wide in ((0, width), (2, features)):
+            shapes |= {f"{MAP}{number}.weight": (wide, width), f"{MAP}{number}.bias": (wide,)}
+        return shapes

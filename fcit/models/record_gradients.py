@@ -33,7 +33,8 @@ class RecordGradients:
     Args:
         parameters: what is trained.
         together: whether several records may pass through the model at a time, where the layers allow it. Not with
-            checkpointing, where layers are called a second time amid the backward pass.
+            checkpointing, where layers are called a second time amid the backward pass; with numbers of 16 bits only
+            if no one minds that the rounding of one record's gradient depends on the others.
 
     Attributes:
         together: whether they do.

@@ -44,7 +44,7 @@ class Epsilon(NamedTuple):
     replaced: float
 
 
-def require(key: str = "privacy.client_dp") -> None:
+def require(key: str = "privacy.client_dp: 'on'") -> None:
     """Make sure that ``dp-accounting`` is installed.
 
     Args:
@@ -55,7 +55,7 @@ def require(key: str = "privacy.client_dp") -> None:
     """
     if find_spec("dp_accounting") is None:
         raise ConfigError(
-            f"{key}: 'on' needs the package dp-accounting for its epsilon; `pip install 'fcit[privacy]'` installs it"
+            f"{key} needs the package dp-accounting for its epsilon; `pip install 'fcit[privacy]'` installs it"
         )
 
 

@@ -28,7 +28,7 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
     if config.privacy.on:
         accountant.require()
     if config.privacy.records:
-        accountant.require("privacy.record_dp")
+        accountant.require("privacy.record_dp: 'on'")
     if config.privacy.tokens:
         accountant.require("privacy.token_epsilon")
     stream = stream or open_stream(config)

@@ -440,6 +440,19 @@ def test_epsilon_has_a_column_where_a_row_is_private(planned):
     assert any("epsilon" in column.header for column in tables.terminal(found.tables[0], "small", 200).columns)
 
 
+def test_the_epsilon_of_tokens_has_a_column(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}], seeds=[0])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]})
+        if run.row.label == "disco":
+            file = run.folder / "results.json"
+            spent = {"epsilon": 2.0, "delta": 1e-6, "public_noise": False, "amplification": "none"}
+            file.write_text(json.dumps({**json.loads(file.read_text()), "token_privacy": spent}))
+    text = tables.markdown(leaderboard.collect(made))
+    assert "| forgetting | token epsilon | difference" in text
+    assert "token epsilon: differential privacy of single records (one added or removed) at delta 1e-06" in text
+
+
 def test_no_column_of_epsilons_without_privacy(board):
     assert "epsilon" not in tables.markdown(board[1])
     assert "epsilon" not in tables.csv(board[1])

@@ -3,7 +3,9 @@
 import pytest
 
 from fcit import config
+from fcit.config import record_checks
 from fcit.errors import ConfigError
+from fcit.methods.finetune import Finetune
 
 ON = {"client_dp": "on", "noise_multiplier": 1.0}
 SECRET = {**ON, "sampling": "secret"}
@@ -80,6 +82,11 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "choose privacy.sampling: public",
         ),
         (
+            {"privacy": SECRET, "method": "hide"},
+            "privacy.sampling: 'secret' needs a method without descriptions of shards",
+            "choose privacy.sampling: public",
+        ),
+        (
             {"privacy": {"token_epsilon": 4, "token_noise_multiplier": 1}},
             "privacy.token_epsilon: 4.0 gives the noise, and so does token_noise_multiplier: 1.0",
             "leave one out",
@@ -136,11 +143,6 @@ def test_records_and_clients_are_protected_together():
             "privacy.record_dp: 'on' needs the gradient of every record",
             "choose training.compile: auto or off",
         ),
-        (
-            {"privacy": {**RECORDS, "secure_aggregation": "on"}, "stream": "site"},
-            "privacy.record_noise_multiplier: with secure_aggregation: 'on' and stream: 'site'",
-            "give record_epsilon instead",
-        ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
             for method in ("ewc", "l2p", "replay")
@@ -153,6 +155,28 @@ def test_what_makes_no_sense_of_records_is_said(raw, start, way_out):
     (text,) = problems(raw)
     assert text.startswith(start)
     assert way_out in text
+
+
+class _Declares(Finetune):
+    by_record = True
+
+    def finish(self, session):
+        return {}
+
+
+class _Inherits(Finetune):
+    def on_step(self, session):
+        session.notes["seen"] = session.examples
+
+
+class _Decides(Finetune):
+    def assign(self, state, pairs, stats, make):
+        super().assign(state, pairs, stats, make)
+
+
+@pytest.mark.parametrize(("method", "is_declared"), [(_Declares, True), (_Inherits, False), (_Decides, True)])
+def test_a_hook_of_ones_own_needs_a_declaration_of_ones_own(method, is_declared):
+    assert record_checks.declared(method) is is_declared
 
 
 # --------------------------------------------------------------------------- secure aggregation
@@ -184,7 +208,6 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             "privacy.neighbours: 2 is less than the others of a group",
             "raise it",
         ),
-        ({"privacy": {**MASKED, **RECORDS}}, "privacy.secure_aggregation: 'on' masks how many", "choose one of both"),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),
         ({"privacy": MASKED, "fedopt": "scaffold"}, "privacy.secure_aggregation: 'on' does not mask", "another fedopt"),

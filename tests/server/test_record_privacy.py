@@ -32,7 +32,7 @@ def accounts(config, tasks=((0,), (1,))) -> RecordPrivacy:
 
 
 def head(records: int):
-    return SimpleNamespace(examples=records, steps=1)
+    return SimpleNamespace(examples=records)
 
 
 def test_a_task_belongs_to_one_stage_here():
@@ -63,12 +63,6 @@ def test_what_was_spent():
     assert spent["after_stages"] == [pytest.approx(max(bounds[:2]), rel=1e-5)]
     assert spent["epsilon"] < spent["epsilon_rdp"]
     assert part.so_far() == {"epsilon": spent["epsilon"], "delta": 1e-6}
-
-
-def test_the_mean_of_a_masked_group_is_not_a_clients_number_of_records():
-    part = accounts(parsed(record_noise_multiplier=1.0))
-    part.count([Slot(0, "s", (0,))], {(0, "s"): SimpleNamespace(examples=1, steps=0)}, {})
-    assert part.ledger.spent == {"0/0": [(1.0, 4 / 12, 3)]}
 
 
 def test_a_target_is_kept_by_clients_of_any_size():

@@ -163,7 +163,7 @@ class Round:
             clip=lambda: self.clip,
         )
 
-    def _order(self, state, progress, slot):
+    def _order(self, state, progress, slot, measure=False):
         name = state.assigned[slot.pair]
         return TrainOrder(
             config="",
