@@ -102,4 +102,9 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             "subspace depends on the client, so that the subspaces that move show who took part; choose "
             "privacy.sampling: public"
         )
+    elif config.privacy.secret and method.needs_stats:
+        problems.append(
+            f"privacy.sampling: 'secret' cannot keep secret whom method: {name!r} describes: sums of features over "
+            "exactly the clients that were drawn are published with the adapters; choose privacy.sampling: public"
+        )
     return problems

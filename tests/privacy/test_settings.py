@@ -80,6 +80,11 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "choose privacy.sampling: public",
         ),
         (
+            {"privacy": {**SECRET, "token_epsilon": 4}, "method": "hide"},
+            "privacy.sampling: 'secret' cannot keep secret whom method: 'hide' describes",
+            "choose privacy.sampling: public",
+        ),
+        (
             {"privacy": {"token_epsilon": 4, "token_noise_multiplier": 1}},
             "privacy.token_epsilon: 4.0 gives the noise, and so does token_noise_multiplier: 1.0",
             "leave one out",
