@@ -82,8 +82,8 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "choose privacy.sampling: public",
         ),
         (
-            {"privacy": SECRET, "method": "hide"},
-            "privacy.sampling: 'secret' needs a method without descriptions of shards",
+            {"privacy": {**SECRET, "token_epsilon": 4}, "method": "hide"},
+            "privacy.sampling: 'secret' cannot keep secret whom method: 'hide' describes",
             "choose privacy.sampling: public",
         ),
         (
