@@ -22,11 +22,6 @@ def contradictions(config: RunConfig) -> list[str]:
             "privacy.record_dp: 'on' needs either record_noise_multiplier or record_epsilon (which each client "
             f"computes its noise multiplier from), got {' and '.join(given) or 'neither'}"
         )
-    if privacy.secure and config.stream == "site" and privacy.record_noise_multiplier is not None:
-        problems.append(
-            "privacy.record_noise_multiplier: with secure_aggregation: 'on' and stream: 'site' the server does not "
-            "know how many records a client has, which epsilon depends on; give record_epsilon instead"
-        )
     if config.training.compile == "on":
         problems.append(
             "privacy.record_dp: 'on' needs the gradient of every record, which compiled layers do not give; choose "

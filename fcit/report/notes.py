@@ -136,8 +136,8 @@ def tokens(run: Run) -> list[str]:
     sentences = [
         f"Differential privacy of descriptions of shards (identity tokens), noise by the clients: epsilon "
         f"{spent['epsilon']:.3g} at delta {spent['delta']:g} for one record added or removed; "
-        f"{spent['epsilon_all']:.3g} for a record that is in all {spent['shards']} shards of the client that described most. Noise multiplier "
-        f"{spent['noise_multiplier']:.3g} on features of length {spent['clip']:g}.",
+        f"{spent['epsilon_all']:.3g} for a record that is in all {spent['shards']} shards of the client that described "
+        f"most. Noise multiplier {spent['noise_multiplier']:.3g} on features of length {spent['clip']:g}.",
         f"This epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     return [*sentences, PUBLIC] if spent["public_noise"] else sentences

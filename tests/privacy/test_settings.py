@@ -141,11 +141,6 @@ def test_records_and_clients_are_protected_together():
             "privacy.record_dp: 'on' needs the gradient of every record",
             "choose training.compile: auto or off",
         ),
-        (
-            {"privacy": {**RECORDS, "secure_aggregation": "on"}, "stream": "site"},
-            "privacy.record_noise_multiplier: with secure_aggregation: 'on' and stream: 'site'",
-            "give record_epsilon instead",
-        ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
             for method in ("ewc", "l2p", "replay")
