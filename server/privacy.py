@@ -24,7 +24,7 @@ from server.sums import Sums
 
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
-    "descriptions of shards (DISCO's identity tokens and counts of records) and which subspace a client trains",
+    "descriptions of shards (identity tokens or anchors, and counts of records) and which subspace a client trains",
     "losses and numbers of records that clients report",
     "answers and scores of evaluations at sites",
     "who took part, which updates were rejected, and times and traffic",

@@ -24,7 +24,7 @@ from server.participants import Slot, slots_of_round
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
     "how many records a client has, which also decides how many steps it takes and with what sampling rate",
-    "descriptions of shards (DISCO's identity tokens) and which subspace a client trains",
+    "descriptions of shards (identity tokens or anchors) and which subspace a client trains",
     "losses that clients report",
     "answers and scores of evaluations at sites",
     "what a site trains under another run, unless its SITE.yaml has a max_record_epsilon",
