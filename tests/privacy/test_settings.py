@@ -32,7 +32,7 @@ def test_methods_whose_updates_go_through_the_aggregator(method):
     assert config.parse({"method": method, "privacy": ON}).privacy.on
 
 
-@pytest.mark.parametrize("method", ["finetune", "lwf", "olora", "replay", "moelora", "mlora"])
+@pytest.mark.parametrize("method", ["finetune", "lwf", "olora", "replay", "moelora", "mlora", "sefe", "opcm", "dop"])
 def test_methods_of_one_subspace_at_a_time_go_with_secret_sampling(method):
     assert config.parse({"method": method, "privacy": SECRET}).privacy.secret
 
@@ -116,7 +116,10 @@ def test_what_makes_no_sense_is_said(raw, start, way_out):
 RECORDS = {"record_dp": "on", "record_noise_multiplier": 1.0}
 
 
-@pytest.mark.parametrize("method", ["disco", "finetune", "lwf", "olora", "moelora", "mlora"])
+METHODS = ["disco", "finetune", "lwf", "olora", "moelora", "mlora", "sefe", "hide", "opcm", "dop"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_whose_losses_are_means_over_records(method):
     assert config.parse({"method": method, "privacy": RECORDS}).privacy.records
 
@@ -150,7 +153,7 @@ def test_records_and_clients_are_protected_together():
         ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
-            for method in ("ewc", "l2p", "replay")
+            for method in ("ewc", "l2p", "replay", "keeplora", "clmoe")
         ),
         ({"privacy": RECORDS, "method": "joint"}, "privacy.record_dp: 'on' needs clients", "choose another method"),
         ({"privacy": RECORDS, "method": "zero_shot"}, "privacy.record_dp: 'on' has nothing to protect", ""),
