@@ -197,7 +197,7 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
     [
         ({"privacy": {"neighbours": 4}}, "privacy.neighbours: 4 has no effect", "choose secure_aggregation: on"),
         ({"privacy": {"neighbours": 3}}, "privacy.neighbours: input should be a multiple of 2", ""),
-        ({"privacy": {**MASKED, "dropout": 0.5}}, "privacy.dropout: input should be less than 0.5", ""),
+        ({"privacy": {**MASKED, "dropout": 0.34}}, "privacy.dropout: input should be less than or equal to 0.33", ""),
         (
             {"privacy": {**MASKED, "min_group": 6}},
             "privacy.min_group: 6 clients for a sum can never be reached",
