@@ -335,6 +335,19 @@ def test_false_shares_are_seen_and_survived_where_others_are_left():
     assert members.group.total().tolist() == members.plain(alive).tolist()
 
 
+def test_one_false_share_is_survived_in_a_large_group_whatever_its_number():
+    """A choice of 11 out of 15 leaves one share out with 4/15, so that 64 choices fail once in 4e8 times."""
+    secret = fresh()[:16]
+    for false in (0, 14):
+        split = dict(enumerate(shares.split(secret, 11, 15)))
+        split[false] = bytes(16)
+        assert shares.combined(split, 11, secret.__eq__) == secret
+
+
+def test_too_few_shares_give_nothing():
+    assert shares.combined(dict(enumerate(shares.split(fresh()[:16], 3, 5)[:2])), 3, lambda seed: True) is None
+
+
 def test_too_many_false_shares_end_it():
     members = Members(range(5), LOOSE)
     alive = members.until_masked([(), (), (4,)])
