@@ -208,6 +208,11 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             "privacy.neighbours: 2 is less than the others of a group",
             "raise it",
         ),
+        (
+            {"privacy": MASKED, "federation": {"clients": 4, "clients_per_round": 4, "min_updates": 4}},
+            "federation.min_updates: 4 leaves no room for privacy.dropout: 0.3",
+            "lower it to 3",
+        ),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),
         ({"privacy": MASKED, "fedopt": "scaffold"}, "privacy.secure_aggregation: 'on' does not mask", "another fedopt"),
