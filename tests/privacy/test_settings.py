@@ -205,7 +205,7 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
     [
         ({"privacy": {"neighbours": 4}}, "privacy.neighbours: 4 has no effect", "choose secure_aggregation: on"),
         ({"privacy": {"neighbours": 3}}, "privacy.neighbours: input should be a multiple of 2", ""),
-        ({"privacy": {**MASKED, "dropout": 0.5}}, "privacy.dropout: input should be less than 0.5", ""),
+        ({"privacy": {**MASKED, "dropout": 0.34}}, "privacy.dropout: input should be less than or equal to 0.33", ""),
         (
             {"privacy": {**MASKED, "min_group": 6}},
             "privacy.min_group: 6 clients for a sum can never be reached",
@@ -215,6 +215,11 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             {"privacy": {**MASKED, "min_group": 4, "neighbours": 2}},
             "privacy.neighbours: 2 is less than the others of a group",
             "raise it",
+        ),
+        (
+            {"privacy": MASKED, "federation": {"clients": 4, "clients_per_round": 4, "min_updates": 4}},
+            "federation.min_updates: 4 leaves no room for privacy.dropout: 0.3",
+            "lower it to 3",
         ),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),
