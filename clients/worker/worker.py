@@ -212,13 +212,20 @@ class Worker:
             subspace=order.subspace,
             examples=outcome.examples,
             steps=outcome.steps,
-            loss=outcome.loss,
+            loss=outcome.loss if private is None else 0.0,  # a mean over records, without noise
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto", outcome.overflowed),
-            skipped=self.data.skipped(order.client, tasks),
+            **self._remarks(config, order, tasks, outcome.overflowed),
         )
+
+    def _remarks(self, config: RunConfig, order: TrainOrder, tasks: list[int], overflowed: int) -> dict[str, Any]:
+        """What is sent beside an update; under ``privacy.record_dp`` nothing that depends on the records."""
+        if config.privacy.records:
+            return {"how": self.terms.how(self.config)}
+        decided = self.config.training.checkpointing == "auto"
+        how = self.terms.how(config, self.micro, decided, overflowed)
+        return {"how": how, "skipped": self.data.skipped(order.client, tasks)}
 
     def _private(self, config: RunConfig, order: TrainOrder, tasks: list[int], records: int) -> Private | None:
         """The private steps of a training, if it is to have them; what they spend is noted before they are taken.

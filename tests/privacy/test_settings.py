@@ -145,7 +145,7 @@ def test_records_and_clients_are_protected_together():
         ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
-            for method in ("ewc", "l2p", "replay")
+            for method in ("ewc", "l2p", "replay", "clmoe", "keeplora")
         ),
         ({"privacy": RECORDS, "method": "joint"}, "privacy.record_dp: 'on' needs clients", "choose another method"),
         ({"privacy": RECORDS, "method": "zero_shot"}, "privacy.record_dp: 'on' has nothing to protect", ""),
