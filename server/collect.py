@@ -76,7 +76,7 @@ class Collector(Gathering):
     def _accept(self, update: ClientUpdate) -> None:
         # A client that was never described is held to the size it first reported.
         self.progress.declared.setdefault(f"{update.client}/{update.shard}", update.examples)
-        self.journal.show("client", client=update.client, loss=update.loss)
+        self.journal.show("client", client=update.client, loss=None if self.config.privacy.records else update.loss)
 
     # ------------------------------------------------------------------ judging
 

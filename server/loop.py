@@ -231,7 +231,7 @@ class Loop:
             subspaces=[self.state.assigned[s.pair] for s in slots],
             tasks=[list(s.tasks) for s in slots],
             examples=[h.examples if h else 0 for h in heads],
-            loss={f"{h.client}/{h.shard}": round(h.loss, 5) for h in heads if h},
+            loss={f"{h.client}/{h.shard}": None if self.records else round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
             exactness=aggregator.exactness,
             **aggregator.flags,

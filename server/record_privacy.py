@@ -24,7 +24,7 @@ from server.participants import Slot, slots_of_round
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
     "how many records a client has, which also decides how many steps it takes and with what sampling rate",
-    "losses that clients report",
+    "how long a training takes, and that it failed",
     "answers and scores of evaluations at sites",
     "what a site trains under another run, unless its SITE.yaml has a max_record_epsilon",
 )

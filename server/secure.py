@@ -326,7 +326,7 @@ class SecureCollector(Gathering):
         update = Update(alive[0], session.subspace, result.weight, tensors)
         self.sums.add(update, heads, result.unclipped, result.cut)
         for client in alive:
-            self.journal.show("client", client=client, loss=result.loss)
+            self.journal.show("client", client=client, loss=None if self.config.privacy.records else result.loss)
 
 
 def _head(reply: MaskedUpdate, result: Sum, members: int) -> ClientUpdate:

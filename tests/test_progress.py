@@ -74,6 +74,13 @@ def test_a_round_without_updates_has_no_loss():
     assert "clients none no updates 0.00 MB" in out.getvalue()
 
 
+def test_a_loss_that_private_clients_keep_is_not_shown_as_zero():
+    out = io.StringIO()
+    values = {"stage": 0, "round": 0, "clients": [3], "loss": {"3/a": None}, "up": 0, "down": 0}
+    ConsoleWatcher(Console(file=out, width=200), "run").say("round", **values)
+    assert "clients 3 loss not sent 0.00 MB" in out.getvalue()
+
+
 def test_work_that_takes_long_says_how_fast_it_goes(monkeypatch, capsys):
     now = iter([0.0, 4.0, 12.0, 15.0, 24.0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

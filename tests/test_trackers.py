@@ -183,7 +183,7 @@ def test_tensorboard_by_hand_and_after_a_resume(run):
     events = [
         ("start", {"stages": 2}),
         ("round", {"stage": 0, "round": 0, **ROUND}),
-        ("round", {"stage": 0, "round": 1, **ROUND, "loss": {}}),
+        ("round", {"stage": 0, "round": 1, **ROUND, "loss": {"1/a": None}}),
         ("stage", {"stage": 0, "row": {"ocr-vqa": 50.0}}),
         ("round", {"stage": 1, "round": 0, **ROUND}),
         ("stage", {"stage": 1, "row": {"ocr-vqa": 30.0, "dvqa": 40.0}}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fcit.errors import ConfigError, MemoryLost, RunError
+from fcit.errors import ConfigError, MemoryLost, Refused, RunError
 from fcit.federation.messages import NAME
 from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, write_json, write_tensors
@@ -118,6 +118,22 @@ class ClientMemory:
             RunError: it is damaged.
         """
         return kept(self.root / str(client) / "records" / "noise.key")
+
+    def hold(self, client: int, name: str, value: float) -> None:
+        """Hold the server to a value of the first order: noise of two sizes on one sum would leave less of it.
+
+        Raises:
+            Refused: it was another. RunError: the file is damaged.
+        """
+        file = self.root / str(client) / "records" / f"{name}.json"
+        first = read_json(file) if file.is_file() else value
+        if first != value:
+            raise Refused(
+                f"privacy: {name} is {value:.6g} in this order and was {first} in an earlier one of this run; start "
+                "another run for another value"
+            )
+        if not file.is_file():
+            write_json(file, value)
 
     def size(self, client: int) -> int:
         """Bytes kept for a client, without versions that are being replaced."""

@@ -17,6 +17,7 @@ from clients.worker import micro_batches
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
+from clients.worker.record_trainings import RecordTrainings
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import measure, train
@@ -160,7 +161,10 @@ class Worker:
         else:
             stats = self.method.describe(tokens.clipped(features))
             multiplier, noise = tokens.multiplier(self.config.privacy), Noise(self._secret(order.client))
-            total = tokens.noised(stats.total, multiplier, noise, order.client, order.shard)
+            if not self.config.privacy.reproducible_noise:
+                self.memory.hold(order.client, "token_noise_multiplier", multiplier)
+            # Not by the shard's name, which is the server's: the same records would have other noise by each.
+            total = tokens.noised(stats.total, multiplier, noise, order.client)
         return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": total})
 
     def _secret(self, client: int) -> bytes:
@@ -194,9 +198,11 @@ class Worker:
         if order.measure:
             with computed(self.backbone, config.training):
                 return self._measured(order, sessions[0], begin)
-        private = self._private(config, order, tasks, len(sessions[0].examples))
+        private = self._private(config, order, tasks, sessions[0], remembered)
         with computed(self.backbone, config.training):
             outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+        if private is not None and not config.privacy.reproducible_noise:
+            private.end(self._trainings(order.client))
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -212,25 +218,41 @@ class Worker:
             subspace=order.subspace,
             examples=outcome.examples,
             steps=outcome.steps,
-            loss=outcome.loss,
+            loss=outcome.loss if private is None else 0.0,  # a mean over records, without noise
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto", outcome.overflowed),
-            skipped=self.data.skipped(order.client, tasks),
+            **self._remarks(config, order, tasks, outcome.overflowed),
         )
 
-    def _private(self, config: RunConfig, order: TrainOrder, tasks: list[int], records: int) -> Private | None:
+    def _remarks(self, config: RunConfig, order: TrainOrder, tasks: list[int], overflowed: int) -> dict[str, Any]:
+        """What is sent beside an update; under ``privacy.record_dp`` nothing that depends on the records."""
+        if config.privacy.records:
+            return {"how": self.terms.how(self.config)}
+        decided = self.config.training.checkpointing == "auto"
+        how = self.terms.how(config, self.micro, decided, overflowed)
+        return {"how": how, "skipped": self.data.skipped(order.client, tasks)}
+
+    def _trainings(self, client: int) -> RecordTrainings:
+        return RecordTrainings(self.memory.root / str(client) / "records" / "trainings")
+
+    def _private(
+        self, config: RunConfig, order: TrainOrder, tasks: list[int], session: Session, memory: dict[str, Any]
+    ) -> Private | None:
         """The private steps of a training, if it is to have them; what they spend is noted before they are taken.
 
         Raises:
-            Refused: they spend more than SITE.yaml allows.
+            Refused: they spend more than SITE.yaml allows, or are not what the order announces.
         """
         privacy = config.privacy
         if not privacy.records:
             return None
-        private = Private(config, order, self._secret(order.client), records)
-        self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
+        secret, kept = self._secret(order.client), (memory, session.constants)
+        private = Private(config, order, secret, len(session.examples), kept)
+        origins = [self.data.origin(task) for task in tasks]
+        if not privacy.reproducible_noise:
+            private.begin(self._trainings(order.client), origins)
+        self.terms.records.spend(origins, private.steps)
         return private
 
     def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:

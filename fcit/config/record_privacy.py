@@ -16,8 +16,9 @@ class RecordPrivacy(Section):
     record_dp: Annotated[Literal["off", "on"], WORDS] = Field(
         "off",
         description="on: clients train by DP-SGD: batches drawn at random, the gradient of every record clipped, noise "
-        "added to their sum; what they send is differentially private for single records, also against the server. "
-        "training.max_grad_norm is then not applied (needs `pip install 'fcit[privacy]'`)",
+        "added to their sum; the tensors they send are differentially private for single records, also against the "
+        "server, and no losses are sent. training.max_grad_norm is then not applied (needs "
+        "`pip install 'fcit[privacy]'`)",
     )
     record_noise_multiplier: float | None = Field(
         None,

@@ -137,11 +137,12 @@ def course(run: Run) -> Figure:
     central = run.config.centralised
     figure, (left, *others) = _panels(1 if central else 2, height=2.4)
     rounds = run.of("round")
-    # A round without updates, which only secret sampling knows, has no loss.
-    losses = {x: sum(e["loss"].values()) / len(e["loss"]) for x, e in enumerate(rounds, start=1) if e["loss"]}
+    # A round without updates, which only secret sampling knows, has no loss; with record_dp none is sent.
+    sent = {x: [loss for loss in e["loss"].values() if loss is not None] for x, e in enumerate(rounds, start=1)}
+    losses = {x: sum(each) / len(each) for x, each in sent.items() if each}
     left.plot(list(losses), list(losses.values()))
-    each = "stage" if central else "round"
-    left.set(title="training loss", xlabel=each, ylim=(0, 1.1 * (max(losses.values(), default=0) or 1)))
+    each, said = "stage" if central else "round", " (not sent)" if run.config.privacy.records else ""
+    left.set(title=f"training loss{said}", xlabel=each, ylim=(0, 1.1 * (max(losses.values(), default=0) or 1)))
     for right in others:
         _traffic(right, rounds)
     return figure

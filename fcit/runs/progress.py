@@ -107,22 +107,21 @@ class ConsoleWatcher:
         for warning in warnings:
             self._line(f"{self.label}: warning: {warning}")
 
-    def _on_client(self, client: int, loss: float) -> None:
+    def _on_client(self, client: int, loss: float | None) -> None:
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, note=f"client {client} loss {loss:.3f}")
+            self._bar.update(self._task, note=f"client {client} {_loss([loss])}")
 
     def _on_verified(self, asked: int, compared: int, differing: int) -> None:
         told = f"{compared} of {asked} answers that two clients were asked for were compared, {differing} differ"
         self._line(f"{self.label}: {told}")
 
-    def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float], **v: Any) -> None:
-        mean = sum(loss.values()) / max(len(loss), 1)
+    def _on_round(self, stage: int, round: int, clients: list[int], loss: dict[str, float | None], **v: Any) -> None:
         moved = (v["up"] + v["down"]) / 1e6
         note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"
         private, records = v.get("privacy"), v.get("record_privacy")
         spent = f" epsilon {private['epsilon']:.3g}" if private else ""
         spent += f" record epsilon {records['epsilon']:.3g}" if records else ""
-        trained = f"loss {mean:.3f}" if loss else "no updates"
+        trained = _loss(loss.values()) if loss else "no updates"
         self._advance(f"{note} {trained}{spent}")
         self._say_idle(v.get("idle", []))
         if self._bar is None:
@@ -191,7 +190,13 @@ class ConsoleWatcher:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")
 
 
-def _contributors(clients: Iterable[int], loss: dict[str, float]) -> list[int]:
+def _loss(losses: Iterable[float | None]) -> str:
+    """Their mean, of those that were sent."""
+    sent = [loss for loss in losses if loss is not None]
+    return f"loss {sum(sent) / len(sent):.3f}" if sent else "loss not sent"
+
+
+def _contributors(clients: Iterable[int], loss: dict[str, float | None]) -> list[int]:
     """Those of a round's clients whose update was used: its losses are named ``client/shard``."""
     used = {int(name.partition("/")[0]) for name in loss}
     return [client for client in clients if client in used]

@@ -71,6 +71,10 @@ def test_bad_records_are_passed_over_and_counted(site):
     (site.file.parent / "data" / "datasets" / "secret" / "secret-3.png").write_bytes(b"no image")
     update = update_of(site, train_order(tensors))
     assert (update.examples, update.skipped) == (RECORDS - 1, 1)
+    config = ordered(privacy={"record_dp": "on", "record_noise_multiplier": 1.0})
+    private = update_of(site, train_order(tensors, config))
+    assert (private.loss, private.skipped) == (0.0, 0)
+    assert private.how == {"dtype": "float32", "micro_batch": None, "checkpointing": False}
 
 
 def test_micro_batches_and_checkpointing_are_the_sites_choice_and_change_little(site, tmp_path):

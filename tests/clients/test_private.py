@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from clients.worker.memory import ClientMemory
-from clients.worker.private import Private
+from clients.worker.private import MOST_TRAININGS, Private
+from clients.worker.record_trainings import RecordTrainings
 from fcit import config as configuration
 from fcit.data.collate import Encoded
-from fcit.errors import RunError
+from fcit.errors import Refused, RunError
 from fcit.federation.messages import TrainOrder
 from fcit.privacy.noise import Noise
 from fcit.privacy.record_accountant import Steps
@@ -115,6 +116,65 @@ def test_another_order_or_secret_has_others(secret, changes):
     assert not np.array_equal(Toy(50).step(one, [])[1], Toy(50).step(other, [])[1])
 
 
+def test_constants_are_part_of_an_order_wherever_they_are():
+    config = configuration.parse(
+        {"method": "finetune", "privacy": {"record_dp": "on", "record_noise_multiplier": 2.0}, "training": {}}
+    )
+
+    def seed(value: float, brought: bool, memory: float = 0.0) -> int:
+        given, teacher = order(), np.full(2, value, np.float32)
+        if brought:
+            given.tensors["constant/teacher/w"] = teacher
+        kept = {"fedopt": {"c": np.full(2, memory)}}, {"teacher": {"w": teacher}}
+        return Private(config, given, SECRET, 50, kept).seed
+
+    assert seed(1.0, True) == seed(1.0, False)
+    assert seed(1.0, False) != seed(2.0, False)
+    assert seed(1.0, False) != seed(1.0, False, memory=1.0)
+
+
+def test_an_order_done_again_must_come_to_the_same_sums(tmp_path):
+    trainings = RecordTrainings(tmp_path)
+    for batch in ([1], [1], [2]):
+        steps = private(10)
+        steps.begin(trainings, ["a"])
+        Toy(10).step(steps, batch)
+        if batch == [2]:
+            with pytest.raises(Refused, match="came to other sums in the last bits"):
+                steps.end(trainings)
+        else:
+            steps.end(trainings)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_more_trainings_than_the_noise_was_computed_for(tmp_path):
+    trainings = RecordTrainings(tmp_path)
+    config = configuration.parse({"method": "finetune", "privacy": {"record_dp": "on", "record_epsilon": 8}})
+    for mark in ("one", "two", "one"):
+        trainings.begin(mark, config, ["a"], 2)
+    trainings.begin("three", config, ["b"], 1)
+    with pytest.raises(Refused, match="computed for 2 trainings on the records of a in this run, and 2 have begun"):
+        trainings.begin("four", config, ["a", "b"], 100)
+    other = config.model_copy(update={"privacy": config.privacy.model_copy(update={"record_epsilon": 9.0})})
+    with pytest.raises(
+        Refused, match=r"record_epsilon: 9\.0 .* is ordered, and this run's first trainings had another"
+    ):
+        trainings.begin("five", other, ["c"], 1)
+
+
+def test_what_a_client_has_trained_is_not_begun_anew(tmp_path):
+    (tmp_path / "one.json").write_text('{"origins": 3}')
+    config = configuration.parse({"method": "finetune", "privacy": {"record_dp": "on", "record_epsilon": 8}})
+    with pytest.raises(RunError, match="not a training of private records"):
+        RecordTrainings(tmp_path).begin("two", config, ["a"], 2)
+
+
+@pytest.mark.parametrize("number", [-1, MOST_TRAININGS + 1, 2**63 - 1])
+def test_an_absurd_number_of_trainings_is_refused(number):
+    with pytest.raises(Refused, match=f"participations: {number} trainings .* up to {MOST_TRAININGS}"):
+        private(10, given=order(participations=number))
+
+
 def test_public_noise_does_not_depend_on_where_a_run_is_done():
     one, other = (
         private(50, given=order(config=text, run=text), reproducible_noise=True)
@@ -152,6 +212,14 @@ def test_a_record_is_in_a_batch_by_its_own_chance():
     assert pairs.mean() == pytest.approx(rate**2, abs=0.004)
     assert noise.chosen(50, 1.0, "all") == list(range(50))
     assert noise.chosen(0, 0.5, "none") == []
+
+
+def test_the_first_noise_multiplier_of_a_run_stays(tmp_path):
+    memory = ClientMemory(tmp_path)
+    for client, value in ((3, 1 / 3), (3, 1 / 3), (4, 1.0)):
+        memory.hold(client, "token_noise_multiplier", value)
+    with pytest.raises(Refused, match=r"token_noise_multiplier is 0\.34 in this order and was 0\.333"):
+        memory.hold(3, "token_noise_multiplier", 0.34)
 
 
 def test_the_secret_is_the_clients_own(tmp_path):

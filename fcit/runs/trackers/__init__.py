@@ -4,7 +4,7 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
 ``close()``. It receives the events that ``events.jsonl`` holds, and one for each client in between:
 
     start     stages, rounds, done (stages and rounds finished before a resume)
-    client    client, loss
+    client    client, loss (None with privacy.record_dp, as in a round)
     measured  stage, round, clients, client_seconds, seconds, up, down: before the rounds of a stage, for some methods
     round     stage, round (from 0), clients, loss ("client/shard" -> mean), seconds, up, down (bytes), ...
     scored    stage, dataset, score, mix, seconds

@@ -49,7 +49,7 @@ class TensorBoard:
         scalars: dict[str, float | None] = {}
         if kind == "round":
             step = values["stage"] * self._rounds + values["round"] + 1
-            losses = list(values["loss"].values())
+            losses = [loss for loss in values["loss"].values() if loss is not None]
             scalars = {
                 "round/loss": sum(losses) / len(losses) if losses else None,
                 "round/seconds": values["seconds"],
