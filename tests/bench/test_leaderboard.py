@@ -137,7 +137,7 @@ def test_csv_json_latex(board):
     assert r"43.8 $\pm$ 8.8" in latex
     assert r"joint$^\ddagger$" in latex
     assert "±" not in latex
-    assert r"\begin{tabular}{lrrrrrrrrrl}" in latex
+    assert r"\begin{tabular}{lrrrrrrrrll}" in latex
 
 
 def test_methods_of_our_own_and_methods_that_store(board, monkeypatch):
