@@ -79,7 +79,7 @@ class HiDe(PerStage):
         if self.options.fusion == "stack" or name not in state.subspaces or not earlier:
             return
         newest = dict(state.subspaces[name])
-        routed = last_block(newest)
+        routed = last_block(n for n in newest if is_factor(n))  # a projector may have numbers, too
         for tensor in (n for n in newest if is_factor(n) and n not in routed):
             newest[tensor] = newest[tensor] + state.subspaces[earlier[-1]][tensor]
         before = state.subspaces[earlier[-1]]

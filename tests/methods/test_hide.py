@@ -52,6 +52,19 @@ def test_experts_are_summed_exactly_or_with_cross_terms():
     assert crossed.subspaces["0"][f"{TOP}{A}weight"] == 2
 
 
+def test_a_projectors_numbers_are_no_blocks():
+    method, state, merger = hide(fusion="cross"), ServerState(), "base_model.model.visual.merger.mlp.22.weight"
+    for stage in (0, 1):
+        state.stage = stage
+        pairs = [(0, str(stage))]
+        method.assign(state, pairs, {pairs[0]: Stats(np.ones(2), 1)}, Factory(0, {**SHAPES, merger: (1, 1)}))
+        state.subspaces[str(stage)] = dict.fromkeys([*SHAPES, merger], np.full((1, 1), 2, np.float32))
+        method.end_stage(state, stage)
+    assert state.subspaces["0"][f"{TOP}{A}weight"] == 2
+    assert state.subspaces["0"][f"{LOW}{A}weight"] == 0
+    assert state.subspaces["1"][f"{TOP}{A}weight"] == 2
+
+
 def test_questions_are_routed_by_anchors():
     method = hide()
     state = trained(method)
