@@ -24,6 +24,9 @@ from fcit.methods.base import INVARIANTS, ServerState, Session, Update
 from fcit.methods.per_stage import PerStage
 from fcit.models.layout import A, B, is_factor
 
+#: Far above any number in a sketch of a converging model's gradient; one such value would decide every direction.
+ABSURD = 1e6
+
 
 class KeepLoRA(PerStage):
     """One LoRA per stage; A comes from a gradient and stays as it is, only B is trained and sent.
@@ -44,7 +47,8 @@ class KeepLoRA(PerStage):
     and so is the projection: clients apply that of W0, which the server does not have, the server that of earlier
     stages. Measuring costs an exchange before each stage, and one A per sketch there and with the last round; both are
     counted. ``protect`` is a share of what is outside of W0's directions. A layer without gradient keeps random
-    rows. The projector, if it is trained, is not protected.
+    rows. The projector, if it is trained, is not protected. Numbers above :data:`ABSURD` are rejected; below, a client
+    weighs as its gradient is long (unit vectors would bound it, but be another mean than the gradient's).
     """
 
     class Options(Section):
@@ -127,6 +131,10 @@ class KeepLoRA(PerStage):
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         return self.measured_shapes(state) if state.round == self.config.federation.rounds - 1 else {}
+
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
+        largest = max((float(np.abs(sketch).max()) for sketch in extra.values() if sketch.size), default=0.0)
+        return f"a sketch of a gradient with {largest:.3g}, over {ABSURD:.0e}" if largest > ABSURD else None
 
     def absorb(self, state: ServerState, measured: Iterable[Update]) -> None:
         mean, stage = Mean(), str(state.stage)

@@ -85,3 +85,10 @@ def test_a_sketch_is_that_of_the_dense_gradient(tmp_path):
     name_b = name.replace(A, B)
     omega = seeding.generator(5, "sketch", 0, name_b).normal(size=before[name_b].shape)
     assert sketch == pytest.approx(2 * omega.T @ dense.numpy(), abs=1e-5, rel=1e-3)
+
+
+def test_absurd_sketches_are_rejected():
+    name = f"0:x{A}weight"
+    assert keeplora().reject_reason({name: f32([30, -1e4, 0])}, 3) is None
+    assert keeplora().reject_reason({}, 3) is None
+    assert "sketch of a gradient with 1e+30" in keeplora().reject_reason({name: f32([0, -1e30, 0])}, 3)
