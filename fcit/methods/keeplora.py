@@ -197,12 +197,28 @@ def _protected(state: ServerState, name: str) -> np.ndarray:
     return np.zeros((0, width)) if known is None else known.astype(np.float64)
 
 
+#: Directions are kept above so many roundings of the numbers that were sent, in float32.
+_ROUNDINGS = 10.0
+
+
 @one_thread()
-def _main(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values above the resolution of float32, and their right vectors ``(k, d)``."""
-    _, s, vt = torch.linalg.svd(torch.from_numpy(rows), full_matrices=False)
-    kept = int((s > torch.finfo(torch.float32).eps * s[0]).sum()) if len(s) else 0
-    return s[:kept].numpy(), vt[:kept].numpy()
+def _main(rows: np.ndarray, protected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values and right vectors ``(k, d)`` of what ``rows (q, d)`` have outside of what is protected.
+
+    What is smaller than the rounding of the rows themselves, before the projection, is noise.
+    """
+    if not rows.any():
+        return np.zeros(0), np.zeros((0, rows.shape[1]))
+    size = float(torch.linalg.matrix_norm(torch.from_numpy(rows), 2))
+    _, s, vt = torch.linalg.svd(torch.from_numpy(_outside(rows, protected)), full_matrices=False)
+    kept = int((s > _ROUNDINGS * torch.finfo(torch.float32).eps * size).sum())
+    directions = torch.from_numpy(_outside(vt[:kept].numpy(), protected))  # once more: a short rest magnifies errors
+    q, r = torch.linalg.qr(directions.T)
+    return s[:kept].numpy(), (q * r.diagonal().sign()).T.numpy()
+
+
+def _outside(rows: np.ndarray, protected: np.ndarray) -> np.ndarray:
+    return rows - rows @ protected.T @ protected
 
 
 def leading(rows: np.ndarray, protected: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -212,7 +228,7 @@ def leading(rows: np.ndarray, protected: np.ndarray, old: np.ndarray) -> np.ndar
     are zero.
     """
     rows = rows.astype(np.float64)
-    _, directions = _main(rows - rows @ protected.T @ protected)
+    _, directions = _main(rows, protected)
     directions = directions[: len(old)]
     more = completed(np.vstack([protected, directions]), old, len(old) - len(directions))
     a = np.zeros(old.shape, dtype=np.float32)
@@ -223,8 +239,8 @@ def leading(rows: np.ndarray, protected: np.ndarray, old: np.ndarray) -> np.ndar
 def widened(protected: np.ndarray, rows: np.ndarray, share: float) -> np.ndarray:
     """Protected directions with the fewest further ones that hold a share of the squares of ``rows (q, d)``."""
     rows = rows.astype(np.float64)
-    outside = rows - rows @ protected.T @ protected
-    s, directions = _main(outside)
+    outside = _outside(rows, protected)
+    s, directions = _main(rows, protected)
     whole = float(np.square(rows).sum())
     held = whole - float(np.square(outside).sum()) + np.concatenate([[0.0], np.cumsum(np.square(s))])
     count = min(int((held < share * whole).sum()), len(s))
