@@ -140,9 +140,10 @@ def _over(
 ) -> dict[Pair, str]:
     """Pairs that open more subspaces than a client may, or, if there are none, than the server keeps."""
     over: dict[Pair, str] = {}
+    counted = {} if openings is None else openings
     for client in sorted({client for client, _ in openers}) if openings is not None else ():
         names = sorted({name for pair, name in openers.items() if pair[0] == client}, key=opened.index)
-        room = max(0, federation.max_openings - openings.get(str(client), 0))
+        room = max(0, federation.max_openings - counted.get(str(client), 0))
         reason = f"would open more than {federation.max_openings} subspaces for one client (federation.max_openings)"
         over |= {p: reason for p, name in openers.items() if p[0] == client and name in names[room:]}
     if over:
