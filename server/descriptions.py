@@ -105,7 +105,8 @@ def assign(
 
     Args:
         stats: of the pairs that are new.
-        openings: by client how many subspaces were opened for its pairs so far; counted on.
+        openings: by client how many subspaces were opened for its pairs so far; counted on, unless the subspace is that
+            of the stage (:meth:`Method.common`).
 
     Returns:
         the pairs left out, with the reason.
@@ -122,24 +123,27 @@ def assign(
         method.assign(trial, staying, {pair: s for pair, s in stats.items() if pair not in left}, make)
         opened = [name for name in trial.subspaces if name not in state.subspaces]
         openers = {pair: trial.assigned[pair] for pair in staying if trial.assigned[pair] in opened}
-        over = _over(openers, opened, len(state.subspaces), federation, openings)
+        # A subspace that the stage gives everybody is opened by no client.
+        counted = openings if method.common(state.stage) is None else None
+        over = _over(openers, opened, len(state.subspaces), federation, counted)
         if not over:
             break
         left |= over
     vars(state).update(vars(trial))
-    for client, _ in {(client, name) for (client, _), name in openers.items()}:
+    for client, _ in {(client, name) for (client, _), name in openers.items()} if counted is not None else ():
         openings[str(client)] = openings.get(str(client), 0) + 1
     return left
 
 
 def _over(
-    openers: dict[Pair, str], opened: list[str], held: int, federation: Federation, openings: dict[str, int]
+    openers: dict[Pair, str], opened: list[str], held: int, federation: Federation, openings: dict[str, int] | None
 ) -> dict[Pair, str]:
     """Pairs that open more subspaces than a client may, or, if there are none, than the server keeps."""
     over: dict[Pair, str] = {}
-    for client in sorted({client for client, _ in openers}):
+    counted = {} if openings is None else openings
+    for client in sorted({client for client, _ in openers}) if openings is not None else ():
         names = sorted({name for pair, name in openers.items() if pair[0] == client}, key=opened.index)
-        room = max(0, federation.max_openings - openings.get(str(client), 0))
+        room = max(0, federation.max_openings - counted.get(str(client), 0))
         reason = f"would open more than {federation.max_openings} subspaces for one client (federation.max_openings)"
         over |= {p: reason for p, name in openers.items() if p[0] == client and name in names[room:]}
     if over:

@@ -251,7 +251,7 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"{rule} does not see what clients return to fedopt: {config.fedopt['name']!r} beside their tensors (its "
             "sum would pass it by); choose another fedopt, or robust: none"
         )
-    if not method.robust:
+    if method.sums():
         problems.append(
             f"{rule} does not see what clients return to method: {config.method['name']!r} beside their tensors, which "
             "the method sums itself; choose another method, or robust: none"

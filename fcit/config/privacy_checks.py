@@ -91,7 +91,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"privacy.client_dp: 'on' needs clients, and method: {name!r} pools all data at one participant; choose "
             "another method"
         )
-    elif not method.robust:
+    elif method.sums():
         problems.append(
             f"privacy.client_dp: 'on' does not cover what clients return to method: {name!r} beside their tensors, "
             "which the method sums without noise; choose another method"

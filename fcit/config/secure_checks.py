@@ -65,7 +65,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
         problems.append(
             f"{_ON} needs clients, and method: {name!r} pools all data at one participant; choose another method"
         )
-    elif not method.robust or method.measures:
+    elif method.sums():
         problems.append(
             f"{_ON} does not mask what clients return to method: {name!r} beside their tensors; choose another method"
         )

@@ -235,6 +235,11 @@ class Method:
         options = {k: v for k, v in config.method.items() if k != "name"}
         self.options: Any = self.Options.model_validate(options)
 
+    @classmethod
+    def sums(cls) -> bool:
+        """Whether clients send something that the method sums itself, past ``robust:`` and ``privacy:``."""
+        return cls.measures or not cls.robust
+
     @property
     def layout(self) -> Layout:
         """The tensors of a subspace."""

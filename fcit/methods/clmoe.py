@@ -19,7 +19,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
 from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Pair, QuestionBatch, ServerState, Session, Stats, Update
-from fcit.methods.knowledge_cache import cosine
+from fcit.methods.knowledge_cache import cosine, count_once
 from fcit.methods.moelora import MoELoRA
 from fcit.models.layout import GATE, A, B
 
@@ -87,9 +87,7 @@ class CLMoE(MoELoRA):
         return "0"
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
-        sums, stage = state.memory.setdefault("sums", {}), str(state.stage)
-        for pair in sorted(pair for pair in set(pairs) if pair not in state.assigned):
-            sums[stage] = sums.get(stage, 0.0) + stats[pair].total
+        count_once(state, pairs, stats)
         super().assign(state, pairs, stats, make)
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:

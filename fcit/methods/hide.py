@@ -15,7 +15,7 @@ from fcit.config import RunConfig, Section
 from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Pair, ServerState, Stats
 from fcit.methods.disco import softmax_mix
-from fcit.methods.knowledge_cache import cosine
+from fcit.methods.knowledge_cache import cosine, count_once
 from fcit.methods.per_stage import PerStage
 from fcit.models.layout import Layout, is_factor, last_block
 
@@ -31,10 +31,10 @@ class HiDe(PerStage):
     paper's formula reads as; the released code adds A's and B's by themselves, which has all cross terms B_i A_j, and
     the published figures come from that.
 
-    f joins the unit features of text and image, and the anchor a_i is their mean over the records that opened stage i
-    (exact sums over clients; a client that returns with the same records is not counted twice). cos(f, a_i) weighs the
-    two cosines by the lengths of the anchor's two parts; the paper halves the sum. As released code the anchors do
-    not start from noise here, and questions are routed one by one whatever the batch.
+    f joins the unit features of text and image, and the anchor a_i is their mean over the records of stage i (exact
+    sums over clients; each client and shard counts once in a stage, also if it returns from an earlier one). cos(f,
+    a_i) weighs the two cosines by the lengths of the anchor's two parts; the paper halves the sum. As released code the
+    anchors do not start from noise here, and questions are routed one by one whatever the batch.
     """
 
     class Options(Section):
@@ -66,12 +66,8 @@ class HiDe(PerStage):
         return Layout(routed="last")
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
-        new = sorted(pair for pair in set(pairs) if pair not in state.assigned)
         super().assign(state, pairs, stats, make)
-        sums = state.memory.setdefault("sums", {})
-        for pair in new:
-            name = state.assigned[pair]
-            sums[name] = sums.get(name, 0.0) + stats[pair].total
+        count_once(state, pairs, stats)
 
     def end_stage(self, state: ServerState, stage: int) -> None:
         """With ``cross`` the newest subspace holds the sums below the last block, earlier ones nothing there."""
@@ -79,7 +75,7 @@ class HiDe(PerStage):
         if self.options.fusion == "stack" or name not in state.subspaces or not earlier:
             return
         newest = dict(state.subspaces[name])
-        routed = last_block(newest)
+        routed = last_block(n for n in newest if is_factor(n))  # a projector may have numbers, too
         for tensor in (n for n in newest if is_factor(n) and n not in routed):
             newest[tensor] = newest[tensor] + state.subspaces[earlier[-1]][tensor]
         before = state.subspaces[earlier[-1]]

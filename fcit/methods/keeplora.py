@@ -24,6 +24,9 @@ from fcit.methods.base import INVARIANTS, ServerState, Session, Update
 from fcit.methods.per_stage import PerStage
 from fcit.models.layout import A, B, is_factor
 
+#: Far above any number in a sketch of a converging model's gradient; one such value would decide every direction.
+ABSURD = 1e6
+
 
 class KeepLoRA(PerStage):
     """One LoRA per stage; A comes from a gradient and stays as it is, only B is trained and sent.
@@ -44,7 +47,8 @@ class KeepLoRA(PerStage):
     and so is the projection: clients apply that of W0, which the server does not have, the server that of earlier
     stages. Measuring costs an exchange before each stage, and one A per sketch there and with the last round; both are
     counted. ``protect`` is a share of what is outside of W0's directions. A layer without gradient keeps random
-    rows. The projector, if it is trained, is not protected.
+    rows. The projector, if it is trained, is not protected. Numbers above :data:`ABSURD` are rejected; below, a client
+    weighs as its gradient is long (unit vectors would bound it, but be another mean than the gradient's).
     """
 
     class Options(Section):
@@ -128,6 +132,10 @@ class KeepLoRA(PerStage):
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         return self.measured_shapes(state) if state.round == self.config.federation.rounds - 1 else {}
 
+    def reject_reason(self, extra: Tensors, examples: int) -> str | None:
+        largest = max((float(np.abs(sketch).max()) for sketch in extra.values() if sketch.size), default=0.0)
+        return f"a sketch of a gradient with {largest:.3g}, over {ABSURD:.0e}" if largest > ABSURD else None
+
     def absorb(self, state: ServerState, measured: Iterable[Update]) -> None:
         mean, stage = Mean(), str(state.stage)
         for update in measured:
@@ -189,12 +197,28 @@ def _protected(state: ServerState, name: str) -> np.ndarray:
     return np.zeros((0, width)) if known is None else known.astype(np.float64)
 
 
+#: Directions are kept above so many roundings of the numbers that were sent, in float32.
+_ROUNDINGS = 10.0
+
+
 @one_thread()
-def _main(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values above the resolution of float32, and their right vectors ``(k, d)``."""
-    _, s, vt = torch.linalg.svd(torch.from_numpy(rows), full_matrices=False)
-    kept = int((s > torch.finfo(torch.float32).eps * s[0]).sum()) if len(s) else 0
-    return s[:kept].numpy(), vt[:kept].numpy()
+def _main(rows: np.ndarray, protected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values and right vectors ``(k, d)`` of what ``rows (q, d)`` have outside of what is protected.
+
+    What is smaller than the rounding of the rows themselves, before the projection, is noise.
+    """
+    if not rows.any():
+        return np.zeros(0), np.zeros((0, rows.shape[1]))
+    size = float(torch.linalg.matrix_norm(torch.from_numpy(rows), 2))
+    _, s, vt = torch.linalg.svd(torch.from_numpy(_outside(rows, protected)), full_matrices=False)
+    kept = int((s > _ROUNDINGS * torch.finfo(torch.float32).eps * size).sum())
+    directions = torch.from_numpy(_outside(vt[:kept].numpy(), protected))  # once more: a short rest magnifies errors
+    q, r = torch.linalg.qr(directions.T)
+    return s[:kept].numpy(), (q * r.diagonal().sign()).T.numpy()
+
+
+def _outside(rows: np.ndarray, protected: np.ndarray) -> np.ndarray:
+    return rows - rows @ protected.T @ protected
 
 
 def leading(rows: np.ndarray, protected: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -204,7 +228,7 @@ def leading(rows: np.ndarray, protected: np.ndarray, old: np.ndarray) -> np.ndar
     are zero.
     """
     rows = rows.astype(np.float64)
-    _, directions = _main(rows - rows @ protected.T @ protected)
+    _, directions = _main(rows, protected)
     directions = directions[: len(old)]
     more = completed(np.vstack([protected, directions]), old, len(old) - len(directions))
     a = np.zeros(old.shape, dtype=np.float32)
@@ -215,8 +239,8 @@ def leading(rows: np.ndarray, protected: np.ndarray, old: np.ndarray) -> np.ndar
 def widened(protected: np.ndarray, rows: np.ndarray, share: float) -> np.ndarray:
     """Protected directions with the fewest further ones that hold a share of the squares of ``rows (q, d)``."""
     rows = rows.astype(np.float64)
-    outside = rows - rows @ protected.T @ protected
-    s, directions = _main(outside)
+    outside = _outside(rows, protected)
+    s, directions = _main(rows, protected)
     whole = float(np.square(rows).sum())
     held = whole - float(np.square(outside).sum()) + np.concatenate([[0.0], np.cumsum(np.square(s))])
     count = min(int((held < share * whole).sum()), len(s))

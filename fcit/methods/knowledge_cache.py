@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from fcit.methods.base import Pair, ServerState, Stats
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -13,6 +15,25 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     norm_a = np.linalg.norm(a, axis=1, keepdims=True)
     norm_b = np.linalg.norm(b, axis=1, keepdims=True)
     return (a / np.where(norm_a == 0, 1, norm_a)) @ (b / np.where(norm_b == 0, 1, norm_b)).T
+
+
+def count_once(state: ServerState, pairs: Sequence[Pair], stats: Mapping[Pair, Stats]) -> None:
+    """Add every pair's feature sum to that of the stage, once: ``state.memory["sums"][stage]``.
+
+    A pair is described once in a run, so its sum is kept for the stages it returns in.
+    """
+    kept = state.memory.setdefault("described", {"pairs": [], "totals": []})
+    for pair in sorted(set(pairs) & set(stats)):
+        kept["pairs"].append(list(pair))
+        kept["totals"].append(stats[pair].total)
+    counted = state.memory.setdefault("counted", {"stage": -1, "pairs": []})
+    if counted["stage"] != state.stage:
+        counted |= {"stage": state.stage, "pairs": []}
+    sums, stage = state.memory.setdefault("sums", {}), str(state.stage)
+    for pair in sorted(set(pairs)):
+        if list(pair) in kept["pairs"] and list(pair) not in counted["pairs"]:
+            sums[stage] = sums.get(stage, 0.0) + kept["totals"][kept["pairs"].index(list(pair))]
+            counted["pairs"].append(list(pair))
 
 
 def average_linkage(tokens: np.ndarray, counts: Sequence[float], threshold: float) -> list[list[int]]:

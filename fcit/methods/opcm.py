@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fcit.fedopt.products import one_thread
 from fcit.methods.base import ServerState
 from fcit.methods.merging import Merge, Merging
 
@@ -44,13 +45,15 @@ class OPCM(Merging):
     family = "merging"
     summary = "a stage's update merged by the server, orthogonal to what was merged before"
 
+    @one_thread()
     def _merge(self, state: ServerState, layers: dict[str, Merge]) -> dict[str, torch.Tensor]:
         norms: list[float] = state.memory.setdefault("norms", [])
-        norms.append(_norm(layer.increment for layer in layers.values()))
+        if learnt := _norm(layer.increment for layer in layers.values()):  # else it would only shrink the merge
+            norms.append(learnt)
         weight = state.memory.setdefault("lambda", 1.0)
         summed = {n: weight * layer.old + projected(layer, self.options.keep) for n, layer in layers.items()}
         size = _norm(summed.values())
-        if not size:
+        if not size or not norms:
             return summed
         state.memory["lambda"] = size / float(np.mean(norms))
         return {n: core / state.memory["lambda"] for n, core in summed.items()}

@@ -97,6 +97,7 @@ class _Gate:
                 top, counts = self.counted
                 counts += torch.bincount(gate.topk(top, dim=-1).indices.flatten(), minlength=len(counts))
             if self.prior is not None and (prior := self.prior()) is not None:
+                prior = prior.to(gate)
                 gate = gate * (1 - prior.sum(-1, keepdim=True)) + prior
             self._open = gate
 

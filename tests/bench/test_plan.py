@@ -132,7 +132,7 @@ rows:
     found = "\n".join(caught.value.problems)
     for expected in (
         "line 3: set: training.lrr: no such setting; did you mean 'training.lr'",
-        "line 3: setting: input should be 'homogeneous' or 'heterogeneous', got 'homogeneus'",
+        "line 3: setting: input should be 'homogeneous', 'heterogeneous' or 'centralised', got 'homogeneus'",
         "line 7: method: unknown name 'discoo'; did you mean 'disco'?",
         "line 8: axes: metod: no such setting; did you mean 'method'?",
         "line 9: training.lr: input should be greater than 0, got -1",

@@ -65,3 +65,11 @@ def test_a_question_gets_the_gate_of_the_stage_it_resembles():
 def test_shares_have_to_be_shares(used):
     assert "do not sum to one" in made().reject_reason({GATE: f32(*used)}, 3)
     assert made().reject_reason({GATE: f32(0.25, 0.25, 0.25, 0.25)}, 3) is None
+
+
+def test_known_clients_count_once_in_every_stage_they_return_in():
+    method, state = made(), ServerState()
+    stage(method, state, [0.5, 0.5, 0, 0], 1.0, [1, 0])
+    for _ in range(2):
+        method.assign(state, [(0, "0")], {}, Factory(0, SHAPES))
+    assert state.memory["sums"]["1"].tolist() == [1, 0]

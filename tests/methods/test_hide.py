@@ -6,6 +6,7 @@ import torch
 
 from fcit.config import Adapter, RunConfig
 from fcit.config import Backbone as Config
+from fcit.io import trees
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.hide import HiDe
 from fcit.models.adapters import Adapters
@@ -52,6 +53,19 @@ def test_experts_are_summed_exactly_or_with_cross_terms():
     assert crossed.subspaces["0"][f"{TOP}{A}weight"] == 2
 
 
+def test_a_projectors_numbers_are_no_blocks():
+    method, state, merger = hide(fusion="cross"), ServerState(), "base_model.model.visual.merger.mlp.22.weight"
+    for stage in (0, 1):
+        state.stage = stage
+        pairs = [(0, str(stage))]
+        method.assign(state, pairs, {pairs[0]: Stats(np.ones(2), 1)}, Factory(0, {**SHAPES, merger: (1, 1)}))
+        state.subspaces[str(stage)] = dict.fromkeys([*SHAPES, merger], np.full((1, 1), 2, np.float32))
+        method.end_stage(state, stage)
+    assert state.subspaces["0"][f"{TOP}{A}weight"] == 2
+    assert state.subspaces["0"][f"{LOW}{A}weight"] == 0
+    assert state.subspaces["1"][f"{TOP}{A}weight"] == 2
+
+
 def test_questions_are_routed_by_anchors():
     method = hide()
     state = trained(method)
@@ -62,14 +76,17 @@ def test_questions_are_routed_by_anchors():
     assert method.route(["2", "0", "1"], method.knowledge(state), f32([2, 0])).argmax() == 1
 
 
-def test_a_stage_of_known_clients_has_no_anchor_and_no_weight_in_the_last_block():
+def test_known_clients_count_once_in_every_stage_they_return_in():
     method = hide()
     state = trained(method)
     state.stage = 3
-    method.assign(state, [(1, "0")], {}, Factory(0, SHAPES))
-    mix = method.route(list(state.subspaces), method.knowledge(state), f32([2, 0]))
-    assert mix[0, 3] == 0
-    assert mix.sum() == pytest.approx(1)
+    for _ in range(2):
+        method.assign(state, [(1, "0"), (2, "1")], {}, Factory(0, SHAPES))
+    assert state.memory["sums"]["3"].tolist() == [4, 2]
+    mix = method.route(list(state.subspaces), method.knowledge(state), f32([4, 2]))
+    assert mix.argmax() == 3
+    plain, tensors = trees.flatten(state.memory)  # as in a checkpoint
+    assert trees.restore(plain, tensors)["sums"]["3"].tolist() == [4, 2]
 
 
 def test_the_mix_acts_in_the_last_block_only(tmp_path):

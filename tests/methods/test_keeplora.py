@@ -85,3 +85,38 @@ def test_a_sketch_is_that_of_the_dense_gradient(tmp_path):
     name_b = name.replace(A, B)
     omega = seeding.generator(5, "sketch", 0, name_b).normal(size=before[name_b].shape)
     assert sketch == pytest.approx(2 * omega.T @ dense.numpy(), abs=1e-5, rel=1e-3)
+
+
+def test_absurd_sketches_are_rejected():
+    name = f"0:x{A}weight"
+    assert keeplora().reject_reason({name: f32([30, -1e4, 0])}, 3) is None
+    assert keeplora().reject_reason({}, 3) is None
+    assert "sketch of a gradient with 1e+30" in keeplora().reject_reason({name: f32([0, -1e30, 0])}, 3)
+
+
+def turned(count: int, width: int = 32) -> np.ndarray:
+    """Orthonormal rows in no special position, float32 as the server keeps them."""
+    return np.linalg.qr(np.random.default_rng(3).normal(size=(width, width)))[0][:count].astype(np.float32)
+
+
+@pytest.mark.parametrize("protected", [20, 32])
+def test_rounding_is_no_direction(protected):
+    """A gradient inside of what is protected has nothing outside; with all protected, neither has the old A."""
+    rng = np.random.default_rng(4)
+    known = turned(protected).astype(np.float64)
+    rows = (rng.normal(size=(8, protected)) @ known).astype(np.float32)
+    old = rng.normal(size=(4, 32)).astype(np.float32)
+    a = leading(rows, known, old)
+    assert len(widened(known, rows, 1.0)) == protected
+    assert np.abs(a @ known.T).max() < 1e-5
+    assert np.linalg.norm(a, axis=1) == pytest.approx(np.full(4, float(protected < 32)), abs=1e-5)
+
+
+def test_real_directions_are_kept_beside_noise():
+    rng = np.random.default_rng(5)
+    basis = turned(32).astype(np.float64)
+    rows = rng.normal(size=(8, 20)) @ basis[:20] + 1e-2 * rng.normal(size=(8, 3)) @ basis[20:23]
+    wider = widened(basis[:20], rows.astype(np.float32), 1.0)
+    assert len(wider) == 23
+    assert wider @ wider.T == pytest.approx(np.eye(23), abs=1e-6)
+    assert np.abs(wider[20:] @ basis[23:].T).max() < 1e-4

@@ -71,6 +71,15 @@ def test_the_increment_is_that_of_the_product():
     assert state.memory["norms"] == pytest.approx([2, 4])
 
 
+def test_a_stage_that_learnt_nothing_leaves_the_merge_as_it_is():
+    method, state = make(OPCM), ServerState()
+    nothing = f32([1, 0, 0, 0], [0, 1, 0, 0]), np.zeros((3, 2), np.float32)
+    assert not stage(method, state, *nothing).any()
+    first = stage(method, state, f32([2, 0, 0, 0], [0, 0, 0, 1]), f32([1, 0], [0, 0], [0, 0]))
+    assert first[0, 0] == pytest.approx(2)
+    assert stage(method, state, *nothing) == pytest.approx(first, abs=1e-6)
+
+
 @pytest.mark.parametrize("start", ["backbone", "merged"])
 def test_where_a_stage_starts(start):
     method, state = make(DOP, start=start), ServerState(turns={"0": 3})

@@ -234,3 +234,20 @@ def test_what_cannot_be_masked_is_said(raw, start, way_out):
     (text,) = problems(raw)
     assert text.startswith(start)
     assert way_out in text
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"privacy": ON}, "does not cover what clients return to method"),
+        ({"privacy": MASKED}, "does not mask what clients return to method"),
+        ({"privacy": RECORDS}, "covers the gradients of a step's records"),
+        ({"robust": "median"}, "does not see what clients return to method"),
+    ],
+)
+def test_what_a_method_of_ones_own_measures_is_not_covered(raw, says, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from fcit.methods.finetune import Finetune\n\nclass Own(Finetune):\n    name = 'own'\n    measures = True\n"
+    )
+    assert any(says in text for text in problems({**raw, "method": f"{file}:Own"}))

@@ -11,6 +11,7 @@ from fcit.errors import DataError
 from fcit.federation.messages import Description
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.disco import Disco
+from fcit.methods.hide import HiDe
 from server.descriptions import LEAST, assign, most_records, outliers, reject_reason
 
 METHOD = Disco(RunConfig(method={"name": "disco", "min_records": 1}))
@@ -188,3 +189,13 @@ def test_methods_without_statistics_know_no_openings():
     state, limits = ServerState(), Federation.model_validate({"max_openings": 1, "max_subspaces": 1})
     assert assign(Fresh(RunConfig()), state, {}, [(0, "a"), (0, "b")], MAKE, limits, {}) == {}
     assert len(state.subspaces) == 2
+
+
+def test_a_subspace_of_the_stage_is_opened_by_no_client():
+    method = HiDe(RunConfig(method={"name": "hide"}))
+    state, openings, limits = ServerState(), dict[str, int](), Federation.model_validate({"max_openings": 1})
+    for state.stage in range(3):
+        pair = (7, f"shard-{state.stage}")
+        assert assign(method, state, {pair: Stats(axis(0), 1)}, [pair], MAKE, limits, openings) == {}
+    assert list(state.subspaces) == ["0", "1", "2"]
+    assert openings == {}
