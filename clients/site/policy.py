@@ -75,6 +75,8 @@ def limited(ordered: str, site: Site) -> str:
             "secure_aggregation: SITE.yaml says required, and the run has privacy.secure_aggregation: off, by which "
             "the server sees single updates"
         )
+    if site.secure_aggregation == "required":
+        _masking(config, site)
     if config.stream != site.stream:
         raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
     _protecting(config, site)
@@ -93,6 +95,20 @@ def limited(ordered: str, site: Site) -> str:
         }
     )
     return configuration.dump(limited_config)
+
+
+def _masking(config: RunConfig, site: Site) -> None:
+    """Secure aggregation as a site that requires it goes along with it; ``privacy.dropout`` has a bound of its own."""
+    privacy = config.privacy
+    if privacy.neighbours is not None:
+        raise Refused(
+            f"secure_aggregation: SITE.yaml says required, and the run has privacy.neighbours: {privacy.neighbours}, "
+            "with which a server that lies about who dropped out may open single updates"
+        )
+    if privacy.min_group < site.min_group:
+        raise Refused(
+            f"min_group: SITE.yaml says {site.min_group}, and the run has privacy.min_group: {privacy.min_group}"
+        )
 
 
 def _protecting(config: RunConfig, site: Site) -> None:

@@ -83,7 +83,7 @@ class Privacy(RecordPrivacy, TokenPrivacy):
         ge=2,
         multiple_of=2,
         description="clients that a client has masks in common with, on a random ring; null: all of its group, which "
-        "is right below some hundred",
+        "is right below some hundred; with a ring nothing enforces min_group against a server that lies",
     )
     quantise_bits: int = Field(
         24, ge=8, le=32, description="bits of the integer that a masked number becomes, sign included"

@@ -138,8 +138,11 @@ class Site(Section):
     min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
     secure_aggregation: Literal["allowed", "required"] = Field(
         "allowed",
-        description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off) are "
-        "refused",
+        description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off), or "
+        "masked on a ring (privacy.neighbours), are refused",
+    )
+    min_group: int = Field(
+        3, ge=3, description="with secure_aggregation: required, runs with a smaller privacy.min_group are refused"
     )
     max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")
     max_record_epsilon: float | None = Field(
@@ -160,6 +163,8 @@ class Site(Section):
     def _consistent(self) -> Site:
         if self.stream == "site" and not self.tasks:
             raise ValueError("stream: site needs tasks (train, test, scorer, start_stage)")
+        if self.min_group > 3 and self.secure_aggregation == "allowed":
+            raise ValueError(f"min_group: {self.min_group} has no effect without secure_aggregation: required")
         starts = [task.start_stage for task in self.tasks]
         if starts != sorted(starts) or len(set(starts)) != len(starts):
             raise ValueError(f"tasks must start at ascending stages, got start_stage {starts}")

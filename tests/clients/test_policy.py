@@ -110,6 +110,26 @@ def test_a_site_can_demand_that_updates_are_masked(tmp_path):
     assert not done(text(), site(tmp_path)).privacy.secure
 
 
+@pytest.mark.parametrize(
+    ("privacy", "said"),
+    [
+        ({"neighbours": 4}, r"the run has privacy\.neighbours: 4, with which"),
+        ({"min_group": 3}, r"min_group: SITE\.yaml says 4, and the run has privacy\.min_group: 3"),
+    ],
+)
+def test_a_site_that_demands_masks_says_among_how_many(tmp_path, privacy, said):
+    mine = site(tmp_path, secure_aggregation="required", min_group=4)
+    wanted = {"secure_aggregation": "on", "min_group": 4}
+    with pytest.raises(Refused, match=said):
+        policy.limited(text(privacy={**wanted, **privacy}), mine)
+    assert done(text(privacy=wanted), mine).privacy.min_group == 4
+
+
+def test_among_how_many_says_nothing_without_the_demand(tmp_path):
+    with pytest.raises(ConfigError, match="min_group: 4 has no effect without secure_aggregation: required"):
+        site(tmp_path, min_group=4)
+
+
 def test_an_order_cannot_ask_for_sums_of_fewer_than_three(tmp_path):
     with pytest.raises(ConfigError, match=r"privacy\.min_group: .*greater than or equal to 3, got 2"):
         policy.limited(text(privacy={"secure_aggregation": "on", "min_group": 2}), site(tmp_path))
