@@ -37,6 +37,7 @@ def _reply(message: Message, context: Context, kind: type, work: Callable[[Worke
     # A node's own setting comes before the one that a simulation has for all nodes.
     memory = context.node_config.get("client-memory") or context.run_config.get("client-memory") or ""
     executing = worker(order.config, str(memory))
+    secure.between(executing, order)
     try:
         record = work(executing, order)
     except torch.OutOfMemoryError as error:
@@ -47,6 +48,7 @@ def _reply(message: Message, context: Context, kind: type, work: Callable[[Worke
 def _at_site(message: Message, opened: gate.Gate, kind: type, work: Callable[[Worker, Any], Any]) -> tuple[Any, str]:
     order: Any = codec.decode(message.content, kind, writable=True)
     executing = worker(opened.admit(order), str(opened.memory(order.run)), opened.terms, opened.own)
+    secure.between(executing, order)
     return work(executing, order), executing.config.federation.wire
 
 

@@ -79,7 +79,8 @@ class Gathering(ABC):
                 accepted |= self._adopt(orders)
             pairs = [slot.pair for slot in present if slot.pair in orders and slot.pair not in accepted]
             accepted |= self._ask({pair: orders[pair] for pair in pairs}, attempt)
-            if len(accepted) >= needed:
+            lacking = [slot for slot in sampled if slot.pair not in accepted]
+            if len(accepted) >= needed or self._exhausted(lacking, len(accepted), needed):
                 break
             self._repeat(len(accepted), needed, attempt)
         return accepted
@@ -90,6 +91,14 @@ class Gathering(ABC):
             if self.courier.node(slot.client) == NOBODY:
                 self.journal.round_event("absent", client=slot.client)
         return [slot for slot in slots if self.courier.node(slot.client) != NOBODY]
+
+    def _exhausted(self, lacking: list[Slot], accepted: int, needed: int) -> bool:
+        """Whether the round is over with what it has, as no further attempt can add anything.
+
+        Args:
+            lacking: participations without an accepted update.
+        """
+        return False
 
     def _repeat(self, accepted: int, needed: int, attempt: int) -> None:
         """Too few updates: go on to another attempt, perhaps after a pause.

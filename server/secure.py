@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fcit.errors import CodecError
+from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import (
+    OPENED,
     ClientUpdate,
     KeysOrder,
     MaskedUpdate,
@@ -34,6 +36,7 @@ from fcit.privacy.secagg.roster import Aborted, Member, Rules
 from fcit.privacy.secagg.server import Group
 from fcit.privacy.secagg.vector import Coding, Sum
 from server.gather import Gathering
+from server.participants import Slot
 from server.sums import Sums
 from server.validation import cost_problem
 
@@ -71,7 +74,35 @@ class SecureCollector(Gathering):
     sums: Sums
     clip: Callable[[], float | None]
 
-    asked_again = "all of the round's clients, with new keys"
+    asked_again = (
+        "all of the round's clients, with new keys; those that have opened shares in this round refuse, and the round "
+        "goes on without them"
+    )
+    #: Stage, round and client of those that have said that they open no further sum of a round.
+    _spent: set[tuple[int, int, int]] = field(default_factory=set, init=False)
+
+    def _exhausted(self, lacking: list[Slot], accepted: int, needed: int) -> bool:
+        """Whether no group of those that are left can have a sum: then the round has what it can have.
+
+        Raises:
+            RunError: it has nothing, and could never have had anything.
+        """
+        at = self.progress.stage, self.progress.round
+        left = [slot for slot in lacking if (*at, slot.client) not in self._spent]
+        named = [self.state.assigned[slot.pair] for slot in left if slot.pair in self.state.assigned]
+        # Those that have no subspace yet may still join any group.
+        largest = max(Counter(named).values(), default=0) + len(left) - len(named)
+        least = self.config.privacy.min_group
+        if largest >= least:
+            return False
+        if not accepted and len(left) == len(lacking):
+            raise RunError(
+                f"stage {at[0] + 1}, round {at[1] + 1}: no group can have a sum: the largest has {largest} clients, at "
+                f"least {least} are needed (privacy.min_group); begin a new run with a larger "
+                "federation.clients_per_round, or a method that trains fewer subspaces"
+            )
+        self.journal.round_event("as-it-is", accepted=accepted, needed=needed, spent=len(lacking) - len(left))
+        return True
 
     def _adopt(self, orders: dict[Pair, TrainOrder]) -> dict[Pair, TrainOrder]:
         return {}  # sums live as long as their process; a round that is repeated gets new keys
@@ -263,6 +294,8 @@ class SecureCollector(Gathering):
                 continue
             if reply.has_error():
                 order = session.orders[client]
+                if OPENED in reply.error.reason.partition("\n")[0]:
+                    self._spent.add((self.progress.stage, self.progress.round, client))
                 self._note_lost_memory(reply, {(order.client, order.shard): order})
                 self.progress.constants.pop(str(client), None)  # perhaps it lost what it had been sent
                 self._reject(f"client {client}: {reply.error.reason}", client)

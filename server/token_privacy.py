@@ -26,14 +26,16 @@ def beside_clients(config: RunConfig) -> str:
             "which subspace a client trains, counts of records, and descriptions of shards (their noise, with a token "
             "epsilon, is for single records and not for whole clients)"
         )
-    return "descriptions of shards (DISCO's identity tokens and counts of records) and which subspace a client trains"
+    return (
+        "descriptions of shards (identity tokens or anchors, and counts of records) and which subspace a client trains"
+    )
 
 
 def beside_records(config: RunConfig) -> str:
     """The same of epsilon of records."""
     if config.privacy.tokens:
         return "descriptions of shards, which have a token epsilon of their own: for both together the two are added"
-    return "descriptions of shards (DISCO's identity tokens) and which subspace a client trains"
+    return "descriptions of shards (identity tokens or anchors) and which subspace a client trains"
 
 
 def spent(config: RunConfig, described: Iterable[str]) -> dict[str, Any]:

@@ -64,10 +64,16 @@ def train(worker: Worker, order: MaskOrder) -> MaskedUpdate:
     privacy, sessions = worker.config.privacy, _sessions(worker, order.client)
     if privacy.on != (order.clip is not None):
         raise Refused(f"clip: {order.clip} is ordered, and the run has privacy.client_dp: {privacy.client_dp}")
+    if not order.session.startswith(f"{order.stage}-{order.round}-"):
+        raise Refused(f"session {order.session}: not one of stage {order.stage}, round {order.round}, which is ordered")
     participant = _participant(sessions.secret(order.session), order)
     roster = _roster(worker, sessions, order.session)
+    with _refusing():
+        participant.check(roster, order.members)
+    sessions.claim(order.session, _MASKED, {"members": order.members})  # before anything is learnt from the records
     update, old = worker.trained(order), order.trained
-    tensors, weight, unclipped = update.tensors, update.examples, False
+    # Cut, not refused: whether a client refuses would tell its number of records.
+    tensors, weight, unclipped = update.tensors, min(update.examples, order.most), False
     if order.clip is not None:
         tensors, norm = clipping.clipped(tensors, old, order.clip)
         weight, unclipped = 1, norm <= order.clip
@@ -82,7 +88,6 @@ def train(worker: Worker, order: MaskOrder) -> MaskedUpdate:
             inward=order.clip is not None,
         )
         vector = coding.encoded(Contribution(weight, update.loss, differences, unclipped))
-        sessions.claim(order.session, _MASKED, {"members": order.members})
         masked = participant.masked(roster, order.members, vector)
     return MaskedUpdate(
         stage=order.stage,
@@ -105,8 +110,9 @@ def unmask(worker: Worker, order: UnmaskOrder) -> OpenedShares:
     members = sessions.claimed(order.session, _MASKED)["members"]
     sealed = dict(zip(order.senders, map(bytes, order.tensors.get("sealed", ())), strict=False))
     with _refusing():
-        participant = _participant(sessions.last(order.session), order)
+        participant = _participant(sessions.secret(order.session), order)
         revealed = participant.reveal(roster, members, order.alive, sealed)
+    sessions.close(order.session)
     shares = _arrays(revealed.shares.values()) if revealed.shares else np.empty((0, SEED), np.uint8)
     return OpenedShares(
         client=order.client,
@@ -115,6 +121,15 @@ def unmask(worker: Worker, order: UnmaskOrder) -> OpenedShares:
         unreadable=revealed.unreadable,
         tensors={"shares": shares},
     )
+
+
+def between(worker: Worker, order: object) -> None:
+    """Before any order of a run with secure aggregation: one that belongs to no session ends all that are left, as of
+    a client that had dropped out.
+    """
+    if worker.config.privacy.secure and not isinstance(order, KeysOrder | ShareOrder | MaskOrder | UnmaskOrder):
+        for folder in worker.memory.root.glob("*/sessions"):
+            Sessions(folder.parent).end()
 
 
 def _sessions(worker: Worker, client: int) -> Sessions:

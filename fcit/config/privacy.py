@@ -71,11 +71,12 @@ class Privacy(RecordPrivacy, TokenPrivacy):
         3, ge=3, description="clients whose updates a sum must hold at least; smaller groups are left out of the round"
     )
     dropout: float = Field(
-        0.4,
+        0.3,
         ge=0,
-        lt=0.5,
-        description="share of a group's clients that may be lost in a round without losing its sum; the others must "
-        "still be min_group",
+        le=0.33,
+        description="share of a group's clients that may be lost in a round without losing its sum (rounded down to "
+        "whole clients: none of 3, 1 of 4 to 6, 2 of 7 to 9, 3 of 10); the others must still be min_group. Below one "
+        "third, so that no server can open one update by lies about who dropped out",
     )
     neighbours: int | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fcit.config.schema import RunConfig
@@ -24,6 +25,14 @@ def contradictions(config: RunConfig) -> list[str]:
             f"privacy.min_group: {privacy.min_group} clients for a sum can never be reached with "
             f"federation.clients_per_round: {federation.clients_per_round}; raise that to {privacy.min_group} or more"
         )
+    else:
+        survivors = federation.clients_per_round - math.floor(privacy.dropout * federation.clients_per_round)
+        if federation.min_updates > survivors:
+            problems.append(
+                f"federation.min_updates: {federation.min_updates} leaves no room for privacy.dropout: "
+                f"{privacy.dropout} of clients_per_round: {federation.clients_per_round}; one client that fails could "
+                f"only be asked alone, which shows its update; lower it to {survivors}, or dropout"
+            )
     if privacy.neighbours is not None and privacy.neighbours < privacy.min_group - 1:
         problems.append(
             f"privacy.neighbours: {privacy.neighbours} is less than the others of a group of min_group "

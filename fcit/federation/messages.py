@@ -16,6 +16,8 @@ FEDOPT = "fedopt/"
 CONSTANT = "constant/"
 #: Form of the name of a group of constants and of a version of a memory: they become file names at the client.
 NAME = re.compile(r"\w[\w.-]*")
+#: How a client says that it opens no second sum of a round of secure aggregation.
+OPENED = "a sum with this update was opened before"
 #: Prefixes of all tensors that are not trained.
 PREFIXES = (EXTRA, FEDOPT, CONSTANT)
 

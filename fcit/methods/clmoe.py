@@ -61,6 +61,7 @@ class CLMoE(MoELoRA):
     summary = "MoELoRA with a merge of experts by their role and a second gate from what stages used"
     needs_stats = True
     refactors = True
+    by_record = False  # clients count on records what gates choose
     robust = False  # shares of used experts are plain means over clients
 
     # ------------------------------------------------------------------ client
@@ -81,6 +82,9 @@ class CLMoE(MoELoRA):
         return min(self.options.top, self.options.experts)
 
     # ------------------------------------------------------------------ server
+
+    def common(self, stage: int) -> str:
+        return "0"
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
         sums, stage = state.memory.setdefault("sums", {}), str(state.stage)

@@ -52,6 +52,7 @@ class HiDe(PerStage):
         "In the last block each question mixes the subspaces by how much its text and image resemble what they were "
         "trained on; below it, all act as one."
     )
+    by_record = True
     needs_stats = True
     identity = "both"
 

@@ -53,7 +53,11 @@ class Merging(Method):
         )
 
     refactors = True
+    by_record = True
     answers = "One adapter, into which all stages were merged, answers every question."
+
+    def common(self, stage: int) -> str:
+        return "0"
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
         if state.memory.get("begun") != state.stage:

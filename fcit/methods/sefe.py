@@ -50,6 +50,7 @@ class SEFE(PerStage):
     name = "sefe"
     family = "regularisation"
     summary = "a LoRA per stage that leaves the largest entries of earlier updates alone (RegLoRA)"
+    by_record = True
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     invariants = INVARIANTS - {"mix-sums-to-one"}
 
@@ -64,13 +65,13 @@ class SEFE(PerStage):
                 pairs = [(tensors[name.replace(A, B)], tensors[name]) for tensors in earlier]
                 session.notes[name] = key_positions(pairs, self.options.keys, a.device)
 
-    def loss(self, session, examples, features):
-        loss, trained = super().loss(session, examples, features), session.adapters.trainable
+    def penalty(self, session):
+        penalty, trained = 0.0, session.adapters.trainable
         layers = sum(A in name for name in trained)
         for name, keys in session.notes.items():
             summed = _AbsoluteSum.apply(trained[name.replace(A, B)], trained[name], *keys)
-            loss = loss + self.options.strength / layers * summed
-        return loss
+            penalty = penalty + self.options.strength / layers * summed
+        return penalty
 
     def route(self, names: list[str], knowledge, features: np.ndarray) -> np.ndarray:
         """Every subspace with weight one."""

@@ -6,6 +6,7 @@ import torch
 from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.methods import sefe
+from fcit.methods.base import objective
 from fcit.methods.sefe import SEFE, key_positions
 from tests.helpers.toy import TinyModel, f32, session
 
@@ -45,7 +46,7 @@ def test_the_penalty_and_its_gradient(chunk, monkeypatch):
     view = session(model, constants={"frozen-0": {A: FIRST[1], B: FIRST[0]}})
     method.prepare(view)
     assert len(model.behind) == 1
-    loss = method.loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
+    loss = objective(method, view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
     assert loss.item() == pytest.approx(5 + 10 * (6 + 2) / 2)
     loss.backward()
     assert model.trainable[B].grad.flatten().tolist() == [0, 10 * (3 + 1) / 2]
@@ -56,4 +57,4 @@ def test_the_first_stage_is_not_penalised():
     method, model = made(), TinyModel()
     view = session(model)
     method.prepare(view)
-    assert method.loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)).item() == pytest.approx(5)
+    assert objective(method, view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)).item() == pytest.approx(5)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from Crypto.Protocol.SecretSharing import Shamir
 
+from fcit.config.privacy import Privacy
 from fcit.privacy.secagg import masks, shares
 from fcit.privacy.secagg.client import Participant
 from fcit.privacy.secagg.keys import Keys, commitment, fresh, masking_key, pairwise, public
 from fcit.privacy.secagg.roster import Aborted, Member, Roster, Rules
 from fcit.privacy.secagg.server import Group
 
-RULES = Rules(least=3, dropout=0.4)
+RULES = Rules(least=3, dropout=0.3)
+#: More than a configuration may say: the algebra does not depend on it.
+LOOSE = Rules(least=3, dropout=0.4)
 SESSION = "0-0-a"
 
 
@@ -71,7 +74,7 @@ def test_the_sum_is_that_of_the_vectors_bit_for_bit(kind):
 def test_masks_cancel_under_every_pattern_of_dropping_out(gone):
     """Up to two of five clients, the stated share, drop out before any of the four phases; who does not matter."""
     without = [[c for c, phase in enumerate(gone) if phase == p] for p in range(4)]
-    members = Members(range(5), size=2)
+    members = Members(range(5), LOOSE, size=2)
     alive = members.until_masked(without[:3])
     assert len(alive) == 5 - sum(phase < 3 for phase in gone)
     assert members.total(without=without[3]).tolist() == members.plain(alive).tolist()
@@ -87,7 +90,7 @@ def test_masks_cancel_under_every_pattern_of_dropping_out(gone):
     ],
 )
 def test_one_more_ends_it_without_a_sum(gone, reason):
-    members = Members(range(5))
+    members = Members(range(5), LOOSE)
     with pytest.raises(Aborted, match=reason):
         members.until_masked(gone[:3])
         members.total(without=gone[3])
@@ -194,11 +197,64 @@ def test_both_ends_of_a_pair_have_the_same_mask():
     assert public(masking_key(one.masking_seed)) == public(one.masking)
 
 
+# --------------------------------------------------------------------------- a server that lies
+
+
+def roster(size, dropout):
+    return Roster(
+        SESSION, tuple(Member(c, bytes([c]) * 32, bytes([c + 100]) * 32) for c in range(size)), Rules(3, dropout)
+    )
+
+
+#: The largest share that a configuration may name, from the schema itself.
+MOST = next(m.le for m in Privacy.model_fields["dropout"].metadata if hasattr(m, "le"))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.2, 0.25, 0.3, MOST])
+def test_no_answers_to_lies_about_dropping_out_open_all_that_hides_one_client(dropout):
+    """For every group up to 40, and for each number ``known`` of members that have the same roster as the victim.
+
+    Opened are at most ``lost`` masking shares by each of those; needed are ``needed`` of each of the others whose
+    masks the victim's vector holds, without those that have other rosters and are given away for nothing.
+    """
+    for size in range(3, 41):
+        one = roster(size, dropout)
+        needed, lost = one.threshold, size - one.threshold
+        assert 2 * needed > size
+        assert (needed - 1) * needed > size * lost
+        for known in range(needed, size + 1):
+            left = needed - 1 - (size - known)
+            assert left > 0
+            assert known - 1 < needed or left * needed > known * lost
+
+
+def test_more_than_a_third_would_let_a_lie_open_one_client():
+    """Client 0 masks with 1 and 2 only; 3 and 4 are told that both of them are gone, 1 that 2 is, and 2 that 1 is."""
+    opened = []
+    for rules in (LOOSE, RULES):
+        members, alive = Members(range(5), rules), {1: [0, 1, 3, 4], 2: [0, 2, 3, 4], 3: [0, 3, 4], 4: [0, 3, 4]}
+        members.until_masked()
+        group, victim = members.group, members.people[0]
+        try:
+            victim.masked(group.roster, [0, 1, 2], members.vectors[0])
+            answers = {
+                c: members.people[c].reveal(group.roster, group.members, said, group.sealed_for(c)).shares
+                for c, said in alive.items()
+            }
+        except Aborted:
+            continue
+        for client, seed in [(0, "own_seed"), (1, "masking_seed"), (2, "masking_seed")]:
+            wanted = getattr(members.people[client].keys, seed)
+            gone = {c: answers[c][client] for c in alive if client == 0 or client not in alive[c]}
+            opened.append(shares.combined(gone, group.roster.threshold, wanted.__eq__) == wanted)
+    assert opened == [True, True, True]  # with LOOSE; RULES end it
+
+
 # --------------------------------------------------------------------------- what clients refuse
 
 
 def test_a_client_reveals_one_kind_of_share_of_each_neighbour():
-    members = Members(range(5))
+    members = Members(range(5), LOOSE)
     members.until_masked([(), (), (3,)])
     group, person = members.group, members.people[0]
     revealed = person.reveal(group.roster, group.members, group.alive, group.sealed_for(0)).shares
@@ -279,8 +335,21 @@ def test_false_shares_are_seen_and_survived_where_others_are_left():
     assert members.group.total().tolist() == members.plain(alive).tolist()
 
 
+def test_one_false_share_is_survived_in_a_large_group_whatever_its_number():
+    """A choice of 11 out of 15 leaves one share out with 4/15, so that 64 choices fail once in 4e8 times."""
+    secret = fresh()[:16]
+    for false in (0, 14):
+        split = dict(enumerate(shares.split(secret, 11, 15)))
+        split[false] = bytes(16)
+        assert shares.combined(split, 11, secret.__eq__) == secret
+
+
+def test_too_few_shares_give_nothing():
+    assert shares.combined(dict(enumerate(shares.split(fresh()[:16], 3, 5)[:2])), 3, lambda seed: True) is None
+
+
 def test_too_many_false_shares_end_it():
-    members = Members(range(5))
+    members = Members(range(5), LOOSE)
     alive = members.until_masked([(), (), (4,)])
     for c in alive:
         revealed = members.reveal(c).shares

@@ -32,7 +32,7 @@ def test_methods_whose_updates_go_through_the_aggregator(method):
     assert config.parse({"method": method, "privacy": ON}).privacy.on
 
 
-@pytest.mark.parametrize("method", ["finetune", "lwf", "olora", "replay", "moelora", "mlora"])
+@pytest.mark.parametrize("method", ["finetune", "lwf", "olora", "replay", "moelora", "mlora", "sefe", "opcm", "dop"])
 def test_methods_of_one_subspace_at_a_time_go_with_secret_sampling(method):
     assert config.parse({"method": method, "privacy": SECRET}).privacy.secret
 
@@ -82,8 +82,8 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "choose privacy.sampling: public",
         ),
         (
-            {"privacy": SECRET, "method": "hide"},
-            "privacy.sampling: 'secret' needs a method without descriptions of shards",
+            {"privacy": {**SECRET, "token_epsilon": 4}, "method": "hide"},
+            "privacy.sampling: 'secret' cannot keep secret whom method: 'hide' describes",
             "choose privacy.sampling: public",
         ),
         (
@@ -121,7 +121,10 @@ def test_what_makes_no_sense_is_said(raw, start, way_out):
 RECORDS = {"record_dp": "on", "record_noise_multiplier": 1.0}
 
 
-@pytest.mark.parametrize("method", ["disco", "finetune", "lwf", "olora", "moelora", "mlora"])
+METHODS = ["disco", "finetune", "lwf", "olora", "moelora", "mlora", "sefe", "hide", "opcm", "dop"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_whose_losses_are_means_over_records(method):
     assert config.parse({"method": method, "privacy": RECORDS}).privacy.records
 
@@ -148,9 +151,14 @@ def test_records_and_clients_are_protected_together():
             "privacy.record_dp: 'on' needs the gradient of every record",
             "choose training.compile: auto or off",
         ),
+        (
+            {"privacy": RECORDS, "data": {"styles": 0.2}},
+            "privacy.record_dp: 'on' protects records that are learnt as they are, and with data.styles: 0.2",
+            "choose data.styles: 0",
+        ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
-            for method in ("ewc", "l2p", "replay", "clmoe", "keeplora")
+            for method in ("ewc", "l2p", "replay", "keeplora", "clmoe")
         ),
         ({"privacy": RECORDS, "method": "joint"}, "privacy.record_dp: 'on' needs clients", "choose another method"),
         ({"privacy": RECORDS, "method": "zero_shot"}, "privacy.record_dp: 'on' has nothing to protect", ""),
@@ -202,7 +210,7 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
     [
         ({"privacy": {"neighbours": 4}}, "privacy.neighbours: 4 has no effect", "choose secure_aggregation: on"),
         ({"privacy": {"neighbours": 3}}, "privacy.neighbours: input should be a multiple of 2", ""),
-        ({"privacy": {**MASKED, "dropout": 0.5}}, "privacy.dropout: input should be less than 0.5", ""),
+        ({"privacy": {**MASKED, "dropout": 0.34}}, "privacy.dropout: input should be less than or equal to 0.33", ""),
         (
             {"privacy": {**MASKED, "min_group": 6}},
             "privacy.min_group: 6 clients for a sum can never be reached",
@@ -212,6 +220,11 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             {"privacy": {**MASKED, "min_group": 4, "neighbours": 2}},
             "privacy.neighbours: 2 is less than the others of a group",
             "raise it",
+        ),
+        (
+            {"privacy": MASKED, "federation": {"clients": 4, "clients_per_round": 4, "min_updates": 4}},
+            "federation.min_updates: 4 leaves no room for privacy.dropout: 0.3",
+            "lower it to 3",
         ),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),

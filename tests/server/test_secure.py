@@ -17,11 +17,13 @@ from fcit.errors import Refused, RunError
 from fcit.federation import codec
 from fcit.federation.engines import private
 from fcit.federation.messages import (
+    OPENED,
     ClientUpdate,
     KeysOrder,
     MaskedUpdate,
     MaskOrder,
     OpenedShares,
+    ProbeOrder,
     ShareOrder,
     TrainOrder,
     UnmaskOrder,
@@ -123,12 +125,17 @@ class Wire:
 class Round:
     """One round of six clients; four train subspace 0, two subspace 1."""
 
-    def __init__(self, folder, subspaces=SUBSPACES, dp=None, **privacy):
+    def __init__(self, folder, subspaces=SUBSPACES, dp=None, federation=None, **privacy):
         clients = len(subspaces)
         self.config = configuration.parse(
             {
                 "method": "finetune",
-                "federation": {"clients": clients, "clients_per_round": clients, "on_too_few": "stop"},
+                "federation": {
+                    "clients": clients,
+                    "clients_per_round": clients,
+                    "on_too_few": "stop",
+                    **(federation or {}),
+                },
                 "privacy": {"secure_aggregation": "on", "quantise_bits": 32, **privacy, **(dp or {})},
             }
         )
@@ -250,15 +257,50 @@ def test_without_enough_of_a_group_there_is_no_sum_and_the_round_ends_as_it_says
 
 def test_a_repeated_round_has_other_masks_and_the_same_sum_bit_for_bit(tmp_path):
     replies, sums = [], []
-    for _ in range(2):
-        round_ = Round(tmp_path)  # as after a crash: the same clients, the same folders
+    for crashed in (True, False):
+        folder = tmp_path / str(crashed)
+        if crashed:  # before anything was opened
+            first = Round(folder)
+            first.clients[0].change = lambda reply: replies.append(reply) or reply
+            for client in first.clients:
+                client.refuses.add("query.unmask")
+            with pytest.raises(RunError, match="0 usable updates"):
+                first.gather()
+        round_ = Round(folder)  # as after a crash: the same clients, the same folders
         round_.clients[0].change = lambda reply: replies.append(reply) or reply
         assert round_.gather() == [0, 1, 2, 3]
         sums.append(next(iter(round_.sums)).tensors)
     masked = [reply for reply in replies if isinstance(reply, MaskedUpdate)]
-    assert masked[0].session != masked[1].session
+    assert len({reply.session for reply in masked}) == 3
     assert not np.array_equal(masked[0].tensors["masked"], masked[1].tensors["masked"])
     assert {n: t.tolist() for n, t in sums[0].items()} == {n: t.tolist() for n, t in sums[1].items()}
+
+
+def test_whose_update_was_in_an_opened_sum_is_in_no_second_one_and_the_round_goes_on(tmp_path):
+    """As after a crash between the opening and the checkpoint: the difference of two sums would be one's update."""
+    Round(tmp_path, ["0"] * 4).gather()
+    again = Round(tmp_path, ["0"] * 4)
+    assert again.gather() == [] == list(again.sums)
+    assert {OPENED in event["reason"] for event in again.of("rejected")} == {True}
+    assert again.of("as-it-is") == [{"event": "as-it-is", "accepted": 0, "needed": 1, "spent": 4}]
+    state = {n: t.copy() for n, t in again.state.subspaces["0"].items()}
+    Method(again.config).aggregate(again.state, again.sums, Aggregator(FedAvg(again.config), summed=True))
+    assert {n: t.tolist() for n, t in again.state.subspaces["0"].items()} == {n: t.tolist() for n, t in state.items()}
+
+
+def test_a_client_that_failed_is_not_asked_alone_for_ever(tmp_path):
+    settings = {"min_updates": 4, "on_too_few": "wait"}
+    round_ = Round(tmp_path, ["0"] * 4 + ["1"] * 2, federation=settings)
+    round_.clients[1].refuses.add("query.keys")
+    assert round_.gather() == [0, 2, 3]
+    assert round_.of("as-it-is") == [{"event": "as-it-is", "accepted": 3, "needed": 4, "spent": 0}]
+    assert round_.clients[1].asked == ["query.keys"]
+
+
+def test_a_round_that_can_never_have_a_sum_ends_with_what_to_change(tmp_path):
+    round_ = Round(tmp_path, ["0", "0", "1", "1"], federation={"on_too_few": "wait"})
+    with pytest.raises(RunError, match=r"the largest has 2 clients, at least 3 are needed .*clients_per_round"):
+        round_.gather()
 
 
 def test_shared_tensors_weigh_by_the_records_of_all_groups(tmp_path):
@@ -359,14 +401,45 @@ def test_a_second_vector_with_the_same_mask_is_refused(tmp_path):
 
 def test_secrets_are_gone_when_a_session_is_over_and_others_with_the_next_round(over, tmp_path):
     folder = tmp_path / "0" / "sessions"
-    (session,) = folder.iterdir()
+    (session,) = folder.glob("0-0-*")
     assert sorted(file.name for file in session.iterdir()) == ["masked", "shared"]
     text = json.loads((session / "masked").read_text())
     assert text == {"members": [0, 1, 2, 3]}
     order = KeysOrder(config="", stage=0, round=1, client=0, session="0-1-x")
     secure.keys(over.clients[0].worker(), order)
-    assert [other.name for other in folder.iterdir()] == ["0-1-x"]
+    assert sorted(other.name for other in folder.iterdir()) == ["0-1-x", "opened"]
     assert (folder / "0-1-x" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_dropped_out_keeps_no_secret(tmp_path):
+    round_ = Round(tmp_path)
+    worker, folder = round_.clients[0].worker(), tmp_path / "0" / "sessions"
+    for session in ("0-0-x", "0-0-y"):
+        secure.keys(worker, KeysOrder(config="", stage=0, round=0, client=0, session=session))
+    assert [other.name for other in folder.iterdir()] == ["0-0-y"]
+    secure.between(worker, KeysOrder(config="", stage=0, round=0, client=0, session="0-0-z"))
+    assert [other.name for other in folder.iterdir()] == ["0-0-y"]
+    secure.between(worker, ProbeOrder(config="", run="r"))
+    assert list(folder.iterdir()) == []
+
+
+def test_no_session_of_a_round_follows_an_opened_one(over):
+    """Nor one by another name: a vector of this round is trained in sessions of this round only."""
+    client = over.clients[0]
+    with pytest.raises(Refused, match=f"stage 0, round 0 .*{OPENED}"):
+        secure.keys(client.worker(), KeysOrder(config="", stage=0, round=0, client=0, session="0-0-new"))
+    secure.keys(client.worker(), KeysOrder(config="", stage=0, round=1, client=0, session="0-1-new"))
+    with pytest.raises(Refused, match="not one of stage 0, round 0, which is ordered"):
+        secure.train(client.worker(), dataclasses.replace(client.last["train.masked"], session="0-1-new"))
+
+
+def test_the_room_of_a_sum_tells_nothing_about_a_clients_records(tmp_path):
+    """Records above what the order has room for are cut, and a session trains once whatever comes of it."""
+    round_ = Round(tmp_path)
+    round_.collector._declared = lambda order: 1
+    assert round_.gather() == [0, 1, 2, 3]
+    (update,) = round_.sums
+    assert update.examples == 4
 
 
 @pytest.mark.parametrize("session", ["../0-0-x", "0-1-x", "", "0-0-/x"])

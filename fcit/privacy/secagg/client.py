@@ -81,7 +81,7 @@ class Participant:
         Raises:
             Aborted: with these members nobody must mask anything.
         """
-        self._check(roster, members, set())
+        self.check(roster, members)
         masked = vector.copy()
         masks.add(masked, self.keys.own_seed)
         for other in set(roster.neighbours(self.client)) & set(members) - {self.client}:
@@ -105,7 +105,7 @@ class Participant:
         Raises:
             Aborted: so few are alive that nothing must be revealed, or this client is said to have dropped out.
         """
-        self._check(roster, members, set(members) - set(alive))
+        self.check(roster, members, set(members) - set(alive))
         shares, unreadable = {}, []
         for other in sorted(set(roster.neighbours(self.client)) & set(members)):
             key = roster.member(other).sealing
@@ -116,7 +116,12 @@ class Participant:
             shares[other] = plain[:SEED] if other in alive else plain[SEED:]
         return Revealed(shares, unreadable)
 
-    def _check(self, roster: Roster, members: Collection[int], dropped: Collection[int]) -> None:
+    def check(self, roster: Roster, members: Collection[int], dropped: Collection[int] = ()) -> None:
+        """Whether this client goes along with a sum of these members without those that have dropped out.
+
+        Raises:
+            Aborted: not, and why.
+        """
         alive = set(members) - set(dropped)
         strangers = [client for client in members if client not in roster]
         near = set(roster.neighbours(self.client)) & alive

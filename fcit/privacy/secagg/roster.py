@@ -23,8 +23,7 @@ class Rules:
 
     Attributes:
         least: members whose updates a sum must hold.
-        dropout: share of a neighbourhood that may be lost; below one half, so that for no member both its secrets can
-            be had from disjoint halves of its neighbourhood.
+        dropout: share of a neighbourhood that may be lost; below one third, see :attr:`Roster.threshold`.
         neighbours: of each member; None: all others.
     """
 
@@ -98,7 +97,23 @@ class Roster:
 
     @cached_property
     def threshold(self) -> int:
-        """Shares that give a secret back: t = h - floor(dropout h) of the h in a neighbourhood, so t > h / 2."""
+        """Shares that give a secret back: t = h - d of the h in a neighbourhood, d = floor(dropout h), so t > 2 h / 3.
+
+        Members do not agree among themselves on who has dropped out (ConsistencyCheck in figure 4 of Bonawitz et al.),
+        so a server that lies may tell each another story. Where all of a group are neighbours, it still opens no
+        single update by that. To isolate u it needs t shares of u's own mask, so that no t are left of u's masking
+        key (2 t > h), and t shares of the masking keys of all that u has masks in common with: t - 1 members at
+        least, as u masks with no fewer. A member opens a masking share of those only that it is told have dropped
+        out, d at most, as it opens nothing with fewer than t left, and never one of its own. That is h d shares, and
+        (t - 1) t are needed: more, for every h >= 3 if 3 d < h.
+
+        A server that gives different rosters to the members wins nothing: n of them have u's roster, n >= t, and up to
+        d others, whose keys it may open by other groups. Of the former t - 1 - (h - n) masking keys are then left to
+        open, with n d shares. For n = t none of them can be had, as each needs t holders beside its owner; for
+        n = t + j, j >= 1, (t - 1 - d + j) t > (t + j) d, since t - 1 >= 2 d and t > d.
+
+        On a ring (``neighbours``) neighbourhoods overlap in part, and none of this holds against a server that lies.
+        """
         return self.size - math.floor(self.rules.dropout * self.size)
 
     def neighbours(self, client: int) -> list[int]:

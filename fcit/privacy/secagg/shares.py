@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import combinations, islice
+from random import SystemRandom
 
 from Crypto.Protocol.SecretSharing import Shamir
 
@@ -22,12 +22,17 @@ def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
 def combined(shares: Mapping[int, bytes], threshold: int, right: Callable[[bytes], bool]) -> bytes | None:
     """The secret, from shares by their number; None if there are too few, or too many false ones among them.
 
-    Shares do not show whether they are true. Where more than the threshold came, other choices are tried.
+    Shares do not show whether they are true. Where more than the threshold came, other choices are tried, at random:
+    in any fixed order the first of many choices have most shares in common, and one false one would be in all of
+    them. The secret is the same whichever choice gives it.
 
     Args:
         right: whether this is the secret.
     """
-    for chosen in islice(combinations(sorted(shares), threshold), TRIES):
+    if len(shares) < threshold:
+        return None
+    for _ in range(TRIES if len(shares) > threshold else 1):
+        chosen = SystemRandom().sample(sorted(shares), threshold)
         secret = bytes(Shamir.combine([(number + 1, shares[number]) for number in chosen], ssss=False))
         if right(secret):
             return secret
