@@ -27,11 +27,12 @@ from server.sums import Sums
 NOT_COVERED = (
     "losses and numbers of records that clients report",
     "answers and scores of evaluations at sites",
-    "who took part, which updates were rejected, and times and traffic",
+    "who took part, which updates were rejected, and times and traffic (also sums of them in results.json)",
 )
 #: What epsilon of secret sampling depends on besides.
 SECRET_ONLY = (
-    "events.jsonl, reports and the terminal: they name participants, and epsilon is for those who see none of them",
+    "events.jsonl, results.json, reports and the terminal: they name or count participants, and epsilon is for those "
+    "who see none of them",
 )
 
 

@@ -16,7 +16,7 @@ from fcit.data.stream import Stream
 from fcit.federation.messages import ClientUpdate
 from fcit.methods.base import Method, Pair
 from fcit.privacy import accountant
-from fcit.privacy.record_accountant import Steps, noise_of, rate_of, steps_of
+from fcit.privacy.record_accountant import Steps, epsilon, noise_of, rate_of, steps_of
 from fcit.privacy.record_ledger import RecordLedger
 from server import descriptions, token_privacy
 from server.participants import Slot, slots_of_round
@@ -60,15 +60,30 @@ class RecordPrivacy:
             declared: records of shards that are known from elsewhere, by ``client/shard``.
         """
         for slot in slots:
-            steps = self._steps(slot, self._records(slot, heads.get(slot.pair), declared))
+            head = heads.get(slot.pair)
+            known = declared.get(f"{slot.client}/{slot.shard}") if head is None else head.examples
+            steps = self._steps(slot, known) if known else self._worst(slot)
             for name in records_of(slot):
                 self.ledger.add(name, steps)
 
-    def _records(self, slot: Slot, head: ClientUpdate | None, declared: Mapping[str, int]) -> int:
-        if head is not None:
-            return head.examples
-        known = declared.get(f"{slot.client}/{slot.shard}")
-        return known or descriptions.most_records(self.config, self._stream, slot.client, slot.tasks)
+    def _worst(self, slot: Slot) -> Steps:
+        """The steps of a client that never said how many records it has: those that spend most.
+
+        Fewer records are in more of a client's batches, more records in more batches that can have drawn them several
+        times; which of both spends more depends on the noise. Looked at are one batch of records, and one record more
+        than 1, 2, 4, ... batches, which takes a step more.
+        """
+        most = descriptions.most_records(self.config, self._stream, slot.client, slot.tasks)
+        size, privacy = self.config.training.batch_size, self.config.privacy
+        counts = [min(most, size)]
+        if privacy.record_epsilon is None:  # else the noise follows the number, and epsilon is the same
+            counts += [size * 2**k + 1 for k in range(most.bit_length()) if size * 2**k < most]
+
+        def spent(steps: Steps) -> float:
+            return epsilon([steps._replace(number=steps.number * self.planned(slot))], privacy.record_delta).pld
+
+        candidates = [self._steps(slot, count) for count in counts]
+        return max(candidates, key=spent) if len(candidates) > 1 else candidates[0]
 
     def _steps(self, slot: Slot, records: int) -> Steps:
         training = self.config.training

@@ -47,7 +47,8 @@ def write(
         decoder=config.evaluation.decoder,
         mixture=config.evaluation.mixture,
         stage=len(progress.rows),
-        trained_on=_trained_on(stream, progress),
+        # With client_dp the adapters are what is published, and these counts say who took part.
+        trained_on={} if config.privacy.on else _trained_on(stream, progress),
         formats={name: d.suffix for name, d in stream.datasets.items() if d.suffix},
     )
     format.write(run.adapters, routing, tokens)

@@ -46,7 +46,7 @@ def spent(config: RunConfig, described: Iterable[str]) -> dict[str, Any]:
 
     Args:
         described: the shards that clients were asked to describe, as ``client/shard``, each once: a second description
-            of the same records has the same noise.
+            of the same records has the same noise, and counts here only if it was for another shard.
     """
     privacy = config.privacy
     multiplier = tokens.multiplier(privacy)

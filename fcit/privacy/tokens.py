@@ -50,7 +50,8 @@ def noised(total: np.ndarray, multiplier: float, noise: Noise, *owner: int | str
 
     The noise depends on the sum, too, by a keyed hash: a shard that is described again, after a crash or because its
     description was refused, has the same noise and tells nothing new. With other noise their mean would have less, and
-    with equal noise on two sums their difference would have none.
+    with equal noise on two sums their difference would have none. ``owner`` is the client, and nothing that a server
+    may choose.
     """
     mark = hashlib.sha256(total.tobytes()).hexdigest()
     return total + multiplier * CLIP * noise.normal(total.shape, "token", repr(multiplier), mark, *owner)

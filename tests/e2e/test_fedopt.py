@@ -154,6 +154,7 @@ def test_differential_privacy_resumes_to_the_same_noise(config):
     assert results["epsilon"] <= 8
     # the second stage calls a client of the first again
     assert [after["releases"] for after in results["after_stages"]] == [1, 2]
+    assert json.loads((whole.adapters / "routing.json").read_text())["trained_on"] == {}
     assert set(results["by_subspace"]) == {"0", "1", "shared"}
     records, more = (Run(run.path).results["record_privacy"] for run in (whole, cut))
     assert records == more

@@ -98,6 +98,11 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
         ),
         ({"privacy": ON, "robust": "median"}, "privacy.client_dp: 'on' bounds", "choose robust: none"),
         ({"privacy": ON, "factors": "svd"}, "privacy.client_dp: 'on' adds noise", "choose factors: frozen_a"),
+        (
+            {"privacy": ON, "federation": {"wire": "bfloat16"}},
+            "privacy.client_dp: 'on' clips how far an update is from the server's tensors",
+            "choose federation.wire: float32",
+        ),
         ({"privacy": ON, "fedopt": "scaffold"}, "privacy.client_dp: 'on' does not cover", "choose another fedopt"),
         ({"privacy": ON, "method": "ewc"}, "privacy.client_dp: 'on' does not cover", "choose another method"),
         ({"privacy": ON, "method": "l2p"}, "privacy.client_dp: 'on' does not cover", "choose another method"),

@@ -35,20 +35,20 @@ def test_a_record_moves_a_sum_by_one_at_most():
 
 def test_the_noise_has_the_configured_deviation():
     total = np.zeros(100_000)
-    drawn = tokens.noised(total, 2.5, Noise(KEY), 3, "s")
+    drawn = tokens.noised(total, 2.5, Noise(KEY), 3)
     assert drawn.std() == pytest.approx(2.5, rel=0.02)
     assert abs(drawn.mean()) < 0.05
 
 
 def test_a_shard_described_again_has_the_same_noise_and_another_sum_other_noise():
     total = np.ones(8)
-    first = tokens.noised(total, 1.0, Noise(KEY), 3, "s")
-    assert tokens.noised(total, 1.0, Noise(KEY), 3, "s").tolist() == first.tolist()
+    first = tokens.noised(total, 1.0, Noise(KEY), 3)
+    assert tokens.noised(total, 1.0, Noise(KEY), 3).tolist() == first.tolist()
     for other in (
-        tokens.noised(total + 1, 1.0, Noise(KEY), 3, "s") - 1,
-        tokens.noised(total, 1.5, Noise(KEY), 3, "s"),
-        tokens.noised(total, 1.0, Noise(bytes(32)), 3, "s"),
-        tokens.noised(total, 1.0, Noise(KEY), 3, "t"),
+        tokens.noised(total + 1, 1.0, Noise(KEY), 3) - 1,
+        tokens.noised(total, 1.5, Noise(KEY), 3),
+        tokens.noised(total, 1.0, Noise(bytes(32)), 3),
+        tokens.noised(total, 1.0, Noise(KEY), 4),
     ):
         assert not np.allclose(other, first)
 
@@ -56,7 +56,7 @@ def test_a_shard_described_again_has_the_same_noise_and_another_sum_other_noise(
 def test_equal_noise_would_not_be_scaled():
     """With one draw for two multipliers, the sum could be computed from both descriptions."""
     total = np.zeros(8)
-    one, two = (tokens.noised(total, z, Noise(KEY), 3, "s") / z for z in (1.0, 2.0))
+    one, two = (tokens.noised(total, z, Noise(KEY), 3) / z for z in (1.0, 2.0))
     assert not np.allclose(one, two)
 
 

@@ -52,9 +52,11 @@ def test_what_was_spent():
     part = accounts(parsed(record_noise_multiplier=1.0, record_delta=1e-6))
     part.count([Slot(0, "s", (0,)), Slot(1, "s", (0,))], {(0, "s"): head(8)}, {"1/s": 4})
     part.end_stage()
-    part.count([Slot(0, "t", (1,))], {}, {})  # 12 at most
+    part.count([Slot(0, "t", (1,))], {}, {})
     spent = part.spent()
-    one, other, later = ([Steps(1.0, 0.5, 2)], [Steps(1.0, 1.0, 1)], [Steps(1.0, 1 / 3, 3)])
+    # Of a client that never said so there are 4, 5, 9, ... records, up to 12.
+    few = max((Steps(1.0, 1.0, 1), Steps(1.0, 0.8, 2), Steps(1.0, 4 / 9, 3)), key=lambda s: epsilon([s] * 3, 1e-6).pld)
+    one, other, later = ([Steps(1.0, 0.5, 2)], [Steps(1.0, 1.0, 1)], [few])
     bounds = [epsilon(steps, 1e-6).pld for steps in (one, other, later)]
     assert spent["epsilon"] == pytest.approx(max(bounds), rel=1e-5)
     assert spent["clients"]["0"]["epsilon"] == pytest.approx(max(bounds[0], bounds[2]), rel=1e-5)
@@ -63,6 +65,12 @@ def test_what_was_spent():
     assert spent["after_stages"] == [pytest.approx(max(bounds[:2]), rel=1e-5)]
     assert spent["epsilon"] < spent["epsilon_rdp"]
     assert part.so_far() == {"epsilon": spent["epsilon"], "delta": 1e-6}
+
+
+@pytest.mark.parametrize(("noise", "more"), [(3.0, False), (0.05, True)])
+def test_neither_few_nor_many_records_always_spend_most(noise, more):
+    one, many = Steps(noise, 1.0, 1), Steps(noise, 0.01, 100)
+    assert (epsilon([many], 1e-5).pld > epsilon([one], 1e-5).pld) is more
 
 
 def test_a_target_is_kept_by_clients_of_any_size():
