@@ -135,11 +135,11 @@ def test_constants_are_part_of_an_order_wherever_they_are():
 
 def test_an_order_done_again_must_come_to_the_same_sums(tmp_path):
     trainings = RecordTrainings(tmp_path)
-    for batch in ([1], [1], [2]):
+    for batch in ([1], [1], [1, 2]):
         steps = private(10)
         steps.begin(trainings, ["a"])
         Toy(10).step(steps, batch)
-        if batch == [2]:
+        if len(batch) > 1:
             with pytest.raises(Refused, match="came to other sums in the last bits"):
                 steps.end(trainings)
         else:
