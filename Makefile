@@ -50,6 +50,8 @@ evidence: install  ## the long runs behind docs/figures.md (about seven hours on
 	$(BIN)/python -m tests.evidence.discovery
 	$(BIN)/python -m tests.evidence.kills
 	$(BIN)/python -m tests.evidence.attacks
+	$(BIN)/python -m tests.evidence.membership
+	$(BIN)/python -m tests.evidence.inversion
 	$(BIN)/python -m tests.evidence.soak
 	$(BIN)/python -m tests.evidence.site_worker
 	$(BIN)/python -m tests.evidence.messages

@@ -10,9 +10,21 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.site import gate
+from clients.worker import secure
 from clients.worker.worker import Worker, worker
 from fcit.federation import codec
-from fcit.federation.messages import DescribeOrder, EvaluateOrder, Name, ProbeOrder, ScoreOrder, TrainOrder
+from fcit.federation.messages import (
+    DescribeOrder,
+    EvaluateOrder,
+    KeysOrder,
+    MaskOrder,
+    Name,
+    ProbeOrder,
+    ScoreOrder,
+    ShareOrder,
+    TrainOrder,
+    UnmaskOrder,
+)
 
 app = ClientApp()
 
@@ -42,6 +54,30 @@ def _at_site(message: Message, opened: gate.Gate, kind: type, work: Callable[[Wo
 def train(message: Message, context: Context) -> Message:
     """Train a subspace on one of this client's shards."""
     return _reply(message, context, TrainOrder, Worker.train)
+
+
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Secure aggregation, phase 1: public keys."""
+    return _reply(message, context, KeysOrder, secure.keys)
+
+
+@app.query("shares")
+def shares(message: Message, context: Context) -> Message:
+    """Secure aggregation, phase 2: shares of this client's secrets for others."""
+    return _reply(message, context, ShareOrder, secure.share)
+
+
+@app.train("masked")
+def train_masked(message: Message, context: Context) -> Message:
+    """Secure aggregation, phase 3: train, and send the update masked."""
+    return _reply(message, context, MaskOrder, secure.train)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Secure aggregation, phase 4: open shares of others' secrets."""
+    return _reply(message, context, UnmaskOrder, secure.unmask)
 
 
 @app.evaluate()

@@ -12,6 +12,7 @@ from fcit.errors import CodecError
 from fcit.federation import codec
 from fcit.federation.messages import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
+from fcit.privacy import tokens
 from server import descriptions
 from server.checkpoint import Progress
 from server.courier import Courier
@@ -65,6 +66,9 @@ class Assigner:
     def _described(self, new: dict[Pair, Slot]) -> dict[Pair, Stats]:
         """Statistics of new shards, without those that are rejected."""
         stats: dict[Pair, Stats] = {}
+        # Counted when asked for: one that is refused has left its site as well.
+        asked = {f"{client}/{shard}" for client, shard in new}
+        self.progress.described = sorted({*self.progress.described, *asked})
         orders = [(self.courier.node(s.client), self.orders.describe(s, self.progress.stage)) for s in new.values()]
         for reply in self.courier.send("query.describe", orders, "describe"):
             client, reject_reason, description = self._read(reply, new)
@@ -72,7 +76,8 @@ class Assigner:
                 self._failed(client, short(reject_reason or "empty"))
             elif (description.client, description.shard) not in stats:
                 stats[description.client, description.shard] = Stats(description.tensors["total"], description.count)
-        for pair, reason in descriptions.outliers(stats, self.method, self.progress.lengths).items():
+        noise = tokens.multiplier(self.config.privacy) if self.config.privacy.tokens else None
+        for pair, reason in descriptions.outliers(stats, self.method, self.progress.lengths, noise).items():
             self._failed(pair[0], reason)
             del stats[pair]
         self.progress.declared |= {f"{client}/{shard}": s.count for (client, shard), s in sorted(stats.items())}

@@ -16,6 +16,7 @@ from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
 from fcit.methods.base import ServerState
 from fcit.privacy.ledger import Ledger
+from fcit.privacy.record_ledger import RecordLedger
 from fcit.runs.folder import RunDir
 
 KEEP = 2
@@ -35,6 +36,7 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    described: list[str] = field(default_factory=list)  # shards that clients were asked to describe, "client/shard"
     lengths: list[float] = field(default_factory=list)  # of the mean features accepted so far
     openings: dict[str, int] = field(default_factory=dict)  # client -> subspaces opened for its shards
     trained: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> subspace -> records trained on
@@ -49,6 +51,7 @@ class Progress:
     answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
     privacy: Ledger | None = None  # with differential privacy
+    records: RecordLedger | None = None  # with differential privacy of records
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
     seconds: dict[str, float] = field(default_factory=dict)

@@ -2,114 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fcit.config import RunConfig
-from fcit.data.stream import Stream
 from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import ClientUpdate, TrainOrder
-from fcit.methods.base import Pair, ServerState
-from fcit.runs.folder import RunDir
-from server import descriptions
-from server.assigner import Assigner
-from server.checkpoint import Progress
-from server.courier import NOBODY, Courier
-from server.handshake import Handshake
-from server.journal import Journal
-from server.orders import Orders
-from server.participants import Slot
+from fcit.methods.base import Pair
+from server.gather import Gathering
 from server.spill import Spill
-from server.stop import Stop
-from server.validation import Validator, short
-
-#: How a client says that it does not have the memory that its order names: a site's code, or the error's name.
-_LOST = re.compile(r"\b(memory-lost|MemoryLost)\b")
+from server.validation import Validator
 
 
 @dataclass(kw_only=True)
-class Collector:
-    """Collects the updates of a round; :meth:`gather` is the way in.
+class Collector(Gathering):
+    """Collects the updates of a round.
 
     Accepted updates are in ``spill`` afterwards, their norms with ``validator``.
     """
 
-    config: RunConfig
-    stream: Stream
-    run: RunDir
-    state: ServerState
-    progress: Progress
-    orders: Orders
-    courier: Courier
-    handshake: Handshake
-    assigner: Assigner
     validator: Validator
     spill: Spill
-    journal: Journal
-    stop: Stop
-
-    def gather(self, sampled: list[Slot], measure: bool = False) -> dict[Pair, TrainOrder]:
-        """Ask for updates until enough are accepted; returns the orders whose updates were.
-
-        With ``measure`` clients measure instead of training, see :meth:`fcit.methods.base.Method.measure`.
-
-        A repetition asks only those whose update is lacking. The others would train the same order on the
-        same data again: the same bits, hours later.
-
-        Raises:
-            RunError: too few updates, and no further attempt.
-            StopRequested: asked to stop; accepted updates stay on the disk.
-        """
-        needed = min(self.config.federation.min_updates, len(sampled))
-        accepted: dict[Pair, TrainOrder] = {}
-        for attempt in itertools.count():
-            self.handshake.update()
-            present = self._present([slot for slot in sampled if slot.pair not in accepted])
-            with self.journal.timed("describe"):
-                self.assigner.assign([slot for slot in present if attempt == 0 or slot.pair not in self.state.assigned])
-            # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
-            orders = {
-                slot.pair: self.orders.train(self.state, self.progress, slot, measure)
-                for slot in sampled
-                if slot.pair in self.state.assigned and slot.pair not in accepted
-            }
-            if attempt == 0:
-                accepted |= self._adopt(orders)
-            pairs = [slot.pair for slot in present if slot.pair in orders and slot.pair not in accepted]
-            accepted |= self._ask({pair: orders[pair] for pair in pairs}, attempt)
-            if len(accepted) >= needed:
-                break
-            self._repeat(len(accepted), needed, attempt)
-        return accepted
-
-    def _present(self, slots: list[Slot]) -> list[Slot]:
-        """The participations whose client is connected."""
-        for slot in slots:
-            if self.courier.node(slot.client) == NOBODY:
-                self.journal.round_event("absent", client=slot.client)
-        return [slot for slot in slots if self.courier.node(slot.client) != NOBODY]
-
-    def _repeat(self, accepted: int, needed: int, attempt: int) -> None:
-        """Too few updates: go on to another attempt, perhaps after a pause.
-
-        Raises:
-            RunError: there is none.
-        """
-        federation = self.config.federation
-        if not federation.again(attempt):
-            raise RunError(
-                f"stage {self.progress.stage + 1}, round {self.progress.round + 1}: {accepted} usable updates, "
-                f"{needed} needed (federation.min_updates), {attempt + 1} attempts (federation.on_too_few: "
-                f"{federation.on_too_few}); reasons are in {self.run.events}; `fcit resume {self.run.path}` tries "
-                "again and asks only those whose update is lacking"
-            )
-        self.journal.round_event("retry", accepted=accepted, needed=needed)
-        if federation.on_too_few == "wait":
-            self.stop.pause(federation.pause)
 
     # ------------------------------------------------------------------ asking
 
@@ -164,21 +78,6 @@ class Collector:
         self.progress.declared.setdefault(f"{update.client}/{update.shard}", update.examples)
         self.journal.show("client", client=update.client, loss=update.loss)
 
-    def _reject(self, reason: str, client: int | None) -> None:
-        self.progress.traffic["rejected"] += 1
-        self.journal.round_event("rejected", client=client, reason=short(reason))
-
-    def _note_lost_memory(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> None:
-        """Forget what a client was assumed to remember, if its reply is that this is lost: its next order starts
-        afresh."""
-        if not reply.has_error() or not _LOST.search(reply.error.reason.partition("\n")[0]):
-            return
-        node = reply.metadata.src_node_id
-        for client in {client for client, _ in waiting if self.courier.node(client) == node}:
-            version = self.progress.memories.pop(str(client), "")
-            groups = self.progress.constants.pop(str(client), [])
-            self.journal.round_event("memory-lost", client=client, version=version, constants=groups)
-
     # ------------------------------------------------------------------ judging
 
     def _read(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> tuple[str | None, ClientUpdate | None]:
@@ -206,8 +105,5 @@ class Collector:
 
     def _reject_reason(self, order: TrainOrder, update: ClientUpdate) -> str | None:
         """Why an update to an order is rejected, or None."""
-        declared = order.budget or self.progress.declared.get(f"{order.client}/{order.shard}")
-        if declared is None:
-            declared = descriptions.most_records(self.config, self.stream, order.client, order.tasks)
         shapes = self.orders.extra_shapes(self.state, order)
-        return self.validator.reject_reason(order, update, declared, shapes, self.orders.reject_reason)
+        return self.validator.reject_reason(order, update, self._declared(order), shapes, self.orders.reject_reason)

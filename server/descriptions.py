@@ -17,6 +17,7 @@ from fcit.data.stream import Stream
 from fcit.errors import DataError
 from fcit.federation.messages import Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
+from fcit.privacy import tokens
 
 FACTOR = 4.0  # a mean feature may be this many times as long as the median one
 LEAST = 3  # mean features that a median needs to mean something
@@ -51,7 +52,9 @@ def reject_reason(description: Description, width: int, most: int) -> str | None
     return None
 
 
-def outliers(stats: dict[Pair, Stats], method: Method, lengths: list[float]) -> dict[Pair, str]:
+def outliers(
+    stats: dict[Pair, Stats], method: Method, lengths: list[float], noise: float | None = None
+) -> dict[Pair, str]:
     """Mean features that cannot be means of features of the frozen encoder, with the reason.
 
     Features of one encoder are of nearly the same length (its last layer normalises them), and a mean is
@@ -59,8 +62,12 @@ def outliers(stats: dict[Pair, Stats], method: Method, lengths: list[float]) -> 
     this round's: sound while fewer than half of these are false. Methods with statistics of their own are
     not checked.
 
+    Where clients add noise (``privacy.token_*``) their features have length 1 at most and the noise a known one, which
+    bounds every mean by itself.
+
     Args:
         lengths: those accepted earlier; the new ones are added, in the order of clients.
+        noise: noise multiplier of the clients; None: they add none.
     """
     if type(method).describe is not Method.describe:
         return {}
@@ -72,6 +79,10 @@ def outliers(stats: dict[Pair, Stats], method: Method, lengths: list[float]) -> 
     for pair, length in new.items():
         if length == 0:
             rejected[pair] = "the feature sum is zero"
+        elif noise is not None:
+            most = tokens.longest(noise, stats[pair].total.size, stats[pair].count)
+            if not length <= most:
+                rejected[pair] = f"a mean feature of length {length:.3g}, and with its noise it can have {most:.3g}"
         elif not np.isfinite(length) or length > FACTOR * middle:
             rejected[pair] = f"a mean feature of length {length:.3g}, over {FACTOR:.0f} times the median {middle:.3g}"
     lengths += [length for pair, length in new.items() if pair not in rejected]

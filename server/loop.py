@@ -23,20 +23,24 @@ from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
-from server import checkpoint, results, routing_file
+from server import checkpoint, results, routing_file, token_privacy
 from server.assigner import Assigner
 from server.checkpoint import Progress
 from server.collect import Collector
 from server.courier import Courier
 from server.evaluation import Evaluation
+from server.gather import Gathering
 from server.handshake import Handshake
 from server.journal import Journal
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
 from server.privacy import Privacy
+from server.record_privacy import RecordPrivacy
+from server.secure import SecureCollector
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
 from server.stop import Stop
+from server.sums import Sums
 from server.validation import Validator, short
 
 
@@ -67,9 +71,14 @@ class Loop:
         self.state, self.progress = restored or (ServerState(), Progress())
         self.state.stage, self.state.round = self.progress.stage, self.progress.round
         self.journal = Journal(run, watcher, self.progress)
-        self.orders = Orders(config, stream, self.method, self.fedopt, run.id)
+        self.records: RecordPrivacy | None = None
+        if config.privacy.records:
+            self.records = RecordPrivacy(config, stream, self.method, self.progress.records)
+            self.progress.records = self.records.ledger
+        planned = (lambda slot: 0) if self.records is None else self.records.planned
+        self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
         self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms)
-        self.spill = Spill(run)
+        self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
         self.privacy: Privacy | None = None
         if config.privacy.on:
             self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy)
@@ -111,6 +120,8 @@ class Loop:
         self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
         if self.privacy is not None and self.fresh:
             self.journal.event("privacy", **self.privacy.planned())
+        if self.records is not None and self.fresh:
+            self.journal.event("record-privacy", **self.records.plan())
         while self.progress.stage < stages:
             if self.method.measures and not self.progress.measured:
                 self._measure(collector)
@@ -127,7 +138,8 @@ class Loop:
     def _return_to_checkpoint(self) -> None:
         """Remove from the run folder what came after the checkpoint, and report what happened before this start."""
         self.run.truncate_events(self.progress.events)
-        self.spill.tidy(self.progress.stage, self.progress.round)
+        if isinstance(self.updates, Spill):
+            self.updates.tidy(self.progress.stage, self.progress.round)
         for reason in self.damaged:
             self.journal.event("checkpoint-damaged", reason=reason)
         # An event that a crash cut off is written again.
@@ -148,7 +160,7 @@ class Loop:
         with nullcontext() if self.fresh else self.courier.uncounted():
             return self.handshake.start()
 
-    def _collector(self, probe: Probe) -> Collector:
+    def _collector(self, probe: Probe) -> Gathering:
         """What collects the updates of each round; new subspaces have the shapes that the probe names."""
         shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
         projector = {n: t for n, t in probe.tensors.items() if is_projector(n)}
@@ -170,37 +182,43 @@ class Loop:
             factory=Factory(self.config.seed, shapes, projector, given=given),
             identity_width=probe.identity_width,
         )
-        return Collector(
-            config=self.config,
-            stream=self.stream,
-            run=self.run,
-            state=self.state,
-            progress=self.progress,
-            orders=self.orders,
-            courier=self.courier,
-            handshake=self.handshake,
-            assigner=assigner,
-            validator=self.validator,
-            spill=self.spill,
-            journal=self.journal,
-            stop=self.stop,
-        )
+        parts: dict[str, Any] = {
+            "config": self.config,
+            "stream": self.stream,
+            "run": self.run,
+            "state": self.state,
+            "progress": self.progress,
+            "orders": self.orders,
+            "courier": self.courier,
+            "handshake": self.handshake,
+            "assigner": assigner,
+            "journal": self.journal,
+            "stop": self.stop,
+        }
+        if isinstance(self.updates, Sums):
+            return SecureCollector(**parts, sums=self.updates, clip=self._clip)
+        return Collector(**parts, validator=self.validator, spill=self.updates)
+
+    def _clip(self) -> float | None:
+        """The clipping norm of the round at hand; None without differential privacy."""
+        return None if self.privacy is None else self.privacy.ledger.clip
 
     def _save(self) -> None:
         checkpoint.save(self.run, self.state, self.progress)
 
     # ------------------------------------------------------------------ a round
 
-    def _round(self, collector: Collector) -> None:
+    def _round(self, collector: Gathering) -> None:
         """Collect the updates of a round, aggregate them, write the checkpoint."""
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_)
+        drawn = self.privacy.drawn(stage, round_) if self.privacy else None
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn)
         accepted = collector.gather(sampled)
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
-        heads = [self.spill.head(slot.pair) for slot in slots]
+        heads = [self.updates.head(slot.pair) for slot in slots]
         aggregator = self._aggregate(slots)
         self._commit(slots, {slot.pair: accepted[slot.pair] for slot in slots if slot.pair in accepted})
         traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
@@ -217,24 +235,26 @@ class Loop:
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
             exactness=aggregator.exactness,
             **aggregator.flags,
+            **(self.updates.flags if isinstance(self.updates, Sums) else {}),
             **remarks(heads, self.config.training),
             **({"privacy": self.privacy.so_far()} if self.privacy else {}),
+            **({"record_privacy": self.records.so_far()} if self.records else {}),
             seconds=round(time.perf_counter() - begin, 3),
             **traffic,
         )
         with self.journal.timed("checkpoint"):
             self._save()
         # After the checkpoint that holds their aggregate: a crash in between would lose them.
-        self.spill.clear()
+        self.updates.clear()
 
-    def _measure(self, collector: Collector) -> None:
+    def _measure(self, collector: Gathering) -> None:
         """Let the clients of the stage's first round measure what the method wants to know before they train."""
         self.state.stage, self.state.round = self.progress.stage, 0
         begin, before = time.perf_counter(), dict(self.progress.traffic)
         sampled = slots_of_round(self.config, self.stream, self.method, self.progress.stage, 0)
         accepted = collector.gather(sampled, measure=True)
-        heads = [head for pair in sorted(accepted) if (head := self.spill.head(pair)) is not None]
-        self.method.absorb(self.state, iter(self.spill))
+        heads = [head for pair in sorted(accepted) if (head := self.updates.head(pair)) is not None]
+        self.method.absorb(self.state, iter(self.updates))
         self.progress.constants |= {str(order.client): order.constants for order in accepted.values()}
         self.progress.measured = True
         traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
@@ -244,7 +264,7 @@ class Loop:
         values = {"clients": list(clients), "client_seconds": list(clients.values()), **seconds, **traffic}
         self.journal.round_event("measured", **values)
         self._save()
-        self.spill.clear()  # after the checkpoint, as in a round
+        self.updates.clear()  # after the checkpoint, as in a round
 
     def _aggregate(self, slots: list[Slot]) -> Aggregator:
         """Let the method fold the accepted updates into the state.
@@ -253,11 +273,12 @@ class Loop:
             slots: the round's participations.
         """
         with self.journal.timed("aggregation"):
-            aggregator = Aggregator(self.fedopt, self.orders.factors, self.orders.robust, self.run.spill / "robust")
+            rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
+            aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
             if self.privacy is None:
-                self.method.aggregate(self.state, iter(self.spill), aggregator)
+                self.method.aggregate(self.state, self.updates, aggregator)
             else:
-                self.privacy.aggregate(self.method, self.state, slots, iter(self.spill), aggregator)
+                self.privacy.aggregate(self.method, self.state, slots, self.updates, aggregator)
         return aggregator
 
     def _commit(self, slots: list[Slot], orders: dict[Pair, TrainOrder]) -> None:
@@ -269,7 +290,7 @@ class Loop:
         """
         progress = self.progress
         version = memory_version(progress.stage, progress.round)
-        heads = {pair: head for pair in orders if (head := self.spill.head(pair)) is not None}
+        heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
             if self.method.remembers or self.fedopt.remembers:
@@ -280,7 +301,9 @@ class Loop:
             progress.trained_numbers += sum(t.size for t in order.trained.values())
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
-            moved = {self.state.assigned[slot.pair] for slot in slots}
+            moved = set(self.privacy.moved(self.method, self.state, slots))
+        if self.records is not None:
+            self.records.count(slots, heads, progress.declared)
         for name in sorted(moved):
             self.state.turns[name] = self.state.turns.get(name, 0) + 1
         self.validator.close_round()
@@ -298,6 +321,8 @@ class Loop:
             self.method.end_stage(self.state, self.progress.stage)
             if self.privacy is not None:
                 self.privacy.end_stage()
+            if self.records is not None:
+                self.records.end_stage()
             self.progress.ended = True
             self._save()
 
@@ -348,7 +373,10 @@ class Loop:
         self.run.clear_spill()
         if self.privacy is not None:
             self.privacy.forget_secret()
-        spent = self.privacy.spent() if self.privacy else {}
+        spent = {"privacy": self.privacy.spent()} if self.privacy else {}
+        spent |= {"record_privacy": self.records.spent()} if self.records else {}
+        if self.config.privacy.tokens:
+            spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
             routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
@@ -365,6 +393,7 @@ def remarks(heads: list[ClientUpdate | None], training: Training) -> dict[str, A
     participations; ``idle``: clients whose learning rate was 0 in every step.
     """
     skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
-    idle = [h.client for h in heads if h and not training.moves(h.steps)]
+    # With secure aggregation the number of steps is not known, and 0.
+    idle = [h.client for h in heads if h and h.steps and not training.moves(h.steps)]
     values = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
     return {key: value for key, value in values.items() if value}

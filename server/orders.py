@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,22 @@ from server.participants import Slot
 
 
 class Orders:
-    """Makes the orders of one run, whose id they carry."""
+    """Makes the orders of one run, whose id they carry.
 
-    def __init__(self, config: RunConfig, stream: Stream, method: Method, fedopt: FedOpt, run: str = "") -> None:
-        self.run = run
+    Args:
+        planned: how often a participation's client will train on its records, for :attr:`TrainOrder.participations`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: Stream,
+        method: Method,
+        fedopt: FedOpt,
+        run: str = "",
+        planned: Callable[[Slot], int] = lambda slot: 0,
+    ) -> None:
+        self.run, self._planned = run, planned
         self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
@@ -97,6 +109,7 @@ class Orders:
             frozen=frozen,
             measure=measure,
             run=self.run,
+            participations=self._planned(slot),
         )
 
     def _constants(self, state: ServerState) -> dict[str, Tensors]:

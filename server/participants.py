@@ -33,18 +33,28 @@ def shard_id(seed: int, client: int, task: int) -> str:
 
 
 def slots_of_round(
-    config: RunConfig, stream: Stream, method: type[Method] | Method, stage: int, round_: int
+    config: RunConfig,
+    stream: Stream,
+    method: type[Method] | Method,
+    stage: int,
+    round_: int,
+    drawn: list[int] | None = None,
 ) -> list[Slot]:
     """The participations of a round in slot order.
 
     Pooled references have one participant; its budget is the number of records that the sampled clients would
     have trained on.
+
+    Args:
+        drawn: the clients, if they do not follow from the seed: any number, who train what the first slot does.
     """
-    clients = sample(config.federation, config.seed, stage, round_)
+    clients, tasks_of = sample(config.federation, config.seed, stage, round_), stream.slots(stage)
+    if drawn is not None:
+        clients, tasks_of = drawn, tasks_of[:1] * len(drawn)
     # Where only the client knows its task, its records of a stage are one shard, named by the stage.
     slots = [
         Slot(client, shard_id(config.seed, client, *(tasks or (stage,))), tasks)
-        for client, tasks in zip(clients, stream.slots(stage), strict=True)
+        for client, tasks in zip(clients, tasks_of, strict=True)
     ]
     if not method.pooled:
         return slots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,21 +12,26 @@ from fcit.data.stream import Stream
 from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.fedopt.aggregator import Aggregator
-from fcit.io.files import writing
 from fcit.methods.base import Method, ServerState, Update
 from fcit.privacy import accountant, clipping
-from fcit.privacy.ledger import Ledger
+from fcit.privacy.ledger import EVERYONE, Ledger
 from fcit.privacy.mechanism import Mechanism
-from fcit.privacy.noise import SECRET, Noise, fresh, published
+from fcit.privacy.noise import Noise, published
+from fcit.privacy.secret import kept
 from fcit.runs.folder import RunDir
+from server import token_privacy
 from server.participants import Slot
+from server.sums import Sums
 
 #: What epsilon says nothing about; in ``results.json`` and in the report.
 NOT_COVERED = (
-    "descriptions of shards (DISCO's identity tokens and counts of records) and which subspace a client trains",
     "losses and numbers of records that clients report",
     "answers and scores of evaluations at sites",
     "who took part, which updates were rejected, and times and traffic",
+)
+#: What epsilon of secret sampling depends on besides.
+SECRET_ONLY = (
+    "events.jsonl, reports and the terminal: they name participants, and epsilon is for those who see none of them",
 )
 
 
@@ -62,8 +66,10 @@ class Privacy:
                 raise ConfigError(f"privacy.{error}; raise it, or leave it out") from None
 
     def _releases(self, stages: int) -> int:
-        """How often the client that takes part most often will do so in the whole run."""
+        """Releases that count: those of the client that takes part most often or, if that is secret, all."""
         federation, seed = self.config.federation, self.config.seed
+        if self.config.privacy.secret:
+            return stages * federation.rounds
         rounds = [(stage, round_) for stage in range(stages) for round_ in range(federation.rounds)]
         return max(Counter(client for at in rounds for client in sample(federation, seed, *at)).values())
 
@@ -71,9 +77,44 @@ class Privacy:
         """The noise multiplier, as configured or computed from epsilon for the releases of the whole run."""
         privacy = self.config.privacy
         if privacy.epsilon is not None:
-            return accountant.multiplier_for(privacy.epsilon, privacy.delta, self._planned)
+            return accountant.multiplier_for(privacy.epsilon, privacy.delta, self._planned, self._rate)
         assert privacy.noise_multiplier is not None  # one of both is given (fcit.config.privacy_checks)
         return privacy.noise_multiplier
+
+    # ------------------------------------------------------------------ who takes part
+
+    @property
+    def _rate(self) -> float:
+        """Probability that a client takes part in a round, as far as anyone but the server knows."""
+        federation = self.config.federation
+        return federation.clients_per_round / federation.clients if self.config.privacy.secret else 1.0
+
+    def drawn(self, stage: int, round_: int) -> list[int] | None:
+        """The participants of a round, if the server draws them in secret: every client by itself, ascending.
+
+        Poisson sampling, as the bounds of :mod:`fcit.privacy.accountant` assume: there may be none, or all. That one
+        client takes part tells nothing of another, which a number fixed in advance would.
+        """
+        if not self.config.privacy.secret:
+            return None
+        return Noise(self._secret()).chosen(self.config.federation.clients, self._rate, "sampling", stage, round_)
+
+    def moved(self, method: Method, state: ServerState, slots: list[Slot]) -> list[str]:
+        """The subspaces that a round releases: those of its participants or, if these are secret, that of the stage.
+
+        Raises:
+            RunError: participants are secret and train different subspaces.
+        """
+        names = {state.assigned[slot.pair] for slot in slots}
+        if self.config.privacy.secret:
+            common = method.common(state.stage)
+            if common is None or names - {common}:
+                raise RunError(
+                    f"privacy.sampling: method {method.name} gives clients the subspaces {', '.join(sorted(names))}, "
+                    f"and its common() says {common!r}; which of them move would show who took part"
+                )
+            names = {common}
+        return sorted(names)
 
     # ------------------------------------------------------------------ a round
 
@@ -82,7 +123,7 @@ class Privacy:
         method: Method,
         state: ServerState,
         slots: list[Slot],
-        updates: Iterator[Update],
+        updates: Iterable[Update],
         aggregator: Aggregator,
     ) -> None:
         """Let the method aggregate clipped updates of weight one; a home without any gets its noise, too.
@@ -92,21 +133,38 @@ class Privacy:
         Raises:
             RunError: the secret is lost, or the method aggregates a home twice.
         """
-        mechanism = aggregator.mechanism = self._mechanism(state, slots)
+        names = self.moved(method, state, slots)
+        mechanism = aggregator.mechanism = self._mechanism(state, names)
         try:
-            method.aggregate(state, (self._clipped(mechanism, state, update) for update in updates), aggregator)
+            method.aggregate(state, self._clipped(mechanism, state, updates), aggregator)
             for home in mechanism.homes:
                 if home not in mechanism.released:
                     self._noise_alone(home, state, aggregator)
         except ValueError as error:
             raise RunError(f"privacy.client_dp: method {method.name}: {error}") from None
-        for slot in slots:
-            self.ledger.count(slot.client, self._homes(state, [slot]))
+        if self.config.privacy.secret:
+            self.ledger.count(EVERYONE, mechanism.homes)
+        else:
+            for slot in slots:
+                self.ledger.count(slot.client, self._homes(state, [state.assigned[slot.pair]]))
         self._follow(mechanism)
 
-    def _clipped(self, mechanism: Mechanism, state: ServerState, update: Update) -> Update:
-        old = {**state.shared, **state.subspaces[update.subspace]}
-        return replace(update, tensors=mechanism.clipped(update.tensors, old), examples=1)
+    @staticmethod
+    def _clipped(mechanism: Mechanism, state: ServerState, updates: Iterable[Update]) -> Iterator[Update]:
+        """Clipped updates, which all weigh one.
+
+        In sums they were clipped by their clients; a sum goes on as one update that moved as far as its members
+        together.
+        """
+        if isinstance(updates, Sums):
+            mechanism.count(updates.unclipped, updates.clients)
+        for update in updates:
+            old = {**state.shared, **state.subspaces[update.subspace]}
+            if isinstance(updates, Sums):
+                moved = {n: old[n] + update.examples * (mean - old[n]) for n, mean in update.tensors.items()}
+            else:
+                moved = mechanism.clipped(update.tensors, old)
+            yield replace(update, tensors=moved, examples=1)
 
     @staticmethod
     def _noise_alone(home: str, state: ServerState, aggregator: Aggregator) -> None:
@@ -118,17 +176,17 @@ class Privacy:
         else:
             state.subspaces[home] = new
 
-    def _mechanism(self, state: ServerState, slots: list[Slot]) -> Mechanism:
+    def _mechanism(self, state: ServerState, names: list[str]) -> Mechanism:
         federation, ledger = self.config.federation, self.ledger
-        homes = self._homes(state, slots)
+        homes = self._homes(state, names)
         owner = state.stage, state.round
         noise = Noise(self._secret())
         return Mechanism(ledger.clip, self._on_updates, federation.clients_per_round, homes, noise, owner)
 
-    def _homes(self, state: ServerState, slots: list[Slot]) -> dict[str, list[str]]:
-        """The tensors that these participations train, by home."""
+    def _homes(self, state: ServerState, names: list[str]) -> dict[str, list[str]]:
+        """The tensors that are trained by who trains these subspaces, by home."""
         homes = {}
-        for name in sorted({state.assigned[slot.pair] for slot in slots}):
+        for name in names:
             tensors = state.subspaces[name]
             frozen = self._orders.frozen(tensors, state.turns.get(name, 0))
             homes[name] = [tensor for tensor in tensors if tensor not in frozen]
@@ -153,30 +211,12 @@ class Privacy:
         if self.config.privacy.reproducible_noise:
             return published(self.config.seed)
         file = self._run.noise_key
-        if not file.is_file():
-            if self.ledger.clients:
-                raise RunError(
-                    f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
-                    "would be a second release; put the file back, or start the run anew"
-                )
-            self._write(fresh())
-        secret = file.read_bytes()
-        if len(secret) != SECRET:
+        if self.ledger.clients and not file.is_file():
             raise RunError(
-                f"{file} has {len(secret)} bytes, expected {SECRET}; put the file back, or start the run anew"
+                f"{file} is missing: the noise of this run was drawn from it, and other noise on a repeated round "
+                "would be a second release; put the file back, or start the run anew"
             )
-        return secret
-
-    def _write(self, secret: bytes) -> None:
-        file = self._run.noise_key
-        unfinished = file.with_suffix(".tmp")
-        with writing(file):
-            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "wb") as opened:
-                opened.write(secret)
-                opened.flush()
-                os.fsync(opened.fileno())
-            unfinished.replace(file)
+        return kept(file)
 
     def forget_secret(self) -> None:
         """Remove the secret: after the last round it can only do harm."""
@@ -191,7 +231,12 @@ class Privacy:
     def planned(self) -> dict[str, Any]:
         """For the event at the start of the run: epsilon of the whole run, if every round takes place."""
         multiplier = float(f"{self.ledger.multiplier:.6g}")
-        return {**self._epsilon(self._planned), "delta": self.config.privacy.delta, "noise_multiplier": multiplier}
+        return {
+            **self._epsilon(self._planned),
+            "delta": self.config.privacy.delta,
+            "noise_multiplier": multiplier,
+            "amplification": self._amplification,
+        }
 
     def so_far(self) -> dict[str, Any]:
         """For the event of a round: epsilon of all rounds so far, and the clipping norm of the next."""
@@ -202,9 +247,15 @@ class Privacy:
         }
 
     def _epsilon(self, releases: int) -> dict[str, Any]:
-        bounds = accountant.epsilon(self.ledger.multiplier, releases, self.config.privacy.delta)
+        bounds = accountant.epsilon(self.ledger.multiplier, releases, self.config.privacy.delta, self._rate)
         values = {"epsilon": bounds.pld, "epsilon_rdp": bounds.rdp, "epsilon_replaced": bounds.replaced}
         return {key: float(f"{value:.6g}") for key, value in values.items()} | {"releases": releases}
+
+    @property
+    def _amplification(self) -> str:
+        if self.config.privacy.secret:
+            return f"secret Poisson sampling with probability {self._rate:.4g}"
+        return "none: participants follow from the seed"
 
     def spent(self) -> dict[str, Any]:
         """For ``results.json``: epsilon of the run, after each stage, and what was spent on each subspace."""
@@ -212,7 +263,7 @@ class Privacy:
         return {
             "unit": "client",
             "adjacency": "a client's contribution replaced by zero (epsilon_replaced: by any other)",
-            "amplification": "none: participants follow from the seed",
+            "amplification": self._amplification,
             "delta": privacy.delta,
             "noise_multiplier": float(f"{ledger.multiplier:.6g}"),
             "clip": float(f"{ledger.clip:.6g}"),
@@ -220,5 +271,9 @@ class Privacy:
             **self._epsilon(ledger.releases()),
             "after_stages": [self._epsilon(releases) for releases in ledger.stages],
             "by_subspace": {home: self._epsilon(ledger.releases(home)) for home in ledger.homes},
-            "not_covered": list(NOT_COVERED),
+            "not_covered": [
+                token_privacy.beside_clients(self.config),
+                *NOT_COVERED,
+                *(SECRET_ONLY if privacy.secret else ()),
+            ],
         }

@@ -45,13 +45,14 @@ def write(
     progress: Progress,
     matrix: AccuracyMatrix,
     by_site: dict[str, object],
-    spent: dict[str, Any],
+    spent: dict[str, dict[str, Any]],
 ) -> None:
     """Write ``adapters/`` and ``results.json``; the latter says that the run is finished.
 
     Args:
         by_site: scores of the single sites, where each scored its own tasks.
-        spent: with differential privacy, its epsilon.
+        spent: with differential privacy, its epsilon, as ``privacy`` of clients, ``record_privacy`` of
+            records and ``token_privacy`` of records by their descriptions.
     """
     scored = [name for name in matrix.datasets if name in stream.datasets]  # by the server; sites score their own
     constant = constants(stream, scored)
@@ -82,6 +83,6 @@ def write(
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **data_of(run),
             **by_site,
-            **({"privacy": spent} if spent else {}),
+            **spent,
         },
     )

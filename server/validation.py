@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fcit.config import RunConfig, Training
+from fcit.config.kinds import epochs_of
 from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
 from fcit.io.threads import each
 
@@ -68,7 +69,7 @@ class Validator:
     """
 
     batch_size: int = 16
-    epochs: int = 1
+    epochs: int | list[int] = 1  # a list has one number for each task
     history: list[float] = field(default_factory=list)
     training: Training | None = None
     most: int = 1_000_000
@@ -128,8 +129,9 @@ class Validator:
 
     def _absurd(self, order: TrainOrder, update: ClientUpdate, most: int) -> str | None:
         """Claims that cannot be."""
-        if not 0 <= update.seconds <= MOST_SECONDS or not 0 <= update.kept <= MOST_BYTES:
-            return f"claims {update.seconds} seconds and {update.kept} bytes kept"
+        problem = cost_problem(update.seconds, update.kept, update.how)
+        if problem is not None:
+            return problem
         if update.examples < 1 or not abs(update.loss) <= MOST_LOSS:
             return f"claims {update.examples} records and a loss of {update.loss}"
         if update.examples > most:
@@ -137,11 +139,10 @@ class Validator:
         if not 0 <= update.skipped <= self.most:
             return f"claims {update.skipped} records that could not be used"
         # In integers: as floats, counts near the largest possible would overflow.
-        steps = 0 if order.measure else -(-update.examples * self.epochs // self.batch_size)
+        steps = -(-update.examples * epochs_of(self.epochs, order.tasks) // self.batch_size)
+        steps = 0 if order.measure else steps
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
-        if len(update.how) > MOST_WORDS or not all(_plain(key, value) for key, value in update.how.items()):
-            return "says how it trained in other than a few short words and numbers"
         return None
 
     def _too_far(self, order: TrainOrder, update: ClientUpdate, moved: dict[str, _Moved]) -> str | None:
@@ -221,6 +222,15 @@ def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tup
     finite = each(lambda tensor: np.isfinite(tensor).all(), list(update.tensors.values()), _numbers(update))
     odd = [name for name, good in zip(update.tensors, finite, strict=True) if not good]
     return f"{odd[0]} holds values that are not finite" if odd else None
+
+
+def cost_problem(seconds: float, kept: int, how: dict[str, Any]) -> str | None:
+    """Why what a client says of its cost and of how it trained cannot be, or None; it only ends in tables."""
+    if not 0 <= seconds <= MOST_SECONDS or not 0 <= kept <= MOST_BYTES:
+        return f"claims {seconds} seconds and {kept} bytes kept"
+    if len(how) > MOST_WORDS or not all(_plain(key, value) for key, value in how.items()):
+        return "says how it trained in other than a few short words and numbers"
+    return None
 
 
 def _plain(key: str, value: Any) -> bool:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from fcit.cli import main
-from tests.helpers import lighter
-from tests.helpers.runs import SMALL
+from fcit.models.places import TINY
+from tests.helpers import commands, lighter
+from tests.helpers.runs import BACKBONE, SMALL
 
 # Collecting imports everything and makes no garbage; looking for it takes a tenth of the time.
 gc.disable()
@@ -33,11 +36,24 @@ def cache(shared):
     os.environ["FCIT_CACHE"] = str(folder)
     torch.set_num_threads(1)
     lighter.lighten()
+    model = shared / "fcit-tiny"
+    with FileLock(f"{model}.lock"):
+        if not model.is_dir():
+            lighter.cut_model(model)
+    BACKBONE.update(model=str(model), identity=str(TINY / "clip"))
     yield
     if before is None:
         del os.environ["FCIT_CACHE"]
     else:
         os.environ["FCIT_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _flwr():
+    """Flower's command line does not import Flower every time that tests or what they test call it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", commands.without_importing(subprocess.run))
+        yield
 
 
 @pytest.fixture

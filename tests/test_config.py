@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fcit import config
+from fcit.config.kinds import epochs_of
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError
 
@@ -156,6 +158,43 @@ def test_values_that_make_no_sense(section, key, value):
 def test_contradictions(federation, key):
     (text,) = problems({"federation": federation})
     assert text.startswith(key)
+
+
+def test_centralised_is_one_client_and_one_round():
+    federation = config.parse({"setting": "centralised"}).federation
+    assert (federation.clients, federation.clients_per_round, federation.rounds) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"federation": {"clients": 50}}, "setting: 'centralised' has one participant, .* federation.clients=1 "),
+        ({"robust": "median"}, "robust: 'median' is about several clients"),
+        ({"factors": "svd"}, "factors: 'svd' is about several clients"),
+        ({"fedopt": "fedadam"}, "fedopt: 'fedadam' is about several clients"),
+        ({"stream": "site"}, "stream: 'site' is about several clients"),
+        ({"privacy": {"client_dp": "on", "epsilon": 8}}, "privacy.client_dp: 'on' hides one client among several"),
+    ],
+)
+def test_what_a_centralised_run_has_not(changes, words):
+    assert any(re.match(words, text) for text in problems({"setting": "centralised", **changes}))
+
+
+@pytest.mark.parametrize("epochs", [0, [], [1, 0], True, [True], 1.5, "2", None])
+def test_epochs_are_a_number_or_one_for_each_task(epochs):
+    (text,) = problems({"training": {"epochs": epochs}})
+    assert text.startswith("training.epochs: must be a whole number from 1 on, or a list")
+
+
+def test_epochs_of_a_task():
+    assert epochs_of(2, [5]) == 2
+    assert epochs_of([1, 3, 1], [1]) == 3
+
+
+@pytest.mark.parametrize("changes", [{"method": "joint"}, {"stream": "site"}])
+def test_epochs_of_single_tasks_need_single_tasks(changes):
+    texts = problems({"training": {"epochs": [1, 2]}, **changes})
+    assert any(text.startswith("training.epochs: [1, 2] is about") for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,22 @@ from fcit.runs.progress import ConsoleWatcher
         ),
         (
             "privacy",
-            {"epsilon": 7.9995, "epsilon_rdp": 8.6, "delta": 1e-5, "noise_multiplier": 2.0794, "releases": 12},
+            {
+                "epsilon": 7.9995,
+                "epsilon_rdp": 8.6,
+                "delta": 1e-5,
+                "noise_multiplier": 2.0794,
+                "releases": 12,
+                "amplification": "none",
+            },
             "run: differential privacy of clients: noise multiplier 2.08, epsilon 8 at delta 1e-05 after the whole "
-            "run, in which a client takes part up to 12 times",
+            "run, 12 releases that count; amplification: none",
+        ),
+        (
+            "record-privacy",
+            {"epsilon": 8.0, "noise_multiplier": None, "delta": 1e-5, "clip": 1.0, "trainings": 3},
+            "run: differential privacy of records by the clients: epsilon 8 at delta 1e-05; a record is trained on in "
+            "up to 3 rounds",
         ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
     ],
@@ -50,6 +63,15 @@ def test_epsilon_so_far_stands_in_the_line_of_a_round():
     values = {"stage": 0, "round": 0, "clients": [3], "loss": {"3/a": 1.5}, "up": 0, "down": 0}
     watcher.say("round", **values, privacy={"epsilon": 2.34567, "delta": 1e-5, "clip": 1.0})
     assert "clients 3 loss 1.500 epsilon 2.35 0.00 MB" in out.getvalue()
+    watcher.say("round", **values, record_privacy={"epsilon": 1.2, "delta": 1e-5})
+    assert "clients 3 loss 1.500 record epsilon 1.2 0.00 MB" in out.getvalue()
+
+
+def test_a_round_without_updates_has_no_loss():
+    out = io.StringIO()
+    values = {"stage": 0, "round": 0, "clients": [], "loss": {}, "up": 0, "down": 0}
+    ConsoleWatcher(Console(file=out, width=200), "run").say("round", **values)
+    assert "clients none no updates 0.00 MB" in out.getvalue()
 
 
 def test_work_that_takes_long_says_how_fast_it_goes(monkeypatch, capsys):

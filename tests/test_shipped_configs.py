@@ -69,3 +69,38 @@ def test_two_methods_differ_in_the_method_only():
         both = [config.load(ROOT / f"configs/fcit/{setting}-{m}.yaml", GIVEN) for m in ("disco", "finetune")]
         same = [run.model_dump(exclude={"name", "method"}) for run in both]
         assert same[0] == same[1]
+
+
+CENTRALISED = sorted([*ROOT.glob("configs/ucit/*.yaml"), *ROOT.glob("configs/mllm-dcl/*.yaml")])
+#: Hyper-parameters of MCITlib (v1): rank in all and of how many experts, by benchmark and method.
+RANKS = {
+    ("ucit", "finetune"): 16,
+    ("ucit", "olora"): 96 // 6,
+    ("ucit", "moelora"): 18,
+    ("ucit", "disco"): 96 // 6,
+    ("mllm-dcl", "finetune"): 32,
+    ("mllm-dcl", "olora"): 160 // 5,
+    ("mllm-dcl", "moelora"): 35,
+    ("mllm-dcl", "disco"): 160 // 5,
+}
+
+
+def test_every_centralised_configuration_has_its_rank():
+    assert {(file.parent.name, file.stem) for file in CENTRALISED} == set(RANKS)
+
+
+def test_the_centralised_values():
+    check_each([str(f.relative_to(ROOT)) for f in CENTRALISED], has_the_centralised_values)
+
+
+def has_the_centralised_values(name: str) -> None:
+    benchmark, method = Path(name).parent.name, Path(name).stem
+    command = (ROOT / name).read_text().splitlines()[0].removeprefix("# fcit run ").split()
+    run = config.load(ROOT / command[0], command[1:])
+    assert command[0] == name
+    assert run.name == f"{benchmark}-{method}"
+    assert (run.benchmark, run.setting, run.method["name"]) == (benchmark, "centralised", method)
+    assert (run.adapter.rank, run.adapter.alpha) == (RANKS[benchmark, method], 2 * RANKS[benchmark, method])
+    assert run.training.batch_size == 64
+    assert run.training.lr == {"ucit": 2e-4, "mllm-dcl": 2e-5}[benchmark]
+    assert run.training.epochs == {"ucit": 1, "mllm-dcl": [1, 3, 1, 2, 1]}[benchmark]

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
+from clients.site import policy
 from clients.site.supervisor import STATE, environment
 from fcit import __version__
 from fcit.config import Backbone
@@ -42,6 +43,7 @@ from fcit.doctor.models import check_models
 from fcit.errors import ConfigError, DataError, FCITError
 from fcit.io import bounded
 from fcit.models.places import locate
+from fcit.privacy import accountant
 from fcit.runs.environment import LIBRARIES, SOMETIMES, versions
 
 #: The thing checked, whether it is fine, and a sentence.
@@ -78,6 +80,8 @@ def check(path: str | os.PathLike[str]) -> Iterator[Finding]:
     yield model(site)
     yield device(site)
     yield from libraries()
+    if site.max_record_epsilon is not None:
+        yield records(site)
 
 
 def key(site: Site) -> Finding:
@@ -321,6 +325,17 @@ def home(site: Site) -> Iterator[Finding]:
         yield "home", True, f"{folder}, mode {mode:03o}"
     free = shutil.disk_usage(folder).free
     yield "disk", free >= _DISK, f"{free / 2**30:.1f} GiB free" + ("" if free >= _DISK else "; at least 2 are needed")
+
+
+def records(site: Site) -> Finding:
+    """The site's account of what was spent of its records' privacy."""
+    try:
+        accountant.require("max_record_epsilon")
+        spent = policy.terms(site).records.spent()
+    except FCITError as error:
+        return "record privacy", False, str(error)
+    sums = ", ".join(f"{epsilon:.3g} of {name}" for name, epsilon in spent.items()) or "nothing"
+    return "record privacy", True, f"spent of epsilon {site.max_record_epsilon:g}, over all runs: {sums}"
 
 
 def libraries() -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import ctypes
 import gc
 import hashlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -57,7 +58,9 @@ APP = "clients.app:app"
 #: Both kinds of tasks that a SuperNode makes of a message; one that is never taken would block the site for ever.
 _TASKS = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_BUSY, _IDLE, _BUSY_FOR = 0.1, 1.0, 60.0  # seconds between two looks; the first while orders keep coming
+#: Seconds between two looks for an order, at least and at most; between the two a tenth of the time without one, by
+#: which an order waits for no longer. A look costs this process and the SuperNode some 10 ms of processor time.
+_SOON, _LATE, _SHARE = 0.1, 1.0, 0.1
 _AGAIN = 60.0  # seconds until the same warning is logged again
 EXIT_UNSENT = 1  # the reply to an order could not be sent
 EXIT_ABANDONED = 3  # the order at hand is lost, or the SuperNode does not know it any more
@@ -205,7 +208,7 @@ class Executor:
             Refused: another user of this machine holds the SuperNode's port.
             KeyboardInterrupt: the order at hand is lost; both of the site's processes have to begin anew.
         """
-        last = -_BUSY_FOR
+        last = -math.inf
         while True:
             token = self._acquire()
             if token:
@@ -214,7 +217,7 @@ class Executor:
                 self._at_hand.end()  # not if it is given up: the supervisor is to see that the order is lost
                 last = time.monotonic()
             else:
-                time.sleep(_BUSY if time.monotonic() - last < _BUSY_FOR else _IDLE)
+                time.sleep(_pause(time.monotonic() - last))
 
     def _acquire(self) -> str:
         """The token of an order, or the empty string."""
@@ -244,6 +247,11 @@ class Executor:
         # Killed, or given up. Any other fault, as of SITE.yaml, a new executor would have, too, and end for ever.
         if done.returncode < 0 or done.returncode == EXIT_ABANDONED:
             raise KeyboardInterrupt
+
+
+def _pause(idle: float) -> float:
+    """Seconds until the next look for an order, after so many without one."""
+    return min(max(_SHARE * idle, _SOON), _LATE)
 
 
 def _give_back_memory() -> None:

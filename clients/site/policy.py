@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from clients.worker.record_terms import RecordTerms
 from clients.worker.terms import Terms
 from fcit import config as configuration
 from fcit import registry
@@ -30,7 +31,12 @@ _LONGEST = 100  # characters of a run's id
 
 def terms(site: Site) -> Terms:
     """A site's own terms."""
-    return Terms(site.min_records, at_site=True)
+    return Terms(site.min_records, at_site=True, records=_record_terms(site))
+
+
+def _record_terms(site: Site) -> RecordTerms:
+    account = site.folder / "record-privacy.json"
+    return RecordTerms(site.max_record_epsilon, site.min_record_noise, site.record_delta, account)
 
 
 def check_order(order: Any, site: Site) -> None:
@@ -64,8 +70,14 @@ def limited(ordered: str, site: Site) -> str:
         raise ConfigError(f"must be a mapping of keys, got {type(raw).__name__}", "order")
     _refuse_own_parts(raw)  # before anything looks a part up: looking up imports
     config = configuration.parse(raw, "order")
+    if site.secure_aggregation == "required" and not config.privacy.secure:
+        raise Refused(
+            "secure_aggregation: SITE.yaml says required, and the run has privacy.secure_aggregation: off, by which "
+            "the server sees single updates"
+        )
     if config.stream != site.stream:
         raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
+    _protecting(config, site)
     backbone = config.backbone.model_copy(update={**_computing(config, site), **_models(config, site)})
     benchmark = _benchmark(config, site)
     limited_config = config.model_copy(
@@ -81,6 +93,20 @@ def limited(ordered: str, site: Site) -> str:
         }
     )
     return configuration.dump(limited_config)
+
+
+def _protecting(config: RunConfig, site: Site) -> None:
+    """Differential privacy of records, where SITE.yaml demands it; how much is seen when a training is ordered."""
+    if not _record_terms(site).demanded:
+        return
+    key = "max_record_epsilon" if site.max_record_epsilon is not None else "min_record_noise"
+    if not config.privacy.records:
+        raise Refused(f"privacy.record_dp: 'off' in this run, SITE.yaml has {key}: {getattr(site, key):g}")
+    if config.privacy.reproducible_noise:
+        raise Refused(
+            f"privacy.reproducible_noise: true, with which the server knows the noise; SITE.yaml has {key}: "
+            f"{getattr(site, key):g}"
+        )
 
 
 def _refuse_own_parts(raw: dict[str, Any]) -> None:

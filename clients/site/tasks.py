@@ -96,6 +96,10 @@ class OwnTasks:
         """How many of their records cannot be used."""
         return sum(self._usable(task).skipped for task in tasks)
 
+    def origin(self, task: int) -> str:
+        """The task's file of training records: tasks of one file share them."""
+        return self._site.tasks[task].train
+
     def judged_by(self, judge: Judge) -> None:
         """From now on pass over records that the worker's model cannot use, and count them as skipped."""
         self._judge = judge

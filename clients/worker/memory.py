@@ -15,6 +15,7 @@ from fcit.federation.messages import NAME
 from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, write_json, write_tensors
 from fcit.io.trees import Tensors
+from fcit.privacy.secret import kept
 
 
 def _checked(*names: str) -> None:
@@ -43,11 +44,11 @@ class ClientMemory:
         """The folder.
 
         Raises:
-            ConfigError: the method makes clients remember and no folder is configured.
+            ConfigError: clients are to keep something and no folder is configured.
         """
         if self._root is None:
             raise ConfigError(
-                "client-memory: this method lets clients remember; name a folder in Flower's node "
+                "client-memory: clients of this run keep something; name a folder in Flower's node "
                 "configuration (at a site) or run configuration (in a simulation)"
             )
         return self._root
@@ -108,6 +109,15 @@ class ClientMemory:
             return {g: new[g] if g in new else read_tensors(folder / f"{g}.safetensors") for g in wanted}
         except RunError as error:
             raise MemoryLost(f"client {client}: constants it was sent before are lost ({error})") from None
+
+    def secret(self, client: int) -> bytes:
+        """The secret that a client's noise and batches come from (``privacy.record_dp``, ``token_*``), made when
+        first needed.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return kept(self.root / str(client) / "records" / "noise.key")
 
     def size(self, client: int) -> int:
         """Bytes kept for a client, without versions that are being replaced."""

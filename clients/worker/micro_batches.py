@@ -43,6 +43,7 @@ def backward(
     loss_of: LossOf,
     micro_batch: int | None = None,
     passing: Callable[[int], AbstractContextManager[Any]] = lambda records: nullcontext(),
+    scaled: Callable[[Any], Any] = lambda loss: loss,
 ) -> float:
     """Gradients of one batch's loss, added to the parameters'; returns the loss.
 
@@ -59,13 +60,14 @@ def backward(
     Args:
         loss_of: the method's loss of records of the shard, by their indices.
         passing: what to enter for the forward and backward pass of so many records.
+        scaled: what the backward pass starts from, see :class:`clients.worker.loss_scale.LossScale`.
     """
     for view in sessions:
         view.batch = batch
     if micro_batch is None or micro_batch >= len(batch):  # one part, as it is
         with passing(len(batch)):
             loss = loss_of(batch)
-            loss.backward()
+            scaled(loss).backward()
         return float(loss.detach())
     learnt = {i: sessions[0].examples[i].learnt for i in batch}
     total = 0.0
@@ -74,7 +76,7 @@ def backward(
             view.batch = part
         with passing(len(part)):
             loss = loss_of(part) * (sum(learnt[i] for i in part) / sum(learnt[i] for i in batch))
-            loss.backward()
+            scaled(loss).backward()
         total += float(loss.detach())
         del loss  # else this part's graph lives on beside the next one's
     for view in sessions:
@@ -111,9 +113,16 @@ class MicroBatches:
             self.size = min((size for size in (most, self._most) if size is not None), default=None)
 
     def backward(
-        self, sessions: Sessions, batch: list[int], loss_of: LossOf, parameters: Iterable[nn.Parameter]
+        self,
+        sessions: Sessions,
+        batch: list[int],
+        loss_of: LossOf,
+        parameters: Iterable[nn.Parameter],
+        compute: Callable[..., float] = backward,
     ) -> float:
-        """:func:`backward` with the size that fits; the parameters must have no gradients yet.
+        """:func:`backward`, or what ``compute`` has in its place, with the size that fits.
+
+        The parameters must have no gradients yet.
 
         Raises:
             OutOfMemory: not even one record fits, or the size is fixed and does not.
@@ -122,7 +131,7 @@ class MicroBatches:
         again, notes = seeding.bookmark(), _notes(sessions[0])
         while True:
             try:
-                return backward(sessions, batch, loss_of, self.size, self._passing)
+                return compute(sessions, batch, loss_of, self.size, self._passing)
             except Exception as error:
                 if not self._changed(len(batch), error):
                     raise

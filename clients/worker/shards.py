@@ -28,6 +28,9 @@ class Shards(Protocol):
     def skipped(self, client: int, tasks: list[int]) -> int:
         """How many records of these tasks could not be used."""
 
+    def origin(self, task: int) -> str:
+        """A name of a task's records that is theirs in every run."""
+
     def judged_by(self, judge: Judge) -> None:
         """From now on records that the worker's model cannot use are among those that are passed over."""
 
@@ -79,6 +82,9 @@ class BenchmarkShards:
 
     def skipped(self, client: int, tasks: list[int]) -> int:
         return sum(self.benchmark.skipped(client, task) for task in tasks)
+
+    def origin(self, task: int) -> str:
+        return f"{self.benchmark.name}/{task}"
 
     def judged_by(self, judge: Judge) -> None:
         self.benchmark.judge = judge

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clients.worker.micro_batches import MicroBatches
+from clients.worker.record_terms import RecordTerms
 from fcit.config import RunConfig
 
 
@@ -18,14 +19,18 @@ class Terms:
 
     min_records: int = 1
     at_site: bool = False
+    records: RecordTerms = RecordTerms()  # noqa: RUF009  (frozen)
 
-    def how(self, config: RunConfig, used: MicroBatches | None = None, decided: bool = False) -> dict[str, Any]:
+    def how(
+        self, config: RunConfig, used: MicroBatches | None = None, decided: bool = False, overflowed: int = 0
+    ) -> dict[str, Any]:
         """How an update was computed, as it is sent with it; empty in a plain simulation.
 
         Args:
             config: as used here (:func:`clients.site.policy.limited`).
             used: the micro-batches, whose size ``micro_batch: auto`` has found.
             decided: whether ``config`` has a choice of this machine in place of ``checkpointing: auto``.
+            overflowed: steps that float16 could not hold the gradients of, and were left out.
         """
         training = config.training
         how: dict[str, Any] = {"dtype": config.backbone.dtype} if self.at_site else {}
@@ -35,4 +40,4 @@ class Terms:
             how |= {"micro_batch": used.size or training.batch_size, "halved": used.halved}
         if used is not None and used.layers is not None and used.layers.used:
             how |= {"compiled": not used.layers.failed, "compile_seconds": round(used.layers.seconds, 1)}
-        return how
+        return how | ({"steps_overflowed": overflowed} if overflowed else {})

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from clients.worker.micro_batches import MicroBatches, parts
+from clients.worker.loss_scale import LossScale
+from clients.worker.micro_batches import MicroBatches, backward, parts
+from clients.worker.private import Private
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
+from fcit.config.kinds import epochs_of
 from fcit.data.collate import Encoded, images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import TrainOrder
 from fcit.fedopt.base import FedOpt
-from fcit.methods.base import Method, Session
+from fcit.methods.base import Method, Session, objective
 from fcit.models.schedules import trainer_multipliers
 
 
@@ -31,6 +35,7 @@ class Outcome:
     loss: float
     extra: dict[str, np.ndarray]  # the method's, for the server
     fedopt: dict[str, np.ndarray]  # the federated optimiser's
+    overflowed: int = 0  # steps left out because gradients overflowed in float16
 
 
 def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
@@ -86,6 +91,7 @@ def train(
     order: TrainOrder,
     sessions: tuple[Session, Session],
     micro: MicroBatches,
+    private: Private | None = None,
 ) -> Outcome:
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
 
@@ -95,15 +101,21 @@ def train(
     Args:
         sessions: the method's view of this training and the federated optimiser's.
         micro: how many records pass through the model at a time.
+        private: with ``privacy.record_dp``, the client's DP-SGD: its batches, its gradients in place of clipped means.
 
     Raises:
         FCITError: the loss is not finite, or memory runs out with the smallest micro-batch.
     """
     training, session = config.training, sessions[0]
     examples = session.examples
-    indices = _order(order, len(examples), training.epochs, config.seed)
-    batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
-    needed = sorted(set(indices))
+    if private is None:
+        epochs = epochs_of(training.epochs, order.tasks)
+        indices = _order(order, len(examples), epochs, config.seed)
+        batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
+        count, seed = len(indices) // epochs, config.seed
+    else:
+        batches, count, seed = private.batches(), private.records, private.seed
+    needed = sorted({i for batch in batches for i in batch})
     pictures = session.backbone.images(session.image_root, images_of([examples[i] for i in needed]))
     ends = np.cumsum([len(examples[i].images) for i in needed])
     rows = {i: range(end - len(examples[i].images), end) for i, end in zip(needed, ends.tolist(), strict=True)}
@@ -114,14 +126,18 @@ def train(
 
     def loss_of(chosen: list[int]) -> Any:
         features = pictures.batch(rows_of(chosen))
-        if pictures.reads_ahead:
+        if pictures.reads_ahead and private is None:
             pictures.ahead(rows_of(_following(examples, batches[len(losses) :], chosen, micro.size)))
-        return method.loss(session, [examples[i] for i in chosen], features)
+        batch = [examples[i] for i in chosen]
+        # A penalty is no record's: private steps add its gradient to what they have clipped.
+        return objective(method, session, batch, features) if private is None else method.loss(session, batch, features)
 
     with (
-        seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
+        seeding.torch_seeded(seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen) as parameters,
     ):
+        scale = LossScale(session.backbone.device, session.backbone.dtype if private is None else torch.float32)
+        compute = partial(backward, scaled=scale.up) if private is None else partial(private.backward, parameters)
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
         hooks: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
         for part, view in hooks:
@@ -132,19 +148,22 @@ def train(
             for view in sessions:
                 view.lr = lr
             optimizer.zero_grad(set_to_none=True)
-            losses.append(micro.backward(sessions, batch, loss_of, parameters))
+            losses.append(micro.backward(sessions, batch, loss_of, parameters, compute))
+            if private is not None:
+                private.add(method.penalty(session))
+            scale.down(optimizer)
             for part, view in hooks:
                 part.on_gradients(view)
-            if training.max_grad_norm is not None:
+            if training.max_grad_norm is not None and private is None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            optimizer.step()
+            scale.step(optimizer)
             for part, view in hooks:
                 part.on_step(view)
         extra, more = (part.finish(view) for part, view in hooks)
-    mean = float(np.mean(losses))
+    mean = float(np.mean([loss for loss, batch in zip(losses, batches, strict=True) if batch] or [0.0]))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")
-    return Outcome(len(indices) // training.epochs, len(batches), mean, extra, more)
+    return Outcome(count, len(batches), mean, extra, more, scale.skipped)
 
 
 def measure(method: Method, order: TrainOrder, session: Session) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 from clients.worker import micro_batches
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
+from clients.worker.private import Private
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import measure, train
@@ -25,7 +26,7 @@ from fcit.config import RunConfig
 from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
-from fcit.data.styles import restyled
+from fcit.data.styles import in_styles
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.messages import (
     CONSTANT,
@@ -55,6 +56,8 @@ from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
+from fcit.privacy import accountant, tokens
+from fcit.privacy.noise import Noise, published
 
 #: Kept per process: records whose tokens have been located, and numbers of identity features.
 _LOCATED, _NUMBERS = 100_000, 64_000_000
@@ -95,12 +98,7 @@ class Worker:
     def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
         """A client's records of some tasks, as they are learnt (``data.styles``)."""
         records, share = self.data.records(client, tasks), self.config.data.styles
-        if not share:
-            return records
-        written = restyled(records, share, self.config.seed, client, *tasks)
-        usable = self._judge.usable(list(written.values()))  # some may no longer fit into backbone.max_length
-        changed = {place: record for (place, record), fits in zip(written.items(), usable, strict=True) if fits}
-        return [changed.get(place, record) for place, record in enumerate(records)]
+        return in_styles(records, share, self._judge.usable, self.config.seed, client, *tasks) if share else records
 
     def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
         tokenised: Tokenised = self._encodings.get(
@@ -118,10 +116,16 @@ class Worker:
         """Names and shapes of the trainable tensors, those that start from the backbone, library versions.
 
         Raises:
-            ConfigError: the method makes clients keep something and no folder is configured.
+            ConfigError: clients are to keep something and no folder is configured, or a package is missing.
         """
-        if self._remembers or type(self.method).constants is not Method.constants:
+        privacy = self.config.privacy
+        keeps = self._remembers or privacy.records or privacy.secure or privacy.tokens
+        if keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
+        if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
+            accountant.require("privacy.record_dp: 'on'")
+        if privacy.token_epsilon is not None:
+            accountant.require("privacy.token_epsilon")
         shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
@@ -134,7 +138,7 @@ class Worker:
         )
 
     def describe(self, order: DescribeOrder) -> Description:
-        """Sum and count of the shard's identity features; no gradients.
+        """Sum and count of the shard's identity features, with ``privacy.token_*`` with noise; no gradients.
 
         Raises:
             TooFew: the mean of so few instructions would reveal too much about each.
@@ -144,8 +148,20 @@ class Worker:
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
-        stats = self.method.describe(self._identity(records))
-        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": stats.total})
+        features = self._identity(records)
+        if not self.config.privacy.tokens:
+            stats = self.method.describe(features)
+            total = stats.total
+        else:
+            stats = self.method.describe(tokens.clipped(features))
+            multiplier, noise = tokens.multiplier(self.config.privacy), Noise(self._secret(order.client))
+            total = tokens.noised(stats.total, multiplier, noise, order.client, order.shard)
+        return Description(client=order.client, shard=order.shard, count=stats.count, tensors={"total": total})
+
+    def _secret(self, client: int) -> bytes:
+        """What a client's noise comes from."""
+        reproducible = self.config.privacy.reproducible_noise
+        return published(self.config.seed) if reproducible else self.memory.secret(client)
 
     def _enough(self, client: int, tasks: list[int]) -> None:
         """Checked for each task: otherwise a small one could be computed as the difference of two large sums."""
@@ -156,7 +172,13 @@ class Worker:
                 raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
-        """Train the ordered subspace on the shard and return what changed."""
+        """Train the ordered subspace on the shard and return what changed; refused in a run with secure aggregation."""
+        if self.config.privacy.secure:
+            raise Refused("the order is to send an update unmasked, and the run has privacy.secure_aggregation: on")
+        return self.trained(order)
+
+    def trained(self, order: TrainOrder) -> ClientUpdate:
+        """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
         sessions, remembered = self._sessions(order, tasks)
@@ -164,11 +186,11 @@ class Worker:
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
-        if order.measure:
-            with computed(self.backbone, config.training):
-                return self._measured(order, sessions[0], begin)
         with computed(self.backbone, config.training):
-            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro)
+            if order.measure:
+                return self._measured(order, sessions[0], begin)
+            private = self._private(config, order, tasks, len(sessions[0].examples))
+            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
@@ -188,9 +210,22 @@ class Worker:
             seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
-            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto"),
+            how=self.terms.how(config, self.micro, self.config.training.checkpointing == "auto", outcome.overflowed),
             skipped=self.data.skipped(order.client, tasks),
         )
+
+    def _private(self, config: RunConfig, order: TrainOrder, tasks: list[int], records: int) -> Private | None:
+        """The private steps of a training, if it is to have them; what they spend is noted before they are taken.
+
+        Raises:
+            Refused: they spend more than SITE.yaml allows.
+        """
+        privacy = config.privacy
+        if not privacy.records:
+            return None
+        private = Private(config, order, self._secret(order.client), records)
+        self.terms.records.spend([self.data.origin(task) for task in tasks], private.steps)
+        return private
 
     def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:
         """What the method measures on the shard; the client remembers nothing of it."""
@@ -228,6 +263,8 @@ class Worker:
             key = (order.client, tuple(tasks))
             identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
+        # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
+        of_optimiser = () if self.config.privacy.records else examples
         of_method, of_fedopt = (
             Session(
                 backbone=self.backbone,
@@ -240,13 +277,13 @@ class Worker:
                 received=_under(order.tensors, prefix),
                 memory=memory.setdefault(owner, {}),
                 constants=constants,
-                examples=examples,
+                examples=seen,
                 identity=identity,
                 image_root=self.data.image_root,
                 seed=self.config.seed,
                 last_round=last,
             )
-            for owner, prefix in (("method", EXTRA), ("fedopt", FEDOPT))
+            for owner, prefix, seen in (("method", EXTRA, examples), ("fedopt", FEDOPT, of_optimiser))
         )
         return (of_method, of_fedopt), memory
 

@@ -38,9 +38,9 @@ class Point:
 
 
 def points(table: Table) -> list[Point]:
-    """Rows with known traffic; references have no clients and so no traffic."""
+    """Rows with known traffic; references and centralised runs have no clients and so no traffic."""
     points = []
-    for line in table.lines:
+    for line in () if table.key.centralised else table.lines:
         up, down, last = line.cost["up"], line.cost["down"], line.figures["Last"]
         if line.group != "reference" and up is not None and down is not None and last is not None:
             points.append(Point(line, (up.mean + down.mean) / 1e6, last.mean))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit import registry
-from fcit.bench import bootstrap
+from fcit.bench import bootstrap, epsilons
 from fcit.bench.bootstrap import Difference
 from fcit.bench.file import OWN
 from fcit.bench.folders import state
@@ -58,7 +58,7 @@ class Line:
     difference: Difference | None = None
     differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
     elsewhere: list[str] = field(default_factory=list)  # the same of machine, versions and training data
-    epsilon: Spread | None = None  # of differential privacy
+    epsilons: dict[str, Spread] = field(default_factory=dict)  # of differential privacy, by head of their column
 
     @property
     def label(self) -> str:
@@ -85,9 +85,9 @@ class Table:
     apart: list[str] = field(default_factory=list)  # one sentence each: why runs on other test data are not here
 
     @property
-    def private(self) -> bool:
-        """Whether some row has differential privacy."""
-        return any(line.epsilon for line in self.lines)
+    def private(self) -> list[str]:
+        """Heads of the columns of epsilons that some row has."""
+        return [head for head in epsilons.KINDS if any(head in line.epsilons for line in self.lines)]
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -143,6 +143,8 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
     # Without a sequence of stages figures over stages are undefined.
     known = ("Last",) if getattr(method, "last_stage_only", False) else FIGURES
     costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
+    spent = [epsilons.of_run(run.results) for run in runs.values()]
+    private = {head: _spread([each[head] for each in spent]) for head in epsilons.KINDS}
     return Line(
         row,
         runs,
@@ -151,7 +153,7 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
         bool(getattr(method, "dagger", False)),
         {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
         {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},
-        epsilon=_spread([run.results.get("privacy", {}).get("epsilon") for run in runs.values()]),
+        epsilons={head: value for head, value in private.items() if value is not None},
     )
 
 

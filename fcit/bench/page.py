@@ -46,7 +46,7 @@ def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
         (
             name,
             [
-                (line, tables.accuracy_cells(table, line), tables.cost_cells(line), _links(board, line))
+                (line, tables.accuracy_cells(table, line), tables.cost_cells(table, line), _links(board, line))
                 for line in lines
             ],
         )
@@ -60,7 +60,7 @@ def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
         "blocks": blocks,
         "constant": tables.constant_cells(table),
         "notes": tables.notes(table),
-        "costs": any(line.cost["up"] for line in table.lines),
+        "cost": tables.cost_head(table) if any(line.cost["up"] for line in table.lines) else [],
         "pareto": Markup(svg(figures.pareto, table, title=f"Accuracy against bytes, {title}")) if some else None,
         "lasts": Markup(svg(figures.lasts, table, title=f"Last of every row, {title}")),
     }
@@ -72,7 +72,7 @@ def render(board: Leaderboard) -> str:
         loader=PackageLoader("fcit.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("bench.html").render(
-        title=board.name, tables=[_one(board, table) for table in board.tables], cost=tables.COST
+        title=board.name, tables=[_one(board, table) for table in board.tables]
     )
 
 

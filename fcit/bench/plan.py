@@ -40,6 +40,11 @@ class TableKey(NamedTuple):
         return cls(config.benchmark, config.setting, *ScoreScope.of(config), some)
 
     @property
+    def centralised(self) -> bool:
+        """Whether its runs have no federation."""
+        return self.setting == "centralised"
+
+    @property
     def parts(self) -> list[str]:
         """Its values as texts, e.g. for names of folders."""
         name = registry.label(self.benchmark)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from fcit.bench import epsilons
 from fcit.bench.bootstrap import LEVEL, RESAMPLES
 from fcit.bench.leaderboard import COSTS, GROUPS, Leaderboard, Line, Spread, Table
 from fcit.bench.plan import TableKey
@@ -64,11 +65,37 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
-    private = ["epsilon"] if table.private else []
-    return ["row", "seeds", *figures, *private, "difference [95 %]", "by seed", "family", "differs in"]
+    return ["row", "seeds", *figures, *table.private, "difference [95 %]", "by seed", "family", "differs in"]
 
 
-COST = ["row", "MB up", "MB down", "client s", "client MB", "server MB", "trainable", "stored", "active", "s/sample"]
+#: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
+#: the column makes no sense there).
+COST = (
+    ("up", 1e6, "MB up", ""),
+    ("down", 1e6, "MB down", ""),
+    ("client_seconds", 1.0, "client s", "s/task"),
+    ("client_memory_bytes", 1e6, "client MB", "kept MB"),
+    ("server_bytes", 1e6, "server MB", "state MB"),
+    ("trainable", None, "trainable", "trainable"),
+    ("stored", None, "stored", "stored"),
+    ("active", None, "active", "active"),
+    ("seconds_per_sample", 1.0, "s/sample", "s/sample"),
+)
+
+
+def _cost_columns(table: Table) -> list[tuple[str, float | None, str]]:
+    """Key, unit (None: a count) and head of the columns of a table of cost."""
+    columns = [(key, unit, central if table.key.centralised else head) for key, unit, head, central in COST]
+    return [column for column in columns if column[2]]
+
+
+#: Costs that only a federation has.
+FEDERATED = tuple(key for key, _, _, central in COST if not central)
+
+
+def cost_head(table: Table) -> list[str]:
+    """Heads of the table of cost."""
+    return ["row", *(head for _, _, head in _cost_columns(table))]
 
 
 def accuracy_cells(table: Table, line: Line) -> list[str]:
@@ -76,7 +103,7 @@ def accuracy_cells(table: Table, line: Line) -> list[str]:
     figures = [spread(line.figures[name]) for name in FIGURES]
     by_seed = line.difference.by_seed.values() if line.difference else ()
     single = " ".join(f"{value:+.1f}" for value in by_seed) or "-"
-    private = [_three(max(line.epsilon.values)) if line.epsilon else "-"] if table.private else []
+    private = [_three(max(line.epsilons[head].values)) if head in line.epsilons else "-" for head in table.private]
     return [
         marked(line),
         line.seeds,
@@ -94,21 +121,14 @@ def constant_cells(table: Table) -> list[str]:
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
-    private = ["-"] if table.private else []
+    private = ["-" for _ in table.private]
     return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", "-", ""]
 
 
-def cost_cells(line: Line) -> list[str]:
-    """One row of the table of cost: a client in a round, the server, a sample."""
-    cost = line.cost
-    return [
-        marked(line),
-        *(_scaled(cost[k], 1e6) for k in ("up", "down")),
-        _scaled(cost["client_seconds"]),
-        *(_scaled(cost[k], 1e6) for k in ("client_memory_bytes", "server_bytes")),
-        *(_count(cost[k]) for k in ("trainable", "stored", "active")),
-        _scaled(cost["seconds_per_sample"]),
-    ]
+def cost_cells(table: Table, line: Line) -> list[str]:
+    """One row of the table of cost: a client in a round (or a task), the server, a sample."""
+    values = [(line.cost[key], unit) for key, unit, _ in _cost_columns(table)]
+    return [marked(line), *(_count(value) if unit is None else _scaled(value, unit) for value, unit in values)]
 
 
 def _left_out(table: Table) -> list[str]:
@@ -120,21 +140,6 @@ def _left_out(table: Table) -> list[str]:
     return [
         reason if len(labels) == rows else f"{reason}, for {', '.join(labels)}" for reason, labels in reasons.items()
     ]
-
-
-def _privacy(table: Table) -> list[str]:
-    """What the column of epsilons means, and rows whose noise protects no one."""
-    spent = [
-        (line.row.label, run.results["privacy"]) for line in table.lines if line.epsilon for run in line.runs.values()
-    ]
-    deltas = ", ".join(f"{delta:g}" for delta in sorted({values["delta"] for _, values in spent}))
-    public = ", ".join(dict.fromkeys(label for label, values in spent if values["public_noise"]))
-    sentence = (
-        f"epsilon: differential privacy of whole clients (a contribution replaced by zero) at delta {deltas}, the "
-        "largest over seeds; of what is trained, not of descriptions, losses and scores. A row without is not private."
-    )
-    nothing = f"{public}: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private."
-    return [sentence, nothing] if public else [sentence]
 
 
 def _seeds(table: Table) -> list[str]:
@@ -188,9 +193,16 @@ def notes(table: Table) -> list[str]:
         sentences.append("† our definition.")
     sentences += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
     if any(line.cost["up"] for line in table.lines):
-        sentences.append("MB up and down, client s, client MB: of one client in one round; s/sample: per answer.")
-    if table.private:
-        sentences += _privacy(table)
+        sentences.append(
+            "kept MB: what training keeps of earlier tasks; state MB: subspaces and state of the method; s/sample: per "
+            "answer."
+            if table.key.centralised
+            else "MB up and down, client s, client MB: of one client in one round; s/sample: per answer."
+        )
+    for head in table.private:
+        lines = [line for line in table.lines if head in line.epsilons]
+        runs = [(line.row.label, run.results) for line in lines for run in line.runs.values()]
+        sentences += epsilons.sentences(head, runs)
     if table.waiting:
         sentences.append(f"No finished run yet: {', '.join(table.waiting)}.")
     return sentences
@@ -212,7 +224,7 @@ def markdown(board: Leaderboard) -> str:
         accuracy = _markdown_rows(table, accuracy_head(table), partial(accuracy_cells, table), constant_cells(table))
         parts += [f"## {table.key.title}", "", *accuracy, ""]
         if any(table_line.cost["up"] for table_line in table.lines):
-            parts += [*_markdown_rows(table, COST, cost_cells), ""]
+            parts += [*_markdown_rows(table, cost_head(table), partial(cost_cells, table)), ""]
         parts += [*(f"- {note}" for note in notes(table)), ""]
     return "\n".join(parts)
 
@@ -234,8 +246,10 @@ def csv(board: Leaderboard) -> str:
         "seeds",
         "planned",
     ]
-    head += [part for name in (*FIGURES, *COSTS.values()) for part in (name, f"{name}_sd")]
-    private = ["epsilon"] if any(table.private for table in board.tables) else []
+    federated = any(not table.key.centralised for table in board.tables)
+    costs = [name for name in COSTS.values() if federated or name not in FEDERATED]
+    head += [part for name in (*FIGURES, *costs) for part in (name, f"{name}_sd")]
+    private = [head for head in epsilons.KINDS if any(head in table.private for table in board.tables)]
     rows = [[*head, *private, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
@@ -255,10 +269,11 @@ def csv(board: Leaderboard) -> str:
                 str(len(line.runs)),
                 str(len(line.row.seeds)),
             ]
-            for value in (*line.figures.values(), *line.cost.values()):
+            for value in (*line.figures.values(), *(line.cost[name] for name in costs)):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
-            values += [f"{max(line.epsilon.values):.6g}" if line.epsilon else ""] if private else []
+            spent = [line.epsilons.get(head) for head in private]
+            values += ["" if value is None else f"{max(value.values):.6g}" for value in spent]
             values += (
                 [""] * 3
                 if difference is None
@@ -287,6 +302,8 @@ def _constant_csv(head: list[str], key: TableKey, matrix: AccuracyMatrix) -> lis
 
 
 def _json_line(line: Line) -> dict[str, Any]:
+    apart = FEDERATED if line.row.config.centralised else ()
+
     def both(value: Spread | None) -> dict[str, Any] | None:
         return None if value is None else {"mean": value.mean, "sd": value.deviation, "values": list(value.values)}
 
@@ -302,7 +319,7 @@ def _json_line(line: Line) -> dict[str, Any]:
         "planned_seeds": list(line.row.seeds),
         "runs": [run.name for run in line.runs.values()],
         "figures": {name: both(value) for name, value in line.figures.items()},
-        "cost": {name: both(value) for name, value in line.cost.items()},
+        "cost": {name: both(value) for name, value in line.cost.items() if name not in apart},
         "difference": None
         if difference is None
         else {
@@ -315,7 +332,7 @@ def _json_line(line: Line) -> dict[str, Any]:
             "datasets": list(difference.datasets),
             "left_out": difference.left_out,
         },
-        **({"epsilon": both(line.epsilon)} if line.epsilon else {}),
+        **{head.replace(" ", "_"): both(value) for head, value in line.epsilons.items()},
         "differs_in": line.differs,
         "made_elsewhere": line.elsewhere,
         "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
@@ -347,7 +364,7 @@ def tex(board: Leaderboard) -> str:
             ("accuracy", accuracy_head(table), partial(accuracy_cells, table))
         ]
         if any(line.cost["up"] for line in table.lines):
-            kinds.append(("cost", COST, cost_cells))
+            kinds.append(("cost", cost_head(table), partial(cost_cells, table)))
         for kind, head, cells in kinds:
             rows = [head]
             for title, lines in blocks(table):
@@ -378,7 +395,7 @@ def terminal(table: Table, name: str, width: int) -> Grid:
     constant = dict(zip(names, constant_cells(table), strict=False))
     for line in table.lines:
         cells = dict(zip(names, accuracy_cells(table, line), strict=True))
-        filled[line.row.label] = cells | dict(zip(COST, cost_cells(line), strict=True))
+        filled[line.row.label] = cells | dict(zip(cost_head(table), cost_cells(table, line), strict=True))
 
     def needs(columns: tuple[str, ...]) -> int:
         return 1 + sum(
@@ -386,8 +403,11 @@ def terminal(table: Table, name: str, width: int) -> Grid:
             for head in ("row", *columns)
         )
 
-    private = ("epsilon",) if table.private else ()
-    compact = [(*(table.key.avg if head == "Avg" else head for head in columns), *private) for columns in COMPACT]
+    known = {"Avg", *names, *cost_head(table)}
+    compact = [
+        (*(table.key.avg if head == "Avg" else head for head in columns if head in known), *table.private)
+        for columns in COMPACT
+    ]
     columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])
     grid = Grid(title=f"{name}: {table.key.title}", title_justify="left")
     grid.add_column("row", overflow="fold")

@@ -65,7 +65,7 @@ def arguments(add: Add) -> None:
     )
     check.set_defaults(work=_check)
     check.add_argument("--all", action="store_true", help="decode every image and read every client file")
-    check.add_argument("--setting", choices=["homogeneous", "heterogeneous"], help="only this one (default: both)")
+    check.add_argument("--setting", help="only this one: homogeneous, heterogeneous or centralised (default: all)")
     check.add_argument("--beta", action="append", help="only this partition (can be repeated; default: 0.5, 1.0, 5.0)")
     check.add_argument("--clients", type=int, default=50, help="client files a delivered partition must have")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -212,6 +212,8 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
     from fcit.io.cache import cache_folder
 
     wanted = getattr(args, "setting", None)
+    if wanted and wanted not in SETTINGS:
+        raise ConfigError(f"--setting: {wanted!r} is none of {', '.join(SETTINGS)}")
     if wanted == "heterogeneous" and not spec.heterogeneous:
         spec.slots(5, args.benchmark)  # says what is missing
     try:

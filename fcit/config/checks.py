@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks
-from fcit.config.schema import RunConfig
+from fcit.config import privacy_checks, record_checks, secure_checks, token_checks
+from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
 
@@ -96,8 +96,36 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
-    problems += privacy_checks.contradictions(config)
+    for part in (privacy_checks, record_checks, secure_checks, token_checks):
+        problems += part.contradictions(config)
+    problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
+
+
+def _central_problems(config: RunConfig) -> list[str]:
+    """Settings of a federation that ``setting: centralised`` has none of."""
+    federation, problems = config.federation, []
+    given = {key: getattr(federation, key) for key in CENTRALISED}
+    if given != CENTRALISED:
+        problems.append(
+            "setting: 'centralised' has one participant, which trains a task once for training.epochs epochs; set "
+            + " ".join(f"federation.{key}={value}" for key, value in CENTRALISED.items())
+            + f" (got {', '.join(map(str, given.values()))}), or choose setting: homogeneous"
+        )
+    fixed = {"robust": "none", "factors": "separate", "stream": "benchmark"}
+    values = {key: getattr(config, key) for key in fixed} | {"fedopt": config.fedopt.get("name")}
+    for key, needed in {**fixed, "fedopt": "fedavg"}.items():
+        if values[key] != needed:
+            problems.append(
+                f"{key}: {values[key]!r} is about several clients, and setting: 'centralised' has one; choose {key}: "
+                f"{needed}, or setting: homogeneous"
+            )
+    if config.privacy.on:
+        problems.append(
+            "privacy.client_dp: 'on' hides one client among several, and setting: 'centralised' has one; choose "
+            "client_dp: off, or setting: homogeneous"
+        )
+    return problems
 
 
 def device_problem(name: str) -> str | None:
@@ -117,10 +145,26 @@ def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
     )
 
 
+def epochs_problem(config: RunConfig, tasks: int, owner: str) -> str | None:
+    """Why ``training.epochs`` does not fit a benchmark of so many tasks, in one sentence, or None."""
+    epochs = config.training.epochs
+    if isinstance(epochs, int) or len(epochs) == tasks:
+        return None
+    return (
+        f"training.epochs: {epochs} has {len(epochs)} numbers, and {owner} has {tasks} tasks; give one for each, or "
+        "one for all"
+    )
+
+
 def _site_problems(config: RunConfig) -> list[str]:
     """Settings that are impossible with ``stream: site``, where the server does not know the tasks."""
     problem = stage_problem(config, config.federation.stages, "a run with stream: site (federation.stages)")
     problems = [problem] if problem else []
+    if not isinstance(config.training.epochs, int):
+        problems.append(
+            f"training.epochs: {config.training.epochs} is about tasks, which the server does not know with stream: "
+            "'site'; give one number"
+        )
     if config.evaluation.samples is not None:
         problems.append(
             f"evaluation.samples: {config.evaluation.samples} chooses among questions that the server holds; with "
@@ -176,7 +220,20 @@ def _misfits(config: RunConfig) -> list[str]:
             f"fedopt: {names[1]!r} needs clients that remember, and method: {names[0]!r} pools all data at one "
             "participant; choose fedopt: fedavg"
         )
+    if fedopt.remembers and method.refactors:
+        problems.append(
+            f"fedopt: {names[1]!r} has clients remember what they learnt of every number, and method: {names[0]!r} "
+            "replaces the numbers after each stage; choose another fedopt"
+        )
+    if method.pooled == "all" and not isinstance(config.training.epochs, int):
+        problems.append(
+            f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
+            "of them together; give one number"
+        )
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
+    problems += record_checks.misfits(config, method) if config.privacy.records else []
+    problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []
+    problems += token_checks.misfits(config, method) if config.privacy.tokens else []
     return problems + (_unprotected(config, method, fedopt) if config.robust != "none" else [])
 
 

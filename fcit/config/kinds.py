@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainValidator
@@ -28,6 +29,21 @@ def _micro_batch(value: Any) -> Any:
 
 #: A number of records, ``auto``, or None for the whole batch (one sentence for all that is wrong with it).
 MicroBatch = Annotated[int | Literal["auto"] | None, PlainValidator(_micro_batch)]
+
+
+def _epochs(value: Any) -> Any:
+    if all(type(n) is int and n >= 1 for n in (value if isinstance(value, list) and value else [value])):
+        return value
+    raise ValueError("must be a whole number from 1 on, or a list of them, one for each task, e.g. [1, 3, 1]")
+
+
+#: A number of epochs, or one for each task.
+Epochs = Annotated[int | list[int], PlainValidator(_epochs)]
+
+
+def epochs_of(epochs: int | list[int], tasks: Sequence[int]) -> int:
+    """The number of epochs on records of one task; of several tasks, whose numbers must be equal, theirs."""
+    return epochs if isinstance(epochs, int) else max(epochs[task] for task in tasks)
 
 
 def _batch_size(value: Any) -> Any:

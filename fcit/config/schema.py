@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
-from fcit.config.kinds import WORDS, BatchSize, Checkpointing, Decoder, MicroBatch, Way
+from fcit.config.kinds import WORDS, BatchSize, Checkpointing, Decoder, Epochs, MicroBatch, Way
 from fcit.config.privacy import Privacy
 from fcit.config.section import Section
 
@@ -114,7 +114,9 @@ class Training(Section):
 
     lr: float = Field(3e-3, gt=0, description="highest learning rate of the clients' AdamW")
     batch_size: int = Field(16, ge=1, description="records of an optimiser step")
-    epochs: int = Field(1, ge=1, description="local epochs per round")
+    epochs: Epochs = Field(
+        1, description="local epochs per round; a list has one number for each task of the benchmark, e.g. [1, 3, 1]"
+    )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of a local epoch's steps in which the rate rises")
     schedule: Literal["cosine", "constant", "trainer"] = Field(
         "cosine",
@@ -303,13 +305,19 @@ class Data(Section):
     )
 
 
+#: The federation of ``setting: centralised``: one client, whose only round in a stage has all epochs.
+CENTRALISED = {"clients": 1, "clients_per_round": 1, "rounds": 1}
+
+
 class RunConfig(Section):
     """Everything a run depends on."""
 
     name: Annotated[str, RECORD] = Field("run", pattern=r"^[\w.-]+$", description="names the run folder")
     benchmark: Annotated[str, SCOPE] = Field("fcit-mini-task", description="a shipped benchmark or a YAML file")
-    setting: Annotated[Literal["homogeneous", "heterogeneous"], SCOPE] = Field(
-        "homogeneous", description="the clients of a round train all the same task, or different ones"
+    setting: Annotated[Literal["homogeneous", "heterogeneous", "centralised"], SCOPE] = Field(
+        "homogeneous",
+        description="the clients of a round train all the same task, or different ones; centralised: no federation, "
+        "one participant trains each task on all of its records, for training.epochs epochs",
     )
     seed: int = Field(0, ge=0, description="of everything random: partition, sampling, first tensors, batches")
     method: dict[str, Any] = Field(
@@ -360,3 +368,18 @@ class RunConfig(Section):
                 if isinstance(raw.get(key), str):
                     raw[key] = {"name": raw[key]}
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_participant(cls, raw: Any) -> Any:
+        """``setting: centralised`` is one client and one round, unless the configuration says otherwise."""
+        if isinstance(raw, dict) and raw.get("setting") == "centralised":
+            federation = raw.get("federation", {})
+            if isinstance(federation, dict):
+                raw = {**raw, "federation": CENTRALISED | federation}
+        return raw
+
+    @property
+    def centralised(self) -> bool:
+        """Whether one participant holds all data."""
+        return self.setting == "centralised"

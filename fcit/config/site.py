@@ -136,7 +136,25 @@ class Site(Section):
     )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    secure_aggregation: Literal["allowed", "required"] = Field(
+        "allowed",
+        description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off) are "
+        "refused",
+    )
     max_bad_share: float = Field(0.01, ge=0, lt=1, description="share of unusable records that is passed over")
+    max_record_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="epsilon of any record here over all runs, by this site's own account; runs without "
+        "privacy.record_dp, and trainings that would exceed it, are refused (needs `pip install 'fcit[privacy]'`)",
+    )
+    record_delta: float = Field(1e-5, gt=0, lt=1, description="delta of max_record_epsilon")
+    min_record_noise: float | None = Field(
+        None,
+        gt=0,
+        description="smallest record_noise_multiplier; runs without privacy.record_dp, and trainings with less, are "
+        "refused",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Site:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from fcit import registry
 from fcit.config import Adapter
+from fcit.config.record_checks import declared
 from fcit.contracts.toy import PAIRS, A, B, MethodCase, first_failure, method_of, require
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
@@ -82,6 +83,13 @@ def assign_ignores_the_order_of_slots(case: MethodCase) -> None:
     require(reversed_state.assigned == case.state.assigned, "assign depends on the order of the pairs")
 
 
+def common_is_what_assign_gives(case: MethodCase) -> None:
+    """common names the subspace that assign gives every pair of a stage, if it names one."""
+    common = case.method.common(case.state.stage)
+    given = {case.state.assigned[pair] for pair in PAIRS}
+    require(common is None or given == {common}, f"common says {common!r}, and assign gives {sorted(given)}")
+
+
 def every_tensor_has_one_home(case: MethodCase) -> None:
     """Every trained tensor belongs either to the subspace or to the shared tensors."""
     for pair in PAIRS:
@@ -133,6 +141,12 @@ def route_is_not_told_the_task(case: MethodCase) -> None:
     values, tensors = case.method.knowledge(case.state)
     require("task" not in values, "knowledge names a task")
     require(all(isinstance(t, np.ndarray) for t in tensors.values()), "knowledge's second part holds arrays")
+
+
+def by_record_sends_no_more(case: MethodCase) -> None:
+    """A method that declares `by_record` has clients send nothing but trained tensors."""
+    if declared(type(case.method)):
+        require(not case.method.extra_shapes(case.state), "with by_record, finish must send nothing")
 
 
 def describe_adds_up(case: MethodCase) -> None:
@@ -257,12 +271,14 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     assign_gives_every_pair_a_subspace,
     assign_is_stable,
     assign_ignores_the_order_of_slots,
+    common_is_what_assign_gives,
     every_tensor_has_one_home,
     aggregate_reads_once_and_repeats,
     state_can_be_saved,
     mix_has_one_weight_per_subspace,
     route_is_per_sample,
     route_is_not_told_the_task,
+    by_record_sends_no_more,
     describe_adds_up,
     a_client_can_train,
     a_second_stage_follows,

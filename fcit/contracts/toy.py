@@ -16,7 +16,7 @@ from fcit.data.collate import Encoded
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
-from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update
+from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
 from fcit.models.layout import GATE, Layout
 
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
@@ -223,7 +223,7 @@ class MethodCase:
         shapes = {n: tuple(s) for n, s in method.extra_shapes(self.state).items()}
         method.prepare(session)
         for _ in range(2):
-            loss = method.loss(session, EXAMPLES[:2], torch.zeros(2, 1, 1))
+            loss = objective(method, session, EXAMPLES[:2], torch.zeros(2, 1, 1))
             good = isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad
             require(good, f"loss must return a scalar tensor with gradients, got {type(loss).__name__}")
             loss.backward()

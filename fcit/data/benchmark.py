@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.config.checks import stage_problem
+from fcit.config.checks import epochs_problem, stage_problem
 from fcit.data import subset
 from fcit.data.checks import before_run
 from fcit.data.dataset import CheckRecords, DatasetFiles, read_usable
@@ -69,7 +69,7 @@ class Benchmark:
     def stages(self) -> list[list[int]]:
         """For each stage, the task number of each participation slot."""
         slots = self.config.federation.clients_per_round
-        if self.config.setting == "homogeneous":
+        if self.config.setting != "heterogeneous":
             order = self.spec.homogeneous or list(range(len(self.tasks)))
             return [[task] * slots for task in order]
         return self.spec.slots(slots, self.config.benchmark)
@@ -306,8 +306,12 @@ def open_benchmark(config: RunConfig) -> Benchmark:
 
 
 def _checked(benchmark: Benchmark) -> Benchmark:
-    """The benchmark, once the stages that the configuration names are known to exist, before anything is loaded."""
-    problem = stage_problem(benchmark.config, benchmark.stage_count, f"benchmark {benchmark.name!r}")
-    if problem is not None:
-        raise ConfigError(problem)
+    """The benchmark, once the stages and tasks that the configuration names are known to exist, before anything is
+    loaded.
+    """
+    config, owner = benchmark.config, f"benchmark {benchmark.name!r}"
+    checked = stage_problem(config, benchmark.stage_count, owner), epochs_problem(config, len(benchmark.tasks), owner)
+    problems = [problem for problem in checked if problem is not None]
+    if problems:
+        raise ConfigError(problems)
     return benchmark

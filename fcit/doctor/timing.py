@@ -14,6 +14,7 @@ import torch
 from fcit import config as configuration
 from fcit import registry, seeding
 from fcit.config import RunConfig
+from fcit.config.kinds import epochs_of
 from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
@@ -120,7 +121,7 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
         if trains:
             times = slots.count(task) * federation.rounds
             some = max(shards, key=len)[: config.training.batch_size]
-            parts.append(Trained(mean * times * config.training.epochs, some))
+            parts.append(Trained(mean * times * epochs_of(config.training.epochs, [task]), some))
             seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)
         images += mean * federation.clients
     tested: dict[str, int] = {}

@@ -56,7 +56,8 @@ class TrainOrder:
     server knows. Tensors under ``extra/`` are the method's own, those under ``fedopt/`` the federated
     optimiser's. ``constants`` names the groups the client needs; new ones come along under ``constant/``.
     Tensors named in ``frozen`` are loaded and neither trained nor sent back. With ``measure`` nothing is trained: the
-    update holds what the method measures on the shard, under ``extra/``.
+    update holds what the method measures on the shard, under ``extra/``. ``participations``: how often the client will
+    train on these records in the whole run, with ``privacy.record_dp``, else 0.
     """
 
     config: str
@@ -74,6 +75,7 @@ class TrainOrder:
     frozen: list[str] = field(default_factory=list)
     measure: bool = False
     run: str = ""  # the run's id: a site that takes part in several keeps their memories apart
+    participations: int = 0
 
     @property
     def trained(self) -> Tensors:
@@ -100,6 +102,117 @@ class ClientUpdate:
     kept: int = 0  # bytes this client keeps between its orders
     how: dict[str, Any] = field(default_factory=dict)  # the site's own choices: dtype, micro_batch, checkpointing
     skipped: int = 0  # records of the shard that could not be used
+
+
+@dataclass(kw_only=True)
+class KeysOrder:
+    """Order to make keys for a session of secure aggregation, its first phase (:mod:`fcit.privacy.secagg`).
+
+    ``session`` begins with stage and round, and names one attempt at the sum of one group.
+    """
+
+    config: str
+    stage: int
+    round: int
+    client: int
+    session: str
+    run: str = ""
+
+
+@dataclass(kw_only=True)
+class PublicKeys:
+    """Reply to :class:`KeysOrder`: two public keys, ``sealing`` and ``masking``, uint8 ``(32,)``."""
+
+    client: int
+    session: str
+    tensors: Tensors
+
+
+@dataclass(kw_only=True)
+class ShareOrder:
+    """Order to share the session's secrets among neighbours.
+
+    ``members`` are the clients of the group in the order of the ring; ``sealing`` and ``masking`` hold their public
+    keys, uint8 ``(members, 32)``.
+    """
+
+    config: str
+    client: int
+    session: str
+    members: list[int]
+    tensors: Tensors
+    run: str = ""
+
+
+@dataclass(kw_only=True)
+class SealedShares:
+    """Reply to :class:`ShareOrder`: ``sealed`` ``(receivers, bytes)``, and ``commitment`` to the client's own mask."""
+
+    client: int
+    session: str
+    receivers: list[int]
+    tensors: Tensors
+
+
+@dataclass(kw_only=True)
+class MaskOrder(TrainOrder):
+    """Order to train and to send the update masked.
+
+    ``members`` are the clients that have shared their secrets. ``most`` is the largest weight that the sum has room
+    for, ``room`` the largest number of clients; ``clip`` is the clipping norm with differential privacy.
+    """
+
+    session: str
+    members: list[int]
+    most: int
+    room: int
+    clip: float | None = None
+
+
+@dataclass(kw_only=True)
+class MaskedUpdate:
+    """Reply to :class:`MaskOrder`: ``masked``, a vector of uint32 or uint64. Records and loss are in it, too."""
+
+    stage: int
+    round: int
+    client: int
+    shard: str
+    subspace: str
+    session: str
+    seconds: float
+    tensors: Tensors
+    kept: int = 0
+    how: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class UnmaskOrder:
+    """Order to open shares: for every neighbour in ``alive`` that of its own mask, for others that of their key.
+
+    ``sealed`` ``(senders, bytes)`` is what the neighbours ``senders`` have sealed for this client.
+    """
+
+    config: str
+    client: int
+    session: str
+    alive: list[int]
+    senders: list[int]
+    tensors: Tensors
+    run: str = ""
+
+
+@dataclass(kw_only=True)
+class OpenedShares:
+    """Reply to :class:`UnmaskOrder`: ``shares`` ``(owners, 16)`` of the secrets of ``owners``.
+
+    ``unreadable`` are neighbours whose sealed shares could not be opened.
+    """
+
+    client: int
+    session: str
+    owners: list[int]
+    unreadable: list[int]
+    tensors: Tensors
 
 
 @dataclass(kw_only=True)

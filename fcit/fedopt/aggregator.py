@@ -28,6 +28,8 @@ class Aggregator:
     Args:
         robust: the robust aggregation rule; none by default.
         scratch: folder for updates that such a rule needs all at once; required with a rule.
+        summed: updates are weighted means of several clients, of whose products of factors nothing is known:
+            ``exactness`` stays empty.
 
     Example:
         >>> group = aggregator.group("0", state.subspaces["0"], memory)
@@ -36,9 +38,14 @@ class Aggregator:
     """
 
     def __init__(
-        self, fedopt: FedOpt, factors: Separate | None = None, robust: Off | None = None, scratch: Path | None = None
+        self,
+        fedopt: FedOpt,
+        factors: Separate | None = None,
+        robust: Off | None = None,
+        scratch: Path | None = None,
+        summed: bool = False,
     ) -> None:
-        self.fedopt, self.factors, self.robust = fedopt, factors or Separate(), robust or Off()
+        self.fedopt, self.factors, self.robust, self.summed = fedopt, factors or Separate(), robust or Off(), summed
         self._scratch, self._groups = scratch, 0
         self.exactness: dict[str, float] = {}
         self.skipped: list[str] = []
@@ -96,6 +103,9 @@ class Group:
             self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
 
     def _fold(self, tensors: Tensors, weight: int) -> None:
+        if self._aggregator.summed:
+            self._mean.add(tensors, weight)
+            return
         with beside(lambda: self._multiply(tensors, weight), sum(tensor.size for tensor in tensors.values())):
             self._mean.add(tensors, weight)
 

@@ -201,6 +201,9 @@ class Method:
     #: Whether the clients of a stage's first round :meth:`measure` something on their shards before they train.
     #: What they send is not protected by ``robust:`` and not covered by ``privacy:``.
     measures: ClassVar[bool] = False
+    #: Whether :meth:`end_stage` replaces numbers of a subspace that later stages train on, so that what a federated
+    #: optimiser's clients remember of them (SCAFFOLD's variates) is about numbers that are gone.
+    refactors: ClassVar[bool] = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
     remembers: ClassVar[bool] = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).
@@ -216,6 +219,9 @@ class Method:
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
+    #: Whether the hooks of a client touch its records only in :meth:`loss`, which is a mean over the answer tokens of
+    #: the records it is given, one record's terms without another's; ``privacy.record_dp`` needs it.
+    by_record: ClassVar[bool] = False
     #: References without a sequence of stages are evaluated once, after the last stage.
     last_stage_only: ClassVar[bool] = False
 
@@ -257,6 +263,10 @@ class Method:
         """
         return session.backbone.loss(examples, features)
 
+    def penalty(self, session: Session) -> Any:
+        """A term of the trained parameters alone, which is added to the loss of every batch."""
+        return 0.0
+
     def on_gradients(self, session: Session) -> None:
         """After the backward pass of each step, before gradient clipping."""
 
@@ -286,6 +296,13 @@ class Method:
     def frozen(self, names: Iterable[str]) -> list[str]:
         """Tensors of a subspace that clients load and neither train nor send back, beside those of ``factors:``."""
         return []
+
+    def common(self, stage: int) -> str | None:
+        """The subspace that :meth:`assign` gives every client in a stage; None if it depends on the client.
+
+        ``privacy.sampling: secret`` needs one: of several, those that move would show who took part.
+        """
+        return "0" if type(self).assign is Method.assign else None
 
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
@@ -370,3 +387,8 @@ class Method:
     def active(self, state: ServerState) -> int:
         """Trained parameters that are active for one question; default: all subspaces and the shared tensors."""
         return sum(t.size for t in arrays([state.subspaces, state.shared]))
+
+
+def objective(method: Method, session: Session, examples: list[Any], features: Any) -> Any:
+    """What a step minimises: the method's loss of a batch and its penalty."""
+    return method.loss(session, examples, features) + method.penalty(session)

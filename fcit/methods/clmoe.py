@@ -60,6 +60,7 @@ class CLMoE(MoELoRA):
     family = "routing"
     summary = "MoELoRA with a merge of experts by their role and a second gate from what stages used"
     needs_stats = True
+    refactors = True
     robust = False  # shares of used experts are plain means over clients
 
     # ------------------------------------------------------------------ client

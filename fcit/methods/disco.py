@@ -139,6 +139,7 @@ class Disco(Method):
     name = "disco"
     family = "routing"
     summary = "server-side knowledge cache, one subspace per discovered task, mixed per question"
+    by_record = True
     answers = "Each question mixes the subspaces by how much it resembles what they were trained on."
     needs_stats = True
 

@@ -63,13 +63,13 @@ class EWC(Method):
             for name, tensor in group.items():
                 session.notes[name] = torch.from_numpy(tensor).to(session.adapters.trainable[_parameter(name)].device)
 
-    def loss(self, session, examples, features):
-        loss = super().loss(session, examples, features)
+    def penalty(self, session):
+        penalty = 0.0
         for name, parameter in session.adapters.trainable.items():
             if f"fisher/{name}" in session.notes:
                 moved = parameter - session.notes[f"anchor/{name}"]
-                loss = loss + self.options.strength / 2 * (session.notes[f"fisher/{name}"] * moved.square()).sum()
-        return loss
+                penalty = penalty + self.options.strength / 2 * (session.notes[f"fisher/{name}"] * moved.square()).sum()
+        return penalty
 
     def finish(self, session: Session) -> Tensors:
         if not session.last_round:

@@ -11,3 +11,4 @@ class Finetune(Method):
     name = "finetune"
     family = "baseline"
     summary = "one LoRA adapter tuned stage after stage (lower baseline)"
+    by_record = True

@@ -98,7 +98,8 @@ class L2P(Method):
         return {"used": (self.options.pool,)}
 
     def reject_reason(self, extra: Tensors, examples: int) -> str | None:
-        used, most = extra["used"], examples * self.config.training.epochs * self._count
+        epochs = self.config.training.epochs
+        used, most = extra["used"], examples * max([epochs] if isinstance(epochs, int) else epochs) * self._count
         if (used < 0).any() or used.sum() > most:
             return f"prompts chosen {used.sum():.0f} times, at most {most} for {examples} records"
         return None

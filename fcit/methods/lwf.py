@@ -36,6 +36,7 @@ class LwF(Method):
     name = "lwf"
     family = "regularisation"
     summary = "distillation from the model of the stage before, on the new data"
+    by_record = True
 
     def prepare(self, session: Session) -> None:
         for teacher in session.constants.values():

@@ -52,6 +52,7 @@ class Merging(Method):
             description="what a stage starts from: the backbone, as published, or what is merged so far (ours)",
         )
 
+    refactors = True
     answers = "One adapter, into which all stages were merged, answers every question."
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:

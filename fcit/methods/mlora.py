@@ -34,6 +34,7 @@ class MLoRA(PerStage):
     name = "mlora"
     family = "merging"
     summary = "a LoRA per stage, trained alone and merged exactly (our definition)"
+    by_record = True
     answers = "Answers come from all subspaces merged; one alone is one term of the merge."
     dagger = True
     invariants = INVARIANTS - {"mix-sums-to-one"}

@@ -31,6 +31,7 @@ class MoELoRA(Method):
     name = "moelora"
     family = "routing"
     summary = "experts of small rank behind a token gate, one model stage after stage"
+    by_record = True
     #: An SVD of the summed product would mix the experts that the gate distinguishes.
     factors = frozenset({"separate", "alternate", "frozen_a"})
 

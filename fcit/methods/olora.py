@@ -48,6 +48,7 @@ class OLoRA(PerStage):
     name = "olora"
     family = "expansion"
     summary = "a LoRA per stage, orthogonal to the earlier ones, all summed"
+    by_record = True
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     invariants = INVARIANTS - {"mix-sums-to-one"}
 
@@ -62,14 +63,14 @@ class OLoRA(PerStage):
                 stacked = torch.from_numpy(np.concatenate([tensors[name] for tensors in frozen]))
                 session.notes[name] = stacked.to(parameter.device)
 
-    def loss(self, session, examples, features):
-        loss = super().loss(session, examples, features)
+    def penalty(self, session):
+        penalty = 0.0
         for name, parameter in session.adapters.trainable.items():
             if name in session.notes:
-                loss = loss + self.options.orthogonality * (parameter @ session.notes[name].T).abs().sum()
+                penalty = penalty + self.options.orthogonality * (parameter @ session.notes[name].T).abs().sum()
             if self.options.decay and is_factor(name):
-                loss = loss + self.options.decay * parameter.square().sum()
-        return loss
+                penalty = penalty + self.options.decay * parameter.square().sum()
+        return penalty
 
     def route(self, names, knowledge, features: np.ndarray) -> np.ndarray:
         """Every subspace with weight one."""

@@ -13,8 +13,11 @@ class PerStage(Method):
     stage.
     """
 
+    def common(self, stage: int) -> str:
+        return str(stage)
+
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
-        name = str(state.stage)
+        name = self.common(state.stage)
         if name not in state.subspaces:
             state.subspaces[name] = make(name)
         for pair in pairs:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+#: In place of a client where any may have taken part in a release.
+EVERYONE = "everyone"
+
 
 @dataclass
 class Ledger:
@@ -13,7 +16,7 @@ class Ledger:
     Attributes:
         multiplier: noise multiplier z of every release.
         clip: clipping norm of the next round.
-        clients: releases by client.
+        clients: releases by client; with secret sampling all of them, under :data:`EVERYONE`.
         homes: the same by subspace (or ``shared``): releases of its tensors.
         stages: largest number of releases of any client at the end of each stage.
     """
@@ -24,7 +27,7 @@ class Ledger:
     homes: dict[str, dict[str, int]] = field(default_factory=dict)
     stages: list[int] = field(default_factory=list)
 
-    def count(self, client: int, homes: Iterable[str]) -> None:
+    def count(self, client: int | str, homes: Iterable[str]) -> None:
         """Note that a client's order belonged to a round that was released, whether it answered or not."""
         for counts in (self.clients, *(self.homes.setdefault(home, {}) for home in homes)):
             counts[str(client)] = counts.get(str(client), 0) + 1

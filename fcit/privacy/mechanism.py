@@ -47,9 +47,13 @@ class Mechanism:
     def clipped(self, tensors: Tensors, old: Tensors) -> Tensors:
         """One client's update, clipped; ``old`` are the server's tensors, of all its homes."""
         result, norm = clipping.clipped(tensors, old, self.clip)
-        self._short += norm <= self.clip
-        self._updates += 1
+        self.count(norm <= self.clip, 1)
         return result
+
+    def count(self, short: int, updates: int) -> None:
+        """Count updates that were clipped, ``short`` of which did not need it."""
+        self._short += short
+        self._updates += updates
 
     def release(self, home: str, sums: Tensors, old: Tensors) -> Tensors:
         """The noisy mean of a home's tensors (float32); empty for a home that was not trained.

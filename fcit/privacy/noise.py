@@ -1,4 +1,4 @@
-"""Gaussian noise that no one can compute without the server's secret."""
+"""Gaussian noise, and batches, that no one can compute without the secret of who draws them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ class Noise:
 
     def normal(self, shape: tuple[int, ...], *owner: int | str) -> np.ndarray:
         """Standard normal numbers (float64) that belong to ``owner``."""
-        key = hmac.new(self._secret, "/".join(map(str, owner)).encode(), hashlib.sha256).digest()
-        stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        stream = Cipher(algorithms.ChaCha20(self._key(*owner), bytes(16)), mode=None).encryptor()
         drawn = np.empty(int(np.prod(shape)))
         for first in range(0, len(drawn), PIECE):
             piece = drawn[first : first + PIECE]
@@ -46,11 +45,26 @@ class Noise:
             piece[:] = _pairs(stream.update(bytes(16 * pairs)))[: len(piece)]
         return drawn.reshape(shape)
 
+    def chosen(self, count: int, rate: float, *owner: int | str) -> list[int]:
+        """A Poisson sample that belongs to ``owner``: each of the numbers below ``count`` with probability ``rate``."""
+        stream = Cipher(algorithms.ChaCha20(self._key(*owner), bytes(16)), mode=None).encryptor()
+        return [int(i) for i in np.flatnonzero(_uniform(stream.update(bytes(8 * count))) <= rate)]
+
+    def seed(self, *owner: int | str) -> int:
+        """A seed for other generators that belongs to ``owner``."""
+        return int.from_bytes(self._key(*owner))
+
+    def _key(self, *owner: int | str) -> bytes:
+        return hmac.new(self._secret, "/".join(map(str, owner)).encode(), hashlib.sha256).digest()
+
+
+def _uniform(bits: bytes) -> np.ndarray:
+    """A number in (0, 1] of 53 random bits for every 8 random bytes."""
+    return ((np.frombuffer(bits, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
+
 
 def _pairs(bits: bytes) -> np.ndarray:
     """As many normal numbers as there are groups of 8 random bytes, an even number."""
-    # 53 random bits each, in (0, 1]: the logarithm of 0 does not exist.
-    uniform = ((np.frombuffer(bits, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
-    first, second = np.split(uniform, 2)
+    first, second = np.split(_uniform(bits), 2)  # none is 0, whose logarithm does not exist
     radius, angle = np.sqrt(-2.0 * np.log(first)), 2.0 * np.pi * second
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])

@@ -15,6 +15,7 @@ KINDS = {
     "missing": "no answer in time",
     "absent": "not connected",
     "refused": "kept out of the run",
+    "left-out": "the sum of its group could not be had",
     "describe-failed": "its statistics were not believed",
     "openings": "would open too many subspaces",
     "memory-lost": "no longer has what it remembered",

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -132,18 +133,27 @@ def clients(run: Run) -> Figure:
 
 
 def course(run: Run) -> Figure:
-    """Mean training loss and bytes of every round."""
-    figure, (left, right) = _panels(2, height=2.4)
+    """Mean training loss and bytes of every round; of a centralised run the loss of every stage alone."""
+    central = run.config.centralised
+    figure, (left, *others) = _panels(1 if central else 2, height=2.4)
     rounds = run.of("round")
-    losses = [sum(e["loss"].values()) / max(1, len(e["loss"])) for e in rounds]
-    left.plot(range(1, len(rounds) + 1), losses)
-    left.set(title="training loss", xlabel="round", ylim=(0, 1.1 * (max(losses, default=0) or 1)))
+    # A round without updates, which only secret sampling knows, has no loss.
+    losses = {x: sum(e["loss"].values()) / len(e["loss"]) for x, e in enumerate(rounds, start=1) if e["loss"]}
+    left.plot(list(losses), list(losses.values()))
+    each = "stage" if central else "round"
+    left.set(title="training loss", xlabel=each, ylim=(0, 1.1 * (max(losses.values(), default=0) or 1)))
+    for right in others:
+        _traffic(right, rounds)
+    return figure
+
+
+def _traffic(right: Axes, rounds: list[dict[str, Any]]) -> None:
+    """Bytes of every round each way."""
     for key, text in (("down", "to clients"), ("up", "from clients")):
         right.plot(range(1, len(rounds) + 1), [e[key] / 1e6 for e in rounds], label=text)
     most = max((max(e["up"], e["down"]) / 1e6 for e in rounds), default=1)
     right.set(title="MB on the wire", xlabel="round", ylim=(0, 1.2 * (most or 1)))
     right.legend()
-    return figure
 
 
 def seconds(runs: list[Run]) -> Figure:

@@ -6,10 +6,16 @@ from fcit.runs.reader import Run
 
 SHOWN = 12  # clients or subspaces named in one sentence
 
+PUBLIC = (
+    "The noise follows from the seed (privacy.reproducible_noise), so anyone who knows the seed can subtract it: this "
+    "run keeps nothing private."
+)
+
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    return [*lone_subspaces(run), *idle_clients(run), *privacy(run)]
+    parts = (lone_subspaces, idle_clients, overflowed, privacy, record_privacy, tokens, sums)
+    return [sentence for part in parts for sentence in part(run)]
 
 
 def lone_subspaces(run: Run) -> list[str]:
@@ -44,6 +50,14 @@ def idle_clients(run: Run) -> list[str]:
     ]
 
 
+def overflowed(run: Run) -> list[str]:
+    """Note on steps that were left out because float16 could not hold their gradients."""
+    count = sum(how.get("steps_overflowed", 0) for event in run.of("round") for how in event.get("how", []))
+    if not count:
+        return []
+    return [f"{_number(count, 'step')} overflowed in float16 and {'were' if count > 1 else 'was'} left out."]
+
+
 def privacy(run: Run) -> list[str]:
     """What differential privacy the run has, and what it says nothing about; none without."""
     if not run.config.privacy.on:
@@ -62,20 +76,71 @@ def privacy(run: Run) -> list[str]:
         f"Differential privacy of clients: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's "
         f"contribution replaced by zero (by Rényi divergences {spent['epsilon_rdp']:.3g}; for its data replaced by any "
         f"others {spent['epsilon_replaced']:.3g}). Noise multiplier {spent['noise_multiplier']:.3g}, last clipping "
-        f"norm {spent['clip']:.3g}, {releases} for the client that took part most often, not "
-        f"amplified by sampling. After the stages: {stages}. Spent on single parts: {_listed(homes)}.",
+        f"norm {spent['clip']:.3g}, {releases} that count. Amplification: {spent['amplification']}. After the stages: "
+        f"{stages}. Spent on single parts: {_listed(homes)}.",
         f"Epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
     ]
     if spent["public_noise"]:
+        sentences.append(PUBLIC)
+    return sentences
+
+
+def record_privacy(run: Run) -> list[str]:
+    """The same of differential privacy of records."""
+    if not run.config.privacy.records:
+        return []
+    if not run.finished:
+        rounds = [event["record_privacy"] for event in run.of("round") if "record_privacy" in event]
+        return [f"Differential privacy of records: epsilon {rounds[-1]['epsilon']:.3g} so far."] if rounds else []
+    spent = run.results["record_privacy"]
+    stages = ", ".join(f"{epsilon:.3g}" for epsilon in spent["after_stages"])
+    clients = [
+        f"client {client} {alone['epsilon']:.3g}"
+        for client, alone in sorted(spent["clients"].items(), key=lambda item: -item[1]["epsilon"])
+    ]
+    sentences = [
+        f"Differential privacy of records: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for one record "
+        f"added or removed (by Rényi divergences {spent['epsilon_rdp']:.3g}), the largest of any client. Smallest "
+        f"noise multiplier {spent['noise_multiplier']:.3g}, clipping norm {spent['clip']:.3g}. After the stages: "
+        f"{stages}. {_listed(clients)}.",
+        f"Epsilon of records says nothing about: {'; '.join(spent['not_covered'])}.",
+    ]
+    if spent["public_noise"]:
         sentences.append(
-            "The noise follows from the seed (privacy.reproducible_noise), so anyone who knows the seed can subtract "
-            "it: this run keeps nothing private."
+            "Batches and noise of the clients follow from the seed (privacy.reproducible_noise), so records are not "
+            "private."
         )
     return sentences
 
 
+def sums(run: Run) -> list[str]:
+    """What the server saw of updates with secure aggregation; none without."""
+    if not run.config.privacy.secure:
+        return []
+    return [
+        f"Secure aggregation: the server saw sums of {run.config.privacy.min_group} updates or more; records and "
+        "losses shown for a client are the means of its group. A server that passes on false keys is not kept out. "
+        f"Times that a group had no sum and was left out: {len(run.of('left-out'))}."
+    ]
+
+
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' if count > 1 else ''}"
+
+
+def tokens(run: Run) -> list[str]:
+    """What privacy records have in the descriptions of their shards; none without noise, or in a run that goes on."""
+    if not run.config.privacy.tokens or not run.finished:
+        return []
+    spent = run.results["token_privacy"]
+    sentences = [
+        f"Differential privacy of descriptions of shards (identity tokens), noise by the clients: epsilon "
+        f"{spent['epsilon']:.3g} at delta {spent['delta']:g} for one record added or removed; "
+        f"{spent['epsilon_all']:.3g} for a record that is in all {spent['shards']} shards of the client that described "
+        f"most. Noise multiplier {spent['noise_multiplier']:.3g} on features of length {spent['clip']:g}.",
+        f"This epsilon says nothing about: {'; '.join(spent['not_covered'])}.",
+    ]
+    return [*sentences, PUBLIC] if spent["public_noise"] else sentences
 
 
 def _records(counts: list[int]) -> str:

@@ -129,9 +129,11 @@ def _one(run: Run) -> dict[str, Any]:
         "tables": run.results.get("method_tables", []) if finished else [],
         "samples": _samples(run) if finished else [],
         "clients": Markup(figures.svg(figures.clients, run, title=f"Clients per round of {run.name}"))
+        if rounds and not run.config.centralised
+        else None,
+        "course": Markup(figures.svg(figures.course, run, title=f"Course of the training of {run.name}"))
         if rounds
         else None,
-        "course": Markup(figures.svg(figures.course, run, title=f"Loss and traffic of {run.name}")) if rounds else None,
         "settings": settings,
         "environment": json.dumps(run.environment, indent=1),
     }
@@ -181,7 +183,8 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         drawn.append(("seconds", figures.seconds, (finished,)))
     for run in runs:
         if run.of("round"):
-            drawn += [(f"clients-{run.name}", figures.clients, (run,)), (f"course-{run.name}", figures.course, (run,))]
+            drawn += [] if run.config.centralised else [(f"clients-{run.name}", figures.clients, (run,))]
+            drawn.append((f"course-{run.name}", figures.course, (run,)))
     for name, maker, arguments in drawn:
         figure = figures.draw(maker, *arguments)
         for ending in ("svg", "pdf"):

@@ -21,17 +21,19 @@ def cell(value: float | None) -> str:
 
 
 def summary(runs: list[Run]) -> list[list[str]]:
-    """Head and one row per run: figures of merit, subspaces, traffic in MB, minutes.
+    """Head and one row per run: figures of merit, subspaces, traffic in MB (where there is a federation), minutes.
 
     The runs must have one scope (:func:`fcit.report.scope.groups`). Averages over different stages have a column
     each.
     """
     avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))
     avgs = avgs or ["Avg"]
-    rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", "MB sent", "MB back", "minutes"]]
+    traffic = [] if all(run.config.centralised for run in runs) else ["down", "up"]
+    wire = [{"down": "MB sent", "up": "MB back"}[way] for way in traffic]
+    rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", *wire, "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
-        traffic, seconds, figures = results["traffic"], results["seconds"], matrix.summary()
+        seconds, figures = results["seconds"], matrix.summary()
         rows.append(
             [
                 run.name,
@@ -40,8 +42,7 @@ def summary(runs: list[Run]) -> list[list[str]]:
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
                 *(cell(figures[f]) for f in FIGURES[2:]),
                 str(results["subspaces"]),
-                f"{traffic['down'] / 1e6:.1f}",
-                f"{traffic['up'] / 1e6:.1f}",
+                *("-" if run.config.centralised else f"{results['traffic'][way] / 1e6:.1f}" for way in traffic),
                 f"{sum(seconds.values()) / 60:.1f}",
             ]
         )

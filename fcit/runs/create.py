@@ -27,6 +27,10 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
     check(config)
     if config.privacy.on:
         accountant.require()
+    if config.privacy.records:
+        accountant.require("privacy.record_dp: 'on'")
+    if config.privacy.tokens:
+        accountant.require("privacy.token_epsilon")
     stream = stream or open_stream(config)
     stream.judged_by(lambda: judge_of(config.backbone))
     stream.prepare()

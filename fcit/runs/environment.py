@@ -35,7 +35,7 @@ LIBRARIES = (
 SOMETIMES = {
     "ray": "federation.engine: ray",
     "pycocoevalcap": "a caption scorer",
-    "dp-accounting": "privacy.client_dp: on",
+    "dp-accounting": "privacy.client_dp or record_dp: on",
 }
 #: Variables by which Flower, and the Ray under it, report nothing, look for no update and install nothing.
 FLOWER = {

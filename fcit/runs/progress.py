@@ -119,19 +119,30 @@ class ConsoleWatcher:
         mean = sum(loss.values()) / max(len(loss), 1)
         moved = (v["up"] + v["down"]) / 1e6
         note = f"stage {stage + 1}/{self._stages} round {round + 1}/{self._rounds}"
-        private = v.get("privacy")
+        private, records = v.get("privacy"), v.get("record_privacy")
         spent = f" epsilon {private['epsilon']:.3g}" if private else ""
-        self._advance(f"{note} loss {mean:.3f}{spent}")
+        spent += f" record epsilon {records['epsilon']:.3g}" if records else ""
+        trained = f"loss {mean:.3f}" if loss else "no updates"
+        self._advance(f"{note} {trained}{spent}")
         self._say_idle(v.get("idle", []))
         if self._bar is None:
             names = ",".join(str(c) if c >= 0 else "all" for c in _contributors(clients, loss)) or "none"
-            self._line(f"{self.label}: {note} clients {names} loss {mean:.3f}{spent} {moved:.2f} MB, {self._eta()}")
+            self._line(f"{self.label}: {note} clients {names} {trained}{spent} {moved:.2f} MB, {self._eta()}")
 
     def _on_privacy(self, epsilon: float, delta: float, noise_multiplier: float, releases: int, **v: Any) -> None:
         self._line(
             f"{self.label}: differential privacy of clients: noise multiplier {noise_multiplier:.3g}, epsilon "
-            f"{epsilon:.3g} at delta {delta:g} after the whole run, in which a client takes part up to "
-            f"{releases} time{'s' if releases > 1 else ''}"
+            f"{epsilon:.3g} at delta {delta:g} after the whole run, {releases} release{'s' if releases > 1 else ''} "
+            f"that count; amplification: {v['amplification']}"
+        )
+
+    def _on_record_privacy(
+        self, noise_multiplier: float | None, epsilon: float | None, delta: float, trainings: int, **v: Any
+    ) -> None:
+        asked = f"epsilon {epsilon:.3g}" if epsilon is not None else f"noise multiplier {noise_multiplier:.3g}"
+        self._line(
+            f"{self.label}: differential privacy of records by the clients: {asked} at delta {delta:g}; a record is "
+            f"trained on in up to {trainings} round{'s' if trainings > 1 else ''}"
         )
 
     def _say_idle(self, clients: list[int]) -> None:
@@ -171,6 +182,10 @@ class ConsoleWatcher:
 
     def _on_too_few(self, able: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {able} clients can take part, {needed} needed; they are asked again")
+
+    def _on_left_out(self, clients: list[int], subspace: str, reason: str, **v: Any) -> None:
+        names = ", ".join(map(str, clients))
+        self._line(f"{self.label}: clients {names} are left out of the round with subspace {subspace}: {reason}")
 
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")

@@ -47,6 +47,22 @@ def board(planned):
     return made, leaderboard.collect(made)
 
 
+def test_a_centralised_table_has_no_columns_of_a_federation(planned):
+    base = {"setting": "centralised", **{f"federation.{key}": 1 for key in ("clients", "clients_per_round", "rounds")}}
+    made = planned(set=base, rows=[{"axes": {"method": ["finetune"]}}])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]}, COST)
+    board = leaderboard.collect(made)
+    [table] = board.tables
+    columns = ["row", "s/task", "kept MB", "state MB", "trainable", "stored", "active", "s/sample"]
+    assert tables.cost_head(table) == columns
+    assert tables.cost_cells(table, table.lines[0])[1:4] == ["0.500", "0", "2.00"]
+    assert not {"up", "down"} & set(next(csv.reader(io.StringIO(tables.csv(board)))))
+    assert "up" not in json.loads(tables.to_json(board))["tables"][0]["rows"][0]["cost"]
+    assert figures.points(table) == []
+    assert "MB up" not in page.render(board)
+
+
 def test_figures_and_order(board):
     (table,) = board[1].tables
     assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"
@@ -399,18 +415,42 @@ def test_epsilon_has_a_column_where_a_row_is_private(planned):
         finish(run, {"a": [1.0, 0.0]})
         if run.row.label == "disco":
             file = run.folder / "results.json"
-            spent = {"epsilon": 7.9 + run.seed / 10, "delta": 1e-5, "public_noise": bool(run.seed)}
-            file.write_text(json.dumps({**json.loads(file.read_text()), "privacy": spent}))
+            spent = {
+                "epsilon": 7.9 + run.seed / 10,
+                "delta": 1e-5,
+                "public_noise": bool(run.seed),
+                "amplification": "no",
+            }
+            records = {**spent, "epsilon": 2.0 + run.seed, "public_noise": False}
+            raw = {**json.loads(file.read_text()), "privacy": spent, "record_privacy": records}
+            file.write_text(json.dumps(raw))
     found = leaderboard.collect(made)
     text = tables.markdown(found)
-    assert "| forgetting | epsilon | difference" in text
-    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 |" in text
-    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in text
+    assert "| forgetting | epsilon | record epsilon | difference" in text
+    assert "| disco | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | 8.00 | 3.00 |" in text
+    assert "| finetune | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - | - |" in text
     assert "differential privacy of whole clients (a contribution replaced by zero) at delta 1e-05" in text
+    assert "record epsilon: differential privacy of single records (one added or removed) at delta 1e-05" in text
+    assert "Amplification by sampling: no." in text
     assert "disco: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private." in text
-    rows = {row["row"]: row["epsilon"] for row in csv.DictReader(io.StringIO(tables.csv(found)))}
-    assert rows == {"finetune": "", "disco": "8"}
+    rows = {
+        row["row"]: (row["epsilon"], row["record epsilon"]) for row in csv.DictReader(io.StringIO(tables.csv(found)))
+    }
+    assert rows == {"finetune": ("", ""), "disco": ("8", "3")}
     assert any("epsilon" in column.header for column in tables.terminal(found.tables[0], "small", 200).columns)
+
+
+def test_the_epsilon_of_tokens_has_a_column(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}], seeds=[0])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0]})
+        if run.row.label == "disco":
+            file = run.folder / "results.json"
+            spent = {"epsilon": 2.0, "delta": 1e-6, "public_noise": False, "amplification": "none"}
+            file.write_text(json.dumps({**json.loads(file.read_text()), "token_privacy": spent}))
+    text = tables.markdown(leaderboard.collect(made))
+    assert "| forgetting | token epsilon | difference" in text
+    assert "token epsilon: differential privacy of single records (one added or removed) at delta 1e-06" in text
 
 
 def test_no_column_of_epsilons_without_privacy(board):

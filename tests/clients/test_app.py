@@ -10,8 +10,28 @@ import yaml
 from flwr.app import ConfigRecord, RecordDict
 
 from clients.site import gate
+from fcit import config as configuration
 from fcit.federation import codec
-from fcit.federation.messages import ClientUpdate, Description, Name, Probe
+from fcit.federation.messages import (
+    ClientUpdate,
+    Description,
+    KeysOrder,
+    MaskedUpdate,
+    MaskOrder,
+    Name,
+    OpenedShares,
+    Probe,
+    PublicKeys,
+    SealedShares,
+    ShareOrder,
+    UnmaskOrder,
+)
+from fcit.privacy.record_accountant import Steps, epsilon
+from fcit.privacy.secagg.client import Participant
+from fcit.privacy.secagg.keys import Keys, fresh
+from fcit.privacy.secagg.roster import Member, Rules
+from fcit.privacy.secagg.server import Group
+from fcit.privacy.secagg.vector import Coding, Contribution
 from tests.helpers.sites import RECORDS, Site, describe_order, make, ordered, probe_order, start, train_order
 
 
@@ -162,3 +182,82 @@ def test_an_order_for_another_client_or_a_strange_run_is_refused(site):
         assert site.refused("query.probe", probe_order(run=run)) == "refused"
     assert not (site.home / "memory").exists()
     assert "this site is 0" in site.log
+
+
+def test_a_site_trains_by_dp_sgd_until_its_own_limit(site):
+    pytest.importorskip("dp_accounting")
+    spent = [epsilon([Steps(4.0, 5 / RECORDS, 3)] * trainings, 1e-5).pld for trainings in (2, 3)]
+    raw = yaml.safe_load(site.file.read_text())
+    site.file.write_text(yaml.safe_dump({**raw, "max_record_epsilon": sum(spent) / 2}))
+    config = ordered(privacy={"record_dp": "on", "record_noise_multiplier": 4.0})
+    tensors = start(probe_of(site, config))
+    first, again = (update_of(site, train_order(tensors, config)) for _ in range(2))
+    assert (first.examples, first.steps) == (RECORDS, 3)
+    assert any((first.tensors[n] != tensors[n]).any() for n in tensors)
+    assert all(np.array_equal(again.tensors[n], first.tensors[n]) for n in tensors)  # the same order, the same noise
+    assert site.refused("train", train_order(tensors, config)) == "refused"
+    assert "above SITE.yaml max_record_epsilon" in site.log
+    assert site.refused("train", train_order(tensors)) == "refused"
+    assert "privacy.record_dp: 'off' in this run" in site.log
+    assert len(json.loads((site.home / "record-privacy.json").read_text())["spent"]) == 1
+
+
+def test_a_site_sends_its_update_masked_and_once(site):
+    """The four exchanges with a site and two further members; what it trained is what it trains without masks."""
+    own = site.file.parent / "own.yaml"
+    own.write_text(own.read_text().replace(f"reserve: {RECORDS}", "reserve: 3"))
+    three = {"federation": {"clients": 3, "clients_per_round": 3, "rounds": 2}}
+    plain, config = ordered(**three), ordered(**three, privacy={"secure_aggregation": "on"})
+    tensors = start(probe_of(site, plain))
+    update = update_of(site, train_order(tensors, plain))
+    privacy = configuration.parse_text(config, "order").privacy
+    coding = Coding(privacy.quantise_bits, privacy.quantise_range, 100, 3, {n: t.shape for n, t in tensors.items()})
+    group = Group("0-0-a", Rules.of(privacy), coding.kind, coding.size)
+    others = [Participant(Keys(fresh(), "0-0-a", client)) for client in (1, 2)]
+    known = {"config": config, "run": "run-1", "client": 0, "session": "0-0-a"}
+
+    def answered(kind, order, expected):
+        reply = site.send(kind, order)
+        assert not reply.has_error(), site.log
+        return codec.decode(reply.content, expected, reply=True)
+
+    keys = answered("query.keys", KeysOrder(**known, stage=0, round=0), PublicKeys).tensors
+    for member in (Member(0, bytes(keys["sealing"]), bytes(keys["masking"])), *(other.member() for other in others)):
+        group.keys(member)
+    roster = group.close_keys()
+    named = [member.client for member in roster.members]
+    all_keys = {n: np.stack([np.frombuffer(getattr(m, n), np.uint8) for m in roster.members]) for n in keys}
+    sealed = answered("query.shares", ShareOrder(**known, members=named, tensors=all_keys), SealedShares)
+    group.shares(
+        0,
+        {to: bytes(row) for to, row in zip(sealed.receivers, sealed.tensors["sealed"], strict=True)},
+        bytes(sealed.tensors["commitment"]),
+    )
+    for other in others:
+        shared = other.share(roster)
+        group.shares(other.client, shared.sealed, shared.commitment)
+    members = group.close_shares()
+    training = vars(train_order(tensors, config)) | known
+    order = MaskOrder(**training, members=members, most=100, room=3)
+    masked = answered("train.masked", order, MaskedUpdate)
+    group.vector(0, masked.tensors["masked"])
+    for other in others:
+        group.vector(other.client, other.masked(roster, members, np.zeros(coding.size, coding.kind)))
+    alive = group.close_vectors()
+    mine = group.sealed_for(0)
+    rows = np.stack([np.frombuffer(row, np.uint8) for row in mine.values()])
+    unmasking = UnmaskOrder(**known, alive=alive, senders=list(mine), tensors={"sealed": rows})
+    opened = answered("query.unmask", unmasking, OpenedShares)
+    group.revealed(0, {to: bytes(row) for to, row in zip(opened.owners, opened.tensors["shares"], strict=True)})
+    for other in others:
+        group.revealed(other.client, other.reveal(roster, members, alive, group.sealed_for(other.client)).shares)
+
+    moved = {n: np.subtract(update.tensors[n], tensors[n], dtype=np.float64) for n in tensors}
+    expected = coding.encoded(Contribution(update.examples, update.loss, moved))
+    assert np.array_equal(group.total(), expected)
+    for kind, again in (("train", train_order(tensors, config)), ("train.masked", order), ("query.unmask", unmasking)):
+        assert site.refused(kind, again) == "refused", kind
+    assert "an update unmasked" in site.log
+    lines = [json.loads(line) for line in (site.home / "audit.jsonl").read_text().splitlines()]
+    (line,) = [e for e in lines if e["direction"] == "out" and e["holds"].get("type") == "MaskedUpdate"]
+    assert not {"examples", "steps", "loss"} & set(line["holds"])

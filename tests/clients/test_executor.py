@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -278,6 +279,11 @@ def test_an_order_is_lost_with_the_process_that_did_it(site, monkeypatch, code, 
     doer = executor.Executor(path)
     with pytest.raises(KeyboardInterrupt) if lost else nullcontext():
         doer._do("token")
+
+
+@pytest.mark.parametrize(("idle", "pause"), [(0.0, 0.1), (0.5, 0.1), (5.0, 0.5), (10.0, 1.0), (math.inf, 1.0)])
+def test_the_longer_no_order_has_come_the_less_often_one_is_looked_for(idle, pause):
+    assert executor._pause(idle) == pytest.approx(pause)
 
 
 def test_no_ray_at_a_site():

@@ -102,6 +102,19 @@ def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
     assert done(text(), site(tmp_path, benchmark="own.yaml")).benchmark == "fcit-mini-short"
 
 
+def test_a_site_can_demand_that_updates_are_masked(tmp_path):
+    mine = site(tmp_path, secure_aggregation="required")
+    with pytest.raises(Refused, match=r"^secure_aggregation: SITE\.yaml says required, and the run has privacy"):
+        policy.limited(text(), mine)
+    assert done(text(privacy={"secure_aggregation": "on"}), mine).privacy.secure
+    assert not done(text(), site(tmp_path)).privacy.secure
+
+
+def test_an_order_cannot_ask_for_sums_of_fewer_than_three(tmp_path):
+    with pytest.raises(ConfigError, match=r"privacy\.min_group: .*greater than or equal to 3, got 2"):
+        policy.limited(text(privacy={"secure_aggregation": "on", "min_group": 2}), site(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("settings", "sites_section", "said"),
     [
@@ -178,3 +191,28 @@ def test_predictions_stay_where_the_test_records_are_the_sites_own(tmp_path):
             mine,
         )
     policy.check_order(ProbeOrder(config=text(), run="r"), mine)
+
+
+PRIVATE = {"record_dp": "on", "record_epsilon": 8}
+
+
+@pytest.mark.parametrize("limit", [{"max_record_epsilon": 8}, {"min_record_noise": 0.5}])
+def test_a_site_that_protects_its_records_does_no_other_orders(tmp_path, limit):
+    mine = site(tmp_path, **limit)
+    (key, value), *_ = limit.items()
+    with pytest.raises(Refused, match=rf"record_dp: 'off' in this run, SITE\.yaml has {key}: {value}"):
+        policy.limited(text(), mine)
+    with pytest.raises(Refused, match=rf"reproducible_noise: true, with which the server knows the noise; .* {key}"):
+        policy.limited(text(privacy={**PRIVATE, "reproducible_noise": True}), mine)
+    assert done(text(privacy=PRIVATE), mine).privacy.records
+
+
+def test_a_site_keeps_one_account_for_all_runs(tmp_path):
+    mine = site(tmp_path, home="home", max_record_epsilon=8, record_delta=1e-6, min_record_noise=0.5)
+    terms = policy.terms(mine).records
+    assert (terms.max_epsilon, terms.delta, terms.min_noise) == (8, 1e-6, 0.5)
+    assert terms.account == tmp_path / "home" / "record-privacy.json"
+
+
+def test_records_are_not_protected_unless_the_site_says_so(tmp_path):
+    assert done(text(), site(tmp_path)).privacy.records is False

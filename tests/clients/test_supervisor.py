@@ -175,7 +175,7 @@ def test_what_ends_is_started_again_and_a_signal_ends_all(tmp_path):
         os.kill(first[0], signal.SIGKILL)
         wait(lambda: site.child("SuperNode") != first[0])
         last = site.child("SuperNode"), site.child("executor")
-        assert site.log("supernode").count("up") == 2
+        wait(lambda: site.log("supernode").count("up") == 2, explain=site.logs)
         assert site.stop() == 0
         assert not any(alive(pid) for pid in last)
 

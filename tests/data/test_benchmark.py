@@ -69,6 +69,15 @@ def test_homogeneous_stages():
     assert bench.evaluation(7) == TASK
 
 
+def test_centralised_stages_are_the_tasks_in_order():
+    assert opened("fcit-mini-task", setting="centralised").stages == [[task] for task in range(8)]
+
+
+def test_epochs_have_a_number_for_every_task():
+    with pytest.raises(ConfigError, match=r"training.epochs: \[1, 3\] has 2 numbers, .* has 4 tasks"):
+        opened("fcit-mini-short", training={"epochs": [1, 3]})
+
+
 def test_heterogeneous_evaluation_knows_what_was_seen():
     bench = opened("fcit-mini-task", setting="heterogeneous")
     assert bench.evaluation(0) == [TASK[t] for t in (1, 2, 4, 5, 6)]

@@ -100,6 +100,14 @@ def test_delivered_partition_is_read_as_it_is(tmp_path, setting):
         assert bench.pooled(1)
 
 
+def test_one_participant_has_the_training_files_not_the_delivered_partition(tmp_path):
+    root = official_tree(tmp_path, "fcit-cap", records=5, tests=1, clients=CLIENTS)
+    bench = opened(root, "fcit-cap", setting="centralised", federation={"clients": 1, "clients_per_round": 1})
+    bench.prepare()
+    files = [record for name in bench.tasks[2] for record in bench.files.train_file(name).records]
+    assert sorted(map(repr, bench.shard(0, 2))) == sorted(map(repr, files))
+
+
 def test_questions_of_the_domains_get_what_the_official_generators_add(tmp_path):
     bench = opened(official_tree(tmp_path, "mllm-dcl", records=30, tests=5), "mllm-dcl")
     word, letter = " Only answer with yes or no directly.", " Answer with the given letter directly, e.g., A, B, C, D."
@@ -253,8 +261,9 @@ def test_check_looks_at_the_partition(tmp_path, fcit):
     command = ("fcit-cap", "--root", root, "--clients", CLIENTS)
     code, found = findings(fcit, *command)
     assert code == 0
-    assert {s["partition"] for s in found["settings"]} == {"delivered"}
-    assert len(found["settings"]) == 6
+    federated = [s for s in found["settings"] if s["setting"] != "centralised"]
+    assert {s["partition"] for s in federated} == {"delivered"}
+    assert len(federated) == 6
 
     (folder / "0.5/Task2").rename(folder / "0.5/Other")
     (folder / "1.0/Task1/client_3.json").unlink()
@@ -262,7 +271,7 @@ def test_check_looks_at_the_partition(tmp_path, fcit):
     code, found = findings(fcit, *command)
     told = {p["beta"]: " ".join(p["problems"]) for p in found["partitions"]}
     assert code == 2
-    assert not any(s["runs"] for s in found["settings"])
+    assert [s["setting"] for s in found["settings"] if s["runs"]] == ["centralised"]  # it needs no client files
     assert "Task2 missing" in told["0.5"]
     assert found["partitions"][0]["tasks"] == 3
     assert "1.0/Task1: no client_3.json" in told["1.0"]

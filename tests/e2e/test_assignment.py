@@ -1,5 +1,6 @@
 """Who trains what, and which subspace it goes to, with the real identity encoder and no training."""
 
+import numpy as np
 import pytest
 
 from clients.worker.worker import worker
@@ -55,3 +56,21 @@ def test_homogeneous_run_discovers_exactly_the_eight_tasks(beta):
         names.setdefault(slot.tasks[0], set()).add(name)
     assert [len(found) for found in names.values()] == [1] * 8
     assert len(set.union(*names.values())) == 8
+
+
+def test_a_description_with_noise_leaves_its_client_with_noise(tmp_path):
+    plain = configuration.parse({"benchmark": "fcit-mini-task"})
+    noisy = configuration.parse({"benchmark": "fcit-mini-task", "privacy": {"token_noise_multiplier": 2.0}})
+    open_benchmark(plain).prepare()
+
+    def described(config, memory=""):
+        text = configuration.dump(config)
+        return worker(text, str(memory)).describe(DescribeOrder(config=text, client=1, shard="s", tasks=[0]))
+
+    exact, first = described(plain), described(noisy, tmp_path / "a")
+    direction = exact.tensors["total"] / np.linalg.norm(exact.tensors["total"])
+    added = first.tensors["total"] - exact.count * direction
+    assert 0.5 < added.std() / 2.0 < 1.5  # features of one length: their directions are kept
+    assert first.count == exact.count
+    assert described(noisy, tmp_path / "a").tensors["total"].tolist() == first.tensors["total"].tolist()
+    assert described(noisy, tmp_path / "b").tensors["total"].tolist() != first.tensors["total"].tolist()

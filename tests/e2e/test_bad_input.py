@@ -7,6 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.helpers.runs import BACKBONE
+
 
 def test_all_mistakes_of_a_config_at_once(small, fcit):
     code, _, err = fcit("run", small, "method=disko", "trainng.lr=1", "federation.rounds=many", "seed=-1")
@@ -23,7 +25,7 @@ def test_all_mistakes_of_a_config_at_once(small, fcit):
         (["benchmark=fcit-mini-tsk"], ["fcit-mini-task"]),
         (["federation.sampling=official"], ["official", "50 clients"]),
         (["method.threshold=2"], ["method.threshold"]),
-        (["backbone.model=nowhere/model"], ["backbone.identity"]),
+        (["backbone.model=nowhere/model", "backbone.identity=null"], ["backbone.identity"]),
         (["benchmark=fcit-mini-task", "setting=heterogeneous"], ["slots"]),
         (["training.lr"], ["key=value"]),
     ],
@@ -66,7 +68,7 @@ def own(tmp_path: Path) -> Path:
         "data_root": str(root),
         "federation": {"clients": 4, "clients_per_round": 2, "rounds": 1},
         "output": str(tmp_path / "runs"),
-        "backbone": {"threads": 1},
+        "backbone": BACKBONE,
     }
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(config))

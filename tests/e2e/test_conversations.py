@@ -12,6 +12,7 @@ from PIL import Image
 import fcit
 from fcit.data.benchmark import open_benchmark
 from fcit.runs.reader import Run
+from tests.helpers.runs import BACKBONE
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def settings(file: Path, folder: Path, **changes) -> dict:
         "federation": {"clients": 2, "clients_per_round": 2, "rounds": 1, "min_updates": 2},
         "training": {"batch_size": 3, "lr": 0.001},
         "evaluation": {"max_new_tokens": 3},
-        "backbone": {"threads": 1, "feature_cache": "off"},
+        "backbone": {**BACKBONE, "feature_cache": "off"},
         **changes,
     }
 

@@ -13,7 +13,7 @@ from fcit.config import Backbone as Config
 from fcit.models.backbone import Backbone
 from fcit.runs.reader import Run
 from server.courier import Courier
-from tests.helpers.runs import SMALL, bits
+from tests.helpers.runs import BACKBONE, SMALL, bits
 
 QUICK = {
     **SMALL,
@@ -94,7 +94,7 @@ def per_subspace(tmp_path_factory):
 def test_each_subspace_has_a_projector_of_its_own(per_subspace):
     from safetensors.numpy import load_file
 
-    base = {n: p.numpy() for n, p in Backbone(Config(feature_cache="off")).model.named_parameters()}
+    base = {n: p.numpy() for n, p in Backbone(Config(**BACKBONE, feature_cache="off")).model.named_parameters()}
     saved = [load_file(f) for f in sorted(per_subspace.path.glob("adapters/*/adapter_model.safetensors"))]
     assert len(saved) == len(per_subspace.subspaces) > 1
     name = next(n for n in saved[0] if "multi_modal_projector" in n)
@@ -105,7 +105,7 @@ def test_each_subspace_has_a_projector_of_its_own(per_subspace):
 
 
 def test_its_adapters_load_into_plain_peft(per_subspace):
-    model = Backbone(Config(feature_cache="off")).model
+    model = Backbone(Config(**BACKBONE, feature_cache="off")).model
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*")
         loaded = PeftModel.from_pretrained(model, str(per_subspace.path / "adapters" / "1"))

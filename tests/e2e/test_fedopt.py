@@ -4,6 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ from fcit.federation.engines.inline import InlineGrid
 from fcit.runs.create import create
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
+from server import checkpoint
 from tests.helpers.runs import SMALL, bits
 
 pytestmark = pytest.mark.slow
@@ -131,9 +133,15 @@ def test_cut_in_the_middle_of_a_round_and_resumed_gives_the_same_bits(finished, 
 def test_differential_privacy_resumes_to_the_same_noise(config):
     pytest.importorskip("dp_accounting")
     settings = ["privacy.client_dp=on", "privacy.epsilon=8", "privacy.clip_quantile=0.5", "name=private"]
+    settings += ["privacy.record_dp=on", "privacy.record_epsilon=6", "training.batch_size=4"]
     whole, cut = (create(config("fedadam", "frozen_a", *settings)) for _ in range(2))
     for run in (whole, cut):
-        run.noise_key.write_bytes(bytes(range(32)))  # else each had a secret of its own
+        # Else each had secrets of its own.
+        run.noise_key.write_bytes(bytes(range(32)))
+        for client in range(50):
+            key = run.memory / str(client) / "records" / "noise.key"
+            key.parent.mkdir(parents=True)
+            key.write_bytes(bytes([client]) * 32)
     serve(whole)
     with pytest.raises(StopRequested):
         serve(cut, Stops())
@@ -147,13 +155,17 @@ def test_differential_privacy_resumes_to_the_same_noise(config):
     # the second stage calls a client of the first again
     assert [after["releases"] for after in results["after_stages"]] == [1, 2]
     assert set(results["by_subspace"]) == {"0", "1", "shared"}
+    records, more = (Run(run.path).results["record_privacy"] for run in (whole, cut))
+    assert records == more
+    assert 5.9 < records["epsilon"] <= 6
+    assert [event["record_privacy"]["epsilon"] for event in Run(whole.path).of("round")][-1] == records["epsilon"]
     assert [event["exactness"] for event in Run(whole.path).of("round")] == [{}] * 4
 
 
 def test_scaffold_doubles_the_traffic_both_ways(finished):
     plain, scaffold = (finished(name, "separate").results["cost"] for name in ("fedavg", "scaffold"))
-    for way in ("up_per_client_round", "down_per_client_round"):
-        assert scaffold[way] == pytest.approx(2 * plain[way], rel=0.01)
+    for way in ("up_per_client_round", "down_per_client_round"):  # heads of messages are not doubled
+        assert scaffold[way] - plain[way] == pytest.approx(4 * plain["parameters"]["trainable"], rel=0.02)
 
 
 def test_scaffolds_clients_remember_a_variate_per_subspace_and_one_for_the_projector(finished):
@@ -208,3 +220,32 @@ def test_list_factors(fcit):
     code, out, _ = fcit("list", "factors")
     assert code == 0
     assert all(name in out for name in ("separate", "svd", "alternate", "frozen_a"))
+
+
+class StopsAfterAStage:
+    """A watcher that asks the run to stop after its first stage."""
+
+    def say(self, kind, **values):
+        if kind == "stage":
+            raise StopRequested("enough")
+
+
+def test_secure_aggregation_equals_plain_aggregation_to_half_a_step(config):
+    """The first round of both, which is a stage; then the masked run goes on to its end."""
+    settings = ["method=finetune", "federation.rounds=1", "privacy.quantise_bits=32"]
+    states = []
+    for word in ("off", "on"):
+        run = create(
+            config("fedavg", "separate", *settings, f"privacy.secure_aggregation={word}", f"name=masks-{word}")
+        )
+        with pytest.raises(StopRequested):
+            serve(run, StopsAfterAStage())
+        states.append(checkpoint.load(run)[0])
+    plain, masked = ({**state.shared, **state.subspaces["0"]} for state in states)
+    for name, tensor in plain.items():
+        # half a step of 2^-31, and float32 before and after
+        assert np.abs(masked[name].astype(np.float64) - tensor).max() <= 2**-32 + 2**-22 * np.abs(tensor).max(), name
+    whole = Run(serve(run).path)
+    assert whole.finished
+    assert [event["summed"] for event in whole.of("round")] == [{"0": 3}, {"0": 3}]
+    assert whole.results["traffic"]["rejected"] == 0

@@ -16,11 +16,13 @@ from fcit.doctor import machine
 from fcit.runs import environment
 from tests.helpers.runs import SMALL
 
-#: Commands, one after another, in a process that finds neither the modules nor the versions of some packages.
+#: Commands, one after another, in a process that finds neither the modules nor the versions of some packages, and later
+#: of fewer: importing torch and transformers again would cost more than all of them.
 WITHOUT = """
 import importlib.machinery, json, sys
 
-missing, commands = json.loads(sys.argv[1])
+phases = json.loads(sys.argv[1])
+missing = phases[0][0]
 
 
 class Without(importlib.machinery.PathFinder):
@@ -36,48 +38,49 @@ class Without(importlib.machinery.PathFinder):
 sys.meta_path[:] = [Without if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
 from fcit import cli
 
-codes = []
-for command in commands:
-    codes.append(cli.main(command))
-print("codes", codes)
+for missing, commands in phases:
+    print("codes", [cli.main(command) for command in commands])
 """
+#: What neither a run nor a command that trains nothing needs.
+OTHERS = ["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"]
 
 
-def without(missing: list[str], *commands: list[str]) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-c", WITHOUT, json.dumps([missing, commands])]
-    home = Path(fcit.__file__).parents[1]
-    return subprocess.run(call, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home)}, cwd=home)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("missing")
 
 
-@pytest.fixture
-def config(tmp_path) -> Path:
-    path = tmp_path / "small.yaml"
-    raw = {**SMALL, "output": str(tmp_path), "federation": {"rounds": 1, "clients": 50, "clients_per_round": 1}}
-    path.write_text(yaml.safe_dump({**raw, "evaluation": {"samples": 2, "when": "final"}}))
-    return path
-
-
-def test_a_run_needs_no_package_that_it_does_not_use_and_names_what_it_needs(world, config):
+@pytest.fixture(scope="module")
+def done(world, reference, folder) -> subprocess.CompletedProcess[str]:
+    """Commands that train nothing, without Flower, too; then two runs with it."""
+    quiet = [
+        ["export", str(reference), "--to", str(folder / "out")],
+        ["report", str(reference), "--output", str(folder / "report")],
+        ["chat", str(folder / "out"), "--image", str(_picture(folder)), "What is this?"],
+        ["list", "method"],
+    ]
+    config = folder / "small.yaml"
+    raw = {**SMALL, "output": str(folder), "federation": {"rounds": 1, "clients": 50, "clients_per_round": 1}}
+    config.write_text(yaml.safe_dump({**raw, "evaluation": {"samples": 2, "when": "final"}}))
     run = ["run", str(config)]
-    done = without(["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"], run, [*run, "federation.engine=ray"])
+    phases = [[[*OTHERS, "flwr", "pycocoevalcap"], quiet], [OTHERS, [run, [*run, "federation.engine=ray"]]]]
+    home = Path(fcit.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(home)}
+    call = [sys.executable, "-c", WITHOUT, json.dumps(phases)]
+    return subprocess.run(call, capture_output=True, text=True, env=environment, cwd=home)
+
+
+def test_what_trains_nothing_needs_no_flower(done):
+    assert "codes [0, 0, 0, 0]" in done.stdout, done.stderr
+
+
+def test_a_run_needs_no_package_that_it_does_not_use_and_names_what_it_needs(done, folder):
     assert "codes [0, 2]" in done.stdout, done.stderr
     assert "needs the package 'ray'" in done.stderr
     assert "Traceback" not in done.stderr  # what is needed is named
-    libraries = json.loads((config.parent / "small-1" / "environment.json").read_text())["libraries"]
+    libraries = json.loads((folder / "small-1" / "environment.json").read_text())["libraries"]
     assert "ray" not in libraries
     assert libraries["flwr"]
-
-
-def test_what_trains_nothing_needs_no_flower(reference, tmp_path):
-    question = ["chat", str(tmp_path / "out"), "--image", str(_picture(tmp_path)), "What is this?"]
-    commands = [
-        ["export", str(reference), "--to", str(tmp_path / "out")],
-        ["report", str(reference), "--output", str(tmp_path / "report")],
-        question,
-        ["list", "method"],
-    ]
-    done = without(["flwr", "ray", "pycocoevalcap", "tensorboard", "bitsandbytes"], *commands)
-    assert "codes [0, 0, 0, 0]" in done.stdout, done.stderr
 
 
 def _picture(folder: Path) -> Path:

@@ -106,7 +106,7 @@ def test_sigterm_is_heard_within_a_round(plain, tmp_path):
 def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path, fcit):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
     try:

@@ -135,7 +135,20 @@ def test_the_message_that_is_mutated_is_whole():
 
 
 @MANY
-@given(values, st.sampled_from([wire.ClientUpdate, wire.TrainOrder, wire.SiteScores, wire.Answers, wire.Probe]))
+@given(
+    values,
+    st.sampled_from(
+        [
+            wire.ClientUpdate,
+            wire.TrainOrder,
+            wire.SiteScores,
+            wire.Answers,
+            wire.Probe,
+            wire.MaskedUpdate,
+            wire.OpenedShares,
+        ]
+    ),
+)
 def test_codec_any_head(value, kind):
     assert decoded(message(json.dumps(value)), kind) is None
 

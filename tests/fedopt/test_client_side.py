@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.contracts.toy import Toy
+from fcit.errors import ConfigError
 from fcit.fedopt.scaffold import Scaffold
 from fcit.methods.base import Session
 
@@ -142,3 +144,10 @@ def test_a_variate_that_cannot_be_is_refused():
     scaffold = Scaffold(RunConfig())
     assert scaffold.reject_reason({"a": np.full(2, 30, np.float32)}) is None
     assert "moved by 1e+30" in scaffold.reject_reason({"a": np.array([0, -1e30], np.float32)})
+
+
+@pytest.mark.parametrize("method", ["opcm", "dop", "clmoe"])
+def test_variates_of_numbers_that_a_merge_replaces_are_refused(method):
+    configuration.parse({"method": method, "fedopt": "fedadam"})
+    with pytest.raises(ConfigError, match=f"method: '{method}' replaces the numbers after each stage; choose another"):
+        configuration.parse({"method": method, "fedopt": "scaffold"})

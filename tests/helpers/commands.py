@@ -1,4 +1,4 @@
-"""``fcit`` as a process that can be signalled and killed, without the seconds that importing torch takes.
+"""``fcit`` as a process that can be signalled and killed, without the seconds that importing torch takes; and ``flwr``.
 
 One server process for each test session has imported everything and done nothing; every command is forked from it, so
 it begins as a new process does: without caches, models or threads of the tests.
@@ -9,28 +9,41 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tests.helpers import killing, lighter
 from tests.helpers.waiting import LONG
 
-_PRELOADED = ["fcit.cli.main", "server.app", "clients.app", "fcit.models.adapters", "fcit.report.page", __name__]
+_PRELOADED = [
+    *("fcit.cli.main", "server.app", "clients.app", "fcit.models.adapters", "fcit.report.page", "flwr.cli.app"),
+    __name__,
+]
+#: Flower's command line.
+FLWR = Path(sys.executable).with_name("flwr")
 
 
-def _run(arguments: list[str], point: str, folder: str, environment: dict[str, str]) -> None:
-    """What the forked process does: streams into files, the caller's environment, the command."""
+def _begin(folder: str, environment: dict[str, str]) -> None:
+    """What a forked process begins with: streams into files, the caller's environment."""
     for stream, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, stream)
         os.close(handle)
     os.environ.clear()
     os.environ.update(environment)
+
+
+def _run(arguments: list[str], point: str, folder: str, environment: dict[str, str]) -> None:
+    """What the forked process of a command does."""
+    _begin(folder, environment)
     # A job in the background inherits an ignored SIGINT; a terminal's does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from fcit.cli import main
@@ -41,8 +54,21 @@ def _run(arguments: list[str], point: str, folder: str, environment: dict[str, s
     sys.exit(main(arguments))
 
 
+def _flwr(arguments: list[str], folder: str, environment: dict[str, str], cwd: Path, mask: int) -> None:
+    """What the forked process of a command of Flower's does."""
+    _begin(folder, environment)
+    os.chdir(cwd)
+    if mask >= 0:
+        os.umask(mask)
+    sys.argv = [str(FLWR), *arguments]
+    from flwr.cli.app import app
+
+    app()
+
+
 def _server() -> ForkServerContext:
     """What starts processes that have imported everything and done nothing."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # Flower reads it when it is imported
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
@@ -116,3 +142,24 @@ def fcit(*arguments: object, point: str = "") -> Command:
     command = Command(*arguments, point=point)
     command.wait()
     return command
+
+
+def without_importing(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``subprocess.run`` that forks for Flower's command line, whose imports take longer than what it does."""
+
+    def either(command: Any, **options: Any) -> Any:
+        environment = dict(options.get("env") or os.environ)
+        program = command[0] if isinstance(command, (list, tuple)) else command
+        if str(shutil.which(program, path=environment.get("PATH"))) != str(FLWR):
+            return run(command, **options)
+        with tempfile.TemporaryDirectory(prefix="fcit-flwr-") as folder:
+            place = options.get("cwd") or Path.cwd(), options.get("umask", -1)
+            arguments = [str(word) for word in command[1:]]
+            process = _server().Process(target=_flwr, args=(arguments, folder, environment, *place))
+            process.start()
+            process.join(LONG)
+            streams = [(Path(folder) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+        assert process.exitcode is not None, f"{command} is still running after {LONG} s"
+        return subprocess.CompletedProcess(command, process.exitcode, *streams)
+
+    return either

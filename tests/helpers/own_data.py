@@ -8,6 +8,7 @@ from PIL import Image
 
 from fcit import config as configuration
 from fcit.data.benchmark import Benchmark, open_benchmark
+from tests.helpers.runs import BACKBONE
 
 CLIENTS, RECORDS = 3, 12
 
@@ -41,7 +42,7 @@ def make_own(tmp_path: Path) -> Path:
         "data_root": str(root),
         "federation": {"clients": CLIENTS, "clients_per_round": CLIENTS, "rounds": 1},
         "output": str(tmp_path / "runs"),
-        "backbone": {"threads": 1},
+        "backbone": BACKBONE,
         "training": {"batch_size": 4},
         "evaluation": {"max_new_tokens": 2},
     }

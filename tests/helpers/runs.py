@@ -6,6 +6,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 #: The example parts of one's own.
 OWN = ROOT / "examples" / "own"
+#: Of small runs; a session adds the paths of the built-in model with fewer layers.
+BACKBONE: dict[str, Any] = {"threads": 1}
 #: Two stages in a second or two.
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -15,7 +17,7 @@ SMALL: dict[str, Any] = {
     "federation": {"rounds": 2, "clients": 50, "clients_per_round": 2},
     "data": {"max_records": 400},
     "evaluation": {"samples": 8},
-    "backbone": {"threads": 1},
+    "backbone": BACKBONE,
 }
 
 

@@ -39,6 +39,7 @@ BROKEN = {
     "        for i, pair in enumerate(pairs):\n"
     "            state.subspaces.setdefault(str(i), make(str(i)))\n"
     "            state.assigned.setdefault(pair, str(i))",
+    "common_is_what_assign_gives": "def common(self, stage):\n        return 'other'",
     "state_can_be_saved": "def end_stage(self, state, stage):\n        state.memory['what'] = object()",
     "route_is_not_told_the_task": "def route(self, names, knowledge, features, task=None):\n"
     "        return np.ones((len(features), len(names)), np.float32)",
@@ -50,6 +51,9 @@ BROKEN = {
     "        for update in updates:\n"
     "            state.subspaces['0'] = {k: v for k, v in update.tensors.items() if 'lora' in k}",
     "a_client_can_train": "def loss(self, session, examples, features):\n        return 1.0",
+    "by_record_sends_no_more": "by_record = True\n"
+    "    def extra_shapes(self, state):\n        return {'x': (1,)}\n"
+    "    def finish(self, session):\n        return {'x': np.ones(1, np.float32)}",
     "is_described": "def finnish(self, session):\n        return {}",
     "is_described ": "invariants = frozenset({'no-such-promise'})",
     "is_described  ": "answers = ''",

@@ -6,7 +6,7 @@ from fcit.config import RunConfig
 from fcit.data.collate import Encoded
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
-from fcit.methods.base import ServerState, Update
+from fcit.methods.base import ServerState, Update, objective
 from fcit.methods.ewc import EWC
 from tests.helpers.toy import TinyModel, f32, session
 
@@ -44,7 +44,7 @@ def test_penalty():
     kept = {"fisher/a": f32(2), "fisher/b": f32(0.5), "anchor/a": f32(0), "anchor/b": f32(4)}
     view = session(model, constants={"ewc-0": kept})
     method.prepare(view)
-    loss = method.loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
+    loss = objective(method, view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
     assert loss.item() == pytest.approx(25)
     loss.backward()
     assert model.trainable["a"].grad.item() == pytest.approx(1 + 10 * 2 * 1)
@@ -53,7 +53,7 @@ def test_penalty():
 def test_no_penalty_in_the_first_stage():
     view = session()
     ewc().prepare(view)
-    assert ewc().loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)).item() == 5
+    assert objective(ewc(), view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)).item() == 5
 
 
 def test_server_sums_fishers_by_records_and_anchors_at_the_end_of_a_stage():

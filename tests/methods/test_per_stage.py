@@ -6,7 +6,7 @@ import torch
 
 from fcit.config import RunConfig
 from fcit.data.collate import Encoded
-from fcit.methods.base import Factory, ServerState
+from fcit.methods.base import Factory, ServerState, objective
 from fcit.methods.mlora import MLoRA
 from fcit.methods.olora import OLoRA
 from tests.helpers.toy import TinyModel, f32, session
@@ -47,7 +47,7 @@ def test_olora_penalty():
     frozen = {"frozen-0": {A: f32([3, 0])}, "frozen-1": {A: f32([0, -4])}}
     view = session(model, constants=frozen)
     method.prepare(view)
-    loss = method.loss(view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
+    loss = objective(method, view, [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1))
     assert loss.item() == pytest.approx(5 + 0.5 * 11)
     loss.backward()
     assert model.trainable[A].grad.tolist() == [[0.5 * 3, 0.5 * 4]]  # d|-4 * 2|/d2 = +4
@@ -56,9 +56,9 @@ def test_olora_penalty():
 def test_olora_decay():
     method, model = make(OLoRA, decay=0.1), TinyModel()
     model.trainable[A] = torch.nn.Parameter(torch.tensor([[1.0, 2.0]]))
-    assert method.loss(session(model), [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)).item() == pytest.approx(
-        5.5
-    )
+    assert objective(
+        method, session(model), [Encoded((0, 1), ((1, 2),), ("x",))], torch.zeros(1)
+    ).item() == pytest.approx(5.5)
 
 
 def test_merges():

@@ -69,6 +69,42 @@ def test_a_target_is_met_and_not_far_from(target, releases):
     assert accountant.epsilon(multiplier * 0.9998, releases, 1e-5).pld > target
 
 
+def test_published_value_of_poisson_sampling():
+    """Abadi et al. (2016), section 3.2: q = 0.01, sigma = 4, 10,000 steps, delta = 1e-5: epsilon 1.26."""
+    spent = accountant.epsilon(4.0, 10_000, 1e-5, 0.01)
+    assert spent.pld < spent.rdp <= 1.26
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_one_sampled_release_against_its_integral(rate):
+    """Delta of q N(1, z^2) + (1 - q) N(0, z^2) beside N(0, z^2), by its closed form."""
+    z, spent = 1.0, accountant.epsilon(1.0, 1, 1e-5, rate)
+
+    def beyond(epsilon):
+        # The loss is above epsilon where 1 - q + q exp((2 x - 1) / (2 z^2)) > exp(epsilon).
+        x = z**2 * math.log((math.exp(epsilon) - 1 + rate) / rate) + 0.5
+        return rate * phi((1 - x) / z) + (1 - rate) * phi(-x / z) - math.exp(epsilon) * phi(-x / z)
+
+    assert beyond(spent.pld) <= 1e-5
+    assert beyond(spent.pld - 1e-3) > 1e-5
+
+
+def test_secret_sampling_lies_between_nothing_and_everything():
+    rates = [0.01, 0.2, 0.9]
+    values = [accountant.epsilon(1.0, 5, 1e-5, rate) for rate in rates] + [accountant.epsilon(1.0, 5, 1e-5)]
+    assert [value.pld for value in values] == sorted(value.pld for value in values)
+    assert all(value.pld < value.rdp for value in values)
+    assert all(value.pld < value.replaced for value in values)
+
+
+@pytest.mark.parametrize(("target", "releases", "rate"), [(8.0, 12, 0.2), (1.0, 4, 0.02), (4.0, 3, 0.95)])
+def test_a_target_is_met_with_secret_sampling(target, releases, rate):
+    multiplier = accountant.multiplier_for(target, 1e-5, releases, rate)
+    assert accountant.epsilon(multiplier, releases, 1e-5, rate).pld <= target
+    assert accountant.epsilon(multiplier * 0.999, releases, 1e-5, rate).pld > target
+    assert multiplier < accountant.multiplier_for(target, 1e-5, releases)
+
+
 def test_the_package_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr(accountant, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package dp-accounting .* `pip install 'fcit\[privacy\]'`"):

@@ -13,6 +13,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.factors import Alternate, Separate
 from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import Method, ServerState, Update
+from fcit.privacy import accountant
 from fcit.privacy.ledger import Ledger
 from fcit.runs.folder import RunDir
 from server.participants import Slot
@@ -30,6 +31,12 @@ def parsed(**privacy):
     return configuration.parse(
         {"method": "finetune", "federation": {"clients": 4, "clients_per_round": 2, "rounds": 3}, "privacy": privacy}
     )
+
+
+def one_subspace():
+    held = state()
+    held.assigned = dict.fromkeys(held.assigned, "0")
+    return held
 
 
 def private(folder, config, ledger=None, factors=Separate):
@@ -182,3 +189,61 @@ def test_a_method_that_aggregates_twice_is_stopped(tmp_path):
     part = private(tmp_path, parsed())
     with pytest.raises(RunError, match="'shared' was aggregated twice in a round"):
         part.aggregate(Twice(part.config), state(), SLOTS, iter([]), Aggregator(FedAvg(part.config)))
+
+
+# --------------------------------------------------------------------------- secret sampling
+
+
+def test_participants_come_from_the_secret(tmp_path):
+    part = private(tmp_path, parsed(sampling="secret"))
+    rounds = [part.drawn(stage, round_) for stage in range(2) for round_ in range(20)]
+    again = private(tmp_path, parsed(sampling="secret"), Ledger(1.0, 1.0, {"everyone": 3}))
+    assert [again.drawn(stage, round_) for stage in range(2) for round_ in range(20)] == rounds
+    (tmp_path / "other").mkdir()
+    other = private(tmp_path / "other", parsed(sampling="secret"))
+    assert [other.drawn(stage, round_) for stage in range(2) for round_ in range(20)] != rounds
+
+
+def test_public_participants_are_not_drawn(tmp_path):
+    assert private(tmp_path, parsed()).drawn(0, 0) is None
+    assert not (tmp_path / "noise.key").exists()
+
+
+def test_a_round_without_participants_is_released(tmp_path):
+    part = private(tmp_path, parsed(sampling="secret"))
+    held = aggregated(part, one_subspace(), [], [])
+    assert held.subspaces["0"][NAMES[0]].all()
+    assert held.shared["p"].all()
+    assert not held.subspaces["1"][NAMES[0]].any()
+    assert part.ledger.clients == {"everyone": 1}
+    assert part.ledger.homes == {"0": {"everyone": 1}, "shared": {"everyone": 1}}
+    assert part.moved(Method(part.config), held, []) == ["0"]
+
+
+def test_the_sum_is_divided_by_the_expected_number(tmp_path):
+    part = private(tmp_path, parsed(sampling="secret", noise_multiplier=0.01, clip=10.0))
+    held = one_subspace()
+    held.assigned |= {(2, "s"): "0"}
+    slots = [*SLOTS, Slot(2, "s", (0,))]
+    aggregated(part, held, [update(client, "0", 1.0) for client in range(3)], slots)
+    assert held.shared["p"][0] == pytest.approx(1.5, abs=0.3)  # three came, two were expected
+
+
+def test_participants_of_several_subspaces_are_no_secret(tmp_path):
+    part = private(tmp_path, parsed(sampling="secret"))
+    with pytest.raises(RunError, match=r"gives clients the subspaces 0, 1, and its common\(\) says '0'"):
+        aggregated(part, state(), [])
+
+
+def test_what_secret_sampling_saves(tmp_path):
+    part = private(tmp_path, parsed(sampling="secret", epsilon=3.0))
+    for round_ in range(6):
+        held = one_subspace()
+        held.round = round_
+        aggregated(part, held, [], [])
+    spent = part.spent()
+    assert part.planned()["releases"] == spent["releases"] == 6
+    assert 2.99 < spent["epsilon"] <= 3.0
+    assert spent["amplification"] == "secret Poisson sampling with probability 0.5"
+    assert spent["noise_multiplier"] < accountant.multiplier_for(3.0, 1e-5, 6)
+    assert "events.jsonl" in spent["not_covered"][-1]

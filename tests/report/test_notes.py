@@ -21,8 +21,8 @@ from server.loop import remarks
 def made(tmp_path):
     """A run folder with these rounds, each a list of (client, subspace, records); returns it read."""
 
-    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco") -> Run:
-        raw = {"benchmark": "fcit-mini-short", "method": method}
+    def _made(rounds: list[list[tuple[int, str, int]]], idle=(), method="disco", left_out=0, how=(), **more) -> Run:
+        raw = {"benchmark": "fcit-mini-short", "method": method, **more}
         folder = RunDir.place(tmp_path / method, configuration.dump(configuration.parse(raw)), {"python": "3"})
         matrix = AccuracyMatrix(["iconqa", "figureqa"], [{"iconqa": 80.0}])
         folder.matrix.write_text(json.dumps(matrix.to_json()))
@@ -32,7 +32,9 @@ def made(tmp_path):
             event = {"event": "round", "stage": 0, "round": number, "clients": clients, "subspaces": subspaces}
             event |= {"examples": examples, "tasks": [[0]] * len(slots), "loss": {}, "up": 0, "down": 0, "seconds": 1}
             event |= {"idle": idle[number]} if idle else {}
+            event |= {"how": how[number]} if how else {}
             lines.append(json.dumps(event) + "\n")
+        lines += [json.dumps({"event": "left-out", "clients": [1]}) + "\n"] * left_out
         folder.events.write_text("".join(lines))
         return Run(folder.path)
 
@@ -52,9 +54,22 @@ def test_subspaces_that_one_client_trained_are_named(made):
     assert said in console.export_text()
 
 
+def test_steps_that_float16_could_not_hold_are_counted(made):
+    how = [[{"steps_overflowed": 2}, {}], [{"steps_overflowed": 1}, {"dtype": "float16"}]]
+    run = made([[(1, "0", 9), (2, "0", 9)]] * 2, how=how)
+    assert notes.notes(run) == ["3 steps overflowed in float16 and were left out."]
+
+
 def test_of_another_method_no_option_is_named(made):
     (said,) = notes.notes(made([[(1, "0", 9), (2, "1", 2)], [(3, "0", 1)]], method="olora"))
     assert said == "Only one client ever trained subspace 1 (client 2: 2 records)."
+
+
+def test_what_secure_aggregation_showed_the_server(made):
+    run = made([], left_out=2, privacy={"secure_aggregation": "on", "min_group": 4})
+    (note,) = notes.notes(run)
+    assert note.startswith("Secure aggregation: the server saw sums of 4 updates or more; records and losses shown")
+    assert note.endswith("Times that a group had no sum and was left out: 2.")
 
 
 def test_nothing_is_said_where_clients_share(made):
@@ -115,6 +130,7 @@ SPENT = {
     "by_subspace": {"0": {"epsilon": 5.5}, "shared": {"epsilon": 7.9995}},
     "not_covered": ["losses", "scores"],
     "public_noise": False,
+    "amplification": "none: participants follow from the seed",
 }
 
 
@@ -131,7 +147,7 @@ def private(run, **spent):
 def test_what_privacy_costs_and_what_it_does_not_cover(made):
     first, second = notes.privacy(private(made([[(1, "0", 9)]]), clip=0.9))
     assert "epsilon 8 at delta 1e-05 for a client's contribution replaced by zero" in first
-    assert "12 releases for the client that took part most often, not amplified by sampling" in first
+    assert "12 releases that count. Amplification: none: participants follow from the seed." in first
     assert first.endswith("After the stages: 4.2, 8. Spent on single parts: subspace 0 5.5, shared 8.")
     assert second == "Epsilon says nothing about: losses; scores."
 
@@ -147,3 +163,45 @@ def test_privacy_of_a_run_that_goes_on(made):
     event = {"event": "round", "privacy": {"epsilon": 3.14159, "delta": 1e-5, "clip": 1.0}}
     run.folder.events.write_text(json.dumps(event) + "\n")
     assert notes.privacy(Run(run.path)) == ["Differential privacy of clients: epsilon 3.14 so far."]
+
+
+RECORDS = {
+    "epsilon": 3.14159,
+    "epsilon_rdp": 3.5,
+    "delta": 1e-5,
+    "noise_multiplier": 0.9,
+    "clip": 1.0,
+    "after_stages": [2.0, 3.14159],
+    "clients": {"1": {"epsilon": 2.5}, "7": {"epsilon": 3.14159}},
+    "not_covered": ["losses"],
+    "public_noise": False,
+}
+
+
+def with_private_records(run, **spent):
+    raw = configuration.load_resolved(run.folder.config).model_dump(mode="json")
+    raw["privacy"] |= {"record_dp": "on", "record_epsilon": 8.0}
+    run.folder.config.write_text(configuration.dump(configuration.parse(raw)))
+    if spent:
+        run.folder.results.write_text(json.dumps({"record_privacy": {**RECORDS, **spent}}))
+    return Run(run.path)
+
+
+def test_what_privacy_of_records_costs(made):
+    first, second = notes.record_privacy(with_private_records(made([[(1, "0", 9)]]), clip=0.5))
+    assert first.startswith("Differential privacy of records: epsilon 3.14 at delta 1e-05 for one record added or remo")
+    assert first.endswith("clipping norm 0.5. After the stages: 2, 3.14. client 7 3.14, client 1 2.5.")
+    assert second == "Epsilon of records says nothing about: losses."
+
+
+def test_records_whose_noise_anyone_can_subtract(made):
+    *_, last = notes.record_privacy(with_private_records(made([[(1, "0", 9)]]), public_noise=True))
+    assert last.endswith("records are not private.")
+
+
+def test_privacy_of_records_in_a_run_that_goes_on(made):
+    run = with_private_records(made([[(1, "0", 9)]]))
+    assert notes.record_privacy(run) == []
+    event = {"event": "round", "record_privacy": {"epsilon": 2.5, "delta": 1e-5}}
+    run.folder.events.write_text(json.dumps(event) + "\n")
+    assert notes.record_privacy(Run(run.path)) == ["Differential privacy of records: epsilon 2.5 so far."]

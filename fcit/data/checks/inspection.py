@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from fcit import seeding
+from fcit.config import RunConfig
 from fcit.data.checks.findings import Dataset, Findings, Partition, Setting
 from fcit.data.formats import files
 from fcit.data.images.verdicts import ImageVerdicts
@@ -19,7 +21,7 @@ from fcit.errors import DataError
 SAMPLE = 200  # images decoded, of each data set
 SHOWN = 5  # problems of each data set that are described
 BETAS = ("0.5", "1.0", "5.0")
-SETTINGS = ("homogeneous", "heterogeneous")
+SETTINGS: tuple[str, ...] = typing.get_args(RunConfig.model_fields["setting"].annotation)
 #: Kinds of images that are counted: their name in tables, and the attribute of ``Look`` that holds whether it is one.
 PICTURES = {"turned by EXIF": "rotated", "transparent": "transparent", "one single colour": "single"}
 SHARED = "test pictures in training"
@@ -78,7 +80,9 @@ class Inspection:
             if partition.origin == "generated":
                 partition.notes += self._too_few(datasets)
         possible = [name for name in settings if name != "heterogeneous" or self.spec.heterogeneous]
-        runs = [self._setting(name, partition, datasets) for name in possible for partition in partitions]
+        federated = [name for name in possible if name != "centralised"]
+        runs = [self._setting(name, partition, datasets) for name in federated for partition in partitions]
+        runs += [self._whole(name, datasets) for name in possible if name not in federated]
         return Findings(self.spec.name, str(self.root), datasets, partitions, runs)
 
     # ------------------------------------------------------------------ data sets
@@ -271,9 +275,15 @@ class Inspection:
 
     # ------------------------------------------------------------------ settings
 
-    def _setting(self, setting: str, partition: Partition, datasets: list[Dataset]) -> Setting:
+    @staticmethod
+    def _whole(setting: str, datasets: list[Dataset]) -> Setting:
+        """One participant has the data sets' own files."""
         broken = [dataset.name for dataset in datasets if not dataset.good]
-        why = [f"data sets to repair: {', '.join(broken)}"] if broken else []
+        why = f"data sets to repair: {', '.join(broken)}" if broken else ""
+        return Setting(setting, "-", "none needed", not why, why)
+
+    def _setting(self, setting: str, partition: Partition, datasets: list[Dataset]) -> Setting:
+        why = [text] if (text := self._whole(setting, datasets).why) else []
         if partition.problems:
             why.append("the delivered partition is not whole or not this benchmark's")
         return Setting(setting, partition.beta, partition.origin, not why, "; ".join(why))

@@ -12,8 +12,8 @@ A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
-and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``evaluate-failed``,
-``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
+and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``left-out``,
+``evaluate-failed``, ``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
 ``checkpoint-damaged``, ``spill-damaged``, and ``data-changed``. After a resume the
 round or evaluation that was interrupted is reported again.
 """
