@@ -27,7 +27,7 @@ from fcit.config import RunConfig
 from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
-from fcit.data.styles import restyled
+from fcit.data.styles import in_styles
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.messages import (
     CONSTANT,
@@ -99,12 +99,7 @@ class Worker:
     def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
         """A client's records of some tasks, as they are learnt (``data.styles``)."""
         records, share = self.data.records(client, tasks), self.config.data.styles
-        if not share:
-            return records
-        written = restyled(records, share, self.config.seed, client, *tasks)
-        usable = self._judge.usable(list(written.values()))  # some may no longer fit into backbone.max_length
-        changed = {place: record for (place, record), fits in zip(written.items(), usable, strict=True) if fits}
-        return [changed.get(place, record) for place, record in enumerate(records)]
+        return in_styles(records, share, self._judge.usable, self.config.seed, client, *tasks) if share else records
 
     def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
         tokenised: Tokenised = self._encodings.get(
@@ -195,11 +190,10 @@ class Worker:
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
-        if order.measure:
-            with computed(self.backbone, config.training):
-                return self._measured(order, sessions[0], begin)
-        private = self._private(config, order, tasks, sessions[0], remembered)
         with computed(self.backbone, config.training):
+            if order.measure:
+                return self._measured(order, sessions[0], begin)
+            private = self._private(config, order, tasks, sessions[0], remembered)
             outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))

@@ -76,6 +76,23 @@ def restyled(records: Sequence[Record], share: float, seed: int, *owner: int | s
     return written
 
 
+def in_styles(
+    records: Sequence[Record],
+    share: float,
+    usable: Callable[[Sequence[Record]], list[bool]],
+    seed: int,
+    *owner: int | str,
+) -> list[Record]:
+    """The records, those of :func:`restyled` rewritten unless they no longer fit into what a model can learn.
+
+    Args:
+        usable: whether each of some records can be learnt.
+    """
+    written = restyled(records, share, seed, *owner)
+    fits = dict(zip(written, usable(list(written.values())), strict=True))
+    return [written[place] if fits.get(place) else record for place, record in enumerate(records)]
+
+
 def _shared_line(records: Sequence[Record]) -> str:
     """The last line of every question, if there are several questions and lines."""
     heads, lines = set(), set()

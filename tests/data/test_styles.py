@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fcit.data.records import Record, Turn
-from fcit.data.styles import OPTIONS, STYLES, restyled
+from fcit.data.styles import OPTIONS, STYLES, in_styles, restyled
 
 LINE = "Answer with a single word."
 ANSWERS = ["red", "green", "blue", "Yellow", "two cups"]
@@ -57,6 +57,15 @@ def test_what_cannot_be_rewritten_stays():
     long = Record.single("b.png", "Q?", "a red cup stands on the left of a blue fish")
     assert restyled([talk] * 3 + [long] * 3 + shard(6, ""), 0.99, 0, 1).keys() <= set(range(6, 12))
     assert restyled([Record.single("a.png", "Q?", "red")] * 9, 0.99, 0, 1) == {}  # there is no other answer
+
+
+def test_what_no_longer_fits_stays():
+    records = shard()
+    written = restyled(records, 0.2, 0, 3, 1)
+    short = in_styles(records, 0.2, lambda new: [len(r.turns[0].question) < 60 for r in new], 0, 3, 1)
+    kept = {place for place, record in written.items() if len(record.turns[0].question) < 60}
+    assert kept < written.keys()
+    assert {place for place, record in enumerate(short) if record != records[place]} == kept
 
 
 def test_options_differ():
