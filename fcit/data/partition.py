@@ -32,7 +32,7 @@ def dirichlet_sizes(
 
     Every client first gets ``reserve`` records; the rest is cut by shares drawn from
     Dirichlet(beta, ..., beta), rounded down (what is left over is dropped, as in the reference
-    partitioner). The whole draw is repeated until each client has ``min_size``.
+    partitioner). The whole draw is repeated until each client has ``min_size``. One client gets all.
 
     Raises:
         ConfigError: ``reserve`` needs more records than there are, or 1,000 draws did not reach ``min_size``.
@@ -43,7 +43,8 @@ def dirichlet_sizes(
             f"partition.reserve: {reserve} records for each of {clients} clients are more than the {total} there are"
         )
     for _ in range(REDRAWS):
-        shares = rng.dirichlet([beta] * clients)
+        # The draw of one share, x / x, can be a bit less than 1.
+        shares = rng.dirichlet([beta] * clients) if clients > 1 else np.ones(1)
         sizes = reserve + np.floor(shares * rest).astype(int)
         if sizes.min() >= min_size:
             return [int(size) for size in sizes]
@@ -159,6 +160,7 @@ class ClientFiles:
         more += [self.config.data.max_records] if self.config.data.max_records else []
         more += [names] if any(names) else []
         more += [columns] if any(columns) else []
+        more += ["all"] if federation.clients == 1 else []
         suffixes = [dataset.suffix for dataset in datasets]
         origin = fingerprint(formats.VERSION, stamps, suffixes, federation.clients, spec.model_dump(), *more)
         draw = f"{float(federation.beta)}-seed{self.config.seed}"

@@ -22,7 +22,7 @@ _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 def card(run: Run, routing: Routing) -> str:
     """``README.md`` of the export: YAML front matter as hubs read it, then Markdown."""
     parts = [
-        front_matter(routing.backbone.model),
+        front_matter(run, routing),
         f"# {_title(run)}",
         _what(run, routing),
         "## Results",
@@ -37,7 +37,7 @@ def card(run: Run, routing: Routing) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def subspace(routing: Routing, name: str) -> str:
+def subspace(run: Run, routing: Routing, name: str) -> str:
     """``README.md`` of one subspace's folder."""
     trained = routing.trained_on.get(name)
     on = f" It was trained on {_counts(trained)}." if trained else ""
@@ -45,13 +45,14 @@ def subspace(routing: Routing, name: str) -> str:
         f"# Subspace {name}\n\nOne LoRA adapter of several that belong together.{on} What they are, how they are mixed "
         "and what they scored is in the `README.md` two folders up."
     )
-    return f"{front_matter(routing.backbone.model)}\n\n{text}\n"
+    return f"{front_matter(run, routing)}\n\n{text}\n"
 
 
-def front_matter(model: str) -> str:
+def front_matter(run: Run, routing: Routing) -> str:
     """Metadata for hubs: base model, library, tags. No licence, which is for the owner to choose."""
-    base = base_model(model)
-    tags = [f"base_model:adapter:{base}", "lora", "federated-learning", "continual-learning", "fcit"]
+    base = base_model(routing.backbone.model)
+    federated = [] if run.config.centralised else ["federated-learning"]
+    tags = [f"base_model:adapter:{base}", "lora", *federated, "continual-learning", "fcit"]
     head = {"base_model": base, "library_name": "peft", "pipeline_tag": "image-text-to-text", "tags": tags}
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
 
@@ -68,6 +69,10 @@ def _title(run: Run) -> str:
 def _what(run: Run, routing: Routing) -> str:
     config = run.config
     federation, adapter = config.federation, config.adapter
+    made = "federated continual instruction tuning"
+    by = f"{federation.clients} clients, {federation.clients_per_round} in each of {federation.rounds} rounds per stage"
+    if config.centralised:
+        made, by = "continual instruction tuning", f"one participant, {config.training.epochs} epochs of each task"
     projector = {
         "shared": "one projector, trained by all, is in every folder (`modules_to_save`)",
         "per_subspace": "each brings a trained projector of its own (`modules_to_save`)",
@@ -78,9 +83,8 @@ def _what(run: Run, routing: Routing) -> str:
     count = len(routing.subspaces)
     return (
         f"{count} LoRA subspace{'' if count == 1 else 's'} (rank {adapter.rank}, alpha {adapter.alpha:g}) on "
-        f"`{base_model(routing.backbone.model)}`, made by federated continual instruction tuning with `fcit`: "
-        f"{described(config)}, {federation.clients} clients, {federation.clients_per_round} in each of "
-        f"{federation.rounds} rounds per stage, {routing.stage} stages. {how} In the language model's layers "
+        f"`{base_model(routing.backbone.model)}`, made by {made} with `fcit`: {described(config)}, {by}, "
+        f"{routing.stage} stages. {how} In the language model's layers "
         f"`{adapter.targets}`; {projector}."
     )
 

@@ -98,7 +98,7 @@ def _write(folder: Path, run: Run, given: Portable) -> None:
     names = routing.subspaces
     for name in track(names, description="exporting", disable=not sys.stderr.isatty(), transient=True):
         save_peft(folder / SUBSPACES / name, given.tensors(name), routing.adapter, model)
-        write_text(folder / SUBSPACES / name / "README.md", card.subspace(routing, name))
+        write_text(folder / SUBSPACES / name / "README.md", card.subspace(run, routing, name))
     format.write(folder, _portable(routing), given.known())
     write_text(folder / "README.md", card.card(run, routing))
     for file in folder.rglob("*.safetensors"):  # created readable by the owner only

@@ -22,6 +22,11 @@ def test_sizes_are_floored_and_leftovers_dropped():
     assert partition.dirichlet_sizes(11, 3, 1.0, Fixed([0.5, 0.3, 0.2])) == [5, 3, 2]
 
 
+def test_one_client_gets_all():
+    """The draw of a single share is below 1 for some seeds."""
+    assert [len(partition.partition(400, 1, 1.0, seed, 0)[0]) for seed in range(50)] == [400] * 50
+
+
 def test_reserve_comes_first():
     # 5 of 11 records are left to draw: 2.5, 1.5 and 1 of them
     assert partition.dirichlet_sizes(11, 3, 1.0, Fixed([0.5, 0.3, 0.2]), reserve=2) == [4, 3, 3]

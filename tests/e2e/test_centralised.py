@@ -106,6 +106,13 @@ def test_the_same_bits_as_a_plain_loop_over_the_tasks(run):
     assert sorted(t.tobytes() for t in got.values()) == sorted(t.astype(np.float32).tobytes() for t in wanted.values())
 
 
+def test_the_model_card_speaks_of_no_federation(run, tmp_path):
+    assert main(["export", str(run.path), "--to", str(tmp_path / "adapters")]) == 0
+    card = (tmp_path / "adapters" / "README.md").read_text()
+    assert "made by continual instruction tuning with `fcit`" in card
+    assert "federated" not in card.partition("## How to use")[0]
+
+
 def test_tables_and_figures_have_no_federation(run, tmp_path):
     assert main(["report", str(run.path), "--output", str(tmp_path / "report")]) == 0
     [head, *_] = csv.reader((tmp_path / "report" / "tables" / "comparison.csv").open())

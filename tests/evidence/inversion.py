@@ -4,8 +4,8 @@ The attacker is the server, or whoever holds what it holds: the messages of one 
 model and the identity encoder.
 
 - ``tokens``: which questions an identity token was made of. Candidates are all training questions of the eight mini
-  data sets; the token is of so many records of one of them. Also with noise added to the token, which nothing here
-  does, and from a list that lacks the question.
+  data sets; the token is of so many records of one of them. Also with ``privacy.token_epsilon``, and from a list that
+  lacks the question.
 - ``updates``: which records an update was trained on, among 128 candidates (image, question, answer) of the same data
   set, each of which the server trains on itself.
 - ``texts``: the same for single records of which the server has question and answer but not the image.
@@ -33,6 +33,7 @@ from fcit.data.records import Record
 from fcit.io.trees import Tensors
 from fcit.models.layout import B
 from fcit.privacy import accountant, clipping
+from fcit.privacy import tokens as private_tokens
 from fcit.privacy.mechanism import Mechanism
 from fcit.privacy.noise import Noise, fresh
 from tests.evidence.leaks import scores, tokens, updates
@@ -45,7 +46,8 @@ CANDIDATES, OTHERS, CLIENTS = 128, 160, 5
 TASK = 0  # ocr-vqa
 MEANS = (1, 5, 20, 100)  # records of a token
 DATASETS = ("arxivqa", "iconqa", "figureqa", "super-clevr")
-NOISE = (0.0, 0.01, 0.1)  # norm of the noise, as a share of the token's
+NOISE = {"none": None, "token_epsilon 8": 8.0}  # ``privacy.token_epsilon``
+DELTA = 1e-5
 LAST = "layers.5.mlp.down_proj.lora_B.weight"
 
 
@@ -95,10 +97,19 @@ def _questions() -> tuple[dict[str, list[str]], list[str], np.ndarray]:
     return asked, distinct, world.worker.backbone.identity.text(distinct)
 
 
-def from_token(dataset: str, noise: float) -> dict[str, Any]:
+def described(rows: np.ndarray, epsilon: float | None) -> np.ndarray:
+    """The feature sum that a client sends of its records' features ``(N, d)``, with the noise of an epsilon."""
+    if epsilon is None:
+        return rows.astype(np.float64).sum(axis=0)
+    multiplier = accountant.multiplier_for(epsilon, DELTA, 1)
+    return private_tokens.noised(private_tokens.clipped(rows).sum(axis=0), multiplier, Noise(fresh()))
+
+
+def from_token(dataset: str, epsilon: float | None) -> dict[str, Any]:
     """Which questions a token of records of a data set was made of, by the number of records."""
     asked, distinct, features = _questions()
     place = {question: number for number, question in enumerate(distinct)}
+    candidates = features if epsilon is None else private_tokens.clipped(features)
     result: dict[str, Any] = {"distinct": len(set(asked[dataset])), "candidates": len(distinct)}
     for many in MEANS:
         whole, recall, nearest = [], [], []
@@ -106,13 +117,11 @@ def from_token(dataset: str, noise: float) -> dict[str, Any]:
             rng = seeding.generator(0, "tokens", dataset, many, trial)
             drawn = [place[asked[dataset][i]] for i in rng.permutation(len(asked[dataset]))[:many]]
             true = np.bincount(drawn, minlength=len(distinct))
-            total = features[drawn].astype(np.float64).sum(axis=0)
-            length = noise * np.linalg.norm(total) / np.sqrt(len(total))
-            total = total + length * rng.normal(size=len(total))
-            counts = tokens.counted(total, many, features)
+            total = described(features[drawn], epsilon)
+            counts = tokens.counted(total, many, candidates)
             whole.append(bool((counts == true).all()))
             recall.append(float(np.minimum(counts, true).sum() / many))
-            nearest.append(updates.found(-np.argsort(tokens.nearest(total, features)), true > 0))
+            nearest.append(updates.found(-np.argsort(tokens.nearest(total, candidates)), true > 0))
         result[str(many)] = {
             "all": scores.shares(whole),
             "recall": round(float(np.mean(recall)), 4),
@@ -261,8 +270,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "texts": from_texts,
     "answers": from_last_layer,
     **{
-        f"tokens, {dataset}, noise {noise:g}": lambda dataset=dataset, noise=noise: from_token(dataset, noise)  # type: ignore[misc]
-        for noise in NOISE
+        f"tokens, {dataset}, noise: {noise}": lambda dataset=dataset, epsilon=epsilon: from_token(dataset, epsilon)  # type: ignore[misc]
+        for noise, epsilon in NOISE.items()
         for dataset in DATASETS
     },
     **{
@@ -275,14 +284,14 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 def token_table(results: dict[str, Any]) -> str:
     """Markdown: share of a token's records whose questions were read, by data set, records and noise."""
     lines = [
-        f"| data set (distinct questions) | noise | {' | '.join(f'{many} records' for many in MEANS)} |",
+        f"| data set (distinct questions) | noise | {' | '.join(f'of {many}' for many in MEANS)} |",
         "|---|---|" + "---|" * len(MEANS),
     ]
     for dataset, noise in itertools.product(DATASETS, NOISE):
-        entry = results.get(f"tokens, {dataset}, noise {noise:g}")
+        entry = results.get(f"tokens, {dataset}, noise: {noise}")
         cells = [f"{100 * entry[str(many)]['recall']:.0f} %" if entry else NOT_RUN for many in MEANS]
-        many = f" ({entry['distinct']:,})" if entry else ""
-        lines.append(f"| {dataset}{many} | {f'{100 * noise:g} %' if noise else 'none'} | {' | '.join(cells)} |")
+        distinct = f" ({entry['distinct']:,})" if entry else ""
+        lines.append(f"| {dataset}{distinct} | {noise} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

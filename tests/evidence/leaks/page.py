@@ -23,8 +23,8 @@ def filled(page: str) -> str:
         ValueError: a table has no place, or several.
     """
     for name, table in tables().items():
-        place = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        page, count = place.subn(lambda found, table=table: f"{found[1]}{table}{found[2]}", page)  # type: ignore[misc]
+        place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, count = place.subn(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", page)  # type: ignore[misc]
         if count != 1:
             raise ValueError(f"{PAGE}: {count} places for the table {name!r}, expected one: <!-- table: {name} -->")
     return page
