@@ -38,6 +38,7 @@ METHODS = {
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
+    "sacuir": "fcit.methods.sacuir:SACUIR",
     "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }

@@ -104,7 +104,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
         )
     elif config.privacy.secret and method.needs_stats:
         problems.append(
-            f"privacy.sampling: 'secret' needs a method without descriptions of shards: those that method: {name!r} "
-            "keeps show who took part; choose privacy.sampling: public"
+            f"privacy.sampling: 'secret' cannot keep secret whom method: {name!r} describes: sums of features over "
+            "exactly the clients that were drawn are published with the adapters; choose privacy.sampling: public"
         )
     return problems

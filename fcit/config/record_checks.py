@@ -22,6 +22,11 @@ def contradictions(config: RunConfig) -> list[str]:
             "privacy.record_dp: 'on' needs either record_noise_multiplier or record_epsilon (which each client "
             f"computes its noise multiplier from), got {' and '.join(given) or 'neither'}"
         )
+    if config.data.styles:
+        problems.append(
+            f"privacy.record_dp: 'on' protects records that are learnt as they are, and with data.styles: "
+            f"{config.data.styles:g} one record is rewritten with answers of others; choose data.styles: 0"
+        )
     if config.training.compile == "on":
         problems.append(
             "privacy.record_dp: 'on' needs the gradient of every record, which compiled layers do not give; choose "

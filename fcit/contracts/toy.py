@@ -78,6 +78,10 @@ class Toy:
         """Logits of three words at one position each, and the words wanted."""
         return self.loss(examples, features, prefix) * torch.ones(len(examples), 3), torch.zeros(len(examples)).long()
 
+    def encode(self, instruction: str, answer: str | None, image: str | None) -> Encoded:
+        """A record of one word and its answer."""
+        return Encoded((1, 2), ((1, 2),), ())
+
     def vision_features(self, root: Any, images: list[str]) -> torch.Tensor:
         """Placeholder features."""
         return torch.zeros(len(images), 1, 1)

@@ -26,6 +26,7 @@ from fcit.federation.messages import (
     ShareOrder,
     UnmaskOrder,
 )
+from fcit.privacy.record_accountant import Steps, epsilon
 from fcit.privacy.secagg.client import Participant
 from fcit.privacy.secagg.keys import Keys, fresh
 from fcit.privacy.secagg.roster import Member, Rules
@@ -181,6 +182,24 @@ def test_an_order_for_another_client_or_a_strange_run_is_refused(site):
         assert site.refused("query.probe", probe_order(run=run)) == "refused"
     assert not (site.home / "memory").exists()
     assert "this site is 0" in site.log
+
+
+def test_a_site_trains_by_dp_sgd_until_its_own_limit(site):
+    pytest.importorskip("dp_accounting")
+    spent = [epsilon([Steps(4.0, 5 / RECORDS, 3)] * trainings, 1e-5).pld for trainings in (2, 3)]
+    raw = yaml.safe_load(site.file.read_text())
+    site.file.write_text(yaml.safe_dump({**raw, "max_record_epsilon": sum(spent) / 2}))
+    config = ordered(privacy={"record_dp": "on", "record_noise_multiplier": 4.0})
+    tensors = start(probe_of(site, config))
+    first, again = (update_of(site, train_order(tensors, config)) for _ in range(2))
+    assert (first.examples, first.steps) == (RECORDS, 3)
+    assert any((first.tensors[n] != tensors[n]).any() for n in tensors)
+    assert all(np.array_equal(again.tensors[n], first.tensors[n]) for n in tensors)  # the same order, the same noise
+    assert site.refused("train", train_order(tensors, config)) == "refused"
+    assert "above SITE.yaml max_record_epsilon" in site.log
+    assert site.refused("train", train_order(tensors)) == "refused"
+    assert "privacy.record_dp: 'off' in this run" in site.log
+    assert len(json.loads((site.home / "record-privacy.json").read_text())["spent"]) == 1
 
 
 def test_a_site_sends_its_update_masked_and_once(site):

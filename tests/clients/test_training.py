@@ -18,6 +18,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
 from tests.helpers.llava import small_llava
+from tests.helpers.runs import BACKBONE
 
 RECORDS = 7
 #: float32 sums in another order: of the largest gradient, and absolutely.
@@ -27,7 +28,7 @@ METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora"]
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return Backbone(Config(feature_cache="off", threads=1))
+    return Backbone(Config(**BACKBONE, feature_cache="off"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def shard(backbone, tmp_path_factory):
 
 
 def adapters_of(method, projector: str = "shared", dropout: float = 0.0) -> Adapters:
-    backbone = Backbone(Config(feature_cache="off", threads=1))
+    backbone = Backbone(Config(**BACKBONE, feature_cache="off"))
     adapters = Adapters(backbone, Adapter(projector=projector, dropout=dropout), method.layout)
     rng = np.random.default_rng(1)
     noise = {n: rng.normal(0, 0.05, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}

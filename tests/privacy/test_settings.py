@@ -82,8 +82,8 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
             "choose privacy.sampling: public",
         ),
         (
-            {"privacy": SECRET, "method": "hide"},
-            "privacy.sampling: 'secret' needs a method without descriptions of shards",
+            {"privacy": {**SECRET, "token_epsilon": 4}, "method": "hide"},
+            "privacy.sampling: 'secret' cannot keep secret whom method: 'hide' describes",
             "choose privacy.sampling: public",
         ),
         (
@@ -142,6 +142,11 @@ def test_records_and_clients_are_protected_together():
             {"privacy": RECORDS, "training": {"compile": "on"}},
             "privacy.record_dp: 'on' needs the gradient of every record",
             "choose training.compile: auto or off",
+        ),
+        (
+            {"privacy": RECORDS, "data": {"styles": 0.2}},
+            "privacy.record_dp: 'on' protects records that are learnt as they are, and with data.styles: 0.2",
+            "choose data.styles: 0",
         ),
         *(
             ({"privacy": RECORDS, "method": method}, "privacy.record_dp: 'on' covers the gradients", "another method")
