@@ -52,6 +52,7 @@ evidence: install  ## the long runs behind docs/figures.md (about seven hours on
 	$(BIN)/python -m tests.evidence.attacks
 	$(BIN)/python -m tests.evidence.membership
 	$(BIN)/python -m tests.evidence.inversion
+	$(BIN)/python -m tests.evidence.leaks.page
 	$(BIN)/python -m tests.evidence.soak
 	$(BIN)/python -m tests.evidence.site_worker
 	$(BIN)/python -m tests.evidence.messages
