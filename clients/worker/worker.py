@@ -26,6 +26,7 @@ from fcit.config import RunConfig
 from fcit.config.kinds import Way
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
+from fcit.data.styles import restyled
 from fcit.errors import DataError, FCITError, Refused, TooFew
 from fcit.federation.messages import (
     CONSTANT,
@@ -94,9 +95,19 @@ class Worker:
 
     # ------------------------------------------------------------------ data
 
+    def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
+        """A client's records of some tasks, as they are learnt (``data.styles``)."""
+        records, share = self.data.records(client, tasks), self.config.data.styles
+        if not share:
+            return records
+        written = restyled(records, share, self.config.seed, client, *tasks)
+        usable = self._judge.usable(list(written.values()))  # some may no longer fit into backbone.max_length
+        changed = {place: record for (place, record), fits in zip(written.items(), usable, strict=True) if fits}
+        return [changed.get(place, record) for place, record in enumerate(records)]
+
     def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
         tokenised: Tokenised = self._encodings.get(
-            (client, tuple(tasks)), lambda: self._judge.examples(self.data.records(client, tasks))
+            (client, tuple(tasks)), lambda: self._judge.examples(self._records(client, tasks))
         )
         return tokenised
 
@@ -138,7 +149,7 @@ class Worker:
             TooFew: the mean of so few instructions would reveal too much about each.
         """
         tasks = self.data.tasks(order.stage, order.tasks)
-        records = self.data.records(order.client, tasks)
+        records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
         self._enough(order.client, tasks)
@@ -256,7 +267,7 @@ class Worker:
         identity = None
         if self.method.needs_identity:
             key = (order.client, tuple(tasks))
-            identity = self._identities.get(key, lambda: self._identity(self.data.records(order.client, tasks)))
+            identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
         last = order.round == self.config.federation.rounds - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples

@@ -292,6 +292,13 @@ class Data(Section):
     turns: Annotated[Literal["all", "first"], SCOPE] = Field(
         "all", description="answers of a conversation that are learnt; first: its first question and answer alone"
     )
+    styles: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a shard's records whose question and answer are rewritten in another answer style (after "
+        "SEFE's ASD, 0.2 there; templates of ours)",
+    )
     pictures: Way = Field(
         "official",
         description="official: as the published trainer reads them; upright: turned by EXIF, transparency on white",

@@ -34,9 +34,9 @@ class SEFE(PerStage):
     11008 layer are 22 MB per stage. Only the products at key positions are formed at a step; the released code forms
     the whole B A of every layer. It merges earlier pairs into the weights, which is the same model.
 
-    This is RegLoRA alone. The paper's other half, answer styles (ASD), is a transformation of data that does not come
-    with a method; as in the public toolbox MCITlib, which calls its own version RegLoRA for that reason. The projector,
-    if it is trained, is not protected.
+    This is RegLoRA alone, as the public toolbox MCITlib calls its own version. The paper's other half, answer styles
+    (ASD), is a transformation of data for any method: ``data.styles``. The projector, if it is trained, is not
+    protected.
     """
 
     class Options(Section):

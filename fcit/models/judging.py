@@ -88,6 +88,14 @@ class TokenJudge:
             _memory(self._folder).tokens.keep()
         return Tokenised(entries)
 
+    def usable(self, records: Sequence[Record]) -> list[bool]:
+        """Whether each record can be learnt, whole."""
+        examples = self._encoded(records)
+        return [
+            not isinstance(example, str) and not example.dropped and not self._problem(record, example)
+            for record, example in zip(records, examples, strict=True)
+        ]
+
     def _entries(self, records: Iterable[Conversation]) -> Iterator[Entry | str]:
         return _memory(self._folder).tokens.entries(records, lambda new: self.encoder.encoded(new))
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fcit import load_run
+from fcit.bench import folders, plan
 from fcit.cli import main
 from tests.e2e.conftest import assert_themes_differ
 from tests.e2e.test_report import browser  # noqa: F401  (a fixture)
@@ -46,11 +47,15 @@ def stopped(world, tmp_path_factory) -> tuple[Path, Path]:
     return file, folder / "runs" / "both"
 
 
+@pytest.mark.page
 def test_a_bench_goes_on_where_it_was_stopped(stopped, capsys):
     file, folder = stopped
     assert (folder / RUNS[0] / "state").is_dir()
     assert not (folder / RUNS[0] / "results.json").exists()
     assert not (folder / RUNS[1]).exists()
+    second = plan.load(file).runs[1]
+    folders.place(second)
+    assert main(["resume", str(second.folder)]) == 0  # what a process of the bench would do, without its imports
     assert main(["bench", str(file)]) == 0
     out = capsys.readouterr().out
     assert "resuming at stage" in (folder / RUNS[0] / "log.txt").read_text()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from flwr.supercore.control import ControlHttpClient
 
 from fcit.cli import main
 from tests.helpers.runs import bits
-from tests.helpers.superlink import answers, free_port
+from tests.helpers.superlink import answers, end, free_port
 from tests.helpers.waiting import LONG, wait
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ CONFIG = {
 
 @pytest.fixture
 def superlink(tmp_path):
-    """A SuperLink of our own in simulation mode; `flwr(...)` talks to it."""
+    """A SuperLink of our own in simulation mode; `flwr(...)` talks to it, and so does a client in this process."""
     port = free_port()
     home = tmp_path / "flwr-home"
     home.mkdir()
@@ -84,14 +85,14 @@ def superlink(tmp_path):
     try:
         wait(lambda: answers(port) or process.poll() is not None)
         assert process.poll() is None, (tmp_path / "superlink.log").read_text()
-        yield flwr, home
+        yield flwr, home, ControlHttpClient.from_server_address(f"127.0.0.1:{port}", True, None, [])
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=LONG)
 
 
 def test_flwr_run_equals_inline(superlink, tmp_path):
-    flwr, home = superlink
+    flwr, home, control = superlink
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(BENCHMARK))
     config = tmp_path / "stock.yaml"
     config.write_text(yaml.safe_dump({**CONFIG, "output": str(tmp_path / "stock")}))
@@ -99,21 +100,15 @@ def test_flwr_run_equals_inline(superlink, tmp_path):
         "run",
         ".",
         "--federation-config",
-        "num-supernodes=6 client-resources-num-cpus=1 init-args-num-cpus=2",
+        "num-supernodes=6 client-resources-num-cpus=1 init-args-num-cpus=1",  # one actor: each imports torch
         "-c",
         f'config="{config}" overrides="seed=1"',
     )
     number = str(started["run-id"])
-
-    def end() -> str:
-        status = flwr("ls", "--run-id", number)["runs"][0]["status"]
-        return status if status.startswith("finished") else ""
-
-    # Asked when there is something to hear: every start of Flower's command line takes seconds.
     log = tmp_path / "superlink.log"
     wait(lambda: re.search(rf"Finished task \d+ of run {number}", log.read_text()), log.read_text)
     # The exit code of `flwr run` says nothing about the run; its status does.
-    assert wait(end, log.read_text, pause=1) == "finished:completed", flwr("log", number, "--show")
+    assert wait(lambda: end(control, int(number)), log.read_text) == "finished:completed", flwr("log", number, "--show")
 
     assert main(["run", str(config), "seed=1", f"output={tmp_path / 'inline'}"]) == 0
     assert bits(tmp_path / "stock" / "stock-1") == bits(tmp_path / "inline" / "stock-1")

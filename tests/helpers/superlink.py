@@ -169,11 +169,13 @@ class SuperLink:
         run = str(self.flwr("run", app, "test")["run-id"])
         log = self.folder / "superlink.log"
         wait(lambda: re.search(rf"Finished task \d+ of run {run}", log.read_text()), lambda: log.read_text()[-4000:])
-        return wait(lambda: self._end(int(run)), lambda: log.read_text()[-4000:])
+        return wait(lambda: end(self._control(), int(run)), lambda: log.read_text()[-4000:])
 
-    def _end(self, run: int) -> str:
-        status = self._control().ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
-        return f"{status.status}:{status.sub_status}" if status.status == "finished" else ""
+
+def end(control: ControlHttpClient, run: int) -> str:
+    """The final status of a run; empty while it goes on."""
+    status = control.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
+    return f"{status.status}:{status.sub_status}" if status.status == "finished" else ""
 
 
 class Site:
