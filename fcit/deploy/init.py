@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from fcit import __version__
 from fcit.config.site import Site
 from fcit.deploy import app, certificates, door
@@ -112,6 +114,5 @@ def site_file(deployment: Deployment, name: str, fab: str) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    # As YAML reads it back: 1e-05 without a point would be text.
+    return str(yaml.safe_dump(value, default_flow_style=True)).splitlines()[0]
