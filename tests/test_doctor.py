@@ -11,6 +11,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
 from fcit.models.backbone import Backbone
+from fcit.models import estimate
 from fcit.models.estimate import Lengths
 
 LARGE = {
@@ -152,3 +153,19 @@ def test_a_method_that_does_not_train_is_not_charged_for_it():
     benchmark = open_benchmark(config)
     benchmark.prepare()
     assert timing.counted(benchmark, config).records == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "count"), [("finetune", 1), ("opcm", 1), ("clmoe", 1), ("olora", 4), ("disco", 4), ("hide", 4)]
+)
+def test_subspaces_at_the_end(method, count):
+    from fcit.doctor.command import _subspaces
+
+    assert _subspaces(configuration.parse({"method": method, "benchmark": "fcit-mini-short"})) == count
+
+
+@pytest.mark.parametrize(
+    ("method", "looks"), [("disco", False), ({"name": "disco", "token": "both"}, True), ("hide", True)]
+)
+def test_which_methods_look_at_pictures_to_route(method, looks):
+    assert estimate.sees(configuration.parse({"method": method})) is looks

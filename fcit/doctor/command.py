@@ -16,7 +16,6 @@ from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_
 from fcit.doctor.models import check_models
 from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
-from fcit.methods.base import Method
 from fcit.models import estimate
 from fcit.models.estimate import Lengths
 from fcit.models.features import features_size
@@ -79,8 +78,9 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
 
 
 def _subspaces(config: RunConfig) -> int:
-    """Subspaces at the end: as many as tasks for a method that assigns them, one for all others."""
-    if registry.resolve("method", config.method["name"]).assign is Method.assign:
+    """Subspaces at the end: one for a method that trains the same one in every stage, else as many as tasks."""
+    method = registry.resolve("method", config.method["name"])(config)
+    if method.common(0) is not None and method.common(0) == method.common(1):
         return 1
     own = registry.is_own(config.benchmark)  # in code: known when it is opened, which may need its data
     return _ASSUMED_TASKS if own else len(read_spec(config.benchmark).tasks)

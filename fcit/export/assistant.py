@@ -180,6 +180,11 @@ class Assistant:
             if subspace not in self.subspaces:
                 hint = registry.nearest(subspace, self.subspaces)
                 raise ConfigError(f"subspace: no {subspace!r}{hint} (there are: {', '.join(self.subspaces)})")
+            if self.method.layout.routed == "last":
+                raise ConfigError(
+                    f"subspace: those of method {self.method.name} act together below the last block, whatever the "
+                    "mix; leave it out, or load one alone with peft as the model card shows"
+                )
             return np.tile(np.array([n == subspace for n in self.subspaces], dtype=np.float32), (len(features), 1))
         if self.method.needs_task_at_inference:
             raise ConfigError(

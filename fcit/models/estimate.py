@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fcit import registry
 from fcit.config import RunConfig
 from fcit.models.decoding.sizes import Widths
 from fcit.models.features import BATCH
@@ -162,7 +163,7 @@ def with_batches(config: RunConfig, shape: Shape, subspaces: int, room: float, l
 
 def sees(config: RunConfig) -> bool:
     """Whether identity features are made of images, too."""
-    return config.method.get("token", "text") != "text"
+    return bool(registry.resolve("method", config.method["name"])(config).identity != "text")
 
 
 #: Whether what is needed fits.
