@@ -10,8 +10,8 @@ from fcit.cli import main
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
-from fcit.models.backbone import Backbone
 from fcit.models import estimate
+from fcit.models.backbone import Backbone
 from fcit.models.estimate import Lengths
 
 LARGE = {
