@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _prepared(run: RunDir) -> tuple[RunConfig, Stream]:
     check(config)
     stream, unjudged = open_stream(config), list[str]()
     try:
-        stream.judged_by(lambda: judge_of(config.backbone))
+        stream.judged_by(partial(judge_of, config.backbone))
     except ConfigError as error:
         if not (run.path / BELONGS).is_file():
             raise

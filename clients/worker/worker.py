@@ -26,6 +26,7 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.kinds import Way
 from fcit.data.collate import images_of
+from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import Record, TestRecord
 from fcit.data.styles import in_styles
 from fcit.errors import DataError, FCITError, Refused, TooFew
@@ -82,7 +83,8 @@ class Worker:
     ) -> None:
         self.config, self.memory, self.data, self.terms = config, memory, data, terms
         self.backbone, self.adapters = model
-        self._judge = judge_with(self.backbone.config, self.backbone.encoder)
+        sizes = ImageSizes(data.image_root, config.data.pictures)
+        self._judge = judge_with(self.backbone.config, self.backbone.encoder, sizes)
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)

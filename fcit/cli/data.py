@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -180,7 +181,7 @@ def _configured(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--config: with stream: site the data are at the sites; `fcit client check SITE.yaml` looks there"
         )
-    benchmark.judge = judge_of(config.backbone)
+    benchmark.judged_by(partial(judge_of, config.backbone))
     benchmark.prepare()
     if benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
         benchmark.look()

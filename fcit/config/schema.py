@@ -268,8 +268,16 @@ class Backbone(Section):
     pad_to_square: bool = Field(
         False, description="pad images to squares with the processor's mean colour before anything else (LLaVA-1.5)"
     )
-    image_size: int = Field(
-        448, ge=28, description="Qwen-VL: every image is scaled to a square of so many pixels (a multiple of 28)"
+    image_size: Annotated[int, Field(ge=28)] | Literal["native"] = Field(
+        "native",
+        description="of models that take images of any size: native, or the side in pixels of a square that every "
+        "image is scaled to, as in runs before there was native (448)",
+    )
+    min_pixels: int | None = Field(
+        None, ge=1, description="smaller images are enlarged to so many pixels (native); default: the processor's"
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="larger images are reduced to so many pixels (native); default: the processor's"
     )
     max_length: int = Field(
         2048, ge=16, description="tokens of an example, image included; what is longer is cut at its end"

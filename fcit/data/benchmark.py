@@ -15,6 +15,7 @@ from fcit.data.checks import before_run
 from fcit.data.dataset import CheckRecords, DatasetFiles, read_usable
 from fcit.data.formats import llava
 from fcit.data.formats.files import stamps
+from fcit.data.images.sizes import ImageSizes
 from fcit.data.partition import ClientFiles, SuffixIndex
 from fcit.data.records import Record, TestRecord, joined, picked, placed, suffixed
 from fcit.data.spec import BenchmarkSpec, DatasetSpec, read_spec
@@ -104,13 +105,16 @@ class Benchmark:
         """The files of the data sets."""
         return DatasetFiles(self.spec, self.root, self.config)
 
-    def judged_by(self, judge: Callable[[], Judge]) -> None:
+    def judged_by(self, judge: Callable[[ImageSizes], Judge]) -> None:
         """Have every record checked with a model's tokenizer from now on.
+
+        Args:
+            judge: makes the judge of records with images of these sizes.
 
         Raises:
             ConfigError: the model cannot be used.
         """
-        self.judge = judge()
+        self.judge = judge(ImageSizes(self.image_root, self.config.data.pictures))
 
     def prepare(self, names: list[str] | None = None) -> None:
         """Check that the files of these data sets (default: all) exist and every record of them can be used.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
+from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import TestRecord
 from fcit.data.verdict import Judge
 from fcit.errors import DataError
@@ -72,7 +73,7 @@ class Stream(Protocol):
             DataError: the client's file is not at the server, or cannot be read.
         """
 
-    def judged_by(self, judge: Callable[[], Judge]) -> None:
+    def judged_by(self, judge: Callable[[ImageSizes], Judge]) -> None:
         """Have every record checked with a model's tokenizer from now on; the judge is made if there are records."""
 
     def prepare(self) -> None:
@@ -131,7 +132,7 @@ class SiteStream:
         """``federation.max_records``: only the client knows how many it has."""
         return self.config.federation.max_records
 
-    def judged_by(self, judge: Callable[[], Judge]) -> None:
+    def judged_by(self, judge: Callable[[ImageSizes], Judge]) -> None:
         """Nothing to check: each site checks its own records."""
 
     def prepare(self) -> None:

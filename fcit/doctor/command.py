@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -94,7 +96,8 @@ def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] |
     """
     try:
         benchmark = open_benchmark(config)
-        benchmark.judge = judge_of(config.backbone) if here else None
+        if here:
+            benchmark.judged_by(partial(judge_of, config.backbone))
         benchmark.prepare()
         if here and benchmark.spec.source == "mini":  # rendered here: a run takes it as it is
             benchmark.look()

@@ -51,6 +51,6 @@ def _answer() -> Iterator[tuple[str, bool, str]]:
     Adapters(model, Adapter())
     yield "model loads", True, f"{size / 1e6:.2f} M parameters, identity width {model.identity.width()}"
     encoded = model.encode("Name the color.", None, "")
-    blank = torch.zeros(1, *model.family.shape)
+    blank = model.vision.blank([""])
     text = model.generate([encoded], blank, 4)[0]
     yield "model answers", True, repr(text)

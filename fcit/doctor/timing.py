@@ -23,7 +23,8 @@ from fcit.methods.base import Method
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.estimate import Lengths
-from fcit.models.features import BATCH
+from fcit.models.feature_store import BATCH
+from fcit.models.patches import Features
 from fcit.models.steps import computed
 
 _COUNTED = 10  # clients whose shards are counted in files that others made; of what is rendered here, all
@@ -164,11 +165,12 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         tested = [Tested(1, [question] * min(config.evaluation.at_once, 8), lengths.answer)]
     else:
         trained, tested = work.trained, work.tested
-    training = _training(config, backbone, adapters, trained, micro)
+    root = None if work is None else work.image_root
+    training = _training(config, backbone, adapters, trained, micro, root)
     method: Method = registry.resolve("method", config.method["name"])(config)
     with backbone.answering.by(method.answers_by):
         answering = _answering(
-            backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone"
+            backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone", root
         )
     backbone.answering.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
@@ -184,18 +186,19 @@ def _threads(config: RunConfig) -> configuration.Backbone:
     return config.backbone.model_copy(update={"threads": config.ray.num_cpus if ray else 1})
 
 
-def _blank(backbone: Backbone, count: int) -> torch.Tensor:
-    return torch.zeros(count, *backbone.family.shape, device=backbone.device, dtype=backbone.dtype)
-
-
 def _training(
-    config: RunConfig, backbone: Backbone, adapters: Adapters, trained: Sequence[Trained], micro: int
+    config: RunConfig,
+    backbone: Backbone,
+    adapters: Adapters,
+    trained: Sequence[Trained],
+    micro: int,
+    root: Path | None,
 ) -> float:
     """Seconds per record: forward and backward a micro-batch at a time, and a record's share of an AdamW step.
 
     As a run computes it; what is compiled, is compiled in the step that does not count.
     """
-    total = _Sum()
+    total, encoder = _Sum(), backbone.encoder_below(root)
     with (
         seeding.torch_seeded(0, "doctor"),
         computed(backbone, config.training),
@@ -205,10 +208,10 @@ def _training(
         for part in trained:
             if total.late:
                 break
-            examples = [e for e in backbone.encoder.encoded(part.some[:micro]) if not isinstance(e, str)]
-            features = _blank(backbone, len(images_of(examples)))
+            examples = [e for e in encoder.encoded(part.some[:micro]) if not isinstance(e, str)]
+            features = backbone.vision.blank(images_of(examples), root)
 
-            def step(examples: list = examples, features: torch.Tensor = features) -> None:
+            def step(examples: list = examples, features: Features = features) -> None:
                 try:
                     with backbone.layers.running():
                         backbone.loss(examples, features).backward()
@@ -225,24 +228,29 @@ def _training(
 
 
 def _answering(
-    backbone: Backbone, adapters: Adapters, tested: Sequence[Tested], subspaces: int, as_backbone: bool
+    backbone: Backbone,
+    adapters: Adapters,
+    tested: Sequence[Tested],
+    subspaces: int,
+    as_backbone: bool,
+    root: Path | None,
 ) -> float:
     """Seconds per question, a batch at a time under a mixture."""
-    total = _Sum()
+    total, encoder = _Sum(), backbone.encoder_below(root)
     adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector(), as_backbone)
     for part in tested:
         if total.late:
             break
-        questions = [e for e in backbone.encoder.encoded(part.some) if not isinstance(e, str)]
+        questions = [e for e in encoder.encoded(part.some) if not isinstance(e, str)]
         if not questions:
             continue
-        answers = list(backbone.encoder.lengths(q.answer for q in part.some if q.answer))
+        answers = list(encoder.lengths(q.answer for q in part.some if q.answer))
         longest = min(max(answers, default=part.longest), part.longest)
-        features = _blank(backbone, 1).expand(len(images_of(questions)), *backbone.family.shape)
+        features = backbone.vision.blank(images_of(questions), root)
         mix = np.full((len(questions), subspaces), 1.0 / subspaces, dtype=np.float32)
         with adapters.mixed(mix if subspaces > 1 else None):
 
-            def answer(q: list = questions, f: torch.Tensor = features, n: int = longest) -> None:
+            def answer(q: list = questions, f: Features = features, n: int = longest) -> None:
                 backbone.generate(q, f, n)
 
             total.add(_timed(answer, backbone.device) / len(questions), part.questions)
@@ -254,7 +262,7 @@ def _looking(backbone: Backbone, work: Work) -> float:
     names = list(dict.fromkeys(image for part in work.tested for q in part.some for image in q.images))[:BATCH]
     if not names:
         return 0.0
-    return _timed(lambda: backbone._vision(work.image_root, names), backbone.device) / len(names)
+    return _timed(lambda: backbone.vision.computed(work.image_root, names), backbone.device) / len(names)
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:

@@ -158,7 +158,8 @@ class Assistant:
         self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
     ) -> list[str]:
         """Answers in the stretches and batches of the run, on which the last bits depend."""
-        examples = [self._backbone.encoder.encode(record) for record in records]
+        encoder = self._backbone.encoder_below(root)
+        examples = [encoder.encode(record) for record in records]
 
         def answer(begin: int, places: list[int]) -> list[str]:
             rows = [begin + place for place in places]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from fcit.config import Section
 from fcit.data.collate import Encoded, images_of
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, Session
+from fcit.models.patches import together
 
 
 class Replay(Method):
@@ -53,7 +53,7 @@ class Replay(Method):
             return super().loss(session, examples, features)
         chosen = [old[i] for i in draw.choice(len(old), size=count, replace=False)]
         more = session.backbone.vision_features(session.image_root, images_of(chosen))
-        return super().loss(session, [*examples, *chosen], torch.cat([features, more]))
+        return super().loss(session, [*examples, *chosen], together([features, more]))
 
     def finish(self, session: Session) -> Tensors:
         kept, shards = session.memory["kept"], session.memory.setdefault("shards", [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -11,31 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch.nn import functional
 
 from fcit import config as configuration
 from fcit.config.kinds import Way
 from fcit.data.collate import IGNORE, Encoded, pad_left
-from fcit.data.images.opening import open_image
+from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.models import hashes
 from fcit.models.compiling import CompiledLayers
 from fcit.models.decoding.answering import Answering
 from fcit.models.encoding import Encoder
-from fcit.models.families.base import Family
-from fcit.models.features import ImageFeatures, Pictures, filled, restored, stored
+from fcit.models.families.base import AnySize, Family
+from fcit.models.features import Pictures
 from fcit.models.identity import IdentityEncoder
-from fcit.models.loader import Loader
 from fcit.models.loading import check_hardware, inspect, load_model
 from fcit.models.loading import versions as versions
+from fcit.models.patches import Features, Patches
+from fcit.models.placeholders import placeholders_of
 from fcit.models.places import TINY as TINY
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
-
-#: Threads that prepare images for a GPU, unless ``backbone.loader_threads`` says another number.
-_THREADS = 4
+from fcit.models.vision import Vision, vision_of
 
 
 def _insert(
@@ -92,7 +89,8 @@ class Backbone:
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self.identity = IdentityEncoder(identity_path, self.device, config.feature_cache == "disk", pictures)
         self.family: Family = inspected.family(self.model, self.image_processor, config)
-        #: While images are projected: the row of the batch that each image belongs to.
+        #: While images are projected: the row of the batch that each image belongs to, or where images are of unlike
+        #: size, each row of what the projector returns.
         self.owners: list[int] | None = None
         #: How :meth:`generate` decodes.
         self.answering = Answering(self)
@@ -108,19 +106,6 @@ class Backbone:
     def word_embeddings(self) -> np.ndarray:
         """Input embeddings of the whole vocabulary ``(V, d)`` float32."""
         return self._base.get_input_embeddings().weight.detach().float().cpu().numpy()
-
-    @cached_property
-    def vision_hash(self) -> str:
-        """Identifies the feature cache: vision weights, preparation of images, version of transformers."""
-        parts = [
-            hashes.of_module(self.family.tower),
-            self.image_processor.to_json_string(),
-            transformers.__version__,
-        ]
-        parts += [self.family.view] if self.family.view else []
-        if self.pictures != "official":  # so that names of earlier versions stay valid
-            parts.append(f"pictures: {self.pictures}")
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -169,10 +154,14 @@ class Backbone:
     def encoder(self) -> Encoder:
         """The tokeniser of records and questions."""
         token = self._base.config.image_token_id
-        return Encoder(self.tokenizer, self._template, token, self.family.tokens, self.config)
+        return Encoder(self.tokenizer, self._template, token, placeholders_of(self.family), self.config)
+
+    def encoder_below(self, root: Path | None) -> Encoder:
+        """The tokeniser of records with images below ``root``; None: of typical ones."""
+        return self.encoder if root is None else self.encoder.below(ImageSizes(root, self.pictures))
 
     def encode(self, instruction: str, answer: str | None, image: str | None) -> Encoded:
-        """Tokenise one question about one image (None: no image), with its answer or as a prompt.
+        """Tokenise one question about one image (None: no image) of typical size, with its answer or as a prompt.
 
         Raises:
             DataError: it does not fit into ``backbone.max_length``.
@@ -184,62 +173,23 @@ class Backbone:
 
     # ------------------------------------------------------------------ vision
 
-    def _vision(self, root: Path, images: Sequence[str]) -> np.ndarray:
-        """Patch features before the projector, in the format of the cache."""
-        rows = self._loader.rows(root, images)
-        return stored(self.family.features(filled(rows))[: len(rows)].to(self.dtype))
-
     @cached_property
-    def _loader(self) -> Loader:
-        threads = self.config.loader_threads
-        if threads is None:
-            threads = 0 if self.device.type == "cpu" else _THREADS
+    def vision(self) -> Vision:
+        """The tower with what is kept of it."""
+        return vision_of(self.family, self.config, self.pictures, self.dtype, self.device)
 
-        def prepare(root: Path, image: str) -> torch.Tensor:
-            return self.family.pixels(open_image(root, image, self.pictures))
+    def vision_features(self, root: Path, images: Sequence[str]) -> Features:
+        """As :meth:`fcit.models.vision.Vision.features`."""
+        return self.vision.features(root, images)
 
-        return Loader(prepare, threads)
-
-    def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
-        """Frozen features ``(N, tokens, width)``, from the cache if it is enabled; N may be 0.
-
-        Raises:
-            DataError: an image is missing, unreadable or outside ``root``.
-        """
-        if not images:
-            return torch.zeros(0, *self.family.shape, dtype=self.dtype, device=self.device)
-        return restored(self._images.get(root, images), self.dtype).to(self.device)
-
-    def images(self, root: Path, names: Sequence[str]) -> Pictures:
-        """The same features for training, read batch by batch.
-
-        Features that are not cached are computed first, as far as the cache has room; without a cache every batch
-        is computed when it is read. For a GPU, those of the next batch are read into pinned memory meanwhile.
-
-        Raises:
-            DataError: an image is missing, unreadable or outside ``root``.
-        """
-        if names:
-            with self._loader.working():
-                self._images.keep(root, names)
-
-        def pinned(indices: Sequence[int]) -> torch.Tensor | None:
-            rows = self._images.kept(root, [names[i] for i in indices])
-            return None if rows is None else restored(rows, self.dtype).pin_memory().to(self.device, non_blocking=True)
-
-        early = pinned if self.device.type == "cuda" and self.config.loader_threads != 0 else None
-        return Pictures(lambda indices: self.vision_features(root, [names[i] for i in indices]), len(names), early)
-
-    @cached_property
-    def _images(self) -> ImageFeatures:
-        mark = self.vision_hash if self.config.feature_cache == "disk" else ""
-        limit = int(self.config.feature_cache_gb * 1e9)
-        return ImageFeatures(mark, self.family.shape, self._vision, self.dtype, limit, self._loader.ahead)
+    def images(self, root: Path, names: Sequence[str]) -> Pictures[Any]:
+        """As :meth:`fcit.models.vision.Vision.pictures`."""
+        return self.vision.pictures(root, names)
 
     # ------------------------------------------------------------------ language
 
     def _inputs(
-        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
+        self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None
     ) -> dict[str, Any]:
         ids, mask, labels = (
             torch.from_numpy(x).to(self.device)
@@ -247,27 +197,53 @@ class Backbone:
         )
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id
-        if int(pictured.sum()) != len(features) * self.family.tokens:
+        if int(pictured.sum()) != self._words(features):
             raise DataError("an instruction contains the image tag as text; remove it")
         if len(features):
-            self.owners = [row for row, example in enumerate(examples) for _ in example.images]
-            try:
-                projected = self.family.project(features)
-            finally:
-                self.owners = None
+            owners = [row for row, example in enumerate(examples) for _ in example.images]
+            projected = self._projected(features, owners)
             embeds = embeds.masked_scatter(pictured[..., None], projected.to(embeds))
         elif torch.is_grad_enabled():
             # Without images the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
-            blank = self.family.project(features.new_zeros(1, *self.family.shape))
-            embeds = embeds + 0.0 * blank.mean().to(embeds)
+            embeds = embeds + 0.0 * self._projected(self.vision.blank([""]), None).mean().to(embeds)
         if prefix is not None:
             words = prefix.new_zeros(*prefix.shape[:2], 1)
             pictured = _insert(words, pictured[..., None].to(words.dtype), mask, labels)[0][..., 0] > 0
             embeds, mask, labels = _insert(prefix, embeds, mask, labels)
         return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "pictured": pictured}
 
+    def _words(self, features: Features) -> int:
+        """Placeholders of these images."""
+        if isinstance(features, Patches):
+            return sum(self._any_size.count(grid) for grid in features.grids)
+        return len(features) * self.family.tokens
+
+    def _projected(self, features: Features, owners: list[int] | None) -> torch.Tensor:
+        """The words of images, whose rows of the batch are ``owners``."""
+        if owners is not None and isinstance(features, Patches):
+            spans = map(self._any_size.projected, features.grids)
+            owners = [row for row, span in zip(owners, spans, strict=True) for _ in range(span)]
+        self.owners = owners
+        try:
+            if isinstance(features, Patches):
+                return self._any_size.join(features.rows, features.grids)
+            return self.family.project(features)
+        finally:
+            self.owners = None
+
+    @property
+    def _any_size(self) -> AnySize:
+        assert isinstance(self.family, AnySize)
+        return self.family
+
+    def places(self, mask: torch.Tensor, pictured: torch.Tensor, features: Features) -> torch.Tensor:
+        """Position ids of left-padded rows ``(B, L)`` with these images."""
+        if isinstance(features, Patches):
+            return self._any_size.positions(mask, pictured, features.grids)
+        return self.family.positions(mask, pictured)
+
     def answer_logits(
-        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
+        self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits at answer positions and their targets: ``(M, vocabulary)`` and ``(M,)``.
 
@@ -280,11 +256,11 @@ class Backbone:
         return nullcontext() if self.products is None else torch.autocast(self.device.type, dtype=self.products)
 
     def _answer_logits(
-        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None
+        self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
-        inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
+        inputs["position_ids"] = self.places(inputs["attention_mask"], pictured, features)
         keep: Any = _kept(examples)
         # A cache of keys and values is a copy of them that no later step reads.
         if isinstance(keep, int):
@@ -298,9 +274,7 @@ class Backbone:
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
 
-    def loss(
-        self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def loss(self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy over the answer tokens of the batch."""
         logits, target = self.answer_logits(examples, features, prefix)
         return functional.cross_entropy(logits, target)
@@ -308,7 +282,7 @@ class Backbone:
     def generate(
         self,
         examples: Sequence[Encoded],
-        features: torch.Tensor,
+        features: Features,
         max_new_tokens: int,
         prefix: torch.Tensor | None = None,
     ) -> list[str]:
@@ -323,7 +297,7 @@ class Backbone:
     def tokens(
         self,
         examples: Sequence[Encoded],
-        features: torch.Tensor,
+        features: Features,
         max_new_tokens: int,
         prefix: torch.Tensor | None = None,
     ) -> list[list[int]]:
@@ -331,7 +305,8 @@ class Backbone:
         with self._cast():  # where a method asks while it trains
             inputs = self._inputs(examples, features, prefix)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
-            return self.answering.tokens(*prompt, max_new_tokens)
+            grids = features.grids if isinstance(features, Patches) else None
+            return self.answering.tokens(*prompt, max_new_tokens, grids)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from fcit import config as configuration
 from fcit.data import prompts
 from fcit.data.collate import Encoded
+from fcit.data.images.sizes import ImageSizes
 from fcit.data.prompts import Piece
 from fcit.data.records import Record, TestRecord
 from fcit.errors import DataError
+from fcit.models.placeholders import Placeholders, Sized
 
 #: A text, whether it follows an end token, and whether the tokenizer adds its own first token.
 Text = tuple[str, bool, bool]
 AT_ONCE = 1024  # conversations tokenised in one call
+
+
+class Pictured(NamedTuple):
+    """A piece, the number of its images, and the placeholders that follow its text."""
+
+    piece: Piece
+    images: int
+    placeholders: int
 
 
 class Encoder:
@@ -25,22 +37,40 @@ class Encoder:
         tokenizer: the model's.
         template: the tokenizer or processor that holds the chat template.
         image_token: id of an image's placeholder.
-        image_tokens: placeholders of one image.
+        placeholders: of images.
         settings: ``conversation`` and ``max_length``.
     """
 
     def __init__(
-        self, tokenizer: Any, template: Any, image_token: int, image_tokens: int, settings: configuration.Backbone
+        self,
+        tokenizer: Any,
+        template: Any,
+        image_token: int,
+        placeholders: Placeholders,
+        settings: configuration.Backbone,
     ) -> None:
         self.tokenizer, self.template = tokenizer, template
-        self.image_token, self.image_tokens = image_token, image_tokens
+        self.image_token, self.placeholders = image_token, placeholders
         self.conversation, self.max_length = settings.conversation, settings.max_length
         self._known: dict[Text, list[int]] = {}
+
+    @property
+    def sized(self) -> bool:
+        """Whether tokens depend on the sizes of images."""
+        return isinstance(self.placeholders, Sized)
+
+    def below(self, sizes: ImageSizes) -> Encoder:
+        """The same for records whose images have these sizes."""
+        if not self.sized:
+            return self
+        encoder = copy(self)
+        encoder.placeholders, encoder._known = self.placeholders.below(sizes), {}
+        return encoder
 
     def encode(self, record: Record | TestRecord) -> Encoded:
         """Tokenise one conversation, or the prompt of one question.
 
-        Every image has as many placeholders as there are patches. Turns that do not fit into ``backbone.max_length``
+        Every image has its family's placeholders. Turns that do not fit into ``backbone.max_length``
         are dropped whole, from the end, and counted: half an answer would teach to stop nowhere. (The authors' code
         cuts the tokens.)
 
@@ -66,11 +96,11 @@ class Encoder:
                 yield len(ids) + 1
 
     def _batch(self, records: Sequence[Record | TestRecord]) -> list[Encoded | str]:
-        planned: list[list[Piece] | str] = []
+        planned: list[list[Pictured] | str] = []
         for record in records:
             try:
-                planned.append(list(self.pieces(record)))
-            except ValueError as error:
+                planned.append(list(self._pictured(record)))
+            except (ValueError, DataError) as error:
                 planned.append(str(error))
         self._learn(pieces for pieces in planned if not isinstance(pieces, str))
         encoded: list[Encoded | str] = []
@@ -82,10 +112,26 @@ class Encoder:
         self._known.clear()
         return encoded
 
-    def _learn(self, planned: Iterable[list[Piece]]) -> None:
+    def _pictured(self, record: Record | TestRecord) -> Iterator[Pictured]:
+        """The pieces of a prompt with the placeholders of their images."""
+        images = iter(record.images)
+        tag = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        for piece in self.pieces(record):
+            if self.conversation == "vicuna_v1":
+                count = self.placeholders.count(next(images)) if piece.image else 0
+                yield Pictured(piece, int(piece.image), count)
+                continue
+            first, *rest = piece.text.split(tag)
+            here = list(islice(images, len(rest)))
+            # A tag without an image stays what it is, which the judge of records finds.
+            tags = [*(self.placeholders.text(image, tag) for image in here), *[tag] * (len(rest) - len(here))]
+            text = first + "".join(shown + after for shown, after in zip(tags, rest, strict=True))
+            yield Pictured(replace(piece, text=text), len(here), 0)
+
+    def _learn(self, planned: Iterable[list[Pictured]]) -> None:
         """Tokenise all texts of these pieces in two calls."""
         wanted = dict.fromkeys(
-            text for pieces in planned for n, piece in enumerate(pieces) for text in self._texts(piece, n)
+            text for pieces in planned for n, (piece, *_) in enumerate(pieces) for text in self._texts(piece, n)
         )
         end = self.tokenizer.eos_token
         for special in (False, True):
@@ -107,15 +153,15 @@ class Encoder:
             return prompts.vicuna_v1(record)
         return prompts.templated(self.template, record, self.tokenizer.eos_token)
 
-    def _assembled(self, record: Record | TestRecord, pieces: list[Piece]) -> Encoded:
+    def _assembled(self, record: Record | TestRecord, pieces: list[Pictured]) -> Encoded:
         tokens: list[int] = []
         answers: list[tuple[int, int]] = []
         kept, images = 0, 0  # of finished turns: tokens and images
         seen = 0
-        for number, piece in enumerate(pieces):
+        for number, (piece, shown, placeholders) in enumerate(pieces):
             prompt, tail = self._tokens(piece, number)
-            tokens += prompt
-            seen += prompt.count(self.image_token) // self.image_tokens
+            tokens += [*prompt, *[self.image_token] * placeholders]
+            seen += shown
             if piece.answer is not None:
                 answers.append((len(tokens), len(tokens) + len(tail)))
                 tokens += tail
@@ -144,8 +190,7 @@ class Encoder:
         if self.conversation == "vicuna_v1":
             texts: list[Text] = [(piece.text, piece.after_end, False)]
             return texts if piece.answer is None else [*texts, (f"{piece.text} {piece.answer}", piece.after_end, False)]
-        tag = self.tokenizer.convert_ids_to_tokens(self.image_token)
-        texts = [(piece.text.replace(tag, tag * self.image_tokens), piece.after_end, number == 0)]
+        texts = [(piece.text, piece.after_end, number == 0)]
         return texts if piece.answer is None else [*texts, (f"{prompts.gap(piece.text)}{piece.answer}", False, False)]
 
     def _tokens(self, piece: Piece, number: int) -> tuple[list[int], list[int]]:
@@ -156,8 +201,6 @@ class Encoder:
             # Vicuna's answer is tokenised as the end of its piece, a template's by itself.
             answer = ids[1][len(prompt) :] if self.conversation == "vicuna_v1" else ids[1]
             tail = [*answer, self.tokenizer.eos_token_id]
-        if self.conversation == "vicuna_v1":
-            if number == 0 and self.tokenizer.bos_token_id is not None:
-                prompt.insert(0, self.tokenizer.bos_token_id)
-            prompt += [self.image_token] * self.image_tokens * piece.image
+        if self.conversation == "vicuna_v1" and number == 0 and self.tokenizer.bos_token_id is not None:
+            prompt.insert(0, self.tokenizer.bos_token_id)
         return prompt, tail

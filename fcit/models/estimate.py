@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.models.decoding.sizes import Widths
-from fcit.models.features import BATCH
+from fcit.models.feature_store import BATCH
 from fcit.models.shapes import Shape
 
 #: Assumed where there are no data: tokens of system sentence and instruction, and of an answer.

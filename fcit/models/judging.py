@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from fcit import config as configuration
 from fcit.data import formats
 from fcit.data.collate import Encoded
+from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
 from fcit.errors import DataError
@@ -59,19 +60,43 @@ class TokenJudge:
     Args:
         mark: identifies tokenizer, template and settings, under which verdicts and tokens are cached.
         make: the encoder; made when something has to be tokenised.
+        sizes: of the records' images, for models whose prompts depend on them; None: all are typical ones.
     """
 
-    def __init__(self, mark: str, make: Callable[[], Encoder]) -> None:
-        self.mark, self._make = mark, make
+    def __init__(self, mark: str, make: Callable[[], Encoder], sizes: ImageSizes | None = None) -> None:
+        self.mark, self._make, self._sizes = mark, make, sizes
 
     @cached_property
     def encoder(self) -> Encoder:
         """The tokeniser of records."""
-        return self._make()
+        made = self._make()
+        return made if self._sizes is None else made.below(self._sizes)
+
+    @cached_property
+    def _sized(self) -> bool:
+        """Whether tokens depend on images' sizes, by the name of their folder or else by the encoder.
+
+        The encoder takes seconds to make, and where everything has been judged none is needed.
+        """
+        folder = cache_folder() / "judged" / self.mark
+        return _beside(folder).is_dir() or (not folder.is_dir() and self.encoder.sized)
 
     @property
     def _folder(self) -> Path:
-        return cache_folder() / "judged" / self.mark
+        folder = cache_folder() / "judged" / self.mark
+        return _beside(folder) if self._sized else folder
+
+    def _sizes_of(self, record: Conversation) -> list[tuple[int, int]]:
+        """Of a record's images; (0, 0) for one that cannot be read, whose record cannot be tokenised either."""
+        if not self._sized or self._sizes is None:
+            return []
+        sizes = []
+        for image in record.images:
+            try:
+                sizes.append(self._sizes.of(image))
+            except DataError:
+                sizes.append((0, 0))
+        return sizes
 
     def examples(self, records: Sequence[Conversation]) -> Tokenised:
         """The tokens of records that can all be used.
@@ -97,7 +122,7 @@ class TokenJudge:
         ]
 
     def _entries(self, records: Iterable[Conversation]) -> Iterator[Entry | str]:
-        return _memory(self._folder).tokens.entries(records, lambda new: self.encoder.encoded(new))
+        return _memory(self._folder).tokens.entries(records, lambda new: self.encoder.encoded(new), self._sizes_of)
 
     def _encoded(self, records: Sequence[Conversation]) -> Iterator[Encoded | str]:
         entries = self._entries(_followed(records, len(records)))
@@ -134,10 +159,10 @@ class TokenJudge:
             role = _ROLES.search(turn.answer) if self._speaks_roles else None
             if role:
                 return f"the answer {turn.answer[:80]!r} holds {role[0]!r}, which opens the next turn of a conversation"
-        return self._pictured(example, len(example.images))
+        return self._pictured(example, example.images)
 
-    def _pictured(self, example: Encoded, images: int) -> str:
-        wanted = images * self.encoder.image_tokens
+    def _pictured(self, example: Encoded, images: Sequence[str]) -> str:
+        wanted = sum(self.encoder.placeholders.count(image) for image in images)
         placeholders = example.tokens.count(self.encoder.image_token)
         return (
             ""
@@ -151,7 +176,7 @@ class TokenJudge:
         encoded = self._encoded(records)
         answers = self.encoder.lengths(record.answer for record in records)
         for place, (record, example, length) in enumerate(zip(records, encoded, answers, strict=True)):
-            problem = example if isinstance(example, str) else self._pictured(example, len(record.images))
+            problem = example if isinstance(example, str) else self._pictured(example, record.images)
             if problem:
                 verdict.problems[place] = problem
                 continue
@@ -193,6 +218,11 @@ class TokenJudge:
             written(file, json.dumps(dataclasses.asdict(verdict)).encode())
             trim(self._folder.parent, MOST_BYTES)
         return verdict
+
+
+def _beside(folder: Path) -> Path:
+    """The folder of verdicts and tokens that depend on images' sizes."""
+    return folder.with_name(f"{folder.name}-sized")
 
 
 def _count(verdict: Verdict, example: Encoded) -> None:
@@ -241,6 +271,9 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
         settings.conversation,
         settings.max_length,
         settings.image_size,
+        settings.min_pixels,
+        settings.max_pixels,
+        settings.pad_to_square,
         metadata.version("transformers"),
         metadata.version("tokenizers"),
     )
@@ -260,8 +293,11 @@ def _encoder(settings: str, mark: str) -> Encoder:
     return _loaded(configuration.Backbone.model_validate_json(settings))
 
 
-def judge_of(settings: configuration.Backbone) -> TokenJudge:
+def judge_of(settings: configuration.Backbone, sizes: ImageSizes | None = None) -> TokenJudge:
     """The judge for a configuration's model; reads its tokenizer, no weights.
+
+    Args:
+        sizes: of the records' images.
 
     Raises:
         ConfigError: the model is not there or has no tokenizer that can be loaded.
@@ -270,12 +306,11 @@ def judge_of(settings: configuration.Backbone) -> TokenJudge:
     tokenizer = hashes.of_files(source, hashes.TOKENIZER)
     if tokenizer:
         mark = mark_of(settings, tokenizer)
-        return TokenJudge(mark, lambda: _encoder(settings.model_dump_json(), mark))
-    encoder = _loaded(settings)  # no local files: identified by what the hub sent
-    return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)
+        return TokenJudge(mark, lambda: _encoder(settings.model_dump_json(), mark), sizes)
+    return judge_with(settings, _loaded(settings), sizes)  # no local files: identified by what the hub sent
 
 
-def judge_with(settings: configuration.Backbone, encoder: Encoder) -> TokenJudge:
+def judge_with(settings: configuration.Backbone, encoder: Encoder, sizes: ImageSizes | None = None) -> TokenJudge:
     """The judge that shares the encoder of a loaded model."""
     source, _ = locate(settings.model, settings.identity)
-    return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder)
+    return TokenJudge(mark_of(settings, hashes.of_tokenizer(source, encoder.tokenizer)), lambda: encoder, sizes)

@@ -56,11 +56,22 @@ class Loader:
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
+        return torch.stack(list(self.each(root, images)))
+
+    def each(self, root: Path, images: Sequence[str]) -> Iterator[torch.Tensor]:
+        """The same one by one, for images of unlike shape.
+
+        Raises:
+            DataError: an image is missing, unreadable or outside ``root``.
+        """
         if not self._threads:
-            return torch.stack([self._prepare(root, image) for image in images])
+            yield from (self._prepare(root, image) for image in images)
+            return
         with self.working():
             self.ahead(root, images)
-            rows = torch.stack([self._coming[root, image].result() for image in images])
-            for image in set(images):
-                del self._coming[root, image]
-            return rows
+            try:
+                for image in images:
+                    yield self._coming[root, image].result()
+            finally:
+                for image in set(images):
+                    self._coming.pop((root, image), None)

@@ -34,6 +34,7 @@ from fcit.models import hashes
 from fcit.models.checking import check_config, check_files, explained, is_local
 from fcit.models.encoding import Encoder
 from fcit.models.families.base import Family, families, module_called
+from fcit.models.placeholders import placeholders_of
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
 from fcit.models.whole import REPORTING, Report, check_weights, judge
@@ -229,8 +230,9 @@ def load_encoder(settings: configuration.Backbone) -> Encoder:
     """
     source, _ = locate(settings.model, settings.identity)
     inspected = inspect(source, settings)
-    tokens = inspected.family(SimpleNamespace(config=inspected.config), inspected.image_processor, settings).tokens
-    return Encoder(inspected.tokenizer, inspected.template, inspected.config.image_token_id, tokens, settings)
+    family = inspected.family(SimpleNamespace(config=inspected.config), inspected.image_processor, settings)
+    token = inspected.config.image_token_id
+    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings)
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:

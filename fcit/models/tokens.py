@@ -40,9 +40,9 @@ Conversation = Record | TestRecord
 Encode = Callable[[Iterable[Conversation]], Iterable[Encoded | str]]
 
 
-def key_of(record: Conversation) -> bytes:
+def key_of(record: Conversation, sizes: Sequence[tuple[int, int]] = ()) -> bytes:
     """Identifies what the tokens of a record or question depend on besides the model; not its image files."""
-    content = [getattr(record, "system", ""), len(record.images), prompts.turns_of(record)]
+    content = [getattr(record, "system", ""), len(record.images), prompts.turns_of(record), *sizes]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=_KEY).digest()
 
 
@@ -208,11 +208,20 @@ class Tokens:
         self._draft = Draft()
         self._files: dict[Path, Kept | None] = {}
 
-    def entries(self, records: Iterable[Conversation], encode: Encode) -> Iterator[Entry | str]:
-        """The entries of records; missing ones are tokenised. A text in place of an entry states why there is none."""
+    def entries(
+        self,
+        records: Iterable[Conversation],
+        encode: Encode,
+        sizes: Callable[[Conversation], Sequence[tuple[int, int]]] = lambda record: (),
+    ) -> Iterator[Entry | str]:
+        """The entries of records; missing ones are tokenised. A text in place of an entry states why there is none.
+
+        Args:
+            sizes: of a record's images, where its tokens depend on them.
+        """
         rest = iter(records)
         while waiting := list(islice(rest, AT_ONCE)):
-            keys = [key_of(record) for record in waiting]
+            keys = [key_of(record, sizes(record)) for record in waiting]
             known: dict[bytes, tuple[Shelf, int] | str] = dict(self._found(keys))
             new = {key: record for key, record in zip(keys, waiting, strict=True) if key not in known}
             for key, example in zip(new, encode(new.values()) if new else (), strict=True):

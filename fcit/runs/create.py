@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from fcit import config as configuration
@@ -32,7 +33,7 @@ def create(config: RunConfig, stream: Stream | None = None) -> RunDir:
     if config.privacy.tokens:
         accountant.require("privacy.token_epsilon")
     stream = stream or open_stream(config)
-    stream.judged_by(lambda: judge_of(config.backbone))
+    stream.judged_by(partial(judge_of, config.backbone))
     stream.prepare()
     stream.divide()
     return RunDir.create(Path(config.output), config.name, configuration.dump(config), describe())

@@ -45,7 +45,7 @@ def test_every_place_opens_pictures_the_same_way(own, fcit, monkeypatch, way):
     assert code == 0, out + err
     folder = own.parent / "runs/own-1"
     assert fcit("report", folder)[0] == 0
-    names = ("fcit.models.backbone", "fcit.models.features", "fcit.report.page")  # model, identity, report
+    names = ("fcit.models.vision", "fcit.models.features", "fcit.report.page")  # model, identity, report
     assert opened == {name: {way} for name in names}
 
     routing = json.loads((folder / "adapters/routing.json").read_text())
@@ -68,7 +68,7 @@ def test_workers_of_both_ways_do_not_share_a_model(own):
     other = configuration.dump(configuration.load(own, ["data.pictures=upright"]))
     found = [worker(each).backbone for each in (text, other)]
     assert [b.pictures for b in found] == ["official", "upright"] == [b.identity.pictures for b in found]
-    assert found[0].vision_hash != found[1].vision_hash
+    assert found[0].vision.mark != found[1].vision.mark
 
 
 def test_check_counts_what_the_official_way_ignores(own, fcit):

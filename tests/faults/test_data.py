@@ -274,7 +274,7 @@ def test_kept_verdicts_survive_a_torn_line(own):
 def test_damaged_feature_cache_says_what_to_remove(own, tmp_path):
     import numpy as np
 
-    from fcit.models.features import FeatureStore
+    from fcit.models.feature_store import FeatureStore
 
     def fresh() -> FeatureStore:
         return FeatureStore(tmp_path / "store", (2,), lambda keys: np.ones((len(keys), 2), np.float32))

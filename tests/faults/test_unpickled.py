@@ -26,7 +26,7 @@ from fcit.errors import CodecError, FCITError, StopRequested
 from fcit.federation import codec
 from fcit.federation.messages import Description
 from fcit.io import bounded
-from fcit.models.features import FeatureStore
+from fcit.models.feature_store import FeatureStore
 from fcit.report.page import write_page
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import load_run

@@ -121,7 +121,7 @@ TURNS = "USER: {image}How many?{end}3{stop}USER: cup{end}red cup{stop}USER: {ima
 )
 def test_a_template_is_rendered_turn_by_turn(backbones, name, image, end, stop):
     encoder: Encoder = backbones(name).encoder
-    image = image.replace("<image>" * 16, "<image>" * encoder.image_tokens)
+    image = image.replace("<image>" * 16, "<image>" * encoder.placeholders.count(""))
     record = Record(("a", "b", "c"), (Turn("How many?", "3", 1), Turn("cup", "red cup"), Turn("Yes?", "No .", 2)))
     example = encoder.encode(record)
     text = TURNS.format(image=image, end=end, stop=stop)
@@ -155,7 +155,7 @@ def test_whole_turns_are_dropped_and_counted(backbones, name):
             assert short == encoder.encode(Record(("a",), record.turns[:turns])).__class__(
                 whole.tokens[: whole.answers[turns - 1][1]], whole.answers[:turns], ("a",), 3 - turns
             )
-            assert short.tokens.count(encoder.image_token) == encoder.image_tokens
+            assert short.tokens.count(encoder.image_token) == encoder.placeholders.count("")
             assert short.tokens[-1] == encoder.tokenizer.eos_token_id
         encoder.max_length = whole.answers[0][1] - 1
         with pytest.raises(DataError, match="leave no room for an answer"):

@@ -12,8 +12,8 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Settings
 from fcit.data.records import Record
 from fcit.errors import DataError
-from fcit.models import backbone as backbone_module
 from fcit.models import hashes
+from fcit.models import vision as vision_module
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.features import (
@@ -210,7 +210,7 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
         official.image_processor.to_json_string(),
         transformers.__version__,
     ]
-    assert official.vision_hash == hashlib.sha256("|".join(parts).encode()).hexdigest()[:16] != upright.vision_hash
+    assert official.vision.mark == hashlib.sha256("|".join(parts).encode()).hexdigest()[:16] != upright.vision.mark
     black, white = official.vision_features(tmp_path, ["clip.png", "white.png"])
     clip, same = upright.vision_features(tmp_path, ["clip.png", "white.png"])
     assert torch.equal(clip, same)
@@ -228,7 +228,7 @@ def test_kept_features_are_of_one_way_to_read_pictures(tmp_path, monkeypatch):
 def test_one_large_picture_at_a_time(threads, tmp_path, monkeypatch):
     """A picture that is padded to a square may take 400 MB; a batch has 32. Each thread has one."""
     alive = []
-    real = backbone_module.open_image
+    real = vision_module.open_image
 
     def tracked(*args):
         image = real(*args)
@@ -237,7 +237,7 @@ def test_one_large_picture_at_a_time(threads, tmp_path, monkeypatch):
         assert sum(ref() is not None for ref in list(alive)) <= max(2, 2 * threads)
         return image
 
-    monkeypatch.setattr(backbone_module, "open_image", tracked)
+    monkeypatch.setattr(vision_module, "open_image", tracked)
     for n in range(6):
         Image.new("RGB", (40, 20), (40 * n, 0, 0)).save(tmp_path / f"{n}.png")
     backbone = Backbone(Settings(feature_cache="off", pad_to_square=True, loader_threads=threads))

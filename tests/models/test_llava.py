@@ -147,7 +147,7 @@ def test_an_image_is_padded_with_the_mean_colour(backbone, images, folders):
 
 def test_padding_makes_other_kept_features(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path))
-    marks = {Backbone(settings(folders, pad_to_square=pad, feature_cache="disk")).vision_hash for pad in (True, False)}
+    marks = {Backbone(settings(folders, pad_to_square=pad, feature_cache="disk")).vision.mark for pad in (True, False)}
     assert len(marks) == 2
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from fcit.config.kinds import Way
-from fcit.data.images.pixels import as_rgb, flat, orientation
+from fcit.data.images.pixels import SIDEWAYS, as_rgb, flat, orientation
 from fcit.errors import DataError
 from fcit.io import bounded
 
@@ -114,6 +114,24 @@ def look_at(root: Path, relative: str) -> Look:
     return Look(_digest(content), turned, alpha != 255, single)
 
 
+def size_of(root: Path, relative: str, way: Way = "official") -> tuple[int, int]:
+    """Width and height of an image inside ``root`` as :func:`open_image` would give it.
+
+    Only the header is read, unless what turns the image may stand behind its pixels (PNG), or Pillow turns it by
+    itself when it is decoded (TIFF).
+
+    Raises:
+        DataError: as :func:`open_image`, but for what only decoding shows.
+    """
+    path = image_path(root, relative)
+    with _opened(path, path) as image:
+        if image.format == "TIFF" or (way == "upright" and image.format == "PNG"):
+            image.load()
+        width, height = image.size
+        turned = way == "upright" and orientation(image) in SIDEWAYS
+    return (height, width) if turned else (width, height)
+
+
 def look_at_header(root: Path, relative: str) -> None:
     """Whether the header of an image inside ``root`` keeps within the bounds; nothing is decoded.
 
@@ -150,14 +168,14 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path, content: bytes) -> Iterator[Image.Image]:
-    """The image in a file, of bounded size and not yet decoded; errors inside name the file.
+def _opened(path: Path, content: bytes | Path) -> Iterator[Image.Image]:
+    """The image in a file or its content, of bounded size and not yet decoded; errors inside name the file.
 
     Raises:
         DataError: it is too large, or no image that can be decoded.
     """
     try:
-        with _collected_warnings() as notes, Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with _collected_warnings() as notes, Image.open(_source(content), formats=FORMATS) as image:
             _bound(path, image)
             yield image
     except DataError:
@@ -170,6 +188,10 @@ def _opened(path: Path, content: bytes) -> Iterator[Image.Image]:
         reason = str(error) or type(error).__name__
         raise DataError(f"{path}: not a readable image ({', '.join(FORMATS)}), perhaps truncated: {reason}") from None
     _warn(path, notes)
+
+
+def _source(content: bytes | Path) -> io.BytesIO | Path:
+    return content if isinstance(content, Path) else io.BytesIO(content)
 
 
 def _bound(path: Path, image: Image.Image) -> None:

@@ -33,6 +33,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+#: Those of them that change width and height for each other.
+SIDEWAYS = frozenset({5, 6, 7, 8})
+
 
 def as_rgb(image: Image.Image, way: Way = "official") -> Image.Image:
     """An opened image as RGB pixels and nothing else: no orientation or transparency stays with it."""

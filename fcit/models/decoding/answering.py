@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -46,7 +46,12 @@ class Answering:
             self.decoder = before
 
     def tokens(
-        self, embeds: torch.Tensor, mask: torch.Tensor, pictured: torch.Tensor, max_new_tokens: int
+        self,
+        embeds: torch.Tensor,
+        mask: torch.Tensor,
+        pictured: torch.Tensor,
+        max_new_tokens: int,
+        grids: Sequence[tuple[int, ...]] | None = None,
     ) -> list[list[int]]:
         """Greedy answers to left-padded prompts: up to an end token, which may be followed by padding.
 
@@ -55,7 +60,9 @@ class Answering:
             mask: ``(B, L)``.
             pictured: ``(B, L)`` bool, where placeholders of images are.
             max_new_tokens: of the longest answer.
+            grids: of the images, where they are of unlike size.
         """
+        sized = {} if grids is None else {"grids": grids}
         backbone, greedy = self._backbone, None if self.decoder == "transformers" else self.greedy
         if greedy is None:
             answers: torch.Tensor = backbone.model.generate(
@@ -65,10 +72,10 @@ class Answering:
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=backbone.tokenizer.pad_token_id,
-                **backbone.family.generation(mask, pictured),
+                **backbone.family.generation(mask, pictured, **sized),
             )
             return answers.tolist()
-        prompts = embeds, mask, backbone.family.positions(mask, pictured)
+        prompts = embeds, mask, backbone.family.positions(mask, pictured, **sized)
         signature = self.signature if backbone.device.type == "cuda" else None
         return greedy(prompts, backbone.family.base.get_output_embeddings(), max_new_tokens, self._ends, signature)
 

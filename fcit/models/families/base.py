@@ -5,7 +5,8 @@ family states, in one file, everything that is particular to it:
 
 * the names of its frozen vision tower and of its trainable projector;
 * which pixels the tower sees, and what of its output is kept (before the projector, which is trained);
-* how many placeholder tokens an image has in a prompt, and the position of every token;
+* how many placeholder tokens an image has in a prompt, and the position of every token: the same number for every
+  image (:class:`Family`), or one that follows from its size (:class:`AnySize`);
 * its sizes before anything is loaded, which ``fcit doctor --config`` estimates memory from.
 
 A new family is one file beside this one and one line in :data:`fcit.registry.MODELS`, by its ``model_type``.
@@ -27,6 +28,7 @@ from fcit import registry
 from fcit.errors import ConfigError
 from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
+from fcit.models.patches import Grid
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,84 @@ class Family(ABC):
     def _as_parameters(module: nn.Module, features: torch.Tensor) -> torch.Tensor:
         """Features in the number format of a module: float32 for a trained projector, unless autocast multiplies."""
         return as_factor(features, next(module.parameters()))
+
+
+class AnySize(Family):
+    """A family whose images keep their own size: how many tokens one has follows from its width and height alone.
+
+    ``tokens`` and ``features`` are not used; ``shape`` is that of one row of an image's frozen features.
+    """
+
+    #: Width and height in pixels of the image that stands for all others where none is known (ours: that of COCO).
+    typical: ClassVar[tuple[int, int]] = (640, 480)
+
+    @abstractmethod
+    def grid(self, width: int, height: int) -> Grid:
+        """How the tower divides an image of this size in pixels; needs no weights.
+
+        Raises:
+            DataError: the model takes no image of this shape.
+        """
+
+    @abstractmethod
+    def count(self, grid: Grid) -> int:
+        """Placeholders of an image in a prompt."""
+
+    def placeholders(self, grid: Grid, tag: str) -> str:
+        """What stands in the place of an image's tag in a prompt: ``count`` tags, and texts between them."""
+        return tag * self.count(grid)
+
+    @abstractmethod
+    def kept(self, grid: Grid) -> int:
+        """Rows of an image's frozen features."""
+
+    @abstractmethod
+    def rows(self, pixels: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Frozen features ``(n, *shape)`` of one image's :meth:`pixels`, in the tower's number format."""
+
+    @abstractmethod
+    def join(self, rows: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """Features ``(R, *shape)`` of images one after the other through the projector.
+
+        Returns:
+            ``(W, width of words)``: the words of all images, in the order of their placeholders.
+        """
+
+    @abstractmethod
+    def projected(self, grid: Grid) -> int:
+        """Of what the projector returns for several images, the first dimension that belongs to one of this grid."""
+
+    @abstractmethod
+    def positions(
+        self, mask: torch.Tensor, pictured: torch.Tensor, grids: Sequence[Grid] | None = None
+    ) -> torch.Tensor:
+        """As :meth:`Family.positions`; ``grids`` of the images in the order of their placeholders."""
+
+    def generation(
+        self, mask: torch.Tensor, pictured: torch.Tensor, grids: Sequence[Grid] | None = None
+    ) -> dict[str, torch.Tensor]:
+        return {}
+
+    @property
+    def native(self) -> bool:
+        """Whether images keep their size; False: ``backbone.image_size`` gives all of them one."""
+        return self.settings.image_size == "native"
+
+    def seen(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image as the processor is to see it."""
+        side = max(width, height)
+        return (side, side) if self.settings.pad_to_square else (width, height)
+
+    @property
+    def tokens(self) -> int:
+        """Of a :attr:`typical` image."""
+        return self.count(self.grid(*self.seen(*self.typical)))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
 
 def families() -> dict[str, type[Family]]:

@@ -1,0 +1,70 @@
+"""How many placeholders an image has in a prompt, and what stands in the place of its tag."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fcit.data.images.sizes import ImageSizes
+from fcit.models.families.base import AnySize, Family
+
+
+class Placeholders(Protocol):
+    """Of the images of one root."""
+
+    def count(self, image: str) -> int:
+        """Placeholders of an image.
+
+        Raises:
+            DataError: they depend on its size, and it cannot be read.
+        """
+
+    def text(self, image: str, tag: str) -> str:
+        """What stands in the place of its tag."""
+
+    def below(self, sizes: ImageSizes) -> Placeholders:
+        """The same for images of these sizes."""
+
+
+class Equal:
+    """Every image has the same number."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    def count(self, image: str) -> int:
+        return self._tokens
+
+    def text(self, image: str, tag: str) -> str:
+        return tag * self._tokens
+
+    def below(self, sizes: ImageSizes) -> Placeholders:
+        return self
+
+
+class Sized:
+    """An image has a number that follows from its size.
+
+    Args:
+        sizes: of the images; None: all are typical ones.
+    """
+
+    def __init__(self, family: AnySize, sizes: ImageSizes | None = None) -> None:
+        self._family, self._sizes = family, sizes
+
+    def _grid(self, image: str) -> tuple[int, ...]:
+        size = self._family.typical if self._sizes is None else self._sizes.of(image)
+        return self._family.grid(*self._family.seen(*size))
+
+    def count(self, image: str) -> int:
+        return self._family.count(self._grid(image))
+
+    def text(self, image: str, tag: str) -> str:
+        return self._family.placeholders(self._grid(image), tag)
+
+    def below(self, sizes: ImageSizes) -> Placeholders:
+        return Sized(self._family, sizes)
+
+
+def placeholders_of(family: Family) -> Placeholders:
+    """Those of a family, which may have no weights."""
+    return Sized(family) if isinstance(family, AnySize) and family.native else Equal(family.tokens)
