@@ -102,7 +102,7 @@ def test_cached_features_answer_as_pixels_do(backbone, adapters, images, batch):
 
 
 def test_features_do_not_depend_on_the_cache(backbone, images, batch, tmp_path):
-    again = backbone._vision(images, ["2.png"])
+    again = backbone.vision.computed(images, ["2.png"])
     assert np.array_equal(again[0], batch[1][2].numpy())
 
 
