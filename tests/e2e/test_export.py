@@ -20,6 +20,7 @@ from fcit import config as configuration
 from fcit import registry, seeding
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
+from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.export import assistant as assistant_module
 from fcit.export import format
@@ -290,9 +291,11 @@ def noisy(tensor: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def said(backbone: Backbone, picture: Path) -> tuple[torch.Tensor, list[str]]:
     features = backbone.vision_features(picture.parent, [picture.name])
+    encoder = backbone.encoder_below(picture.parent)
+    learnt = encoder.encode(Record.single(picture.name, QUESTION, "yes"))
     with torch.no_grad():
-        logits, _ = backbone.answer_logits([backbone.encode(QUESTION, "yes", picture.name)], features)
-    return logits, backbone.generate([backbone.encode(QUESTION, None, picture.name)], features, 8)
+        logits, _ = backbone.answer_logits([learnt], features)
+    return logits, backbone.generate([encoder.encode(TestRecord("", (picture.name,), QUESTION, ""))], features, 8)
 
 
 def raw(method: str = "disco", projector: str = "shared", backbone: dict = {}) -> dict:  # noqa: B006
