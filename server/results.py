@@ -64,6 +64,7 @@ def write(
             "name": config.name,
             "method": method.name,
             "group": method.group,
+            "family": method.family,
             "dagger": method.dagger,
             "benchmark": stream.name,
             "setting": config.setting,

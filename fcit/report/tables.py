@@ -30,7 +30,7 @@ def summary(runs: list[Run]) -> list[list[str]]:
     avgs = avgs or ["Avg"]
     traffic = [] if all(run.config.centralised for run in runs) else ["down", "up"]
     wire = [{"down": "MB sent", "up": "MB back"}[way] for way in traffic]
-    rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", *wire, "minutes"]]
+    rows = [["run", "method", "family", "Last", *avgs, *FIGURES[2:], "subspaces", *wire, "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
         seconds, figures = results["seconds"], matrix.summary()
@@ -38,6 +38,7 @@ def summary(runs: list[Run]) -> list[list[str]]:
             [
                 run.name,
                 run.method,
+                run.family or "-",
                 cell(matrix.last),
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
                 *(cell(figures[f]) for f in FIGURES[2:]),

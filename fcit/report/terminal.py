@@ -11,7 +11,7 @@ from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
 
 #: Columns of text; all others are numbers.
-_TEXTS = ("run", "method", "dataset", "rule", "other rule")
+_TEXTS = ("run", "method", "family", "dataset", "rule", "other rule")
 
 
 def _print(console: Console, rows: list[list[str]], title: str) -> None:

@@ -62,7 +62,7 @@ def shown(runs: list[Run]) -> str:
 
 
 def heads(rows: list[list[str]]) -> list[str]:
-    return rows[0][2:7]
+    return rows[0][3:8]
 
 
 def test_a_run_says_that_its_numbers_are_reduced(made, tmp_path):
@@ -143,13 +143,23 @@ def test_an_average_over_some_stages_has_a_column_of_its_own(made):
     final = made("final", [{}, {}, {}, {"iconqa": 10.0, "figureqa": 20.0}], evaluation={"when": "final"})
     rows = tables.summary([some, whole, final])
     assert heads(rows) == ["Last", "Avg", "Avg over stages 2, 4", "MFT", "BWT"]
-    assert [row[2:8] for row in rows[1:]] == [
+    assert [row[3:9] for row in rows[1:]] == [
         ["60.0", "-", "60.0", "-", "-", "-"],
         ["75.0", "77.5", "-", "85.0", "-20.0", "20.0"],
         ["15.0", "-", "-", "-", "-", "-"],
     ]
     assert heads(tables.summary([final])) == ["Last", "Avg", "MFT", "BWT", "forgetting"]
     assert "<span>Avg over stages 2, 4</span>" in page.render([some])
+
+
+def test_every_run_has_the_family_of_its_method(made, tmp_path):
+    """As its results say; a run from before they did has that of its method today."""
+    runs = [made("older"), made("said", more={"family": "merging"}), made("own", more={"family": ""})]
+    assert [row[2] for row in tables.summary(runs)] == ["family", "baseline", "merging", "-"]
+    assert '<th scope="col">family</th>' in page.render(runs)
+    page.write_all(runs, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "tables" / "comparison.csv").open()))
+    assert [row["family"] for row in rows] == ["baseline", "merging", ""]
 
 
 def test_a_run_before_the_first_stage_that_is_evaluated(made, capsys):
