@@ -71,6 +71,7 @@ def write(
             "seed": config.seed,
             "reduced": reduced(config),
             **matrix.summary(),
+            **matrix.form_summary(),
             "evaluated": matrix.evaluated,
             "subspaces": len(state.subspaces),
             "state_bytes": state.bytes,
@@ -80,6 +81,9 @@ def write(
             "cost": cost(method, state, progress),
             "seconds": progress.seconds,
             "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
+            "forms": {name: each.demanded for name, each in progress.followed_rows[-1].items()}
+            if progress.followed_rows
+            else {},
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **data_of(run),

@@ -122,7 +122,7 @@ class DatasetFiles:
 
     def form(self, name: str) -> Form:
         """How a data set's files are read."""
-        return self.spec.datasets[name].form(self.spec.folder(self.root, "images"))
+        return self.spec.datasets[name].reading(self.spec.folder(self.root, "images"))
 
     def split(self, name: str) -> tuple[str, str | None]:
         """The files a data set is scored on, as the benchmark file names them: questions and, for captions, references.

@@ -61,6 +61,12 @@ class DatasetSpec(Section):
         description="scorers reported beside, e.g. an official rule",
         examples=["[substring-official]"],
     )
+    form: str | None = Field(
+        None,
+        description="the form of answers that its questions demand (`fcit list form`); default: the scorer's, else by "
+        "the wording of each question",
+        examples=["letter"],
+    )
     suffix: str = Field("", description="line added to every instruction that does not end with it")
     test_suffix: str | AnswerSuffix = Field(
         "", description="text added to every test instruction as it stands, a leading space included"
@@ -78,7 +84,7 @@ class DatasetSpec(Section):
         None, description="what the columns of Parquet, saved and hub data sets are; default: as they are called"
     )
 
-    def form(self, images: Path) -> Form:
+    def reading(self, images: Path) -> Form:
         """How its files are read; ``images`` is the image root."""
         return Form(self.format, self.columns, images / self.images)
 
@@ -88,6 +94,13 @@ class DatasetSpec(Section):
         if value is not None and value not in registry.FORMATS:
             known = list(registry.FORMATS)
             raise ValueError(f"unknown format{registry.nearest(value, known)} (known: {', '.join(known)})")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and value not in registry.ANSWER_FORMS:
+            raise ValueError(registry.unknown("form", value))
         return value
 
     @model_validator(mode="after")
