@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+#: Figures about the form of answers (:meth:`AccuracyMatrix.form_summary`).
+FORM_FIGURES = ("form share", "content forgetting", "form forgetting")
+
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
@@ -151,11 +154,7 @@ class AccuracyMatrix:
         """All figures about the form of answers by name; empty where nothing is known of it."""
         if not any(self.contents):
             return {}
-        return {
-            "form share": self.share,
-            "content forgetting": self.content_forgetting,
-            "form forgetting": self.form_forgetting,
-        }
+        return dict(zip(FORM_FIGURES, (self.share, self.content_forgetting, self.form_forgetting), strict=True))
 
     def to_json(self) -> dict[str, object]:
         forms = {"form_shares": self.shares, "content_scores": self.contents} if any(self.contents) else {}

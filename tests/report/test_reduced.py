@@ -25,10 +25,17 @@ REDUCED = "reduced (50 questions a test set, choice 0)"
 def made(tmp_path):
     """Leave behind a run folder of this name, configuration and matrix; returns it read."""
 
-    def _made(name: str, scores: list[dict[str, float]] = WHOLE, finished: bool = True, more=None, **config) -> Run:
+    def _made(
+        name: str,
+        scores: list[dict[str, float]] = WHOLE,
+        finished: bool = True,
+        more: dict | None = None,
+        forms: tuple[list[dict[str, float]], ...] = (),  # shares and content scores
+        **config,
+    ) -> Run:
         raw = {"benchmark": "fcit-mini-short", "method": "finetune", **config}
         folder = RunDir.place(tmp_path / name, configuration.dump(configuration.parse(raw)), {"python": "3"})
-        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores)
+        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores, *forms)
         folder.matrix.write_text(json.dumps(matrix.to_json()))
         folder.events.write_text("")
         line = {"question_id": "0", "image": "x.png", "prompt": "?", "text": "a", "answer": "a", "mark": 1.0}
@@ -160,6 +167,50 @@ def test_every_run_has_the_family_of_its_method(made, tmp_path):
     page.write_all(runs, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "tables" / "comparison.csv").open()))
     assert [row["family"] for row in rows] == ["baseline", "merging", ""]
+
+
+SHARES, CONTENTS = [{"iconqa": 100.0}, {"iconqa": 40.0}], [{"iconqa": 80.0}, {"iconqa": 75.0, "figureqa": 90.0}]
+
+
+def test_the_form_of_answers_where_people_look(made, tmp_path):
+    demanded = {"iconqa": {"letter": 4, "phrase": 4}, "figureqa": {}}
+    run, older = made("formed", forms=(SHARES, CONTENTS), more={"forms": demanded}), made("older")
+    assert tables.forms(run)[1:] == [
+        ["iconqa", "letter or phrase", "100.0", "40.0", "60.0", "75.0", "20.0", "5.0", "15.0"],
+        ["figureqa", "-", "-", "-", "90.0", "90.0", "-", "-", "-"],
+        ["mean", "-", "-", "40.0", "75.0", "82.5", "20.0", "5.0", "15.0"],
+    ]
+    assert len(tables.forms(older)) == 1
+    out = shown([run, older])
+    assert "Form of the answers of formed, last stage" in out
+    assert "Form of the answers of older" not in out
+    text = page.render([run, older])
+    assert text.count("<h3>Form of the answers, last stage</h3>") == 1
+    assert "<b>15.0</b><span>form forgetting</span>" in text
+    figure = figures.forms([run])
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [5.0, 15.0]
+    page.write_all([run, older], tmp_path / "out")
+    assert (tmp_path / "out" / "tables" / "forms-formed.csv").is_file()
+    assert not (tmp_path / "out" / "tables" / "forms-older.csv").exists()
+    rows = list(csv.DictReader((tmp_path / "out" / "tables" / "comparison.csv").open()))
+    assert [row["content forgetting"] for row in rows] == ["5.0", ""]
+    assert "forms.svg" in {file.name for file in (tmp_path / "out" / "figures").iterdir()}
+
+
+def test_a_run_without_forms_has_no_column_of_them(made):
+    assert "form share" not in tables.summary([made("older")])[0]
+    assert "Content and form" not in page.render([made("oldest")])
+
+
+def test_a_gain_is_drawn_to_the_left(made):
+    run = made(
+        "gains",
+        [{"iconqa": 60.0}, {"iconqa": 50.0, "figureqa": 1.0}],
+        forms=([{}, {}], [{"iconqa": 90.0}, {"iconqa": 50.0}]),
+    )
+    content, form = figures.forms([run]).axes[0].patches
+    assert (content.get_x(), content.get_width()) == (0, 40)
+    assert (form.get_x(), form.get_width()) == (0, -30)
 
 
 def test_a_run_before_the_first_stage_that_is_evaluated(made, capsys):
