@@ -79,8 +79,8 @@ class Progress:
             counts = self.trained.setdefault(f"task-{task}", {})
             counts[subspace] = counts.get(subspace, 0) + examples
 
-    def end_row(self, due: list[str]) -> None:
-        """Add the scores of the stage at hand to those of the stages before it, in the order of ``due``."""
+    def end_evaluation(self, due: list[str]) -> None:
+        """Close the row of the stage at hand: ``due`` in this order, whichever data set was answered first."""
         self.rows.append({name: self.row[name] for name in due})
         self.extra_rows.append({name: self.extra[name] for name in due})
         # A run begun by a version that did not look at forms has none of its first stages.
@@ -94,7 +94,7 @@ class Progress:
             {name: each.share for name, each in row.items() if each.share is not None} for row in self.followed_rows
         ]
         contents = [{name: each.content for name, each in row.items()} for row in self.followed_rows]
-        return AccuracyMatrix(columns, self.rows, shares, contents)
+        return AccuracyMatrix(columns, self.rows, shares=shares, contents=contents)
 
     @property
     def majority(self) -> dict[str, str]:

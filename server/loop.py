@@ -330,8 +330,7 @@ class Loop:
         """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
         self._answered()
-        # In the benchmark's order, whichever data set was answered first.
-        progress.end_row(self.evaluation.due(progress))
+        progress.end_evaluation(self.evaluation.due(progress))
         self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
         progress.stage, progress.round = progress.stage + 1, 0
         progress.measured = progress.ended = False

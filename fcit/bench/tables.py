@@ -65,8 +65,8 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
-    figures += [*table.forms, *table.private]
-    return ["row", "seeds", *figures, "difference [95 %]", "by seed", "family", "differs in"]
+    others = ["difference [95 %]", "by seed", "family", *table.forms, "differs in"]
+    return ["row", "seeds", *figures, *table.private, *others]
 
 
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
@@ -109,11 +109,11 @@ def accuracy_cells(table: Table, line: Line) -> list[str]:
         marked(line),
         line.seeds,
         *figures,
-        *(spread(line.forms.get(name)) for name in table.forms),
         *private,
         _difference(line),
         single,
         line.family or "-",
+        *(spread(line.forms.get(name)) for name in table.forms),
         "; ".join(line.differs),
     ]
 
@@ -123,8 +123,8 @@ def constant_cells(table: Table) -> list[str]:
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
-    others = ["-" for _ in (*table.forms, *table.private)]
-    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *others, "-", "-", "-", ""]
+    others = ["-" for _ in accuracy_head(table)[2 + len(FIGURES) : -1]]
+    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *others, ""]
 
 
 def cost_cells(table: Table, line: Line) -> list[str]:

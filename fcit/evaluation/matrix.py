@@ -162,5 +162,5 @@ class AccuracyMatrix:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> AccuracyMatrix:
-        rows = ([dict(row) for row in raw.get(key, [])] for key in ("form_shares", "content_scores"))
-        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]], *rows)
+        shares, contents = ([dict(row) for row in raw.get(key, [])] for key in ("form_shares", "content_scores"))
+        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]], shares=shares, contents=contents)

@@ -20,18 +20,20 @@ def cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def summary(runs: list[Run], forms: bool = True) -> list[list[str]]:
+def summary(runs: list[Run], brief: bool = False) -> list[list[str]]:
     """Head and one row per run: figures of merit, subspaces, traffic in MB (where there is a federation), minutes.
 
     The runs must have one scope (:func:`fcit.report.scope.groups`). Averages over different stages have a column
-    each. With ``forms`` those about the form of answers are among them, if a run has some.
+    each. Without the families of methods and the figures about the form of answers (which only some runs have) it is
+    brief enough for a terminal.
     """
     avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))
     avgs = avgs or ["Avg"]
     traffic = [] if all(run.config.centralised for run in runs) else ["down", "up"]
     wire = [{"down": "MB sent", "up": "MB back"}[way] for way in traffic]
-    formed = FORM_FIGURES if forms and any(run.matrix.form_summary() for run in runs) else ()
-    rows = [["run", "method", "family", "Last", *avgs, *FIGURES[2:], *formed, "subspaces", *wire, "minutes"]]
+    formed = FORM_FIGURES if not brief and any(run.matrix.form_summary() for run in runs) else ()
+    family = [] if brief else ["family"]
+    rows = [["run", "method", *family, "Last", *avgs, *FIGURES[2:], *formed, "subspaces", *wire, "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
         seconds, figures = results["seconds"], matrix.summary()
@@ -39,7 +41,7 @@ def summary(runs: list[Run], forms: bool = True) -> list[list[str]]:
             [
                 run.name,
                 run.method,
-                run.family or "-",
+                *(run.family or "-" for _ in family),
                 cell(matrix.last),
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
                 *(cell(figures[f]) for f in FIGURES[2:]),

@@ -11,7 +11,7 @@ from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
 
 #: Columns of text; all others are numbers.
-_TEXTS = ("run", "method", "family", "dataset", "form", "rule", "other rule")
+_TEXTS = ("run", "method", "dataset", "form", "rule", "other rule")
 
 
 def _print(console: Console, rows: list[list[str]], title: str) -> None:
@@ -46,7 +46,7 @@ def show(console: Console, runs: list[Run]) -> None:
         _say(console, [f"{run.name}: {sentence}" for sentence in notes.notes(run)])
     finished = [run for run in runs if run.finished]
     for remark, members in groups(finished):
-        _print(console, tables.summary(members, forms=False), titled("Comparison", remark))
+        _print(console, tables.summary(members, brief=True), titled("Comparison", remark))
     _say(console, scope.notes(finished))
 
 

@@ -464,13 +464,14 @@ def test_the_form_of_answers_has_columns_where_a_row_knows_it(planned):
         finish(run, {"a": [1.0, 0.0], "b": [1.0, 1.0]})
         if run.row.label == "disco":
             scores, contents = [{"a": 80.0}, {"a": 50.0, "b": 100.0}], [{"a": 80.0}, {"a": 70.0, "b": 100.0}]
-            matrix = AccuracyMatrix(["a", "b"], scores, [{"a": 100.0}, {"a": 60.0 + 10 * run.seed}], contents)
+            shares = [{"a": 100.0}, {"a": 60.0 + 10 * run.seed}]
+            matrix = AccuracyMatrix(["a", "b"], scores, shares=shares, contents=contents)
             (run.folder / "matrix.json").write_text(json.dumps(matrix.to_json()))
     found = leaderboard.collect(made)
     text = tables.markdown(found)
-    assert "| forgetting | form share | content forgetting | form forgetting | difference" in text
-    assert "| 30.0 ± 0.0 | 65.0 ± 7.1 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in text
-    assert "| finetune | 2 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | - | - | - | - | - |" in text
+    assert "| by seed | family | form share | content forgetting | form forgetting | differs in |" in text
+    assert "| routing | 65.0 ± 7.1 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in text
+    assert "| baseline | - | - | - |" in text
     assert "- form share: answers after the last stage that have the form" in text
     rows = {row["row"]: row for row in csv.DictReader(io.StringIO(tables.csv(found)))}
     assert (rows["disco"]["form share"], rows["disco"]["form forgetting"]) == ("65", "20")

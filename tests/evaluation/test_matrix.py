@@ -115,8 +115,8 @@ def test_forgetting_is_split_into_form_and_content():
     matrix = AccuracyMatrix(
         ["a", "b", "c"],
         [{"a": 80}, {"a": 90, "b": 60}, {"a": 50, "b": 20, "c": 70}],
-        [{"a": 100}, {"a": 100, "b": 100}, {"a": 50, "b": 25}],  # "c" demands no form
-        [{"a": 80}, {"a": 90, "b": 60}, {"a": 90, "b": 40, "c": 70}],
+        shares=[{"a": 100}, {"a": 100, "b": 100}, {"a": 50, "b": 25}],  # "c" demands no form
+        contents=[{"a": 80}, {"a": 90, "b": 60}, {"a": 90, "b": 40, "c": 70}],
     )
     assert matrix.losses == {"a": (40, 0), "b": (40, 20)}
     assert matrix.losses["b"].form == 20
@@ -128,10 +128,14 @@ def test_forgetting_is_split_into_form_and_content():
 
 def test_content_is_looked_at_in_the_stage_of_the_best_score():
     """A form that was wrong from the beginning was never lost; one that came later is a gain."""
-    never = AccuracyMatrix(["a", "b"], [{"a": 20}, {"a": 10, "b": 5}], [{}, {}], [{"a": 80}, {"a": 70, "b": 5}])
+
+    def matrix(scores: list[dict[str, float]], contents: list[dict[str, float]]) -> AccuracyMatrix:
+        return AccuracyMatrix(["a", "b"], scores, shares=[{}, {}], contents=contents)
+
+    never = matrix([{"a": 20}, {"a": 10, "b": 5}], [{"a": 80}, {"a": 70, "b": 5}])
     assert never.losses["a"].content == 10
     assert never.form_forgetting == 0
-    later = AccuracyMatrix(["a", "b"], [{"a": 20}, {"a": 60, "b": 5}], [{}, {}], [{"a": 80}, {"a": 60, "b": 5}])
+    later = matrix([{"a": 20}, {"a": 60, "b": 5}], [{"a": 80}, {"a": 60, "b": 5}])
     assert later.form_summary() == {"form share": None, "content forgetting": 20, "form forgetting": -60}
 
 
@@ -143,5 +147,5 @@ def test_an_older_matrix_knows_nothing_of_forms():
 
 
 def test_a_stage_whose_forms_are_unknown_leaves_none_of_the_split():
-    matrix = AccuracyMatrix(["a"], [{"a": 80}, {"a": 60}], [{}, {"a": 50}], [{}, {"a": 70}])
+    matrix = AccuracyMatrix(["a"], [{"a": 80}, {"a": 60}], shares=[{}, {"a": 50}], contents=[{}, {"a": 70}])
     assert matrix.form_summary() == {"form share": 50, "content forgetting": None, "form forgetting": None}

@@ -30,12 +30,12 @@ def made(tmp_path):
         scores: list[dict[str, float]] = WHOLE,
         finished: bool = True,
         more: dict | None = None,
-        forms: tuple[list[dict[str, float]], ...] = (),  # shares and content scores
+        forms: dict[str, list[dict[str, float]]] | None = None,  # shares and contents
         **config,
     ) -> Run:
         raw = {"benchmark": "fcit-mini-short", "method": "finetune", **config}
         folder = RunDir.place(tmp_path / name, configuration.dump(configuration.parse(raw)), {"python": "3"})
-        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores, *forms)
+        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores, **(forms or {}))
         folder.matrix.write_text(json.dumps(matrix.to_json()))
         folder.events.write_text("")
         line = {"question_id": "0", "image": "x.png", "prompt": "?", "text": "a", "answer": "a", "mark": 1.0}
@@ -174,7 +174,7 @@ SHARES, CONTENTS = [{"iconqa": 100.0}, {"iconqa": 40.0}], [{"iconqa": 80.0}, {"i
 
 def test_the_form_of_answers_where_people_look(made, tmp_path):
     demanded = {"iconqa": {"letter": 4, "phrase": 4}, "figureqa": {}}
-    run, older = made("formed", forms=(SHARES, CONTENTS), more={"forms": demanded}), made("older")
+    run, older = made("formed", forms={"shares": SHARES, "contents": CONTENTS}, more={"forms": demanded}), made("older")
     assert tables.forms(run)[1:] == [
         ["iconqa", "letter or phrase", "100.0", "40.0", "60.0", "75.0", "20.0", "5.0", "15.0"],
         ["figureqa", "-", "-", "-", "90.0", "90.0", "-", "-", "-"],
@@ -203,11 +203,8 @@ def test_a_run_without_forms_has_no_column_of_them(made):
 
 
 def test_a_gain_is_drawn_to_the_left(made):
-    run = made(
-        "gains",
-        [{"iconqa": 60.0}, {"iconqa": 50.0, "figureqa": 1.0}],
-        forms=([{}, {}], [{"iconqa": 90.0}, {"iconqa": 50.0}]),
-    )
+    scores = [{"iconqa": 60.0}, {"iconqa": 50.0, "figureqa": 1.0}]
+    run = made("gains", scores, forms={"contents": [{"iconqa": 90.0}, {"iconqa": 50.0}]})
     content, form = figures.forms([run]).axes[0].patches
     assert (content.get_x(), content.get_width()) == (0, 40)
     assert (form.get_x(), form.get_width()) == (0, -30)

@@ -90,7 +90,7 @@ def test_the_rows_of_a_stage_become_those_of_the_matrix():
     progress = Progress(rows=[{"a": 80.0}], extra_rows=[{}], evaluated=["b", "a"])
     progress.row, progress.extra = {"b": 10.0, "a": 60.0}, {"b": {}, "a": {}}
     progress.followed = {"b": Followed({}, 0, 10.0), "a": Followed({"word": 4}, 1, 70.0)}
-    progress.end_row(["a", "b"])
+    progress.end_evaluation(["a", "b"])
     matrix = progress.matrix(["a", "b"])
     assert matrix.scores == [{"a": 80.0}, {"a": 60.0, "b": 10.0}]
     assert matrix.shares == [{}, {"a": 25.0}]
