@@ -20,6 +20,8 @@ from fcit.data.records import TestRecord
 from fcit.evaluation.scorers import NUMBER
 from fcit.evaluation.wording import folded, tokens, without_blanks
 
+#: Characters of the longest text that is searched for candidates: what an answer may hold is up to who sends it.
+LONGEST = 2000
 _MARKER = re.compile(r"\b(?:answer|option|choice)\s*(?:is\b|[:=])\s*:?\s*", re.IGNORECASE)
 _PAIRS = ("()", "[]", "{}", '""', "''", "\u201c\u201d", "\u2018\u2019")
 
@@ -58,8 +60,8 @@ class AnswerForm(ABC):
         return bool(text) and (folded(text) == folded(record.answer.strip()) or self.shaped(text, record))
 
     def normalised(self, text: str, record: TestRecord) -> str:
-        """The one candidate of a text without the form; any other text as it is."""
-        if self.has(text, record):
+        """The one candidate of a text without the form; any other text, or one beyond :data:`LONGEST`, as it is."""
+        if len(text) > LONGEST or self.has(text, record):
             return text
         found = self.candidate(text.strip(), record)
         return text if found is None else found
@@ -120,7 +122,7 @@ class Letter(AnswerForm):
     _LABELS = (
         re.compile(r"(?<!\w)([A-Za-z0-9])\)"),
         re.compile(r"\[([A-Za-z0-9])\]"),
-        re.compile(r"^\s*([A-Za-z0-9])[.:](?=\s)", re.MULTILINE),
+        re.compile(r"^[ \t]*([A-Za-z0-9])[.:](?=\s)", re.MULTILINE),
         re.compile(r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)\s+([A-Z0-9])(?!\w)"),
         re.compile(r"(?<![\w'&-])([B-HJ-Z])(?![\w'&-])"),
         # Words as well: labels only where no other word follows.

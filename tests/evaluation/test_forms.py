@@ -1,5 +1,8 @@
 """Forms of answers by literal examples: which texts have one, what a text is normalised to, what a question demands."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from fcit import registry
@@ -138,6 +141,31 @@ def test_what_a_text_is_normalised_to_has_the_form():
 
 def test_every_form_has_examples():
     assert {name for name, *_ in EXAMPLES} == set(registry.ANSWER_FORMS)
+
+
+def test_texts_of_any_length_cost_little():
+    """What would be searched for long is not searched: the time grows with the length and no faster."""
+    record = TestRecord("0", (), "?", "-")
+    texts = [piece * (20_000 // len(piece)) for piece in ("\n", "1,111,", "( ", "A ", "no ", ". ", "answer ", "[0, ")]
+
+    def check(case: tuple[str, str]) -> None:
+        form, text = registry.resolve("form", case[0])(), f"x{case[1]}x"
+        assert form.normalised(text, record) == text
+
+    check_each([(name, text) for name in registry.ANSWER_FORMS for text in texts], check)
+
+
+def test_the_examples_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "answer-form.md").read_text(encoding="utf-8")
+    rows = re.findall(r'^\| `([a-z/]+)` \| "(.+)" \| (?:"(.+)"|stays\b.*) \|$', page, re.MULTILINE)
+
+    def check(row: tuple[str, str, str]) -> None:
+        name, text, normalised = row
+        record = TestRecord("0", (), "?", "-")
+        assert registry.resolve("form", name)().normalised(text, record) == (normalised or text)
+
+    assert len(rows) == 10
+    check_each(rows, check)
 
 
 INSTRUCTIONS = {
