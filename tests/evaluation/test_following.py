@@ -10,7 +10,7 @@ from fcit.data.shipped import shipped
 from fcit.data.spec import DatasetSpec, read_spec
 from fcit.errors import ConfigError
 from fcit.evaluation import following
-from fcit.evaluation.following import Followed
+from fcit.evaluation.following import Demand, Followed
 from fcit.evaluation.scorers import Result, demands
 from tests.helpers.cases import check_each
 
@@ -80,6 +80,16 @@ def test_captions_keep_their_score_unless_one_is_mended():
     mended = judged("caption", [("Caption: a fish above a star", "a fish above a star")], question=question)
     assert whole.content == mended.content
     assert (whole.share, mended.share) == (100.0, 0.0)
+
+
+def test_what_a_data_set_demands_and_whether_its_right_answers_look_so():
+    spec, boxes = DatasetSpec(train="a", test="b"), DatasetSpec(train="a", test="b", scorer="box-iou")
+    records = [TestRecord("0", (), OPTION, "A"), TestRecord("1", (), OPTION, "red"), TestRecord("2", (), "Why?", "so")]
+    assert following.demand(spec, records) == Demand({"letter": 2}, 1, 1)
+    assert str(following.demand(spec, records)) == (
+        "letter (2 questions), none (1 questions); 1 right answers look otherwise"
+    )
+    assert str(following.demand(boxes, [TestRecord("0", (), "?", "", box="[0, 0, 1, 1]")])) == "box (1 questions)"
 
 
 def test_a_misspelt_form_is_named_with_those_there_are(tmp_path):
