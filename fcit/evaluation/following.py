@@ -59,9 +59,10 @@ class Demand:
     otherwise: int
 
     def __str__(self) -> str:
-        parts = [f"{form} ({count:,} questions)" for form, count in self.demanded.items()]
-        parts += [f"none ({self.without:,} questions)"] if self.without else []
-        return ", ".join(parts) + (f"; {self.otherwise:,} right answers look otherwise" if self.otherwise else "")
+        counts = {**self.demanded, **({"none": self.without} if self.without else {})}
+        parts = ", ".join(f"{form} ({count:,})" for form, count in counts.items())
+        otherwise = f"; right answers that look otherwise: {self.otherwise:,}" if self.otherwise else ""
+        return f"{parts} of {sum(counts.values()):,} questions{otherwise}"
 
 
 def demand(spec: DatasetSpec, records: Sequence[TestRecord]) -> Demand:

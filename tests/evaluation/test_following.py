@@ -87,9 +87,9 @@ def test_what_a_data_set_demands_and_whether_its_right_answers_look_so():
     records = [TestRecord("0", (), OPTION, "A"), TestRecord("1", (), OPTION, "red"), TestRecord("2", (), "Why?", "so")]
     assert following.demand(spec, records) == Demand({"letter": 2}, 1, 1)
     assert str(following.demand(spec, records)) == (
-        "letter (2 questions), none (1 questions); 1 right answers look otherwise"
+        "letter (2), none (1) of 3 questions; right answers that look otherwise: 1"
     )
-    assert str(following.demand(boxes, [TestRecord("0", (), "?", "", box="[0, 0, 1, 1]")])) == "box (1 questions)"
+    assert str(following.demand(boxes, [TestRecord("0", (), "?", "", box="[0, 0, 1, 1]")])) == "box (1) of 1 questions"
 
 
 def test_a_misspelt_form_is_named_with_those_there_are(tmp_path):
