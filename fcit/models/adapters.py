@@ -10,7 +10,7 @@ E * r, and per-sample weights act between ``lora_A`` and ``lora_B``:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale
+from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale, shown_inputs
 from fcit.models.layout import GATE, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 
@@ -57,7 +57,7 @@ class Adapters:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
         self._selection = Selection(adapter.rank)
-        self._frozen_added = False
+        self._frozen_added, self._until_end = False, ExitStack()
         self._trained: set[str] = set()
         self._principal: dict[tuple[str, float], torch.Tensor] = {}
         self._gates: dict[str, TokenGates] = {}
@@ -110,7 +110,7 @@ class Adapters:
                 for n, layer in layers.items()
             }
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
-            self._gates[SLOT] = TokenGates(layers, SLOT)
+            self._gates[SLOT] = TokenGates(layers, SLOT, top=self.layout.top)
             self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
 
@@ -187,7 +187,8 @@ class Adapters:
         self._trained = set(self._slot) - set(frozen)
         self._activate()
         try:
-            yield [p for n, p in self._slot.items() if n in self._trained]
+            with ExitStack() as self._until_end:
+                yield [p for n, p in self._slot.items() if n in self._trained]
         finally:
             self._peft.eval()
             self._trained, self._frozen_added = set(), False
@@ -214,6 +215,10 @@ class Adapters:
             yield list(self._slot.values())
         finally:
             self._activate()
+
+    def show_inputs(self, see: Callable[[str, torch.Tensor], None]) -> None:
+        """Within :meth:`training`, until it ends: see :func:`fcit.models.hooks.shown_inputs`."""
+        self._until_end.enter_context(shown_inputs(self._layers, see))
 
     @contextmanager
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -351,7 +356,7 @@ class Adapters:
         for name in last_block(factors) if self.layout.routed == "last" else factors:
             factors[name].register_forward_hook(self._scale)
         if self.layout.experts:
-            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows)
+            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows, self.layout.top)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()
