@@ -39,6 +39,7 @@ METHODS = {
     "opcm": "fcit.methods.opcm:OPCM",
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
+    "same": "fcit.methods.same:SAME",
     "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }

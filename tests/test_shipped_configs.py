@@ -72,16 +72,18 @@ def test_two_methods_differ_in_the_method_only():
 
 
 CENTRALISED = sorted([*ROOT.glob("configs/ucit/*.yaml"), *ROOT.glob("configs/mllm-dcl/*.yaml")])
-#: Hyper-parameters of MCITlib (v1): rank in all and of how many experts, by benchmark and method.
+#: Rank in all and of how many experts, by benchmark and method: MCITlib's (v1), SAME's own (and in its proportions).
 RANKS = {
     ("ucit", "finetune"): 16,
     ("ucit", "olora"): 96 // 6,
     ("ucit", "moelora"): 18,
     ("ucit", "disco"): 96 // 6,
+    ("ucit", "same"): 48,
     ("mllm-dcl", "finetune"): 32,
     ("mllm-dcl", "olora"): 160 // 5,
     ("mllm-dcl", "moelora"): 35,
     ("mllm-dcl", "disco"): 160 // 5,
+    ("mllm-dcl", "same"): 40,
 }
 
 
