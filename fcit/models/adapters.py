@@ -77,8 +77,7 @@ class Adapters:
         outside = {self.backbone.family.vision: "vision tower, whose features are computed once"}
         outside[self._projector] = "projector, which is trained as a whole or not at all"
         for module, why in outside.items():
-            inside = [n for n in self._slot if module in n.split(".") and is_factor(n)]
-            if inside:
+            if inside := [n for n in self._slot if module in n.split(".") and is_factor(n)]:
                 raise ConfigError(
                     f"adapter.targets: {targets!r} reaches the {why} ({inside[0]}); anchor the expression in the "
                     "language model"
@@ -105,10 +104,8 @@ class Adapters:
             named |= {n: self._parameter(*shape) for n, shape in self.layout.prompts(width, features).items()}
         if self.layout.experts:
             layers = self._layers
-            gates = {
-                n: self._parameter(self.layout.experts, layer.in_features, device=layer.weight.device)
-                for n, layer in layers.items()
-            }
+            e = self.layout.experts
+            gates = {n: self._parameter(e, m.in_features, device=m.weight.device) for n, m in layers.items()}
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
             self._gates[SLOT] = TokenGates(layers, SLOT, top=self.layout.top)
             self._gates[SLOT].load(gates)
@@ -219,6 +216,11 @@ class Adapters:
     def show_inputs(self, see: Callable[[str, torch.Tensor], None]) -> None:
         """Within :meth:`training`, until it ends: see :func:`fcit.models.hooks.shown_inputs`."""
         self._until_end.enter_context(shown_inputs(self._layers, see))
+
+    def sum_gates(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Within :meth:`training`, until it ends: every pass adds its tokens' gates to ``sums``, by the gate's name."""
+        by_layer = {name.removesuffix(_GATE): total for name, total in sums.items()}
+        self._until_end.enter_context(self._gates[SLOT].summing(by_layer))
 
     @contextmanager
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -107,6 +107,17 @@ class TokenGates:
             for gate in self._gates.values():
                 gate.counted = None
 
+    @contextmanager
+    def summing(self, sums: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Inside, every pass adds the gates of all its tokens to ``sums``: ``(experts,)`` by layer."""
+        for name, total in sums.items():
+            self._gates[name].total = total
+        try:
+            yield
+        finally:
+            for gate in self._gates.values():
+                gate.total = None
+
 
 def _prior(rows: Rows, number: int) -> torch.Tensor | None:
     prior = rows.get(PRIOR)
@@ -120,6 +131,7 @@ class _Gate:
         self.adapter, self.top = adapter, top
         self.weight: torch.Tensor | None = None
         self.counted: tuple[int, torch.Tensor] | None = None
+        self.total: torch.Tensor | None = None
         self.prior: Callable[[], torch.Tensor | None] | None = None
         self._open: torch.Tensor | None = None
         layer.register_forward_pre_hook(self._read)
@@ -131,6 +143,8 @@ class _Gate:
             if self.counted is not None:
                 top, counts = self.counted
                 counts += torch.bincount(gate.topk(top, dim=-1).indices.flatten(), minlength=len(counts))
+            if self.total is not None:
+                self.total += gate.detach().float().flatten(0, -2).sum(0)
             if self.prior is not None and (prior := self.prior()) is not None:
                 prior = prior.to(gate)
                 gate = gate * (1 - prior.sum(-1, keepdim=True)) + prior
