@@ -50,9 +50,10 @@ class Prism(MoELoRA):
     rank; what one layer cannot hold flows to the others (water-filling). The rank counts eigenvalues of at least
     ``tail`` times the largest, of the stage's covariance over all clients and experts, on the side that has more.
 
-    Why the mean is safe: all clients of a stage move in the complement of the same U, and so do their mean and a step
-    of ``fedavg``, ``fedprox`` or ``fedavgm``, to rounding. That holds for steps with c = 1, with ``warmup: 0`` for all;
-    not with optimisers or rules that treat every number by itself (``fedadam``, ``median``, ...).
+    Why the mean is safe: all clients of a stage move in the complement of the same U, and so does their mean, to
+    rounding (``federation.wire`` rounds, too). That holds for steps with c = 1, with ``warmup: 0`` for all; not with
+    optimisers or rules that treat every number by itself (``fedadam``, ``median``), and not with a server's momentum
+    (``fedavgm``), which brings along moves of stages before.
 
     Ours: two sides, so that layers need not be square (the code adds both into one matrix); clients hold a few rows
     instead of matrices d x d, of the steps of a stage's last round, in which alone they are sent (the code's stages
