@@ -47,7 +47,7 @@ class DatasetSpec(Section):
     )
     references: str | None = Field(
         None,
-        description="several right captions per test question: a COCO captions file",
+        description="several right answers per test question: a COCO captions file, or TextVQA's annotations",
         examples=["flowers/coco.json"],
     )
     val_references: str | None = Field(
