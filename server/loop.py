@@ -330,11 +330,7 @@ class Loop:
         """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
         self._answered()
-        # In the benchmark's order, whichever data set was answered first.
-        due = self.evaluation.due(progress)
-        progress.rows.append({name: progress.row[name] for name in due})
-        progress.extra_rows.append({name: progress.extra[name] for name in due})
-        progress.evaluated, progress.row, progress.extra = [], {}, {}
+        progress.end_evaluation(self.evaluation.due(progress))
         self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
         progress.stage, progress.round = progress.stage + 1, 0
         progress.measured = progress.ended = False
@@ -365,7 +361,7 @@ class Loop:
     # ------------------------------------------------------------------ the end
 
     def _matrix(self) -> AccuracyMatrix:
-        return AccuracyMatrix(self.evaluation.columns(self.progress), self.progress.rows)
+        return self.progress.matrix(self.evaluation.columns(self.progress))
 
     def _finish(self) -> AccuracyMatrix:
         """Write adapters and results; the last file says that the run is finished."""

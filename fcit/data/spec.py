@@ -61,6 +61,12 @@ class DatasetSpec(Section):
         description="scorers reported beside, e.g. an official rule",
         examples=["[substring-official]"],
     )
+    form: str | None = Field(
+        None,
+        description="the form of answers that its questions demand (`fcit list form`); default: the scorer's, else by "
+        "the wording of each question",
+        examples=["letter"],
+    )
     suffix: str = Field("", description="line added to every instruction that does not end with it")
     test_suffix: str | AnswerSuffix = Field(
         "", description="text added to every test instruction as it stands, a leading space included"
@@ -86,7 +92,7 @@ class DatasetSpec(Section):
         """The folder under the image root that the image names of its questions are relative to."""
         return self.images if self.test_images is None else self.test_images
 
-    def form(self, images: Path, asked: bool = False) -> Form:
+    def reading(self, images: Path, asked: bool = False) -> Form:
         """How its training files are read, or with ``asked`` its questions; ``images`` is the image root."""
         return Form(self.format, self.columns, images / (self.asked_images if asked else self.images))
 
@@ -96,6 +102,13 @@ class DatasetSpec(Section):
         if value is not None and value not in registry.FORMATS:
             known = list(registry.FORMATS)
             raise ValueError(f"unknown format{registry.nearest(value, known)} (known: {', '.join(known)})")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and value not in registry.ANSWER_FORMS:
+            raise ValueError(registry.unknown("form", value))
         return value
 
     @model_validator(mode="after")
