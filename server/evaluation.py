@@ -86,6 +86,7 @@ class Evaluation:
                 dataset=name,
                 score=scored.score,
                 mix=scored.mix,
+                **({"unrouted": scored.unrouted} if scored.unrouted else {}),
                 seconds=round(answers.seconds, 3),
             )
             checkpoint.save(self.run, state, progress)

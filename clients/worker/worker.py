@@ -190,6 +190,8 @@ class Worker:
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
+        if (extra := self.method.extra(order.stage, order.round)) is not None:
+            config = config.model_copy(update={"training": config.training.model_copy(update=extra.training)})
         with computed(self.backbone, config.training):
             if order.measure:
                 return self._measured(order, sessions[0], begin)
@@ -284,7 +286,7 @@ class Worker:
         if self.method.needs_identity:
             key = (order.client, tuple(tasks))
             identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
-        last = order.round == self.config.federation.rounds - 1
+        last = order.round == self.method.rounds(order.stage) - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples
         of_method, of_fedopt = (
@@ -297,16 +299,24 @@ class Worker:
                 round=order.round,
                 subspace=order.subspace,
                 received=_under(order.tensors, prefix),
+                brief=order.brief,
                 memory=memory.setdefault(owner, {}),
                 constants=constants,
                 examples=seen,
+                records=texts,
                 identity=identity,
                 image_root=self.data.image_root,
                 seed=self.config.seed,
                 last_round=last,
             )
-            for owner, prefix, seen in (("method", EXTRA, examples), ("fedopt", FEDOPT, of_optimiser))
+            for owner, prefix, seen, texts in (
+                ("method", EXTRA, examples, self._records(order.client, tasks)),
+                ("fedopt", FEDOPT, of_optimiser, ()),
+            )
         )
+        of_method.examples = self.method.select(of_method)
+        if of_fedopt.examples:
+            of_fedopt.examples = of_method.examples
         return (of_method, of_fedopt), memory
 
     def _questions(self, dataset: str, first: int, last: int) -> Tokenised:
@@ -320,13 +330,11 @@ class Worker:
         """Identity features of all questions of a data set, encoded together: the same batches at every client."""
         return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
 
-    def _routed(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
+    def _mix(self, weights: Any, wanted: tuple[int, int], hook: str) -> np.ndarray:
         """The method's mix, checked: a method of the user's own may return anything."""
-        weights = self.method.route(names, knowledge, features)
-        wanted = (len(features), len(names))
         if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
             got = getattr(weights, "shape", type(weights).__name__)
-            raise FCITError(f"method {self.method.name}: route must return finite weights {wanted}, got {got}")
+            raise FCITError(f"method {self.method.name}: {hook} must return finite weights {wanted}, got {got}")
         return weights.astype(np.float32)
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
@@ -367,8 +375,11 @@ class Worker:
         projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
         self.adapters.load_mixture(subspaces, projector, self.config.evaluation.mixture == "backbone")
         known = _under(order.tensors, "knowledge/")
-        weights = self._routed(order.names, (knowledge, known), features) if order.names else None
-        texts: list[str] = []
+        weights, texts = None, list[str]()
+        if order.names:
+            routed = self.method.route(order.names, (knowledge, known), features)
+            weights = self._mix(routed, (len(features), len(order.names)), "route")
+        records = self.data.test(dataset)
         limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
         stride = self.config.evaluation.stretch
         for begin in range(first, last, stride):
@@ -382,8 +393,13 @@ class Worker:
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
                     vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
                     model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
-                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
-                    return self.method.answer(questions, None if weights is None else weights[rows])
+                    asked = [records[begin + place] for place in places]
+                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)
+                    if weights is None:
+                        return self.method.answer(questions, None)
+                    chosen = self.method.choose(questions, weights[rows])
+                    weights[rows] = self._mix(chosen, (len(rows), len(order.names)), "choose")
+                    return self.method.answer(questions, weights[rows])
 
             texts += self.batches.answered(encoded, limit, answer)
         return texts, weights
