@@ -6,7 +6,7 @@ The backbone is loaded once per process for all clients; nothing of one client s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Worker:
         records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
-        self._enough(order.client, tasks)
+        self._enough(order.client, tasks, "token")
         features = self._identity(records)
         if not self.config.privacy.tokens:
             stats = self.method.describe(features)
@@ -167,13 +167,20 @@ class Worker:
         reproducible = self.config.privacy.reproducible_noise
         return published(self.config.seed) if reproducible else self.memory.secret(client)
 
-    def _enough(self, client: int, tasks: list[int]) -> None:
-        """Checked for each task: otherwise a small one could be computed as the difference of two large sums."""
+    def _enough(self, client: int, tasks: list[int], what: str, of: Callable[[int], int] = lambda count: count) -> None:
+        """Checked for each task: otherwise a small one could be computed as the difference of two large sums.
+
+        Args:
+            of: of how many of a task's records it is made.
+
+        Raises:
+            TooFew: they are fewer than the site sends statistics of.
+        """
         least = self.terms.min_records
         for task in tasks if least > 1 else ():
-            count = len(self.data.records(client, [task]))
+            count = of(len(self.data.records(client, [task])))
             if count < least:
-                raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
+                raise TooFew(f"task {task}: a {what} of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
         """Train the ordered subspace on the shard and return what changed; refused in a run with secure aggregation."""
@@ -185,6 +192,8 @@ class Worker:
         """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
+        if self.method.measures:
+            self._enough(order.client, tasks, "measurement", self.method.measured_records)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()

@@ -194,6 +194,13 @@ class Method:
         """The encoded records that an order trains on, before anything is loaded; default: the whole shard."""
         return session.examples
 
+    def measured_records(self, count: int) -> int:
+        """Of how many of so many records :meth:`measure` makes what it sends; a site compares it with ``min_records``.
+
+        If they are too few, it refuses all orders on these records, because training may send the same.
+        """
+        return count
+
     def prepare(self, session: Session) -> None:
         """Before the first step; the training slot holds the tensors of the order."""
 
