@@ -35,6 +35,7 @@ METHODS = {
     "mlora": "fcit.methods.mlora:MLoRA",
     "modalprompt": "fcit.methods.modalprompt:ModalPrompt",
     "moelora": "fcit.methods.moelora:MoELoRA",
+    "mrlora": "fcit.methods.mrlora:MRLoRA",
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "prism": "fcit.methods.prism:Prism",

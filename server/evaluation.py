@@ -89,6 +89,7 @@ class Evaluation:
                 form_share=scored.followed.share,
                 content=scored.followed.content,
                 mix=scored.mix,
+                **({"unrouted": scored.unrouted} if scored.unrouted else {}),
                 seconds=round(answers.seconds, 3),
             )
             checkpoint.save(self.run, state, progress)

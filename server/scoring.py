@@ -21,7 +21,8 @@ from fcit.io.files import write_text
 
 @dataclass(frozen=True)
 class Scored:
-    """A dataset's score, the scores by the rules reported beside, the form of its answers, and the mean mix.
+    """A dataset's score, the scores by the rules reported beside, the form of its answers, the mean mix, and the
+    questions of no subspace.
 
     Scores are not rounded here: tables round them once (50 of 101 is 49.50, and 49.51 if 49.505 is kept).
     """
@@ -30,6 +31,7 @@ class Scored:
     also: dict[str, float]
     followed: Followed
     mix: list[float] | None
+    unrouted: int = 0
 
 
 class Parts:
@@ -86,7 +88,8 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
         lines.append(predictions.to_line(prediction) + "\n")
     write_text(file, "".join(lines))
     mean = None if mix is None else [round(float(w), 4) for w in mix.mean(axis=0)]
-    return Scored(result.score, also, followed, mean)
+    unrouted = 0 if mix is None or not mix.shape[1] else int((~mix.any(axis=1)).sum())
+    return Scored(result.score, also, followed, mean, unrouted)
 
 
 def model_id(config: RunConfig) -> str:

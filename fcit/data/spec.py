@@ -160,6 +160,13 @@ class PartitionSpec(Section):
     reserve: int = Field(0, ge=0, description="records every client gets before the rest is drawn")
 
 
+class Label(Section):
+    """What a model that chooses among tasks reads of one."""
+
+    letter: str = Field(pattern="^[A-Z]$", description="what it answers with to choose this task", examples=["A"])
+    description: str = Field(min_length=1, description="what the task is about", examples=["kinds of flowers"])
+
+
 class BenchmarkSpec(Section):
     """The YAML file of a benchmark."""
 
@@ -188,6 +195,12 @@ class BenchmarkSpec(Section):
         min_length=1,
         description="data sets of each task; tasks are numbered from 0",
         examples=["[[flowers], [receipts]]"],
+    )
+    labels: list[Label] = Field(
+        default_factory=list,
+        description="letter and description of each task, in their order, for methods whose model chooses among tasks; "
+        "default: letters by the order of stages, the names of the data sets and the line that ends their instructions",
+        examples=["[{letter: A, description: kinds of flowers}, {letter: B, description: text of receipts}]"],
     )
     homogeneous: list[int] | None = Field(
         None,
@@ -270,6 +283,12 @@ class BenchmarkSpec(Section):
                 if name not in self.datasets:
                     hint = registry.nearest(name, list(self.datasets))
                     raise ValueError(f"tasks[{number}] names the unknown dataset {name!r}{hint}")
+        letters = [label.letter for label in self.labels]
+        if self.labels and (len(letters) != len(self.tasks) or len(set(letters)) < len(letters)):
+            raise ValueError(
+                f"labels: the letters {', '.join(letters)} are for {len(self.tasks)} tasks; give one label for each "
+                "task, each with another letter, or leave labels out"
+            )
         for stage in [[t] for t in self.homogeneous or []] + (self.heterogeneous or []):
             for task_id in stage:
                 if not 0 <= task_id < len(self.tasks):
