@@ -35,6 +35,8 @@ class Progress:
     extra: dict[str, dict[str, float]] = field(default_factory=dict)  # scores of `also` rules
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    untrained: dict[str, float] = field(default_factory=dict)  # scores, at hand, of data sets not trained (yet)
+    untrained_rows: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage from 1; "0": before the first
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
     described: list[str] = field(default_factory=list)  # shards that clients were asked to describe, "client/shard"
     lengths: list[float] = field(default_factory=list)  # of the mean features accepted so far
@@ -48,6 +50,7 @@ class Progress:
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     samples: int = 0  # questions answered
+    samples_untrained: int = 0  # those of them about data sets not trained (yet)
     answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
     privacy: Ledger | None = None  # with differential privacy
@@ -57,6 +60,19 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     events: int = 0  # bytes of events.jsonl that belong to this state
     saves: int = 0
+
+    def end_evaluation(self, due: list[str]) -> None:
+        """Close the row of the stage at hand: ``due`` in this order, whichever data set was answered first."""
+        self.rows.append({name: self.row[name] for name in due})
+        self.extra_rows.append({name: self.extra[name] for name in due})
+        self.end_untrained(self.stage + 1)
+        self.row, self.extra = {}, {}
+
+    def end_untrained(self, stage: int) -> None:
+        """Close the row of data sets not trained (yet), after a stage from 1 on; 0: before the first."""
+        if self.untrained or stage == 0:
+            self.untrained_rows[str(stage)] = self.untrained
+        self.evaluated, self.untrained = [], {}
 
     def count_round(self, traffic: dict[str, int], accepted: list[ClientUpdate]) -> None:
         """Add a finished round to the run's cost."""

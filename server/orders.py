@@ -157,6 +157,16 @@ class Orders:
         """Datasets to score after a stage."""
         return self.stream.evaluation(stage) if self.evaluates(stage) else []
 
+    def untrained(self, stage: int) -> list[str]:
+        """Data sets asked after a stage that were not trained by then; -1: before the first stage.
+
+        With ``evaluation.unseen`` those of later stages; none for references without a sequence of stages.
+        """
+        if not self.config.evaluation.unseen or self.method.last_stage_only or not (stage < 0 or self.evaluates(stage)):
+            return []
+        trained = self.stream.evaluation(stage) if stage >= 0 else []
+        return [name for name in self.stream.evaluation(self.stream.stage_count - 1) if name not in trained]
+
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
     ) -> Iterator[tuple[int, EvaluateOrder]]:
@@ -165,17 +175,24 @@ class Orders:
         The stretches of a data set go to one node after the other, the same in every stage, which then has
         their tokens already.
         """
-        names, knowledge, tensors = self._mixture(state, progress)
+        return self._stretches(datasets, nodes, *self._mixture(state, progress))
+
+    def untouched(self, datasets: list[str], nodes: list[int]) -> Iterator[tuple[int, EvaluateOrder]]:
+        """The same orders to the backbone as it came: no subspaces, no routing, its own projector."""
+        return self._stretches(datasets, nodes, [], {}, {})
+
+    def _stretches(
+        self, datasets: list[str], nodes: list[int], names: list[str], knowledge: dict[str, Any], tensors: Tensors
+    ) -> Iterator[tuple[int, EvaluateOrder]]:
         step = self.config.evaluation.stretch
         for number, dataset in enumerate(datasets):
             for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
-                task = self._task_of(dataset)
                 order = EvaluateOrder(
                     config=self.text,
                     dataset=dataset,
                     first=first,
                     last=first + step,
-                    task=task,
+                    task=self._task_of(dataset) if names else "",
                     names=names,
                     knowledge=knowledge,
                     tensors=tensors,

@@ -32,6 +32,8 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
             "stored": sum(t.size for t in arrays([state.subspaces, state.shared])),
             "active": method.active(state),
         },
+        "questions": progress.samples,
+        "questions_untrained": progress.samples_untrained,
         "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
     }
 

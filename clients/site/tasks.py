@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcit import registry
-from fcit.config.schema import LONGEST
+from fcit.config.evaluation import LONGEST
 from fcit.config.site import Site, SiteTask
 from fcit.data.dataset import Usable, read_usable
 from fcit.data.formats import read_test

@@ -96,6 +96,11 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
+    if config.evaluation.unseen and config.evaluation.when == "final":
+        problems.append(
+            "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
+            "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
+        )
     for part in (privacy_checks, record_checks, secure_checks, token_checks):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
@@ -164,6 +169,11 @@ def _site_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"training.epochs: {config.training.epochs} is about tasks, which the server does not know with stream: "
             "'site'; give one number"
+        )
+    if config.evaluation.unseen:
+        problems.append(
+            "evaluation.unseen: true is about tasks of later stages, which the server does not know with stream: "
+            "'site', and no site has begun; choose unseen: false, or stream: benchmark"
         )
     if config.evaluation.samples is not None:
         problems.append(

@@ -21,10 +21,16 @@ class AccuracyMatrix:
     t_j is the first stage whose row holds dataset j, T the last evaluated stage. MFT, BWT and forgetting look at the
     score right after a dataset was learnt and at the best one since, so they are None where a stage is missing. Avg
     over some of the stages is another figure than Avg: :attr:`avg_name` says which.
+
+    Attributes:
+        unseen: scores of data sets of later stages (``evaluation.unseen``), by the stage after which they were asked,
+            numbered from 1; 0: before the first, of the untouched model. No figure of :meth:`summary`'s first five
+            looks at them.
     """
 
     datasets: list[str]
     scores: list[dict[str, float]] = field(default_factory=list)
+    unseen: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
     def _rows(self) -> list[dict[str, float]]:
@@ -94,13 +100,74 @@ class AccuracyMatrix:
                 drops.append(best - self._rows[final][j])
         return _mean(drops)
 
+    # ------------------------------------------------------------------ data sets that are not trained (yet)
+
+    def _before(self, dataset: str) -> list[int]:
+        """The stages, from 1 on, that were over before a data set was trained; all so far if it was not yet."""
+        first = self._first(dataset)
+        return list(range(1, 1 + (len(self.scores) if first is None else first)))
+
+    def _unseen(self, untouched: bool) -> float | None:
+        """Mean over data sets of the mean over the stages before they are trained, perhaps minus the untouched's."""
+        if not self.whole:
+            return None
+        means = []
+        for j in self.datasets:
+            scores = [self.unseen[t][j] for t in self._before(j) if j in self.unseen.get(t, {})]
+            zero = self.unseen.get(0, {}).get(j) if untouched else 0.0
+            if scores and zero is not None:
+                means.append(sum(scores) / len(scores) - zero)
+        return _mean(means)
+
+    @property
+    def unseen_mean(self) -> float | None:
+        """Zero-shot transfer: mean over data sets with t_j > 1 of the mean over stages 1 <= t < t_j of a[t, j].
+
+        The upper triangle of the matrix, data set by data set, with nothing subtracted; ZSCL's "Transfer" (Zheng et
+        al., ICCV 2023). What DISCO's paper averages as zero-shot transfer to unseen tasks is not stated; its figures
+        are of this kind, not differences.
+        """
+        return self._unseen(untouched=False)
+
+    @property
+    def unseen_gain(self) -> float | None:
+        """The same minus the untouched model's score on the data set, a[0, j]."""
+        return self._unseen(untouched=True)
+
+    @property
+    def fwt(self) -> float | None:
+        """FWT: mean over data sets with t_j > 1 of a[t_j - 1, j] - a[0, j], right before they are trained.
+
+        Equation 4 of GEM (Lopez-Paz and Ranzato, NeurIPS 2017), whose model at random initialisation is the untouched
+        pre-trained one here.
+        """
+        if not self.whole:
+            return None
+        firsts = ((j, self._first(j)) for j in self.datasets)
+        # Rows count from 0, stages from 1: the stage before the one of row t is number t.
+        pairs = [(self.unseen.get(t, {}).get(j), self.unseen.get(0, {}).get(j)) for j, t in firsts if t]
+        return _mean([before - zero for before, zero in pairs if before is not None and zero is not None])
+
+    def untrained(self) -> dict[str, float | None]:
+        """Figures about data sets that were not trained (yet), by name; empty where none was asked."""
+        if not self.unseen:
+            return {}
+        return {"unseen": self.unseen_mean, "unseen gain": self.unseen_gain, "FWT": self.fwt}
+
+    # ------------------------------------------------------------------ all of it
+
     def summary(self) -> dict[str, float | None]:
-        """All figures by name."""
-        return {"Last": self.last, "Avg": self.avg, "MFT": self.mft, "BWT": self.bwt, "forgetting": self.forgetting}
+        """All figures by name; those of :meth:`untrained` last."""
+        figures = {"Last": self.last, "Avg": self.avg, "MFT": self.mft, "BWT": self.bwt, "forgetting": self.forgetting}
+        return {**figures, **self.untrained()}
 
     def to_json(self) -> dict[str, object]:
-        return {"datasets": self.datasets, "scores": self.scores, **self.summary()}
+        """As :meth:`from_json` reads it, with all figures; ``unseen`` only where such data sets were asked."""
+        unseen = {"unseen_scores": {str(t): row for t, row in self.unseen.items()}} if self.unseen else {}
+        return {"datasets": self.datasets, "scores": self.scores, **unseen, **self.summary()}
 
     @classmethod
     def from_json(cls, raw: dict) -> AccuracyMatrix:
-        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]])
+        """The matrix of a ``matrix.json``, of older runs without ``unseen_scores``, too."""
+        unseen = {int(t): dict(row) for t, row in raw.get("unseen_scores", {}).items()}
+        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]], unseen)
