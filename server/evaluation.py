@@ -101,6 +101,7 @@ class Evaluation:
                 progress.row[name], progress.extra[name] = scored.score, scored.also
             else:
                 progress.untrained[name] = scored.score
+                progress.untrained_extra.setdefault(str(after), {})[name] = scored.also
                 progress.samples_untrained += len(answers.texts)
             self.say(
                 "scored",

@@ -372,8 +372,8 @@ class Loop:
     # ------------------------------------------------------------------ the end
 
     def _matrix(self) -> AccuracyMatrix:
-        unseen = {int(stage): row for stage, row in self.progress.untrained_rows.items()}
-        return AccuracyMatrix(self.evaluation.columns(self.progress), self.progress.rows, unseen)
+        columns, progress = self.evaluation.columns(self.progress), self.progress
+        return AccuracyMatrix.of(columns, progress.rows, progress.untrained_rows)
 
     def _finish(self) -> AccuracyMatrix:
         """Write adapters and results; the last file says that the run is finished."""

@@ -160,12 +160,17 @@ class Orders:
     def untrained(self, stage: int) -> list[str]:
         """Data sets asked after a stage that were not trained by then; -1: before the first stage.
 
-        With ``evaluation.unseen`` those of later stages; none for references without a sequence of stages.
+        With ``evaluation.unseen`` those of later stages, none for references without a sequence of stages; and
+        ``evaluation.held_out``.
         """
-        if not self.config.evaluation.unseen or self.method.last_stage_only or not (stage < 0 or self.evaluates(stage)):
-            return []
-        trained = self.stream.evaluation(stage) if stage >= 0 else []
-        return [name for name in self.stream.evaluation(self.stream.stage_count - 1) if name not in trained]
+        count, evaluation, begins = self.stream.stage_count, self.config.evaluation, stage < 0
+        names: list[str] = []
+        if evaluation.unseen and not self.method.last_stage_only and (begins or self.evaluates(stage)):
+            trained = [] if begins else self.stream.evaluation(stage)
+            names = [name for name in self.stream.evaluation(count - 1) if name not in trained]
+        late = self.method.last_stage_only and 0 <= stage < count - 1
+        asked = begins or (not late and stage + 1 in evaluation.stages(count, held_out=True))
+        return [*names, *(self.stream.held_out if asked else ())]
 
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
@@ -228,4 +233,5 @@ class Orders:
         """The true task's name, sent to references only: methods must not see it."""
         if not self.method.needs_task_at_inference:
             return ""
-        return next(f"task-{t}" for t, names in enumerate(self.stream.tasks) if dataset in names)
+        tasks = enumerate(self.stream.tasks)
+        return next((f"task-{t}" for t, names in tasks if dataset in names), "")  # a held-out one is of no task

@@ -38,6 +38,17 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
     }
 
 
+def held_out(stream: Stream, progress: Progress) -> dict[str, Any]:
+    """Rules of the held-out data sets, and scores by further rules before the first and after the last stage."""
+    if not stream.held_out:
+        return {}
+    last = str(max(map(int, progress.untrained_extra), default=0))
+    both = {"before": progress.untrained_extra.get("0", {}), "after": progress.untrained_extra.get(last, {})}
+    scorers = {name: owner.datasets[name].scorer for name, owner in stream.held_out.items()}
+    also = {when: {name: row[name] for name in stream.held_out if name in row} for when, row in both.items()}
+    return {"held_out": {"scorers": scorers, "also": also}}
+
+
 def write(
     run: RunDir,
     config: RunConfig,
@@ -83,6 +94,7 @@ def write(
             "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            **held_out(stream, progress),
             **data_of(run),
             **by_site,
             **spent,

@@ -60,7 +60,7 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
     records = benchmark.test(answers.dataset)
     if len(answers.texts) != len(records):
         raise RunError(f"evaluate {answers.dataset}: {len(answers.texts)} answers to {len(records)} questions")
-    spec = benchmark.spec.datasets[answers.dataset]
+    spec = benchmark.owner(answers.dataset).datasets[answers.dataset]
     result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
     also = {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
     mix = answers.tensors.get("mix")

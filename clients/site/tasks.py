@@ -138,6 +138,10 @@ class OwnTasks:
             first = read_rows(path).sentences(verdict.problems, 1)[0]
             raise DataError(f"{len(verdict.problems)} questions cannot be asked (first: {first})")
 
+    def question_images(self, dataset: str) -> Path:
+        """The image root, as of training records."""
+        return self.image_root
+
     def max_new_tokens(self, dataset: str) -> int | None:
         """The task's own limit, if it has one."""
         return self._site.tasks[int(dataset)].max_new_tokens

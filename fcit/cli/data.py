@@ -120,7 +120,7 @@ def _constants(args: argparse.Namespace, findings: Findings) -> dict[str, Consta
     from fcit.evaluation.constant import constants, without_java
 
     raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
-    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"), trains=False)
     return constants(benchmark, [d.name for d in findings.datasets if d.test], without_java)
 
 

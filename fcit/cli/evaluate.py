@@ -41,7 +41,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fcit.evaluation.scoring import rules, score_file
 
     raw = {"benchmark": args.benchmark, "data_root": args.root, "evaluation": {"split": args.split}}
-    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"))
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"), trains=False)
     rules(benchmark, args.dataset, args.rule)  # before anything is rendered
     if benchmark.spec.source == "mini":
         benchmark.prepare([args.dataset])

@@ -139,15 +139,16 @@ def device_problem(name: str) -> str | None:
 
 
 def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
-    """Why ``evaluation.when`` does not fit a run of ``count`` stages, in one sentence, or None."""
-    when = config.evaluation.when
-    beyond = [n for n in when if n > count] if isinstance(when, list) else []
-    if not beyond:
-        return None
-    return (
-        f"evaluation.when: {when} names stage {beyond[0]}, and {owner} has the stages 1 to {count}; "
-        "name some of these, or say stage or final"
-    )
+    """Why the stages of ``evaluation`` do not fit a run of ``count`` stages, in one sentence, or None."""
+    for key in ("when", "held_out_when"):
+        when = getattr(config.evaluation, key)
+        beyond = [n for n in when if n > count] if isinstance(when, list) else []
+        if beyond:
+            return (
+                f"evaluation.{key}: {when} names stage {beyond[0]}, and {owner} has the stages 1 to {count}; "
+                "name some of these, or say stage or final"
+            )
+    return None
 
 
 def epochs_problem(config: RunConfig, tasks: int, owner: str) -> str | None:
@@ -174,6 +175,12 @@ def _site_problems(config: RunConfig) -> list[str]:
         problems.append(
             "evaluation.unseen: true is about tasks of later stages, which the server does not know with stream: "
             "'site', and no site has begun; choose unseen: false, or stream: benchmark"
+        )
+    if config.evaluation.held_out:
+        names = ", ".join(entry.benchmark for entry in config.evaluation.held_out)
+        problems.append(
+            f"evaluation.held_out: [{names}] is asked by a server that holds the questions; with stream: 'site' each "
+            "site is scored on its own test files and no others; leave it out, or choose stream: benchmark"
         )
     if config.evaluation.samples is not None:
         problems.append(

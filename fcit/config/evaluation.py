@@ -14,6 +14,24 @@ LONGEST = 24  # tokens of an answer, unless benchmark or configuration set anoth
 AT_ONCE = 64  # questions answered at a time, unless another number is set or found
 
 
+When = Literal["stage", "final"] | list[int]
+
+
+class HeldOut(Section):
+    """A benchmark whose questions are asked although nothing of it is trained; a name alone stands for all of it."""
+
+    benchmark: str = Field(description="a shipped one (`fcit list held-out`, `fcit list benchmark`) or a YAML file")
+    only: list[str] | None = Field(None, min_length=1, description="data sets of it; default: all")
+    data_root: str | None = Field(
+        None, description="its data root, relative to this file; default: that of the run, or where it is rendered"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, raw: Any) -> Any:
+        return {"benchmark": raw} if isinstance(raw, str) else raw
+
+
 class Evaluation(Section):
     """Evaluation of the model after a stage."""
 
@@ -39,7 +57,7 @@ class Evaluation(Section):
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
     )
-    when: Annotated[Literal["stage", "final"] | list[int], SCOPE] = Field(
+    when: Annotated[When, SCOPE] = Field(
         "stage", description="after every stage, after the last only, or after these, e.g. [4, 8]; the last always"
     )
     samples: Annotated[int | None, SCOPE] = Field(
@@ -67,6 +85,14 @@ class Evaluation(Section):
         description="ask the data sets of later stages, too: before the first stage of the untouched model, and after "
         "every evaluated stage of the tuned one; scores of what was not trained yet, and forward transfer",
     )
+    held_out: Annotated[list[HeldOut], SCOPE] = Field(
+        default_factory=list,
+        description="benchmarks that are asked and never trained, before the first stage and after stages: general "
+        "ability and what is lost of it, e.g. [mini-general], or [{benchmark: fcit-mini-all, only: [aokvqa]}]",
+    )
+    held_out_when: Annotated[When, SCOPE] = Field(
+        "stage", description="the stages after which held_out is asked, as `when` names them; the last always"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +102,7 @@ class Evaluation(Section):
             return {key: value for key, value in raw.items() if key != "limit"}
         return raw
 
-    @field_validator("when", mode="before")
+    @field_validator("when", "held_out_when", mode="before")
     @classmethod
     def _stages(cls, value: Any) -> Any:
         numbers = isinstance(value, list) and value and all(type(n) is int and 1 <= n < 10_000 for n in value)
@@ -94,11 +120,16 @@ class Evaluation(Section):
         """Questions of an order."""
         return self.at_once * self.batches_per_order
 
-    def stages(self, count: int) -> list[int]:
-        """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last."""
-        if self.when == "stage":
+    def stages(self, count: int, held_out: bool = False) -> list[int]:
+        """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last.
+
+        Args:
+            held_out: those after which ``held_out`` is asked.
+        """
+        when = self.held_out_when if held_out else self.when
+        if when == "stage":
             return list(range(1, count + 1))
-        return [count] if self.when == "final" else sorted({*self.when, count})
+        return [count] if when == "final" else sorted({*when, count})
 
     def longest(self, benchmark: int | None = None) -> int:
         """Maximum of tokens of an answer; ``benchmark`` is the limit that the benchmark sets for the data set."""

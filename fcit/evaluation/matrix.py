@@ -26,11 +26,28 @@ class AccuracyMatrix:
         unseen: scores of data sets of later stages (``evaluation.unseen``), by the stage after which they were asked,
             numbered from 1; 0: before the first, of the untouched model. No figure of :meth:`summary`'s first five
             looks at them.
+        held_out: scores of data sets that are never trained (``evaluation.held_out``), likewise.
     """
 
     datasets: list[str]
     scores: list[dict[str, float]] = field(default_factory=list)
     unseen: dict[int, dict[str, float]] = field(default_factory=dict)
+    held_out: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, datasets: list[str], scores: list[dict[str, float]], untrained: dict[str, dict[str, float]]
+    ) -> AccuracyMatrix:
+        """The matrix of a run's rows; ``untrained``: of data sets not trained (yet), by stage from 1, "0" before."""
+        unseen, held_out = (
+            {
+                int(stage): part
+                for stage, row in untrained.items()
+                if (part := {name: score for name, score in row.items() if (name in datasets) is trained_later})
+            }
+            for trained_later in (True, False)
+        )
+        return cls(datasets, scores, unseen, held_out)
 
     @property
     def _rows(self) -> list[dict[str, float]]:
@@ -148,11 +165,28 @@ class AccuracyMatrix:
         pairs = [(self.unseen.get(t, {}).get(j), self.unseen.get(0, {}).get(j)) for j, t in firsts if t]
         return _mean([before - zero for before, zero in pairs if before is not None and zero is not None])
 
+    @property
+    def held_out_names(self) -> list[str]:
+        """The held-out data sets."""
+        return list(dict.fromkeys(name for row in self.held_out.values() for name in row))
+
+    @property
+    def general(self) -> float | None:
+        """General ability: mean over the held-out data sets after the last stage that they were asked after."""
+        last = max(self.held_out, default=0)
+        return _mean(list(self.held_out[last].values())) if last else None
+
+    @property
+    def general_lost(self) -> float | None:
+        """What was lost of it: mean over the held-out data sets of a[0, j] - a[T, j]; below 0 it was gained."""
+        start, last = self.held_out.get(0, {}), self.held_out.get(max(self.held_out, default=0), {})
+        return _mean([start[j] - last[j] for j in last if j in start]) if last is not start else None
+
     def untrained(self) -> dict[str, float | None]:
-        """Figures about data sets that were not trained (yet), by name; empty where none was asked."""
-        if not self.unseen:
-            return {}
-        return {"unseen": self.unseen_mean, "unseen gain": self.unseen_gain, "FWT": self.fwt}
+        """Figures about data sets that were not trained (yet), by name; those of which none was asked are left out."""
+        unseen = {"unseen": self.unseen_mean, "unseen gain": self.unseen_gain, "FWT": self.fwt}
+        held_out = {"general": self.general, "general lost": self.general_lost}
+        return (unseen if self.unseen else {}) | (held_out if self.held_out else {})
 
     # ------------------------------------------------------------------ all of it
 
@@ -162,12 +196,15 @@ class AccuracyMatrix:
         return {**figures, **self.untrained()}
 
     def to_json(self) -> dict[str, object]:
-        """As :meth:`from_json` reads it, with all figures; ``unseen`` only where such data sets were asked."""
-        unseen = {"unseen_scores": {str(t): row for t, row in self.unseen.items()}} if self.unseen else {}
-        return {"datasets": self.datasets, "scores": self.scores, **unseen, **self.summary()}
+        """As :meth:`from_json` reads it, with all figures; scores of what was not trained only where it was asked."""
+        parts = {"unseen_scores": self.unseen, "held_out_scores": self.held_out}
+        asked = {key: {str(t): row for t, row in rows.items()} for key, rows in parts.items() if rows}
+        return {"datasets": self.datasets, "scores": self.scores, **asked, **self.summary()}
 
     @classmethod
     def from_json(cls, raw: dict) -> AccuracyMatrix:
-        """The matrix of a ``matrix.json``, of older runs without ``unseen_scores``, too."""
-        unseen = {int(t): dict(row) for t, row in raw.get("unseen_scores", {}).items()}
-        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]], unseen)
+        """The matrix of a ``matrix.json``, also of runs older than scores of what was not trained."""
+        untrained = (
+            {int(t): dict(row) for t, row in raw.get(key, {}).items()} for key in ("unseen_scores", "held_out_scores")
+        )
+        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]], *untrained)

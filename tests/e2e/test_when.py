@@ -14,7 +14,8 @@ FOUR = ["benchmark=fcit-mini-short", "federation.rounds=1", "federation.clients_
 
 
 def test_fewer_evaluations_change_nothing_but_their_number(small, fcit):
-    more = fcit("run", small, *FOUR, "name=whole", "evaluation.unseen=true")
+    also = ("evaluation.unseen=true", "evaluation.held_out=[mini-general]", "evaluation.held_out_when=[3]")
+    more = fcit("run", small, *FOUR, "name=whole", *also)
     assert more[0] == 0, more[2]
     code, out, err = fcit("run", small, *FOUR, "evaluation.when=[2]")
     assert code == 0, err
@@ -26,7 +27,7 @@ def test_fewer_evaluations_change_nothing_but_their_number(small, fcit):
     mine, theirs = bits(run.path), bits(whole.path)
     del mine["matrix.json"]
     assert {name: theirs[name] for name in mine} == mine
-    assert {name for name in theirs if re.match(r"adapters|predictions/stage-4", name)} <= set(mine)
+    assert {name for name in theirs if re.match(r"adapters|predictions/stage-4/[^m]", name)} <= set(mine)
     assert len(run.of("scored")) == len(run.matrix.scores[1]) + len(run.matrix.scores[3])
     results = json.loads((run.path / "results.json").read_text())
     assert results["evaluated"] == [2, 4]
@@ -47,11 +48,20 @@ def _unseen(run: Run, out: str) -> None:
     unseen = run.matrix.unseen
     assert [list(unseen[stage]) for stage in range(4)] == [[first, *others], others, others[1:], others[2:]]
     asked = {stage: {file.stem for file in (run.path / f"predictions/stage-{stage}").iterdir()} for stage in range(5)}
-    assert asked == {stage: set(run.matrix.datasets) for stage in range(5)}
-    assert len(run.of("scored")) == 4 * 5
+    held_out = {"mini-general"}
+    assert asked == {
+        stage: set(run.matrix.datasets) | (held_out if stage in (0, 3, 4) else set()) for stage in range(5)
+    }
+    assert len(run.of("scored")) == 4 * 5 + 3
+    assert {stage: set(row) for stage, row in run.matrix.held_out.items()} == dict.fromkeys((0, 3, 4), held_out)
+    assert (
+        run.results["general lost"] == run.matrix.held_out[0]["mini-general"] - run.matrix.held_out[4]["mini-general"]
+    )
+    assert run.results["held_out"]["scorers"] == {"mini-general": "exact"}
+    assert run.data["held_out"]["mini-general"]["test"]["images"] == {"rendered": "mini-1"}
     before = run.predictions(others[-1], 0)
     assert {prediction.mix for prediction in before} == {None}  # the untouched model chooses among nothing
-    assert run.results["cost"]["questions"] == 4 * 4 * 5
-    assert run.results["cost"]["questions_untrained"] == 4 * (4 + 3 + 2 + 1)
+    assert run.results["cost"]["questions"] == 4 * (4 * 5 + 3)
+    assert run.results["cost"]["questions_untrained"] == 4 * (4 + 3 + 2 + 1 + 3)
     assert run.results["FWT"] == run.matrix.fwt is not None
     assert "whole-1: scores of the untouched model: ocr-vqa" in out

@@ -157,6 +157,31 @@ def test_unseen_of_a_run_that_goes_on():
     assert matrix.fwt is None  # no second stage has come yet
 
 
+# ---------------------------------------------------------------------- data sets that are never trained
+
+
+def test_general_ability_by_hand():
+    held_out = {0: {"g": 80, "h": 40}, 1: {"g": 90, "h": 30}, 3: {"g": 70, "h": 20}}
+    matrix = AccuracyMatrix(["a"], [{"a": 1}, {"a": 2}, {"a": 3}], held_out=held_out)
+    assert matrix.general == pytest.approx((70 + 20) / 2)
+    assert matrix.general_lost == pytest.approx((10 + 20) / 2)  # start minus end, whatever was between
+    assert matrix.untrained() == {"general": matrix.general, "general lost": matrix.general_lost}
+    assert matrix.held_out_names == ["g", "h"]
+
+
+def test_of_the_start_alone_nothing_is_lost_yet():
+    matrix = AccuracyMatrix(["a"], [{"a": 1}], held_out={0: {"g": 80}})
+    assert (matrix.general, matrix.general_lost) == (None, None)
+
+
+def test_rows_of_a_run_are_told_apart():
+    rows = {"0": {"a": 1, "b": 2, "g": 9}, "1": {"b": 3, "g": 8}, "2": {"g": 7}}
+    matrix = AccuracyMatrix.of(["a", "b"], [{"a": 50}, {"a": 40, "b": 60}], rows)
+    assert matrix.unseen == {0: {"a": 1, "b": 2}, 1: {"b": 3}}
+    assert matrix.held_out == {0: {"g": 9}, 1: {"g": 8}, 2: {"g": 7}}
+    assert AccuracyMatrix.from_json(json.loads(json.dumps(matrix.to_json()))) == matrix
+
+
 def test_json_round_trip_with_unseen():
     raw = json.loads(json.dumps(with_unseen().to_json()))
     assert AccuracyMatrix.from_json(raw) == with_unseen()

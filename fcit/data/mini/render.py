@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from fcit import seeding
-from fcit.data.mini import canvas
+from fcit.data.mini import canvas, corpus
 from fcit.data.mini.questions import MAKERS, Example
 from fcit.data.mini.scenes import MINI_BUCKETS, images
 from fcit.errors import ConfigError
@@ -26,6 +26,8 @@ from fcit.errors import ConfigError
 VERSION = "mini-1"
 AT_ONCE = 64  # images composed together
 SPLITS = {"train": 4000, "val": 150, "test": 300}
+#: What fcit-tiny was pre-trained on, asked again: questions alone, nothing to train.
+GENERAL = "mini-general"
 #: Names of the folders, as in the FCIT release.
 FOLDERS = {
     "imagenet-r": "ImageNet-R",
@@ -45,6 +47,7 @@ FOLDERS = {
     "alike-bars": "alike-bars",
     "alike-count": "alike-count",
     "alike-price": "alike-price",
+    GENERAL: "General",
 }
 
 
@@ -55,7 +58,9 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _examples(name: str, rng: np.random.Generator) -> Iterator[Example]:
-    """Examples without end whose layouts belong to the mini buckets."""
+    """Examples without end whose layouts belong to the mini buckets; those of :data:`GENERAL` to pre-training's."""
+    while name == GENERAL:
+        yield corpus.sample(rng, chances=corpus.ONE_ANSWER)[1]
     while True:
         example = MAKERS[name](rng)
         if example.scene.bucket < MINI_BUCKETS:
@@ -106,8 +111,8 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     Raises:
         ConfigError: no mini dataset has this name.
     """
-    if name not in MAKERS:
-        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(MAKERS)})")
+    if name not in FOLDERS:
+        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
     folder = FOLDERS[name]
     work = root / f".making-{folder}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -115,6 +120,8 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     texts.mkdir(parents=True)
     seen: set[bytes] = set()
     for split, count in SPLITS.items():
+        if name == GENERAL and split == "train":
+            continue
         rng = seeding.generator(seed, "mini", name, split)
         (pictures / split).mkdir(parents=True)
         rows, examples = [], []
