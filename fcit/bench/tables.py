@@ -16,7 +16,7 @@ from fcit.bench.bootstrap import LEVEL, RESAMPLES
 from fcit.bench.leaderboard import COSTS, GROUPS, Leaderboard, Line, Spread, Table
 from fcit.bench.plan import TableKey
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report.tables import CONSTANT, FIGURES, cell, csv_text, latex
+from fcit.report.tables import CONSTANT, FIGURES, MEANINGS, cell, csv_text, latex
 
 BLOCKS = {"": "", "replay": "store samples", "reference": "references"}
 
@@ -65,7 +65,17 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
-    return ["row", "seeds", *figures, *table.private, "difference [95 %]", "by seed", "family", "differs in"]
+    return [
+        "row",
+        "seeds",
+        *figures,
+        *table.untrained,
+        *table.private,
+        "difference [95 %]",
+        "by seed",
+        "family",
+        "differs in",
+    ]
 
 
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
@@ -108,6 +118,7 @@ def accuracy_cells(table: Table, line: Line) -> list[str]:
         marked(line),
         line.seeds,
         *figures,
+        *(spread(line.untrained.get(head)) for head in table.untrained),
         *private,
         _difference(line),
         single,
@@ -121,7 +132,7 @@ def constant_cells(table: Table) -> list[str]:
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
-    private = ["-" for _ in table.private]
+    private = ["-" for _ in [*table.untrained, *table.private]]
     return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", "-", ""]
 
 
@@ -187,6 +198,7 @@ def notes(table: Table) -> list[str]:
             f"({each}). A dataset that is not above it shows no learning, unless its rule can be met by an empty text "
             "or by all answers at once: 100 tells of the rule."
         )
+    sentences += [text for name, text in MEANINGS.items() if any(h.partition(" (")[0] == name for h in table.untrained)]
     sentences += table.apart
     sentences += _seeds(table)
     if any(line.dagger for line in table.lines):
@@ -250,6 +262,8 @@ def csv(board: Leaderboard) -> str:
     costs = [name for name in COSTS.values() if federated or name not in FEDERATED]
     head += [part for name in (*FIGURES, *costs) for part in (name, f"{name}_sd")]
     private = [head for head in epsilons.KINDS if any(head in table.private for table in board.tables)]
+    untrained = list(dict.fromkeys(name for table in board.tables for name in table.untrained))
+    head += [part for name in untrained for part in (name, f"{name}_sd")]
     rows = [[*head, *private, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
@@ -269,7 +283,8 @@ def csv(board: Leaderboard) -> str:
                 str(len(line.runs)),
                 str(len(line.row.seeds)),
             ]
-            for value in (*line.figures.values(), *(line.cost[name] for name in costs)):
+            more = (*(line.cost[name] for name in costs), *(line.untrained.get(name) for name in untrained))
+            for value in (*line.figures.values(), *more):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
             spent = [line.epsilons.get(head) for head in private]
@@ -319,6 +334,7 @@ def _json_line(line: Line) -> dict[str, Any]:
         "planned_seeds": list(line.row.seeds),
         "runs": [run.name for run in line.runs.values()],
         "figures": {name: both(value) for name, value in line.figures.items()},
+        "untrained": {name: both(value) for name, value in line.untrained.items()},
         "cost": {name: both(value) for name, value in line.cost.items() if name not in apart},
         "difference": None
         if difference is None
@@ -336,6 +352,8 @@ def _json_line(line: Line) -> dict[str, Any]:
         "differs_in": line.differs,
         "made_elsewhere": line.elsewhere,
         "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
+        "unseen": {str(seed): run.matrix.unseen for seed, run in line.runs.items() if run.matrix.unseen},
+        "held_out": {str(seed): run.matrix.held_out for seed, run in line.runs.items() if run.matrix.held_out},
     }
 
 
@@ -408,6 +426,7 @@ def terminal(table: Table, name: str, width: int) -> Grid:
         (*(table.key.avg if head == "Avg" else head for head in columns if head in known), *table.private)
         for columns in COMPACT
     ]
+    compact.insert(0, (*compact[0], *table.untrained))
     columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])
     grid = Grid(title=f"{name}: {table.key.title}", title_justify="left")
     grid.add_column("row", overflow="fold")

@@ -36,6 +36,9 @@ def show(console: Console, runs: list[Run]) -> None:
     for run in runs:
         remark = label(run)
         _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", remark))
+        untrained = tables.untrained_rows(run)
+        if len(untrained) > 1:
+            _print(console, untrained, titled(f"Scores of {run.name} on what was not trained", remark))
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", remark))
@@ -44,6 +47,9 @@ def show(console: Console, runs: list[Run]) -> None:
     finished = [run for run in runs if run.finished]
     for remark, members in groups(finished):
         _print(console, tables.summary(members), titled("Comparison", remark))
+        untrained = tables.summary_untrained(members)
+        if len(untrained) > 1:
+            _print(console, untrained, titled("Comparison on what was not trained", remark))
     _say(console, scope.notes(finished))
 
 
