@@ -88,6 +88,8 @@ SCORERS = {
     "dcl-words-clean": "fcit.evaluation.dcl:whole_words",
     "exact": "fcit.evaluation.scorers:exact",
     "exact-clean": "fcit.evaluation.scorers:exact_clean",
+    "mme": "fcit.evaluation.mme:mme",
+    "pope": "fcit.evaluation.pope:pope",
     "substring": "fcit.evaluation.scorers:substring",
     "substring-official": "fcit.evaluation.scorers:substring_official",
 }
@@ -104,6 +106,9 @@ OFFICIAL_RULES = {
     "substring-official": "substring",
 }
 
+#: All rules of published scripts; those of yes-or-no benchmarks have no cleaned one beside them.
+PUBLISHED = frozenset({*OFFICIAL_RULES, "mme", "pope"})
+
 ENGINES = {
     "auto": "fcit.federation.engines.fork:Auto",
     "fork": "fcit.federation.engines.fork:ForkGrid",
@@ -116,6 +121,8 @@ ENGINES = {
 FORMATS = {
     "llava": "fcit.data.formats.llava",
     "messages": "fcit.data.formats.messages",
+    "mme": "fcit.data.formats.mme",
+    "pope": "fcit.data.formats.pope",
     "parquet": "fcit.data.formats.hub",
     "hf": "fcit.data.formats.hub",
 }

@@ -62,7 +62,7 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
         raise RunError(f"evaluate {answers.dataset}: {len(answers.texts)} answers to {len(records)} questions")
     spec = benchmark.owner(answers.dataset).datasets[answers.dataset]
     result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
-    also = {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
+    also = dict(result.details) | {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
     mix = answers.tensors.get("mix")
     # Not the run folder's name: the same configuration and seed write the same file anywhere.
     model, seed = model_id(benchmark.config), benchmark.config.seed

@@ -47,7 +47,7 @@ class AccuracyMatrix:
             }
             for trained_later in (True, False)
         )
-        return cls(datasets, scores, unseen, held_out)
+        return cls(datasets, scores, unseen=unseen, held_out=held_out)
 
     @property
     def _rows(self) -> list[dict[str, float]]:
@@ -204,7 +204,8 @@ class AccuracyMatrix:
     @classmethod
     def from_json(cls, raw: dict) -> AccuracyMatrix:
         """The matrix of a ``matrix.json``, also of runs older than scores of what was not trained."""
-        untrained = (
+        unseen, held_out = (
             {int(t): dict(row) for t, row in raw.get(key, {}).items()} for key in ("unseen_scores", "held_out_scores")
         )
-        return cls(list(raw["datasets"]), [dict(row) for row in raw["scores"]], *untrained)
+        scores = [dict(row) for row in raw["scores"]]
+        return cls(list(raw["datasets"]), scores, unseen=unseen, held_out=held_out)

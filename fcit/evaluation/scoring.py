@@ -76,7 +76,9 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
             scored, unusual = numbered(name, file, predictions, records, questions)
             warnings += unusual
         result: Result = scorer(texts, scored)
-        scores.append(Score(name, result.score, name in registry.OFFICIAL_RULES))
+        official = name in registry.PUBLISHED
+        scores.append(Score(name, result.score, official))
+        scores += [Score(f"{name}: {detail}", value, official) for detail, value in result.details.items()]
     return Scores(len(predictions), len(questions), scores, warnings)
 
 

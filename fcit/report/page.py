@@ -121,6 +121,7 @@ def _one(run: Run) -> dict[str, Any]:
         "heat": heat.rows(run.matrix),
         "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
         "rules": tables.rules(run),
+        "held_out": tables.held_out_rules(run),
         "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
@@ -209,6 +210,8 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
         yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", remark
         if len(untrained := tables.untrained_rows(run)) > 1:
             yield f"untrained-{run.name}", untrained, f"Scores of {run.name} on what was not trained", remark
+        if len(held_out := tables.held_out_rules(run)) > 1:
+            yield f"held-out-{run.name}", held_out, f"Further figures of what {run.name} held out", remark
         if len(rules := tables.rules(run)) > 1:
             yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", remark
         if len(rows := faults.table(run)) > 1:

@@ -95,6 +95,22 @@ def untrained_rows(run: Run) -> list[list[str]]:
     return rows
 
 
+def held_out_rules(run: Run) -> list[list[str]]:
+    """Head and one row for every further figure of a held-out data set's rules, of the untouched model and at the end.
+
+    Only the head for an unfinished run, or if the rules have none.
+    """
+    rows = [["dataset", "figure", "untouched", "last"]]
+    also = run.results.get("held_out", {}).get("also", {}) if run.finished else {}
+    before, after = also.get("before", {}), also.get("after", {})
+    for dataset, figures in after.items():
+        rows += [
+            [dataset, registry.label(name), cell(before.get(dataset, {}).get(name)), cell(value)]
+            for name, value in figures.items()
+        ]
+    return rows
+
+
 def _untrained_scores(matrix: AccuracyMatrix) -> dict[int, dict[str, float]]:
     stages = matrix.unseen.keys() | matrix.held_out.keys()
     return {stage: matrix.unseen.get(stage, {}) | matrix.held_out.get(stage, {}) for stage in stages}

@@ -11,7 +11,7 @@ from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
 
 #: Columns of text; all others are numbers.
-_TEXTS = ("run", "method", "dataset", "rule", "other rule")
+_TEXTS = ("run", "method", "dataset", "rule", "other rule", "figure")
 
 
 def _print(console: Console, rows: list[list[str]], title: str) -> None:
@@ -39,6 +39,9 @@ def show(console: Console, runs: list[Run]) -> None:
         untrained = tables.untrained_rows(run)
         if len(untrained) > 1:
             _print(console, untrained, titled(f"Scores of {run.name} on what was not trained", remark))
+        held_out = tables.held_out_rules(run)
+        if len(held_out) > 1:
+            _print(console, held_out, titled(f"Further figures of what {run.name} held out", remark))
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", remark))

@@ -284,3 +284,12 @@ def test_the_picture_hatches_unseen_scores(made):
     axis = figure.axes[0]
     assert len(axis.patches) == 3
     assert [label.get_text() for label in axis.get_yticklabels()] == ["untouched", "1", "2"]
+
+
+def test_further_figures_of_held_out_rules_stand_beside_those_of_the_untouched_model(made):
+    also = {"before": {"pope": {"yes": 51.0}}, "after": {"pope": {"yes": 60.0, "./mine.py:own": 2.0}}}
+    run = made("a", untrained=ASKED, more={"held_out": {"scorers": {}, "also": also}})
+    rows = [["pope", "yes", "51.0", "60.0"], ["pope", "own", "-", "2.0"]]
+    assert tables.held_out_rules(run)[1:] == rows
+    assert "Further figures of what a held out" in shown([run])
+    assert len(tables.held_out_rules(made("b"))) == 1
