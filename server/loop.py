@@ -129,7 +129,7 @@ class Loop:
             self.journal.event("untouched", row=self.progress.untrained_rows["0"])
             self._save()
         while self.progress.stage < stages:
-            if self.method.measures and not self.progress.measured:
+            if self.method.measuring(self.progress.stage) and not self.progress.measured:
                 self._measure(collector)
             while self.method.trains and self.progress.round < rounds:
                 self._round(collector)

@@ -76,6 +76,11 @@ def sample(rng: Rng, first: bool = False, chances: np.ndarray = _DEFAULT) -> tup
             return maker.__name__, example
 
 
+def general(rng: Rng) -> Example:
+    """A question as in pre-training that has exactly one right answer, on a layout of any bucket."""
+    return _MAKERS[int(rng.choice(len(_MAKERS), p=ONE_ANSWER))](rng)
+
+
 def sample_scene(rng: Rng) -> Scene:
     """A random scene for pre-training the vision tower, outside the mini buckets."""
     while True:
