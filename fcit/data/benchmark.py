@@ -140,11 +140,14 @@ class Benchmark:
         self.look(names)
 
     def look(self, names: list[str] | None = None) -> None:
-        """Read every record of these data sets (default: all), and tokenise it where there is a judge.
+        """Read every record of these data sets (default: all, and the held-out ones), and tokenise it for the judge.
 
         Raises:
             ConfigError: everything that is broken, together.
         """
+        for name, owner in self.held_out.items() if names is None else ():
+            owner.judge = self.judge
+            owner.look([name])
         before_run.check(self, names or list(dict.fromkeys(name for task in self.tasks for name in task)))
 
     def divide(self) -> None:
@@ -324,6 +327,9 @@ def _held_out(benchmark: Benchmark) -> dict[str, Benchmark]:
         example = f"{{benchmark: {entry.benchmark}, data_root: /data/{spec.name}}}"
         root = root_of(spec, entry.data_root or given, f"{key}.data_root", example)
         named = config.model_copy(update={"benchmark": entry.benchmark, "data_root": str(root)})
+        # Their training files need not be there.
+        asked = {name: spec.datasets[name].model_copy(update={"train": ""}) for name in names}
+        spec = spec.model_copy(update={"datasets": asked, "tasks": []})
         notes = benchmark.judge, benchmark.verdicts, benchmark.formats, benchmark.warnings
         owners |= dict.fromkeys(names, Benchmark(spec, root, named, *notes))
     return owners
