@@ -99,6 +99,7 @@ class Evaluation:
             progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
             if name in due:
                 progress.row[name], progress.extra[name] = scored.score, scored.also
+                progress.followed[name] = scored.followed
             else:
                 progress.untrained[name] = scored.score
                 progress.untrained_extra.setdefault(str(after), {})[name] = scored.also
@@ -108,7 +109,10 @@ class Evaluation:
                 stage=after - 1,
                 dataset=name,
                 score=scored.score,
+                form_share=scored.followed.share,
+                content=scored.followed.content,
                 mix=scored.mix,
+                **({"unrouted": scored.unrouted} if scored.unrouted else {}),
                 seconds=round(answers.seconds, 3),
                 **({} if name in due else {"trained": False}),
             )

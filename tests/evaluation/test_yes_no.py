@@ -173,7 +173,9 @@ def test_as_a_held_out_benchmark_and_on_the_command_line(tmp_path, capsys):
     predictions.write_text(json.dumps({"question_id": 1, "text": "No, there is not."}) + "\n")
     options = ["--benchmark", "pope", "--dataset", "pope-random", "--root", str(tmp_path / "pope")]
     assert main(["evaluate", "--predictions", str(predictions), *options]) == 0
-    assert "pope: accuracy        100.00  official rule" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  pope                    0.00  official rule" in out
+    assert "    accuracy            100.00" in out
     # Pictures are missing, everything else can be read.
     assert main(["data", "check", "pope", "--root", str(tmp_path / "pope")]) != 0
     out = capsys.readouterr().out

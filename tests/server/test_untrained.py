@@ -9,11 +9,13 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import Unanswered
+from fcit.evaluation.following import Followed
 from fcit.federation.messages import Answers
 from server import evaluation as module
 from server.checkpoint import Progress
 from server.evaluation import Evaluation
 from server.orders import Orders
+from server.scoring import Scored
 
 #: Tasks of the published heterogeneous lists that begin after the first stage.
 LATE = {"clevr-math": 2, "super-clevr": 2, "imagenet-r": 3}
@@ -76,9 +78,8 @@ def test_the_untouched_model_has_no_subspaces():
 
 def test_what_was_answered_before_an_interruption_is_not_asked_again(tmp_path, monkeypatch):
     saved: list[list[str]] = []
-    monkeypatch.setattr(
-        module, "score", lambda benchmark, answers, file: SimpleNamespace(score=50.0, also={}, mix=None)
-    )
+    scored = Scored(50.0, {}, Followed({}, 0, 50.0), None)
+    monkeypatch.setattr(module, "score", lambda benchmark, answers, file: scored)
     monkeypatch.setattr(module.checkpoint, "save", lambda run, state, progress: saved.append(list(progress.evaluated)))
     made = Evaluation(
         RunConfig(),
