@@ -121,7 +121,7 @@ def _opened(args: argparse.Namespace) -> Benchmark:
     from fcit.data.benchmark import open_benchmark
 
     raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
-    return open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
+    return open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"), trains=False)
 
 
 def _forms(benchmark: Benchmark, names: list[str]) -> Iterator[tuple[str, Demand]]:

@@ -60,6 +60,7 @@ def test_the_data_set_then_the_rule_then_the_question_say_the_form():
     assert form("box-iou", "number") == "number"
     assert form("box-iou") == form("box-iou-official") == "box"
     assert form("caption") == form("caption7") == "sentence"
+    assert form("mme") == form("pope") == "yes/no"
     assert form("coin-science") == form("option-letter") == "letter"
     assert form("exact") == "letter"
 
