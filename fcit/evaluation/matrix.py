@@ -213,8 +213,8 @@ class AccuracyMatrix:
     def fwt(self) -> float | None:
         """FWT: mean over data sets with t_j > 1 of a[t_j - 1, j] - a[0, j], right before they are trained.
 
-        Equation 4 of GEM (Lopez-Paz and Ranzato, NeurIPS 2017), whose model at random initialisation is the untouched
-        pre-trained one here.
+        As GEM defines it (Lopez-Paz and Ranzato, NeurIPS 2017), with the untouched pre-trained model in place of one at
+        random initialisation.
         """
         if not self.whole:
             return None

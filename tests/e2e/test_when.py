@@ -61,6 +61,7 @@ def _unseen(run: Run, out: str) -> None:
     assert run.data["held_out"]["mini-general"]["test"]["images"] == {"rendered": "mini-1"}
     before = run.predictions(others[-1], 0)
     assert {prediction.mix for prediction in before} == {None}  # the untouched model chooses among nothing
+    assert all(sum(prediction.mix) > 0.99 for prediction in run.predictions(others[-1], 2))  # by the method's routing
     assert run.results["cost"]["questions"] == 4 * (4 * 5 + 3)
     assert run.results["cost"]["questions_untrained"] == 4 * (4 + 3 + 2 + 1 + 3)
     assert run.results["FWT"] == run.matrix.fwt is not None
