@@ -18,6 +18,7 @@ from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
 from fcit.models.layout import GATE, Layout
+from fcit.models.reading import Weigh
 
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
 A, B, P = (
@@ -36,10 +37,9 @@ def shapes_of(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Tensors of one subspace on a model of one layer, three wide."""
     if layout.pool:
         return layout.prompts(width=3, features=2)
-    if layout.experts:
-        gate = A.replace("lora_A", "lora_gate")
-        return {A: (layout.experts, 3), B: (3, layout.experts), gate: (layout.experts, 3)}
-    return dict(SHAPES)
+    gates = {f"{A.partition('.lora_')[0]}{GATE}{part}": shape for part, shape in layout.gates(3, 3, 2).items()}
+    factors = {A: (layout.experts, 3), B: (3, layout.experts)} if layout.experts else SHAPES
+    return {**factors, **gates, **layout.key(3)}
 
 
 def require(condition: object, message: str) -> None:
@@ -101,6 +101,19 @@ class Toy:
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
         """As :meth:`fcit.models.adapters.Adapters.gate_use`: all experts alike."""
         yield {n: torch.ones(len(p)) for n, p in self.trainable.items() if GATE in n}
+
+    @contextmanager
+    def instructed(self, features: np.ndarray) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.instructed`."""
+        require(features.ndim == 2 and features.dtype == np.float32, "instructed needs float32 features of questions")
+        yield
+
+    @contextmanager
+    def weighed(self, logits: Weigh, anew: bool = False) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.weighed`: two questions of four tokens are weighed."""
+        columns = logits(torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))
+        require(columns.ndim == 2 and len(columns) == 2, "logits must return a row for each question")
+        yield
 
     def load_teacher(self, tensors: dict[str, np.ndarray]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.load_teacher`."""

@@ -5,7 +5,7 @@ They are registered through torch's public interface; peft itself is not changed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+
+from fcit.io.trees import Tensors
+from fcit.models.layout import GATE, is_projector
 
 Parameters = dict[str, torch.Tensor]
 #: Tensors with a row for each question of a batch (:mod:`fcit.models.decoding.rows`), and that of a second gate.
@@ -30,7 +33,30 @@ def as_factor(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x.to(weight.device) if torch.is_autocast_enabled(x.device.type) else x.to(weight)
 
 
-class TokenGates:
+class Gates:
+    """Gates of one adapter.
+
+    Attributes:
+        weights: their tensors by saved name, of the layers that have any.
+    """
+
+    def __init__(self, gates: Mapping[str, Any]) -> None:
+        self._gates = gates
+        self.weights: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set tensors by saved name, in place where there is one; a layer that never had one is not gated."""
+        for name, weight in weights.items():
+            if name in self.weights:
+                self.weights[name].copy_(weight)
+            else:
+                layer, _, part = name.partition(GATE)
+                self.weights[name] = weight
+                setattr(self._gates[layer], part, weight)
+
+
+class TokenGates(Gates):
     """Softmax gates of experts inside one adapter, per token (MoELoRA).
 
     ``g(x) = softmax(W_g x)``, the rank dimension of expert i is multiplied by g_i. The gate reads the
@@ -44,28 +70,17 @@ class TokenGates:
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], adapter: str, rows: Rows | None = None) -> None:
-        self._gates = {name: _Gate(layers[name], adapter) for name in sorted(layers)}
+        super().__init__({name: _Gate(layers[name], adapter) for name in sorted(layers)})
         if rows is not None:
             for number, gate in enumerate(self._gates.values()):
                 gate.prior = partial(_prior, rows, number)
-        #: W_g ``(experts, d_in)`` of the layers that have one.
-        self.weights: dict[str, torch.Tensor] = {}
-
-    @torch.no_grad()
-    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set W_g of layers by their names, in place where there is one; a layer that never had one is not gated."""
-        for name, weight in weights.items():
-            if name in self.weights:
-                self.weights[name].copy_(weight)
-            else:
-                self.weights[name] = self._gates[name].weight = weight
 
     @contextmanager
     def counting(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Inside, how often each expert is among the ``top`` of a token is counted: ``(experts,)`` by layer."""
+        """Inside, how often each expert is among the ``top`` of a token is counted: ``(experts,)`` by saved name."""
         counts = {name: weight.new_zeros(len(weight)) for name, weight in self.weights.items()}
         for name, count in counts.items():
-            self._gates[name].counted = top, count
+            self._gates[name.partition(GATE)[0]].counted = top, count
         try:
             yield counts
         finally:
@@ -158,3 +173,24 @@ class Projectors:
                 projected = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
                 mixed = mixed + share[:, i, None, None] * projected
         return mixed.reshape(output.shape)
+
+
+def own_projectors(
+    subspaces: Sequence[Tensors], projector: Tensors, module: str, devices: Mapping[str, torch.device]
+) -> list[Parameters]:
+    """Each subspace's projector by the names in its ``module``; none if no subspace holds one.
+
+    Args:
+        projector: that of subspaces without, by saved names.
+        devices: where the tensors belong, by saved names.
+    """
+    if not any(is_projector(n) for s in subspaces for n in s):
+        return []
+    return [
+        {
+            n.partition(f"{module}.")[2]: torch.from_numpy(t).to(devices[n])
+            for n, t in {**projector, **s}.items()
+            if is_projector(n)
+        }
+        for s in subspaces
+    ]
