@@ -40,6 +40,7 @@ METHODS = {
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
     "sefe": "fcit.methods.sefe:SEFE",
+    "smolora": "fcit.methods.smolora:SMoLoRA",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 

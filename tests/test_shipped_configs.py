@@ -78,10 +78,12 @@ RANKS = {
     ("ucit", "olora"): 96 // 6,
     ("ucit", "moelora"): 18,
     ("ucit", "disco"): 96 // 6,
+    ("ucit", "smolora"): 96,
     ("mllm-dcl", "finetune"): 32,
     ("mllm-dcl", "olora"): 160 // 5,
     ("mllm-dcl", "moelora"): 35,
     ("mllm-dcl", "disco"): 160 // 5,
+    ("mllm-dcl", "smolora"): 256,
 }
 
 

@@ -23,7 +23,7 @@ from tests.helpers.runs import BACKBONE
 RECORDS = 7
 #: float32 sums in another order: of the largest gradient, and absolutely.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
-METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora"]
+METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora", "smolora"]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,8 @@ class Case:
             subspace="1",
             constants=constants_of(name, self.adapters),
             examples=self.examples,
+            identity=np.eye(RECORDS, self.adapters.backbone.identity.width(), dtype=np.float32),
+            received={"suffixes": np.eye(2, self.adapters.backbone.identity.width(), dtype=np.float32)},
         )
         self.seen: list[int] = []
 
@@ -154,6 +156,7 @@ def test_a_batch_that_fits_is_done_as_ever(micro, shard):
         ("lwf", {}),
         ("olora", {}),
         ("moelora", {}),
+        ("smolora", {"dropout": 0.5}),
     ],
 )
 def test_checkpointing_gives_the_same_gradients(name, adapter, shard):
