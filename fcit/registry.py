@@ -37,6 +37,7 @@ METHODS = {
     "moelora": "fcit.methods.moelora:MoELoRA",
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
+    "proglora": "fcit.methods.proglora:ProgLoRA",
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
     "sefe": "fcit.methods.sefe:SEFE",

@@ -79,11 +79,13 @@ RANKS = {
     ("ucit", "moelora"): 18,
     ("ucit", "disco"): 96 // 6,
     ("ucit", "smolora"): 96,
+    ("ucit", "proglora"): 96 // 6,
     ("mllm-dcl", "finetune"): 32,
     ("mllm-dcl", "olora"): 160 // 5,
     ("mllm-dcl", "moelora"): 35,
     ("mllm-dcl", "disco"): 160 // 5,
     ("mllm-dcl", "smolora"): 256,
+    ("mllm-dcl", "proglora"): 160 // 5,
 }
 
 

@@ -23,7 +23,7 @@ from tests.helpers.runs import BACKBONE
 RECORDS = 7
 #: float32 sums in another order: of the largest gradient, and absolutely.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
-METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora", "smolora"]
+METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora", "smolora", "proglora"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def constants_of(name: str, adapters: Adapters) -> dict[str, dict[str, np.ndarra
         "ewc": {"ewc-0": {f"anchor/{n}": t for n, t in old.items()} | fisher},
         "lwf": {"teacher-0": old},
         "olora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
+        "proglora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
     }.get(name, {})
 
 
@@ -157,6 +158,7 @@ def test_a_batch_that_fits_is_done_as_ever(micro, shard):
         ("olora", {}),
         ("moelora", {}),
         ("smolora", {"dropout": 0.5}),
+        ("proglora", {"dropout": 0.5}),
     ],
 )
 def test_checkpointing_gives_the_same_gradients(name, adapter, shard):

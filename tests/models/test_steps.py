@@ -24,7 +24,7 @@ from fcit.models.compiling import MULTIPLE, CompiledLayers
 from fcit.models.layout import is_projector
 from fcit.models.steps import compiles, computed
 
-METHODS = ["finetune", "moelora", "olora", "lwf", "l2p", "smolora"]
+METHODS = ["finetune", "moelora", "olora", "lwf", "l2p", "smolora", "proglora"]
 
 
 class Case:
@@ -42,7 +42,7 @@ class Case:
         examples = [self.backbone.encode(question, answer, "") for question, answer in words]
         shape = (len(examples), *self.backbone.family.shape)
         self.features = torch.from_numpy(rng.normal(size=shape).astype(np.float32)).to(self.backbone.dtype)
-        constants = {"lwf": {"teacher-0": old}, "olora": {"frozen-0": old}}.get(name, {})
+        constants = {"lwf": {"teacher-0": old}, "olora": {"frozen-0": old}, "proglora": {"frozen-0": old}}.get(name, {})
         width = self.backbone.identity.width()
         self.session = Session(
             backbone=self.backbone,
@@ -151,7 +151,7 @@ class Compiler:
         return aot_eager(graph, inputs) if self.passes else graph.forward
 
 
-COMPILED = [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1), ("smolora", 1)]
+COMPILED = [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1), ("smolora", 1), ("proglora", 1)]
 
 
 @pytest.mark.parametrize(("name", "graphs"), COMPILED)
