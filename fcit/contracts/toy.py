@@ -17,6 +17,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
+from fcit.models.hooks import Keys
 from fcit.models.layout import GATE, Layout
 from fcit.models.reading import Weigh
 
@@ -68,6 +69,7 @@ class Toy:
     """A stand-in for backbone and adapters: the loss is the sum of squares of the trained tensors."""
 
     trainable: dict[str, torch.nn.Parameter]
+    keys: Keys = field(default_factory=Keys)
 
     def loss(self, examples: list[Any], features: Any, prefix: Any = None) -> torch.Tensor:
         """A loss that needs no model."""
@@ -124,6 +126,7 @@ class Toy:
     def add_frozen(self, subspaces: list[dict[str, np.ndarray]]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.add_frozen`."""
         require(all(set(self.trainable) >= set(s) for s in subspaces), "add_frozen needs subspaces")
+        self.keys.load(subspaces, torch.device("cpu"))
 
     def principal(self, name: str, share: float) -> torch.Tensor:
         """As :meth:`fcit.models.adapters.Adapters.principal`: the first direction."""

@@ -80,10 +80,10 @@ class ProgLoRA(PerStage):
     def prepare(self, session: Session) -> None:
         earlier = [session.constants[n] for n in sorted(session.constants, key=lambda n: int(n.rpartition("-")[2]))]
         session.adapters.add_frozen(earlier)
-        session.notes["earlier"] = [_routing(tensors, session.adapters.trainable[_KEY].device) for tensors in earlier]
 
     def loss(self, session, examples, features):
-        keys = [*session.notes["earlier"], session.adapters.trainable]
+        earlier = session.adapters.keys.each if session.constants else []
+        keys = [*earlier, session.adapters.trainable]
         with session.adapters.weighed(lambda embeds, places: self._logits(keys, largest(embeds, places), None)):
             return super().loss(session, examples, features)
 
@@ -109,12 +109,10 @@ class ProgLoRA(PerStage):
     def answer(self, questions: QuestionBatch, mix: np.ndarray | None) -> list[str]:
         if mix is None:
             return super().answer(questions, mix)
-        keys = [_routing(tensors, questions.features.device) for tensors in questions.subspaces]
-
-        def logits(embeds: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-            return self._logits(keys, largest(embeds, places), 1)
-
-        with questions.adapters.weighed(logits, anew=self._released):
+        keys = questions.adapters.keys.each
+        with questions.adapters.weighed(
+            lambda embeds, places: self._logits(keys, largest(embeds, places), 1), anew=self._released
+        ):
             return super().answer(questions, mix)
 
     def _logits(self, keys: Sequence[Mapping[str, torch.Tensor]], u: torch.Tensor, over: int | None) -> torch.Tensor:
@@ -138,8 +136,3 @@ def _before(network: Mapping[str, torch.Tensor], u: torch.Tensor) -> torch.Tenso
     down, up, weight, bias = (network[f"{ROUTING}{part}"] for part in ("down", "up", "norm.weight", "norm.bias"))
     hidden = functional.silu(functional.linear(functional.linear(u, down), up))
     return functional.layer_norm(hidden, hidden.shape[-1:], weight, bias)
-
-
-def _routing(tensors: Tensors, device: torch.device) -> dict[str, torch.Tensor]:
-    """The key of a subspace and the network in front of it."""
-    return {n: torch.from_numpy(t).to(device) for n, t in tensors.items() if n.startswith(ROUTING)}

@@ -28,7 +28,7 @@ from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.checking import check_adapted
 from fcit.models.halves import CHOICE, INSTRUCTION, Halves
-from fcit.models.hooks import PRIOR, Gates, Projectors, Rows, TokenGates, as_factor, own_projectors, scale
+from fcit.models.hooks import PRIOR, Gates, Keys, Projectors, Rows, TokenGates, as_factor, own_projectors, scale
 from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 from fcit.models.reading import Weigh
@@ -66,6 +66,8 @@ class Adapters:
         self._trained: set[str] = set()
         self._principal: dict[tuple[str, float], torch.Tensor] = {}
         self._gates: dict[str, Gates] = {}
+        #: Of the mixture that is loaded.
+        self.keys = Keys()
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
             layer.register_forward_hook(self._with_frozen)
@@ -329,6 +331,7 @@ class Adapters:
         if self.layout.experts and subspaces:
             gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if GATE in n}
             self._gates[MIX].load({n: t.to(self._slot[n].device, copy=True) for n, t in gates.items()})
+        self.keys.load(subspaces, self.backbone.device)
         if self._projectors is not None:
             devices = {name: parameter.device for name, parameter in self._slot.items()}
             self._projectors.load(own_projectors(subspaces, projector, self._projector, devices))
@@ -352,6 +355,8 @@ class Adapters:
         factors = {n: module for n, module in self._peft.named_modules() if n.endswith(f".lora_A.{MIX}")}
         for name in last_block(factors) if self.layout.routed == "last" else factors:
             factors[name].register_forward_hook(partial(self._scale, MIX))
+        if self.layout.keyed:
+            self.backbone.answering.beside["keys"] = self.keys.tensors
         if self.layout.experts:
             self._gates[MIX] = self._gating(MIX)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights

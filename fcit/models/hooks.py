@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fcit.io.trees import Tensors
-from fcit.models.layout import GATE, is_projector
+from fcit.models.layout import GATE, ROUTING, is_projector
 
 Parameters = dict[str, torch.Tensor]
 #: Tensors with a row for each question of a batch (:mod:`fcit.models.decoding.rows`), and that of a second gate.
@@ -121,6 +121,38 @@ class _Gate:
         if gate is None:  # another adapter of the layer is active
             return output
         return scale(gate.repeat_interleave(output.shape[-1] // gate.shape[-1], dim=-1), output)
+
+
+class Keys:
+    """Keys of a mixture's subspaces, and the networks in front of them, where steps that were captured read them.
+
+    Attributes:
+        tensors: by number of the subspace and saved name.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    @property
+    def each(self) -> list[Parameters]:
+        """Those of every subspace, by saved name."""
+        found: dict[str, Parameters] = {}
+        for place, tensor in self.tensors.items():
+            number, _, name = place.partition("/")
+            found.setdefault(number, {})[name] = tensor
+        return list(found.values())
+
+    @torch.no_grad()
+    def load(self, subspaces: Sequence[Tensors], device: torch.device) -> None:
+        """Set them, in place where there are some."""
+        wanted = {f"{i}/{n}": t for i, s in enumerate(subspaces) for n, t in s.items() if n.startswith(ROUTING)}
+        for name in self.tensors.keys() - wanted.keys():
+            del self.tensors[name]
+        for name, value in wanted.items():
+            if name in self.tensors:
+                self.tensors[name].copy_(torch.from_numpy(value))
+            else:
+                self.tensors[name] = torch.from_numpy(value).to(device, copy=True)
 
 
 class Projectors:

@@ -129,6 +129,17 @@ def test_routing_differs_from_question_to_question():
     assert len(seen[0].flatten(1).unique(dim=0)) > 3
 
 
+def test_keys_stay_where_captured_steps_read_them():
+    case = Case(*KINDS[3])
+    first = case.answers("static", EVERY)
+    before = {name: tensor.data_ptr() for name, tensor in case.adapters.keys.tensors.items()}
+    case.adapters.load_mixture(case.subspaces[::-1], {})
+    assert {name: tensor.data_ptr() for name, tensor in case.backbone.answering.beside["keys"].items()} == before
+    assert case.answers("static", EVERY) != first
+    case.adapters.load_mixture(case.subspaces[:2], {})
+    assert [sorted(key) for key in case.adapters.keys.each] == [sorted(case.method.layout.key(1))] * 2
+
+
 def test_one_subspace_alone_has_all_the_weight():
     case = Case(*KINDS[2])
     alone = np.tile(np.array([0, 1, 0], np.float32), (COUNT, 1))
