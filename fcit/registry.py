@@ -39,10 +39,12 @@ METHODS = {
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "prism": "fcit.methods.prism:Prism",
+    "proglora": "fcit.methods.proglora:ProgLoRA",
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
     "same": "fcit.methods.same:SAME",
     "sefe": "fcit.methods.sefe:SEFE",
+    "smolora": "fcit.methods.smolora:SMoLoRA",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 

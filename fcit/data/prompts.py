@@ -102,6 +102,11 @@ def gap(prompt: str) -> str:
     return "" if prompt[-1:].isspace() else " "
 
 
+def suffix_text(instruction: str) -> str:
+    """The last line of an instruction: the one that demands a form of answer, where there is one."""
+    return next(reversed(instruction.strip().splitlines()), "").strip()
+
+
 def identity_text(instruction: str) -> str:
     """The text that an identity token is computed from: the whole instruction with its format line, no answer.
 

@@ -14,7 +14,7 @@ from fcit.errors import ConfigError
 from fcit.export import card, format
 from fcit.export.format import SUBSPACES, Portable, Routing
 from fcit.io.files import write_text, writing
-from fcit.models.layout import PROMPTS
+from fcit.models.layout import GATE, PROMPTS, ROUTING
 from fcit.models.saving import is_peft, save_peft
 from fcit.runs.reader import Run
 
@@ -78,7 +78,8 @@ def _expressible(run: Run, given: Portable) -> None:
     for subspace in given.routing.subspaces:
         tensors = given.tensors(subspace)
         if not is_peft(tensors):
-            content = "soft prompts" if PROMPTS in tensors else "token gates"
+            parts = {"soft prompts": PROMPTS, "a key": ROUTING, "token gates": f"{GATE}weight"}
+            content = next((what for what, part in parts.items() if any(part in n for n in tensors)), "routers")
             raise ConfigError(
                 f"{run.path}: subspace {subspace!r} of method {run.method} holds {content}, which are no part of a "
                 f"peft LoRA adapter and would be lost; {instead}"

@@ -163,7 +163,7 @@ def with_batches(config: RunConfig, shape: Shape, subspaces: int, room: float, l
 
 def sees(config: RunConfig) -> bool:
     """Whether identity features are made of images, too."""
-    return bool(registry.resolve("method", config.method["name"])(config).identity != "text")
+    return bool(registry.resolve("method", config.method["name"])(config).identity in ("image", "both"))
 
 
 #: Whether what is needed fits.

@@ -338,7 +338,10 @@ def test_plain_peft_loads_each_subspace_and_answers_as_the_run(model, projector,
     assert answer.mix == {"0": 0.0, "1": 1.0, "2": 0.0}
 
 
-@pytest.mark.parametrize(("method", "words"), [("moelora", "token gates"), ("l2p", "soft prompts")])
+REFUSED = [("moelora", "token gates"), ("l2p", "soft prompts"), ("smolora", "routers"), ("proglora", "a key")]
+
+
+@pytest.mark.parametrize(("method", "words"), REFUSED)
 def test_what_peft_cannot_hold_is_refused_and_the_run_folder_answers(method, words, tmp_path, picture):
     made = Made(tmp_path / "run", raw(method), count=1)
     with pytest.raises(ConfigError, match=f"(?s){words}.*fcit chat"):
