@@ -37,8 +37,10 @@ METHODS = {
     "moelora": "fcit.methods.moelora:MoELoRA",
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
+    "prism": "fcit.methods.prism:Prism",
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
+    "same": "fcit.methods.same:SAME",
     "sefe": "fcit.methods.sefe:SEFE",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }

@@ -123,7 +123,7 @@ class Loop:
         if self.records is not None and self.fresh:
             self.journal.event("record-privacy", **self.records.plan())
         while self.progress.stage < stages:
-            if self.method.measures and not self.progress.measured:
+            if self.method.measuring(self.progress.stage) and not self.progress.measured:
                 self._measure(collector)
             while self.method.trains and self.progress.round < rounds:
                 self._round(collector)

@@ -73,7 +73,8 @@ def test_two_methods_differ_in_the_method_only():
 
 CENTRALISED = sorted(file for name in ("ucit", "mllm-dcl", "mllm-acl") for file in ROOT.glob(f"configs/{name}/*.yaml"))
 DOMAINS = [1, 3, 1, 2, 1]
-#: Hyper-parameters of MCITlib (v1; KeepLoRA, replay and the ability part: v3): rank, batch, rate and epochs.
+#: Hyper-parameters of MCITlib (v1; KeepLoRA, replay and the ability part: v3; SAME: the rank of its own experts): rank,
+#: batch, rate and epochs.
 VALUES = {
     ("ucit", "finetune"): (16, 64, 2e-4, 1),
     ("ucit", "olora"): (96 // 6, 64, 2e-4, 1),
@@ -85,6 +86,7 @@ VALUES = {
     ("ucit", "clmoe"): (96, 64, 2e-4, 1),
     ("ucit", "keeplora"): (16, 64, 2e-4, 1),
     ("ucit", "replay"): (16, 64, 2e-4, 1),
+    ("ucit", "same"): (48, 64, 2e-4, 1),
     ("mllm-dcl", "finetune"): (32, 64, 2e-5, DOMAINS),
     ("mllm-dcl", "olora"): (160 // 5, 64, 2e-5, DOMAINS),
     ("mllm-dcl", "moelora"): (35, 64, 2e-5, DOMAINS),
@@ -95,6 +97,7 @@ VALUES = {
     ("mllm-dcl", "clmoe"): (160, 64, 2e-5, DOMAINS),
     ("mllm-dcl", "keeplora"): (32, 8 * 2 * 2, 2e-4, DOMAINS),
     ("mllm-dcl", "replay"): (32, 4 * 2 * 2, 2e-4, DOMAINS),
+    ("mllm-dcl", "same"): (40, 64, 2e-5, DOMAINS),
     ("mllm-acl", "finetune"): (32, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
     ("mllm-acl", "olora"): (128 // 4, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
     ("mllm-acl", "moelora"): (32, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),

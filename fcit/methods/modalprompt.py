@@ -15,8 +15,8 @@ from pydantic import Field
 from torch.nn import functional
 
 from fcit.config import Section
-from fcit.io.trees import Tensors
-from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session, arrays
+from fcit.io.trees import Tensors, arrays
+from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session
 from fcit.methods.knowledge_cache import cosine
 from fcit.methods.per_stage import PerStage
 from fcit.models.layout import MAP, PROMPTS, Layout
@@ -147,4 +147,5 @@ def _guide(names: list[str], knowledge: tuple[dict[str, Any], Tensors], features
 
 def best_last(guide: np.ndarray, count: int) -> np.ndarray:
     """The ``count`` columns with the largest values in each row ``(N, count)``, the largest last; ties: the first."""
-    return np.ascontiguousarray(np.argsort(-guide, axis=1, kind="stable")[:, :count][:, ::-1])
+    chosen = np.argsort(-guide, axis=1, kind="stable")[:, :count]
+    return chosen[:, ::-1].copy()  # torch takes no negative strides, and ascontiguousarray leaves those of one column

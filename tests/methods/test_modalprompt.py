@@ -98,3 +98,7 @@ def test_a_question_gets_the_best_prompts_the_best_one_last():
 
 def test_the_best_stand_last():
     assert best_last(f32([1, 3, 2], [5, 5, 4]), 2).tolist() == [[2, 1], [1, 0]]
+
+
+def test_one_chosen_column_can_be_given_to_torch():
+    assert torch.from_numpy(best_last(f32([1, 3, 2], [5, 5, 4]), 1)).tolist() == [[1], [0]]
