@@ -35,6 +35,7 @@ METHODS = {
     "mlora": "fcit.methods.mlora:MLoRA",
     "modalprompt": "fcit.methods.modalprompt:ModalPrompt",
     "moelora": "fcit.methods.moelora:MoELoRA",
+    "mrlora": "fcit.methods.mrlora:MRLoRA",
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "prism": "fcit.methods.prism:Prism",
@@ -110,6 +111,17 @@ SCORERS = {
     "substring-official": "fcit.evaluation.scorers:substring_official",
 }
 
+#: Forms of answers that instructions demand.
+ANSWER_FORMS = {
+    "box": "fcit.evaluation.forms:Box",
+    "letter": "fcit.evaluation.forms:Letter",
+    "number": "fcit.evaluation.forms:Number",
+    "phrase": "fcit.evaluation.forms:Phrase",
+    "sentence": "fcit.evaluation.forms:Sentence",
+    "word": "fcit.evaluation.forms:Word",
+    "yes/no": "fcit.evaluation.forms:YesNo",
+}
+
 #: Rules of published scripts -> our cleaned rule that is reported beside them.
 OFFICIAL_RULES = {
     "acl-ocr": "acl-ocr-clean",
@@ -158,6 +170,7 @@ KINDS = {
     "factors": FACTORS,
     "robust": ROBUST,
     "scorer": SCORERS,
+    "form": ANSWER_FORMS,
     "engine": ENGINES,
     "tracker": TRACKERS,
     "format": FORMATS,

@@ -108,6 +108,7 @@ class Orders:
             memory=progress.memories.get(str(slot.client), ""),
             constants=sorted(constants),
             frozen=frozen,
+            brief=self.method.brief(state),
             measure=measure,
             run=self.run,
             participations=self._planned(slot),

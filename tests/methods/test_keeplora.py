@@ -44,6 +44,10 @@ def test_so_much_is_protected_that_a_share_of_the_gradient_is():
     assert len(widened(NONE, np.zeros((2, 3)), 0.9)) == 0
 
 
+def test_a_share_of_the_records_is_measured_on():
+    assert [keeplora(samples=0.2).measured_records(count) for count in (1, 5, 6, 40)] == [1, 1, 2, 8]
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_principal_directions_of_a_weight(turned):
     layer = torch.nn.Linear(2, 3) if not turned else torch.nn.Linear(3, 2)
