@@ -77,7 +77,7 @@ class SiteTask(Section):
 
     train: Inside = Field(description="training records in LLaVA's format or as messages, a JSON list or JSON Lines")
     test: Inside = Field(description="test records; scored here, never sent")
-    references: Inside | None = Field(None, description="COCO captions of the test records")
+    references: Inside | None = Field(None, description="COCO captions of the test records, or TextVQA's annotations")
     images: Inside = Field("datasets", description="folder that image names are relative to")
     scorer: str = "exact"
     suffix: str = Field("", description="line added to every instruction that does not end with it")
