@@ -127,7 +127,7 @@ class Loop:
         if self.records is not None and self.fresh:
             self.journal.event("record-privacy", **self.records.plan())
         while self.progress.stage < stages:
-            if self.method.measures and not self.progress.measured:
+            if self.method.measuring(self.progress.stage) and not self.progress.measured:
                 self._measure(collector)
             while self.method.trains and self.progress.round < self.method.rounds(self.progress.stage):
                 self._round(collector)

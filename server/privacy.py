@@ -37,9 +37,9 @@ SECRET_ONLY = (
 
 
 class Freezes(Protocol):
-    """Knows which tensors of a subspace are not trained in its ``turn``-th round."""
+    """Knows which tensors of a subspace are not trained in the round at hand."""
 
-    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+    def frozen(self, state: ServerState, name: str) -> list[str]:
         """Their names."""
 
 
@@ -199,7 +199,7 @@ class Privacy:
         homes = {}
         for name in names:
             tensors = state.subspaces[name]
-            frozen = self._orders.frozen(tensors, state.turns.get(name, 0))
+            frozen = self._orders.frozen(state, name)
             homes[name] = [tensor for tensor in tensors if tensor not in frozen]
         return homes | ({"shared": list(state.shared)} if state.shared and homes else {})
 

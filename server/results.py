@@ -10,7 +10,8 @@ from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.io.files import write_json
-from fcit.methods.base import Method, ServerState, arrays
+from fcit.io.trees import arrays
+from fcit.methods.base import Method, ServerState
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of

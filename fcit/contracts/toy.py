@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,9 +81,16 @@ class Toy:
 
     trainable: dict[str, torch.nn.Parameter]
     encoder: ToyEncoder = field(default_factory=ToyEncoder)
+    see: Callable[[str, torch.Tensor], None] | None = None
+    sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def loss(self, examples: list[Any], features: Any, prefix: Any = None) -> torch.Tensor:
         """A loss that needs no model."""
+        for name, factor in self.trainable.items():
+            if self.see is not None and ".lora_A." in name:
+                self.see(name, torch.eye(factor.shape[1])[None])
+        for gate in self.sums.values():
+            gate += 1
         total = torch.stack([p.square().sum() for p in self.trainable.values()]).sum()
         return total if prefix is None else total + prefix.square().sum()
 
@@ -114,6 +121,14 @@ class Toy:
         """As :meth:`fcit.models.adapters.Adapters.teacher`."""
         with torch.no_grad():
             yield
+
+    def show_inputs(self, see: Callable[[str, torch.Tensor], None]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.show_inputs`: three tokens, one in each direction."""
+        self.see = see
+
+    def sum_gates(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.sum_gates`: all experts alike."""
+        self.sums = sums
 
     @contextmanager
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -244,7 +259,7 @@ class MethodCase:
     def train(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> tuple[Session, Update]:
         """Two steps of plain descent through every client hook; the update as the server would read it."""
         method, session = self.method, self.session(pair, memory, last_round)
-        frozen = method.frozen(session.adapters.trainable)
+        frozen = method.frozen(session.adapters.trainable, session.stage)
         shapes = {n: tuple(s) for n, s in method.extra_shapes(self.state).items()}
         method.prepare(session)
         for _ in range(2):

@@ -47,7 +47,7 @@ class DatasetSpec(Section):
     )
     references: str | None = Field(
         None,
-        description="several right captions per test question: a COCO captions file",
+        description="several right answers per test question: a COCO captions file, or TextVQA's annotations",
         examples=["flowers/coco.json"],
     )
     val_references: str | None = Field(
@@ -66,6 +66,9 @@ class DatasetSpec(Section):
         "", description="text added to every test instruction as it stands, a leading space included"
     )
     images: str = Field("", description="folder under the image root that its image names are relative to")
+    test_images: str | None = Field(
+        None, description="the same for its questions, of `test` and `val`; default: `images`"
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer, unless `evaluation.max_new_tokens` is set; default: 24"
     )
@@ -78,9 +81,14 @@ class DatasetSpec(Section):
         None, description="what the columns of Parquet, saved and hub data sets are; default: as they are called"
     )
 
-    def form(self, images: Path) -> Form:
-        """How its files are read; ``images`` is the image root."""
-        return Form(self.format, self.columns, images / self.images)
+    @property
+    def asked_images(self) -> str:
+        """The folder under the image root that the image names of its questions are relative to."""
+        return self.images if self.test_images is None else self.test_images
+
+    def form(self, images: Path, asked: bool = False) -> Form:
+        """How its training files are read, or with ``asked`` its questions; ``images`` is the image root."""
+        return Form(self.format, self.columns, images / (self.asked_images if asked else self.images))
 
     @field_validator("format")
     @classmethod
@@ -105,7 +113,7 @@ class DatasetSpec(Section):
         extra = self.test_suffix
         text = with_suffix(record.instruction if blanks else record.instruction.strip(), self.suffix)
         text += extra.of(record.answer) if isinstance(extra, AnswerSuffix) else extra
-        return replace(record, instruction=text, images=placed(self.images, record.images))
+        return replace(record, instruction=text, images=placed(self.asked_images, record.images))
 
 
 class Source(Section):

@@ -70,7 +70,7 @@ def warnings(benchmark: Benchmark) -> list[str]:
 
 def _why(scorer: str, answer: str) -> str:
     """Why an answer scores 0 against itself."""
-    if scorer.startswith("dcl-") and "Unanswerable" in answer:
+    if scorer.startswith(("dcl-", "coin-ocrvqa")) and "Unanswerable" in answer:
         reason = '"Unanswerable" is never right'
     elif answer != answer.strip():
         reason = "it begins or ends with blanks, which no prediction does"

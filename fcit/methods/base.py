@@ -6,7 +6,7 @@ order; what inference needs is returned by :meth:`Method.knowledge`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from fcit.config import RunConfig, Section, Training
 from fcit.config.kinds import Decoder
 from fcit.fedopt.aggregator import Aggregator, Group
-from fcit.io.trees import Tensors
+from fcit.io.trees import Tensors, arrays
 from fcit.methods.factory import Factory as Factory
 from fcit.methods.views import ExtraRounds as ExtraRounds
 from fcit.methods.views import QuestionBatch as QuestionBatch
@@ -66,15 +66,6 @@ class ServerState:
     def bytes(self) -> int:
         """Size of all arrays: subspaces, shared tensors, state of method and optimiser."""
         return sum(t.nbytes for t in arrays([self.subspaces, self.shared, self.memory, self.optimizers]))
-
-
-def arrays(value: Any) -> Iterator[np.ndarray]:
-    """Every array in nested dicts and lists."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from arrays(inner)
 
 
 def one_subspace(state: ServerState) -> int:
@@ -186,7 +177,7 @@ class Method:
     def measure(self, session: Session) -> Tensors:
         """Measure the shard with the model of the order, without a step; tensors as :meth:`measured_shapes` announces.
 
-        Called if :attr:`measures`, before the first round of a stage. Whatever is sent has to be additive over clients.
+        Called before the first round of a stage, see :meth:`measuring`. What is sent has to be additive over clients.
         """
         return {}
 
@@ -219,7 +210,7 @@ class Method:
         """After the backward pass of each step, before gradient clipping."""
 
     def on_step(self, session: Session) -> None:
-        """After each optimiser step."""
+        """After each step of the optimiser and what the federated optimiser adds to it."""
 
     def finish(self, session: Session) -> Tensors:
         """After the last step: extra tensors for the server, as announced by :meth:`extra_shapes`."""
@@ -234,6 +225,10 @@ class Method:
         for pair in pairs:
             state.assigned[pair] = "0"
 
+    def measuring(self, stage: int) -> bool:
+        """Whether clients :meth:`measure` before a stage; default: before each, if :attr:`measures`."""
+        return self.measures
+
     def measured_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         """Names and shapes (float32) of what :meth:`measure` returns; other replies are rejected."""
         return {}
@@ -241,8 +236,12 @@ class Method:
     def absorb(self, state: ServerState, measured: Iterable[Update]) -> None:
         """Take in what clients have measured (:attr:`Update.extra`), in ascending client order; nothing was trained."""
 
-    def frozen(self, names: Iterable[str]) -> list[str]:
-        """Tensors of a subspace that clients load and neither train nor send back, beside those of ``factors:``."""
+    def frozen(self, names: Iterable[str], stage: int) -> list[str]:
+        """Tensors that clients load in a stage and neither train nor send back, beside those of ``factors:``.
+
+        Args:
+            names: of a subspace's tensors.
+        """
         return []
 
     def common(self, stage: int) -> str | None:

@@ -122,7 +122,7 @@ class KeepLoRA(PerStage):
 
     # ------------------------------------------------------------------ server
 
-    def frozen(self, names: Iterable[str]) -> list[str]:
+    def frozen(self, names: Iterable[str], stage: int) -> list[str]:
         return [name for name in names if A in name]
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:

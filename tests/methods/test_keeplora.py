@@ -66,7 +66,7 @@ def test_the_server_averages_sketches_and_freezes_the_first_factor():
     sent = [Update(0, "0", 1, {}, {f"0:{a}": f32([3, 1, 0])}), Update(1, "0", 3, {}, {f"0:{a}": f32([-1, 1, 0])})]
     method.absorb(state, iter(sent))
     assert np.abs(state.subspaces["0"][a]) == pytest.approx(f32([0, 1, 0]), abs=1e-6)
-    assert method.frozen(state.subspaces["0"]) == [a]
+    assert method.frozen(state.subspaces["0"], 0) == [a]
 
 
 def test_a_sketch_is_that_of_the_dense_gradient(tmp_path):

@@ -18,7 +18,7 @@ from fcit.privacy.ledger import Ledger
 from fcit.runs.folder import RunDir
 from server.participants import Slot
 from server.privacy import Privacy
-from tests.helpers.toy import f32
+from tests.helpers.toy import by_factors, f32
 
 pytest.importorskip("dp_accounting")
 NAMES = ("x.lora_A.weight", "x.lora_B.weight")
@@ -40,7 +40,7 @@ def one_subspace():
 
 
 def private(folder, config, ledger=None, factors=Separate):
-    return Privacy(config, SimpleNamespace(stage_count=2), factors(), RunDir(folder), ledger)
+    return Privacy(config, SimpleNamespace(stage_count=2), by_factors(factors()), RunDir(folder), ledger)
 
 
 def state():

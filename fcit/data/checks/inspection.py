@@ -145,10 +145,10 @@ class Inspection:
     ) -> tuple[int | None, list[str]]:
         """Read the questions of a split; returns their number (None: not readable) and all their images."""
         spec = self.spec.datasets[dataset.name]
-        folder, path = spec.images, self._located(names[0])
+        folder, path = spec.asked_images, self._located(names[0])
         try:
             references = self._located(names[1]) if names[1] else None
-            questions = self._store.test(path, references, spec.form(self._images))
+            questions = self._store.test(path, references, spec.form(self._images, asked=True))
         except DataError as error:
             problems.append(str(error))
             return None, []
