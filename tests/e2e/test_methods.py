@@ -12,6 +12,8 @@ from fcit import registry
 from fcit.cli import main
 from fcit.errors import ConfigError
 from fcit.methods.base import Method
+from fcit.models import estimate
+from fcit.models.shapes import shape_of
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import load_run
 from tests.helpers.runs import SMALL, Dies, bits
@@ -84,9 +86,8 @@ MERGED = ("clmoe", "dop", "hide", "modalprompt", "opcm", "prism", "sacuir", "sam
 #: Where a run is cut, by method; updates of two clients are wanted each time.
 CUTS = {
     **dict.fromkeys(("ewc", "l2p", "lwf", "replay"), IN_THE_SECOND_STAGE),
-    **dict.fromkeys(
-        MERGED, (3, "round", "scored")
-    ),  # the first stage's, and the second's "round", before its checkpoint
+    # the events of the first stage, and the second's "round", before its checkpoint
+    **dict.fromkeys(MERGED, (3, "round", "scored")),
     "keeplora": (9, "client"),  # what was measured in the second stage is taken in, round 0 has one update
     "mrlora": (5, "client"),  # the second stage's own round is over, the router's has one update
 }
@@ -129,6 +130,12 @@ def test_what_clients_keep_is_reported(run_of, name):
     cost, method = run.results["cost"], registry.resolve("method", name)(run.config)
     keeps = method.remembers or type(method).constants is not Method.constants
     assert (cost["client_memory_bytes"] > 0) == keeps
+    shape = shape_of(run.config.backbone, run.config.adapter.targets)
+    held, small = method.held(shape, stages=2), 20_000  # what is far smaller than adapters is not declared
+    assert cost["client_memory_bytes"] <= sum(held.client.values()) + small * keeps
+    server = estimate.server_memory(run.config, shape, len(run.subspaces))
+    kept = [size for what, size in server.items() if what == "subspaces and projector" or what in held.server]
+    assert cost["server_bytes"] <= sum(kept) + small
     assert cost["client_rounds"] == 2 * (method.rounds(0) + method.rounds(1))
     assert cost["up_per_client_round"] > 0
     assert cost["seconds_per_sample"] > 0
