@@ -80,9 +80,9 @@ class Toy:
     """A stand-in for backbone and adapters: the loss is the sum of squares of the trained tensors."""
 
     trainable: dict[str, torch.nn.Parameter]
-    encoder: ToyEncoder = field(default_factory=ToyEncoder)
     see: Callable[[str, torch.Tensor], None] | None = None
     sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    encoder: ToyEncoder = field(default_factory=ToyEncoder)
 
     def loss(self, examples: list[Any], features: Any, prefix: Any = None) -> torch.Tensor:
         """A loss that needs no model."""

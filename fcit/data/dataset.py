@@ -122,7 +122,7 @@ class DatasetFiles:
 
     def form(self, name: str, asked: bool = False) -> Form:
         """How a data set's training file is read, or with ``asked`` its questions."""
-        return self.spec.datasets[name].form(self.spec.folder(self.root, "images"), asked)
+        return self.spec.datasets[name].reading(self.spec.folder(self.root, "images"), asked)
 
     def split(self, name: str) -> tuple[str, str | None]:
         """The files a data set is scored on, as the benchmark file names them: questions and, for captions, references.

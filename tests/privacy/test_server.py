@@ -18,9 +18,10 @@ from fcit.privacy.ledger import Ledger
 from fcit.runs.folder import RunDir
 from server.participants import Slot
 from server.privacy import Privacy
+from tests.helpers.accounting import NEEDS_ACCOUNTING
 from tests.helpers.toy import by_factors, f32
 
-pytest.importorskip("dp_accounting")
+pytestmark = NEEDS_ACCOUNTING
 NAMES = ("x.lora_A.weight", "x.lora_B.weight")
 
 
