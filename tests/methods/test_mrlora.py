@@ -45,7 +45,7 @@ class Speller:
 
 
 def client(method: MRLoRA, stage: int, round_: int, memory: dict, encoder: Speller | None = None, **values):
-    toy = Toy({}, encoder or Speller())
+    toy = Toy({}, encoder=encoder or Speller())
     view = session(toy, stage=stage, round=round_, memory=memory, examples=["a shard"], records=SHARD, **values)
     return method.select(view)
 
