@@ -111,19 +111,24 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     """
     federation, count = config.federation, config.federation.clients
     clients = range(0, count, 1 if benchmark.spec.source == "mini" else max(1, count // _COUNTED))
-    trains = getattr(registry.resolve("method", config.method["name"]), "trains", True)
+    method: Method = registry.resolve("method", config.method["name"])(config)
     slots = [task for stage in benchmark.stages for task in stage]
     parts, images = [], 0.0
     seen = 0.0
     for task in sorted(set(slots)):
         shards = [benchmark.shard(k, task) for k in clients]
         mean = sum(map(len, shards)) / len(shards)
-        if trains:
+        if method.trains:
             times = slots.count(task) * federation.rounds
             some = max(shards, key=len)[: config.training.batch_size]
             parts.append(Trained(mean * times * epochs_of(config.training.epochs, [task]), some))
             seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)
         images += mean * federation.clients
+    for number, tasks in enumerate(benchmark.stages):
+        extra = method.extra_rounds(number) if method.trains else None
+        if extra is not None:  # timed as if their records were a task's
+            epochs = epochs_of(method.training(number, federation.rounds).epochs, tasks)
+            parts.append(Trained(extra.most * epochs * extra.count * len(tasks), parts[-1].some))
     tested: dict[str, int] = {}
     for stage in config.evaluation.stages(len(benchmark.stages)):
         for name in benchmark.evaluation(stage - 1):
