@@ -159,8 +159,9 @@ class AccuracyMatrix:
     @property
     def share(self) -> float | None:
         """Share of the last row's answers that have the form demanded: mean over the datasets that demand one."""
-        last = max(self.evaluated, default=0)
-        return _mean(list(self.shares[last - 1].values())) if 0 < last <= len(self.shares) else None
+        last = max(self.evaluated, default=0) - 1
+        known = 0 <= last < len(self.contents) and self.contents[last].keys() == self.scores[last].keys()
+        return _mean(list(self.shares[last].values())) if known else None
 
     @property
     def content_forgetting(self) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fcit.data.records import TestRecord
-from fcit.evaluation.scorers import Result
+from fcit.evaluation.scorers import Result, demands
 
 _NO = {"No", "not", "no"}
 
@@ -22,6 +22,7 @@ def denies(text: str) -> bool:
     return not _NO.isdisjoint(text.split(".")[0].replace(",", "").split(" "))
 
 
+@demands("yes/no")
 def pope(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """F1 of the answer "yes" (official rule of POPE); beside it accuracy, precision, recall and the share of yes.
 
