@@ -14,8 +14,8 @@ from fcit.data.records import TestRecord
 from fcit.serve.engine import Engine, Job
 from fcit.serve.growing import Growing
 from fcit.serve.problems import Problem
+from tests.helpers.serving import health, post, served
 from tests.helpers.waiting import wait
-from tests.serve.conftest import health, post, served
 from tests.serve.fakes import Fake
 from tests.serve.test_refused import body
 

@@ -11,7 +11,7 @@ from fcit.errors import ConfigError
 from fcit.serve.limits import Limits
 from fcit.serve.server import key_of, listening
 from tests.helpers.cases import check_each
-from tests.serve.conftest import health, post, served
+from tests.helpers.serving import health, post, served
 from tests.serve.fakes import Fake
 
 JSON = {"Content-Type": "application/json"}
