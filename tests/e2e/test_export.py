@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fcit
-from fcit import registry, seeding
+from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
@@ -28,9 +28,7 @@ from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
 from fcit.runs.reader import Run
 from server.routing_file import speaks_as
-from tests.helpers.llava import small_llava
 from tests.helpers.made import QUESTION, Made, raw, said
-from tests.helpers.qwen import small_qwen
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +39,6 @@ def exported(reference, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def assistant(exported):
     return fcit.load(exported)
-
-
-@pytest.fixture
-def picture(tmp_path) -> Path:
-    path = tmp_path / "picture.png"
-    rows = seeding.generator(0, "picture").integers(0, 255, (64, 64, 3))
-    Image.fromarray(rows.astype(np.uint8)).save(path)
-    return path
 
 
 # ---------------------------------------------------------------------- a run, exported
@@ -226,17 +216,6 @@ def test_refused_in_one_sentence(exported, picture, fcit, arguments, words):
 
 
 # ---------------------------------------------------------------------- every policy, every layout, made by hand
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory) -> dict[str, dict]:
-    folder = tmp_path_factory.mktemp("backbones")
-    model, identity = small_llava(folder)
-    return {
-        "fcit-tiny": {},
-        "llava": {"model": model, "identity": identity, "conversation": "vicuna_v1"},
-        "qwen": {"model": small_qwen(folder), "identity": identity},
-    }
 
 
 @pytest.mark.parametrize(
