@@ -29,7 +29,6 @@ fcit serve my-adapters --images pictures
 
 def arguments(add: Add) -> None:
     """Declare the command."""
-
     command = add("serve", _serve, "answer over HTTP as OpenAI's clients ask", _EXAMPLE, _TEXT)
     loading(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -56,7 +56,7 @@ def write_tasks(run: str | Path, to: str | Path) -> Path:
     if len({_word(name) for name in names}) < len(names):
         raise ConfigError(f"--tasks: names of data sets differ in blanks or marks alone: {', '.join(names)}")
     benchmark.prepare(names)
-    group = f"fcit_{_word(benchmark.spec.name)}"
+    group = _group(benchmark.spec.name)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -99,6 +99,11 @@ def _task(target: Path, benchmark: Benchmark, group: str, name: str) -> None:
 
 def _yaml(value: dict[str, Any]) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+
+
+def _group(benchmark: str) -> str:
+    """The group's name, which begins every task's and tells them from those of lmms-eval."""
+    return f"fcit_{_word(benchmark).removeprefix('fcit_')}"
 
 
 def _word(name: str) -> str:

@@ -70,10 +70,11 @@ async def together(url: str, asked: list[Case]) -> tuple[float, list[str]]:
         reply = await client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
         return reply.choices[0].message.content
 
-    await client.models.list()  # the connection, and the server's start
-    begin = time.perf_counter()
-    texts = await asyncio.gather(*(one(*case) for case in asked))
-    return time.perf_counter() - begin, list(texts)
+    async with client:
+        await client.models.list()  # the server's start
+        begin = time.perf_counter()
+        texts = await asyncio.gather(*(one(*case) for case in asked))
+        return time.perf_counter() - begin, list(texts)
 
 
 def main() -> None:

@@ -87,14 +87,14 @@ def test_questions_at_the_same_time_get_the_answers_they_get_alone(url, client, 
     wanted = [assistant.answer([pictures / image if image else None], [text], 6, sub)[0] for text, image, sub in cases]
 
     async def together() -> list:
-        many = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
-        asked = [
-            many.chat.completions.create(
-                model=f"run/{sub}" if sub else "run", messages=[user(text, *filter(None, [image]))], max_tokens=6
-            )
-            for text, image, sub in cases
-        ]
-        return await asyncio.gather(*asked)
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as many:
+            asked = [
+                many.chat.completions.create(
+                    model=f"run/{sub}" if sub else "run", messages=[user(text, *filter(None, [image]))], max_tokens=6
+                )
+                for text, image, sub in cases
+            ]
+            return await asyncio.gather(*asked)
 
     got = asyncio.run(together())
     assert [one.choices[0].message.content for one in got] == [one.text for one in wanted]

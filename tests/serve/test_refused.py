@@ -5,10 +5,16 @@ import os
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from fcit.cli import serve as cli
 from fcit.errors import ConfigError
+from fcit.serve import messages, server
+from fcit.serve.conversation import conversation
 from fcit.serve.limits import Limits
+from fcit.serve.problems import Problem
 from fcit.serve.server import key_of, listening
 from tests.helpers.cases import check_each
 from tests.helpers.serving import health, post, served
@@ -144,3 +150,43 @@ def test_bounds_that_make_no_sense():
         Limits(images=65)
     with pytest.raises(ConfigError, match="--max-seconds"):
         Limits(seconds=float("nan"))
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "system", "text", "image_url"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "image_url", "url"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from([*messages.Request.model_fields, *messages.ONLY, "seed"])
+
+
+@given(st.dictionaries(FIELDS, VALUES, max_size=4), VALUES)
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_sent_is_a_conversation_or_a_problem(fields, talk):
+    try:
+        asked = messages.parsed(json.dumps({"model": "run", "messages": talk, **fields}).encode())
+        conversation(asked.messages, 8, 8)
+    except Problem as problem:
+        assert 400 <= problem.status < 500
+
+
+def test_the_command(assistant, tmp_path, monkeypatch, fcit):
+    served = []
+    monkeypatch.setattr(server, "serve", lambda *given: served.append(given))
+    monkeypatch.setattr(cli, "loaded", lambda args: assistant)
+    code, _, err = fcit("serve", tmp_path / "my-run", "--port", "0", "--images", tmp_path, "--max-waiting", "5")
+    assert code == 0, err
+    [(_, name, place, images, limits, key)] = served
+    assert (name, images, limits, key) == ("my-run", tmp_path, Limits(waiting=5), "")
+    assert place.fileno() == -1  # closed
+    for wrong, words in ((["--images", "/nowhere"], "--images"), (["--host", "0.0.0.0"], "FCIT_API_KEY")):
+        code, _, err = fcit("serve", tmp_path, "--port", "0", *wrong)
+        assert code == 2
+        assert words in err
