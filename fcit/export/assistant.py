@@ -178,6 +178,8 @@ class Assistant:
     ) -> list[Answer]:
         """Answers in the stretches and batches of the run, on which the last bits depend.
 
+        A mix that no question names becomes what the method makes of it with the model.
+
         Args:
             root: folder that the names of the images are relative to.
             watch: called with the place of a question and the tokens of its answer so far, after each of them; True
@@ -207,10 +209,15 @@ class Assistant:
             vision = self._backbone.vision_features(root, images_of(batch))
             model, knows = (self._backbone, self._adapters, self._subspaces), (self.routing.knowledge, self._known)
             longest = max(questions[row].limit for row in rows)
-            asked = QuestionBatch(*model, batch, vision, features[rows], longest, knows)
-            answering = self._backbone.answering
-            with answering.by(self.method.answers_by), answering.watched(partial(followed, rows)):
-                texts = self.method.answer(asked, mix[rows] if self.subspaces else None)
+            put, answering = [questions[row].record for row in rows], self._backbone.answering
+            asked = QuestionBatch(*model, batch, vision, features[rows], longest, knows, put)
+            routed = [place for place, row in enumerate(rows) if questions[row].subspace is None]
+            with answering.by(self.method.answers_by):
+                if self.subspaces and routed:
+                    chosen = self.method.choose(asked, mix[rows])
+                    mix[[rows[place] for place in routed]] = chosen[routed]
+                with answering.watched(partial(followed, rows)):
+                    texts = self.method.answer(asked, mix[rows] if self.subspaces else None)
             for row, text in zip(rows, texts, strict=True):
                 weights = {name: round(float(w), 6) for name, w in zip(self.subspaces, mix[row], strict=True)}
                 prompt = len(questions[row].example.tokens)

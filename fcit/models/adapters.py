@@ -10,7 +10,7 @@ E * r, and per-sample weights act between ``lora_A`` and ``lora_B``:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale
+from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale, shown_inputs
 from fcit.models.layout import GATE, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
 
@@ -57,7 +57,7 @@ class Adapters:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
         self._mix_size = 0
         self._selection = Selection(adapter.rank)
-        self._frozen_added = False
+        self._frozen_added, self._until_end = False, ExitStack()
         self._trained: set[str] = set()
         self._principal: dict[tuple[str, float], torch.Tensor] = {}
         self._gates: dict[str, TokenGates] = {}
@@ -77,8 +77,7 @@ class Adapters:
         outside = {self.backbone.family.vision: "vision tower, whose features are computed once"}
         outside[self._projector] = "projector, which is trained as a whole or not at all"
         for module, why in outside.items():
-            inside = [n for n in self._slot if module in n.split(".") and is_factor(n)]
-            if inside:
+            if inside := [n for n in self._slot if module in n.split(".") and is_factor(n)]:
                 raise ConfigError(
                     f"adapter.targets: {targets!r} reaches the {why} ({inside[0]}); anchor the expression in the "
                     "language model"
@@ -105,12 +104,10 @@ class Adapters:
             named |= {n: self._parameter(*shape) for n, shape in self.layout.prompts(width, features).items()}
         if self.layout.experts:
             layers = self._layers
-            gates = {
-                n: self._parameter(self.layout.experts, layer.in_features, device=layer.weight.device)
-                for n, layer in layers.items()
-            }
+            e = self.layout.experts
+            gates = {n: self._parameter(e, m.in_features, device=m.weight.device) for n, m in layers.items()}
             named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
-            self._gates[SLOT] = TokenGates(layers, SLOT)
+            self._gates[SLOT] = TokenGates(layers, SLOT, top=self.layout.top)
             self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
 
@@ -187,7 +184,8 @@ class Adapters:
         self._trained = set(self._slot) - set(frozen)
         self._activate()
         try:
-            yield [p for n, p in self._slot.items() if n in self._trained]
+            with ExitStack() as self._until_end:
+                yield [p for n, p in self._slot.items() if n in self._trained]
         finally:
             self._peft.eval()
             self._trained, self._frozen_added = set(), False
@@ -214,6 +212,15 @@ class Adapters:
             yield list(self._slot.values())
         finally:
             self._activate()
+
+    def show_inputs(self, see: Callable[[str, torch.Tensor], None]) -> None:
+        """Within :meth:`training`, until it ends: see :func:`fcit.models.hooks.shown_inputs`."""
+        self._until_end.enter_context(shown_inputs(self._layers, see))
+
+    def sum_gates(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Within :meth:`training`, until it ends: every pass adds its tokens' gates to ``sums``, by the gate's name."""
+        by_layer = {name.removesuffix(_GATE): total for name, total in sums.items()}
+        self._until_end.enter_context(self._gates[SLOT].summing(by_layer))
 
     @contextmanager
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -351,7 +358,7 @@ class Adapters:
         for name in last_block(factors) if self.layout.routed == "last" else factors:
             factors[name].register_forward_hook(self._scale)
         if self.layout.experts:
-            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows)
+            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows, self.layout.top)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()

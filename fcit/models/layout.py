@@ -46,13 +46,15 @@ class Layout:
     """Shape of a subspace.
 
     ``experts`` > 0: the rank is divided among so many experts, weighted token by token by a gate
-    ``W_g (experts, d_in)`` in every adapted layer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of
+    ``W_g (experts, d_in)`` in every adapted layer; with ``top`` > 0 only a token's so many largest weights act, and are
+    not rescaled, so that the gate learns. ``pool`` > 0: no LoRA but ``pool`` soft prompts of
     ``length`` tokens, each with a key as wide as the method's ``identity`` features; with ``mapped`` no keys, but a
     network of two linear layers from a token to such a feature. ``routed``: the layers in which a
     question's mix acts; ``last``: in those of the last block only, all subspaces have weight one elsewhere.
     """
 
     experts: int = 0
+    top: int = 0
     pool: int = 0
     length: int = 0
     identity: str = "text"
