@@ -149,17 +149,18 @@ class Service:
             raise late(limits.seconds) from None
         finally:
             self.entering -= 1
-        job = Job(question, folder, tell, tell if asked.stream else None, asked.stops)
+        model, streams, counts, stops = asked.model, bool(asked.stream), asked.counts, asked.stops
+        del asked  # and with it the images as texts, which would stay while the question waits
+        job = Job(question, folder, tell, tell if streams else None, stops)
         try:
             self.engine.submit(job)
         except Problem:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
-        if asked.stream:
-            counts = asked.stream_options is not None and asked.stream_options.include_usage
-            stream = self._parts(head, job, events, until, counts)
-            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        if streams:
+            parts = self._parts(head, job, events, until, counts)
+            return StreamingResponse(parts, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         return JSONResponse(replies.completion(head, await self._whole(request, job, events, until)))
 
     async def _question(self, asked: messages.Request, folder: Path) -> Question:

@@ -103,6 +103,11 @@ class Request(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def counts(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
     def limit(self) -> int | None:
         """Tokens of the longest answer; None: as the run had it."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
