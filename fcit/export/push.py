@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from fcit.errors import ConfigError
+
+#: What a hub that refuses, cannot be reached or is switched off (HF_HUB_OFFLINE) leads to: errors of the system and of
+#: huggingface_hub's HTTP library, httpx or httpx2 by version, from which its own error derives.
+_FAILED: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, HFValidationError)
 
 
 def check_token(repository: str) -> None:
@@ -48,7 +51,7 @@ def push(folder: Path, repository: str, parts: Sequence[str], public: bool) -> s
             allow_patterns=[pattern for part in parts for pattern in (part, f"{part}/*")],
             commit_message="Export of fcit",
         )
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError) as error:
+    except _FAILED as error:
         token = get_token() or ""
         text = str(error).replace(token, "***") if token else str(error)
         raise ConfigError(f"--push {repository}: {text.strip()}; the export lies in {folder}") from None

@@ -13,7 +13,7 @@ from tests.helpers.runs import BACKBONE
 from tests.helpers.serving import served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def pictures(tmp_path_factory) -> Path:
     """A folder of images, with a link in it that leads out."""
     root = tmp_path_factory.mktemp("pictures")
@@ -27,13 +27,13 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def assistant(tmp_path_factory) -> Assistant:
     made = Made(tmp_path_factory.mktemp("made") / "run", raw(backbone=BACKBONE))
     return fcit.load(made.path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def url(assistant, pictures) -> Iterator[str]:
     """A server with the made run's model, for all tests of a file."""
     with served(assistant, pictures, pixels=10_000, body=200_000, tokens=64) as (url, _):

@@ -1,6 +1,7 @@
 """The queue, its batches, streams, deadlines and the end, with an assistant that answers when it is let."""
 
 import asyncio
+import json
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -146,7 +147,10 @@ def test_sigterm_waits_for_what_runs_and_waits():
         fake.go.set()
         whole, stream = (one.result() for one in asked)
         assert whole.json()["choices"][0]["message"]["content"] == "one two"
-        assert stream.text.endswith("data: [DONE]\n\n")
+        *events, end = [line.removeprefix("data: ") for line in stream.text.split("\n\n") if line]
+        assert end == "[DONE]"
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        assert deltas == [{"role": "assistant", "content": ""}, {"content": "one"}, {"content": " two"}, {}]
         process.join()
         assert process.exitcode == 0
 
