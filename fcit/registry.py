@@ -106,6 +106,8 @@ SCORERS = {
     "exact-clean": "fcit.evaluation.scorers:exact_clean",
     "fmcl-contained": "fcit.evaluation.fmcl:contained",
     "fmcl-equal": "fcit.evaluation.fmcl:equal",
+    "mme": "fcit.evaluation.mme:mme",
+    "pope": "fcit.evaluation.pope:pope",
     "option-letter": "fcit.evaluation.coin:option_letter",
     "substring": "fcit.evaluation.scorers:substring",
     "substring-official": "fcit.evaluation.scorers:substring_official",
@@ -143,6 +145,9 @@ OFFICIAL_RULES = {
     "substring-official": "substring",
 }
 
+#: All rules of published scripts; those of yes-or-no benchmarks have no cleaned one beside them.
+PUBLISHED = frozenset({*OFFICIAL_RULES, "mme", "pope"})
+
 ENGINES = {
     "auto": "fcit.federation.engines.fork:Auto",
     "fork": "fcit.federation.engines.fork:ForkGrid",
@@ -155,6 +160,8 @@ ENGINES = {
 FORMATS = {
     "llava": "fcit.data.formats.llava",
     "messages": "fcit.data.formats.messages",
+    "mme": "fcit.data.formats.mme",
+    "pope": "fcit.data.formats.pope",
     "parquet": "fcit.data.formats.hub",
     "hf": "fcit.data.formats.hub",
 }

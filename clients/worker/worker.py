@@ -107,9 +107,9 @@ class Worker:
         )
         return tokenised
 
-    def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
-        """Identity features ``(N, d)`` of the kind the method asks for."""
-        return self.backbone.identity.features(self.method.identity, records, self.data.image_root)
+    def _identity(self, records: Sequence[Record | TestRecord], images: Path | None = None) -> np.ndarray:
+        """Identity features ``(N, d)`` of the kind the method asks for; ``images``: their root, if not the shards'."""
+        return self.backbone.identity.features(self.method.identity, records, images or self.data.image_root)
 
     # ------------------------------------------------------------------ orders
 
@@ -337,7 +337,9 @@ class Worker:
 
     def _question_identity(self, dataset: str) -> np.ndarray:
         """Identity features of all questions of a data set, encoded together: the same batches at every client."""
-        return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
+        return self._identities.get(
+            dataset, lambda: self._identity(self.data.test(dataset), self.data.question_images(dataset))
+        )
 
     def _mix(self, weights: Any, wanted: tuple[int, int], hook: str) -> np.ndarray:
         """The method's mix, checked: a method of the user's own may return anything."""
@@ -390,7 +392,7 @@ class Worker:
             weights = self._mix(routed, (len(features), len(order.names)), "route")
         records = self.data.test(dataset)
         limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
-        stride = self.config.evaluation.stretch
+        stride, images = self.config.evaluation.stretch, self.data.question_images(dataset)
         for begin in range(first, last, stride):
             encoded = self._questions(dataset, begin, min(begin + stride, last))
 
@@ -400,7 +402,7 @@ class Worker:
                 auto = self.config.evaluation.batch_size == "auto"
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
-                    vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
+                    vision = self.backbone.vision_features(images, images_of(batch))
                     model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
                     asked = [records[begin + place] for place in places]
                     questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)

@@ -128,17 +128,30 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     for stage in config.evaluation.stages(len(benchmark.stages)):
         for name in benchmark.evaluation(stage - 1):
             tested[name] = tested.get(name, 0) + 1
+    for name, times in _untrained(benchmark, config).items():
+        tested[name] = tested.get(name, 0) + times
     tests = {name: benchmark.test(name) for name in tested}
     questions = [
         Tested(
             times * len(tests[name]),
             tests[name][: config.evaluation.at_once],
-            config.evaluation.longest(benchmark.spec.datasets[name].max_new_tokens),
+            config.evaluation.longest(benchmark.owner(name).datasets[name].max_new_tokens),
         )
         for name, times in tested.items()
     ]
     shown = sum(map(len, tests.values()))
     return Work(parts, questions, round(images + shown), seen + shown, benchmark.image_root)
+
+
+def _untrained(benchmark: Benchmark, config: RunConfig) -> dict[str, int]:
+    """How often data sets are asked that are not trained (yet)."""
+    evaluation, count = config.evaluation, benchmark.stage_count
+    times = dict.fromkeys(benchmark.held_out, 1 + len(evaluation.stages(count, held_out=True)))
+    for stage in [0, *evaluation.stages(count)] if evaluation.unseen else []:
+        trained = benchmark.evaluation(stage - 1) if stage else []
+        for name in benchmark.evaluation(count - 1):
+            times[name] = times.get(name, 0) + (name not in trained)
+    return times
 
 
 def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, work: Work | None) -> Speed:
