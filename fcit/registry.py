@@ -121,7 +121,10 @@ FORMATS = {
 }
 
 TRACKERS = {
+    "mlflow": "fcit.runs.trackers.mlflow:MLflow",
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
+    "trackio": "fcit.runs.trackers.trackio:Trackio",
+    "wandb": "fcit.runs.trackers.wandb:WandB",
 }
 
 KINDS = {

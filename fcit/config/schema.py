@@ -355,7 +355,8 @@ class RunConfig(Section):
     )
     tensorboard: Annotated[bool, RECORD] = Field(False, description="write TensorBoard event files into the run folder")
     trackers: Annotated[list[str], RECORD] = Field(
-        default_factory=list, description="further receivers of every event, ./mine.py:MyTracker"
+        default_factory=list,
+        description="receivers of every event, e.g. [mlflow] (see `fcit list tracker`) or ./mine.py:MyTracker",
     )
 
     @model_validator(mode="before")
