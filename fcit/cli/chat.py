@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, run_folders
 from fcit.errors import EXIT_OK, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def arguments(add: Add) -> None:
         'fcit chat my-adapters --image cat.png "What is this?"\n  fcit chat runs/demo-disco-1',
         "Each answer comes with the subspaces that gave it. Without a question: a conversation, line by line.",
     )
-    command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder")
+    completed(command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder"), run_folders)
     command.add_argument("question", nargs="?", help="worded as in training, format line included: it decides the mix")
     command.add_argument(
         "--image",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, run_folders
 from fcit.errors import EXIT_OK
 
 
@@ -19,7 +20,7 @@ def arguments(add: Add) -> None:
         "The folder holds one peft adapter for each subspace, what routes questions to them, and a model card.\n"
         "`fcit chat DIR` and fcit.load(DIR) answer with it.",
     )
-    command.add_argument("run", type=Path, help="run folder")
+    completed(command.add_argument("run", type=Path, help="run folder"), run_folders)
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument(
         "--force", action="store_true", help="replace an older export in this folder; other files stay"
