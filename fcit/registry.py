@@ -127,6 +127,11 @@ TRACKERS = {
     "wandb": "fcit.runs.trackers.wandb:WandB",
 }
 
+#: Hugging Face Trainers in place of the clients' own loop.
+TRAINERS = {
+    "hf": "fcit.integrations.hf:plain",
+}
+
 KINDS = {
     "method": METHODS,
     "fedopt": FEDOPTS,
@@ -136,6 +141,7 @@ KINDS = {
     "scorer": SCORERS,
     "engine": ENGINES,
     "tracker": TRACKERS,
+    "trainer": TRAINERS,
     "format": FORMATS,
 }
 
@@ -146,6 +152,7 @@ _REQUIRED = {
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
+    "trainer": ("", "a function (task) -> a Trainer with train()"),
     "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
 

@@ -43,7 +43,7 @@ def overrides(prefix: str, **_: Any) -> Iterator[str]:
     from fcit.data.shipped import shipped
 
     key, sign, _value = prefix.partition("=")
-    parts = {"engine": "federation.engine"}
+    parts = {"engine": "federation.engine", "trainer": "training.trainer"}
     values: dict[str, list[str]] = {parts.get(kind, kind): sorted(names) for kind, names in registry.KINDS.items()}
     values["benchmark"] = shipped()
     if sign:

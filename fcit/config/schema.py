@@ -88,6 +88,7 @@ class Sites(Section):
     )
     micro_batch: bool = Field(True, description="gradients accumulated over parts of a batch")
     checkpointing: bool = Field(True, description="activations computed again to save memory")
+    trainer: bool = Field(False, description="a Trainer of the site's own in place of the run's loop")
 
 
 class Adapter(Section):
@@ -141,6 +142,11 @@ class Training(Section):
         "backbone",
         description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
         "what is trained is float32 in either case",
+    )
+    trainer: str | None = Field(
+        None,
+        description="a Hugging Face Trainer in place of fcit's own loop: hf, or ./mine.py:make of one's own; for "
+        "methods and optimisers without hooks of their own within the steps",
     )
     compile: Annotated[Literal["auto", "on", "off"], WORDS, BITS] = Field(
         "auto",
