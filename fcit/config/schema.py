@@ -71,7 +71,11 @@ class Ray(Section):
     workers: int = Field(2, ge=1, description="long-lived worker processes, each with the model loaded once")
     num_cpus: int = Field(1, ge=1, description="cores, and threads unless backbone.threads is set, per worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0.5 puts two workers on one")
-    address: str | None = Field(None, description="an existing cluster (host:port); default: a private one, here")
+    address: str | None = Field(
+        None,
+        description="an existing cluster: host:port, or auto for the one that RAY_ADDRESS names at each start; "
+        "default: a private one, here",
+    )
     temp_dir: str | None = Field(
         None, description="Ray's own files; default: a fresh private folder, removed at the end"
     )
