@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, run_folders
 from fcit.errors import EXIT_OK, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def arguments(add: Add) -> None:
 
 def loading(command: argparse.ArgumentParser) -> None:
     """Declare what says which folder is loaded to answer with, and how."""
-    command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder")
+    completed(command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder"), run_folders)
     command.add_argument("--backbone", metavar="MODEL", help="folder or hub name of the frozen model, if it moved")
     command.add_argument("--identity", metavar="CLIP", help="folder or hub name of the CLIP that routes, if it moved")
     command.add_argument("--device", help="cpu or cuda[:n] (default: the run's, if this machine has it)")

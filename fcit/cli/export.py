@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, run_folders
 from fcit.errors import EXIT_OK, ConfigError
 
 _TEXT = """\
@@ -25,7 +26,7 @@ fcit export runs/task-disco-1 --to my-adapters
 def arguments(add: Add) -> None:
     """Declare the command."""
     command = add("export", _export, "write a finished run's subspaces as peft adapters", _EXAMPLE, _TEXT)
-    command.add_argument("run", type=Path, help="run folder")
+    completed(command.add_argument("run", type=Path, help="run folder"), run_folders)
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
     command.add_argument(
         "--force", action="store_true", help="replace an older export in this folder; other files stay"

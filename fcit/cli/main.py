@@ -85,7 +85,12 @@ def main(argv: list[str] | None = None) -> int:
     from fcit.runs.environment import quiet_libraries
 
     quiet_libraries()
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what a word could become
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    args = parser.parse_args(argv)
     try:
         code = int(args.work(args))
         sys.stdout.flush()

@@ -134,6 +134,10 @@ class Site(Section):
     checkpointing: bool | Literal["auto"] | None = Field(
         None, description="compute activations twice, or auto; default: as ordered"
     )
+    trainer: str | None = Field(
+        None,
+        description="a Trainer of the site's own, ./mine.py:make, or hf; default: as ordered (needs sites.trainer)",
+    )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(
         8, ge=1, description="identity tokens, and what methods measure before a stage, are not sent of fewer records"
@@ -206,6 +210,8 @@ def load(path: str | os.PathLike[str]) -> Site:
         value = raw.get(name, field.default)
         if RELATIVE in field.metadata and isinstance(value, str):
             raw[name] = bounded.full_path(file.parent, value)
+    if isinstance(raw.get("trainer"), str):
+        raw["trainer"] = registry.anchored(raw["trainer"], file.parent)
     try:
         return Site.model_validate(raw)
     except ValidationError as error:
