@@ -76,6 +76,12 @@ class TokenJudge:
         made = self._make()
         return made if self._sizes is None else made.below(self._sizes)
 
+    def below(self, root: Path) -> TokenJudge:
+        """The judge of records with images below another root."""
+        if self._sizes is None or self._sizes.root == root:
+            return self
+        return TokenJudge(self.mark, self._make, ImageSizes(root, self._sizes.way))
+
     @cached_property
     def _sized(self) -> bool:
         """Whether tokens depend on images' sizes, by the name of their folder or else by the encoder.
