@@ -39,10 +39,12 @@ METHODS = {
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
     "prism": "fcit.methods.prism:Prism",
+    "proglora": "fcit.methods.proglora:ProgLoRA",
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
     "same": "fcit.methods.same:SAME",
     "sefe": "fcit.methods.sefe:SEFE",
+    "smolora": "fcit.methods.smolora:SMoLoRA",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 
@@ -167,7 +169,15 @@ FORMATS = {
 }
 
 TRACKERS = {
+    "mlflow": "fcit.runs.trackers.mlflow:MLflow",
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
+    "trackio": "fcit.runs.trackers.trackio:Trackio",
+    "wandb": "fcit.runs.trackers.wandb:WandB",
+}
+
+#: Hugging Face Trainers in place of the clients' own loop.
+TRAINERS = {
+    "hf": "fcit.integrations.hf:plain",
 }
 
 KINDS = {
@@ -180,6 +190,7 @@ KINDS = {
     "form": ANSWER_FORMS,
     "engine": ENGINES,
     "tracker": TRACKERS,
+    "trainer": TRAINERS,
     "format": FORMATS,
 }
 
@@ -190,6 +201,7 @@ _REQUIRED = {
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
+    "trainer": ("", "a function (task) -> a Trainer with train()"),
     "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
 

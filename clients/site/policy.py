@@ -136,9 +136,13 @@ def _refuse_own_parts(raw: dict[str, Any]) -> None:
     named.append(("benchmark", raw.get("benchmark")))
     trackers = raw.get("trackers")
     named += [("trackers", tracker) for tracker in (trackers if isinstance(trackers, list) else [trackers])]
+    training = raw.get("training")
+    named.append(("training.trainer", training.get("trainer") if isinstance(training, dict) else None))
     for key, name in named:
         if isinstance(name, str) and registry.is_own(name):
-            allowed = shipped() if key == "benchmark" else sorted(registry.KINDS[key.removesuffix("s")])
+            allowed = (
+                shipped() if key == "benchmark" else sorted(registry.KINDS[key.rpartition(".")[2].removesuffix("s")])
+            )
             raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
 
 
@@ -206,7 +210,8 @@ def _computing(config: RunConfig, site: Site) -> dict[str, Any]:
 
 def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
     """Micro-batches and checkpointing: as ordered where SITE.yaml says nothing."""
-    ordered, allowed, changes = config.training, config.sites, {}
+    ordered, allowed = config.training, config.sites
+    changes: dict[str, Any] = {}
     if site.micro_batch not in (None, ordered.micro_batch):
         if not allowed.micro_batch:
             raise Refused(
@@ -219,6 +224,10 @@ def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
             switch = str(site.checkpointing).lower()
             raise Refused(f"checkpointing: SITE.yaml says {switch}, the run has sites.checkpointing: false")
         changes["checkpointing"] = site.checkpointing
+    if site.trainer not in (None, ordered.trainer):
+        if not allowed.trainer:
+            raise Refused(f"trainer: SITE.yaml says {site.trainer}, the run has sites.trainer: false")
+        changes["trainer"] = site.trainer
     if ordered.compile == "on":  # a compiler is started where the site's GPU gains by it, not because it is ordered
         changes["compile"] = "auto"
     return changes

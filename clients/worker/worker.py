@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clients.worker import micro_batches
+from clients.worker.by_trainer import train_by
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
@@ -205,7 +206,10 @@ class Worker:
             if order.measure:
                 return self._measured(order, sessions[0], begin)
             private = self._private(config, order, tasks, sessions[0], remembered)
-            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+            if (trainer := config.training.trainer) is not None:
+                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions)
+            else:
+                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))
         trained = order.trained

@@ -223,6 +223,9 @@ def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["output"] = bounded.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):
         raw["trackers"] = [registry.anchored(t, folder) if isinstance(t, str) else t for t in raw["trackers"]]
+    training = raw.get("training")
+    if isinstance(training, dict) and isinstance(training.get("trainer"), str):
+        raw["training"] = {**training, "trainer": registry.anchored(training["trainer"], folder)}
     if isinstance(raw.get("data_root"), str):
         raw["data_root"] = bounded.full_path(folder, raw["data_root"])
     evaluation = raw.get("evaluation")

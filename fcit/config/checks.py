@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks, record_checks, secure_checks, token_checks
+from fcit.config import privacy_checks, record_checks, secure_checks, token_checks, trainer_checks
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -101,7 +101,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
             "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
         )
-    for part in (privacy_checks, record_checks, secure_checks, token_checks):
+    for part in (privacy_checks, record_checks, secure_checks, token_checks, trainer_checks):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
@@ -216,7 +216,8 @@ def _misfits(config: RunConfig) -> list[str]:
     """Federated optimisers, methods and rules for averaging factors that cannot be combined."""
     names = config.method["name"], config.fedopt["name"]
     method, fedopt = registry.resolve("method", names[0])(config), registry.resolve("fedopt", names[1])
-    problems = []
+    rank = method.layout.problem(config.adapter.rank)
+    problems = [] if rank is None else [f"{rank} (method: {names[0]!r})"]
     if config.factors not in method.factors:
         allowed = ", ".join(sorted(method.factors))
         problems.append(
@@ -247,6 +248,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
+    problems += trainer_checks.misfits(config, method, fedopt)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
     problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []

@@ -69,7 +69,11 @@ class Ray(Section):
     workers: int = Field(2, ge=1, description="long-lived worker processes, each with the model loaded once")
     num_cpus: int = Field(1, ge=1, description="cores, and threads unless backbone.threads is set, per worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0.5 puts two workers on one")
-    address: str | None = Field(None, description="an existing cluster (host:port); default: a private one, here")
+    address: str | None = Field(
+        None,
+        description="an existing cluster: host:port, or auto for the one that RAY_ADDRESS names at each start; "
+        "default: a private one, here",
+    )
     temp_dir: str | None = Field(
         None, description="Ray's own files; default: a fresh private folder, removed at the end"
     )
@@ -86,6 +90,7 @@ class Sites(Section):
     )
     micro_batch: bool = Field(True, description="gradients accumulated over parts of a batch")
     checkpointing: bool = Field(True, description="activations computed again to save memory")
+    trainer: bool = Field(False, description="a Trainer of the site's own in place of the run's loop")
 
 
 class Adapter(Section):
@@ -139,6 +144,11 @@ class Training(Section):
         "backbone",
         description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
         "what is trained is float32 in either case",
+    )
+    trainer: str | None = Field(
+        None,
+        description="a Hugging Face Trainer in place of fcit's own loop: hf, or ./mine.py:make of one's own; for "
+        "methods and optimisers without hooks of their own within the steps",
     )
     compile: Annotated[Literal["auto", "on", "off"], WORDS, BITS] = Field(
         "auto",
@@ -268,7 +278,8 @@ class RunConfig(Section):
     )
     tensorboard: Annotated[bool, RECORD] = Field(False, description="write TensorBoard event files into the run folder")
     trackers: Annotated[list[str], RECORD] = Field(
-        default_factory=list, description="further receivers of every event, ./mine.py:MyTracker"
+        default_factory=list,
+        description="receivers of every event, e.g. [mlflow] (see `fcit list tracker`) or ./mine.py:MyTracker",
     )
 
     @model_validator(mode="before")

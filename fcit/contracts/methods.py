@@ -34,7 +34,7 @@ def is_described(case: MethodCase) -> None:
     require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
     families = ", ".join(FAMILIES)
     require(method.family in ("", *FAMILIES), f"family is {method.family!r}; allowed: {families}, or none")
-    kinds = ("text", "image", "both")
+    kinds = ("text", "suffix", "image", "both")
     require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
     strange = set(method.invariants) - set(INVARIANTS)
     require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")

@@ -18,7 +18,9 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import Factory, Method, Pair, QuestionBatch, ServerState, Session, Stats, Update, objective
+from fcit.models.hooks import Keys
 from fcit.models.layout import GATE, Layout
+from fcit.models.reading import Weigh
 
 RECORDS = [Record.single(f"{i}.png", "What is this?", "a thing") for i in range(3)]
 LABELS = [("A", "the first task"), ("B", "the second task")]
@@ -39,10 +41,9 @@ def shapes_of(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Tensors of one subspace on a model of one layer, three wide."""
     if layout.pool:
         return layout.prompts(width=3, features=2)
-    if layout.experts:
-        gate = A.replace("lora_A", "lora_gate")
-        return {A: (layout.experts, 3), B: (3, layout.experts), gate: (layout.experts, 3)}
-    return dict(SHAPES)
+    gates = {f"{A.partition('.lora_')[0]}{GATE}{part}": shape for part, shape in layout.gates(3, 3, 2).items()}
+    factors = {A: (layout.experts, 3), B: (3, layout.experts)} if layout.experts else SHAPES
+    return {**factors, **gates, **layout.key(3)}
 
 
 def require(condition: object, message: str) -> None:
@@ -83,6 +84,7 @@ class Toy:
     see: Callable[[str, torch.Tensor], None] | None = None
     sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
     encoder: ToyEncoder = field(default_factory=ToyEncoder)
+    keys: Keys = field(default_factory=Keys)
 
     def loss(self, examples: list[Any], features: Any, prefix: Any = None) -> torch.Tensor:
         """A loss that needs no model."""
@@ -135,6 +137,19 @@ class Toy:
         """As :meth:`fcit.models.adapters.Adapters.gate_use`: all experts alike."""
         yield {n: torch.ones(len(p)) for n, p in self.trainable.items() if GATE in n}
 
+    @contextmanager
+    def instructed(self, features: np.ndarray) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.instructed`."""
+        require(features.ndim == 2 and features.dtype == np.float32, "instructed needs float32 features of questions")
+        yield
+
+    @contextmanager
+    def weighed(self, logits: Weigh, anew: bool = False) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.weighed`: two questions of four tokens are weighed."""
+        columns = logits(torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))
+        require(columns.ndim == 2 and len(columns) == 2, "logits must return a row for each question")
+        yield
+
     def load_teacher(self, tensors: dict[str, np.ndarray]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.load_teacher`."""
         require(
@@ -144,6 +159,7 @@ class Toy:
     def add_frozen(self, subspaces: list[dict[str, np.ndarray]]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.add_frozen`."""
         require(all(set(self.trainable) >= set(s) for s in subspaces), "add_frozen needs subspaces")
+        self.keys.load(subspaces, torch.device("cpu"))
 
     def principal(self, name: str, share: float) -> torch.Tensor:
         """As :meth:`fcit.models.adapters.Adapters.principal`: the first direction."""

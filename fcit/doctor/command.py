@@ -108,7 +108,8 @@ def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] |
 def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> Speed:
     """Training by FLOPs; answers also by how often all weights are read: once per token of a batch."""
     cpu = config.backbone.device == "cpu"
-    compiled = compiles(config.training, config.backbone, [torch.device("cpu" if cpu else "cuda")])
+    decides = registry.resolve("method", config.method["name"])(config).layout.decides
+    compiled = compiles(config.training, config.backbone, [torch.device("cpu" if cpu else "cuda")], decides)
     trained = COMPILED if compiled else REACHED
     record = estimate.training_flops(config, shape, lengths) / (trained * device.peak)
     weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]

@@ -109,8 +109,8 @@ class Method:
     remembers: bool = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).
     needs_identity: ClassVar[bool] = False
-    #: Source of the identity features: the instruction, the image or both.
-    identity: Literal["text", "image", "both"] = "text"
+    #: Source of the identity features: the instruction, its last line, the image, or instruction and image.
+    identity: Literal["text", "suffix", "image", "both"] = "text"
     #: Whether this is our definition, because no paper gives one; shown with a dagger.
     dagger: bool = False
     #: Block of a table: "" (ranked), "replay" or "reference".

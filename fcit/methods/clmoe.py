@@ -8,7 +8,7 @@ the constants from the released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class CLMoE(MoELoRA):
     before alone used is there mostly replaced, where one would expect the opposite. In the released code it changes
     nothing (it compares prefixes of names that never match), usage is counted in few forward passes, and the blend is
     left out; toolboxes that list the method train MoELoRA. Here the equations take effect, so figures of others do not
-    carry over. Roles are told layer by layer (the script: for all layers together).
+    carry over; ``release: inert`` leaves merge and second gate out, which is MoELoRA to the bit. Roles are told layer
+    by layer (the script: for all layers together).
 
     Ours: at inference nobody names the task t, so G(t) is that of the stage whose records' mean text feature is most
     similar to the question.
@@ -52,6 +53,9 @@ class CLMoE(MoELoRA):
     class Options(MoELoRA.Options):
         """``blend`` is the paper's beta."""
 
+        release: Literal["equations", "inert"] = Field(
+            "equations", description="inert: neither merge nor second gate, as the released code runs (MoELoRA)"
+        )
         blend: float = Field(0.5, ge=0, le=1, description="share of the token's gate at inference; 0.5: the authors")
         top: int = Field(2, ge=1, description="experts of a token, and of a stage, that count as used; 2: the authors")
         samples: int = Field(32, ge=1, description="records of a shard that a client counts on (ours)")
@@ -71,7 +75,7 @@ class CLMoE(MoELoRA):
     # ------------------------------------------------------------------ client
 
     def finish(self, session: Session) -> Tensors:
-        if not session.last_round:
+        if not session.last_round or self._inert:
             return {}
         chosen = session.generator("gates").permutation(len(session.examples))[: self.options.samples]
         adapters = session.adapters
@@ -80,6 +84,10 @@ class CLMoE(MoELoRA):
                 example = [session.examples[int(index)]]
                 session.backbone.loss(example, session.backbone.vision_features(session.image_root, images_of(example)))
             return {name: (count / count.sum()).float().cpu().numpy() for name, count in used.items()}
+
+    @property
+    def _inert(self) -> bool:
+        return bool(self.options.release == "inert")
 
     @property
     def _top(self) -> int:
@@ -95,7 +103,7 @@ class CLMoE(MoELoRA):
         super().assign(state, pairs, stats, make)
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
-        if state.round < self.config.federation.rounds - 1:
+        if state.round < self.config.federation.rounds - 1 or self._inert:
             return {}
         return {name: (self.options.experts,) for name in state.subspaces["0"] if GATE in name}
 

@@ -199,7 +199,7 @@ def tasks(benchmark: str) -> int:
 
 def sees(config: RunConfig) -> bool:
     """Whether identity features are made of images, too."""
-    return bool(registry.resolve("method", config.method["name"])(config).identity != "text")
+    return bool(registry.resolve("method", config.method["name"])(config).identity in ("image", "both"))
 
 
 #: Whether what is needed fits.

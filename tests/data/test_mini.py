@@ -69,10 +69,10 @@ PINNED = {
     "long-cells": "345652fd026ee192",
     "long-values": "433eabd1c6385dc2",
     "long-bills": "2c74198d0df9788b",
-    "ability-ocr": "d35fa3cac6b40bb5",
-    "ability-math": "4421bcb04a840dd1",
-    "ability-vp": "05a125fe5a0d7f9f",
-    "ability-gui": "fbbfb16080feefeb",
+    "ability-ocr": "b1cd077b8fcaab5c",
+    "ability-math": "c1e9cc721155b05c",
+    "ability-vp": "ed2c9878e6ee15a2",
+    "ability-gui": "ea0baac79448b161",
 }
 
 

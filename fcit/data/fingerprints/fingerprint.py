@@ -217,6 +217,7 @@ def code(stream: Stream) -> dict[str, Any]:
     config = stream.config
     named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
     named += [("tracker", name) for name in config.trackers]
+    named += [("trainer", config.training.trainer)] if config.training.trainer else []
     named += [("benchmark", config.benchmark)]
     datasets = list(stream.datasets.values())
     if isinstance(stream, Benchmark):
