@@ -160,7 +160,7 @@ class Round:
             run=RunDir(folder),
             state=self.state,
             progress=progress,
-            orders=SimpleNamespace(text="", run="r", train=self._order),
+            orders=SimpleNamespace(text="", run="r", train=self._order, method=Method(self.config)),
             courier=Wire(self.clients),
             handshake=SimpleNamespace(update=lambda: None),
             assigner=SimpleNamespace(assign=lambda slots: None),
