@@ -80,12 +80,16 @@ class Evaluation:
             progress.samples += len(answers.texts)
             progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
             progress.row[name], progress.extra[name] = scored.score, scored.also
+            progress.followed[name] = scored.followed
             self.say(
                 "scored",
                 stage=progress.stage,
                 dataset=name,
                 score=scored.score,
+                form_share=scored.followed.share,
+                content=scored.followed.content,
                 mix=scored.mix,
+                **({"unrouted": scored.unrouted} if scored.unrouted else {}),
                 seconds=round(answers.seconds, 3),
             )
             checkpoint.save(self.run, state, progress)

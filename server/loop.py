@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fcit import registry
 from fcit.config import RunConfig, Training
 from fcit.data.benchmark import Benchmark
-from fcit.data.stream import Stream
+from fcit.data.stream import Stream, labels
 from fcit.errors import Unanswered
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
@@ -55,7 +55,7 @@ class Loop:
         stop: where a request to end the run early is left.
 
     Raises:
-        ConfigError: the method cannot run on tasks that the sites keep to themselves.
+        ConfigError: the method cannot run on these stages, or on tasks that the sites keep to themselves.
         RunError: there are checkpoints and all of them are damaged.
     """
 
@@ -70,6 +70,8 @@ class Loop:
         self.fresh = restored is None
         self.state, self.progress = restored or (ServerState(), Progress())
         self.state.stage, self.state.round = self.progress.stage, self.progress.round
+        self.state.labels = labels(stream)
+        self.method.refuse(self.state)
         self.journal = Journal(run, watcher, self.progress)
         self.records: RecordPrivacy | None = None
         if config.privacy.records:
@@ -77,11 +79,12 @@ class Loop:
             self.progress.records = self.records.ledger
         planned = (lambda slot: 0) if self.records is None else self.records.planned
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
-        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms)
+        settings = self.method.training
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
         self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
         self.privacy: Privacy | None = None
         if config.privacy.on:
-            self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy)
+            self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy, self.method.rounds)
             self.progress.privacy = self.privacy.ledger
         clients = 1 if self.method.pooled else config.federation.clients
         traffic, say = self.progress.traffic, self.journal.round_event
@@ -116,16 +119,17 @@ class Loop:
                 self.evaluation.begin()
         if self.fresh:
             self._save()
-        stages, rounds = self.stream.stage_count, self.config.federation.rounds
+        stages = self.stream.stage_count
+        rounds = max(map(self.method.rounds, range(stages)))
         self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
         if self.privacy is not None and self.fresh:
             self.journal.event("privacy", **self.privacy.planned())
         if self.records is not None and self.fresh:
             self.journal.event("record-privacy", **self.records.plan())
         while self.progress.stage < stages:
-            if self.method.measures and not self.progress.measured:
+            if self.method.measuring(self.progress.stage) and not self.progress.measured:
                 self._measure(collector)
-            while self.method.trains and self.progress.round < rounds:
+            while self.method.trains and self.progress.round < self.method.rounds(self.progress.stage):
                 self._round(collector)
                 self.stop.check()
             self._end_stage()
@@ -214,7 +218,8 @@ class Loop:
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
         drawn = self.privacy.drawn(stage, round_) if self.privacy else None
-        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn)
+        extra = self.method.extra(stage, round_) is not None
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn, extra)
         accepted = collector.gather(sampled)
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
@@ -233,6 +238,7 @@ class Loop:
             examples=[h.examples if h else 0 for h in heads],
             loss={f"{h.client}/{h.shard}": None if self.records else round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
+            **({"extra": True} if extra else {}),
             exactness=aggregator.exactness,
             **aggregator.flags,
             **(self.updates.flags if isinstance(self.updates, Sums) else {}),
@@ -297,7 +303,8 @@ class Loop:
                 progress.memories[str(pair[0])] = version
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
-            progress.count_tasks(order.tasks, order.subspace, head.examples)
+            if self.method.extra(order.stage, order.round) is None:
+                progress.count_tasks(order.tasks, order.subspace, head.examples)
             progress.trained_numbers += sum(t.size for t in order.trained.values())
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
@@ -330,11 +337,7 @@ class Loop:
         """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
         self._answered()
-        # In the benchmark's order, whichever data set was answered first.
-        due = self.evaluation.due(progress)
-        progress.rows.append({name: progress.row[name] for name in due})
-        progress.extra_rows.append({name: progress.extra[name] for name in due})
-        progress.evaluated, progress.row, progress.extra = [], {}, {}
+        progress.end_evaluation(self.evaluation.due(progress))
         self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
         progress.stage, progress.round = progress.stage + 1, 0
         progress.measured = progress.ended = False
@@ -365,7 +368,7 @@ class Loop:
     # ------------------------------------------------------------------ the end
 
     def _matrix(self) -> AccuracyMatrix:
-        return AccuracyMatrix(self.evaluation.columns(self.progress), self.progress.rows)
+        return self.progress.matrix(self.evaluation.columns(self.progress))
 
     def _finish(self) -> AccuracyMatrix:
         """Write adapters and results; the last file says that the run is finished."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,11 @@ class Orders:
             config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
         )
 
-    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
-        """Tensors of a subspace that are not trained in its ``turn``-th round, by ``factors:`` and by the method."""
-        names = list(names)
-        return sorted({*self.factors.frozen(names, turn), *self.method.frozen(names)})
+    def frozen(self, state: ServerState, name: str) -> list[str]:
+        """Tensors of a subspace that are not trained in the round at hand, by ``factors:`` and by the method."""
+        names = list(state.subspaces[name])
+        by_turn = self.factors.frozen(names, state.turns.get(name, 0))
+        return sorted({*by_turn, *self.method.frozen(names, state.stage)})
 
     def train(self, state: ServerState, progress: Progress, slot: Slot, measure: bool = False) -> TrainOrder:
         """Order to train, or to ``measure``; constants that the client has are not sent again.
@@ -82,7 +83,7 @@ class Orders:
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
-        frozen = self.frozen(subspace, state.turns.get(name, 0))
+        frozen = self.frozen(state, name)
         tensors = {**state.shared, **subspace}
         extra = self.method.broadcast(state, slot.pair)
         for key, value in extra.items():
@@ -107,6 +108,7 @@ class Orders:
             memory=progress.memories.get(str(slot.client), ""),
             constants=sorted(constants),
             frozen=frozen,
+            brief=self.method.brief(state),
             measure=measure,
             run=self.run,
             participations=self._planned(slot),

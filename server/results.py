@@ -10,7 +10,8 @@ from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.io.files import write_json
-from fcit.methods.base import Method, ServerState, arrays
+from fcit.io.trees import arrays
+from fcit.methods.base import Method, ServerState
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
@@ -64,12 +65,14 @@ def write(
             "name": config.name,
             "method": method.name,
             "group": method.group,
+            "family": method.family,
             "dagger": method.dagger,
             "benchmark": stream.name,
             "setting": config.setting,
             "seed": config.seed,
             "reduced": reduced(config),
             **matrix.summary(),
+            **matrix.form_summary(),
             "evaluated": matrix.evaluated,
             "subspaces": len(state.subspaces),
             "state_bytes": state.bytes,
@@ -79,6 +82,9 @@ def write(
             "cost": cost(method, state, progress),
             "seconds": progress.seconds,
             "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
+            "forms": {name: each.demanded for name, each in progress.followed_rows[-1].items()}
+            if progress.followed_rows
+            else {},
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **data_of(run),

@@ -19,7 +19,7 @@ from fcit.bench.plan import Plan, Row, TableKey
 from fcit.config import RunConfig
 from fcit.config.effects import Effect, effects
 from fcit.errors import FCITError
-from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
 from fcit.report import scope
 from fcit.report.tables import FIGURES, constant_matrix
 from fcit.runs.reader import Run
@@ -58,6 +58,7 @@ class Line:
     difference: Difference | None = None
     differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
     elsewhere: list[str] = field(default_factory=list)  # the same of machine, versions and training data
+    forms: dict[str, Spread] = field(default_factory=dict)  # figures about the form of answers, by name
     epsilons: dict[str, Spread] = field(default_factory=dict)  # of differential privacy, by head of their column
 
     @property
@@ -88,6 +89,11 @@ class Table:
     def private(self) -> list[str]:
         """Heads of the columns of epsilons that some row has."""
         return [head for head in epsilons.KINDS if any(head in line.epsilons for line in self.lines)]
+
+    @property
+    def forms(self) -> list[str]:
+        """The figures about the form of answers that some row has."""
+        return [name for name in FORM_FIGURES if any(name in line.forms for line in self.lines)]
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -141,7 +147,8 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
     method = _method(row.config)
     summaries = [run.matrix.summary() for run in runs.values()]
     # Without a sequence of stages figures over stages are undefined.
-    known = ("Last",) if getattr(method, "last_stage_only", False) else FIGURES
+    known = ("Last", "form share") if getattr(method, "last_stage_only", False) else (*FIGURES, *FORM_FIGURES)
+    forms = {name: _spread([run.matrix.form_summary().get(name) for run in runs.values()]) for name in FORM_FIGURES}
     costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
     spent = [epsilons.of_run(run.results) for run in runs.values()]
     private = {head: _spread([each[head] for each in spent]) for head in epsilons.KINDS}
@@ -153,6 +160,7 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
         bool(getattr(method, "dagger", False)),
         {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
         {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},
+        forms={name: value for name, value in forms.items() if value is not None and name in known},
         epsilons={head: value for head, value in private.items() if value is not None},
     )
 

@@ -198,8 +198,8 @@ def part_problems(config: RunConfig) -> list[str]:
 def _misfits(config: RunConfig) -> list[str]:
     """Federated optimisers, methods and rules for averaging factors that cannot be combined."""
     names = config.method["name"], config.fedopt["name"]
-    method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
-    rank = method(config).layout.problem(config.adapter.rank)
+    method, fedopt = registry.resolve("method", names[0])(config), registry.resolve("fedopt", names[1])
+    rank = method.layout.problem(config.adapter.rank)
     problems = [] if rank is None else [f"{rank} (method: {names[0]!r})"]
     if config.factors not in method.factors:
         allowed = ", ".join(sorted(method.factors))

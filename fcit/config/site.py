@@ -135,7 +135,9 @@ class Site(Section):
         None, description="compute activations twice, or auto; default: as ordered"
     )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
-    min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    min_records: int = Field(
+        8, ge=1, description="identity tokens, and what methods measure before a stage, are not sent of fewer records"
+    )
     secure_aggregation: Literal["allowed", "required"] = Field(
         "allowed",
         description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off), or "

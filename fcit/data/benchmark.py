@@ -17,7 +17,7 @@ from fcit.data.formats import llava
 from fcit.data.formats.files import stamps
 from fcit.data.partition import ClientFiles, SuffixIndex
 from fcit.data.records import Record, TestRecord, joined, picked, placed, suffixed
-from fcit.data.spec import BenchmarkSpec, DatasetSpec, read_spec
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, Label, read_spec
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import ConfigError, FCITError
 from fcit.io.cache import cache_folder
@@ -64,6 +64,11 @@ class Benchmark:
     def tasks(self) -> list[list[str]]:
         """The names of each task's data sets, by the task's number."""
         return self.spec.tasks
+
+    @property
+    def labels(self) -> list[Label]:
+        """Letter and description of each task; none where the benchmark's file has none."""
+        return self.spec.labels
 
     @cached_property
     def stages(self) -> list[list[int]]:

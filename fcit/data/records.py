@@ -67,9 +67,10 @@ class TestRecord:
 
     Attributes:
         answer: the truth that the scorer compares with.
-        references: captions, of which ``answer`` is the first.
+        references: all right answers or captions, of which ``answer`` is the first.
         box: the box the question is about, as the file writes it (``answer_bbox``); rules for boxes compare with it.
         size: width and height of the image that the box is relative to, where the file has them.
+        kind: what sort of question it is, where the file says so (``answer_type``, ``task``) and a rule asks.
     """
 
     question_id: str
@@ -79,6 +80,7 @@ class TestRecord:
     references: tuple[str, ...] = ()
     box: str = ""
     size: tuple[float, float] | None = None
+    kind: str = ""
 
     @property
     def image(self) -> str:

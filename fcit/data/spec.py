@@ -47,7 +47,7 @@ class DatasetSpec(Section):
     )
     references: str | None = Field(
         None,
-        description="several right captions per test question: a COCO captions file",
+        description="several right answers per test question: a COCO captions file, or TextVQA's annotations",
         examples=["flowers/coco.json"],
     )
     val_references: str | None = Field(
@@ -61,11 +61,20 @@ class DatasetSpec(Section):
         description="scorers reported beside, e.g. an official rule",
         examples=["[substring-official]"],
     )
+    form: str | None = Field(
+        None,
+        description="the form of answers that its questions demand (`fcit list form`); default: the scorer's, else by "
+        "the wording of each question",
+        examples=["letter"],
+    )
     suffix: str = Field("", description="line added to every instruction that does not end with it")
     test_suffix: str | AnswerSuffix = Field(
         "", description="text added to every test instruction as it stands, a leading space included"
     )
     images: str = Field("", description="folder under the image root that its image names are relative to")
+    test_images: str | None = Field(
+        None, description="the same for its questions, of `test` and `val`; default: `images`"
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer, unless `evaluation.max_new_tokens` is set; default: 24"
     )
@@ -78,9 +87,14 @@ class DatasetSpec(Section):
         None, description="what the columns of Parquet, saved and hub data sets are; default: as they are called"
     )
 
-    def form(self, images: Path) -> Form:
-        """How its files are read; ``images`` is the image root."""
-        return Form(self.format, self.columns, images / self.images)
+    @property
+    def asked_images(self) -> str:
+        """The folder under the image root that the image names of its questions are relative to."""
+        return self.images if self.test_images is None else self.test_images
+
+    def reading(self, images: Path, asked: bool = False) -> Form:
+        """How its training files are read, or with ``asked`` its questions; ``images`` is the image root."""
+        return Form(self.format, self.columns, images / (self.asked_images if asked else self.images))
 
     @field_validator("format")
     @classmethod
@@ -88,6 +102,13 @@ class DatasetSpec(Section):
         if value is not None and value not in registry.FORMATS:
             known = list(registry.FORMATS)
             raise ValueError(f"unknown format{registry.nearest(value, known)} (known: {', '.join(known)})")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and value not in registry.ANSWER_FORMS:
+            raise ValueError(registry.unknown("form", value))
         return value
 
     @model_validator(mode="after")
@@ -105,7 +126,7 @@ class DatasetSpec(Section):
         extra = self.test_suffix
         text = with_suffix(record.instruction if blanks else record.instruction.strip(), self.suffix)
         text += extra.of(record.answer) if isinstance(extra, AnswerSuffix) else extra
-        return replace(record, instruction=text, images=placed(self.images, record.images))
+        return replace(record, instruction=text, images=placed(self.asked_images, record.images))
 
 
 class Source(Section):
@@ -139,6 +160,13 @@ class PartitionSpec(Section):
     reserve: int = Field(0, ge=0, description="records every client gets before the rest is drawn")
 
 
+class Label(Section):
+    """What a model that chooses among tasks reads of one."""
+
+    letter: str = Field(pattern="^[A-Z]$", description="what it answers with to choose this task", examples=["A"])
+    description: str = Field(min_length=1, description="what the task is about", examples=["kinds of flowers"])
+
+
 class BenchmarkSpec(Section):
     """The YAML file of a benchmark."""
 
@@ -167,6 +195,12 @@ class BenchmarkSpec(Section):
         min_length=1,
         description="data sets of each task; tasks are numbered from 0",
         examples=["[[flowers], [receipts]]"],
+    )
+    labels: list[Label] = Field(
+        default_factory=list,
+        description="letter and description of each task, in their order, for methods whose model chooses among tasks; "
+        "default: letters by the order of stages, the names of the data sets and the line that ends their instructions",
+        examples=["[{letter: A, description: kinds of flowers}, {letter: B, description: text of receipts}]"],
     )
     homogeneous: list[int] | None = Field(
         None,
@@ -249,6 +283,12 @@ class BenchmarkSpec(Section):
                 if name not in self.datasets:
                     hint = registry.nearest(name, list(self.datasets))
                     raise ValueError(f"tasks[{number}] names the unknown dataset {name!r}{hint}")
+        letters = [label.letter for label in self.labels]
+        if self.labels and (len(letters) != len(self.tasks) or len(set(letters)) < len(letters)):
+            raise ValueError(
+                f"labels: the letters {', '.join(letters)} are for {len(self.tasks)} tasks; give one label for each "
+                "task, each with another letter, or leave labels out"
+            )
         for stage in [[t] for t in self.homogeneous or []] + (self.heterogeneous or []):
             for task_id in stage:
                 if not 0 <= task_id < len(self.tasks):

@@ -148,16 +148,19 @@ class Assistant:
             ]
             features = self._backbone.identity.features(self.method.identity, records, root)
             mix = self._mix(features, subspace)
-            texts = self._texts(records, root, features, mix, limit)
+            texts = self._texts(records, root, features, mix, limit, chosen=subspace is not None)
         return [
             Answer(text, {name: round(float(w), 6) for name, w in zip(self.subspaces, weights, strict=True)})
             for text, weights in zip(texts, mix, strict=True)
         ]
 
     def _texts(
-        self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
+        self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int, chosen: bool
     ) -> list[str]:
-        """Answers in the stretches and batches of the run, on which the last bits depend."""
+        """Answers in the stretches and batches of the run, on which the last bits depend.
+
+        Unless it is ``chosen`` already, the mix becomes what the method makes of it with the model.
+        """
         examples = [self._backbone.encoder.encode(record) for record in records]
 
         def answer(begin: int, places: list[int]) -> list[str]:
@@ -165,8 +168,11 @@ class Assistant:
             batch = [examples[row] for row in rows]
             vision = self._backbone.vision_features(root, images_of(batch))
             model, knows = (self._backbone, self._adapters, self._subspaces), (self.routing.knowledge, self._known)
-            questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
+            asked = [records[row] for row in rows]
+            questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)
             with self._backbone.answering.by(self.method.answers_by):
+                if self.subspaces and not chosen:
+                    mix[rows] = self.method.choose(questions, mix[rows])
                 return self.method.answer(questions, mix[rows] if self.subspaces else None)
 
         stretch, texts = self.method.config.evaluation.stretch, list[str]()

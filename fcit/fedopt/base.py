@@ -88,7 +88,7 @@ class FedOpt:
         """After the method's hook on gradients, before gradient clipping."""
 
     def on_step(self, session: Any) -> None:
-        """After each optimiser step; ``session.lr`` is the step's learning rate."""
+        """After each optimiser step, before the method's hook; ``session.lr`` is the step's learning rate."""
 
     def finish(self, session: Any) -> Tensors:
         """After the last step: tensors for the server, as announced by :meth:`extra_shapes`."""

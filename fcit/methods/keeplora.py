@@ -71,6 +71,9 @@ class KeepLoRA(PerStage):
 
     # ------------------------------------------------------------------ client
 
+    def measured_records(self, count: int) -> int:
+        return int(np.ceil(self.options.samples * count))
+
     def measure(self, session: Session) -> Tensors:
         session.adapters.add_frozen(_earlier(session))
         return self._sketched(session)
@@ -91,7 +94,7 @@ class KeepLoRA(PerStage):
     def _sketched(self, session: Session) -> Tensors:
         """The mean of s Omega^T G over chosen records, outside the main directions of W0; the slot stays as it is."""
         before = session.adapters.read()
-        count = int(np.ceil(self.options.samples * len(session.examples)))
+        count = self.measured_records(len(session.examples))
         chosen = [session.examples[number * len(session.examples) // count] for number in range(count)]
         sketches: Tensors = {}
         for number in range(self.options.sketches):
@@ -119,7 +122,7 @@ class KeepLoRA(PerStage):
 
     # ------------------------------------------------------------------ server
 
-    def frozen(self, names: Iterable[str]) -> list[str]:
+    def frozen(self, names: Iterable[str], stage: int) -> list[str]:
         return [name for name in names if A in name]
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch.nn import functional
 
 from fcit.config import Section
-from fcit.io.trees import Tensors
-from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session, arrays
+from fcit.io.trees import Tensors, arrays
+from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session
 from fcit.methods.knowledge_cache import cosine
 from fcit.methods.per_stage import PerStage
 from fcit.models.layout import MAP, PROMPTS, Layout

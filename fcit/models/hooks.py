@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fcit.io.trees import Tensors
-from fcit.models.layout import GATE, ROUTING, is_projector
+from fcit.models.layout import GATE, ROUTING, A, is_projector
 
 Parameters = dict[str, torch.Tensor]
 #: Tensors with a row for each question of a batch (:mod:`fcit.models.decoding.rows`), and that of a second gate.
@@ -31,6 +31,38 @@ def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 def as_factor(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """An input in the number format of the weight it is multiplied by; under autocast, which casts both, as it is."""
     return x.to(weight.device) if torch.is_autocast_enabled(x.device.type) else x.to(weight)
+
+
+def gate_weights(x: torch.Tensor, weight: torch.Tensor, top: int = 0) -> torch.Tensor:
+    """g(x) = softmax(W_g x) ``(..., experts)`` of inputs ``(..., d_in)``; with ``top`` all but the largest are 0.
+
+    Weights are not divided by their sum: of one expert alone that would always be 1, and W_g would have no gradient
+    (Fedus et al., "Switch Transformers", 2021, arXiv 2101.03961, equation 2).
+    """
+    gate = torch.softmax(as_factor(x, weight) @ weight.T, dim=-1)
+    if not top:
+        return gate
+    kept = gate.topk(top, dim=-1)
+    return torch.zeros_like(gate).scatter(-1, kept.indices, kept.values)
+
+
+@contextmanager
+def shown_inputs(layers: Mapping[str, nn.Module], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Inside, every forward pass calls ``see`` with the name of a layer's A and its input.
+
+    The input ``(B, L, d_in)`` is detached and holds what rows are padded with; a layer that is computed again for the
+    backward pass shows it again.
+    """
+
+    def show(name: str, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        see(name, inputs[0].detach())
+
+    handles = [m.register_forward_pre_hook(partial(show, f"{name}{A}weight")) for name, m in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Gates:
@@ -57,20 +89,21 @@ class Gates:
 
 
 class TokenGates(Gates):
-    """Softmax gates of experts inside one adapter, per token (MoELoRA).
+    """Gates of experts inside one adapter, per token (MoELoRA).
 
-    ``g(x) = softmax(W_g x)``, the rank dimension of expert i is multiplied by g_i. The gate reads the
-    layer's input before dropout.
+    The rank dimension of expert i is multiplied by g(x)_i, see :func:`gate_weights`. The gate reads the layer's input
+    before dropout.
 
     Args:
         layers: adapted layers by name.
         adapter: whose ``lora_A`` is gated.
         rows: where a second gate of questions may lie: under :data:`PRIOR`, p ``(B, layers, experts)`` in the order of
             the layers' names. Then g <- (1 - sum p) g + p.
+        top: experts that act on a token; 0: all.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], adapter: str, rows: Rows | None = None) -> None:
-        super().__init__({name: _Gate(layers[name], adapter) for name in sorted(layers)})
+    def __init__(self, layers: Mapping[str, nn.Module], adapter: str, rows: Rows | None = None, top: int = 0) -> None:
+        super().__init__({name: _Gate(layers[name], adapter, top) for name in sorted(layers)})
         if rows is not None:
             for number, gate in enumerate(self._gates.values()):
                 gate.prior = partial(_prior, rows, number)
@@ -87,6 +120,17 @@ class TokenGates(Gates):
             for gate in self._gates.values():
                 gate.counted = None
 
+    @contextmanager
+    def summing(self, sums: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Inside, every pass adds the gates of all its tokens to ``sums``: ``(experts,)`` by saved name."""
+        for name, total in sums.items():
+            self._gates[name.partition(GATE)[0]].total = total
+        try:
+            yield
+        finally:
+            for gate in self._gates.values():
+                gate.total = None
+
 
 def _prior(rows: Rows, number: int) -> torch.Tensor | None:
     prior = rows.get(PRIOR)
@@ -96,10 +140,11 @@ def _prior(rows: Rows, number: int) -> torch.Tensor | None:
 class _Gate:
     """The gate of one layer. It knows no name, so that equal layers share one compilation."""
 
-    def __init__(self, layer: nn.Module, adapter: str) -> None:
-        self.adapter = adapter
+    def __init__(self, layer: nn.Module, adapter: str, top: int) -> None:
+        self.adapter, self.top = adapter, top
         self.weight: torch.Tensor | None = None
         self.counted: tuple[int, torch.Tensor] | None = None
+        self.total: torch.Tensor | None = None
         self.prior: Callable[[], torch.Tensor | None] | None = None
         self._open: torch.Tensor | None = None
         layer.register_forward_pre_hook(self._read)
@@ -107,10 +152,12 @@ class _Gate:
 
     def _read(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if self.weight is not None and self.adapter in module.active_adapters:
-            gate = torch.softmax(as_factor(inputs[0], self.weight) @ self.weight.T, dim=-1)
+            gate = gate_weights(inputs[0], self.weight, self.top)
             if self.counted is not None:
                 top, counts = self.counted
                 counts += torch.bincount(gate.topk(top, dim=-1).indices.flatten(), minlength=len(counts))
+            if self.total is not None:
+                self.total += gate.detach().float().flatten(0, -2).sum(0)
             if self.prior is not None and (prior := self.prior()) is not None:
                 prior = prior.to(gate)
                 gate = gate * (1 - prior.sum(-1, keepdim=True)) + prior

@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fcit.evaluation.matrix import Loss
 from fcit.report.scope import groups, label
 from fcit.runs.reader import Run
 
@@ -94,6 +95,32 @@ def forgetting(runs: list[Run]) -> Figure:
         axis.set_xticks(range(1, len(run.matrix.scores) + 1))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return figure
+
+
+def split(run: Run) -> dict[str, Loss]:
+    """The losses of a run that are known in both parts, by data set."""
+    return {name: loss for name, loss in run.matrix.losses.items() if loss.content is not None}
+
+
+def forms(runs: list[Run]) -> Figure:
+    """What every data set lost, parted into content and form, one panel per run; a gain goes to the left."""
+    figure, axes = _panels(len(runs), height=1.3 + 0.26 * max(len(split(run)) for run in runs))
+    for axis, run in zip(axes, runs, strict=False):
+        losses = split(run)
+        parts = {
+            "content": np.array([loss.content for loss in losses.values()], dtype=float),
+            "form": np.array([loss.form for loss in losses.values()], dtype=float),
+        }
+        positive, negative = np.zeros(len(losses)), np.zeros(len(losses))
+        for name, values in parts.items():
+            axis.barh(list(losses), values, left=np.where(values >= 0, positive, negative), height=0.6, label=name)
+            positive, negative = positive + np.maximum(values, 0), negative + np.minimum(values, 0)
+        axis.axvline(0, linewidth=0.8, color="#888888")
+        axis.invert_yaxis()
+        axis.set(title=_title(run), xlabel="points lost from the best score to the last")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -118,8 +118,10 @@ def _one(run: Run) -> dict[str, Any]:
         "numbers": scope.label(run),
         "accepted": scope.accepted(run),
         "matrix": run.matrix,
-        "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
+        "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()]
+        + list(run.matrix.form_summary().items()),
         "rules": tables.rules(run),
+        "forms": tables.forms(run),
         "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
@@ -154,6 +156,9 @@ def render(runs: list[Run]) -> str:
         "forgetting": figures.svg(figures.forgetting, runs, title="Score of every dataset over the stages"),
         "means": figures.svg(figures.means, runs, title="Mean over the datasets seen"),
     }
+    split = [run for run in runs if figures.split(run)]
+    if split:
+        charts["forms"] = figures.svg(figures.forms, split, title="What was lost of content and of form")
     if finished:
         charts["seconds"] = figures.svg(figures.seconds, finished, title="Where the time went")
     return environment.get_template("page.html").render(
@@ -179,6 +184,8 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         ("forgetting", figures.forgetting, (runs,)),
         ("means", figures.means, (runs,)),
     ]
+    if split := [run for run in runs if figures.split(run)]:
+        drawn.append(("forms", figures.forms, (split,)))
     if finished:
         drawn.append(("seconds", figures.seconds, (finished,)))
     for run in runs:
@@ -200,6 +207,8 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
     for run in runs:
         remark = scope.label(run)
         yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", remark
+        if len(forms := tables.forms(run)) > 1:
+            yield f"forms-{run.name}", forms, f"Form of the answers of {run.name}, last stage", remark
         if len(rules := tables.rules(run)) > 1:
             yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", remark
         if len(rows := faults.table(run)) > 1:

@@ -7,7 +7,7 @@ import io
 import re
 
 from fcit import registry
-from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
 from fcit.runs.reader import Run
 
 #: The same text for every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
@@ -20,17 +20,20 @@ def cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def summary(runs: list[Run]) -> list[list[str]]:
+def summary(runs: list[Run], brief: bool = False) -> list[list[str]]:
     """Head and one row per run: figures of merit, subspaces, traffic in MB (where there is a federation), minutes.
 
     The runs must have one scope (:func:`fcit.report.scope.groups`). Averages over different stages have a column
-    each.
+    each. Without the families of methods and the figures about the form of answers (which only some runs have) it is
+    brief enough for a terminal.
     """
     avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))
     avgs = avgs or ["Avg"]
     traffic = [] if all(run.config.centralised for run in runs) else ["down", "up"]
     wire = [{"down": "MB sent", "up": "MB back"}[way] for way in traffic]
-    rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", *wire, "minutes"]]
+    formed = FORM_FIGURES if not brief and any(run.matrix.form_summary() for run in runs) else ()
+    family = [] if brief else ["family"]
+    rows = [["run", "method", *family, "Last", *avgs, *FIGURES[2:], *formed, "subspaces", *wire, "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
         seconds, figures = results["seconds"], matrix.summary()
@@ -38,9 +41,11 @@ def summary(runs: list[Run]) -> list[list[str]]:
             [
                 run.name,
                 run.method,
+                *(run.family or "-" for _ in family),
                 cell(matrix.last),
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
                 *(cell(figures[f]) for f in FIGURES[2:]),
+                *(cell(matrix.form_summary().get(f)) for f in formed),
                 str(results["subspaces"]),
                 *("-" if run.config.centralised else f"{results['traffic'][way] / 1e6:.1f}" for way in traffic),
                 f"{sum(seconds.values()) / 60:.1f}",
@@ -74,6 +79,33 @@ def matrix_rows(run: Run) -> list[list[str]]:
         if row:
             rows.append([str(number), *(cell(row.get(n)) for n in matrix.datasets), cell(sum(row.values()) / len(row))])
     return rows + [row for row in [constant_row(run)] if row]
+
+
+def forms(run: Run) -> list[list[str]]:
+    """Head and one row for every dataset of the last evaluated stage, then their means: the form of its answers.
+
+    Columns: the form demanded; the share of answers that has it when the dataset was first seen, and last; score and
+    content score last; forgetting, and its two parts. Only the head where nothing is known of forms.
+    """
+    heads = "dataset,form,share at first,share at last,score,content score,forgetting,of content,of form"
+    rows = [heads.split(",")]
+    matrix = run.matrix
+    last = matrix.evaluated[-1] - 1
+    if not matrix.form_summary() or last >= len(matrix.contents):
+        return rows
+    demanded = run.results.get("forms", {}) if run.finished else {}
+    firsts: dict[str, float] = {}
+    for row in matrix.shares:
+        firsts = {**row, **firsts}
+    losses, scores, contents, shares = matrix.losses, matrix.scores[last], matrix.contents[last], matrix.shares[last]
+    for name in (name for name in matrix.datasets if name in scores):
+        loss = losses.get(name)
+        parts = [loss.score, loss.content, loss.form] if loss else [None] * 3
+        values = [firsts.get(name), shares.get(name), scores[name], contents.get(name), *parts]
+        rows.append([name, " or ".join(demanded.get(name, {})) or "-", *map(cell, values)])
+    content = sum(contents.values()) / len(contents) if contents else None
+    parts = [matrix.forgetting, matrix.content_forgetting, matrix.form_forgetting]
+    return [*rows, ["mean", "-", "-", *map(cell, [matrix.share, matrix.last, content, *parts])]]
 
 
 def rules(run: Run) -> list[list[str]]:

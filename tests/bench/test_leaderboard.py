@@ -456,3 +456,32 @@ def test_the_epsilon_of_tokens_has_a_column(planned):
 def test_no_column_of_epsilons_without_privacy(board):
     assert "epsilon" not in tables.markdown(board[1])
     assert "epsilon" not in tables.csv(board[1])
+
+
+def test_the_form_of_answers_has_columns_where_a_row_knows_it(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}], seeds=[0, 1])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0], "b": [1.0, 1.0]})
+        if run.row.label == "disco":
+            scores, contents = [{"a": 80.0}, {"a": 50.0, "b": 100.0}], [{"a": 80.0}, {"a": 70.0, "b": 100.0}]
+            shares = [{"a": 100.0}, {"a": 60.0 + 10 * run.seed}]
+            matrix = AccuracyMatrix(["a", "b"], scores, shares=shares, contents=contents)
+            (run.folder / "matrix.json").write_text(json.dumps(matrix.to_json()))
+    found = leaderboard.collect(made)
+    text = tables.markdown(found)
+    assert "| by seed | family | form share | content forgetting | form forgetting | differs in |" in text
+    assert "| routing | 65.0 ± 7.1 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in text
+    assert "| baseline | - | - | - |" in text
+    assert "- form share: answers after the last stage that have the form" in text
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(tables.csv(found)))}
+    assert (rows["disco"]["form share"], rows["disco"]["form forgetting"]) == ("65", "20")
+    assert rows["finetune"]["form share"] == ""
+    raw = {row["row"]: row["forms"] for row in json.loads(tables.to_json(found))["tables"][0]["rows"]}
+    assert raw["disco"]["form share"]["values"] == [60.0, 70.0]
+    assert raw["finetune"] == {}
+    assert "form share" in tables.tex(found)
+    assert ">content forgetting</th>" in page.render(found)
+
+
+def test_no_columns_of_forms_where_no_row_knows_them(board):
+    assert "form share" not in tables.markdown(board[1])

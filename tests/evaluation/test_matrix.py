@@ -105,3 +105,47 @@ def test_json_round_trip():
     raw = json.loads(json.dumps(matrix.to_json()))
     assert AccuracyMatrix.from_json(raw) == matrix
     assert (raw["Last"], raw["BWT"]) == (75, -20)
+
+
+# ---------------------------------------------------------------------- form and content
+
+
+def test_forgetting_is_split_into_form_and_content():
+    """Two datasets lose 40 points each: of the first its content is still there, of the second half of it."""
+    matrix = AccuracyMatrix(
+        ["a", "b", "c"],
+        [{"a": 80}, {"a": 90, "b": 60}, {"a": 50, "b": 20, "c": 70}],
+        shares=[{"a": 100}, {"a": 100, "b": 100}, {"a": 50, "b": 25}],  # "c" demands no form
+        contents=[{"a": 80}, {"a": 90, "b": 60}, {"a": 90, "b": 40, "c": 70}],
+    )
+    assert matrix.losses == {"a": (40, 0), "b": (40, 20)}
+    assert matrix.losses["b"].form == 20
+    assert matrix.form_summary() == {"form share": 37.5, "content forgetting": 10, "form forgetting": 30}
+    assert matrix.forgetting == 40
+    assert matrix.to_json()["content_scores"][1] == {"a": 90, "b": 60}
+    assert AccuracyMatrix.from_json(json.loads(json.dumps(matrix.to_json()))) == matrix
+
+
+def test_content_is_looked_at_in_the_stage_of_the_best_score():
+    """A form that was wrong from the beginning was never lost; one that came later is a gain."""
+
+    def matrix(scores: list[dict[str, float]], contents: list[dict[str, float]]) -> AccuracyMatrix:
+        return AccuracyMatrix(["a", "b"], scores, shares=[{}, {}], contents=contents)
+
+    never = matrix([{"a": 20}, {"a": 10, "b": 5}], [{"a": 80}, {"a": 70, "b": 5}])
+    assert never.losses["a"].content == 10
+    assert never.form_forgetting == 0
+    later = matrix([{"a": 20}, {"a": 60, "b": 5}], [{"a": 80}, {"a": 60, "b": 5}])
+    assert later.form_summary() == {"form share": None, "content forgetting": 20, "form forgetting": -60}
+
+
+def test_an_older_matrix_knows_nothing_of_forms():
+    matrix = triangle([80], [60, 90])
+    assert matrix.form_summary() == {}
+    assert matrix.content_forgetting is None
+    assert set(matrix.to_json()) == {"datasets", "scores", *matrix.summary()}
+
+
+def test_a_stage_whose_forms_are_unknown_leaves_none_of_the_split():
+    matrix = AccuracyMatrix(["a"], [{"a": 80}, {"a": 60}], shares=[{}, {"a": 50}], contents=[{}, {"a": 70}])
+    assert matrix.form_summary() == {"form share": 50, "content forgetting": None, "form forgetting": None}

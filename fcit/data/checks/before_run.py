@@ -80,7 +80,7 @@ def _problems(benchmark: Benchmark, name: str) -> list[str]:
         hint = f"; right captions may stand in a COCO file of their own: datasets.{name}.{wanted}"
         return [*problems, f"{error}{hint if spec.scorer.startswith('caption') and not references else ''}"]
     # A question that were passed over would change the score, so every one of them must be usable.
-    images = (image for question in questions for image in placed(spec.images, question.images))
+    images = (image for question in questions for image in placed(spec.asked_images, question.images))
     bad = benchmark.files.image_verdicts.problems(images) if benchmark.files.image_verdicts else {}
     problems += [f"{benchmark.files.located(test)}: {reason}" for reason in bad.values()]
     return problems + _unanswerable(benchmark, name, questions)

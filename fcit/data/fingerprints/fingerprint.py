@@ -142,7 +142,7 @@ class _Data:
         file, references = self.benchmark.files.split(name)
         questions = self._file(file)
         if questions["sha256"] is None:  # made by code of the user's own, or of the hub
-            questions["sha256"] = _sha([asdict(record) for record in self.benchmark.test(name)])
+            questions["sha256"] = _sha([_values(record) for record in self.benchmark.test(name)])
         spec = self.spec.datasets[name]
         return {
             "split": self.benchmark.config.evaluation.split,
@@ -176,6 +176,11 @@ class _Data:
             "sha256": _sha([[path.name, file_sha(path)] for path in paths]),
             "images": self._images(image for some in records for image in images_of(some)),
         }
+
+
+def _values(record: TestRecord) -> dict[str, Any]:
+    """What a question consists of; an empty kind is left out, as there was none before."""
+    return {key: value for key, value in asdict(record).items() if key != "kind" or value}
 
 
 def _how_asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fcit.errors import DataError
 from fcit.io import bounded
 
 #: Raised whenever a file is read differently, so that what was kept of it in the cache is made anew.
-VERSION = 2
+VERSION = 3
 
 
 def module(name: str) -> Any:
@@ -107,7 +107,7 @@ def read_train(path: Path, form: str | Form | None = None) -> list[Record]:
 
 
 def read_test(path: Path, references: Path | None = None, form: str | Form | None = None) -> list[TestRecord]:
-    """Read a test file, every record of which must be usable; ``references`` is a COCO caption file.
+    """Read a test file, every record of which must be usable; ``references`` is a file of right answers or captions.
 
     Raises:
         DataError: naming file, line and record.

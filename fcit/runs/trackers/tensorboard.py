@@ -24,7 +24,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._rounds = config.federation.rounds
+        self._step = 0
         folder = run_dir / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
@@ -48,7 +48,7 @@ class TensorBoard:
         """Scalars of a finished round or stage; ``time`` is when it happened, now if None."""
         scalars: dict[str, float | None] = {}
         if kind == "round":
-            step = values["stage"] * self._rounds + values["round"] + 1
+            self._step += 1
             losses = [loss for loss in values["loss"].values() if loss is not None]
             scalars = {
                 "round/loss": sum(losses) / len(losses) if losses else None,
@@ -57,9 +57,9 @@ class TensorBoard:
                 "round/bytes_down": values["down"],
             }
         elif kind == "stage":
-            step = (values["stage"] + 1) * self._rounds
+            self._step = max(self._step, values["stage"] + 1)  # of a method without rounds
             scalars = {f"score/{name}": score for name, score in values["row"].items()}
             scalars["stage/last_so_far"] = AccuracyMatrix(list(values["row"]), [values["row"]]).last
         for tag, value in scalars.items():
             if value is not None:
-                self._writer.add_scalar(tag, value, step, walltime=time)
+                self._writer.add_scalar(tag, value, self._step, walltime=time)

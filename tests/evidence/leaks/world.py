@@ -33,6 +33,7 @@ from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from server.participants import Slot
 from server.privacy import Privacy
+from tests.helpers.toy import by_factors
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SHARD = "shard"
@@ -207,7 +208,7 @@ class World:
     def _privacy(self, factors: Any, folder: Path) -> Privacy:
         """The private part of the server, with a secret of its own for each federation."""
         stream: Any = SimpleNamespace(stage_count=1)
-        return Privacy(self.config, stream, factors, RunDir(folder), None)
+        return Privacy(self.config, stream, by_factors(factors), RunDir(folder), None)
 
 
 def keep(file: Path, name: str, value: Any) -> None:
