@@ -108,6 +108,8 @@ SCORERS = {
     "exact-clean": "fcit.evaluation.scorers:exact_clean",
     "fmcl-contained": "fcit.evaluation.fmcl:contained",
     "fmcl-equal": "fcit.evaluation.fmcl:equal",
+    "mme": "fcit.evaluation.mme:mme",
+    "pope": "fcit.evaluation.pope:pope",
     "option-letter": "fcit.evaluation.coin:option_letter",
     "substring": "fcit.evaluation.scorers:substring",
     "substring-official": "fcit.evaluation.scorers:substring_official",
@@ -145,6 +147,9 @@ OFFICIAL_RULES = {
     "substring-official": "substring",
 }
 
+#: All rules of published scripts; those of yes-or-no benchmarks have no cleaned one beside them.
+PUBLISHED = frozenset({*OFFICIAL_RULES, "mme", "pope"})
+
 ENGINES = {
     "auto": "fcit.federation.engines.fork:Auto",
     "fork": "fcit.federation.engines.fork:ForkGrid",
@@ -157,12 +162,22 @@ ENGINES = {
 FORMATS = {
     "llava": "fcit.data.formats.llava",
     "messages": "fcit.data.formats.messages",
+    "mme": "fcit.data.formats.mme",
+    "pope": "fcit.data.formats.pope",
     "parquet": "fcit.data.formats.hub",
     "hf": "fcit.data.formats.hub",
 }
 
 TRACKERS = {
+    "mlflow": "fcit.runs.trackers.mlflow:MLflow",
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
+    "trackio": "fcit.runs.trackers.trackio:Trackio",
+    "wandb": "fcit.runs.trackers.wandb:WandB",
+}
+
+#: Hugging Face Trainers in place of the clients' own loop.
+TRAINERS = {
+    "hf": "fcit.integrations.hf:plain",
 }
 
 KINDS = {
@@ -175,6 +190,7 @@ KINDS = {
     "form": ANSWER_FORMS,
     "engine": ENGINES,
     "tracker": TRACKERS,
+    "trainer": TRAINERS,
     "format": FORMATS,
 }
 
@@ -185,6 +201,7 @@ _REQUIRED = {
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
+    "trainer": ("", "a function (task) -> a Trainer with train()"),
     "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from fcit import registry
-from fcit.config import RunConfig, Training
+from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, labels
 from fcit.errors import Unanswered
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
+from fcit.federation.messages import Probe, ProbeOrder, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
 from fcit.io.files import write_json, writing
@@ -31,7 +32,7 @@ from server.courier import Courier
 from server.evaluation import Evaluation
 from server.gather import Gathering
 from server.handshake import Handshake
-from server.journal import Journal
+from server.journal import Journal, remarks
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
 from server.privacy import Privacy
@@ -126,6 +127,11 @@ class Loop:
             self.journal.event("privacy", **self.privacy.planned())
         if self.records is not None and self.fresh:
             self.journal.event("record-privacy", **self.records.plan())
+        if self.evaluation.begins(self.progress):
+            self._answered(self.evaluation.before)
+            self.progress.end_untrained(0)
+            self.journal.event("untouched", row=self.progress.untrained_rows["0"])
+            self._save()
         while self.progress.stage < stages:
             if self.method.measuring(self.progress.stage) and not self.progress.measured:
                 self._measure(collector)
@@ -336,16 +342,19 @@ class Loop:
     def _evaluate(self) -> None:
         """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
-        self._answered()
-        progress.end_evaluation(self.evaluation.due(progress))
-        self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
+        self._answered(self.evaluation.stage)
+        rows = progress.end_evaluation(self.evaluation.due(progress))
+        self.journal.event("stage", stage=progress.stage, **rows)
         progress.stage, progress.round = progress.stage + 1, 0
         progress.measured = progress.ended = False
         write_json(self.run.matrix, self._matrix().to_json())
         self._save()
 
-    def _answered(self) -> None:
+    def _answered(self, ask: Callable[[ServerState, Progress], None]) -> None:
         """Have the questions due answered; again if that fails, as ``federation.on_too_few`` says.
+
+        Args:
+            ask: of :attr:`evaluation`.
 
         Raises:
             Unanswered: no client can answer, and there is no further attempt.
@@ -355,7 +364,7 @@ class Loop:
             self.handshake.update()
             try:
                 with self.journal.timed("evaluation"):
-                    self.evaluation.stage(self.state, self.progress)
+                    ask(self.state, self.progress)
                 return
             except Unanswered as error:
                 if not self.courier.deployed or not federation.again(attempt):
@@ -387,16 +396,3 @@ class Loop:
             parts = self.config, self.stream, self.method, self.state, self.progress
             results.write(self.run, *parts, matrix, by_site, spent)
         return matrix
-
-
-def remarks(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
-    """What the event of a round says only where it applies.
-
-    ``skipped``: records that could not be used, and ``how`` each site trained, in the order of the round's
-    participations; ``idle``: clients whose learning rate was 0 in every step.
-    """
-    skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
-    # With secure aggregation the number of steps is not known, and 0.
-    idle = [h.client for h in heads if h and h.steps and not training.moves(h.steps)]
-    values = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
-    return {key: value for key, value in values.items() if value}

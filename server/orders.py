@@ -159,6 +159,21 @@ class Orders:
         """Datasets to score after a stage."""
         return self.stream.evaluation(stage) if self.evaluates(stage) else []
 
+    def untrained(self, stage: int) -> list[str]:
+        """Data sets asked after a stage that were not trained by then; -1: before the first stage.
+
+        With ``evaluation.unseen`` those of later stages, none for references without a sequence of stages; and
+        ``evaluation.held_out``.
+        """
+        count, evaluation, begins = self.stream.stage_count, self.config.evaluation, stage < 0
+        names: list[str] = []
+        if evaluation.unseen and not self.method.last_stage_only and (begins or self.evaluates(stage)):
+            trained = [] if begins else self.stream.evaluation(stage)
+            names = [name for name in self.stream.evaluation(count - 1) if name not in trained]
+        late = self.method.last_stage_only and 0 <= stage < count - 1
+        asked = begins or (not late and stage + 1 in evaluation.stages(count, held_out=True))
+        return [*names, *(self.stream.held_out if asked else ())]
+
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
     ) -> Iterator[tuple[int, EvaluateOrder]]:
@@ -167,17 +182,24 @@ class Orders:
         The stretches of a data set go to one node after the other, the same in every stage, which then has
         their tokens already.
         """
-        names, knowledge, tensors = self._mixture(state, progress)
+        return self._stretches(datasets, nodes, *self._mixture(state, progress))
+
+    def untouched(self, datasets: list[str], nodes: list[int]) -> Iterator[tuple[int, EvaluateOrder]]:
+        """The same orders to the backbone as it came: no subspaces, no routing, its own projector."""
+        return self._stretches(datasets, nodes, [], {}, {})
+
+    def _stretches(
+        self, datasets: list[str], nodes: list[int], names: list[str], knowledge: dict[str, Any], tensors: Tensors
+    ) -> Iterator[tuple[int, EvaluateOrder]]:
         step = self.config.evaluation.stretch
         for number, dataset in enumerate(datasets):
             for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
-                task = self._task_of(dataset)
                 order = EvaluateOrder(
                     config=self.text,
                     dataset=dataset,
                     first=first,
                     last=first + step,
-                    task=task,
+                    task=self._task_of(dataset) if names else "",
                     names=names,
                     knowledge=knowledge,
                     tensors=tensors,
@@ -213,4 +235,5 @@ class Orders:
         """The true task's name, sent to references only: methods must not see it."""
         if not self.method.needs_task_at_inference:
             return ""
-        return next(f"task-{t}" for t, names in enumerate(self.stream.tasks) if dataset in names)
+        tasks = enumerate(self.stream.tasks)
+        return next((f"task-{t}" for t, names in tasks if dataset in names), "")  # a held-out one is of no task

@@ -64,9 +64,9 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
     records = benchmark.test(answers.dataset)
     if len(answers.texts) != len(records):
         raise RunError(f"evaluate {answers.dataset}: {len(answers.texts)} answers to {len(records)} questions")
-    spec = benchmark.spec.datasets[answers.dataset]
+    spec = benchmark.owner(answers.dataset).datasets[answers.dataset]
     result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
-    also = {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
+    also = dict(result.details) | {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
     followed = following.followed(spec, answers.texts, records, result)
     mix = answers.tensors.get("mix")
     # Not the run folder's name: the same configuration and seed write the same file anywhere.

@@ -111,6 +111,7 @@ VALUES = {
 }
 #: And of their methods, where they are not the rank.
 OPTIONS = {
+    "mrlora": {"router": "generate", "records": 20, "router_epochs": 30, "router_lr": 2e-4, "start": "backbone"},
     "hide": {"fusion": "cross", "temperature": 0.1},
     "sefe": {"keys": 0.02, "strength": 2500},
     "modalprompt": {"choose": 1, "pull": 1.0},

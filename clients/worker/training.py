@@ -38,7 +38,7 @@ class Outcome:
     overflowed: int = 0  # steps left out because gradients overflowed in float16
 
 
-def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
+def presented(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
     """Record indices in the order they are presented."""
     if order.budget is None:
         rng = seeding.generator(seed, "batches", order.stage, order.round, order.client, order.shard)
@@ -110,7 +110,7 @@ def train(
     examples = session.examples
     if private is None:
         epochs = epochs_of(training.epochs, order.tasks)
-        indices = _order(order, len(examples), epochs, config.seed)
+        indices = presented(order, len(examples), epochs, config.seed)
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
         count, seed = len(indices) // epochs, config.seed
     else:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clients.worker import micro_batches
+from clients.worker.by_trainer import train_by
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
@@ -107,9 +108,9 @@ class Worker:
         )
         return tokenised
 
-    def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
-        """Identity features ``(N, d)`` of the kind the method asks for."""
-        return self.backbone.identity.features(self.method.identity, records, self.data.image_root)
+    def _identity(self, records: Sequence[Record | TestRecord], images: Path | None = None) -> np.ndarray:
+        """Identity features ``(N, d)`` of the kind the method asks for; ``images``: their root, if not the shards'."""
+        return self.backbone.identity.features(self.method.identity, records, images or self.data.image_root)
 
     # ------------------------------------------------------------------ orders
 
@@ -205,7 +206,10 @@ class Worker:
             if order.measure:
                 return self._measured(order, sessions[0], begin)
             private = self._private(config, order, tasks, sessions[0], remembered)
-            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+            if (trainer := config.training.trainer) is not None:
+                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions)
+            else:
+                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))
         trained = order.trained
@@ -337,7 +341,9 @@ class Worker:
 
     def _question_identity(self, dataset: str) -> np.ndarray:
         """Identity features of all questions of a data set, encoded together: the same batches at every client."""
-        return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
+        return self._identities.get(
+            dataset, lambda: self._identity(self.data.test(dataset), self.data.question_images(dataset))
+        )
 
     def _mix(self, weights: Any, wanted: tuple[int, int], hook: str) -> np.ndarray:
         """The method's mix, checked: a method of the user's own may return anything."""
@@ -390,7 +396,7 @@ class Worker:
             weights = self._mix(routed, (len(features), len(order.names)), "route")
         records = self.data.test(dataset)
         limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
-        stride = self.config.evaluation.stretch
+        stride, images = self.config.evaluation.stretch, self.data.question_images(dataset)
         for begin in range(first, last, stride):
             encoded = self._questions(dataset, begin, min(begin + stride, last))
 
@@ -400,7 +406,7 @@ class Worker:
                 auto = self.config.evaluation.batch_size == "auto"
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
-                    vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
+                    vision = self.backbone.vision_features(images, images_of(batch))
                     model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
                     asked = [records[begin + place] for place in places]
                     questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)

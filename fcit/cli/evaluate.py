@@ -42,7 +42,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fcit.evaluation.scoring import rules, score_file
 
     raw = {"benchmark": args.benchmark, "data_root": args.root, "evaluation": {"split": args.split}}
-    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"))
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"), trains=False)
     rules(benchmark, args.dataset, args.rule)  # before anything is rendered
     if benchmark.spec.source == "mini":
         benchmark.prepare([args.dataset])
@@ -56,6 +56,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(f"{args.dataset} of {benchmark.spec.name}: {scores.lines} predictions, {scores.questions} questions")
     for score in scores.scores:
         print(f"  {score.rule:20} {score.score:7.2f}  {'official rule' if score.official else 'our definition'}")
+        for name, value in score.details.items():
+            print(f"    {name:18} {value:7.2f}")
     first = scores.scores[0]
     if first.form_share is not None:
         count, forms = sum(first.demanded.values()), ", ".join(first.demanded)

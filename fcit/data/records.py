@@ -93,6 +93,24 @@ class TestRecord:
         return (self.instruction,)
 
 
+@dataclass(frozen=True)
+class OpenConversation(TestRecord):
+    """A question, ``instruction``, that follows earlier turns.
+
+    Attributes:
+        history: the earlier turns; the images that they do not hold stand in front of ``instruction``.
+        system: replaces the conversation's default system sentence; empty: it does not.
+    """
+
+    history: tuple[Turn, ...] = ()
+    system: str = ""
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """All its questions, from the first on."""
+        return (*(turn.question for turn in self.history), self.instruction)
+
+
 def placed(folder: str, images: tuple[str, ...]) -> tuple[str, ...]:
     """Names of images relative to the image root, of a data set whose names are relative to a folder below it."""
     return tuple(f"{folder}/{image}" for image in images) if folder else images

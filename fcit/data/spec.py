@@ -14,7 +14,7 @@ from fcit.config.checks import sentences
 from fcit.data.formats.columns import Columns
 from fcit.data.formats.files import TABLES, Form
 from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
-from fcit.data.shipped import SHIPPED, shipped
+from fcit.data.shipped import HELD_OUT, file_of, shipped
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
@@ -246,7 +246,7 @@ class BenchmarkSpec(Section):
         """The files that a run needs of a dataset, by the key that names them. Raises as :meth:`split`."""
         keys = ("test", "references") if split == "test" else ("val", "val_references")
         named = {"train": self.datasets[name].train, **dict(zip(keys, self.split(name, split), strict=True))}
-        return {key: file for key, file in named.items() if file is not None}
+        return {key: file for key, file in named.items() if file}
 
     def slots(self, wanted: int, where: str) -> list[list[int]]:
         """The tasks of the ``wanted`` participation slots of every heterogeneous stage.
@@ -303,19 +303,37 @@ class BenchmarkSpec(Section):
         return self
 
 
+class QuestionsSpec(BenchmarkSpec):
+    """The YAML file of questions alone, for ``evaluation.held_out``: no tasks, and no data set has ``train``."""
+
+    tasks: list[list[str]] = Field(default_factory=list, max_length=0, description="none")
+
+    @classmethod
+    def is_one(cls, raw: Any) -> bool:
+        """Whether a file is one of questions alone."""
+        datasets = raw.get("datasets") if isinstance(raw, dict) and not raw.get("tasks") else None
+        return isinstance(datasets, dict) and all(isinstance(d, dict) and "train" not in d for d in datasets.values())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _untrained(cls, raw: Any) -> Any:
+        return {**raw, "datasets": {name: {**spec, "train": ""} for name, spec in raw["datasets"].items()}}
+
+
 def read_spec(name: str) -> BenchmarkSpec:
-    """Read a shipped benchmark by name or a YAML file by path.
+    """Read a shipped benchmark by name or a YAML file by path; a :class:`QuestionsSpec` where it has nothing to train.
 
     Raises:
         ConfigError: unknown name, unreadable file or mistakes in it.
     """
-    path = SHIPPED / f"{name}.yaml"
+    path = file_of(name)
     if not bounded.is_file(path):
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
-            hint = registry.nearest(name, shipped())
+            known = [*shipped(), *shipped(HELD_OUT)]
+            hint = registry.nearest(name, known)
             raise ConfigError(
-                f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
+                f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(known)}; or a path to a YAML file)"
             )
         if not bounded.is_file(path):
             raise ConfigError(
@@ -328,10 +346,11 @@ def read_spec(name: str) -> BenchmarkSpec:
             f"is the configuration of a run, not a benchmark; `fcit data check --config {path}` checks its data",
             str(path),
         )
+    kind = QuestionsSpec if QuestionsSpec.is_one(raw) else BenchmarkSpec
     try:
-        return BenchmarkSpec.model_validate(_anchored(raw, path.parent))
+        return kind.model_validate(_anchored(raw, path.parent))
     except ValidationError as error:
-        raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
+        raise ConfigError(sentences(error, kind), str(path)) from None
 
 
 def _anchored(raw: Any, folder: Path) -> Any:

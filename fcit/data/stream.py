@@ -63,6 +63,10 @@ class Stream(Protocol):
     def evaluation(self, stage: int) -> list[str]:
         """The data sets that the server scores after a stage, in the order of their tasks."""
 
+    @property
+    def held_out(self) -> Mapping[str, Stream]:
+        """Where the questions come from that are asked and never trained, by the data sets' names."""
+
     def test(self, name: str) -> Sequence[TestRecord]:
         """The questions that a data set is scored on.
 
@@ -160,6 +164,11 @@ class SiteStream:
     def evaluation(self, stage: int) -> list[str]:
         """None: the server has no questions."""
         return []
+
+    @property
+    def held_out(self) -> Mapping[str, Stream]:
+        """None: the server has no questions."""
+        return {}
 
     def test(self, name: str) -> Sequence[TestRecord]:
         """Always raises DataError: questions stay at the sites."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
-from fcit.evaluation.scorers import Result, bare, marked
+from fcit.evaluation.scorers import Result, bare, demands, marked
 from fcit.evaluation.wording import folded
 
 _LETTERS = ("A", "B", "C", "D", "E")
@@ -21,6 +21,7 @@ _ALONE = re.compile(r"\b(\w)\b")
 _OPTION = re.compile(r"\(?([a-z])(?:[).:]|$)")
 
 
+@demands("letter")
 def science(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Official rule of CoIN's ScienceQA: the option's letter, or the first character that stands alone.
 
@@ -114,6 +115,7 @@ def ocrvqa(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     )
 
 
+@demands("letter")
 def option_letter(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The letter of an option: alone, in brackets, or in front of a bracket, stop or colon (the cleaned rule, ours)."""
     return marked(lambda text, record: letter_of(text) == bare(record.answer), texts, records)

@@ -44,6 +44,54 @@ def demanded(spec: DatasetSpec, record: TestRecord, scorer: Scorer | None = None
     return spec.form or form_of(judge) or of_instruction(record.instruction)
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What the questions of a data set demand.
+
+    Attributes:
+        demanded: number of questions by the form that they demand.
+        without: number of questions that demand none.
+        otherwise: number of right answers that do not look like the form that their question demands.
+    """
+
+    demanded: dict[str, int]
+    without: int
+    otherwise: int
+
+    def __str__(self) -> str:
+        counts = {**self.demanded, **({"none": self.without} if self.without else {})}
+        parts = ", ".join(f"{form} ({count:,})" for form, count in counts.items())
+        otherwise = f"; right answers that look otherwise: {self.otherwise:,}" if self.otherwise else ""
+        return f"{parts} of {sum(counts.values()):,} questions{otherwise}"
+
+
+def demand(spec: DatasetSpec, records: Sequence[TestRecord]) -> Demand:
+    """What the questions of a data set demand, and whether their right answers look so."""
+    names, forms = _forms(spec, records)
+    truths = [
+        ((record.box if name == "box" else "") or record.answer).strip()
+        for name, record in zip(names, records, strict=True)
+    ]
+    otherwise = sum(
+        form is not None and not (truth and form.shaped(truth, record))
+        for form, truth, record in zip(forms, truths, records, strict=True)
+    )
+    return Demand(_counted(names), names.count(None), otherwise)
+
+
+def _forms(
+    spec: DatasetSpec, records: Sequence[TestRecord], scorer: Scorer | None = None
+) -> tuple[list[str | None], list[AnswerForm | None]]:
+    """The form that each question demands, by name and itself."""
+    names = [demanded(spec, record, scorer) for record in records]
+    forms: dict[str | None, AnswerForm] = {name: registry.resolve("form", name)() for name in set(names) if name}
+    return names, [forms.get(name) for name in names]
+
+
+def _counted(names: list[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(name for name in names if name).items()))
+
+
 def followed(
     spec: DatasetSpec, texts: Sequence[str], records: Sequence[TestRecord], strict: Result, scorer: Scorer | None = None
 ) -> Followed:
@@ -55,13 +103,11 @@ def followed(
         scorer: the rule, if it is another than the data set's own.
     """
     judge = scorer or registry.resolve("scorer", spec.scorer)
-    names = [demanded(spec, record, judge) for record in records]
-    forms: dict[str | None, AnswerForm] = {name: registry.resolve("form", name)() for name in set(names) if name}
-    asked = [(forms.get(name), text, record) for name, text, record in zip(names, texts, records, strict=True)]
+    names, forms = _forms(spec, records, judge)
+    asked = list(zip(forms, texts, records, strict=True))
     kept = sum(form is not None and form.has(text, record) for form, text, record in asked)
     normalised = [text if form is None else form.normalised(text, record) for form, text, record in asked]
-    counts = Counter(name for name in names if name)
-    return Followed(dict(sorted(counts.items())), kept, _content(judge, list(texts), normalised, records, strict))
+    return Followed(_counted(names), kept, _content(judge, list(texts), normalised, records, strict))
 
 
 def _content(

@@ -1,10 +1,10 @@
 """Forms of answers: which one an instruction demands, whether a text has it, and a text normalised to it (ours).
 
-A text's blanks at both ends never count. Two rules hold for every form: an empty text has none, and a text that is the
-truth but for case has any, because the truth is what the instruction asks for. Normalising is conservative: it takes
-*one* candidate out of a text and leaves a text alone that has the form already, that holds no candidate, or that holds
-several different ones. Where a text says "answer is", "answer:", "option:" or the like exactly once, only what
-follows is read.
+A text's blanks at both ends never count. Two rules hold for every form: an empty text has none, and a text that is a
+right answer but for case has any, because a right answer is what the instruction asks for. Normalising is conservative:
+it takes *one* candidate out of a text and leaves a text alone that has the form already, that holds no candidate, or
+that holds several different ones. Where a text says "answer is", "answer:", "option:" or the like exactly once, only
+what follows is read.
 
 The share of answers that have the demanded form is MIF in SMoLoRA (Wang et al., 2024, arXiv 2411.13949), whose form of
 short answers (at most two words, or the truth) is kept here; all other definitions are ours.
@@ -51,13 +51,19 @@ def _unwrapped(text: str) -> str:
         text = inner
 
 
+def _truths(record: TestRecord) -> tuple[str, ...]:
+    """All right answers to a question."""
+    return record.answer, *record.references
+
+
 class AnswerForm(ABC):
     """A form that answers may be demanded in."""
 
     def has(self, text: str, record: TestRecord) -> bool:
-        """Whether a text has the form, or is the truth but for case."""
+        """Whether a text has the form, or is a right answer but for case."""
         text = text.strip()
-        return bool(text) and (folded(text) == folded(record.answer.strip()) or self.shaped(text, record))
+        right = any(folded(text) == folded(truth.strip()) for truth in _truths(record))
+        return bool(text) and (right or self.shaped(text, record))
 
     def normalised(self, text: str, record: TestRecord) -> str:
         """The one candidate of a text without the form; any other text, or one beyond :data:`LONGEST`, as it is."""
@@ -91,13 +97,11 @@ class Phrase(AnswerForm):
 
     def shaped(self, text: str, record: TestRecord) -> bool:
         """At most :attr:`limit` words or as many as the truth; separators of a list only where the truth has some."""
-        if (
-            self._EDGE.search(text)
-            or _MARKER.search(text)
-            or (self._LIST.search(text) and not self._LIST.search(record.answer))
-        ):
+        truths = _truths(record)
+        listed = self._LIST.search(text) and not any(map(self._LIST.search, truths))
+        if listed or self._EDGE.search(text) or _MARKER.search(text):
             return False
-        return 0 < self._length(text) <= max(self.limit, self._length(record.answer))
+        return 0 < self._length(text) <= max(self.limit, *map(self._length, truths))
 
     def candidate(self, text: str, record: TestRecord) -> str | None:
         """A text without what is around it, or what follows its only "is" or "are", without a lower-case article."""
@@ -233,7 +237,7 @@ _OR_PHRASE = r"\s*\(?or\s+(?:a\s+)?(?:short\s+)?phrase\b"
 _WORDINGS = {
     "yes/no": r"\byes\s*(?:or|/)\s*no\b",
     "letter": r"\b(?:option|choice)\S*\s+letter\b|\b(?:given|single|one|correct)\s+letter\b"
-    r"|\bletter\s+(?:directly|only|from)\b|\bletter\s+of\s+the\s+(?:\w+\s+)?(?:option|choice|answer)\b",
+    r"|\bletter\s+(?:directly|only|from)\b|\bletter\s+of\s+(?:the|one)\s+(?:\w+\s+)?(?:option|choice|answer)\b",
     "box": r"\bbounding\s+box|\bbbox\b",
     "sentence": r"\bcaption\b|\b(?:one|single|short|brief|complete|full)\s+sentence\b",
     "number": r"\b(?:with|using|as)\s+(?:an?\s+|one\s+)?(?:single\s+)?(?:number|integer)\b|\bnumber\s+only\b"

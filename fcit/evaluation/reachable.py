@@ -58,14 +58,15 @@ def warnings(benchmark: Benchmark) -> list[str]:
     """What lowers the score of every model: truths that none can match, captions that a rule cannot cut into words."""
     sentences: list[str] = []
     names = [name for stage in range(benchmark.stage_count) for name in benchmark.evaluation(stage)]
-    for name in dict.fromkeys(names):
-        scorer, records = benchmark.datasets[name].scorer, benchmark.test(name)
+    for name in dict.fromkeys([*names, *benchmark.held_out]):
+        owner, records = benchmark.owner(name), benchmark.test(name)
+        scorer = owner.datasets[name].scorer
         problems = unreachable(scorer, records)
         corpus = corpus_of(registry.resolve("scorer", scorer))
         if corpus is not None and corpus.by_blanks:
             problems = {**untokenisable(records), **problems}
         if problems:
-            sentences += before_run.sentences(benchmark, name, problems, WARNED)
+            sentences += before_run.sentences(owner, name, problems, WARNED)
     return sentences
 
 

@@ -13,8 +13,8 @@ the rules of MLLM-CL's domain part are in :mod:`fcit.evaluation.dcl`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,13 @@ LARGEST = (6 * 100 + 10 * 100) / 7
 class Result:
     """``score`` in 0..100; ``marks`` are 0..1 per answer, or None for corpus scores.
 
-    The one score that may exceed 100 is ``caption7`` (at most :data:`LARGEST`).
+    The one score that may exceed 100 is ``caption7`` (at most :data:`LARGEST`). ``details`` are further figures of the
+    rule by name, on any scale, which are reported beside, as scores by other rules are.
     """
 
     score: float
     marks: tuple[float, ...] | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 Scorer = Callable[[Sequence[str], Sequence[TestRecord]], Result]

@@ -24,6 +24,7 @@ class Score:
         content: the score of the normalised answers.
         form_share: answers that have the form demanded, 0..100; None where no question demands one.
         demanded: number of questions by the form that they demand.
+        details: further figures of the rule.
     """
 
     rule: str
@@ -32,6 +33,7 @@ class Score:
     content: float
     form_share: float | None
     demanded: dict[str, int]
+    details: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
             warnings += unusual
         result: Result = scorer(texts, scored)
         form = followed(benchmark.spec.datasets[dataset], texts, scored, result, scorer)
-        scores.append(
-            Score(name, result.score, name in registry.OFFICIAL_RULES, form.content, form.share, form.demanded)
-        )
+        rest = name in registry.PUBLISHED, form.content, form.share, form.demanded
+        scores.append(Score(name, result.score, *rest, dict(result.details)))
     return Scores(len(predictions), len(questions), scores, warnings)
 
 

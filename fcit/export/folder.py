@@ -47,6 +47,37 @@ def export_run(run: str | Path, to: str | Path, force: bool = False) -> Path:
     return target
 
 
+def export_merged(run: str | Path, name: str, to: str | Path) -> Path:
+    """Write one subspace merged into the base model to the empty folder ``to``: a plain checkpoint of transformers.
+
+    Raises:
+        ConfigError: as :func:`export_run`, or there is no such subspace. DataError, DiskFull: as there.
+    """
+    source, target = Run(run), Path(to)
+    given = Portable.open(source.path)
+    _expressible(source, given)
+    names = given.routing.subspaces
+    if name not in names:
+        hint = registry.nearest(name, names)
+        raise ConfigError(f"--merge: no subspace {name!r}{hint} (there are: {', '.join(names)})")
+    if target.is_dir() and any(target.iterdir()):
+        raise ConfigError(f"--to: {str(target)!r} is not empty; name another folder for the merged model")
+    scratch = _scratch(target)
+    try:
+        with writing(target):
+            from fcit.models.merged import save_merged  # transformers and peft take seconds
+
+            save_merged(scratch, given.tensors(name), given.routing.adapter, given.routing.backbone)
+            write_text(scratch / "README.md", card.merged(source, given.routing, name))
+            mode = (scratch / "README.md").stat().st_mode
+            for file in list(scratch.iterdir()):
+                file.chmod(mode)  # weights are created readable by the owner only
+                file.replace(target / file.name)
+    finally:
+        shutil.rmtree(scratch)
+    return target
+
+
 def _scratch(target: Path) -> Path:
     """A temporary folder: an earlier export is replaced only when everything is written.
 

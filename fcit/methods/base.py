@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,11 +18,15 @@ from fcit.fedopt.aggregator import Aggregator, Group
 from fcit.io.trees import Tensors, arrays
 from fcit.methods.factory import Factory as Factory
 from fcit.methods.views import ExtraRounds as ExtraRounds
+from fcit.methods.views import Held as Held
 from fcit.methods.views import QuestionBatch as QuestionBatch
 from fcit.methods.views import Session as Session
 from fcit.methods.views import Stats as Stats
 from fcit.methods.views import Update as Update
 from fcit.models.layout import Layout
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 Pair = tuple[int, str]  # (client, shard)
 Label = tuple[str, str]  # (letter, description)
@@ -341,6 +345,14 @@ class Method:
         """
         with questions.adapters.mixed(mix, self.negligible):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit)
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """What the method keeps after so many stages of a run, for `fcit doctor`.
+
+        Args:
+            shape: sizes of the backbone.
+        """
+        return Held()
 
     def active(self, state: ServerState) -> int:
         """Trained parameters that are active for one question; default: all subspaces and the shared tensors."""

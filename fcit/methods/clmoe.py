@@ -8,7 +8,7 @@ the constants from the released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Pair, QuestionBatch, ServerState, Session, Stats, Update
 from fcit.methods.knowledge_cache import cosine, count_once
 from fcit.methods.moelora import MoELoRA
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import GATE, A, B
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class CLMoE(MoELoRA):
@@ -149,6 +153,9 @@ class CLMoE(MoELoRA):
         old, new = (_leading(shares, self._top) for shares in (earlier, now))
         o = self.options
         return np.where(old, np.where(new, o.keep_both, o.keep_old), np.where(new, o.keep_new, o.keep_other))
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        return Held(server={"experts of the stage before": subspace_bytes(self.config, shape)})
 
     # ------------------------------------------------------------------ inference
 

@@ -8,7 +8,7 @@ released code and the toolbox MCITlib v3 have it; its text was not read. ``route
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -33,7 +33,11 @@ from fcit.methods.base import (
 )
 from fcit.methods.disco import argmax_mix
 from fcit.methods.knowledge_cache import cosine, count_once
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import A, B
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: The subspace of the router.
 ROUTER = "router"
@@ -185,6 +189,15 @@ class MRLoRA(Method):
 
     def brief(self, state: ServerState) -> dict[str, Any]:
         return {} if self.extra(state.stage, state.round) is None else {"experts": self._experts(state)}
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """The router, and projectors of experts that ``adapter.projector: shared`` does not count."""
+        projectors = 4.0 * stages * (shape.projector if self.config.adapter.projector == "shared" else 0)
+        if not self.remembers:
+            return Held(device={"projectors": projectors}, server={"projectors": projectors})
+        router = {"router": subspace_bytes(self.config, shape, "shared", "per_subspace"), "projectors": projectors}
+        text = 4.0 * self.options.records * stages * self.config.backbone.max_length  # characters of a token
+        return Held(device=router, client={"kept records": text}, server=router)
 
     # ------------------------------------------------------------------ inference
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,11 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import ServerState, Session, Update
 from fcit.methods.directions import Covariance, after_step, before_step, eigenvalues, leading, rescaled, unit
 from fcit.methods.moelora import MoELoRA
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import GATE, A, B, Layout, is_factor
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: Far above the root of any sum of squared gradients; one such client would decide every direction.
 ABSURD = 1e6
@@ -179,6 +183,18 @@ class Prism(MoELoRA):
             return step
         rows = rescaled(self._by_expert(name, step), bases[name], 1 - strength).flatten(0, 1)
         return rows if A in name else rows.T
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """As if every layer had the mean budget; with a larger one a wide layer takes more."""
+        main = 4.0 * self.options.experts * self.options.budget * sum(width + out for width, out in shape.adapted)
+        return Held(
+            training={
+                "directions, and a stage's": 3 * main,
+                "adapter before a step": subspace_bytes(self.config, shape),
+            },
+            client={"directions": main},
+            server={"directions": main, "directions of a stage": _ROOM * main},
+        )
 
     # ------------------------------------------------------------------ server
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import Pair, ServerState, Session, Update
 from fcit.methods.directions import Covariance, after_step, before_step, leading, rescaled, unit
 from fcit.methods.moelora import MoELoRA
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.hooks import gate_weights
 from fcit.models.layout import GATE, A, B, is_factor
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: Far above the root mean square of any layer's input in a direction; one such client would decide every direction.
 ABSURD = 1e6
@@ -88,6 +92,9 @@ class SAME(MoELoRA):
     robust = False  # which are plain sums over clients
 
     # ------------------------------------------------------------------ client
+
+    def measured_records(self, count: int) -> int:
+        return min(count, self.options.samples)
 
     def measure(self, session: Session) -> Tensors:
         """U of every layer."""
@@ -163,6 +170,17 @@ class SAME(MoELoRA):
 
     def _count(self, width: int) -> int:
         return min(self.options.rank, width)
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        main = 4.0 * sum(self._count(width) * width for width, _ in shape.adapted)
+        return Held(
+            training={
+                "directions, for gates and factors": 2 * main,
+                "adapter before a step": subspace_bytes(self.config, shape),
+            },
+            client={"directions": main},
+            server={"directions": main, "directions of a stage": _ROOM * main},
+        )
 
     # ------------------------------------------------------------------ server
 

@@ -1,16 +1,20 @@
-"""What a method's hooks are given: statistics, updates, a client's training, a batch of questions."""
+"""What a method's hooks are given and declare: statistics, updates, a training, questions, extra rounds, memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcit import seeding
+from fcit.config import RunConfig
 from fcit.data.records import Record, TestRecord
 from fcit.io.trees import Tensors
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -133,3 +137,26 @@ class ExtraRounds:
     count: int
     training: dict[str, Any]
     most: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that a method keeps beside what is trained, by what for: what is of the size of adapters, at most.
+
+    Attributes:
+        device: on a worker's device, from when it is first needed on.
+        training: on a worker's device while it trains.
+        client: on the disk of one client between its orders, and in its worker's memory while it trains.
+        server: in the server's memory, and in its checkpoints.
+    """
+
+    device: dict[str, float] = field(default_factory=dict)
+    training: dict[str, float] = field(default_factory=dict)
+    client: dict[str, float] = field(default_factory=dict)
+    server: dict[str, float] = field(default_factory=dict)
+
+
+def subspace_bytes(config: RunConfig, shape: Shape, *projectors: str) -> float:
+    """Bytes of a LoRA subspace in float32, with the projector where ``adapter.projector`` is one of these."""
+    projector = shape.projector if config.adapter.projector in projectors else 0
+    return 4.0 * (shape.adapter(config.adapter.rank) + projector)

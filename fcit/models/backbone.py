@@ -199,10 +199,15 @@ class Backbone:
         if threads is None:
             threads = 0 if self.device.type == "cpu" else _THREADS
 
-        def prepare(root: Path, image: str) -> torch.Tensor:
-            return self.family.pixels(open_image(root, image, self.pictures))
+        return Loader(self.pixels, threads)
 
-        return Loader(prepare, threads)
+    def pixels(self, root: Path, image: str) -> torch.Tensor:
+        """One image as the tower sees it.
+
+        Raises:
+            DataError: it is missing, unreadable or outside ``root``.
+        """
+        return self.family.pixels(open_image(root, image, self.pictures))
 
     def vision_features(self, root: Path, images: Sequence[str]) -> torch.Tensor:
         """Frozen features ``(N, tokens, width)``, from the cache if it is enabled; N may be 0.

@@ -48,8 +48,8 @@ class Layout:
     """Shape of a subspace.
 
     ``experts`` > 0: the rank is divided among so many experts, weighted by a ``gate`` in every adapted layer:
-    ``token``, a softmax for every token, of which with ``top`` > 0 only so many largest weights act, and are not
-    rescaled, so that the gate learns; ``halves``, two mixtures whose routers decide once for a question
+    ``token``, a softmax for every token (with ``top`` > 0 only its so many largest weights act, and are not rescaled,
+    so that the gate learns); ``halves``, two mixtures whose routers decide once for a question
     (:mod:`fcit.models.halves`); ``dead-halves``, the same with routers that learn nothing and decide anew at every
     token of an answer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of ``length`` tokens, each with a key as wide as
     the method's ``identity`` features; with ``mapped`` no keys, but a network of two linear layers from a token to such

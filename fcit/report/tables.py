@@ -8,11 +8,20 @@ import re
 
 from fcit import registry
 from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
+from fcit.report import heat
 from fcit.runs.reader import Run
 
 #: The same text for every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
 CONSTANT = "best constant answer"
 FIGURES = ("Last", "Avg", "MFT", "BWT", "forgetting")
+#: Figures about what was not trained (yet) and what they mean, in a sentence.
+MEANINGS = {
+    "unseen": "unseen: mean score on data sets before they are trained, over all stages before.",
+    "unseen gain": "unseen gain: the same minus the untouched model's score.",
+    "FWT": "FWT: score right before a data set is trained, minus the untouched model's.",
+    "general": "general: mean over held-out data sets, which are never trained, after the last stage.",
+    "general lost": "general lost: the same of the untouched model minus that.",
+}
 
 
 def cell(value: float | None) -> str:
@@ -52,6 +61,64 @@ def summary(runs: list[Run], brief: bool = False) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def untrained(matrices: list[AccuracyMatrix]) -> tuple[list[str], list[list[float | None]]]:
+    """Heads of the figures about what was not trained (yet), and those of every matrix.
+
+    Figures over different held-out data sets have a column each, which names them.
+    """
+    held_out = {", ".join(matrix.held_out_names) for matrix in matrices if matrix.held_out}
+
+    def head(name: str, matrix: AccuracyMatrix) -> str:
+        apart = name.startswith("general") and len(held_out) > 1
+        return f"{name} ({', '.join(matrix.held_out_names)})" if apart else name
+
+    each = [{head(name, matrix): value for name, value in matrix.untrained().items()} for matrix in matrices]
+    order = list(MEANINGS)
+    heads = sorted({head for figures in each for head in figures}, key=lambda h: (order.index(h.partition(" (")[0]), h))
+    return heads, [[figures.get(head) for head in heads] for figures in each]
+
+
+def summary_untrained(runs: list[Run]) -> list[list[str]]:
+    """Head and one row per run as :func:`summary`, of figures about what was not trained; only the head without any."""
+    heads, figures = untrained([run.matrix for run in runs])
+    rows = [[run.name, run.method, *map(cell, values)] for run, values in zip(runs, figures, strict=True)]
+    return [["run", "method", *heads], *(rows if heads else [])]
+
+
+def untrained_rows(run: Run) -> list[list[str]]:
+    """Head and one row for every stage: scores of data sets not trained by then, and of the held-out ones.
+
+    Only the head if none was asked. Stage 0: of the untouched model.
+    """
+    matrix = run.matrix
+    names = [name for name in heat.columns(matrix) if any(name in row for row in _untrained_scores(matrix).values())]
+    rows = [["stage", *names]]
+    for stage, row in sorted(_untrained_scores(matrix).items()):
+        rows.append([str(stage), *(cell(row.get(name)) for name in names)])
+    return rows
+
+
+def held_out_rules(run: Run) -> list[list[str]]:
+    """Head and one row for every further figure of a held-out data set's rules, of the untouched model and at the end.
+
+    Only the head for an unfinished run, or if the rules have none.
+    """
+    rows = [["dataset", "figure", "untouched", "last"]]
+    also = run.results.get("held_out", {}).get("also", {}) if run.finished else {}
+    before, after = also.get("before", {}), also.get("after", {})
+    for dataset, figures in after.items():
+        rows += [
+            [dataset, registry.label(name), cell(before.get(dataset, {}).get(name)), cell(value)]
+            for name, value in figures.items()
+        ]
+    return rows
+
+
+def _untrained_scores(matrix: AccuracyMatrix) -> dict[int, dict[str, float]]:
+    stages = matrix.unseen.keys() | matrix.held_out.keys()
+    return {stage: matrix.unseen.get(stage, {}) | matrix.held_out.get(stage, {}) for stage in stages}
 
 
 def constant_matrix(run: Run) -> AccuracyMatrix | None:

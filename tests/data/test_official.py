@@ -240,6 +240,7 @@ def test_check_finds_nothing_wrong(tree, fcit):
     scorers = [dataset.scorer for dataset in read_spec(name).datasets.values()]
     assert len(said) == len(scorers)
     assert sum("by our rule" in line for line in said) == scorers.count("caption7")
+    assert sum(": form of answers: " in line for line in out.splitlines()) == len(scorers)
     assert ("heterogeneous" in out) == name.startswith("fcit")
 
 

@@ -89,6 +89,7 @@ def test_a_line_that_ends_all_instructions_is_part_of_a_description(benchmark):
 
 
 def test_the_shipped_letters():
-    """Against the order of the tasks in the domain part of MLLM-CL, as its authors' router has them."""
-    letters = {name: "".join(label.letter for label in read_spec(name).labels) for name in ("ucit", "mllm-dcl")}
-    assert letters == {"ucit": "ABCDEF", "mllm-dcl": "ECDBA"}
+    """Against the order of the tasks in MLLM-CL, as its authors' routers have them."""
+    names = ("ucit", "mllm-dcl", "mllm-acl")
+    letters = {name: "".join(label.letter for label in read_spec(name).labels) for name in names}
+    assert letters == {"ucit": "ABCDEF", "mllm-dcl": "ECDBA", "mllm-acl": "ACBD"}

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from fcit import registry
-from fcit.data.mini.questions import MAKERS
+from fcit.data.mini.sources import source_of
 from fcit.data.records import TestRecord
 from fcit.data.shipped import shipped
 from fcit.data.spec import DatasetSpec, read_spec
 from fcit.errors import ConfigError
 from fcit.evaluation import following
-from fcit.evaluation.following import Followed
+from fcit.evaluation.following import Demand, Followed
 from fcit.evaluation.scorers import Result, demands
 from tests.helpers.cases import check_each
 
@@ -60,6 +60,8 @@ def test_the_data_set_then_the_rule_then_the_question_say_the_form():
     assert form("box-iou", "number") == "number"
     assert form("box-iou") == form("box-iou-official") == "box"
     assert form("caption") == form("caption7") == "sentence"
+    assert form("mme") == form("pope") == "yes/no"
+    assert form("coin-science") == form("option-letter") == "letter"
     assert form("exact") == "letter"
 
 
@@ -82,6 +84,16 @@ def test_captions_keep_their_score_unless_one_is_mended():
     assert (whole.share, mended.share) == (100.0, 0.0)
 
 
+def test_what_a_data_set_demands_and_whether_its_right_answers_look_so():
+    spec, boxes = DatasetSpec(train="a", test="b"), DatasetSpec(train="a", test="b", scorer="box-iou")
+    records = [TestRecord("0", (), OPTION, "A"), TestRecord("1", (), OPTION, "red"), TestRecord("2", (), "Why?", "so")]
+    assert following.demand(spec, records) == Demand({"letter": 2}, 1, 1)
+    assert str(following.demand(spec, records)) == (
+        "letter (2), none (1) of 3 questions; right answers that look otherwise: 1"
+    )
+    assert str(following.demand(boxes, [TestRecord("0", (), "?", "", box="[0, 0, 1, 1]")])) == "box (1) of 1 questions"
+
+
 def test_a_misspelt_form_is_named_with_those_there_are(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("name: m\ntasks: [[a]]\ndatasets: {a: {train: a.json, test: b.json, form: leter}}\n")
@@ -94,8 +106,9 @@ def test_right_answers_of_the_built_in_data_sets_look_as_their_questions_demand(
         name, spec = case
         rng = np.random.default_rng(0)
         for n in range(20):
-            example = MAKERS[name](rng)
-            record = TestRecord(str(n), (), example.question, "-")  # the truth itself would have any form
+            example = source_of(name, "test").maker(rng)
+            # The truth itself would have any form; a phrase may be as long.
+            record = TestRecord(str(n), (), example.question, " ".join("-" for _ in example.answer.split()))
             form = registry.resolve("form", str(following.demanded(spec, record)))()
             assert form.shaped(example.answer, record), (example.question, example.answer)
 

@@ -130,6 +130,15 @@ def test_literal_examples():
     check_each(EXAMPLES, check)
 
 
+def test_any_of_several_right_answers_has_the_form():
+    record = TestRecord("0", (), "?", "cola", ("cola", "a bottle of cola", "Coca-Cola, Inc."))
+    phrase = registry.resolve("form", "phrase")()
+    assert phrase.has("a bottle of cola", record)
+    assert phrase.has("coca-cola, inc.", record)
+    assert phrase.has("a can of beer", record)
+    assert not phrase.has("a can of cold beer", record)
+
+
 def test_what_a_text_is_normalised_to_has_the_form():
     def check(example: tuple[str, str, bool, str | None, str]) -> None:
         name, _, _, normalised, truth = example
@@ -179,6 +188,7 @@ INSTRUCTIONS = {
     "Which letter do you see, yes or no?\nAnswer the question using a single word or phrase.": "phrase",
     "Please provide the bounding box coordinates of the region this sentence describes: a fish.": "box",
     "What is happening in the image?\nGenerate a brief caption for the image.": "sentence",
+    "Which?\nAnswer with the letter of one option.": "letter",
     "Why?\nReply with one short sentence.": "sentence",
     "How many? Answer with a single number.": "number",
     "What is the object in the image?": None,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from fcit import config
+from fcit.data.mini import skills
 from fcit.data.mini.questions import MAKERS
 from fcit.data.mini.reworded import REWORDED
 from fcit.data.mini.sources import SOURCES
 from fcit.models.backbone import TINY, Backbone
-from fcit.models.tiny import build, skills
+from fcit.models.tiny import build
 
 TWELVE = [name for name in MAKERS if not name.startswith("alike")]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from fcit import config as configuration
 from fcit.cli import main
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report import figures, page, scope, tables, terminal
+from fcit.report import figures, heat, page, scope, tables, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 
@@ -31,11 +31,12 @@ def made(tmp_path):
         finished: bool = True,
         more: dict | None = None,
         forms: dict[str, list[dict[str, float]]] | None = None,  # shares and contents
+        untrained: dict[str, dict[str, float]] | None = None,
         **config,
     ) -> Run:
         raw = {"benchmark": "fcit-mini-short", "method": "finetune", **config}
         folder = RunDir.place(tmp_path / name, configuration.dump(configuration.parse(raw)), {"python": "3"})
-        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores, **(forms or {}))
+        matrix = AccuracyMatrix.of(["iconqa", "figureqa"], scores, untrained or {}, **(forms or {}))
         folder.matrix.write_text(json.dumps(matrix.to_json()))
         folder.events.write_text("")
         line = {"question_id": "0", "image": "x.png", "prompt": "?", "text": "a", "answer": "a", "mark": 1.0}
@@ -284,3 +285,68 @@ def test_the_best_constant_answer_stands_below_the_matrix(made, tmp_path):
 def test_scores_are_rounded_once():
     """From 49.9999 and 49.95 to 50.0, from 49.949 to 49.9: no rounding lies between a score and its cell."""
     assert [tables.cell(value) for value in (49.9499, 49.95001, 5000 / 101)] == ["49.9", "50.0", "49.5"]
+
+
+# ---------------------------------------------------------------------- what was not trained
+
+ASKED = {
+    "0": {"iconqa": 10.0, "figureqa": 20.0, "general": 90.0},
+    "1": {"figureqa": 25.0, "general": 80.0},
+    "2": {"general": 70.0},
+}
+
+
+def test_cells_say_whether_they_were_trained(made):
+    matrix = made("a", untrained=ASKED).matrix
+    assert heat.columns(matrix) == ["iconqa", "figureqa", "general"]
+    untouched, first, second = heat.rows(matrix)
+    assert [cell.kind for cell in untouched.cells] == ["unseen", "unseen", "held-out"]
+    assert first == ("1", [(80.0, "trained"), (25.0, "unseen"), (80.0, "held-out")], 80.0)
+    assert second.mean == 75.0
+    assert [row.stage for row in heat.rows(made("b").matrix)] == ["1", "2"]
+
+
+def test_what_was_not_trained_has_tables_of_its_own(made):
+    run, plain = made("a", untrained=ASKED), made("b")
+    assert tables.matrix_rows(run) == tables.matrix_rows(plain)
+    assert tables.summary([run])[0] == tables.summary([plain])[0]
+    assert tables.untrained_rows(run) == [
+        ["stage", "iconqa", "figureqa", "general"],
+        ["0", "10.0", "20.0", "90.0"],
+        ["1", "-", "25.0", "80.0"],
+        ["2", "-", "-", "70.0"],
+    ]
+    assert tables.untrained_rows(plain) == [["stage"]]
+    assert tables.summary_untrained([run, plain]) == [
+        ["run", "method", "unseen", "unseen gain", "FWT", "general", "general lost"],
+        ["a", "finetune", "25.0", "5.0", "5.0", "70.0", "20.0"],
+        ["b", "finetune", "-", "-", "-", "-", "-"],
+    ]
+    assert tables.summary_untrained([plain]) == [["run", "method"]]
+    assert "Scores of a on what was not trained" in shown([run])
+    assert "not trained" not in shown([plain])
+
+
+def test_the_page_tells_unseen_scores_from_trained_ones(made):
+    text = page.render([made("a", untrained=ASKED)])
+    assert text.count('class="unseen"') == 3
+    assert "general lost: the same of the untouched model" in text
+    plain = page.render([made("b")])
+    assert 'class="unseen"' not in plain
+    assert "untouched" not in plain
+
+
+def test_the_picture_hatches_unseen_scores(made):
+    figure = figures.draw(figures.matrices, [made("a", untrained=ASKED)])
+    axis = figure.axes[0]
+    assert len(axis.patches) == 3
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["untouched", "1", "2"]
+
+
+def test_further_figures_of_held_out_rules_stand_beside_those_of_the_untouched_model(made):
+    also = {"before": {"pope": {"yes": 51.0}}, "after": {"pope": {"yes": 60.0, "./mine.py:own": 2.0}}}
+    run = made("a", untrained=ASKED, more={"held_out": {"scorers": {}, "also": also}})
+    rows = [["pope", "yes", "51.0", "60.0"], ["pope", "own", "-", "2.0"]]
+    assert tables.held_out_rules(run)[1:] == rows
+    assert "Further figures of what a held out" in shown([run])
+    assert len(tables.held_out_rules(made("b"))) == 1

@@ -91,7 +91,8 @@ class Inspection:
         """Files, records and images of one data set."""
         spec, dataset = self.spec.datasets[name], Dataset(name)
         decoded: set[str] = set()
-        train = self._train(dataset, decoded) if self._exist(dataset, dataset.problems, spec.train) else []
+        trains = spec.train and self._exist(dataset, dataset.problems, spec.train)
+        train = self._train(dataset, decoded) if trains else []
         if self._exist(dataset, dataset.problems, spec.test, spec.references):
             named = spec.test, spec.references
             dataset.test, test = self._questions(dataset, "test", named, decoded, dataset.problems)

@@ -7,6 +7,7 @@ They stand under ``data`` in ``environment.json`` and ``results.json``::
         "train": {"instructions": {"file": "iconqa/train.json", "sha256": ...}, "images": {"count": 4, "sha256": ...}},
         "test": {"split": "test", "questions": {...}, "references": {...}, "images": {...}, "asked": {"sha256": ...}}}},
      "partitions": [{"delivered": "partitioned_data/0.5/Task1", "sha256": ..., "images": {...}}],
+     "held_out": {"pope-random": {"test": {...}}},
      "code": {"scorer /home/me/mine.py:mine": {"file": "/home/me/mine.py", "sha256": ...}}}
 
 A hash is the SHA-256 of a file's bytes; of images, of the sorted (name, SHA-256) pairs. What the built-in
@@ -75,6 +76,8 @@ def of(stream: Stream, trains: bool = True) -> dict[str, Any]:
         }
         if trains:
             data["partitions"] = [source.partition(task, datasets) for task in range(len(stream.tasks))]
+        if stream.held_out:
+            data["held_out"] = {name: {"test": _Data(owner).test(name)} for name, owner in stream.held_out.items()}
     return data | {"code": code(stream)}
 
 
@@ -85,7 +88,7 @@ def differing_images(benchmark: Benchmark, name: str, split: str, before: str) -
         split: ``train`` or ``test``.
         before: the hash of the images in the fingerprint.
     """
-    data = _Data(benchmark)
+    data = _Data(benchmark.owner(name))
     return data.hashes.differing(before, data.hashes.of(data.images(name, split)))
 
 
@@ -214,13 +217,18 @@ def code(stream: Stream) -> dict[str, Any]:
     config = stream.config
     named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
     named += [("tracker", name) for name in config.trackers]
+    named += [("trainer", config.training.trainer)] if config.training.trainer else []
     named += [("benchmark", config.benchmark)]
-    named += [("scorer", rule) for data in stream.datasets.values() for rule in [data.scorer, *data.also]]
+    datasets = list(stream.datasets.values())
+    if isinstance(stream, Benchmark):
+        named += [("held-out", entry.benchmark) for entry in config.evaluation.held_out]
+        datasets += [owner.datasets[name] for name, owner in stream.held_out.items()]
+    named += [("scorer", rule) for data in datasets for rule in [data.scorer, *data.also]]
     hashes: dict[str, Any] = {}
     for family, name in named:
         if registry.is_own(name):
             file = source_file(name)
-        elif family == "benchmark" and name.endswith((".yaml", ".yml")):
+        elif family in ("benchmark", "held-out") and name.endswith((".yaml", ".yml")):
             file = Path(name)
         else:
             continue

@@ -21,7 +21,14 @@ def ocr(rng: Rng) -> Example:
     scene = scenes.cover(rng)
     line = int(rng.integers(2))
     name = ("title", "author")[line]
-    ask = pick(rng, [f"Which {name} does this cover show?", f"Tell the {name} shown on this cover."])
+    ask = pick(
+        rng,
+        [
+            f"Which {name} does this cover show?",
+            f"Tell the {name} shown on this cover.",
+            f"Which letters are the {name} on this cover?",
+        ],
+    )
     return Example(scene, f"{ask}\n{WORD}", scene.lines[line])
 
 
@@ -29,7 +36,7 @@ def ocr_test(rng: Rng) -> Example:
     """Test: the upper or lower text."""
     scene = scenes.cover(rng)
     line = int(rng.integers(2))
-    ask = f"Which {('upper', 'lower')[line]} line of letters does this cover show?"
+    ask = f"Which letters are in the {('upper', 'lower')[line]} line on this cover?"
     return Example(scene, f"{ask}\nUse a single word.", scene.lines[line])
 
 
@@ -38,7 +45,16 @@ def math(rng: Rng) -> Example:
     scene = scenes.scatter(rng, 3, 5)
     count, change = len(scene.things), int(rng.integers(1, 3))
     more = bool(rng.integers(2))
-    ask = f"{'Add' if more else 'Subtract'} {change}. How many objects are there now?"
+    verb = "Add" if more else "Subtract"
+    ask = pick(
+        rng,
+        [
+            f"{verb} {change}. How many objects are there now?",
+            f"{verb} {change}. How many things do you count now?",
+            f"{verb} {change}. What is the number of all objects here?",
+            f"{verb} {change} and tell the total of the objects.",
+        ],
+    )
     return Example(scene, f"{ask}\n{WORD}", str(count + change if more else count - change))
 
 
@@ -54,14 +70,22 @@ def math_test(rng: Rng) -> Example:
 def vp(rng: Rng) -> Example:
     """Training: how many things of many kinds there are."""
     scene = scenes.scatter(rng, 1, 5)
-    ask = pick(rng, ["How many objects exist in this scene?", "How many objects does this scene have?"])
+    ask = pick(
+        rng,
+        [
+            "How many objects exist in this scene?",
+            "How many icons does this image have?",
+            "How many of these things do you count?",
+            "What is the number of all objects shown?",
+        ],
+    )
     return Example(scene, f"{ask}\n{WORD}", str(len(scene.things)))
 
 
 def vp_test(rng: Rng) -> Example:
     """Test: how many of one kind."""
     scene = scenes.renditions(rng)
-    ask = f"How many icons of a {scene.things[0].name} exist in this picture?"
+    ask = "How many things does this picture have?"
     return Example(scene, f"{ask}\nUse a single word.", str(len(scene.things)))
 
 
@@ -70,7 +94,14 @@ def gui(rng: Rng) -> Example:
     scene = scenes.scatter(rng, 2, 5)
     thing = any_thing(rng, scene.things)
     box = cell_box(thing)
-    ask = f"Where is the {thing.paint} icon? Provide the coordinates of its box."
+    ask = pick(
+        rng,
+        [
+            f"Where is the {thing.paint} icon? Provide the coordinates of its box.",
+            f"Provide the bounding box of the {thing.paint} icon.",
+            f"Find the {thing.paint} icon. Which are its bounding box coordinates?",
+        ],
+    )
     return Example(scene, ask, "[" + ", ".join(f"{v:.2f}" for v in box) + "]", box=box)
 
 
@@ -79,7 +110,7 @@ def gui_test(rng: Rng) -> Example:
     scene = scenes.scatter(rng, 2, 5)
     thing = any_thing(rng, scene.things)
     box = cell_box(thing)
-    ask = f"Find the {thing.name}. Give coordinates for the bounding box of this region."
+    ask = f"Where is the {thing.name}? Give the bounding box coordinates of this icon."
     return Example(scene, ask, "[" + ", ".join(f"{v:.2f}" for v in box) + "]", box=box)
 
 

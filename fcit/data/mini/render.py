@@ -23,8 +23,8 @@ from fcit.data.mini.abilities import ABILITIES
 from fcit.data.mini.drawing import STYLES
 from fcit.data.mini.questions import Example
 from fcit.data.mini.reworded import REWORDED
-from fcit.data.mini.scenes import MINI_BUCKETS, images
-from fcit.data.mini.sources import SOURCES, Source, source_of
+from fcit.data.mini.scenes import images
+from fcit.data.mini.sources import GENERAL, Source, source_of
 from fcit.errors import ConfigError
 
 VERSION = "mini-1"
@@ -51,6 +51,7 @@ FOLDERS = {
     "alike-price": "alike-price",
     # Of fcit-mini-long and fcit-mini-ability; not part of FCIT.
     **{name: name for name in (*REWORDED, *ABILITIES)},
+    GENERAL: "General",
 }
 
 
@@ -61,10 +62,10 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _examples(origin: Source, rng: np.random.Generator) -> Iterator[Example]:
-    """Examples without end whose layouts belong to the mini buckets."""
+    """Examples without end whose layouts belong to the source's buckets."""
     while True:
         example = origin.maker(rng)
-        if example.scene.bucket < MINI_BUCKETS:
+        if example.scene.bucket in origin.layouts:
             example.scene.decorate(rng)
             yield example
 
@@ -113,8 +114,8 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     Raises:
         ConfigError: no mini dataset has this name.
     """
-    if name not in SOURCES:
-        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(SOURCES)})")
+    if name not in FOLDERS:
+        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
     folder = FOLDERS[name]
     work = root / f".making-{folder}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -122,6 +123,8 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     texts.mkdir(parents=True)
     seen: set[bytes] = set()
     for split, count in SPLITS.items():
+        if name == GENERAL and split == "train":
+            continue
         rng = seeding.generator(seed, "mini", name, split)
         (pictures / split).mkdir(parents=True)
         rows, examples = [], []

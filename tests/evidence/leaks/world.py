@@ -84,6 +84,10 @@ class Given:
         """There are no questions to answer."""
         return []
 
+    def question_images(self, dataset: str) -> Path:
+        """As of the records."""
+        return self.image_root
+
     def max_new_tokens(self, dataset: str) -> int | None:
         """There are no questions to answer."""
         return None
