@@ -73,8 +73,8 @@ def test_two_methods_differ_in_the_method_only():
 
 CENTRALISED = sorted(file for name in ("ucit", "mllm-dcl", "mllm-acl") for file in ROOT.glob(f"configs/{name}/*.yaml"))
 DOMAINS = [1, 3, 1, 2, 1]
-#: Hyper-parameters of MCITlib (v1; KeepLoRA, replay and the ability part: v3; SAME: the rank of its own experts): rank,
-#: batch, rate and epochs.
+#: Hyper-parameters of MCITlib (v1; KeepLoRA, replay, SMoLoRA and the ability part: v3; SAME: the rank of its own
+#: experts): rank, batch, rate and epochs.
 VALUES = {
     ("ucit", "finetune"): (16, 64, 2e-4, 1),
     ("ucit", "olora"): (96 // 6, 64, 2e-4, 1),
@@ -102,7 +102,7 @@ VALUES = {
     ("mllm-dcl", "replay"): (32, 4 * 2 * 2, 2e-4, DOMAINS),
     ("mllm-dcl", "same"): (40, 64, 2e-5, DOMAINS),
     ("mllm-dcl", "mrlora"): (32, 64, 2e-5, DOMAINS),
-    ("mllm-dcl", "smolora"): (256, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "smolora"): (256, 4 * 2 * 2, 2e-4, DOMAINS),
     ("mllm-dcl", "proglora"): (160 // 5, 64, 2e-5, DOMAINS),
     ("mllm-acl", "finetune"): (32, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
     ("mllm-acl", "olora"): (128 // 4, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
@@ -115,6 +115,8 @@ OPTIONS = {
     "hide": {"fusion": "cross", "temperature": 0.1},
     "sefe": {"keys": 0.02, "strength": 2500},
     "modalprompt": {"choose": 1, "pull": 1.0},
+    "smolora": {"experts": 8},
+    "proglora": {"hidden": 100},
     "keeplora": {"principal": 0.6, "protect": 0.99, "samples": 0.2},
 }
 

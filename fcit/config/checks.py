@@ -248,7 +248,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
-    problems += trainer_checks.misfits(config, method, fedopt)
+    problems += trainer_checks.misfits(config, type(method), fedopt)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
     problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []

@@ -134,18 +134,18 @@ class Toy:
 
     @contextmanager
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
-        """As :meth:`fcit.models.adapters.Adapters.gate_use`: all experts alike."""
+        """As :meth:`fcit.models.routed.Routed.gate_use`: all experts alike."""
         yield {n: torch.ones(len(p)) for n, p in self.trainable.items() if GATE in n}
 
     @contextmanager
     def instructed(self, features: np.ndarray) -> Iterator[None]:
-        """As :meth:`fcit.models.adapters.Adapters.instructed`."""
+        """As :meth:`fcit.models.routed.Routed.instructed`."""
         require(features.ndim == 2 and features.dtype == np.float32, "instructed needs float32 features of questions")
         yield
 
     @contextmanager
     def weighed(self, logits: Weigh, anew: bool = False) -> Iterator[None]:
-        """As :meth:`fcit.models.adapters.Adapters.weighed`: two questions of four tokens are weighed."""
+        """As :meth:`fcit.models.routed.Routed.weighed`: two questions of four tokens are weighed."""
         columns = logits(torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))
         require(columns.ndim == 2 and len(columns) == 2, "logits must return a row for each question")
         yield

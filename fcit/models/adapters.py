@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,28 +27,13 @@ from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.checking import check_adapted
-from fcit.models.halves import CHOICE, INSTRUCTION, Halves
-from fcit.models.hooks import (
-    PRIOR,
-    Gates,
-    Keys,
-    Projectors,
-    Rows,
-    TokenGates,
-    as_factor,
-    own_projectors,
-    scale,
-    shown_inputs,
-)
+from fcit.models.hooks import Projectors, as_factor, own_projectors, shown_inputs
 from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
-from fcit.models.reading import Weigh
-
-SLOT = "slot"
-MIX = "mix"
+from fcit.models.routed import MIX, SLOT, Routed
 
 
-class Adapters:
+class Adapters(Routed):
     """The trainable parts of a backbone, addressed by peft's own state-dict names.
 
     Names look like ``base_model.model.<module>.lora_A.weight`` (and ``...<projector>...`` for the
@@ -62,7 +47,7 @@ class Adapters:
         adapter: configuration.Adapter,
         layout: Layout = Layout(),  # noqa: B008  (frozen)
     ) -> None:
-        self.backbone, self.adapter, self.layout = backbone, adapter, layout
+        super().__init__(backbone, adapter, layout)
         problem = layout.problem(adapter.rank)
         if problem is not None:
             raise ConfigError(problem)
@@ -70,15 +55,11 @@ class Adapters:
             backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
         except (ValueError, re.error) as error:
             raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
-        backbone.reading.decides = layout.decides
         self._mix_size = 0
         self._selection = Selection(adapter.rank)
         self._frozen_added, self._until_end = False, ExitStack()
         self._trained: set[str] = set()
         self._principal: dict[tuple[str, float], torch.Tensor] = {}
-        self._gates: dict[str, Gates] = {}
-        #: Of the mixture that is loaded.
-        self.keys = Keys()
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
             layer.register_forward_hook(self._with_frozen)
@@ -86,12 +67,6 @@ class Adapters:
                 layer.lora_A[SLOT].register_forward_hook(partial(self._scale, SLOT))
         self._slot = self._trainable()
         check_adapted(self._slot, adapter, backbone.family)
-
-    @property
-    def _layers(self) -> dict[str, Any]:
-        """Adapted layers by name."""
-        modules = dict(self._peft.named_modules())
-        return {n.removesuffix(".lora_A"): modules[n.removesuffix(".lora_A")] for n in modules if n.endswith(".lora_A")}
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         named = dict(self._named(SLOT))
@@ -112,13 +87,6 @@ class Adapters:
             self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
 
-    def _gating(self, adapter: str) -> Gates:
-        reading, layers = self.backbone.reading, self._layers
-        if self.layout.gate == "token":
-            return TokenGates(layers, adapter, reading.rows if adapter == MIX else None, self.layout.top)
-        reading.kept[CHOICE] = len(layers), self.layout.experts
-        return Halves(layers, adapter, reading, self.layout.gate == "dead-halves")
-
     def _parameter(self, *shape: int, device: torch.device | None = None) -> nn.Parameter:
         return nn.Parameter(torch.zeros(shape, device=device or self.backbone.device), requires_grad=False)
 
@@ -133,10 +101,6 @@ class Adapters:
         rng = seeding.generator(seed, "prompt-pool")
         rows = rng.integers(0, len(embeddings), size=(self.layout.pool, self.layout.length))
         return {PROMPTS: embeddings[rows]}
-
-    @property
-    def _peft(self) -> Any:
-        return self.backbone.model
 
     @property
     def _projector(self) -> str:
@@ -231,50 +195,6 @@ class Adapters:
     def sum_gates(self, sums: Mapping[str, torch.Tensor]) -> None:
         """Within :meth:`training`, until it ends: every pass adds its tokens' gates to ``sums``, by the gate's name."""
         self._until_end.enter_context(self._token_gates.summing(sums))
-
-    @property
-    def _token_gates(self) -> TokenGates:
-        gates = self._gates[SLOT]
-        assert isinstance(gates, TokenGates), "of experts that are weighted token by token"
-        return gates
-
-    def gate_use(self, top: int) -> AbstractContextManager[dict[str, torch.Tensor]]:
-        """Within :meth:`training`: counts how often each expert is among a token's ``top``, by its gate's name."""
-        return self._token_gates.counting(top)
-
-    def gated_by(self, prior: np.ndarray) -> AbstractContextManager[None]:
-        """Inside, the mixture's token gates are blended with gates of the questions, see :class:`TokenGates`.
-
-        Args:
-            prior: ``(B, layers, experts)``, in the order of the layers' names; a row sums to its share of the blend.
-        """
-        return self.backbone.reading.given(PRIOR, torch.from_numpy(prior).to(self.backbone.device))
-
-    def instructed(self, features: np.ndarray) -> AbstractContextManager[None]:
-        """Inside, routers find the features ``(B, d)`` of the questions' instructions, see :class:`Halves`."""
-        return self.backbone.reading.given(INSTRUCTION, torch.from_numpy(features).to(self.backbone.device))
-
-    def weighed(self, logits: Weigh, anew: bool = False) -> AbstractContextManager[None]:
-        """Inside, subspaces have weights that follow from a question's embeddings, once for its whole answer.
-
-        They are the softmax of ``logits`` over subspaces; of a mixture, over those that :meth:`mixed` gives a weight.
-
-        Args:
-            logits: one column for each subspace of the mixture; within :meth:`training` for each that was added by
-                :meth:`add_frozen`, then for the slot.
-            anew: weights of an answer's next token follow from its newest one alone.
-        """
-        rank, rows = self.adapter.rank, self.backbone.reading.rows
-
-        def columns(embeds: torch.Tensor, places: torch.Tensor) -> Rows:
-            with torch.autocast(embeds.device.type, enabled=False):
-                scores, mixed = logits(embeds, places), self._peft.active_adapter == MIX
-                if mixed:
-                    scores = scores.masked_fill(rows[MIX][:, ::rank] == 0, -torch.inf)
-                ranks = scores.softmax(dim=-1).repeat_interleave(rank, dim=1)
-            return {MIX: ranks} if mixed else {MIX: ranks[:, :-rank], SLOT: ranks[:, -rank:]}
-
-        return self.backbone.reading.weighed(columns, anew)
 
     def load_teacher(self, tensors: Tensors) -> None:
         """Within :meth:`training`: load the subspace (and projector) that is active inside :meth:`teacher`."""
@@ -393,10 +313,6 @@ class Adapters:
                 module.float()  # as LoRA's factors: steps of a small learning rate vanish in 16 bits
                 return Projectors(module, module.original_module, lambda: self.backbone.owners)
         return None
-
-    def _scale(self, adapter: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        weights = self.backbone.answering.rows.get(adapter)
-        return output if weights is None else scale(weights, output)
 
     @contextmanager
     def mixed(self, weights: np.ndarray | None, negligible: float = 0.0) -> Iterator[None]:

@@ -94,7 +94,7 @@ def whole(case: Case, row: int) -> str:
     inputs = backbone._inputs(seen.examples, seen.features)
     embeds, mask = inputs["inputs_embeds"], inputs["attention_mask"]
     question, pictured, tokens = mask > 0, inputs["pictured"], []
-    while len(tokens) < NEW and (not tokens or tokens[-1] not in backbone.answering._ends):
+    while len(tokens) < NEW and (not tokens or tokens[-1] not in backbone.answering.ends):
         with backbone.reading.records(embeds, question):
             places = backbone.family.positions(mask, pictured)
             logits = backbone.model(inputs_embeds=embeds, attention_mask=mask, position_ids=places).logits
