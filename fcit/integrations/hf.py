@@ -31,6 +31,32 @@ from fcit.errors import FCITError
 _FAMILIES = ("llava",)
 
 
+class Rows(Dataset[Any]):
+    """Encoded records by place, with the pixels of their images.
+
+    Args:
+        order: indices into ``examples``, in the order of the rows.
+        pixels: opens an image of the shard: ``(3, H, W)``.
+    """
+
+    def __init__(
+        self, examples: Sequence[Encoded], order: Sequence[int], pixels: Callable[[str], torch.Tensor]
+    ) -> None:
+        self._examples, self._order, self._pixels = examples, order, pixels
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def tokens(self) -> list[tuple[int, ...]]:
+        """Of every row, without its images."""
+        return [self._examples[index].tokens for index in self._order]
+
+    def __getitem__(self, place: int) -> tuple[Encoded, list[torch.Tensor]]:
+        example = self._examples[self._order[place]]
+        return example, [self._pixels(image) for image in example.images]
+
+
 @dataclass(frozen=True)
 class Task:
     """One local training, for a Trainer.
@@ -50,7 +76,7 @@ class Task:
     """
 
     model: Any
-    dataset: Dataset[Any]
+    dataset: Rows
     collate: Callable[[list[Any]], dict[str, torch.Tensor]]
     steps: int
     rates: Sequence[float]
@@ -59,34 +85,25 @@ class Task:
     folder: Path
 
 
-class Rows(Dataset[Any]):
-    """Encoded records by place, with the pixels of their images.
-
-    Args:
-        order: indices into ``examples``, in the order of the rows.
-        pixels: opens an image of the shard: ``(3, H, W)``.
-    """
-
-    def __init__(
-        self, examples: Sequence[Encoded], order: Sequence[int], pixels: Callable[[str], torch.Tensor]
-    ) -> None:
-        self._examples, self._order, self._pixels = examples, order, pixels
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, place: int) -> tuple[Encoded, list[torch.Tensor]]:
-        example = self._examples[self._order[place]]
-        return example, [self._pixels(image) for image in example.images]
-
-
-def collated(rows: list[tuple[Encoded, list[torch.Tensor]]], pad: int) -> dict[str, torch.Tensor]:
-    """A batch as the model's ``forward`` takes it, see :class:`Task`."""
+def collated(rows: list[Any], dataset: Rows, pad: int) -> dict[str, torch.Tensor]:
+    """A batch as the model's ``forward`` takes it, see :class:`Task`; of rows, or of what names their places."""
+    rows = [dataset[row["place"]] if isinstance(row, dict) else row for row in rows]
     ids, mask, labels = map(torch.from_numpy, pad_left([example for example, _ in rows], pad))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
     images = [image for _, pictures in rows for image in pictures]
     return batch | ({"pixel_values": torch.stack(images)} if images else {})
+
+
+def table(task: Task) -> Any:
+    """The rows as a ``datasets.Dataset`` of ``input_ids`` and ``place``, for Trainers that take no other, as TRL's.
+
+    :attr:`Task.collate` finds a row by its place, with labels and pixels.
+    """
+    import datasets
+
+    tokens = task.dataset.tokens
+    return datasets.Dataset.from_dict({"input_ids": tokens, "place": list(range(len(tokens)))})
 
 
 def arguments(task: Task, **changes: Any) -> Any:
@@ -169,11 +186,12 @@ def train(
             "leave training.trainer out"
         )
     pad = backbone.tokenizer.pad_token_id
+    dataset = Rows(session.examples, order, lambda image: backbone.pixels(session.image_root, image))
     with tempfile.TemporaryDirectory(prefix="fcit-trainer-") as folder:
         task = Task(
             model=backbone.model,
-            dataset=Rows(session.examples, order, lambda image: backbone.pixels(session.image_root, image)),
-            collate=lambda rows: collated(rows, pad),
+            dataset=dataset,
+            collate=lambda rows: collated(rows, dataset, pad),
             steps=len(rates),
             rates=rates,
             training=training,
