@@ -17,8 +17,9 @@ from clients.worker.terms import Terms
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.config.evaluation import HeldOut
 from fcit.config.site import Site
-from fcit.data.shipped import shipped
+from fcit.data.shipped import HELD_OUT, shipped
 from fcit.data.spec import read_spec
 from fcit.errors import ConfigError, Refused
 from fcit.federation.messages import NAME, EvaluateOrder
@@ -87,6 +88,7 @@ def limited(ordered: str, site: Site) -> str:
             "benchmark": benchmark,
             # Data rendered on first use go to the cache: the data root is only read.
             "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
+            "evaluation": config.evaluation.model_copy(update={"held_out": _held_out(config, site)}),
             "max_bad_share": site.max_bad_share,
             "backbone": backbone,
             "training": config.training.model_copy(update=_steps(config, site)),
@@ -142,6 +144,21 @@ def _refuse_own_parts(raw: dict[str, Any]) -> None:
                 shipped() if key == "benchmark" else sorted(registry.KINDS[key.rpartition(".")[2].removesuffix("s")])
             )
             raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
+
+
+def _held_out(config: RunConfig, site: Site) -> list[HeldOut]:
+    """Shipped ones only, with the files of the site's own data root."""
+    entries = []
+    for entry in config.evaluation.held_out:
+        known = [*shipped(), *shipped(HELD_OUT)]
+        if entry.benchmark not in known:
+            raise Refused(
+                f"evaluation.held_out: {bounded.shown(entry.benchmark)} is not shipped ({', '.join(known)}); a site "
+                "opens no file that an order names"
+            )
+        root = None if read_spec(entry.benchmark).source == "mini" else site.data_root
+        entries.append(entry.model_copy(update={"data_root": root}))
+    return entries
 
 
 def _benchmark(config: RunConfig, site: Site) -> str:

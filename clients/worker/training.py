@@ -157,7 +157,7 @@ def train(
             if training.max_grad_norm is not None and private is None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             scale.step(optimizer)
-            for part, view in hooks:
+            for part, view in reversed(hooks):  # the method's last: it may confine the whole step
                 part.on_step(view)
         extra, more = (part.finish(view) for part, view in hooks)
     mean = float(np.mean([loss for loss, batch in zip(losses, batches, strict=True) if batch] or [0.0]))

@@ -228,7 +228,21 @@ def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["training"] = {**training, "trainer": registry.anchored(training["trainer"], folder)}
     if isinstance(raw.get("data_root"), str):
         raw["data_root"] = bounded.full_path(folder, raw["data_root"])
+    evaluation = raw.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("held_out"), list):
+        raw["evaluation"] = {**evaluation, "held_out": [_held_out(entry, folder) for entry in evaluation["held_out"]]}
     return raw
+
+
+def _held_out(entry: Any, folder: Path) -> Any:
+    """An entry of ``evaluation.held_out`` with full paths."""
+    if isinstance(entry, str):
+        return _benchmark(entry, folder)
+    if not isinstance(entry, dict):
+        return entry
+    full = {"benchmark": _benchmark, "data_root": lambda name, folder: bounded.full_path(folder, name)}
+    paths = {key: make(entry[key], folder) for key, make in full.items() if isinstance(entry.get(key), str)}
+    return {**entry, **paths}
 
 
 def _benchmark(name: str, folder: Path) -> str:

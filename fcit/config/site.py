@@ -77,7 +77,7 @@ class SiteTask(Section):
 
     train: Inside = Field(description="training records in LLaVA's format or as messages, a JSON list or JSON Lines")
     test: Inside = Field(description="test records; scored here, never sent")
-    references: Inside | None = Field(None, description="COCO captions of the test records")
+    references: Inside | None = Field(None, description="COCO captions of the test records, or TextVQA's annotations")
     images: Inside = Field("datasets", description="folder that image names are relative to")
     scorer: str = "exact"
     suffix: str = Field("", description="line added to every instruction that does not end with it")
@@ -139,7 +139,9 @@ class Site(Section):
         description="a Trainer of the site's own, ./mine.py:make, or hf; default: as ordered (needs sites.trainer)",
     )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
-    min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    min_records: int = Field(
+        8, ge=1, description="identity tokens, and what methods measure before a stage, are not sent of fewer records"
+    )
     secure_aggregation: Literal["allowed", "required"] = Field(
         "allowed",
         description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off), or "

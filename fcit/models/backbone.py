@@ -33,6 +33,7 @@ from fcit.models.loading import versions as versions
 from fcit.models.places import TINY as TINY
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
+from fcit.models.reading import Reading, asked
 
 #: Threads that prepare images for a GPU, unless ``backbone.loader_threads`` says another number.
 _THREADS = 4
@@ -96,6 +97,8 @@ class Backbone:
         self.owners: list[int] | None = None
         #: How :meth:`generate` decodes.
         self.answering = Answering(self)
+        #: What hooks on the language model know of the batch.
+        self.reading = Reading(self.answering.rows)
         #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
         self.products: torch.dtype | None = None
 
@@ -140,9 +143,10 @@ class Backbone:
         Nothing else changes: the second computation draws the same dropout. It applies to layers in training mode.
         """
         language = self.family.language
+        again: dict[str, Any] = {"context_fn": self.reading.for_checkpoints} if self.reading.decides else {}
         with quiet():
             # Not reentrant: the embeddings are frozen, so a layer's input may need no gradient.
-            language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **again})
         try:
             yield
         finally:
@@ -290,18 +294,21 @@ class Backbone:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.family.positions(inputs["attention_mask"], pictured)
-        keep: Any = _kept(examples)
-        # A cache of keys and values is a copy of them that no later step reads.
-        if isinstance(keep, int):
-            target = labels[:, -keep + 1 :]
-            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
-        else:  # places before a learnt token, counted from the end
-            places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
-            logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
-            target = labels[:, places + 1]
+        with self.reading.records(inputs["inputs_embeds"], asked(inputs["attention_mask"], labels != IGNORE)):
+            logits, target = self._forward(inputs, labels, _kept(examples))
         target = target.to(logits.device)
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
+
+    def _forward(self, inputs: dict[str, Any], labels: torch.Tensor, keep: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits at the places ``keep`` and the tokens that follow them."""
+        # A cache of keys and values is a copy of them that no later step reads.
+        if isinstance(keep, int):
+            target = labels[:, -keep + 1 :]
+            return self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1], target
+        # places before a learnt token, counted from the end
+        places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
+        return self.model(**inputs, logits_to_keep=places, use_cache=False).logits, labels[:, places + 1]
 
     def loss(
         self, examples: Sequence[Encoded], features: torch.Tensor, prefix: torch.Tensor | None = None
@@ -336,7 +343,9 @@ class Backbone:
         with self._cast():  # where a method asks while it trains
             inputs = self._inputs(examples, features, prefix)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
-            return self.answering.tokens(*prompt, max_new_tokens)
+            question = asked(inputs["attention_mask"], inputs["labels"] != IGNORE)
+            with self.reading.prompts(prompt[0], question, self.family.language):
+                return self.answering.tokens(*prompt, max_new_tokens)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

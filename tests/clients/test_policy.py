@@ -115,6 +115,15 @@ def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
     assert done(text(), site(tmp_path, benchmark="own.yaml")).benchmark == "fcit-mini-short"
 
 
+def test_held_out_benchmarks_are_shipped_ones_with_the_files_of_the_site(tmp_path):
+    entries = [{"benchmark": "mini-general", "data_root": "/etc"}, {"benchmark": "fcit-task", "data_root": "/etc"}]
+    order = text(evaluation={"held_out": entries})
+    held_out = done(order, site(tmp_path, data_root="data")).evaluation.held_out
+    assert [entry.data_root for entry in held_out] == [None, str(tmp_path / "data")]
+    with pytest.raises(Refused, match=r"^evaluation.held_out: '/etc/own.yaml' is not shipped \("):
+        policy.limited(text(evaluation={"held_out": ["/etc/own.yaml"]}), site(tmp_path))
+
+
 def test_a_site_can_demand_that_updates_are_masked(tmp_path):
     mine = site(tmp_path, secure_aggregation="required")
     with pytest.raises(Refused, match=r"^secure_aggregation: SITE\.yaml says required, and the run has privacy"):

@@ -53,6 +53,7 @@ class Scalars:
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         self.run, self.config = RunDir(run_dir), config
         self._rows: dict[int, dict[str, float]] = {}
+        self._step = 0
         self.open()
         for event in self.run.read_events():
             self._show(event["event"], event, event["time"])
@@ -74,19 +75,20 @@ class Scalars:
         raise NotImplementedError
 
     def _show(self, kind: str, values: dict[str, Any], time: float | None = None) -> None:
-        rounds = self.config.federation.rounds
         if kind == "round":
-            step, scalars, rank = values["stage"] * rounds + values["round"] + 1, _of_round(values), 0
+            self._step += 1  # some methods have more rounds after those of a stage
+            scalars, rank = _of_round(values), 0
         elif kind == "stage":
+            self._step = max(self._step, values["stage"] + 1)  # of a method without rounds
             self._rows[values["stage"]] = values["row"]
-            step, scalars, rank = (values["stage"] + 1) * rounds, self._of_stage(values["row"]), 1
+            scalars, rank = self._of_stage(values["row"]), 1
         elif kind == "end":
-            step, rank = len(self._rows) * rounds, 2
+            rank = 2
             scalars = {f"final/{name.lower()}": values[name] for name in AccuracyMatrix([]).summary()}
         else:
             return
         known = {name: float(value) for name, value in scalars.items() if value is not None}
-        self.write(Point(3 * step + rank, step, known, time))
+        self.write(Point(3 * self._step + rank, self._step, known, time))
 
     def _of_stage(self, row: dict[str, float]) -> dict[str, float | None]:
         rows = [self._rows.get(stage, {}) for stage in range(max(self._rows) + 1)]
