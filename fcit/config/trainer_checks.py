@@ -53,5 +53,6 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
 
 
 def _home(part: Any, hook: str) -> str:
-    """The module of the class that defines a hook."""
-    return next(kind.__module__ for kind in part.__mro__ if hook in vars(kind))
+    """The module of the class that defines a hook of a part, or of its class."""
+    family = part if isinstance(part, type) else type(part)
+    return next(kind.__module__ for kind in family.__mro__ if hook in vars(kind))
