@@ -26,6 +26,11 @@ def contradictions(config: RunConfig) -> list[str]:
             f"training.trainer: {name!r} gives no gradients of single records, which privacy.record_dp: 'on' clips; "
             "leave one of them out"
         )
+    if config.backbone.dtype == "float16":
+        problems.append(
+            f"training.trainer: {name!r} has no loss scaling here, without which gradients vanish with backbone.dtype: "
+            "float16; choose bfloat16 or float32"
+        )
     own = {"micro_batch": training.micro_batch is not None, "checkpointing": training.checkpointing is not False}
     own["compile"] = training.compile == "on"
     problems += [

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,6 @@ def arguments(task: Task, **changes: Any) -> Any:
     from transformers import TrainingArguments
 
     device = next(task.model.parameters()).device
-    half = next((p.dtype for p in task.model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
     given = {
         "output_dir": str(task.folder),
         "max_steps": task.steps,
@@ -125,8 +125,6 @@ def arguments(task: Task, **changes: Any) -> Any:
         "max_grad_norm": task.training.max_grad_norm or 0.0,
         "train_sampling_strategy": "sequential",
         "seed": task.seed,
-        "bf16": half == torch.bfloat16,  # adapters are float32 on a backbone of 16 bits
-        "fp16": half == torch.float16,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
@@ -141,19 +139,21 @@ def arguments(task: Task, **changes: Any) -> Any:
 
 def plain(task: Task) -> Any:
     """A ``Trainer`` with the run's own optimiser and rates: what fcit's own loop computes, up to rounding."""
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
 
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=task.training.weight_decay)
     rates = [*task.rates, 0.0]  # the schedule looks one step ahead
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
-    return Trainer(
+    trainer = Trainer(
         model=task.model,
         args=arguments(task),
         train_dataset=task.dataset,
         data_collator=task.collate,
         optimizers=(optimizer, schedule),
     )
+    trainer.remove_callback(PrinterCallback)  # prints a line about every training
+    return trainer
 
 
 def train(
@@ -202,7 +202,8 @@ def train(
         if not callable(getattr(trainer, "train", None)):
             raise FCITError(f"training.trainer: {name!r} returned {type(trainer).__name__}, which has no train()")
         try:
-            done = trainer.train()
+            with _products(backbone):
+                done = trainer.train()
         finally:
             _unwrap(trainer, backbone.model)
     if done.global_step != len(rates):
@@ -213,6 +214,16 @@ def train(
     if not math.isfinite(done.training_loss):
         raise FCITError(f"training.trainer: {name!r}: the training loss is {done.training_loss}; lower training.lr")
     return float(done.training_loss)
+
+
+def _products(backbone: Any) -> AbstractContextManager[object]:
+    """On a backbone of 16 bits, whose adapters and projector are float32, products are made in its format.
+
+    Not by the Trainer's own ``bf16``: accelerate prepares a model for it once, and this one is trained again and again.
+    """
+    if backbone.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(backbone.device.type, dtype=backbone.dtype)
 
 
 def _unwrap(trainer: Any, model: Any) -> None:

@@ -144,6 +144,7 @@ def test_other_families_have_other_inputs(world, monkeypatch):
         ({"fedopt": "scaffold"}, r"and fedopt: 'scaffold' has on_step\(\) within.* choose another fedopt"),
         ({"training": {"trainer": "hf", "micro_batch": 4}}, "training.micro_batch: 4 is of fcit's own loop"),
         ({"training": {"trainer": "hff"}}, "training.trainer: unknown name 'hff'; did you mean 'hf'"),
+        ({"backbone": {"dtype": "float16"}}, "has no loss scaling here"),
         ({"privacy": {"record_dp": "on", "record_epsilon": 3.0}}, "gives no gradients of single records"),
     ],
 )
