@@ -15,6 +15,7 @@ from tests.helpers.waiting import wait
 SCRIPT = ROOT / "examples" / "slurm" / "run.sbatch"
 #: `ray start --block` lasts until it ends; a Python that asks for nodes waits for them; fcit's run stops at SIGUSR1.
 RAY = """#!/usr/bin/env bash
+for word in "$@"; do case $word in --temp-dir=*) mkdir -p "${word#*=}" ;; esac; done
 echo "$SLURMD_NODENAME ray $* [${RAY_ADDRESS:-}]" >> "$TOLD"
 exec sleep 600
 """
@@ -89,3 +90,4 @@ def test_a_run_that_is_asked_to_stop_goes_back_into_the_queue_and_goes_on(slurm,
     assert all(f"--address={address} --num-cpus=1 --num-gpus=0" in line for line in workers)
     assert all(line.endswith("[]") for line in [*heads, *workers])  # a head would join what RAY_ADDRESS names
     assert "put back into the queue" in log
+    assert not Path(f"/tmp/ray-{number}").exists()

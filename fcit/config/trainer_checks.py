@@ -26,6 +26,11 @@ def contradictions(config: RunConfig) -> list[str]:
             f"training.trainer: {name!r} gives no gradients of single records, which privacy.record_dp: 'on' clips; "
             "leave one of them out"
         )
+    if config.backbone.dtype == "float16":
+        problems.append(
+            f"training.trainer: {name!r} has no loss scaling here, without which gradients vanish with backbone.dtype: "
+            "float16; choose bfloat16 or float32"
+        )
     own = {"micro_batch": training.micro_batch is not None, "checkpointing": training.checkpointing is not False}
     own["compile"] = training.compile == "on"
     problems += [
@@ -53,5 +58,6 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
 
 
 def _home(part: Any, hook: str) -> str:
-    """The module of the class that defines a hook."""
-    return next(kind.__module__ for kind in part.__mro__ if hook in vars(kind))
+    """The module of the class that defines a hook of a part, or of its class."""
+    family = part if isinstance(part, type) else type(part)
+    return next(kind.__module__ for kind in family.__mro__ if hook in vars(kind))

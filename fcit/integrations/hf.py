@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,32 @@ from fcit.errors import FCITError
 
 #: Families whose model takes images as pixels and nothing else beside tokens.
 _FAMILIES = ("llava",)
+
+
+class Rows(Dataset[Any]):
+    """Encoded records by place, with the pixels of their images.
+
+    Args:
+        order: indices into ``examples``, in the order of the rows.
+        pixels: opens an image of the shard: ``(3, H, W)``.
+    """
+
+    def __init__(
+        self, examples: Sequence[Encoded], order: Sequence[int], pixels: Callable[[str], torch.Tensor]
+    ) -> None:
+        self._examples, self._order, self._pixels = examples, order, pixels
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def tokens(self) -> list[tuple[int, ...]]:
+        """Of every row, without its images."""
+        return [self._examples[index].tokens for index in self._order]
+
+    def __getitem__(self, place: int) -> tuple[Encoded, list[torch.Tensor]]:
+        example = self._examples[self._order[place]]
+        return example, [self._pixels(image) for image in example.images]
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class Task:
     """
 
     model: Any
-    dataset: Dataset[Any]
+    dataset: Rows
     collate: Callable[[list[Any]], dict[str, torch.Tensor]]
     steps: int
     rates: Sequence[float]
@@ -59,34 +86,25 @@ class Task:
     folder: Path
 
 
-class Rows(Dataset[Any]):
-    """Encoded records by place, with the pixels of their images.
-
-    Args:
-        order: indices into ``examples``, in the order of the rows.
-        pixels: opens an image of the shard: ``(3, H, W)``.
-    """
-
-    def __init__(
-        self, examples: Sequence[Encoded], order: Sequence[int], pixels: Callable[[str], torch.Tensor]
-    ) -> None:
-        self._examples, self._order, self._pixels = examples, order, pixels
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, place: int) -> tuple[Encoded, list[torch.Tensor]]:
-        example = self._examples[self._order[place]]
-        return example, [self._pixels(image) for image in example.images]
-
-
-def collated(rows: list[tuple[Encoded, list[torch.Tensor]]], pad: int) -> dict[str, torch.Tensor]:
-    """A batch as the model's ``forward`` takes it, see :class:`Task`."""
+def collated(rows: list[Any], dataset: Rows, pad: int) -> dict[str, torch.Tensor]:
+    """A batch as the model's ``forward`` takes it, see :class:`Task`; of rows, or of what names their places."""
+    rows = [dataset[row["place"]] if isinstance(row, dict) else row for row in rows]
     ids, mask, labels = map(torch.from_numpy, pad_left([example for example, _ in rows], pad))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
     images = [image for _, pictures in rows for image in pictures]
     return batch | ({"pixel_values": torch.stack(images)} if images else {})
+
+
+def table(task: Task) -> Any:
+    """The rows as a ``datasets.Dataset`` of ``input_ids`` and ``place``, for Trainers that take no other, as TRL's.
+
+    :attr:`Task.collate` finds a row by its place, with labels and pixels.
+    """
+    import datasets
+
+    tokens = task.dataset.tokens
+    return datasets.Dataset.from_dict({"input_ids": tokens, "place": list(range(len(tokens)))})
 
 
 def arguments(task: Task, **changes: Any) -> Any:
@@ -98,7 +116,6 @@ def arguments(task: Task, **changes: Any) -> Any:
     from transformers import TrainingArguments
 
     device = next(task.model.parameters()).device
-    half = next((p.dtype for p in task.model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
     given = {
         "output_dir": str(task.folder),
         "max_steps": task.steps,
@@ -108,8 +125,6 @@ def arguments(task: Task, **changes: Any) -> Any:
         "max_grad_norm": task.training.max_grad_norm or 0.0,
         "train_sampling_strategy": "sequential",
         "seed": task.seed,
-        "bf16": half == torch.bfloat16,  # adapters are float32 on a backbone of 16 bits
-        "fp16": half == torch.float16,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
@@ -124,19 +139,21 @@ def arguments(task: Task, **changes: Any) -> Any:
 
 def plain(task: Task) -> Any:
     """A ``Trainer`` with the run's own optimiser and rates: what fcit's own loop computes, up to rounding."""
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
 
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=task.training.weight_decay)
     rates = [*task.rates, 0.0]  # the schedule looks one step ahead
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
-    return Trainer(
+    trainer = Trainer(
         model=task.model,
         args=arguments(task),
         train_dataset=task.dataset,
         data_collator=task.collate,
         optimizers=(optimizer, schedule),
     )
+    trainer.remove_callback(PrinterCallback)  # prints a line about every training
+    return trainer
 
 
 def train(
@@ -169,11 +186,12 @@ def train(
             "leave training.trainer out"
         )
     pad = backbone.tokenizer.pad_token_id
+    dataset = Rows(session.examples, order, lambda image: backbone.vision.pixels(session.image_root, image))
     with tempfile.TemporaryDirectory(prefix="fcit-trainer-") as folder:
         task = Task(
             model=backbone.model,
-            dataset=Rows(session.examples, order, lambda image: backbone.vision.pixels(session.image_root, image)),
-            collate=lambda rows: collated(rows, pad),
+            dataset=dataset,
+            collate=lambda rows: collated(rows, dataset, pad),
             steps=len(rates),
             rates=rates,
             training=training,
@@ -184,7 +202,8 @@ def train(
         if not callable(getattr(trainer, "train", None)):
             raise FCITError(f"training.trainer: {name!r} returned {type(trainer).__name__}, which has no train()")
         try:
-            done = trainer.train()
+            with _products(backbone):
+                done = trainer.train()
         finally:
             _unwrap(trainer, backbone.model)
     if done.global_step != len(rates):
@@ -195,6 +214,16 @@ def train(
     if not math.isfinite(done.training_loss):
         raise FCITError(f"training.trainer: {name!r}: the training loss is {done.training_loss}; lower training.lr")
     return float(done.training_loss)
+
+
+def _products(backbone: Any) -> AbstractContextManager[object]:
+    """On a backbone of 16 bits, whose adapters and projector are float32, products are made in its format.
+
+    Not by the Trainer's own ``bf16``: accelerate prepares a model for it once, and this one is trained again and again.
+    """
+    if backbone.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(backbone.device.type, dtype=backbone.dtype)
 
 
 def _unwrap(trainer: Any, model: Any) -> None:

@@ -104,6 +104,25 @@ def test_a_site_computes_in_bfloat16_where_the_run_allows_it(tmp_path):
     assert any((update.tensors[n].view(np.int32) & 0xFFFF).any() for n in lora)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_site_trains_with_a_trainer_of_its_own_where_the_run_allows_it(tmp_path, dtype):
+    (tmp_path / "mine.py").write_text(
+        "from fcit.integrations import hf\n\n\ndef make(task):\n    return hf.plain(task)\n"
+    )
+    site = Site(make(tmp_path, trainer="./mine.py:make"))
+    backbone = {"threads": 1, "dtype": dtype}
+    config = ordered(sites={"trainer": True, "dtypes": [dtype]}, backbone=backbone, adapter={"dropout": 0.0})
+    tensors = start(probe_of(site, config))
+    update = update_of(site, train_order(tensors, config))
+    assert (update.how["trainer"], update.examples) == ("make", RECORDS)
+    assert any(np.abs(update.tensors[n] - tensors[n]).max() > 1e-4 for n in update.tensors)
+    again = update_of(site, train_order(tensors, config))  # the model is as it was before the first
+    assert all((again.tensors[n] == update.tensors[n]).all() for n in update.tensors)
+    assert (
+        site.refused("train", train_order(tensors, ordered(backbone=backbone, sites={"dtypes": [dtype]}))) == "refused"
+    )
+
+
 def test_what_goes_wrong_leaves_as_a_code_and_a_reference(tmp_path):
     site = Site(make(tmp_path, max_bad_share=0))
     (site.file.parent / "data" / "datasets" / "secret" / "secret-3.png").write_bytes(b"no image")

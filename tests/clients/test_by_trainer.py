@@ -1,6 +1,8 @@
 """A Hugging Face Trainer as a client's local training: the steps of the loop, or a sentence."""
 
-from dataclasses import replace
+import importlib.util
+import os
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.errors import ConfigError, FCITError
 from fcit.federation.messages import TrainOrder
+from fcit.integrations import hf
 from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
@@ -88,6 +91,28 @@ def test_the_example_trains(world):
     assert all(difference.any() for difference in moved.values())
 
 
+def test_trls_trainer_trains(world, monkeypatch):
+    """It takes a ``datasets.Dataset`` and nothing else."""
+    if importlib.util.find_spec("trl") is None:
+        assert os.environ.get("FCIT_REQUIRE_TRL") != "1", "trl is not installed"
+        pytest.skip("trl is not installed; FCIT_REQUIRE_TRL=1 makes this a failure")
+    from trl import SFTConfig, SFTTrainer
+
+    def make(task):
+        known = {field.name for field in fields(SFTConfig) if field.init}
+        given = {key: value for key, value in hf.arguments(task).to_dict().items() if key in known}
+        args = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
+        table = {"train_dataset": hf.table(task), "data_collator": task.collate}
+        return SFTTrainer(task.model, args, **table, processing_class=world[0].tokenizer)
+
+    monkeypatch.setitem(registry.TRAINERS, "short", "tests.clients.test_by_trainer:short")
+    monkeypatch.setattr("tests.clients.test_by_trainer.short", make)
+    ours, _ = trained(world, "hf")
+    theirs, moved = trained(world, "short")
+    assert theirs.loss == pytest.approx(ours.loss, rel=0.05)  # other rates
+    assert all(difference.any() for difference in moved.values())
+
+
 def test_a_trainer_that_does_something_else_is_refused(world, monkeypatch):
     done = SimpleNamespace(global_step=4, training_loss=1.0)
     monkeypatch.setitem(registry.TRAINERS, "short", "tests.clients.test_by_trainer:short")
@@ -119,6 +144,7 @@ def test_other_families_have_other_inputs(world, monkeypatch):
         ({"fedopt": "scaffold"}, r"and fedopt: 'scaffold' has on_step\(\) within.* choose another fedopt"),
         ({"training": {"trainer": "hf", "micro_batch": 4}}, "training.micro_batch: 4 is of fcit's own loop"),
         ({"training": {"trainer": "hff"}}, "training.trainer: unknown name 'hff'; did you mean 'hf'"),
+        ({"backbone": {"dtype": "float16"}}, "has no loss scaling here"),
         ({"privacy": {"record_dp": "on", "record_epsilon": 3.0}}, "gives no gradients of single records"),
     ],
 )
