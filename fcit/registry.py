@@ -55,6 +55,7 @@ FEDOPTS = {
 
 #: Families of multimodal models by ``model_type`` in config.json.
 MODELS = {
+    "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
 }

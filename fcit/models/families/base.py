@@ -58,6 +58,8 @@ class Family(ABC):
     #: Module names (the last part of the dotted name) of the projector and of the vision tower.
     projector: ClassVar[str]
     vision: ClassVar[str]
+    #: Name of the language model's module in ``base.model``.
+    language_name: ClassVar[str] = "language_model"
     #: Whether its processor can be loaded; that of a model of videos needs torchvision, and its tokenizer suffices.
     processed: ClassVar[bool] = True
     #: Published configurations by hub name, so that an estimate needs no download.
@@ -107,7 +109,7 @@ class Family(ABC):
     @property
     def language(self) -> Any:
         """The language model without its output layer."""
-        return self.base.model.language_model
+        return getattr(self.base.model, self.language_name)
 
     @property
     def layers(self) -> list[Any]:

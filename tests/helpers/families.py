@@ -1,0 +1,130 @@
+"""Models of several families as on the hub, small and with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    GotOcr2ImageProcessorPil,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+)
+
+from fcit import seeding
+from fcit.models.backbone import TINY, Backbone
+from fcit.models.quieting import quiet
+
+CHAT = ("<|im_start|>", "<|im_end|>")
+#: One turn after the other between ``<|im_start|>`` and ``<|im_end|>``; IMAGE stands in the place of an image.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.15,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class Small:
+    """How a small model of one family is made, and what transformers' own forward takes of images.
+
+    Attributes:
+        make: the model for a vocabulary and the ids of special tokens.
+        special: tokens beyond those of the chat; the first is an image's placeholder.
+        image: an image in the chat template.
+        end: the token that ends an answer.
+        inputs: of images: pixels and what belongs to them.
+        processor: of images.
+        targets: of adapters.
+        options: of ``backbone``.
+    """
+
+    make: Callable[[int, Mapping[str, int]], Any]
+    special: Sequence[str]
+    image: str
+    inputs: Callable[[Backbone, Sequence[Image.Image]], dict[str, torch.Tensor]]
+    processor: Callable[[], Any]
+    end: str = "<|im_end|>"
+    template: str = CHATML
+    targets: str = r".*language_model.*\.(gate_proj|up_proj|down_proj)"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(folder: Path, name: str, small: Small, seed: int = 0) -> str:
+    """Save a model below ``folder``; returns its folder."""
+    target = folder / name
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "llava")
+    special = [*CHAT, *small.special]
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.backend_tokenizer.post_processor = None  # no token begins a text
+    tokenizer.bos_token, tokenizer.eos_token = None, small.end
+    tokenizer.chat_template = small.template.replace("IMAGE", small.image)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+    with seeding.torch_seeded(seed, name), quiet():
+        model = small.make(len(tokenizer), ids)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():  # position embeddings and biases begin with zeros, which would hide them
+                    parameter.normal_(0, 0.1)
+        model.generation_config.eos_token_id = ids[small.end]
+        model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    small.processor().save_pretrained(target)
+    return str(target)
+
+
+def _internvl(vocabulary: int, ids: Mapping[str, int]) -> Any:
+    """Four words a tile, grouped heads, biases of the queries."""
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [32, 32],
+        "patch_size": [8, 8],
+        "attention_bias": True,
+        "layer_scale_init_value": 1.0,
+    }
+    text = {"model_type": "qwen2", "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"], **TEXT}
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=ids["<IMG_CONTEXT>"],
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return InternVLForConditionalGeneration(config)
+
+
+def _internvl_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    whole = backbone.image_processor(list(images), crop_to_patches=True, max_patches=6, return_tensors="pt")
+    return {"pixel_values": whole["pixel_values"]}
+
+
+SMALL = {
+    "internvl": Small(
+        make=_internvl,
+        special=("<IMG_CONTEXT>", "<img>", "</img>"),
+        image="<IMG_CONTEXT>\n",
+        inputs=_internvl_inputs,
+        processor=lambda: GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}),
+        options={"max_pixels": 6 * 32 * 32},
+    ),
+}

@@ -1,0 +1,309 @@
+"""Every family with images of any size: what transformers' own forward and generate return for the same images."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText, InternVLProcessor
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from fcit.config import Adapter
+from fcit.config import Backbone as Config
+from fcit.data.collate import images_of
+from fcit.data.records import Record, TestRecord, Turn
+from fcit.errors import ConfigError
+from fcit.models.adapters import Adapters
+from fcit.models.backbone import TINY, Backbone
+from fcit.models.layout import is_projector
+from fcit.models.loading import four_bits
+from fcit.models.saving import save_peft
+from fcit.models.shapes import shape_of
+from tests.helpers.families import SMALL, save
+
+CLIP = str(TINY / "clip")
+#: Width and height: landscape, portrait, both odd, a strip, a square.
+SIZES = [(57, 30), (24, 61), (151, 91), (29, 200), (40, 40)]
+
+
+def conversation(*images: str) -> Record:
+    """Two turns; all images belong to the first."""
+    return Record(images, (Turn("How many?", "3", len(images)), Turn("Name it.", "red cup", 0)))
+
+
+#: One image, none, two, a portrait.
+RECORDS = [conversation("2.png"), conversation(), conversation("3.png", "0.png"), conversation("1.png")]
+
+
+@dataclasses.dataclass
+class Case:
+    """A small model of a family, loaded by FCIT and by transformers."""
+
+    kind: str
+    folder: str
+    root: object
+
+    def __post_init__(self):
+        self.small = SMALL[self.kind]
+        self.backbone = self.fresh()
+        self.whole = AutoModelForImageTextToText.from_pretrained(self.folder)
+        self.adapter = Adapter(dropout=0, targets=self.small.targets)
+        encoder = self.backbone.encoder_below(self.root)
+        self.examples = [encoder.encode(record) for record in RECORDS]
+        asked = [record.images for record in RECORDS]
+        self.questions = [encoder.encode(TestRecord(str(n), i, "Name it.", "")) for n, i in enumerate(asked)]
+        self.features = self.backbone.vision_features(self.root, images_of(self.examples))
+
+    def settings(self, **options) -> Config:
+        options = {"feature_cache": "off", **self.small.options, **options}
+        return Config(model=self.folder, identity=CLIP, **options)
+
+    def fresh(self, **options) -> Backbone:
+        return Backbone(self.settings(**options))
+
+    def inputs(self, example) -> dict[str, torch.Tensor]:
+        """What transformers' own forward takes of one conversation."""
+        tokens = torch.tensor([example.tokens])
+        if not example.images:
+            return {"input_ids": tokens}
+        opened = [Image.open(self.root / image).convert("RGB") for image in example.images]
+        return {"input_ids": tokens, **self.small.inputs(self.backbone, opened)}
+
+    def own(self, n: int) -> tuple[list, object]:
+        """One example with its images' features."""
+        ends = np.cumsum([0, *(len(e.images) for e in self.examples)])
+        return [self.examples[n]], self.features[range(ends[n], ends[n + 1])]
+
+    @torch.no_grad()
+    def expected(self, model) -> torch.Tensor:
+        """Logits of a whole model before the learnt tokens, conversation by conversation from pixels."""
+        wanted = []
+        for example in self.examples:
+            out = model(**self.inputs(example)).logits[0]
+            wanted += [out[start - 1 : end - 1] for start, end in example.answers]
+        return torch.cat(wanted)
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def case(request, tmp_path_factory) -> Case:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(3)
+    for n, (width, height) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{n}.png")
+    folder = save(tmp_path_factory.mktemp(request.param), request.param, SMALL[request.param])
+    return Case(request.param, folder, root)
+
+
+@torch.no_grad()
+def logits(backbone, examples, features, prefix=None):
+    return backbone.answer_logits(examples, features, prefix)[0]
+
+
+def moved(adapters: Adapters, seed: int) -> dict[str, np.ndarray]:
+    """Random values of everything that is trained."""
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(0, 0.1, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
+
+
+# ---------------------------------------------------------------------- images and prompts
+
+
+def test_tokens_follow_from_the_size_alone(case):
+    """As many as the processor makes pixels for, over many sizes."""
+    family, rng = case.backbone.family, np.random.default_rng(5)
+    for width, height in [*SIZES, *rng.integers(8, 300, (40, 2)).tolist()]:
+        grid = family.grid(width, height)
+        rows = family.rows(family.pixels(Image.new("RGB", (width, height), (200, 30, 90))), grid)
+        assert len(rows) == family.kept(grid)
+        assert family.join(rows, [grid]).shape == (family.count(grid), 48)
+
+
+def test_pixels_are_those_of_the_processor(case):
+    """Several images in one call, one after the other."""
+    opened = [Image.open(case.root / f"{n}.png").convert("RGB") for n in range(len(SIZES))]
+    wanted = case.small.inputs(case.backbone, opened)["pixel_values"]
+    found = torch.cat([case.backbone.family.pixels(image) for image in opened])
+    assert torch.equal(found, wanted.reshape(found.shape))
+
+
+def test_sizes_are_known_before_loading(case):
+    shape = shape_of(case.settings(), case.small.targets)
+    family = case.backbone.family
+    grid = family.grid(*family.typical)
+    assert shape.image_tokens == family.count(grid) == family.tokens
+    assert shape.image_tokens * shape.feature_width == family.kept(grid) * int(np.prod(family.shape))
+    assert len(shape.adapted) == 2 * 3
+
+
+# ---------------------------------------------------------------------- transformers' own forward
+
+
+def test_conversations_are_transformers_own_forward(case):
+    """Loss positions of a padded batch."""
+    found = logits(case.backbone, case.examples, case.features)
+    torch.testing.assert_close(found, case.expected(case.whole), rtol=0, atol=1e-4)
+
+
+def test_answers_are_those_of_transformers_own_generate(case):
+    """In one batch by our decoder and by transformers', and one by one from pixels."""
+    wanted = []
+    for question in case.questions:
+        given = case.inputs(question)
+        mask = torch.ones_like(given["input_ids"])
+        with torch.no_grad():
+            out = case.whole.generate(**given, attention_mask=mask, max_new_tokens=8, do_sample=False)
+        answer = out[0, len(question.tokens) :]
+        wanted.append(case.backbone.tokenizer.decode(answer, skip_special_tokens=True).strip())
+    for decoder in ("auto", "transformers"):
+        with case.backbone.answering.by(decoder):
+            assert case.backbone.generate(case.questions, case.features, 8) == wanted
+    assert case.backbone.answering.greedy is not None
+
+
+def test_soft_prompts_move_the_images_along(case):
+    words = case.backbone.word_embeddings
+    prefix = torch.from_numpy(words[:8].reshape(4, 2, -1).copy())
+    alone = [logits(case.backbone, *case.own(n), prefix[n : n + 1]) for n in range(4)]
+    found = logits(case.backbone, case.examples, case.features, prefix)
+    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("policy", ["shared", "per_subspace"])
+def test_trained_saved_and_loaded_again_by_peft_alone(case, tmp_path, policy):
+    backbone = case.fresh()
+    adapter = case.adapter.model_copy(update={"projector": policy})
+    adapters = Adapters(backbone, adapter)
+    lora = [n for n in adapters.trainable if ".lora_A." in n]
+    assert len(lora) == 2 * 3
+    assert all(f".{backbone.family.projector}." in n for n in adapters.trainable if is_projector(n))
+    adapters.load({**moved(adapters, 1), **adapters.base_projector()})
+    with adapters.training() as parameters:
+        optimizer = torch.optim.SGD(parameters, lr=0.5)
+        backbone.loss(case.examples, case.features).backward()
+        assert all(float(p.grad.abs().sum()) > 0 for p in parameters)
+        optimizer.step()
+    trained = adapters.read()
+    adapters.load_mixture([trained], {n: t for n, t in trained.items() if is_projector(n)})
+    with adapters.mixed(np.ones((4, 1), np.float32)):
+        found = logits(backbone, case.examples, case.features)
+    save_peft(tmp_path, trained, adapter, case.folder)
+    again = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(case.folder), tmp_path)
+    torch.testing.assert_close(found, case.expected(again), rtol=0, atol=1e-4)
+
+
+def test_gradients_of_a_batch_are_the_sums_of_its_records(case):
+    backbone = case.fresh()
+    adapters = Adapters(backbone, case.adapter)
+    adapters.load(moved(adapters, 4))
+    learnt = [e.learnt for e in case.examples]
+    with adapters.training() as parameters:
+        backbone.loss(case.examples, case.features).backward()
+        together = [p.grad.clone() for p in parameters]
+        apart = [torch.zeros_like(p) for p in parameters]
+        for n in range(4):
+            loss = backbone.loss(*case.own(n)) * learnt[n] / sum(learnt)
+            for total, g in zip(apart, torch.autograd.grad(loss, parameters), strict=True):
+                total += g
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
+
+
+def test_checkpointing_changes_no_gradient(case):
+    backbone = case.fresh()
+    adapters = Adapters(backbone, case.adapter)
+    adapters.load(moved(adapters, 6))
+    with adapters.training() as parameters:
+        wanted = torch.autograd.grad(backbone.loss(case.examples, case.features), parameters)
+        with backbone.checkpointing():
+            found = torch.autograd.grad(backbone.loss(case.examples, case.features), parameters)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(wanted, found, strict=True))
+
+
+def test_projectors_are_mixed_sample_by_sample(case):
+    backbone = case.fresh()
+    adapters = Adapters(backbone, case.adapter.model_copy(update={"projector": "per_subspace"}))
+    adapters.load_mixture([moved(adapters, seed) for seed in (2, 3)], adapters.base_projector())
+    weights = np.array([[0.3, 0.7], [0.5, 0.5], [0.0, 0.0], [1.0, 0.0]], np.float32)
+    with adapters.mixed(weights):
+        mixed = logits(backbone, case.examples, case.features)
+    alone = []
+    for n in range(4):
+        with adapters.mixed(weights[n : n + 1]):
+            alone.append(logits(backbone, *case.own(n)))
+    torch.testing.assert_close(mixed, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+def test_features_are_kept(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path))
+    names = ["2.png", "0.png", "3.png"]
+    wanted = case.backbone.vision_features(case.root, names)
+    case.fresh(feature_cache="disk").images(case.root, names)
+    again = case.fresh(feature_cache="disk")
+    monkeypatch.setattr(again.family, "rows", None)
+    kept = again.images(case.root, names).batch([2, 0])
+    assert kept.grids == (wanted.grids[2], wanted.grids[0])
+    assert torch.equal(kept.rows, wanted[[2, 0]].rows)
+
+
+def test_nothing_of_vision_and_projector_is_quantised(case):
+    skipped = four_bits("bfloat16", type(case.backbone.family)).llm_int8_skip_modules
+    linear = [n for n, m in case.whole.named_modules() if isinstance(m, torch.nn.Linear)]
+    converted = [n for n in linear if should_convert_module(n, skipped)]
+    assert all(f".{case.backbone.family.language_name}." in n for n in converted)
+    assert len(converted) == 2 * 7
+
+
+# ---------------------------------------------------------------------- particular families
+
+
+def published(name: str, targets: str = Adapter().targets):
+    return shape_of(Config(model=name, identity="openai/clip-vit-large-patch14-336"), targets)
+
+
+def of(case: Case, *kinds: str) -> Case:
+    """The case, if it is of one of these families."""
+    if case.kind not in kinds:
+        pytest.skip(f"of {' and '.join(kinds)}")
+    return case
+
+
+def refused(case: Case, **options) -> str:
+    with pytest.raises(ConfigError) as caught:
+        case.fresh(**options)
+    return str(caught.value)
+
+
+def test_adapters_of_internvl3_1b():
+    shape = published("OpenGVLab/InternVL3-1B-hf")
+    assert len(shape.adapted) == 24 * 3
+    assert round((shape.language + shape.projector + shape.vision.parameters) / 1e6) == 938  # as the hub says
+    assert shape.image_tokens == 13 * 256
+
+
+def test_tiles_of_internvl(case):
+    of(case, "internvl")
+    family = case.backbone.family
+    assert [family.grid(*size) for size in SIZES] == [(3,), (4,), (7,), (7,), (1,)]
+    assert case.fresh(max_pixels=32 * 32).family.grid(500, 20) == (1,)
+    assert case.fresh(min_pixels=4 * 32 * 32).family.grid(40, 40) == (5,)
+    source = SimpleNamespace(
+        start_image_token="<img>", end_image_token="</img>", image_token="<IMG_CONTEXT>", image_seq_length=4
+    )
+    wanted = InternVLProcessor.replace_image_token(source, {"num_patches": [7]}, 0)
+    assert family.placeholders((7,), "<IMG_CONTEXT>") == wanted
+
+
+def test_bounds_of_tiles_that_fit_nothing_are_refused(case):
+    of(case, "internvl")
+    assert "backbone.max_pixels: 1,000 is less than one tile of this model, 1,024" in refused(case, max_pixels=1000)
+    assert "backbone.min_pixels: 4 tiles of 32 x 32 pixels are more" in refused(case, min_pixels=4000, max_pixels=3000)
+
+
+def test_squares_of_tiled_images_are_refused(case):
+    of(case, "internvl")
+    assert "backbone.image_size: 448, but a model of this family cuts images" in refused(case, image_size=448)
