@@ -136,7 +136,10 @@ def measure(
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     adapted = tuple((m.in_features, m.out_features) for n, m in linears.items() if re.fullmatch(targets, n))
     if not adapted:
-        raise ConfigError(f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers")
+        raise ConfigError(
+            f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers; the language model of "
+            f"this family is called {family.language_name!r}"
+        )
     inner = [m for m in projector.modules() if isinstance(m, nn.Linear)]
     inside = widths(text, 0)
     head = model.get_output_embeddings()

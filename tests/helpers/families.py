@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,15 @@ from PIL import Image
 from transformers import (
     AutoTokenizer,
     GotOcr2ImageProcessorPil,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessorPil,
 )
 
 from fcit import seeding
@@ -27,6 +35,14 @@ CHATML = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: As SmolVLM writes it: no token begins the text, an answer follows after "Assistant:".
+CAPITALISED = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 TEXT = {
     "hidden_size": 48,
@@ -52,8 +68,10 @@ class Small:
         end: the token that ends an answer.
         inputs: of images: pixels and what belongs to them.
         processor: of images.
+        whole: the processor of texts and images from a tokenizer, where it needs none of videos.
         targets: of adapters.
         options: of ``backbone``.
+        apart: whether the template is a file of the processor, which the tokenizer does not read.
     """
 
     make: Callable[[int, Mapping[str, int]], Any]
@@ -61,10 +79,12 @@ class Small:
     image: str
     inputs: Callable[[Backbone, Sequence[Image.Image]], dict[str, torch.Tensor]]
     processor: Callable[[], Any]
+    whole: Callable[[Any, Any, str], Any] | None = None
     end: str = "<|im_end|>"
     template: str = CHATML
     targets: str = r".*language_model.*\.(gate_proj|up_proj|down_proj)"
     options: Mapping[str, Any] = field(default_factory=dict)
+    apart: bool = False
 
 
 def save(folder: Path, name: str, small: Small, seed: int = 0) -> str:
@@ -85,8 +105,15 @@ def save(folder: Path, name: str, small: Small, seed: int = 0) -> str:
                     parameter.normal_(0, 0.1)
         model.generation_config.eos_token_id = ids[small.end]
         model.save_pretrained(target)
+    processor = small.processor()
+    template = tokenizer.chat_template
+    if small.apart:
+        tokenizer.chat_template = None
+        (target / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     tokenizer.save_pretrained(target)
-    small.processor().save_pretrained(target)
+    if small.whole is not None:
+        processor = small.whole(processor, tokenizer, template)
+    processor.save_pretrained(target)
     return str(target)
 
 
@@ -118,7 +145,53 @@ def _internvl_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[
     return {"pixel_values": whole["pixel_values"]}
 
 
+def _tiled(config: Any, build: Any) -> Callable[[int, Mapping[str, int]], Any]:
+    """Four words a tile of 4 x 4 patches, grouped heads."""
+
+    def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "initializer_range": 0.15,
+        }
+        text = {"model_type": "llama", "vocab_size": vocabulary, "eos_token_id": ids["<end_of_utterance>"], **TEXT}
+        return build(config(vision_config=vision, text_config=text, image_token_id=ids["<image>"], scale_factor=2))
+
+    return make
+
+
+def _tiled_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    return dict(backbone.image_processor(list(images), size={"longest_edge": 96}, return_tensors="pt"))
+
+
+def _rows(processor: Any) -> Callable[[], Any]:
+    return lambda: processor(size={"longest_edge": 128}, max_image_size={"longest_edge": 32})
+
+
+_TILED: dict[str, Any] = {
+    "special": (
+        *("<image>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"),
+        *(f"<row_{row + 1}_col_{column + 1}>" for row in range(4) for column in range(4)),
+    ),
+    "image": "<image>",
+    "inputs": _tiled_inputs,
+    "end": "<end_of_utterance>",
+    "template": CAPITALISED,
+    "targets": r".*text_model.*\.(gate_proj|up_proj|down_proj)",
+    "options": {"max_pixels": 9 * 32 * 32},
+}
+
 SMALL = {
+    "idefics3": Small(
+        make=_tiled(Idefics3Config, Idefics3ForConditionalGeneration),
+        processor=_rows(Idefics3ImageProcessorPil),
+        whole=lambda images, words, template: Idefics3Processor(images, words, 4, template),
+        **_TILED,
+    ),
     "internvl": Small(
         make=_internvl,
         special=("<IMG_CONTEXT>", "<img>", "</img>"),
@@ -126,5 +199,11 @@ SMALL = {
         inputs=_internvl_inputs,
         processor=lambda: GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}),
         options={"max_pixels": 6 * 32 * 32},
+    ),
+    "smolvlm": Small(
+        make=_tiled(SmolVLMConfig, SmolVLMForConditionalGeneration),
+        processor=_rows(SmolVLMImageProcessorPil),
+        apart=True,
+        **_TILED,
     ),
 }

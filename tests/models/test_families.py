@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, InternVLProcessor
+from transformers import AutoModelForImageTextToText, Idefics3Processor, InternVLProcessor
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fcit.config import Adapter
@@ -265,13 +265,6 @@ def published(name: str, targets: str = Adapter().targets):
     return shape_of(Config(model=name, identity="openai/clip-vit-large-patch14-336"), targets)
 
 
-def of(case: Case, *kinds: str) -> Case:
-    """The case, if it is of one of these families."""
-    if case.kind not in kinds:
-        pytest.skip(f"of {' and '.join(kinds)}")
-    return case
-
-
 def refused(case: Case, **options) -> str:
     with pytest.raises(ConfigError) as caught:
         case.fresh(**options)
@@ -285,8 +278,52 @@ def test_adapters_of_internvl3_1b():
     assert shape.image_tokens == 13 * 256
 
 
+def test_adapters_of_smolvlm_256m():
+    shape = published("HuggingFaceTB/SmolVLM-256M-Instruct", SMALL["idefics3"].targets)
+    assert len(shape.adapted) == 30 * 3
+    assert shape.language + shape.projector + shape.vision.parameters == 256_484_928
+    assert shape.image_tokens == 13 * 64
+
+
+def test_adapters_of_idefics3_8b():
+    shape = published("HuggingFaceM4/Idefics3-8B-Llama3", SMALL["idefics3"].targets)
+    assert len(shape.adapted) == 32 * 3
+    assert shape.image_tokens == 13 * 169
+
+
+@pytest.mark.parametrize("case", ["idefics3", "smolvlm"], indirect=True)
+def test_prompts_of_tiles_are_those_of_the_whole_processor(case):
+    """Rows, columns and the whole image, each between its marks."""
+    template = case.small.template.replace("IMAGE", "<image>")
+    processor = Idefics3Processor(case.backbone.image_processor, case.backbone.tokenizer, 4, template)
+    for question in case.questions:
+        parts = [*[{"type": "image"}] * len(question.images), {"type": "text", "text": "Name it."}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        opened = [Image.open(case.root / image) for image in question.images] or None
+        ids = processor(text=text, images=opened, size={"longest_edge": 96}, add_special_tokens=False).input_ids
+        assert list(question.tokens) == ids[0]
+
+
+@pytest.mark.parametrize("case", ["idefics3"], indirect=True)
+def test_targets_elsewhere_are_told_where_the_language_model_is(case):
+    with pytest.raises(ConfigError, match="the language model of this family is called 'text_model'"):
+        Adapters(case.fresh(), Adapter())
+    with pytest.raises(ConfigError, match="the language model of this family is called 'text_model'"):
+        shape_of(case.settings(), Adapter().targets)
+
+
+@pytest.mark.parametrize("case", ["idefics3", "smolvlm"], indirect=True)
+def test_tiles_of_idefics3(case):
+    family = case.backbone.family
+    assert [family.grid(*size) for size in SIZES] == [(2, 3), (3, 2), (2, 3), (3, 1), (3, 3)]
+    assert case.fresh(max_pixels=8 * 32 * 32).family.grid(40, 40) == (2, 2)
+    assert case.fresh(max_pixels=32 * 32).family.grid(500, 20) == (0, 0)
+    assert case.fresh(max_pixels=None).family.grid(500, 20) == (1, 4)
+    assert "backbone.min_pixels: 9, but this model scales every image" in refused(case, min_pixels=9)
+
+
+@pytest.mark.parametrize("case", ["internvl"], indirect=True)
 def test_tiles_of_internvl(case):
-    of(case, "internvl")
     family = case.backbone.family
     assert [family.grid(*size) for size in SIZES] == [(3,), (4,), (7,), (7,), (1,)]
     assert case.fresh(max_pixels=32 * 32).family.grid(500, 20) == (1,)
@@ -298,12 +335,12 @@ def test_tiles_of_internvl(case):
     assert family.placeholders((7,), "<IMG_CONTEXT>") == wanted
 
 
+@pytest.mark.parametrize("case", ["internvl"], indirect=True)
 def test_bounds_of_tiles_that_fit_nothing_are_refused(case):
-    of(case, "internvl")
     assert "backbone.max_pixels: 1,000 is less than one tile of this model, 1,024" in refused(case, max_pixels=1000)
     assert "backbone.min_pixels: 4 tiles of 32 x 32 pixels are more" in refused(case, min_pixels=4000, max_pixels=3000)
 
 
+@pytest.mark.parametrize("case", ["internvl", "idefics3", "smolvlm"], indirect=True)
 def test_squares_of_tiled_images_are_refused(case):
-    of(case, "internvl")
     assert "backbone.image_size: 448, but a model of this family cuts images" in refused(case, image_size=448)
