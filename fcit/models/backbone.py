@@ -231,6 +231,9 @@ class Backbone:
         finally:
             self.owners = None
 
+    def _beside(self, features: Features, pictured: torch.Tensor) -> AbstractContextManager[object]:
+        return self.family.beside(features.rows if isinstance(features, Patches) else features, pictured)
+
     @property
     def _any_size(self) -> AnySize:
         assert isinstance(self.family, AnySize)
@@ -263,13 +266,14 @@ class Backbone:
         inputs["position_ids"] = self.places(inputs["attention_mask"], pictured, features)
         keep: Any = _kept(examples)
         # A cache of keys and values is a copy of them that no later step reads.
-        if isinstance(keep, int):
-            target = labels[:, -keep + 1 :]
-            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
-        else:  # places before a learnt token, counted from the end
-            places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
-            logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
-            target = labels[:, places + 1]
+        with self._beside(features, pictured):
+            if isinstance(keep, int):
+                target = labels[:, -keep + 1 :]
+                logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
+            else:  # places before a learnt token, counted from the end
+                places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
+                logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
+                target = labels[:, places + 1]
         target = target.to(logits.device)
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
@@ -306,7 +310,8 @@ class Backbone:
             inputs = self._inputs(examples, features, prefix)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None
-            return self.answering.tokens(*prompt, max_new_tokens, grids)
+            with self._beside(features, inputs["pictured"]):
+                return self.answering.tokens(*prompt, max_new_tokens, grids)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

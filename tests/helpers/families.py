@@ -19,6 +19,9 @@ from transformers import (
     Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessorPil,
@@ -185,6 +188,39 @@ _TILED: dict[str, Any] = {
     "options": {"max_pixels": 9 * 32 * 32},
 }
 
+
+def _qwen3(vocabulary: int, ids: Mapping[str, int]) -> Any:
+    """Two depths beside the last and a layer after them, interpolated positions of the tower, interleaved rotations."""
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 8,
+        "out_hidden_size": 48,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+        "initializer_range": 0.15,
+    }
+    rotary = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
+    text = {**TEXT, "vocab_size": vocabulary, "num_hidden_layers": 3, "head_dim": 12, "rope_parameters": rotary}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+        )
+    )
+
+
+def _qwen3_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    bounds = {"shortest_edge": 2 * 16 * 16, "longest_edge": 24 * 16 * 16}
+    return dict(backbone.image_processor(list(images), size=bounds, return_tensors="pt"))
+
+
 SMALL = {
     "idefics3": Small(
         make=_tiled(Idefics3Config, Idefics3ForConditionalGeneration),
@@ -199,6 +235,14 @@ SMALL = {
         inputs=_internvl_inputs,
         processor=lambda: GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}),
         options={"max_pixels": 6 * 32 * 32},
+    ),
+    "qwen3_vl": Small(
+        make=_qwen3,
+        special=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+        image="<|vision_start|><|image_pad|><|vision_end|>",
+        inputs=_qwen3_inputs,
+        processor=lambda: Qwen2VLImageProcessorPil(patch_size=8),
+        options={"min_pixels": 2 * 16 * 16, "max_pixels": 24 * 16 * 16},
     ),
     "smolvlm": Small(
         make=_tiled(SmolVLMConfig, SmolVLMForConditionalGeneration),

@@ -49,6 +49,7 @@ class Case:
     def __post_init__(self):
         self.small = SMALL[self.kind]
         self.backbone = self.fresh()
+        self.layers = len(self.backbone.family.layers)
         self.whole = AutoModelForImageTextToText.from_pretrained(self.folder)
         self.adapter = Adapter(dropout=0, targets=self.small.targets)
         encoder = self.backbone.encoder_below(self.root)
@@ -70,7 +71,10 @@ class Case:
         if not example.images:
             return {"input_ids": tokens}
         opened = [Image.open(self.root / image).convert("RGB") for image in example.images]
-        return {"input_ids": tokens, **self.small.inputs(self.backbone, opened)}
+        given = {"input_ids": tokens, **self.small.inputs(self.backbone, opened)}
+        if "image_grid_thw" in given:
+            given["mm_token_type_ids"] = (tokens == self.whole.config.image_token_id).int()
+        return given
 
     def own(self, n: int) -> tuple[list, object]:
         """One example with its images' features."""
@@ -135,7 +139,7 @@ def test_sizes_are_known_before_loading(case):
     grid = family.grid(*family.typical)
     assert shape.image_tokens == family.count(grid) == family.tokens
     assert shape.image_tokens * shape.feature_width == family.kept(grid) * int(np.prod(family.shape))
-    assert len(shape.adapted) == 2 * 3
+    assert len(shape.adapted) == case.layers * 3
 
 
 # ---------------------------------------------------------------------- transformers' own forward
@@ -180,7 +184,7 @@ def test_trained_saved_and_loaded_again_by_peft_alone(case, tmp_path, policy):
     adapter = case.adapter.model_copy(update={"projector": policy})
     adapters = Adapters(backbone, adapter)
     lora = [n for n in adapters.trainable if ".lora_A." in n]
-    assert len(lora) == 2 * 3
+    assert len(lora) == case.layers * 3
     assert all(f".{backbone.family.projector}." in n for n in adapters.trainable if is_projector(n))
     adapters.load({**moved(adapters, 1), **adapters.base_projector()})
     with adapters.training() as parameters:
@@ -255,7 +259,7 @@ def test_nothing_of_vision_and_projector_is_quantised(case):
     linear = [n for n, m in case.whole.named_modules() if isinstance(m, torch.nn.Linear)]
     converted = [n for n in linear if should_convert_module(n, skipped)]
     assert all(f".{case.backbone.family.language_name}." in n for n in converted)
-    assert len(converted) == 2 * 7
+    assert len(converted) == case.layers * 7
 
 
 # ---------------------------------------------------------------------- particular families
@@ -339,6 +343,40 @@ def test_tiles_of_internvl(case):
 def test_bounds_of_tiles_that_fit_nothing_are_refused(case):
     assert "backbone.max_pixels: 1,000 is less than one tile of this model, 1,024" in refused(case, max_pixels=1000)
     assert "backbone.min_pixels: 4 tiles of 32 x 32 pixels are more" in refused(case, min_pixels=4000, max_pixels=3000)
+
+
+def test_adapters_of_qwen3_vl_4b():
+    shape = published("Qwen/Qwen3-VL-4B-Instruct")
+    assert len(shape.adapted) == 36 * 3
+    assert round((shape.language + shape.projector + shape.vision.parameters) / 1e7) == 444  # 4.44 B, as the hub says
+    assert shape.image_tokens == 20 * 15
+    assert shape.feature_width == 4 * 1024 + 3 * 2560
+
+
+@pytest.mark.parametrize("case", ["qwen3_vl"], indirect=True)
+def test_positions_are_those_of_the_model(case):
+    ids, mask = (torch.zeros(4, 100, dtype=torch.long) for _ in range(2))
+    for row, example in enumerate(case.examples):
+        ids[row, -len(example.tokens) :], mask[row, -len(example.tokens) :] = torch.tensor(example.tokens), 1
+    pictured = ids == case.whole.config.image_token_id
+    grids = case.features.grids
+    grid = torch.tensor([[1, 2 * h, 2 * w] for h, w in grids])
+    wanted, _ = case.whole.model.get_rope_index(ids, pictured.int(), image_grid_thw=grid, attention_mask=mask)
+    assert torch.equal(case.backbone.family.positions(mask, pictured, grids) * mask, wanted * mask)
+
+
+@pytest.mark.parametrize("case", ["qwen3_vl"], indirect=True)
+def test_every_depth_counts(case):
+    """Without the features beside the words the logits are others; in squares they are kept as well."""
+    backbone = case.fresh(image_size=64)
+    examples = [backbone.encode("How many?", "3", "0.png")]
+    features = backbone.vision_features(case.root, ["0.png"])
+    assert features.shape == (1, 16, 4 * 32 + 2 * 48)
+    found = logits(backbone, examples, features)
+    for depth in range(2):
+        less = features.clone()
+        less[..., 4 * 32 + 48 * depth : 4 * 32 + 48 * (depth + 1)] = 0
+        assert not torch.allclose(found, logits(backbone, examples, less), atol=1e-3)
 
 
 @pytest.mark.parametrize("case", ["internvl", "idefics3", "smolvlm"], indirect=True)

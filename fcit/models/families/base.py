@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -163,6 +164,15 @@ class Family(ABC):
     def generation(self, mask: torch.Tensor, pictured: torch.Tensor) -> dict[str, torch.Tensor]:
         """Arguments ``generate`` needs beside embeddings and mask."""
         return {}
+
+    def beside(self, rows: torch.Tensor, pictured: torch.Tensor) -> AbstractContextManager[object]:
+        """Inside, the language model gets what it needs of images beside their words; here that is nothing.
+
+        Args:
+            rows: features of all images of a batch, as :meth:`project` or :meth:`AnySize.join` takes them.
+            pictured: ``(B, L)`` bool, where their placeholders are.
+        """
+        return nullcontext()
 
     @staticmethod
     def _as_parameters(module: nn.Module, features: torch.Tensor) -> torch.Tensor:
