@@ -1,6 +1,5 @@
 """Every family with images of any size: what transformers' own forward and generate return for the same images."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,97 +12,20 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
-from fcit.data.collate import images_of
-from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
-from fcit.models.backbone import TINY, Backbone
 from fcit.models.layout import is_projector
 from fcit.models.loading import four_bits
 from fcit.models.saving import save_peft
 from fcit.models.shapes import shape_of
 from tests.helpers.families import SMALL, save
-
-CLIP = str(TINY / "clip")
-#: Width and height: landscape, portrait, both odd, a strip, a square.
-SIZES = [(57, 30), (24, 61), (151, 91), (29, 200), (40, 40)]
-
-
-def conversation(*images: str) -> Record:
-    """Two turns; all images belong to the first."""
-    return Record(images, (Turn("How many?", "3", len(images)), Turn("Name it.", "red cup", 0)))
-
-
-#: One image, none, two, a portrait.
-RECORDS = [conversation("2.png"), conversation(), conversation("3.png", "0.png"), conversation("1.png")]
-
-
-@dataclasses.dataclass
-class Case:
-    """A small model of a family, loaded by FCIT and by transformers."""
-
-    kind: str
-    folder: str
-    root: object
-
-    def __post_init__(self):
-        self.small = SMALL[self.kind]
-        self.backbone = self.fresh()
-        self.layers = len(self.backbone.family.layers)
-        self.whole = AutoModelForImageTextToText.from_pretrained(self.folder)
-        self.adapter = Adapter(dropout=0, targets=self.small.targets)
-        encoder = self.backbone.encoder_below(self.root)
-        self.examples = [encoder.encode(record) for record in RECORDS]
-        asked = [record.images for record in RECORDS]
-        self.questions = [encoder.encode(TestRecord(str(n), i, "Name it.", "")) for n, i in enumerate(asked)]
-        self.features = self.backbone.vision_features(self.root, images_of(self.examples))
-
-    def settings(self, **options) -> Config:
-        options = {"feature_cache": "off", **self.small.options, **options}
-        return Config(model=self.folder, identity=CLIP, **options)
-
-    def fresh(self, **options) -> Backbone:
-        return Backbone(self.settings(**options))
-
-    def inputs(self, example) -> dict[str, torch.Tensor]:
-        """What transformers' own forward takes of one conversation."""
-        tokens = torch.tensor([example.tokens])
-        if not example.images:
-            return {"input_ids": tokens}
-        opened = [Image.open(self.root / image).convert("RGB") for image in example.images]
-        given = {"input_ids": tokens, **self.small.inputs(self.backbone, opened)}
-        if "image_grid_thw" in given:
-            given["mm_token_type_ids"] = (tokens == self.whole.config.image_token_id).int()
-        return given
-
-    def own(self, n: int) -> tuple[list, object]:
-        """One example with its images' features."""
-        ends = np.cumsum([0, *(len(e.images) for e in self.examples)])
-        return [self.examples[n]], self.features[range(ends[n], ends[n + 1])]
-
-    @torch.no_grad()
-    def expected(self, model) -> torch.Tensor:
-        """Logits of a whole model before the learnt tokens, conversation by conversation from pixels."""
-        wanted = []
-        for example in self.examples:
-            out = model(**self.inputs(example)).logits[0]
-            wanted += [out[start - 1 : end - 1] for start, end in example.answers]
-        return torch.cat(wanted)
+from tests.helpers.family_cases import SIZES, Case, draw, logits
 
 
 @pytest.fixture(scope="module", params=SMALL)
 def case(request, tmp_path_factory) -> Case:
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(3)
-    for n, (width, height) in enumerate(SIZES):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{n}.png")
-    folder = save(tmp_path_factory.mktemp(request.param), request.param, SMALL[request.param])
-    return Case(request.param, folder, root)
-
-
-@torch.no_grad()
-def logits(backbone, examples, features, prefix=None):
-    return backbone.answer_logits(examples, features, prefix)[0]
+    root = draw(tmp_path_factory.mktemp("images"))
+    return Case(request.param, save(tmp_path_factory.mktemp("model"), request.param, SMALL[request.param]), root)
 
 
 def moved(adapters: Adapters, seed: int) -> dict[str, np.ndarray]:
@@ -153,14 +75,7 @@ def test_conversations_are_transformers_own_forward(case):
 
 def test_answers_are_those_of_transformers_own_generate(case):
     """In one batch by our decoder and by transformers', and one by one from pixels."""
-    wanted = []
-    for question in case.questions:
-        given = case.inputs(question)
-        mask = torch.ones_like(given["input_ids"])
-        with torch.no_grad():
-            out = case.whole.generate(**given, attention_mask=mask, max_new_tokens=8, do_sample=False)
-        answer = out[0, len(question.tokens) :]
-        wanted.append(case.backbone.tokenizer.decode(answer, skip_special_tokens=True).strip())
+    wanted = [case.generated(n) for n in range(4)]
     for decoder in ("auto", "transformers"):
         with case.backbone.answering.by(decoder):
             assert case.backbone.generate(case.questions, case.features, 8) == wanted
@@ -199,6 +114,15 @@ def test_trained_saved_and_loaded_again_by_peft_alone(case, tmp_path, policy):
     save_peft(tmp_path, trained, adapter, case.folder)
     again = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(case.folder), tmp_path)
     torch.testing.assert_close(found, case.expected(again), rtol=0, atol=1e-4)
+
+
+def test_gradients_of_the_projector_are_those_of_the_whole_model(case):
+    for n in range(4):
+        found, wanted = case.projector_gradients(n)
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            assert bool(gradient.any()) == bool(case.examples[n].images), name
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_gradients_of_a_batch_are_the_sums_of_its_records(case):
