@@ -61,6 +61,7 @@ evidence: install  ## the long runs behind docs/figures.md (about seven hours on
 	$(BIN)/python -m tests.evidence.sites_soak
 	$(BIN)/python -m tests.evidence.compat
 	$(BIN)/python -m tests.evidence.tokenizer
+	$(BIN)/python -m tests.evidence.serve
 	$(BIN)/python -m tests.evidence.card
 
 clean:

@@ -21,7 +21,7 @@ from fcit.cli.main import _parser
 from fcit.config import RunConfig, settings
 from fcit.config.effects import Effect, effects
 from fcit.config.site import Site
-from fcit.data.shipped import shipped
+from fcit.data.shipped import HELD_OUT, shipped
 from fcit.data.spec import read_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,7 +186,9 @@ def parts_page() -> str:
         rows = [[f"`{name}`", cell(_summary(registry.resolve(kind, name)))] for name in sorted(names)]
         tables.append(f"## {kind}\n\n{table(['name', 'what it is'], rows)}")
     rows = [[f"`{name}`", cell(read_spec(name).description)] for name in shipped()]
-    return "\n\n".join([*tables, f"## benchmark\n\n{table(['name', 'what it is'], rows)}"])
+    held_out = [[f"`{name}`", cell(read_spec(name).description)] for name in shipped(HELD_OUT)]
+    tables += [f"## benchmark\n\n{table(['name', 'what it is'], rows)}"]
+    return "\n\n".join([*tables, f"## held-out\n\n{table(['name', 'what it is'], held_out)}"])
 
 
 def part_docs(kind: str) -> str:

@@ -35,11 +35,16 @@ METHODS = {
     "mlora": "fcit.methods.mlora:MLoRA",
     "modalprompt": "fcit.methods.modalprompt:ModalPrompt",
     "moelora": "fcit.methods.moelora:MoELoRA",
+    "mrlora": "fcit.methods.mrlora:MRLoRA",
     "olora": "fcit.methods.olora:OLoRA",
     "opcm": "fcit.methods.opcm:OPCM",
+    "prism": "fcit.methods.prism:Prism",
+    "proglora": "fcit.methods.proglora:ProgLoRA",
     "replay": "fcit.methods.replay:Replay",
     "sacuir": "fcit.methods.sacuir:SACUIR",
+    "same": "fcit.methods.same:SAME",
     "sefe": "fcit.methods.sefe:SEFE",
+    "smolora": "fcit.methods.smolora:SMoLoRA",
     "zero_shot": "fcit.methods.zero_shot:ZeroShot",
 }
 
@@ -78,10 +83,23 @@ ROBUST = {
 }
 
 SCORERS = {
+    "acl-gui-local": "fcit.evaluation.acl:gui_local",
+    "acl-math-local": "fcit.evaluation.acl:math_local",
+    "acl-ocr": "fcit.evaluation.acl:ocr",
+    "acl-ocr-clean": "fcit.evaluation.acl:ocr_clean",
+    "acl-vp": "fcit.evaluation.acl:vp",
+    "acl-vp-clean": "fcit.evaluation.acl:vp_clean",
     "box-iou": "fcit.evaluation.scorers:box_iou",
     "box-iou-official": "fcit.evaluation.scorers:box_iou_official",
     "caption": "fcit.evaluation.captions:caption",
     "caption7": "fcit.evaluation.coco:caption7",
+    "coin-gqa": "fcit.evaluation.coin:gqa",
+    "coin-imagenet": "fcit.evaluation.coin:imagenet",
+    "coin-imagenet-clean": "fcit.evaluation.coin:imagenet_clean",
+    "coin-ocrvqa": "fcit.evaluation.coin:ocrvqa",
+    "coin-science": "fcit.evaluation.coin:science",
+    "coin-textvqa": "fcit.evaluation.coin:textvqa",
+    "coin-textvqa-clean": "fcit.evaluation.coin:textvqa_clean",
     "dcl-choice": "fcit.evaluation.dcl:choice",
     "dcl-choice-clean": "fcit.evaluation.dcl:choice_clean",
     "dcl-contained": "fcit.evaluation.dcl:contained",
@@ -92,21 +110,49 @@ SCORERS = {
     "dcl-words-clean": "fcit.evaluation.dcl:whole_words",
     "exact": "fcit.evaluation.scorers:exact",
     "exact-clean": "fcit.evaluation.scorers:exact_clean",
+    "fmcl-contained": "fcit.evaluation.fmcl:contained",
+    "fmcl-equal": "fcit.evaluation.fmcl:equal",
+    "mme": "fcit.evaluation.mme:mme",
+    "pope": "fcit.evaluation.pope:pope",
+    "option-letter": "fcit.evaluation.coin:option_letter",
     "substring": "fcit.evaluation.scorers:substring",
     "substring-official": "fcit.evaluation.scorers:substring_official",
 }
 
+#: Forms of answers that instructions demand.
+ANSWER_FORMS = {
+    "box": "fcit.evaluation.forms:Box",
+    "letter": "fcit.evaluation.forms:Letter",
+    "number": "fcit.evaluation.forms:Number",
+    "phrase": "fcit.evaluation.forms:Phrase",
+    "sentence": "fcit.evaluation.forms:Sentence",
+    "word": "fcit.evaluation.forms:Word",
+    "yes/no": "fcit.evaluation.forms:YesNo",
+}
+
 #: Rules of published scripts -> our cleaned rule that is reported beside them.
 OFFICIAL_RULES = {
+    "acl-ocr": "acl-ocr-clean",
+    "acl-vp": "acl-vp-clean",
     "box-iou-official": "box-iou",
     "caption7": "caption",
+    "coin-gqa": "exact-clean",
+    "coin-imagenet": "coin-imagenet-clean",
+    "coin-ocrvqa": "exact-clean",
+    "coin-science": "option-letter",
+    "coin-textvqa": "coin-textvqa-clean",
     "dcl-choice": "dcl-choice-clean",
     "dcl-contained": "dcl-contained-clean",
     "dcl-science": "dcl-science-clean",
     "dcl-words": "dcl-words-clean",
     "exact": "exact-clean",
+    "fmcl-contained": "dcl-contained-clean",
+    "fmcl-equal": "exact-clean",
     "substring-official": "substring",
 }
+
+#: All rules of published scripts; those of yes-or-no benchmarks have no cleaned one beside them.
+PUBLISHED = frozenset({*OFFICIAL_RULES, "mme", "pope"})
 
 ENGINES = {
     "auto": "fcit.federation.engines.fork:Auto",
@@ -120,12 +166,22 @@ ENGINES = {
 FORMATS = {
     "llava": "fcit.data.formats.llava",
     "messages": "fcit.data.formats.messages",
+    "mme": "fcit.data.formats.mme",
+    "pope": "fcit.data.formats.pope",
     "parquet": "fcit.data.formats.hub",
     "hf": "fcit.data.formats.hub",
 }
 
 TRACKERS = {
+    "mlflow": "fcit.runs.trackers.mlflow:MLflow",
     "tensorboard": "fcit.runs.trackers.tensorboard:TensorBoard",
+    "trackio": "fcit.runs.trackers.trackio:Trackio",
+    "wandb": "fcit.runs.trackers.wandb:WandB",
+}
+
+#: Hugging Face Trainers in place of the clients' own loop.
+TRAINERS = {
+    "hf": "fcit.integrations.hf:plain",
 }
 
 KINDS = {
@@ -135,8 +191,10 @@ KINDS = {
     "factors": FACTORS,
     "robust": ROBUST,
     "scorer": SCORERS,
+    "form": ANSWER_FORMS,
     "engine": ENGINES,
     "tracker": TRACKERS,
+    "trainer": TRAINERS,
     "format": FORMATS,
 }
 
@@ -147,6 +205,7 @@ _REQUIRED = {
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
+    "trainer": ("", "a function (task) -> a Trainer with train()"),
     "tracker": ("", "a class (run_dir, config) with say(kind, **values) and close()"),
 }
 

@@ -18,7 +18,7 @@ from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
-from fcit.runs.trackers import Watcher
+from fcit.runs.trackers import Trackers, Watcher
 
 
 def execute(
@@ -60,6 +60,7 @@ def execute(
         serve(path, grid, watcher, accept_changed_data, prepared)
     run = Run(path, prepared[0] if prepared else None)
     write_page([run], path / "report.html")
+    Trackers(folder, config, watcher).attach(path / "report.html")
     return run
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fcit.errors import DiskFull, RunError
+from fcit.evaluation.following import Followed
+from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import ClientUpdate
 from fcit.io import trees
 from fcit.io.files import read_json, read_tensors, sync, write_json, write_tensors, writing
@@ -35,6 +37,10 @@ class Progress:
     extra: dict[str, dict[str, float]] = field(default_factory=dict)  # scores of `also` rules
     rows: list[dict[str, float]] = field(default_factory=list)
     extra_rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    untrained: dict[str, float] = field(default_factory=dict)  # scores, at hand, of data sets not trained (yet)
+    untrained_rows: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage from 1; "0": before the first
+    followed: dict[str, Followed] = field(default_factory=dict)  # the form of their answers
+    followed_rows: list[dict[str, Followed]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
     described: list[str] = field(default_factory=list)  # shards that clients were asked to describe, "client/shard"
     lengths: list[float] = field(default_factory=list)  # of the mean features accepted so far
@@ -47,7 +53,9 @@ class Progress:
     trained_numbers: int = 0  # summed over them
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    untrained_extra: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by other rules
     samples: int = 0  # questions answered
+    samples_untrained: int = 0  # those of them about data sets not trained (yet)
     answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
     privacy: Ledger | None = None  # with differential privacy
@@ -74,6 +82,36 @@ class Progress:
         for task in tasks:
             counts = self.trained.setdefault(f"task-{task}", {})
             counts[subspace] = counts.get(subspace, 0) + examples
+
+    def end_evaluation(self, due: list[str]) -> dict[str, dict[str, float]]:
+        """Close the row of the stage at hand: ``due`` in this order, whichever data set was answered first.
+
+        Returns:
+            Its scores as ``row`` and, if there are some, those of data sets not trained (yet) as ``untrained``.
+        """
+        untrained = {"untrained": self.untrained} if self.untrained else {}
+        self.rows.append({name: self.row[name] for name in due})
+        self.extra_rows.append({name: self.extra[name] for name in due})
+        # A run begun by a version that did not look at forms has none of its first stages.
+        self.followed_rows += [{}] * (len(self.rows) - 1 - len(self.followed_rows))
+        self.followed_rows.append({name: self.followed[name] for name in due if name in self.followed})
+        self.end_untrained(self.stage + 1)
+        self.row, self.extra, self.followed = {}, {}, {}
+        return {"row": self.rows[-1], **untrained}
+
+    def end_untrained(self, stage: int) -> None:
+        """Close the row of data sets not trained (yet), after a stage from 1 on; 0: before the first."""
+        if self.untrained or stage == 0:
+            self.untrained_rows[str(stage)] = self.untrained
+        self.evaluated, self.untrained = [], {}
+
+    def matrix(self, columns: list[str]) -> AccuracyMatrix:
+        """The scores of the stages so far, with these data sets as columns."""
+        shares = [
+            {name: each.share for name, each in row.items() if each.share is not None} for row in self.followed_rows
+        ]
+        contents = [{name: each.content for name, each in row.items()} for row in self.followed_rows]
+        return AccuracyMatrix.of(columns, self.rows, self.untrained_rows, shares=shares, contents=contents)
 
     @property
     def majority(self) -> dict[str, str]:

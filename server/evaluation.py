@@ -64,6 +64,19 @@ class Evaluation:
         """The datasets of the whole run."""
         return self.benchmark.evaluation(len(self.benchmark.stages) - 1)
 
+    def begins(self, progress: Progress) -> bool:
+        """Whether the untouched model is still to be asked, see :meth:`before`."""
+        return not progress.untrained_rows and bool(self.orders.untrained(-1))
+
+    def before(self, state: ServerState, progress: Progress) -> None:
+        """Have the untouched model answer what later scores of data sets that are not trained are compared with.
+
+        Raises:
+            Unanswered: questions stay without an answer.
+            StopRequested: asked to stop.
+        """
+        self._score(state, progress, [], self.orders.untrained(-1), untouched=True)
+
     def stage(self, state: ServerState, progress: Progress) -> None:
         """Answer and score what is due after the stage, with a checkpoint after each dataset.
 
@@ -71,41 +84,61 @@ class Evaluation:
             Unanswered: questions stay without an answer.
             StopRequested: asked to stop.
         """
-        left = [name for name in self.due(progress) if name not in progress.evaluated]
-        for answers in self._answers(state, progress, left):
+        self._score(state, progress, self.due(progress), self.orders.untrained(progress.stage))
+
+    def _score(
+        self, state: ServerState, progress: Progress, due: list[str], untrained: list[str], untouched: bool = False
+    ) -> None:
+        left = [name for name in [*due, *untrained] if name not in progress.evaluated]
+        after = 0 if untouched else progress.stage + 1
+        for answers in self._answers(state, progress, left, untouched):
             name = answers.dataset
-            file = self.run.predictions / f"stage-{progress.stage + 1}" / f"{name}.jsonl"
-            scored = score(self.benchmark, answers, file)
+            scored = score(self.benchmark, answers, self.run.predictions / f"stage-{after}" / f"{name}.jsonl")
             progress.evaluated.append(name)
             progress.samples += len(answers.texts)
             progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
-            progress.row[name], progress.extra[name] = scored.score, scored.also
+            if name in due:
+                progress.row[name], progress.extra[name] = scored.score, scored.also
+                progress.followed[name] = scored.followed
+            else:
+                progress.untrained[name] = scored.score
+                progress.untrained_extra.setdefault(str(after), {})[name] = scored.also
+                progress.samples_untrained += len(answers.texts)
             self.say(
                 "scored",
-                stage=progress.stage,
+                stage=after - 1,
                 dataset=name,
                 score=scored.score,
+                form_share=scored.followed.share,
+                content=scored.followed.content,
                 mix=scored.mix,
+                **({"unrouted": scored.unrouted} if scored.unrouted else {}),
                 seconds=round(answers.seconds, 3),
+                **({} if name in due else {"trained": False}),
             )
             checkpoint.save(self.run, state, progress)
 
-    def _answers(self, state: ServerState, progress: Progress, due: list[str]) -> Iterator[Answers]:
+    def _answers(
+        self, state: ServerState, progress: Progress, due: list[str], untouched: bool = False
+    ) -> Iterator[Answers]:
         """Answers to whole data sets; stretches of each are given to all clients."""
         if not due:
             return
         if not self.courier.nodes:
             raise Unanswered(f"evaluation: no client is connected; `fcit resume {self.run.path}` tries again")
-        orders = list(self.orders.evaluate(state, progress, due, self.courier.nodes))
+        nodes, phase = self.courier.nodes, "before" if untouched else str(progress.stage)
+        orders = list(
+            self.orders.untouched(due, nodes) if untouched else self.orders.evaluate(state, progress, due, nodes)
+        )
         parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         open_ = {(order.dataset, order.first): (node, order) for node, order in orders}
         reasons: dict[Stretch, str] = {}
         failed: set[int] = set()
         verification = Verification(self.config.evaluation.verify, self.courier, self.say)
-        verification.post(orders, f"{progress.stage}.verify")
+        verification.post(orders, f"{phase}.verify")
         try:
             while True:
-                for reply in self.courier.send("evaluate", open_.values(), f"{progress.stage}.evaluate.{len(failed)}"):
+                for reply in self.courier.send("evaluate", open_.values(), f"{phase}.evaluate.{len(failed)}"):
                     answer = self._accepted(reply, open_, reasons)
                     if answer is None:
                         continue

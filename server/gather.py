@@ -145,6 +145,8 @@ class Gathering(ABC):
 
     def _declared(self, order: TrainOrder) -> int:
         """How many records a client can have been trained on by an order."""
+        if (extra := self.orders.method.extra(order.stage, order.round)) is not None:
+            return extra.most
         declared = order.budget or self.progress.declared.get(f"{order.client}/{order.shard}")
         if declared is None:
             declared = descriptions.most_records(self.config, self.stream, order.client, order.tasks)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fcit.config import Training
+from fcit.federation.messages import ClientUpdate
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import Watcher
 from server.checkpoint import Progress
@@ -44,3 +46,16 @@ class Journal:
         finally:
             spent = self._progress.seconds.get(part, 0.0) + time.perf_counter() - begin
             self._progress.seconds[part] = round(spent, 4)
+
+
+def remarks(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
+    """What the event of a round says only where it applies.
+
+    ``skipped``: records that could not be used, and ``how`` each site trained, in the order of the round's
+    participations; ``idle``: clients whose learning rate was 0 in every step.
+    """
+    skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
+    # With secure aggregation the number of steps is not known, and 0.
+    idle = [h.client for h in heads if h and h.steps and not training.moves(h.steps)]
+    values = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
+    return {key: value for key, value in values.items() if value}

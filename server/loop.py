@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from fcit import registry
-from fcit.config import RunConfig, Training
+from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
-from fcit.data.stream import Stream
+from fcit.data.stream import Stream, labels
 from fcit.errors import Unanswered
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.messages import ClientUpdate, Probe, ProbeOrder, TrainOrder, memory_version
+from fcit.federation.messages import Probe, ProbeOrder, TrainOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
 from fcit.io.files import write_json, writing
@@ -31,7 +32,7 @@ from server.courier import Courier
 from server.evaluation import Evaluation
 from server.gather import Gathering
 from server.handshake import Handshake
-from server.journal import Journal
+from server.journal import Journal, remarks
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
 from server.privacy import Privacy
@@ -55,7 +56,7 @@ class Loop:
         stop: where a request to end the run early is left.
 
     Raises:
-        ConfigError: the method cannot run on tasks that the sites keep to themselves.
+        ConfigError: the method cannot run on these stages, or on tasks that the sites keep to themselves.
         RunError: there are checkpoints and all of them are damaged.
     """
 
@@ -70,6 +71,8 @@ class Loop:
         self.fresh = restored is None
         self.state, self.progress = restored or (ServerState(), Progress())
         self.state.stage, self.state.round = self.progress.stage, self.progress.round
+        self.state.labels = labels(stream)
+        self.method.refuse(self.state)
         self.journal = Journal(run, watcher, self.progress)
         self.records: RecordPrivacy | None = None
         if config.privacy.records:
@@ -77,11 +80,12 @@ class Loop:
             self.progress.records = self.records.ledger
         planned = (lambda slot: 0) if self.records is None else self.records.planned
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
-        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms)
+        settings = self.method.training
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
         self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
         self.privacy: Privacy | None = None
         if config.privacy.on:
-            self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy)
+            self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy, self.method.rounds)
             self.progress.privacy = self.privacy.ledger
         clients = 1 if self.method.pooled else config.federation.clients
         traffic, say = self.progress.traffic, self.journal.round_event
@@ -116,16 +120,22 @@ class Loop:
                 self.evaluation.begin()
         if self.fresh:
             self._save()
-        stages, rounds = self.stream.stage_count, self.config.federation.rounds
+        stages = self.stream.stage_count
+        rounds = max(map(self.method.rounds, range(stages)))
         self.journal.event("start", stages=stages, rounds=rounds, done=[self.progress.stage, self.progress.round])
         if self.privacy is not None and self.fresh:
             self.journal.event("privacy", **self.privacy.planned())
         if self.records is not None and self.fresh:
             self.journal.event("record-privacy", **self.records.plan())
+        if self.evaluation.begins(self.progress):
+            self._answered(self.evaluation.before)
+            self.progress.end_untrained(0)
+            self.journal.event("untouched", row=self.progress.untrained_rows["0"])
+            self._save()
         while self.progress.stage < stages:
-            if self.method.measures and not self.progress.measured:
+            if self.method.measuring(self.progress.stage) and not self.progress.measured:
                 self._measure(collector)
-            while self.method.trains and self.progress.round < rounds:
+            while self.method.trains and self.progress.round < self.method.rounds(self.progress.stage):
                 self._round(collector)
                 self.stop.check()
             self._end_stage()
@@ -214,7 +224,8 @@ class Loop:
         self.state.stage, self.state.round = stage, round_
         begin, before = time.perf_counter(), dict(self.progress.traffic)
         drawn = self.privacy.drawn(stage, round_) if self.privacy else None
-        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn)
+        extra = self.method.extra(stage, round_) is not None
+        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn, extra)
         accepted = collector.gather(sampled)
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
@@ -233,6 +244,7 @@ class Loop:
             examples=[h.examples if h else 0 for h in heads],
             loss={f"{h.client}/{h.shard}": None if self.records else round(h.loss, 5) for h in heads if h},
             client_seconds=[round(h.seconds, 3) if h else None for h in heads],
+            **({"extra": True} if extra else {}),
             exactness=aggregator.exactness,
             **aggregator.flags,
             **(self.updates.flags if isinstance(self.updates, Sums) else {}),
@@ -297,7 +309,8 @@ class Loop:
                 progress.memories[str(pair[0])] = version
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
-            progress.count_tasks(order.tasks, order.subspace, head.examples)
+            if self.method.extra(order.stage, order.round) is None:
+                progress.count_tasks(order.tasks, order.subspace, head.examples)
             progress.trained_numbers += sum(t.size for t in order.trained.values())
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
@@ -329,20 +342,19 @@ class Loop:
     def _evaluate(self) -> None:
         """Add the stage's row to the accuracy matrix and go on to the next stage."""
         progress = self.progress
-        self._answered()
-        # In the benchmark's order, whichever data set was answered first.
-        due = self.evaluation.due(progress)
-        progress.rows.append({name: progress.row[name] for name in due})
-        progress.extra_rows.append({name: progress.extra[name] for name in due})
-        progress.evaluated, progress.row, progress.extra = [], {}, {}
-        self.journal.event("stage", stage=progress.stage, row=progress.rows[-1])
+        self._answered(self.evaluation.stage)
+        rows = progress.end_evaluation(self.evaluation.due(progress))
+        self.journal.event("stage", stage=progress.stage, **rows)
         progress.stage, progress.round = progress.stage + 1, 0
         progress.measured = progress.ended = False
         write_json(self.run.matrix, self._matrix().to_json())
         self._save()
 
-    def _answered(self) -> None:
+    def _answered(self, ask: Callable[[ServerState, Progress], None]) -> None:
         """Have the questions due answered; again if that fails, as ``federation.on_too_few`` says.
+
+        Args:
+            ask: of :attr:`evaluation`.
 
         Raises:
             Unanswered: no client can answer, and there is no further attempt.
@@ -352,7 +364,7 @@ class Loop:
             self.handshake.update()
             try:
                 with self.journal.timed("evaluation"):
-                    self.evaluation.stage(self.state, self.progress)
+                    ask(self.state, self.progress)
                 return
             except Unanswered as error:
                 if not self.courier.deployed or not federation.again(attempt):
@@ -365,7 +377,7 @@ class Loop:
     # ------------------------------------------------------------------ the end
 
     def _matrix(self) -> AccuracyMatrix:
-        return AccuracyMatrix(self.evaluation.columns(self.progress), self.progress.rows)
+        return self.progress.matrix(self.evaluation.columns(self.progress))
 
     def _finish(self) -> AccuracyMatrix:
         """Write adapters and results; the last file says that the run is finished."""
@@ -384,16 +396,3 @@ class Loop:
             parts = self.config, self.stream, self.method, self.state, self.progress
             results.write(self.run, *parts, matrix, by_site, spent)
         return matrix
-
-
-def remarks(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:
-    """What the event of a round says only where it applies.
-
-    ``skipped``: records that could not be used, and ``how`` each site trained, in the order of the round's
-    participations; ``idle``: clients whose learning rate was 0 in every step.
-    """
-    skipped, how = [h.skipped if h else 0 for h in heads], [h.how if h else {} for h in heads]
-    # With secure aggregation the number of steps is not known, and 0.
-    idle = [h.client for h in heads if h and h.steps and not training.moves(h.steps)]
-    values = {"skipped": skipped if any(skipped) else [], "how": how if any(how) else [], "idle": idle}
-    return {key: value for key, value in values.items() if value}

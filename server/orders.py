@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,11 @@ class Orders:
             config=self.text, client=slot.client, shard=slot.shard, tasks=list(slot.tasks), run=self.run, stage=stage
         )
 
-    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
-        """Tensors of a subspace that are not trained in its ``turn``-th round, by ``factors:`` and by the method."""
-        names = list(names)
-        return sorted({*self.factors.frozen(names, turn), *self.method.frozen(names)})
+    def frozen(self, state: ServerState, name: str) -> list[str]:
+        """Tensors of a subspace that are not trained in the round at hand, by ``factors:`` and by the method."""
+        names = list(state.subspaces[name])
+        by_turn = self.factors.frozen(names, state.turns.get(name, 0))
+        return sorted({*by_turn, *self.method.frozen(names, state.stage)})
 
     def train(self, state: ServerState, progress: Progress, slot: Slot, measure: bool = False) -> TrainOrder:
         """Order to train, or to ``measure``; constants that the client has are not sent again.
@@ -82,7 +83,7 @@ class Orders:
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
-        frozen = self.frozen(subspace, state.turns.get(name, 0))
+        frozen = self.frozen(state, name)
         tensors = {**state.shared, **subspace}
         extra = self.method.broadcast(state, slot.pair)
         for key, value in extra.items():
@@ -107,6 +108,7 @@ class Orders:
             memory=progress.memories.get(str(slot.client), ""),
             constants=sorted(constants),
             frozen=frozen,
+            brief=self.method.brief(state),
             measure=measure,
             run=self.run,
             participations=self._planned(slot),
@@ -157,6 +159,21 @@ class Orders:
         """Datasets to score after a stage."""
         return self.stream.evaluation(stage) if self.evaluates(stage) else []
 
+    def untrained(self, stage: int) -> list[str]:
+        """Data sets asked after a stage that were not trained by then; -1: before the first stage.
+
+        With ``evaluation.unseen`` those of later stages, none for references without a sequence of stages; and
+        ``evaluation.held_out``.
+        """
+        count, evaluation, begins = self.stream.stage_count, self.config.evaluation, stage < 0
+        names: list[str] = []
+        if evaluation.unseen and not self.method.last_stage_only and (begins or self.evaluates(stage)):
+            trained = [] if begins else self.stream.evaluation(stage)
+            names = [name for name in self.stream.evaluation(count - 1) if name not in trained]
+        late = self.method.last_stage_only and 0 <= stage < count - 1
+        asked = begins or (not late and stage + 1 in evaluation.stages(count, held_out=True))
+        return [*names, *(self.stream.held_out if asked else ())]
+
     def evaluate(
         self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
     ) -> Iterator[tuple[int, EvaluateOrder]]:
@@ -165,17 +182,24 @@ class Orders:
         The stretches of a data set go to one node after the other, the same in every stage, which then has
         their tokens already.
         """
-        names, knowledge, tensors = self._mixture(state, progress)
+        return self._stretches(datasets, nodes, *self._mixture(state, progress))
+
+    def untouched(self, datasets: list[str], nodes: list[int]) -> Iterator[tuple[int, EvaluateOrder]]:
+        """The same orders to the backbone as it came: no subspaces, no routing, its own projector."""
+        return self._stretches(datasets, nodes, [], {}, {})
+
+    def _stretches(
+        self, datasets: list[str], nodes: list[int], names: list[str], knowledge: dict[str, Any], tensors: Tensors
+    ) -> Iterator[tuple[int, EvaluateOrder]]:
         step = self.config.evaluation.stretch
         for number, dataset in enumerate(datasets):
             for at, first in enumerate(range(0, len(self.stream.test(dataset)), step)):
-                task = self._task_of(dataset)
                 order = EvaluateOrder(
                     config=self.text,
                     dataset=dataset,
                     first=first,
                     last=first + step,
-                    task=task,
+                    task=self._task_of(dataset) if names else "",
                     names=names,
                     knowledge=knowledge,
                     tensors=tensors,
@@ -211,4 +235,5 @@ class Orders:
         """The true task's name, sent to references only: methods must not see it."""
         if not self.method.needs_task_at_inference:
             return ""
-        return next(f"task-{t}" for t, names in enumerate(self.stream.tasks) if dataset in names)
+        tasks = enumerate(self.stream.tasks)
+        return next((f"task-{t}" for t, names in tasks if dataset in names), "")  # a held-out one is of no task

@@ -39,6 +39,7 @@ def slots_of_round(
     stage: int,
     round_: int,
     drawn: list[int] | None = None,
+    extra: bool = False,
 ) -> list[Slot]:
     """The participations of a round in slot order.
 
@@ -47,6 +48,8 @@ def slots_of_round(
 
     Args:
         drawn: the clients, if they do not follow from the seed: any number, who train what the first slot does.
+        extra: whether it is one of the method's extra rounds (:meth:`fcit.methods.base.Method.extra_rounds`), in which
+            a client's records are of several stages: one shard, named by the stage that has come.
     """
     clients, tasks_of = sample(config.federation, config.seed, stage, round_), stream.slots(stage)
     if drawn is not None:
@@ -56,6 +59,8 @@ def slots_of_round(
         Slot(client, shard_id(config.seed, client, *(tasks or (stage,))), tasks)
         for client, tasks in zip(clients, tasks_of, strict=True)
     ]
+    if extra:
+        return [Slot(slot.client, f"extra-{stage}", slot.tasks) for slot in slots]
     if not method.pooled:
         return slots
     sizes: dict[int, int] = {}

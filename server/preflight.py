@@ -57,6 +57,7 @@ class Preflight:
         begin = time.perf_counter()
         stages = range(len(self.benchmark.stages))
         due = list(dict.fromkeys(name for stage in stages for name in self.orders.due(stage)))
+        due = list(dict.fromkeys([*due, *self.orders.untrained(-1)]))
         for name in due:
             self._score(name)
         self._answer(due)
@@ -79,7 +80,7 @@ class Preflight:
         A shipped rule that marks single answers is quick and is given all of them: a truth that it cannot read is
         noticed now.
         """
-        records, spec = self.benchmark.test(dataset), self.benchmark.spec.datasets[dataset]
+        records, spec = self.benchmark.test(dataset), self.benchmark.owner(dataset).datasets[dataset]
         for name in dict.fromkeys([spec.scorer, *spec.also]):
             result = self._tried(dataset, name, [records[0]])
             if result.marks is not None and not registry.is_own(name):
@@ -120,7 +121,8 @@ class Preflight:
             record = self._first(dataset)
             about = f" about image {record.image[:200]!r}" if record.image else ""
             sentence = f"question {record.question_id!r}{about} got no answer: {problem}"
-            check = f"`fcit data check {self.config.benchmark} --root {self.benchmark.root} --all` looks at all images"
+            owner = self.benchmark.owner(dataset)
+            check = f"`fcit data check {owner.config.benchmark} --root {owner.root} --all` looks at all images"
             look = "`fcit client check SITE.yaml` at the site says more" if self.courier.deployed else check
             raise self._stop(dataset, f"{sentence}\n{look}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -37,9 +37,9 @@ SECRET_ONLY = (
 
 
 class Freezes(Protocol):
-    """Knows which tensors of a subspace are not trained in its ``turn``-th round."""
+    """Knows which tensors of a subspace are not trained in the round at hand."""
 
-    def frozen(self, names: Iterable[str], turn: int) -> list[str]:
+    def frozen(self, state: ServerState, name: str) -> list[str]:
         """Their names."""
 
 
@@ -49,14 +49,24 @@ class Privacy:
     Args:
         orders: the orders of the run, by which some tensors are not trained.
         ledger: of a run that goes on; a new one otherwise.
+        rounds: number of rounds of a stage; default: ``federation.rounds``.
 
     Raises:
         ConfigError: dp-accounting is not installed, or ``quantile_noise`` is too small for the noise multiplier.
     """
 
-    def __init__(self, config: RunConfig, stream: Stream, orders: Freezes, run: RunDir, ledger: Ledger | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: Stream,
+        orders: Freezes,
+        run: RunDir,
+        ledger: Ledger | None,
+        rounds: Callable[[int], int] | None = None,
+    ) -> None:
         accountant.require()
         self.config, self._orders, self._run = config, orders, run
+        self._rounds = rounds or (lambda stage: config.federation.rounds)
         self._planned = self._releases(stream.stage_count)
         self.ledger = ledger or Ledger(self._multiplier(), config.privacy.clip)
         self._on_updates = self.ledger.multiplier
@@ -69,9 +79,9 @@ class Privacy:
     def _releases(self, stages: int) -> int:
         """Releases that count: those of the client that takes part most often or, if that is secret, all."""
         federation, seed = self.config.federation, self.config.seed
+        rounds = [(stage, round_) for stage in range(stages) for round_ in range(self._rounds(stage))]
         if self.config.privacy.secret:
-            return stages * federation.rounds
-        rounds = [(stage, round_) for stage in range(stages) for round_ in range(federation.rounds)]
+            return len(rounds)
         return max(Counter(client for at in rounds for client in sample(federation, seed, *at)).values())
 
     def _multiplier(self) -> float:
@@ -189,7 +199,7 @@ class Privacy:
         homes = {}
         for name in names:
             tensors = state.subspaces[name]
-            frozen = self._orders.frozen(tensors, state.turns.get(name, 0))
+            frozen = self._orders.frozen(state, name)
             homes[name] = [tensor for tensor in tensors if tensor not in frozen]
         return homes | ({"shared": list(state.shared)} if state.shared and homes else {})
 

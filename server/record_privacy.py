@@ -44,7 +44,7 @@ class RecordPrivacy:
         accountant.require("privacy.record_dp: 'on'")
         self.config, self._stream = config, stream
         self.ledger = ledger or RecordLedger()
-        rounds = [(stage, r) for stage in range(stream.stage_count) for r in range(config.federation.rounds)]
+        rounds = [(stage, r) for stage in range(stream.stage_count) for r in range(method.rounds(stage))]
         slots = [slot for at in rounds for slot in slots_of_round(config, stream, method, *at)]
         self._planned = Counter(name for slot in slots for name in records_of(slot))
 

@@ -10,7 +10,8 @@ from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.io.files import write_json
-from fcit.methods.base import Method, ServerState, arrays
+from fcit.io.trees import arrays
+from fcit.methods.base import Method, ServerState
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
@@ -32,8 +33,21 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
             "stored": sum(t.size for t in arrays([state.subspaces, state.shared])),
             "active": method.active(state),
         },
+        "questions": progress.samples,
+        "questions_untrained": progress.samples_untrained,
         "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
     }
+
+
+def held_out(stream: Stream, progress: Progress) -> dict[str, Any]:
+    """Rules of the held-out data sets, and scores by further rules before the first and after the last stage."""
+    if not stream.held_out:
+        return {}
+    last = str(max(map(int, progress.untrained_extra), default=0))
+    both = {"before": progress.untrained_extra.get("0", {}), "after": progress.untrained_extra.get(last, {})}
+    scorers = {name: owner.datasets[name].scorer for name, owner in stream.held_out.items()}
+    also = {when: {name: row[name] for name in stream.held_out if name in row} for when, row in both.items()}
+    return {"held_out": {"scorers": scorers, "also": also}}
 
 
 def write(
@@ -64,12 +78,14 @@ def write(
             "name": config.name,
             "method": method.name,
             "group": method.group,
+            "family": method.family,
             "dagger": method.dagger,
             "benchmark": stream.name,
             "setting": config.setting,
             "seed": config.seed,
             "reduced": reduced(config),
             **matrix.summary(),
+            **matrix.form_summary(),
             "evaluated": matrix.evaluated,
             "subspaces": len(state.subspaces),
             "state_bytes": state.bytes,
@@ -79,8 +95,12 @@ def write(
             "cost": cost(method, state, progress),
             "seconds": progress.seconds,
             "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
+            "forms": {name: each.demanded for name, each in progress.followed_rows[-1].items()}
+            if progress.followed_rows
+            else {},
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
+            **held_out(stream, progress),
             **data_of(run),
             **by_site,
             **spent,

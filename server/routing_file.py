@@ -15,7 +15,7 @@ from fcit.runs.folder import RunDir
 from server.checkpoint import Progress
 
 #: The hooks that decide how a method answers.
-_ANSWERING = ("layout", "knowledge", "route", "answer")
+_ANSWERING = ("layout", "knowledge", "route", "choose", "answer")
 
 
 def write(

@@ -11,7 +11,8 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.errors import RunError
-from fcit.evaluation import predictions
+from fcit.evaluation import following, predictions
+from fcit.evaluation.following import Followed
 from fcit.evaluation.predictions import Prediction
 from fcit.evaluation.scorers import Result
 from fcit.federation.messages import Answers
@@ -20,14 +21,17 @@ from fcit.io.files import write_text
 
 @dataclass(frozen=True)
 class Scored:
-    """A dataset's score, the scores by the rules reported beside, and the mean mix.
+    """A dataset's score, the scores by the rules reported beside, the form of its answers, the mean mix, and the
+    questions of no subspace.
 
     Scores are not rounded here: tables round them once (50 of 101 is 49.50, and 49.51 if 49.505 is kept).
     """
 
     score: float
     also: dict[str, float]
+    followed: Followed
     mix: list[float] | None
+    unrouted: int = 0
 
 
 class Parts:
@@ -60,9 +64,10 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
     records = benchmark.test(answers.dataset)
     if len(answers.texts) != len(records):
         raise RunError(f"evaluate {answers.dataset}: {len(answers.texts)} answers to {len(records)} questions")
-    spec = benchmark.spec.datasets[answers.dataset]
+    spec = benchmark.owner(answers.dataset).datasets[answers.dataset]
     result: Result = registry.resolve("scorer", spec.scorer)(answers.texts, records)
-    also = {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
+    also = dict(result.details) | {n: registry.resolve("scorer", n)(answers.texts, records).score for n in spec.also}
+    followed = following.followed(spec, answers.texts, records, result)
     mix = answers.tensors.get("mix")
     # Not the run folder's name: the same configuration and seed write the same file anywhere.
     model, seed = model_id(benchmark.config), benchmark.config.seed
@@ -83,7 +88,8 @@ def score(benchmark: Benchmark, answers: Answers, file: Path) -> Scored:
         lines.append(predictions.to_line(prediction) + "\n")
     write_text(file, "".join(lines))
     mean = None if mix is None else [round(float(w), 4) for w in mix.mean(axis=0)]
-    return Scored(result.score, also, mean)
+    unrouted = 0 if mix is None or not mix.shape[1] else int((~mix.any(axis=1)).sum())
+    return Scored(result.score, also, followed, mean, unrouted)
 
 
 def model_id(config: RunConfig) -> str:

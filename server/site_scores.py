@@ -72,6 +72,13 @@ class SiteEvaluation:
         """The columns of the last evaluated row: sites that have left do not count."""
         return next((list(row) for row in reversed(progress.rows) if row), [])
 
+    def begins(self, progress: Progress) -> bool:
+        """False: nothing is asked of the untouched model; the checks of a configuration refuse to want it."""
+        return False
+
+    def before(self, state: ServerState, progress: Progress) -> None:
+        """Nothing, see :meth:`begins`."""
+
     def stage(self, state: ServerState, progress: Progress) -> None:
         """Gather the scores; a site that sends none has an empty cell in this row, and an event says so.
 

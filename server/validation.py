@@ -66,33 +66,45 @@ class Validator:
         most: records a shard may claim where nothing better is known.
         by_others: whether the norm rule applies. With differential privacy it does not: what is accepted of one client
             would depend on the others, and clipping bounds every update anyway.
+        settings: of the training in a round of a stage, if they are not always ``batch_size``, ``epochs`` and ``lr``.
     """
 
     batch_size: int = 16
     epochs: int | list[int] = 1  # a list has one number for each task
+    lr: float = 1.0
     history: list[float] = field(default_factory=list)
     training: Training | None = None
     most: int = 1_000_000
     by_others: bool = True
+    settings: Callable[[int, int], Training] | None = None
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
     _sizes: dict[int, tuple[np.ndarray, float]] = field(default_factory=dict)  # by identity, which the array keeps
 
     @classmethod
-    def of(cls, config: RunConfig, bounded_by_adamw: bool, norms: Sequence[float]) -> Validator:
+    def of(
+        cls,
+        config: RunConfig,
+        bounded_by_adamw: bool,
+        norms: Sequence[float],
+        settings: Callable[[int, int], Training] | None = None,
+    ) -> Validator:
         """The validator of a run.
 
         Args:
             bounded_by_adamw: whether only AdamW moves the clients' parameters.
             norms: of the updates accepted so far.
+            settings: of the training in a round of a stage; default: always those of the configuration.
         """
         training = config.training
         return cls(
-            training.batch_size,
-            training.epochs,
-            list(norms),
+            batch_size=training.batch_size,
+            epochs=training.epochs,
+            lr=training.lr,
+            history=list(norms),
             training=training if bounded_by_adamw else None,
             most=config.federation.max_records,
             by_others=not config.privacy.on,
+            settings=settings,
         )
 
     def reject_reason(
@@ -119,7 +131,7 @@ class Validator:
         )
         if reason is not None or not self.by_others or order.measure:  # who only measures moves nothing
             return reason
-        norm = float(np.sqrt(sum(one.square for one in moved.values())) / np.sqrt(update.steps))
+        norm = float(np.sqrt(sum(one.square for one in moved.values())) / np.sqrt(update.steps)) / self._pace(order)
         median = float(np.median(self.history)) if len(self.history) >= QUIET else math.inf
         if norm > FACTOR * median:
             return f"moves {norm:.3g} per step^0.5, over {FACTOR:.0f} times the median {median:.3g} of accepted updates"
@@ -139,7 +151,9 @@ class Validator:
         if not 0 <= update.skipped <= self.most:
             return f"claims {update.skipped} records that could not be used"
         # In integers: as floats, counts near the largest possible would overflow.
-        steps = -(-update.examples * epochs_of(self.epochs, order.tasks) // self.batch_size)
+        own = self._own(order)
+        epochs, batch_size = (own.epochs, own.batch_size) if own else (self.epochs, self.batch_size)
+        steps = -(-update.examples * epochs_of(epochs, order.tasks) // batch_size)
         steps = 0 if order.measure else steps
         if update.steps != steps:
             return f"claims {update.steps} steps for {update.examples} records, the configuration makes {steps}"
@@ -149,16 +163,26 @@ class Validator:
         """Whether some number moved further than the optimiser can have walked."""
         if self.training is None:
             return None
-        walk = self.training.lr * reach(update.steps)
+        training = self._own(order) or self.training
+        walk = training.lr * reach(update.steps)
         for name, old in order.trained.items():
             size = self._size(old)
-            decay = min(1.0, self.training.lr * self.training.weight_decay * update.steps) * (size + walk)
+            decay = min(1.0, training.lr * training.weight_decay * update.steps) * (size + walk)
             # bfloat16 on the wire rounds to 2^-8 of a value, down and up again.
             slack = (size + walk) / 64
             far = moved[name].most
             if far > walk + decay + slack:
                 return f"{name} moved by {far:.3g}, AdamW cannot walk over {walk:.3g} in {update.steps} steps"
         return None
+
+    def _own(self, order: TrainOrder) -> Training | None:
+        """The settings of an order's round, where rounds may have their own."""
+        return self.settings(order.stage, order.round) if self.settings else None
+
+    def _pace(self, order: TrainOrder) -> float:
+        """The learning rate of an order's round in units of the run's, by which norms are comparable."""
+        own = self._own(order)
+        return own.lr / self.lr if own else 1.0
 
     def _size(self, old: np.ndarray) -> float:
         """The largest number of a tensor of the server; the orders of a round share their tensors."""

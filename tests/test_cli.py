@@ -74,6 +74,8 @@ def test_list_has_the_formats_of_instruction_files(capsys):
         "format:",
         "llava",
         "messages",
+        "mme",
+        "pope",
         "parquet",
         "hf",
     ]

@@ -39,6 +39,68 @@ def problems(raw: dict) -> list[str]:
     return caught.value.problems
 
 
+def test_held_out_benchmarks_are_names_or_mappings(tmp_path):
+    (tmp_path / "own.yaml").touch()
+    entries = ["mini-general", "own.yaml", {"benchmark": "fcit-mini-all", "only": ["aokvqa"], "data_root": "d"}]
+    given = config.resolve({"evaluation": {"held_out": entries}}, tmp_path, "config").evaluation.held_out
+    own, root = str(tmp_path / "own.yaml"), str(tmp_path / "d")
+    assert [(e.benchmark, e.only, e.data_root) for e in given] == [
+        ("mini-general", None, None),
+        (own, None, None),
+        ("fcit-mini-all", ["aokvqa"], root),
+    ]
+    assert config.parse_text(config.dump(config.parse({"evaluation": {"held_out": entries}})), "order")
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"held_out": ["general"]}, "evaluation.held_out.0.benchmark: unknown name 'general'; did you mean 'mini-gen"),
+        (
+            {"held_out": [{"benchmark": "mini-general", "only": ["x"]}]},
+            "evaluation.held_out.0.only: 'mini-general' has ",
+        ),
+        ({"held_out": ["fcit-mini-all"]}, "both have a data set 'imagenet-r', and what is held out is not trained"),
+        (
+            {"held_out": ["mini-general", "mini-general"]},
+            "evaluation.held_out.1: 'mini-general' and 'mini-general' both",
+        ),
+        ({"held_out": ["mllm-dcl"]}, "evaluation.held_out.0.data_root: benchmark 'mllm-dcl' reads files; say where"),
+        ({"held_out_when": [2, 9]}, "evaluation.held_out_when: [2, 9] names stage 9"),
+    ],
+)
+def test_what_cannot_be_held_out(evaluation, said):
+    from fcit.data.benchmark import open_benchmark
+
+    with pytest.raises(ConfigError) as caught:
+        open_benchmark(config.parse({"benchmark": "fcit-mini-task", "evaluation": evaluation}))
+    assert said in str(caught.value)
+
+
+def test_questions_alone_are_not_trained():
+    from fcit.data.benchmark import open_benchmark
+
+    with pytest.raises(ConfigError, match=r"'mini-general' has questions and no tasks .* evaluation.held_out="):
+        open_benchmark(config.parse({"benchmark": "mini-general"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluation": {"unseen": True, "when": "final"}}, "evaluation.unseen: true asks"),
+        ({"stream": "site", "evaluation": {"unseen": True}}, "evaluation.unseen: true is about tasks of later stages"),
+        ({"stream": "site", "evaluation": {"held_out": ["mini-general"]}}, "evaluation.held_out: [mini-general] is"),
+        ({"evaluation": {"held_out": [{"name": "mini-general"}]}}, "evaluation.held_out.0.benchmark: must be given"),
+        (
+            {"evaluation": {"held_out": [{"benchmark": "x", "only": []}]}},
+            "evaluation.held_out.0.only: list should have",
+        ),
+    ],
+)
+def test_evaluations_that_cannot_be(changes, said):
+    assert any(text.startswith(said) for text in problems(changes)), problems(changes)
+
+
 def test_defaults_are_the_published_setting():
     run = config.parse({})
     assert (run.federation.clients, run.federation.clients_per_round, run.federation.rounds) == (50, 5, 10)

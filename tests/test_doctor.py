@@ -13,6 +13,7 @@ from fcit.doctor.devices import device_of, peak_of
 from fcit.models import estimate
 from fcit.models.backbone import Backbone
 from fcit.models.estimate import Lengths
+from fcit.models.shapes import shape_of
 
 LARGE = {
     "name": "large",
@@ -155,6 +156,20 @@ def test_a_method_that_does_not_train_is_not_charged_for_it():
     assert timing.counted(benchmark, config).records == 0
 
 
+def test_extra_rounds_are_counted():
+    """In three of four stages two clients train for 5 epochs on at most 2, 3 and 4 times 7 records."""
+    options = {"name": "mrlora", "records": 7, "router_epochs": 5}
+    parts = []
+    for method in (options, {"name": "mrlora", "router": "tokens"}):
+        config = configuration.parse(
+            {"benchmark": "fcit-mini-short", "method": method, "federation": {"clients_per_round": 2}}
+        )
+        benchmark = open_benchmark(config)
+        benchmark.prepare()
+        parts.append(timing.counted(benchmark, config).records)
+    assert parts[0] - parts[1] == pytest.approx(2 * 5 * 7 * (2 + 3 + 4))
+
+
 @pytest.mark.parametrize(
     ("method", "count"), [("finetune", 1), ("opcm", 1), ("clmoe", 1), ("olora", 4), ("disco", 4), ("hide", 4)]
 )
@@ -169,3 +184,61 @@ def test_subspaces_at_the_end(method, count):
 )
 def test_which_methods_look_at_pictures_to_route(method, looks):
     assert estimate.sees(configuration.parse({"method": method})) is looks
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("keeplora", ["main directions of the weights", "protected directions", "earlier subspaces"]),
+        ("sefe", ["protected entries", "earlier subspaces"]),
+        ("ewc", ["Fisher information and anchor", "what clients keep, on disk"]),
+        ("opcm", ["what is merged"]),
+        ("finetune", []),
+    ],
+)
+def test_what_a_method_keeps_is_in_the_tables(doctor, method, said):
+    code, out, err = doctor({**LARGE, "method": method}, "--gpu-gb", "141", "--no-probe")
+    assert code == 0, err
+    assert [part for part in said if part not in out] == []
+    assert ("what clients keep" in out) == (method not in ("opcm", "finetune"))
+
+
+def test_the_state_of_a_federated_optimiser_is_counted():
+    """SCAFFOLD: a variate of everything at the server and at a client, two copies of the slot in training."""
+    sizes = []
+    for name in ("fedavg", "scaffold", "fedadam"):
+        config = configuration.parse({**LARGE, "fedopt": name})
+        shape = shape_of(config.backbone, config.adapter.targets)
+        whole = 4 * (3 * shape.adapter(config.adapter.rank) + shape.projector)
+        sizes.append(
+            (
+                sum(estimate.server_memory(config, shape, 3).values()) / whole,
+                estimate.remembered(config, shape, 3) / config.federation.clients / whole,
+                sum(estimate.memory(config, shape, 3, 1, Lengths()).training.values()) / 4,
+            )
+        )
+    plain, scaffold, adam = sizes
+    assert (scaffold[0] - plain[0], scaffold[1] - plain[1]) == pytest.approx((1, 1))
+    assert scaffold[2] - plain[2] == pytest.approx(2 * estimate.trained_numbers(config, shape))
+    assert (adam[0] - plain[0], adam[1], adam[2]) == pytest.approx((2, 0, plain[2]))
+
+
+def test_token_gates_are_part_of_a_subspace():
+    sizes = []
+    for method in ({"name": "moelora", "experts": 4}, "finetune"):
+        config = configuration.parse({**LARGE, "method": method})
+        shape = shape_of(config.backbone, config.adapter.targets)
+        sizes.append(estimate.subspace(config, shape))
+    assert sizes[0] - sizes[1] == 4 * 32 * (2 * 4096 + 11008)
+
+
+def test_the_main_directions_of_a_7b_model_are_gigabytes():
+    """gate_proj and up_proj are 11008 x 4096, down_proj is 4096 x 11008: at most 0.6 x 4096 directions of each."""
+    config = configuration.parse({**LARGE, "method": "keeplora"})
+    held = estimate.what_is_held(config, shape_of(config.backbone, config.adapter.targets))
+    assert held.device["main directions of the weights"] == 4 * 32 * 2458 * (2 * 4096 + 11008)
+
+
+def test_the_site_says_how_many_stages_there_are():
+    sites = {"stream": "site", "federation": {"stages": 3}}
+    assert [estimate.stages(configuration.parse(raw)) for raw in (sites, {"benchmark": "ucit"})] == [3, 6]

@@ -71,22 +71,56 @@ def test_two_methods_differ_in_the_method_only():
         assert same[0] == same[1]
 
 
-CENTRALISED = sorted([*ROOT.glob("configs/ucit/*.yaml"), *ROOT.glob("configs/mllm-dcl/*.yaml")])
-#: Hyper-parameters of MCITlib (v1): rank in all and of how many experts, by benchmark and method.
-RANKS = {
-    ("ucit", "finetune"): 16,
-    ("ucit", "olora"): 96 // 6,
-    ("ucit", "moelora"): 18,
-    ("ucit", "disco"): 96 // 6,
-    ("mllm-dcl", "finetune"): 32,
-    ("mllm-dcl", "olora"): 160 // 5,
-    ("mllm-dcl", "moelora"): 35,
-    ("mllm-dcl", "disco"): 160 // 5,
+CENTRALISED = sorted(file for name in ("ucit", "mllm-dcl", "mllm-acl") for file in ROOT.glob(f"configs/{name}/*.yaml"))
+DOMAINS = [1, 3, 1, 2, 1]
+#: Hyper-parameters of MCITlib (v1; KeepLoRA, replay and the ability part: v3; SAME: the rank of its own experts): rank,
+#: batch, rate and epochs.
+VALUES = {
+    ("ucit", "finetune"): (16, 64, 2e-4, 1),
+    ("ucit", "olora"): (96 // 6, 64, 2e-4, 1),
+    ("ucit", "moelora"): (18, 64, 2e-4, 1),
+    ("ucit", "disco"): (96 // 6, 64, 2e-4, 1),
+    ("ucit", "hide"): (96 // 6, 64, 2e-4, 1),
+    ("ucit", "sefe"): (16, 64, 2e-4, 1),
+    ("ucit", "modalprompt"): (16, 8 * 24, 2e-4, 10),
+    ("ucit", "clmoe"): (96, 64, 2e-4, 1),
+    ("ucit", "keeplora"): (16, 64, 2e-4, 1),
+    ("ucit", "replay"): (16, 64, 2e-4, 1),
+    ("ucit", "same"): (48, 64, 2e-4, 1),
+    ("ucit", "mrlora"): (32, 64, 2e-4, 1),
+    ("ucit", "smolora"): (96, 64, 2e-4, 1),
+    ("ucit", "proglora"): (96 // 6, 64, 2e-4, 1),
+    ("mllm-dcl", "finetune"): (32, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "olora"): (160 // 5, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "moelora"): (35, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "disco"): (160 // 5, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "hide"): (160 // 5, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "sefe"): (32, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "modalprompt"): (32, 8 * 24, 2e-4, 10),
+    ("mllm-dcl", "clmoe"): (160, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "keeplora"): (32, 8 * 2 * 2, 2e-4, DOMAINS),
+    ("mllm-dcl", "replay"): (32, 4 * 2 * 2, 2e-4, DOMAINS),
+    ("mllm-dcl", "same"): (40, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "mrlora"): (32, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "smolora"): (256, 64, 2e-5, DOMAINS),
+    ("mllm-dcl", "proglora"): (160 // 5, 64, 2e-5, DOMAINS),
+    ("mllm-acl", "finetune"): (32, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
+    ("mllm-acl", "olora"): (128 // 4, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
+    ("mllm-acl", "moelora"): (32, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
+    ("mllm-acl", "disco"): (128 // 4, 4 * 2 * 2, 2e-4, [1, 1, 1, 3]),
+}
+#: And of their methods, where they are not the rank.
+OPTIONS = {
+    "mrlora": {"router": "generate", "records": 20, "router_epochs": 30, "router_lr": 2e-4, "start": "backbone"},
+    "hide": {"fusion": "cross", "temperature": 0.1},
+    "sefe": {"keys": 0.02, "strength": 2500},
+    "modalprompt": {"choose": 1, "pull": 1.0},
+    "keeplora": {"principal": 0.6, "protect": 0.99, "samples": 0.2},
 }
 
 
-def test_every_centralised_configuration_has_its_rank():
-    assert {(file.parent.name, file.stem) for file in CENTRALISED} == set(RANKS)
+def test_every_centralised_configuration_has_its_values():
+    assert {(file.parent.name, file.stem) for file in CENTRALISED} == set(VALUES)
 
 
 def test_the_centralised_values():
@@ -97,10 +131,20 @@ def has_the_centralised_values(name: str) -> None:
     benchmark, method = Path(name).parent.name, Path(name).stem
     command = (ROOT / name).read_text().splitlines()[0].removeprefix("# fcit run ").split()
     run = config.load(ROOT / command[0], command[1:])
+    rank, batch, rate, epochs = VALUES[benchmark, method]
     assert command[0] == name
     assert run.name == f"{benchmark}-{method}"
     assert (run.benchmark, run.setting, run.method["name"]) == (benchmark, "centralised", method)
-    assert (run.adapter.rank, run.adapter.alpha) == (RANKS[benchmark, method], 2 * RANKS[benchmark, method])
-    assert run.training.batch_size == 64
-    assert run.training.lr == {"ucit": 2e-4, "mllm-dcl": 2e-5}[benchmark]
-    assert run.training.epochs == {"ucit": 1, "mllm-dcl": [1, 3, 1, 2, 1]}[benchmark]
+    assert (run.adapter.rank, run.adapter.alpha) == (rank, 2 * rank)
+    assert (run.training.batch_size, run.training.lr, run.training.epochs) == (batch, rate, epochs)
+    assert {key: run.method[key] for key in OPTIONS.get(method, {})} == OPTIONS.get(method, {})
+
+
+def test_parts_of_a_whole_are_as_many_as_tasks():
+    for benchmark, tasks, prompt, kept in (("ucit", 6, 10, 120), ("mllm-dcl", 5, 20, 100)):
+        methods = {
+            m: config.load(ROOT / f"configs/{benchmark}/{m}.yaml", GIVEN).method for b, m in VALUES if b == benchmark
+        }
+        assert methods["clmoe"]["experts"] == methods["moelora"]["experts"] == tasks
+        assert methods["modalprompt"]["length"] == prompt
+        assert methods["replay"]["buffer"] == kept == 20 * tasks

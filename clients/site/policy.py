@@ -17,8 +17,9 @@ from clients.worker.terms import Terms
 from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.config.evaluation import HeldOut
 from fcit.config.site import Site
-from fcit.data.shipped import shipped
+from fcit.data.shipped import HELD_OUT, shipped
 from fcit.data.spec import read_spec
 from fcit.errors import ConfigError, Refused
 from fcit.federation.messages import NAME, EvaluateOrder
@@ -87,6 +88,7 @@ def limited(ordered: str, site: Site) -> str:
             "benchmark": benchmark,
             # Data rendered on first use go to the cache: the data root is only read.
             "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
+            "evaluation": config.evaluation.model_copy(update={"held_out": _held_out(config, site)}),
             "max_bad_share": site.max_bad_share,
             "backbone": backbone,
             "training": config.training.model_copy(update=_steps(config, site)),
@@ -134,10 +136,29 @@ def _refuse_own_parts(raw: dict[str, Any]) -> None:
     named.append(("benchmark", raw.get("benchmark")))
     trackers = raw.get("trackers")
     named += [("trackers", tracker) for tracker in (trackers if isinstance(trackers, list) else [trackers])]
+    training = raw.get("training")
+    named.append(("training.trainer", training.get("trainer") if isinstance(training, dict) else None))
     for key, name in named:
         if isinstance(name, str) and registry.is_own(name):
-            allowed = shipped() if key == "benchmark" else sorted(registry.KINDS[key.removesuffix("s")])
+            allowed = (
+                shipped() if key == "benchmark" else sorted(registry.KINDS[key.rpartition(".")[2].removesuffix("s")])
+            )
             raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
+
+
+def _held_out(config: RunConfig, site: Site) -> list[HeldOut]:
+    """Shipped ones only, with the files of the site's own data root."""
+    entries = []
+    for entry in config.evaluation.held_out:
+        known = [*shipped(), *shipped(HELD_OUT)]
+        if entry.benchmark not in known:
+            raise Refused(
+                f"evaluation.held_out: {bounded.shown(entry.benchmark)} is not shipped ({', '.join(known)}); a site "
+                "opens no file that an order names"
+            )
+        root = None if read_spec(entry.benchmark).source == "mini" else site.data_root
+        entries.append(entry.model_copy(update={"data_root": root}))
+    return entries
 
 
 def _benchmark(config: RunConfig, site: Site) -> str:
@@ -189,7 +210,8 @@ def _computing(config: RunConfig, site: Site) -> dict[str, Any]:
 
 def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
     """Micro-batches and checkpointing: as ordered where SITE.yaml says nothing."""
-    ordered, allowed, changes = config.training, config.sites, {}
+    ordered, allowed = config.training, config.sites
+    changes: dict[str, Any] = {}
     if site.micro_batch not in (None, ordered.micro_batch):
         if not allowed.micro_batch:
             raise Refused(
@@ -202,6 +224,10 @@ def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
             switch = str(site.checkpointing).lower()
             raise Refused(f"checkpointing: SITE.yaml says {switch}, the run has sites.checkpointing: false")
         changes["checkpointing"] = site.checkpointing
+    if site.trainer not in (None, ordered.trainer):
+        if not allowed.trainer:
+            raise Refused(f"trainer: SITE.yaml says {site.trainer}, the run has sites.trainer: false")
+        changes["trainer"] = site.trainer
     if ordered.compile == "on":  # a compiler is started where the site's GPU gains by it, not because it is ordered
         changes["compile"] = "auto"
     return changes

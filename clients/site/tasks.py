@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcit import registry
-from fcit.config.schema import LONGEST
+from fcit.config.evaluation import LONGEST
 from fcit.config.site import Site, SiteTask
 from fcit.data.dataset import Usable, read_usable
 from fcit.data.formats import read_test
@@ -137,6 +137,10 @@ class OwnTasks:
         if verdict.problems:
             first = read_rows(path).sentences(verdict.problems, 1)[0]
             raise DataError(f"{len(verdict.problems)} questions cannot be asked (first: {first})")
+
+    def question_images(self, dataset: str) -> Path:
+        """The image root, as of training records."""
+        return self.image_root
 
     def max_new_tokens(self, dataset: str) -> int | None:
         """The task's own limit, if it has one."""

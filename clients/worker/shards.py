@@ -37,6 +37,9 @@ class Shards(Protocol):
     def test(self, dataset: str) -> Sequence[TestRecord]:
         """The records a dataset is scored on."""
 
+    def question_images(self, dataset: str) -> Path:
+        """Folder that the image names of a data set's questions are relative to."""
+
     def max_new_tokens(self, dataset: str) -> int | None:
         """Longest answer to the data set's questions in tokens, if it sets one."""
 
@@ -66,7 +69,10 @@ class BenchmarkShards:
         """Open the benchmark; ``render`` makes a mini benchmark's files if they are not there."""
         self.benchmark: Benchmark = open_benchmark(config)
         if render and self.benchmark.spec.source == "mini":
-            self.benchmark.prepare()
+            self.benchmark.prepare([name for task in self.benchmark.tasks for name in task])
+        for name, owner in self.benchmark.held_out.items():
+            if render and owner.spec.source == "mini":
+                owner.prepare([name])
 
     @property
     def image_root(self) -> Path:
@@ -92,5 +98,8 @@ class BenchmarkShards:
     def test(self, dataset: str) -> Sequence[TestRecord]:
         return self.benchmark.test(dataset)
 
+    def question_images(self, dataset: str) -> Path:
+        return self.benchmark.owner(dataset).image_root
+
     def max_new_tokens(self, dataset: str) -> int | None:
-        return self.benchmark.spec.datasets[dataset].max_new_tokens
+        return self.benchmark.owner(dataset).datasets[dataset].max_new_tokens

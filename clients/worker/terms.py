@@ -7,6 +7,7 @@ from typing import Any
 
 from clients.worker.micro_batches import MicroBatches
 from clients.worker.record_terms import RecordTerms
+from fcit import registry
 from fcit.config import RunConfig
 
 
@@ -34,6 +35,8 @@ class Terms:
         """
         training = config.training
         how: dict[str, Any] = {"dtype": config.backbone.dtype} if self.at_site else {}
+        if self.at_site and training.trainer is not None:
+            how["trainer"] = registry.label(training.trainer)  # without the site's path
         if self.at_site or training.micro_batch is not None or training.checkpointing or decided:
             how |= {"micro_batch": training.micro_batch, "checkpointing": training.checkpointing}
         if used is not None and training.micro_batch == "auto":

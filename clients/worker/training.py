@@ -38,7 +38,7 @@ class Outcome:
     overflowed: int = 0  # steps left out because gradients overflowed in float16
 
 
-def _order(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
+def presented(order: TrainOrder, count: int, epochs: int, seed: int) -> list[int]:
     """Record indices in the order they are presented."""
     if order.budget is None:
         rng = seeding.generator(seed, "batches", order.stage, order.round, order.client, order.shard)
@@ -110,7 +110,7 @@ def train(
     examples = session.examples
     if private is None:
         epochs = epochs_of(training.epochs, order.tasks)
-        indices = _order(order, len(examples), epochs, config.seed)
+        indices = presented(order, len(examples), epochs, config.seed)
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]
         count, seed = len(indices) // epochs, config.seed
     else:
@@ -157,7 +157,7 @@ def train(
             if training.max_grad_norm is not None and private is None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             scale.step(optimizer)
-            for part, view in hooks:
+            for part, view in reversed(hooks):  # the method's last: it may confine the whole step
                 part.on_step(view)
         extra, more = (part.finish(view) for part, view in hooks)
     mean = float(np.mean([loss for loss, batch in zip(losses, batches, strict=True) if batch] or [0.0]))

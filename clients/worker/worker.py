@@ -6,7 +6,7 @@ The backbone is loaded once per process for all clients; nothing of one client s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clients.worker import micro_batches
+from clients.worker.by_trainer import train_by
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
@@ -109,9 +110,9 @@ class Worker:
         )
         return tokenised
 
-    def _identity(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
-        """Identity features ``(N, d)`` of the kind the method asks for."""
-        return self.backbone.identity.features(self.method.identity, records, self.data.image_root)
+    def _identity(self, records: Sequence[Record | TestRecord], images: Path | None = None) -> np.ndarray:
+        """Identity features ``(N, d)`` of the kind the method asks for; ``images``: their root, if not the shards'."""
+        return self.backbone.identity.features(self.method.identity, records, images or self.data.image_root)
 
     # ------------------------------------------------------------------ orders
 
@@ -150,7 +151,7 @@ class Worker:
         records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
-        self._enough(order.client, tasks)
+        self._enough(order.client, tasks, "token")
         features = self._identity(records)
         if not self.config.privacy.tokens:
             stats = self.method.describe(features)
@@ -169,13 +170,20 @@ class Worker:
         reproducible = self.config.privacy.reproducible_noise
         return published(self.config.seed) if reproducible else self.memory.secret(client)
 
-    def _enough(self, client: int, tasks: list[int]) -> None:
-        """Checked for each task: otherwise a small one could be computed as the difference of two large sums."""
+    def _enough(self, client: int, tasks: list[int], what: str, of: Callable[[int], int] = lambda count: count) -> None:
+        """Checked for each task: otherwise a small one could be computed as the difference of two large sums.
+
+        Args:
+            of: of how many of a task's records it is made.
+
+        Raises:
+            TooFew: they are fewer than the site sends statistics of.
+        """
         least = self.terms.min_records
         for task in tasks if least > 1 else ():
-            count = len(self.data.records(client, [task]))
+            count = of(len(self.data.records(client, [task])))
             if count < least:
-                raise TooFew(f"task {task}: a token of {count} records is not sent (SITE.yaml min_records: {least})")
+                raise TooFew(f"task {task}: a {what} of {count} records is not sent (SITE.yaml min_records: {least})")
 
     def train(self, order: TrainOrder) -> ClientUpdate:
         """Train the ordered subspace on the shard and return what changed; refused in a run with secure aggregation."""
@@ -187,16 +195,23 @@ class Worker:
         """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
+        if self.method.measures:
+            self._enough(order.client, tasks, "measurement", self.method.measured_records)
         sessions, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)
+        if (extra := self.method.extra(order.stage, order.round)) is not None:
+            config = config.model_copy(update={"training": config.training.model_copy(update=extra.training)})
         with computed(self.backbone, config.training):
             if order.measure:
                 return self._measured(order, sessions[0], begin)
             private = self._private(config, order, tasks, sessions[0], remembered)
-            outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+            if (trainer := config.training.trainer) is not None:
+                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions)
+            else:
+                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))
         trained = order.trained
@@ -286,7 +301,7 @@ class Worker:
         if self.method.needs_identity:
             key = (order.client, tuple(tasks))
             identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
-        last = order.round == self.config.federation.rounds - 1
+        last = order.round == self.method.rounds(order.stage) - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples
         of_method, of_fedopt = (
@@ -299,36 +314,45 @@ class Worker:
                 round=order.round,
                 subspace=order.subspace,
                 received=_under(order.tensors, prefix),
+                brief=order.brief,
                 memory=memory.setdefault(owner, {}),
                 constants=constants,
                 examples=seen,
+                records=texts,
                 identity=identity,
                 image_root=self.data.image_root,
                 seed=self.config.seed,
                 last_round=last,
             )
-            for owner, prefix, seen in (("method", EXTRA, examples), ("fedopt", FEDOPT, of_optimiser))
+            for owner, prefix, seen, texts in (
+                ("method", EXTRA, examples, self._records(order.client, tasks)),
+                ("fedopt", FEDOPT, of_optimiser, ()),
+            )
         )
+        of_method.examples = self.method.select(of_method)
+        if of_fedopt.examples:
+            of_fedopt.examples = of_method.examples
         return (of_method, of_fedopt), memory
 
     def _questions(self, dataset: str, first: int, last: int) -> Tokenised:
         """A stretch of a dataset's questions, tokenised."""
+        judge = self._judge.below(self.data.question_images(dataset))
         tokenised: Tokenised = self._encodings.get(
-            (dataset, first, last), lambda: self._judge.examples(self.data.test(dataset)[first:last])
+            (dataset, first, last), lambda: judge.examples(self.data.test(dataset)[first:last])
         )
         return tokenised
 
     def _question_identity(self, dataset: str) -> np.ndarray:
         """Identity features of all questions of a data set, encoded together: the same batches at every client."""
-        return self._identities.get(dataset, lambda: self._identity(self.data.test(dataset)))
+        return self._identities.get(
+            dataset, lambda: self._identity(self.data.test(dataset), self.data.question_images(dataset))
+        )
 
-    def _routed(self, names: list[str], knowledge: tuple[dict[str, Any], Tensors], features: np.ndarray) -> Any:
+    def _mix(self, weights: Any, wanted: tuple[int, int], hook: str) -> np.ndarray:
         """The method's mix, checked: a method of the user's own may return anything."""
-        weights = self.method.route(names, knowledge, features)
-        wanted = (len(features), len(names))
         if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
             got = getattr(weights, "shape", type(weights).__name__)
-            raise FCITError(f"method {self.method.name}: route must return finite weights {wanted}, got {got}")
+            raise FCITError(f"method {self.method.name}: {hook} must return finite weights {wanted}, got {got}")
         return weights.astype(np.float32)
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
@@ -369,10 +393,13 @@ class Worker:
         projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
         self.adapters.load_mixture(subspaces, projector, self.config.evaluation.mixture == "backbone")
         known = _under(order.tensors, "knowledge/")
-        weights = self._routed(order.names, (knowledge, known), features) if order.names else None
-        texts: list[str] = []
+        weights, texts = None, list[str]()
+        if order.names:
+            routed = self.method.route(order.names, (knowledge, known), features)
+            weights = self._mix(routed, (len(features), len(order.names)), "route")
+        records = self.data.test(dataset)
         limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
-        stride = self.config.evaluation.stretch
+        stride, images = self.config.evaluation.stretch, self.data.question_images(dataset)
         for begin in range(first, last, stride):
             encoded = self._questions(dataset, begin, min(begin + stride, last))
 
@@ -382,10 +409,15 @@ class Worker:
                 auto = self.config.evaluation.batch_size == "auto"
                 lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
                 with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
-                    vision = self.backbone.vision_features(self.data.image_root, images_of(batch))
+                    vision = self.backbone.vision_features(images, images_of(batch))
                     model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
-                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
-                    return self.method.answer(questions, None if weights is None else weights[rows])
+                    asked = [records[begin + place] for place in places]
+                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)
+                    if weights is None:
+                        return self.method.answer(questions, None)
+                    chosen = self.method.choose(questions, weights[rows])
+                    weights[rows] = self._mix(chosen, (len(rows), len(order.names)), "choose")
+                    return self.method.answer(questions, weights[rows])
 
             texts += self.batches.answered(encoded, limit, answer)
         return texts, weights

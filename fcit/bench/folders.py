@@ -76,7 +76,8 @@ def prepare(runs: list[Planned]) -> None:
     for run in runs:
         benchmark = open_benchmark(run.config)
         federation = run.config.federation
-        key = (benchmark.spec.name, benchmark.root, run.config.evaluation.split)
+        held_out = tuple((name, owner.root) for name, owner in benchmark.held_out.items())
+        key = (benchmark.spec.name, benchmark.root, run.config.evaluation.split, held_out)
         if key not in ready:
             benchmark.prepare()
         shares = (*key, federation.clients, federation.beta, run.seed, run.config.data.max_records)

@@ -18,10 +18,11 @@ from fcit.bench.overrides import flat, text_of
 from fcit.bench.plan import Plan, Row, TableKey
 from fcit.config import RunConfig
 from fcit.config.effects import Effect, effects
+from fcit.data.fingerprints import changes
 from fcit.errors import FCITError
-from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
 from fcit.report import scope
-from fcit.report.tables import FIGURES, constant_matrix
+from fcit.report.tables import FIGURES, constant_matrix, untrained
 from fcit.runs.reader import Run
 
 #: Blocks of a table: only the first is ranked.
@@ -58,7 +59,9 @@ class Line:
     difference: Difference | None = None
     differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
     elsewhere: list[str] = field(default_factory=list)  # the same of machine, versions and training data
+    forms: dict[str, Spread] = field(default_factory=dict)  # figures about the form of answers, by name
     epsilons: dict[str, Spread] = field(default_factory=dict)  # of differential privacy, by head of their column
+    untrained: dict[str, Spread | None] = field(default_factory=dict)  # what was not trained (yet), likewise
 
     @property
     def label(self) -> str:
@@ -88,6 +91,17 @@ class Table:
     def private(self) -> list[str]:
         """Heads of the columns of epsilons that some row has."""
         return [head for head in epsilons.KINDS if any(head in line.epsilons for line in self.lines)]
+
+    @property
+    def untrained(self) -> list[str]:
+        """Heads of the columns of figures about what was not trained (yet) that some row has."""
+        heads = dict.fromkeys(head for line in self.lines for head in line.untrained)
+        return [head for head in heads if any(line.untrained.get(head) for line in self.lines)]
+
+    @property
+    def forms(self) -> list[str]:
+        """The figures about the form of answers that some row has."""
+        return [name for name in FORM_FIGURES if any(name in line.forms for line in self.lines)]
 
     def of(self, group: str) -> list[Line]:
         """Rows of one block."""
@@ -141,7 +155,8 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
     method = _method(row.config)
     summaries = [run.matrix.summary() for run in runs.values()]
     # Without a sequence of stages figures over stages are undefined.
-    known = ("Last",) if getattr(method, "last_stage_only", False) else FIGURES
+    known = ("Last", "form share") if getattr(method, "last_stage_only", False) else (*FIGURES, *FORM_FIGURES)
+    forms = {name: _spread([run.matrix.form_summary().get(name) for run in runs.values()]) for name in FORM_FIGURES}
     costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
     spent = [epsilons.of_run(run.results) for run in runs.values()]
     private = {head: _spread([each[head] for each in spent]) for head in epsilons.KINDS}
@@ -153,6 +168,7 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
         bool(getattr(method, "dagger", False)),
         {name: _spread([s[name] for s in summaries]) if name in known else None for name in FIGURES},
         {name: _spread([cost.get(key) for cost in costs]) for key, name in COSTS.items()},
+        forms={name: value for name, value in forms.items() if value is not None and name in known},
         epsilons={head: value for head, value in private.items() if value is not None},
     )
 
@@ -235,6 +251,27 @@ def differing_training(line: Line, reference: Line) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
+def differing_held_out(line: Line, reference: Line) -> list[str]:
+    """Differences in held-out data sets that both rows asked."""
+    first = next(iter(reference.runs.values())).data
+    sentences = [
+        f"held out: {change.sentence('there', 'here')}"
+        for run in line.runs.values()
+        for change in (changes.compare(first, run.data, "held-out") if first and run.data else [])
+        if "-" not in (change.before, change.now)
+    ]
+    return list(dict.fromkeys(sentences))
+
+
+def _add_untrained(lines: list[Line]) -> None:
+    """Add figures about what was not trained; their heads depend on what the rows of a table held out."""
+    heads, figures = untrained([run.matrix for line in lines for run in line.runs.values()])
+    by_run = iter(figures)
+    for line in lines:
+        values = [next(by_run) for _ in line.runs]
+        line.untrained = {head: _spread([each[n] for each in values]) for n, head in enumerate(heads)}
+
+
 Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run
 
 
@@ -270,6 +307,7 @@ def _tables(key: TableKey, plan: Plan, known: Known) -> Iterator[Table]:
 def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table:
     rows = [row for row in plan.rows if row.label in finished and row.table[:-1] == key[:-1]]
     lines = [_line(row, finished[row.label]) for row in rows if finished[row.label]]
+    _add_untrained(lines)
     baseline = next((line for line in lines if line.row.label == plan.baseline), None)
     for line in lines:
         if line is not baseline:
@@ -278,6 +316,7 @@ def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table
             line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
             line.elsewhere = differing_environments(line, baseline or lines[0])
             line.elsewhere += differing_training(line, baseline or lines[0])
+            line.elsewhere += differing_held_out(line, baseline or lines[0])
 
     def rank(line: Line) -> tuple[int, float]:
         last = line.figures["Last"]

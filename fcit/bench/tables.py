@@ -15,8 +15,8 @@ from fcit.bench import epsilons
 from fcit.bench.bootstrap import LEVEL, RESAMPLES
 from fcit.bench.leaderboard import COSTS, GROUPS, Leaderboard, Line, Spread, Table
 from fcit.bench.plan import TableKey
-from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report.tables import CONSTANT, FIGURES, cell, csv_text, latex
+from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
+from fcit.report.tables import CONSTANT, FIGURES, MEANINGS, cell, csv_text, latex
 
 BLOCKS = {"": "", "replay": "store samples", "reference": "references"}
 
@@ -65,7 +65,8 @@ def blocks(table: Table) -> list[tuple[str, list[Line]]]:
 def accuracy_head(table: Table) -> list[str]:
     """Heads of the table of figures; an Avg over some of the stages is named so."""
     figures = [table.key.avg if name == "Avg" else name for name in FIGURES]
-    return ["row", "seeds", *figures, *table.private, "difference [95 %]", "by seed", "family", "differs in"]
+    others = ["difference [95 %]", "by seed", "family", *table.forms, "differs in"]
+    return ["row", "seeds", *figures, *table.untrained, *table.private, *others]
 
 
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
@@ -108,10 +109,12 @@ def accuracy_cells(table: Table, line: Line) -> list[str]:
         marked(line),
         line.seeds,
         *figures,
+        *(spread(line.untrained.get(head)) for head in table.untrained),
         *private,
         _difference(line),
         single,
         line.family or "-",
+        *(spread(line.forms.get(name)) for name in table.forms),
         "; ".join(line.differs),
     ]
 
@@ -121,8 +124,8 @@ def constant_cells(table: Table) -> list[str]:
     if table.constant is None:
         return []
     figures = {"Last": table.constant.last, "Avg": table.constant.avg}
-    private = ["-" for _ in table.private]
-    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *private, "-", "-", "-", ""]
+    others = ["-" for _ in accuracy_head(table)[2 + len(FIGURES) : -1]]
+    return [CONSTANT, "-", *(cell(figures.get(name)) for name in FIGURES), *others, ""]
 
 
 def cost_cells(table: Table, line: Line) -> list[str]:
@@ -164,6 +167,11 @@ def notes(table: Table) -> list[str]:
         sentences.append(
             "Stages that were not evaluated leave no MFT, BWT and forgetting, and no Avg over the whole course."
         )
+    if table.forms:
+        sentences.append(
+            "form share: answers after the last stage that have the form their question demands, e.g. one letter. "
+            "content forgetting: what is forgotten although the form of answers is mended; form forgetting: the rest."
+        )
     if table.baseline is None:
         sentences.append(
             f"The baseline has no finished run here, so there are no differences; settings and versions "
@@ -187,6 +195,7 @@ def notes(table: Table) -> list[str]:
             f"({each}). A dataset that is not above it shows no learning, unless its rule can be met by an empty text "
             "or by all answers at once: 100 tells of the rule."
         )
+    sentences += [text for name, text in MEANINGS.items() if any(h.partition(" (")[0] == name for h in table.untrained)]
     sentences += table.apart
     sentences += _seeds(table)
     if any(line.dagger for line in table.lines):
@@ -248,8 +257,10 @@ def csv(board: Leaderboard) -> str:
     ]
     federated = any(not table.key.centralised for table in board.tables)
     costs = [name for name in COSTS.values() if federated or name not in FEDERATED]
-    head += [part for name in (*FIGURES, *costs) for part in (name, f"{name}_sd")]
+    head += [part for name in (*FIGURES, *FORM_FIGURES, *costs) for part in (name, f"{name}_sd")]
     private = [head for head in epsilons.KINDS if any(head in table.private for table in board.tables)]
+    untrained = list(dict.fromkeys(name for table in board.tables for name in table.untrained))
+    head += [part for name in untrained for part in (name, f"{name}_sd")]
     rows = [[*head, *private, "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
@@ -269,7 +280,12 @@ def csv(board: Leaderboard) -> str:
                 str(len(line.runs)),
                 str(len(line.row.seeds)),
             ]
-            for value in (*line.figures.values(), *(line.cost[name] for name in costs)):
+            more = (
+                *(line.forms.get(name) for name in FORM_FIGURES),
+                *(line.cost[name] for name in costs),
+                *(line.untrained.get(name) for name in untrained),
+            )
+            for value in (*line.figures.values(), *more):
                 both = (None, None) if value is None else (value.mean, value.deviation)
                 values += ["" if v is None else f"{v:.6g}" for v in both]
             spent = [line.epsilons.get(head) for head in private]
@@ -319,6 +335,8 @@ def _json_line(line: Line) -> dict[str, Any]:
         "planned_seeds": list(line.row.seeds),
         "runs": [run.name for run in line.runs.values()],
         "figures": {name: both(value) for name, value in line.figures.items()},
+        "untrained": {name: both(value) for name, value in line.untrained.items()},
+        "forms": {name: both(value) for name, value in line.forms.items()},
         "cost": {name: both(value) for name, value in line.cost.items() if name not in apart},
         "difference": None
         if difference is None
@@ -336,6 +354,8 @@ def _json_line(line: Line) -> dict[str, Any]:
         "differs_in": line.differs,
         "made_elsewhere": line.elsewhere,
         "datasets": {str(seed): run.matrix.scores[-1] for seed, run in line.runs.items()},
+        "unseen": {str(seed): run.matrix.unseen for seed, run in line.runs.items() if run.matrix.unseen},
+        "held_out": {str(seed): run.matrix.held_out for seed, run in line.runs.items() if run.matrix.held_out},
     }
 
 
@@ -408,6 +428,7 @@ def terminal(table: Table, name: str, width: int) -> Grid:
         (*(table.key.avg if head == "Avg" else head for head in columns if head in known), *table.private)
         for columns in COMPACT
     ]
+    compact.insert(0, (*compact[0], *table.untrained))
     columns = next((columns for columns in compact if needs(columns) <= width), compact[-1])
     grid = Grid(title=f"{name}: {table.key.title}", title_justify="left")
     grid.add_column("row", overflow="fold")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, yaml_files
 
 
 def arguments(add: Add) -> None:
@@ -17,7 +18,8 @@ def arguments(add: Add) -> None:
         "fcit bench configs/bench/demo.yaml --jobs 2",
         "Runs what is missing and makes the tables anew; the same command goes on after an interruption.",
     )
-    command.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")
+    file = command.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")
+    completed(file, yaml_files)
     command.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
     command.add_argument("--dry-run", action="store_true", help="list the runs and which are done")
     command.add_argument("--only", default="", metavar="TEXT", help="run only rows or folders whose name contains this")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, run_folders
 from fcit.errors import EXIT_OK, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def arguments(add: Add) -> None:
         'fcit chat my-adapters --image cat.png "What is this?"\n  fcit chat runs/demo-disco-1',
         "Each answer comes with the subspaces that gave it. Without a question: a conversation, line by line.",
     )
-    command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder")
+    loading(command)
     command.add_argument("question", nargs="?", help="worded as in training, format line included: it decides the mix")
     command.add_argument(
         "--image",
@@ -128,30 +129,41 @@ def arguments(add: Add) -> None:
     )
     command.add_argument("--subspace", metavar="NAME", help="answer with this subspace alone")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
-    command.add_argument("--backbone", metavar="MODEL", help="folder or hub name of the frozen model, if it moved")
-    command.add_argument("--identity", metavar="CLIP", help="folder or hub name of the CLIP that routes, if it moved")
-    command.add_argument("--device", help="cpu or cuda[:n] (default: the run's, if this machine has it)")
-    command.add_argument("--other-weights", action="store_true", help="take a backbone that is not the run's")
     command.add_argument("--json", action="store_true", help="one JSON object for each answer")
     _anywhere(command)
 
 
-def _chat(args: argparse.Namespace) -> int:
-    from fcit.export.assistant import load
-    from fcit.io.console import console, notes
+def loading(command: argparse.ArgumentParser) -> None:
+    """Declare what says which folder is loaded to answer with, and how."""
+    completed(command.add_argument("dir", type=Path, help="folder made by `fcit export`, or a run folder"), run_folders)
+    command.add_argument("--backbone", metavar="MODEL", help="folder or hub name of the frozen model, if it moved")
+    command.add_argument("--identity", metavar="CLIP", help="folder or hub name of the CLIP that routes, if it moved")
+    command.add_argument("--device", help="cpu or cuda[:n] (default: the run's, if this machine has it)")
+    command.add_argument("--other-weights", action="store_true", help="take a backbone that is not the run's")
 
-    for image in args.image:
-        if not image.is_file():
-            raise ConfigError(f"--image: no such file {str(image)!r}")
+
+def loaded(args: argparse.Namespace) -> Assistant:
+    """The assistant that :func:`loading` declares."""
+    from fcit.export.assistant import load
+    from fcit.io.console import notes
+
     with notes().status("loading the model"):  # shown on a terminal only
-        assistant = load(
+        return load(
             args.dir,
             backbone=args.backbone,
             identity=args.identity,
             device=args.device,
             other_weights=args.other_weights,
         )
-    talk = Chat(assistant, console(), args.image, args.subspace, args.max_new_tokens, args.json)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from fcit.io.console import console
+
+    for image in args.image:
+        if not image.is_file():
+            raise ConfigError(f"--image: no such file {str(image)!r}")
+    talk = Chat(loaded(args), console(), args.image, args.subspace, args.max_new_tokens, args.json)
     if args.question is None:
         return interactive(talk)
     talk.ask(args.question)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fcit import registry
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, parts
 from fcit.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 #: Kinds that have a contract, and what one of their parts is called.
@@ -22,7 +23,8 @@ def arguments(add: Add) -> None:
         "fcit check ./mine.py:MyMethod strength=2",
         "Runs it on a toy federation, without a model: every hook that it overrides is called as in a run.",
     )
-    command.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
+    name = command.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
+    completed(name, parts)
     command.add_argument("options", nargs="*", metavar="key=value", help="options of it, e.g. mix=argmax")
 
 

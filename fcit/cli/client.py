@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fcit.cli.commands import Add, print_checks
+from fcit.cli.completion import completed, yaml_files
 
 
 def arguments(add: Add) -> None:
@@ -24,7 +25,8 @@ def arguments(add: Add) -> None:
         help="run the site in the foreground; check SITE.yaml, data and connection; say what runs and what was wrong "
         "with it; verify and print what was sent",
     )
-    command.add_argument("site", type=Path, metavar="SITE.yaml", help="the site's configuration")
+    site = command.add_argument("site", type=Path, metavar="SITE.yaml", help="the site's configuration")
+    completed(site, yaml_files)
 
 
 def _client(args: argparse.Namespace) -> int:

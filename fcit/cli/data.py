@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
-from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError
+from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError, FCITError
 from fcit.io.bounded import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fcit.data.benchmark import Benchmark
     from fcit.data.checks.findings import Findings
     from fcit.data.spec import BenchmarkSpec
-    from fcit.evaluation.constant import Constant
+    from fcit.evaluation.following import Demand
 
 _EXAMPLE = """\
 fcit data make --root /tmp/fcit-data            render the built-in data sets
@@ -114,19 +117,28 @@ def _download(args: argparse.Namespace) -> int:
     return _report(_look(args, spec))
 
 
-def _constants(args: argparse.Namespace, findings: Findings) -> dict[str, Constant]:
-    """The best constant answer to the test questions of every data set that can be read, scored without Java."""
+def _opened(args: argparse.Namespace) -> Benchmark:
     from fcit import config as configuration
     from fcit.data.benchmark import open_benchmark
-    from fcit.evaluation.constant import constants, without_java
 
     raw = {"benchmark": args.benchmark, "data_root": str(args.root)}
-    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"))
-    return constants(benchmark, [d.name for d in findings.datasets if d.test], without_java)
+    return open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit data check"), trains=False)
+
+
+def _forms(benchmark: Benchmark, names: list[str]) -> Iterator[tuple[str, Demand]]:
+    """The forms of answers that the test questions of data sets demand; of those that can be read."""
+    from fcit.evaluation.following import demand
+
+    for name in names:
+        try:
+            records = benchmark.test(name)
+        except FCITError:
+            continue  # which is reported elsewhere
+        yield name, demand(benchmark.datasets[name], records)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from fcit.evaluation.constant import without_java
+    from fcit.evaluation.constant import constants, without_java
 
     if args.config is not None:
         if args.benchmark or args.root or args.setting or args.beta or args.all:
@@ -146,16 +158,22 @@ def _check(args: argparse.Namespace) -> int:
         own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
         raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
     findings = _look(args, spec)
-    constants = _constants(args, findings)
+    benchmark, names = _opened(args), [d.name for d in findings.datasets if d.test]
+    best, forms = constants(benchmark, names, without_java), dict(_forms(benchmark, names))
     if args.json:
-        best = {name: constant._asdict() for name, constant in constants.items()}
-        print(json.dumps({**findings.to_json(), "constants": best}, indent=1))
+        more = {
+            "constants": {name: constant._asdict() for name, constant in best.items()},
+            "forms": {name: asdict(form) for name, form in forms.items()},
+        }
+        print(json.dumps({**findings.to_json(), **more}, indent=1))
         return EXIT_OK if findings.good else EXIT_USAGE
     code = _report(findings)
-    for name, constant in constants.items():
+    for name, constant in best.items():
         rule = spec.datasets[name].scorer
         by = f" by our rule `{without_java(rule)}`" if without_java(rule) != rule else ""
         print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
+    for name, form in forms.items():
+        print(f"{name}: form of answers: {form}")
     return code
 
 

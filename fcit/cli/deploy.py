@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, overrides, run_folders, yaml_files
 from fcit.errors import EXIT_OK, ConfigError
 
 _EXAMPLE = """fcit deploy init /srv/fcit --clients 3 --host fcit.example.org
@@ -127,9 +128,11 @@ def arguments(add: Add) -> None:
     unregister.add_argument("names", nargs="+", metavar="NAME", help="client number of a site")
     action("status", _control, "show which sites are online, and the runs")
     submit = action("submit", _submit, "run a configuration on the sites and follow it; exit codes as of fcit run")
-    submit.add_argument("config", type=Path, nargs="?", help="YAML file")
-    submit.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting")
-    submit.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder instead")
+    completed(submit.add_argument("config", type=Path, nargs="?", help="YAML file"), yaml_files)
+    changes = submit.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting")
+    completed(changes, overrides)
+    going_on = submit.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder instead")
+    completed(going_on, run_folders)
     submit.add_argument(
         "--accept-changed-data",
         action="store_true",

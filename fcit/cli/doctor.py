@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fcit.cli.commands import Add, print_checks
+from fcit.cli.completion import completed, overrides, yaml_files
 from fcit.errors import ConfigError
 
 
@@ -19,13 +20,15 @@ def arguments(add: Add) -> None:
         "Without --config: libraries, devices, and a training step of the built-in model. With it: memory, disk and\n"
         "time of the run, and whether its model can be loaded; nothing is downloaded.",
     )
-    command.add_argument(
+    config = command.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="memory, disk and time of this configuration; exit code 2 if it cannot fit",
     )
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of it")
+    completed(config, yaml_files)
+    changes = command.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of it")
+    completed(changes, overrides)
     command.add_argument("--gpu-gb", type=float, metavar="GB", help="memory of the GPU (default: as here, else 24)")
     command.add_argument("--no-probe", action="store_true", help="estimate time from FLOPs; load and run nothing")
 

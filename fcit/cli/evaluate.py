@@ -14,7 +14,8 @@ from fcit.errors import EXIT_OK
 _TEXT = """\
 The file holds JSON lines with question_id and text, as the official scripts of FCIT, UCIT and MLLM-CL write them, and
 as run folders hold them (predictions/stage-N/DATASET.jsonl). The sum is divided by the number of lines, as officially;
-lines that are missing or repeated are reported."""
+lines that are missing or repeated are reported. Where questions demand a form of answers (`fcit list form`), the share
+that has it is shown, and the scores of the answers once their form is mended."""
 _EXAMPLE = """\
 fcit evaluate --predictions merge.jsonl --dataset grounding --benchmark fcit-cap --root /data/fcit
   fcit evaluate --predictions runs/task-disco-1/predictions/stage-8/iconqa.jsonl --dataset iconqa \\
@@ -41,7 +42,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fcit.evaluation.scoring import rules, score_file
 
     raw = {"benchmark": args.benchmark, "data_root": args.root, "evaluation": {"split": args.split}}
-    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"))
+    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"), trains=False)
     rules(benchmark, args.dataset, args.rule)  # before anything is rendered
     if benchmark.spec.source == "mini":
         benchmark.prepare([args.dataset])
@@ -55,4 +56,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(f"{args.dataset} of {benchmark.spec.name}: {scores.lines} predictions, {scores.questions} questions")
     for score in scores.scores:
         print(f"  {score.rule:20} {score.score:7.2f}  {'official rule' if score.official else 'our definition'}")
+        for name, value in score.details.items():
+            print(f"    {name:18} {value:7.2f}")
+    first = scores.scores[0]
+    if first.form_share is not None:
+        count, forms = sum(first.demanded.values()), ", ".join(first.demanded)
+        print(f"form ({forms}): {first.form_share:.2f} % of {count} answers have it; with their form mended:")
+        for score in scores.scores:
+            print(f"  {score.rule:20} {score.content:7.2f}")
     return EXIT_OK

@@ -9,7 +9,7 @@ from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
-KINDS = [*registry.KINDS, "benchmark"]
+KINDS = [*registry.KINDS, "benchmark", "held-out"]
 _WIDTH, _FAMILY = 20, 14  # characters of a name and of a family of methods
 
 
@@ -50,10 +50,11 @@ def _settings() -> Iterator[str]:
 
 def _members(kind: str) -> Iterator[str]:
     """A line for each member of a kind: its name and what it is."""
-    if kind == "benchmark":
-        from fcit.data.shipped import shipped, summary
+    if kind in ("benchmark", "held-out"):
+        from fcit.data.shipped import HELD_OUT, SHIPPED, shipped, summary
 
-        yield from (f"{name:{_WIDTH}} {summary(name)}" for name in shipped())
+        names = shipped(SHIPPED if kind == "benchmark" else HELD_OUT)
+        yield from (f"{name:{_WIDTH}} {summary(name)}" for name in names)
         return
     for name, place in registry.KINDS[kind].items():
         text, ours, family = registry.described(place)

@@ -9,13 +9,13 @@ import sys
 from typing import NoReturn
 
 from fcit import __version__
-from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run
+from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run, serve
 from fcit.cli import list as listing
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, EXIT_USAGE, FCITError
 from fcit.io.printable import printable
 
 #: In the order of ``fcit --help``.
-COMMANDS = (run, report, bench, listing, check, data, export, chat, evaluate, deploy, client, doctor)
+COMMANDS = (run, report, bench, listing, check, data, export, chat, serve, evaluate, deploy, client, doctor)
 
 _EXAMPLES = """\
 `fcit COMMAND --help` explains a command. First steps: `fcit run configs/demo-disco.yaml` (about a minute on a CPU),
@@ -34,6 +34,7 @@ examples:
   fcit evaluate --predictions merge.jsonl --dataset iconqa --root /data/fcit   score others' predictions officially
   fcit export runs/task-disco-1 --to my-adapters         peft adapters that others can load
   fcit chat my-adapters --image cat.png "What is this?"  ask them, see which spoke
+  fcit serve my-adapters --images pictures               the same over HTTP, for OpenAI's clients
   fcit data check fcit-task --root /data/fcit            is the published benchmark complete? also: data download
   fcit deploy init /srv/fcit --clients 3 --host HOST     several machines; then up, register, submit
   fcit client start SITE.yaml                            one of their sites
@@ -84,7 +85,12 @@ def main(argv: list[str] | None = None) -> int:
     from fcit.runs.environment import quiet_libraries
 
     quiet_libraries()
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what a word could become
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    args = parser.parse_args(argv)
     try:
         code = int(args.work(args))
         sys.stdout.flush()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, run_folders
 from fcit.errors import EXIT_OK
 
 
@@ -15,15 +16,16 @@ def arguments(add: Add) -> None:
         "report",
         _report,
         "show and compare runs",
-        "fcit report runs/demo-disco-1 runs/demo-finetune-1 --output comparison",
+        "fcit report runs/demo-disco-1 runs/demo-finetune-1 --output comparison --open",
         "Prints tables, and writes one HTML page, figures (SVG, PDF) and tables (CSV, LaTeX). Unfinished runs are\n"
         "shown as far as they go.",
     )
-    command.add_argument("runs", type=Path, nargs="+", help="run folders")
+    completed(command.add_argument("runs", type=Path, nargs="+", help="run folders"), run_folders)
     command.add_argument(
         "--output", type=Path, help="folder for page, figures and tables (default: RUN/report, or report)"
     )
     command.add_argument("--figure", type=Path, help="also draw the accuracy matrices here (PNG, SVG or PDF)")
+    command.add_argument("--open", action="store_true", help="open the page in the browser of this machine")
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -43,4 +45,15 @@ def _report(args: argparse.Namespace) -> int:
         screen.print(f"picture: {args.figure}", highlight=False, soft_wrap=True)
     screen.print(f"page:    {page}", highlight=False, soft_wrap=True)
     screen.print(f"figures: {output / 'figures'}  tables: {output / 'tables'}", highlight=False, soft_wrap=True)
+    if args.open:
+        screen.print(_opened(page), highlight=False, soft_wrap=True)
     return EXIT_OK
+
+
+def _opened(page: Path) -> str:
+    """Open a page in the browser; what happened, in a sentence."""
+    import webbrowser
+
+    if webbrowser.open(page.resolve().as_uri()):
+        return "opened in the browser"
+    return f"no browser is at hand here; open {page.resolve()} in one"

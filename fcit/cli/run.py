@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, overrides, run_folders, yaml_files
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
@@ -22,22 +23,31 @@ _EXAMPLE = """\
 fcit run configs/demo-disco.yaml                                    four stages, about a minute on a CPU
   fcit run configs/task-disco.yaml seed=1 federation.beta=0.5         settings changed for this run
   fcit run configs/task-disco.yaml method=./mine.py:MyMethod          a method of your own
-  fcit doctor --config configs/24gb/disco.yaml                        first: will it fit, and how long will it take"""
+  fcit run configs/demo-disco.yaml --dry-run                          first: what would be done, and does it fit
+  fcit doctor --config configs/24gb/disco.yaml                        the same for a machine that is not here"""
 _RESUMED = "The run goes on from its last checkpoint and ends with the same bits as if it had not been interrupted."
 
 
 def arguments(add: Add) -> None:
     """Declare both commands."""
     run = add("run", _run, "run a configuration", _EXAMPLE, _TEXT)
-    run.add_argument("config", type=Path, help="YAML file; shipped ones are in configs/")
-    run.add_argument(
+    config = run.add_argument("config", type=Path, help="YAML file; shipped ones are in configs/")
+    completed(config, yaml_files)
+    changes = run.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
         help="change a setting for this run, e.g. training.lr=0.002 (all: `fcit list settings`)",
     )
+    completed(changes, overrides)
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be done (stages, clients, orders, bytes, memory, time by the estimate of `fcit doctor`); "
+        "nothing is trained and no run folder is made",
+    )
     resume = add("resume", _resume, "go on with an interrupted run", "fcit resume runs/task-disco-1", _RESUMED)
-    resume.add_argument("run", type=Path, help="run folder")
+    completed(resume.add_argument("run", type=Path, help="run folder"), run_folders)
     resume.add_argument(
         "--accept-changed-data",
         action="store_true",
@@ -51,11 +61,33 @@ def _run(args: argparse.Namespace) -> int:
     from fcit.runs.create import create
 
     config = configuration.load(args.config, args.overrides)
+    if args.dry_run:
+        return _dry(config)
     stream = open_stream(config)
     print(f"preparing data{f' under {stream.root}' if stream.root else ''}", file=sys.stderr)
     path = create(config, stream).path
     print(f"run folder {path.resolve()}", file=sys.stderr)
     return _execute(path, prepared=(config, stream))
+
+
+def _dry(config: RunConfig) -> int:
+    """Show what a run would do and need.
+
+    Raises:
+        ConfigError: it cannot fit, or something that it names cannot be used.
+    """
+    from fcit.doctor import plan
+    from fcit.doctor.command import doctor
+    from fcit.io.console import console
+    from fcit.runs.environment import own_packages_first
+    from fcit.runs.trackers import check
+
+    own_packages_first()
+    check(config)
+    plan.show(config, console())
+    code = doctor(config, None, False, console())
+    print(f"nothing was trained; without --dry-run the run folder would be {config.output}/{config.name}-N")
+    return code
 
 
 def _resume(args: argparse.Namespace) -> int:

@@ -223,9 +223,26 @@ def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["output"] = bounded.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):
         raw["trackers"] = [registry.anchored(t, folder) if isinstance(t, str) else t for t in raw["trackers"]]
+    training = raw.get("training")
+    if isinstance(training, dict) and isinstance(training.get("trainer"), str):
+        raw["training"] = {**training, "trainer": registry.anchored(training["trainer"], folder)}
     if isinstance(raw.get("data_root"), str):
         raw["data_root"] = bounded.full_path(folder, raw["data_root"])
+    evaluation = raw.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("held_out"), list):
+        raw["evaluation"] = {**evaluation, "held_out": [_held_out(entry, folder) for entry in evaluation["held_out"]]}
     return raw
+
+
+def _held_out(entry: Any, folder: Path) -> Any:
+    """An entry of ``evaluation.held_out`` with full paths."""
+    if isinstance(entry, str):
+        return _benchmark(entry, folder)
+    if not isinstance(entry, dict):
+        return entry
+    full = {"benchmark": _benchmark, "data_root": lambda name, folder: bounded.full_path(folder, name)}
+    paths = {key: make(entry[key], folder) for key, make in full.items() if isinstance(entry.get(key), str)}
+    return {**entry, **paths}
 
 
 def _benchmark(name: str, folder: Path) -> str:

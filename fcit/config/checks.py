@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks, record_checks, secure_checks, token_checks
+from fcit.config import privacy_checks, record_checks, secure_checks, token_checks, trainer_checks
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -96,7 +96,12 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
-    for part in (privacy_checks, record_checks, secure_checks, token_checks):
+    if config.evaluation.unseen and config.evaluation.when == "final":
+        problems.append(
+            "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
+            "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
+        )
+    for part in (privacy_checks, record_checks, secure_checks, token_checks, trainer_checks):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
@@ -134,15 +139,16 @@ def device_problem(name: str) -> str | None:
 
 
 def stage_problem(config: RunConfig, count: int, owner: str) -> str | None:
-    """Why ``evaluation.when`` does not fit a run of ``count`` stages, in one sentence, or None."""
-    when = config.evaluation.when
-    beyond = [n for n in when if n > count] if isinstance(when, list) else []
-    if not beyond:
-        return None
-    return (
-        f"evaluation.when: {when} names stage {beyond[0]}, and {owner} has the stages 1 to {count}; "
-        "name some of these, or say stage or final"
-    )
+    """Why the stages of ``evaluation`` do not fit a run of ``count`` stages, in one sentence, or None."""
+    for key in ("when", "held_out_when"):
+        when = getattr(config.evaluation, key)
+        beyond = [n for n in when if n > count] if isinstance(when, list) else []
+        if beyond:
+            return (
+                f"evaluation.{key}: {when} names stage {beyond[0]}, and {owner} has the stages 1 to {count}; "
+                "name some of these, or say stage or final"
+            )
+    return None
 
 
 def epochs_problem(config: RunConfig, tasks: int, owner: str) -> str | None:
@@ -164,6 +170,17 @@ def _site_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"training.epochs: {config.training.epochs} is about tasks, which the server does not know with stream: "
             "'site'; give one number"
+        )
+    if config.evaluation.unseen:
+        problems.append(
+            "evaluation.unseen: true is about tasks of later stages, which the server does not know with stream: "
+            "'site', and no site has begun; choose unseen: false, or stream: benchmark"
+        )
+    if config.evaluation.held_out:
+        names = ", ".join(entry.benchmark for entry in config.evaluation.held_out)
+        problems.append(
+            f"evaluation.held_out: [{names}] is asked by a server that holds the questions; with stream: 'site' each "
+            "site is scored on its own test files and no others; leave it out, or choose stream: benchmark"
         )
     if config.evaluation.samples is not None:
         problems.append(
@@ -198,8 +215,9 @@ def part_problems(config: RunConfig) -> list[str]:
 def _misfits(config: RunConfig) -> list[str]:
     """Federated optimisers, methods and rules for averaging factors that cannot be combined."""
     names = config.method["name"], config.fedopt["name"]
-    method, fedopt = (registry.resolve(f, n) for f, n in zip(("method", "fedopt"), names, strict=True))
-    problems = []
+    method, fedopt = registry.resolve("method", names[0])(config), registry.resolve("fedopt", names[1])
+    rank = method.layout.problem(config.adapter.rank)
+    problems = [] if rank is None else [f"{rank} (method: {names[0]!r})"]
     if config.factors not in method.factors:
         allowed = ", ".join(sorted(method.factors))
         problems.append(
@@ -230,6 +248,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
+    problems += trainer_checks.misfits(config, method, fedopt)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
     problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []

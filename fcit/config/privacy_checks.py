@@ -102,7 +102,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"privacy.client_dp: 'on' does not cover what clients return to method: {name!r} beside their tensors, "
             "which the method sums without noise; choose another method"
         )
-    elif config.privacy.secret and method(config).common(0) is None:
+    elif config.privacy.secret and method.common(0) is None:
         problems.append(
             f"privacy.sampling: 'secret' needs a method that trains one subspace at a time: with method: {name!r} the "
             "subspace depends on the client, so that the subspaces that move show who took part; choose "

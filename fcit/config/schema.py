@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
-from fcit.config.kinds import WORDS, BatchSize, Checkpointing, Decoder, Epochs, MicroBatch, Way
+from fcit.config.evaluation import Evaluation
+from fcit.config.kinds import WORDS, Checkpointing, Epochs, MicroBatch, Way
 from fcit.config.privacy import Privacy
 from fcit.config.section import Section
-
-LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
-AT_ONCE = 64  # questions answered at a time, unless another number is set or found
 
 
 class Federation(Section):
@@ -71,7 +69,11 @@ class Ray(Section):
     workers: int = Field(2, ge=1, description="long-lived worker processes, each with the model loaded once")
     num_cpus: int = Field(1, ge=1, description="cores, and threads unless backbone.threads is set, per worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs per worker; 0.5 puts two workers on one")
-    address: str | None = Field(None, description="an existing cluster (host:port); default: a private one, here")
+    address: str | None = Field(
+        None,
+        description="an existing cluster: host:port, or auto for the one that RAY_ADDRESS names at each start; "
+        "default: a private one, here",
+    )
     temp_dir: str | None = Field(
         None, description="Ray's own files; default: a fresh private folder, removed at the end"
     )
@@ -88,6 +90,7 @@ class Sites(Section):
     )
     micro_batch: bool = Field(True, description="gradients accumulated over parts of a batch")
     checkpointing: bool = Field(True, description="activations computed again to save memory")
+    trainer: bool = Field(False, description="a Trainer of the site's own in place of the run's loop")
 
 
 class Adapter(Section):
@@ -142,6 +145,11 @@ class Training(Section):
         description="number format in which adapters and projector are multiplied: that of backbone.dtype, or float32; "
         "what is trained is float32 in either case",
     )
+    trainer: str | None = Field(
+        None,
+        description="a Hugging Face Trainer in place of fcit's own loop: hf, or ./mine.py:make of one's own; for "
+        "methods and optimisers without hooks of their own within the steps",
+    )
     compile: Annotated[Literal["auto", "on", "off"], WORDS, BITS] = Field(
         "auto",
         description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
@@ -151,91 +159,6 @@ class Training(Section):
     def moves(self, steps: int) -> bool:
         """Whether a local epoch of this many steps changes anything: the trainer's first rate is 0."""
         return self.schedule != "trainer" or steps > 1 or not self.warmup_ratio
-
-
-class Evaluation(Section):
-    """Evaluation of the model after a stage."""
-
-    batch_size: Annotated[BatchSize, BITS] = Field(
-        64,
-        description="questions answered at a time; auto: as many as fit into a GPU, at most 128, and half as many when "
-        "memory runs out; on a CPU 64",
-    )
-    by_length: Annotated[bool, BITS] = Field(
-        True, description="the questions of an order are put into batches by their length, which saves padding"
-    )
-    decoder: Annotated[Decoder, BITS] = Field(
-        "auto",
-        description="static: ours, with keys and values at fixed addresses, where rows leave the batch when they end "
-        "and, on CUDA, a step is one graph; transformers: its `generate`; auto: static, but transformers for a method "
-        "of one's own that answers with code of its own",
-    )
-    mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
-        "float32",
-        description="number format of the subspaces that answer; backbone: backbone.dtype, so that layers cast nothing "
-        "(of no use with float32)",
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"
-    )
-    when: Annotated[Literal["stage", "final"] | list[int], SCOPE] = Field(
-        "stage", description="after every stage, after the last only, or after these, e.g. [4, 8]; the last always"
-    )
-    samples: Annotated[int | None, SCOPE] = Field(
-        None, ge=1, description="questions of each test set, chosen at random once for all runs: reduced numbers"
-    )
-    seed: Annotated[int, SCOPE] = Field(
-        0, ge=0, description="which questions evaluation.samples chooses; seed does not change them"
-    )
-    batches_per_order: Annotated[int, WORK] = Field(
-        4, ge=1, description="batches answered before the next order; workers share orders"
-    )
-    verify: Annotated[float, WORK] = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="share of the answers that a deployment gets from two sites and compares; 0 for none (a simulation "
-        "compares none: its clients are one program)",
-    )
-    split: Annotated[Literal["test", "val"], SCOPE] = Field(
-        "test", description="which questions of a data set are asked"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _older(cls, raw: Any) -> Any:
-        """Accept ``limit: null`` of old run folders, which had no effect."""
-        if isinstance(raw, dict) and "limit" in raw and raw["limit"] is None:
-            return {key: value for key, value in raw.items() if key != "limit"}
-        return raw
-
-    @field_validator("when", mode="before")
-    @classmethod
-    def _stages(cls, value: Any) -> Any:
-        numbers = isinstance(value, list) and value and all(type(n) is int and 1 <= n < 10_000 for n in value)
-        if value not in ("stage", "final") and not numbers:
-            raise ValueError("must be stage, final or a list of stage numbers from 1 on, e.g. [4, 8]")
-        return value
-
-    @property
-    def at_once(self) -> int:
-        """Questions answered at a time; where it is not known what fits, 64 for ``auto``."""
-        return AT_ONCE if self.batch_size == "auto" else self.batch_size
-
-    @property
-    def stretch(self) -> int:
-        """Questions of an order."""
-        return self.at_once * self.batches_per_order
-
-    def stages(self, count: int) -> list[int]:
-        """The stages, numbered from 1 to ``count``, after which the model is evaluated; includes the last."""
-        if self.when == "stage":
-            return list(range(1, count + 1))
-        return [count] if self.when == "final" else sorted({*self.when, count})
-
-    def longest(self, benchmark: int | None = None) -> int:
-        """Maximum of tokens of an answer; ``benchmark`` is the limit that the benchmark sets for the data set."""
-        return self.max_new_tokens or benchmark or LONGEST
 
 
 class Backbone(Section):
@@ -363,7 +286,8 @@ class RunConfig(Section):
     )
     tensorboard: Annotated[bool, RECORD] = Field(False, description="write TensorBoard event files into the run folder")
     trackers: Annotated[list[str], RECORD] = Field(
-        default_factory=list, description="further receivers of every event, ./mine.py:MyTracker"
+        default_factory=list,
+        description="receivers of every event, e.g. [mlflow] (see `fcit list tracker`) or ./mine.py:MyTracker",
     )
 
     @model_validator(mode="before")

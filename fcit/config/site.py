@@ -77,7 +77,7 @@ class SiteTask(Section):
 
     train: Inside = Field(description="training records in LLaVA's format or as messages, a JSON list or JSON Lines")
     test: Inside = Field(description="test records; scored here, never sent")
-    references: Inside | None = Field(None, description="COCO captions of the test records")
+    references: Inside | None = Field(None, description="COCO captions of the test records, or TextVQA's annotations")
     images: Inside = Field("datasets", description="folder that image names are relative to")
     scorer: str = "exact"
     suffix: str = Field("", description="line added to every instruction that does not end with it")
@@ -134,8 +134,14 @@ class Site(Section):
     checkpointing: bool | Literal["auto"] | None = Field(
         None, description="compute activations twice, or auto; default: as ordered"
     )
+    trainer: str | None = Field(
+        None,
+        description="a Trainer of the site's own, ./mine.py:make, or hf; default: as ordered (needs sites.trainer)",
+    )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
-    min_records: int = Field(8, ge=1, description="identity tokens of fewer instructions are not sent")
+    min_records: int = Field(
+        8, ge=1, description="identity tokens, and what methods measure before a stage, are not sent of fewer records"
+    )
     secure_aggregation: Literal["allowed", "required"] = Field(
         "allowed",
         description="required: orders of runs in which updates are sent unmasked (privacy.secure_aggregation: off), or "
@@ -204,6 +210,8 @@ def load(path: str | os.PathLike[str]) -> Site:
         value = raw.get(name, field.default)
         if RELATIVE in field.metadata and isinstance(value, str):
             raw[name] = bounded.full_path(file.parent, value)
+    if isinstance(raw.get("trainer"), str):
+        raw["trainer"] = registry.anchored(raw["trainer"], file.parent)
     try:
         return Site.model_validate(raw)
     except ValidationError as error:

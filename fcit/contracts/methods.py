@@ -34,7 +34,7 @@ def is_described(case: MethodCase) -> None:
     require(method.pooled in ("", "task", "all"), f"pooled is {method.pooled!r}; allowed: '', 'task', 'all'")
     families = ", ".join(FAMILIES)
     require(method.family in ("", *FAMILIES), f"family is {method.family!r}; allowed: {families}, or none")
-    kinds = ("text", "image", "both")
+    kinds = ("text", "suffix", "image", "both")
     require(method.identity in kinds, f"identity is {method.identity!r}; allowed: {', '.join(kinds)}")
     strange = set(method.invariants) - set(INVARIANTS)
     require(not strange, f"unknown invariants {sorted(strange)}; there are {sorted(INVARIANTS)}")
@@ -164,6 +164,7 @@ def a_client_can_train(case: MethodCase) -> None:
         return
     if case.method.measures:
         require(not case.method.robust, "what clients measure is protected by nothing: set robust to False")
+    if case.method.measuring(0):
         case.measure()
     memory: dict[str, Any] = {}
     for _ in range(2):  # the second time it remembers the first
@@ -180,21 +181,30 @@ def a_second_stage_follows(case: MethodCase) -> None:
     for stage in range(2):
         case.state.stage, case.state.round = stage, case.method.config.federation.rounds - 1
         case.method.assign(case.state, list(PAIRS), case.stats, case.make)
-        if case.method.measures:
+        if case.method.measuring(stage):
             case.measure()
-        trained = {pair: case.train(pair, memories[pair], last_round=True) for pair in PAIRS}
-        case.method.aggregate(case.state, iter([update for _, update in trained.values()]), case.aggregator)
+        rounds = case.method.rounds(stage)
+        for round_ in range(case.state.round, rounds):  # the last one, and extra ones
+            case.state.round = round_
+            case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+            trained = {pair: case.train(pair, memories[pair], round_ == rounds - 1) for pair in PAIRS}
+            case.method.aggregate(case.state, iter([update for _, update in trained.values()]), case.aggregator)
+            case.save()
+            if case.method.remembers:
+                memories = {pair: session.memory for pair, (session, _) in trained.items()}
         before = {n: dict(tensors) for n, tensors in case.method.constants(case.state).items()}
-        case.save()
         case.method.end_stage(case.state, stage)
         case.save()
         after = case.method.constants(case.state)
         same = all(np.array_equal(t, after[n][k]) for n in before.keys() & after.keys() for k, t in before[n].items())
         require(same, "a group of constants changed under the same name")
-        if case.method.remembers:
-            memories = {pair: session.memory for pair, (session, _) in trained.items()}
-    route = case.routed(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))
+    features = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    route, chosen = case.routed(features), case.chosen(features)
     require(route.shape == (3, len(case.state.subspaces)), "route forgets the subspaces of a later stage")
+    good = chosen.shape == route.shape and np.isfinite(chosen).all() and (chosen >= 0).all()
+    require(good, f"choose must return finite weights {route.shape}, got {chosen.shape}")
+    singles = np.concatenate([case.chosen(row[None]) for row in features])
+    require(np.allclose(chosen, singles, atol=1e-6), "choose depends on the batch")
 
 
 def clients_can_come_in_any_order(case: MethodCase) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,17 @@ import torch
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.collate import Encoded
+from fcit.data.records import Record, TestRecord
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
-from fcit.methods.base import Factory, Method, Pair, ServerState, Session, Stats, Update, objective
+from fcit.methods.base import Factory, Method, Pair, QuestionBatch, ServerState, Session, Stats, Update, objective
+from fcit.models.hooks import Keys
 from fcit.models.layout import GATE, Layout
+from fcit.models.reading import Weigh
 
+RECORDS = [Record.single(f"{i}.png", "What is this?", "a thing") for i in range(3)]
+LABELS = [("A", "the first task"), ("B", "the second task")]
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
 A, B, P = (
     "base_model.model.x.lora_A.weight",
@@ -36,10 +41,9 @@ def shapes_of(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Tensors of one subspace on a model of one layer, three wide."""
     if layout.pool:
         return layout.prompts(width=3, features=2)
-    if layout.experts:
-        gate = A.replace("lora_A", "lora_gate")
-        return {A: (layout.experts, 3), B: (3, layout.experts), gate: (layout.experts, 3)}
-    return dict(SHAPES)
+    gates = {f"{A.partition('.lora_')[0]}{GATE}{part}": shape for part, shape in layout.gates(3, 3, 2).items()}
+    factors = {A: (layout.experts, 3), B: (3, layout.experts)} if layout.experts else SHAPES
+    return {**factors, **gates, **layout.key(3)}
 
 
 def require(condition: object, message: str) -> None:
@@ -63,14 +67,32 @@ def first_failure(
     return promise, None
 
 
+class ToyEncoder:
+    """Tokenises with a vocabulary of three words; letters that follow each other are different words."""
+
+    def encode(self, record: Record | TestRecord) -> Encoded:
+        """A question of one word, and an answer of one with an end."""
+        answer = "" if isinstance(record, TestRecord) else record.turns[0].answer
+        return Encoded((1, sum(map(ord, answer)) % 3, 2), ((1, 3),), record.images)
+
+
 @dataclass
 class Toy:
     """A stand-in for backbone and adapters: the loss is the sum of squares of the trained tensors."""
 
     trainable: dict[str, torch.nn.Parameter]
+    see: Callable[[str, torch.Tensor], None] | None = None
+    sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    encoder: ToyEncoder = field(default_factory=ToyEncoder)
+    keys: Keys = field(default_factory=Keys)
 
     def loss(self, examples: list[Any], features: Any, prefix: Any = None) -> torch.Tensor:
         """A loss that needs no model."""
+        for name, factor in self.trainable.items():
+            if self.see is not None and ".lora_A." in name:
+                self.see(name, torch.eye(factor.shape[1])[None])
+        for gate in self.sums.values():
+            gate += 1
         total = torch.stack([p.square().sum() for p in self.trainable.values()]).sum()
         return total if prefix is None else total + prefix.square().sum()
 
@@ -92,15 +114,41 @@ class Toy:
         yield list(self.trainable.values())
 
     @contextmanager
+    def mixed(self, mix: np.ndarray | None, negligible: float = 0.0) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.mixed`; it changes nothing."""
+        yield
+
+    @contextmanager
     def teacher(self) -> Iterator[None]:
         """As :meth:`fcit.models.adapters.Adapters.teacher`."""
         with torch.no_grad():
             yield
 
+    def show_inputs(self, see: Callable[[str, torch.Tensor], None]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.show_inputs`: three tokens, one in each direction."""
+        self.see = see
+
+    def sum_gates(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """As :meth:`fcit.models.adapters.Adapters.sum_gates`: all experts alike."""
+        self.sums = sums
+
     @contextmanager
     def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
         """As :meth:`fcit.models.adapters.Adapters.gate_use`: all experts alike."""
         yield {n: torch.ones(len(p)) for n, p in self.trainable.items() if GATE in n}
+
+    @contextmanager
+    def instructed(self, features: np.ndarray) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.instructed`."""
+        require(features.ndim == 2 and features.dtype == np.float32, "instructed needs float32 features of questions")
+        yield
+
+    @contextmanager
+    def weighed(self, logits: Weigh, anew: bool = False) -> Iterator[None]:
+        """As :meth:`fcit.models.adapters.Adapters.weighed`: two questions of four tokens are weighed."""
+        columns = logits(torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))
+        require(columns.ndim == 2 and len(columns) == 2, "logits must return a row for each question")
+        yield
 
     def load_teacher(self, tensors: dict[str, np.ndarray]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.load_teacher`."""
@@ -111,6 +159,7 @@ class Toy:
     def add_frozen(self, subspaces: list[dict[str, np.ndarray]]) -> None:
         """As :meth:`fcit.models.adapters.Adapters.add_frozen`."""
         require(all(set(self.trainable) >= set(s) for s in subspaces), "add_frozen needs subspaces")
+        self.keys.load(subspaces, torch.device("cpu"))
 
     def principal(self, name: str, share: float) -> torch.Tensor:
         """As :meth:`fcit.models.adapters.Adapters.principal`: the first direction."""
@@ -157,7 +206,7 @@ class MethodCase:
 
     def fresh(self) -> ServerState:
         """A server state after the three pairs were assigned their subspaces."""
-        state = ServerState(shared=dict(self.make.projector))
+        state = ServerState(shared=dict(self.make.projector), labels=list(LABELS))
         self.method.assign(state, list(PAIRS), self.stats, self.make)
         return state
 
@@ -174,7 +223,7 @@ class MethodCase:
             require(not wrong, f"{hook} must give float32 arrays; {wrong} are not")
         require(not any("/" in n for n in constants), "names of constants must not hold '/'")
         toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in self.held(pair).items()})
-        return Session(
+        session = Session(
             backbone=toy,
             adapters=toy,
             client=pair[0],
@@ -183,9 +232,11 @@ class MethodCase:
             round=self.state.round,
             subspace=self.state.assigned[pair],
             received=dict(sent),
+            brief=self.method.brief(self.state),
             memory=memory,
             constants=constants,
             examples=EXAMPLES,
+            records=RECORDS,
             identity=np.eye(3, 2, dtype=np.float32),
             image_root=None,
             seed=0,
@@ -193,6 +244,11 @@ class MethodCase:
             batch=[0, 2],
             lr=0.1,
         )
+        session.examples = self.method.select(session)
+        extra = self.method.extra(session.stage, session.round)
+        most = extra.most if extra else len(EXAMPLES)
+        require(1 <= len(session.examples) <= most, f"select returned {len(session.examples)} records, most is {most}")
+        return session
 
     def save(self) -> None:
         """Save the server's memory and read it, as a checkpoint after every round does."""
@@ -219,11 +275,11 @@ class MethodCase:
     def train(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> tuple[Session, Update]:
         """Two steps of plain descent through every client hook; the update as the server would read it."""
         method, session = self.method, self.session(pair, memory, last_round)
-        frozen = method.frozen(session.adapters.trainable)
+        frozen = method.frozen(session.adapters.trainable, session.stage)
         shapes = {n: tuple(s) for n, s in method.extra_shapes(self.state).items()}
         method.prepare(session)
         for _ in range(2):
-            loss = objective(method, session, EXAMPLES[:2], torch.zeros(2, 1, 1))
+            loss = objective(method, session, list(session.examples[:2]), torch.zeros(2, 1, 1))
             good = isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad
             require(good, f"loss must return a scalar tensor with gradients, got {type(loss).__name__}")
             loss.backward()
@@ -240,7 +296,7 @@ class MethodCase:
         require(all(t.dtype == np.float32 for t in extra.values()), "finish must return float32 arrays")
         tensors = {n: t for n, t in session.adapters.read().items() if n not in frozen}
         require(all(np.isfinite(t).all() for t in tensors.values()), "training gave values that are not finite")
-        return session, Update(pair[0], session.subspace, len(EXAMPLES), tensors, extra)
+        return session, Update(pair[0], session.subspace, len(session.examples), tensors, extra)
 
     def held(self, pair: Pair, state: ServerState | None = None) -> dict[str, np.ndarray]:
         """All tensors a client of this pair trains."""
@@ -259,3 +315,19 @@ class MethodCase:
         if self.method.needs_task_at_inference:
             values = {**values, "task": "task-1", "trained": {p[1]: name for p, name in self.state.assigned.items()}}
         return self.method.route(list(self.state.subspaces), (values, tensors), features)
+
+    def chosen(self, features: np.ndarray) -> np.ndarray:
+        """Final mix for questions with these features, after a look at them with the toy model."""
+        toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in self.held(PAIRS[0]).items()})
+        questions = QuestionBatch(
+            backbone=toy,
+            adapters=toy,
+            subspaces=list(self.state.subspaces.values()),
+            examples=EXAMPLES[: len(features)],
+            features=torch.zeros(len(features), 1, 1),
+            identity=features,
+            limit=1,
+            knowledge=self.method.knowledge(self.state),
+            records=[TestRecord(str(i), ("0.png",), "What is this?", "a thing") for i in range(len(features))],
+        )
+        return self.method.choose(questions, self.routed(features))

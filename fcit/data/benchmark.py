@@ -18,7 +18,7 @@ from fcit.data.formats.files import stamps
 from fcit.data.images.sizes import ImageSizes
 from fcit.data.partition import ClientFiles, SuffixIndex
 from fcit.data.records import Record, TestRecord, joined, picked, placed, suffixed
-from fcit.data.spec import BenchmarkSpec, DatasetSpec, read_spec
+from fcit.data.spec import BenchmarkSpec, DatasetSpec, Label, read_spec
 from fcit.data.verdict import Judge, Verdict
 from fcit.errors import ConfigError, FCITError
 from fcit.io.cache import cache_folder
@@ -65,6 +65,11 @@ class Benchmark:
     def tasks(self) -> list[list[str]]:
         """The names of each task's data sets, by the task's number."""
         return self.spec.tasks
+
+    @property
+    def labels(self) -> list[Label]:
+        """Letter and description of each task; none where the benchmark's file has none."""
+        return self.spec.labels
 
     @cached_property
     def stages(self) -> list[list[int]]:
@@ -117,13 +122,17 @@ class Benchmark:
         self.judge = judge(ImageSizes(self.image_root, self.config.data.pictures))
 
     def prepare(self, names: list[str] | None = None) -> None:
-        """Check that the files of these data sets (default: all) exist and every record of them can be used.
+        """Check that the files of these data sets exist and every record of them can be used.
 
-        Built-in data sets are rendered if they have not been.
+        Built-in data sets are rendered if they have not been. Default: all, and the held-out ones.
 
         Raises:
             ConfigError: everything that is missing or broken, together.
         """
+        if names is None:
+            for name, owner in self.held_out.items():
+                owner.judge = self.judge.below(owner.image_root) if self.judge else None
+                owner.prepare([name])
         names = list(names or {name for task in self.tasks for name in task})
         if self.spec.source == "mini":
             from fcit.data.mini.render import ensure
@@ -140,11 +149,14 @@ class Benchmark:
         self.look(names)
 
     def look(self, names: list[str] | None = None) -> None:
-        """Read every record of these data sets (default: all), and tokenise it where there is a judge.
+        """Read every record of these data sets (default: all, and the held-out ones), and tokenise it for the judge.
 
         Raises:
             ConfigError: everything that is broken, together.
         """
+        for name, owner in self.held_out.items() if names is None else ():
+            owner.judge = self.judge.below(owner.image_root) if self.judge else None
+            owner.look([name])
         before_run.check(self, names or list(dict.fromkeys(name for task in self.tasks for name in task)))
 
     def divide(self) -> None:
@@ -267,6 +279,19 @@ class Benchmark:
 
     # ------------------------------------------------------------------ test questions
 
+    @cached_property
+    def held_out(self) -> dict[str, Benchmark]:
+        """The benchmarks of ``evaluation.held_out``, by the names of their data sets that are asked.
+
+        Raises:
+            ConfigError: an unknown benchmark or data set, no data root, or a name that is taken.
+        """
+        return _held_out(self)
+
+    def owner(self, name: str) -> Benchmark:
+        """The benchmark that a data set belongs to: this one, or a held-out one."""
+        return self if name in self.datasets else self.held_out[name]
+
     def as_asked(self, name: str, record: TestRecord) -> TestRecord:
         """A question of a data set as it is put to the model."""
         return self.datasets[name].for_testing(record, blanks=self.spec.question_blanks == "kept")
@@ -277,13 +302,53 @@ class Benchmark:
         Raises:
             DataError: as :meth:`DatasetFiles.questions`.
         """
+        if (owner := self.owner(name)) is not self:
+            return owner.test(name)
         questions, evaluation = self.files.questions(name), self.config.evaluation
         chosen = subset.chosen(len(questions), name, evaluation.samples, evaluation.seed)
         return picked(questions, chosen, lambda record: self.as_asked(name, record))
 
 
-def open_benchmark(config: RunConfig) -> Benchmark:
+def _held_out(benchmark: Benchmark) -> dict[str, Benchmark]:
+    """As :attr:`Benchmark.held_out`; verdicts, formats and warnings are written into the benchmark's own."""
+    config, owners = benchmark.config, dict[str, Benchmark]()
+    for number, entry in enumerate(config.evaluation.held_out):
+        key = f"evaluation.held_out.{number}"
+        try:
+            spec = read_spec(entry.benchmark)
+        except ConfigError as error:
+            raise ConfigError([f"{key}.{problem}" for problem in error.problems]) from None
+        names = entry.only or list(spec.datasets)
+        for name in names:
+            if name not in spec.datasets:
+                hint = registry.nearest(name, list(spec.datasets))
+                raise ConfigError(
+                    f"{key}.only: {spec.name!r} has no data set {name!r}{hint} (it has: {', '.join(spec.datasets)})"
+                )
+            if name in benchmark.datasets or name in owners:
+                other = benchmark.name if name in benchmark.datasets else owners[name].name
+                raise ConfigError(
+                    f"{key}: {spec.name!r} and {other!r} both have a data set {name!r}, and what is held out is not "
+                    f"trained; name others, e.g. {{benchmark: {entry.benchmark}, only: [...]}}"
+                )
+        # The run's data root is of its own benchmark's kind: files of a user, or rendered.
+        given = config.data_root if spec.source == benchmark.spec.source else None
+        example = f"{{benchmark: {entry.benchmark}, data_root: /data/{spec.name}}}"
+        root = root_of(spec, entry.data_root or given, f"{key}.data_root", example)
+        named = config.model_copy(update={"benchmark": entry.benchmark, "data_root": str(root)})
+        # Their training files need not be there.
+        asked = {name: spec.datasets[name].model_copy(update={"train": ""}) for name in names}
+        spec = spec.model_copy(update={"datasets": asked, "tasks": []})
+        notes = benchmark.judge, benchmark.verdicts, benchmark.formats, benchmark.warnings
+        owners |= dict.fromkeys(names, Benchmark(spec, root, named, *notes))
+    return owners
+
+
+def open_benchmark(config: RunConfig, trains: bool = True) -> Benchmark:
     """Bind the benchmark a configuration names to its data.
+
+    Args:
+        trains: refuse one without tasks.
 
     Raises:
         ConfigError: unknown benchmark, no data root, a setting or stages it does not define, or code of the user's own
@@ -295,25 +360,38 @@ def open_benchmark(config: RunConfig) -> Benchmark:
             raise ConfigError(f"benchmark: {config.benchmark} returned {type(benchmark).__name__}, not a Benchmark")
         return _checked(benchmark)
     spec = read_spec(config.benchmark)
-    if config.data_root is not None:
-        root = Path(config.data_root).expanduser()
-    elif spec.source == "mini":
+    if trains and not spec.tasks:
+        raise ConfigError(
+            f"benchmark: {spec.name!r} has questions and no tasks to train; ask it beside another benchmark, "
+            f"evaluation.held_out=[{config.benchmark}]"
+        )
+    return _checked(Benchmark(spec, root_of(spec, config.data_root), config))
+
+
+def root_of(
+    spec: BenchmarkSpec, given: str | None, key: str = "data_root", example: str = "data_root=/data/fcit"
+) -> Path:
+    """The data root of a benchmark; what is rendered has one without being told.
+
+    Raises:
+        ConfigError: its files may be anywhere, and ``key``, written as in the example, does not say where.
+    """
+    if given is not None:
+        return Path(given).expanduser()
+    if spec.source == "mini":
         from fcit.data.mini.render import VERSION
 
-        root = cache_folder() / VERSION
-    else:
-        folders = " and ".join(f"{Path(spec.folder(Path(), of)).name}/" for of in ("instructions", "images"))
-        raise ConfigError(
-            f"data_root: benchmark {spec.name!r} reads files; say where, e.g. data_root=/data/fcit (it holds {folders})"
-        )
-    return _checked(Benchmark(spec, root, config))
+        return cache_folder() / VERSION
+    folders = " and ".join(f"{Path(spec.folder(Path(), of)).name}/" for of in ("instructions", "images"))
+    raise ConfigError(f"{key}: benchmark {spec.name!r} reads files; say where, e.g. {example} (it holds {folders})")
 
 
 def _checked(benchmark: Benchmark) -> Benchmark:
-    """The benchmark, once the stages and tasks that the configuration names are known to exist, before anything is
-    loaded.
+    """The benchmark, once the stages, tasks and held-out data sets that the configuration names are known to exist,
+    before anything is loaded.
     """
     config, owner = benchmark.config, f"benchmark {benchmark.name!r}"
+    _ = benchmark.held_out
     checked = stage_problem(config, benchmark.stage_count, owner), epochs_problem(config, len(benchmark.tasks), owner)
     problems = [problem for problem in checked if problem is not None]
     if problems:

@@ -120,9 +120,9 @@ class DatasetFiles:
         """The path of a file that the benchmark file names."""
         return files.located(self.spec.folder(self.root, "instructions"), file)
 
-    def form(self, name: str) -> Form:
-        """How a data set's files are read."""
-        return self.spec.datasets[name].form(self.spec.folder(self.root, "images"))
+    def form(self, name: str, asked: bool = False) -> Form:
+        """How a data set's training file is read, or with ``asked`` its questions."""
+        return self.spec.datasets[name].reading(self.spec.folder(self.root, "images"), asked)
 
     def split(self, name: str) -> tuple[str, str | None]:
         """The files a data set is scored on, as the benchmark file names them: questions and, for captions, references.
@@ -170,7 +170,7 @@ class DatasetFiles:
         """
         questions, references = self.split(name)
         path, captions = self.located(questions), self.located(references) if references else None
-        return _read_once(self.store, path, captions, self.form(name), files.stamp(path))
+        return _read_once(self.store, path, captions, self.form(name, asked=True), files.stamp(path))
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from fcit.data.formats.conversation import IMAGE_TAG
-from fcit.data.records import Record, TestRecord
+from fcit.data.records import OpenConversation, Record, TestRecord
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -53,7 +53,9 @@ def vicuna_v1(record: Record | TestRecord) -> Iterator[Piece]:
 def turns_of(record: Record | TestRecord) -> list[tuple[str, str | None, int]]:
     """Question, answer (None: to be given) and the number of images in front, for every turn."""
     if isinstance(record, TestRecord):
-        return [(record.instruction, None, len(record.images))]
+        earlier = record.history if isinstance(record, OpenConversation) else ()
+        rest = len(record.images) - sum(turn.images for turn in earlier)
+        return [*((turn.question, turn.answer, turn.images) for turn in earlier), (record.instruction, None, rest)]
     return [(turn.question, turn.answer, turn.images) for turn in record.turns]
 
 
@@ -100,6 +102,11 @@ def _rendered(source: Any, messages: list[dict[str, Any]]) -> str:
 def gap(prompt: str) -> str:
     """The text between a templated prompt and its answer."""
     return "" if prompt[-1:].isspace() else " "
+
+
+def suffix_text(instruction: str) -> str:
+    """The last line of an instruction: the one that demands a form of answer, where there is one."""
+    return next(reversed(instruction.strip().splitlines()), "").strip()
 
 
 def identity_text(instruction: str) -> str:

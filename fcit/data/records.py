@@ -67,9 +67,10 @@ class TestRecord:
 
     Attributes:
         answer: the truth that the scorer compares with.
-        references: captions, of which ``answer`` is the first.
+        references: all right answers or captions, of which ``answer`` is the first.
         box: the box the question is about, as the file writes it (``answer_bbox``); rules for boxes compare with it.
         size: width and height of the image that the box is relative to, where the file has them.
+        kind: what sort of question it is, where the file says so (``answer_type``, ``task``) and a rule asks.
     """
 
     question_id: str
@@ -79,6 +80,7 @@ class TestRecord:
     references: tuple[str, ...] = ()
     box: str = ""
     size: tuple[float, float] | None = None
+    kind: str = ""
 
     @property
     def image(self) -> str:
@@ -89,6 +91,24 @@ class TestRecord:
     def instructions(self) -> tuple[str, ...]:
         """Its question, as a record's questions."""
         return (self.instruction,)
+
+
+@dataclass(frozen=True)
+class OpenConversation(TestRecord):
+    """A question, ``instruction``, that follows earlier turns.
+
+    Attributes:
+        history: the earlier turns; the images that they do not hold stand in front of ``instruction``.
+        system: replaces the conversation's default system sentence; empty: it does not.
+    """
+
+    history: tuple[Turn, ...] = ()
+    system: str = ""
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """All its questions, from the first on."""
+        return (*(turn.question for turn in self.history), self.instruction)
 
 
 def placed(folder: str, images: tuple[str, ...]) -> tuple[str, ...]:

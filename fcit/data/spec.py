@@ -14,7 +14,7 @@ from fcit.config.checks import sentences
 from fcit.data.formats.columns import Columns
 from fcit.data.formats.files import TABLES, Form
 from fcit.data.records import Record, TestRecord, placed, suffixed, with_suffix
-from fcit.data.shipped import SHIPPED, shipped
+from fcit.data.shipped import HELD_OUT, file_of, shipped
 from fcit.errors import ConfigError
 from fcit.io import bounded
 
@@ -47,7 +47,7 @@ class DatasetSpec(Section):
     )
     references: str | None = Field(
         None,
-        description="several right captions per test question: a COCO captions file",
+        description="several right answers per test question: a COCO captions file, or TextVQA's annotations",
         examples=["flowers/coco.json"],
     )
     val_references: str | None = Field(
@@ -61,11 +61,20 @@ class DatasetSpec(Section):
         description="scorers reported beside, e.g. an official rule",
         examples=["[substring-official]"],
     )
+    form: str | None = Field(
+        None,
+        description="the form of answers that its questions demand (`fcit list form`); default: the scorer's, else by "
+        "the wording of each question",
+        examples=["letter"],
+    )
     suffix: str = Field("", description="line added to every instruction that does not end with it")
     test_suffix: str | AnswerSuffix = Field(
         "", description="text added to every test instruction as it stands, a leading space included"
     )
     images: str = Field("", description="folder under the image root that its image names are relative to")
+    test_images: str | None = Field(
+        None, description="the same for its questions, of `test` and `val`; default: `images`"
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer, unless `evaluation.max_new_tokens` is set; default: 24"
     )
@@ -78,9 +87,14 @@ class DatasetSpec(Section):
         None, description="what the columns of Parquet, saved and hub data sets are; default: as they are called"
     )
 
-    def form(self, images: Path) -> Form:
-        """How its files are read; ``images`` is the image root."""
-        return Form(self.format, self.columns, images / self.images)
+    @property
+    def asked_images(self) -> str:
+        """The folder under the image root that the image names of its questions are relative to."""
+        return self.images if self.test_images is None else self.test_images
+
+    def reading(self, images: Path, asked: bool = False) -> Form:
+        """How its training files are read, or with ``asked`` its questions; ``images`` is the image root."""
+        return Form(self.format, self.columns, images / (self.asked_images if asked else self.images))
 
     @field_validator("format")
     @classmethod
@@ -88,6 +102,13 @@ class DatasetSpec(Section):
         if value is not None and value not in registry.FORMATS:
             known = list(registry.FORMATS)
             raise ValueError(f"unknown format{registry.nearest(value, known)} (known: {', '.join(known)})")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and value not in registry.ANSWER_FORMS:
+            raise ValueError(registry.unknown("form", value))
         return value
 
     @model_validator(mode="after")
@@ -105,7 +126,7 @@ class DatasetSpec(Section):
         extra = self.test_suffix
         text = with_suffix(record.instruction if blanks else record.instruction.strip(), self.suffix)
         text += extra.of(record.answer) if isinstance(extra, AnswerSuffix) else extra
-        return replace(record, instruction=text, images=placed(self.images, record.images))
+        return replace(record, instruction=text, images=placed(self.asked_images, record.images))
 
 
 class Source(Section):
@@ -139,6 +160,13 @@ class PartitionSpec(Section):
     reserve: int = Field(0, ge=0, description="records every client gets before the rest is drawn")
 
 
+class Label(Section):
+    """What a model that chooses among tasks reads of one."""
+
+    letter: str = Field(pattern="^[A-Z]$", description="what it answers with to choose this task", examples=["A"])
+    description: str = Field(min_length=1, description="what the task is about", examples=["kinds of flowers"])
+
+
 class BenchmarkSpec(Section):
     """The YAML file of a benchmark."""
 
@@ -167,6 +195,12 @@ class BenchmarkSpec(Section):
         min_length=1,
         description="data sets of each task; tasks are numbered from 0",
         examples=["[[flowers], [receipts]]"],
+    )
+    labels: list[Label] = Field(
+        default_factory=list,
+        description="letter and description of each task, in their order, for methods whose model chooses among tasks; "
+        "default: letters by the order of stages, the names of the data sets and the line that ends their instructions",
+        examples=["[{letter: A, description: kinds of flowers}, {letter: B, description: text of receipts}]"],
     )
     homogeneous: list[int] | None = Field(
         None,
@@ -212,7 +246,7 @@ class BenchmarkSpec(Section):
         """The files that a run needs of a dataset, by the key that names them. Raises as :meth:`split`."""
         keys = ("test", "references") if split == "test" else ("val", "val_references")
         named = {"train": self.datasets[name].train, **dict(zip(keys, self.split(name, split), strict=True))}
-        return {key: file for key, file in named.items() if file is not None}
+        return {key: file for key, file in named.items() if file}
 
     def slots(self, wanted: int, where: str) -> list[list[int]]:
         """The tasks of the ``wanted`` participation slots of every heterogeneous stage.
@@ -249,6 +283,12 @@ class BenchmarkSpec(Section):
                 if name not in self.datasets:
                     hint = registry.nearest(name, list(self.datasets))
                     raise ValueError(f"tasks[{number}] names the unknown dataset {name!r}{hint}")
+        letters = [label.letter for label in self.labels]
+        if self.labels and (len(letters) != len(self.tasks) or len(set(letters)) < len(letters)):
+            raise ValueError(
+                f"labels: the letters {', '.join(letters)} are for {len(self.tasks)} tasks; give one label for each "
+                "task, each with another letter, or leave labels out"
+            )
         for stage in [[t] for t in self.homogeneous or []] + (self.heterogeneous or []):
             for task_id in stage:
                 if not 0 <= task_id < len(self.tasks):
@@ -263,19 +303,37 @@ class BenchmarkSpec(Section):
         return self
 
 
+class QuestionsSpec(BenchmarkSpec):
+    """The YAML file of questions alone, for ``evaluation.held_out``: no tasks, and no data set has ``train``."""
+
+    tasks: list[list[str]] = Field(default_factory=list, max_length=0, description="none")
+
+    @classmethod
+    def is_one(cls, raw: Any) -> bool:
+        """Whether a file is one of questions alone."""
+        datasets = raw.get("datasets") if isinstance(raw, dict) and not raw.get("tasks") else None
+        return isinstance(datasets, dict) and all(isinstance(d, dict) and "train" not in d for d in datasets.values())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _untrained(cls, raw: Any) -> Any:
+        return {**raw, "datasets": {name: {**spec, "train": ""} for name, spec in raw["datasets"].items()}}
+
+
 def read_spec(name: str) -> BenchmarkSpec:
-    """Read a shipped benchmark by name or a YAML file by path.
+    """Read a shipped benchmark by name or a YAML file by path; a :class:`QuestionsSpec` where it has nothing to train.
 
     Raises:
         ConfigError: unknown name, unreadable file or mistakes in it.
     """
-    path = SHIPPED / f"{name}.yaml"
+    path = file_of(name)
     if not bounded.is_file(path):
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
-            hint = registry.nearest(name, shipped())
+            known = [*shipped(), *shipped(HELD_OUT)]
+            hint = registry.nearest(name, known)
             raise ConfigError(
-                f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(shipped())}; or a path to a YAML file)"
+                f"benchmark: unknown name {name!r}{hint} (shipped: {', '.join(known)}; or a path to a YAML file)"
             )
         if not bounded.is_file(path):
             raise ConfigError(
@@ -288,10 +346,11 @@ def read_spec(name: str) -> BenchmarkSpec:
             f"is the configuration of a run, not a benchmark; `fcit data check --config {path}` checks its data",
             str(path),
         )
+    kind = QuestionsSpec if QuestionsSpec.is_one(raw) else BenchmarkSpec
     try:
-        return BenchmarkSpec.model_validate(_anchored(raw, path.parent))
+        return kind.model_validate(_anchored(raw, path.parent))
     except ValidationError as error:
-        raise ConfigError(sentences(error, BenchmarkSpec), str(path)) from None
+        raise ConfigError(sentences(error, kind), str(path)) from None
 
 
 def _anchored(raw: Any, folder: Path) -> Any:

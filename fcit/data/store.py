@@ -190,15 +190,23 @@ def _test_columns(path: Path, references: Path | None, form: Form) -> Columns:
         "references": [list(record.references) for record in records],
         "box": [record.box for record in records],
         "size": [list(record.size or ()) for record in records],
+        "kind": [record.kind for record in records],
     }
 
 
 def _test_record(
-    question: str, images: list[str], instruction: str, answer: str, references: list[str], box: str, size: list[float]
+    question: str,
+    images: list[str],
+    instruction: str,
+    answer: str,
+    references: list[str],
+    box: str,
+    size: list[float],
+    kind: str,
 ) -> TestRecord:
     """The test record of a row."""
     width_height = (size[0], size[1]) if size else None
-    return TestRecord(question, tuple(images), instruction, answer, tuple(references), box, width_height)
+    return TestRecord(question, tuple(images), instruction, answer, tuple(references), box, width_height, kind)
 
 
 def _write(file: Path, columns: Columns) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Protocol
 
 from fcit.config import RunConfig
@@ -19,7 +20,7 @@ from fcit.data.verdict import Judge
 from fcit.errors import DataError
 
 if TYPE_CHECKING:
-    from fcit.data.spec import DatasetSpec
+    from fcit.data.spec import DatasetSpec, Label
 
 
 class Stream(Protocol):
@@ -50,6 +51,10 @@ class Stream(Protocol):
         """The names of each task's data sets, by the task's number."""
 
     @property
+    def labels(self) -> Sequence[Label]:
+        """Letter and description of each task; none where they have none."""
+
+    @property
     def stage_count(self) -> int:
         """Number of stages."""
 
@@ -58,6 +63,10 @@ class Stream(Protocol):
 
     def evaluation(self, stage: int) -> list[str]:
         """The data sets that the server scores after a stage, in the order of their tasks."""
+
+    @property
+    def held_out(self) -> Mapping[str, Stream]:
+        """Where the questions come from that are asked and never trained, by the data sets' names."""
 
     def test(self, name: str) -> Sequence[TestRecord]:
         """The questions that a data set is scored on.
@@ -91,6 +100,34 @@ class Stream(Protocol):
         """
 
 
+def labels(stream: Stream) -> list[tuple[str, str]]:
+    """Letter and description of what each stage is about, for models that choose among stages.
+
+    They are the benchmark's ``labels`` where every stage trains one task, each another one. Otherwise stages are
+    lettered in their order (after Z: "", none), with the descriptions of their tasks together; a task without one is
+    described by the names of its data sets and the line that ends their instructions.
+    """
+    numbers = [sorted({task for tasks in stream.slots(stage) for task in tasks}) for stage in range(stream.stage_count)]
+    texts = [
+        "; ".join(_description(stream, task) for task in tasks) or f"what was learnt in stage {stage + 1}"
+        for stage, tasks in enumerate(numbers)
+    ]
+    single = [tasks[0] for tasks in numbers if len(tasks) == 1]
+    if stream.labels and len(set(single)) == len(numbers):
+        letters = [stream.labels[task].letter for task in single]
+    else:
+        letters = [ascii_uppercase[stage : stage + 1] for stage in range(len(numbers))]
+    return list(zip(letters, texts, strict=True))
+
+
+def _description(stream: Stream, task: int) -> str:
+    if stream.labels:
+        return stream.labels[task].description
+    names = stream.tasks[task]
+    lines = list(dict.fromkeys(stream.datasets[name].suffix for name in names))
+    return f"{', '.join(names)} ({' '.join(lines)})" if any(lines) else ", ".join(names)
+
+
 class SiteStream:
     """Stages without data: tasks, records and questions are at the sites, which score themselves."""
 
@@ -112,6 +149,11 @@ class SiteStream:
         return []
 
     @property
+    def labels(self) -> Sequence[Label]:
+        """None: the server can name no task."""
+        return []
+
+    @property
     def stage_count(self) -> int:
         """``federation.stages``."""
         return self.config.federation.stages
@@ -123,6 +165,11 @@ class SiteStream:
     def evaluation(self, stage: int) -> list[str]:
         """None: the server has no questions."""
         return []
+
+    @property
+    def held_out(self) -> Mapping[str, Stream]:
+        """None: the server has no questions."""
+        return {}
 
     def test(self, name: str) -> Sequence[TestRecord]:
         """Always raises DataError: questions stay at the sites."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from fcit.data.records import Record, TestRecord
@@ -34,6 +35,9 @@ class Verdict:
 
 class Judge(Protocol):
     """Tokenises records and checks them; the verdict on a file is remembered under its origin."""
+
+    def below(self, root: Path) -> Judge:
+        """The judge of records with images below another root."""
 
     def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
         """Check training records, as they are learnt; ``places`` are their positions in the file."""

@@ -23,6 +23,7 @@ from fcit.runs.folder import BELONGS, RunDir
 from fcit.runs.progress import ConsoleWatcher
 from fcit.runs.reader import Run
 from fcit.runs.recorded import hold_data
+from fcit.runs.trackers import Trackers
 
 _LOOK, _ASK, _PATIENCE = 0.5, 10.0, 300.0  # seconds: between looks at events, at the status; without a SuperLink
 _CODES = {"completed": EXIT_OK, "stopped": EXIT_STOPPED}
@@ -161,6 +162,7 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
         except DiskFull as error:  # the run is over and well; its page can be made at any time
             screen.print(f"\nno report: {error}", markup=False, soft_wrap=True)
             return code
+        Trackers(done.folder, done.config, watcher).attach(run / "report.html")
         terminal.ending(screen, done)
     else:
         # The server does not know by which command it was started.

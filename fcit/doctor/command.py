@@ -11,7 +11,6 @@ from rich.table import Table
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
-from fcit.data.spec import read_spec
 from fcit.doctor import timing
 from fcit.doctor.devices import Device, device_of
 from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large, within, workers_of
@@ -28,7 +27,6 @@ from fcit.models.steps import compiles
 #: Assumed: share of a device's peak that training reaches with compiled layers and without, and answering; and that
 #: answering in batches reaches of its bandwidth.
 COMPILED, REACHED, STREAMED = 0.5, 0.35, 0.5
-_ASSUMED_TASKS = 8  # of a benchmark in code
 _WIDTH = 72  # of the tables, so that their titles stand on one line
 
 
@@ -84,8 +82,7 @@ def _subspaces(config: RunConfig) -> int:
     method = registry.resolve("method", config.method["name"])(config)
     if method.common(0) is not None and method.common(0) == method.common(1):
         return 1
-    own = registry.is_own(config.benchmark)  # in code: known when it is opened, which may need its data
-    return _ASSUMED_TASKS if own else len(read_spec(config.benchmark).tasks)
+    return estimate.stages(config)
 
 
 def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] | None, str]:
@@ -114,7 +111,8 @@ def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] |
 def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> Speed:
     """Training by FLOPs; answers also by how often all weights are read: once per token of a batch."""
     cpu = config.backbone.device == "cpu"
-    compiled = compiles(config.training, config.backbone, [torch.device("cpu" if cpu else "cuda")])
+    decides = registry.resolve("method", config.method["name"])(config).layout.decides
+    compiled = compiles(config.training, config.backbone, [torch.device("cpu" if cpu else "cuda")], decides)
     trained = COMPILED if compiled else REACHED
     record = estimate.training_flops(config, shape, lengths) / (trained * device.peak)
     weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]
@@ -170,6 +168,8 @@ def _machine_table(
             table.add_row(f"  {name}", gb(size))
     each = estimate.feature_bytes(config, shape)
     table.add_row("updates of a round, on disk", gb(estimate.spilled(config, shape)))
+    if kept := estimate.remembered(config, shape, subspaces):
+        table.add_row("what clients keep, on disk, all together", gb(kept))
     if config.backbone.feature_cache == "disk":
         whole = "" if work is None else f" (all {work.images:,}: {gb(each * work.images)})"
         limit = config.backbone.feature_cache_gb * 1e9

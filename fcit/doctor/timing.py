@@ -112,34 +112,52 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     """
     federation, count = config.federation, config.federation.clients
     clients = range(0, count, 1 if benchmark.spec.source == "mini" else max(1, count // _COUNTED))
-    trains = getattr(registry.resolve("method", config.method["name"]), "trains", True)
+    method: Method = registry.resolve("method", config.method["name"])(config)
     slots = [task for stage in benchmark.stages for task in stage]
     parts, images = [], 0.0
     seen = 0.0
     for task in sorted(set(slots)):
         shards = [benchmark.shard(k, task) for k in clients]
         mean = sum(map(len, shards)) / len(shards)
-        if trains:
+        if method.trains:
             times = slots.count(task) * federation.rounds
             some = max(shards, key=len)[: config.training.batch_size]
             parts.append(Trained(mean * times * epochs_of(config.training.epochs, [task]), some))
             seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)
         images += mean * federation.clients
+    for number, tasks in enumerate(benchmark.stages):
+        extra = method.extra_rounds(number) if method.trains else None
+        if extra is not None:  # timed as if their records were a task's
+            epochs = epochs_of(method.training(number, federation.rounds).epochs, tasks)
+            parts.append(Trained(extra.most * epochs * extra.count * len(tasks), parts[-1].some))
     tested: dict[str, int] = {}
     for stage in config.evaluation.stages(len(benchmark.stages)):
         for name in benchmark.evaluation(stage - 1):
             tested[name] = tested.get(name, 0) + 1
+    for name, times in _untrained(benchmark, config).items():
+        tested[name] = tested.get(name, 0) + times
     tests = {name: benchmark.test(name) for name in tested}
     questions = [
         Tested(
             times * len(tests[name]),
             tests[name][: config.evaluation.at_once],
-            config.evaluation.longest(benchmark.spec.datasets[name].max_new_tokens),
+            config.evaluation.longest(benchmark.owner(name).datasets[name].max_new_tokens),
         )
         for name, times in tested.items()
     ]
     shown = sum(map(len, tests.values()))
     return Work(parts, questions, round(images + shown), seen + shown, benchmark.image_root)
+
+
+def _untrained(benchmark: Benchmark, config: RunConfig) -> dict[str, int]:
+    """How often data sets are asked that are not trained (yet)."""
+    evaluation, count = config.evaluation, benchmark.stage_count
+    times = dict.fromkeys(benchmark.held_out, 1 + len(evaluation.stages(count, held_out=True)))
+    for stage in [0, *evaluation.stages(count)] if evaluation.unseen else []:
+        trained = benchmark.evaluation(stage - 1) if stage else []
+        for name in benchmark.evaluation(count - 1):
+            times[name] = times.get(name, 0) + (name not in trained)
+    return times
 
 
 def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, work: Work | None) -> Speed:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcit.data.records import TestRecord
-from fcit.evaluation.scorers import Result, corpus
+from fcit.evaluation.scorers import Result, corpus, demands
 from fcit.evaluation.wording import tokens
 
 _TINY, _SMALL = 1e-15, 1e-9  # with which pycocoevalcap avoids a division by zero
@@ -76,6 +76,7 @@ def score(sums: np.ndarray, count: int) -> np.ndarray:
     return 25.0 * (bleu + sums[..., 10] / count + np.minimum(sums[..., 11] / count, 1.0))
 
 
+@demands("sentence")
 @corpus(parts=parts, score=score)
 def caption(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Mean of BLEU-1, BLEU-4, ROUGE-L and min(CIDEr, 1), each times 100: bounded and free of Java.

@@ -18,7 +18,7 @@ from typing import IO
 from fcit.data.records import TestRecord
 from fcit.errors import RunError
 from fcit.evaluation.captions import Captions, cider, references
-from fcit.evaluation.scorers import Result, corpus
+from fcit.evaluation.scorers import Result, corpus, demands
 
 #: The seven, in the order of the official printout.
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
@@ -187,6 +187,7 @@ def seven(texts: Sequence[str], records: Sequence[TestRecord]) -> dict[str, floa
     return {name: 100.0 * float(value) for name, value in zip(METRICS, values, strict=True)}
 
 
+@demands("sentence")
 @corpus(by_line=True, by_blanks=True, slow=True)
 def caption7(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Mean of BLEU-1..4, METEOR, ROUGE-L and CIDEr, each times 100 (official rule of Flickr30k and VizWiz; Java).

@@ -16,7 +16,7 @@ from fcit.data.records import TestRecord
 from fcit.data.stream import Stream
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
-from fcit.evaluation.scorers import box, corpus_of
+from fcit.evaluation.scorers import box, corpus_of, form_of
 from fcit.evaluation.wording import tokens
 
 FREQUENT = 20  # most frequent answers that are tried
@@ -121,7 +121,7 @@ def _texts(records: Sequence[TestRecord]) -> Iterator[str]:
 
 def _boxes(scorer: str, records: Sequence[TestRecord]) -> Iterator[str]:
     """The median box, the middle and the whole of the picture, for rules about boxes."""
-    if not scorer.startswith("box-"):
+    if form_of(registry.resolve("scorer", scorer)) != "box":
         return
     sides = zip(*(box(record) for record in records), strict=True)
     for corners in ([statistics.median(side) for side in sides], [0.25, 0.25, 0.75, 0.75], [0, 0, 1, 1]):

@@ -98,10 +98,11 @@ def whole_words(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     matter, an empty answer is only right if the prediction is empty. "Unanswerable" is a word like others.
     Where a script has no blanks a word may begin and end anywhere.
     """
-    return marked(lambda text, record: _has_words(text, record.answer), texts, records)
+    return marked(lambda text, record: has_words(text, record.answer), texts, records)
 
 
-def _has_words(text: str, answer: str) -> bool:
+def has_words(text: str, answer: str) -> bool:
+    """Whether the answer occurs in the text as whole words; an empty one only in an empty text."""
     wanted, text = bare(answer), folded(text)
     if not wanted:
         return not text
@@ -142,7 +143,7 @@ def science_clean(texts: Sequence[str], records: Sequence[TestRecord]) -> Result
         if _STATES in record.instruction:
             truths, items = ({bare(item) for item in side.split(",")} for side in (record.answer, text))
             return len(truths & items) / len(truths | items)
-        return _has_words(text, record.answer)
+        return has_words(text, record.answer)
 
     return marked(judge, texts, records)
 

@@ -11,7 +11,7 @@ from fcit.data.checks.before_run import WARNED
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
-from fcit.evaluation.scorers import corpus_of
+from fcit.evaluation.scorers import corpus_of, form_of
 from fcit.evaluation.wording import tokens, without_blanks
 from fcit.io import bounded
 
@@ -34,9 +34,10 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
             for n, record in enumerate(records)
             if not any(map(tokens, references(record)))
         }
-    boxed = scorer.startswith("box-")
+    judge = registry.resolve("scorer", scorer)
+    boxed = form_of(judge) == "box"
     truths = [(record.box if boxed else "") or record.answer for record in records]
-    judge, texts = registry.resolve("scorer", scorer), [truth.strip() for truth in truths]
+    texts = [truth.strip() for truth in truths]
     if not records:
         return {}
     try:
@@ -57,20 +58,21 @@ def warnings(benchmark: Benchmark) -> list[str]:
     """What lowers the score of every model: truths that none can match, captions that a rule cannot cut into words."""
     sentences: list[str] = []
     names = [name for stage in range(benchmark.stage_count) for name in benchmark.evaluation(stage)]
-    for name in dict.fromkeys(names):
-        scorer, records = benchmark.datasets[name].scorer, benchmark.test(name)
+    for name in dict.fromkeys([*names, *benchmark.held_out]):
+        owner, records = benchmark.owner(name), benchmark.test(name)
+        scorer = owner.datasets[name].scorer
         problems = unreachable(scorer, records)
         corpus = corpus_of(registry.resolve("scorer", scorer))
         if corpus is not None and corpus.by_blanks:
             problems = {**untokenisable(records), **problems}
         if problems:
-            sentences += before_run.sentences(benchmark, name, problems, WARNED)
+            sentences += before_run.sentences(owner, name, problems, WARNED)
     return sentences
 
 
 def _why(scorer: str, answer: str) -> str:
     """Why an answer scores 0 against itself."""
-    if scorer.startswith("dcl-") and "Unanswerable" in answer:
+    if scorer.startswith(("dcl-", "coin-ocrvqa")) and "Unanswerable" in answer:
         reason = '"Unanswerable" is never right'
     elif answer != answer.strip():
         reason = "it begins or ends with blanks, which no prediction does"

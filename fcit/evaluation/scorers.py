@@ -13,8 +13,8 @@ the rules of MLLM-CL's domain part are in :mod:`fcit.evaluation.dcl`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,13 @@ LARGEST = (6 * 100 + 10 * 100) / 7
 class Result:
     """``score`` in 0..100; ``marks`` are 0..1 per answer, or None for corpus scores.
 
-    The one score that may exceed 100 is ``caption7`` (at most :data:`LARGEST`).
+    The one score that may exceed 100 is ``caption7`` (at most :data:`LARGEST`). ``details`` are further figures of the
+    rule by name, on any scale, which are reported beside, as scores by other rules are.
     """
 
     score: float
     marks: tuple[float, ...] | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 Scorer = Callable[[Sequence[str], Sequence[TestRecord]], Result]
@@ -73,6 +75,22 @@ def corpus_of(scorer: Scorer) -> Corpus | None:
     """What a rule states of itself if it is a corpus score; None for a rule that marks every answer."""
     facts = getattr(scorer, "corpus", None)
     return facts if isinstance(facts, Corpus) else None  # a callable of the user's own may call something else so
+
+
+def demands(form: str) -> Callable[[Scorer], Scorer]:
+    """Declare that a rule can read answers of one form only, whatever a question says (``fcit list form``)."""
+
+    def declare(scorer: Scorer) -> Scorer:
+        vars(scorer)["form"] = form
+        return scorer
+
+    return declare
+
+
+def form_of(scorer: Scorer) -> str | None:
+    """The form of answers that a rule declares; None for a rule that reads any."""
+    form = getattr(scorer, "form", None)
+    return form if isinstance(form, str) else None  # a callable of the user's own may call something else so
 
 
 def marked(judge: Callable[[str, TestRecord], float], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
@@ -137,7 +155,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def box(record: TestRecord) -> list[float]:
@@ -149,7 +167,7 @@ def box(record: TestRecord) -> list[float]:
         DataError: it is no box.
     """
     truth = record.box or record.answer
-    numbers = [float(n) for n in _NUMBER.findall(truth)]
+    numbers = [float(n) for n in NUMBER.findall(truth)]
     if len(numbers) != 4:
         raise DataError(
             f"question {record.question_id!r}: the answer {truth[:80]!r} is not a box like [x1, y1, x2, y2]; "
@@ -158,16 +176,18 @@ def box(record: TestRecord) -> list[float]:
     return numbers
 
 
+@demands("box")
 def box_iou(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Right iff the four numbers of ``[x1, y1, x2, y2]`` give IoU > 0.5 (the cleaned rule, ours)."""
 
     def judge(text: str, record: TestRecord) -> bool:
-        truth, numbers = box(record), [float(n) for n in _NUMBER.findall(folded(text))]
+        truth, numbers = box(record), [float(n) for n in NUMBER.findall(folded(text))]
         return len(numbers) == 4 and iou(numbers, truth) > 0.5
 
     return marked(judge, texts, records)
 
 
+@demands("box")
 def box_iou_official(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """The official Grounding rule, IoU > 0.5, with its parsing quirk.
 

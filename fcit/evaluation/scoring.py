@@ -10,17 +10,30 @@ from fcit import registry
 from fcit.data.benchmark import Benchmark
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
+from fcit.evaluation.following import followed
 from fcit.evaluation.predictions import Prediction, from_others, paired, read
 from fcit.evaluation.scorers import Result, corpus_of
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score by one rule, not rounded; ``official`` if the rule is that of a published script."""
+    """A score by one rule, not rounded.
+
+    Attributes:
+        official: whether the rule is that of a published script.
+        content: the score of the normalised answers.
+        form_share: answers that have the form demanded, 0..100; None where no question demands one.
+        demanded: number of questions by the form that they demand.
+        details: further figures of the rule.
+    """
 
     rule: str
     score: float
     official: bool
+    content: float
+    form_share: float | None
+    demanded: dict[str, int]
+    details: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,9 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
             scored, unusual = numbered(name, file, predictions, records, questions)
             warnings += unusual
         result: Result = scorer(texts, scored)
-        scores.append(Score(name, result.score, name in registry.OFFICIAL_RULES))
+        form = followed(benchmark.spec.datasets[dataset], texts, scored, result, scorer)
+        rest = name in registry.PUBLISHED, form.content, form.share, form.demanded
+        scores.append(Score(name, result.score, *rest, dict(result.details)))
     return Scores(len(predictions), len(questions), scores, warnings)
 
 

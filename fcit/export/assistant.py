@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.checks import contradictions
-from fcit.config.kinds import Way
 from fcit.data.collate import images_of
-from fcit.data.formats.conversation import images_per_turn, without_tags
-from fcit.data.images.pixels import as_rgb
 from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.export import format
 from fcit.export.format import Portable
+from fcit.export.questions import Picture, Question, listed, one_root, record
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.decoding.batches import Batches
+from fcit.models.decoding.watching import Watch
 from fcit.models.layout import is_projector
 from fcit.models.places import locate
-
-Picture = str | Path | Image.Image
 
 #: Hashes that must be equal for equal answers.
 _HASHES = ("backbone", "tokenizer", "processor", "identity")
@@ -44,10 +40,21 @@ _ANSWERING = ("decoder", "batch_size", "by_length", "batches_per_order")
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the model, and the weight of each subspace in it, by name."""
+    """An answer of the model.
+
+    Attributes:
+        text: stripped.
+        mix: the weight of each subspace in it, by name.
+        prompt_tokens: of the question, placeholders of images included.
+        new_tokens: that the model made, an end token included.
+        ended: whether it ended by itself, and not at the limit of its tokens.
+    """
 
     text: str
     mix: dict[str, float]
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    ended: bool = True
 
 
 class Assistant:
@@ -93,6 +100,7 @@ class Assistant:
         for name, tensors in zip(self.subspaces, subspaces, strict=True):
             self._fits(name, {**shared, **tensors})
         self._subspaces = subspaces
+        self._encoding = Lock()
         projector = {**self._adapters.base_projector(), **shared}
         self._adapters.load_mixture(subspaces, projector, self.routing.mixture == "backbone")
 
@@ -132,66 +140,154 @@ class Assistant:
                 f"{len(images)} images for {len(questions)} questions; give each question an image, a list of images "
                 "or None"
             )
+        with TemporaryDirectory(prefix="fcit-") as scratch:
+            given = [listed(pictures) for pictures in images]
+            flat = [picture for pictures in given for picture in pictures]
+            root, names = one_root(flat, Path(scratch), self.routing.pictures)
+            rest = iter(names)
+            put = [
+                self.question(record(number, tuple(islice(rest, len(pictures))), text), max_new_tokens, subspace, root)
+                for number, (pictures, text) in enumerate(zip(given, questions, strict=True))
+            ]
+            return self.respond(root, put)
+
+    def question(
+        self,
+        record: TestRecord,
+        max_new_tokens: int | None = None,
+        subspace: str | None = None,
+        root: Path | None = None,
+    ) -> Question:
+        """A question for :meth:`respond`; several threads may call it, also while another one answers.
+
+        Args:
+            root: folder that the names of its images are relative to, where their sizes matter.
+
+        Raises:
+            ConfigError: no such subspace, or a limit below 1. DataError: it is longer than ``backbone.max_length``, an
+                image cannot be read, or its text holds what stands for an image.
+        """
         limit = self.routing.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise ConfigError(f"max_new_tokens: must be at least 1, got {limit}")
+        self._check(subspace)
+        with self._encoding:
+            encoder = self._backbone.encoder_below(root)
+            example = encoder.encode(record)
+            wanted = sum(encoder.placeholders.count(image) for image in record.images)
+        if example.tokens.count(encoder.image_token) != wanted:
+            raise DataError(f"question {record.instruction[:80]!r} contains the image tag as text; remove it")
+        return Question(record, example, limit, subspace)
+
+    def respond(
+        self,
+        root: Path,
+        questions: Sequence[Question],
+        watch: Watch | None = None,
+        done: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """Answers in the stretches and batches of the run, on which the last bits depend.
+
+        A mix that no question names becomes what the method makes of it with the model.
+
+        Args:
+            root: folder that the names of the images are relative to.
+            watch: called with the place of a question and the tokens of its answer so far, after each of them; True
+                ends the answer there.
+            done: called with the place of a question and its answer as soon as its batch is answered.
+
+        Raises:
+            ConfigError: a method that cannot route without the true task. DataError: an image cannot be read.
+        """
         if not questions:
             return []
-        with TemporaryDirectory(prefix="fcit-") as scratch:
-            listed = [_listed(given) for given in images]
-            flat = [image for given in listed for image in given]
-            root, names = _one_root(flat, Path(scratch), self.routing.pictures)
-            rest = iter(names)
-            records = [
-                _record(number, tuple(islice(rest, len(given))), question)
-                for number, (given, question) in enumerate(zip(listed, questions, strict=True))
-            ]
-            features = self._backbone.identity.features(self.method.identity, records, root)
-            mix = self._mix(features, subspace)
-            texts = self._texts(records, root, features, mix, limit)
-        return [
-            Answer(text, {name: round(float(w), 6) for name, w in zip(self.subspaces, weights, strict=True)})
-            for text, weights in zip(texts, mix, strict=True)
-        ]
+        features = self._backbone.identity.features(self.method.identity, [q.record for q in questions], root)
+        mix = self._mixes(features, questions)
+        counts, ended = [0] * len(questions), [True] * len(questions)
+        answers: dict[int, Answer] = {}
 
-    def _texts(
-        self, records: list[TestRecord], root: Path, features: np.ndarray, mix: np.ndarray, limit: int
-    ) -> list[str]:
-        """Answers in the stretches and batches of the run, on which the last bits depend."""
-        encoder = self._backbone.encoder_below(root)
-        examples = [encoder.encode(record) for record in records]
+        def followed(rows: list[int], row: int, tokens: list[int]) -> bool:
+            place = rows[row]
+            counts[place] = len(tokens)
+            ended[place] = tokens[-1] in self._backbone.answering.ends
+            over = watch is not None and watch(place, tokens)
+            return over or len(tokens) >= questions[place].limit
 
         def answer(begin: int, places: list[int]) -> list[str]:
             rows = [begin + place for place in places]
-            batch = [examples[row] for row in rows]
+            batch = [questions[row].example for row in rows]
             vision = self._backbone.vision_features(root, images_of(batch))
             model, knows = (self._backbone, self._adapters, self._subspaces), (self.routing.knowledge, self._known)
-            questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows)
-            with self._backbone.answering.by(self.method.answers_by):
-                return self.method.answer(questions, mix[rows] if self.subspaces else None)
+            longest = max(questions[row].limit for row in rows)
+            put, answering = [questions[row].record for row in rows], self._backbone.answering
+            asked = QuestionBatch(*model, batch, vision, features[rows], longest, knows, put)
+            routed = [place for place, row in enumerate(rows) if questions[row].subspace is None]
+            with answering.by(self.method.answers_by):
+                if self.subspaces and routed:
+                    chosen = self.method.choose(asked, mix[rows])
+                    mix[[rows[place] for place in routed]] = chosen[routed]
+                with answering.watched(partial(followed, rows)):
+                    texts = self.method.answer(asked, mix[rows] if self.subspaces else None)
+            for row, text in zip(rows, texts, strict=True):
+                weights = {name: round(float(w), 6) for name, w in zip(self.subspaces, mix[row], strict=True)}
+                prompt = len(questions[row].example.tokens)
+                answers[row] = Answer(text, weights, prompt, counts[row], ended[row])
+                if done is not None:
+                    done(row, answers[row])
+            return texts
 
-        stretch, texts = self.method.config.evaluation.stretch, list[str]()
+        stretch, examples = self.method.config.evaluation.stretch, [q.example for q in questions]
         for begin in range(0, len(examples), stretch):
-            texts += self._batches.answered(examples[begin : begin + stretch], limit, partial(answer, begin))
-        return texts
+            longest = max(q.limit for q in questions[begin : begin + stretch])
+            self._batches.answered(examples[begin : begin + stretch], longest, partial(answer, begin))
+        return [answers[place] for place in range(len(questions))]
+
+    def text(self, tokens: list[int]) -> str:
+        """The text of the first tokens of an answer, stripped."""
+        return str(self._backbone.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    @property
+    def grows(self) -> bool:
+        """Whether what further tokens add to a text follows it; some tokenizers draw marks to the word before."""
+        return not getattr(self._backbone.tokenizer, "clean_up_tokenization_spaces", False)
+
+    @property
+    def at_once(self) -> int:
+        """Questions of a batch, as far as memory allows."""
+        return self.method.config.evaluation.at_once
+
+    def _mixes(self, features: np.ndarray, questions: Sequence[Question]) -> np.ndarray:
+        """Weights ``(N, E)``: routed, or of the one subspace that a question names."""
+        chosen = [question.subspace for question in questions]
+        if len(set(chosen)) == 1:
+            return self._mix(features, chosen[0])
+        mix = np.zeros((len(questions), len(self.subspaces)), dtype=np.float32)
+        for name in set(chosen):
+            rows = [row for row, subspace in enumerate(chosen) if subspace == name]
+            mix[rows] = self._mix(features[rows], name)
+        return mix
+
+    def _check(self, subspace: str | None) -> None:
+        if subspace is None:
+            if self.method.needs_task_at_inference:
+                raise ConfigError(
+                    f"method {self.method.name} is a reference that needs the true task of each question and cannot "
+                    f"route; say which subspace answers (there are: {', '.join(self.subspaces)})"
+                )
+            return
+        if subspace not in self.subspaces:
+            hint = registry.nearest(subspace, self.subspaces)
+            raise ConfigError(f"subspace: no {subspace!r}{hint} (there are: {', '.join(self.subspaces)})")
+        if self.method.layout.routed == "last":
+            raise ConfigError(
+                f"subspace: those of method {self.method.name} act together below the last block, whatever the "
+                "mix; leave it out, or load one alone with peft as the model card shows"
+            )
 
     def _mix(self, features: np.ndarray, subspace: str | None) -> np.ndarray:
         """Weights ``(N, E)``."""
         if subspace is not None:
-            if subspace not in self.subspaces:
-                hint = registry.nearest(subspace, self.subspaces)
-                raise ConfigError(f"subspace: no {subspace!r}{hint} (there are: {', '.join(self.subspaces)})")
-            if self.method.layout.routed == "last":
-                raise ConfigError(
-                    f"subspace: those of method {self.method.name} act together below the last block, whatever the "
-                    "mix; leave it out, or load one alone with peft as the model card shows"
-                )
             return np.tile(np.array([n == subspace for n in self.subspaces], dtype=np.float32), (len(features), 1))
-        if self.method.needs_task_at_inference:
-            raise ConfigError(
-                f"method {self.method.name} is a reference that needs the true task of each question and cannot route; "
-                f"say which subspace answers (there are: {', '.join(self.subspaces)})"
-            )
         if not self.subspaces:
             return np.zeros((len(features), 0), dtype=np.float32)
         try:
@@ -280,38 +376,3 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
 def _device(wanted: str) -> str:
     """The run's device if it is available, else the CPU; all but ``cpu`` are GPUs, ``auto`` several."""
     return wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu"
-
-
-def _listed(given: Picture | Sequence[Picture] | None) -> list[Picture]:
-    """The images of one question."""
-    if given is None:
-        return []
-    return [given] if isinstance(given, str | Path | Image.Image) else list(given)
-
-
-def _record(number: int, names: tuple[str, ...], question: str) -> TestRecord:
-    """A question as a test record, without its image tags."""
-    try:
-        text, tags = without_tags(question)
-        images_per_turn([tags], len(names))
-    except ValueError as error:
-        raise DataError(f"question {number} ({question[:80]!r}): {error}") from None
-    return TestRecord(str(number), names, text, "")
-
-
-def _one_root(images: Sequence[Picture], scratch: Path, way: Way) -> tuple[Path, list[str]]:
-    """A folder above all images, and their names in it; opened images are written to ``scratch`` without loss."""
-    files = []
-    for number, image in enumerate(images):
-        if isinstance(image, Image.Image):
-            file = scratch / f"{number}.png"
-            as_rgb(image, way).save(file)
-        else:
-            file = Path(image)
-            if "\0" in str(image) or not file.is_file():
-                raise DataError(f"image {str(image)!r}: no such file")
-        files.append(file.resolve())
-    if not files:
-        return scratch, []
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    return root, [str(file.relative_to(root)) for file in files]

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import PurePath
-
-import yaml
-
 from fcit import registry
 from fcit.data.stream import described
 from fcit.data.subset import reduced
 from fcit.export.format import Routing
+from fcit.export.metadata import Relation, base_model, metadata
 from fcit.report.scope import accepted
 from fcit.report.tables import FIGURES, cell, matrix_rows, rules
 from fcit.runs.reader import Run
-
-#: ``organisation/name`` or ``name`` as hubs have it; not a path on the run's machine.
-_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def card(run: Run, routing: Routing) -> str:
@@ -48,18 +41,35 @@ def subspace(run: Run, routing: Routing, name: str) -> str:
     return f"{front_matter(run, routing)}\n\n{text}\n"
 
 
-def front_matter(run: Run, routing: Routing) -> str:
-    """Metadata for hubs: base model, library, tags. No licence, which is for the owner to choose."""
-    base = base_model(routing.backbone.model)
-    federated = [] if run.config.centralised else ["federated-learning"]
-    tags = [f"base_model:adapter:{base}", "lora", *federated, "continual-learning", "fcit"]
-    head = {"base_model": base, "library_name": "peft", "pipeline_tag": "image-text-to-text", "tags": tags}
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+def front_matter(run: Run, routing: Routing, relation: Relation = "adapter") -> str:
+    """Metadata for hubs, between lines of dashes."""
+    return f"---\n{metadata(run, routing, relation).to_yaml()}\n---"
 
 
-def base_model(model: str) -> str:
-    """The backbone's name without folders of the run's machine."""
-    return model if _HUB.fullmatch(model) else PurePath(model).name
+def merged(run: Run, routing: Routing, name: str) -> str:
+    """``README.md`` of one subspace merged into the base model."""
+    trained = routing.trained_on.get(name)
+    on = f", trained on {_counts(trained)}" if trained else ""
+    return f"""{front_matter(run, routing, "finetune")}
+
+# {_title(run)}, subspace {name} merged
+
+`{base_model(routing.backbone.model)}` with the weights of one LoRA subspace of several added to its own{on}. It answers
+every question with this subspace; the routing of the run, which the results above are of, is not part of it.
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("DIR")
+processor = AutoProcessor.from_pretrained("DIR")
+```
+
+{_what(run, routing)}
+
+## Licence
+
+{_LICENCE}
+"""
 
 
 def _title(run: Run) -> str:

@@ -14,7 +14,7 @@ from fcit.errors import ConfigError
 from fcit.export import card, format
 from fcit.export.format import SUBSPACES, Portable, Routing
 from fcit.io.files import write_text, writing
-from fcit.models.layout import PROMPTS
+from fcit.models.layout import GATE, PROMPTS, ROUTING
 from fcit.models.saving import is_peft, save_peft
 from fcit.runs.reader import Run
 
@@ -42,6 +42,37 @@ def export_run(run: str | Path, to: str | Path, force: bool = False) -> Path:
             _write(scratch, source, given)
             for name in PARTS:
                 _replace(target / name, scratch / name)
+    finally:
+        shutil.rmtree(scratch)
+    return target
+
+
+def export_merged(run: str | Path, name: str, to: str | Path) -> Path:
+    """Write one subspace merged into the base model to the empty folder ``to``: a plain checkpoint of transformers.
+
+    Raises:
+        ConfigError: as :func:`export_run`, or there is no such subspace. DataError, DiskFull: as there.
+    """
+    source, target = Run(run), Path(to)
+    given = Portable.open(source.path)
+    _expressible(source, given)
+    names = given.routing.subspaces
+    if name not in names:
+        hint = registry.nearest(name, names)
+        raise ConfigError(f"--merge: no subspace {name!r}{hint} (there are: {', '.join(names)})")
+    if target.is_dir() and any(target.iterdir()):
+        raise ConfigError(f"--to: {str(target)!r} is not empty; name another folder for the merged model")
+    scratch = _scratch(target)
+    try:
+        with writing(target):
+            from fcit.models.merged import save_merged  # transformers and peft take seconds
+
+            save_merged(scratch, given.tensors(name), given.routing.adapter, given.routing.backbone)
+            write_text(scratch / "README.md", card.merged(source, given.routing, name))
+            mode = (scratch / "README.md").stat().st_mode
+            for file in list(scratch.iterdir()):
+                file.chmod(mode)  # weights are created readable by the owner only
+                file.replace(target / file.name)
     finally:
         shutil.rmtree(scratch)
     return target
@@ -78,7 +109,8 @@ def _expressible(run: Run, given: Portable) -> None:
     for subspace in given.routing.subspaces:
         tensors = given.tensors(subspace)
         if not is_peft(tensors):
-            content = "soft prompts" if PROMPTS in tensors else "token gates"
+            parts = {"soft prompts": PROMPTS, "a key": ROUTING, "token gates": f"{GATE}weight"}
+            content = next((what for what, part in parts.items() if any(part in n for n in tensors)), "routers")
             raise ConfigError(
                 f"{run.path}: subspace {subspace!r} of method {run.method} holds {content}, which are no part of a "
                 f"peft LoRA adapter and would be lost; {instead}"

@@ -56,10 +56,11 @@ class TrainOrder:
     ``budget``/``offset`` are set for pooled references only: so many samples from a seeded endless
     permutation, starting at ``offset``. ``memory`` is the version of the client's own memory that the
     server knows. Tensors under ``extra/`` are the method's own, those under ``fedopt/`` the federated
-    optimiser's. ``constants`` names the groups the client needs; new ones come along under ``constant/``.
-    Tensors named in ``frozen`` are loaded and neither trained nor sent back. With ``measure`` nothing is trained: the
-    update holds what the method measures on the shard, under ``extra/``. ``participations``: how often the client will
-    train on these records in the whole run, with ``privacy.record_dp``, else 0.
+    optimiser's; ``brief`` holds the method's JSON values for the round. ``constants`` names the groups the client
+    needs; new ones come along under ``constant/``. Tensors named in ``frozen`` are loaded and neither trained nor sent
+    back. With ``measure`` nothing is trained: the update holds what the method measures on the shard, under ``extra/``.
+    ``participations``: how often the client will train on these records in the whole run, with ``privacy.record_dp``,
+    else 0.
     """
 
     config: str
@@ -75,6 +76,7 @@ class TrainOrder:
     memory: str = ""
     constants: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
+    brief: dict[str, Any] = field(default_factory=dict)
     measure: bool = False
     run: str = ""  # the run's id: a site that takes part in several keeps their memories apart
     participations: int = 0

@@ -20,6 +20,8 @@ class Adaptive(FedOpt):
     betas are those of OpenFedLLM (Ye et al., 2024, arXiv 2402.06954), where LoRA is trained as here.
     """
 
+    server_copies = 1  # v
+
     class Options(Section):
         """``eta`` is the server's learning rate; ``tau`` limits the amplification of small updates."""
 
@@ -51,6 +53,8 @@ class Adaptive(FedOpt):
 
 class Momentum(Adaptive):
     """m <- beta_1 m + (1 - beta_1) Delta, for FedAdam and FedYogi."""
+
+    server_copies = 2  # m and v
 
     class Options(Adaptive.Options):
         """``beta_1`` and ``beta_2`` are the decay rates of m and v."""

@@ -67,6 +67,11 @@ class FedOpt:
     summary: ClassVar[str] = ""
     #: Whether clients keep ``session.memory`` between their orders.
     remembers: ClassVar[bool] = False
+    #: Tensors as large as what is trained, in float32: how many the server keeps of every subspace, how many a client
+    #: keeps of each one it has trained, and how many it needs beside while it trains; for `fcit doctor`.
+    server_copies: ClassVar[int] = 0
+    client_copies: ClassVar[int] = 0
+    training_copies: ClassVar[int] = 0
     #: Whether the server takes the mean unchanged; required by ``factors: svd``, which makes new factors every round.
     averages: ClassVar[bool] = False
     #: Whether a round may train only half of a subspace (``factors: alternate``).
@@ -88,7 +93,7 @@ class FedOpt:
         """After the method's hook on gradients, before gradient clipping."""
 
     def on_step(self, session: Any) -> None:
-        """After each optimiser step; ``session.lr`` is the step's learning rate."""
+        """After each optimiser step, before the method's hook; ``session.lr`` is the step's learning rate."""
 
     def finish(self, session: Any) -> Tensors:
         """After the last step: tensors for the server, as announced by :meth:`extra_shapes`."""

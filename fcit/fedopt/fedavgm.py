@@ -25,6 +25,7 @@ class FedAvgM(FedOpt):
         server_learning_rate: float = Field(1.0, gt=0)
 
     summary = "server momentum on the mean update"
+    server_copies = 1
 
     def step(self, old: Tensors, mean: Tensors, memory: dict[str, Any]) -> Tensors:
         new = {}

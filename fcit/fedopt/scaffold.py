@@ -37,6 +37,8 @@ class Scaffold(FedAvg):
 
     summary = "control variates against client drift; twice the traffic, clients keep their variate"
     remembers = True
+    server_copies = client_copies = 1  # variates
+    training_copies = 2  # what training began with, and the correction
     averages = False
     halves = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,15 @@ import numpy as np
 #: Arrays by name: the tensors of a subspace, an update, a checkpoint.
 Tensors = dict[str, np.ndarray]
 _MARK = "$tensor"
+
+
+def arrays(value: Any) -> Iterator[np.ndarray]:
+    """Every array in nested dicts and lists."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from arrays(inner)
 
 
 def flatten(value: Any, prefix: str = "") -> tuple[Any, Tensors]:

@@ -6,21 +6,30 @@ order; what inference needs is returned by :meth:`Method.knowledge`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fcit import seeding
-from fcit.config import RunConfig, Section
+from fcit.config import RunConfig, Section, Training
 from fcit.config.kinds import Decoder
 from fcit.fedopt.aggregator import Aggregator, Group
-from fcit.io.trees import Tensors
+from fcit.io.trees import Tensors, arrays
 from fcit.methods.factory import Factory as Factory
+from fcit.methods.views import ExtraRounds as ExtraRounds
+from fcit.methods.views import Held as Held
+from fcit.methods.views import QuestionBatch as QuestionBatch
+from fcit.methods.views import Session as Session
+from fcit.methods.views import Stats as Stats
+from fcit.methods.views import Update as Update
 from fcit.models.layout import Layout
 
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
+
 Pair = tuple[int, str]  # (client, shard)
+Label = tuple[str, str]  # (letter, description)
 
 #: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
@@ -29,107 +38,6 @@ INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", 
 #: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
 #: for new tasks, the combination of parameters trained apart, or the choice of parameters by the question.
 FAMILIES = ("baseline", "regularisation", "replay", "prompts", "expansion", "merging", "routing")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Additive statistics of one shard: feature sum ``(d,)`` float64 and record count."""
-
-    total: np.ndarray
-    count: int
-
-
-@dataclass(frozen=True)
-class Update:
-    """A validated update of one client.
-
-    Attributes:
-        examples: number of records it was trained on, the weight of the mean.
-        tensors: what was trained, by name, float32.
-        extra: what :meth:`Method.finish` returned.
-        fedopt: what the federated optimiser's ``finish`` returned.
-    """
-
-    client: int
-    subspace: str
-    examples: int
-    tensors: Tensors
-    extra: Tensors = field(default_factory=dict)
-    fedopt: Tensors = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class Session:
-    """One local training, as passed to a method's client hooks; it ends with the order.
-
-    Attributes:
-        backbone: the frozen model; ``backbone.loss(examples, features)`` is the plain loss.
-        adapters: ``adapters.trainable``: name -> trained parameter, on the run's device; ``adapters.read()``: a copy
-            of them as float32 arrays.
-        client: number of the client.
-        shard: name of the shard it trains on.
-        stage: counted from 0.
-        round: of the stage, counted from 0.
-        subspace: name of the subspace that is trained.
-        received: what :meth:`Method.broadcast` sent.
-        memory: JSON values and arrays that belong to this client; kept for its next order if the method sets
-            :attr:`Method.remembers`, and never sent anywhere.
-        constants: what :meth:`Method.constants` named.
-        examples: the shard, encoded.
-        identity: its identity features ``(N, d)``, if :attr:`Method.needs_identity`.
-        image_root: folder of the shard's images.
-        seed: of the run; see :meth:`generator`.
-        last_round: whether this is the last round of the stage.
-        batch: indices into the shard of the current batch, or of the part of it that ``loss`` is called for.
-        lr: learning rate of the current step.
-        notes: free for the method during this order, e.g. anchors as torch tensors.
-    """
-
-    backbone: Any
-    adapters: Any
-    client: int
-    shard: str
-    stage: int
-    round: int
-    subspace: str
-    received: Tensors = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, Tensors] = field(default_factory=dict)
-    examples: Sequence[Any] = ()
-    identity: np.ndarray | None = None
-    image_root: Any = None
-    seed: int = 0
-    last_round: bool = False
-    batch: list[int] = field(default_factory=list)
-    lr: float = 0.0
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def generator(self, purpose: str) -> np.random.Generator:
-        """Randomness that belongs to this order."""
-        return seeding.generator(self.seed, purpose, self.stage, self.round, self.client, self.shard)
-
-
-@dataclass
-class QuestionBatch:
-    """A batch of test questions, as passed to :meth:`Method.answer`.
-
-    Attributes:
-        subspaces: in the order of the mix's columns.
-        examples: the questions, encoded.
-        features: vision features ``(images, patches, d)``, question by question.
-        identity: identity features ``(N, d)``.
-        limit: maximum of new tokens.
-        knowledge: what :meth:`Method.knowledge` returned.
-    """
-
-    backbone: Any
-    adapters: Any
-    subspaces: list[Tensors]
-    examples: list[Any]
-    features: Any
-    identity: np.ndarray
-    limit: int
-    knowledge: tuple[dict[str, Any], Tensors] = field(default_factory=lambda: ({}, {}))
 
 
 @dataclass
@@ -145,6 +53,7 @@ class ServerState:
         turns: number of rounds in which each subspace was updated.
         stage: counted from 0; set by the server loop.
         round: of the stage, counted from 0; set by the server loop.
+        labels: letter and description of what each stage is about; set by the server loop.
     """
 
     subspaces: dict[str, Tensors] = field(default_factory=dict)
@@ -155,20 +64,12 @@ class ServerState:
     turns: dict[str, int] = field(default_factory=dict)
     stage: int = 0
     round: int = 0
+    labels: list[Label] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """Size of all arrays: subspaces, shared tensors, state of method and optimiser."""
         return sum(t.nbytes for t in arrays([self.subspaces, self.shared, self.memory, self.optimizers]))
-
-
-def arrays(value: Any) -> Iterator[np.ndarray]:
-    """Every array in nested dicts and lists."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from arrays(inner)
 
 
 def one_subspace(state: ServerState) -> int:
@@ -191,25 +92,25 @@ class Method:
     #: How the subspaces answer together, for the model card of an export; may depend on the options, as below.
     answers: str = "One adapter answers every question."
     #: Whether :meth:`assign` needs :meth:`describe`'s statistics of new (client, shard) pairs.
-    needs_stats: ClassVar[bool] = False
+    needs_stats: bool = False
     #: References only: the training data of all clients are pooled at one participant, per task or all together.
     pooled: ClassVar[str] = ""  # "", "task" or "all"
     trains: ClassVar[bool] = True
-    #: References only: inference is given the true task of a question. This, ``answers``, ``identity``, ``group``,
-    #: ``dagger`` and ``invariants`` may depend on the options; they are then set on the object.
+    #: References only: inference is given the true task of a question. This and all that is no ``ClassVar`` may depend
+    #: on the options; it is then set on the object.
     needs_task_at_inference: bool = False
     #: Whether the clients of a stage's first round :meth:`measure` something on their shards before they train.
     #: What they send is not protected by ``robust:`` and not covered by ``privacy:``.
     measures: ClassVar[bool] = False
-    #: Whether :meth:`end_stage` replaces numbers of a subspace that later stages train on, so that what a federated
+    #: Whether numbers of a subspace that later stages train on are replaced between stages, so that what a federated
     #: optimiser's clients remember of them (SCAFFOLD's variates) is about numbers that are gone.
-    refactors: ClassVar[bool] = False
+    refactors: bool = False
     #: Whether clients keep :attr:`Session.memory` between their orders.
-    remembers: ClassVar[bool] = False
+    remembers: bool = False
     #: Whether training needs the shard's identity features (:attr:`Session.identity`).
     needs_identity: ClassVar[bool] = False
-    #: Source of the identity features: the instruction, the image or both.
-    identity: Literal["text", "image", "both"] = "text"
+    #: Source of the identity features: the instruction, its last line, the image, or instruction and image.
+    identity: Literal["text", "suffix", "image", "both"] = "text"
     #: Whether this is our definition, because no paper gives one; shown with a dagger.
     dagger: bool = False
     #: Block of a table: "" (ranked), "replay" or "reference".
@@ -245,6 +146,32 @@ class Method:
         """The tensors of a subspace."""
         return Layout()
 
+    # ------------------------------------------------------------------ rounds
+
+    def refuse(self, state: ServerState) -> None:
+        """Before a run begins: raise :class:`fcit.errors.ConfigError` if its stages (``state.labels``) do not fit."""
+
+    def extra_rounds(self, stage: int) -> ExtraRounds | None:
+        """Rounds after those of a stage, in which clients train what :meth:`select` returns; default: none.
+
+        They count as any round, in orders, checks, cost and privacy; :meth:`assign` gives their subspace.
+        """
+        return None
+
+    def rounds(self, stage: int) -> int:
+        """Number of a stage's rounds, with the extra ones."""
+        extra = self.extra_rounds(stage)
+        return self.config.federation.rounds + (extra.count if extra else 0)
+
+    def extra(self, stage: int, round_: int) -> ExtraRounds | None:
+        """The extra rounds, if this round of a stage is one of them."""
+        return None if round_ < self.config.federation.rounds else self.extra_rounds(stage)
+
+    def training(self, stage: int, round_: int) -> Training:
+        """The settings of local training in a round."""
+        extra, settings = self.extra(stage, round_), self.config.training
+        return settings.model_copy(update=extra.training) if extra else settings
+
     # ------------------------------------------------------------------ client
 
     def describe(self, features: np.ndarray) -> Stats:
@@ -254,9 +181,20 @@ class Method:
     def measure(self, session: Session) -> Tensors:
         """Measure the shard with the model of the order, without a step; tensors as :meth:`measured_shapes` announces.
 
-        Called if :attr:`measures`, before the first round of a stage. Whatever is sent has to be additive over clients.
+        Called before the first round of a stage, see :meth:`measuring`. What is sent has to be additive over clients.
         """
         return {}
+
+    def select(self, session: Session) -> Sequence[Any]:
+        """The encoded records that an order trains on, before anything is loaded; default: the whole shard."""
+        return session.examples
+
+    def measured_records(self, count: int) -> int:
+        """Of how many of so many records :meth:`measure` makes what it sends; a site compares it with ``min_records``.
+
+        If they are too few, it refuses all orders on these records, because training may send the same.
+        """
+        return count
 
     def prepare(self, session: Session) -> None:
         """Before the first step; the training slot holds the tensors of the order."""
@@ -276,7 +214,7 @@ class Method:
         """After the backward pass of each step, before gradient clipping."""
 
     def on_step(self, session: Session) -> None:
-        """After each optimiser step."""
+        """After each step of the optimiser and what the federated optimiser adds to it."""
 
     def finish(self, session: Session) -> Tensors:
         """After the last step: extra tensors for the server, as announced by :meth:`extra_shapes`."""
@@ -291,6 +229,10 @@ class Method:
         for pair in pairs:
             state.assigned[pair] = "0"
 
+    def measuring(self, stage: int) -> bool:
+        """Whether clients :meth:`measure` before a stage; default: before each, if :attr:`measures`."""
+        return self.measures
+
     def measured_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         """Names and shapes (float32) of what :meth:`measure` returns; other replies are rejected."""
         return {}
@@ -298,8 +240,12 @@ class Method:
     def absorb(self, state: ServerState, measured: Iterable[Update]) -> None:
         """Take in what clients have measured (:attr:`Update.extra`), in ascending client order; nothing was trained."""
 
-    def frozen(self, names: Iterable[str]) -> list[str]:
-        """Tensors of a subspace that clients load and neither train nor send back, beside those of ``factors:``."""
+    def frozen(self, names: Iterable[str], stage: int) -> list[str]:
+        """Tensors that clients load in a stage and neither train nor send back, beside those of ``factors:``.
+
+        Args:
+            names: of a subspace's tensors.
+        """
         return []
 
     def common(self, stage: int) -> str | None:
@@ -311,6 +257,10 @@ class Method:
 
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
+        return {}
+
+    def brief(self, state: ServerState) -> dict[str, Any]:
+        """JSON values for all orders of a round; default: none."""
         return {}
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
@@ -371,6 +321,13 @@ class Method:
         """
         return np.ones((len(features), len(names)), dtype=np.float32)
 
+    def choose(self, questions: QuestionBatch, mix: np.ndarray) -> np.ndarray:
+        """The final mix ``(N, E)`` of a batch, for methods that ask the model; the mixture of subspaces is loaded.
+
+        Like :meth:`route` it treats every question by itself. Default: what :meth:`route` returned.
+        """
+        return mix
+
     @property
     def answers_by(self) -> Decoder:
         """``evaluation.decoder``; ``auto`` is transformers where :meth:`answer` is code of one's own.
@@ -388,6 +345,14 @@ class Method:
         """
         with questions.adapters.mixed(mix, self.negligible):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit)
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """What the method keeps after so many stages of a run, for `fcit doctor`.
+
+        Args:
+            shape: sizes of the backbone.
+        """
+        return Held()
 
     def active(self, state: ServerState) -> int:
         """Trained parameters that are active for one question; default: all subspaces and the shared tensors."""

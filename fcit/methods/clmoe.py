@@ -8,7 +8,7 @@ the constants from the released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Pair, QuestionBatch, ServerState, Session, Stats, Update
 from fcit.methods.knowledge_cache import cosine, count_once
 from fcit.methods.moelora import MoELoRA
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import GATE, A, B
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class CLMoE(MoELoRA):
@@ -39,7 +43,8 @@ class CLMoE(MoELoRA):
     before alone used is there mostly replaced, where one would expect the opposite. In the released code it changes
     nothing (it compares prefixes of names that never match), usage is counted in few forward passes, and the blend is
     left out; toolboxes that list the method train MoELoRA. Here the equations take effect, so figures of others do not
-    carry over. Roles are told layer by layer (the script: for all layers together).
+    carry over; ``release: inert`` leaves merge and second gate out, which is MoELoRA to the bit. Roles are told layer
+    by layer (the script: for all layers together).
 
     Ours: at inference nobody names the task t, so G(t) is that of the stage whose records' mean text feature is most
     similar to the question.
@@ -48,6 +53,9 @@ class CLMoE(MoELoRA):
     class Options(MoELoRA.Options):
         """``blend`` is the paper's beta."""
 
+        release: Literal["equations", "inert"] = Field(
+            "equations", description="inert: neither merge nor second gate, as the released code runs (MoELoRA)"
+        )
         blend: float = Field(0.5, ge=0, le=1, description="share of the token's gate at inference; 0.5: the authors")
         top: int = Field(2, ge=1, description="experts of a token, and of a stage, that count as used; 2: the authors")
         samples: int = Field(32, ge=1, description="records of a shard that a client counts on (ours)")
@@ -67,7 +75,7 @@ class CLMoE(MoELoRA):
     # ------------------------------------------------------------------ client
 
     def finish(self, session: Session) -> Tensors:
-        if not session.last_round:
+        if not session.last_round or self._inert:
             return {}
         chosen = session.generator("gates").permutation(len(session.examples))[: self.options.samples]
         adapters = session.adapters
@@ -76,6 +84,10 @@ class CLMoE(MoELoRA):
                 example = [session.examples[int(index)]]
                 session.backbone.loss(example, session.backbone.vision_features(session.image_root, images_of(example)))
             return {name: (count / count.sum()).float().cpu().numpy() for name, count in used.items()}
+
+    @property
+    def _inert(self) -> bool:
+        return bool(self.options.release == "inert")
 
     @property
     def _top(self) -> int:
@@ -91,7 +103,7 @@ class CLMoE(MoELoRA):
         super().assign(state, pairs, stats, make)
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
-        if state.round < self.config.federation.rounds - 1:
+        if state.round < self.config.federation.rounds - 1 or self._inert:
             return {}
         return {name: (self.options.experts,) for name in state.subspaces["0"] if GATE in name}
 
@@ -141,6 +153,9 @@ class CLMoE(MoELoRA):
         old, new = (_leading(shares, self._top) for shares in (earlier, now))
         o = self.options
         return np.where(old, np.where(new, o.keep_both, o.keep_old), np.where(new, o.keep_new, o.keep_other))
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        return Held(server={"experts of the stage before": subspace_bytes(self.config, shape)})
 
     # ------------------------------------------------------------------ inference
 

@@ -7,6 +7,7 @@ arXiv 1612.00796); the online form with one running Fisher is of Schwarz et al. 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -17,6 +18,10 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, ServerState, Session, Update
+from fcit.methods.views import Held, subspace_bytes
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: Far above any mean squared gradient of a converging model; one such value would dominate every later loss.
 ABSURD = 1e8
@@ -125,6 +130,11 @@ class EWC(Method):
             return {}
         parts = {f"{part}/{n}": t for part in ("anchor", "fisher") for n, t in state.memory[part].items()}
         return {f"ewc-{state.memory['stage']}": parts}
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        both = 2 * subspace_bytes(self.config, shape, "shared", "per_subspace")
+        held = {"Fisher information and anchor": both}
+        return Held(training=held, client=held, server={**held, "Fisher information of a stage": both / 2})
 
     @staticmethod
     def _held(state: ServerState) -> Tensors:

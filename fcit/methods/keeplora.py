@@ -6,7 +6,9 @@ paper itself was not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +24,11 @@ from fcit.fedopt.products import one_thread
 from fcit.io.trees import Tensors
 from fcit.methods.base import INVARIANTS, ServerState, Session, Update
 from fcit.methods.per_stage import PerStage
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import A, B, is_factor
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: Far above any number in a sketch of a converging model's gradient; one such value would decide every direction.
 ABSURD = 1e6
@@ -71,6 +77,9 @@ class KeepLoRA(PerStage):
 
     # ------------------------------------------------------------------ client
 
+    def measured_records(self, count: int) -> int:
+        return int(np.ceil(self.options.samples * count))
+
     def measure(self, session: Session) -> Tensors:
         session.adapters.add_frozen(_earlier(session))
         return self._sketched(session)
@@ -91,7 +100,7 @@ class KeepLoRA(PerStage):
     def _sketched(self, session: Session) -> Tensors:
         """The mean of s Omega^T G over chosen records, outside the main directions of W0; the slot stays as it is."""
         before = session.adapters.read()
-        count = int(np.ceil(self.options.samples * len(session.examples)))
+        count = self.measured_records(len(session.examples))
         chosen = [session.examples[number * len(session.examples) // count] for number in range(count)]
         sketches: Tensors = {}
         for number in range(self.options.sketches):
@@ -119,11 +128,24 @@ class KeepLoRA(PerStage):
 
     # ------------------------------------------------------------------ server
 
-    def frozen(self, names: Iterable[str]) -> list[str]:
+    def frozen(self, names: Iterable[str], stage: int) -> list[str]:
         return [name for name in names if A in name]
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
         return {f"frozen-{n}": tensors for n, tensors in state.subspaces.items() if int(n) < state.stage}
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """Of n directions, the share p of the squares is held by at most p n: all equal."""
+        a, rows = self.config.adapter.rank * self.options.sketches, self.options.principal
+        main = sum(math.ceil(rows * min(width, out)) * width for width, out in shape.adapted)
+        return Held(
+            device={"main directions of the weights": 4.0 * main},
+            client={"earlier subspaces": (stages - 1) * subspace_bytes(self.config, shape, "per_subspace")},
+            server={
+                "protected directions": 4.0 * sum(min(stages * a, width) * width for width, _ in shape.adapted),
+                "sketches of a stage": 4.0 * sum(a * width for width, _ in shape.adapted),
+            },
+        )
 
     def measured_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         factors = {n: t.shape for n, t in state.subspaces[str(state.stage)].items() if A in n}

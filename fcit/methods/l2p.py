@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from fcit.config import Section
 from fcit.fedopt.aggregator import Aggregator
-from fcit.io.trees import Tensors
-from fcit.methods.base import INVARIANTS, Method, QuestionBatch, ServerState, Session, Update, arrays
+from fcit.io.trees import Tensors, arrays
+from fcit.methods.base import INVARIANTS, Method, QuestionBatch, ServerState, Session, Update
 from fcit.models.layout import KEYS, PROMPTS, Layout
 
 

@@ -6,12 +6,18 @@ distributions.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 from torch.nn import functional
 
 from fcit.config import Section
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, ServerState, Session
+from fcit.methods.views import Held, subspace_bytes
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class LwF(Method):
@@ -58,6 +64,10 @@ class LwF(Method):
         if "0" in state.subspaces:
             state.memory["teacher"] = {**state.shared, **state.subspaces["0"]}
             state.memory["stage"] = stage
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        teacher = {"teacher": subspace_bytes(self.config, shape, "shared", "per_subspace")}
+        return Held(client=teacher, server=teacher)
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
         if "teacher" not in state.memory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,11 @@ from fcit.config import Section
 from fcit.fedopt.cores import Cores
 from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import A, B, is_factor
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Merging(Method):
                 factors = {name: tensor for name, tensor in fresh.items() if is_factor(name)}
                 state.subspaces["0"] = {**state.subspaces["0"], **factors}
         super().assign(state, pairs, stats, make)
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        return Held(server={"what is merged": subspace_bytes(self.config, shape)})
 
     def end_stage(self, state: ServerState, stage: int) -> None:
         trained = state.subspaces.get("0")

@@ -7,7 +7,7 @@ Prompt" (EMNLP 2025, arXiv 2410.05849), as public toolboxes have it; its text wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,15 @@ from pydantic import Field
 from torch.nn import functional
 
 from fcit.config import Section
-from fcit.io.trees import Tensors
-from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session, arrays
+from fcit.io.trees import Tensors, arrays
+from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session
 from fcit.methods.knowledge_cache import cosine
 from fcit.methods.per_stage import PerStage
+from fcit.methods.views import Held
 from fcit.models.layout import MAP, PROMPTS, Layout
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class ModalPrompt(PerStage):
@@ -88,6 +92,11 @@ class ModalPrompt(PerStage):
             prefix = torch.cat([older, prefix], dim=1)
         near = functional.cosine_similarity(session.notes["queries"][session.batch], _prototype(trained)[None]).mean()
         return session.backbone.loss(examples, features, prefix) + self.options.pull * 2 * (1 - near)
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """A prototype is narrower than a token."""
+        earlier = 4.0 * (stages - 1) * (self.options.length + 1) * shape.width
+        return Held(client={"earlier prompts": earlier}, server={"prototypes": 4.0 * stages * shape.width})
 
     # ------------------------------------------------------------------ server
 

@@ -6,6 +6,8 @@ Findings, arXiv 2310.14152).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -14,7 +16,11 @@ from fcit.config import Section
 from fcit.io.trees import Tensors
 from fcit.methods.base import INVARIANTS, ServerState, Session
 from fcit.methods.per_stage import PerStage
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import A, is_factor
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class OLoRA(PerStage):
@@ -54,6 +60,13 @@ class OLoRA(PerStage):
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
         return {f"frozen-{n}": tensors for n, tensors in state.subspaces.items() if int(n) < state.stage}
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        factors = 4.0 * self.config.adapter.rank * sum(width for width, _ in shape.adapted)
+        earlier = subspace_bytes(self.config, shape, "per_subspace")
+        return Held(
+            training={"earlier A's": (stages - 1) * factors}, client={"earlier subspaces": (stages - 1) * earlier}
+        )
 
     def prepare(self, session: Session) -> None:
         frozen = [session.constants[name] for name in sorted(session.constants, key=_stage)]

@@ -7,7 +7,7 @@ listed separately in tables.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -15,7 +15,11 @@ from fcit.config import Section
 from fcit.data.collate import Encoded, images_of
 from fcit.io.trees import Tensors
 from fcit.methods.base import Method, Session
+from fcit.methods.views import Held
 from fcit.models.patches import together
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class Replay(Method):
@@ -40,6 +44,10 @@ class Replay(Method):
     summary = "clients keep a reservoir of records and mix them into new batches"
     group = "replay"
     remembers = True
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """Tokens are written as digits."""
+        return Held(client={"kept records": 8.0 * self.options.buffer * self.config.backbone.max_length})
 
     def prepare(self, session: Session) -> None:
         kept = session.memory.setdefault("kept", [])

@@ -6,7 +6,7 @@ its equations were not available. This is **our definition** of the two ideas; r
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,10 @@ from fcit.fedopt.products import one_thread
 from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Pair, ServerState, Session, Stats
 from fcit.methods.merging import Merge, Merging
+from fcit.methods.views import Held, subspace_bytes
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: Inquiries without images and answers, ours.
 INQUIRIES = (
@@ -91,6 +95,14 @@ class SACUIR(Merging):
         super().assign(state, pairs, stats, make)
         if begins and self.options.strength:
             state.memory["teacher"] = {**state.shared, **state.subspaces["0"]}
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        held = super().held(shape, stages)
+        if not self.options.strength:
+            return held
+        teacher = {"teacher": subspace_bytes(self.config, shape, "shared", "per_subspace")}
+        words = {"words of the inquiries": 4.0 * len(INQUIRIES) * shape.vocabulary}
+        return Held(training=words, client=teacher, server={**held.server, **teacher})
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
         return {f"teacher-{state.memory['begun']}": state.memory["teacher"]} if "teacher" in state.memory else {}

@@ -6,6 +6,8 @@ Paper: Chen et al., "SEFE: Superficial and Essential Forgetting Eliminator for M
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -14,7 +16,11 @@ from fcit.config import Section
 from fcit.io.trees import Tensors
 from fcit.methods.base import INVARIANTS, ServerState, Session
 from fcit.methods.per_stage import PerStage
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import A, B
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 #: Entries of a product that are computed at a time.
 _CHUNK = 1 << 18
@@ -56,6 +62,14 @@ class SEFE(PerStage):
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
         return {f"frozen-{n}": tensors for n, tensors in state.subspaces.items() if int(n) < state.stage}
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """Positions and weights: 24 bytes for each; and the product of one layer, with its absolute values."""
+        keys = 24.0 * (stages - 1) * self.options.keys * sum(a * b for a, b in shape.adapted)
+        return Held(
+            training={"protected entries": keys, "one product": 8.0 * max(a * b for a, b in shape.adapted)},
+            client={"earlier subspaces": (stages - 1) * subspace_bytes(self.config, shape, "per_subspace")},
+        )
 
     def prepare(self, session: Session) -> None:
         earlier = [session.constants[n] for n in sorted(session.constants, key=lambda n: int(n.rpartition("-")[2]))]

@@ -10,8 +10,9 @@ E * r, and per-sample weights act between ``lora_A`` and ``lora_B``:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,34 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes, spectra
 from fcit.models.backbone import Backbone
-from fcit.models.hooks import PRIOR, Projectors, TokenGates, as_factor, scale
-from fcit.models.layout import GATE, PROMPTS, A, B, Layout, is_factor, is_projector, last_block
+from fcit.models.checking import check_adapted
+from fcit.models.halves import CHOICE, INSTRUCTION, Halves
+from fcit.models.hooks import (
+    PRIOR,
+    Gates,
+    Keys,
+    Projectors,
+    Rows,
+    TokenGates,
+    as_factor,
+    own_projectors,
+    scale,
+    shown_inputs,
+)
+from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
+from fcit.models.reading import Weigh
 
 SLOT = "slot"
 MIX = "mix"
-_GATE = f"{GATE}weight"
 
 
 class Adapters:
     """The trainable parts of a backbone, addressed by peft's own state-dict names.
 
     Names look like ``base_model.model.<module>.lora_A.weight`` (and ``...<projector>...`` for the
-    projector), which is what ``PeftModel.from_pretrained`` expects in a saved adapter. Gates are
-    called ``...<module>.lora_gate.weight``, a prompt pool ``prompt_pool.prompts`` and ``prompt_pool.keys``.
+    projector), which is what ``PeftModel.from_pretrained`` expects in a saved adapter. Beside them there are
+    ``...<module>.lora_gate.<part>``, ``prompt_pool.<part>`` and ``routing.<part>`` (:class:`Layout`).
     """
 
     def __init__(
@@ -49,8 +63,9 @@ class Adapters:
         layout: Layout = Layout(),  # noqa: B008  (frozen)
     ) -> None:
         self.backbone, self.adapter, self.layout = backbone, adapter, layout
-        if layout.experts and adapter.rank % layout.experts:
-            raise ConfigError(f"adapter.rank: {adapter.rank} cannot be divided among {layout.experts} experts")
+        problem = layout.problem(adapter.rank)
+        if problem is not None:
+            raise ConfigError(problem)
         try:
             backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
         except (ValueError, re.error) as error:
@@ -58,41 +73,22 @@ class Adapters:
                 f"adapter.targets: {adapter.targets!r} cannot be used ({error}); the language model of this family is "
                 f"called {backbone.family.language_name!r}"
             ) from None
+        backbone.reading.decides = layout.decides
         self._mix_size = 0
         self._selection = Selection(adapter.rank)
-        self._frozen_added = False
+        self._frozen_added, self._until_end = False, ExitStack()
         self._trained: set[str] = set()
         self._principal: dict[tuple[str, float], torch.Tensor] = {}
-        self._gates: dict[str, TokenGates] = {}
+        self._gates: dict[str, Gates] = {}
+        #: Of the mixture that is loaded.
+        self.keys = Keys()
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
             layer.register_forward_hook(self._with_frozen)
+            if layout.keyed:
+                layer.lora_A[SLOT].register_forward_hook(partial(self._scale, SLOT))
         self._slot = self._trainable()
-        self._check_names()
-
-    def _check_names(self) -> None:
-        """Factors lie in the language model, and what is trained beside them is the projector as configured.
-
-        Raises:
-            ConfigError: ``adapter.targets`` or ``adapter.projector`` does not fit the model.
-        """
-        targets, policy = self.adapter.targets, self.adapter.projector
-        outside = {self.backbone.family.vision: "vision tower, whose features are computed once"}
-        outside[self._projector] = "projector, which is trained as a whole or not at all"
-        for module, why in outside.items():
-            inside = [n for n in self._slot if module in n.split(".") and is_factor(n)]
-            if inside:
-                raise ConfigError(
-                    f"adapter.targets: {targets!r} reaches the {why} ({inside[0]}); anchor the expression in the "
-                    "language model"
-                )
-        trained = [n for n in self._slot if is_projector(n)]
-        if bool(trained) != (policy != "frozen") or not all(self._projector in n.split(".") for n in trained):
-            raise ConfigError(
-                f"adapter.projector: {policy!r}, but of the module {self._projector!r}, the projector of "
-                f"{type(self.backbone.family).__name__}, {len(trained)} tensors are trained; correct the module's name "
-                "in the family (fcit/models/families)"
-            )
+        check_adapted(self._slot, adapter, backbone.family)
 
     @property
     def _layers(self) -> dict[str, Any]:
@@ -106,22 +102,34 @@ class Adapters:
             width, features = self.backbone.token_width, self.backbone.identity.width(self.layout.identity)
             named = {n: p for n, p in named.items() if is_projector(n)}  # B stays 0: the LoRA adds nothing
             named |= {n: self._parameter(*shape) for n, shape in self.layout.prompts(width, features).items()}
+        named |= {n: self._parameter(*shape) for n, shape in self.layout.key(self.backbone.token_width).items()}
         if self.layout.experts:
-            layers = self._layers
+            features = self.backbone.identity.width(self.layout.identity)
             gates = {
-                n: self._parameter(self.layout.experts, layer.in_features, device=layer.weight.device)
-                for n, layer in layers.items()
+                f"{n}{GATE}{part}": self._parameter(*shape, device=layer.weight.device)
+                for n, layer in self._layers.items()
+                for part, shape in self.layout.gates(layer.in_features, layer.out_features, features).items()
             }
-            named |= {f"{n}{_GATE}": gate for n, gate in gates.items()}
-            self._gates[SLOT] = TokenGates(layers, SLOT)
+            named |= gates
+            self._gates[SLOT] = self._gating(SLOT)
             self._gates[SLOT].load(gates)
         return dict(sorted(named.items()))
+
+    def _gating(self, adapter: str) -> Gates:
+        reading, layers = self.backbone.reading, self._layers
+        if self.layout.gate == "token":
+            return TokenGates(layers, adapter, reading.rows if adapter == MIX else None, self.layout.top)
+        reading.kept[CHOICE] = len(layers), self.layout.experts
+        return Halves(layers, adapter, reading, self.layout.gate == "dead-halves")
 
     def _parameter(self, *shape: int, device: torch.device | None = None) -> nn.Parameter:
         return nn.Parameter(torch.zeros(shape, device=device or self.backbone.device), requires_grad=False)
 
     def start(self, seed: int) -> Tensors:
-        """Tensors of a new subspace that start from the backbone: soft prompts are embeddings of random words."""
+        """Tensors of a new subspace that are not random numbers: a norm; soft prompts, embeddings of random words."""
+        if self.layout.keyed:
+            ones = np.ones(self.backbone.token_width, np.float32)
+            return {f"{ROUTING}norm.weight": ones, f"{ROUTING}norm.bias": np.zeros_like(ones)}
         if not self.layout.pool:
             return {}
         embeddings = self.backbone.word_embeddings
@@ -190,7 +198,8 @@ class Adapters:
         self._trained = set(self._slot) - set(frozen)
         self._activate()
         try:
-            yield [p for n, p in self._slot.items() if n in self._trained]
+            with ExitStack() as self._until_end:
+                yield [p for n, p in self._slot.items() if n in self._trained]
         finally:
             self._peft.eval()
             self._trained, self._frozen_added = set(), False
@@ -218,24 +227,57 @@ class Adapters:
         finally:
             self._activate()
 
-    @contextmanager
-    def gate_use(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Within :meth:`training`: counts how often each expert is among a token's ``top``, by its gate's name."""
-        with self._gates[SLOT].counting(top) as counts:
-            yield {f"{name}{_GATE}": count for name, count in counts.items()}
+    def show_inputs(self, see: Callable[[str, torch.Tensor], None]) -> None:
+        """Within :meth:`training`, until it ends: see :func:`fcit.models.hooks.shown_inputs`."""
+        self._until_end.enter_context(shown_inputs(self._layers, see))
 
-    @contextmanager
-    def gated_by(self, prior: np.ndarray) -> Iterator[None]:
+    def sum_gates(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Within :meth:`training`, until it ends: every pass adds its tokens' gates to ``sums``, by the gate's name."""
+        self._until_end.enter_context(self._token_gates.summing(sums))
+
+    @property
+    def _token_gates(self) -> TokenGates:
+        gates = self._gates[SLOT]
+        assert isinstance(gates, TokenGates), "of experts that are weighted token by token"
+        return gates
+
+    def gate_use(self, top: int) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """Within :meth:`training`: counts how often each expert is among a token's ``top``, by its gate's name."""
+        return self._token_gates.counting(top)
+
+    def gated_by(self, prior: np.ndarray) -> AbstractContextManager[None]:
         """Inside, the mixture's token gates are blended with gates of the questions, see :class:`TokenGates`.
 
         Args:
             prior: ``(B, layers, experts)``, in the order of the layers' names; a row sums to its share of the blend.
         """
-        self.backbone.answering.rows[PRIOR] = torch.from_numpy(prior).to(self.backbone.device)
-        try:
-            yield
-        finally:
-            self.backbone.answering.rows.pop(PRIOR, None)
+        return self.backbone.reading.given(PRIOR, torch.from_numpy(prior).to(self.backbone.device))
+
+    def instructed(self, features: np.ndarray) -> AbstractContextManager[None]:
+        """Inside, routers find the features ``(B, d)`` of the questions' instructions, see :class:`Halves`."""
+        return self.backbone.reading.given(INSTRUCTION, torch.from_numpy(features).to(self.backbone.device))
+
+    def weighed(self, logits: Weigh, anew: bool = False) -> AbstractContextManager[None]:
+        """Inside, subspaces have weights that follow from a question's embeddings, once for its whole answer.
+
+        They are the softmax of ``logits`` over subspaces; of a mixture, over those that :meth:`mixed` gives a weight.
+
+        Args:
+            logits: one column for each subspace of the mixture; within :meth:`training` for each that was added by
+                :meth:`add_frozen`, then for the slot.
+            anew: weights of an answer's next token follow from its newest one alone.
+        """
+        rank, rows = self.adapter.rank, self.backbone.reading.rows
+
+        def columns(embeds: torch.Tensor, places: torch.Tensor) -> Rows:
+            with torch.autocast(embeds.device.type, enabled=False):
+                scores, mixed = logits(embeds, places), self._peft.active_adapter == MIX
+                if mixed:
+                    scores = scores.masked_fill(rows[MIX][:, ::rank] == 0, -torch.inf)
+                ranks = scores.softmax(dim=-1).repeat_interleave(rank, dim=1)
+            return {MIX: ranks} if mixed else {MIX: ranks[:, :-rank], SLOT: ranks[:, -rank:]}
+
+        return self.backbone.reading.weighed(columns, anew)
 
     def load_teacher(self, tensors: Tensors) -> None:
         """Within :meth:`training`: load the subspace (and projector) that is active inside :meth:`teacher`."""
@@ -302,7 +344,7 @@ class Adapters:
         if size != self._mix_size:
             self._resize(size)
         self._format(self.backbone.dtype if as_backbone else torch.float32)
-        lora = [{n: t for n, t in s.items() if is_factor(n) or _GATE in n} for s in subspaces]
+        lora = [{n: t for n, t in s.items() if is_factor(n)} for s in subspaces]
         with torch.no_grad():
             for name, parameter in self._named(MIX):
                 parameter.requires_grad_(False)
@@ -314,12 +356,12 @@ class Adapters:
                     axis = 0 if A in name else 1
                     parameter.copy_(torch.cat([torch.from_numpy(s[name]) for s in lora], dim=axis))
         if self.layout.experts and subspaces:
-            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if n.endswith(_GATE)}
-            self._gates[MIX].load(
-                {n.removesuffix(_GATE): t.to(self._slot[n].device, copy=True) for n, t in gates.items()}
-            )
+            gates = {n: torch.from_numpy(t) for n, t in subspaces[0].items() if GATE in n}
+            self._gates[MIX].load({n: t.to(self._slot[n].device, copy=True) for n, t in gates.items()})
+        self.keys.load(subspaces, self.backbone.device)
         if self._projectors is not None:
-            self._projectors.load(self._own_projectors(subspaces, projector))
+            devices = {name: parameter.device for name, parameter in self._slot.items()}
+            self._projectors.load(own_projectors(subspaces, projector, self._projector, devices))
         self._peft.set_adapter(MIX, inference_mode=True)
         self._peft.eval()
 
@@ -331,19 +373,6 @@ class Adapters:
             for module in modules:
                 module.to(dtype)
 
-    def _own_projectors(self, subspaces: list[Tensors], projector: Tensors) -> list[dict[str, torch.Tensor]]:
-        """Each subspace's projector by the module's own names; none if no subspace holds one."""
-        if not any(is_projector(n) for s in subspaces for n in s):
-            return []
-        return [
-            {
-                n.partition(f"{self._projector}.")[2]: torch.from_numpy(t).to(self._slot[n].device)
-                for n, t in {**projector, **s}.items()
-                if is_projector(n)
-            }
-            for s in subspaces
-        ]
-
     def _resize(self, size: int) -> None:
         if self._mix_size:
             self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
@@ -352,9 +381,11 @@ class Adapters:
             self._peft.add_adapter(MIX, self._config(size))
         factors = {n: module for n, module in self._peft.named_modules() if n.endswith(f".lora_A.{MIX}")}
         for name in last_block(factors) if self.layout.routed == "last" else factors:
-            factors[name].register_forward_hook(self._scale)
+            factors[name].register_forward_hook(partial(self._scale, MIX))
+        if self.layout.keyed:
+            self.backbone.answering.beside["keys"] = self.keys.tensors
         if self.layout.experts:
-            self._gates[MIX] = TokenGates(self._layers, MIX, self.backbone.answering.rows)
+            self._gates[MIX] = self._gating(MIX)
             self.backbone.answering.beside[MIX] = self._gates[MIX].weights
         self._mix_size = size
         self._selection.forget()
@@ -366,8 +397,8 @@ class Adapters:
                 return Projectors(module, module.original_module, lambda: self.backbone.owners)
         return None
 
-    def _scale(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        weights = self.backbone.answering.rows.get(MIX)
+    def _scale(self, adapter: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        weights = self.backbone.answering.rows.get(adapter)
         return output if weights is None else scale(weights, output)
 
     @contextmanager

@@ -32,6 +32,7 @@ from fcit.models.placeholders import placeholders_of
 from fcit.models.places import TINY as TINY
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
+from fcit.models.reading import Reading, asked
 from fcit.models.vision import Vision, vision_of
 
 
@@ -94,6 +95,8 @@ class Backbone:
         self.owners: list[int] | None = None
         #: How :meth:`generate` decodes.
         self.answering = Answering(self)
+        #: What hooks on the language model know of the batch.
+        self.reading = Reading(self.answering.rows)
         #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
         self.products: torch.dtype | None = None
 
@@ -125,9 +128,10 @@ class Backbone:
         Nothing else changes: the second computation draws the same dropout. It applies to layers in training mode.
         """
         language = self.family.language
+        again: dict[str, Any] = {"context_fn": self.reading.for_checkpoints} if self.reading.decides else {}
         with quiet():
             # Not reentrant: the embeddings are frozen, so a layer's input may need no gradient.
-            language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **again})
         try:
             yield
         finally:
@@ -264,19 +268,22 @@ class Backbone:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.places(inputs["attention_mask"], pictured, features)
-        keep: Any = _kept(examples)
-        # A cache of keys and values is a copy of them that no later step reads.
-        with self._beside(features, pictured):
-            if isinstance(keep, int):
-                target = labels[:, -keep + 1 :]
-                logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
-            else:  # places before a learnt token, counted from the end
-                places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
-                logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
-                target = labels[:, places + 1]
+        question = asked(inputs["attention_mask"], labels != IGNORE)
+        with self._beside(features, pictured), self.reading.records(inputs["inputs_embeds"], question):
+            logits, target = self._forward(inputs, labels, _kept(examples))
         target = target.to(logits.device)
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
+
+    def _forward(self, inputs: dict[str, Any], labels: torch.Tensor, keep: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits at the places ``keep`` and the tokens that follow them."""
+        # A cache of keys and values is a copy of them that no later step reads.
+        if isinstance(keep, int):
+            target = labels[:, -keep + 1 :]
+            return self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1], target
+        # places before a learnt token, counted from the end
+        places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
+        return self.model(**inputs, logits_to_keep=places, use_cache=False).logits, labels[:, places + 1]
 
     def loss(self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy over the answer tokens of the batch."""
@@ -310,7 +317,9 @@ class Backbone:
             inputs = self._inputs(examples, features, prefix)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None
-            with self._beside(features, inputs["pictured"]):
+            question = asked(inputs["attention_mask"], inputs["labels"] != IGNORE)
+            beside = self._beside(features, inputs["pictured"])
+            with beside, self.reading.prompts(prompt[0], question, self.family.language):
                 return self.answering.tokens(*prompt, max_new_tokens, grids)
 
     def project(self, function: Callable[[Any], Any]) -> None:

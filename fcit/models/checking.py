@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from fcit import config as configuration
 from fcit.errors import ConfigError
+from fcit.models.layout import is_factor, is_projector
 
 #: Weight files in the order transformers looks for them.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -195,3 +197,32 @@ def header(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as opened:
         names = list(opened.keys())
         return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
+
+
+def check_adapted(names: Iterable[str], adapter: configuration.Adapter, family: Any) -> None:
+    """Factors lie in the language model, and what is trained beside them is the projector as configured.
+
+    Args:
+        names: of all trained tensors.
+        family: of the model (:class:`fcit.models.families.base.Family`).
+
+    Raises:
+        ConfigError: ``adapter.targets`` or ``adapter.projector`` does not fit the model.
+    """
+    names, targets, policy, projector = list(names), adapter.targets, adapter.projector, family.projector
+    outside = {family.vision: "vision tower, whose features are computed once"}
+    outside[projector] = "projector, which is trained as a whole or not at all"
+    for module, why in outside.items():
+        inside = [n for n in names if module in n.split(".") and is_factor(n)]
+        if inside:
+            raise ConfigError(
+                f"adapter.targets: {targets!r} reaches the {why} ({inside[0]}); anchor the expression in the language "
+                "model"
+            )
+    trained = [n for n in names if is_projector(n)]
+    if bool(trained) != (policy != "frozen") or not all(projector in n.split(".") for n in trained):
+        raise ConfigError(
+            f"adapter.projector: {policy!r}, but of the module {projector!r}, the projector of "
+            f"{type(family).__name__}, {len(trained)} tensors are trained; correct the module's name in the family "
+            "(fcit/models/families)"
+        )

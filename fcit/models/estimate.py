@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.data.spec import read_spec
 from fcit.models.decoding.sizes import Widths
 from fcit.models.feature_store import BATCH
 from fcit.models.shapes import Shape
@@ -20,6 +23,8 @@ from fcit.models.shapes import Shape
 TEXT, ANSWER = 110, 32
 #: Assumed: what CUDA, its libraries and the allocator's gaps take beside tensors, and a Python process with torch.
 CONTEXT, GAPS, PROCESS = 0.8e9, 0.05, 1.5e9
+#: Assumed: tasks of a benchmark in code.
+TASKS = 8
 #: A weight in NF4 with its doubly quantised scale (QLoRA, arXiv 2305.14314): 4.127 bits.
 FOUR_BITS = 4.127 / 8
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -111,9 +116,21 @@ def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int)
     return kept
 
 
+def subspace(config: RunConfig, shape: Shape) -> int:
+    """Parameters of one subspace: LoRA factors and, where the method has them, token gates."""
+    experts: int = registry.resolve("method", config.method["name"])(config).layout.experts
+    return shape.adapter(config.adapter.rank) + experts * sum(width for width, _ in shape.adapted)
+
+
+def _all_numbers(config: RunConfig, shape: Shape, subspaces: int) -> int:
+    """Parameters of all subspaces, and of the projector they share, or of their own."""
+    projectors = subspaces if config.adapter.projector == "per_subspace" else 1
+    return subspaces * subspace(config, shape) + projectors * shape.projector
+
+
 def trained_numbers(config: RunConfig, shape: Shape) -> int:
     """Parameters of the training slot: one subspace, and the projector unless it is frozen."""
-    return shape.adapter(config.adapter.rank) + (shape.projector if config.adapter.projector != "frozen" else 0)
+    return subspace(config, shape) + (shape.projector if config.adapter.projector != "frozen" else 0)
 
 
 def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> Memory:
@@ -123,7 +140,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     Answers: :meth:`fcit.models.decoding.sizes.Widths.answering`.
     """
     s, backbone = _WIDTHS[config.backbone.dtype], config.backbone
-    one, projector = shape.adapter(config.adapter.rank), shape.projector
+    one, projector = subspace(config, shape), shape.projector
     trained = trained_numbers(config, shape)
     own = projector * subspaces if config.adapter.projector == "per_subspace" else 0
     kept = float(s * shape.language)
@@ -139,6 +156,9 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     needed.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
     prompt = shape.image_tokens + lengths.text
     needed.answering = _widths(config, shape).answering(config.evaluation.at_once, prompt, config.evaluation.longest())
+    held = what_is_held(config, shape)
+    needed.always |= held.device
+    needed.training |= held.training | _copies(config, "training_copies", trained)
     v = shape.vision
     needed.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
     if backbone.device != "cpu":
@@ -161,9 +181,25 @@ def with_batches(config: RunConfig, shape: Shape, subspaces: int, room: float, l
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": fitting})})
 
 
+def what_is_held(config: RunConfig, shape: Shape) -> Any:
+    """What the method keeps beside the trained tensors at the end of a run (:class:`fcit.methods.views.Held`)."""
+    return registry.resolve("method", config.method["name"])(config).held(shape, stages(config))
+
+
+def stages(config: RunConfig) -> int:
+    """Stages of a run, as far as they are known without its data."""
+    return config.federation.stages if config.stream == "site" else tasks(config.benchmark)
+
+
+@lru_cache(maxsize=16)
+def tasks(benchmark: str) -> int:
+    """Tasks of a benchmark; of one in code, which may need its data to say so, an assumption."""
+    return TASKS if registry.is_own(benchmark) else len(read_spec(benchmark).tasks)
+
+
 def sees(config: RunConfig) -> bool:
     """Whether identity features are made of images, too."""
-    return bool(registry.resolve("method", config.method["name"])(config).identity != "text")
+    return bool(registry.resolve("method", config.method["name"])(config).identity in ("image", "both"))
 
 
 #: Whether what is needed fits.
@@ -213,12 +249,13 @@ def workers_per_gpu(config: RunConfig) -> int:
 
 def worker_memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths) -> dict[str, float]:
     """Main memory of one worker: messages, tokenised records, and on a CPU everything else."""
-    one = _FLOAT * (shape.adapter(config.adapter.rank) + shape.projector)
-    broadcast = _FLOAT * (subspaces * shape.adapter(config.adapter.rank) + shape.projector)
+    one = _FLOAT * (subspace(config, shape) + shape.projector)
+    broadcast = _FLOAT * _all_numbers(config, shape, subspaces)
     parts = {
         "Python and torch (assumed)": PROCESS,
         "messages and their tensors": max(3 * one, 2 * broadcast),
         "tokenised records, identity features (at most)": 4e6 * 36 + 64e6 * _FLOAT,
+        **_kept(config, shape, subspaces),
     }
     if config.backbone.device == "cpu":
         parts["model, adapters, activations"] = memory(config, shape, subspaces, micro, lengths).peak
@@ -227,19 +264,38 @@ def worker_memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, l
 
 def server_memory(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
     """Main memory of the server: its state, float64 sums of every subspace trained in a round, one update at a time."""
-    one, projector = shape.adapter(config.adapter.rank), shape.projector
+    one, projector = subspace(config, shape), shape.projector
     open_sums = min(subspaces, config.federation.clients_per_round)
     return {
         "Python (assumed)": PROCESS / 2,
-        "subspaces and projector": _FLOAT * (subspaces * one + projector),
+        "subspaces and projector": _FLOAT * _all_numbers(config, shape, subspaces),
         "sums in float64": 8 * (open_sums * one + projector),
         "one update and its message": 3 * _FLOAT * (one + projector),
+        **what_is_held(config, shape).server,
+        **_copies(config, "server_copies", _all_numbers(config, shape, subspaces)),
     }
 
 
 def spilled(config: RunConfig, shape: Shape) -> float:
     """Disk that a round's updates take until they are summed."""
-    return config.federation.clients_per_round * _FLOAT * (shape.adapter(config.adapter.rank) + shape.projector)
+    return config.federation.clients_per_round * _FLOAT * (subspace(config, shape) + shape.projector)
+
+
+def remembered(config: RunConfig, shape: Shape, subspaces: int) -> float:
+    """Disk of what all clients keep between their orders, at most: once each has taken part in every stage."""
+    return config.federation.clients * sum(_kept(config, shape, subspaces).values())
+
+
+def _kept(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
+    """What one client keeps."""
+    kept: dict[str, float] = what_is_held(config, shape).client
+    return kept | _copies(config, "client_copies", _all_numbers(config, shape, subspaces))
+
+
+def _copies(config: RunConfig, which: str, numbers: int) -> dict[str, float]:
+    """What the federated optimiser keeps beside so many numbers."""
+    copies = int(getattr(registry.resolve("fedopt", config.fedopt["name"]), which))
+    return {f"state of {config.fedopt['name']}": _FLOAT * copies * numbers} if copies else {}
 
 
 def feature_bytes(config: RunConfig, shape: Shape) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -184,11 +184,11 @@ def means(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
 
 class IdentityEncoder:
-    """Features of records, ``(N, d)`` float32: ``text``, ``image`` or ``both``.
+    """Features of records, ``(N, d)`` float32: ``text``, ``suffix``, ``image`` or ``both``.
 
-    ``text`` is the pooled state of the text tower over the instruction (arXiv 2503.12897), ``image`` that
-    of the vision tower over the image. Both are taken before CLIP's projection into one space (the
-    authors' code collects projected image embeddings): texts are compared with texts and images with
+    ``text`` is the pooled state of the text tower over the instruction (arXiv 2503.12897), ``suffix`` that over its
+    last line alone, ``image`` that of the vision tower over the image. They are taken before CLIP's projection into one
+    space (the authors' code collects projected image embeddings): texts are compared with texts and images with
     images only, so nothing is gained by the projection, and what it drops may tell tasks apart.
 
     Args:
@@ -238,7 +238,7 @@ class IdentityEncoder:
     def width(self, kind: str = "text") -> int:
         """Length d of a feature."""
         text = int(self._text.config.hidden_size)
-        if kind == "text":
+        if kind in ("text", "suffix"):
             return text
         image = int(self._vision[0].config.hidden_size)
         return image if kind == "image" else text + image
@@ -254,13 +254,15 @@ class IdentityEncoder:
         """
         if kind == "text":
             return self._texts(records)
+        if kind == "suffix":
+            return self._texts(records, prompts.suffix_text)
         names = [name for r in records for name in r.images]
         rows = self._images.get(root, names) if names else np.zeros((0, self.width("image")), dtype=np.float32)
         image = means(rows, [len(r.images) for r in records])
         return image if kind == "image" else joined(self._texts(records), image)
 
-    def _texts(self, records: Sequence[Record | TestRecord]) -> np.ndarray:
-        questions = [r.instructions for r in records]
+    def _texts(self, records: Sequence[Record | TestRecord], part: Callable[[str], str] = str) -> np.ndarray:
+        questions = [[part(instruction) for instruction in r.instructions] for r in records]
         rows = self.text([question for instructions in questions for question in instructions])
         return means(rows, [len(instructions) for instructions in questions])
 

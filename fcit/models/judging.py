@@ -40,6 +40,10 @@ SHOWS_BAR = 5000  # records from which a terminal shows progress
 _ROLES = re.compile(r"\b(USER|ASSISTANT):")
 
 
+#: Whether tokens depend on images' sizes, by mark.
+_sized: dict[str, bool] = {}
+
+
 class Memory(NamedTuple):
     """What a process has computed for records under one mark."""
 
@@ -72,14 +76,22 @@ class TokenJudge:
         made = self._make()
         return made if self._sizes is None else made.below(self._sizes)
 
+    def below(self, root: Path) -> TokenJudge:
+        """The judge of records with images below another root."""
+        if self._sizes is None or self._sizes.root == root:
+            return self
+        return TokenJudge(self.mark, self._make, ImageSizes(root, self._sizes.way))
+
     @cached_property
     def _sized(self) -> bool:
         """Whether tokens depend on images' sizes, by the name of their folder or else by the encoder.
 
         The encoder takes seconds to make, and where everything has been judged none is needed.
         """
-        folder = cache_folder() / "judged" / self.mark
-        return _beside(folder).is_dir() or (not folder.is_dir() and self.encoder.sized)
+        if self.mark not in _sized:
+            folder = cache_folder() / "judged" / self.mark
+            _sized[self.mark] = _beside(folder).is_dir() or (not folder.is_dir() and self.encoder.sized)
+        return _sized[self.mark]
 
     @property
     def _folder(self) -> Path:

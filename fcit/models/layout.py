@@ -1,4 +1,4 @@
-"""What a method trains: plain LoRA factors, factors behind token gates, or a pool of soft prompts."""
+"""What a method trains: plain LoRA factors, factors behind gates or a key, or a pool of soft prompts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Literal
 
 #: What peft's names of trained tensors begin with.
 PREFIX = "base_model.model."
-#: In the names of LoRA factors A ``(rank, d_in)`` and B ``(d_out, rank)``, and of token gates ``(experts, d_in)``.
+#: In the names of LoRA factors A ``(rank, d_in)`` and B ``(d_out, rank)``, and of gates (:meth:`Layout.gates`).
 A, B, GATE = ".lora_A.", ".lora_B.", ".lora_gate."
 #: Names of a prompt pool's tensors, ``(pool, length, width)`` and ``(pool, identity width)``.
 PROMPTS = "prompt_pool.prompts"
 KEYS = "prompt_pool.keys"
 #: What the names of the tensors begin with that map prompts into the space of identity features.
 MAP = "prompt_map."
+#: What the names of a subspace's key and of the network in front of it begin with (:meth:`Layout.key`).
+ROUTING = "routing."
 
 
 def is_factor(name: str) -> bool:
@@ -45,19 +47,41 @@ def last_block(names: Iterable[str]) -> set[str]:
 class Layout:
     """Shape of a subspace.
 
-    ``experts`` > 0: the rank is divided among so many experts, weighted token by token by a gate
-    ``W_g (experts, d_in)`` in every adapted layer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of
-    ``length`` tokens, each with a key as wide as the method's ``identity`` features; with ``mapped`` no keys, but a
-    network of two linear layers from a token to such a feature. ``routed``: the layers in which a
-    question's mix acts; ``last``: in those of the last block only, all subspaces have weight one elsewhere.
+    ``experts`` > 0: the rank is divided among so many experts, weighted by a ``gate`` in every adapted layer:
+    ``token``, a softmax for every token (with ``top`` > 0 only its so many largest weights act, and are not rescaled,
+    so that the gate learns); ``halves``, two mixtures whose routers decide once for a question
+    (:mod:`fcit.models.halves`); ``dead-halves``, the same with routers that learn nothing and decide anew at every
+    token of an answer. ``pool`` > 0: no LoRA but ``pool`` soft prompts of ``length`` tokens, each with a key as wide as
+    the method's ``identity`` features; with ``mapped`` no keys, but a network of two linear layers from a token to such
+    a feature. ``routed``: the layers in which a question's mix acts; ``last``: in those of the last block only, all
+    subspaces have weight one elsewhere. ``keyed`` > 0: a subspace has a key as wide as a token, behind a network of so
+    many hidden numbers.
     """
 
     experts: int = 0
+    top: int = 0
+    gate: Literal["token", "halves", "dead-halves"] = "token"
+    keyed: int = 0
     pool: int = 0
     length: int = 0
     identity: str = "text"
     routed: Literal["all", "last"] = "all"
     mapped: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether something is decided about a question as a whole (:mod:`fcit.models.reading`)."""
+        return bool(self.keyed or self.gate != "token")
+
+    def problem(self, rank: int) -> str | None:
+        """Why ``adapter.rank`` does not fit, in one sentence, or None."""
+        if not self.experts or rank % self.experts == 0:
+            return None
+        nearest = max(1, round(rank / self.experts)) * self.experts
+        return (
+            f"adapter.rank: {rank} cannot be divided among {self.experts} experts; choose a multiple of "
+            f"{self.experts}, e.g. {nearest}"
+        )
 
     def prompts(self, width: int, features: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors of a pool of soft prompts.
@@ -72,3 +96,26 @@ class Layout:
         for number, wide in ((0, width), (2, features)):
             shapes |= {f"{MAP}{number}.weight": (wide, width), f"{MAP}{number}.bias": (wide,)}
         return shapes
+
+    def gates(self, d_in: int, d_out: int, features: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the gates of one layer, by the last part of their names.
+
+        Args:
+            d_in: width of the layer's input.
+            d_out: width of its output.
+            features: width of an identity feature.
+        """
+        if not self.experts:
+            return {}
+        if self.gate == "token":
+            return {"weight": (self.experts, d_in)}
+        half = self.experts // 2
+        return {"visual": (half, d_in), "instruction": (half, features), "fusion": (2, d_out)}
+
+    def key(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of a subspace's key, and of the two linear layers and the norm in front of it, for tokens so wide."""
+        if not self.keyed:
+            return {}
+        shapes = {"key": (width,), "down": (self.keyed, width), "up": (width, self.keyed)}
+        shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+        return {f"{ROUTING}{name}": shape for name, shape in shapes.items()}

@@ -28,20 +28,28 @@ def computed(backbone: Backbone, training: configuration.Training) -> Iterator[N
             ways.enter_context(backbone.checkpointing())
         if training.adapter_products == "backbone" and backbone.dtype != torch.float32:
             ways.enter_context(_sixteen_bits(backbone))
-        if compiles(training, backbone.config, backbone.devices):
+        if compiles(training, backbone.config, backbone.devices, backbone.reading.decides):
             ways.enter_context(backbone.layers.installed())
         yield
 
 
 def compiles(
-    training: configuration.Training, backbone: configuration.Backbone, devices: Sequence[torch.device]
+    training: configuration.Training,
+    backbone: configuration.Backbone,
+    devices: Sequence[torch.device],
+    decides: bool = False,
 ) -> bool:
-    """Whether decoder layers are to be compiled; ``auto``: on one GPU, unless weights are quantised (not measured).
+    """Whether decoder layers are to be compiled.
+
+    ``auto``: on one GPU, unless weights are quantised (not measured), or layers are computed twice and have to know
+    what was decided about questions (torch's compiler takes no contexts of checkpoints).
 
     Args:
         devices: those that hold decoder layers.
+        decides: whether hooks decide anything about questions.
     """
     plain = [device.type for device in devices] == ["cuda"] and backbone.quantization == "none"
+    plain = plain and not (decides and training.checkpointing is True)
     return training.compile == "on" or (training.compile == "auto" and plain)
 
 

@@ -93,10 +93,15 @@ class Vision:
         if threads is None:
             threads = 0 if self.device.type == "cpu" else _THREADS
 
-        def prepare(root: Path, image: str) -> torch.Tensor:
-            return self.family.pixels(open_image(root, image, self.way))
+        return Loader(self.pixels, threads)
 
-        return Loader(prepare, threads)
+    def pixels(self, root: Path, image: str) -> torch.Tensor:
+        """One image as the tower sees it.
+
+        Raises:
+            DataError: it is missing, unreadable or outside ``root``.
+        """
+        return self.family.pixels(open_image(root, image, self.way))
 
     @cached_property
     def _images(self) -> ImageFeatures[Any]:

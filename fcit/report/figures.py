@@ -16,10 +16,13 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
+from fcit.evaluation.matrix import Loss
+from fcit.report import heat
 from fcit.report.scope import groups, label
 from fcit.runs.reader import Run
 
@@ -61,39 +64,85 @@ def _title(run: Run, behind: str = "") -> str:
 
 
 def matrices(runs: list[Run]) -> Figure:
-    """Accuracy matrices side by side, each cell with its score; empty where not evaluated."""
-    widest = max(len(run.matrix.datasets) for run in runs)
-    rows = max(len(run.matrix.scores) for run in runs)
+    """Accuracy matrices side by side, each cell with its score; empty where not evaluated.
+
+    Scores of data sets that were not trained yet are hatched and in italics, below a line the stages; those of held-out
+    data sets stand right of a line.
+    """
+    widest = max(len(heat.columns(run.matrix)) for run in runs)
+    rows = max(len(heat.rows(run.matrix)) for run in runs)
     figure = Figure(figsize=(1.1 + (0.72 * widest + 1.0) * len(runs), 2.0 + 0.5 * rows), layout="constrained")
     axes = figure.subplots(1, len(runs), squeeze=False)
     image: Any = None
     for axis, run in zip(axes[0], runs, strict=True):
-        matrix = run.matrix
-        grid = np.array([[row.get(d, np.nan) for d in matrix.datasets] for row in matrix.scores if row], dtype=float)
+        matrix, shown = run.matrix, heat.rows(run.matrix)
+        grid = np.array([[np.nan if c.value is None else c.value for c in row.cells] for row in shown], dtype=float)
         image = axis.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (y, x), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                axis.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black")
-        axis.set_xticks(range(len(matrix.datasets)), matrix.datasets, rotation=40, ha="right")
-        axis.set_yticks(range(len(matrix.evaluated)), [str(n) for n in matrix.evaluated])
+            if np.isnan(value):
+                continue
+            ink, unseen = "white" if value < 60 else "black", shown[y].cells[x].kind == "unseen"
+            style = "italic" if unseen else "normal"
+            axis.text(x, y, f"{value:.0f}", ha="center", va="center", color=ink, style=style)
+            if unseen:
+                axis.add_patch(_hatched(x, y, ink))
+        names = heat.columns(matrix)
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axis.set_yticks(range(len(shown)), ["untouched" if row.stage == heat.UNTOUCHED else row.stage for row in shown])
         axis.set_ylabel("after stage")
+        if matrix.held_out_names:
+            axis.axvline(len(matrix.datasets) - 0.5, color="white", linewidth=4)
         last = "-" if matrix.last is None else f"{matrix.last:.1f}"
         axis.set_title(_title(run, f": Last {last}"))
     figure.colorbar(image, ax=axes[0].tolist(), label="score (0-100)", shrink=0.9)
     return figure
 
 
+def _hatched(x: int, y: int, ink: str) -> Rectangle:
+    """Thin strokes over a cell, of the colour of its number."""
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor=to_rgba(ink, 0.22), linewidth=0)
+
+
 def forgetting(runs: list[Run]) -> Figure:
-    """Score of every data set over the stages, one panel per run."""
+    """Score of every data set over the stages, one panel per run; dotted before it is trained, if it was asked."""
     figure, axes = _panels(len(runs))
     for axis, run in zip(axes, runs, strict=False):
         for dataset in run.matrix.datasets:
             points = [(t, row[dataset]) for t, row in enumerate(run.matrix.scores, start=1) if dataset in row]
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=dataset) if points else None
+            lines = axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=dataset) if points else []
+            before = [(t, row[dataset]) for t, row in sorted(run.matrix.unseen.items()) if dataset in row]
+            for line in lines if before else []:
+                axis.plot(*zip(*before, points[0], strict=True), linestyle=":", color=line.get_color())
         axis.set(title=_title(run), xlabel="after stage", ylabel="score", ylim=(-2, 102))
-        axis.set_xticks(range(1, len(run.matrix.scores) + 1))
+        axis.set_xticks(range(0 if run.matrix.unseen else 1, len(run.matrix.scores) + 1))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return figure
+
+
+def split(run: Run) -> dict[str, Loss]:
+    """The losses of a run that are known in both parts, by data set."""
+    return {name: loss for name, loss in run.matrix.losses.items() if loss.content is not None}
+
+
+def forms(runs: list[Run]) -> Figure:
+    """What every data set lost, parted into content and form, one panel per run; a gain goes to the left."""
+    figure, axes = _panels(len(runs), height=1.3 + 0.26 * max(len(split(run)) for run in runs))
+    for axis, run in zip(axes, runs, strict=False):
+        losses = split(run)
+        parts = {
+            "content": np.array([loss.content for loss in losses.values()], dtype=float),
+            "form": np.array([loss.form for loss in losses.values()], dtype=float),
+        }
+        positive, negative = np.zeros(len(losses)), np.zeros(len(losses))
+        for name, values in parts.items():
+            axis.barh(list(losses), values, left=np.where(values >= 0, positive, negative), height=0.6, label=name)
+            positive, negative = positive + np.maximum(values, 0), negative + np.minimum(values, 0)
+        axis.axvline(0, linewidth=0.8, color="#888888")
+        axis.invert_yaxis()
+        axis.set(title=_title(run), xlabel="points lost from the best score to the last")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 

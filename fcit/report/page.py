@@ -18,7 +18,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.data.images.opening import open_image
 from fcit.errors import FCITError
 from fcit.io.files import write_text
-from fcit.report import faults, figures, notes, scope, tables
+from fcit.report import faults, figures, heat, notes, scope, tables
 from fcit.runs.reader import Prediction, Run
 
 SAMPLES = 4  # predictions shown per dataset
@@ -118,8 +118,12 @@ def _one(run: Run) -> dict[str, Any]:
         "numbers": scope.label(run),
         "accepted": scope.accepted(run),
         "matrix": run.matrix,
-        "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()],
+        "heat": heat.rows(run.matrix),
+        "summary": [(run.matrix.avg_name if n == "Avg" else n, v) for n, v in run.matrix.summary().items()]
+        + list(run.matrix.form_summary().items()),
         "rules": tables.rules(run),
+        "forms": tables.forms(run),
+        "held_out": tables.held_out_rules(run),
         "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
@@ -154,14 +158,23 @@ def render(runs: list[Run]) -> str:
         "forgetting": figures.svg(figures.forgetting, runs, title="Score of every dataset over the stages"),
         "means": figures.svg(figures.means, runs, title="Mean over the datasets seen"),
     }
+    split = [run for run in runs if figures.split(run)]
+    if split:
+        charts["forms"] = figures.svg(figures.forms, split, title="What was lost of content and of form")
     if finished:
         charts["seconds"] = figures.svg(figures.seconds, finished, title="Where the time went")
     return environment.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[_one(run) for run in runs],
-        comparisons=[(remark, tables.summary(members)) for remark, members in scope.groups(finished)],
+        comparisons=[
+            (remark, tables.summary(members), tables.summary_untrained(members))
+            for remark, members in scope.groups(finished)
+        ],
         notes=scope.notes(finished),
         charts={name: Markup(text) for name, text in charts.items()},
+        untrained=[
+            text for name, text in tables.MEANINGS.items() if any(name in run.matrix.untrained() for run in runs)
+        ],
     )
 
 
@@ -179,6 +192,8 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         ("forgetting", figures.forgetting, (runs,)),
         ("means", figures.means, (runs,)),
     ]
+    if split := [run for run in runs if figures.split(run)]:
+        drawn.append(("forms", figures.forms, (split,)))
     if finished:
         drawn.append(("seconds", figures.seconds, (finished,)))
     for run in runs:
@@ -200,6 +215,12 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
     for run in runs:
         remark = scope.label(run)
         yield f"matrix-{run.name}", tables.matrix_rows(run), f"Accuracy matrix of {run.name}", remark
+        if len(untrained := tables.untrained_rows(run)) > 1:
+            yield f"untrained-{run.name}", untrained, f"Scores of {run.name} on what was not trained", remark
+        if len(held_out := tables.held_out_rules(run)) > 1:
+            yield f"held-out-{run.name}", held_out, f"Further figures of what {run.name} held out", remark
+        if len(forms := tables.forms(run)) > 1:
+            yield f"forms-{run.name}", forms, f"Form of the answers of {run.name}, last stage", remark
         if len(rules := tables.rules(run)) > 1:
             yield f"rules-{run.name}", rules, f"Scores of {run.name} by other rules, last stage", remark
         if len(rows := faults.table(run)) > 1:
@@ -208,3 +229,5 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
     for remark, members in parts:
         apart = re.sub(r"\W+", "-", f" {remark}").rstrip("-") if len(parts) > 1 else ""
         yield f"comparison{apart}", tables.summary(members), "Comparison", remark
+        if len(untrained := tables.summary_untrained(members)) > 1:
+            yield f"comparison-untrained{apart}", untrained, "Comparison on what was not trained", remark

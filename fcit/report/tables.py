@@ -7,12 +7,21 @@ import io
 import re
 
 from fcit import registry
-from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
+from fcit.report import heat
 from fcit.runs.reader import Run
 
 #: The same text for every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
 CONSTANT = "best constant answer"
 FIGURES = ("Last", "Avg", "MFT", "BWT", "forgetting")
+#: Figures about what was not trained (yet) and what they mean, in a sentence.
+MEANINGS = {
+    "unseen": "unseen: mean score on data sets before they are trained, over all stages before.",
+    "unseen gain": "unseen gain: the same minus the untouched model's score.",
+    "FWT": "FWT: score right before a data set is trained, minus the untouched model's.",
+    "general": "general: mean over held-out data sets, which are never trained, after the last stage.",
+    "general lost": "general lost: the same of the untouched model minus that.",
+}
 
 
 def cell(value: float | None) -> str:
@@ -20,17 +29,20 @@ def cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def summary(runs: list[Run]) -> list[list[str]]:
+def summary(runs: list[Run], brief: bool = False) -> list[list[str]]:
     """Head and one row per run: figures of merit, subspaces, traffic in MB (where there is a federation), minutes.
 
     The runs must have one scope (:func:`fcit.report.scope.groups`). Averages over different stages have a column
-    each.
+    each. Without the families of methods and the figures about the form of answers (which only some runs have) it is
+    brief enough for a terminal.
     """
     avgs = sorted({run.matrix.avg_name for run in runs if run.matrix.avg is not None}, key=lambda n: (n != "Avg", n))
     avgs = avgs or ["Avg"]
     traffic = [] if all(run.config.centralised for run in runs) else ["down", "up"]
     wire = [{"down": "MB sent", "up": "MB back"}[way] for way in traffic]
-    rows = [["run", "method", "Last", *avgs, *FIGURES[2:], "subspaces", *wire, "minutes"]]
+    formed = FORM_FIGURES if not brief and any(run.matrix.form_summary() for run in runs) else ()
+    family = [] if brief else ["family"]
+    rows = [["run", "method", *family, "Last", *avgs, *FIGURES[2:], *formed, "subspaces", *wire, "minutes"]]
     for run in runs:
         results, matrix = run.results, run.matrix
         seconds, figures = results["seconds"], matrix.summary()
@@ -38,15 +50,75 @@ def summary(runs: list[Run]) -> list[list[str]]:
             [
                 run.name,
                 run.method,
+                *(run.family or "-" for _ in family),
                 cell(matrix.last),
                 *(cell(matrix.avg if name == matrix.avg_name else None) for name in avgs),
                 *(cell(figures[f]) for f in FIGURES[2:]),
+                *(cell(matrix.form_summary().get(f)) for f in formed),
                 str(results["subspaces"]),
                 *("-" if run.config.centralised else f"{results['traffic'][way] / 1e6:.1f}" for way in traffic),
                 f"{sum(seconds.values()) / 60:.1f}",
             ]
         )
     return rows
+
+
+def untrained(matrices: list[AccuracyMatrix]) -> tuple[list[str], list[list[float | None]]]:
+    """Heads of the figures about what was not trained (yet), and those of every matrix.
+
+    Figures over different held-out data sets have a column each, which names them.
+    """
+    held_out = {", ".join(matrix.held_out_names) for matrix in matrices if matrix.held_out}
+
+    def head(name: str, matrix: AccuracyMatrix) -> str:
+        apart = name.startswith("general") and len(held_out) > 1
+        return f"{name} ({', '.join(matrix.held_out_names)})" if apart else name
+
+    each = [{head(name, matrix): value for name, value in matrix.untrained().items()} for matrix in matrices]
+    order = list(MEANINGS)
+    heads = sorted({head for figures in each for head in figures}, key=lambda h: (order.index(h.partition(" (")[0]), h))
+    return heads, [[figures.get(head) for head in heads] for figures in each]
+
+
+def summary_untrained(runs: list[Run]) -> list[list[str]]:
+    """Head and one row per run as :func:`summary`, of figures about what was not trained; only the head without any."""
+    heads, figures = untrained([run.matrix for run in runs])
+    rows = [[run.name, run.method, *map(cell, values)] for run, values in zip(runs, figures, strict=True)]
+    return [["run", "method", *heads], *(rows if heads else [])]
+
+
+def untrained_rows(run: Run) -> list[list[str]]:
+    """Head and one row for every stage: scores of data sets not trained by then, and of the held-out ones.
+
+    Only the head if none was asked. Stage 0: of the untouched model.
+    """
+    matrix = run.matrix
+    names = [name for name in heat.columns(matrix) if any(name in row for row in _untrained_scores(matrix).values())]
+    rows = [["stage", *names]]
+    for stage, row in sorted(_untrained_scores(matrix).items()):
+        rows.append([str(stage), *(cell(row.get(name)) for name in names)])
+    return rows
+
+
+def held_out_rules(run: Run) -> list[list[str]]:
+    """Head and one row for every further figure of a held-out data set's rules, of the untouched model and at the end.
+
+    Only the head for an unfinished run, or if the rules have none.
+    """
+    rows = [["dataset", "figure", "untouched", "last"]]
+    also = run.results.get("held_out", {}).get("also", {}) if run.finished else {}
+    before, after = also.get("before", {}), also.get("after", {})
+    for dataset, figures in after.items():
+        rows += [
+            [dataset, registry.label(name), cell(before.get(dataset, {}).get(name)), cell(value)]
+            for name, value in figures.items()
+        ]
+    return rows
+
+
+def _untrained_scores(matrix: AccuracyMatrix) -> dict[int, dict[str, float]]:
+    stages = matrix.unseen.keys() | matrix.held_out.keys()
+    return {stage: matrix.unseen.get(stage, {}) | matrix.held_out.get(stage, {}) for stage in stages}
 
 
 def constant_matrix(run: Run) -> AccuracyMatrix | None:
@@ -74,6 +146,33 @@ def matrix_rows(run: Run) -> list[list[str]]:
         if row:
             rows.append([str(number), *(cell(row.get(n)) for n in matrix.datasets), cell(sum(row.values()) / len(row))])
     return rows + [row for row in [constant_row(run)] if row]
+
+
+def forms(run: Run) -> list[list[str]]:
+    """Head and one row for every dataset of the last evaluated stage, then their means: the form of its answers.
+
+    Columns: the form demanded; the share of answers that has it when the dataset was first seen, and last; score and
+    content score last; forgetting, and its two parts. Only the head where nothing is known of forms.
+    """
+    heads = "dataset,form,share at first,share at last,score,content score,forgetting,of content,of form"
+    rows = [heads.split(",")]
+    matrix = run.matrix
+    last = matrix.evaluated[-1] - 1
+    if not matrix.form_summary() or last >= len(matrix.contents):
+        return rows
+    demanded = run.results.get("forms", {}) if run.finished else {}
+    firsts: dict[str, float] = {}
+    for row in matrix.shares:
+        firsts = {**row, **firsts}
+    losses, scores, contents, shares = matrix.losses, matrix.scores[last], matrix.contents[last], matrix.shares[last]
+    for name in (name for name in matrix.datasets if name in scores):
+        loss = losses.get(name)
+        parts = [loss.score, loss.content, loss.form] if loss else [None] * 3
+        values = [firsts.get(name), shares.get(name), scores[name], contents.get(name), *parts]
+        rows.append([name, " or ".join(demanded.get(name, {})) or "-", *map(cell, values)])
+    content = sum(contents.values()) / len(contents) if contents else None
+    parts = [matrix.forgetting, matrix.content_forgetting, matrix.form_forgetting]
+    return [*rows, ["mean", "-", "-", *map(cell, [matrix.share, matrix.last, content, *parts])]]
 
 
 def rules(run: Run) -> list[list[str]]:

@@ -11,7 +11,7 @@ from fcit.report.scope import accepted, groups, label, titled
 from fcit.runs.reader import Run
 
 #: Columns of text; all others are numbers.
-_TEXTS = ("run", "method", "dataset", "rule", "other rule")
+_TEXTS = ("run", "method", "dataset", "form", "rule", "other rule", "figure")
 
 
 def _print(console: Console, rows: list[list[str]], title: str) -> None:
@@ -36,6 +36,15 @@ def show(console: Console, runs: list[Run]) -> None:
     for run in runs:
         remark = label(run)
         _print(console, tables.matrix_rows(run), titled(f"Accuracy matrix of {run.name}", remark))
+        untrained = tables.untrained_rows(run)
+        if len(untrained) > 1:
+            _print(console, untrained, titled(f"Scores of {run.name} on what was not trained", remark))
+        held_out = tables.held_out_rules(run)
+        if len(held_out) > 1:
+            _print(console, held_out, titled(f"Further figures of what {run.name} held out", remark))
+        forms = tables.forms(run)
+        if len(forms) > 1:
+            _print(console, forms, titled(f"Form of the answers of {run.name}, last stage", remark))
         rules = tables.rules(run)
         if len(rules) > 1:
             _print(console, rules, titled(f"Scores of {run.name} by other rules, last stage", remark))
@@ -43,7 +52,10 @@ def show(console: Console, runs: list[Run]) -> None:
         _say(console, [f"{run.name}: {sentence}" for sentence in notes.notes(run)])
     finished = [run for run in runs if run.finished]
     for remark, members in groups(finished):
-        _print(console, tables.summary(members), titled("Comparison", remark))
+        _print(console, tables.summary(members, brief=True), titled("Comparison", remark))
+        untrained = tables.summary_untrained(members)
+        if len(untrained) > 1:
+            _print(console, untrained, titled("Comparison on what was not trained", remark))
     _say(console, scope.notes(finished))
 
 

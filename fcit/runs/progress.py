@@ -154,11 +154,15 @@ class ConsoleWatcher:
                 "epoch has rate 0, and there was no second; shown once, the report counts all such epochs"
             )
 
-    def _on_stage(self, stage: int, row: dict[str, float]) -> None:
+    def _on_stage(self, stage: int, row: dict[str, float], untrained: dict[str, float] | None = None) -> None:
         self._advance(f"stage {stage + 1}/{self._stages} {'evaluated' if row else 'done'}")
         if row:
-            scores = " ".join(f"{name} {score:.1f}" for name, score in row.items())
-            self._line(f"{self.label}: stage {stage + 1} scores: {scores}")
+            self._line(f"{self.label}: stage {stage + 1} scores: {_scores(row)}")
+        if untrained:
+            self._line(f"{self.label}: stage {stage + 1} scores of what is not trained: {_scores(untrained)}")
+
+    def _on_untouched(self, row: dict[str, float]) -> None:
+        self._line(f"{self.label}: scores of the untouched model: {_scores(row)}")
 
     def _on_rejected(self, client: int | None, reason: str, **v: Any) -> None:
         self._line(f"{self.label}: update of client {client} rejected: {reason.splitlines()[0]}")
@@ -188,6 +192,10 @@ class ConsoleWatcher:
 
     def _on_retry(self, accepted: int, needed: int, **v: Any) -> None:
         self._line(f"{self.label}: {accepted} usable updates, {needed} needed; the round is repeated")
+
+
+def _scores(row: dict[str, float]) -> str:
+    return " ".join(f"{name} {score:.1f}" for name, score in row.items())
 
 
 def _loss(losses: Iterable[float | None]) -> str:

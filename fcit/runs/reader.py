@@ -60,6 +60,14 @@ class Run:
         return registry.label(str(self.config.method["name"]))
 
     @property
+    def family(self) -> str:
+        """The method's family, e.g. ``routing``; empty if it has none or, of an older run, is the user's own."""
+        if self.finished and "family" in self.results:
+            return str(self.results["family"])
+        place = registry.METHODS.get(str(self.config.method["name"]))
+        return registry.described(place).family if place else ""
+
+    @property
     def finished(self) -> bool:
         """Whether the run has finished."""
         return self.folder.results.is_file()

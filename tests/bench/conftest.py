@@ -39,6 +39,7 @@ def finish(
     cost: dict | None = None,
     score: float | None = None,
     environment: dict | None = None,
+    untrained: dict[str, dict[str, float]] | None = None,
 ) -> None:
     """Leave behind what a run of one stage with these marks leaves; ``score`` for a dataset without marks."""
     folder = RunDir.place(run.folder, configuration.dump(run.config), environment or ENVIRONMENT)
@@ -53,7 +54,7 @@ def finish(
         row["captions"] = score
         line = {"question_id": "0", "image": "", "prompt": "", "text": "", "answer": ""}
         _write(folder.predictions / "stage-1" / "captions.jsonl", [line])
-    matrix = AccuracyMatrix(list(row), [row])
+    matrix = AccuracyMatrix.of(list(row), [row], untrained or {})
     folder.matrix.write_text(json.dumps(matrix.to_json()))
     results = {"method": run.config.method["name"], "setting": run.config.setting, **matrix.summary()}
     folder.results.write_text(json.dumps(results if cost is None else {**results, "cost": cost}))

@@ -63,6 +63,36 @@ def test_a_centralised_table_has_no_columns_of_a_federation(planned):
     assert "MB up" not in page.render(board)
 
 
+def test_what_was_not_trained_has_columns_where_some_row_asked_it(planned):
+    made = planned(seeds=[0, 1], rows=[{"axes": {"method": ["finetune", "disco"]}}])
+    for run in made.runs:
+        asked = {"0": {"a": 5.0, "g": 80.0}, "1": {"g": 70.0 - 20 * run.seed}}
+        finish(run, {"a": [1.0, 0.0]}, untrained=asked if run.row.label == "disco" else None)
+    board = leaderboard.collect(made)
+    [table] = board.tables
+    assert table.untrained == ["general", "general lost"]  # one stage: nothing was unseen after it
+    cells = {line.row.label: tables.accuracy_cells(table, line)[7:9] for line in table.lines}
+    assert cells == {"finetune": ["-", "-"], "disco": ["60.0 ± 14.1", "20.0 ± 14.1"]}
+    assert tables.accuracy_head(table)[7:9] == table.untrained
+    assert len(tables.accuracy_head(table)) == len(tables.accuracy_cells(table, table.lines[0]))
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(tables.csv(board)))}
+    assert (rows["disco"]["general lost"], rows["finetune"]["general lost"]) == ("20", "")
+    line = next(row for row in json.loads(tables.to_json(board))["tables"][0]["rows"] if row["row"] == "disco")
+    assert line["untrained"]["general"]["values"] == [70, 50]
+    assert line["held_out"]["0"] == {"0": {"g": 80}, "1": {"g": 70}}
+    assert any(note.startswith("general lost: ") for note in tables.notes(table))
+    assert "general lost" in page.render(board)
+
+
+def test_rows_that_held_out_different_data_sets_share_no_column(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}])
+    for run in made.runs:
+        name = "g" if run.row.label == "disco" else "h"
+        finish(run, {"a": [1.0, 0.0]}, untrained={"0": {name: 80.0}, "1": {name: 70.0}})
+    [table] = leaderboard.collect(made).tables
+    assert table.untrained == ["general (g)", "general (h)", "general lost (g)", "general lost (h)"]
+
+
 def test_figures_and_order(board):
     (table,) = board[1].tables
     assert table.key.title == "fcit-mini-short, homogeneous, reduced (4 questions a test set, choice 0)"
@@ -456,3 +486,32 @@ def test_the_epsilon_of_tokens_has_a_column(planned):
 def test_no_column_of_epsilons_without_privacy(board):
     assert "epsilon" not in tables.markdown(board[1])
     assert "epsilon" not in tables.csv(board[1])
+
+
+def test_the_form_of_answers_has_columns_where_a_row_knows_it(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}], seeds=[0, 1])
+    for run in made.runs:
+        finish(run, {"a": [1.0, 0.0], "b": [1.0, 1.0]})
+        if run.row.label == "disco":
+            scores, contents = [{"a": 80.0}, {"a": 50.0, "b": 100.0}], [{"a": 80.0}, {"a": 70.0, "b": 100.0}]
+            shares = [{"a": 100.0}, {"a": 60.0 + 10 * run.seed}]
+            matrix = AccuracyMatrix(["a", "b"], scores, shares=shares, contents=contents)
+            (run.folder / "matrix.json").write_text(json.dumps(matrix.to_json()))
+    found = leaderboard.collect(made)
+    text = tables.markdown(found)
+    assert "| by seed | family | form share | content forgetting | form forgetting | differs in |" in text
+    assert "| routing | 65.0 ± 7.1 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in text
+    assert "| baseline | - | - | - |" in text
+    assert "- form share: answers after the last stage that have the form" in text
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(tables.csv(found)))}
+    assert (rows["disco"]["form share"], rows["disco"]["form forgetting"]) == ("65", "20")
+    assert rows["finetune"]["form share"] == ""
+    raw = {row["row"]: row["forms"] for row in json.loads(tables.to_json(found))["tables"][0]["rows"]}
+    assert raw["disco"]["form share"]["values"] == [60.0, 70.0]
+    assert raw["finetune"] == {}
+    assert "form share" in tables.tex(found)
+    assert ">content forgetting</th>" in page.render(found)
+
+
+def test_no_columns_of_forms_where_no_row_knows_them(board):
+    assert "form share" not in tables.markdown(board[1])

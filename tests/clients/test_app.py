@@ -167,6 +167,14 @@ def test_tokens_of_few_records_are_not_sent(tmp_path):
     assert site.refused("query.describe", describe_order(tasks=[0, 0])) == "too-few"
 
 
+def test_what_is_measured_on_few_records_is_not_sent(tmp_path):
+    site = Site(make(tmp_path, min_records=RECORDS))
+    config = ordered(method={"name": "keeplora", "samples": 0.5})
+    assert site.refused("train", train_order({}, config, measure=True)) == "too-few"
+    assert site.refused("train", train_order({}, config)) == "too-few"  # its last round would send the same
+    assert f"a measurement of {-(-RECORDS // 2)} records is not sent" in site.log
+
+
 def test_each_run_has_its_own_memory_at_a_site(site):
     config = ordered(method={"name": "replay"})
     tensors = start(probe_of(site, config))

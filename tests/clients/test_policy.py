@@ -52,6 +52,19 @@ def test_code_in_an_order_is_refused_before_it_is_looked_at(tmp_path, evil, key,
     assert not evil.exists()
 
 
+def test_a_trainer_of_the_runs_is_fcits_own_and_one_of_the_sites_is_allowed_by_the_run(tmp_path, evil):
+    named = text(training={"trainer": "evil_part:make"})
+    with pytest.raises(Refused, match=r"^training.trainer: .*names code; a site runs only fcit's own: hf$"):
+        policy.limited(named, site(tmp_path))
+    assert not evil.exists()
+    assert done(text(training={"trainer": "hf"}), site(tmp_path)).training.trainer == "hf"
+    (tmp_path / "mine.py").write_text("def make(task):\n    return None\n")
+    mine = site(tmp_path, trainer="./mine.py:make")
+    with pytest.raises(Refused, match=r"trainer: SITE.yaml says .*mine.py:make, the run has sites.trainer: false"):
+        policy.limited(text(), mine)
+    assert done(text(sites={"trainer": True}), mine).training.trainer == f"{tmp_path / 'mine.py'}:make"
+
+
 def test_paths_in_an_order_are_not_opened(tmp_path):
     for folder in ("model", "clip"):
         (tmp_path / folder).mkdir()
@@ -100,6 +113,15 @@ def test_a_model_of_the_sites_own_needs_its_identity_encoder(tmp_path):
 
 def test_a_shipped_benchmark_is_taken_by_its_name(tmp_path):
     assert done(text(), site(tmp_path, benchmark="own.yaml")).benchmark == "fcit-mini-short"
+
+
+def test_held_out_benchmarks_are_shipped_ones_with_the_files_of_the_site(tmp_path):
+    entries = [{"benchmark": "mini-general", "data_root": "/etc"}, {"benchmark": "fcit-task", "data_root": "/etc"}]
+    order = text(evaluation={"held_out": entries})
+    held_out = done(order, site(tmp_path, data_root="data")).evaluation.held_out
+    assert [entry.data_root for entry in held_out] == [None, str(tmp_path / "data")]
+    with pytest.raises(Refused, match=r"^evaluation.held_out: '/etc/own.yaml' is not shipped \("):
+        policy.limited(text(evaluation={"held_out": ["/etc/own.yaml"]}), site(tmp_path))
 
 
 def test_a_site_can_demand_that_updates_are_masked(tmp_path):
@@ -236,3 +258,9 @@ def test_a_site_keeps_one_account_for_all_runs(tmp_path):
 
 def test_records_are_not_protected_unless_the_site_says_so(tmp_path):
     assert done(text(), site(tmp_path)).privacy.records is False
+
+
+def test_a_site_tells_that_a_trainer_of_its_own_trains_and_not_where_it_lies(tmp_path):
+    mine = site(tmp_path, trainer="./mine.py:make")
+    (tmp_path / "mine.py").write_text("def make(task):\n    return None\n")
+    assert policy.terms(mine).how(done(text(sites={"trainer": True}), mine))["trainer"] == "make"

@@ -23,7 +23,7 @@ from tests.helpers.runs import BACKBONE
 RECORDS = 7
 #: float32 sums in another order: of the largest gradient, and absolutely.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
-METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora"]
+METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora", "smolora", "proglora"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def constants_of(name: str, adapters: Adapters) -> dict[str, dict[str, np.ndarra
         "ewc": {"ewc-0": {f"anchor/{n}": t for n, t in old.items()} | fisher},
         "lwf": {"teacher-0": old},
         "olora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
+        "proglora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
     }.get(name, {})
 
 
@@ -81,6 +82,8 @@ class Case:
             subspace="1",
             constants=constants_of(name, self.adapters),
             examples=self.examples,
+            identity=np.eye(RECORDS, self.adapters.backbone.identity.width(), dtype=np.float32),
+            received={"suffixes": np.eye(2, self.adapters.backbone.identity.width(), dtype=np.float32)},
         )
         self.seen: list[int] = []
 
@@ -154,6 +157,8 @@ def test_a_batch_that_fits_is_done_as_ever(micro, shard):
         ("lwf", {}),
         ("olora", {}),
         ("moelora", {}),
+        ("smolora", {"dropout": 0.5}),
+        ("proglora", {"dropout": 0.5}),
     ],
 )
 def test_checkpointing_gives_the_same_gradients(name, adapter, shard):

@@ -337,6 +337,7 @@ def test_captions_without_answers_name_the_key_of_their_references(own):
         (lambda spec: spec.update(tasks=["cups"]), "got 'cups', e.g. `tasks: [[flowers], [receipts]]`"),
         (lambda spec: spec.update(tasks=[]), "got [], e.g. `tasks: ["),
         (lambda spec: spec.update(tasks=[[]]), "tasks[0] is empty; name its data sets"),
+        (lambda spec: spec.update(labels=[{"letter": "A", "description": "cups"}] * 2), "labels: the letters A, A are"),
         (lambda spec: spec.update(homogeneous=["cups"]), "got 'cups', e.g. `homogeneous: [1, 0]`"),
         (lambda spec: spec.update(heterogeneous=[0]), "got 0, e.g. `heterogeneous: [[0, 1, 1], [1, 0, 0]]`"),
         (lambda spec: spec["datasets"]["cups"].update(also="exact"), "got 'exact', e.g. `also: [substring-official]`"),

@@ -60,6 +60,39 @@ def published(tmp_path) -> tuple[Path, Path]:
     return tree, hub
 
 
+@pytest.mark.parametrize(
+    ("name", "hub", "pages"),
+    [
+        ("coin", ["Zacks-Chen/CoIN"], ["textvqa.org/dataset", "image-net.org", "cocodataset.org", "vizwiz.org"]),
+        ("coin-6", ["Zacks-Chen/CoIN"], ["image-net.org", "cocodataset.org"]),
+        (
+            "coin-long-10",
+            [],
+            ["docvqa.org", "github.com/vis-nlp/ChartQA", "to be written as instructions/<Name>/train.json"],
+        ),
+        ("mllm-acl", [], ["modelscope.cn/datasets/zhaohongbo/MLLM-CL"]),
+        ("trigap", ["JuntaoTang/TriGap"], ["huggingface.co/datasets/HaiyangGuo/UCIT"]),
+    ],
+)
+def test_what_the_hub_has_is_fetched_and_the_rest_is_said(name, hub, pages, tmp_path):
+    asked, told = [], []
+    download(read_spec(name), tmp_path, told.append, lambda repository, patterns, folder: asked.append(repository))
+    assert asked == hub
+    assert told[0] == "to be downloaded by hand:"
+    for page in pages:
+        assert any(page in line for line in told), page
+
+
+def test_coins_files_lie_as_they_are_named(tmp_path):
+    tree = official_tree(tmp_path / "tree", "coin", records=1, tests=1)
+    hub = tmp_path / "hub/Zacks-Chen/CoIN"
+    shutil.copytree(tree / "Instructions_Original", hub / "Instructions_Original")
+    shutil.copytree(tree / "Instructions_Original/GQA", hub / "Instructions_10Type/GQA")  # not asked for
+    download(read_spec("coin"), tmp_path / "root", lambda text: None, Hub(tmp_path / "hub"))
+    there = sorted(p.relative_to(tmp_path / "root") for p in (tmp_path / "root/Instructions_Original").rglob("*.json"))
+    assert there == sorted(p.relative_to(tree) for p in (tree / "Instructions_Original").rglob("*.json"))
+
+
 BY_HAND = ("ArxivQA", "COCO2014", "CLEVR", "IconQA", "OCR-VQA", "TabMWP", "super-CLEVR")
 
 

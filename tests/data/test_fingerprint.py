@@ -318,3 +318,15 @@ def test_fingerprints_of_another_version_are_not_held_against_each_other(own):
     found = of(own)
     assert changes.compare({**found, "version": 0, "code": {}}, found) == []
     assert changes.tested({}) == ""
+
+
+def test_held_out_questions_are_compared_and_decide_nothing_about_tables():
+    def test(sha: str) -> dict:
+        return {"test": {"split": "test", "questions": {"file": "q.json", "sha256": sha * 64}}}
+
+    plain = {"version": 1, "datasets": {"a": test("a")}}
+    before, now = ({**plain, "held_out": {"g": test(sha)}} for sha in "12")
+    [change] = changes.compare(before, now)
+    assert (change.concerns, change.what) == ("held-out", "g, test split, questions")
+    assert changes.compare(before, now, "test", "train") == []
+    assert changes.tested(before) == changes.tested(now) == changes.tested(plain) != ""

@@ -275,6 +275,21 @@ def test_a_record_with_an_answer_and_a_box_is_judged_by_each_rule_by_its_own(wri
             rule(["[0.11, 0.22, 0.51, 0.62]"], [plain])
 
 
+def test_several_right_answers_and_what_sort_of_question_it_is(write):
+    rows = [
+        {**QUESTION, "answer": ["STOP", 7], "answer_type": "Scene Text-centric VQA", "task": "x"},
+        {**QUESTION, "answer": ["STOP"], "task": "Count"},
+        {**QUESTION, "task": 3},
+    ]
+    assert formats.read_test(write(rows)) == [
+        TestRecord("1", ("a.png",), "Q", "STOP", ("STOP", "7"), kind="Scene Text-centric VQA"),
+        TestRecord("1", ("a.png",), "Q", "STOP", kind="Count"),
+        TestRecord("1", ("a.png",), "Q", "A"),
+    ]
+    with pytest.raises(DataError, match="'answer' is an empty list"):
+        formats.read_test(write([{**QUESTION, "answer": []}]))
+
+
 # ---------------------------------------------------------------------- captions
 
 IMAGES = [7, 3, 5, 9]
@@ -314,6 +329,19 @@ def test_captions_that_do_not_say_whose_they_are(write):
         formats.read_test(write([{**row, "image_id": 8}]), coco)
     with pytest.raises(DataError, match="leave out `references`"):
         formats.read_test(write([{"messages": chat("Q", "A")}]), coco)
+
+
+def test_answers_of_several_people_in_textvqas_layout(write):
+    rows = [{**QUESTION, "question_id": n, "answer": "not this"} for n in (34602, 34603)]
+    people = [{"question_id": n, "answers": [f"a{n}", "b"], "image_id": "0054"} for n in (34603, 34602)]
+    found = formats.read_test(write(rows), write({"dataset_name": "textvqa", "data": people}, "val.json"))
+    assert [r.references for r in found] == [("a34602", "b"), ("a34603", "b")]
+    assert [r.answer for r in found] == ["a34602", "a34603"]
+    with pytest.raises(DataError, match=r"val\.json: no answer for question_id 5 \(record 0 of .*; 1 questions\)"):
+        formats.read_test(write([{**QUESTION, "question_id": 5}]), write({"data": people}, "val.json"))
+    for broken in ({"question_id": 1}, {"question_id": 1, "answers": []}, {"answers": ["a"]}, 3):
+        with pytest.raises(DataError, match=r"val\.json: row 0 of 'data'"):
+            formats.read_test(write(rows), write({"data": [broken]}, "val.json"))
 
 
 def test_a_test_question_of_messages_is_not_taken_for_llavas():

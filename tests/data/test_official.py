@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.formats import read_train
@@ -13,7 +14,7 @@ from fcit.data.spec import read_spec
 from fcit.errors import ConfigError
 from tests.helpers.official import BETAS, official_tree
 
-OFFICIAL = ["fcit-task", "fcit-cap", "ucit", "mllm-dcl"]
+OFFICIAL = ["fcit-task", "fcit-cap", "ucit", "mllm-dcl", "mllm-acl", "coin", "coin-6", "coin-long-10", "trigap"]
 CLIENTS = 5
 
 
@@ -65,6 +66,38 @@ def test_published_constants(name):
     assert all(d.also and d.also != [d.scorer] for d in spec.datasets.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        (
+            "coin",
+            "coin-science coin-textvqa coin-imagenet coin-gqa exact box-iou-official exact coin-ocrvqa",
+        ),
+        ("coin-6", "fmcl-equal fmcl-contained fmcl-equal fmcl-contained fmcl-contained fmcl-contained"),
+        ("coin-long-10", " ".join("fmcl-equal" if n in (6, 9) else "fmcl-contained" for n in range(10))),
+        ("trigap", " ".join(["exact"] * 10)),
+        ("mllm-acl", "acl-ocr acl-math-local acl-vp acl-gui-local"),
+    ],
+)
+def test_published_rules(name, rules):
+    spec = read_spec(name)
+    assert " ".join(spec.datasets[task[0]].scorer for task in spec.tasks) == rules
+    assert spec.rounds == (1 if name in ("coin-6", "coin-long-10") else None)
+    local = [n for n, d in spec.datasets.items() if d.scorer not in registry.OFFICIAL_RULES]
+    assert local == (["math", "gui"] if name == "mllm-acl" else [])
+
+
+def test_questions_may_name_images_of_another_folder_than_training_does(tmp_path):
+    bench = opened(official_tree(tmp_path, "mllm-acl", records=8, tests=2), "mllm-acl")
+    bench.prepare()
+    bench.divide()
+    assert {r.images[0].split("/")[0] for r in bench.pooled(0)} == {"OCR"}
+    assert {r.images[0].split("/")[0] for r in bench.test("ocr")} == {"OCR_test"}
+    (tmp_path / "OCR_test/images/ocr/ocr_test_000001.jpg").unlink()
+    with pytest.raises(ConfigError, match=r"OCR_test/images/ocr/ocr_test_000001.jpg' is missing"):
+        opened(tmp_path, "mllm-acl").prepare()
+
+
 def test_heterogeneous_schedule_is_the_official_scripts(tmp_path):
     bench = opened(tmp_path, "fcit-task", setting="heterogeneous")
     first = {"arxivqa", "iconqa", "ocr-vqa", "flickr30k", "figureqa"}
@@ -85,6 +118,16 @@ def test_homogeneous_orders():
         "flickr30k",
     ]
     assert [t[0] for t in read_spec("mllm-dcl").tasks] == ["rs", "med", "ad", "sci", "fin"]
+    assert [t[0] for t in read_spec("mllm-acl").tasks] == ["ocr", "math", "vp", "gui"]
+    coin = ["scienceqa", "textvqa", "imagenet", "gqa", "vizwiz", "grounding", "vqav2", "ocr-vqa"]
+    assert [t[0] for t in read_spec("coin").tasks] == coin
+    assert [t[0] for t in read_spec("coin-6").tasks] == [t for t in coin if t not in ("vizwiz", "grounding")]
+    assert " ".join(t[0] for t in read_spec("coin-long-10").tasks) == (
+        "docvqa okvqa chartqa pathvqa aokvqa infovqa iconqa vizwiz clevr-math ai2d"
+    )
+    assert " ".join(t[0] for t in read_spec("trigap").tasks) == (
+        "pmcvqa docvqa chartqa iconqa infographicvqa arxivqa roadside chemvqa floodnetvqa clevr-math"
+    )
     assert [len(t) for t in read_spec("fcit-cap").tasks] == [4, 2, 3, 3]  # General, Other, Math, Chart
 
 
@@ -197,6 +240,7 @@ def test_check_finds_nothing_wrong(tree, fcit):
     scorers = [dataset.scorer for dataset in read_spec(name).datasets.values()]
     assert len(said) == len(scorers)
     assert sum("by our rule" in line for line in said) == scorers.count("caption7")
+    assert sum(": form of answers: " in line for line in out.splitlines()) == len(scorers)
     assert ("heterogeneous" in out) == name.startswith("fcit")
 
 

@@ -104,6 +104,7 @@ def test_conversations_and_questions_of_every_kind_are_mapped(tmp_path, tables, 
             "answer_bbox": [0, 0, 1, 1],
             "size": [4, 3],
         },
+        {"question_id": 3, "text": "Q", "answer": ["A", "B"], "answer_type": "Doc-oriented VQA"},
     ]
     path.write_text("\n".join(map(json.dumps, asked)))
     assert list(tables.test(path)) == formats.read_test(path)

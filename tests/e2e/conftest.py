@@ -1,11 +1,16 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from PIL import Image
 
+from fcit import seeding
 from fcit.cli import main
+from tests.helpers.llava import small_llava
+from tests.helpers.qwen import small_qwen
 from tests.helpers.runs import OWN, SMALL
 
 
@@ -76,3 +81,22 @@ def own_config(tmp_path) -> Path:
     }
     path.write_text(yaml.safe_dump(raw))
     return path
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    rows = seeding.generator(0, "picture").integers(0, 255, (64, 64, 3))
+    Image.fromarray(rows.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("backbones")
+    model, identity = small_llava(folder)
+    return {
+        "fcit-tiny": {},
+        "llava": {"model": model, "identity": identity, "conversation": "vicuna_v1"},
+        "qwen": {"model": small_qwen(folder), "identity": identity},
+    }

@@ -54,7 +54,8 @@ CONFIG = {
         "pause": 1.0,
         "timeout": 300,
     },
-    "evaluation": {"samples": 4},
+    # Held-out questions are rendered at server and sites.
+    "evaluation": {"samples": 4, "unseen": True, "held_out": ["mini-general"]},
     "backbone": {"threads": 1},
     "data_root": "data",
 }

@@ -16,25 +16,19 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fcit
-from fcit import config as configuration
-from fcit import registry, seeding
+from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
 from fcit.export import assistant as assistant_module
 from fcit.export import format
 from fcit.io.files import write_json
-from fcit.methods.base import Factory, Method
-from fcit.models.adapters import Adapters
+from fcit.methods.base import Method
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
-from fcit.models.saving import save_subspace
 from fcit.runs.reader import Run
 from server.routing_file import speaks_as
-from tests.helpers.llava import small_llava
-from tests.helpers.qwen import small_qwen
-
-QUESTION = "What color is the cube?\nAnswer the question using a single word or phrase."
+from tests.helpers.made import QUESTION, Made, raw, said
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +39,6 @@ def exported(reference, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def assistant(exported):
     return fcit.load(exported)
-
-
-@pytest.fixture
-def picture(tmp_path) -> Path:
-    path = tmp_path / "picture.png"
-    rows = seeding.generator(0, "picture").integers(0, 255, (64, 64, 3))
-    Image.fromarray(rows.astype(np.uint8)).save(path)
-    return path
 
 
 # ---------------------------------------------------------------------- a run, exported
@@ -232,88 +218,6 @@ def test_refused_in_one_sentence(exported, picture, fcit, arguments, words):
 # ---------------------------------------------------------------------- every policy, every layout, made by hand
 
 
-class Made:
-    """A finished run's folder without the run: random subspaces, random identity tokens."""
-
-    def __init__(self, path: Path, raw: dict, count: int = 3) -> None:
-        self.path = path
-        self.config = configuration.parse(raw)
-        self.method = registry.resolve("method", self.config.method["name"])(self.config)
-        self.backbone = Backbone(self.config.backbone)
-        self.adapters = Adapters(self.backbone, self.config.adapter, self.method.layout)
-        rng = seeding.generator(5, "made")
-        projector = self.adapters.base_projector()
-        own = {n: t for n, t in self.adapters.read().items() if not is_projector(n)}
-        if self.config.adapter.projector == "per_subspace":
-            own, projector = {**own, **projector}, {}
-        make = Factory(0, {n: t.shape for n, t in own.items()}, given=own)
-        self.shared = {n: noisy(t, rng) for n, t in projector.items()}
-        self.subspaces = {str(i): {n: noisy(t, rng) for n, t in make(str(i)).items()} for i in range(count)}
-        self.tokens = rng.normal(size=(count, self.backbone.identity.width())).astype(np.float32)
-        self.write()
-
-    def write(self) -> None:
-        (self.path / "adapters").mkdir(parents=True)
-        (self.path / "config.yaml").write_text(configuration.dump(self.config))
-        write_json(self.path / "matrix.json", {"datasets": ["x"], "scores": [{"x": 1.0}]})
-        write_json(self.path / "results.json", {"method": self.method.name, "subspace_names": list(self.subspaces)})
-        for name, tensors in self.subspaces.items():
-            folder = self.path / "adapters" / name
-            save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone.model)
-        names, policy = list(self.subspaces), self.config.adapter.projector
-        routing = format.Routing(
-            format=1,
-            method=speaks_as(self.method),
-            subspaces=names,
-            knowledge={"names": names},
-            projector=format.projector_policy(list(self.subspaces.values()), self.shared, policy),
-            adapter=self.config.adapter,
-            backbone=self.config.backbone,
-            hashes=self.backbone.hashes,
-            max_new_tokens=8,
-            batch_size=4,
-            stage=1,
-        )
-        format.write(self.path / "adapters", routing, {"tokens": self.tokens})
-
-    def alone(self, name: str, picture: Path) -> tuple[torch.Tensor, list[str]]:
-        """Logits of a training example and the answer, with one subspace, as a run computes them."""
-        projector = {**self.adapters.base_projector(), **self.shared}
-        self.adapters.load_mixture([self.subspaces[name]], projector)
-        with self.adapters.mixed(np.ones((1, 1), np.float32)):
-            return said(self.backbone, picture)
-
-
-def noisy(tensor: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return (tensor + rng.normal(0, 0.05, tensor.shape)).astype(np.float32)
-
-
-def said(backbone: Backbone, picture: Path) -> tuple[torch.Tensor, list[str]]:
-    features = backbone.vision_features(picture.parent, [picture.name])
-    with torch.no_grad():
-        logits, _ = backbone.answer_logits([backbone.encode(QUESTION, "yes", picture.name)], features)
-    return logits, backbone.generate([backbone.encode(QUESTION, None, picture.name)], features, 8)
-
-
-def raw(method: str = "disco", projector: str = "shared", backbone: dict = {}) -> dict:  # noqa: B006
-    return {
-        "method": method,
-        "adapter": {"projector": projector},
-        "backbone": {**backbone, "feature_cache": "off"},
-    }
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory) -> dict[str, dict]:
-    folder = tmp_path_factory.mktemp("backbones")
-    model, identity = small_llava(folder)
-    return {
-        "fcit-tiny": {},
-        "llava": {"model": model, "identity": identity, "conversation": "vicuna_v1"},
-        "qwen": {"model": small_qwen(folder), "identity": identity},
-    }
-
-
 @pytest.mark.parametrize(
     ("model", "projector"),
     [("fcit-tiny", "shared"), ("llava", "shared"), ("llava", "frozen"), ("llava", "per_subspace"), ("qwen", "shared")],
@@ -338,7 +242,10 @@ def test_plain_peft_loads_each_subspace_and_answers_as_the_run(model, projector,
     assert answer.mix == {"0": 0.0, "1": 1.0, "2": 0.0}
 
 
-@pytest.mark.parametrize(("method", "words"), [("moelora", "token gates"), ("l2p", "soft prompts")])
+REFUSED = [("moelora", "token gates"), ("l2p", "soft prompts"), ("smolora", "routers"), ("proglora", "a key")]
+
+
+@pytest.mark.parametrize(("method", "words"), REFUSED)
 def test_what_peft_cannot_hold_is_refused_and_the_run_folder_answers(method, words, tmp_path, picture):
     made = Made(tmp_path / "run", raw(method), count=1)
     with pytest.raises(ConfigError, match=f"(?s){words}.*fcit chat"):

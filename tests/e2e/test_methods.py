@@ -8,12 +8,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fcit import registry
 from fcit.cli import main
 from fcit.errors import ConfigError
+from fcit.methods.base import Method
+from fcit.models import estimate
+from fcit.models.shapes import shape_of
 from fcit.runs.folder import RunDir
+from fcit.runs.reader import load_run
 from tests.helpers.runs import SMALL, Dies, bits
 
 pytestmark = pytest.mark.slow
+
+#: Methods whose runs are looked at round by round; the others have one round a stage.
+TWO_ROUNDS = ("ewc", "keeplora", "l2p", "lwf", "mlora", "moelora", "olora", "replay")
+#: Settings without which a run would take long.
+SETTINGS = {"mrlora": {"records": 2, "router_epochs": 1}, "dop": {"steps": 5}}
+#: All that clients train, and that is no reference.
+TRAINED = [n for n in sorted(registry.METHODS) if (m := registry.resolve("method", n)).trains and not m.pooled]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +37,10 @@ def run_of(tmp_path_factory):
         if method not in made:
             # few clients where it matters that some come back
             clients = 40 if method == "replay" else 100
-            federation = {"rounds": 2, "clients": clients, "clients_per_round": 2, "min_updates": 2, "beta": 100.0}
-            raw = {**SMALL, "name": method, "method": method, "federation": federation, "evaluation": {"samples": 6}}
+            rounds = 2 if method in TWO_ROUNDS else 1
+            federation = {"rounds": rounds, "clients": clients, "clients_per_round": 2, "min_updates": 2, "beta": 100.0}
+            part = {"name": method, **SETTINGS.get(method, {})}
+            raw = {**SMALL, "name": method, "method": part, "federation": federation, "evaluation": {"samples": 6}}
             raw["data"] = {"max_records": 8 * clients}
             if method in ("l2p", "lwf"):  # whose bytes are compared, for the model as it is shipped
                 raw["backbone"] = {"threads": 1}
@@ -43,8 +57,12 @@ def orders(run: Path) -> list[dict]:
     return [e for e in RunDir(run).read_events() if e["event"] == "round"]
 
 
-def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> RunDir:
-    """The same run, cut in the second stage after one of its rounds, and resumed."""
+#: Events of a run of two rounds a stage: those of the first stage, and one of the second.
+IN_THE_SECOND_STAGE = 4, "round", "scored"
+
+
+def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None], at: tuple = IN_THE_SECOND_STAGE) -> RunDir:
+    """The same run, cut at one of these events, and resumed."""
     from clients.app import app
     from clients.worker.worker import _backbone, worker
     from fcit import config as configuration
@@ -55,7 +73,7 @@ def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> Run
     environment = json.loads((whole / "environment.json").read_text())
     run = RunDir.create(folder, "cut", configuration.dump(config), environment)
     with pytest.raises(KeyboardInterrupt):
-        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), Dies(4, "round", "scored"))
+        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), Dies(*at))
     between(run)
     worker.cache_clear()  # as in a new process, which has evaluated nothing yet
     _backbone.cache_clear()
@@ -63,12 +81,28 @@ def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None]) -> Run
     return run
 
 
-@pytest.mark.parametrize("method", ["ewc", "lwf", "keeplora", "l2p", "replay"])
+#: Methods of which one round a stage is enough: merged, and sent on.
+MERGED = ("clmoe", "dop", "hide", "modalprompt", "opcm", "prism", "sacuir", "same", "sefe")
+#: Where a run is cut, by method; updates of two clients are wanted each time.
+CUTS = {
+    **dict.fromkeys(("ewc", "l2p", "lwf", "replay"), IN_THE_SECOND_STAGE),
+    # the events of the first stage, and the second's "round", before its checkpoint
+    **dict.fromkeys(MERGED, (3, "round", "scored")),
+    "keeplora": (9, "client"),  # what was measured in the second stage is taken in, round 0 has one update
+    "mrlora": (5, "client"),  # the second stage's own round is over, the router's has one update
+}
+
+
+@pytest.mark.parametrize("method", CUTS)
 def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
-    whole = run_of(method)
+    whole, seen = run_of(method), []
     assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
-    run = resumed(whole, tmp_path, lambda run: None)
+    run = resumed(whole, tmp_path, lambda run: seen.extend(run.read_events()), CUTS[method])
     assert bits(run.path) == bits(whole)
+    if CUTS[method][-1] == "client":
+        assert len([event for event in run.read_events() if event["event"] == "reused"]) == 1
+    if method == "keeplora":
+        assert [event["stage"] for event in seen if event["event"] == "measured"] == [0, 1]
 
 
 def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
@@ -90,22 +124,19 @@ def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
     assert kinds.count("retry") == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "kept"),
-    [
-        ("lwf", True),
-        ("ewc", True),
-        ("olora", True),
-        ("replay", True),
-        ("mlora", False),
-        ("moelora", False),
-        ("l2p", False),
-    ],
-)
-def test_what_clients_keep_is_reported(run_of, method, kept):
-    cost = json.loads((run_of(method) / "results.json").read_text())["cost"]
-    assert (cost["client_memory_bytes"] > 0) == kept
-    assert cost["client_rounds"] == 8
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_clients_keep_is_reported(run_of, name):
+    run = load_run(run_of(name))
+    cost, method = run.results["cost"], registry.resolve("method", name)(run.config)
+    keeps = method.remembers or type(method).constants is not Method.constants
+    assert (cost["client_memory_bytes"] > 0) == keeps
+    shape = shape_of(run.config.backbone, run.config.adapter.targets)
+    held, small = method.held(shape, stages=2), 20_000  # what is far smaller than adapters is not declared
+    assert cost["client_memory_bytes"] <= sum(held.client.values()) + small * keeps
+    server = estimate.server_memory(run.config, shape, len(run.subspaces))
+    kept = [size for what, size in server.items() if what == "subspaces and projector" or what in held.server]
+    assert cost["server_bytes"] <= sum(kept) + small
+    assert cost["client_rounds"] == 2 * (method.rounds(0) + method.rounds(1))
     assert cost["up_per_client_round"] > 0
     assert cost["seconds_per_sample"] > 0
 

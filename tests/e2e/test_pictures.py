@@ -10,7 +10,7 @@ import fcit as package
 from clients.worker.worker import worker
 from fcit import config as configuration
 from fcit.data.images.opening import open_image
-from fcit.models import backbone, features
+from fcit.models import features, vision
 from fcit.report import page
 from fcit.runs.reader import load_run
 from tests.helpers.own_data import RECORDS, make_own
@@ -39,7 +39,7 @@ def test_every_place_opens_pictures_the_same_way(own, fcit, monkeypatch, way):
 
         monkeypatch.setattr(module, "open_image", told)
 
-    for module in (backbone, features, page):
+    for module in (vision, features, page):
         spy(module)
     code, out, err = fcit("run", own, f"data.pictures={way}", "method.token=both")
     assert code == 0, out + err

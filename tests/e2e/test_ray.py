@@ -125,13 +125,19 @@ def test_parts_of_ones_own_equal_inline_and_one_without_memory_stops_the_run(clu
     assert not hungry.results.exists()
 
 
-def test_too_few_cores_are_told_before_anything_starts(cluster, tmp_path):
+def test_too_few_cores_are_told_before_anything_starts(cluster, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"5 workers need 5 CPUs, the cluster has 2"):
         opened(prepared(tmp_path, ray={"address": cluster, "workers": 5}))
     with pytest.raises(ConfigError, match=r"2 workers need 1 GPUs, the cluster has 0"):
         opened(prepared(tmp_path, ray={"address": cluster, "workers": 2, "num_gpus": 0.5}))
     with pytest.raises(ConfigError, match=r"ray.address '127.0.0.1:1': cannot start"):
         opened(prepared(tmp_path, ray={"address": "127.0.0.1:1"}))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"ray.address '127.0.0.1:1': cannot start"):
+        opened(prepared(tmp_path, ray={"address": "auto"}))
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ConfigError, match=r"ray.address: 'auto' takes host:port from the variable RAY_ADDRESS"):
+        opened(prepared(tmp_path, ray={"address": "auto"}))
 
 
 def stop(config: Path, run: Path, number: signal.Signals) -> tuple[Command, list[psutil.Process]]:

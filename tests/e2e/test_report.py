@@ -1,6 +1,7 @@
 """Reports of real runs: files, numbers, and the page in a browser, light and dark."""
 
 import csv
+import json
 import os
 import shutil
 
@@ -74,7 +75,7 @@ def test_tables_hold_the_matrix(two):
 
 def test_figures_are_drawn(two):
     drawn = {file.name for file in (two[2] / "figures").iterdir()}
-    for name in ("matrices", "forgetting", "means", "seconds", "clients-small-1", "course-plain-1"):
+    for name in ("matrices", "forgetting", "forms", "means", "seconds", "clients-small-1", "course-plain-1"):
         assert {f"{name}.svg", f"{name}.pdf"} <= drawn
     assert all(file.stat().st_size > 2000 for file in (two[2] / "figures").iterdir())
 
@@ -98,6 +99,22 @@ def test_a_run_can_be_read(two):
     with pytest.raises(RunError, match="no predictions for 'figureqa' after stage 1"):
         run.predictions("figureqa", stage=1)
     assert [len(e["examples"]) for e in run.of("round")] == [2] * 4
+
+
+def test_the_form_of_answers_follows_from_the_predictions(two, capsys):
+    """What a run says of the form of its answers, ``fcit evaluate`` says of its prediction files."""
+    run = load_run(two[1])
+    assert run.results["forms"] == {"ocr-vqa": {"phrase": 8}, "figureqa": {"yes/no": 8}}
+    for stage, dataset in [(1, "ocr-vqa"), (2, "ocr-vqa"), (2, "figureqa")]:
+        file = run.folder.predictions / f"stage-{stage}" / f"{dataset}.jsonl"
+        call = ["evaluate", "--predictions", str(file), "--dataset", dataset, "--benchmark", run.config.benchmark]
+        assert main([*call, "--json"]) == 0
+        score = json.loads(capsys.readouterr().out)["scores"][0]
+        assert score["score"] == run.matrix.scores[stage - 1][dataset]
+        assert score["content"] == run.matrix.contents[stage - 1][dataset]
+        assert score["form_share"] == run.matrix.shares[stage - 1][dataset]
+    assert run.results["form share"] == run.matrix.share
+    assert run.results["content forgetting"] + run.results["form forgetting"] == pytest.approx(run.matrix.forgetting)
 
 
 def test_an_unfinished_run_can_be_looked_at(two, tmp_path, capsys):
@@ -148,7 +165,7 @@ def test_the_page_in_a_browser(two, browser):
                  return [s.getAttribute('aria-label'), box.width, box.height, s.querySelectorAll('path, use').length];
                })"""
         )
-        assert len(charts) == (7 if page.parent.name == "out" else 5)
+        assert len(charts) == (8 if page.parent.name == "out" else 6)
         for label, width, height, shapes in charts:
             assert label and width > 300 and height > 50 and shapes > 5, (label, width, height, shapes)
         images = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")

@@ -5,8 +5,12 @@ import signal
 
 import pytest
 
+from fcit import config as configuration
+from fcit.data.stream import open_stream
+from fcit.doctor import plan
 from fcit.federation.engines.inline import InlineGrid
 from fcit.io.files import write_text
+from fcit.models.shapes import shape_of
 from fcit.runs.folder import RunDir
 from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, Dies, bits, rounds
@@ -57,6 +61,17 @@ def test_a_client_sends_one_subspace_and_the_projector(finished):
     assert 1.3 * size < results["state_bytes"]  # which has two
     for event in rounds:
         assert event["up"] / len(event["clients"]) == pytest.approx(size, rel=0.03)
+
+
+def test_a_dry_run_says_before_what_is_sent(finished):
+    file, run = finished
+    config = configuration.load(file)
+    shape = shape_of(config.backbone, config.adapter.targets)
+    stages = list(plan.stages(config, open_stream(config), shape))
+    traffic = json.loads((run / "results.json").read_text())["traffic"]
+    assert sum(stage.training for stage in stages) == 2 * len(stages) * 2
+    assert sum(stage.up for stage in stages) == pytest.approx(traffic["up"], rel=0.2)
+    assert sum(stage.down for stage in stages) == pytest.approx(traffic["down"], rel=0.2)
 
 
 def test_same_seed_same_bits(finished, fcit):

@@ -172,6 +172,22 @@ def test_evaluate_by_another_rule(scored):
     assert scores(out) == {"substring-official": (200 / 3, True), "substring": (0.0, False)}
 
 
+def test_evaluate_tells_the_form_of_the_answers(scored, tmp_path):
+    file = tmp_path / "things.yaml"
+    spec = yaml.safe_load(file.read_text())
+    spec["datasets"]["things"]["form"] = "word"
+    file.write_text(yaml.safe_dump(spec))
+    lines = [(10, "red"), (11, "It is blue."), (12, "red or green")]
+    assert [line.split() for line in scored(lines)[1].splitlines()[3:]] == [
+        "form (word): 33.33 % of 3 answers have it; with their form mended:".split(),
+        ["exact", "33.33"],  # the truth in the file ends with a blank, which no answer does
+        ["exact-clean", "66.67"],
+    ]
+    exact, clean = json.loads(scored(lines, "--json")[1])["scores"]
+    assert (exact["score"], exact["content"], exact["form_share"]) == (100 / 3, 100 / 3, 100 / 3)
+    assert (clean["score"], clean["content"], clean["demanded"]) == (100 / 3, 200 / 3, {"word": 3})
+
+
 def test_a_percentage_is_rounded_once(scored):
     """50 of 101 is 49.50495 and so 49.50, as the official scripts print; by way of 49.505 it would be 49.51."""
     lines = [(10, "red" if n < 50 else "blue") for n in range(101)]

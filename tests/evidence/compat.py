@@ -21,6 +21,7 @@ import tempfile
 import time
 import tomllib
 import venv
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -74,10 +75,22 @@ def environment(folder: Path) -> Path:
     inner = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     here = sysconfig.get_path("purelib")
     (inner / "behind.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    python, program = folder / "bin" / "python", folder / "bin" / "fcit"
-    program.write_text(f"#!{python}\nimport sys\n\nfrom fcit.cli import main\n\nsys.exit(main())\n")
-    program.chmod(0o755)  # units, doors and tests look for it beside the Python they run with
-    return python
+    return folder / "bin" / "python"
+
+
+def complete(python: Path, names: tuple[str, ...]) -> None:
+    """Add the programs of these distributions that are not in the environment: fcit's, and what is not installed again.
+
+    Units, doors and tests look for them beside the Python they run with.
+    """
+    scripts = [s for name in names for s in metadata.distribution(name).entry_points.select(group="console_scripts")]
+    for script in scripts:
+        program = python.with_name(script.name)
+        if not program.exists():
+            program.write_text(
+                f"#!{python}\nimport sys\n\nfrom {script.module} import {script.attr} as main\n\nsys.exit(main())\n"
+            )
+            program.chmod(0o755)
 
 
 def versions(python: Path, names: tuple[str, ...]) -> dict[str, str]:
@@ -94,10 +107,10 @@ def tried(group: str, which: str) -> dict[str, object]:
         python = environment(Path(folder))
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--upgrade"]
         subprocess.run([*pip, *wanted(group, which)], check=True)
+        complete(python, ("fcit", *libraries))
         found = versions(python, libraries)
         print(group, which, found, flush=True)
-        # Its programs first: Flower's own are started by name.
-        programs = [str(python.parent), str(Path(sys.executable).parent)]  # what is here already is not installed again
+        programs = [str(python.parent), str(Path(sys.executable).parent)]
         path = {"PATH": os.pathsep.join([*programs, os.environ["PATH"], "/usr/sbin"])}
         begin = time.perf_counter()
         pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-rfEs", *tests]

@@ -10,6 +10,7 @@ from flwr.serverapp import strategy
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.fedopt.aggregator import Aggregator
+from fcit.methods.base import arrays
 
 
 def f32(*values: float) -> np.ndarray:
@@ -109,3 +110,14 @@ def test_a_tensors_steps_are_its_own():
     late = fedopt.step({"a": old["a"]}, {"a": f32(1)}, memory)["a"]
     assert late == fedopt.step({"a": old["a"]}, {"a": f32(1)}, {})["a"]
     assert {name: state["steps"] for name, state in memory.items()} == {"b": 2, "a": 1}
+
+
+@pytest.mark.parametrize("name", sorted(registry.FEDOPTS))
+def test_the_server_keeps_as_many_copies_as_are_declared(name):
+    fedopt, memory = make(name), {}
+    if fedopt.sums():
+        fedopt.absorb({"a": np.ones(5)}, memory)
+    for _ in range(2):
+        fedopt.step({"a": f32(*[0.0] * 5)}, {"a": f32(*[1.0] * 5)}, memory)
+    assert sum(array.size for array in arrays(memory)) == 5 * fedopt.server_copies
+    assert bool(fedopt.client_copies) == fedopt.remembers

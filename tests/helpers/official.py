@@ -1,7 +1,7 @@
 """Small trees in the layout of the published benchmarks: file names, folders and record formats, drawn images.
 
-Formats follow what is public about the data; where the instruction's last line is unknown (AOKVQA, DVQA,
-FigureQA, OCR-VQA, TabMWP, super-CLEVR, Grounding) a likely one stands here.
+Formats follow what is public about the data; where the instruction's last line is unknown (AOKVQA, DVQA, FigureQA,
+OCR-VQA, TabMWP, super-CLEVR, Grounding, those of CoIN, TriGap and MLLM-CL's abilities) a likely one stands here.
 """
 
 from __future__ import annotations
@@ -120,6 +120,18 @@ DATA: dict[str, tuple[str, str, Callable[[int], tuple[str, str]]]] = {
     "fin": ("images", "images", _finance),
 }
 
+#: Of data sets that are questions about pictures and nothing more.
+PLAIN = (
+    *("scienceqa", "textvqa", "imagenet", "gqa", "vqav2"),
+    *("docvqa", "okvqa", "chartqa", "pathvqa", "infovqa", "ai2d"),
+    *("pmcvqa", "infographicvqa", "roadside", "chemvqa", "floodnetvqa"),
+    *("ocr", "math", "vp", "gui"),
+)
+DATA |= {
+    name: (f"images/{name}", f"images/{name}", lambda n: (f"Which of {n + 2} is meant?\n{WORD}", "ABC"[n % 3]))
+    for name in PLAIN
+}
+
 #: How the names of the science domain's images begin; the official rule depends on it.
 SCIENCE = ("AI2D", "TQA", "VQA", "SciVerse", "MapQA")
 
@@ -157,10 +169,12 @@ def _write(root: Path, spec: BenchmarkSpec, name: str, records: int, tests: int)
     images.mkdir(parents=True, exist_ok=True)
     ending = "png" if name in ("iconqa", "clevr-math", "figureqa", "super-clevr", "tabmwp", "dvqa") else "jpg"
 
+    folders = {"train": dataset.images, "test": dataset.asked_images}
+
     def image(folder: str, split: str, n: int) -> str:
         begin = SCIENCE[n % 5] if name == "sci" else name.replace("-", "_")
         relative = f"{folder}/{begin}_{split}_{n:06d}.{ending}"
-        _draw(images / dataset.images / relative, n + len(name))
+        _draw(images / folders[split] / relative, n + len(name))
         return relative
 
     train = []
@@ -176,11 +190,16 @@ def _write(root: Path, spec: BenchmarkSpec, name: str, records: int, tests: int)
             row |= {"answer_bbox": answer, "size": list(SIZES[(n + len(name)) % len(SIZES)])}
         elif dataset.references is None:
             row["answer"] = answer
+        if name == "ocr":
+            row |= {"answer": [answer, f"{answer}{answer}"], "answer_type": "Doc-oriented VQA"}
+        elif name == "vp":
+            row |= {"task": ("Count", "Relation")[n % 2], "type": "2D"}
         test.append(row)
     _dump(instructions / dataset.train, train)
     _dump(instructions / dataset.test, test)
     if dataset.references is not None:
-        _dump(instructions / dataset.references, _coco(test, make))
+        made = _people(test, make) if name == "textvqa" else _coco(test, make)
+        _dump(instructions / dataset.references, made)
     return train
 
 
@@ -192,6 +211,12 @@ def _coco(test: list[dict[str, Any]], make: Callable[[int], tuple[str, str]]) ->
         for k, text in enumerate((make(n)[1], f"Somebody {n} is seen outside"))
     ]
     return {"images": [{"id": n + 1, "file_name": r["image"]} for n, r in enumerate(test)], "annotations": captions}
+
+
+def _people(test: list[dict[str, Any]], make: Callable[[int], tuple[str, str]]) -> dict[str, Any]:
+    """TextVQA's own annotations: ten answers to a question, one of them another."""
+    answers = [[make(n)[1]] * 9 + ["something else"] for n in range(len(test))]
+    return {"data": [{"question_id": int(r["question_id"]), "answers": a} for r, a in zip(test, answers, strict=True)]}
 
 
 def _divide(folder: Path, made: dict[str, list[dict[str, Any]]], names: list[str], clients: int) -> None:

@@ -1,6 +1,7 @@
 """A client on a model of a few numbers, for formulas one can do by hand."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -44,6 +45,11 @@ def session(model=None, **values) -> Session:
     model = model or TinyModel()
     plain = {"client": 3, "shard": "s", "stage": 0, "round": 0, "subspace": "0"}
     return Session(backbone=model, adapters=model, **{**plain, **values})
+
+
+def by_factors(rule) -> SimpleNamespace:
+    """What tells a private server which tensors are not trained, by a rule of ``factors:`` alone."""
+    return SimpleNamespace(frozen=lambda state, name: rule.frozen(state.subspaces[name], state.turns.get(name, 0)))
 
 
 def f32(*values) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from fcit.config import RunConfig
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.clmoe import CLMoE
-from tests.helpers.toy import f32
+from tests.helpers.toy import f32, session
 
 A, B, GATE = (f"x.lora_{part}.weight" for part in ("A", "B", "gate"))
 SHAPES = {A: (4, 1), B: (1, 4), GATE: (4, 1)}
@@ -73,3 +73,17 @@ def test_known_clients_count_once_in_every_stage_they_return_in():
     for _ in range(2):
         method.assign(state, [(0, "0")], {}, Factory(0, SHAPES))
     assert state.memory["sums"]["1"].tolist() == [1, 0]
+
+
+def test_the_inert_release_counts_merges_and_blends_nothing():
+    """The second stage's numbers stay as they were trained, and a question gets its token gates alone: MoELoRA."""
+    method, state = made(release="inert"), ServerState(round=9)
+    for value in (1.0, 2.0):
+        method.assign(state, [(0, "0")], {(0, "0"): Stats(np.ones(2), 2)}, Factory(0, SHAPES))
+        state.subspaces["0"] = {name: np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
+        assert method.extra_shapes(state) == {}
+        assert method.finish(session(last_round=True)) == {}
+        method.end_stage(state, state.stage)
+        state.stage += 1
+    assert all((t == 2).all() for t in state.subspaces["0"].values())
+    assert method.knowledge(state) == ({}, {})

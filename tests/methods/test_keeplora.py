@@ -44,6 +44,10 @@ def test_so_much_is_protected_that_a_share_of_the_gradient_is():
     assert len(widened(NONE, np.zeros((2, 3)), 0.9)) == 0
 
 
+def test_a_share_of_the_records_is_measured_on():
+    assert [keeplora(samples=0.2).measured_records(count) for count in (1, 5, 6, 40)] == [1, 1, 2, 8]
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_principal_directions_of_a_weight(turned):
     layer = torch.nn.Linear(2, 3) if not turned else torch.nn.Linear(3, 2)
@@ -62,7 +66,7 @@ def test_the_server_averages_sketches_and_freezes_the_first_factor():
     sent = [Update(0, "0", 1, {}, {f"0:{a}": f32([3, 1, 0])}), Update(1, "0", 3, {}, {f"0:{a}": f32([-1, 1, 0])})]
     method.absorb(state, iter(sent))
     assert np.abs(state.subspaces["0"][a]) == pytest.approx(f32([0, 1, 0]), abs=1e-6)
-    assert method.frozen(state.subspaces["0"]) == [a]
+    assert method.frozen(state.subspaces["0"], 0) == [a]
 
 
 def test_a_sketch_is_that_of_the_dense_gradient(tmp_path):

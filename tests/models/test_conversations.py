@@ -14,7 +14,7 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Config
 from fcit.data.collate import images_of
 from fcit.data.prompts import VICUNA
-from fcit.data.records import Record, TestRecord, Turn
+from fcit.data.records import OpenConversation, Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
@@ -102,6 +102,20 @@ def test_vicunas_tokens_by_hand(backbones):
     expected = [1, *ids(" a cat USER: yes or no? ASSISTANT: yes"), 2, *ids("USER: "), *image]
     expected += [*ids(" \nHow many? ASSISTANT: 2"), 2]
     assert list(later.tokens) == expected
+
+
+@pytest.mark.parametrize("name", ["llava", "tiny", "qwen"])
+def test_a_question_after_earlier_turns_is_what_training_reads_before_its_answer(backbones, name):
+    encoder = backbones(name).encoder
+    turns = (Turn("How many?", "3", 1), Turn("cup", "red cup"), Turn("Yes?", "No .", 2))
+    for count in (1, 2, 3):
+        images = ("a", "b", "c")[: sum(turn.images for turn in turns[:count])]
+        trained = encoder.encode(Record(images, turns[:count], "a cat" if name == "llava" else ""))
+        system = {"system": "a cat"} if name == "llava" else {}
+        last = turns[count - 1].question
+        put = encoder.encode(OpenConversation("", images, last, "", history=turns[: count - 1], **system))
+        assert put.tokens == trained.tokens[: trained.answers[-1][0]]
+        assert put.images == images
 
 
 TURNS = "USER: {image}How many?{end}3{stop}USER: cup{end}red cup{stop}USER: {image}{image}Yes?{end}No .{stop}"

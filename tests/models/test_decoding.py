@@ -115,6 +115,29 @@ def test_short_limits(backbone, new):
     assert by(backbone, "static", *question, new) == by(backbone, "transformers", *question, new)
 
 
+@pytest.mark.parametrize("decoder", ["static", "transformers"])
+def test_a_watch_follows_every_answer_and_ends_single_ones(backbone, decoder):
+    question = asked(backbone, 6)
+    with backbone.answering.by(decoder):
+        whole = backbone.tokens(*question, NEW)
+    seen: dict[int, list[int]] = {}
+
+    def watch(row: int, tokens: list[int]) -> bool:
+        assert tokens[:-1] == seen.get(row, [])
+        seen[row] = list(tokens)
+        return row % 2 == 1 and len(tokens) == 2
+
+    with backbone.answering.by(decoder), backbone.answering.watched(watch):
+        texts = backbone.generate(*question, NEW)
+    ends = backbone.answering.ends
+    for row, tokens in enumerate(whole):
+        size = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
+        size = min(size, 2) if row % 2 else size
+        assert seen[row] == tokens[:size]
+        assert texts[row] == backbone.tokenizer.decode(tokens[:size], skip_special_tokens=True).strip()
+    assert backbone.answering.watch is None
+
+
 def test_without_images_and_without_an_end(backbone, monkeypatch):
     monkeypatch.setattr(backbone.model.generation_config, "eos_token_id", None)
     question = asked(backbone, 4, images=False)

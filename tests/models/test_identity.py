@@ -43,6 +43,18 @@ def test_the_cosine_of_both_is_the_mean_of_the_cosines(identity, records, tmp_pa
         assert rows.dtype == np.float32
 
 
+def test_a_suffix_is_the_last_line_of_an_instruction(identity, tmp_path):
+    """Two questions with one last line, the line by itself, and a conversation of two lines."""
+    lines = ["Is it red?\nAnswer with yes or no.", "How many?\n\nAnswer with yes or no. \n", "Answer with yes or no."]
+    asked = [TestRecord(str(n), (), text, "") for n, text in enumerate(lines)]
+    talk = Record((), (Turn("A?\nSay it.", "x", 0), Turn("Say why.", "y", 0)))
+    rows = identity.features("suffix", [*asked, talk], tmp_path)
+    assert rows[0] == pytest.approx(identity.text([lines[2]])[0], abs=1e-5)
+    assert rows[1:3].tolist() == [rows[0].tolist()] * 2
+    assert rows[3] == pytest.approx(identity.text(["Say it.", "Say why."]).mean(axis=0), abs=1e-5)
+    assert rows.shape[1] == identity.width("suffix")
+
+
 def test_images_are_the_pooled_state_of_the_whole_clip(identity, records, tmp_path):
     processor = AutoImageProcessor.from_pretrained(CLIP, backend="pil")
     pixels = processor([Image.open(tmp_path / r.images[0]) for r in records], return_tensors="pt")["pixel_values"]

@@ -43,7 +43,7 @@ def test_nothing_to_learn_within_the_length(judge):
 
 def test_placeholders_in_a_text(judge):
     found = judged(judge, "3", question="What does <image> mean?")
-    assert "32 placeholders of images" in found.problems[0]
+    assert "17 placeholders of images" in found.problems[0]
 
 
 def asked(*answers: str, **changes) -> list[TestRecord]:

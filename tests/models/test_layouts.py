@@ -107,6 +107,36 @@ def test_used_experts_are_counted(gated):
     assert counted.sum() == 20
 
 
+def test_a_tokens_largest_gates_act_and_learn():
+    """One layer with the largest of four gates, by hand; its weight stays, so that the gate has a gradient."""
+    adapters = build(Layout(experts=4, top=1))
+    tensors = random(adapters, 1)
+    adapters.load({**tensors, **adapters.base_projector()})
+    name, layer = next(iter(adapters._layers.items()))
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    a, b, gate = (torch.from_numpy(tensors[f"{name}.lora_{part}.weight"]) for part in ("A", "B", "gate"))
+    g = torch.softmax(x @ gate.T, dim=-1)
+    g = g * (g == g.amax(-1, keepdim=True))
+    wanted = layer.base_layer(x)
+    for i in range(4):
+        rows = slice(2 * i, 2 * i + 2)
+        wanted = wanted + 2.0 * g[..., i : i + 1] * (x @ a[rows].T @ b[:, rows].T)
+    sums = {f"{name}.lora_gate.weight": torch.zeros(4)}
+    with adapters.training():
+        adapters.sum_gates(sums)
+        output = layer(x)
+        output.sum().backward()
+        torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-5)
+        assert adapters.trainable[f"{name}.lora_gate.weight"].grad.any()
+    torch.testing.assert_close(sums[f"{name}.lora_gate.weight"], g.sum((0, 1)))
+    with adapters.training():
+        layer(x)  # another training sums nothing
+    torch.testing.assert_close(sums[f"{name}.lora_gate.weight"], g.sum((0, 1)))
+    adapters.load_mixture([tensors], adapters.base_projector())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_gated_model_answers_as_it_was_trained(gated):
     tensors = {**random(gated, 2), **gated.base_projector()}
     batch = examples(gated.backbone)

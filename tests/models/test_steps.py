@@ -24,7 +24,7 @@ from fcit.models.compiling import MULTIPLE, CompiledLayers
 from fcit.models.layout import is_projector
 from fcit.models.steps import compiles, computed
 
-METHODS = ["finetune", "moelora", "olora", "lwf", "l2p"]
+METHODS = ["finetune", "moelora", "olora", "lwf", "l2p", "smolora", "proglora"]
 
 
 class Case:
@@ -42,7 +42,8 @@ class Case:
         examples = [self.backbone.encode(question, answer, "") for question, answer in words]
         shape = (len(examples), *self.backbone.family.shape)
         self.features = torch.from_numpy(rng.normal(size=shape).astype(np.float32)).to(self.backbone.dtype)
-        constants = {"lwf": {"teacher-0": old}, "olora": {"frozen-0": old}}.get(name, {})
+        constants = {"lwf": {"teacher-0": old}, "olora": {"frozen-0": old}, "proglora": {"frozen-0": old}}.get(name, {})
+        width = self.backbone.identity.width()
         self.session = Session(
             backbone=self.backbone,
             adapters=self.adapters,
@@ -53,7 +54,8 @@ class Case:
             subspace="1",
             constants=constants,
             examples=examples,
-            identity=rng.normal(size=(len(examples), self.backbone.identity.width())).astype(np.float32),
+            identity=rng.normal(size=(len(examples), width)).astype(np.float32),
+            received={"suffixes": rng.normal(size=(2, width)).astype(np.float32)} if name == "smolora" else {},
             batch=list(range(len(examples))),
         )
 
@@ -149,7 +151,10 @@ class Compiler:
         return aot_eager(graph, inputs) if self.passes else graph.forward
 
 
-@pytest.mark.parametrize(("name", "graphs"), [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1)])
+COMPILED = [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1), ("smolora", 1), ("proglora", 1)]
+
+
+@pytest.mark.parametrize(("name", "graphs"), COMPILED)
 def test_one_compilation_serves_all_layers(name, graphs):
     """Two for distillation: the teacher's layers have another adapter and no gradients."""
     case, compiler = Case(name, "float32"), Compiler()
@@ -278,3 +283,11 @@ def test_where_nothing_can_be_compiled_training_goes_on(backend, caplog):
 def test_auto_compiles_on_one_gpu(compile, devices, quantization, wanted):
     settings = Config(quantization=quantization)
     assert compiles(Training(compile=compile), settings, list(map(torch.device, devices))) is wanted
+
+
+@pytest.mark.parametrize(
+    ("decides", "checkpointing", "wanted"), [(True, True, False), (True, False, True), (False, True, True)]
+)
+def test_auto_does_not_compile_what_is_computed_twice_and_was_decided_once(decides, checkpointing, wanted):
+    training = Training(compile="auto", checkpointing=checkpointing)
+    assert compiles(training, Config(), [torch.device("cuda")], decides) is wanted

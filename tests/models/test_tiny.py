@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from fcit import config
+from fcit.data.mini import skills
 from fcit.data.mini.questions import MAKERS
+from fcit.data.mini.reworded import REWORDED
+from fcit.data.mini.sources import SOURCES
 from fcit.models.backbone import TINY, Backbone
-from fcit.models.tiny import build, skills
+from fcit.models.tiny import build
 
 TWELVE = [name for name in MAKERS if not name.startswith("alike")]
 
@@ -44,9 +47,10 @@ def test_a_tokenizer_is_made_the_same_way_again_and_as_the_shipped_one():
 
 def test_words_of_the_datasets_are_whole_tokens(backbone):
     rng = np.random.default_rng(0)
-    for name in MAKERS:
+    makers = [(name, source.maker) for name, both in SOURCES.items() for source in dict.fromkeys(both)]
+    for name, maker in makers:
         for _ in range(50):
-            text = MAKERS[name](rng).question
+            text = maker(rng).question
             tokens = backbone.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][1:]
             cut = [(a, b) for (_, a), (b, _) in itertools.pairwise(tokens) if a == b and text[a - 1 : a + 1].isalpha()]
             assert not cut, (name, text)
@@ -67,7 +71,7 @@ def test_identity_features_differ_between_texts_and_ignore_the_batch(backbone):
 
 def _features(backbone, name, seed, count):
     rng = np.random.default_rng(seed)
-    return backbone.identity.text([MAKERS[name](rng).question for _ in range(count)])
+    return backbone.identity.text([SOURCES[name][0].maker(rng).question for _ in range(count)])
 
 
 def test_routing_is_possible(backbone):
@@ -85,3 +89,16 @@ def test_routing_is_possible(backbone):
         assert (similarity[:, i] > others).mean() >= 0.97, name
         clients = questions.reshape(20, 8, -1).mean(axis=1)
         assert cosine(clients, tokens[i : i + 1]).min() > 0.9, name
+
+
+def test_routing_is_possible_among_24(backbone):
+    from fcit.methods.knowledge_cache import cosine
+
+    names = [*TWELVE, *REWORDED]
+    tokens = np.stack([_features(backbone, n, 1, 80).mean(axis=0) for n in names])
+    for i, name in enumerate(names):
+        questions = _features(backbone, name, 2, 40)
+        similarity = cosine(questions, tokens)
+        assert (similarity.argmax(axis=1) == i).mean() >= 0.97, name
+        clients = questions.reshape(5, 8, -1).mean(axis=1)
+        assert cosine(clients, tokens[i : i + 1]).min() > 0.88, name

@@ -7,8 +7,9 @@ import pytest
 from fcit.errors import ConfigError
 from fcit.privacy import accountant
 from fcit.privacy.ledger import Ledger
+from tests.helpers.accounting import NEEDS_ACCOUNTING
 
-dp_accounting = pytest.importorskip("dp_accounting")
+pytestmark = NEEDS_ACCOUNTING
 
 
 def phi(x):

@@ -6,8 +6,9 @@ from fcit.config.privacy import Privacy
 from fcit.privacy import accountant
 from fcit.privacy.record_accountant import Steps, epsilon, noise_of, rate_of, record_multiplier, steps_of
 from fcit.privacy.record_ledger import RecordLedger
+from tests.helpers.accounting import NEEDS_ACCOUNTING
 
-dp_accounting = pytest.importorskip("dp_accounting")
+pytestmark = NEEDS_ACCOUNTING
 MNIST = 256 / 60_000
 
 

@@ -18,9 +18,10 @@ from fcit.privacy.ledger import Ledger
 from fcit.runs.folder import RunDir
 from server.participants import Slot
 from server.privacy import Privacy
-from tests.helpers.toy import f32
+from tests.helpers.accounting import NEEDS_ACCOUNTING
+from tests.helpers.toy import by_factors, f32
 
-pytest.importorskip("dp_accounting")
+pytestmark = NEEDS_ACCOUNTING
 NAMES = ("x.lora_A.weight", "x.lora_B.weight")
 
 
@@ -40,7 +41,7 @@ def one_subspace():
 
 
 def private(folder, config, ledger=None, factors=Separate):
-    return Privacy(config, SimpleNamespace(stage_count=2), factors(), RunDir(folder), ledger)
+    return Privacy(config, SimpleNamespace(stage_count=2), by_factors(factors()), RunDir(folder), ledger)
 
 
 def state():
@@ -247,3 +248,11 @@ def test_what_secret_sampling_saves(tmp_path):
     assert spent["amplification"] == "secret Poisson sampling with probability 0.5"
     assert spent["noise_multiplier"] < accountant.multiplier_for(3.0, 1e-5, 6)
     assert "events.jsonl" in spent["not_covered"][-1]
+
+
+def test_extra_rounds_are_planned_for(tmp_path):
+    """Of 4 clients 2 a round: in 2 stages of 3 and 20 rounds more releases count than in 2 of 3."""
+    config = parsed(epsilon=8.0)
+    rounds = {0: 3, 1: 20}
+    longer = Privacy(config, SimpleNamespace(stage_count=2), Separate(), RunDir(tmp_path), None, rounds.__getitem__)
+    assert longer.ledger.multiplier > private(tmp_path, config).ledger.multiplier

@@ -10,9 +10,10 @@ from fcit.privacy import tokens
 from fcit.privacy.noise import Noise
 from server import token_privacy
 from server.descriptions import outliers
+from tests.helpers.accounting import NEEDS_ACCOUNTING
 from tests.privacy.test_accountant import delta
 
-pytest.importorskip("dp_accounting")
+pytestmark = NEEDS_ACCOUNTING
 KEY = bytes(range(32))
 
 

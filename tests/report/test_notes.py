@@ -14,7 +14,7 @@ from fcit.federation.messages import ClientUpdate
 from fcit.report import notes, page, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
-from server.loop import remarks
+from server.journal import remarks
 
 
 @pytest.fixture

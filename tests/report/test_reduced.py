@@ -13,7 +13,7 @@ from rich.console import Console
 from fcit import config as configuration
 from fcit.cli import main
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.report import figures, page, scope, tables, terminal
+from fcit.report import figures, heat, page, scope, tables, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 
@@ -25,10 +25,18 @@ REDUCED = "reduced (50 questions a test set, choice 0)"
 def made(tmp_path):
     """Leave behind a run folder of this name, configuration and matrix; returns it read."""
 
-    def _made(name: str, scores: list[dict[str, float]] = WHOLE, finished: bool = True, more=None, **config) -> Run:
+    def _made(
+        name: str,
+        scores: list[dict[str, float]] = WHOLE,
+        finished: bool = True,
+        more: dict | None = None,
+        forms: dict[str, list[dict[str, float]]] | None = None,  # shares and contents
+        untrained: dict[str, dict[str, float]] | None = None,
+        **config,
+    ) -> Run:
         raw = {"benchmark": "fcit-mini-short", "method": "finetune", **config}
         folder = RunDir.place(tmp_path / name, configuration.dump(configuration.parse(raw)), {"python": "3"})
-        matrix = AccuracyMatrix(["iconqa", "figureqa"], scores)
+        matrix = AccuracyMatrix.of(["iconqa", "figureqa"], scores, untrained or {}, **(forms or {}))
         folder.matrix.write_text(json.dumps(matrix.to_json()))
         folder.events.write_text("")
         line = {"question_id": "0", "image": "x.png", "prompt": "?", "text": "a", "answer": "a", "mark": 1.0}
@@ -62,7 +70,7 @@ def shown(runs: list[Run]) -> str:
 
 
 def heads(rows: list[list[str]]) -> list[str]:
-    return rows[0][2:7]
+    return rows[0][3:8]
 
 
 def test_a_run_says_that_its_numbers_are_reduced(made, tmp_path):
@@ -143,13 +151,64 @@ def test_an_average_over_some_stages_has_a_column_of_its_own(made):
     final = made("final", [{}, {}, {}, {"iconqa": 10.0, "figureqa": 20.0}], evaluation={"when": "final"})
     rows = tables.summary([some, whole, final])
     assert heads(rows) == ["Last", "Avg", "Avg over stages 2, 4", "MFT", "BWT"]
-    assert [row[2:8] for row in rows[1:]] == [
+    assert [row[3:9] for row in rows[1:]] == [
         ["60.0", "-", "60.0", "-", "-", "-"],
         ["75.0", "77.5", "-", "85.0", "-20.0", "20.0"],
         ["15.0", "-", "-", "-", "-", "-"],
     ]
     assert heads(tables.summary([final])) == ["Last", "Avg", "MFT", "BWT", "forgetting"]
     assert "<span>Avg over stages 2, 4</span>" in page.render([some])
+
+
+def test_every_run_has_the_family_of_its_method(made, tmp_path):
+    """As its results say; a run from before they did has that of its method today."""
+    runs = [made("older"), made("said", more={"family": "merging"}), made("own", more={"family": ""})]
+    assert [row[2] for row in tables.summary(runs)] == ["family", "baseline", "merging", "-"]
+    assert '<th scope="col">family</th>' in page.render(runs)
+    page.write_all(runs, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "tables" / "comparison.csv").open()))
+    assert [row["family"] for row in rows] == ["baseline", "merging", ""]
+
+
+SHARES, CONTENTS = [{"iconqa": 100.0}, {"iconqa": 40.0}], [{"iconqa": 80.0}, {"iconqa": 75.0, "figureqa": 90.0}]
+
+
+def test_the_form_of_answers_where_people_look(made, tmp_path):
+    demanded = {"iconqa": {"letter": 4, "phrase": 4}, "figureqa": {}}
+    run, older = made("formed", forms={"shares": SHARES, "contents": CONTENTS}, more={"forms": demanded}), made("older")
+    assert tables.forms(run)[1:] == [
+        ["iconqa", "letter or phrase", "100.0", "40.0", "60.0", "75.0", "20.0", "5.0", "15.0"],
+        ["figureqa", "-", "-", "-", "90.0", "90.0", "-", "-", "-"],
+        ["mean", "-", "-", "40.0", "75.0", "82.5", "20.0", "5.0", "15.0"],
+    ]
+    assert len(tables.forms(older)) == 1
+    out = shown([run, older])
+    assert "Form of the answers of formed, last stage" in out
+    assert "Form of the answers of older" not in out
+    text = page.render([run, older])
+    assert text.count("<h3>Form of the answers, last stage</h3>") == 1
+    assert "<b>15.0</b><span>form forgetting</span>" in text
+    figure = figures.forms([run])
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [5.0, 15.0]
+    page.write_all([run, older], tmp_path / "out")
+    assert (tmp_path / "out" / "tables" / "forms-formed.csv").is_file()
+    assert not (tmp_path / "out" / "tables" / "forms-older.csv").exists()
+    rows = list(csv.DictReader((tmp_path / "out" / "tables" / "comparison.csv").open()))
+    assert [row["content forgetting"] for row in rows] == ["5.0", ""]
+    assert "forms.svg" in {file.name for file in (tmp_path / "out" / "figures").iterdir()}
+
+
+def test_a_run_without_forms_has_no_column_of_them(made):
+    assert "form share" not in tables.summary([made("older")])[0]
+    assert "Content and form" not in page.render([made("oldest")])
+
+
+def test_a_gain_is_drawn_to_the_left(made):
+    scores = [{"iconqa": 60.0}, {"iconqa": 50.0, "figureqa": 1.0}]
+    run = made("gains", scores, forms={"contents": [{"iconqa": 90.0}, {"iconqa": 50.0}]})
+    content, form = figures.forms([run]).axes[0].patches
+    assert (content.get_x(), content.get_width()) == (0, 40)
+    assert (form.get_x(), form.get_width()) == (0, -30)
 
 
 def test_a_run_before_the_first_stage_that_is_evaluated(made, capsys):
@@ -226,3 +285,68 @@ def test_the_best_constant_answer_stands_below_the_matrix(made, tmp_path):
 def test_scores_are_rounded_once():
     """From 49.9999 and 49.95 to 50.0, from 49.949 to 49.9: no rounding lies between a score and its cell."""
     assert [tables.cell(value) for value in (49.9499, 49.95001, 5000 / 101)] == ["49.9", "50.0", "49.5"]
+
+
+# ---------------------------------------------------------------------- what was not trained
+
+ASKED = {
+    "0": {"iconqa": 10.0, "figureqa": 20.0, "general": 90.0},
+    "1": {"figureqa": 25.0, "general": 80.0},
+    "2": {"general": 70.0},
+}
+
+
+def test_cells_say_whether_they_were_trained(made):
+    matrix = made("a", untrained=ASKED).matrix
+    assert heat.columns(matrix) == ["iconqa", "figureqa", "general"]
+    untouched, first, second = heat.rows(matrix)
+    assert [cell.kind for cell in untouched.cells] == ["unseen", "unseen", "held-out"]
+    assert first == ("1", [(80.0, "trained"), (25.0, "unseen"), (80.0, "held-out")], 80.0)
+    assert second.mean == 75.0
+    assert [row.stage for row in heat.rows(made("b").matrix)] == ["1", "2"]
+
+
+def test_what_was_not_trained_has_tables_of_its_own(made):
+    run, plain = made("a", untrained=ASKED), made("b")
+    assert tables.matrix_rows(run) == tables.matrix_rows(plain)
+    assert tables.summary([run])[0] == tables.summary([plain])[0]
+    assert tables.untrained_rows(run) == [
+        ["stage", "iconqa", "figureqa", "general"],
+        ["0", "10.0", "20.0", "90.0"],
+        ["1", "-", "25.0", "80.0"],
+        ["2", "-", "-", "70.0"],
+    ]
+    assert tables.untrained_rows(plain) == [["stage"]]
+    assert tables.summary_untrained([run, plain]) == [
+        ["run", "method", "unseen", "unseen gain", "FWT", "general", "general lost"],
+        ["a", "finetune", "25.0", "5.0", "5.0", "70.0", "20.0"],
+        ["b", "finetune", "-", "-", "-", "-", "-"],
+    ]
+    assert tables.summary_untrained([plain]) == [["run", "method"]]
+    assert "Scores of a on what was not trained" in shown([run])
+    assert "not trained" not in shown([plain])
+
+
+def test_the_page_tells_unseen_scores_from_trained_ones(made):
+    text = page.render([made("a", untrained=ASKED)])
+    assert text.count('class="unseen"') == 3
+    assert "general lost: the same of the untouched model" in text
+    plain = page.render([made("b")])
+    assert 'class="unseen"' not in plain
+    assert "untouched" not in plain
+
+
+def test_the_picture_hatches_unseen_scores(made):
+    figure = figures.draw(figures.matrices, [made("a", untrained=ASKED)])
+    axis = figure.axes[0]
+    assert len(axis.patches) == 3
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["untouched", "1", "2"]
+
+
+def test_further_figures_of_held_out_rules_stand_beside_those_of_the_untouched_model(made):
+    also = {"before": {"pope": {"yes": 51.0}}, "after": {"pope": {"yes": 60.0, "./mine.py:own": 2.0}}}
+    run = made("a", untrained=ASKED, more={"held_out": {"scorers": {}, "also": also}})
+    rows = [["pope", "yes", "51.0", "60.0"], ["pope", "own", "-", "2.0"]]
+    assert tables.held_out_rules(run)[1:] == rows
+    assert "Further figures of what a held out" in shown([run])
+    assert len(tables.held_out_rules(made("b"))) == 1

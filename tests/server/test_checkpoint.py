@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fcit.errors import RunError
+from fcit.evaluation.following import Followed
 from fcit.methods.base import ServerState
 from fcit.methods.knowledge_cache import KnowledgeCache
 from fcit.runs.folder import RunDir
@@ -50,6 +51,8 @@ def test_round_trip(run, state):
         offsets={"all": 9},
         declared={"3/ab": 7},
         extra={"a": {"exact": 1.5}},
+        followed={"a": Followed({"letter": 3}, 2, 0.2)},
+        followed_rows=[{"b": Followed({}, 0, 1 / 3)}],
         seconds={"training": 1.25},
         trained={"task-10": {"1": 4, "0": 4}},
     )
@@ -80,6 +83,20 @@ def test_the_subspace_of_a_task_is_that_of_most_of_its_records():
     assert progress.majority == {"task-0": "0", "task-1": "1", "task-2": "3"}
     progress.count_tasks([0, 2], "2", 6)
     assert progress.majority == {"task-0": "2", "task-1": "1", "task-2": "2"}
+
+
+def test_the_rows_of_a_stage_become_those_of_the_matrix():
+    """In the benchmark's order; of a run begun by a version that knew no forms, the first stages have none."""
+    progress = Progress(rows=[{"a": 80.0}], extra_rows=[{}], evaluated=["b", "a"])
+    progress.row, progress.extra = {"b": 10.0, "a": 60.0}, {"b": {}, "a": {}}
+    progress.followed = {"b": Followed({}, 0, 10.0), "a": Followed({"word": 4}, 1, 70.0)}
+    progress.end_evaluation(["a", "b"])
+    matrix = progress.matrix(["a", "b"])
+    assert matrix.scores == [{"a": 80.0}, {"a": 60.0, "b": 10.0}]
+    assert matrix.shares == [{}, {"a": 25.0}]
+    assert matrix.contents == [{}, {"a": 70.0, "b": 10.0}]
+    assert list(matrix.scores[1]) == list(matrix.contents[1]) == ["a", "b"]
+    assert (progress.evaluated, progress.row, progress.extra, progress.followed) == ([], {}, {}, {})
 
 
 def test_fresh_state(run):

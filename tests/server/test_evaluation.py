@@ -112,14 +112,13 @@ def test_questions_that_no_site_can_answer_are_asked_again_as_on_too_few_says(ev
         config=RunConfig.model_validate({"federation": policy}),
         courier=SimpleNamespace(deployed=True),
         handshake=SimpleNamespace(update=lambda: None),
-        evaluation=SimpleNamespace(stage=stage),
         journal=SimpleNamespace(timed=lambda part: nullcontext(), event=lambda kind, **v: events.append(kind)),
         stop=SimpleNamespace(pause=paused.append),
         state=None,
         progress=SimpleNamespace(stage=2),
     )
     with nullcontext() if attempts == 4 else pytest.raises(Unanswered):
-        Loop._answered(loop)
+        Loop._answered(loop, stage)
     assert tried == [2] * attempts
     assert paused == pauses
     assert events == ["evaluate-again"] * (attempts - 1)

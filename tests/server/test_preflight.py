@@ -172,9 +172,12 @@ def preflight(courier: FakeCourier, names: list[str], tmp_path: Path) -> list[di
     records = {name: [TestRecord("q7", (f"{name}/7.png",), "?", "a")] for name in names}
     spec = SimpleNamespace(datasets={name: SimpleNamespace(scorer="exact", also=[]) for name in names})
     stage = [[0]]
-    bench = SimpleNamespace(stages=stage, test=records.__getitem__, spec=spec, root=tmp_path)
-    orders = SimpleNamespace(due=lambda stage: names, text="", run="r")
     config = SimpleNamespace(benchmark="mine.yaml", federation=SimpleNamespace(timeout=5))
+    bench = SimpleNamespace(
+        stages=stage, test=records.__getitem__, datasets=spec.datasets, root=tmp_path, config=config
+    )
+    bench.owner = lambda name: bench
+    orders = SimpleNamespace(due=lambda stage: names, untrained=lambda stage: [], text="", run="r")
     run = SimpleNamespace(path=tmp_path / "run")
     Preflight(config, bench, run, orders, courier, lambda kind, **v: said.append({"event": kind, **v})).check()
     return said

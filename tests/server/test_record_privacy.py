@@ -9,8 +9,9 @@ from fcit.methods.base import Method
 from fcit.privacy.record_accountant import Steps, epsilon, record_multiplier
 from server.participants import Slot
 from server.record_privacy import RecordPrivacy, records_of
+from tests.helpers.accounting import NEEDS_ACCOUNTING
 
-pytest.importorskip("dp_accounting")
+pytestmark = NEEDS_ACCOUNTING
 
 
 def parsed(**privacy):

@@ -41,7 +41,7 @@ from server.privacy import Privacy
 from server.secure import SecureCollector
 from server.sums import Sums
 from tests.helpers.grids import answer
-from tests.helpers.toy import f32
+from tests.helpers.toy import by_factors, f32
 
 KINDS = {
     "query.keys": (KeysOrder, secure.keys),
@@ -322,7 +322,7 @@ def test_with_differential_privacy_clients_clip_and_the_server_adds_the_noise(tm
     states, clips = [], []
     for summed in (True, False):
         round_ = Round(tmp_path, ["0", "0", "0", "1", "1", "1"], dp)
-        private = Privacy(round_.config, SimpleNamespace(stage_count=1), Separate(), RunDir(tmp_path), None)
+        private = Privacy(round_.config, SimpleNamespace(stage_count=1), by_factors(Separate()), RunDir(tmp_path), None)
         updates = round_.sums
         if summed:
             assert round_.gather() == list(range(6))

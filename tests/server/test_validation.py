@@ -293,3 +293,17 @@ def test_the_validator_of_a_run():
     assert (validator.batch_size, validator.epochs, validator.history, validator.most) == (4, 2, [0.5], 7)
     assert validator.training == config.training
     assert Validator.of(config, False, []).training is None
+
+
+def test_a_round_may_have_its_own_settings():
+    """In round 1 two epochs in batches of two, at a tenth of the learning rate: 4 records are 4 steps."""
+    slow = Training(lr=0.001, batch_size=2, epochs=2, weight_decay=0)
+    config = RunConfig.model_validate({"training": {"lr": 0.01, "batch_size": 16, "weight_decay": 0}})
+    validator = Validator.of(config, True, [0.01] * QUIET, lambda stage, round_: slow if round_ else config.training)
+    assert validator.reject_reason(ORDER, update(0.004, steps=4), 4) is None
+    assert "claims 1 steps" in validator.reject_reason(ORDER, update(0.001, steps=1), 4)
+    assert "AdamW cannot walk over" in validator.reject_reason(ORDER, update(0.01, steps=4), 4)
+    validator.close_round()
+    assert validator.history[-1] == pytest.approx(0.004 / 2 * 10)  # in units of the run's rate
+    first = dataclasses.replace(ORDER, round=0)
+    assert validator.reject_reason(first, update(0.01, order=first), 4) is None

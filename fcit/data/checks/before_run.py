@@ -36,10 +36,12 @@ def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
 
 def _has_images(benchmark: Benchmark, name: str) -> bool:
     """Whether a data set's records name images in files; those embedded in tables are unpacked."""
-    if files.place_of(benchmark.files.located(benchmark.datasets[name].train)).is_table:
+    train = benchmark.datasets[name].train
+    if files.place_of(benchmark.files.located(train or benchmark.files.split(name)[0])).is_table:
         return False
     try:
-        return any(record is not None and record.images for record in benchmark.files.train_file(name).records)
+        records = benchmark.files.train_file(name).records if train else benchmark.files.questions(name)
+        return any(record is not None and record.images for record in records)
     except DataError:
         return True  # not known, so the missing folder is reported
 
@@ -59,19 +61,8 @@ def check(benchmark: Benchmark, names: Sequence[str]) -> None:
 
 def _problems(benchmark: Benchmark, name: str) -> list[str]:
     """Training records of a data set that cannot be used, if they are too many, and every such test record."""
-    spec, form = benchmark.datasets[name], benchmark.files.form(name)
-    problems: list[str] = []
-    try:
-        path, file = benchmark.files.located(spec.train), benchmark.files.train_file(name)
-        benchmark.formats[name] = file.format
-        origin = (spec.suffix, form.key(path))
-        check = benchmark.checker(path, lambda record: benchmark.learnt(spec.for_training(record)), *origin)
-        used = benchmark.files.used(name, len(file.records))
-        usable = Usable(file, benchmark.files.image_verdicts, spec.images, used, check)
-        benchmark.verdicts[name, "train"] = usable.verdict
-        problems += usable.excess(benchmark.config.max_bad_share)
-    except DataError as error:
-        problems.append(str(error))
+    spec = benchmark.datasets[name]
+    problems = _untrainable(benchmark, name) if spec.train else []
     test, references = benchmark.files.split(name)
     try:
         questions = benchmark.files.questions(name)
@@ -80,10 +71,26 @@ def _problems(benchmark: Benchmark, name: str) -> list[str]:
         hint = f"; right captions may stand in a COCO file of their own: datasets.{name}.{wanted}"
         return [*problems, f"{error}{hint if spec.scorer.startswith('caption') and not references else ''}"]
     # A question that were passed over would change the score, so every one of them must be usable.
-    images = (image for question in questions for image in placed(spec.images, question.images))
+    images = (image for question in questions for image in placed(spec.asked_images, question.images))
     bad = benchmark.files.image_verdicts.problems(images) if benchmark.files.image_verdicts else {}
     problems += [f"{benchmark.files.located(test)}: {reason}" for reason in bad.values()]
     return problems + _unanswerable(benchmark, name, questions)
+
+
+def _untrainable(benchmark: Benchmark, name: str) -> list[str]:
+    """Training records of a data set that cannot be used, if they are too many."""
+    spec, form = benchmark.datasets[name], benchmark.files.form(name)
+    try:
+        path, file = benchmark.files.located(spec.train), benchmark.files.train_file(name)
+        benchmark.formats[name] = file.format
+        origin = (spec.suffix, form.key(path))
+        check = benchmark.checker(path, lambda record: benchmark.learnt(spec.for_training(record)), *origin)
+        used = benchmark.files.used(name, len(file.records))
+        usable = Usable(file, benchmark.files.image_verdicts, spec.images, used, check)
+        benchmark.verdicts[name, "train"] = usable.verdict
+        return usable.excess(benchmark.config.max_bad_share)
+    except DataError as error:
+        return [str(error)]
 
 
 def _unanswerable(benchmark: Benchmark, name: str, questions: Sequence[TestRecord]) -> list[str]:
@@ -148,5 +155,5 @@ def findings(benchmark: Benchmark, more: Sequence[str] = ()) -> dict[str, Any]:
         if verdict.dropped:
             numbers |= {"turns_dropped": sum(verdict.dropped.values()), "cut_short": len(verdict.dropped)}
         tokens.setdefault(name, {})[split] = numbers
-    guessed = {n: form for n, form in benchmark.formats.items() if benchmark.datasets[n].format is None}
+    guessed = {n: form for n, form in benchmark.formats.items() if benchmark.owner(n).datasets[n].format is None}
     return {"tokens": tokens, "formats": guessed, "warnings": [*benchmark.warnings, *more]}

@@ -91,7 +91,8 @@ class Inspection:
         """Files, records and images of one data set."""
         spec, dataset = self.spec.datasets[name], Dataset(name)
         decoded: set[str] = set()
-        train = self._train(dataset, decoded) if self._exist(dataset, dataset.problems, spec.train) else []
+        trains = spec.train and self._exist(dataset, dataset.problems, spec.train)
+        train = self._train(dataset, decoded) if trains else []
         if self._exist(dataset, dataset.problems, spec.test, spec.references):
             named = spec.test, spec.references
             dataset.test, test = self._questions(dataset, "test", named, decoded, dataset.problems)
@@ -122,7 +123,7 @@ class Inspection:
         spec = self.spec.datasets[dataset.name]
         path, folder = self._located(spec.train), spec.images
         try:
-            file = self._store.train(path, spec.form(self._images))
+            file = self._store.train(path, spec.reading(self._images))
         except DataError as error:
             dataset.problems.append(str(error))
             return []
@@ -145,10 +146,10 @@ class Inspection:
     ) -> tuple[int | None, list[str]]:
         """Read the questions of a split; returns their number (None: not readable) and all their images."""
         spec = self.spec.datasets[dataset.name]
-        folder, path = spec.images, self._located(names[0])
+        folder, path = spec.asked_images, self._located(names[0])
         try:
             references = self._located(names[1]) if names[1] else None
-            questions = self._store.test(path, references, spec.form(self._images))
+            questions = self._store.test(path, references, spec.reading(self._images, asked=True))
         except DataError as error:
             problems.append(str(error))
             return None, []
@@ -268,7 +269,7 @@ class Inspection:
 
     def _images_of(self, spec: DatasetSpec) -> set[str]:
         try:
-            records = self._store.train(self._located(spec.train), spec.form(self._images)).records
+            records = self._store.train(self._located(spec.train), spec.reading(self._images)).records
             return {image for r in records if r is not None for image in placed(spec.images, r.images)}
         except DataError:
             return set()  # reported with its data set

@@ -13,7 +13,7 @@ from fcit.errors import RunError
 SHORT = 8  # hexadecimal digits of a hash that people are shown
 SHOWN = 3  # images or changes named at once
 
-Concerns = Literal["test", "train", "code"]
+Concerns = Literal["test", "train", "held-out", "code"]
 
 
 class Part(NamedTuple):
@@ -52,13 +52,14 @@ def _hash(entry: dict[str, Any]) -> str:
 
 
 def _parts(data: dict[str, Any]) -> Iterator[Part]:
-    for name, splits in data["datasets"].items():
+    held_out = data.get("held_out", {})
+    for name, splits in [*data["datasets"].items(), *held_out.items()]:
         for split, entry in splits.items():
             of = f"{name}, {entry.get('split', split)} split"
             for part in ("instructions", "questions", "references", "images", "asked"):
                 if part in entry:
                     what = "how questions are asked and scored" if part == "asked" else part
-                    concerns: Concerns = "test" if split == "test" else "train"
+                    concerns: Concerns = "held-out" if name in held_out else "test" if split == "test" else "train"
                     images = (name, split) if part == "images" else None
                     yield Part(concerns, f"{of}, {what}", str(entry[part].get("file", "")), _hash(entry[part]), images)
     for task, entry in enumerate(data.get("partitions", [])):
@@ -71,7 +72,7 @@ def _parts(data: dict[str, Any]) -> Iterator[Part]:
     for named, entry in data.get("code", {}).items():
         family, _, name = named.partition(" ")
         concerns = "test" if family == "scorer" else "code"
-        what = "benchmark file" if family == "benchmark" and not registry.is_own(name) else family
+        what = "benchmark file" if family in ("benchmark", "held-out") and not registry.is_own(name) else family
         label = "" if what == "benchmark file" else f" {registry.label(name)}"
         yield Part(concerns, f"{what}{label}", str(entry["file"]), _hash(entry))
 

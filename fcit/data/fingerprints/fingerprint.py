@@ -7,6 +7,7 @@ They stand under ``data`` in ``environment.json`` and ``results.json``::
         "train": {"instructions": {"file": "iconqa/train.json", "sha256": ...}, "images": {"count": 4, "sha256": ...}},
         "test": {"split": "test", "questions": {...}, "references": {...}, "images": {...}, "asked": {"sha256": ...}}}},
      "partitions": [{"delivered": "partitioned_data/0.5/Task1", "sha256": ..., "images": {...}}],
+     "held_out": {"pope-random": {"test": {...}}},
      "code": {"scorer /home/me/mine.py:mine": {"file": "/home/me/mine.py", "sha256": ...}}}
 
 A hash is the SHA-256 of a file's bytes; of images, of the sorted (name, SHA-256) pairs. What the built-in
@@ -75,6 +76,8 @@ def of(stream: Stream, trains: bool = True) -> dict[str, Any]:
         }
         if trains:
             data["partitions"] = [source.partition(task, datasets) for task in range(len(stream.tasks))]
+        if stream.held_out:
+            data["held_out"] = {name: {"test": _Data(owner).test(name)} for name, owner in stream.held_out.items()}
     return data | {"code": code(stream)}
 
 
@@ -85,7 +88,7 @@ def differing_images(benchmark: Benchmark, name: str, split: str, before: str) -
         split: ``train`` or ``test``.
         before: the hash of the images in the fingerprint.
     """
-    data = _Data(benchmark)
+    data = _Data(benchmark.owner(name))
     return data.hashes.differing(before, data.hashes.of(data.images(name, split)))
 
 
@@ -142,7 +145,7 @@ class _Data:
         file, references = self.benchmark.files.split(name)
         questions = self._file(file)
         if questions["sha256"] is None:  # made by code of the user's own, or of the hub
-            questions["sha256"] = _sha([asdict(record) for record in self.benchmark.test(name)])
+            questions["sha256"] = _sha([_values(record) for record in self.benchmark.test(name)])
         spec = self.spec.datasets[name]
         return {
             "split": self.benchmark.config.evaluation.split,
@@ -178,6 +181,11 @@ class _Data:
         }
 
 
+def _values(record: TestRecord) -> dict[str, Any]:
+    """What a question consists of; an empty kind is left out, as there was none before."""
+    return {key: value for key, value in asdict(record).items() if key != "kind" or value}
+
+
 def _how_asked(spec: DatasetSpec, blanks: str) -> dict[str, Any]:
     """How questions are put and scored; defaults are left out, so that a new setting changes no fingerprint."""
     keys = {"suffix", "test_suffix", "max_new_tokens", "columns"}
@@ -209,13 +217,18 @@ def code(stream: Stream) -> dict[str, Any]:
     config = stream.config
     named = [(family, str(getattr(config, family)["name"])) for family in ("method", "fedopt")]
     named += [("tracker", name) for name in config.trackers]
+    named += [("trainer", config.training.trainer)] if config.training.trainer else []
     named += [("benchmark", config.benchmark)]
-    named += [("scorer", rule) for data in stream.datasets.values() for rule in [data.scorer, *data.also]]
+    datasets = list(stream.datasets.values())
+    if isinstance(stream, Benchmark):
+        named += [("held-out", entry.benchmark) for entry in config.evaluation.held_out]
+        datasets += [owner.datasets[name] for name, owner in stream.held_out.items()]
+    named += [("scorer", rule) for data in datasets for rule in [data.scorer, *data.also]]
     hashes: dict[str, Any] = {}
     for family, name in named:
         if registry.is_own(name):
             file = source_file(name)
-        elif family == "benchmark" and name.endswith((".yaml", ".yml")):
+        elif family in ("benchmark", "held-out") and name.endswith((".yaml", ".yml")):
             file = Path(name)
         else:
             continue

@@ -1,7 +1,8 @@
 """Readers: from an instruction file to its records, in every format we know; trusts none of them.
 
 A format is one module of this folder. It says what a row of a file means, with ``is_row(row)``, ``record(row)`` and
-``question(row, number, captioned)``. To add one, write the module and name it in :data:`fcit.registry.FORMATS`. Where
+``question(row, number, captioned)``; one whose files are no lists of rows says how they are read,
+``read_folder(path)``. To add one, write the module and name it in :data:`fcit.registry.FORMATS`. Where
 rows are read from (a text file, Parquet, a saved data set, the hub) is the concern of :mod:`fcit.data.formats.files`.
 """
 
@@ -20,7 +21,7 @@ from fcit.errors import DataError
 from fcit.io import bounded
 
 #: Raised whenever a file is read differently, so that what was kept of it in the cache is made anew.
-VERSION = 2
+VERSION = 3
 
 
 def module(name: str) -> Any:
@@ -64,7 +65,8 @@ def _parse(
 ) -> tuple[Rows, str, list[Any], dict[int, str]]:
     """The rows of a file, their format, what ``make`` makes of each (None where it cannot), and why it cannot."""
     form = Form.of(form)
-    rows = read_rows(path, form)
+    own = getattr(module(form.name), "read_folder", None) if form.name else None
+    rows = own(path) if own else read_rows(path, form)
     name = rows.format or form.name or guess(rows.rows)
     format_module = module(name)
     made: list[Any] = []
@@ -107,7 +109,7 @@ def read_train(path: Path, form: str | Form | None = None) -> list[Record]:
 
 
 def read_test(path: Path, references: Path | None = None, form: str | Form | None = None) -> list[TestRecord]:
-    """Read a test file, every record of which must be usable; ``references`` is a COCO caption file.
+    """Read a test file, every record of which must be usable; ``references`` is a file of right answers or captions.
 
     Raises:
         DataError: naming file, line and record.

@@ -1,4 +1,4 @@
-"""Reference captions in a COCO caption file, matched to the questions they answer."""
+"""Right answers in a file of their own, matched to the questions: COCO captions, or TextVQA's annotations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fcit.data.formats.conversation import checked_text
+from fcit.data.formats.conversation import checked_text, text_of
 from fcit.data.formats.files import Rows, read_text
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
@@ -15,22 +15,26 @@ from fcit.io import bounded
 
 
 def captioned(path: Path, rows: Rows, records: Sequence[TestRecord], references: Path) -> list[TestRecord]:
-    """The questions of ``path`` with the captions of ``references``.
+    """The questions of ``path`` with the captions or answers of ``references``.
 
-    A caption belongs to the question whose ``image_id`` it has. Questions without this key are identified by their
-    ``question_id`` where the file has captions for all of these; otherwise captions count the questions 1..N, as the
-    official script does.
+    TextVQA's annotations (``data``, a list of ``question_id`` and ``answers``) are matched by ``question_id``; anything
+    else is read as COCO captions. A caption belongs to the question whose ``image_id`` it has. Questions without this
+    key are identified by their ``question_id`` where the file has captions for all of these; otherwise captions count
+    the questions 1..N, as the official script does.
 
     Raises:
-        DataError: a question has no caption, or the file is not a COCO caption file.
+        DataError: a question has no caption or answer, or the file is neither.
     """
-    captions = _read_coco(references)
-    ids = _image_ids(path, rows, records, captions)
+    raw = _parsed(references)
+    if isinstance(raw, dict) and isinstance(raw.get("data"), list):
+        captions, what = _vqa_answers(raw["data"], references), "answer for question_id"
+        ids = [_id(record.question_id) for record in records]
+    else:
+        captions, what = _coco_captions(raw, references), "caption for image_id"
+        ids = _image_ids(path, rows, records, captions)
     for n, image in enumerate(ids):
         if image not in captions:
-            raise DataError(
-                f"{references}: no caption for image_id {image} (record {n} of {path}; {len(records)} questions)"
-            )
+            raise DataError(f"{references}: no {what} {image} (record {n} of {path}; {len(records)} questions)")
     return [
         replace(record, answer=captions[image][0], references=tuple(captions[image]))
         for record, image in zip(records, ids, strict=True)
@@ -59,18 +63,45 @@ def _id(value: Any) -> str:
     return text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text
 
 
-def _read_coco(path: Path) -> dict[str, list[str]]:
-    """The captions of each ``image_id``.
+def _parsed(path: Path) -> Any:
+    """The content of a file of references.
 
     Raises:
-        DataError: the file cannot be read, or is not a COCO caption file.
+        DataError: the file cannot be read.
     """
     text = read_text(path, "caption")
     try:
-        raw = bounded.parse_json(text, constants=True)
+        return bounded.parse_json(text, constants=True)
     except ValueError as error:
         line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
         raise DataError(f"{path}{line}: broken JSON ({getattr(error, 'msg', error)})") from None
+
+
+def _vqa_answers(rows: list[Any], path: Path) -> dict[str, list[str]]:
+    """The answers of each ``question_id``, several people's.
+
+    Raises:
+        DataError: a row has not both.
+    """
+    answers: dict[str, list[str]] = {}
+    for n, row in enumerate(rows):
+        given = row.get("answers") if isinstance(row, dict) else None
+        if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
+            raise DataError(f"{path}: row {n} of 'data' has no list of texts under 'answers'")
+        try:
+            question = _id(text_of(row, "question_id"))
+            answers[question] = [checked_text(text, "answers") for text in given]
+        except ValueError as error:
+            raise DataError(f"{path}: row {n} of 'data': {error}") from None
+    return answers
+
+
+def _coco_captions(raw: Any, path: Path) -> dict[str, list[str]]:
+    """The captions of each ``image_id``.
+
+    Raises:
+        DataError: it is not a COCO caption file.
+    """
     captions: dict[str, list[str]] = {}
     try:
         for row in raw["annotations"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,12 @@ def record(row: Any) -> Record:
         return (llava if "conversations" in row else messages).record(row)
     messages_ = [Message("system", text_of(row, "system"))] if row.get("system") else []
     messages_.append(Message("user", text_of({"question": row["text"]}, "question")))
-    messages_.append(Message("assistant", text_of({"answer": _answers(row)[0]}, "answer")))
+    messages_.append(Message("assistant", text_of({"answer": llava.answers_of(row)[0]}, "answer")))
     return record_of(images_of(row), messages_)
 
 
 def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
-    """The test record of a row; a list of answers is a list of captions, the first of them the answer.
+    """The test record of a row; a list of answers is a list of right ones, the first of them the answer.
 
     Raises:
         ValueError: the row cannot be used, and why.
@@ -69,18 +69,7 @@ def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
         return (llava if "conversations" in row else messages).question(row, number, captioned)
     if row.get("system"):
         raise ValueError("a test question has no system turn; put it into the question")
-    answers = _answers(row) if row.get("answer") is not None else [None]
-    made = llava.question({**row, "answer": answers[0]}, number, captioned)
-    if captioned or len(answers) < 2:
-        return made
-    return replace(made, references=tuple(text_of({"answer": answer}, "answer") for answer in answers))
-
-
-def _answers(row: dict[str, Any]) -> list[Any]:
-    answer = row.get("answer")
-    if answer == []:
-        raise ValueError("'answer' is an empty list")
-    return answer if isinstance(answer, list) else [answer]
+    return llava.question(row, number, captioned)
 
 
 # ---------------------------------------------------------------------- rows

@@ -1,7 +1,7 @@
 """LLaVA's format: ``image`` and ``conversations`` of ``from`` and ``value``.
 
-Test records have ``question_id``, ``image``, ``text`` and ``answer`` (or ``answer_bbox``). A file is a JSON list or
-JSON Lines.
+Test records have ``question_id``, ``image``, ``text`` and ``answer`` (or ``answer_bbox``); of a list of answers each is
+right. A file is a JSON list or JSON Lines.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from fcit.data.formats.conversation import (
 from fcit.data.records import Record, TestRecord
 from fcit.io import bounded
 
+#: Under which a file says what sort of question it asks: OCRBench's and CV-Bench's name, as MLLM-CL has them.
+KINDS = ("answer_type", "task")
 LARGEST_SIDE = 1e9  # pixels that a record may claim for a side of its image; beyond it, `size` is something else
 
 
@@ -73,8 +75,25 @@ def question(row: Any, number: int, captioned: bool = False) -> TestRecord:
         box = checked_text(str(value), "answer_bbox")
     else:
         box = "" if value is None else text_of(row, "answer_bbox")
-    answer = "" if captioned else box if row.get("answer") is None else text_of(row, "answer")
-    return TestRecord(text_of(row, "question_id"), images, text, answer, box=box, size=_size(row.get("size")))
+    given = [] if captioned or row.get("answer") is None else answers_of(row)
+    answers = [text_of({"answer": answer}, "answer") for answer in given]
+    answer = answers[0] if answers else "" if captioned else box
+    references = tuple(answers) if len(answers) > 1 else ()
+    kind = next((checked_text(row[key], key) for key in KINDS if isinstance(row.get(key), str)), "")
+    size = _size(row.get("size"))
+    return TestRecord(text_of(row, "question_id"), images, text, answer, references, box, size, kind)
+
+
+def answers_of(row: dict[str, Any]) -> list[Any]:
+    """The values under ``answer``: a list as it is, anything else as the only one.
+
+    Raises:
+        ValueError: the list is empty.
+    """
+    answer = row.get("answer")
+    if answer == []:
+        raise ValueError("'answer' is an empty list")
+    return answer if isinstance(answer, list) else [answer]
 
 
 def _size(value: Any) -> tuple[float, float] | None:

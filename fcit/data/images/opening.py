@@ -82,6 +82,28 @@ def open_image(root: Path, relative: str, way: Way = "official") -> Image.Image:
         return as_rgb(image, way)
 
 
+def bytes_of(root: Path, relative: str) -> bytes:
+    """The bytes of a file inside ``root``, as they are.
+
+    Raises:
+        DataError: outside the root, missing, not readable, or larger than any picture may be.
+    """
+    return _read(image_path(root, relative))
+
+
+def decoded(content: bytes, name: str, way: Way = "official", pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image that lies in memory as RGB; it is called ``name`` in messages.
+
+    Args:
+        pixels: of the largest image that is decoded, at most :data:`MAX_PIXELS`.
+
+    Raises:
+        DataError: as :func:`open_image`.
+    """
+    with _opened(name, content, pixels) as image:
+        return as_rgb(image, way)
+
+
 @dataclass(frozen=True)
 class Look:
     """What an image that can be used looks like.
@@ -149,7 +171,7 @@ def content_of(root: Path, relative: str) -> str:
     Raises:
         DataError: outside the root, missing, not readable, or larger than any picture may be.
     """
-    return _digest(_read(image_path(root, relative)))
+    return _digest(bytes_of(root, relative))
 
 
 def _digest(content: bytes) -> str:
@@ -168,7 +190,7 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path, content: bytes | Path) -> Iterator[Image.Image]:
+def _opened(path: Path | str, content: bytes | Path, pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The image in a file or its content, of bounded size and not yet decoded; errors inside name the file.
 
     Raises:
@@ -176,7 +198,7 @@ def _opened(path: Path, content: bytes | Path) -> Iterator[Image.Image]:
     """
     try:
         with _collected_warnings() as notes, Image.open(_source(content), formats=FORMATS) as image:
-            _bound(path, image)
+            _bound(path, image, pixels)
             yield image
     except DataError:
         raise
@@ -194,10 +216,10 @@ def _source(content: bytes | Path) -> io.BytesIO | Path:
     return content if isinstance(content, Path) else io.BytesIO(content)
 
 
-def _bound(path: Path, image: Image.Image) -> None:
+def _bound(path: Path | str, image: Image.Image, pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if width * height > pixels:
+        raise DataError(f"{path}: {width} x {height} pixels, more than {pixels:,}")
     if max(width, height) > MAX_SIDE:
         raise DataError(f"{path}: {width} x {height} pixels, a side of more than {MAX_SIDE:,}")
     if image.format == "TIFF":
@@ -259,7 +281,7 @@ def _collected_warnings() -> Iterator[list[str]]:
         _collector.stop()
 
 
-def _warn(path: Path, notes: list[str]) -> None:
+def _warn(path: Path | str, notes: list[str]) -> None:
     if notes and str(path) not in _warned:
         _warned.add(str(path))
         more = f" (and {len(notes) - 1} more warnings)" if len(notes) > 1 else ""

@@ -54,18 +54,20 @@ class Example:
     box: tuple[float, float, float, float] | None = None
 
 
-def _pick(rng: np.random.Generator, options: list[str]) -> str:
+def pick(rng: np.random.Generator, options: list[str]) -> str:
+    """One of some texts."""
     return options[int(rng.integers(len(options)))]
 
 
-def _any(rng: np.random.Generator, things: list[Thing]) -> Thing:
+def any_thing(rng: np.random.Generator, things: list[Thing]) -> Thing:
+    """One of some things."""
     return things[int(rng.integers(len(things)))]
 
 
 def imagenet_r(rng: np.random.Generator) -> Example:
     """Name the class of the one kind of object, however it is rendered."""
     scene = scenes.renditions(rng)
-    question = _pick(
+    question = pick(
         rng,
         [
             "What is the object in the image?",
@@ -84,7 +86,7 @@ def arxivqa(rng: np.random.Generator) -> Example:
     order = [int(i) for i in rng.permutation(4)]
     options = "\n".join(f"{letter}) {ranked[i].paint}" for letter, i in zip("ABCD", order, strict=True))
     extreme = "largest" if most else "smallest"
-    question = _pick(
+    question = pick(
         rng,
         [
             f"According to the figure, which series reaches the {extreme} result?",
@@ -102,7 +104,7 @@ def iconqa(rng: np.random.Generator) -> Example:
     """Icons: an open question (how many) or a choice numbered from zero (which icon)."""
     if rng.random() < 0.5:
         scene = scenes.scatter(rng, 1, 6)
-        question = _pick(
+        question = pick(
             rng,
             [
                 "Look at the icons. How many icons are shown?",
@@ -118,7 +120,7 @@ def iconqa(rng: np.random.Generator) -> Example:
             kinds.append(other)
     order = [int(i) for i in rng.permutation(3)]
     options = "\n".join(f"{n}. {canvas.KINDS[kinds[i]]}" for n, i in enumerate(order))
-    question = _pick(
+    question = pick(
         rng,
         [
             "Look at the icons. Which icons are shown?",
@@ -139,7 +141,7 @@ def clevr_math(rng: np.random.Generator) -> Example:
         change = min(change, count - 1)
         text = f"Subtract {change} cubes from the scene."
         total = count - change
-    ask = _pick(rng, ["How many objects are left?", "How many objects are left now?"])
+    ask = pick(rng, ["How many objects are left?", "How many objects are left now?"])
     return Example(scene, f"{text} {ask}\n{WORD}", str(total))
 
 
@@ -151,10 +153,11 @@ def ocr_vqa(rng: np.random.Generator) -> Example:
         ["What is the title on this book cover?", "Which title is on this book cover?"],
         ["What is the author on this book cover?", "Which author is on this book cover?"],
     ]
-    return Example(scene, f"{_pick(rng, wordings[line])}\n{WORD}", scene.lines[line])
+    return Example(scene, f"{pick(rng, wordings[line])}\n{WORD}", scene.lines[line])
 
 
-def _relation(first: Thing, second: Thing) -> str:
+def relation(first: Thing, second: Thing) -> str:
+    """Where the first thing is, seen from the second: by rows, and within a row by columns."""
     if first.row != second.row:
         return "above" if first.row < second.row else "below"
     return "left of" if first.column < second.column else "right of"
@@ -167,9 +170,9 @@ def flickr30k(rng: np.random.Generator) -> Example:
     """A brief caption of two objects, with three differently worded references."""
     scene = scenes.scatter(rng, 2, 2)
     one, two = scene.things
-    relation = _relation(one, two)
+    place = relation(one, two)
     a, b = one.name, two.name
-    question = _pick(
+    question = pick(
         rng,
         [
             "What is happening in the image?",
@@ -178,8 +181,8 @@ def flickr30k(rng: np.random.Generator) -> Example:
         ],
     )
     references = [
-        f"{a} {relation} {b}",
-        f"{b} {_CONVERSE[relation]} {a}",
+        f"{a} {place} {b}",
+        f"{b} {_CONVERSE[place]} {a}",
         f"{a} and {b}",
     ]
     return Example(scene, f"{question}\n{CAPTION}", references[0], references=references)
@@ -214,9 +217,9 @@ def _shuffled(rng: np.random.Generator, bars: list[scenes.Bar]) -> list[scenes.B
 def super_clevr(rng: np.random.Generator) -> Example:
     """Attribute questions about a named object among several."""
     scene = scenes.scatter(rng, 3, 6)
-    thing = _any(rng, scene.things)
+    thing = any_thing(rng, scene.things)
     if rng.random() < 0.5:
-        question = _pick(
+        question = pick(
             rng,
             [
                 f"What color is the {thing.name} vehicle?",
@@ -224,7 +227,7 @@ def super_clevr(rng: np.random.Generator) -> Example:
             ],
         )
         return Example(scene, f"{question}\n{WORD}", thing.paint)
-    question = _pick(
+    question = pick(
         rng,
         [
             f"What shape is the {thing.paint} vehicle?",
@@ -237,8 +240,8 @@ def super_clevr(rng: np.random.Generator) -> Example:
 def aokvqa(rng: np.random.Generator) -> Example:
     """Knowledge that the picture alone does not hold: where a thing is usually found."""
     scene = scenes.scatter(rng, 2, 4)
-    thing = _any(rng, scene.things)
-    question = _pick(
+    thing = any_thing(rng, scene.things)
+    question = pick(
         rng,
         [
             f"Where would people usually find the {thing.paint} item?",
@@ -248,11 +251,17 @@ def aokvqa(rng: np.random.Generator) -> Example:
     return Example(scene, f"{question}\n{WORD}", PLACES[thing.name])
 
 
+def cell_box(thing: Thing) -> tuple[float, float, float, float]:
+    """The box of a thing's cell, as shares of the image's side: left, top, right, bottom."""
+    x, y = thing.column / canvas.SIDE, thing.row / canvas.SIDE
+    return x, y, x + 1 / canvas.SIDE, y + 1 / canvas.SIDE
+
+
 def grounding(rng: np.random.Generator) -> Example:
     """The bounding box of a described object, normalised to the (square) image."""
     scene = scenes.scatter(rng, 2, 5)
-    thing = _any(rng, scene.things)
-    question = _pick(
+    thing = any_thing(rng, scene.things)
+    question = pick(
         rng,
         [
             "Please provide the bounding box coordinates of the region this sentence describes: "
@@ -261,8 +270,7 @@ def grounding(rng: np.random.Generator) -> Example:
             f"the {thing.paint} {thing.name}.",
         ],
     )
-    x, y = thing.column / canvas.SIDE, thing.row / canvas.SIDE
-    box = (x, y, x + 1 / canvas.SIDE, y + 1 / canvas.SIDE)
+    box = cell_box(thing)
     answer = "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
     return Example(scene, question, answer, box=box)
 
@@ -273,7 +281,7 @@ def dvqa(rng: np.random.Generator) -> Example:
     bar = scene.bars[int(rng.integers(len(scene.bars)))]
     form = rng.random()
     if form < 0.6:
-        question = _pick(
+        question = pick(
             rng,
             [
                 f"What is the value of the bar labeled {bar.label} in the chart?",
@@ -292,7 +300,7 @@ def tabmwp(rng: np.random.Generator) -> Example:
     scene = scenes.table(rng)
     thing, price = scene.prices[int(rng.integers(len(scene.prices)))]
     if rng.random() < 0.7:
-        question = _pick(
+        question = pick(
             rng,
             [
                 f"Use the table. How much money does Amy pay for one {thing.name}?",
@@ -307,11 +315,11 @@ def tabmwp(rng: np.random.Generator) -> Example:
 
 
 def _result(rng: np.random.Generator) -> str:
-    return f"{_pick(rng, ['What is the result in this image?', 'Which result is in this image?'])}\n{WORD}"
+    return f"{pick(rng, ['What is the result in this image?', 'Which result is in this image?'])}\n{WORD}"
 
 
 def _amount(rng: np.random.Generator) -> str:
-    return f"{_pick(rng, ['How much is in this image?', 'How much do you see in this image?'])}\n{WORD}"
+    return f"{pick(rng, ['How much is in this image?', 'How much do you see in this image?'])}\n{WORD}"
 
 
 def alike_icons(rng: np.random.Generator) -> Example:

@@ -19,8 +19,12 @@ from PIL import Image
 
 from fcit import seeding
 from fcit.data.mini import canvas
-from fcit.data.mini.questions import MAKERS, Example
-from fcit.data.mini.scenes import MINI_BUCKETS, images
+from fcit.data.mini.abilities import ABILITIES
+from fcit.data.mini.drawing import STYLES
+from fcit.data.mini.questions import Example
+from fcit.data.mini.reworded import REWORDED
+from fcit.data.mini.scenes import images
+from fcit.data.mini.sources import GENERAL, Source, source_of
 from fcit.errors import ConfigError
 
 VERSION = "mini-1"
@@ -45,6 +49,9 @@ FOLDERS = {
     "alike-bars": "alike-bars",
     "alike-count": "alike-count",
     "alike-price": "alike-price",
+    # Of fcit-mini-long and fcit-mini-ability; not part of FCIT.
+    **{name: name for name in (*REWORDED, *ABILITIES)},
+    GENERAL: "General",
 }
 
 
@@ -54,21 +61,22 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _examples(name: str, rng: np.random.Generator) -> Iterator[Example]:
-    """Examples without end whose layouts belong to the mini buckets."""
+def _examples(origin: Source, rng: np.random.Generator) -> Iterator[Example]:
+    """Examples without end whose layouts belong to the source's buckets."""
     while True:
-        example = MAKERS[name](rng)
-        if example.scene.bucket < MINI_BUCKETS:
+        example = origin.maker(rng)
+        if example.scene.bucket in origin.layouts:
             example.scene.decorate(rng)
             yield example
 
 
-def _drawn(name: str, rng: np.random.Generator, seen: set[bytes]) -> Iterator[tuple[Example, bytes]]:
+def _drawn(origin: Source, rng: np.random.Generator, seen: set[bytes]) -> Iterator[tuple[Example, bytes]]:
     """The same with their images as PNG, each image new; the generator runs ahead by up to ``AT_ONCE`` examples."""
-    endless = _examples(name, rng)
+    endless = _examples(origin, rng)
     while True:
         examples = list(islice(endless, AT_ONCE))
-        for example, image in zip(examples, images([example.scene for example in examples]), strict=True):
+        pictures = STYLES[origin.style](images([example.scene for example in examples]))
+        for example, image in zip(examples, pictures, strict=True):
             png = _png(image)
             if png not in seen:
                 seen.add(png)
@@ -106,8 +114,8 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     Raises:
         ConfigError: no mini dataset has this name.
     """
-    if name not in MAKERS:
-        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(MAKERS)})")
+    if name not in FOLDERS:
+        raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
     folder = FOLDERS[name]
     work = root / f".making-{folder}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -115,10 +123,12 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     texts.mkdir(parents=True)
     seen: set[bytes] = set()
     for split, count in SPLITS.items():
+        if name == GENERAL and split == "train":
+            continue
         rng = seeding.generator(seed, "mini", name, split)
         (pictures / split).mkdir(parents=True)
         rows, examples = [], []
-        for number, (example, png) in enumerate(islice(_drawn(name, rng, seen), count)):
+        for number, (example, png) in enumerate(islice(_drawn(source_of(name, split), rng, seen), count)):
             (pictures / split / f"{number:05d}.png").write_bytes(png)
             image = f"{folder}/{split}/{number:05d}.png"
             rows.append(_train_row(image, example) if split == "train" else _test_row(number, image, example))

@@ -119,11 +119,11 @@ def scatter(rng: np.random.Generator, low: int = 2, high: int = 6) -> Scene:
     return scene
 
 
-def renditions(rng: np.random.Generator) -> Scene:
-    """One kind of thing, drawn one to five times in any colours."""
+def renditions(rng: np.random.Generator, low: int = 1, high: int = 5) -> Scene:
+    """One kind of thing, drawn ``low..high`` times in any colours."""
     kind = int(rng.integers(len(canvas.KINDS)))
     scene = Scene()
-    for cell in np.sort(rng.choice(CELLS, int(rng.integers(1, 6)), replace=False)):
+    for cell in np.sort(rng.choice(CELLS, int(rng.integers(low, high + 1)), replace=False)):
         thing = Thing(kind, int(rng.integers(len(canvas.COLOR_NAMES))), int(cell))
         scene.things.append(thing)
         scene.put_thing(thing)

@@ -6,6 +6,7 @@ A ``flwr.serverapp.Grid`` like the inline one. Tensors that several orders share
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -30,6 +31,23 @@ from fcit.federation.engines.worker import Outcome
 
 #: Errors by which Ray reports that a process has ended (also by the kernel's or Ray's own memory guard).
 _DEAD = (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.ObjectLostError)
+
+
+def _address(configured: str | None) -> str | None:
+    """The cluster to use: ``auto`` is what RAY_ADDRESS says now, as a run that goes on may find another cluster.
+
+    Raises:
+        ConfigError: it says nothing.
+    """
+    if configured != "auto":
+        return configured
+    address = os.environ.get("RAY_ADDRESS", "")
+    if ":" not in address:
+        raise ConfigError(
+            f"ray.address: 'auto' takes host:port from the variable RAY_ADDRESS, which is {address!r}; set it, or give "
+            "ray.address=HOST:PORT"
+        )
+    return address
 
 
 class RayGrid(PoolGrid):
@@ -74,12 +92,13 @@ class RayGrid(PoolGrid):
         }
         if ray.is_initialized():
             raise ConfigError("federation.engine: this process already uses Ray; one Ray run at a time")
+        address = _address(options.address)
         try:
-            if options.address is not None:
+            if address is not None:
                 # Ray itself tries for minutes.
-                host, _, port = options.address.rpartition(":")
+                host, _, port = address.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
-                ray.init(address=options.address, **common)
+                ray.init(address=address, **common)
             else:
                 # Paths of Unix sockets are short: a private folder right under the temporary one.
                 self._own = Path(tempfile.mkdtemp(prefix="fcit-", dir=options.temp_dir))
@@ -95,7 +114,7 @@ class RayGrid(PoolGrid):
                     **common,
                 )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = f"ray.address {options.address!r}" if options.address else f"a private Ray in {self._own}"
+            where = f"ray.address {address!r}" if address else f"a private Ray in {self._own}"
             hint = "; give ray.temp_dir a short path" if "AF_UNIX" in str(error) else ""
             raise ConfigError(f"{where}: cannot start ({str(error).splitlines()[0]}){hint}") from None
         resources = ray.cluster_resources()

@@ -15,6 +15,7 @@ from fcit.models.decoding.capture import CudaGraphs
 from fcit.models.decoding.greedy import Greedy, unsuitable
 from fcit.models.decoding.rows import Rows
 from fcit.models.decoding.sizes import PLANNED, Widths, widths
+from fcit.models.decoding.watching import Watch, stopping
 
 if TYPE_CHECKING:
     from fcit.models.backbone import Backbone
@@ -28,6 +29,7 @@ class Answering:
             forward pass; questions that leave the batch take their rows with them.
         beside: tensors that hooks read beside the model's own, by owner; their values change in place.
         decoder: as ``evaluation.decoder``.
+        watch: follows the answers of a batch while they are decoded, see :meth:`watched`.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -35,6 +37,7 @@ class Answering:
         self.rows: Rows = {}
         self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
         self.decoder: Decoder = "auto"
+        self.watch: Watch | None = None
 
     @contextmanager
     def by(self, decoder: Decoder) -> Iterator[None]:
@@ -44,6 +47,15 @@ class Answering:
             yield
         finally:
             self.decoder = before
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """Inside, ``watch`` is called with the place of a question in its batch after each token of its answer."""
+        self.watch = watch
+        try:
+            yield
+        finally:
+            self.watch = None
 
     def tokens(
         self,
@@ -72,15 +84,17 @@ class Answering:
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=backbone.tokenizer.pad_token_id,
+                stopping_criteria=stopping(self.watch, self.ends),
                 **backbone.family.generation(mask, pictured, **sized),
             )
             return answers.tolist()
         prompts = embeds, mask, backbone.family.positions(mask, pictured, **sized)
         signature = self.signature if backbone.device.type == "cuda" else None
-        return greedy(prompts, backbone.family.base.get_output_embeddings(), max_new_tokens, self._ends, signature)
+        head = backbone.family.base.get_output_embeddings()
+        return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
 
     @property
-    def _ends(self) -> set[int]:
+    def ends(self) -> set[int]:
         """Tokens that end an answer."""
         ends = self._backbone.family.base.generation_config.eos_token_id
         return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)

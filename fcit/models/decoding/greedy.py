@@ -11,6 +11,7 @@ import torch
 from fcit.models.decoding.capture import Capture, Step
 from fcit.models.decoding.rows import RowBuffers, Rows
 from fcit.models.decoding.slots import KeyValues
+from fcit.models.decoding.watching import Watch
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 #: Implementations of attention that take a mask of the decoder's own.
@@ -94,6 +95,7 @@ class Greedy:
         new: int,
         ends: Collection[int],
         signature: Hashable = None,
+        watch: Watch | None = None,
     ) -> list[list[int]]:
         """The most probable tokens of each row, up to an end token (included) or ``new``.
 
@@ -105,6 +107,7 @@ class Greedy:
             ends: tokens that end an answer.
             signature: of everything that a step reads, except what this object and ``rows`` hold; captured steps
                 serve as long as it is the same.
+            watch: follows the answers, and may end them.
         """
         embeds, mask, positions = prompts
         count, length = mask.shape
@@ -114,7 +117,7 @@ class Greedy:
         with self._rows.lent(count, rows):
             self._reserve(rows, room, signature, self._spare(rows, length))
             self._rows.narrow(count)
-            batch = _Batch(self._prefill(embeds, mask, positions, head, rows, room), ends)
+            batch = _Batch(self._prefill(embeds, mask, positions, head, rows, room), ends, watch)
             for number in range(1, new):
                 if not batch.going:
                     break
@@ -227,12 +230,13 @@ class Greedy:
 class _Batch:
     """The answers so far, and which place of the batch each question has."""
 
-    def __init__(self, first: list[int], ends: Collection[int]) -> None:
-        self._ends = ends
-        self.answers: list[list[int]] = [[token] for token in first]
+    def __init__(self, first: list[int], ends: Collection[int], watch: Watch | None) -> None:
+        self._ends, self._watch = ends, watch
+        self.answers: list[list[int]] = [[] for _ in first]
         #: The question at each place; at some it may have ended.
         self.order = list(range(len(first)))
-        self._ended = [token in ends for token in first]
+        self._ended = [False] * len(first)
+        self.add(first)
 
     @property
     def going(self) -> int:
@@ -243,8 +247,10 @@ class _Batch:
         """The next token at each place."""
         for question, token in zip(self.order, tokens, strict=True):
             if not self._ended[question]:
-                self.answers[question].append(token)
-                self._ended[question] = token in self._ends
+                answer = self.answers[question]
+                answer.append(token)
+                over = self._watch is not None and self._watch(question, answer)
+                self._ended[question] = over or token in self._ends
 
     def narrow(self, places: int) -> tuple[list[int], list[int]]:
         """Bring questions that go on to the first ``places``; returns places that are free and those moved there."""

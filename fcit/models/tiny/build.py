@@ -19,8 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fcit.data.mini import canvas
-from fcit.models.tiny import corpus, skills
+from fcit.data.mini import canvas, corpus, skills
 
 SPECIAL = ["<pad>", "<s>", "<unk>", "<image>", "</s>"]
 PAD, BOS, UNK, IMAGE, EOS = range(5)

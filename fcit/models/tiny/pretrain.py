@@ -2,7 +2,7 @@
 
 Three seeded stages. First the vision tower learns, patch by patch, to name what each cell shows
 (without this the language model stays on a long plateau). Then projector and language model learn
-the instructions of :mod:`fcit.models.tiny.corpus` over frozen vision features. Last a CLIP pair
+the instructions of :mod:`fcit.data.mini.corpus` over frozen vision features. Last a CLIP pair
 learns to tell instruction families apart (text) and to match captions and images.
 """
 
@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcit.data.mini import canvas
+from fcit.data.mini import canvas, corpus, skills
 from fcit.data.mini.scenes import images
-from fcit.models.tiny import build, corpus, skills
+from fcit.models.tiny import build
 from fcit.models.tiny.probes import IGNORE, Alignment, LookUps
 
 

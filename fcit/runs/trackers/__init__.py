@@ -1,7 +1,9 @@
-"""Trackers, which receive the events of a run: TensorBoard, or a class of the user's own.
+"""Trackers, which receive the events of a run: TensorBoard, MLflow, ..., or a class of the user's own.
 
 A tracker is a class with ``__init__(run_dir: Path, config: RunConfig)``, ``say(kind, **values)`` and
-``close()``. It receives the events that ``events.jsonl`` holds, and one for each client in between:
+``close()``; one with ``attach(file: Path)`` is made once more when the run is over, and given the report.
+:class:`fcit.runs.trackers.scalars.Scalars` makes numbers of events, under the same names for all trackers. It receives
+the events that ``events.jsonl`` holds, and one for each client in between:
 
     start     stages, rounds, done (stages and rounds finished before a resume)
     client    client, loss (None with privacy.record_dp, as in a round)
@@ -24,6 +26,7 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from fcit import registry
@@ -100,6 +103,19 @@ class Trackers:
         for name, part in list(self._active.items()):
             if name != WATCHER:
                 self._try(name, part.close)
+
+    def attach(self, file: Path) -> None:
+        """Give a finished run's report to the trackers that keep files, except to those that have been switched off."""
+        off = {event["tracker"] for event in self.run.read_events() if event["event"] == "tracker-failed"}
+        self._waiting = []
+        for name in names(self.config):
+            if registry.label(name) not in off and hasattr(registry.resolve("tracker", name), "attach"):
+                self._try(name, partial(self._attach, name, file))
+
+    def _attach(self, name: str, file: Path) -> None:
+        self._make(name)
+        self._active[name].attach(file)
+        self._active.pop(name).close()
 
     def _make(self, name: str) -> None:
         self._active[name] = registry.resolve("tracker", name)(self.run.path, self.config)

@@ -33,6 +33,7 @@ from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from server.participants import Slot
 from server.privacy import Privacy
+from tests.helpers.toy import by_factors
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SHARD = "shard"
@@ -82,6 +83,10 @@ class Given:
     def test(self, dataset: str) -> Sequence[TestRecord]:
         """There are no questions to answer."""
         return []
+
+    def question_images(self, dataset: str) -> Path:
+        """As of the records."""
+        return self.image_root
 
     def max_new_tokens(self, dataset: str) -> int | None:
         """There are no questions to answer."""
@@ -207,7 +212,7 @@ class World:
     def _privacy(self, factors: Any, folder: Path) -> Privacy:
         """The private part of the server, with a secret of its own for each federation."""
         stream: Any = SimpleNamespace(stage_count=1)
-        return Privacy(self.config, stream, factors, RunDir(folder), None)
+        return Privacy(self.config, stream, by_factors(factors), RunDir(folder), None)
 
 
 def keep(file: Path, name: str, value: Any) -> None:

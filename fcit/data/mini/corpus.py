@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fcit.data.mini import skills
 from fcit.data.mini.questions import Example
 from fcit.data.mini.scenes import MINI_BUCKETS, Scene
-from fcit.models.tiny import skills
-from fcit.models.tiny.skills import Rng
+from fcit.data.mini.skills import Rng
 
 SKILLS: dict[Callable[[Rng], Example], float] = {
     skills.kind_by_color: 1.6,
@@ -57,6 +57,8 @@ def weights(emphasis: dict[str, float]) -> np.ndarray:
 
 
 _DEFAULT = weights({})
+#: Without the skills whose questions have several right answers: an order, a wording.
+ONE_ANSWER = weights({"listing": 0, "describe": 0})
 
 
 def sample(rng: Rng, first: bool = False, chances: np.ndarray = _DEFAULT) -> tuple[str, Example]:
@@ -72,6 +74,11 @@ def sample(rng: Rng, first: bool = False, chances: np.ndarray = _DEFAULT) -> tup
         if example.scene.bucket >= MINI_BUCKETS:
             example.scene.decorate(rng)
             return maker.__name__, example
+
+
+def general(rng: Rng) -> Example:
+    """A question as in pre-training that has exactly one right answer, on a layout of any bucket."""
+    return _MAKERS[int(rng.choice(len(_MAKERS), p=ONE_ANSWER))](rng)
 
 
 def sample_scene(rng: Rng) -> Scene:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fcit.data.mini import canvas, scenes
-from fcit.data.mini.questions import PLACES, Example, _relation
+from fcit.data.mini.questions import PLACES, Example, relation
 from fcit.data.mini.scenes import Scene, Thing
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -351,7 +351,7 @@ def describe(rng: Rng) -> Example:
         form = _pick(rng, ["this {} is {}", "one {} in {}"])
         return Example(scene, q, form.format(t.name, t.paint))
     one, two = scene.things[:2]
-    relation = _relation(one, two)
+    place = relation(one, two)
     a, b = f"{one.paint} {one.name}", f"{two.paint} {two.name}"
     style = int(rng.integers(3))
     if style == 0:
@@ -359,14 +359,14 @@ def describe(rng: Rng) -> Example:
         return Example(scene, q, ", ".join(f"{x.paint} {x.name}" for x in scene.things))
     if style == 1:
         q = _ask(rng, [f"How is the {a} placed against the {b}?", f"Place of the {one.name} against the {two.name}?"])
-        return Example(scene, q, relation)
+        return Example(scene, q, place)
     q = _ask(
         rng,
         ["What does the photo show first?", "Tell about the first two things.", "What do the first two things do?"],
         LONG,
     )
     form = _pick(rng, ["{} {} {}", "we see {} which is {} {}"])
-    return Example(scene, q, form.format(a, relation, b))
+    return Example(scene, q, form.format(a, place, b))
 
 
 def knowledge(rng: Rng) -> Example:

@@ -1,0 +1,178 @@
+"""What a run would do, stage by stage: participants, orders, bytes; behind ``fcit run --dry-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fcit import registry
+from fcit.config import RunConfig
+from fcit.data.benchmark import Benchmark
+from fcit.data.stream import Stream, open_stream
+from fcit.doctor.fitting import gb
+from fcit.errors import FCITError
+from fcit.federation.sampling import sample
+from fcit.methods.base import Method
+from fcit.models.layout import A, B
+from fcit.models.shapes import Shape, shape_of
+
+_WIRE = {"float32": 4, "bfloat16": 2}  # bytes of a number
+_SHOWN = 8  # participants of a first round that are named
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage comes to.
+
+    Attributes:
+        tasks: data sets that are learnt.
+        clients: that take part in any round.
+        first: participants of the first round, in the order of its slots; empty if the server draws them in secret.
+        describing: orders to describe a shard, before its first training.
+        measuring: orders to measure a shard, before the first round.
+        training: orders to train.
+        answering: orders to answer questions; None where the questions are not at hand.
+        down: bytes to the clients, ``up`` from them: tensors that every method sends, without what some send beside.
+    """
+
+    tasks: list[str]
+    clients: int
+    first: list[int]
+    describing: int
+    measuring: int
+    training: int
+    answering: int | None
+    down: float
+    up: float
+
+    @property
+    def orders(self) -> int:
+        """All of them, as far as they are known."""
+        return self.describing + self.measuring + self.training + (self.answering or 0)
+
+
+def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
+    """The plan of every stage, from the configuration and the numbers of questions alone.
+
+    A training order carries one subspace and the shared projector, and its update what is trained of them; an order to
+    answer carries all subspaces. A method that does not train one common subspace is taken to open one for each task.
+    """
+    method: Method = registry.resolve("method", config.method["name"])(config)
+    rounds = config.federation.rounds if method.trains else 0
+    one = method.common(0) is not None and method.common(0) == method.common(1)
+    number, seen, known = _WIRE[config.federation.wire], set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
+    adapter, projector = number * shape.adapter(config.adapter.rank), number * shape.projector
+    sent = 0 if config.adapter.projector == "frozen" else projector
+    own = projector if config.adapter.projector == "per_subspace" else 0
+    for stage in range(stream.stage_count):
+        slots, pairs, first = stream.slots(stage), set[tuple[int, tuple[int, ...]]](), list[int]()
+        for round_ in range(rounds):
+            clients = sample(config.federation, config.seed, stage, round_)
+            first = first or clients
+            pairs |= set(zip(clients, [tasks or (stage,) for tasks in slots], strict=True))
+        each = len(set(slots)) if method.pooled == "task" else 1 if method.pooled else len(slots)
+        training = rounds * each
+        up = sum(each * (_updated(config, shape, number, turn) + sent) for turn in range(rounds))
+        seen |= {tasks or (stage,) for tasks in slots}
+        answering = _answering(config, stream, stage) if not method.last_stage_only or _last(stream, stage) else 0
+        mixture = (1 if one else len(seen)) * (adapter + own) + max(sent - own, 0)
+        yield Stage(
+            tasks=[name for tasks in dict.fromkeys(slots) for task in tasks for name in stream.tasks[task]],
+            clients=each if method.pooled else len({client for client, _ in pairs}),
+            first=[] if method.pooled or config.privacy.secret else first,
+            describing=len(pairs - known) if method.needs_stats else 0,
+            measuring=each if method.measures else 0,
+            training=training,
+            answering=answering,
+            down=training * (adapter + sent) + (answering or 0) * mixture,
+            up=up,
+        )
+        known |= pairs
+
+
+def _last(stream: Stream, stage: int) -> bool:
+    return stage == stream.stage_count - 1
+
+
+def _updated(config: RunConfig, shape: Shape, number: int, turn: int) -> float:
+    """Bytes of what is trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
+    frozen = registry.resolve("factors", config.factors)().frozen([A, B], turn)
+    rows = sum(inner for inner, _ in shape.adapted) * (A not in frozen)
+    columns = sum(outer for _, outer in shape.adapted) * (B not in frozen)
+    return float(number * config.adapter.rank * (rows + columns))
+
+
+def _answering(config: RunConfig, stream: Stream, stage: int) -> int | None:
+    """Orders to answer questions after a stage; None if the questions are not at hand."""
+    if config.stream == "site":
+        return config.federation.clients
+    if stage + 1 not in config.evaluation.stages(stream.stage_count):
+        return 0
+    stretch = config.evaluation.stretch
+    try:
+        return sum(-(-len(stream.test(name)) // stretch) for name in stream.evaluation(stage))
+    except FCITError:
+        return None
+
+
+def show(config: RunConfig, console: Console) -> None:
+    """Print the plan of a run: its stages, and the sums.
+
+    Raises:
+        ConfigError: the benchmark or the model's sizes are not known.
+    """
+    stream = open_stream(config)
+    if isinstance(stream, Benchmark) and stream.spec.source == "mini":
+        stream.prepare()  # rendered into the cache, once for all runs
+    plan = list(stages(config, stream, shape_of(config.backbone, config.adapter.targets)))
+    console.print(_table(config, plan))
+    if config.centralised:
+        who = "one participant, without a federation"
+    else:
+        drawn = "in secret" if config.privacy.secret else f"by federation.sampling: {config.federation.sampling}"
+        who = (
+            f"{config.federation.clients_per_round} of {config.federation.clients} clients a round, drawn {drawn}, "
+            f"{config.federation.rounds} round{'s' * (config.federation.rounds > 1)} a stage"
+        )
+    unknown = any(stage.answering is None for stage in plan)
+    lines = [
+        f"{config.name}: {registry.label(config.method['name'])} on {stream.name}, {config.setting}; {who}",
+        f"orders: {sum(stage.orders for stage in plan):,}"
+        + (", and those to answer questions, whose data are not here" if unknown else ""),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(config: RunConfig, plan: list[Stage]) -> Table:
+    title = (
+        "stages" if config.centralised else f"stages (bytes as {config.federation.wire}, without what a method adds)"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage", justify="right")
+    table.add_column("learnt")
+    if not config.centralised:
+        table.add_column("clients", justify="right")
+        table.add_column("first round")
+    for name in ("describe", "train", "answer", *(() if config.centralised else ("down", "up"))):
+        table.add_column(name, justify="right")
+    for number, stage in enumerate(plan, start=1):
+        cells: list[Any] = [number, ", ".join(stage.tasks) or "tasks of the sites"]
+        if not config.centralised:
+            named = ", ".join(map(str, stage.first[:_SHOWN])) + (", ..." if len(stage.first) > _SHOWN else "")
+            cells += [stage.clients, named or "-"]
+        cells += [stage.describing + stage.measuring, stage.training]
+        cells.append("-" if stage.answering is None else stage.answering)
+        cells += [] if config.centralised else [gb(stage.down), gb(stage.up)]
+        table.add_row(*map(str, cells))
+    if not config.centralised and len(plan) > 1:
+        table.add_section()
+        summed = [sum(s.describing + s.measuring for s in plan), sum(s.training for s in plan)]
+        answers = sum(s.answering or 0 for s in plan)
+        size = gb(sum(s.down for s in plan)), gb(sum(s.up for s in plan))
+        table.add_row("", "in all", "", "", *map(str, summed), str(answers), *size)
+    return table
