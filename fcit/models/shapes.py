@@ -19,7 +19,8 @@ from transformers import (
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.decoding.sizes import widths
-from fcit.models.families.base import Family, families, module_called
+from fcit.models.families.base import AnySize, Family, families, module_called
+from fcit.models.feature_store import BATCH
 from fcit.models.identity import PUBLISHED
 from fcit.models.loading import supported
 from fcit.models.places import locate
@@ -30,12 +31,13 @@ HERE = "config.json of "
 
 @dataclass(frozen=True)
 class Tower:
-    """A stack of transformer layers: parameters, layers, width, tokens it sees."""
+    """A stack of transformer layers: parameters, layers, width, tokens it sees of an image, images at a time."""
 
     parameters: int
     layers: int
     width: int
     tokens: int
+    together: int
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def measure(
             vision.layers,
             vision.width,
             vision.patches,
+            1 if issubclass(family, AnySize) and settings.image_size == "native" else BATCH,
         ),
         image_tokens=vision.tokens,
         feature_width=vision.feature_width,

@@ -16,6 +16,7 @@ from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
 from fcit.models.layout import is_projector
 from fcit.models.loading import four_bits
+from fcit.models.record_gradients import RecordGradients
 from fcit.models.saving import save_peft
 from fcit.models.shapes import shape_of
 from tests.helpers.families import SMALL, save
@@ -60,6 +61,7 @@ def test_sizes_are_known_before_loading(case):
     family = case.backbone.family
     grid = family.grid(*family.typical)
     assert shape.image_tokens == family.count(grid) == family.tokens
+    assert shape.vision.together == 1
     assert shape.image_tokens * shape.feature_width == family.kept(grid) * int(np.prod(family.shape))
     assert len(shape.adapted) == case.layers * 3
 
@@ -238,6 +240,22 @@ def test_targets_elsewhere_are_told_where_the_language_model_is(case):
         Adapters(case.fresh(), Adapter())
     with pytest.raises(ConfigError, match="the language model of this family is called 'text_model'"):
         shape_of(case.settings(), Adapter().targets)
+
+
+@pytest.mark.parametrize("case", ["idefics3"], indirect=True)
+def test_gradients_of_all_records_in_one_pass(case):
+    """Its connector has a linear layer only, whose rows are the tiles of images."""
+    backbone = case.fresh()
+    adapters = Adapters(backbone, case.adapter)
+    adapters.load(moved(adapters, 7))
+    learnt = [e.learnt for e in case.examples]
+    with adapters.training() as parameters:
+        gradients = RecordGradients(backbone, parameters, together=True)
+        assert gradients.together
+        _, together = gradients.of(lambda _: backbone.loss(case.examples, case.features), list(range(4)), learnt)
+        for n in range(4):
+            _, alone = gradients.of(lambda chosen: backbone.loss(*case.own(chosen[0])), [n], learnt[n : n + 1])
+            assert all(torch.allclose(a[n], b[0], atol=1e-5) for a, b in zip(together, alone, strict=True))
 
 
 @pytest.mark.parametrize("case", ["idefics3", "smolvlm"], indirect=True)
