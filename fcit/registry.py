@@ -60,8 +60,12 @@ FEDOPTS = {
 
 #: Families of multimodal models by ``model_type`` in config.json.
 MODELS = {
+    "idefics3": "fcit.models.families.idefics3:Idefics3",
+    "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
+    "qwen3_vl": "fcit.models.families.qwen3:Qwen3",
+    "smolvlm": "fcit.models.families.idefics3:SmolVLM",
 }
 
 FACTORS = {

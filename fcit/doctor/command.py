@@ -140,7 +140,7 @@ def _device_table(
         "always": memory.always,
         f"training, {micro} at a time": memory.training,
         f"answering, {config.evaluation.at_once} at a time": memory.answering,
-        "looking at images, 32 at a time": memory.looking,
+        f"looking at images, {shape.vision.together} at a time": memory.looking,
     }
     for title, part in parts.items():
         table.add_row(f"[bold]{title}[/bold]", f"[bold]{gb(sum(part.values()))}[/bold]")

@@ -54,7 +54,10 @@ class Adapters(Routed):
         try:
             backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
         except (ValueError, re.error) as error:
-            raise ConfigError(f"adapter.targets: {adapter.targets!r} cannot be used ({error})") from None
+            raise ConfigError(
+                f"adapter.targets: {adapter.targets!r} cannot be used ({error}); the language model of this family is "
+                f"called {backbone.family.language_name!r}"
+            ) from None
         self._mix_size = 0
         self._selection = Selection(adapter.rank)
         self._frozen_added, self._until_end = False, ExitStack()

@@ -235,6 +235,9 @@ class Backbone:
         finally:
             self.owners = None
 
+    def _beside(self, features: Features, pictured: torch.Tensor) -> AbstractContextManager[object]:
+        return self.family.beside(features.rows if isinstance(features, Patches) else features, pictured)
+
     @property
     def _any_size(self) -> AnySize:
         assert isinstance(self.family, AnySize)
@@ -265,7 +268,8 @@ class Backbone:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.places(inputs["attention_mask"], pictured, features)
-        with self.reading.records(inputs["inputs_embeds"], asked(inputs["attention_mask"], labels != IGNORE)):
+        question = asked(inputs["attention_mask"], labels != IGNORE)
+        with self._beside(features, pictured), self.reading.records(inputs["inputs_embeds"], question):
             logits, target = self._forward(inputs, labels, _kept(examples))
         target = target.to(logits.device)
         chosen = target != IGNORE
@@ -314,7 +318,8 @@ class Backbone:
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None
             question = asked(inputs["attention_mask"], inputs["labels"] != IGNORE)
-            with self.reading.prompts(prompt[0], question, self.family.language):
+            beside = self._beside(features, inputs["pictured"])
+            with beside, self.reading.prompts(prompt[0], question, self.family.language):
                 return self.answering.tokens(*prompt, max_new_tokens, grids)
 
     def project(self, function: Callable[[Any], Any]) -> None:

@@ -190,7 +190,9 @@ class Encoder:
         if self.conversation == "vicuna_v1":
             texts: list[Text] = [(piece.text, piece.after_end, False)]
             return texts if piece.answer is None else [*texts, (f"{piece.text} {piece.answer}", piece.after_end, False)]
-        texts = [(piece.text, piece.after_end, number == 0)]
+        # A template that writes the first token itself (Llama 3's) gets no second one, as in transformers.
+        begins = bool(self.tokenizer.bos_token) and piece.text.startswith(self.tokenizer.bos_token)
+        texts = [(piece.text, piece.after_end, number == 0 and not begins)]
         return texts if piece.answer is None else [*texts, (f"{prompts.gap(piece.text)}{piece.answer}", False, False)]
 
     def _tokens(self, piece: Piece, number: int) -> tuple[list[int], list[int]]:

@@ -16,7 +16,6 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.spec import read_spec
 from fcit.models.decoding.sizes import Widths
-from fcit.models.feature_store import BATCH
 from fcit.models.shapes import Shape
 
 #: Assumed where there are no data: tokens of system sentence and instruction, and of an answer.
@@ -160,7 +159,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     needed.always |= held.device
     needed.training |= held.training | _copies(config, "training_copies", trained)
     v = shape.vision
-    needed.looking = {"hidden states of the vision tower": BATCH * v.tokens * v.width * s * (v.layers + 1 + 8)}
+    needed.looking = {"hidden states of the vision tower": v.together * v.tokens * v.width * s * (v.layers + 1 + 8)}
     if backbone.device != "cpu":
         total = sum(needed.always.values())
         needed.always["CUDA and gaps (assumed)"] = CONTEXT + GAPS * total

@@ -83,7 +83,7 @@ def supported() -> str:
     """Which models can be used, for messages."""
     known = families()
     examples = " or ".join(family.example for family in known.values())
-    return f"supported are {' and '.join(sorted(known))}, e.g. {examples}"
+    return f"supported are {', '.join(sorted(known))}, e.g. {examples}"
 
 
 def check_hardware(settings: configuration.Backbone) -> None:

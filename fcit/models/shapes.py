@@ -19,7 +19,8 @@ from transformers import (
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.decoding.sizes import widths
-from fcit.models.families.base import Family, families, module_called
+from fcit.models.families.base import AnySize, Family, families, module_called
+from fcit.models.feature_store import BATCH
 from fcit.models.identity import PUBLISHED
 from fcit.models.loading import supported
 from fcit.models.places import locate
@@ -30,12 +31,13 @@ HERE = "config.json of "
 
 @dataclass(frozen=True)
 class Tower:
-    """A stack of transformer layers: parameters, layers, width, tokens it sees."""
+    """A stack of transformer layers: parameters, layers, width, tokens it sees of an image, images at a time."""
 
     parameters: int
     layers: int
     width: int
     tokens: int
+    together: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ def measure(
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     adapted = tuple((m.in_features, m.out_features) for n, m in linears.items() if re.fullmatch(targets, n))
     if not adapted:
-        raise ConfigError(f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers")
+        raise ConfigError(
+            f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers; the language model of "
+            f"this family is called {family.language_name!r}"
+        )
     inner = [m for m in projector.modules() if isinstance(m, nn.Linear)]
     inside = widths(text, 0)
     head = model.get_output_embeddings()
@@ -158,6 +163,7 @@ def measure(
             vision.layers,
             vision.width,
             vision.patches,
+            1 if issubclass(family, AnySize) and settings.image_size == "native" else BATCH,
         ),
         image_tokens=vision.tokens,
         feature_width=vision.feature_width,

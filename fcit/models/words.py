@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, ProcessorMixin
 from transformers.utils import cached_file
 
 from fcit import config as configuration
@@ -27,6 +27,8 @@ def load_words(source: str, settings: configuration.Backbone, processed: bool, c
     key, name = "backbone.model", settings.model
     processor = (AutoProcessor if processed else AutoTokenizer).from_pretrained(source)
     tokenizer = processor.tokenizer if processed else processor
+    if not processed and not tokenizer.chat_template:  # it may be a file of the processor that cannot be loaded
+        tokenizer.chat_template = ProcessorMixin.get_processor_dict(source)[0].get("chat_template")
     tokenizer.padding_side = "left"
     if tokenizer.eos_token_id is None:
         raise ConfigError(

@@ -18,7 +18,7 @@ from fcit.data.records import OpenConversation, Record, TestRecord, Turn
 from fcit.errors import DataError
 from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
-from fcit.models.backbone import Backbone
+from fcit.models.backbone import TINY, Backbone
 from fcit.models.encoding import Encoder
 from fcit.models.families.qwen import Qwen
 from fcit.models.layout import is_projector
@@ -303,6 +303,15 @@ def test_projectors_are_mixed_by_the_question_an_image_belongs_to(backbones, ima
         with adapters.mixed(np.array([[0.7, 0.3]], np.float32)):
             other, _ = backbone.answer_logits(*batch_of(backbone, images, [TWO_IMAGES]))
     assert not torch.allclose(other, alone[0], atol=1e-3)
+
+
+def test_a_template_that_writes_the_first_token_gets_no_second_one(backbones):
+    """Llama 3's, for example; transformers' own apply_chat_template does the same."""
+    encoder = backbones("tiny").encoder
+    template = AutoTokenizer.from_pretrained(TINY / "llava")
+    template.chat_template = template.bos_token + "{{ messages[0]['content'][0]['text'] }}"
+    own = Encoder(encoder.tokenizer, template, encoder.image_token, encoder.placeholders, backbones("tiny").config)
+    assert own.encode(TestRecord("", (), "Name it.", "")).tokens.count(template.bos_token_id) == 1
 
 
 def test_positions_of_two_images_and_of_none_are_qwens_own(backbones):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,6 +59,8 @@ class Family(ABC):
     #: Module names (the last part of the dotted name) of the projector and of the vision tower.
     projector: ClassVar[str]
     vision: ClassVar[str]
+    #: Name of the language model's module in ``base.model``.
+    language_name: ClassVar[str] = "language_model"
     #: Whether its processor can be loaded; that of a model of videos needs torchvision, and its tokenizer suffices.
     processed: ClassVar[bool] = True
     #: Published configurations by hub name, so that an estimate needs no download.
@@ -107,7 +110,7 @@ class Family(ABC):
     @property
     def language(self) -> Any:
         """The language model without its output layer."""
-        return self.base.model.language_model
+        return getattr(self.base.model, self.language_name)
 
     @property
     def layers(self) -> list[Any]:
@@ -161,6 +164,15 @@ class Family(ABC):
     def generation(self, mask: torch.Tensor, pictured: torch.Tensor) -> dict[str, torch.Tensor]:
         """Arguments ``generate`` needs beside embeddings and mask."""
         return {}
+
+    def beside(self, rows: torch.Tensor, pictured: torch.Tensor) -> AbstractContextManager[object]:
+        """Inside, the language model gets what it needs of images beside their words; here that is nothing.
+
+        Args:
+            rows: features of all images of a batch, as :meth:`project` or :meth:`AnySize.join` takes them.
+            pictured: ``(B, L)`` bool, where their placeholders are.
+        """
+        return nullcontext()
 
     @staticmethod
     def _as_parameters(module: nn.Module, features: torch.Tensor) -> torch.Tensor:

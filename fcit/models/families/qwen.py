@@ -66,9 +66,14 @@ class Qwen(AnySize):
     def sizes(cls, config: Any, settings: configuration.Backbone) -> VisionSizes:
         vision = config.vision_config
         merged = vision.spatial_merge_size**2
-        width, height = cls.typical if settings.image_size == "native" else (settings.image_size,) * 2
         unit = vision.patch_size * vision.spatial_merge_size
-        words = max(1, round(width / unit)) * max(1, round(height / unit))
+        if settings.image_size == "native":
+            width, height = cls.typical
+            least, most = settings.min_pixels or 1, settings.max_pixels or max(width * height, settings.min_pixels or 1)
+            height, width = smart_resize(height, width, unit, least, most)
+        else:
+            width = height = settings.image_size
+        words = (width // unit) * (height // unit)
         return VisionSizes(
             layers=vision.depth,
             width=vision.hidden_size,
@@ -91,8 +96,12 @@ class Qwen(AnySize):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        width = self.base.config.vision_config.hidden_size * self.processor.merge_size**2
-        return (width,) if self.native else (self.tokens, width)
+        return (self._width,) if self.native else (self.tokens, self._width)
+
+    @property
+    def _width(self) -> int:
+        """Numbers that are kept of a word."""
+        return self.base.config.vision_config.hidden_size * self.processor.merge_size**2
 
     # ------------------------------------------------------------------ images of any size
 
@@ -148,7 +157,12 @@ class Qwen(AnySize):
         """The tower's states of patches, those of a word side by side."""
         with _joined(self.tower) as tower:
             patches = pixels.to(tower.device, tower.dtype)
-            return tower(patches, grid_thw=grid.to(tower.device)).pooler_output
+            return self._kept(tower(patches, grid_thw=grid.to(tower.device)))
+
+    @staticmethod
+    def _kept(output: Any) -> torch.Tensor:
+        """What is kept of the tower's output, word by word."""
+        return output.pooler_output
 
     def positions(
         self, mask: torch.Tensor, pictured: torch.Tensor, grids: Sequence[Grid] | None = None
