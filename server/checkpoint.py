@@ -200,8 +200,8 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
     try:
         head = raw["state"]
         state = ServerState(
-            subspaces={n: _under(tensors, f"subspace/{n}/") for n in head["subspaces"]},
-            shared=_under(tensors, "shared/"),
+            subspaces={n: trees.under(tensors, f"subspace/{n}/") for n in head["subspaces"]},
+            shared=trees.under(tensors, "shared/"),
             assigned={(int(c), str(s)): str(n) for c, s, n in head["assigned"]},
             turns=dict(head["turns"]),
         )
@@ -212,7 +212,3 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
         return state, TypeAdapter(Progress).validate_python(asdict(progress))  # and of these types
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: damaged checkpoint ({error!r})") from None
-
-
-def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -26,7 +26,7 @@ from fcit.federation.messages import (
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
-from fcit.io.trees import Tensors
+from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
 from server.participants import Slot
@@ -143,10 +143,7 @@ class Orders:
 
     def reject_reason(self, update: ClientUpdate) -> str | None:
         """Why method or optimiser reject the tensors that an update holds beside the trained ones, or None."""
-        extra, fedopt = (
-            {n.removeprefix(prefix): t for n, t in update.tensors.items() if n.startswith(prefix)}
-            for prefix in (EXTRA, FEDOPT)
-        )
+        extra, fedopt = (under(update.tensors, prefix) for prefix in (EXTRA, FEDOPT))
         return self.method.reject_reason(extra, update.examples) or self.fedopt.reject_reason(fedopt)
 
     def evaluates(self, stage: int) -> bool:

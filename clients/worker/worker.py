@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clients.worker import micro_batches
+from clients.worker.answering import Answering
 from clients.worker.by_trainer import train_by
 from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
@@ -26,11 +27,10 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.kinds import Way
-from fcit.data.collate import images_of
 from fcit.data.images.sizes import ImageSizes
-from fcit.data.records import Record, TestRecord
+from fcit.data.records import Record
 from fcit.data.styles import in_styles
-from fcit.errors import DataError, FCITError, Refused, TooFew
+from fcit.errors import DataError, Refused, TooFew
 from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
@@ -49,12 +49,10 @@ from fcit.federation.messages import (
 )
 from fcit.fedopt.base import FedOpt
 from fcit.io.cache import Bounded
-from fcit.io.trees import Tensors
-from fcit.methods.base import Method, QuestionBatch, Session
+from fcit.io.trees import under
+from fcit.methods.base import Method, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
-from fcit.models.decoding.batches import Batches
-from fcit.models.estimate import workers_per_gpu
 from fcit.models.judging import judge_with
 from fcit.models.layout import Layout, is_projector
 from fcit.models.steps import computed
@@ -89,13 +87,13 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.batches = Batches(config.evaluation, self.backbone.answering, workers_per_gpu(config))
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
         self.planning = Planning(config, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
+        self._answering = Answering(config, model, self.method, data, self._judge, self._identities)
 
     # ------------------------------------------------------------------ data
 
@@ -110,9 +108,9 @@ class Worker:
         )
         return tokenised
 
-    def _identity(self, records: Sequence[Record | TestRecord], images: Path | None = None) -> np.ndarray:
-        """Identity features ``(N, d)`` of the kind the method asks for; ``images``: their root, if not the shards'."""
-        return self.backbone.identity.features(self.method.identity, records, images or self.data.image_root)
+    def _identity(self, records: Sequence[Record]) -> np.ndarray:
+        """Identity features ``(N, d)`` of the kind the method asks for."""
+        return self.backbone.identity.features(self.method.identity, records, self.data.image_root)
 
     # ------------------------------------------------------------------ orders
 
@@ -295,7 +293,7 @@ class Worker:
         memory = self.memory.load(order.client, order.memory) if self._remembers else {}
         constants = {}
         if order.constants:
-            sent = _under(order.tensors, CONSTANT)
+            sent = under(order.tensors, CONSTANT)
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
@@ -313,7 +311,7 @@ class Worker:
                 stage=order.stage,
                 round=order.round,
                 subspace=order.subspace,
-                received=_under(order.tensors, prefix),
+                received=under(order.tensors, prefix),
                 brief=order.brief,
                 memory=memory.setdefault(owner, {}),
                 constants=constants,
@@ -334,34 +332,13 @@ class Worker:
             of_fedopt.examples = of_method.examples
         return (of_method, of_fedopt), memory
 
-    def _questions(self, dataset: str, first: int, last: int) -> Tokenised:
-        """A stretch of a dataset's questions, tokenised."""
-        judge = self._judge.below(self.data.question_images(dataset))
-        tokenised: Tokenised = self._encodings.get(
-            (dataset, first, last), lambda: judge.examples(self.data.test(dataset)[first:last])
-        )
-        return tokenised
-
-    def _question_identity(self, dataset: str) -> np.ndarray:
-        """Identity features of all questions of a data set, encoded together: the same batches at every client."""
-        return self._identities.get(
-            dataset, lambda: self._identity(self.data.test(dataset), self.data.question_images(dataset))
-        )
-
-    def _mix(self, weights: Any, wanted: tuple[int, int], hook: str) -> np.ndarray:
-        """The method's mix, checked: a method of the user's own may return anything."""
-        if not isinstance(weights, np.ndarray) or weights.shape != wanted or not np.isfinite(weights).all():
-            got = getattr(weights, "shape", type(weights).__name__)
-            raise FCITError(f"method {self.method.name}: {hook} must return finite weights {wanted}, got {got}")
-        return weights.astype(np.float32)
-
     def evaluate(self, order: EvaluateOrder) -> Answers:
         """Answer a stretch of a dataset greedily in batches, routing every question."""
         begin = time.perf_counter()
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
-        texts, weights = self._answers(order, knowledge, order.dataset, slice(order.first, order.last))
+        texts, weights = self._answering.answers(order, knowledge, order.dataset, slice(order.first, order.last))
         tensors = {} if weights is None else {"mix": weights}
         return Answers(
             dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
@@ -378,53 +355,9 @@ class Worker:
             raise Refused("the order is to score, but SITE.yaml has stream: benchmark")
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
-            texts, _ = self._answers(order, dict(order.knowledge), task, slice(None))
+            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return SiteScores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
-
-    def _answers(
-        self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice
-    ) -> tuple[list[str], np.ndarray | None]:
-        """Answers to a stretch of a dataset with the broadcast subspaces, and the mix of every question."""
-        features = self._question_identity(dataset)
-        first, last, _ = stretch.indices(len(features))
-        features = features[first:last]
-        subspaces = [_under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
-        projector = {**self.adapters.base_projector(), **_under(order.tensors, "shared/")}
-        self.adapters.load_mixture(subspaces, projector, self.config.evaluation.mixture == "backbone")
-        known = _under(order.tensors, "knowledge/")
-        weights, texts = None, list[str]()
-        if order.names:
-            routed = self.method.route(order.names, (knowledge, known), features)
-            weights = self._mix(routed, (len(features), len(order.names)), "route")
-        records = self.data.test(dataset)
-        limit = self.config.evaluation.longest(self.data.max_new_tokens(dataset))
-        stride, images = self.config.evaluation.stretch, self.data.question_images(dataset)
-        for begin in range(first, last, stride):
-            encoded = self._questions(dataset, begin, min(begin + stride, last))
-
-            def answer(places: list[int], encoded: Tokenised = encoded, begin: int = begin) -> list[str]:
-                batch, rows = [encoded[place] for place in places], [begin - first + place for place in places]
-                where = f"in answering {len(batch)} questions at a time"
-                auto = self.config.evaluation.batch_size == "auto"
-                lower = "backbone.max_length" if auto else "evaluation.batch_size (or say auto)"
-                with self.backbone.answering.by(self.method.answers_by), micro_batches.explained(where, lower):
-                    vision = self.backbone.vision_features(images, images_of(batch))
-                    model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
-                    asked = [records[begin + place] for place in places]
-                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)
-                    if weights is None:
-                        return self.method.answer(questions, None)
-                    chosen = self.method.choose(questions, weights[rows])
-                    weights[rows] = self._mix(chosen, (len(rows), len(order.names)), "choose")
-                    return self.method.answer(questions, weights[rows])
-
-            texts += self.batches.answered(encoded, limit, answer)
-        return texts, weights
-
-
-def _under(tensors: Tensors, prefix: str) -> Tensors:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 @lru_cache(maxsize=1)

@@ -59,3 +59,8 @@ def restore(plain: Any, tensors: Tensors) -> Any:
     if isinstance(plain, list):
         return [restore(inner, tensors) for inner in plain]
     return plain
+
+
+def under(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
