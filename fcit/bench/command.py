@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcit.bench import folders, leaderboard, page, plan, seeds, tables
+from fcit.bench import data, folders, leaderboard, page, plan, seeds, tables
 from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, gpus
@@ -140,7 +140,7 @@ class Refresh:
 
 def _write(board: leaderboard.Leaderboard) -> None:
     """Write the files of a leaderboard except its figures, each atomically."""
-    texts = {"md": tables.markdown, "csv": tables.csv, "json": tables.to_json, "tex": tables.tex}
+    texts = {"md": tables.markdown, "csv": data.to_csv, "json": data.to_json, "tex": tables.tex}
     for ending, writer in texts.items():
         write_text(board.folder / f"leaderboard.{ending}", writer(board))
     page.write_page(board)

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from fcit.bench import command, figures, leaderboard, page, tables
+from fcit.bench import command, data, figures, leaderboard, page, tables
 from fcit.bench.overrides import flat
 from fcit.evaluation.matrix import AccuracyMatrix
 from tests.bench.conftest import ENVIRONMENT, finish
@@ -57,8 +57,8 @@ def test_a_centralised_table_has_no_columns_of_a_federation(planned):
     columns = ["row", "s/task", "kept MB", "state MB", "trainable", "stored", "active", "s/sample"]
     assert tables.cost_head(table) == columns
     assert tables.cost_cells(table, table.lines[0])[1:4] == ["0.500", "0", "2.00"]
-    assert not {"up", "down"} & set(next(csv.reader(io.StringIO(tables.csv(board)))))
-    assert "up" not in json.loads(tables.to_json(board))["tables"][0]["rows"][0]["cost"]
+    assert not {"up", "down"} & set(next(csv.reader(io.StringIO(data.to_csv(board)))))
+    assert "up" not in json.loads(data.to_json(board))["tables"][0]["rows"][0]["cost"]
     assert figures.points(table) == []
     assert "MB up" not in page.render(board)
 
@@ -75,9 +75,9 @@ def test_what_was_not_trained_has_columns_where_some_row_asked_it(planned):
     assert cells == {"finetune": ["-", "-"], "disco": ["60.0 ± 14.1", "20.0 ± 14.1"]}
     assert tables.accuracy_head(table)[7:9] == table.untrained
     assert len(tables.accuracy_head(table)) == len(tables.accuracy_cells(table, table.lines[0]))
-    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(tables.csv(board)))}
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(data.to_csv(board)))}
     assert (rows["disco"]["general lost"], rows["finetune"]["general lost"]) == ("20", "")
-    line = next(row for row in json.loads(tables.to_json(board))["tables"][0]["rows"] if row["row"] == "disco")
+    line = next(row for row in json.loads(data.to_json(board))["tables"][0]["rows"] if row["row"] == "disco")
     assert line["untrained"]["general"]["values"] == [70, 50]
     assert line["held_out"]["0"] == {"0": {"g": 80}, "1": {"g": 70}}
     assert any(note.startswith("general lost: ") for note in tables.notes(table))
@@ -142,7 +142,7 @@ def test_the_terminal_gets_what_fits(board, width, heads):
 
 
 def test_csv_json_latex(board):
-    rows = list(csv.DictReader(io.StringIO(tables.csv(board[1]))))
+    rows = list(csv.DictReader(io.StringIO(data.to_csv(board[1]))))
     disco = rows[1]
     assert (disco["row"], disco["Last"], disco["up"], disco["seeds"], disco["planned"]) == (
         "disco",
@@ -155,7 +155,7 @@ def test_csv_json_latex(board):
     assert disco["reduced"] == "4 questions a test set, choice 0"
     assert rows[2]["up"] == ""
     assert rows[0]["Last_sd"] == ""
-    raw = json.loads(tables.to_json(board[1]))["tables"][0]
+    raw = json.loads(data.to_json(board[1]))["tables"][0]
     assert raw["reduced"] == ["4 questions a test set, choice 0"]
     assert raw["rows"][1]["figures"]["Last"]["values"] == [50.0, 37.5]
     assert raw["rows"][1]["difference"]["by_seed"] == {"0": 25.0, "1": 25.0}
@@ -317,10 +317,10 @@ def test_an_average_over_some_stages_is_called_that(planned):
     assert "Avg over stages 2, 4" in tables.tex(board)
     assert "Avg over stages 2, 4</th>" in page.render(board)
     assert "Avg over stages 2, 4" in [column.header for column in tables.terminal(table, "b", 160).columns]
-    (row, _) = csv.DictReader(io.StringIO(tables.csv(board)))
+    (row, _) = csv.DictReader(io.StringIO(data.to_csv(board)))
     assert row["evaluated_after"] == "2 4"
     assert row["reduced"] == ""
-    assert json.loads(tables.to_json(board))["tables"][0]["stages"] == [2, 4]
+    assert json.loads(data.to_json(board))["tables"][0]["stages"] == [2, 4]
 
 
 def test_pictures_say_that_numbers_are_reduced(board):
@@ -355,9 +355,9 @@ def test_the_best_constant_answer_has_a_row_of_its_own(board):
     assert "| best constant answer | - | 17.0 | 17.0 | - | - | - | - | - | - |  |" in tables.markdown(known)
     assert any("a 20.0, captions 14.0" in note for note in tables.notes(known.tables[0]))
     assert "best constant answer</th><td>-</td><td>17.0</td>" in page.render(known)
-    last = list(csv.DictReader(io.StringIO(tables.csv(known))))[-1]
+    last = list(csv.DictReader(io.StringIO(data.to_csv(known))))[-1]
     assert (last["row"], last["group"], last["Last"], last["MFT"]) == ("best constant answer", "constant", "17", "")
-    assert json.loads(tables.to_json(known))["tables"][0]["best_constant_answer"]["Last"] == 17.0
+    assert json.loads(data.to_json(known))["tables"][0]["best_constant_answer"]["Last"] == 17.0
     assert "best constant answer & - & 17.0" in tables.tex(known)
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(tables.terminal(known.tables[0], "small", 140))
@@ -403,8 +403,8 @@ def test_rows_on_other_test_data_have_a_table_of_their_own(planned):
     assert why in notes
     assert why in tables.markdown(board)
     assert why in page.render(board)
-    assert why in tables.to_json(board)
-    rows = list(csv.DictReader(io.StringIO(tables.csv(board))))
+    assert why in data.to_json(board)
+    rows = list(csv.DictReader(io.StringIO(data.to_csv(board))))
     assert len({row["test_data"] for row in rows}) == 2
     assert all(row["test_data"] for row in rows)
     assert figures.lasts(one).get_suptitle() == one.key.test_data
@@ -464,7 +464,7 @@ def test_epsilon_has_a_column_where_a_row_is_private(planned):
     assert "Amplification by sampling: no." in text
     assert "disco: the noise follows from the seed (privacy.reproducible_noise) and keeps nothing private." in text
     rows = {
-        row["row"]: (row["epsilon"], row["record epsilon"]) for row in csv.DictReader(io.StringIO(tables.csv(found)))
+        row["row"]: (row["epsilon"], row["record epsilon"]) for row in csv.DictReader(io.StringIO(data.to_csv(found)))
     }
     assert rows == {"finetune": ("", ""), "disco": ("8", "3")}
     assert any("epsilon" in column.header for column in tables.terminal(found.tables[0], "small", 200).columns)
@@ -485,7 +485,7 @@ def test_the_epsilon_of_tokens_has_a_column(planned):
 
 def test_no_column_of_epsilons_without_privacy(board):
     assert "epsilon" not in tables.markdown(board[1])
-    assert "epsilon" not in tables.csv(board[1])
+    assert "epsilon" not in data.to_csv(board[1])
 
 
 def test_the_form_of_answers_has_columns_where_a_row_knows_it(planned):
@@ -503,10 +503,10 @@ def test_the_form_of_answers_has_columns_where_a_row_knows_it(planned):
     assert "| routing | 65.0 ± 7.1 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in text
     assert "| baseline | - | - | - |" in text
     assert "- form share: answers after the last stage that have the form" in text
-    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(tables.csv(found)))}
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(data.to_csv(found)))}
     assert (rows["disco"]["form share"], rows["disco"]["form forgetting"]) == ("65", "20")
     assert rows["finetune"]["form share"] == ""
-    raw = {row["row"]: row["forms"] for row in json.loads(tables.to_json(found))["tables"][0]["rows"]}
+    raw = {row["row"]: row["forms"] for row in json.loads(data.to_json(found))["tables"][0]["rows"]}
     assert raw["disco"]["form share"]["values"] == [60.0, 70.0]
     assert raw["finetune"] == {}
     assert "form share" in tables.tex(found)
