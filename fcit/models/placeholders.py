@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fcit.data.images.sizes import ImageSizes
-from fcit.models.families.base import AnySize, Family
+
+if TYPE_CHECKING:
+    from fcit.models.families.base import AnySize, Family
 
 
 class Placeholders(Protocol):
@@ -67,4 +69,6 @@ class Sized:
 
 def placeholders_of(family: Family) -> Placeholders:
     """Those of a family, which may have no weights."""
+    from fcit.models.families.base import AnySize  # torch takes seconds, and who judges records needs none
+
     return Sized(family) if isinstance(family, AnySize) and family.native else Equal(family.tokens)
