@@ -56,8 +56,9 @@ class Orders:
 
     @property
     def bounded_by_adamw(self) -> bool:
-        """Whether AdamW alone moves what clients train; False where the method or the optimiser is the user's own."""
-        users_own = any(registry.is_own(part["name"]) for part in (self.config.method, self.config.fedopt))
+        """Whether AdamW alone moves what clients train; False where a part that could move it is the user's own."""
+        parts = self.config.method["name"], self.config.fedopt["name"], self.config.training.trainer or ""
+        users_own = any(map(registry.is_own, parts)) or self.config.sites.trainer
         hooks = type(self.method).on_step is Method.on_step and type(self.fedopt).on_step is FedOpt.on_step
         # Numbers of a shorter format are rounded at every step.
         exact = {self.config.backbone.dtype, *self.config.sites.dtypes} == {"float32"}

@@ -139,21 +139,19 @@ def arguments(task: Task, **changes: Any) -> Any:
 
 def plain(task: Task) -> Any:
     """A ``Trainer`` with the run's own optimiser and rates: what fcit's own loop computes, up to rounding."""
-    from transformers import PrinterCallback, Trainer
+    from transformers import Trainer
 
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=task.training.weight_decay)
     rates = [*task.rates, 0.0]  # the schedule looks one step ahead
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
-    trainer = Trainer(
+    return Trainer(
         model=task.model,
         args=arguments(task),
         train_dataset=task.dataset,
         data_collator=task.collate,
         optimizers=(optimizer, schedule),
     )
-    trainer.remove_callback(PrinterCallback)  # prints a line about every training
-    return trainer
 
 
 def train(
@@ -178,6 +176,8 @@ def train(
         FCITError: the model's family has other inputs, the Trainer is none, makes another number of steps, or its loss
             is not finite.
     """
+    from transformers import PrinterCallback, Trainer
+
     backbone = session.backbone
     family = backbone.family.base.config.model_type
     if family not in _FAMILIES:
@@ -201,6 +201,8 @@ def train(
         trainer = make(task)
         if not callable(getattr(trainer, "train", None)):
             raise FCITError(f"training.trainer: {name!r} returned {type(trainer).__name__}, which has no train()")
+        if isinstance(trainer, Trainer):
+            trainer.remove_callback(PrinterCallback)  # prints a line about every training
         try:
             with _products(backbone):
                 done = trainer.train()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from fcit.data.collate import Encoded
 from fcit.export.assistant import Answer
 from fcit.export.questions import Question
+from tests.helpers.waiting import LONG
 
 WORDS = ["one", "two", "three", "four"]
 
@@ -34,13 +35,13 @@ class Fake:
     def text(self, tokens: list[int]) -> str:
         return " ".join(WORDS[token] for token in tokens)
 
-    def question(self, record, limit: int | None, subspace: str | None) -> Question:
+    def question(self, record, limit: int | None, subspace: str | None, root=None) -> Question:
         return Question(record, Encoded((1, 2, 3)), limit or len(WORDS), subspace)
 
     def respond(self, root, questions, watch: Callable, done: Callable) -> None:
         self.batches.append(len(questions))
         self.began.set()
-        self.go.wait()
+        self.go.wait(LONG)
         if any("bad" in question.record.instruction for question in questions):
             raise RuntimeError("made to fail")
         for place, question in enumerate(questions):

@@ -16,7 +16,7 @@ from fcit.serve.engine import Engine, Job
 from fcit.serve.growing import Growing
 from fcit.serve.problems import Problem
 from tests.helpers.serving import health, post, served
-from tests.helpers.waiting import wait
+from tests.helpers.waiting import LONG, wait
 from tests.serve.fakes import Fake
 from tests.serve.test_refused import body
 
@@ -39,7 +39,7 @@ class Running:
     def block(self) -> Job:
         """A job whose batch has begun; what is asked now waits."""
         job = self.ask()
-        self.fake.began.wait()
+        assert self.fake.began.wait(LONG)
         return job
 
 
@@ -141,7 +141,7 @@ def test_sigterm_waits_for_what_runs_and_waits():
     fake = Fake()
     with served(fake) as (url, process), ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(post, url, body(stream=stream)) for stream in (False, True)]
-        fake.began.wait()
+        assert fake.began.wait(LONG)
         wait(lambda: sum(health(url)[kind] for kind in ("waiting", "running")) == 2)
         process.terminate()
         fake.go.set()
@@ -171,7 +171,7 @@ def test_a_client_that_goes_cancels_its_question():
     async def go_away(url: str) -> None:
         async with httpx.AsyncClient(timeout=60, verify=False) as client:
             asked = asyncio.ensure_future(client.post(f"{url}/v1/chat/completions", json=body()))
-            await asyncio.to_thread(fake.began.wait)
+            assert await asyncio.to_thread(fake.began.wait, LONG)
             waits = asyncio.ensure_future(client.post(f"{url}/v1/chat/completions", json=body()))
             while (await client.get(f"{url}/health")).json()["waiting"] < 1:
                 await asyncio.sleep(0.05)
