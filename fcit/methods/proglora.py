@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,12 @@ from fcit.config import Section
 from fcit.io.trees import Tensors
 from fcit.methods.base import INVARIANTS, Factory, Pair, QuestionBatch, ServerState, Session, Stats
 from fcit.methods.per_stage import PerStage
+from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import ROUTING, Layout
 from fcit.models.reading import largest
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 _KEY = f"{ROUTING}key"
 
@@ -74,6 +78,12 @@ class ProgLoRA(PerStage):
     @property
     def _released(self) -> bool:
         return bool(self.options.routing == "released")
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        key = 4.0 * shape.width * (2 * self.options.hidden + 3)  # k, W1, W2 and the norm's two vectors
+        earlier = subspace_bytes(self.config, shape, "per_subspace") + key
+        keys = {"keys and networks": stages * key}
+        return Held(device=keys, client={"earlier subspaces": (stages - 1) * earlier}, server=keys)
 
     # ------------------------------------------------------------------ client
 
