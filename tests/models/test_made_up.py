@@ -13,7 +13,7 @@ from fcit.config import Backbone as Config
 from fcit.errors import ConfigError, RunError
 from fcit.export import format
 from fcit.export.format import projector_policy
-from fcit.models import adapters
+from fcit.models import adapters, checking
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import is_projector
@@ -98,7 +98,7 @@ def test_targets_that_reach_the_projector(settings):
 def test_a_projector_that_is_not_told_from_adapters_is_no_frozen_one(settings, monkeypatch):
     """What is configured as shared cannot be saved as frozen, whatever hides the projector's tensors."""
     tensors = {"base_model.model.model.bridge.linear_1.weight": np.zeros((2, 2), np.float32)}
-    for home in (adapters, format):
+    for home in (adapters, checking, format):
         monkeypatch.setattr(home, "is_projector", lambda name: False)
     with pytest.raises(ConfigError, match=r"adapter\.projector: 'shared'"):
         Adapters(Backbone(settings), Adapter())
