@@ -54,8 +54,7 @@ CONFIG = {
         "pause": 1.0,
         "timeout": 300,
     },
-    # Held-out questions are rendered at server and sites.
-    "evaluation": {"samples": 4, "unseen": True, "held_out": ["mini-general"]},
+    "evaluation": {"samples": 4},
     "backbone": {"threads": 1},
     "data_root": "data",
 }
