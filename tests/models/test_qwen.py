@@ -18,6 +18,7 @@ from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import TINY, Backbone
 from fcit.models.compiling import CompiledLayers
+from fcit.models.families.base import AnySize
 from fcit.models.layout import is_projector
 from fcit.models.saving import save_peft
 from fcit.models.steps import computed
@@ -372,6 +373,12 @@ def test_mergers_of_unlike_images_are_mixed_sample_by_sample(folder, native, con
 def test_bounds_that_fit_nothing_are_refused(folder, options, said):
     with pytest.raises(ConfigError, match=said):
         Backbone(settings(folder, image_size="native", **options))
+
+
+@pytest.mark.parametrize("member", [AnySize.features, AnySize.project])
+def test_a_family_without_squares_says_so(backbone, member):
+    with pytest.raises(ConfigError, match=r"image_size: 84: Qwen sees images at their own size only; set .* native"):
+        member(backbone.family, torch.zeros(1))
 
 
 def test_a_size_the_model_cannot_see_is_refused(folder):

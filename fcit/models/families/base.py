@@ -252,10 +252,23 @@ class AnySize(Family):
         return self.count(self.grid(*self.seen(*self.typical)))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """For a family that also scales images to squares; others refuse.
+
+        Raises:
+            ConfigError: this one does not.
+        """
+        raise self._no_squares
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """As :meth:`features`."""
+        raise self._no_squares
+
+    @property
+    def _no_squares(self) -> ConfigError:
+        return ConfigError(
+            f"backbone.image_size: {self.settings.image_size}: {type(self).__name__} sees images at their own size "
+            "only; set backbone.image_size: native"
+        )
 
 
 def families() -> dict[str, type[Family]]:
