@@ -204,6 +204,7 @@ KINDS = {
 _REQUIRED = {
     "method": ("fcit.methods.base:Method", "a subclass of fcit.methods.base.Method"),
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
+    "model": ("fcit.models.families.base:Family", "a subclass of fcit.models.families.base.Family"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
     "trainer": ("", "a function (task) -> a Trainer with train()"),

@@ -96,6 +96,7 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
+    problems += _family_problems(config)
     if config.evaluation.unseen and config.evaluation.when == "final":
         problems.append(
             "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
@@ -105,6 +106,25 @@ def contradictions(config: RunConfig) -> list[str]:
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
+
+
+def _family_problems(config: RunConfig) -> list[str]:
+    """A family that is none, or whose projector is trained although it is behind what is kept of an image."""
+    family = config.backbone.family
+    if registry.is_own(family):
+        problem = registry.problem("model", family)
+        return [] if problem is None else [f"backbone.family: {problem}"]
+    if family not in ("auto", "generic"):
+        return [
+            f"backbone.family: {family!r} is none of auto, generic and ./mine.py:MyFamily; for a model that has a "
+            f"family ({', '.join(sorted(registry.MODELS))}) choose auto"
+        ]
+    if family == "generic" and config.adapter.projector != "frozen":
+        return [
+            f"adapter.projector: {config.adapter.projector!r}, but with backbone.family: generic what is kept of an "
+            "image is behind the projector; set adapter.projector: frozen"
+        ]
+    return []
 
 
 def _central_problems(config: RunConfig) -> list[str]:

@@ -165,10 +165,10 @@ class Backbone(Section):
     """The frozen multimodal model."""
 
     model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
-    family: Literal["auto", "generic"] = Field(
+    family: str = Field(
         "auto",
-        description="how images become tokens; auto: by the model_type in the model's config.json; generic: as its own "
-        "processor and get_image_features do it, for models without a family, with adapter.projector: frozen",
+        description="auto: by the model_type in the model's config.json; generic: images become tokens as the model's "
+        "own processor and get_image_features have it, with adapter.projector: frozen; ./mine.py:MyFamily: your own",
     )
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -30,6 +30,9 @@ from fcit.errors import ConfigError
 from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
 from fcit.models.patches import Grid
+
+if TYPE_CHECKING:
+    from fcit.models.families.small import Small
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,17 @@ class Family(ABC):
             if name in modules:
                 return part
         return "output layer (lm_head)" if "lm_head" in modules else "language model"
+
+    @classmethod
+    def small(cls) -> Small:
+        """How a small model of this family with random weights is made, which ``fcit check family`` tries it on.
+
+        Raises:
+            ConfigError: the family does not say.
+        """
+        raise ConfigError(
+            f"family: {cls.__name__} names no small model to be checked on; define small() (docs/own-family.md)"
+        )
 
     def verify(self) -> None:  # noqa: B027  (most have nothing to check)
         """Checks of a loaded model that need its weights; of a family that is known beforehand there are none.
@@ -319,11 +333,12 @@ def family_for(kind: str | None, settings: configuration.Backbone) -> type[Famil
     """The family of models of a ``model_type``, or the one that ``backbone.family`` names.
 
     Raises:
-        ConfigError: none is registered for it.
+        ConfigError: none is registered for it, or what is named is none.
     """
-    known = families()
     if settings.family != "auto":
-        return known[settings.family]
+        named: type[Family] = registry.resolve("model", settings.family)
+        return named
+    known = families()
     if kind in known:
         return known[kind]
     examples = " or ".join(family.example for family in known.values())
