@@ -58,8 +58,9 @@ FEDOPTS = {
     "scaffold": "fcit.fedopt.scaffold:Scaffold",
 }
 
-#: Families of multimodal models by ``model_type`` in config.json.
+#: Families of multimodal models by ``model_type`` in config.json; ``generic`` by ``backbone.family`` alone.
 MODELS = {
+    "generic": "fcit.models.families.generic:Generic",
     "idefics3": "fcit.models.families.idefics3:Idefics3",
     "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",

@@ -165,6 +165,11 @@ class Backbone(Section):
     """The frozen multimodal model."""
 
     model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
+    family: Literal["auto", "generic"] = Field(
+        "auto",
+        description="how images become tokens; auto: by the model_type in the model's config.json; generic: as its own "
+        "processor and get_image_features do it, for models without a family, with adapter.projector: frozen",
+    )
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(
         "float32", description="number format of the frozen weights"

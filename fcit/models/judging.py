@@ -288,6 +288,7 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
         settings.pad_to_square,
         metadata.version("transformers"),
         metadata.version("tokenizers"),
+        *([] if settings.family == "auto" else [settings.family]),  # so that what earlier versions kept stays valid
     )
     return hashes.of_text(json.dumps(parts))
 

@@ -92,12 +92,13 @@ class Small:
     targets: str = r".*language_model.*\.(gate_proj|up_proj|down_proj)"
     options: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 def save(folder: Path, name: str, small: Small, seed: int = 0) -> str:
     """Save a model below ``folder``; returns its folder."""
     target = folder / name
-    tokenizer = AutoTokenizer.from_pretrained(TINY / "llava")
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "llava", extra_special_tokens=dict(small.named))
     special = [*CHAT, *small.special]
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.backend_tokenizer.post_processor = None  # no token begins a text
