@@ -128,7 +128,7 @@ class Worker:
             accountant.require("privacy.record_dp: 'on'")
         if privacy.token_epsilon is not None:
             accountant.require("privacy.token_epsilon")
-        shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
+        shapes = {n: list(shape) for n, shape in self.adapters.shapes.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
         return Probe(
@@ -137,6 +137,7 @@ class Worker:
             versions=versions(self.backbone.device),
             tensors=start,
             hashes=self.adapters.hashes,
+            rank=self.terms.rank,
         )
 
     def describe(self, order: DescribeOrder) -> Description:
