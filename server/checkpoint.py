@@ -20,6 +20,7 @@ from fcit.methods.base import ServerState
 from fcit.privacy.ledger import Ledger
 from fcit.privacy.record_ledger import RecordLedger
 from fcit.runs.folder import RunDir
+from server.timeline import Timeline
 
 KEEP = 2
 
@@ -61,6 +62,7 @@ class Progress:
     norms: list[float] = field(default_factory=list)
     privacy: Ledger | None = None  # with differential privacy
     records: RecordLedger | None = None  # with differential privacy of records
+    timeline: Timeline | None = None  # with simulated time
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
     seconds: dict[str, float] = field(default_factory=dict)

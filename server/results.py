@@ -9,6 +9,7 @@ from fcit.data.stream import Stream
 from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.federation.devices import HOUR
 from fcit.io.files import write_json
 from fcit.io.trees import arrays
 from fcit.methods.base import Method, ServerState
@@ -38,6 +39,7 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
         "questions": progress.samples,
         "questions_untrained": progress.samples_untrained,
         "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
+        **({"simulated_hours": progress.timeline.now / HOUR} if progress.timeline else {}),
     }
 
 
@@ -103,6 +105,7 @@ def write(
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **held_out(stream, progress),
+            **({"simulated": progress.timeline.results(config.devices.profile)} if progress.timeline else {}),
             **data_of(run),
             **by_site,
             **spent,

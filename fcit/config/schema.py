@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fcit.config.devices import Asynchronous, Devices
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.config.evaluation import Evaluation
 from fcit.config.kinds import WORDS, Checkpointing, Epochs, MicroBatch, Ranks, Way
@@ -19,6 +20,18 @@ class Federation(Section):
     clients: int = Field(50, ge=1, description="data owners in the pool")
     clients_per_round: int = Field(5, ge=1, description="participants of a round")
     rounds: int = Field(10, ge=1, description="rounds per stage")
+    mode: Literal["sync", "async"] = Field(
+        "sync",
+        description="sync: a round waits for its clients; async: the server goes on with whatever has come (section "
+        "asynchronous), and a round is one server update",
+    )
+    over_select: float = Field(
+        1.0,
+        ge=1,
+        le=10,
+        description="of sync: so many times clients_per_round are asked, and the first clients_per_round on the "
+        "simulated clock count (section devices)",
+    )
     sampling: Literal["seeded", "official"] = Field(
         "seeded", description="official: the published table (50 clients, 5 per round)"
     )
@@ -278,6 +291,8 @@ class RunConfig(Section):
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
+    devices: Devices = Field(default_factory=lambda: Devices.model_validate({}))
+    asynchronous: Asynchronous = Field(default_factory=lambda: Asynchronous.model_validate({}))
     fork: Annotated[Fork, WORK] = Field(default_factory=lambda: Fork.model_validate({}))
     ray: Annotated[Ray, WORK] = Field(default_factory=lambda: Ray.model_validate({}))
     stream: Literal["benchmark", "site"] = Field(
