@@ -233,8 +233,8 @@ def sizes_are_known_before_loading(case: FamilyCase) -> None:
     kept = family.kept(family.grid(*family.typical)) if isinstance(family, AnySize) else 1
     numbers = kept * int(np.prod(family.shape))
     require(
-        shape.image_tokens * shape.feature_width == numbers,
-        f"sizes says {shape.image_tokens} x {shape.feature_width} numbers of an image, there are {numbers}",
+        shape.image_words * shape.feature_width == numbers,
+        f"sizes says {shape.image_words} x {shape.feature_width} numbers of an image, there are {numbers}",
     )
 
 

@@ -57,7 +57,8 @@ class Shape:
     projector_inner: int
     vision: Tower
     image_tokens: int  # in a prompt
-    feature_width: int  # of one of them, before the projector
+    image_words: int  # that the projector makes of an image: as many, or those that are left out and joined as well
+    feature_width: int  # of one of these, before the projector
     adapted: tuple[tuple[int, int], ...]  # (in, out) of every layer with an adapter
     identity_text: int
     identity_vision: int
@@ -163,6 +164,7 @@ def measure(
             1 if issubclass(family, AnySize) and settings.image_size == "native" else BATCH,
         ),
         image_tokens=vision.tokens,
+        image_words=vision.tokens if vision.words is None else vision.words,
         feature_width=vision.feature_width,
         adapted=adapted,
         identity_text=identity[0],

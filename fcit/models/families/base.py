@@ -43,7 +43,8 @@ class VisionSizes:
     width: int  # of the tower's states
     patches: int  # tokens that the tower sees
     tokens: int  # placeholders of an image in a prompt
-    feature_width: int  # of one placeholder's features, before the projector
+    feature_width: int  # of one word's features, before the projector
+    words: int | None = None  # that the projector makes of an image, if they are not its placeholders
 
 
 class Family(ABC):
