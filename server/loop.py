@@ -221,7 +221,7 @@ class Loop:
         # A shard that got no subspace is left out.
         slots = [slot for slot in sampled if slot.pair in self.state.assigned]
         heads = [self.updates.head(slot.pair) for slot in slots]
-        aggregator = self._aggregate(slots)
+        aggregator = self._aggregate(slots, accepted)
         self._commit(slots, {slot.pair: accepted[slot.pair] for slot in slots if slot.pair in accepted})
         traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
         self.progress.count_round(traffic, [h for h in heads if h])
@@ -270,17 +270,18 @@ class Loop:
         self._save()
         self.updates.clear()  # after the checkpoint, as in a round
 
-    def _aggregate(self, slots: list[Slot]) -> Aggregator:
+    def _aggregate(self, slots: list[Slot], orders: dict[Pair, TrainOrder]) -> Aggregator:
         """Let the method fold the accepted updates into the state.
 
         Args:
             slots: the round's participations.
+            orders: those whose updates were accepted.
         """
         with self.journal.timed("aggregation"):
             rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
             aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
             if self.privacy is None:
-                self.method.aggregate(self.state, self.updates, aggregator)
+                self.method.aggregate(self.state, self.ranks.pruned(self.updates, orders), aggregator)
             else:
                 self.privacy.aggregate(self.method, self.state, slots, self.updates, aggregator)
         return aggregator
@@ -297,7 +298,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers:
+            if self.method.remembers or self.fedopt.remembers or self.orders.factors.remembers:
                 progress.memories[str(pair[0])] = version
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
