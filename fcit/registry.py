@@ -73,6 +73,7 @@ MODELS = {
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
+    "hetlora": "fcit.fedopt.hetlora:Hetlora",
     "hlora": "fcit.fedopt.factors:Hlora",
     "separate": "fcit.fedopt.factors:Separate",
     "svd": "fcit.fedopt.factors:Svd",

@@ -261,7 +261,7 @@ class Loop:
             rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
             aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
             if self.privacy is None:
-                self.method.aggregate(self.state, self.updates, aggregator)
+                self.method.aggregate(self.state, self.ranks.pruned(self.updates, self.state.subspaces), aggregator)
             else:
                 self.privacy.aggregate(self.method, self.state, slots, self.updates, aggregator)
         return aggregator
@@ -277,7 +277,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers:
+            if self.method.remembers or self.fedopt.remembers or self.orders.factors.remembers:
                 progress.memories[str(pair[0])] = memory_version(order.stage, order.round)
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept

@@ -20,6 +20,7 @@ from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
 from clients.worker.record_trainings import RecordTrainings
+from clients.worker.rules import Local
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import measure, train
@@ -35,6 +36,7 @@ from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
+    KEPT,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -48,6 +50,7 @@ from fcit.federation.messages import (
     memory_version,
 )
 from fcit.fedopt.base import FedOpt
+from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
 from fcit.io.trees import under
 from fcit.methods.base import Method, Session
@@ -87,6 +90,7 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.factors: Separate = registry.resolve("factors", config.factors)()
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
@@ -122,7 +126,7 @@ class Worker:
         """
         privacy = self.config.privacy
         keeps = self._remembers or privacy.records or privacy.secure or privacy.tokens
-        if keeps or type(self.method).constants is not Method.constants:
+        if keeps or self.factors.keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
             accountant.require("privacy.record_dp: 'on'")
@@ -196,7 +200,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         if self.method.measures:
             self._enough(order.client, tasks, "measurement", self.method.measured_records)
-        sessions, remembered = self._sessions(order, tasks)
+        sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
         self.backbone.layers.begin()
@@ -208,9 +212,9 @@ class Worker:
                 return self._measured(order, sessions[0], begin)
             private = self._private(config, order, tasks, sessions[0], remembered)
             if (trainer := config.training.trainer) is not None:
-                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions)
+                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions, local)
             else:
-                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private, local)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))
         trained = order.trained
@@ -284,10 +288,10 @@ class Worker:
 
     @property
     def _remembers(self) -> bool:
-        return self.method.remembers or self.fedopt.remembers
+        return self.method.remembers or self.fedopt.remembers or self.factors.remembers
 
-    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
-        """The sessions of method and federated optimiser, and the memory that both write into."""
+    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], Local, dict[str, Any]]:
+        """The sessions of method, federated optimiser and rule for factors, and the memory that they write into."""
         records = self._records(order.client, tasks)
         examples = self._encoded(order.client, tasks, records)
         if not examples:
@@ -305,7 +309,7 @@ class Worker:
         last = order.round == self.method.rounds(order.stage) - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples
-        of_method, of_fedopt = (
+        of_method, of_fedopt, of_rule = (
             Session(
                 backbone=self.backbone,
                 adapters=self.adapters,
@@ -317,7 +321,7 @@ class Worker:
                 received=under(order.tensors, prefix),
                 brief=order.brief,
                 memory=memory.setdefault(owner, {}),
-                constants=constants,
+                constants={n: t for n, t in constants.items() if n.startswith(KEPT) == (owner == "factors")},
                 examples=seen,
                 records=texts,
                 identity=identity,
@@ -328,12 +332,13 @@ class Worker:
             for owner, prefix, seen, texts in (
                 ("method", EXTRA, examples, records),
                 ("fedopt", FEDOPT, of_optimiser, ()),
+                ("factors", KEPT, (), ()),
             )
         )
         of_method.examples = self.method.select(of_method)
         if of_fedopt.examples:
             of_fedopt.examples = of_method.examples
-        return (of_method, of_fedopt), memory
+        return (of_method, of_fedopt), Local(self.factors, of_rule), memory
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
         """Answer a stretch of a dataset greedily in batches, routing every question."""

@@ -265,6 +265,11 @@ def _misfits(config: RunConfig) -> list[str]:
             f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
             "between; choose fedopt: fedavg or fedprox, or factors: separate"
         )
+    elif not rule.by_records and fedopt.sums():
+        problems.append(
+            f"factors: {config.factors!r} weighs clients by what they have learnt, and fedopt: {names[1]!r} sums what "
+            "they return as if all weighed alike; choose another fedopt, or factors: separate"
+        )
     if config.factors == "alternate" and not fedopt.halves:
         problems.append(
             f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "

@@ -14,6 +14,8 @@ EXTRA = "extra/"
 FEDOPT = "fedopt/"
 #: Prefix of constants, ``constant/<group>/<name>``: sent once, kept by the client.
 CONSTANT = "constant/"
+#: What names of the constants begin with that belong to the rule for factors, not to the method.
+KEPT = "factors."
 #: Form of the name of a group of constants and of a version of a memory: they become file names at the client.
 NAME = re.compile(r"\w[\w.-]*")
 #: How a client says that it opens no second sum of a round of secure aggregation.

@@ -14,6 +14,7 @@ import numpy as np
 
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
+from fcit.models.ranks import rank_of
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
@@ -28,6 +29,11 @@ class Separate:
     #: Whether the sample-weighted mean of what clients return is all it needs, so that this may be a sum of masked
     #: updates, a sum with noise, or what a robust rule makes of them.
     of_the_mean: ClassVar[bool] = True
+    #: Whether clients keep something: memory between their orders, or constants that a stage adds to the model.
+    remembers: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
+    #: Whether updates weigh by their records, as :meth:`weight` says by default.
+    by_records: ClassVar[bool] = True
     #: Whether a client's rank may fall during the run (``adapter.min_rank``).
     prunes: ClassVar[bool] = False
     #: Whether a federated optimiser can step from the server's factors towards what this rule makes.
@@ -36,6 +42,28 @@ class Separate:
     def frozen(self, names: Iterable[str], turn: int) -> list[str]:
         """Tensors of a subspace that clients load but do not train in its ``turn``-th round (from 0)."""
         return []
+
+    # ------------------------------------------------------------------ client
+
+    def prepare(self, session: Any) -> None:
+        """Before a client's first step; ``session`` is a :class:`fcit.methods.base.Session` with this rule's memory."""
+
+    def penalty(self, session: Any) -> Any:
+        """A term of the trained factors that is added to the loss of every batch."""
+        return 0.0
+
+    def finish(self, session: Any) -> None:
+        """After a client's last step."""
+
+    # ------------------------------------------------------------------ server
+
+    def weight(self, tensors: Tensors) -> float | None:
+        """The weight of an update's factors in their mean; None: its number of records."""
+        return None
+
+    def pruned(self, before: Tensors, after: Tensors) -> int:
+        """The rank that a client goes on with after it has trained factors; default: theirs."""
+        return rank_of(after)
 
     def layer(self) -> Products | Sketch:
         """Accumulator of W of one layer; here sufficient for norms, estimated by random probes."""

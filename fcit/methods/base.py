@@ -37,7 +37,7 @@ INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", 
 #: Rules for averaging LoRA factors that know of nothing but the factors; and, beside them, those that a method has to
 #: declare, because clients train factors of several ranks, beside frozen ones, or keep some.
 FACTORS = frozenset({"separate", "svd", "alternate", "frozen_a"})
-MORE_FACTORS = FACTORS | {"hlora"}
+MORE_FACTORS = FACTORS | {"hlora", "hetlora"}
 
 #: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
 #: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
