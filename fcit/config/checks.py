@@ -9,7 +9,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import device_checks, privacy_checks, record_checks, secure_checks, token_checks, trainer_checks
+from fcit.config import (
+    async_checks,
+    device_checks,
+    privacy_checks,
+    record_checks,
+    secure_checks,
+    token_checks,
+    trainer_checks,
+)
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -86,7 +94,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
             f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
         )
-    if federation.min_updates > federation.clients_per_round:
+    if federation.min_updates > federation.clients_per_round and federation.mode == "sync":
         problems.append(
             f"federation.min_updates: {federation.min_updates} can never be reached with "
             f"{federation.clients_per_round} clients per round"
@@ -101,7 +109,15 @@ def contradictions(config: RunConfig) -> list[str]:
             "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
             "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
         )
-    for part in (device_checks, privacy_checks, record_checks, secure_checks, token_checks, trainer_checks):
+    for part in (
+        async_checks,
+        device_checks,
+        privacy_checks,
+        record_checks,
+        secure_checks,
+        token_checks,
+        trainer_checks,
+    ):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
@@ -249,6 +265,7 @@ def _misfits(config: RunConfig) -> list[str]:
             "of them together; give one number"
         )
     problems += device_checks.misfits(config, method)
+    problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
@@ -261,6 +278,9 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Settings under which a robust rule would not protect the model, or never apply."""
     least = registry.resolve("robust", config.robust).least
     rule, problems = f"robust: {config.robust!r}", []
+    key, updates = "federation.clients_per_round", config.federation.clients_per_round
+    if config.federation.mode == "async":
+        key, updates = "asynchronous.buffer", async_checks.buffer_of(config)
     if config.factors == "svd":
         problems.append(
             f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
@@ -281,9 +301,8 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
             "choose robust: none"
         )
-    elif config.federation.clients_per_round < least:
+    elif updates < least:
         problems.append(
-            f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
-            f"raise it to {least} or more, or choose robust: none"
+            f"{rule} needs {least} updates, and {key} is {updates}; raise it to {least} or more, or choose robust: none"
         )
     return problems

@@ -117,6 +117,9 @@ class Method:
     group: str = ""
     #: Rules for averaging LoRA factors that fit the method (``factors:``).
     factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
+    #: Whether what clients do or send depends on the round of the stage: the first or the last one is another. Such a
+    #: round needs its own clients, which it has none of with ``federation.mode: async``.
+    by_round: ClassVar[bool] = False
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
