@@ -21,7 +21,6 @@ from fcit.fedopt.staleness import RULES
 from fcit.io.files import write_json, writing
 from fcit.methods.base import Method, Pair, ServerState
 from fcit.runs.folder import RunDir
-from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
 from server import checkpoint, collectors, results, routing_file, token_privacy
 from server.checkpoint import Progress
@@ -35,6 +34,7 @@ from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
 from server.privacy import Privacy
+from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
@@ -78,7 +78,8 @@ class Loop:
             self.records = RecordPrivacy(config, stream, self.method, self.progress.records)
             self.progress.records = self.records.ledger
         planned = (lambda slot: 0) if self.records is None else self.records.planned
-        self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
+        self.ranks = Ranks(config, self.progress)
+        self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned, self.ranks)
         self.clock = self._clock()
         settings = self.method.training
         self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
@@ -91,7 +92,7 @@ class Loop:
         traffic, say = self.progress.traffic, self.journal.round_event
         self.courier = Courier(grid, config.federation, clients, traffic, say, stop)
         self.handshake = Handshake(
-            self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation
+            self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation, self.ranks.afforded
         )
         self.evaluation = self._evaluation()
 
@@ -168,17 +169,7 @@ class Loop:
             self.updates.tidy(self.progress.stage, self.progress.round)
         for reason in self.damaged:
             self.journal.event("checkpoint-damaged", reason=reason)
-        # An event that a crash cut off is written again.
-        reported = sum(event["event"] == "data-changed" for event in self.run.read_events())
-        for change in data_of(self.run).get("data_changes", [])[reported:]:
-            self.journal.event(
-                "data-changed",
-                stage=self.progress.stage,
-                round=self.progress.round,
-                reason="; ".join(change["said"]),
-                accepted=change["time"],
-                changes=change["changes"],
-            )
+        self.journal.data_changes()
 
     def _probe(self) -> Probe:
         """Wait for the clients and ask them what their backbone is."""
@@ -211,7 +202,7 @@ class Loop:
         """Collect the updates of a round, aggregate them, write the checkpoint."""
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
-        begin, before = time.perf_counter(), dict(self.progress.traffic)
+        begin, before, _ = time.perf_counter(), dict(self.progress.traffic), self.courier.tally.take()
         drawn = self.privacy.drawn(stage, round_) if self.privacy else None
         extra = self.method.extra(stage, round_) is not None
         gathered = collector.round(drawn, extra)
@@ -239,6 +230,7 @@ class Loop:
             **aggregator.flags,
             **(self.updates.flags if isinstance(self.updates, Sums) else {}),
             **remarks(heads, self.config.training),
+            **self.ranks.count(heads, self.courier.tally.take()),
             **gathered.remarks(self.clock),
             **({"privacy": self.privacy.so_far()} if self.privacy else {}),
             **({"record_privacy": self.records.so_far()} if self.records else {}),

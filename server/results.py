@@ -16,6 +16,7 @@ from fcit.methods.base import Method, ServerState
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
+from server import ranks
 from server.checkpoint import Progress
 
 
@@ -27,6 +28,7 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
         "up_per_client_round": progress.training_bytes["up"] / rounds,
         "down_per_client_round": progress.training_bytes["down"] / rounds,
         "client_seconds": round(progress.client_seconds / rounds, 4),
+        **ranks.cost(progress),
         "server_bytes": state.bytes,
         "client_memory_bytes": sum(progress.kept.values()) / max(len(progress.kept), 1),
         "parameters": {

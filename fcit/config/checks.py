@@ -13,6 +13,7 @@ from fcit.config import (
     async_checks,
     device_checks,
     privacy_checks,
+    rank_checks,
     record_checks,
     secure_checks,
     token_checks,
@@ -110,6 +111,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
         )
     for part in (
+        rank_checks,
         async_checks,
         device_checks,
         privacy_checks,
@@ -239,10 +241,11 @@ def _misfits(config: RunConfig) -> list[str]:
         problems.append(
             f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}"
         )
-    if config.factors == "svd" and not fedopt.averages:
+    rule = registry.resolve("factors", config.factors)
+    if not rule.stepwise and not fedopt.averages:
         problems.append(
-            f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
-            "choose fedopt: fedavg or fedprox, or factors: separate"
+            f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
+            "between; choose fedopt: fedavg or fedprox, or factors: separate"
         )
     if config.factors == "alternate" and not fedopt.halves:
         problems.append(
@@ -264,6 +267,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
+    problems += rank_checks.misfits(config, method, fedopt)
     problems += device_checks.misfits(config, method)
     problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)
@@ -281,9 +285,9 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     key, updates = "federation.clients_per_round", config.federation.clients_per_round
     if config.federation.mode == "async":
         key, updates = "asynchronous.buffer", async_checks.buffer_of(config)
-    if config.factors == "svd":
+    if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
-            f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
+            f"{rule} looks at A and B one by one, and factors: {config.factors!r} looks at the products of updates; "
             "choose factors: separate, alternate or frozen_a, or robust: none"
         )
     if fedopt.sums():

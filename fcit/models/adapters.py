@@ -24,7 +24,7 @@ from fcit import config as configuration
 from fcit import seeding
 from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
-from fcit.models import hashes, spectra
+from fcit.models import hashes, ranks, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.checking import check_adapted
 from fcit.models.hooks import Projectors, as_factor, own_projectors, shown_inputs
@@ -69,6 +69,8 @@ class Adapters(Routed):
             if layout.keyed:
                 layer.lora_A[SLOT].register_forward_hook(partial(self._scale, SLOT))
         self._slot = self._trainable()
+        #: Shapes of the slot's tensors at the run's rank, whatever rank the last order was trained at.
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self._slot.items()}
         check_adapted(self._slot, adapter, backbone.family)
 
     def _trainable(self) -> dict[str, nn.Parameter]:
@@ -139,18 +141,27 @@ class Adapters(Routed):
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of the backbone's parts and, as ``layout``, of the slot's names and shapes."""
-        shapes = {name: tuple(parameter.shape) for name, parameter in self._slot.items()}
-        return {**self.backbone.hashes, "layout": hashes.of_layout(shapes)}
+        return {**self.backbone.hashes, "layout": hashes.of_layout(self.shapes)}
 
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Overwrite the slot; names that are absent keep their values.
 
+        Factors may have a smaller rank than the run's: the slot then has it, and so do its gradients and the
+        optimiser's state. The scale stays alpha / ``adapter.rank``.
+
         Raises:
             KeyError: a tensor the slot does not have.
+            ValueError: a tensor of another shape.
         """
         with torch.no_grad():
             for name, value in tensors.items():
-                self._slot[name].copy_(torch.from_numpy(np.asarray(value)))
+                parameter = self._slot[name]
+                if value.shape != tuple(parameter.shape):
+                    problem = ranks.problem(name, value.shape, self.shapes[name])
+                    if problem is not None:
+                        raise ValueError(problem)
+                    parameter.data = parameter.data.new_empty(value.shape)
+                parameter.copy_(torch.from_numpy(np.asarray(value)))
 
     def read(self) -> Tensors:
         """Copy of the slot, float32."""

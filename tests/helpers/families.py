@@ -19,6 +19,10 @@ from transformers import (
     Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -88,12 +92,13 @@ class Small:
     targets: str = r".*language_model.*\.(gate_proj|up_proj|down_proj)"
     options: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 def save(folder: Path, name: str, small: Small, seed: int = 0) -> str:
     """Save a model below ``folder``; returns its folder."""
     target = folder / name
-    tokenizer = AutoTokenizer.from_pretrained(TINY / "llava")
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "llava", extra_special_tokens=dict(small.named))
     special = [*CHAT, *small.special]
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.backend_tokenizer.post_processor = None  # no token begins a text
@@ -146,6 +151,33 @@ def _internvl(vocabulary: int, ids: Mapping[str, int]) -> Any:
 def _internvl_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
     whole = backbone.image_processor(list(images), crop_to_patches=True, max_patches=6, return_tensors="pt")
     return {"pixel_values": whole["pixel_values"]}
+
+
+CANVASES = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
+
+def _llava_next(vocabulary: int, ids: Mapping[str, int]) -> Any:
+    """Sixteen words a tile, the last layer but one of a tower with CLS, grouped heads."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = {"model_type": "mistral", "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"], **TEXT}
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=text, image_token_index=ids["<image>"], image_grid_pinpoints=CANVASES
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _llava_next_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    whole = backbone.image_processor(list(images), do_pad=False)
+    tiles = torch.cat([torch.from_numpy(tiles) for tiles in whole["pixel_values"]])
+    return {"pixel_values": tiles, "image_sizes": torch.tensor(whole["image_sizes"])}
 
 
 def _tiled(config: Any, build: Any) -> Callable[[int, Mapping[str, int]], Any]:
@@ -235,6 +267,18 @@ SMALL = {
         inputs=_internvl_inputs,
         processor=lambda: GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}),
         options={"max_pixels": 6 * 32 * 32},
+    ),
+    "llava_next": Small(
+        make=_llava_next,
+        special=("<image>",),
+        image="<image>\n",
+        inputs=_llava_next_inputs,
+        processor=lambda: LlavaNextImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=CANVASES
+        ),
+        whole=lambda images, words, template: LlavaNextProcessor(
+            images, words, 8, "default", template, num_additional_image_tokens=1
+        ),
     ),
     "qwen3_vl": Small(
         make=_qwen3,

@@ -62,7 +62,7 @@ def test_sizes_are_known_before_loading(case):
     grid = family.grid(*family.typical)
     assert shape.image_tokens == family.count(grid) == family.tokens
     assert shape.vision.together == 1
-    assert shape.image_tokens * shape.feature_width == family.kept(grid) * int(np.prod(family.shape))
+    assert shape.image_words * shape.feature_width == family.kept(grid) * int(np.prod(family.shape))
     assert len(shape.adapted) == case.layers * 3
 
 
