@@ -17,6 +17,7 @@ from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import Probe, ProbeOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
+from fcit.fedopt.staleness import RULES
 from fcit.io.files import write_json, writing
 from fcit.methods.base import Method, Pair, ServerState
 from fcit.runs.folder import RunDir
@@ -29,6 +30,7 @@ from server.evaluation import Evaluation
 from server.gather import Gathering
 from server.handshake import Handshake
 from server.journal import Journal, remarks
+from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
 from server.privacy import Privacy
@@ -81,7 +83,7 @@ class Loop:
         self.clock = self._clock()
         settings = self.method.training
         self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
-        self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
+        self.updates = self._updates()
         self.privacy: Privacy | None = None
         if config.privacy.on:
             self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy, self.method.rounds)
@@ -100,6 +102,13 @@ class Loop:
             return None
         self.progress.timeline = self.progress.timeline or Timeline()
         return Clock(self.config, self.stream, self.orders, self.progress.timeline)
+
+    def _updates(self) -> Spill | Sums:
+        """Where updates wait for their aggregation."""
+        if self.config.federation.mode == "async" and self.progress.timeline is not None:
+            rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
+            return LateSpill(self.run, rule, [flight.name for flight in self.progress.timeline.flights])
+        return Sums() if self.config.privacy.secure else Spill(self.run)
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event

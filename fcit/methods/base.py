@@ -122,6 +122,9 @@ class Method:
     group: str = ""
     #: Rules for averaging LoRA factors that fit the method (``factors:``).
     factors: ClassVar[frozenset[str]] = FACTORS
+    #: Whether what clients do or send depends on the round of the stage: the first or the last one is another. Such a
+    #: round needs its own clients, which it has none of with ``federation.mode: async``.
+    by_round: ClassVar[bool] = False
     #: Whether clients may train factors of a smaller rank than the subspace has (``adapter.ranks``): their hooks must
     #: not compare factors with tensors of the whole rank.
     mixes_ranks: ClassVar[bool] = False
