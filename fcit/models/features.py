@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fcit.config.kinds import Way
+from fcit.data.collate import parted
 from fcit.data.images.opening import image_path, open_image
 from fcit.io.cache import cache_folder
 from fcit.models.feature_store import BATCH, FeatureStore, R
@@ -132,7 +133,7 @@ class ImageFeatures(Generic[R]):
         """Cache keys with size and modification time: a changed file is another image."""
         keys = {}
         for image in dict.fromkeys(images):
-            status = image_path(root, image).stat()
+            status = image_path(root, parted(image)[0]).stat()
             keys[image] = f"{image}|{status.st_size}-{status.st_mtime_ns}"
         return [keys[image] for image in images]
 

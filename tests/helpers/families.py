@@ -23,6 +23,9 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -179,6 +182,42 @@ def _llava_next_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dic
     return {"pixel_values": tiles, "image_sizes": torch.tensor(whole["image_sizes"])}
 
 
+#: Up to nine tiles, where the words of four are the most.
+WIDER = [[34 * high, 34 * wide] for high in range(1, 4) for wide in range(1, 4)]
+
+
+def _onevision(vocabulary: int, ids: Mapping[str, int]) -> Any:
+    """Sixteen words a tile, whose last two pixels no patch sees; the last layer of a tower without CLS."""
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 34,
+        "patch_size": 8,
+        "vision_use_head": False,
+    }
+    text = {"model_type": "qwen2", "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"], **TEXT}
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=ids["<image>"],
+        video_token_index=ids["<video>"],
+        image_grid_pinpoints=WIDER,
+        vision_aspect_ratio="anyres_max_4",
+    )
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
+def _onevision_inputs(backbone: Backbone, images: Sequence[Image.Image]) -> dict[str, Any]:
+    """As the chat template hands them over: the images of one conversation together."""
+    whole = backbone.image_processor([list(images)], do_pad=False)
+    tiles = torch.cat([torch.from_numpy(tiles) for tiles in whole["pixel_values"]])
+    sizes = torch.tensor(whole["image_sizes"])
+    return {"pixel_values": tiles, "image_sizes": sizes, "batch_num_images": torch.tensor(whole["batch_num_images"])}
+
+
 def _tiled(config: Any, build: Any) -> Callable[[int, Mapping[str, int]], Any]:
     """Four words a tile of 4 x 4 patches, grouped heads."""
 
@@ -278,6 +317,13 @@ SMALL = {
         whole=lambda images, words, template: LlavaNextProcessor(
             images, words, 8, "default", template, num_additional_image_tokens=1
         ),
+    ),
+    "llava_onevision": Small(
+        make=_onevision,
+        special=("<image>", "<video>"),
+        image="<image>\n",
+        inputs=_onevision_inputs,
+        processor=lambda: LlavaOnevisionImageProcessorPil(size={"height": 34, "width": 34}, image_grid_pinpoints=WIDER),
     ),
     "qwen3_vl": Small(
         make=_qwen3,

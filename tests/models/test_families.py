@@ -49,11 +49,13 @@ def test_tokens_follow_from_the_size_alone(case):
 
 
 def test_pixels_are_those_of_the_processor(case):
-    """Several images in one call, one after the other."""
+    """Several images in one call, one after the other, and each alone."""
     opened = [Image.open(case.root / f"{n}.png").convert("RGB") for n in range(len(SIZES))]
-    wanted = case.small.inputs(case.backbone, opened)["pixel_values"]
-    found = torch.cat([case.backbone.family.pixels(image) for image in opened])
-    assert torch.equal(found, wanted.reshape(found.shape))
+    family = case.backbone.family
+    for images, seen in [(opened, family.among), *(([image], family) for image in opened)]:
+        wanted = case.small.inputs(case.backbone, images)["pixel_values"]
+        found = torch.cat([seen.pixels(image) for image in images])
+        assert torch.equal(found, wanted.reshape(found.shape))
 
 
 def test_sizes_are_known_before_loading(case):
