@@ -102,10 +102,10 @@ class Worker:
         records, share = self.data.records(client, tasks), self.config.data.styles
         return in_styles(records, share, self._judge.usable, self.config.seed, client, *tasks) if share else records
 
-    def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
-        tokenised: Tokenised = self._encodings.get(
-            (client, tuple(tasks)), lambda: self._judge.examples(self._records(client, tasks))
-        )
+    def _encoded(self, client: int, tasks: list[int], records: Sequence[Record]) -> Tokenised:
+        """Tokens of the records, which are those of these tasks."""
+        key = (client, tuple(tasks), self._judge.stamp(records))
+        tokenised: Tokenised = self._encodings.get(key, lambda: self._judge.examples(records))
         return tokenised
 
     def _identity(self, records: Sequence[Record]) -> np.ndarray:
@@ -128,7 +128,7 @@ class Worker:
             accountant.require("privacy.record_dp: 'on'")
         if privacy.token_epsilon is not None:
             accountant.require("privacy.token_epsilon")
-        shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
+        shapes = {n: list(shape) for n, shape in self.adapters.shapes.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
         return Probe(
@@ -137,6 +137,7 @@ class Worker:
             versions=versions(self.backbone.device),
             tensors=start,
             hashes=self.adapters.hashes,
+            rank=self.terms.rank,
         )
 
     def describe(self, order: DescribeOrder) -> Description:
@@ -287,7 +288,8 @@ class Worker:
 
     def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
         """The sessions of method and federated optimiser, and the memory that both write into."""
-        examples = self._encoded(order.client, tasks)
+        records = self._records(order.client, tasks)
+        examples = self._encoded(order.client, tasks, records)
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
         memory = self.memory.load(order.client, order.memory) if self._remembers else {}
@@ -297,8 +299,9 @@ class Worker:
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
-            key = (order.client, tuple(tasks))
-            identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
+            stamp = self.backbone.identity.stamp(self.method.identity, records, self.data.image_root)
+            key = (order.client, tuple(tasks), stamp)
+            identity = self._identities.get(key, lambda: self._identity(records))
         last = order.round == self.method.rounds(order.stage) - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples
@@ -323,7 +326,7 @@ class Worker:
                 last_round=last,
             )
             for owner, prefix, seen, texts in (
-                ("method", EXTRA, examples, self._records(order.client, tasks)),
+                ("method", EXTRA, examples, records),
                 ("fedopt", FEDOPT, of_optimiser, ()),
             )
         )

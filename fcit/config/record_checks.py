@@ -39,8 +39,8 @@ def contradictions(config: RunConfig) -> list[str]:
 _HOOKS = ("measure", "select", "prepare", "loss", "penalty", "on_gradients", "on_step", "finish")
 
 
-def declared(method: type) -> bool:
-    """Whether a method declares ``by_record`` for all of its own client hooks.
+def declared(method: type, flag: str = "by_record") -> bool:
+    """Whether a method declares ``by_record``, or another flag, for all of its own client hooks.
 
     A class that inherits the declaration and overrides a hook has not declared anything about it.
     """
@@ -49,7 +49,7 @@ def declared(method: type) -> bool:
     def depth(name: str) -> int:
         return next(place for place, kind in enumerate(by_class) if name in vars(kind))
 
-    return bool(method.by_record) and all(depth("by_record") <= depth(hook) for hook in _HOOKS)  # type: ignore[attr-defined]
+    return bool(getattr(method, flag)) and all(depth(flag) <= depth(hook) for hook in _HOOKS)
 
 
 def misfits(config: RunConfig, method: Any) -> list[str]:

@@ -15,12 +15,12 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
 from fcit.errors import FCITError
+from fcit.federation.packing import WIDTHS
 from fcit.federation.sampling import sample
 from fcit.methods.base import Method
 from fcit.models.layout import A, B
 from fcit.models.shapes import Shape, shape_of
 
-_WIRE = {"float32": 4, "bfloat16": 2}  # bytes of a number
 _SHOWN = 8  # participants of a first round that are named
 
 
@@ -64,7 +64,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
     method: Method = registry.resolve("method", config.method["name"])(config)
     rounds = config.federation.rounds if method.trains else 0
     one = method.common(0) is not None and method.common(0) == method.common(1)
-    number, seen, known = _WIRE[config.federation.wire], set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
+    number, seen, known = WIDTHS[config.federation.wire], set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
     adapter, projector = number * shape.adapter(config.adapter.rank), number * shape.projector
     sent = 0 if config.adapter.projector == "frozen" else projector
     own = projector if config.adapter.projector == "per_subspace" else 0

@@ -284,7 +284,8 @@ class ProbeOrder:
 class Probe:
     """Reply to :class:`ProbeOrder`; ``tensors`` holds the backbone's own projector.
 
-    ``hashes`` are of what must be the same at all clients: backbone, tokenizer, processor, identity, layout.
+    ``hashes`` are of what must be the same at all clients: backbone, tokenizer, processor, identity, layout. ``rank``
+    is the largest adapter rank that the client trains at, 0 for any.
     """
 
     shapes: dict[str, list[int]]
@@ -292,6 +293,7 @@ class Probe:
     versions: dict[str, str]
     tensors: Tensors
     hashes: dict[str, str] = field(default_factory=dict)
+    rank: int = 0
 
 
 @dataclass(kw_only=True)

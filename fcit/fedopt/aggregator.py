@@ -9,6 +9,7 @@ import numpy as np
 
 from fcit.fedopt.base import FedOpt, Mean
 from fcit.fedopt.factors import Separate
+from fcit.fedopt.padding import Padding
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
 from fcit.io.threads import beside, each
 from fcit.io.trees import Tensors
@@ -90,7 +91,7 @@ class Group:
         buffer: UpdateBuffer | None = None,
     ) -> None:
         self._aggregator, self._home, self._old, self._memory, self._buffer = aggregator, home, old, memory, buffer
-        self._mean, self._sums = Mean(), dict[str, np.ndarray]()
+        self._mean, self._sums, self._padding = Mean(), dict[str, np.ndarray](), Padding(old)
         self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
@@ -107,7 +108,7 @@ class Group:
             self._mean.add(tensors, weight)
             return
         with beside(lambda: self._multiply(tensors, weight), sum(tensor.size for tensor in tensors.values())):
-            self._mean.add(tensors, weight)
+            self._mean.add(self._padding(tensors), weight)
 
     def _multiply(self, tensors: Tensors, weight: int) -> None:
         """Add the products of LoRA factors to their layers."""
@@ -145,7 +146,8 @@ class Group:
         """The sample-weighted mean, with LoRA factors averaged by the rule of ``factors:``; empty without updates."""
         if not self._mean.weight:
             return {}
-        mean, missed = self._aggregator.factors.combine(self._layers, self._old, self._mean.result())
+        averaged = self._mean.result() if self._aggregator.summed else self._padding.completed(self._mean.result())
+        mean, missed = self._aggregator.factors.combine(self._layers, self._old, averaged)
         if missed is not None:
             self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         return mean

@@ -7,22 +7,20 @@ from transformers import AutoProcessor, LlavaOnevisionProcessor
 
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
+from fcit.contracts.families import SIZES, FamilyCase
 from fcit.data.collate import Encoded, as_shown, images_of
 from fcit.data.records import Record, Turn
 from fcit.errors import ConfigError, DataError
 from fcit.models.adapters import Adapters
 from fcit.models.shapes import Shape, shape_of
-from tests.helpers.families import SMALL, save
-from tests.helpers.family_cases import SIZES, Case, draw
 
 #: Beside the usual ones: strips that leave no word of a canvas, and rounding at the padding's edge.
 ODD = [(300, 3), (2, 250), (333, 250), (97, 65), (64, 63), (65, 32), (1, 1)]
 
 
 @pytest.fixture(scope="module", params=["llava_next", "llava_onevision"])
-def case(request, tmp_path_factory) -> Case:
-    root = draw(tmp_path_factory.mktemp("images"))
-    return Case(request.param, save(tmp_path_factory.mktemp("model"), request.param, SMALL[request.param]), root)
+def case(request, tmp_path_factory) -> FamilyCase:
+    return FamilyCase(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("size", [*SIZES, *ODD])
@@ -38,11 +36,13 @@ def test_words_are_those_of_get_image_features(case, size):
     torch.testing.assert_close(family.join(family.rows(family.pixels(image), grid), [grid]), wanted, rtol=0, atol=1e-5)
 
 
-def test_words_of_several_images_are_those_of_get_image_features(case):
+def test_several_images_are_those_of_the_model(case):
+    """Of one conversation: pixels and words."""
     images = [Image.effect_noise(size, 90).convert("RGB") for size in ((57, 30), (24, 61))]
+    given, family = case.small.inputs(case.backbone, images), case.backbone.family.among
+    assert torch.equal(torch.cat([family.pixels(image) for image in images]), given["pixel_values"])
     with torch.no_grad():
-        wanted = case.whole.model.get_image_features(**case.small.inputs(case.backbone, images)).pooler_output
-    family = case.backbone.family.among
+        wanted = case.whole.model.get_image_features(**given).pooler_output
     grids = [family.grid(*image.size) for image in images]
     assert [len(words) for words in wanted] == [family.count(grid) for grid in grids]
     rows = torch.cat([family.rows(family.pixels(image), grid) for image, grid in zip(images, grids, strict=True)])
@@ -63,7 +63,7 @@ def test_prompts_are_those_of_the_whole_processor(case):
 @pytest.mark.parametrize("images", [[0], [3], [3, 0]])
 def test_placeholders_are_those_of_the_whole_processor(case, images):
     """Which needs torchvision for videos, so that only what it says of images is asked."""
-    opened = [Image.open(case.root / f"{n}.png") for n in images]
+    opened = case.opened(*(f"{n}.png" for n in images))
     processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
     processor.image_processor, processor.image_token = case.backbone.image_processor, "<image>"
     processor.num_image_tokens, processor.vision_feature_select_strategy = 16, "full"

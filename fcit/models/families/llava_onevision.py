@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import LlavaOnevisionConfig, LlavaOnevisionImageProcessorPil, Qwen2Config
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessorPil,
+    Qwen2Config,
+)
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.llava_next import WHOLE, LlavaNext
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.features import square
 from fcit.models.patches import Grid
 
@@ -77,6 +84,41 @@ class LlavaOnevision(LlavaNext):
                 "anyres_max_N, e.g. anyres_max_9, the most tiles whose words an image may have"
             )
         self._most = int(named[1])
+
+    @classmethod
+    def small(cls) -> Small:
+        """Sixteen words a tile, whose last two pixels no patch sees; a tower without CLS, at most nine tiles."""
+        canvases = [[34 * high, 34 * wide] for high in range(1, 4) for wide in range(1, 4)]
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            text = {"model_type": "qwen2", "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"], **TEXT}
+            tower = {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION, "image_size": 34}
+            config = LlavaOnevisionConfig(
+                vision_config=tower,
+                text_config=text,
+                image_token_index=ids["<image>"],
+                video_token_index=ids["<video>"],
+                image_grid_pinpoints=canvases,
+                vision_aspect_ratio="anyres_max_4",
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+            """As the chat template hands them over: the images of one conversation together."""
+            made = backbone.image_processor([list(images)], do_pad=False)
+            tiles = torch.cat([torch.from_numpy(tiles) for tiles in made["pixel_values"]])
+            counts = {name: torch.tensor(made[name]) for name in ("image_sizes", "batch_num_images")}
+            return {"pixel_values": tiles, **counts}
+
+        return Small(
+            make,
+            special=("<image>", "<video>"),
+            image="<image>\n",
+            processor=lambda: LlavaOnevisionImageProcessorPil(
+                size={"height": 34, "width": 34}, image_grid_pinpoints=canvases
+            ),
+            inputs=inputs,
+        )
 
     @cached_property
     def among(self) -> LlavaNext:
