@@ -65,6 +65,7 @@ MODELS = {
     "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
     "llava_next": "fcit.models.families.llava_next:LlavaNext",
+    "llava_onevision": "fcit.models.families.llava_onevision:LlavaOnevision",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
     "qwen3_vl": "fcit.models.families.qwen3:Qwen3",
     "smolvlm": "fcit.models.families.idefics3:SmolVLM",

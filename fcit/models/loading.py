@@ -226,8 +226,8 @@ def load_encoder(settings: configuration.Backbone) -> Encoder:
     source, _ = locate(settings.model, settings.identity)
     inspected = inspect(source, settings)
     family = inspected.family_with(SimpleNamespace(config=inspected.config), settings)
-    token = inspected.config.image_token_id
-    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings)
+    token, video = inspected.config.image_token_id, getattr(inspected.config, "video_token_id", None)
+    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings, video)
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:
