@@ -60,6 +60,7 @@ FEDOPTS = {
 
 #: Families of multimodal models by ``model_type`` in config.json; ``generic`` by ``backbone.family`` alone.
 MODELS = {
+    "gemma3": "fcit.models.families.gemma3:Gemma3",
     "generic": "fcit.models.families.generic:Generic",
     "idefics3": "fcit.models.families.idefics3:Idefics3",
     "internvl": "fcit.models.families.internvl:InternVL",

@@ -244,9 +244,9 @@ def loss_is_transformers_own(case: FamilyCase) -> None:
 
 
 def texts_are_transformers_own(case: FamilyCase) -> None:
-    """Greedy answers are those of transformers' own generate, by both decoders."""
+    """Greedy answers are those of transformers' own generate, by both decoders if that takes embeddings."""
     wanted = [case.generated(n) for n in range(len(case.questions))]
-    for decoder in ("auto", "transformers"):
+    for decoder in ("auto", "transformers") if case.backbone.answering.generates else ("auto",):
         with case.backbone.answering.by(decoder):
             texts = case.backbone.generate(case.questions, case.features, 8)
         require(texts == wanted, f"evaluation.decoder {decoder}: {texts} instead of {wanted}")

@@ -44,7 +44,7 @@ class Equal:
         return self._family.tag(placeholder)
 
     def text(self, image: str, placeholder: str) -> str:
-        return placeholder * self._family.tokens
+        return self._family.spelt(placeholder)
 
     def below(self, sizes: ImageSizes) -> Placeholders:
         return self

@@ -178,15 +178,20 @@ class Family(ABC):
         """Names how images are prepared beyond their processor; part of the name of cached features."""
         return "square" if self.settings.pad_to_square else ""
 
+    @property
+    def image_processor(self) -> Any:
+        """That of images alone."""
+        return self.processor.image_processor if self.whole else self.processor
+
     def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images as the processor is to see them."""
         if not self.settings.pad_to_square:
             return list(images)
-        return [square(image, self.processor.image_mean) for image in images]
+        return [square(image, self.image_processor.image_mean) for image in images]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """One image as the tower sees it; called in several threads at once."""
-        return processed(self.processor, self.prepared([image]))[0]
+        return processed(self.image_processor, self.prepared([image]))[0]
 
     @abstractmethod
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -202,6 +207,10 @@ class Family(ABC):
         """What a chat template writes in the place of an image; here a placeholder token."""
         return placeholder
 
+    def spelt(self, placeholder: str) -> str:
+        """What stands in the place of an image's tag in a prompt: as many placeholders as it has, and texts around."""
+        return placeholder * self.tokens
+
     @abstractmethod
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
         """Position ids of left-padded rows.
@@ -215,12 +224,13 @@ class Family(ABC):
         """Arguments ``generate`` needs beside embeddings and mask."""
         return {}
 
-    def beside(self, rows: torch.Tensor, pictured: torch.Tensor) -> AbstractContextManager[object]:
+    def beside(self, rows: torch.Tensor, pictured: torch.Tensor, mask: torch.Tensor) -> AbstractContextManager[object]:
         """Inside, the language model gets what it needs of images beside their words; here that is nothing.
 
         Args:
             rows: features of all images of a batch, as :meth:`project` or :meth:`AnySize.join` takes them.
             pictured: ``(B, L)`` bool, where their placeholders are.
+            mask: ``(B, L)``, 1 where there is a token.
         """
         return nullcontext()
 

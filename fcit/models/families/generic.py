@@ -27,7 +27,6 @@ from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import AnySize, Family, VisionSizes
 from fcit.models.families.small import TEXT, VISION, Small
-from fcit.models.features import square
 from fcit.models.patches import Grid
 from fcit.models.places import locate
 
@@ -210,11 +209,6 @@ class Generic(AnySize):
         return self._text(*grid).count(self._placeholder)
 
     kept = projected = count
-
-    def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        if not self.settings.pad_to_square:
-            return list(images)
-        return [square(image, self.processor.image_processor.image_mean) for image in images]
 
     def pixels(self, image: Image.Image) -> Any:
         """What ``get_image_features`` takes of what the processor makes."""
