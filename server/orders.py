@@ -30,6 +30,7 @@ from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
 from server.participants import Slot
+from server.ranks import Ranks
 
 
 class Orders:
@@ -37,6 +38,7 @@ class Orders:
 
     Args:
         planned: how often a participation's client will train on its records, for :attr:`TrainOrder.participations`.
+        ranks: of the clients; default: all train at the run's rank.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class Orders:
         fedopt: FedOpt,
         run: str = "",
         planned: Callable[[Slot], int] = lambda slot: 0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.run, self._planned = run, planned
+        self.run, self._planned, self._ranks = run, planned, ranks
         self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
@@ -84,6 +87,8 @@ class Orders:
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
+        if self._ranks is not None:
+            subspace = self._ranks.sent(name, subspace, slot.client)
         frozen = self.frozen(state, name)
         tensors = {**state.shared, **subspace}
         extra = self.method.broadcast(state, slot.pair)

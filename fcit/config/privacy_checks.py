@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fcit import registry
 from fcit.config.schema import RunConfig
 
 
@@ -48,10 +49,10 @@ def contradictions(config: RunConfig) -> list[str]:
             "'bfloat16' that is the rounding of these tensors, too, which every client would send; choose "
             "federation.wire: float32"
         )
-    if config.factors == "svd":
+    if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
-            "privacy.client_dp: 'on' adds noise to sums of A and of B, and factors: 'svd' decomposes the sum of their "
-            "products, which has none; choose factors: frozen_a, alternate or separate"
+            f"privacy.client_dp: 'on' adds noise to sums of A and of B, and factors: {config.factors!r} needs products "
+            "of single updates, which have none; choose factors: frozen_a, alternate or separate"
         )
     return problems
 

@@ -38,6 +38,8 @@ TYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("bool", *(f"{u}int{8 * n}" for u in ("", "u") for n in (1, 2, 4, 8)), "float16", "float32", "float64")
 }
+#: Bytes of a float32 number on the wire, by ``federation.wire``.
+WIDTHS = {"float32": 4, BFLOAT16: 2}
 _STORED = {**TYPES, BFLOAT16: np.dtype("<u2")}
 
 
