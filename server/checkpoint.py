@@ -125,7 +125,12 @@ def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors = {f"shared/{k}": v for k, v in state.shared.items()}
     for name, subspace in state.subspaces.items():
         tensors |= {f"subspace/{name}/{k}": v for k, v in subspace.items()}
-    memory, remembered = trees.flatten({"method": state.memory, "fedopt": _safe(state.optimizers)}, "memory")
+    parts = {
+        "method": state.memory,
+        "fedopt": _safe(state.optimizers),
+        "factors": list(map(list, state.factors.items())),
+    }
+    memory, remembered = trees.flatten(parts, "memory")
     head = {
         "subspaces": list(state.subspaces),
         "assigned": [[client, shard, name] for (client, shard), name in sorted(state.assigned.items())],
@@ -210,6 +215,7 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
         memory = trees.restore(head["memory"], tensors)
         state.memory = memory["method"]
         state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
+        state.factors = dict(memory.get("factors", []))  # older checkpoints have none
         progress = Progress(**raw["progress"])  # no other names
         return state, TypeAdapter(Progress).validate_python(asdict(progress))  # and of these types
     except (KeyError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ from fcit.methods.base import Factory, Method, Pair, ServerState
 from fcit.models.layout import is_projector
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import Watcher
-from server import checkpoint, results, routing_file, token_privacy
+from server import checkpoint, results, routing_file, rules, token_privacy
 from server.assigner import Assigner
 from server.checkpoint import Progress
 from server.collect import Collector
@@ -279,7 +279,8 @@ class Loop:
         """
         with self.journal.timed("aggregation"):
             rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
-            aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
+            scratch, kept = self.run.spill / "robust", self.state.factors
+            aggregator = Aggregator(self.fedopt, *rules, scratch, summed, kept)
             if self.privacy is None:
                 self.method.aggregate(self.state, self.ranks.pruned(self.updates, orders), aggregator)
             else:
@@ -324,6 +325,7 @@ class Loop:
     def _end_stage(self) -> None:
         """Tell the method that the stage is over, once."""
         if not self.progress.ended:
+            rules.end_stage(self.orders.factors, self.state, self.journal)
             self.method.end_stage(self.state, self.progress.stage)
             if self.privacy is not None:
                 self.privacy.end_stage()

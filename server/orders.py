@@ -16,6 +16,7 @@ from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
+    KEPT,
     NAME,
     ClientUpdate,
     DescribeOrder,
@@ -86,7 +87,8 @@ class Orders:
             RunError: the method broadcasts something other than float32 arrays.
         """
         name = state.assigned[slot.pair]
-        subspace = state.subspaces[name]
+        bank, kept = state.subspaces[name], state.factors.get(name, {})
+        subspace = self.factors.outgoing(name, bank, kept, self.config.seed)
         if self._ranks is not None:
             subspace = self._ranks.sent(name, subspace, slot.client)
         frozen = self.frozen(state, name)
@@ -98,6 +100,7 @@ class Orders:
         for prefix, more in ((EXTRA, extra), (FEDOPT, self._variates(state, name, frozen))):
             tensors |= {f"{prefix}{key}": value for key, value in more.items()}
         constants = self._constants(state)
+        constants |= {f"{KEPT}{group}": t for group, t in self.factors.constants(name, bank, kept).items()}
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(

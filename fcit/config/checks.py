@@ -229,6 +229,11 @@ def _misfits(config: RunConfig) -> list[str]:
             f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
             "between; choose fedopt: fedavg or fedprox, or factors: separate"
         )
+    elif rule.personal and fedopt.sums():
+        problems.append(
+            f"factors: {config.factors!r} has clients send A alone, and fedopt: {names[1]!r} sums what they return of "
+            "both factors; choose another fedopt, or factors: separate"
+        )
     elif not rule.by_records and fedopt.sums():
         problems.append(
             f"factors: {config.factors!r} weighs clients by what they have learnt, and fedopt: {names[1]!r} sums what "
