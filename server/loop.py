@@ -34,6 +34,7 @@ from server.handshake import Handshake
 from server.journal import Journal, remarks
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
+from server.personal import PersonalEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
@@ -99,7 +100,8 @@ class Loop:
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
-            return Evaluation(self.config, self.stream, *parts)
+            kind = PersonalEvaluation if self.orders.factors.personal else Evaluation
+            return kind(self.config, self.stream, *parts)
         return SiteEvaluation(self.config, self.stream, *parts)
 
     def start(self) -> AccuracyMatrix:
@@ -386,7 +388,8 @@ class Loop:
             spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
+            if not self.orders.factors.personal:  # else nothing here answers questions
+                routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
             parts = self.config, self.stream, self.method, self.state, self.progress
             results.write(self.run, *parts, matrix, by_site, spent)

@@ -52,7 +52,7 @@ from fcit.federation.messages import (
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
-from fcit.io.trees import under
+from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
@@ -337,11 +337,19 @@ class Worker:
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
-        texts, weights = self._answering.answers(order, knowledge, order.dataset, slice(order.first, order.last))
+        stretch = slice(order.first, order.last)
+        texts, weights = self._answering.answers(order, knowledge, order.dataset, stretch, self._own(order))
         tensors = {} if weights is None else {"mix": weights}
         return Answers(
             dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
         )
+
+    def _own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
+        """What a client makes of the server's subspaces before it answers: with ``factors: fedsa``, its own."""
+        if not self.factors.personal or order.client is None:
+            return lambda subspaces: subspaces
+        kept = self.memory.load(order.client, order.memory).get("factors", {})
+        return lambda subspaces: self.factors.own(order.names, subspaces, kept)
 
     def score(self, order: ScoreOrder) -> SiteScores:
         """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
@@ -354,7 +362,7 @@ class Worker:
             raise Refused("the order is to score, but SITE.yaml has stream: benchmark")
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
-            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None))
+            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None), self._own(order))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return SiteScores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 

@@ -9,7 +9,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks, rank_checks, record_checks, secure_checks, token_checks, trainer_checks
+from fcit.config import (
+    personal_checks,
+    privacy_checks,
+    rank_checks,
+    record_checks,
+    secure_checks,
+    token_checks,
+    trainer_checks,
+)
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -229,11 +237,6 @@ def _misfits(config: RunConfig) -> list[str]:
             f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
             "between; choose fedopt: fedavg or fedprox, or factors: separate"
         )
-    elif rule.personal and fedopt.sums():
-        problems.append(
-            f"factors: {config.factors!r} has clients send A alone, and fedopt: {names[1]!r} sums what they return of "
-            "both factors; choose another fedopt, or factors: separate"
-        )
     elif not rule.by_records and fedopt.sums():
         problems.append(
             f"factors: {config.factors!r} weighs clients by what they have learnt, and fedopt: {names[1]!r} sums what "
@@ -259,7 +262,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
-    problems += rank_checks.misfits(config, method, fedopt)
+    problems += rank_checks.misfits(config, method, fedopt) + personal_checks.misfits(config, method, fedopt)
     problems += trainer_checks.misfits(config, type(method), fedopt)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []

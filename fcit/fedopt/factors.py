@@ -57,6 +57,15 @@ class Separate:
     def finish(self, session: Any) -> None:
         """After a client's last step."""
 
+    def own(self, names: list[str], subspaces: list[Tensors], memory: dict[str, Any]) -> list[Tensors]:
+        """Subspaces as a client answers questions with; default: the server's.
+
+        Args:
+            names: of the subspaces.
+            memory: what :meth:`finish` has left in the session's memory.
+        """
+        return subspaces
+
     # ------------------------------------------------------------------ server
 
     def outgoing(self, home: str, bank: Tensors, memory: dict[str, Any], seed: int) -> Tensors:

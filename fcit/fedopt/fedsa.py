@@ -45,12 +45,7 @@ class FedSA(Separate):
         session.memory[_key(session.subspace)] = {n: t for n, t in session.adapters.read().items() if B in n}
 
     def own(self, names: list[str], subspaces: list[Tensors], memory: dict[str, Any]) -> list[Tensors]:
-        """Subspaces as a client has them.
-
-        Args:
-            names: of the subspaces.
-            memory: as it was left by :meth:`finish`.
-        """
+        """The server's A with the client's own B; subspaces it has not trained stay as they are, with B = 0."""
         held = [memory.get(_key(name), {}) for name in names]
         return [
             {n: padded(n, kept[n], t.shape[1]) if n in kept and is_factor(n) else t for n, t in tensors.items()}

@@ -52,8 +52,8 @@ class Stacked(Separate):
 
     def _append(self, memory: dict[str, Any], piece: Tensors) -> None:
         """A new piece; one without tensors is none."""
-        pieces, count = memory.setdefault("pieces", []), memory.get("count", 0)
         if piece:
+            pieces, count = memory.setdefault("pieces", []), memory.get("count", 0)
             pieces.append([count, [[name, tensor] for name, tensor in piece.items()]])
             memory["count"] = count + 1
 
