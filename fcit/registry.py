@@ -74,6 +74,9 @@ MODELS = {
 
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
+    "fedex": "fcit.fedopt.stacked:FedEx",
+    "fedsa": "fcit.fedopt.fedsa:FedSA",
+    "flora": "fcit.fedopt.stacked:Flora",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
     "hetlora": "fcit.fedopt.hetlora:Hetlora",
     "hlora": "fcit.fedopt.factors:Hlora",
