@@ -66,6 +66,7 @@ MODELS = {
     "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
     "llava_next": "fcit.models.families.llava_next:LlavaNext",
+    "llava_onevision": "fcit.models.families.llava_onevision:LlavaOnevision",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
     "qwen3_vl": "fcit.models.families.qwen3:Qwen3",
     "smolvlm": "fcit.models.families.idefics3:SmolVLM",
@@ -73,7 +74,11 @@ MODELS = {
 
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
+    "fedex": "fcit.fedopt.stacked:FedEx",
+    "fedsa": "fcit.fedopt.fedsa:FedSA",
+    "flora": "fcit.fedopt.stacked:Flora",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
+    "hetlora": "fcit.fedopt.hetlora:Hetlora",
     "hlora": "fcit.fedopt.factors:Hlora",
     "separate": "fcit.fedopt.factors:Separate",
     "svd": "fcit.fedopt.factors:Svd",

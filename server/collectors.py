@@ -8,8 +8,11 @@ from fcit.federation.messages import Probe
 from fcit.methods.base import Factory
 from fcit.models.layout import is_projector
 from server.assigner import Assigner
+from server.asynchronous import AsyncCollector
 from server.collect import Collector
+from server.dispatch import Dispatcher
 from server.gather import Gathering
+from server.late import LateSpill
 from server.secure import SecureCollector
 from server.sums import Sums
 
@@ -48,4 +51,8 @@ def collector(loop: Loop, probe: Probe) -> Gathering:
     }
     if isinstance(loop.updates, Sums):
         return SecureCollector(**parts, sums=loop.updates, clip=loop.clip)
+    if isinstance(loop.updates, LateSpill):
+        keys = "config", "stream", "state", "progress", "orders", "clock"
+        dispatcher = Dispatcher(**{key: parts[key] for key in keys}, assign=assigner.assign)
+        return AsyncCollector(**parts, validator=loop.validator, spill=loop.updates, dispatcher=dispatcher)
     return Collector(**parts, validator=loop.validator, spill=loop.updates)

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from fcit import registry
 from fcit.config import (
+    async_checks,
     device_checks,
+    personal_checks,
     privacy_checks,
     rank_checks,
     record_checks,
@@ -94,7 +96,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
             f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
         )
-    if federation.min_updates > federation.clients_per_round:
+    if federation.min_updates > federation.clients_per_round and federation.mode == "sync":
         problems.append(
             f"federation.min_updates: {federation.min_updates} can never be reached with "
             f"{federation.clients_per_round} clients per round"
@@ -112,6 +114,7 @@ def contradictions(config: RunConfig) -> list[str]:
         )
     for part in (
         rank_checks,
+        async_checks,
         device_checks,
         privacy_checks,
         record_checks,
@@ -265,6 +268,11 @@ def _misfits(config: RunConfig) -> list[str]:
             f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
             "between; choose fedopt: fedavg or fedprox, or factors: separate"
         )
+    elif not rule.by_records and fedopt.sums():
+        problems.append(
+            f"factors: {config.factors!r} weighs clients by what they have learnt, and fedopt: {names[1]!r} sums what "
+            "they return as if all weighed alike; choose another fedopt, or factors: separate"
+        )
     if config.factors == "alternate" and not fedopt.halves:
         problems.append(
             f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
@@ -285,8 +293,9 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
-    problems += rank_checks.misfits(config, method, fedopt)
+    problems += rank_checks.misfits(config, method, fedopt) + personal_checks.misfits(config, method, fedopt)
     problems += device_checks.misfits(config, method)
+    problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
@@ -299,6 +308,9 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Settings under which a robust rule would not protect the model, or never apply."""
     least = registry.resolve("robust", config.robust).least
     rule, problems = f"robust: {config.robust!r}", []
+    key, updates = "federation.clients_per_round", config.federation.clients_per_round
+    if config.federation.mode == "async":
+        key, updates = "asynchronous.buffer", async_checks.buffer_of(config)
     if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
             f"{rule} looks at A and B one by one, and factors: {config.factors!r} looks at the products of updates; "
@@ -319,9 +331,8 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
             "choose robust: none"
         )
-    elif config.federation.clients_per_round < least:
+    elif updates < least:
         problems.append(
-            f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
-            f"raise it to {least} or more, or choose robust: none"
+            f"{rule} needs {least} updates, and {key} is {updates}; raise it to {least} or more, or choose robust: none"
         )
     return problems

@@ -158,8 +158,10 @@ class Backbone:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokeniser of records and questions."""
-        token = self._base.config.image_token_id
-        return Encoder(self.tokenizer, self._template, token, placeholders_of(self.family), self.config)
+        config = self._base.config
+        video = getattr(config, "video_token_id", None)
+        placeholders = placeholders_of(self.family)
+        return Encoder(self.tokenizer, self._template, config.image_token_id, placeholders, self.config, video)
 
     def encoder_below(self, root: Path | None) -> Encoder:
         """The tokeniser of records with images below ``root``; None: of typical ones."""

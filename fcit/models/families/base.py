@@ -301,6 +301,14 @@ class AnySize(Family):
         return {}
 
     @property
+    def among(self) -> AnySize:
+        """This family as it sees an image that is one of several of a conversation: most see it as one alone.
+
+        It has the same weights, ``shape``, ``count``, ``kept``, ``join`` and ``projected``: those of its grids.
+        """
+        return self
+
+    @property
     def native(self) -> bool:
         """Whether images keep their size; False: ``backbone.image_size`` gives all of them one."""
         return self.settings.image_size == "native"
