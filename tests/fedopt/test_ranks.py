@@ -145,6 +145,11 @@ def test_ranks_of_clients():
     assert [ranks.assigned(with_ranks([2, 4, 8]), client) for client in range(3)] == [2, 4, 8]
 
 
+def test_the_mean_rank():
+    given = (None, 4, [2, 4, 9], {4: 0.5, 8: 0.25, 16: 0.25})
+    assert [ranks.expected(with_ranks(ranks_)) for ranks_ in given] == [16, 4, 5, 8]
+
+
 def test_shares_are_drawn_from_seed_and_client_alone():
     shares = {4: 0.5, 8: 0.3, 16: 0.2}
     few, many = (with_ranks(shares, federation={"clients": n}, method=m) for n, m in ((50, "disco"), (2000, "ewc")))
@@ -181,6 +186,10 @@ def test_ranks_survive_the_text_of_an_order():
         ({"privacy": {"client_dp": "on", "epsilon": 8}}, r"client_dp: 'on' compares or adds"),
         ({"adapter": {"ranks": 4, "min_rank": 2}}, r"adapter.min_rank: 2 has no effect with factors: 'separate'"),
         ({"sites": {"min_rank": 6}, "adapter": {"ranks": 4}}, r"sites.min_rank: 6 is more than the smallest rank"),
+        (
+            {"federation": {"mode": "async"}, "devices": {"profile": "lognormal"}},
+            r"federation.mode: 'async' compares or adds",
+        ),
         ({"setting": "centralised"}, r"adapter.ranks: 4 is about several clients"),
     ],
 )
