@@ -134,10 +134,9 @@ class Evaluation:
             whom = "no client" if client is None else f"client {client}, which is to answer by itself,"
             raise Unanswered(f"evaluation: {whom} is connected; `fcit resume {self.run.path}` tries again")
         phase = "before" if untouched else str(progress.stage) if client is None else f"{progress.stage}.{client}"
+        own = [] if client is None else [client]
         orders = list(
-            self.orders.untouched(due, nodes)
-            if untouched
-            else self.orders.evaluate(state, progress, due, nodes, client)
+            self.orders.untouched(due, nodes) if untouched else self.orders.evaluate(state, progress, due, nodes, *own)
         )
         parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         open_ = {(order.dataset, order.first): (node, order) for node, order in orders}

@@ -16,6 +16,7 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
 from fcit.errors import FCITError
+from fcit.federation import ranks
 from fcit.federation.packing import WIDTHS
 from fcit.federation.sampling import sample
 from fcit.methods.base import Method
@@ -90,7 +91,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             measuring=each if method.measures else 0,
             training=training,
             answering=answering,
-            down=training * (adapter + sent) + (answering or 0) * mixture,
+            down=training * (_begun(config, shape, number) + sent) + (answering or 0) * mixture,
             up=up,
         )
         known |= pairs
@@ -110,12 +111,20 @@ def _last(stream: Stream, stage: int) -> bool:
     return stage == stream.stage_count - 1
 
 
+def _begun(config: RunConfig, shape: Shape, number: int) -> float:
+    """Bytes of an adapter that a training order carries; pieces of ``factors: flora`` and ``fedex`` come beside."""
+    personal = registry.resolve("factors", config.factors).personal
+    numbers = sum(inner + (0 if personal else outer) for inner, outer in shape.adapted)
+    return float(number * ranks.expected(config) * numbers)
+
+
 def _updated(config: RunConfig, shape: Shape, number: int, turn: int) -> float:
     """Bytes of what is trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
-    frozen = registry.resolve("factors", config.factors)().frozen([A, B], turn)
+    rule = registry.resolve("factors", config.factors)()
+    frozen = [*rule.frozen([A, B], turn), *([B] if rule.personal else [])]
     rows = sum(inner for inner, _ in shape.adapted) * (A not in frozen)
     columns = sum(outer for _, outer in shape.adapted) * (B not in frozen)
-    return float(number * config.adapter.rank * (rows + columns))
+    return float(number * ranks.expected(config) * (rows + columns))
 
 
 def _answering(config: RunConfig, stream: Stream, stage: int) -> int | None:
