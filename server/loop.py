@@ -107,7 +107,7 @@ class Loop:
         """Where updates wait for their aggregation."""
         if self.config.federation.mode == "async" and self.progress.timeline is not None:
             rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
-            return LateSpill(self.run, rule, [flight.name for flight in self.progress.timeline.flights])
+            return LateSpill(self.run, rule, self.progress.timeline.flights)
         return Sums() if self.config.privacy.secure else Spill(self.run)
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:
