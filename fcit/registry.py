@@ -60,11 +60,13 @@ FEDOPTS = {
 
 #: Families of multimodal models by ``model_type`` in config.json; ``generic`` by ``backbone.family`` alone.
 MODELS = {
+    "gemma3": "fcit.models.families.gemma3:Gemma3",
     "generic": "fcit.models.families.generic:Generic",
     "idefics3": "fcit.models.families.idefics3:Idefics3",
     "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
     "llava_next": "fcit.models.families.llava_next:LlavaNext",
+    "llava_onevision": "fcit.models.families.llava_onevision:LlavaOnevision",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
     "qwen3_vl": "fcit.models.families.qwen3:Qwen3",
     "smolvlm": "fcit.models.families.idefics3:SmolVLM",
@@ -72,7 +74,11 @@ MODELS = {
 
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
+    "fedex": "fcit.fedopt.stacked:FedEx",
+    "fedsa": "fcit.fedopt.fedsa:FedSA",
+    "flora": "fcit.fedopt.stacked:Flora",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
+    "hetlora": "fcit.fedopt.hetlora:Hetlora",
     "hlora": "fcit.fedopt.factors:Hlora",
     "separate": "fcit.fedopt.factors:Separate",
     "svd": "fcit.fedopt.factors:Svd",
@@ -206,6 +212,7 @@ KINDS = {
 _REQUIRED = {
     "method": ("fcit.methods.base:Method", "a subclass of fcit.methods.base.Method"),
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
+    "model": ("fcit.models.families.base:Family", "a subclass of fcit.models.families.base.Family"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
     "trainer": ("", "a function (task) -> a Trainer with train()"),

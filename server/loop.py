@@ -22,7 +22,7 @@ from fcit.io.files import write_json, writing
 from fcit.methods.base import Method, Pair, ServerState
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import Watcher
-from server import checkpoint, collectors, results, routing_file, token_privacy
+from server import checkpoint, collectors, results, routing_file, rules, token_privacy
 from server.checkpoint import Progress
 from server.clock import Clock
 from server.courier import Courier
@@ -33,6 +33,7 @@ from server.journal import Journal, remarks
 from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
+from server.personal import PersonalEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
@@ -113,7 +114,8 @@ class Loop:
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
-            return Evaluation(self.config, self.stream, *parts)
+            kind = PersonalEvaluation if self.orders.factors.personal else Evaluation
+            return kind(self.config, self.stream, *parts)
         return SiteEvaluation(self.config, self.stream, *parts)
 
     def start(self) -> AccuracyMatrix:
@@ -268,9 +270,10 @@ class Loop:
         """
         with self.journal.timed("aggregation"):
             rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
-            aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
+            scratch, kept = self.run.spill / "robust", self.state.factors
+            aggregator = Aggregator(self.fedopt, *rules, scratch, summed, kept)
             if self.privacy is None:
-                self.method.aggregate(self.state, self.updates, aggregator)
+                self.method.aggregate(self.state, self.ranks.pruned(self.updates, self.state.subspaces), aggregator)
             else:
                 self.privacy.aggregate(self.method, self.state, slots, self.updates, aggregator)
         return aggregator
@@ -286,7 +289,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers:
+            if self.method.remembers or self.fedopt.remembers or self.orders.factors.remembers:
                 progress.memories[str(pair[0])] = memory_version(order.stage, order.round)
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
@@ -314,6 +317,7 @@ class Loop:
     def _end_stage(self) -> None:
         """Tell the method that the stage is over, once."""
         if not self.progress.ended:
+            rules.end_stage(self.orders.factors, self.state, self.journal)
             self.method.end_stage(self.state, self.progress.stage)
             if self.privacy is not None:
                 self.privacy.end_stage()
@@ -376,7 +380,8 @@ class Loop:
             spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
+            if not self.orders.factors.personal:  # else nothing here answers questions
+                routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
             parts = self.config, self.stream, self.method, self.state, self.progress
             results.write(self.run, *parts, matrix, by_site, spent)

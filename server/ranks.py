@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.rank_checks import mixed
 from fcit.federation import ranks
 from fcit.federation.messages import ClientUpdate
+from fcit.fedopt.factors import Separate
 from fcit.io.trees import Tensors
-from fcit.models.ranks import cut
+from fcit.methods.base import Update
+from fcit.models.ranks import cut, rank_of
 from server.checkpoint import Progress
 
 
@@ -29,6 +33,8 @@ class Ranks:
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self._config, self._progress = config, progress
         self.afforded: dict[int, int] = {}
+        self._rule: Separate = registry.resolve("factors", config.factors)()
+        self._pruned: dict[int, int] = {}  # in the round at hand
         self._views: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
 
     @property
@@ -38,10 +44,10 @@ class Ranks:
 
     def of(self, client: int) -> int:
         """The rank of a client; a site's own choice counts within the run's bounds."""
-        rank = ranks.assigned(self._config, client)
-        if self._config.sites.min_rank is None:
-            return rank
-        return max(min(rank, self.afforded.get(client, rank)), self._config.sites.min_rank)
+        rank, least = ranks.assigned(self._config, client), self._config.sites.min_rank
+        if least is not None:
+            rank = max(min(rank, self.afforded.get(client, rank)), least)
+        return min(rank, self._progress.ranks.get(str(client), rank))
 
     def sent(self, home: str, tensors: Tensors, client: int) -> Tensors:
         """The tensors of a subspace at a client's rank.
@@ -62,10 +68,30 @@ class Ranks:
             self._views[home, name, rank] = tensor, view
         return view
 
+    def pruned(self, updates: Iterable[Update], subspaces: Mapping[str, Tensors]) -> Iterable[Update]:
+        """The updates of a round, cut to the rank that their client goes on with.
+
+        Args:
+            subspaces: those that their orders were made from, by name.
+        """
+        return self._cut(updates, dict(subspaces)) if self._rule.prunes and self.mixed else updates
+
+    def _cut(self, updates: Iterable[Update], subspaces: dict[str, Tensors]) -> Iterator[Update]:
+        least = self._config.adapter.min_rank or ranks.smallest(self._config)
+        for update in updates:
+            before = self.sent(update.subspace, subspaces[update.subspace], update.client)
+            rank = max(least, self._rule.pruned(before, update.tensors))
+            if rank < rank_of(update.tensors):
+                self._pruned[update.client] = rank
+                update = replace(update, tensors={n: cut(n, t, rank) for n, t in update.tensors.items()})
+            yield update
+
     # ------------------------------------------------------------------ cost
 
     def count(self, heads: list[ClientUpdate | None], traffic: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
-        """Add a round to the cost of every rank; returns the entries of its event about ranks.
+        """End a round: add it to the cost of every rank; returns the entries of its event about ranks.
+
+        From now on clients have the ranks that they were cut to.
 
         Args:
             heads: accepted updates in the order of the participations, None for one that is lacking.
@@ -79,10 +105,15 @@ class Ranks:
             cost["client_rounds"] += 1
             for way, size in zip(("down", "up"), traffic.get(client, (0, 0)), strict=True):
                 cost[way] += size
-        return {
+        values: dict[str, Any] = {
             "ranks": {client: self.of(client) for client in clients},
             "client_bytes": {client: list(traffic.get(client, (0, 0))) for client in clients},
         }
+        if self._pruned:
+            values["pruned"] = dict(sorted(self._pruned.items()))
+            self._progress.ranks |= {str(client): rank for client, rank in self._pruned.items()}
+            self._pruned = {}
+        return values
 
 
 def cost(progress: Progress) -> dict[str, Any]:

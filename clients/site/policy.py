@@ -152,11 +152,13 @@ def _refuse_own_parts(raw: dict[str, Any]) -> None:
     named += [("trackers", tracker) for tracker in (trackers if isinstance(trackers, list) else [trackers])]
     training = raw.get("training")
     named.append(("training.trainer", training.get("trainer") if isinstance(training, dict) else None))
+    backbone = raw.get("backbone")
+    named.append(("backbone.family", backbone.get("family") if isinstance(backbone, dict) else None))
+    fixed = {"benchmark": shipped(), "backbone.family": ["auto", "generic"]}
     for key, name in named:
         if isinstance(name, str) and registry.is_own(name):
-            allowed = (
-                shipped() if key == "benchmark" else sorted(registry.KINDS[key.rpartition(".")[2].removesuffix("s")])
-            )
+            kind = key.rpartition(".")[2].removesuffix("s")
+            allowed = fixed[key] if key in fixed else sorted(registry.KINDS[kind])
             raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clients.worker.rules import Local
 from clients.worker.training import Outcome, learning_rates, presented
 from fcit import registry, seeding
 from fcit.config import RunConfig
@@ -15,7 +16,13 @@ from fcit.methods.base import Method, Session
 
 
 def train_by(
-    name: str, config: RunConfig, method: Method, fedopt: FedOpt, order: TrainOrder, sessions: tuple[Session, Session]
+    name: str,
+    config: RunConfig,
+    method: Method,
+    fedopt: FedOpt,
+    order: TrainOrder,
+    sessions: tuple[Session, Session],
+    local: Local | None = None,
 ) -> Outcome:
     """Train the loaded slot with the trainer called ``name``: same records, order and number of steps as the loop.
 
@@ -31,9 +38,13 @@ def train_by(
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen),
     ):
+        if local is not None:
+            local.prepare()
         for part, view in hooks:
             part.prepare(view)
         rates = list(learning_rates(training, steps))
         loss = hf.train(registry.resolve("trainer", name), name, session, indices, rates, training)
         extra, more = (part.finish(view) for part, view in hooks)
+        if local is not None:
+            local.finish()
     return Outcome(len(indices) // epochs, steps, loss, extra, more)

@@ -20,6 +20,7 @@ from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
 from clients.worker.record_trainings import RecordTrainings
+from clients.worker.rules import Local
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import measure, train
@@ -35,6 +36,7 @@ from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
+    KEPT,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -48,8 +50,9 @@ from fcit.federation.messages import (
     memory_version,
 )
 from fcit.fedopt.base import FedOpt
+from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
-from fcit.io.trees import under
+from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
@@ -87,6 +90,7 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.factors: Separate = registry.resolve("factors", config.factors)()
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
@@ -122,7 +126,7 @@ class Worker:
         """
         privacy = self.config.privacy
         keeps = self._remembers or privacy.records or privacy.secure or privacy.tokens
-        if keeps or type(self.method).constants is not Method.constants:
+        if keeps or self.factors.keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
             accountant.require("privacy.record_dp: 'on'")
@@ -196,7 +200,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         if self.method.measures:
             self._enough(order.client, tasks, "measurement", self.method.measured_records)
-        sessions, remembered = self._sessions(order, tasks)
+        sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
         self.backbone.layers.begin()
@@ -206,11 +210,11 @@ class Worker:
         with computed(self.backbone, config.training):
             if order.measure:
                 return self._measured(order, sessions[0], begin)
-            private = self._private(config, order, tasks, sessions[0], remembered)
+            private = self._private(config, order, tasks, (sessions[0], local.session), remembered)
             if (trainer := config.training.trainer) is not None:
-                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions)
+                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions, local)
             else:
-                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private, local)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))
         trained = order.trained
@@ -220,16 +224,12 @@ class Worker:
         if self._remembers:
             self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
         kept = self.memory.size(order.client) if self._remembers or order.constants else 0
-        return ClientUpdate(
-            stage=order.stage,
-            round=order.round,
-            client=order.client,
-            shard=order.shard,
-            subspace=order.subspace,
+        return self._update(
+            order,
+            begin,
             examples=outcome.examples,
             steps=outcome.steps,
             loss=outcome.loss if private is None else 0.0,  # a mean over records, without noise
-            seconds=time.perf_counter() - begin,
             tensors=changed,
             kept=kept,
             **self._remarks(config, order, tasks, outcome.overflowed),
@@ -247,7 +247,7 @@ class Worker:
         return RecordTrainings(self.memory.root / str(client) / "records" / "trainings")
 
     def _private(
-        self, config: RunConfig, order: TrainOrder, tasks: list[int], session: Session, memory: dict[str, Any]
+        self, config: RunConfig, order: TrainOrder, tasks: list[int], views: tuple[Session, Session], memory: Any
     ) -> Private | None:
         """The private steps of a training, if it is to have them; what they spend is noted before they are taken.
 
@@ -257,8 +257,8 @@ class Worker:
         privacy = config.privacy
         if not privacy.records:
             return None
-        secret, kept = self._secret(order.client), (memory, session.constants)
-        private = Private(config, order, secret, len(session.examples), kept)
+        kept = memory, {**views[0].constants, **views[1].constants}
+        private = Private(config, order, self._secret(order.client), len(views[0].examples), kept)
         origins = [self.data.origin(task) for task in tasks]
         if not privacy.reproducible_noise:
             private.begin(self._trainings(order.client), origins)
@@ -268,26 +268,23 @@ class Worker:
     def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:
         """What the method measures on the shard; the client remembers nothing of it."""
         tensors = {f"{EXTRA}{n}": t for n, t in measure(self.method, order, session).items()}
-        return ClientUpdate(
-            stage=order.stage,
-            round=order.round,
-            client=order.client,
-            shard=order.shard,
-            subspace=order.subspace,
-            examples=len(session.examples),
-            steps=0,
-            loss=0.0,
-            seconds=time.perf_counter() - begin,
-            tensors=tensors,
-            kept=self.memory.size(order.client) if self._remembers or order.constants else 0,
-        )
+        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
+        count = len(session.examples)
+        return self._update(order, begin, examples=count, steps=0, loss=0.0, tensors=tensors, kept=kept)
+
+    @staticmethod
+    def _update(order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
+        """The update to an order that was begun at this time."""
+        names = ("stage", "round", "client", "shard", "subspace")
+        of_order = {name: getattr(order, name) for name in names}
+        return ClientUpdate(**of_order, seconds=time.perf_counter() - begin, **values)
 
     @property
     def _remembers(self) -> bool:
-        return self.method.remembers or self.fedopt.remembers
+        return self.method.remembers or self.fedopt.remembers or self.factors.remembers
 
-    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
-        """The sessions of method and federated optimiser, and the memory that both write into."""
+    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], Local, dict[str, Any]]:
+        """The sessions of method, federated optimiser and rule for factors, and the memory that they write into."""
         records = self._records(order.client, tasks)
         examples = self._encoded(order.client, tasks, records)
         if not examples:
@@ -305,7 +302,7 @@ class Worker:
         last = order.round == self.method.rounds(order.stage) - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples
-        of_method, of_fedopt = (
+        of_method, of_fedopt, of_rule = (
             Session(
                 backbone=self.backbone,
                 adapters=self.adapters,
@@ -317,7 +314,7 @@ class Worker:
                 received=under(order.tensors, prefix),
                 brief=order.brief,
                 memory=memory.setdefault(owner, {}),
-                constants=constants,
+                constants={n: t for n, t in constants.items() if n.startswith(KEPT) == (owner == "factors")},
                 examples=seen,
                 records=texts,
                 identity=identity,
@@ -328,12 +325,13 @@ class Worker:
             for owner, prefix, seen, texts in (
                 ("method", EXTRA, examples, records),
                 ("fedopt", FEDOPT, of_optimiser, ()),
+                ("factors", KEPT, (), ()),
             )
         )
         of_method.examples = self.method.select(of_method)
         if of_fedopt.examples:
             of_fedopt.examples = of_method.examples
-        return (of_method, of_fedopt), memory
+        return (of_method, of_fedopt), Local(self.factors, of_rule), memory
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
         """Answer a stretch of a dataset greedily in batches, routing every question."""
@@ -341,11 +339,19 @@ class Worker:
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
-        texts, weights = self._answering.answers(order, knowledge, order.dataset, slice(order.first, order.last))
+        stretch = slice(order.first, order.last)
+        texts, weights = self._answering.answers(order, knowledge, order.dataset, stretch, self._own(order))
         tensors = {} if weights is None else {"mix": weights}
         return Answers(
             dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
         )
+
+    def _own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
+        """What a client makes of the server's subspaces before it answers: with ``factors: fedsa``, its own."""
+        if not self.factors.personal or order.client is None:
+            return lambda subspaces: subspaces
+        kept = self.memory.load(order.client, order.memory).get("factors", {})
+        return lambda subspaces: self.factors.own(order.names, subspaces, kept)
 
     def score(self, order: ScoreOrder) -> SiteScores:
         """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
@@ -358,7 +364,7 @@ class Worker:
             raise Refused("the order is to score, but SITE.yaml has stream: benchmark")
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
-            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None))
+            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None), self._own(order))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return SiteScores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 

@@ -220,6 +220,8 @@ def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         models = {key: raw["backbone"].get(key) for key in ("model", "identity")}
         paths = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
         raw["backbone"] = {**raw["backbone"], **paths}
+        if isinstance(raw["backbone"].get("family"), str):
+            raw["backbone"]["family"] = registry.anchored(raw["backbone"]["family"], folder)
     if isinstance(raw.get("output"), str) and raw["output"].startswith("~"):
         raw["output"] = bounded.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):

@@ -12,6 +12,7 @@ from fcit import registry
 from fcit.config import (
     async_checks,
     device_checks,
+    personal_checks,
     privacy_checks,
     rank_checks,
     record_checks,
@@ -105,6 +106,7 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
+    problems += _family_problems(config)
     if config.evaluation.unseen and config.evaluation.when == "final":
         problems.append(
             "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
@@ -123,6 +125,25 @@ def contradictions(config: RunConfig) -> list[str]:
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
+
+
+def _family_problems(config: RunConfig) -> list[str]:
+    """A family that is none, or whose projector is trained although it is behind what is kept of an image."""
+    family = config.backbone.family
+    if registry.is_own(family):
+        problem = registry.problem("model", family)
+        return [] if problem is None else [f"backbone.family: {problem}"]
+    if family not in ("auto", "generic"):
+        return [
+            f"backbone.family: {family!r} is none of auto, generic and ./mine.py:MyFamily; for a model that has a "
+            f"family ({', '.join(sorted(registry.MODELS))}) choose auto"
+        ]
+    if family == "generic" and config.adapter.projector != "frozen":
+        return [
+            f"adapter.projector: {config.adapter.projector!r}, but with backbone.family: generic what is kept of an "
+            "image is behind the projector; set adapter.projector: frozen"
+        ]
+    return []
 
 
 def _central_problems(config: RunConfig) -> list[str]:
@@ -247,6 +268,11 @@ def _misfits(config: RunConfig) -> list[str]:
             f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
             "between; choose fedopt: fedavg or fedprox, or factors: separate"
         )
+    elif not rule.by_records and fedopt.sums():
+        problems.append(
+            f"factors: {config.factors!r} weighs clients by what they have learnt, and fedopt: {names[1]!r} sums what "
+            "they return as if all weighed alike; choose another fedopt, or factors: separate"
+        )
     if config.factors == "alternate" and not fedopt.halves:
         problems.append(
             f"factors: 'alternate' trains half of a subspace per round, which fedopt: {names[1]!r} is not made for; "
@@ -267,7 +293,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
-    problems += rank_checks.misfits(config, method, fedopt)
+    problems += rank_checks.misfits(config, method, fedopt) + personal_checks.misfits(config, method, fedopt)
     problems += device_checks.misfits(config, method)
     problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)

@@ -11,7 +11,8 @@ from fcit.config.schema import RunConfig
 
 def mixed(config: RunConfig) -> bool:
     """Whether clients may train at another rank than the run's."""
-    return config.adapter.ranks is not None or config.sites.min_rank is not None
+    adapter = config.adapter
+    return any(value is not None for value in (adapter.ranks, adapter.min_rank, config.sites.min_rank))
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -91,5 +92,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
 
 
 def _what(config: RunConfig) -> str:
-    ranks = config.adapter.ranks
+    ranks, least = config.adapter.ranks, config.adapter.min_rank
+    if ranks is None and least is not None:
+        return f"adapter.min_rank: {least}"
     return f"sites.min_rank: {config.sites.min_rank}" if ranks is None else f"adapter.ranks: {ranks}"

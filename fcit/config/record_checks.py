@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fcit import registry
 from fcit.config.schema import RunConfig
 
 
@@ -55,6 +56,11 @@ def declared(method: type, flag: str = "by_record") -> bool:
 def misfits(config: RunConfig, method: Any) -> list[str]:
     """Methods in which the gradient of a record is not defined, or whose clients send more than trained tensors."""
     problems, name = [], config.method["name"]
+    if registry.resolve("factors", config.factors).prunes:
+        problems.append(
+            f"privacy.record_dp: 'on' covers what clients send, and with factors: {config.factors!r} clients' ranks, "
+            "which are counted and told, follow from it for the whole run; choose factors: hlora"
+        )
     if not method.trains:
         problems.append(f"privacy.record_dp: 'on' has nothing to protect: method: {name!r} trains nothing")
     elif method.pooled:

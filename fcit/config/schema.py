@@ -189,10 +189,10 @@ class Backbone(Section):
     """The frozen multimodal model."""
 
     model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
-    family: Literal["auto", "generic"] = Field(
+    family: str = Field(
         "auto",
-        description="how images become tokens; auto: by the model_type in the model's config.json; generic: as its own "
-        "processor and get_image_features do it, for models without a family, with adapter.projector: frozen",
+        description="auto: by the model_type in the model's config.json; generic: images become tokens as the model's "
+        "own processor and get_image_features have it, with adapter.projector: frozen; ./mine.py:MyFamily: your own",
     )
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(
@@ -287,7 +287,7 @@ class RunConfig(Section):
         default_factory=lambda: {"name": "fedavg"},
         description="how the server steps towards the clients' mean; see `fcit list fedopt`",
     )
-    factors: Literal["separate", "svd", "hlora", "alternate", "frozen_a"] = Field(
+    factors: Literal["separate", "svd", "hlora", "hetlora", "flora", "fedex", "fedsa", "alternate", "frozen_a"] = Field(
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))

@@ -14,6 +14,8 @@ EXTRA = "extra/"
 FEDOPT = "fedopt/"
 #: Prefix of constants, ``constant/<group>/<name>``: sent once, kept by the client.
 CONSTANT = "constant/"
+#: What names of the constants begin with that belong to the rule for factors, not to the method.
+KEPT = "factors."
 #: Form of the name of a group of constants and of a version of a memory: they become file names at the client.
 NAME = re.compile(r"\w[\w.-]*")
 #: How a client says that it opens no second sum of a round of secure aggregation.
@@ -223,7 +225,8 @@ class OpenedShares:
 class EvaluateOrder:
     """Order to answer records ``first`` to ``last`` (not included) of a dataset with the current subspaces.
 
-    ``names`` fixes the order of the subspaces in ``tensors``. A stretch starts at a multiple of the
+    ``names`` fixes the order of the subspaces in ``tensors``. With ``client`` it is to answer with factors of its own,
+    of the version ``memory`` of what it keeps. A stretch starts at a multiple of the
     evaluation batch size, so that batches are the same however a dataset is cut.
     """
 
@@ -235,12 +238,14 @@ class EvaluateOrder:
     names: list[str]
     knowledge: dict[str, Any]
     tensors: Tensors
+    client: int | None = None
+    memory: str = ""
     run: str = ""
 
 
 @dataclass(kw_only=True)
 class ScoreOrder:
-    """Order to a site to score its own test splits; the tensors are those of an :class:`EvaluateOrder`."""
+    """Order to a site to score its own test splits; tensors and ``memory`` are those of an :class:`EvaluateOrder`."""
 
     config: str
     client: int
@@ -248,6 +253,7 @@ class ScoreOrder:
     names: list[str]
     knowledge: dict[str, Any]
     tensors: Tensors
+    memory: str = ""
     run: str = ""
 
 

@@ -13,7 +13,7 @@ from fcit.fedopt.padding import Padding
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
 from fcit.io.threads import beside, each
 from fcit.io.trees import Tensors
-from fcit.models.layout import A, B
+from fcit.models.layout import A, B, is_factor
 from fcit.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Aggregator:
         scratch: folder for updates that such a rule needs all at once; required with a rule.
         summed: updates are weighted means of several clients, of whose products of factors nothing is known:
             ``exactness`` stays empty.
+        kept: state of the rule for factors by home, changed in place; a new one by default.
 
     Example:
         >>> group = aggregator.group("0", state.subspaces["0"], memory)
@@ -45,9 +46,11 @@ class Aggregator:
         robust: Off | None = None,
         scratch: Path | None = None,
         summed: bool = False,
+        kept: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.fedopt, self.factors, self.robust, self.summed = fedopt, factors or Separate(), robust or Off(), summed
         self._scratch, self._groups = scratch, 0
+        self.kept = {} if kept is None else kept
         self.exactness: dict[str, float] = {}
         self.skipped: list[str] = []
         #: Differential privacy of this round: updates are those it has clipped, and homes are released by it.
@@ -92,6 +95,7 @@ class Group:
     ) -> None:
         self._aggregator, self._home, self._old, self._memory, self._buffer = aggregator, home, old, memory, buffer
         self._mean, self._sums, self._padding = Mean(), dict[str, np.ndarray](), Padding(old)
+        self._factors = Mean()  # where they have weights of their own
         self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
@@ -108,7 +112,10 @@ class Group:
             self._mean.add(tensors, weight)
             return
         with beside(lambda: self._multiply(tensors, weight), sum(tensor.size for tensor in tensors.values())):
-            self._mean.add(self._padding(tensors), weight)
+            whole, own = self._padding(tensors), self._aggregator.factors.weight(tensors)
+            self._mean.add(whole if own is None else {n: t for n, t in whole.items() if not is_factor(n)}, weight)
+            if own is not None:
+                self._factors.add({n: t for n, t in whole.items() if is_factor(n)}, own)
 
     def _multiply(self, tensors: Tensors, weight: int) -> None:
         """Add the products of LoRA factors to their layers."""
@@ -146,8 +153,16 @@ class Group:
         """The sample-weighted mean, with LoRA factors averaged by the rule of ``factors:``; empty without updates."""
         if not self._mean.weight:
             return {}
-        averaged = self._mean.result() if self._aggregator.summed else self._padding.completed(self._mean.result())
-        mean, missed = self._aggregator.factors.combine(self._layers, self._old, averaged)
+        averaged = self._mean.result()
+        if not self._aggregator.factors.by_records:
+            names = [n for layer in self._layers for n in (layer, layer.replace(A, B))]
+            averaged |= self._factors.result() if self._factors.weight else {n: self._old[n] for n in names}
+        if not self._aggregator.summed:
+            averaged = self._padding.completed(averaged)
+        memory = self._aggregator.kept.setdefault(self._home, {})
+        mean, missed = self._aggregator.factors.combine(self._layers, self._old, averaged, memory)
+        if not memory:
+            del self._aggregator.kept[self._home]
         if missed is not None:
             self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         return mean

@@ -14,6 +14,7 @@ import numpy as np
 
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
+from fcit.models.ranks import rank_of
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
@@ -28,6 +29,13 @@ class Separate:
     #: Whether the sample-weighted mean of what clients return is all it needs, so that this may be a sum of masked
     #: updates, a sum with noise, or what a robust rule makes of them.
     of_the_mean: ClassVar[bool] = True
+    #: Whether clients keep something: memory between their orders, or constants that a stage adds to the model.
+    remembers: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
+    #: Whether there is no global model: every client answers with factors of its own.
+    personal: ClassVar[bool] = False
+    #: Whether updates weigh by their records, as :meth:`weight` says by default.
+    by_records: ClassVar[bool] = True
     #: Whether a client's rank may fall during the run (``adapter.min_rank``).
     prunes: ClassVar[bool] = False
     #: Whether a federated optimiser can step from the server's factors towards what this rule makes.
@@ -37,6 +45,56 @@ class Separate:
         """Tensors of a subspace that clients load but do not train in its ``turn``-th round (from 0)."""
         return []
 
+    # ------------------------------------------------------------------ client
+
+    def prepare(self, session: Any) -> None:
+        """Before a client's first step; ``session`` is a :class:`fcit.methods.base.Session` with this rule's memory."""
+
+    def penalty(self, session: Any) -> Any:
+        """A term of the trained factors that is added to the loss of every batch."""
+        return 0.0
+
+    def finish(self, session: Any) -> None:
+        """After a client's last step."""
+
+    def own(self, names: list[str], subspaces: list[Tensors], memory: dict[str, Any]) -> list[Tensors]:
+        """Subspaces as a client answers questions with; default: the server's.
+
+        Args:
+            names: of the subspaces.
+            memory: what :meth:`finish` has left in the session's memory.
+        """
+        return subspaces
+
+    # ------------------------------------------------------------------ server
+
+    def outgoing(self, home: str, bank: Tensors, memory: dict[str, Any], seed: int) -> Tensors:
+        """The tensors that a client trains a subspace from; default: the server's.
+
+        Args:
+            home: name of the subspace.
+            bank: the server's tensors.
+            memory: state of this rule for the subspace: JSON values and arrays, saved with every checkpoint.
+            seed: of the run.
+        """
+        return bank
+
+    def constants(self, home: str, bank: Tensors, memory: dict[str, Any]) -> dict[str, Tensors]:
+        """Groups of factors that a client is sent once and keeps; names begin with ``home`` and never come twice."""
+        return {}
+
+    def end_stage(self, bank: Tensors, memory: dict[str, Any]) -> tuple[Tensors, float | None]:
+        """The tensors of a subspace after the last round of a stage, and how far they are from what was meant."""
+        return bank, None
+
+    def weight(self, tensors: Tensors) -> float | None:
+        """The weight of an update's factors in their mean; None: its number of records."""
+        return None
+
+    def pruned(self, before: Tensors, after: Tensors) -> int:
+        """The rank that a client goes on with after it has trained factors; default: theirs."""
+        return rank_of(after)
+
     def layer(self) -> Products | Sketch:
         """Accumulator of W of one layer; here sufficient for norms, estimated by random probes."""
         from fcit.fedopt.products import Sketch  # needs torch, which reading a configuration does not
@@ -44,12 +102,13 @@ class Separate:
         return Sketch()
 
     def combine(
-        self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors
+        self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors, memory: dict[str, Any]
     ) -> tuple[Tensors, float | None]:
         """The clients' mean of all tensors, and the relative distance of its products from W.
 
         Args:
             layers: W of every layer, by the name of its A; empty if clients sent one factor only.
+            memory: state of this rule for the subspace, changed in place.
 
         Returns:
             the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers),

@@ -30,6 +30,7 @@ from fcit.models.checking import check_adapted
 from fcit.models.hooks import Projectors, as_factor, own_projectors, shown_inputs
 from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
+from fcit.models.quieting import quiet
 from fcit.models.routed import MIX, SLOT, Routed
 
 
@@ -48,11 +49,17 @@ class Adapters(Routed):
         layout: Layout = Layout(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__(backbone, adapter, layout)
+        if not backbone.family.projector and adapter.projector != "frozen":
+            raise ConfigError(
+                f"adapter.projector: {adapter.projector!r}, but what is kept of an image is behind the projector of "
+                "this model (backbone.family); set adapter.projector: frozen"
+            )
         problem = layout.problem(adapter.rank)
         if problem is not None:
             raise ConfigError(problem)
         try:
-            backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
+            with quiet():
+                backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
         except (ValueError, re.error) as error:
             raise ConfigError(
                 f"adapter.targets: {adapter.targets!r} cannot be used ({error}); the language model of this family is "
@@ -308,7 +315,7 @@ class Adapters(Routed):
         if self._mix_size:
             self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
             self._peft.delete_adapter(MIX)
-        with seeding.untouched():  # random draws must not depend on what this process did before
+        with quiet(), seeding.untouched():  # random draws must not depend on what this process did before
             self._peft.add_adapter(MIX, self._config(size))
         factors = {n: module for n, module in self._peft.named_modules() if n.endswith(f".lora_A.{MIX}")}
         for name in last_block(factors) if self.layout.routed == "last" else factors:

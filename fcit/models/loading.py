@@ -223,11 +223,25 @@ def load_encoder(settings: configuration.Backbone) -> Encoder:
     Raises:
         ConfigError: the model would not load completely.
     """
+    inspected, family = _unloaded(settings)
+    token, video = inspected.config.image_token_id, getattr(inspected.config, "video_token_id", None)
+    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings, video)
+
+
+def unloaded(settings: configuration.Backbone) -> Family:
+    """The family of a model without its weights: it knows what becomes of an image of any size.
+
+    Raises:
+        ConfigError: the model would not load completely.
+    """
+    return _unloaded(settings)[1]
+
+
+def _unloaded(settings: configuration.Backbone) -> tuple[Inspected, Family]:
     source, _ = locate(settings.model, settings.identity)
     inspected = inspect(source, settings)
     family = inspected.family_with(SimpleNamespace(config=inspected.config), settings)
-    token = inspected.config.image_token_id
-    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings)
+    return inspected, family
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:

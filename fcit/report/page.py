@@ -208,10 +208,15 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         figure = figures.draw(maker, *arguments)
         for ending in ("svg", "pdf"):
             figures.save(figure, folder / "figures" / f"{name}.{ending}")
-    for name, rows, caption, remark in _tables(runs):
-        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(tables.noted(rows, remark)))
-        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, scope.titled(caption, remark)))
+    write_tables(runs, folder / "tables")
     return folder / "report.html"
+
+
+def write_tables(runs: list[Run], folder: Path) -> None:
+    """Write every table of a report as ``*.csv`` and ``*.tex``."""
+    for name, rows, caption, remark in _tables(runs):
+        write_text(folder / f"{name}.csv", tables.csv_text(tables.noted(rows, remark)))
+        write_text(folder / f"{name}.tex", tables.latex(rows, scope.titled(caption, remark)))
 
 
 def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:

@@ -18,9 +18,10 @@ from fcit.models import judging
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import TINY
 from fcit.models.backbone import Backbone as Model
+from fcit.models.families.qwen3 import Qwen3
+from fcit.models.families.small import save
 from fcit.models.identity import IdentityEncoder
 from fcit.models.judging import TokenJudge, judge_of
-from tests.helpers.families import SMALL, save
 
 RECORDS = [Record.single("a.png", "How many?", "3"), Record.single("b.png", "How many?", "4")]
 QUESTIONS = [TestRecord(str(n), record.images, "How many?", "3") for n, record in enumerate(RECORDS)]
@@ -28,8 +29,9 @@ QUESTIONS = [TestRecord(str(n), record.images, "How many?", "3") for n, record i
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Backbone:
-    folder = save(tmp_path_factory.mktemp("model"), "qwen3_vl", SMALL["qwen3_vl"])
-    return Backbone(model=folder, identity=str(TINY / "clip"), threads=1, max_length=80, **SMALL["qwen3_vl"].options)
+    small = Qwen3.small()
+    folder = save(tmp_path_factory.mktemp("model") / "qwen3_vl", small)
+    return Backbone(model=folder, identity=str(TINY / "clip"), threads=1, max_length=80, **small.options)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -30,6 +30,9 @@ from fcit.errors import ConfigError
 from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
 from fcit.models.patches import Grid
+
+if TYPE_CHECKING:
+    from fcit.models.families.small import Small
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,17 @@ class Family(ABC):
                 return part
         return "output layer (lm_head)" if "lm_head" in modules else "language model"
 
+    @classmethod
+    def small(cls) -> Small:
+        """How a small model of this family with random weights is made, which ``fcit check family`` tries it on.
+
+        Raises:
+            ConfigError: the family does not say.
+        """
+        raise ConfigError(
+            f"family: {cls.__name__} names no small model to be checked on; define small() (docs/own-family.md)"
+        )
+
     def verify(self) -> None:  # noqa: B027  (most have nothing to check)
         """Checks of a loaded model that need its weights; of a family that is known beforehand there are none.
 
@@ -164,15 +178,20 @@ class Family(ABC):
         """Names how images are prepared beyond their processor; part of the name of cached features."""
         return "square" if self.settings.pad_to_square else ""
 
+    @property
+    def image_processor(self) -> Any:
+        """That of images alone."""
+        return self.processor.image_processor if self.whole else self.processor
+
     def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images as the processor is to see them."""
         if not self.settings.pad_to_square:
             return list(images)
-        return [square(image, self.processor.image_mean) for image in images]
+        return [square(image, self.image_processor.image_mean) for image in images]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """One image as the tower sees it; called in several threads at once."""
-        return processed(self.processor, self.prepared([image]))[0]
+        return processed(self.image_processor, self.prepared([image]))[0]
 
     @abstractmethod
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -188,6 +207,10 @@ class Family(ABC):
         """What a chat template writes in the place of an image; here a placeholder token."""
         return placeholder
 
+    def spelt(self, placeholder: str) -> str:
+        """What stands in the place of an image's tag in a prompt: as many placeholders as it has, and texts around."""
+        return placeholder * self.tokens
+
     @abstractmethod
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
         """Position ids of left-padded rows.
@@ -201,12 +224,13 @@ class Family(ABC):
         """Arguments ``generate`` needs beside embeddings and mask."""
         return {}
 
-    def beside(self, rows: torch.Tensor, pictured: torch.Tensor) -> AbstractContextManager[object]:
+    def beside(self, rows: torch.Tensor, pictured: torch.Tensor, mask: torch.Tensor) -> AbstractContextManager[object]:
         """Inside, the language model gets what it needs of images beside their words; here that is nothing.
 
         Args:
             rows: features of all images of a batch, as :meth:`project` or :meth:`AnySize.join` takes them.
             pictured: ``(B, L)`` bool, where their placeholders are.
+            mask: ``(B, L)``, 1 where there is a token.
         """
         return nullcontext()
 
@@ -277,6 +301,14 @@ class AnySize(Family):
         return {}
 
     @property
+    def among(self) -> AnySize:
+        """This family as it sees an image that is one of several of a conversation: most see it as one alone.
+
+        It has the same weights, ``shape``, ``count``, ``kept``, ``join`` and ``projected``: those of its grids.
+        """
+        return self
+
+    @property
     def native(self) -> bool:
         """Whether images keep their size; False: ``backbone.image_size`` gives all of them one."""
         return self.settings.image_size == "native"
@@ -320,11 +352,12 @@ def family_for(kind: str | None, settings: configuration.Backbone) -> type[Famil
     """The family of models of a ``model_type``, or the one that ``backbone.family`` names.
 
     Raises:
-        ConfigError: none is registered for it.
+        ConfigError: none is registered for it, or what is named is none.
     """
-    known = families()
     if settings.family != "auto":
-        return known[settings.family]
+        named: type[Family] = registry.resolve("model", settings.family)
+        return named
+    known = families()
     if kind in known:
         return known[kind]
     examples = " or ".join(family.example for family in known.values())

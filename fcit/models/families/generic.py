@@ -13,12 +13,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoImageProcessor, AutoProcessor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AyaVisionConfig,
+    AyaVisionProcessor,
+    GotOcr2ImageProcessorPil,
+)
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import AnySize, Family, VisionSizes
-from fcit.models.features import square
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.patches import Grid
 from fcit.models.places import locate
 
@@ -120,6 +128,38 @@ class Generic(AnySize):
             feature_width=config.get_text_config().hidden_size,
         )
 
+    @classmethod
+    def small(cls) -> Small:
+        """An Aya Vision: tiles with marks between them, layers with a window and without."""
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            text = {"model_type": "cohere2", "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"], **TEXT}
+            window = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+            config = AyaVisionConfig(
+                vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+                text_config={**text, **window},
+                image_token_index=ids["<|IMG_PATCH|>"],
+                downsample_factor=2,
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def whole(processor: Any, tokenizer: Any, template: str) -> Any:
+            return AyaVisionProcessor(
+                processor, tokenizer, patch_size=8, img_size=32, downsample_factor=2, chat_template=template
+            )
+
+        tiles = (f"TILE_{number}" for number in range(1, 7))
+        return Small(
+            make,
+            special=("<|IMG_PATCH|>", "<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", *tiles),
+            image="<image>",
+            processor=lambda: GotOcr2ImageProcessorPil(
+                size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=6
+            ),
+            whole=whole,
+            inputs=pictured,
+        )
+
     # ------------------------------------------------------------------ vision
 
     @property
@@ -169,11 +209,6 @@ class Generic(AnySize):
         return self._text(*grid).count(self._placeholder)
 
     kept = projected = count
-
-    def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        if not self.settings.pad_to_square:
-            return list(images)
-        return [square(image, self.processor.image_processor.image_mean) for image in images]
 
     def pixels(self, image: Image.Image) -> Any:
         """What ``get_image_features`` takes of what the processor makes."""
@@ -260,6 +295,12 @@ class Generic(AnySize):
         except Exception as error:  # of whatever kind: the code is that of any model
             reason = " ".join(str(error).split())[:300].rstrip(".")
             raise _unfit(self.settings, f"{why} ({type(error).__name__}: {reason})") from error
+
+
+def pictured(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    """What a model's whole processor makes of images, for the whole model."""
+    made = backbone.family.processor(images=list(images), return_tensors="pt")
+    return {name: made[name] for name in backbone.family.wanted if name in made}
 
 
 def _unfit(settings: Any, why: str) -> ConfigError:

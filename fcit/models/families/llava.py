@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlamaConfig, LlavaConfig, LlavaProcessor
 
 from fcit import config as configuration
 from fcit.models.families.base import Family, VisionSizes
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.identity import clip_vision_large
 
 SEVEN_B = "llava-hf/llava-1.5-7b-hf"
@@ -89,6 +90,41 @@ class Llava(Family):
             patches=patches + 1,
             tokens=patches + (0 if without_cls(config) else 1),
             feature_width=state_width(config),
+        )
+
+    @classmethod
+    def small(cls) -> Small:
+        """A CLIP of three layers, of which the last is not used."""
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            config = LlavaConfig(
+                vision_config={"model_type": "clip_vision_model", **VISION, "num_hidden_layers": 3},
+                text_config={"model_type": "llama", "vocab_size": vocabulary, **TEXT},
+                image_token_index=ids["<image>"],
+                vision_feature_layer=-2,
+                vision_feature_select_strategy="default",
+                image_seq_length=16,
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def whole(processor: Any, tokenizer: Any, template: str) -> Any:
+            return LlavaProcessor(
+                processor,
+                tokenizer,
+                patch_size=8,
+                vision_feature_select_strategy="default",
+                chat_template=template,
+                num_additional_image_tokens=1,
+            )
+
+        return Small(
+            make,
+            special=("<image>",),
+            image="<image>\n",
+            processor=lambda: CLIPImageProcessorPil(
+                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
+            ),
+            whole=whole,
         )
 
     @property

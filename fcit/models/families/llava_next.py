@@ -6,19 +6,26 @@ Liu et al., LLaVA-NeXT: Improved reasoning, OCR, and world knowledge, January 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import LlavaNextConfig, LlavaNextImageProcessorPil, MistralConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    MistralConfig,
+)
 from transformers.image_processing_utils import select_best_resolution
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import VisionSizes
 from fcit.models.families.llava import selected, state_width, without_cls
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.families.tiled import Tiled
 from fcit.models.identity import clip_vision_large
 from fcit.models.patches import Grid
@@ -101,6 +108,37 @@ class LlavaNext(Tiled):
                 f"canvases has so many; they have {min(pixels):,} to {max(pixels):,} pixels; set the bounds accordingly"
             )
         return fitting
+
+    @classmethod
+    def small(cls) -> Small:
+        """Sixteen words a tile, the last layer but one of a tower with CLS."""
+        canvases = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            text = {"model_type": "mistral", "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"], **TEXT}
+            config = LlavaNextConfig(
+                vision_config={"model_type": "clip_vision_model", **VISION, "num_hidden_layers": 3},
+                text_config=text,
+                image_token_index=ids["<image>"],
+                image_grid_pinpoints=canvases,
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+            made = backbone.image_processor(list(images), do_pad=False)
+            tiles = torch.cat([torch.from_numpy(tiles) for tiles in made["pixel_values"]])
+            return {"pixel_values": tiles, "image_sizes": torch.tensor(made["image_sizes"])}
+
+        return Small(
+            make,
+            special=("<image>",),
+            image="<image>\n",
+            processor=lambda: LlavaNextImageProcessorPil(
+                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=canvases
+            ),
+            whole=lambda p, t, c: LlavaNextProcessor(p, t, 8, "default", c, num_additional_image_tokens=1),
+            inputs=inputs,
+        )
 
     @classmethod
     def sizes(cls, config: Any, settings: configuration.Backbone) -> VisionSizes:
