@@ -46,7 +46,7 @@ from server.timeline import Timeline
 from server.validation import Validator
 
 RESULT = Path(__file__).parent / "results" / "pool.json"
-POOLS, MODES, SAMPLED, ROUNDS = (10_000, 100_000, 1_000_000), ("sync", "async"), 1_000, 8
+POOLS, MODES, SAMPLED, ROUNDS = (10_000, 100_000, 1_000_000), ("sync", "async"), 1_000, 4
 
 
 class Instant(VirtualGrid):
@@ -64,8 +64,10 @@ class Instant(VirtualGrid):
         raise NotImplementedError
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+        messages = list(messages)
         for message in messages:
             self._number(message)
+        for message in messages:
             begin = time.process_time()
             order = codec.decode(message.content, TrainOrder)
             update = ClientUpdate(
@@ -143,10 +145,11 @@ def rounds(pool: int, mode: str) -> dict[str, Any]:
         else:
             spill = Spill(run)
             collector = Collector(**parts, spill=spill)
-        seconds, memory, sizes = [], [], []
+        seconds, memory, sizes, accepted = [], [], [], 0
         for _ in range(ROUNDS):
             begin, clients = time.process_time(), grid.spent
             gathered = collector.round()
+            accepted += len(gathered.accepted)
             method.aggregate(state, spill, Aggregator(fedopt))
             for order in gathered.accepted.values():
                 progress.constants[str(order.client)] = order.constants
@@ -158,6 +161,7 @@ def rounds(pool: int, mode: str) -> dict[str, Any]:
             seconds.append(round(time.process_time() - begin - (grid.spent - clients), 3))
             memory.append(round(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20))
             sizes.append(checkpoint.complete(run)[0].joinpath("state.json").stat().st_size)
+    assert accepted == SAMPLED * ROUNDS, f"{accepted} updates were accepted"
     return {"pool": pool, "mode": mode, "seconds": seconds, "MiB": memory, "state_bytes": sizes}
 
 
