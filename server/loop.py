@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from flwr.serverapp import Grid
 
 from fcit import registry
-from fcit.config import RunConfig
+from fcit.config import RunConfig, device_checks
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, labels
 from fcit.errors import ConfigError, Unanswered
@@ -108,7 +108,7 @@ class Loop:
         """Where updates wait for their aggregation."""
         if self.config.federation.mode == "async" and self.progress.timeline is not None:
             rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
-            return LateSpill(self.run, rule, [flight.name for flight in self.progress.timeline.flights])
+            return LateSpill(self.run, rule, self.progress.timeline.flights)
         return Sums() if self.config.privacy.secure else Spill(self.run)
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:
@@ -185,11 +185,9 @@ class Loop:
         Raises:
             ConfigError: there are some, and the run has one.
         """
-        if self.courier.deployed and self.config.devices.on:
-            raise ConfigError(
-                f"devices.profile: {self.config.devices.profile!r} simulates how fast clients are, and sites of a "
-                "deployment are as fast as they are; submit the run with devices.profile=none"
-            )
+        problem = device_checks.deployed(self.config) if self.courier.deployed else None
+        if problem:
+            raise ConfigError(problem)
 
     def clip(self) -> float | None:
         """The clipping norm of the round at hand; None without differential privacy."""

@@ -92,6 +92,12 @@ def test_a_run_that_did_not_complete_says_so(deployment, tmp_path, monkeypatch, 
     assert f"fcit deploy submit {deployment.path} --resume {run}" in capsys.readouterr().err
 
 
+def test_a_run_that_simulates_its_clients_is_refused(deployment, tmp_path, capsys):
+    changes = {"devices": {"profile": "phone"}, "stream": "benchmark"}
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path, **changes)]) == 2
+    assert "sites of a deployment are as fast as they are" in " ".join(capsys.readouterr().err.split())
+
+
 def test_events_are_shown_and_only_those_of_this_run(deployment, tmp_path, monkeypatch, capsys):
     """A run that is resumed has events of its first life; the server cuts some of them off while we look."""
     pretended = pretend(monkeypatch, "failed", "x")
