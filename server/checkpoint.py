@@ -54,7 +54,7 @@ class Progress:
     trained_numbers: int = 0  # summed over them
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
-    personal: list[dict[str, dict[str, float]]] = field(default_factory=list)  # by stage: client -> data set -> score
+    per_client: list[dict[str, dict[str, float]]] = field(default_factory=list)  # by stage: client -> data set -> score
     ranks: dict[str, int] = field(default_factory=dict)  # client -> rank it was pruned to
     by_rank: dict[str, dict[str, int]] = field(default_factory=dict)  # rank -> client rounds, bytes down and up
     untrained_extra: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by other rules

@@ -33,7 +33,7 @@ from server.journal import Journal, remarks
 from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
-from server.personal import PersonalEvaluation
+from server.per_client import PerClientEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
@@ -114,7 +114,7 @@ class Loop:
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
-            kind = PersonalEvaluation if self.orders.factors.personal else Evaluation
+            kind = PerClientEvaluation if self.orders.factors.per_client else Evaluation
             return kind(self.config, self.stream, *parts)
         return SiteEvaluation(self.config, self.stream, *parts)
 
@@ -378,7 +378,7 @@ class Loop:
             spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            if not self.orders.factors.personal:  # else nothing here answers questions
+            if not self.orders.factors.per_client:  # else nothing here answers questions
                 routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
             parts = self.config, self.stream, self.method, self.state, self.progress

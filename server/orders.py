@@ -233,7 +233,7 @@ class Orders:
             names=names,
             knowledge=knowledge,
             tensors=tensors,
-            memory=progress.memories.get(str(client), "") if self.factors.personal else "",
+            memory=progress.memories.get(str(client), "") if self.factors.per_client else "",
             run=self.run,
         )
 

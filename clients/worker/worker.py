@@ -348,7 +348,7 @@ class Worker:
 
     def _own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
         """What a client makes of the server's subspaces before it answers: with ``factors: fedsa``, its own."""
-        if not self.factors.personal or order.client is None:
+        if not self.factors.per_client or order.client is None:
             return lambda subspaces: subspaces
         kept = self.memory.load(order.client, order.memory).get("factors", {})
         return lambda subspaces: self.factors.own(order.names, subspaces, kept)

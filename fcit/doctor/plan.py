@@ -113,15 +113,15 @@ def _last(stream: Stream, stage: int) -> bool:
 
 def _begun(config: RunConfig, shape: Shape, number: int) -> float:
     """Bytes of an adapter that a training order carries; pieces of ``factors: flora`` and ``fedex`` come beside."""
-    personal = registry.resolve("factors", config.factors).personal
-    numbers = sum(inner + (0 if personal else outer) for inner, outer in shape.adapted)
+    per_client = registry.resolve("factors", config.factors).per_client
+    numbers = sum(inner + (0 if per_client else outer) for inner, outer in shape.adapted)
     return float(number * ranks.expected(config) * numbers)
 
 
 def _updated(config: RunConfig, shape: Shape, number: int, turn: int) -> float:
     """Bytes of what is trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
     rule = registry.resolve("factors", config.factors)()
-    frozen = [*rule.frozen([A, B], turn), *([B] if rule.personal else [])]
+    frozen = [*rule.frozen([A, B], turn), *([B] if rule.per_client else [])]
     rows = sum(inner for inner, _ in shape.adapted) * (A not in frozen)
     columns = sum(outer for _, outer in shape.adapted) * (B not in frozen)
     return float(number * ranks.expected(config) * (rows + columns))

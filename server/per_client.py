@@ -13,7 +13,7 @@ from server.scoring import Scored, score
 from server.validation import short
 
 
-class PersonalEvaluation(Evaluation):
+class PerClientEvaluation(Evaluation):
     """Has some clients answer every data set, each with its own factors; a score is the mean over them.
 
     Which ones is drawn from (seed, stage) among the clients that have trained, ``evaluation.clients`` of them. One that
@@ -22,7 +22,7 @@ class PersonalEvaluation(Evaluation):
 
     def by_site(self, progress: Progress) -> dict[str, object]:
         """Scores of the single clients by stage and, after the last stage, their means and the worst of them."""
-        rows = progress.personal
+        rows = progress.per_client
         if not rows:
             return {}
         means = {client: sum(scores.values()) / len(scores) for client, scores in rows[-1].items() if scores}
@@ -43,14 +43,14 @@ class PersonalEvaluation(Evaluation):
             self._note(progress, name, [scores[name] for scores in by_client.values()], name in due)
         if due:
             row = {str(client): {name: scores[name].score for name in due} for client, scores in by_client.items()}
-            progress.personal.append(row)
-            self.say("personal", stage=progress.stage, row=row)
+            progress.per_client.append(row)
+            self.say("per-client", stage=progress.stage, row=row)
         checkpoint.save(self.run, state, progress)
 
     def _clients(self, progress: Progress) -> list[int]:
         trained = sorted(map(int, progress.memories))
         count = min(self.config.evaluation.clients, len(trained))
-        rng = seeding.generator(self.config.seed, "personal evaluation", progress.stage)
+        rng = seeding.generator(self.config.seed, "per-client evaluation", progress.stage)
         return sorted(int(client) for client in rng.choice(trained, count, replace=False)) if trained else []
 
     def _by_client(self, state: ServerState, progress: Progress, names: list[str]) -> dict[int, dict[str, Scored]]:

@@ -8,14 +8,14 @@ from fcit import registry
 from fcit.config.schema import RunConfig
 
 
-def personal(config: RunConfig) -> bool:
+def per_client(config: RunConfig) -> bool:
     """Whether there is no global model: every client answers with factors of its own."""
-    return bool(registry.resolve("factors", config.factors).personal)
+    return bool(registry.resolve("factors", config.factors).per_client)
 
 
 def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Methods, optimisers and protections that need both factors, or one model for all."""
-    if not personal(config):
+    if not per_client(config):
         return []
     what, problems = f"factors: {config.factors!r} leaves B with its client", []
     if fedopt.sums():
