@@ -58,6 +58,7 @@ class Progress:
     samples_untrained: int = 0  # those of them about data sets not trained (yet)
     answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
+    owed: dict[str, float] = field(default_factory=dict)  # "client/subspace" -> how far what it owes may reach
     privacy: Ledger | None = None  # with differential privacy
     records: RecordLedger | None = None  # with differential privacy of records
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
@@ -97,6 +98,7 @@ class Progress:
         self.followed_rows.append({name: self.followed[name] for name in due if name in self.followed})
         self.end_untrained(self.stage + 1)
         self.row, self.extra, self.followed = {}, {}, {}
+        self.owed.clear()  # in place: it is the validator's, too
         return {"row": self.rows[-1], **untrained}
 
     def end_untrained(self, stage: int) -> None:

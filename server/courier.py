@@ -286,10 +286,10 @@ class Courier:
         """Look for no replies any more."""
         self._inbox.close()
 
-    def count(self, order: Any, reply: Any) -> None:
-        """Count an exchange that an earlier process of this run had with a client."""
+    def count(self, order: Any, received: int) -> None:
+        """Count an exchange that an earlier process of this run had with a client, whose reply was of so many bytes."""
         self.traffic["down"] += codec.size(codec.encode(order, self.federation.wire))
-        self.traffic["up"] += codec.size(codec.encode(reply, self.federation.wire))
+        self.traffic["up"] += received
         self.traffic["orders"] += 1
 
     def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str, ttl: float) -> list[Message]:

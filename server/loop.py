@@ -81,7 +81,8 @@ class Loop:
         planned = (lambda slot: 0) if self.records is None else self.records.planned
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
         settings = self.method.training
-        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
+        late = (self.orders.thin.late, self.progress.owed) if self.orders.thin else None
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings, late)
         self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
         self.privacy: Privacy | None = None
         if config.privacy.on:
@@ -305,7 +306,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers:
+            if self.orders.remembered:
                 progress.memories[str(pair[0])] = version
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept

@@ -23,6 +23,7 @@ from fcit.federation.messages import (
     ScoreOrder,
     TrainOrder,
 )
+from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
@@ -52,7 +53,14 @@ class Orders:
         self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
+        self.thin = Thin.of(config, method.pooled)
         self.text = configuration.dump(config)
+
+    @property
+    def remembered(self) -> bool:
+        """Whether clients keep a memory between their orders, of which each round makes a new version."""
+        owes = self.thin is not None and self.thin.feedback
+        return self.method.remembers or self.fedopt.remembers or owes
 
     @property
     def bounded_by_adamw(self) -> bool:

@@ -47,6 +47,7 @@ from fcit.federation.messages import (
     TrainOrder,
     memory_version,
 )
+from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
 from fcit.io.cache import Bounded
 from fcit.io.trees import under
@@ -87,6 +88,7 @@ class Worker:
         data.judged_by(self._judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.thin = Thin.of(config, self.method.pooled)
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
@@ -214,6 +216,8 @@ class Worker:
             private.end(self._trainings(order.client))
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
+        if self.thin is not None:
+            changed = self.thin.sent(order, changed, remembered.setdefault("wire", {}))
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
         changed |= {f"{FEDOPT}{n}": t for n, t in outcome.fedopt.items()}
         if self._remembers:
@@ -283,7 +287,8 @@ class Worker:
 
     @property
     def _remembers(self) -> bool:
-        return self.method.remembers or self.fedopt.remembers
+        owes = self.thin is not None and self.thin.feedback
+        return self.method.remembers or self.fedopt.remembers or owes
 
     def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
         """The sessions of method and federated optimiser, and the memory that both write into."""

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks, record_checks, secure_checks, token_checks, trainer_checks
+from fcit.config import privacy_checks, record_checks, secure_checks, token_checks, trainer_checks, wire_checks
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -101,7 +101,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
             "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
         )
-    for part in (privacy_checks, record_checks, secure_checks, token_checks, trainer_checks):
+    for part in (privacy_checks, record_checks, secure_checks, token_checks, trainer_checks, wire_checks):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
@@ -249,6 +249,7 @@ def _misfits(config: RunConfig) -> list[str]:
             "of them together; give one number"
         )
     problems += trainer_checks.misfits(config, type(method), fedopt)
+    problems += wire_checks.misfits(config)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
     problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []

@@ -42,12 +42,6 @@ def contradictions(config: RunConfig) -> list[str]:
             f"privacy.client_dp: 'on' bounds what one client can change by clipping to a norm, which robust: "
             f"{config.robust!r} undoes (it looks at all updates together); choose robust: none"
         )
-    if config.federation.wire == "bfloat16":
-        problems.append(
-            "privacy.client_dp: 'on' clips how far an update is from the server's tensors, and with federation.wire: "
-            "'bfloat16' that is the rounding of these tensors, too, which every client would send; choose "
-            "federation.wire: float32"
-        )
     if config.factors == "svd":
         problems.append(
             "privacy.client_dp: 'on' adds noise to sums of A and of B, and factors: 'svd' decomposes the sum of their "

@@ -15,12 +15,13 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
 from fcit.errors import FCITError
+from fcit.federation.formats import BYTES
 from fcit.federation.sampling import sample
+from fcit.federation.thin import Thin
 from fcit.methods.base import Method
 from fcit.models.layout import A, B
 from fcit.models.shapes import Shape, shape_of
 
-_WIRE = {"float32": 4, "bfloat16": 2}  # bytes of a number
 _SHOWN = 8  # participants of a first round that are named
 
 
@@ -64,8 +65,11 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
     method: Method = registry.resolve("method", config.method["name"])(config)
     rounds = config.federation.rounds if method.trains else 0
     one = method.common(0) is not None and method.common(0) == method.common(1)
-    number, seen, known = _WIRE[config.federation.wire], set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
-    adapter, projector = number * shape.adapter(config.adapter.rank), number * shape.projector
+    seen, known = set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
+    wire, thin = config.federation.wire, Thin.of(config, method.pooled)
+    whole = BYTES["float32" if wire == "float32" else "bfloat16"]
+    number, back = BYTES[wire], BYTES[wire] if thin is None else thin.bytes
+    adapter, projector = shape.adapter(config.adapter.rank), shape.projector
     sent = 0 if config.adapter.projector == "frozen" else projector
     own = projector if config.adapter.projector == "per_subspace" else 0
     for stage in range(stream.stage_count):
@@ -76,7 +80,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             pairs |= set(zip(clients, [tasks or (stage,) for tasks in slots], strict=True))
         each = len(set(slots)) if method.pooled == "task" else 1 if method.pooled else len(slots)
         training = rounds * each
-        up = sum(each * (_updated(config, shape, number, turn) + sent) for turn in range(rounds))
+        up = back * sum(each * (_updated(config, shape, turn) + sent) for turn in range(rounds))
         seen |= {tasks or (stage,) for tasks in slots}
         answering = _answering(config, stream, stage) if not method.last_stage_only or _last(stream, stage) else 0
         mixture = (1 if one else len(seen)) * (adapter + own) + max(sent - own, 0)
@@ -88,7 +92,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             measuring=each if method.measures else 0,
             training=training,
             answering=answering,
-            down=training * (adapter + sent) + (answering or 0) * mixture,
+            down=number * training * (adapter + sent) + whole * (answering or 0) * mixture,
             up=up,
         )
         known |= pairs
@@ -98,12 +102,12 @@ def _last(stream: Stream, stage: int) -> bool:
     return stage == stream.stage_count - 1
 
 
-def _updated(config: RunConfig, shape: Shape, number: int, turn: int) -> float:
-    """Bytes of what is trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
+def _updated(config: RunConfig, shape: Shape, turn: int) -> int:
+    """Numbers that are trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
     frozen = registry.resolve("factors", config.factors)().frozen([A, B], turn)
     rows = sum(inner for inner, _ in shape.adapted) * (A not in frozen)
     columns = sum(outer for _, outer in shape.adapted) * (B not in frozen)
-    return float(number * config.adapter.rank * (rows + columns))
+    return config.adapter.rank * (rows + columns)
 
 
 def _answering(config: RunConfig, stream: Stream, stage: int) -> int | None:

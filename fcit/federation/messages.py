@@ -22,6 +22,11 @@ OPENED = "a sum with this update was opened before"
 PREFIXES = (EXTRA, FEDOPT, CONSTANT)
 
 
+def is_learnt(name: str) -> bool:
+    """Whether a tensor of a training order is one of the model's, to be trained or frozen."""
+    return not name.startswith(PREFIXES)
+
+
 def memory_version(stage: int, round_: int) -> str:
     """Name of the version of a client's memory after a round."""
     return f"{stage}-{round_}"
@@ -86,7 +91,7 @@ class TrainOrder:
         """The tensors that the client trains and returns, as the server has them."""
         if self.measure:
             return {}
-        return {n: t for n, t in self.tensors.items() if not n.startswith(PREFIXES) and n not in self.frozen}
+        return {n: t for n, t in self.tensors.items() if is_learnt(n) and n not in self.frozen}
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,9 @@ class Separate:
     """FedIT (Zhang et al., 2024, arXiv 2305.05644): A' = sum_k w_k A_k and B' = sum_k w_k B_k. Base of the others."""
 
     summary: ClassVar[str] = "A and B averaged separately (FedIT); the distance from the mean product is logged"
+    #: Whether the server makes new factors in every round, so that what a client kept of the last ones is about numbers
+    #: that are gone.
+    renews: ClassVar[bool] = False
 
     def frozen(self, names: Iterable[str], turn: int) -> list[str]:
         """Tensors of a subspace that clients load but do not train in its ``turn``-th round (from 0)."""
@@ -72,6 +75,7 @@ class Svd(Separate):
     """
 
     summary = "truncated SVD of the exact mean product (FlexLoRA)"
+    renews = True
 
     def layer(self) -> Products | Sketch:
         """W as stacked factors: with many clients up to min(d_out, d_in) columns each."""

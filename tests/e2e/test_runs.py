@@ -136,12 +136,13 @@ def test_other_methods_run(small, fcit, method):
     assert [len(row) for row in matrix["scores"]] == ([0, 2] if single else [1, 2])
 
 
-def test_frozen_projector_bfloat16_wire_and_heterogeneous(small, fcit):
+def test_frozen_projector_thin_wire_and_heterogeneous(small, fcit):
     code, _, err = fcit(
         "run",
         small,
         "adapter.projector=frozen",
-        "federation.wire=bfloat16",
+        "federation.wire=int8",
+        "federation.top_k=0.2",
         "setting=heterogeneous",
         "federation.rounds=1",
         "federation.clients_per_round=5",
