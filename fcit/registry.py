@@ -58,11 +58,13 @@ FEDOPTS = {
     "scaffold": "fcit.fedopt.scaffold:Scaffold",
 }
 
-#: Families of multimodal models by ``model_type`` in config.json.
+#: Families of multimodal models by ``model_type`` in config.json; ``generic`` by ``backbone.family`` alone.
 MODELS = {
+    "generic": "fcit.models.families.generic:Generic",
     "idefics3": "fcit.models.families.idefics3:Idefics3",
     "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
+    "llava_next": "fcit.models.families.llava_next:LlavaNext",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
     "qwen3_vl": "fcit.models.families.qwen3:Qwen3",
     "smolvlm": "fcit.models.families.idefics3:SmolVLM",
@@ -71,6 +73,8 @@ MODELS = {
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
+    "hetlora": "fcit.fedopt.hetlora:Hetlora",
+    "hlora": "fcit.fedopt.factors:Hlora",
     "separate": "fcit.fedopt.factors:Separate",
     "svd": "fcit.fedopt.factors:Svd",
 }
@@ -203,6 +207,7 @@ KINDS = {
 _REQUIRED = {
     "method": ("fcit.methods.base:Method", "a subclass of fcit.methods.base.Method"),
     "fedopt": ("fcit.fedopt.base:FedOpt", "a subclass of fcit.fedopt.base.FedOpt"),
+    "model": ("fcit.models.families.base:Family", "a subclass of fcit.models.families.base.Family"),
     "scorer": ("", "a function (answers, records) -> fcit.evaluation.scorers.Result"),
     "benchmark": ("", "a function (config) -> fcit.data.benchmark.Benchmark"),
     "trainer": ("", "a function (task) -> a Trainer with train()"),

@@ -20,6 +20,7 @@ from fcit.methods.base import ServerState
 from fcit.privacy.ledger import Ledger
 from fcit.privacy.record_ledger import RecordLedger
 from fcit.runs.folder import RunDir
+from server.timeline import Timeline
 
 KEEP = 2
 
@@ -53,6 +54,8 @@ class Progress:
     trained_numbers: int = 0  # summed over them
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    ranks: dict[str, int] = field(default_factory=dict)  # client -> rank it was pruned to
+    by_rank: dict[str, dict[str, int]] = field(default_factory=dict)  # rank -> client rounds, bytes down and up
     untrained_extra: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by other rules
     samples: int = 0  # questions answered
     samples_untrained: int = 0  # those of them about data sets not trained (yet)
@@ -61,6 +64,7 @@ class Progress:
     owed: dict[str, float] = field(default_factory=dict)  # "client/subspace" -> how far what it owes may reach
     privacy: Ledger | None = None  # with differential privacy
     records: RecordLedger | None = None  # with differential privacy of records
+    timeline: Timeline | None = None  # with simulated time
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
     seconds: dict[str, float] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from fcit.io.printable import printable
 from server.inbox import Arrival, Inbox
 from server.restarts import Restarts
 from server.stop import Stop
+from server.tally import Tally
 
 T = TypeVar("T")
 NOBODY = 0  # the node of a client that is not connected; Flower gives this id to no node
@@ -69,6 +70,7 @@ class Courier:
         stop: Stop | None = None,
     ) -> None:
         self.grid, self.federation, self.traffic, self.say = grid, federation, traffic, say
+        self.tally = Tally(lambda: self._nodes)
         self.stop = stop or Stop()
         self.clients = clients
         #: Whether this is a deployment, whose sites may connect and disconnect during the run.
@@ -288,8 +290,8 @@ class Courier:
 
     def count(self, order: Any, received: int) -> None:
         """Count an exchange that an earlier process of this run had with a client, whose reply was of so many bytes."""
-        self.traffic["down"] += codec.size(codec.encode(order, self.federation.wire))
-        self.traffic["up"] += received
+        down = codec.size(codec.encode(order, self.federation.wire))
+        self.tally.add(self.traffic, self.node(order.client), down, received)
         self.traffic["orders"] += 1
 
     def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str, ttl: float) -> list[Message]:
@@ -297,7 +299,7 @@ class Courier:
         orders = list(orders)
         contents = codec.encode_all([order for _, order in orders], self.federation.wire)
         for (node, _), content in zip(orders, contents, strict=True):
-            self.traffic["down"] += codec.size(content)
+            self.tally.add(self.traffic, node, down=codec.size(content))
             self.traffic["orders"] += 1
             if self.deployed:
                 # An order's id is a hash of its content, and Flower takes a reply to it from any site: a site that
@@ -373,7 +375,7 @@ class Courier:
             return Message(Error(code, reason or f"error {code}, no reason given"), reply_to=order)
         if not reply.has_content():
             return Message(Error(code=UNKNOWN, reason="its reply is empty"), reply_to=order)
-        self.traffic["up"] += codec.size(reply.content)
+        self.tally.add(self.traffic, source, up=codec.size(reply.content))
         return reply
 
     def _refuse(self, source: int, reason: str) -> None:

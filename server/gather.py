@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from flwr.app import Message
 
@@ -19,21 +19,51 @@ from fcit.runs.folder import RunDir
 from server import descriptions
 from server.assigner import Assigner
 from server.checkpoint import Progress
+from server.clock import Clock
 from server.courier import NOBODY, Courier
 from server.handshake import Handshake
 from server.journal import Journal
 from server.orders import Orders
-from server.participants import Slot
+from server.participants import Slot, slots_of_round
 from server.stop import Stop
+from server.timeline import Done
 from server.validation import short
 
 #: How a client says that it does not have the memory that its order names: a site's code, or the error's name.
 _LOST = re.compile(r"\b(memory-lost|MemoryLost)\b")
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What a round has.
+
+    Attributes:
+        slots: its participations, without those that came too late.
+        accepted: orders whose updates were accepted.
+        late: clients whose updates came after those that count.
+        staleness: by client, server updates since its order was given; of asynchronous runs.
+    """
+
+    slots: list[Slot]
+    accepted: dict[Pair, Done]
+    late: list[int] = field(default_factory=list)
+    staleness: dict[int, int] = field(default_factory=dict)
+
+    def remarks(self, clock: Clock | None) -> dict[str, Any]:
+        """What the event of a round says of simulated time, where there is any: ``simulated`` is the server's now."""
+        if clock is None:
+            return {}
+        behind = {"staleness": [self.staleness.get(slot.client, 0) for slot in self.slots]} if self.staleness else {}
+        return {"simulated": round(clock.timeline.now, 3), **({"late": self.late} if self.late else {}), **behind}
+
+
 @dataclass(kw_only=True)
 class Gathering(ABC):
-    """Asks the participants of a round; :meth:`gather` is the way in."""
+    """Asks the participants of a round; :meth:`round` is the way in.
+
+    Attributes:
+        clock: of simulated time; None: there is none.
+    """
 
     config: RunConfig
     stream: Stream
@@ -46,12 +76,30 @@ class Gathering(ABC):
     assigner: Assigner
     journal: Journal
     stop: Stop
+    clock: Clock | None = None
 
     #: Whom a run that is resumed asks in a round that was not over.
     asked_again: ClassVar[str] = "only those whose update is lacking"
 
-    def gather(self, sampled: list[Slot], measure: bool = False) -> dict[Pair, TrainOrder]:
-        """Ask for updates until enough are accepted; returns the orders whose updates were.
+    def round(self, drawn: list[int] | None = None, extra: bool = False, measure: bool = False) -> Gathered:
+        """Have the round at hand trained, or the stage measured.
+
+        Args:
+            drawn: as for :func:`server.participants.slots_of_round`.
+            extra: as there.
+            measure: as for :meth:`gather`.
+
+        Raises:
+            RunError, StopRequested: as :meth:`gather`.
+        """
+        stage, round_ = self.progress.stage, self.progress.round
+        if self.clock is not None and drawn is None:
+            drawn = self.clock.drawn(stage, round_)
+        method = self.orders.method
+        return self.gather(slots_of_round(self.config, self.stream, method, stage, round_, drawn, extra), measure)
+
+    def gather(self, sampled: list[Slot], measure: bool = False) -> Gathered:
+        """Ask for updates until enough are accepted.
 
         With ``measure`` clients measure instead of training, see :meth:`fcit.methods.base.Method.measure`.
 
@@ -64,6 +112,7 @@ class Gathering(ABC):
         """
         needed = min(self.config.federation.min_updates, len(sampled))
         accepted: dict[Pair, TrainOrder] = {}
+        late: list[int] = []
         for attempt in itertools.count():
             self.handshake.update()
             present = self._present([slot for slot in sampled if slot.pair not in accepted])
@@ -76,14 +125,43 @@ class Gathering(ABC):
                 if slot.pair in self.state.assigned and slot.pair not in accepted
             }
             if attempt == 0:
+                late = self._leave_late(orders)
+                sampled = [slot for slot in sampled if slot.client not in late]
                 accepted |= self._adopt(orders)
             pairs = [slot.pair for slot in present if slot.pair in orders and slot.pair not in accepted]
+            if attempt > 0 and self.clock is not None:
+                self.clock.spend(self.clock.trip(self.state, orders[pair]) for pair in pairs)
             accepted |= self._ask({pair: orders[pair] for pair in pairs}, attempt)
             lacking = [slot for slot in sampled if slot.pair not in accepted]
             if len(accepted) >= needed or self._exhausted(lacking, len(accepted), needed):
                 break
             self._repeat(len(accepted), needed, attempt)
-        return accepted
+        return Gathered(sampled, {pair: Done.of(order) for pair, order in accepted.items()}, late)
+
+    def _leave_late(self, orders: dict[Pair, TrainOrder]) -> list[int]:
+        """Let the simulated time of a round pass; orders that are over too late are taken out, their clients returned.
+
+        What these train is not computed: nothing comes of it. What it costs is charged.
+        """
+        if self.clock is None:
+            return []
+        trips = {pair: self.clock.trip(self.state, order) for pair, order in orders.items()}
+        first = self.clock.first(trips)
+        self.clock.spend(trips[pair] for pair in first)
+        late = [pair for pair in orders if pair not in first]
+        for pair in late:
+            del orders[pair]
+            self.charge(trips[pair].down, trips[pair].up)
+            self.clock.timeline.busy += trips[pair].seconds
+        self.clock.timeline.late += len(late)
+        return [client for client, _ in late]
+
+    def charge(self, down: int, up: int) -> None:
+        """Count the tensors of an exchange that is not carried out, as nothing comes of it."""
+        traffic = self.progress.traffic
+        traffic["down"] += down
+        traffic["up"] += up
+        traffic["orders"] += 1
 
     def _present(self, slots: list[Slot]) -> list[Slot]:
         """The participations whose client is connected."""

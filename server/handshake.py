@@ -53,12 +53,22 @@ class _Question:
 class Handshake:
     """Probes clients and admits those that have what most of them have.
 
+    What a site can afford (:attr:`Probe.rank`) need not be alike; it is noted in ``afforded``, by client.
+
     A simulation's clients share one installation: one of them is probed. In deployment each is, once it is
     connected, after a restart, and each round while it does not take part. Its answer counts whenever it comes.
     """
 
-    def __init__(self, courier: Courier, order: ProbeOrder, run: RunDir, federation: Federation) -> None:
+    def __init__(
+        self,
+        courier: Courier,
+        order: ProbeOrder,
+        run: RunDir,
+        federation: Federation,
+        afforded: dict[int, int] | None = None,
+    ) -> None:
         self.courier, self.order, self.run, self.federation = courier, order, run, federation
+        self._afforded = {} if afforded is None else afforded
         self._standard: Standard | None = None
         self._probes: dict[Node, tuple[int, Probe]] = {}  # with their clients, until there is a standard
         self._tensors: dict[str, Tensors] = {}  # those of the probes, by their hash
@@ -255,6 +265,7 @@ class Handshake:
         except CodecError as error:
             self._reasons[node] = str(error)
             return
+        self._afforded |= {client: probe.rank} if probe.rank > 0 else {}
         reason = standard.reject_reason(probe)
         if reason is not None:
             self._reasons[node] = reason

@@ -10,6 +10,7 @@ from typing import Any
 from fcit.config import Training
 from fcit.federation.messages import ClientUpdate
 from fcit.runs.folder import RunDir
+from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
 from server.checkpoint import Progress
 
@@ -32,6 +33,13 @@ class Journal:
     def round_event(self, kind: str, **values: Any) -> None:
         """An event with the stage and the round at hand."""
         self.event(kind, **values, stage=self._progress.stage, round=self._progress.round)
+
+    def data_changes(self) -> None:
+        """Report accepted changes of the data; those whose event a crash cut off, again."""
+        reported = sum(event["event"] == "data-changed" for event in self._run.read_events())
+        for change in data_of(self._run).get("data_changes", [])[reported:]:
+            reason, values = "; ".join(change["said"]), {"accepted": change["time"], "changes": change["changes"]}
+            self.round_event("data-changed", reason=reason, **values)
 
     def show(self, kind: str, **values: Any) -> None:
         """Pass something to the watcher that is not written down: how far the round is."""

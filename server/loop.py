@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -13,35 +12,35 @@ from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, labels
-from fcit.errors import Unanswered
+from fcit.errors import ConfigError, Unanswered
 from fcit.evaluation.matrix import AccuracyMatrix
-from fcit.federation.messages import Probe, ProbeOrder, TrainOrder, memory_version
+from fcit.federation.messages import Probe, ProbeOrder, memory_version
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
+from fcit.fedopt.staleness import RULES
 from fcit.io.files import write_json, writing
-from fcit.methods.base import Factory, Method, Pair, ServerState
-from fcit.models.layout import is_projector
+from fcit.methods.base import Method, Pair, ServerState
 from fcit.runs.folder import RunDir
-from fcit.runs.recorded import data_of
 from fcit.runs.trackers import Watcher
-from server import checkpoint, results, routing_file, token_privacy
-from server.assigner import Assigner
+from server import checkpoint, collectors, results, routing_file, token_privacy
 from server.checkpoint import Progress
-from server.collect import Collector
+from server.clock import Clock
 from server.courier import Courier
 from server.evaluation import Evaluation
 from server.gather import Gathering
 from server.handshake import Handshake
 from server.journal import Journal, remarks
+from server.late import LateSpill
 from server.orders import Orders
-from server.participants import Slot, slots_of_round
+from server.participants import Slot
 from server.privacy import Privacy
+from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
-from server.secure import SecureCollector
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
 from server.stop import Stop
 from server.sums import Sums
+from server.timeline import Done, Timeline
 from server.validation import Validator, short
 
 
@@ -79,11 +78,13 @@ class Loop:
             self.records = RecordPrivacy(config, stream, self.method, self.progress.records)
             self.progress.records = self.records.ledger
         planned = (lambda slot: 0) if self.records is None else self.records.planned
-        self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned)
+        self.ranks = Ranks(config, self.progress)
+        self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned, self.ranks)
+        self.clock = self._clock()
         settings = self.method.training
         late = (self.orders.thin.late, self.progress.owed) if self.orders.thin else None
         self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings, late)
-        self.updates: Spill | Sums = Sums() if config.privacy.secure else Spill(run)
+        self.updates = self._updates()
         self.privacy: Privacy | None = None
         if config.privacy.on:
             self.privacy = Privacy(config, stream, self.orders, run, self.progress.privacy, self.method.rounds)
@@ -92,9 +93,23 @@ class Loop:
         traffic, say = self.progress.traffic, self.journal.round_event
         self.courier = Courier(grid, config.federation, clients, traffic, say, stop)
         self.handshake = Handshake(
-            self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation
+            self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation, self.ranks.afforded
         )
         self.evaluation = self._evaluation()
+
+    def _clock(self) -> Clock | None:
+        """Simulated time, if there is any; references that pool all data have no clients that it could be about."""
+        if not self.config.devices.on or self.method.pooled or not self.method.trains:
+            return None
+        self.progress.timeline = self.progress.timeline or Timeline()
+        return Clock(self.config, self.stream, self.orders, self.progress.timeline)
+
+    def _updates(self) -> Spill | Sums:
+        """Where updates wait for their aggregation."""
+        if self.config.federation.mode == "async" and self.progress.timeline is not None:
+            rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
+            return LateSpill(self.run, rule, [flight.name for flight in self.progress.timeline.flights])
+        return Sums() if self.config.privacy.secure else Spill(self.run)
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
@@ -116,7 +131,9 @@ class Loop:
     def _run(self) -> AccuracyMatrix:
         self._return_to_checkpoint()
         with self.journal.timed("start-up"):
-            collector = self._collector(self._probe())
+            probe = self._probe()
+            self._refuse_deployment()
+            collector = collectors.collector(self, probe)
             if self.fresh:  # else this was done before training began
                 self.evaluation.begin()
         if self.fresh:
@@ -153,17 +170,7 @@ class Loop:
             self.updates.tidy(self.progress.stage, self.progress.round)
         for reason in self.damaged:
             self.journal.event("checkpoint-damaged", reason=reason)
-        # An event that a crash cut off is written again.
-        reported = sum(event["event"] == "data-changed" for event in self.run.read_events())
-        for change in data_of(self.run).get("data_changes", [])[reported:]:
-            self.journal.event(
-                "data-changed",
-                stage=self.progress.stage,
-                round=self.progress.round,
-                reason="; ".join(change["said"]),
-                accepted=change["time"],
-                changes=change["changes"],
-            )
+        self.journal.data_changes()
 
     def _probe(self) -> Probe:
         """Wait for the clients and ask them what their backbone is."""
@@ -171,46 +178,19 @@ class Loop:
         with nullcontext() if self.fresh else self.courier.uncounted():
             return self.handshake.start()
 
-    def _collector(self, probe: Probe) -> Gathering:
-        """What collects the updates of each round; new subspaces have the shapes that the probe names."""
-        shapes = {name: tuple(shape) for name, shape in probe.shapes.items()}
-        projector = {n: t for n, t in probe.tensors.items() if is_projector(n)}
-        given = {n: t for n, t in probe.tensors.items() if n not in projector}
-        if self.config.adapter.projector == "per_subspace":
-            # Every subspace starts from the backbone's projector and trains its own.
-            given, shapes, projector = given | projector, shapes | {n: t.shape for n, t in projector.items()}, {}
-        if self.fresh:
-            self.state.shared = dict(projector)
-        assigner = Assigner(
-            config=self.config,
-            stream=self.stream,
-            method=self.method,
-            state=self.state,
-            progress=self.progress,
-            orders=self.orders,
-            courier=self.courier,
-            journal=self.journal,
-            factory=Factory(self.config.seed, shapes, projector, given=given),
-            identity_width=probe.identity_width,
-        )
-        parts: dict[str, Any] = {
-            "config": self.config,
-            "stream": self.stream,
-            "run": self.run,
-            "state": self.state,
-            "progress": self.progress,
-            "orders": self.orders,
-            "courier": self.courier,
-            "handshake": self.handshake,
-            "assigner": assigner,
-            "journal": self.journal,
-            "stop": self.stop,
-        }
-        if isinstance(self.updates, Sums):
-            return SecureCollector(**parts, sums=self.updates, clip=self._clip)
-        return Collector(**parts, validator=self.validator, spill=self.updates)
+    def _refuse_deployment(self) -> None:
+        """Sites that are connected need no clock that simulates them.
 
-    def _clip(self) -> float | None:
+        Raises:
+            ConfigError: there are some, and the run has one.
+        """
+        if self.courier.deployed and self.config.devices.on:
+            raise ConfigError(
+                f"devices.profile: {self.config.devices.profile!r} simulates how fast clients are, and sites of a "
+                "deployment are as fast as they are; submit the run with devices.profile=none"
+            )
+
+    def clip(self) -> float | None:
         """The clipping norm of the round at hand; None without differential privacy."""
         return None if self.privacy is None else self.privacy.ledger.clip
 
@@ -223,16 +203,17 @@ class Loop:
         """Collect the updates of a round, aggregate them, write the checkpoint."""
         stage, round_ = self.progress.stage, self.progress.round
         self.state.stage, self.state.round = stage, round_
-        begin, before = time.perf_counter(), dict(self.progress.traffic)
+        begin, before, _ = time.perf_counter(), dict(self.progress.traffic), self.courier.tally.take()
         drawn = self.privacy.drawn(stage, round_) if self.privacy else None
         extra = self.method.extra(stage, round_) is not None
-        sampled = slots_of_round(self.config, self.stream, self.method, stage, round_, drawn, extra)
-        accepted = collector.gather(sampled)
+        gathered = collector.round(drawn, extra)
         # A shard that got no subspace is left out.
-        slots = [slot for slot in sampled if slot.pair in self.state.assigned]
+        slots = [slot for slot in gathered.slots if slot.pair in self.state.assigned]
         heads = [self.updates.head(slot.pair) for slot in slots]
         aggregator = self._aggregate(slots)
-        self._commit(slots, {slot.pair: accepted[slot.pair] for slot in slots if slot.pair in accepted})
+        self._commit(
+            slots, {slot.pair: gathered.accepted[slot.pair] for slot in slots if slot.pair in gathered.accepted}
+        )
         traffic = {way: self.progress.traffic[way] - before[way] for way in ("up", "down")}
         self.progress.count_round(traffic, [h for h in heads if h])
         self.journal.event(
@@ -250,6 +231,8 @@ class Loop:
             **aggregator.flags,
             **(self.updates.flags if isinstance(self.updates, Sums) else {}),
             **remarks(heads, self.config.training),
+            **self.ranks.count(heads, self.courier.tally.take()),
+            **gathered.remarks(self.clock),
             **({"privacy": self.privacy.so_far()} if self.privacy else {}),
             **({"record_privacy": self.records.so_far()} if self.records else {}),
             seconds=round(time.perf_counter() - begin, 3),
@@ -264,8 +247,7 @@ class Loop:
         """Let the clients of the stage's first round measure what the method wants to know before they train."""
         self.state.stage, self.state.round = self.progress.stage, 0
         begin, before = time.perf_counter(), dict(self.progress.traffic)
-        sampled = slots_of_round(self.config, self.stream, self.method, self.progress.stage, 0)
-        accepted = collector.gather(sampled, measure=True)
+        accepted = collector.round(measure=True).accepted
         heads = [head for pair in sorted(accepted) if (head := self.updates.head(pair)) is not None]
         self.method.absorb(self.state, iter(self.updates))
         self.progress.constants |= {str(order.client): order.constants for order in accepted.values()}
@@ -289,12 +271,12 @@ class Loop:
             rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
             aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
             if self.privacy is None:
-                self.method.aggregate(self.state, self.updates, aggregator)
+                self.method.aggregate(self.state, self.ranks.pruned(self.updates, self.state.subspaces), aggregator)
             else:
                 self.privacy.aggregate(self.method, self.state, slots, self.updates, aggregator)
         return aggregator
 
-    def _commit(self, slots: list[Slot], orders: dict[Pair, TrainOrder]) -> None:
+    def _commit(self, slots: list[Slot], orders: dict[Pair, Done]) -> None:
         """The round is over: note what its clients now remember, which subspaces moved, what they were trained on.
 
         Args:
@@ -302,17 +284,16 @@ class Loop:
             orders: those whose updates were accepted.
         """
         progress = self.progress
-        version = memory_version(progress.stage, progress.round)
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
             if self.orders.remembered:
-                progress.memories[str(pair[0])] = version
+                progress.memories[str(pair[0])] = memory_version(order.stage, order.round)
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
             if self.method.extra(order.stage, order.round) is None:
                 progress.count_tasks(order.tasks, order.subspace, head.examples)
-            progress.trained_numbers += sum(t.size for t in order.trained.values())
+            progress.trained_numbers += order.numbers
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
             moved = set(self.privacy.moved(self.method, self.state, slots))
@@ -326,6 +307,8 @@ class Loop:
             if slot.budget is not None:
                 progress.offsets[slot.shard] = progress.offsets.get(slot.shard, 0) + slot.budget
         progress.round += 1
+        if self.clock is not None:
+            self.clock.end_round()
 
     # ------------------------------------------------------------------ after the rounds of a stage
 
@@ -337,6 +320,8 @@ class Loop:
                 self.privacy.end_stage()
             if self.records is not None:
                 self.records.end_stage()
+            if self.clock is not None:
+                self.clock.end_stage()
             self.progress.ended = True
             self._save()
 

@@ -31,6 +31,7 @@ from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
 from server.participants import Slot
+from server.ranks import Ranks
 
 
 class Orders:
@@ -38,6 +39,7 @@ class Orders:
 
     Args:
         planned: how often a participation's client will train on its records, for :attr:`TrainOrder.participations`.
+        ranks: of the clients; default: all train at the run's rank.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Orders:
         fedopt: FedOpt,
         run: str = "",
         planned: Callable[[Slot], int] = lambda slot: 0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.run, self._planned = run, planned
+        self.run, self._planned, self._ranks = run, planned, ranks
         self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
@@ -59,8 +62,7 @@ class Orders:
     @property
     def remembered(self) -> bool:
         """Whether clients keep a memory between their orders, of which each round makes a new version."""
-        owes = self.thin is not None and self.thin.feedback
-        return self.method.remembers or self.fedopt.remembers or owes
+        return any(part.remembers for part in (self.method, self.fedopt, self.factors, self.thin) if part is not None)
 
     @property
     def bounded_by_adamw(self) -> bool:
@@ -92,6 +94,8 @@ class Orders:
         """
         name = state.assigned[slot.pair]
         subspace = state.subspaces[name]
+        if self._ranks is not None:
+            subspace = self._ranks.sent(name, subspace, slot.client)
         frozen = self.frozen(state, name)
         tensors = {**state.shared, **subspace}
         extra = self.method.broadcast(state, slot.pair)

@@ -32,6 +32,14 @@ def shard_id(seed: int, client: int, task: int) -> str:
     return hashlib.sha256(f"{seed}/{client}/{task}".encode()).hexdigest()[:12]
 
 
+def slot_of(seed: int, stage: int, client: int, tasks: tuple[int, ...]) -> Slot:
+    """A client's participation with the records of these tasks.
+
+    Where only the client knows its task, its records of a stage are one shard, named by the stage.
+    """
+    return Slot(client, shard_id(seed, client, *(tasks or (stage,))), tasks)
+
+
 def slots_of_round(
     config: RunConfig,
     stream: Stream,
@@ -47,17 +55,14 @@ def slots_of_round(
     have trained on.
 
     Args:
-        drawn: the clients, if they do not follow from the seed: any number, who train what the first slot does.
+        drawn: the clients, if they do not follow from the seed alone: any number, who go through the slots in turn.
         extra: whether it is one of the method's extra rounds (:meth:`fcit.methods.base.Method.extra_rounds`), in which
             a client's records are of several stages: one shard, named by the stage that has come.
     """
-    clients, tasks_of = sample(config.federation, config.seed, stage, round_), stream.slots(stage)
-    if drawn is not None:
-        clients, tasks_of = drawn, tasks_of[:1] * len(drawn)
-    # Where only the client knows its task, its records of a stage are one shard, named by the stage.
+    clients = sample(config.federation, config.seed, stage, round_) if drawn is None else drawn
+    tasks_of = stream.slots(stage)
     slots = [
-        Slot(client, shard_id(config.seed, client, *(tasks or (stage,))), tasks)
-        for client, tasks in zip(clients, tasks_of, strict=True)
+        slot_of(config.seed, stage, client, tasks_of[place % len(tasks_of)]) for place, client in enumerate(clients)
     ]
     if extra:
         return [Slot(slot.client, f"extra-{stage}", slot.tasks) for slot in slots]

@@ -9,12 +9,14 @@ from fcit.data.stream import Stream
 from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
 from fcit.evaluation.matrix import AccuracyMatrix
+from fcit.federation.devices import HOUR
 from fcit.io.files import write_json
 from fcit.io.trees import arrays
 from fcit.methods.base import Method, ServerState
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
+from server import ranks
 from server.checkpoint import Progress
 
 
@@ -26,6 +28,7 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
         "up_per_client_round": progress.training_bytes["up"] / rounds,
         "down_per_client_round": progress.training_bytes["down"] / rounds,
         "client_seconds": round(progress.client_seconds / rounds, 4),
+        **ranks.cost(progress),
         "server_bytes": state.bytes,
         "client_memory_bytes": sum(progress.kept.values()) / max(len(progress.kept), 1),
         "parameters": {
@@ -36,6 +39,7 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
         "questions": progress.samples,
         "questions_untrained": progress.samples_untrained,
         "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
+        **({"simulated_hours": progress.timeline.now / HOUR} if progress.timeline else {}),
     }
 
 
@@ -101,6 +105,7 @@ def write(
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **held_out(stream, progress),
+            **({"simulated": progress.timeline.results(config.devices.profile)} if progress.timeline else {}),
             **data_of(run),
             **by_site,
             **spent,

@@ -44,7 +44,8 @@ def _digest(tensor: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _plain(record: Any) -> dict[str, Any]:
+def plain(record: Any) -> dict[str, Any]:
+    """The fields of an order or an update besides its tensors."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}
 
 
@@ -77,7 +78,7 @@ class Spill:
         key = (update.client, update.shard)
         # Not waiting for the disk is safe: the hash tells what a power cut left incomplete.
         write_tensors(self._path(key, "safetensors"), update.tensors, durable=False)
-        head: dict[str, Any] = {"order": self._same(order), "tensors": digest(update.tensors), "update": _plain(update)}
+        head: dict[str, Any] = {"order": self._same(order), "tensors": digest(update.tensors), "update": plain(update)}
         head["received"] = received
         write_json(self._path(key, "json"), head, durable=False)
         self.take(update)
@@ -144,7 +145,7 @@ class Spill:
         Constants are part of it by name only: their tensors travel only if the client lacks them.
         """
         sent = {n: t for n, t in order.tensors.items() if not n.startswith(CONSTANT)}
-        text = json.dumps([_plain(order), digest(sent, self._memo)], sort_keys=True)
+        text = json.dumps([plain(order), digest(sent, self._memo)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _path(self, key: tuple[int, str], kind: str) -> Path:
@@ -153,7 +154,7 @@ class Spill:
     def __iter__(self) -> Iterator[Update]:
         """Updates by ascending (client, shard), independent of the order of their arrival."""
         keys = sorted(self._heads)
-        files = read_ahead(lambda key: read_tensors(self._path(key, "safetensors")), keys)
+        files = read_ahead(self._tensors, keys)
         for key, tensors in zip(keys, files, strict=True):
             head = self._heads[key]
             extra, fedopt = (
@@ -161,6 +162,10 @@ class Spill:
                 for prefix in (EXTRA, FEDOPT)
             )
             yield Update(key[0], head.subspace, head.examples, tensors, extra, fedopt)
+
+    def _tensors(self, key: tuple[int, str]) -> Tensors:
+        """What an accepted update holds, as it is aggregated."""
+        return read_tensors(self._path(key, "safetensors"))
 
     def clear(self) -> None:
         """Forget the round."""

@@ -1,4 +1,4 @@
-"""``fcit check``: the contract of methods and of federated optimisers, shipped ones and one's own."""
+"""``fcit check``: the contract of methods, federated optimisers and families, shipped ones and one's own."""
 
 from pathlib import Path
 
@@ -58,9 +58,29 @@ def test_a_broken_optimiser_is_told_what_it_breaks_and_where(check, tmp_path):
     assert ["     not the sample-weighted mean (factors alternate)"] in [pair[1:] for pair in failed]
 
 
+def test_a_family_of_ones_own(check, tmp_path):
+    """A file that no table names; where it differs from transformers is told."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fcit.models.families.llava import Llava\n\n\nclass Mine(Llava):\n"
+        "    def project(self, features):\n        return super().project(features) * 1.01\n"
+    )
+    code, lines, _ = check("family", f"{file}:Mine")
+    assert code == 1
+    assert lines[0] == "family Mine, a small model with random weights, with projector: shared, per_subspace"
+    assert lines[-1] == "Mine breaks the contract"
+    wrong = [line for line in lines if "from those of transformers (at most 0.0001)" in line]
+    assert wrong
+    assert "ok   The tower sees the pixels that the model's own processor makes." in lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["family"], "check: name one family, without options: one of generic, "),
+        (["llava", "x=1"], "check: name one family, without options: one of generic, "),
+        (["family", "lava"], "model: unknown name 'lava'; did you mean 'llava'"),
+        (["family", f"{OWN / 'momentum.py'}:Momentum"], "is not a subclass of fcit.models.families.base.Family"),
         ([MOMENTUM, "beta=2"], "fedopt.beta: input should be less than 1, got 2"),
         ([MOMENTUM, "bata=0.1"], "fedopt.bata: unknown key; did you mean 'beta'?"),
         ([MOMENTUM, "beta"], "must look like key=value"),

@@ -22,8 +22,10 @@ from fcit.config.site import Site
 from fcit.data.shipped import HELD_OUT, shipped
 from fcit.data.spec import read_spec
 from fcit.errors import ConfigError, Refused
-from fcit.federation.messages import NAME, EvaluateOrder
+from fcit.federation import ranks
+from fcit.federation.messages import NAME, EvaluateOrder, TrainOrder
 from fcit.io import bounded
+from fcit.models.ranks import rank_of
 
 #: Models and benchmarks that come with fcit are ordered by name; everything else is a file at the site.
 SHIPPED_MODELS = ("fcit-tiny",)
@@ -32,7 +34,7 @@ _LONGEST = 100  # characters of a run's id
 
 def terms(site: Site) -> Terms:
     """A site's own terms."""
-    return Terms(site.min_records, at_site=True, records=_record_terms(site))
+    return Terms(site.min_records, at_site=True, rank=site.rank or 0, records=_record_terms(site))
 
 
 def _record_terms(site: Site) -> RecordTerms:
@@ -44,14 +46,16 @@ def check_order(order: Any, site: Site) -> None:
     """Refuse an order that is not for this site.
 
     Raises:
-        Refused: another client's, a run id that cannot name a folder, or a question for predictions where
-            the test records are the site's own.
+        Refused: another client's, a run id that cannot name a folder, an adapter of a larger rank than SITE.yaml says,
+            or a question for predictions where the test records are the site's own.
     """
     if not NAME.fullmatch(order.run) or len(order.run) > _LONGEST:
         raise Refused(f"run: {bounded.shown(order.run)} cannot name a folder of the site's memory ({NAME.pattern})")
     client = getattr(order, "client", None)
     if client is not None and client != int(site.name):
         raise Refused(f"client: the order is for client {client}, this site is {site.name} (SITE.yaml name)")
+    if isinstance(order, TrainOrder) and site.rank is not None and rank_of(order.trained) > site.rank:
+        raise Refused(f"rank: the order has factors of rank {rank_of(order.trained)}, SITE.yaml says {site.rank}")
     if isinstance(order, EvaluateOrder) and site.stream == "site":
         raise Refused("stream: SITE.yaml says 'site', whose predictions stay here; the server may ask for scores")
 
@@ -81,6 +85,7 @@ def limited(ordered: str, site: Site) -> str:
     if config.stream != site.stream:
         raise Refused(f"stream: the run has {config.stream!r}, SITE.yaml says {site.stream!r}")
     _protecting(config, site)
+    _affording(config, site)
     backbone = config.backbone.model_copy(update={**_computing(config, site), **_models(config, site)})
     benchmark = _benchmark(config, site)
     limited_config = config.model_copy(
@@ -127,6 +132,15 @@ def _protecting(config: RunConfig, site: Site) -> None:
         )
 
 
+def _affording(config: RunConfig, site: Site) -> None:
+    """The rank of adapters, where this site affords less than the run would give it."""
+    given, least = ranks.assigned(config, int(site.name)), config.sites.min_rank
+    if site.rank is None or site.rank >= given or (least is not None and site.rank >= least):
+        return
+    bound = "and sites.min_rank: null, with which a site chooses none" if least is None else f"sites.min_rank: {least}"
+    raise Refused(f"rank: SITE.yaml says {site.rank}, the run has {given} for this client {bound}")
+
+
 def _refuse_own_parts(raw: dict[str, Any]) -> None:
     """Every place of a configuration that may name code: registered names only."""
     named: list[tuple[str, Any]] = []
@@ -138,11 +152,13 @@ def _refuse_own_parts(raw: dict[str, Any]) -> None:
     named += [("trackers", tracker) for tracker in (trackers if isinstance(trackers, list) else [trackers])]
     training = raw.get("training")
     named.append(("training.trainer", training.get("trainer") if isinstance(training, dict) else None))
+    backbone = raw.get("backbone")
+    named.append(("backbone.family", backbone.get("family") if isinstance(backbone, dict) else None))
+    fixed = {"benchmark": shipped(), "backbone.family": ["auto", "generic"]}
     for key, name in named:
         if isinstance(name, str) and registry.is_own(name):
-            allowed = (
-                shipped() if key == "benchmark" else sorted(registry.KINDS[key.rpartition(".")[2].removesuffix("s")])
-            )
+            kind = key.rpartition(".")[2].removesuffix("s")
+            allowed = fixed[key] if key in fixed else sorted(registry.KINDS[kind])
             raise Refused(f"{key}: {bounded.shown(name)} names code; a site runs only fcit's own: {', '.join(allowed)}")
 
 

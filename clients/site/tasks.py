@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 from fcit import registry
 from fcit.config.evaluation import LONGEST
@@ -19,6 +20,17 @@ from fcit.data.verdict import Judge, Verdict
 from fcit.errors import DataError, Refused
 from fcit.evaluation.scorers import Result
 
+T = TypeVar("T")
+
+
+class Held(NamedTuple, Generic[T]):
+    """What was read of a task, and from which files: it is read again when one of them is another."""
+
+    value: T
+    files: list[object]
+    images: Sequence[str]
+    stamp: str  # of the images
+
 
 class OwnTasks:
     """Shards of one site: a stage stands for the task that has begun last.
@@ -29,8 +41,8 @@ class OwnTasks:
 
     def __init__(self, site: Site) -> None:
         self._site, self._turns = site, "all"
-        self._read: dict[int, Usable] = {}
-        self._tests: dict[int, list[TestRecord]] = {}
+        self._read: dict[int, Held[Usable]] = {}
+        self._tests: dict[int, Held[list[TestRecord]]] = {}
         self._judge: Judge | None = None
 
     @property
@@ -72,17 +84,34 @@ class OwnTasks:
         return path
 
     def _usable(self, task: int) -> Usable:
-        if task not in self._read:
-            spec = self._site.tasks[task]
-            path, judge = text_only(self._file(spec.train)), self._judge
+        spec = self._site.tasks[task]
+        path, judge = text_only(self._file(spec.train)), self._judge
 
-            def check(positions: Sequence[int], records: Sequence[Record]) -> Verdict:
-                learnt = [self._learnt(record, spec) for record in records]
-                origin = [*stamps(path), spec.suffix, self._turns]
-                return judge.train(origin, positions, learnt) if judge else Verdict()
+        def check(positions: Sequence[int], records: Sequence[Record]) -> Verdict:
+            learnt = [self._learnt(record, spec) for record in records]
+            origin = [*stamps(path), spec.suffix, self._turns]
+            return judge.train(origin, positions, learnt) if judge else Verdict()
 
-            self._read[task] = read_usable(path, self._verdicts(spec), self._site.max_bad_share, check=check)
-        return self._read[task]
+        def read() -> tuple[Usable, Sequence[str]]:
+            usable = read_usable(path, self._verdicts(spec), self._site.max_bad_share, check=check)
+            return usable, usable.images
+
+        return self._held(self._read, task, stamps(path), read)
+
+    def _held(
+        self, held: dict[int, Held[T]], task: int, files: list[object], read: Callable[[], tuple[T, Sequence[str]]]
+    ) -> T:
+        """What was read of a task before, or now where these files or its images are no longer the same.
+
+        Args:
+            read: returns it with the images that it depends on.
+        """
+        look = ImageVerdicts(self._file(self._site.tasks[task].images), None)
+        known = held.get(task)
+        if known is None or known.files != files or known.stamp != look.stamp(known.images):
+            value, images = read()
+            held[task] = Held(value, files, images, look.stamp(images))
+        return held[task].value
 
     def records(self, client: int, tasks: list[int]) -> list[Record]:
         """Training records of some tasks."""
@@ -110,19 +139,22 @@ class OwnTasks:
         Raises:
             DataError: one of them is broken: leaving some out would change the scores.
         """
-        number = int(dataset)
-        if number not in self._tests:
-            spec = self._site.tasks[number]
-            references = self._file(spec.references) if spec.references else None
-            records = read_test(text_only(self._file(spec.test)), references)
-            bad = self._verdicts(spec).problems(image for r in records for image in r.images)
+        spec = self._site.tasks[int(dataset)]
+        path = text_only(self._file(spec.test))
+        references = self._file(spec.references) if spec.references else None
+
+        def read() -> tuple[list[TestRecord], Sequence[str]]:
+            records = read_test(path, references)
+            images = list(dict.fromkeys(image for r in records for image in r.images))
+            bad = self._verdicts(spec).problems(images)
             if bad:
                 first = next(iter(bad.values()))
                 raise DataError(f"{spec.test}: {len(bad)} images of test records cannot be used (first: {first})")
             questions = [_question(r, spec) for r in records]
             self._answerable(spec, questions)
-            self._tests[number] = questions
-        return self._tests[number]
+            return questions, images
+
+        return self._held(self._tests, int(dataset), stamps(path, *([references] if references else ())), read)
 
     def _answerable(self, spec: SiteTask, questions: Sequence[TestRecord]) -> None:
         """Check that the worker's model can answer these questions.

@@ -98,17 +98,17 @@ class Answering:
     def _questions(self, dataset: str, first: int, last: int) -> Tokenised:
         """A stretch of a data set's questions, tokenised."""
         judge = self._judge.below(self.data.question_images(dataset))
-        tokenised: Tokenised = self._encodings.get(
-            (dataset, first, last), lambda: judge.examples(self.data.test(dataset)[first:last])
-        )
+        questions = self.data.test(dataset)[first:last]
+        key = (dataset, first, last, judge.stamp(questions))
+        tokenised: Tokenised = self._encodings.get(key, lambda: judge.examples(questions))
         return tokenised
 
     def _identity(self, dataset: str) -> np.ndarray:
         """Identity features of all questions of a data set, encoded together: the same batches at every client."""
         encoder, images = self.backbone.identity, self.data.question_images(dataset)
-        kept: np.ndarray = self._identities.get(
-            dataset, lambda: encoder.features(self.method.identity, self.data.test(dataset), images)
-        )
+        questions, kind = self.data.test(dataset), self.method.identity
+        key = (dataset, encoder.stamp(kind, questions, images))
+        kept: np.ndarray = self._identities.get(key, lambda: encoder.features(kind, questions, images))
         return kept
 
     def _mix(self, weights: Any, wanted: tuple[int, int], hook: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clients.worker.rules import Local
 from clients.worker.training import Outcome, learning_rates, presented
 from fcit import registry, seeding
 from fcit.config import RunConfig
@@ -15,7 +16,13 @@ from fcit.methods.base import Method, Session
 
 
 def train_by(
-    name: str, config: RunConfig, method: Method, fedopt: FedOpt, order: TrainOrder, sessions: tuple[Session, Session]
+    name: str,
+    config: RunConfig,
+    method: Method,
+    fedopt: FedOpt,
+    order: TrainOrder,
+    sessions: tuple[Session, Session],
+    local: Local | None = None,
 ) -> Outcome:
     """Train the loaded slot with the trainer called ``name``: same records, order and number of steps as the loop.
 
@@ -33,7 +40,11 @@ def train_by(
     ):
         for part, view in hooks:
             part.prepare(view)
+        if local is not None:
+            local.prepare()
         rates = list(learning_rates(training, steps))
         loss = hf.train(registry.resolve("trainer", name), name, session, indices, rates, training)
         extra, more = (part.finish(view) for part, view in hooks)
+        if local is not None:
+            local.finish()
     return Outcome(len(indices) // epochs, steps, loss, extra, more)

@@ -20,6 +20,7 @@ class Terms:
 
     min_records: int = 1
     at_site: bool = False
+    rank: int = 0  # largest adapter rank that is trained here, 0 for any
     records: RecordTerms = RecordTerms()  # noqa: RUF009  (frozen)
 
     def how(

@@ -14,6 +14,7 @@ import torch
 from clients.worker.loss_scale import LossScale
 from clients.worker.micro_batches import MicroBatches, backward, parts
 from clients.worker.private import Private
+from clients.worker.rules import Local
 from fcit import config as configuration
 from fcit import seeding
 from fcit.config import RunConfig
@@ -92,6 +93,7 @@ def train(
     sessions: tuple[Session, Session],
     micro: MicroBatches,
     private: Private | None = None,
+    local: Local | None = None,
 ) -> Outcome:
     """Train the loaded slot: fresh AdamW, fresh schedule, seeded by (seed, stage, round, client).
 
@@ -101,6 +103,7 @@ def train(
     Args:
         sessions: the method's view of this training and the federated optimiser's.
         micro: how many records pass through the model at a time.
+        local: the part of ``factors:`` in it.
         private: with ``privacy.record_dp``, the client's DP-SGD: its batches, its gradients in place of clipped means.
 
     Raises:
@@ -130,7 +133,9 @@ def train(
             pictures.ahead(rows_of(_following(examples, batches[len(losses) :], chosen, micro.size)))
         batch = [examples[i] for i in chosen]
         # A penalty is no record's: private steps add its gradient to what they have clipped.
-        return objective(method, session, batch, features) if private is None else method.loss(session, batch, features)
+        if private is not None:
+            return method.loss(session, batch, features)
+        return objective(method, session, batch, features) + (local.penalty() if local else 0.0)
 
     with (
         seeding.torch_seeded(seed, "training", order.stage, order.round, order.client, order.shard),
@@ -142,6 +147,8 @@ def train(
         hooks: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
         for part, view in hooks:
             part.prepare(view)
+        if local is not None:
+            local.prepare()
         for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -150,7 +157,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             losses.append(micro.backward(sessions, batch, loss_of, parameters, compute))
             if private is not None:
-                private.add(method.penalty(session))
+                private.add(method.penalty(session) + (local.penalty() if local else 0.0))
             scale.down(optimizer)
             for part, view in hooks:
                 part.on_gradients(view)
@@ -160,6 +167,8 @@ def train(
             for part, view in reversed(hooks):  # the method's last: it may confine the whole step
                 part.on_step(view)
         extra, more = (part.finish(view) for part, view in hooks)
+        if local is not None:
+            local.finish()
     mean = float(np.mean([loss for loss, batch in zip(losses, batches, strict=True) if batch] or [0.0]))
     if not math.isfinite(mean):
         raise FCITError(f"client {order.client}: the training loss is {mean}; lower training.lr ({training.lr})")

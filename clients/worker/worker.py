@@ -20,6 +20,7 @@ from clients.worker.memory import ClientMemory
 from clients.worker.planning import Planning
 from clients.worker.private import Private
 from clients.worker.record_trainings import RecordTrainings
+from clients.worker.rules import Local
 from clients.worker.shards import BenchmarkShards, OwnShards, ScoredShards, Shards
 from clients.worker.terms import Terms
 from clients.worker.training import measure, train
@@ -35,6 +36,7 @@ from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
+    KEPT,
     Answers,
     ClientUpdate,
     DescribeOrder,
@@ -49,6 +51,7 @@ from fcit.federation.messages import (
 )
 from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
+from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
 from fcit.io.trees import under
 from fcit.methods.base import Method, Session
@@ -89,6 +92,7 @@ class Worker:
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.thin = Thin.of(config, self.method.pooled)
+        self.factors: Separate = registry.resolve("factors", config.factors)()
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
         )
@@ -104,10 +108,10 @@ class Worker:
         records, share = self.data.records(client, tasks), self.config.data.styles
         return in_styles(records, share, self._judge.usable, self.config.seed, client, *tasks) if share else records
 
-    def _encoded(self, client: int, tasks: list[int]) -> Tokenised:
-        tokenised: Tokenised = self._encodings.get(
-            (client, tuple(tasks)), lambda: self._judge.examples(self._records(client, tasks))
-        )
+    def _encoded(self, client: int, tasks: list[int], records: Sequence[Record]) -> Tokenised:
+        """Tokens of the records, which are those of these tasks."""
+        key = (client, tuple(tasks), self._judge.stamp(records))
+        tokenised: Tokenised = self._encodings.get(key, lambda: self._judge.examples(records))
         return tokenised
 
     def _identity(self, records: Sequence[Record]) -> np.ndarray:
@@ -124,13 +128,13 @@ class Worker:
         """
         privacy = self.config.privacy
         keeps = self._remembers or privacy.records or privacy.secure or privacy.tokens
-        if keeps or type(self.method).constants is not Method.constants:
+        if keeps or self.factors.keeps or type(self.method).constants is not Method.constants:
             _ = self.memory.root
         if privacy.records and (privacy.record_epsilon is not None or self.terms.records.max_epsilon is not None):
             accountant.require("privacy.record_dp: 'on'")
         if privacy.token_epsilon is not None:
             accountant.require("privacy.token_epsilon")
-        shapes = {n: list(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}
+        shapes = {n: list(shape) for n, shape in self.adapters.shapes.items() if not is_projector(n)}
         start = self.adapters.base_projector() | self.adapters.start(self.config.seed)
         width = self.backbone.identity.width(self.method.identity)
         return Probe(
@@ -139,6 +143,7 @@ class Worker:
             versions=versions(self.backbone.device),
             tensors=start,
             hashes=self.adapters.hashes,
+            rank=self.terms.rank,
         )
 
     def describe(self, order: DescribeOrder) -> Description:
@@ -197,7 +202,7 @@ class Worker:
         tasks = self.data.tasks(order.stage, order.tasks)
         if self.method.measures:
             self._enough(order.client, tasks, "measurement", self.method.measured_records)
-        sessions, remembered = self._sessions(order, tasks)
+        sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
         self.backbone.layers.begin()
@@ -209,9 +214,9 @@ class Worker:
                 return self._measured(order, sessions[0], begin)
             private = self._private(config, order, tasks, sessions[0], remembered)
             if (trainer := config.training.trainer) is not None:
-                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions)
+                outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions, local)
             else:
-                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private)
+                outcome = train(config, self.method, self.fedopt, order, sessions, self.micro, private, local)
         if private is not None and not config.privacy.reproducible_noise:
             private.end(self._trainings(order.client))
         trained = order.trained
@@ -224,11 +229,7 @@ class Worker:
             self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
         kept = self.memory.size(order.client) if self._remembers or order.constants else 0
         return ClientUpdate(
-            stage=order.stage,
-            round=order.round,
-            client=order.client,
-            shard=order.shard,
-            subspace=order.subspace,
+            **order.answered,
             examples=outcome.examples,
             steps=outcome.steps,
             loss=outcome.loss if private is None else 0.0,  # a mean over records, without noise
@@ -272,11 +273,7 @@ class Worker:
         """What the method measures on the shard; the client remembers nothing of it."""
         tensors = {f"{EXTRA}{n}": t for n, t in measure(self.method, order, session).items()}
         return ClientUpdate(
-            stage=order.stage,
-            round=order.round,
-            client=order.client,
-            shard=order.shard,
-            subspace=order.subspace,
+            **order.answered,
             examples=len(session.examples),
             steps=0,
             loss=0.0,
@@ -287,12 +284,12 @@ class Worker:
 
     @property
     def _remembers(self) -> bool:
-        owes = self.thin is not None and self.thin.feedback
-        return self.method.remembers or self.fedopt.remembers or owes
+        return any(part.remembers for part in (self.method, self.fedopt, self.factors, self.thin) if part is not None)
 
-    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], dict[str, Any]]:
-        """The sessions of method and federated optimiser, and the memory that both write into."""
-        examples = self._encoded(order.client, tasks)
+    def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], Local, dict[str, Any]]:
+        """The sessions of method, federated optimiser and rule for factors, and the memory that they write into."""
+        records = self._records(order.client, tasks)
+        examples = self._encoded(order.client, tasks, records)
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
         memory = self.memory.load(order.client, order.memory) if self._remembers else {}
@@ -302,12 +299,13 @@ class Worker:
             constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
         identity = None
         if self.method.needs_identity:
-            key = (order.client, tuple(tasks))
-            identity = self._identities.get(key, lambda: self._identity(self._records(order.client, tasks)))
+            stamp = self.backbone.identity.stamp(self.method.identity, records, self.data.image_root)
+            key = (order.client, tuple(tasks), stamp)
+            identity = self._identities.get(key, lambda: self._identity(records))
         last = order.round == self.method.rounds(order.stage) - 1
         # Steps of DP-SGD are private whatever an optimiser does with their gradients, but not with the records.
         of_optimiser = () if self.config.privacy.records else examples
-        of_method, of_fedopt = (
+        of_method, of_fedopt, of_rule = (
             Session(
                 backbone=self.backbone,
                 adapters=self.adapters,
@@ -319,7 +317,7 @@ class Worker:
                 received=under(order.tensors, prefix),
                 brief=order.brief,
                 memory=memory.setdefault(owner, {}),
-                constants=constants,
+                constants={n: t for n, t in constants.items() if n.startswith(KEPT) == (owner == "factors")},
                 examples=seen,
                 records=texts,
                 identity=identity,
@@ -328,14 +326,15 @@ class Worker:
                 last_round=last,
             )
             for owner, prefix, seen, texts in (
-                ("method", EXTRA, examples, self._records(order.client, tasks)),
+                ("method", EXTRA, examples, records),
                 ("fedopt", FEDOPT, of_optimiser, ()),
+                ("factors", KEPT, (), ()),
             )
         )
         of_method.examples = self.method.select(of_method)
         if of_fedopt.examples:
             of_fedopt.examples = of_method.examples
-        return (of_method, of_fedopt), memory
+        return (of_method, of_fedopt), Local(self.factors, of_rule), memory
 
     def evaluate(self, order: EvaluateOrder) -> Answers:
         """Answer a stretch of a dataset greedily in batches, routing every question."""

@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 
 from fcit.bench.leaderboard import Line, Table
 from fcit.bench.tables import marked
+from fcit.report.hours import curve, labelled
 
 COLOURS = {"": "#3a87c8", "replay": "#ff7f0e", "reference": "#8c8c8c"}  # read on white and on dark grey
 MARKERS = {"": "o", "replay": "s", "reference": "D"}
@@ -260,4 +261,20 @@ def lasts(table: Table) -> Figure:
         axes[1].axvline(0, linewidth=0.8, color="#8c8c8c")
         axes[1].set(xlabel=f"difference to {table.baseline}, 95 % interval")
         axes[1].tick_params(axis="y", length=0)
+    return figure
+
+
+def clocked(table: Table) -> list[Line]:
+    """Rows whose runs had a simulated clock."""
+    return [line for line in table.lines if all(map(curve, line.runs.values()))]
+
+
+def hours(table: Table) -> Figure:
+    """Mean score against simulated hours after every evaluated stage, both as means over seeds."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for line in clocked(table):
+        points = np.array([curve(run) for run in line.runs.values()]).mean(axis=0)
+        axis.plot(points[:, 0], points[:, 1], marker="o", label=marked(line))
+    labelled(axis, table.key.title)
     return figure

@@ -128,6 +128,7 @@ COSTS = {
     "parameters.stored": "stored",
     "parameters.active": "active",
     "seconds_per_sample": "seconds_per_sample",
+    "simulated_hours": "simulated_hours",
 }
 
 

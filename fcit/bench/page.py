@@ -17,7 +17,7 @@ from fcit.report.figures import draw, save, svg
 
 
 def write_figures(board: Leaderboard) -> list[Path]:
-    """Write ``pareto`` and ``last`` as SVG and PDF, named after their table if there are several.
+    """Write ``pareto``, ``hours`` and ``last`` as SVG and PDF, named after their table if there are several.
 
     Returns:
         The SVG files.
@@ -25,9 +25,9 @@ def write_figures(board: Leaderboard) -> list[Path]:
     written = []
     for table in board.tables:
         behind = f"-{slug(table.key.title)}" if len(board.tables) > 1 else ""
-        for name, maker in (("pareto", figures.pareto), ("last", figures.lasts)):
-            if name == "pareto" and not figures.points(table):
-                continue
+        drawn = {"pareto": figures.pareto} if figures.points(table) else {}
+        drawn |= {"hours": figures.hours} if figures.clocked(table) else {}
+        for name, maker in {**drawn, "last": figures.lasts}.items():
             figure = draw(maker, table)
             for ending in ("svg", "pdf"):
                 save(figure, board.folder / f"{name}{behind}.{ending}")
@@ -62,6 +62,9 @@ def _one(board: Leaderboard, table: Table) -> dict[str, Any]:
         "notes": tables.notes(table),
         "cost": tables.cost_head(table) if any(line.cost["up"] for line in table.lines) else [],
         "pareto": Markup(svg(figures.pareto, table, title=f"Accuracy against bytes, {title}")) if some else None,
+        "hours": Markup(svg(figures.hours, table, title=f"Accuracy against simulated hours, {title}"))
+        if figures.clocked(table)
+        else None,
         "lasts": Markup(svg(figures.lasts, table, title=f"Last of every row, {title}")),
     }
 

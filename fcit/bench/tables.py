@@ -66,6 +66,8 @@ def accuracy_head(table: Table) -> list[str]:
     return ["row", "seeds", *figures, *table.untrained, *table.private, *others]
 
 
+#: Hours of the whole run on a clock that only some runs have.
+SIMULATED = "simulated_hours"
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
 #: the column makes no sense there).
 COST = (
@@ -78,13 +80,15 @@ COST = (
     ("stored", None, "stored", "stored"),
     ("active", None, "active", "active"),
     ("seconds_per_sample", 1.0, "s/sample", "s/sample"),
+    (SIMULATED, 1.0, "simulated h", ""),
 )
 
 
 def _cost_columns(table: Table) -> list[tuple[str, float | None, str]]:
     """Key, unit (None: a count) and head of the columns of a table of cost."""
     columns = [(key, unit, central if table.key.centralised else head) for key, unit, head, central in COST]
-    return [column for column in columns if column[2]]
+    clocked = any(line.cost[SIMULATED] for line in table.lines)
+    return [column for column in columns if column[2] and (clocked or column[0] != SIMULATED)]
 
 
 #: Costs that only a federation has.
@@ -205,6 +209,11 @@ def notes(table: Table) -> list[str]:
             if table.key.centralised
             else "MB up and down, client s, client MB: of one client in one round; s/sample: per answer."
         )
+    if any(line.cost[SIMULATED] for line in table.lines):
+        sentences.append(
+            "simulated h: of the whole run, on the clock of devices.profile (downloads, training, uploads; evaluation "
+            "takes no time on it)."
+        )
     for head in table.private:
         lines = [line for line in table.lines if head in line.epsilons]
         runs = [(line.row.label, run.results) for line in lines for run in line.runs.values()]
@@ -261,7 +270,7 @@ def tex(board: Leaderboard) -> str:
 
 #: Columns of the compact table, and those left if they do not fit.
 COMPACT = (
-    ("seeds", "Last", "Avg", "forgetting", "difference [95 %]", "MB up", "MB down"),
+    ("seeds", "Last", "Avg", "forgetting", "difference [95 %]", "MB up", "MB down", "simulated h"),
     ("seeds", "Last", "Avg", "forgetting", "difference [95 %]"),
     ("seeds", "Last", "difference [95 %]"),
     ("Last",),

@@ -1,8 +1,9 @@
-"""``fcit check``: does a method or a federated optimiser keep its contract?"""
+"""``fcit check``: does a method, a federated optimiser or a model family keep its contract?"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fcit import registry
@@ -11,7 +12,7 @@ from fcit.cli.completion import completed, parts
 from fcit.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 #: Kinds that have a contract, and what one of their parts is called.
-KINDS = {"method": "method", "fedopt": "federated optimiser"}
+KINDS = {"method": "method", "fedopt": "federated optimiser", "model": "family"}
 
 
 def arguments(add: Add) -> None:
@@ -19,11 +20,14 @@ def arguments(add: Add) -> None:
     command = add(
         "check",
         _check,
-        "check that a method or a federated optimiser keeps its contract",
-        "fcit check ./mine.py:MyMethod strength=2",
-        "Runs it on a toy federation, without a model: every hook that it overrides is called as in a run.",
+        "check that a method, a federated optimiser or a model family keeps its contract",
+        "fcit check ./mine.py:MyMethod strength=2\n  fcit check family ./mine.py:MyFamily",
+        "A method or an optimiser runs on a toy federation, without a model: every hook that it overrides is called as "
+        "in a run. A family's small model with random weights is compared with transformers' own forward and generate.",
     )
-    name = command.add_argument("name", help="a registered name, package.module:Name or ./file.py:Name")
+    name = command.add_argument(
+        "name", help="a registered name, package.module:Name or ./file.py:Name; `family NAME` for a family of models"
+    )
     completed(name, parts)
     command.add_argument("options", nargs="*", metavar="key=value", help="options of it, e.g. mix=argmax")
 
@@ -34,21 +38,41 @@ def _kind(name: str) -> str:
     Raises:
         ConfigError: of none.
     """
-    problems = [registry.problem(kind, name) for kind in KINDS]
-    for kind, problem in zip(KINDS, problems, strict=True):
+    reasons: dict[str, str] = {}  # a file that is not there is none of them for one reason
+    for kind in KINDS:
+        problem = registry.problem(kind, name)
         if problem is None:
             return kind
-    reasons: dict[str, str] = {}  # a file that is not there is no method and no optimiser for one reason
-    for kind, problem in zip(KINDS, problems, strict=True):
-        reasons.setdefault(str(problem).removeprefix(f"{kind}: "), str(problem))
+        reasons.setdefault(problem.removeprefix(f"{kind}: "), problem)
     raise ConfigError(list(reasons.values()), "check")
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.name == KINDS["model"]:
+        return _check_family(args.options)
+    kind = _kind(registry.anchored(args.name, Path.cwd()))
+    return _check_family([args.name, *args.options]) if kind == "model" else _check_part(args, kind)
+
+
+def _check_family(words: Sequence[str]) -> int:
+    from fcit.contracts import families
+
+    if len(words) != 1:
+        known = ", ".join(sorted(registry.MODELS))
+        raise ConfigError(f"check: name one family, without options: one of {known}, or ./file.py:Name")
+    name = registry.anchored(words[0], Path.cwd())
+    problem = registry.problem("model", name)
+    if problem is not None:
+        raise ConfigError(problem)
+    condition, values = families.conditions(name)
+    print(f"family {registry.label(name)}, a small model with random weights, with {condition}: {', '.join(values)}")
+    return _said(registry.label(name), families.check(name))
+
+
+def _check_part(args: argparse.Namespace, kind: str) -> int:
     from fcit import config as configuration
     from fcit.contracts import fedopts, methods
 
-    kind = _kind(registry.anchored(args.name, Path.cwd()))
     overrides = [f"{kind}.{option}" for option in args.options]
     config = configuration.resolve({kind: args.name}, Path.cwd(), "check", overrides)
     options = dict(getattr(config, kind))
@@ -57,9 +81,14 @@ def _check(args: argparse.Namespace) -> int:
     label, (condition, values) = registry.label(name), contract.conditions(name)
     chosen = ", ".join(f"{key} {value}" for key, value in options.items())
     print(f"{KINDS[kind]} {label}{f' ({chosen})' if chosen else ''}, with {condition}: {', '.join(values)}")
+    return _said(label, contract.check(name, options))
+
+
+def _said(label: str, checks: Iterable[tuple[str, str | None]]) -> int:
+    """Print what was checked and what is wrong; returns the exit code."""
     good = True
-    for what, wrong in contract.check(name, options):
+    for what, wrong in checks:
         good &= wrong is None
-        print(f"{'ok  ' if wrong is None else 'FAIL'} {what}" + (f"\n     {wrong}" if wrong else ""))
+        print(f"{'ok  ' if wrong is None else 'FAIL'} {what}" + (f"\n     {wrong}" if wrong else ""), flush=True)
     print(f"{label} {'keeps' if good else 'breaks'} the contract")
     return EXIT_OK if good else EXIT_FAILED

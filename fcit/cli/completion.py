@@ -53,10 +53,10 @@ def overrides(prefix: str, **_: Any) -> Iterator[str]:
 
 
 def parts(prefix: str, **_: Any) -> Iterator[str]:
-    """Methods and federated optimisers."""
+    """Methods, federated optimisers and model families."""
     from fcit import registry
 
-    yield from sorted({*registry.METHODS, *registry.FEDOPTS})
+    yield from sorted({"family", *registry.METHODS, *registry.FEDOPTS, *registry.MODELS})
 
 
 def _beside(prefix: str) -> Iterator[Path]:

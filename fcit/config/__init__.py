@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from fcit import registry
 from fcit.config.checks import contradictions, part_problems, sentences
+from fcit.config.devices import TRACES
 from fcit.config.schema import Adapter, Backbone, Federation, RunConfig, Section, Training
 from fcit.errors import ConfigError
 from fcit.io import bounded
@@ -219,6 +220,8 @@ def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         models = {key: raw["backbone"].get(key) for key in ("model", "identity")}
         paths = {key: model_path(name, folder) for key, name in models.items() if isinstance(name, str)}
         raw["backbone"] = {**raw["backbone"], **paths}
+        if isinstance(raw["backbone"].get("family"), str):
+            raw["backbone"]["family"] = registry.anchored(raw["backbone"]["family"], folder)
     if isinstance(raw.get("output"), str) and raw["output"].startswith("~"):
         raw["output"] = bounded.full_path(folder, raw["output"])
     if isinstance(raw.get("trackers"), list):
@@ -228,6 +231,9 @@ def anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["training"] = {**training, "trainer": registry.anchored(training["trainer"], folder)}
     if isinstance(raw.get("data_root"), str):
         raw["data_root"] = bounded.full_path(folder, raw["data_root"])
+    devices = raw.get("devices")
+    if isinstance(devices, dict) and str(devices.get("profile")).endswith(TRACES):
+        raw["devices"] = {**devices, "profile": bounded.full_path(folder, str(devices["profile"]))}
     evaluation = raw.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("held_out"), list):
         raw["evaluation"] = {**evaluation, "held_out": [_held_out(entry, folder) for entry in evaluation["held_out"]]}

@@ -9,7 +9,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config import privacy_checks, record_checks, secure_checks, token_checks, trainer_checks, wire_checks
+from fcit.config import (
+    async_checks,
+    device_checks,
+    privacy_checks,
+    rank_checks,
+    record_checks,
+    secure_checks,
+    token_checks,
+    trainer_checks,
+    wire_checks,
+)
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
@@ -86,7 +96,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "federation.sampling: 'official' is a table for 50 clients and 5 per round, got "
             f"{federation.clients} and {federation.clients_per_round}; use 'seeded'"
         )
-    if federation.min_updates > federation.clients_per_round:
+    if federation.min_updates > federation.clients_per_round and federation.mode == "sync":
         problems.append(
             f"federation.min_updates: {federation.min_updates} can never be reached with "
             f"{federation.clients_per_round} clients per round"
@@ -96,15 +106,45 @@ def contradictions(config: RunConfig) -> list[str]:
     unknown = device_problem(config.backbone.device)
     if unknown:
         problems.append(f"backbone.device: {config.backbone.device!r} {unknown}")
+    problems += _family_problems(config)
     if config.evaluation.unseen and config.evaluation.when == "final":
         problems.append(
             "evaluation.unseen: true asks data sets that are not trained yet, and after the last stage, which alone is "
             "evaluated by evaluation.when: 'final', there are none; choose when: stage, or unseen: false"
         )
-    for part in (privacy_checks, record_checks, secure_checks, token_checks, trainer_checks, wire_checks):
+    for part in (
+        rank_checks,
+        async_checks,
+        device_checks,
+        privacy_checks,
+        record_checks,
+        secure_checks,
+        token_checks,
+        trainer_checks,
+        wire_checks,
+    ):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
     return problems + (_site_problems(config) if config.stream == "site" else [])
+
+
+def _family_problems(config: RunConfig) -> list[str]:
+    """A family that is none, or whose projector is trained although it is behind what is kept of an image."""
+    family = config.backbone.family
+    if registry.is_own(family):
+        problem = registry.problem("model", family)
+        return [] if problem is None else [f"backbone.family: {problem}"]
+    if family not in ("auto", "generic"):
+        return [
+            f"backbone.family: {family!r} is none of auto, generic and ./mine.py:MyFamily; for a model that has a "
+            f"family ({', '.join(sorted(registry.MODELS))}) choose auto"
+        ]
+    if family == "generic" and config.adapter.projector != "frozen":
+        return [
+            f"adapter.projector: {config.adapter.projector!r}, but with backbone.family: generic what is kept of an "
+            "image is behind the projector; set adapter.projector: frozen"
+        ]
+    return []
 
 
 def _central_problems(config: RunConfig) -> list[str]:
@@ -223,10 +263,16 @@ def _misfits(config: RunConfig) -> list[str]:
         problems.append(
             f"factors: {config.factors!r} makes no sense with method: {names[0]!r}; choose factors: {allowed}"
         )
-    if config.factors == "svd" and not fedopt.averages:
+    rule = registry.resolve("factors", config.factors)
+    if not rule.stepwise and not fedopt.averages:
         problems.append(
-            f"factors: 'svd' makes new factors in every round, which fedopt: {names[1]!r} cannot step between; "
-            "choose fedopt: fedavg or fedprox, or factors: separate"
+            f"factors: {config.factors!r} makes new factors in every round, which fedopt: {names[1]!r} cannot step "
+            "between; choose fedopt: fedavg or fedprox, or factors: separate"
+        )
+    elif not rule.by_records and fedopt.sums():
+        problems.append(
+            f"factors: {config.factors!r} weighs clients by what they have learnt, and fedopt: {names[1]!r} sums what "
+            "they return as if all weighed alike; choose another fedopt, or factors: separate"
         )
     if config.factors == "alternate" and not fedopt.halves:
         problems.append(
@@ -248,6 +294,9 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
+    problems += rank_checks.misfits(config, method, fedopt)
+    problems += device_checks.misfits(config, method)
+    problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)
     problems += wire_checks.misfits(config)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
@@ -261,9 +310,12 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Settings under which a robust rule would not protect the model, or never apply."""
     least = registry.resolve("robust", config.robust).least
     rule, problems = f"robust: {config.robust!r}", []
-    if config.factors == "svd":
+    key, updates = "federation.clients_per_round", config.federation.clients_per_round
+    if config.federation.mode == "async":
+        key, updates = "asynchronous.buffer", async_checks.buffer_of(config)
+    if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
-            f"{rule} looks at A and B one by one, and factors: 'svd' decomposes the mean of their products; "
+            f"{rule} looks at A and B one by one, and factors: {config.factors!r} looks at the products of updates; "
             "choose factors: separate, alternate or frozen_a, or robust: none"
         )
     if fedopt.sums():
@@ -281,9 +333,8 @@ def _unprotected(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"{rule} needs several clients, and method: {config.method['name']!r} pools all data at one participant; "
             "choose robust: none"
         )
-    elif config.federation.clients_per_round < least:
+    elif updates < least:
         problems.append(
-            f"{rule} needs {least} updates, and federation.clients_per_round is {config.federation.clients_per_round}; "
-            f"raise it to {least} or more, or choose robust: none"
+            f"{rule} needs {least} updates, and {key} is {updates}; raise it to {least} or more, or choose robust: none"
         )
     return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainValidator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 #: How pictures become pixels: see :mod:`fcit.data.images.pixels`.
 Way = Literal["official", "upright"]
@@ -44,6 +44,34 @@ Epochs = Annotated[int | list[int], PlainValidator(_epochs)]
 def epochs_of(epochs: int | list[int], tasks: Sequence[int]) -> int:
     """The number of epochs on records of one task; of several tasks, whose numbers must be equal, theirs."""
     return epochs if isinstance(epochs, int) else max(epochs[task] for task in tasks)
+
+
+def _ranks(value: Any) -> Any:
+    """None, a rank, shares by rank (whose keys are texts in JSON), or a rank for each client."""
+    if isinstance(value, dict) and value:
+        shares = {int(r) if isinstance(r, str) and r.isdecimal() else r: s for r, s in value.items()}
+        numbers = all(type(s) in (int, float) and s > 0 for s in shares.values())
+        if all(map(_is_rank, shares)) and numbers and abs(sum(shares.values()) - 1) < 1e-6:
+            return {rank: float(share) for rank, share in sorted(shares.items())}
+    elif value is None or _is_rank(value) or (isinstance(value, list) and value and all(map(_is_rank, value))):
+        return value
+    raise ValueError(
+        "must be a rank from 1 on, a share for each rank that sum to 1, e.g. {4: 0.5, 8: 0.3, 16: 0.2}, a list with a "
+        "rank for each client, or null"
+    )
+
+
+def _unchanged(value: Any) -> Any:
+    """Written as it is: of these kinds pydantic 2 takes a mapping, whose keys JSON has as texts, for another one."""
+    return value
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+#: The ranks of the clients' adapters: one, shares of clients by rank, one for each client, or None for that of the run.
+Ranks = Annotated[int | dict[int, float] | list[int] | None, PlainValidator(_ranks), PlainSerializer(_unchanged, Any)]
 
 
 def _batch_size(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fcit import registry
 from fcit.config.schema import RunConfig
 
 
@@ -42,10 +43,10 @@ def contradictions(config: RunConfig) -> list[str]:
             f"privacy.client_dp: 'on' bounds what one client can change by clipping to a norm, which robust: "
             f"{config.robust!r} undoes (it looks at all updates together); choose robust: none"
         )
-    if config.factors == "svd":
+    if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
-            "privacy.client_dp: 'on' adds noise to sums of A and of B, and factors: 'svd' decomposes the sum of their "
-            "products, which has none; choose factors: frozen_a, alternate or separate"
+            f"privacy.client_dp: 'on' adds noise to sums of A and of B, and factors: {config.factors!r} needs products "
+            "of single updates, which have none; choose factors: frozen_a, alternate or separate"
         )
     return problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fcit import registry
 from fcit.config.schema import RunConfig
 
 
@@ -39,8 +40,8 @@ def contradictions(config: RunConfig) -> list[str]:
 _HOOKS = ("measure", "select", "prepare", "loss", "penalty", "on_gradients", "on_step", "finish")
 
 
-def declared(method: type) -> bool:
-    """Whether a method declares ``by_record`` for all of its own client hooks.
+def declared(method: type, flag: str = "by_record") -> bool:
+    """Whether a method declares ``by_record``, or another flag, for all of its own client hooks.
 
     A class that inherits the declaration and overrides a hook has not declared anything about it.
     """
@@ -49,12 +50,17 @@ def declared(method: type) -> bool:
     def depth(name: str) -> int:
         return next(place for place, kind in enumerate(by_class) if name in vars(kind))
 
-    return bool(method.by_record) and all(depth("by_record") <= depth(hook) for hook in _HOOKS)  # type: ignore[attr-defined]
+    return bool(getattr(method, flag)) and all(depth(flag) <= depth(hook) for hook in _HOOKS)
 
 
 def misfits(config: RunConfig, method: Any) -> list[str]:
     """Methods in which the gradient of a record is not defined, or whose clients send more than trained tensors."""
     problems, name = [], config.method["name"]
+    if registry.resolve("factors", config.factors).prunes:
+        problems.append(
+            f"privacy.record_dp: 'on' covers what clients send, and with factors: {config.factors!r} clients' ranks, "
+            "which are counted and told, follow from it for the whole run; choose factors: hlora"
+        )
     if not method.trains:
         problems.append(f"privacy.record_dp: 'on' has nothing to protect: method: {name!r} trains nothing")
     elif method.pooled:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fcit.config.devices import Asynchronous, Devices
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.config.evaluation import Evaluation
-from fcit.config.kinds import WORDS, Checkpointing, Epochs, MicroBatch, Way
+from fcit.config.kinds import WORDS, Checkpointing, Epochs, MicroBatch, Ranks, Way
 from fcit.config.privacy import Privacy
 from fcit.config.section import Section
 
@@ -19,6 +20,18 @@ class Federation(Section):
     clients: int = Field(50, ge=1, description="data owners in the pool")
     clients_per_round: int = Field(5, ge=1, description="participants of a round")
     rounds: int = Field(10, ge=1, description="rounds per stage")
+    mode: Literal["sync", "async"] = Field(
+        "sync",
+        description="sync: a round waits for its clients; async: the server goes on with whatever has come (section "
+        "asynchronous), and a round is one server update",
+    )
+    over_select: float = Field(
+        1.0,
+        ge=1,
+        le=10,
+        description="of sync: so many times clients_per_round are asked, and the first clients_per_round on the "
+        "simulated clock count (section devices)",
+    )
     sampling: Literal["seeded", "official"] = Field(
         "seeded", description="official: the published table (50 clients, 5 per round)"
     )
@@ -101,13 +114,24 @@ class Sites(Section):
     micro_batch: bool = Field(True, description="gradients accumulated over parts of a batch")
     checkpointing: bool = Field(True, description="activations computed again to save memory")
     trainer: bool = Field(False, description="a Trainer of the site's own in place of the run's loop")
+    min_rank: int | None = Field(
+        None, ge=1, description="smallest adapter rank that a site may choose for itself; default: it may choose none"
+    )
 
 
 class Adapter(Section):
     """The LoRA adapter of every subspace."""
 
-    rank: int = Field(8, ge=1, description="columns of the factor B, rows of A")
-    alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
+    rank: int = Field(8, ge=1, description="columns of the factor B, rows of A, as the server keeps them")
+    ranks: Ranks = Field(
+        None,
+        description="ranks that clients train at, none above `rank`: one for all, a share for each ({4: 0.5, 8: 0.3, "
+        "16: 0.2}; each client's is drawn from seed and client), or a list with one for each client; default: `rank`",
+    )
+    min_rank: int | None = Field(
+        None, ge=1, description="with factors: hetlora, where a client's pruning ends; default: the smallest of `ranks`"
+    )
+    alpha: float = Field(16.0, gt=0, description="scale is alpha / rank, also of clients that train at another rank")
     dropout: float = Field(
         0.05, ge=0, lt=1, description="before A; 0.05: as published; 0 in the mini configurations, where it costs time"
     )
@@ -175,6 +199,11 @@ class Backbone(Section):
     """The frozen multimodal model."""
 
     model: str = Field("fcit-tiny", description="fcit-tiny, a folder (relative to this file) or a hub name")
+    family: str = Field(
+        "auto",
+        description="auto: by the model_type in the model's config.json; generic: images become tokens as the model's "
+        "own processor and get_image_features have it, with adapter.projector: frozen; ./mine.py:MyFamily: your own",
+    )
     identity: str | None = Field(None, description="CLIP for identity tokens; default: the model's own")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], BITS] = Field(
         "float32", description="number format of the frozen weights"
@@ -268,10 +297,12 @@ class RunConfig(Section):
         default_factory=lambda: {"name": "fedavg"},
         description="how the server steps towards the clients' mean; see `fcit list fedopt`",
     )
-    factors: Literal["separate", "svd", "alternate", "frozen_a"] = Field(
+    factors: Literal["separate", "svd", "hlora", "hetlora", "alternate", "frozen_a"] = Field(
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))
+    devices: Devices = Field(default_factory=lambda: Devices.model_validate({}))
+    asynchronous: Asynchronous = Field(default_factory=lambda: Asynchronous.model_validate({}))
     fork: Annotated[Fork, WORK] = Field(default_factory=lambda: Fork.model_validate({}))
     ray: Annotated[Ray, WORK] = Field(default_factory=lambda: Ray.model_validate({}))
     stream: Literal["benchmark", "site"] = Field(

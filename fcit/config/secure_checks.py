@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fcit import registry
 from fcit.config.schema import RunConfig
 
 _ON = "privacy.secure_aggregation: 'on'"
@@ -43,10 +44,10 @@ def contradictions(config: RunConfig) -> list[str]:
             f"{_ON} lets the server see sums only, and robust: {config.robust!r} looks at single updates; choose "
             "robust: none"
         )
-    if config.factors == "svd":
+    if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
-            f"{_ON} sums A and B by themselves, and factors: 'svd' decomposes the sum of their products; choose "
-            "factors: separate, alternate or frozen_a"
+            f"{_ON} sums A and B by themselves, and factors: {config.factors!r} needs products of single updates; "
+            "choose factors: separate, alternate or frozen_a"
         )
     return problems
 

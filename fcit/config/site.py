@@ -134,6 +134,11 @@ class Site(Section):
     checkpointing: bool | Literal["auto"] | None = Field(
         None, description="compute activations twice, or auto; default: as ordered"
     )
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="largest adapter rank trained here; default: as ordered (where that is more: needs sites.min_rank)",
+    )
     trainer: str | None = Field(
         None,
         description="a Trainer of the site's own, ./mine.py:make, or hf; default: as ordered (needs sites.trainer)",

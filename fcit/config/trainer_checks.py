@@ -45,6 +45,12 @@ def contradictions(config: RunConfig) -> list[str]:
 def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Methods and optimisers that do something within the steps, of which a Trainer knows nothing."""
     name, problems = config.training.trainer, []
+    rule = registry.resolve("factors", config.factors)
+    if name is not None and _home(rule, "penalty") != "fcit.fedopt.factors":
+        problems.append(
+            f"training.trainer: {name!r} makes the steps by itself, and factors: {config.factors!r} has a term of the "
+            "loss within them; choose other factors or leave training.trainer out"
+        )
     for kind, part in (("method", method), ("fedopt", fedopt)) if name is not None else ():
         hooks, base = _HOOKS[kind]
         used = [hook for hook in hooks if getattr(part, hook, None) is not None and _home(part, hook) != base]

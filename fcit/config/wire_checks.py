@@ -39,7 +39,7 @@ def _private(config: RunConfig, key: str, remedy: str, in_sums: bool) -> list[st
 
 def misfits(config: RunConfig) -> list[str]:
     """Parts that replace from round to round what a client owes."""
-    if config.federation.top_k is None or not registry.resolve("factors", config.factors).renews:
+    if config.federation.top_k is None or registry.resolve("factors", config.factors).stepwise:
         return []
     return [
         f"federation.top_k: {config.federation.top_k} owes the server what it leaves out, and factors: "

@@ -55,6 +55,11 @@ class FedOptCase:
         rng = np.random.default_rng(0)
         self.old = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
+    @property
+    def of_products(self) -> bool:
+        """Whether the rule makes factors of a product, as `svd` does, and does not average them."""
+        return not self.rule.stepwise
+
     def trained(self, turn: int) -> list[str]:
         """Names of the tensors that clients train in this turn."""
         return sorted(set(SHAPES) - set(self.rule.frozen(SHAPES, turn)))
@@ -79,8 +84,8 @@ class FedOptCase:
         return group.result()
 
     def seen(self, tensors: Tensors) -> Tensors:
-        """Tensors to compare: under `svd`, which may rotate factors, the product B A in their place."""
-        return {P: tensors[P], "B A": tensors[B] @ tensors[A]} if self.factors == "svd" else tensors
+        """Tensors to compare: under rules that may rotate factors, as `svd`, the product B A in their place."""
+        return {P: tensors[P], "B A": tensors[B] @ tensors[A]} if self.of_products else tensors
 
 
 def _same(first: Tensors, second: Tensors, tolerance: float = 0.0) -> bool:
@@ -175,20 +180,22 @@ def a_client_can_train(case: FedOptCase) -> None:
 
 
 def unchanged_updates(case: FedOptCase) -> None:
-    """unchanged-updates: in the first round they leave the server's tensors (`svd`: the product B A) unchanged."""
+    """unchanged-updates: in the first round they leave the server's tensors (`svd` and the like: B A) unchanged."""
     updates: list[Sent] = [(tensors, n, {}) for tensors, n, _ in case.sent(case.old, 0, size=0.0)]
     new = case.fold(case.old, {}, updates)
-    tolerance = 1e-6 if case.factors == "svd" else 0.0
+    tolerance = 1e-6 if case.of_products or not case.rule.by_records else 0.0
     require(_same(case.seen(new), case.seen(case.old), tolerance), "unchanged updates changed the server's tensors")
 
 
 def weighted_mean(case: FedOptCase) -> None:
     """weighted-mean: clients with 1 and 3 records moved by 1 and 2 move the server by (1 x 1 + 3 x 2) / 4."""
+    if not case.rule.by_records:
+        return
     names = case.trained(0)
     moved = [{n: (case.old[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
     new = case.fold(case.old, {}, [(moved[0], 1, {}), (moved[1], 3, {})])
     wanted = {n: t + 1.75 if n in names else t for n, t in case.old.items()}
-    if case.factors == "svd":
+    if case.of_products:
         wanted = {P: wanted[P], "B A": (moved[0][B] @ moved[0][A] + 3 * moved[1][B] @ moved[1][A]) / 4}
     require(_same(case.seen(new), wanted, 1e-5), "not the sample-weighted mean")
 
@@ -226,7 +233,7 @@ def resumes(case: FedOptCase) -> None:
 
 
 def permutation(case: FedOptCase) -> None:
-    """permutation: the order of clients changes only the last bits (`svd`: of the product)."""
+    """permutation: the order of clients changes only the last bits (`svd` and the like: of B A)."""
     outcomes = []
     for step in (1, -1):
         memory: dict[str, Any] = {}

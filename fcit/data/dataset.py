@@ -42,6 +42,7 @@ class Usable:
     Attributes:
         records: in the file's order.
         skipped: number of the others.
+        images: that were looked at, also those of the others.
         verdict: the result of ``check``.
     """
 
@@ -54,11 +55,13 @@ class Usable:
         check: CheckRecords | None = None,
     ) -> None:
         self.verdict = Verdict()
+        self.images: Sequence[str] = ()
         wanted = range(len(file.records)) if only is None else only
         problems = file.problems if only is None else {n: file.problems[n] for n in only if n in file.problems}
         if verdicts is not None:
             names = [placed(folder, r.images) if r is not None else () for r in picked(file.records, wanted)]
-            bad = verdicts.problems(image for images in names for image in images)
+            self.images = list(dict.fromkeys(image for images in names for image in images))
+            bad = verdicts.problems(self.images)
             broken = {n: bad[i] for n, images in zip(wanted, names, strict=True) for i in images if i in bad}
             problems = {**problems, **broken}
         if check is not None:
@@ -170,7 +173,8 @@ class DatasetFiles:
         """
         questions, references = self.split(name)
         path, captions = self.located(questions), self.located(references) if references else None
-        return _read_once(self.store, path, captions, self.form(name, asked=True), files.stamp(path))
+        stamp = (*files.stamp(path), *(files.stamp(captions) if captions else ()))
+        return _read_once(self.store, path, captions, self.form(name, asked=True), stamp)
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -25,7 +26,11 @@ from fcit.runs.reader import Run
 from fcit.runs.recorded import hold_data
 from fcit.runs.trackers import Trackers
 
-_LOOK, _ASK, _PATIENCE = 0.5, 10.0, 300.0  # seconds: between looks at events, at the status; without a SuperLink
+_LOOK = 0.5  # seconds between two looks at the events
+#: Seconds without a sign of the run after which the SuperLink is asked for its status. Asking is a process of more than
+#: a second of processor time, and while events come it would say nothing else.
+_ASK = 10.0
+_PATIENCE = 300.0  # seconds without a sign of the run, nor of a SuperLink
 _CODES = {"completed": EXIT_OK, "stopped": EXIT_STOPPED}
 
 
@@ -201,33 +206,34 @@ def _watch(
 ) -> tuple[str, str]:
     """Pass every event to the watcher; returns how the run ended and Flower's details about it.
 
-    Only events after ``since`` are shown: a resumed run first removes the events after its checkpoint.
+    Only events after ``since`` are shown: a resumed run first removes the events after its checkpoint. A run that is
+    looked at from its beginning (``since`` 0) may be over and is asked for at once.
     """
-    shown, size, last_reply = 0, -1, time.monotonic()
-    last_query, took = -_ASK, 0.0
+    shown, size, last_sign = 0, -1, time.monotonic()
+    last_query, took = (last_sign if since else -math.inf), 0.0
     ended: tuple[str, str] | None = None
     refused = False
     while True:
-        pause = max(1.0 if folder.results.is_file() else _ASK, took)
+        over = folder.results.is_file() or _next(deployment, number, folder.path) is not None
         began = time.monotonic()
-        if began - last_query >= pause:
+        quiet = began - (last_query if over else max(last_query, last_sign))
+        if quiet >= max(min(1.0, _ASK) if over else _ASK, took):
             try:
                 ended = _end(deployment, number)
-                last_reply = time.monotonic()
+                last_sign = time.monotonic()
             except SuperLinkAway:
-                if time.monotonic() - last_reply > _PATIENCE:
+                if time.monotonic() - last_sign > _PATIENCE:
                     raise
             except DeployError as error:  # a full disk, say: the events are read all the same
                 ended = ("completed", "") if folder.results.is_file() else None
                 if not refused:
                     watcher.console.print(f"followed by its events only: {error}", markup=False, soft_wrap=True)
                 refused = True
-            # Each query is a process of seconds of processor time: on a busy machine they are fewer.
             last_query = time.monotonic()
-            took = last_query - began
+            took = last_query - began  # on a busy machine queries are fewer
         now_size = folder.events.stat().st_size if folder.events.is_file() else 0
         if now_size != size:
-            size = now_size
+            size, last_sign = now_size, time.monotonic()
             fresh = [event for event in folder.read_events() if event["time"] >= since]
             for event in fresh[shown:]:
                 clock.time = event["time"]

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.config.async_checks import buffer_of
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
 from fcit.errors import FCITError
-from fcit.federation.formats import BYTES
+from fcit.federation.formats import BESIDE, BYTES
 from fcit.federation.sampling import sample
 from fcit.federation.thin import Thin
 from fcit.methods.base import Method
@@ -32,7 +33,8 @@ class Stage:
     Attributes:
         tasks: data sets that are learnt.
         clients: that take part in any round.
-        first: participants of the first round, in the order of its slots; empty if the server draws them in secret.
+        first: participants of the first round, in the order of its slots; empty if the server draws them in secret, or
+            the simulated clock decides.
         describing: orders to describe a shard, before its first training.
         measuring: orders to measure a shard, before the first round.
         training: orders to train.
@@ -67,7 +69,6 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
     one = method.common(0) is not None and method.common(0) == method.common(1)
     seen, known = set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
     wire, thin = config.federation.wire, Thin.of(config, method.pooled)
-    whole = BYTES["float32" if wire == "float32" else "bfloat16"]
     number, back = BYTES[wire], BYTES[wire] if thin is None else thin.bytes
     adapter, projector = shape.adapter(config.adapter.rank), shape.projector
     sent = 0 if config.adapter.projector == "frozen" else projector
@@ -76,9 +77,9 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
         slots, pairs, first = stream.slots(stage), set[tuple[int, tuple[int, ...]]](), list[int]()
         for round_ in range(rounds):
             clients = sample(config.federation, config.seed, stage, round_)
-            first = first or clients
+            first = first or ([] if _by_clock(config) else clients)
             pairs |= set(zip(clients, [tasks or (stage,) for tasks in slots], strict=True))
-        each = len(set(slots)) if method.pooled == "task" else 1 if method.pooled else len(slots)
+        each = len(set(slots)) if method.pooled == "task" else 1 if method.pooled else _updates(config)
         training = rounds * each
         up = back * sum(each * (_updated(config, shape, turn) + sent) for turn in range(rounds))
         seen |= {tasks or (stage,) for tasks in slots}
@@ -92,10 +93,20 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             measuring=each if method.measures else 0,
             training=training,
             answering=answering,
-            down=number * training * (adapter + sent) + whole * (answering or 0) * mixture,
+            down=number * training * (adapter + sent) + BESIDE[wire] * (answering or 0) * mixture,
             up=up,
         )
         known |= pairs
+
+
+def _by_clock(config: RunConfig) -> bool:
+    """Whether the simulated clock decides who takes part; their number is then taken to be what the seed would draw."""
+    return config.federation.mode == "async" or config.federation.over_select > 1 or not config.devices.always
+
+
+def _updates(config: RunConfig) -> int:
+    """Updates of a round that count."""
+    return buffer_of(config) if config.federation.mode == "async" else config.federation.clients_per_round
 
 
 def _last(stream: Stream, stage: int) -> bool:
@@ -137,9 +148,10 @@ def show(config: RunConfig, console: Console) -> None:
     if config.centralised:
         who = "one participant, without a federation"
     else:
-        drawn = "in secret" if config.privacy.secret else f"by federation.sampling: {config.federation.sampling}"
+        drawn = f"by federation.sampling: {config.federation.sampling}"
+        drawn = "in secret" if config.privacy.secret else "as the clock goes" if _by_clock(config) else drawn
         who = (
-            f"{config.federation.clients_per_round} of {config.federation.clients} clients a round, drawn {drawn}, "
+            f"{_updates(config)} of {config.federation.clients} clients a round, drawn {drawn}, "
             f"{config.federation.rounds} round{'s' * (config.federation.rounds > 1)} a stage"
         )
     unknown = any(stage.answering is None for stage in plan)

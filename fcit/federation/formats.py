@@ -40,6 +40,8 @@ def blocks(count: int) -> int:
 
 #: Bytes of a number in each format, the scale of its block included.
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 2 / BLOCK}
+#: The same of numbers that are not trained, under each ``federation.wire``.
+BESIDE = {"float32": 4.0, "bfloat16": 2.0, "int8": 2.0}
 
 
 def to_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,8 @@ EXTRA = "extra/"
 FEDOPT = "fedopt/"
 #: Prefix of constants, ``constant/<group>/<name>``: sent once, kept by the client.
 CONSTANT = "constant/"
+#: What names of the constants begin with that belong to the rule for factors, not to the method.
+KEPT = "factors."
 #: Form of the name of a group of constants and of a version of a memory: they become file names at the client.
 NAME = re.compile(r"\w[\w.-]*")
 #: How a client says that it opens no second sum of a round of secure aggregation.
@@ -85,6 +87,11 @@ class TrainOrder:
     measure: bool = False
     run: str = ""  # the run's id: a site that takes part in several keeps their memories apart
     participations: int = 0
+
+    @property
+    def answered(self) -> dict[str, Any]:
+        """The fields that an update to this order repeats."""
+        return {name: getattr(self, name) for name in ("stage", "round", "client", "shard", "subspace")}
 
     @property
     def trained(self) -> Tensors:
@@ -289,7 +296,8 @@ class ProbeOrder:
 class Probe:
     """Reply to :class:`ProbeOrder`; ``tensors`` holds the backbone's own projector.
 
-    ``hashes`` are of what must be the same at all clients: backbone, tokenizer, processor, identity, layout.
+    ``hashes`` are of what must be the same at all clients: backbone, tokenizer, processor, identity, layout. ``rank``
+    is the largest adapter rank that the client trains at, 0 for any.
     """
 
     shapes: dict[str, list[int]]
@@ -297,6 +305,7 @@ class Probe:
     versions: dict[str, str]
     tensors: Tensors
     hashes: dict[str, str] = field(default_factory=dict)
+    rank: int = 0
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fcit import seeding
@@ -30,3 +32,23 @@ def sample(federation: Federation, seed: int, stage: int, round_: int) -> list[i
     if federation.sampling == "official":
         return official(stage, round_)
     return seeded(seed, stage, round_, federation.clients, federation.clients_per_round)
+
+
+def suitable(
+    rng: np.random.Generator, clients: int, count: int, suits: Callable[[int], bool], chunk: int = 64
+) -> list[int]:
+    """Up to ``count`` distinct clients that suit, uniformly among those that do; fewer only if there are no more.
+
+    Looks at a few clients, not at the whole pool, unless those that suit are rare in it.
+    """
+    seen = dict[int, bool]()  # in the order of the draw
+    found = 0
+    while found < count and len(seen) < clients:
+        # Of a pool that is nearly used up, single draws would mostly name clients that were seen.
+        whole = 2 * (len(seen) + chunk) >= clients
+        for drawn in rng.permutation(clients) if whole else rng.integers(clients, size=chunk):
+            client = int(drawn)
+            if found < count and client not in seen:
+                seen[client] = suits(client)
+                found += seen[client]
+    return [client for client, good in seen.items() if good]

@@ -75,7 +75,12 @@ class Thin:
         wire, top_k = config.federation.wire, config.federation.top_k
         if (wire == "float32" and top_k is None) or pooled or config.centralised or config.privacy.secure:
             return None
-        return cls(wire, top_k, not registry.resolve("factors", config.factors).renews)
+        return cls(wire, top_k, registry.resolve("factors", config.factors).stepwise)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep something between their orders."""
+        return self.feedback
 
     @property
     def late(self) -> float:
@@ -128,10 +133,12 @@ class Thin:
         return tensors
 
     def _owed(self, order: TrainOrder, owed: dict[str, Any]) -> Tensors:
-        """What is owed to the order's subspace; of another stage it is dropped."""
+        """What is owed to the order's subspace; of another stage, or of columns that the client lost, it is dropped."""
         if owed.get("stage") != order.stage:
             owed.clear()
-        return dict(next((pairs for name, pairs in owed.get("subspaces", []) if name == order.subspace), []))
+        mine: list[Any] = next((pairs for name, pairs in owed.get("subspaces", []) if name == order.subspace), [])
+        sizes = {name: tensor.shape for name, tensor in order.tensors.items()}
+        return {name: np.ascontiguousarray(part[tuple(map(slice, sizes.get(name, part.shape)))]) for name, part in mine}
 
     def _largest(self, vector: np.ndarray) -> np.ndarray | None:
         """Ascending places of the numbers to be sent, the first of equals; None: of all."""

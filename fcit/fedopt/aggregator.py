@@ -9,10 +9,11 @@ import numpy as np
 
 from fcit.fedopt.base import FedOpt, Mean
 from fcit.fedopt.factors import Separate
+from fcit.fedopt.padding import Padding
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
 from fcit.io.threads import beside, each
 from fcit.io.trees import Tensors
-from fcit.models.layout import A, B
+from fcit.models.layout import A, B, is_factor
 from fcit.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Group:
         buffer: UpdateBuffer | None = None,
     ) -> None:
         self._aggregator, self._home, self._old, self._memory, self._buffer = aggregator, home, old, memory, buffer
-        self._mean, self._sums = Mean(), dict[str, np.ndarray]()
+        self._mean, self._sums, self._padding = Mean(), dict[str, np.ndarray](), Padding(old)
+        self._factors = Mean()  # where they have weights of their own
         self._layers: dict[str, Products | Sketch] = {}
 
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
@@ -107,7 +109,10 @@ class Group:
             self._mean.add(tensors, weight)
             return
         with beside(lambda: self._multiply(tensors, weight), sum(tensor.size for tensor in tensors.values())):
-            self._mean.add(tensors, weight)
+            whole, own = self._padding(tensors), self._aggregator.factors.weight(tensors)
+            self._mean.add(whole if own is None else {n: t for n, t in whole.items() if not is_factor(n)}, weight)
+            if own is not None:
+                self._factors.add({n: t for n, t in whole.items() if is_factor(n)}, own)
 
     def _multiply(self, tensors: Tensors, weight: int) -> None:
         """Add the products of LoRA factors to their layers."""
@@ -145,7 +150,13 @@ class Group:
         """The sample-weighted mean, with LoRA factors averaged by the rule of ``factors:``; empty without updates."""
         if not self._mean.weight:
             return {}
-        mean, missed = self._aggregator.factors.combine(self._layers, self._old, self._mean.result())
+        averaged = self._mean.result()
+        if not self._aggregator.factors.by_records:
+            names = [n for layer in self._layers for n in (layer, layer.replace(A, B))]
+            averaged |= self._factors.result() if self._factors.weight else {n: self._old[n] for n in names}
+        if not self._aggregator.summed:
+            averaged = self._padding.completed(averaged)
+        mean, missed = self._aggregator.factors.combine(self._layers, self._old, averaged)
         if missed is not None:
             self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         return mean

@@ -23,11 +23,11 @@ class Mean:
     """Weighted mean of tensors, accumulated update by update: sum n x in float64, divided by N once."""
 
     def __init__(self) -> None:
-        self.weight = 0
+        self.weight: float = 0
         self._sums: dict[str, np.ndarray] = {}
 
-    def add(self, tensors: Tensors, weight: int) -> None:
-        """Add one update of ``weight`` records."""
+    def add(self, tensors: Tensors, weight: float) -> None:
+        """Add one update of ``weight`` records, or of another weight."""
         self.weight += weight
 
         def add(name: str) -> np.ndarray:
@@ -49,7 +49,7 @@ class Mean:
         return dict(zip(self._sums, each(mean, totals, sum(total.size for total in totals)), strict=True))
 
 
-def _add(total: np.ndarray, value: np.ndarray, weight: int) -> None:
+def _add(total: np.ndarray, value: np.ndarray, weight: float) -> None:
     """total += weight value in float64, piece by piece: a whole projector would be moved through memory."""
     term = np.empty(min(PIECE, len(total)))
     for first in range(0, len(total), PIECE):

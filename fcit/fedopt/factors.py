@@ -14,6 +14,7 @@ import numpy as np
 
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B
+from fcit.models.ranks import rank_of
 
 if TYPE_CHECKING:
     from fcit.fedopt.products import Products, Sketch
@@ -23,13 +24,46 @@ class Separate:
     """FedIT (Zhang et al., 2024, arXiv 2305.05644): A' = sum_k w_k A_k and B' = sum_k w_k B_k. Base of the others."""
 
     summary: ClassVar[str] = "A and B averaged separately (FedIT); the distance from the mean product is logged"
-    #: Whether the server makes new factors in every round, so that what a client kept of the last ones is about numbers
-    #: that are gone.
-    renews: ClassVar[bool] = False
+    #: Whether clients may train at different ranks (``adapter.ranks``); factors of a smaller one are filled with zeros.
+    mixes_ranks: ClassVar[bool] = True
+    #: Whether the sample-weighted mean of what clients return is all it needs, so that this may be a sum of masked
+    #: updates, a sum with noise, or what a robust rule makes of them.
+    of_the_mean: ClassVar[bool] = True
+    #: Whether clients keep something: memory between their orders, or constants that a stage adds to the model.
+    remembers: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
+    #: Whether updates weigh by their records, as :meth:`weight` says by default.
+    by_records: ClassVar[bool] = True
+    #: Whether a client's rank may fall during the run (``adapter.min_rank``).
+    prunes: ClassVar[bool] = False
+    #: Whether a federated optimiser can step from the server's factors towards what this rule makes.
+    stepwise: ClassVar[bool] = True
 
     def frozen(self, names: Iterable[str], turn: int) -> list[str]:
         """Tensors of a subspace that clients load but do not train in its ``turn``-th round (from 0)."""
         return []
+
+    # ------------------------------------------------------------------ client
+
+    def prepare(self, session: Any) -> None:
+        """Before a client's first step; ``session`` is a :class:`fcit.methods.base.Session` with this rule's memory."""
+
+    def penalty(self, session: Any) -> Any:
+        """A term of the trained factors that is added to the loss of every batch."""
+        return 0.0
+
+    def finish(self, session: Any) -> None:
+        """After a client's last step."""
+
+    # ------------------------------------------------------------------ server
+
+    def weight(self, tensors: Tensors) -> float | None:
+        """The weight of an update's factors in their mean; None: its number of records."""
+        return None
+
+    def pruned(self, before: Tensors, after: Tensors) -> int:
+        """The rank that a client goes on with after it has trained factors; default: theirs."""
+        return rank_of(after)
 
     def layer(self) -> Products | Sketch:
         """Accumulator of W of one layer; here sufficient for norms, estimated by random probes."""
@@ -75,7 +109,7 @@ class Svd(Separate):
     """
 
     summary = "truncated SVD of the exact mean product (FlexLoRA)"
-    renews = True
+    mixes_ranks = of_the_mean = stepwise = False
 
     def layer(self) -> Products | Sketch:
         """W as stacked factors: with many clients up to min(d_out, d_in) columns each."""
@@ -86,6 +120,20 @@ class Svd(Separate):
     def merged(self, layer: Any, old: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         u, s, vt = layer.svd()
         return factored(u, s, vt, old)
+
+
+class Hlora(Svd):
+    """HLoRA (as in NVFlare's MedGemma example): FlexLoRA's SVD with clients of different ranks r_k.
+
+    W = sum_k w_k B_k A_k with A_k ``(r_k, d_in)`` and B_k ``(d_out, r_k)``, decomposed at the server's rank as by
+    ``svd``. A client is sent the leading r_k rows of A and columns of B. Singular values stand in descending order, so
+    that this is the best approximation of rank r_k of what the server has (Eckart and Young). One scale
+    s = alpha / ``adapter.rank`` holds for all clients: B_k A_k means the same everywhere. What a client was not sent is
+    lacking in its product, and is lost in proportion to its weight.
+    """
+
+    summary = "as svd, with clients of different ranks: each is sent the leading singular directions (HLoRA)"
+    mixes_ranks = True
 
 
 def factored(u: np.ndarray, s: np.ndarray, vt: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@one_thread()
+def squared(b: np.ndarray, a: np.ndarray) -> float:
+    """||B A||_F^2 = tr(B^T B A A^T), without the product."""
+    left, right = torch.from_numpy(np.ascontiguousarray(b)).double(), torch.from_numpy(np.ascontiguousarray(a)).double()
+    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+
+
+@one_thread()
+def squares(tensor: np.ndarray) -> float:
+    """The sum of squares, in float64."""
+    return float(torch.from_numpy(np.ascontiguousarray(tensor)).double().square().sum())
+
+
 class Products:
     """W = sum_k n_k B_k A_k / N of one layer, as W = L R with L = [sqrt(w_1) B_1, ...], R = [sqrt(w_1) A_1; ...].
 

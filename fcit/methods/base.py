@@ -34,6 +34,11 @@ Label = tuple[str, str]  # (letter, description)
 #: Invariants that a method can declare (checked by :mod:`fcit.contracts.methods`).
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
+#: Rules for averaging LoRA factors that know of nothing but the factors; and, beside them, those that a method has to
+#: declare, because clients train factors of several ranks, beside frozen ones, or keep some.
+FACTORS = frozenset({"separate", "svd", "alternate", "frozen_a"})
+MORE_FACTORS = FACTORS | {"hlora", "hetlora"}
+
 #: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
 #: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
 #: for new tasks, the combination of parameters trained apart, or the choice of parameters by the question.
@@ -116,7 +121,13 @@ class Method:
     #: Block of a table: "" (ranked), "replay" or "reference".
     group: str = ""
     #: Rules for averaging LoRA factors that fit the method (``factors:``).
-    factors: ClassVar[frozenset[str]] = frozenset({"separate", "svd", "alternate", "frozen_a"})
+    factors: ClassVar[frozenset[str]] = FACTORS
+    #: Whether what clients do or send depends on the round of the stage: the first or the last one is another. Such a
+    #: round needs its own clients, which it has none of with ``federation.mode: async``.
+    by_round: ClassVar[bool] = False
+    #: Whether clients may train factors of a smaller rank than the subspace has (``adapter.ranks``): their hooks must
+    #: not compare factors with tensors of the whole rank.
+    mixes_ranks: ClassVar[bool] = False
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True

@@ -66,6 +66,7 @@ class CLMoE(MoELoRA):
 
     name = "clmoe"
     family = "routing"
+    by_round = True
     summary = "MoELoRA with a merge of experts by their role and a second gate from what stages used"
     needs_stats = True
     refactors = True

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from fcit.config import RunConfig, Section
 from fcit.io.trees import Tensors
-from fcit.methods.base import INVARIANTS, Factory, Method, Pair, ServerState, Stats, one_subspace
+from fcit.methods.base import INVARIANTS, MORE_FACTORS, Factory, Method, Pair, ServerState, Stats, one_subspace
 from fcit.methods.knowledge_cache import KnowledgeCache, average_linkage, cosine
 
 
@@ -140,6 +140,8 @@ class Disco(Method):
     family = "routing"
     summary = "server-side knowledge cache, one subspace per discovered task, mixed per question"
     by_record = True
+    factors = MORE_FACTORS
+    mixes_ranks = True
     answers = "Each question mixes the subspaces by how much it resembles what they were trained on."
     needs_stats = True
 

@@ -56,6 +56,7 @@ class EWC(Method):
 
     name = "ewc"
     family = "regularisation"
+    by_round = True
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
     #: An SVD rotates the factors in every round; a Fisher of the old factors does not apply to the new ones.
     factors = frozenset({"separate", "alternate", "frozen_a"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcit.methods.base import Method
+from fcit.methods.base import MORE_FACTORS, Method
 
 
 class Finetune(Method):
@@ -12,3 +12,5 @@ class Finetune(Method):
     family = "baseline"
     summary = "one LoRA adapter tuned stage after stage (lower baseline)"
     by_record = True
+    factors = MORE_FACTORS
+    mixes_ranks = True

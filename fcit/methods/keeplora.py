@@ -67,6 +67,7 @@ class KeepLoRA(PerStage):
 
     name = "keeplora"
     family = "regularisation"
+    by_round = True
     summary = "a LoRA per stage in unprotected directions of its gradient; only B is trained"
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     measures = True

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from fcit.config import Section
-from fcit.methods.base import INVARIANTS
+from fcit.methods.base import INVARIANTS, MORE_FACTORS
 from fcit.methods.per_stage import PerStage
 
 
@@ -35,6 +35,8 @@ class MLoRA(PerStage):
     family = "merging"
     summary = "a LoRA per stage, trained alone and merged exactly (our definition)"
     by_record = True
+    factors = MORE_FACTORS
+    mixes_ranks = True
     answers = "Answers come from all subspaces merged; one alone is one term of the merge."
     dagger = True
     invariants = INVARIANTS - {"mix-sums-to-one"}

@@ -89,6 +89,7 @@ class Prism(MoELoRA):
 
     name = "prism"
     family = "regularisation"
+    by_round = True
     summary = "MoELoRA whose experts learn outside of their own earlier gradients' directions"
     by_record = False  # clients send directions of gradients
     robust = False  # which are plain sums over clients

@@ -86,6 +86,7 @@ class SAME(MoELoRA):
 
     name = "same"
     family = "regularisation"
+    by_round = True
     summary = "MoELoRA whose gates and experts move little where earlier inputs lie; some experts rest"
     measures = True
     by_record = False  # clients send covariances of inputs

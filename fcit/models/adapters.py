@@ -24,12 +24,13 @@ from fcit import config as configuration
 from fcit import seeding
 from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
-from fcit.models import hashes, spectra
+from fcit.models import hashes, ranks, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.checking import check_adapted
 from fcit.models.hooks import Projectors, as_factor, own_projectors, shown_inputs
 from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block
 from fcit.models.mixing import Selection, needed, thinned
+from fcit.models.quieting import quiet
 from fcit.models.routed import MIX, SLOT, Routed
 
 
@@ -48,11 +49,17 @@ class Adapters(Routed):
         layout: Layout = Layout(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__(backbone, adapter, layout)
+        if not backbone.family.projector and adapter.projector != "frozen":
+            raise ConfigError(
+                f"adapter.projector: {adapter.projector!r}, but what is kept of an image is behind the projector of "
+                "this model (backbone.family); set adapter.projector: frozen"
+            )
         problem = layout.problem(adapter.rank)
         if problem is not None:
             raise ConfigError(problem)
         try:
-            backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
+            with quiet():
+                backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
         except (ValueError, re.error) as error:
             raise ConfigError(
                 f"adapter.targets: {adapter.targets!r} cannot be used ({error}); the language model of this family is "
@@ -69,6 +76,8 @@ class Adapters(Routed):
             if layout.keyed:
                 layer.lora_A[SLOT].register_forward_hook(partial(self._scale, SLOT))
         self._slot = self._trainable()
+        #: Shapes of the slot's tensors at the run's rank, whatever rank the last order was trained at.
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self._slot.items()}
         check_adapted(self._slot, adapter, backbone.family)
 
     def _trainable(self) -> dict[str, nn.Parameter]:
@@ -139,18 +148,27 @@ class Adapters(Routed):
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of the backbone's parts and, as ``layout``, of the slot's names and shapes."""
-        shapes = {name: tuple(parameter.shape) for name, parameter in self._slot.items()}
-        return {**self.backbone.hashes, "layout": hashes.of_layout(shapes)}
+        return {**self.backbone.hashes, "layout": hashes.of_layout(self.shapes)}
 
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Overwrite the slot; names that are absent keep their values.
 
+        Factors may have a smaller rank than the run's: the slot then has it, and so do its gradients and the
+        optimiser's state. The scale stays alpha / ``adapter.rank``.
+
         Raises:
             KeyError: a tensor the slot does not have.
+            ValueError: a tensor of another shape.
         """
         with torch.no_grad():
             for name, value in tensors.items():
-                self._slot[name].copy_(torch.from_numpy(np.asarray(value)))
+                parameter = self._slot[name]
+                if value.shape != tuple(parameter.shape):
+                    problem = ranks.problem(name, value.shape, self.shapes[name])
+                    if problem is not None:
+                        raise ValueError(problem)
+                    parameter.data = parameter.data.new_empty(value.shape)
+                parameter.copy_(torch.from_numpy(np.asarray(value)))
 
     def read(self) -> Tensors:
         """Copy of the slot, float32."""
@@ -297,7 +315,7 @@ class Adapters(Routed):
         if self._mix_size:
             self._peft.set_adapter(SLOT)  # peft warns when the active adapter is deleted
             self._peft.delete_adapter(MIX)
-        with seeding.untouched():  # random draws must not depend on what this process did before
+        with quiet(), seeding.untouched():  # random draws must not depend on what this process did before
             self._peft.add_adapter(MIX, self._config(size))
         factors = {n: module for n, module in self._peft.named_modules() if n.endswith(f".lora_A.{MIX}")}
         for name in last_block(factors) if self.layout.routed == "last" else factors:

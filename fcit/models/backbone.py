@@ -89,7 +89,8 @@ class Backbone:
         #: Where inputs go: spread over several GPUs, layers pass on what they get.
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self.identity = IdentityEncoder(identity_path, self.device, config.feature_cache == "disk", pictures)
-        self.family: Family = inspected.family(self.model, self.image_processor, config)
+        self.family: Family = inspected.family_with(self.model, config)
+        self.family.verify()
         #: While images are projected: the row of the batch that each image belongs to, or where images are of unlike
         #: size, each row of what the projector returns.
         self.owners: list[int] | None = None

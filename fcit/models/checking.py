@@ -210,9 +210,9 @@ def check_adapted(names: Iterable[str], adapter: configuration.Adapter, family: 
         ConfigError: ``adapter.targets`` or ``adapter.projector`` does not fit the model.
     """
     names, targets, policy, projector = list(names), adapter.targets, adapter.projector, family.projector
-    outside = {family.vision: "vision tower, whose features are computed once"}
-    outside[projector] = "projector, which is trained as a whole or not at all"
-    for module, why in outside.items():
+    reasons = {"projector": "which is trained as a whole or not at all"}
+    for module, part in family.outside().items():
+        why = f"{part}, {reasons.get(part, 'whose features are computed once')}"
         inside = [n for n in names if module in n.split(".") and is_factor(n)]
         if inside:
             raise ConfigError(

@@ -115,7 +115,8 @@ class Encoder:
     def _pictured(self, record: Record | TestRecord) -> Iterator[Pictured]:
         """The pieces of a prompt with the placeholders of their images."""
         images = iter(record.images)
-        tag = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        tag = self.placeholders.tag(placeholder)
         for piece in self.pieces(record):
             if self.conversation == "vicuna_v1":
                 count = self.placeholders.count(next(images)) if piece.image else 0
@@ -124,7 +125,7 @@ class Encoder:
             first, *rest = piece.text.split(tag)
             here = list(islice(images, len(rest)))
             # A tag without an image stays what it is, which the judge of records finds.
-            tags = [*(self.placeholders.text(image, tag) for image in here), *[tag] * (len(rest) - len(here))]
+            tags = [*(self.placeholders.text(image, placeholder) for image in here), *[tag] * (len(rest) - len(here))]
             text = first + "".join(shown + after for shown, after in zip(tags, rest, strict=True))
             yield Pictured(replace(piece, text=text), len(here), 0)
 

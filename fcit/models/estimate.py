@@ -103,7 +103,7 @@ def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int)
     if config.backbone.attention == "eager":
         layer += (_FLOAT + (s if s != _FLOAT else 0)) * shape.heads * tokens * lengths.record(shape)
     layers = shape.layers * (s * shape.width * tokens if config.training.checkpointing else layer)
-    pictured = records * shape.image_tokens
+    pictured = records * shape.image_words
     kept = {
         "activations of the layers": layers,
         "projector and last norm": pictured * p * (shape.feature_width + 2 * shape.projector_inner)
@@ -309,7 +309,7 @@ def _copies(config: RunConfig, which: str, numbers: int) -> dict[str, float]:
 
 def feature_bytes(config: RunConfig, shape: Shape) -> float:
     """Disk of one image's frozen features."""
-    return float(shape.image_tokens * shape.feature_width * _WIDTHS[config.backbone.dtype])
+    return float(shape.image_words * shape.feature_width * _WIDTHS[config.backbone.dtype])
 
 
 def training_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:

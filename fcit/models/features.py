@@ -18,6 +18,7 @@ from PIL import Image
 
 from fcit.config.kinds import Way
 from fcit.data.images.opening import image_path, open_image
+from fcit.data.images.verdicts import stamp_of
 from fcit.io.cache import cache_folder
 from fcit.models.feature_store import BATCH, FeatureStore, R
 
@@ -130,10 +131,7 @@ class ImageFeatures(Generic[R]):
     @staticmethod
     def _keys(root: Path, images: Sequence[str]) -> list[str]:
         """Cache keys with size and modification time: a changed file is another image."""
-        keys = {}
-        for image in dict.fromkeys(images):
-            status = image_path(root, image).stat()
-            keys[image] = f"{image}|{status.st_size}-{status.st_mtime_ns}"
+        keys = {image: f"{image}|{stamp_of(image_path(root, image).stat())}" for image in dict.fromkeys(images)}
         return [keys[image] for image in images]
 
     def _joined(self, parts: Sequence[Any]) -> R:

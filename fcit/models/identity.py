@@ -24,6 +24,7 @@ from transformers import (
 
 from fcit.config.kinds import Way
 from fcit.data import prompts
+from fcit.data.images.verdicts import ImageVerdicts
 from fcit.data.records import Record, TestRecord
 from fcit.errors import ConfigError
 from fcit.models import hashes
@@ -260,6 +261,13 @@ class IdentityEncoder:
         rows = self._images.get(root, names) if names else np.zeros((0, self.width("image")), dtype=np.float32)
         image = means(rows, [len(r.images) for r in records])
         return image if kind == "image" else joined(self._texts(records), image)
+
+    @staticmethod
+    def stamp(kind: str, records: Sequence[Record | TestRecord], root: Path) -> str:
+        """Names the present image files that features of records are made of; empty where they are made of none."""
+        if kind in ("text", "suffix"):
+            return ""
+        return ImageVerdicts(root, None).stamp(image for record in records for image in record.images)
 
     def _texts(self, records: Sequence[Record | TestRecord], part: Callable[[str], str] = str) -> np.ndarray:
         questions = [[part(instruction) for instruction in r.instructions] for r in records]

@@ -1,6 +1,7 @@
 """Every record is tokenised and checked once before training: can it be learnt, can it be answered?
 
-Verdicts are cached by the file they are about, with the tokens (:mod:`fcit.models.tokens`) beside them.
+Verdicts are cached by the file they are about, and by its image files where a model's tokens depend on their sizes,
+with the tokens (:mod:`fcit.models.tokens`) beside them.
 """
 
 from __future__ import annotations
@@ -98,6 +99,12 @@ class TokenJudge:
         folder = cache_folder() / "judged" / self.mark
         return _beside(folder) if self._sized else folder
 
+    def stamp(self, records: Iterable[Conversation]) -> str:
+        """Names the present files of images that the records' tokens depend on; empty where they depend on none."""
+        if not self._sized or self._sizes is None:
+            return ""
+        return self._sizes.stamp(image for record in records for image in record.images)
+
     def _sizes_of(self, record: Conversation) -> list[tuple[int, int]]:
         """Of a record's images; (0, 0) for one that cannot be read, whose record cannot be tokenised either."""
         if not self._sized or self._sizes is None:
@@ -142,11 +149,12 @@ class TokenJudge:
 
     def train(self, origin: Sequence[object], places: Sequence[int], records: Sequence[Record]) -> Verdict:
         """Verdict on training records."""
-        return self._remembered(("train", *origin, _short(places)), lambda: self._trained(places, records))
+        about = "train", *origin, _short(places)
+        return self._remembered(about, records, lambda: self._trained(places, records))
 
     def test(self, origin: Sequence[object], records: Sequence[TestRecord], limit: int) -> Verdict:
         """Verdict on test questions."""
-        return self._remembered(("test", *origin, limit), lambda: self._asked(records, limit))
+        return self._remembered(("test", *origin, limit), records, lambda: self._asked(records, limit))
 
     def _trained(self, places: Sequence[int], records: Sequence[Record]) -> Verdict:
         verdict = Verdict(count=len(records))
@@ -218,9 +226,12 @@ class TokenJudge:
 
     # ------------------------------------------------------------------ memory
 
-    def _remembered(self, origin: tuple[object, ...], judge: Callable[[], Verdict]) -> Verdict:
+    def _remembered(
+        self, origin: tuple[object, ...], records: Sequence[Conversation], judge: Callable[[], Verdict]
+    ) -> Verdict:
         """A verdict from memory or from the cache, or a new one, which is cached if it covers many records."""
-        file = self._folder / f"{_short((formats.VERSION, *origin))}.json"
+        stamp = self.stamp(records)
+        file = self._folder / f"{_short((formats.VERSION, *origin, *([stamp] if stamp else [])))}.json"
         verdict: Verdict = _memory(self._folder).verdicts.get(file, lambda: _read(file) or self._kept(file, judge()))
         return verdict
 
@@ -288,6 +299,7 @@ def mark_of(settings: configuration.Backbone, tokenizer: str) -> str:
         settings.pad_to_square,
         metadata.version("transformers"),
         metadata.version("tokenizers"),
+        *([] if settings.family == "auto" else [settings.family]),  # so that what earlier versions kept stays valid
     )
     return hashes.of_text(json.dumps(parts))
 

@@ -33,7 +33,7 @@ from fcit.errors import ConfigError
 from fcit.models import hashes
 from fcit.models.checking import check_config, check_files, explained, is_local
 from fcit.models.encoding import Encoder
-from fcit.models.families.base import Family, families, module_called
+from fcit.models.families.base import Family, families, family_for
 from fcit.models.placeholders import placeholders_of
 from fcit.models.places import locate
 from fcit.models.quieting import quiet
@@ -58,8 +58,8 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
     }
 
 
-def family_of(name: str, source: str) -> type[Family]:
-    """The family of a model in a folder or on the hub, by its config.json alone.
+def family_of(source: str, settings: configuration.Backbone) -> type[Family]:
+    """The family of a model in a folder or on the hub, by its config.json and ``backbone.family`` alone.
 
     Raises:
         ConfigError: a layout that cannot be read, or a model of no supported family.
@@ -68,22 +68,11 @@ def family_of(name: str, source: str) -> type[Family]:
     raw, _ = PreTrainedConfig.get_config_dict(source)
     if not raw:
         raise OSError("no config.json there")
-    known = families()
-    for candidate in known.values():
-        problem = candidate.problem(name, raw)
+    for candidate in families().values():
+        problem = candidate.problem(settings.model, raw)
         if problem is not None:
             raise ConfigError(f"backbone.model: {problem}")
-    kind = raw.get("model_type")
-    if kind not in known:
-        raise ConfigError(f"backbone.model: {name!r} is a {kind or 'model without model_type'}; {supported()}")
-    return known[kind]
-
-
-def supported() -> str:
-    """Which models can be used, for messages."""
-    known = families()
-    examples = " or ".join(family.example for family in known.values())
-    return f"supported are {', '.join(sorted(known))}, e.g. {examples}"
+    return family_for(raw.get("model_type"), settings)
 
 
 def check_hardware(settings: configuration.Backbone) -> None:
@@ -134,6 +123,10 @@ class Inspected:
     ends: list[int]  # tokens that end an answer; the first is the tokenizer's own, which training appends
     tensors: int  # number in the weight files; 0 for a hub name, whose files may not be downloaded yet
 
+    def family_with(self, base: Any, settings: configuration.Backbone) -> Family:
+        """The family with a loaded model, or with one that has nothing but its configuration."""
+        return self.family(base, self.template if self.family.whole else self.image_processor, settings)
+
 
 def inspect(source: str, settings: configuration.Backbone) -> Inspected:
     """Check everything of a model except its weights, and the headers of local weight files.
@@ -147,8 +140,9 @@ def inspect(source: str, settings: configuration.Backbone) -> Inspected:
         check_config(key, Path(source))
     with quiet():
         with explained(key, name, "config.json"):
-            family = family_of(name, source)
+            family = family_of(source, settings)
             config = AutoConfig.from_pretrained(source)
+        family = family.of(config)
         files = check_files(key, Path(source)) if local else []
         if files and getattr(config, "quantization_config", None) is None:  # else its tensors have other names
             build = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
@@ -159,6 +153,8 @@ def inspect(source: str, settings: configuration.Backbone) -> Inspected:
         with explained(key, name, "its image processor"):
             # With torchvision installed transformers would pick another backend with other pixels.
             image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+            if family.whole:
+                template.image_processor = image_processor
     return Inspected(family, config, tokenizer, template, image_processor, ends, tensors)
 
 
@@ -186,8 +182,7 @@ def load_model(source: str, settings: configuration.Backbone, inspected: Inspect
         folder = hashes.folder_of(source)
         files = check_files(key, folder) if folder else []
         check_weights(key, files, type(model), inspected.config, inspected.family)
-    for module in (inspected.family.vision, inspected.family.projector):
-        module_called(model, module)
+    inspected.family.modules(model)
     generation = model.generation_config
     # Other generation settings (Qwen: sampling, repetition penalty) would change greedy answers.
     model.generation_config = GenerationConfig(
@@ -230,7 +225,7 @@ def load_encoder(settings: configuration.Backbone) -> Encoder:
     """
     source, _ = locate(settings.model, settings.identity)
     inspected = inspect(source, settings)
-    family = inspected.family(SimpleNamespace(config=inspected.config), inspected.image_processor, settings)
+    family = inspected.family_with(SimpleNamespace(config=inspected.config), settings)
     token = inspected.config.image_token_id
     return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings)
 
@@ -240,7 +235,7 @@ def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:
 
     The projector is trained and the vision tower's features are cached for all clients, so both stay exact.
     """
-    exact = [f".*{name}" for name in (family.vision, family.projector)]  # transformers matches from the start
+    exact = [f".*{name}" for name in family.outside()]  # transformers matches from the start
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

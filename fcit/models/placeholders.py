@@ -20,7 +20,10 @@ class Placeholders(Protocol):
             DataError: they depend on its size, and it cannot be read.
         """
 
-    def text(self, image: str, tag: str) -> str:
+    def tag(self, placeholder: str) -> str:
+        """An image in a chat template."""
+
+    def text(self, image: str, placeholder: str) -> str:
         """What stands in the place of its tag."""
 
     def below(self, sizes: ImageSizes) -> Placeholders:
@@ -30,14 +33,17 @@ class Placeholders(Protocol):
 class Equal:
     """Every image has the same number."""
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, family: Family) -> None:
+        self._family = family
 
     def count(self, image: str) -> int:
-        return self._tokens
+        return self._family.tokens
 
-    def text(self, image: str, tag: str) -> str:
-        return tag * self._tokens
+    def tag(self, placeholder: str) -> str:
+        return self._family.tag(placeholder)
+
+    def text(self, image: str, placeholder: str) -> str:
+        return placeholder * self._family.tokens
 
     def below(self, sizes: ImageSizes) -> Placeholders:
         return self
@@ -60,8 +66,11 @@ class Sized:
     def count(self, image: str) -> int:
         return self._family.count(self._grid(image))
 
-    def text(self, image: str, tag: str) -> str:
-        return self._family.placeholders(self._grid(image), tag)
+    def tag(self, placeholder: str) -> str:
+        return self._family.tag(placeholder)
+
+    def text(self, image: str, placeholder: str) -> str:
+        return self._family.placeholders(self._grid(image), placeholder)
 
     def below(self, sizes: ImageSizes) -> Placeholders:
         return Sized(self._family, sizes)
@@ -71,4 +80,4 @@ def placeholders_of(family: Family) -> Placeholders:
     """Those of a family, which may have no weights."""
     from fcit.models.families.base import AnySize  # torch takes seconds, and who judges records needs none
 
-    return Sized(family) if isinstance(family, AnySize) and family.native else Equal(family.tokens)
+    return Sized(family) if isinstance(family, AnySize) and family.native else Equal(family)

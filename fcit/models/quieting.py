@@ -21,6 +21,7 @@ HIDDEN_WARNINGS = {
     r"`gradient_checkpointing_(enable|disable)` is deprecated": (
         "an alias until transformers 6, and the only name that every 5.x has"
     ),
+    r"`is_gradient_checkpointing` is deprecated": "another alias until transformers 6, which peft reads",
 }
 
 

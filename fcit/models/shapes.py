@@ -19,10 +19,9 @@ from transformers import (
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.decoding.sizes import widths
-from fcit.models.families.base import AnySize, Family, families, module_called
+from fcit.models.families.base import AnySize, Family, families, family_for
 from fcit.models.feature_store import BATCH
 from fcit.models.identity import PUBLISHED
-from fcit.models.loading import supported
 from fcit.models.places import locate
 
 #: Beginning of :attr:`Shape.source` for a model on this machine.
@@ -58,7 +57,8 @@ class Shape:
     projector_inner: int
     vision: Tower
     image_tokens: int  # in a prompt
-    feature_width: int  # of one of them, before the projector
+    image_words: int  # that the projector makes of an image: as many, or those that are left out and joined as well
+    feature_width: int  # of one of these, before the projector
     adapted: tuple[tuple[int, int], ...]  # (in, out) of every layer with an adapter
     identity_text: int
     identity_vision: int
@@ -77,9 +77,7 @@ def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
     """
     name, identity = locate(backbone.model, backbone.identity)
     config, source = _config(name, "backbone.model")
-    family = families().get(config.model_type)
-    if family is None:
-        raise ConfigError(f"backbone.model: {name!r} is a {config.model_type}; {supported()}")
+    family = family_for(config.model_type, backbone).of(config)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     return measure(model, family, backbone, targets, source, _identity(identity))
@@ -131,7 +129,7 @@ def measure(
 ) -> Shape:
     """Sizes of a built model; its weights are not used."""
     text, vision = model.config.get_text_config(), family.sizes(model.config, settings)
-    tower, projector = module_called(model, family.vision), module_called(model, family.projector)
+    tower, projector = family.modules(model)
     outside = {id(p) for p in (*tower.parameters(), *projector.parameters())}
     language = sum(p.numel() for p in model.parameters() if id(p) not in outside)
     frozen = {id(p) for p in projector.parameters()}
@@ -157,7 +155,7 @@ def measure(
         key_width=inside.key_width,
         vocabulary=text.vocab_size,
         projector=_size(projector),
-        projector_inner=inner[0].out_features,
+        projector_inner=inner[0].out_features if inner else 0,
         vision=Tower(
             sum(p.numel() for p in tower.parameters() if id(p) not in frozen),
             vision.layers,
@@ -166,6 +164,7 @@ def measure(
             1 if issubclass(family, AnySize) and settings.image_size == "native" else BATCH,
         ),
         image_tokens=vision.tokens,
+        image_words=vision.tokens if vision.words is None else vision.words,
         feature_width=vision.feature_width,
         adapted=adapted,
         identity_text=identity[0],

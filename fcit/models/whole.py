@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,23 +79,48 @@ def check_weights(key: str, files: Sequence[Path], build: Any, config: Any, kind
         ConfigError: the model would not be complete.
     """
     held = {name: tensor for file in files for name, tensor in header(file).items()}
-    report = _tried(build, config, held, allowed)
+    attempt = _Attempt(build, config, config.to_json_string(use_diff=False), held, _shapes(held), allowed)
+    report = _tried(attempt)
     if not report.whole:
         heads = [name.partition(".")[0] + "." for name in list(held)[:1]]
         heads += [".".join(name.split(".")[:2]) + "." for name in list(held)[:1]]
         common = [head for head in heads if all(name.startswith(head) for name in held)]
         renamed = {head: {name.removeprefix(head): tensor for name, tensor in held.items()} for head in common}
-        prefix = next((head for head in renamed if not _tried(build, config, renamed[head], allowed).missing), "")
+        others = {head: replace(attempt, held=renamed[head], shapes=_shapes(renamed[head])) for head in renamed}
+        prefix = next((head for head in others if not _tried(others[head]).missing), "")
         judge(key, files[0].parent, report, kind, prefix)
     return len(held)
 
 
-def _tried(build: Any, config: Any, held: dict[str, torch.Tensor], allowed: str) -> Report:
+@dataclass(frozen=True)
+class _Attempt:
+    """Tensors without values that are loaded into a model; equal ones have equal reports."""
+
+    build: Any
+    config: Any = field(compare=False)
+    described: str  # the configuration as text
+    held: dict[str, torch.Tensor] = field(compare=False)
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    allowed: str
+
+
+def _shapes(held: Mapping[str, torch.Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(tensor.shape)) for name, tensor in held.items())
+
+
+@lru_cache(maxsize=16)
+def _tried(attempt: _Attempt) -> Report:
+    """Tried once in a process for each model, which may be loaded several times: it takes as long as a small one."""
     with quiet():
-        model, info = build.from_pretrained(
-            None, config=config, state_dict=dict(held), device_map="meta", dtype=torch.float32, **REPORTING
+        model, info = attempt.build.from_pretrained(
+            None,
+            config=attempt.config,
+            state_dict=dict(attempt.held),
+            device_map="meta",
+            dtype=torch.float32,
+            **REPORTING,
         )
-    return Report.of(model, info, allowed)
+    return Report.of(model, info, attempt.allowed)
 
 
 def judge(key: str, where: Any, report: Report, kind: Kind, prefix: str = "") -> None:

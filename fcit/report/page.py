@@ -18,7 +18,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.data.images.opening import open_image
 from fcit.errors import FCITError
 from fcit.io.files import write_text
-from fcit.report import faults, figures, heat, notes, scope, tables
+from fcit.report import faults, figures, heat, hours, notes, scope, tables
 from fcit.runs.reader import Prediction, Run
 
 SAMPLES = 4  # predictions shown per dataset
@@ -161,6 +161,8 @@ def render(runs: list[Run]) -> str:
     split = [run for run in runs if figures.split(run)]
     if split:
         charts["forms"] = figures.svg(figures.forms, split, title="What was lost of content and of form")
+    if clocked := [run for run in finished if hours.curve(run)]:
+        charts["hours"] = figures.svg(hours.against_hours, clocked, title="Accuracy against simulated hours")
     if finished:
         charts["seconds"] = figures.svg(figures.seconds, finished, title="Where the time went")
     return environment.get_template("page.html").render(
@@ -194,6 +196,8 @@ def write_all(runs: list[Run], folder: Path) -> Path:
     ]
     if split := [run for run in runs if figures.split(run)]:
         drawn.append(("forms", figures.forms, (split,)))
+    if clocked := [run for run in finished if hours.curve(run)]:
+        drawn.append(("hours", hours.against_hours, (clocked,)))
     if finished:
         drawn.append(("seconds", figures.seconds, (finished,)))
     for run in runs:
@@ -204,10 +208,15 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         figure = figures.draw(maker, *arguments)
         for ending in ("svg", "pdf"):
             figures.save(figure, folder / "figures" / f"{name}.{ending}")
-    for name, rows, caption, remark in _tables(runs):
-        write_text(folder / "tables" / f"{name}.csv", tables.csv_text(tables.noted(rows, remark)))
-        write_text(folder / "tables" / f"{name}.tex", tables.latex(rows, scope.titled(caption, remark)))
+    write_tables(runs, folder / "tables")
     return folder / "report.html"
+
+
+def write_tables(runs: list[Run], folder: Path) -> None:
+    """Write every table of a report as ``*.csv`` and ``*.tex``."""
+    for name, rows, caption, remark in _tables(runs):
+        write_text(folder / f"{name}.csv", tables.csv_text(tables.noted(rows, remark)))
+        write_text(folder / f"{name}.tex", tables.latex(rows, scope.titled(caption, remark)))
 
 
 def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:

@@ -33,6 +33,7 @@ class RunDir:
         self.predictions = path / "predictions"
         self.state = path / "state"
         self.spill = path / "spill"
+        self.late = path / "late"
         self.adapters = path / "adapters"
         self.memory = path / "client-memory"
         self.start = path / "start"
@@ -143,4 +144,5 @@ class RunDir:
 
     def clear_spill(self) -> None:
         """Remove waiting updates."""
-        shutil.rmtree(self.spill, ignore_errors=True)
+        for folder in (self.spill, self.late):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -515,3 +515,27 @@ def test_the_form_of_answers_has_columns_where_a_row_knows_it(planned):
 
 def test_no_columns_of_forms_where_no_row_knows_them(board):
     assert "form share" not in tables.markdown(board[1])
+
+
+def test_simulated_hours_have_a_column_and_a_picture_where_a_row_has_a_clock(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}], seeds=[0, 1])
+    for run in made.runs:
+        hours = 2.0 + run.seed
+        simulated = run.row.label == "disco"
+        finish(run, {"a": [1.0, 0.0]}, cost={"simulated_hours": hours} if simulated else {})
+        if simulated:
+            file = run.folder / "results.json"
+            raw = {**json.loads(file.read_text()), "simulated": {"stages": [3600 * hours]}}
+            file.write_text(json.dumps(raw))
+    found = leaderboard.collect(made)
+    (table,) = found.tables
+    assert tables.cost_head(table)[-1] == "simulated h"
+    cells = {line.label: tables.cost_cells(table, line)[-1] for line in table.lines}
+    assert cells == {"finetune": "-", "disco": "2.50"}
+    (axis,) = figures.hours(table).axes
+    (line,) = axis.lines
+    assert line.get_xydata().tolist() == [[2.5, 50.0]]
+
+
+def test_no_column_of_simulated_hours_without_a_clock(board):
+    assert "simulated" not in tables.markdown(board[1])

@@ -8,6 +8,7 @@ from PIL import Image
 from clients.site.tasks import OwnTasks
 from fcit.config.site import Site
 from fcit.data.records import Record, TestRecord, Turn
+from fcit.errors import DataError
 
 
 @pytest.fixture
@@ -42,3 +43,21 @@ def test_whole_conversations_and_the_first_turn_alone(tasks):
         TestRecord("1", (), "Q\nBriefly.", "A"),
         TestRecord("2", ("datasets/a.png",), "Q\nBriefly.", "A"),
     ]
+
+
+def test_files_that_were_replaced_are_read_again(tasks, tmp_path):
+    """What was read of them before does not hide an image that can no longer be used, nor one that can be again."""
+    usable = tasks._usable(0)
+    assert tasks._usable(0) is usable
+    image = tmp_path / "data" / "datasets" / "a.png"
+    image.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 2 records cannot be used, max_bad_share"):
+        tasks.skipped(0, [0])
+    with pytest.raises(DataError, match="1 images of test records cannot be used"):
+        tasks.test("0")
+    Image.new("RGB", (8, 8)).save(image)
+    assert tasks.skipped(0, [0]) == 0
+    assert len(tasks.test("0")) == 2
+    train = tmp_path / "data" / "train.json"
+    train.write_text(json.dumps(json.loads(train.read_text())[1:]))
+    assert len(tasks.records(0, [0])) == 1

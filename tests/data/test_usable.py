@@ -178,3 +178,28 @@ def test_what_could_not_be_read_is_tried_again(root, tmp_path, monkeypatch):
     assert list(first.problems(NAMES)) == list(first.problems(NAMES)) == [NAMES[3]]
     monkeypatch.undo()
     assert ImageVerdicts(root, tmp_path / "kept").problems(NAMES) == {}
+
+
+def test_a_replaced_image_has_another_stamp(root):
+    look = ImageVerdicts(root, None)
+    before = look.stamp(NAMES)
+    assert look.stamp(reversed(NAMES)) == before
+    Image.new("RGB", (50, 50)).save(root / NAMES[3])
+    replaced = look.stamp(NAMES)
+    (root / NAMES[3]).unlink()
+    gone = look.stamp(NAMES)
+    assert len({before, replaced, gone}) == 3
+
+
+def test_a_link_that_leads_elsewhere_is_followed_anew(root, tmp_path):
+    """A folder of images may be a link that is moved to the next version of a data set."""
+    for name, content in (("old", b"no image"), ("new", (root / NAMES[0]).read_bytes())):
+        (root / name).mkdir()
+        (root / name / "x.png").write_bytes(content)
+    (root / "current").symlink_to(root / "old")
+    look = ImageVerdicts(root, None)
+    assert list(look.problems(["current/x.png"])) == ["current/x.png"]
+    (root / "current").unlink()
+    (root / "current").symlink_to(root / "new")
+    assert look.problems(["current/x.png"]) == {}
+    assert look.sizes(["current/x.png"]) == {"current/x.png": (root / NAMES[0]).stat().st_size}

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fcit.models.places import TINY
 from tests.docs.pages import DOCS, RECIPES, ROOT, Block, blocks, commands
+from tests.helpers import lighter
 
 #: Runs the commands on its input; its last line holds the exit code and the output of each.
 DRIVER = """
@@ -64,6 +66,9 @@ def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
     folder = tmp_path_factory.mktemp("recipes")
     for name in ("fcit", "server", "clients", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    model = folder / TINY.relative_to(ROOT) / "llava"
+    shutil.rmtree(model)
+    lighter.cut_model(model)
     lines, stale = [], []
     for page in RECIPES:
         try:

@@ -24,7 +24,7 @@ from fcit.deploy.up import database_file
 from fcit.io.cache import cache_folder
 from fcit.runs.reader import Run
 from tests.deploy.conftest import FCIT, Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
-from tests.helpers.runs import bits
+from tests.helpers.runs import BACKBONE, bits
 from tests.helpers.waiting import LONG, wait
 
 SITES = 2
@@ -57,7 +57,7 @@ CONFIG = {
         "top_k": 0.5,
     },
     "evaluation": {"samples": 4},
-    "backbone": {"threads": 1},
+    "backbone": BACKBONE,
     "data_root": "data",
 }
 

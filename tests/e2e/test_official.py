@@ -1,22 +1,18 @@
 """The published benchmark as a lab runs it: check, run, score, export, load, chat; on stand-ins of data and model."""
 
-import gzip
 import json
-import os
-import shutil
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import yaml
 from peft import PeftModel, get_peft_model_state_dict
-from pycocoevalcap.meteor import meteor
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import fcit as library
 from fcit.data.shipped import SHIPPED
 from fcit.runs.reader import Run
+from tests.helpers.java import light_java
 from tests.helpers.llava import small_llava
 from tests.helpers.official import official_tree
 
@@ -27,24 +23,8 @@ CLIENTS = 4
 
 @pytest.fixture
 def java(tmp_path, monkeypatch) -> None:
-    """The official caption score needs it.
-
-    METEOR, which is started for every score, gets the first thousand of its paraphrases: all of them take ten seconds
-    to read. Its figure with all of them is in tests/evaluation/test_coco.py.
-    """
-    real = shutil.which("java")
-    if real is None:
-        assert os.environ.get("FCIT_REQUIRE_JAVA") != "1", "java is not installed"
-        pytest.skip("java is not installed; FCIT_REQUIRE_JAVA=1 makes this a failure")
-    with gzip.open(Path(meteor.__file__).parent / "data" / "paraphrase-en.gz") as lines:
-        (tmp_path / "few.gz").write_bytes(gzip.compress(b"".join(islice(lines, 3 * 1000))))
-    program = tmp_path / "bin" / "java"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\ncase "$*" in *meteor*) exec {real} "$@" -a {tmp_path}/few.gz;; *) exec {real} "$@";; esac\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    """The official caption score needs it."""
+    light_java(tmp_path, monkeypatch)
 
 
 def two_stages(folder: Path) -> Path:

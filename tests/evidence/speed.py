@@ -72,7 +72,7 @@ def bare(w: Worker, trained: list[TrainOrder], evaluated: list[EvaluateOrder]) -
     begin = time.perf_counter()
     training, backbone, root = w.config.training, w.backbone, w.data.image_root
     for order in trained:
-        examples = w._encoded(order.client, order.tasks)
+        examples = w._encoded(order.client, order.tasks, w._records(order.client, order.tasks))
         rng = seeding.generator(w.config.seed, "batches", order.stage, order.round, order.client, order.shard)
         indices = rng.permutation(len(examples)).tolist()
         batches = [indices[i : i + training.batch_size] for i in range(0, len(indices), training.batch_size)]

@@ -132,6 +132,14 @@ def test_factors_that_take_turns_keep_what_each_is_owed():
     assert {n: t.tolist() for n, t in owed["subspaces"][0][1]} == {"a": [[1, 0], [0, 0]], "b": [0, 2]}
 
 
+def test_a_client_whose_rank_fell_owes_what_is_left_of_its_columns():
+    thin, owed = Thin("float32", 0.01), {}
+    thin.sent(ORDER, trained([1, 9, 3, 4], [0, 0]), owed)
+    fewer = dataclasses.replace(ORDER, tensors={"b": np.zeros(2, np.float32), "a": np.zeros((1, 2), np.float32)})
+    thin.sent(fewer, {"a": np.zeros((1, 2), np.float32), "b": np.array([0.5, 0], np.float32)}, owed)
+    assert {n: t.tolist() for n, t in owed["subspaces"][0][1]} == {"a": [[0, 0]], "b": [0.5, 0]}  # 3 and 4 are gone
+
+
 def test_without_feedback_nothing_is_kept():
     owed: dict = {}
     Thin("int8", feedback=False).sent(ORDER, trained([1, 2, 3, 4], [5, 6]), owed)

@@ -190,7 +190,7 @@ def test_a_rule_without_a_scratch_folder_is_a_mistake():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"factors": "svd"}, "factors: 'svd' decomposes the mean"),
+        ({"factors": "svd"}, "factors: 'svd' looks at the products"),
         ({"fedopt": "scaffold"}, "fedopt: 'scaffold' beside their tensors"),
         ({"method": "ewc"}, "method: 'ewc' beside their tensors"),
         ({"method": "l2p"}, "method: 'l2p' beside their tensors"),

@@ -13,6 +13,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.decoding.greedy import Greedy
 from fcit.models.halves import CHOICE
+from tests.helpers.runs import BACKBONE
 from tests.models.test_decoding import NEW, Recorded, asked, by
 
 COUNT = 7
@@ -30,7 +31,7 @@ class Case:
 
     def __init__(self, kind, options: dict) -> None:
         self.method = kind(RunConfig(method=options))
-        self.backbone = Backbone(Settings(feature_cache="off"))
+        self.backbone = Backbone(Settings(**BACKBONE, feature_cache="off"))
         self.backbone.model.generation_config.eos_token_id = list(range(4, 1000, 12))
         self.adapters = Adapters(self.backbone, Adapter(projector="frozen"), self.method.layout)
         rng = np.random.default_rng(1)

@@ -1,173 +1,78 @@
-"""Every family with images of any size: what transformers' own forward and generate return for the same images."""
+"""Every registered family keeps its contract, the contract can fail, and what is particular to single families."""
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, Idefics3Processor, InternVLProcessor
-from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers import Idefics3Processor, InternVLProcessor
 
+from fcit import registry
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
+from fcit.contracts import families as contract
+from fcit.contracts.families import SIZES, FamilyCase, logits, moved
 from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
-from fcit.models.layout import is_projector
-from fcit.models.loading import four_bits
+from fcit.models.families.base import AnySize
 from fcit.models.record_gradients import RecordGradients
-from fcit.models.saving import save_peft
 from fcit.models.shapes import shape_of
-from tests.helpers.families import SMALL, save
-from tests.helpers.family_cases import SIZES, Case, draw, logits
+
+KINDS = {name: registry.resolve("model", name) for name in sorted(registry.MODELS)}
 
 
-@pytest.fixture(scope="module", params=SMALL)
-def case(request, tmp_path_factory) -> Case:
-    root = draw(tmp_path_factory.mktemp("images"))
-    return Case(request.param, save(tmp_path_factory.mktemp("model"), request.param, SMALL[request.param]), root)
+@pytest.fixture(scope="module", params=KINDS)
+def case(request, tmp_path_factory) -> FamilyCase:
+    return FamilyCase(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def moved(adapters: Adapters, seed: int) -> dict[str, np.ndarray]:
-    """Random values of everything that is trained."""
-    rng = np.random.default_rng(seed)
-    return {n: rng.normal(0, 0.1, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+def test_contract(case, check):
+    assert contract.failure(check, case) is None
 
 
-# ---------------------------------------------------------------------- images and prompts
+def wordless(family, features):
+    """The same words for every image."""
+    return torch.ones(len(features), 16, 48)
 
 
-def test_tokens_follow_from_the_size_alone(case):
-    """As many as the processor makes pixels for, over many sizes."""
-    family, rng = case.backbone.family, np.random.default_rng(5)
-    for width, height in [*SIZES, *rng.integers(8, 300, (40, 2)).tolist()]:
-        grid = family.grid(width, height)
-        rows = family.rows(family.pixels(Image.new("RGB", (width, height), (200, 30, 90))), grid)
-        assert len(rows) == family.kept(grid)
-        assert family.join(rows, [grid]).shape == (family.count(grid), 48)
+def by_batch(family, mask, pictured):
+    """Positions that depend on how many conversations are in the batch."""
+    return mask.cumsum(-1) * len(mask)
 
 
-def test_pixels_are_those_of_the_processor(case):
-    """Several images in one call, one after the other."""
-    opened = [Image.open(case.root / f"{n}.png").convert("RGB") for n in range(len(SIZES))]
-    wanted = case.small.inputs(case.backbone, opened)["pixel_values"]
-    found = torch.cat([case.backbone.family.pixels(image) for image in opened])
-    assert torch.equal(found, wanted.reshape(found.shape))
+#: Name of a check, and what is wrong with a family that breaks it.
+BROKEN = {
+    "is_described": {"summary": ""},
+    "tokens_follow_from_the_size": {"project": lambda family, features: torch.ones(len(features), 15, 48)},
+    "pixels_are_those_of_the_processor": {"pixels": lambda family, image: torch.zeros(1, 3, 32, 32)},
+    "sizes_are_known_before_loading": {"shape": (16, 31)},
+    "loss_is_transformers_own": {"project": wordless},
+    "texts_are_transformers_own": {"project": wordless},
+    "prompts_move_images_along": {"positions": by_batch},
+    "trained_and_loaded_by_peft": {"project": wordless},
+    "projector_learns": {"project": lambda family, features: 2 * family.base.model.multi_modal_projector(features)},
+    "batches_are_sums": {"positions": by_batch},
+    "subspaces_are_mixed_by_sample": {"positions": by_batch},
+    "quantised_in_the_language_model": {"language_name": "vision_tower"},
+}
 
 
-def test_sizes_are_known_before_loading(case):
-    shape = shape_of(case.settings(), case.small.targets)
-    family = case.backbone.family
-    grid = family.grid(*family.typical)
-    assert shape.image_tokens == family.count(grid) == family.tokens
-    assert shape.vision.together == 1
-    assert shape.image_tokens * shape.feature_width == family.kept(grid) * int(np.prod(family.shape))
-    assert len(shape.adapted) == case.layers * 3
+@pytest.mark.parametrize("case", ["llava"], indirect=True)
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+def test_the_contract_can_fail(case, check, monkeypatch):
+    for member, value in BROKEN[check.__name__].items():
+        monkeypatch.setattr(KINDS["llava"], member, value)
+    assert contract.failure(check, case) is not None
 
 
-# ---------------------------------------------------------------------- transformers' own forward
+def test_a_family_without_a_small_model_says_what_is_missing(monkeypatch):
+    monkeypatch.delattr(KINDS["llava"], "small")
+    with pytest.raises(ConfigError, match=r"Llava names no small model to be checked on; define small\(\)"):
+        next(contract.check("llava"))
 
 
-def test_conversations_are_transformers_own_forward(case):
-    """Loss positions of a padded batch."""
-    found = logits(case.backbone, case.examples, case.features)
-    torch.testing.assert_close(found, case.expected(case.whole), rtol=0, atol=1e-4)
-
-
-def test_answers_are_those_of_transformers_own_generate(case):
-    """In one batch by our decoder and by transformers', and one by one from pixels."""
-    wanted = [case.generated(n) for n in range(4)]
-    for decoder in ("auto", "transformers"):
-        with case.backbone.answering.by(decoder):
-            assert case.backbone.generate(case.questions, case.features, 8) == wanted
-    assert case.backbone.answering.greedy is not None
-
-
-def test_soft_prompts_move_the_images_along(case):
-    words = case.backbone.word_embeddings
-    prefix = torch.from_numpy(words[:8].reshape(4, 2, -1).copy())
-    alone = [logits(case.backbone, *case.own(n), prefix[n : n + 1]) for n in range(4)]
-    found = logits(case.backbone, case.examples, case.features, prefix)
-    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-4)
-
-
-# ---------------------------------------------------------------------- training
-
-
-@pytest.mark.parametrize("policy", ["shared", "per_subspace"])
-def test_trained_saved_and_loaded_again_by_peft_alone(case, tmp_path, policy):
-    backbone = case.fresh()
-    adapter = case.adapter.model_copy(update={"projector": policy})
-    adapters = Adapters(backbone, adapter)
-    lora = [n for n in adapters.trainable if ".lora_A." in n]
-    assert len(lora) == case.layers * 3
-    assert all(f".{backbone.family.projector}." in n for n in adapters.trainable if is_projector(n))
-    adapters.load({**moved(adapters, 1), **adapters.base_projector()})
-    with adapters.training() as parameters:
-        optimizer = torch.optim.SGD(parameters, lr=0.5)
-        backbone.loss(case.examples, case.features).backward()
-        assert all(float(p.grad.abs().sum()) > 0 for p in parameters)
-        optimizer.step()
-    trained = adapters.read()
-    adapters.load_mixture([trained], {n: t for n, t in trained.items() if is_projector(n)})
-    with adapters.mixed(np.ones((4, 1), np.float32)):
-        found = logits(backbone, case.examples, case.features)
-    save_peft(tmp_path, trained, adapter, case.folder)
-    again = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(case.folder), tmp_path)
-    torch.testing.assert_close(found, case.expected(again), rtol=0, atol=1e-4)
-
-
-def test_gradients_of_the_projector_are_those_of_the_whole_model(case):
-    for n in range(4):
-        found, wanted = case.projector_gradients(n)
-        assert found.keys() == wanted.keys()
-        for name, gradient in wanted.items():
-            assert bool(gradient.any()) == bool(case.examples[n].images), name
-            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
-
-
-def test_gradients_of_a_batch_are_the_sums_of_its_records(case):
-    backbone = case.fresh()
-    adapters = Adapters(backbone, case.adapter)
-    adapters.load(moved(adapters, 4))
-    learnt = [e.learnt for e in case.examples]
-    with adapters.training() as parameters:
-        backbone.loss(case.examples, case.features).backward()
-        together = [p.grad.clone() for p in parameters]
-        apart = [torch.zeros_like(p) for p in parameters]
-        for n in range(4):
-            loss = backbone.loss(*case.own(n)) * learnt[n] / sum(learnt)
-            for total, g in zip(apart, torch.autograd.grad(loss, parameters), strict=True):
-                total += g
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
-
-
-def test_checkpointing_changes_no_gradient(case):
-    backbone = case.fresh()
-    adapters = Adapters(backbone, case.adapter)
-    adapters.load(moved(adapters, 6))
-    with adapters.training() as parameters:
-        wanted = torch.autograd.grad(backbone.loss(case.examples, case.features), parameters)
-        with backbone.checkpointing():
-            found = torch.autograd.grad(backbone.loss(case.examples, case.features), parameters)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(wanted, found, strict=True))
-
-
-def test_projectors_are_mixed_sample_by_sample(case):
-    backbone = case.fresh()
-    adapters = Adapters(backbone, case.adapter.model_copy(update={"projector": "per_subspace"}))
-    adapters.load_mixture([moved(adapters, seed) for seed in (2, 3)], adapters.base_projector())
-    weights = np.array([[0.3, 0.7], [0.5, 0.5], [0.0, 0.0], [1.0, 0.0]], np.float32)
-    with adapters.mixed(weights):
-        mixed = logits(backbone, case.examples, case.features)
-    alone = []
-    for n in range(4):
-        with adapters.mixed(weights[n : n + 1]):
-            alone.append(logits(backbone, *case.own(n)))
-    torch.testing.assert_close(mixed, torch.cat(alone), rtol=0, atol=1e-4)
-
-
+@pytest.mark.parametrize("case", [name for name, kind in KINDS.items() if issubclass(kind, AnySize)], indirect=True)
 def test_features_are_kept(case, tmp_path, monkeypatch):
     monkeypatch.setenv("FCIT_CACHE", str(tmp_path))
     names = ["2.png", "0.png", "3.png"]
@@ -180,14 +85,6 @@ def test_features_are_kept(case, tmp_path, monkeypatch):
     assert torch.equal(kept.rows, wanted[[2, 0]].rows)
 
 
-def test_nothing_of_vision_and_projector_is_quantised(case):
-    skipped = four_bits("bfloat16", type(case.backbone.family)).llm_int8_skip_modules
-    linear = [n for n, m in case.whole.named_modules() if isinstance(m, torch.nn.Linear)]
-    converted = [n for n in linear if should_convert_module(n, skipped)]
-    assert all(f".{case.backbone.family.language_name}." in n for n in converted)
-    assert len(converted) == case.layers * 7
-
-
 # ---------------------------------------------------------------------- particular families
 
 
@@ -195,7 +92,7 @@ def published(name: str, targets: str = Adapter().targets):
     return shape_of(Config(model=name, identity="openai/clip-vit-large-patch14-336"), targets)
 
 
-def refused(case: Case, **options) -> str:
+def refused(case: FamilyCase, **options) -> str:
     with pytest.raises(ConfigError) as caught:
         case.fresh(**options)
     return str(caught.value)
@@ -209,14 +106,14 @@ def test_adapters_of_internvl3_1b():
 
 
 def test_adapters_of_smolvlm_256m():
-    shape = published("HuggingFaceTB/SmolVLM-256M-Instruct", SMALL["idefics3"].targets)
+    shape = published("HuggingFaceTB/SmolVLM-256M-Instruct", KINDS["idefics3"].small().targets)
     assert len(shape.adapted) == 30 * 3
     assert shape.language + shape.projector + shape.vision.parameters == 256_484_928
     assert shape.image_tokens == 13 * 64
 
 
 def test_adapters_of_idefics3_8b():
-    shape = published("HuggingFaceM4/Idefics3-8B-Llama3", SMALL["idefics3"].targets)
+    shape = published("HuggingFaceM4/Idefics3-8B-Llama3", KINDS["idefics3"].small().targets)
     assert len(shape.adapted) == 32 * 3
     assert shape.image_tokens == 13 * 169
 

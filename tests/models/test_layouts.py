@@ -12,6 +12,7 @@ from fcit.methods.base import Factory
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, _insert
 from fcit.models.layout import KEYS, PROMPTS, Layout, is_projector
+from tests.helpers.runs import BACKBONE
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
@@ -20,7 +21,7 @@ PLAIN = Layout()
 
 
 def build(layout: Layout = PLAIN, **options) -> Adapters:
-    return Adapters(Backbone(Config(feature_cache="off")), Adapter(dropout=0, **options), layout)
+    return Adapters(Backbone(Config(**BACKBONE, feature_cache="off")), Adapter(dropout=0, **options), layout)
 
 
 def examples(backbone: Backbone):
@@ -220,7 +221,7 @@ def test_a_frozen_sum_stands_behind_the_slot(plain):
 
 
 def test_frozen_sums_and_teachers_go_with_bfloat16():
-    adapters = Adapters(Backbone(Config(feature_cache="off", dtype="bfloat16")), Adapter())
+    adapters = Adapters(Backbone(Config(**BACKBONE, feature_cache="off", dtype="bfloat16")), Adapter())
     encoded, features = examples(adapters.backbone)
     batch = encoded, features.bfloat16()
     tensors = {**random(adapters, 1), **adapters.base_projector()}
@@ -273,7 +274,7 @@ def test_a_teacher_speaks_in_between(plain):
 
 
 def test_a_resting_slot_has_no_dropout_and_all_gradients():
-    dropping = Adapters(Backbone(Config(feature_cache="off")), Adapter(dropout=0.5))
+    dropping = Adapters(Backbone(Config(**BACKBONE, feature_cache="off")), Adapter(dropout=0.5))
     dropping.load({**random(dropping, 1), **dropping.base_projector()})
     batch = examples(dropping.backbone)
     frozen = next(n for n in dropping.trainable if ".lora_A." in n)

@@ -17,6 +17,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import KEYS, PROMPTS, is_projector
 from fcit.models.record_gradients import ClippedSum, RecordGradients
+from tests.helpers.runs import BACKBONE
 
 #: float32 sums in another order: of the largest gradient of a tensor.
 TOLERANCE = 1e-4
@@ -46,7 +47,7 @@ class Trained:
 
     def __init__(self, name: str, root, projector: str = "shared", frozen: tuple[str, ...] = ()) -> None:
         self.method = registry.resolve("method", name)(configuration.parse({"method": name}))
-        self.backbone = Backbone(Config(feature_cache="off", threads=1))
+        self.backbone = Backbone(Config(**BACKBONE, feature_cache="off"))
         self.adapters = Adapters(self.backbone, Adapter(projector=projector, dropout=0.0), self.method.layout)
         self.examples, self.root = records(self.backbone), root
         rng = np.random.default_rng(1)

@@ -23,6 +23,7 @@ from fcit.models.backbone import Backbone
 from fcit.models.compiling import MULTIPLE, CompiledLayers
 from fcit.models.layout import is_projector
 from fcit.models.steps import compiles, computed
+from tests.helpers.runs import BACKBONE
 
 METHODS = ["finetune", "moelora", "olora", "lwf", "l2p", "smolora", "proglora"]
 
@@ -32,7 +33,7 @@ class Case:
 
     def __init__(self, name: str, dtype: str, dropout: float = 0.0) -> None:
         self.method = registry.resolve("method", name)(configuration.parse({"method": name}))
-        self.backbone = Backbone(Config(feature_cache="off", threads=1, dtype=dtype))
+        self.backbone = Backbone(Config(**BACKBONE, feature_cache="off", dtype=dtype))
         self.adapters = Adapters(self.backbone, Adapter(dropout=dropout), self.method.layout)
         rng = np.random.default_rng(0)
         shapes = {n: tuple(p.shape) for n, p in self.adapters.trainable.items() if not is_projector(n)}

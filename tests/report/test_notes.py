@@ -11,7 +11,7 @@ from fcit import config as configuration
 from fcit.config import Training
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import ClientUpdate
-from fcit.report import notes, page, terminal
+from fcit.report import hours, notes, page, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from server.journal import remarks
@@ -205,3 +205,12 @@ def test_privacy_of_records_in_a_run_that_goes_on(made):
     event = {"event": "round", "record_privacy": {"epsilon": 2.5, "delta": 1e-5}}
     run.folder.events.write_text(json.dumps(event) + "\n")
     assert notes.record_privacy(Run(run.path)) == ["Differential privacy of records: epsilon 2.5 so far."]
+
+
+def test_accuracy_against_simulated_hours_is_drawn_where_a_run_has_a_clock(made):
+    run = made([[(1, "0", 90)]])
+    assert hours.curve(run) == []
+    run.folder.results.write_text(json.dumps({"method": "disco", "simulated": {"stages": [7200.0, 9000.0]}}))
+    assert hours.curve(run) == [(2.0, 80.0)]
+    (axis,) = hours.against_hours([run]).axes
+    assert axis.get_xlabel() == "simulated hours"

@@ -82,7 +82,7 @@ def test_a_run_says_that_its_numbers_are_reduced(made, tmp_path):
     assert REDUCED in figures.matrices([run]).axes[0].get_title()
     assert REDUCED in figures.forgetting([run]).axes[0].get_title()
     assert REDUCED in figures.means([run]).axes[0].get_title()
-    page.write_all([run], tmp_path / "out")
+    page.write_tables([run], tmp_path / "out" / "tables")
     for name in ("matrix-few", "comparison"):
         rows = list(csv.reader((tmp_path / "out" / "tables" / f"{name}.csv").open()))
         assert rows[0][-1] == "numbers"
@@ -100,7 +100,7 @@ def test_nothing_is_said_of_full_numbers(made, tmp_path):
     run = Run(run.path)
     assert "reduced" not in shown([run])
     assert "reduced" not in re.sub(r"<pre.*?</pre>", "", page.render([run]))
-    page.write_all([run], tmp_path / "out")
+    page.write_tables([run], tmp_path / "out" / "tables")
     assert (tmp_path / "out" / "tables" / "comparison.csv").read_text().splitlines()[0].endswith("minutes")
 
 
@@ -120,13 +120,13 @@ def test_reduced_and_full_numbers_share_no_column(made, tmp_path, other):
     assert scope.groups([less, full]) == [("", [full]), (said, [less])]
     out = shown([less, full])
     assert out.index(f"Comparison, {said}") > out.index("Comparison\n") > out.index("Accuracy matrix of whole")
-    page.write_all([full, less], tmp_path / "out")
+    page.write_tables([full, less], tmp_path / "out" / "tables")
     files = sorted((tmp_path / "out" / "tables").glob("comparison*.csv"), key=lambda f: len(f.name))
     assert len(files) == 2
     assert files[0].name == "comparison.csv"
     found = [[row[0] for row in csv.reader(file.open())] for file in files]
     assert found == [["run", "whole"], ["run", "less"]]
-    text = (tmp_path / "out" / "report.html").read_text()
+    text = page.render([full, less])
     assert "<h3>Full</h3>" in text
     assert f"<h3>{said[0].upper()}{said[1:]}</h3>" in text
     panels = [axis for axis in figures.means([full, less]).axes if axis.get_visible()]
@@ -165,7 +165,7 @@ def test_every_run_has_the_family_of_its_method(made, tmp_path):
     runs = [made("older"), made("said", more={"family": "merging"}), made("own", more={"family": ""})]
     assert [row[2] for row in tables.summary(runs)] == ["family", "baseline", "merging", "-"]
     assert '<th scope="col">family</th>' in page.render(runs)
-    page.write_all(runs, tmp_path / "out")
+    page.write_tables(runs, tmp_path / "out" / "tables")
     rows = list(csv.DictReader((tmp_path / "out" / "tables" / "comparison.csv").open()))
     assert [row["family"] for row in rows] == ["baseline", "merging", ""]
 
@@ -238,7 +238,7 @@ def test_scores_by_other_rules_stand_beside_those_of_the_matrix(made, tmp_path):
     assert "Scores of both by other rules" in out
     assert re.search(r"rule +│ +90\.0 │ substring-official +│ +95\.0", out)
     assert "<td>substring-official</td><td>95.0</td>" in page.render([run])
-    page.write_all([run], tmp_path / "out")
+    page.write_tables([run], tmp_path / "out" / "tables")
     assert list(csv.reader((tmp_path / "out" / "tables" / "rules-both.csv").open())) == expected
     # nothing to show, nothing shown; runs from before name no rule of the matrix
     assert len(tables.rules(made("one", more={"also": {"iconqa": {}}}))) == 1
@@ -273,7 +273,7 @@ def test_the_best_constant_answer_stands_below_the_matrix(made, tmp_path):
     )
     text = page.render([run])
     assert "best constant answer</th><td>40.0</td><td>55.5</td><td>47.8</td></tr>" in text
-    page.write_all([run], tmp_path / "out")
+    page.write_tables([run], tmp_path / "out" / "tables")
     assert list(csv.reader((tmp_path / "out" / "tables" / "matrix-known.csv").open()))[-1] == row
     part = made("part", more={"constants": {"iconqa": constants["iconqa"]}})  # e.g. no Java for the other
     assert tables.matrix_rows(part)[-1] == ["best constant answer", "40.0", "-", "-"]

@@ -185,7 +185,7 @@ class Round:
         )
 
     def gather(self):
-        return sorted(client for client, _ in self.collector.gather(self.slots))
+        return sorted(client for client, _ in self.collector.gather(self.slots).accepted)
 
     def of(self, *kinds):
         return [event for event in self.events if event["event"] in kinds]

@@ -55,7 +55,6 @@ class ImageHashes:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder
-        self._look = ImageVerdicts(root, None)
         origin = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
         self._file = folder / f"{origin}.sha256"
         self._known = np.empty(0, dtype=ENTRY)
@@ -68,9 +67,10 @@ class ImageHashes:
         """The hash of every image, hexadecimal; :data:`UNREADABLE` where it cannot be read."""
         hashes: dict[str, str] = {}
         keys: dict[str, int] = {}
+        look = ImageVerdicts(self.root, None)  # a new one follows links anew
         for image in dict.fromkeys(images):
             try:
-                keys[image] = _short(f"{image}|{stamp_of(self._look.status(image))}")
+                keys[image] = _short(f"{image}|{stamp_of(look.status(image))}")
             except (DataError, OSError):
                 hashes[image] = UNREADABLE
         wanted = np.array(list(keys.values()), dtype=np.uint64)

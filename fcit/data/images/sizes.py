@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fcit.config.kinds import Way
 from fcit.data.images.opening import image_path, size_of
-from fcit.data.images.verdicts import stamp_of
+from fcit.data.images.verdicts import ImageVerdicts, stamp_of
 
 REMEMBERED = 200_000  # images of one root
 
@@ -35,3 +36,7 @@ class ImageSizes:
                 self._known.clear()
             self._known[key] = size_of(self.root, image, self.way)
         return self._known[key]
+
+    def stamp(self, images: Iterable[str]) -> str:
+        """As :meth:`fcit.data.images.verdicts.ImageVerdicts.stamp`."""
+        return ImageVerdicts(self.root, None).stamp(images)

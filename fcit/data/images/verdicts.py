@@ -64,7 +64,7 @@ class ImageVerdicts:
     def status(self, image: str) -> os.stat_result:
         """The status of the file that ``image_path`` finds.
 
-        The links of each folder are followed once, which is most of the work for many images.
+        The links of each folder are followed once for images asked for together, which is most of the work.
 
         Raises:
             DataError, OSError: as :func:`fcit.data.images.opening.image_path`.
@@ -84,8 +84,15 @@ class ImageVerdicts:
                 return status
         return image_path(self.root, image).stat()
 
+    def stamp(self, images: Iterable[str]) -> str:
+        """Names the present files of images; another text as soon as one of them is replaced, gone or there again."""
+        keys, missing = self._keys(images)
+        content = json.dumps([str(self.root.resolve()), sorted(keys.values()), sorted(missing)])
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
     def _keys(self, images: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         """The key of each image, and the reasons of those that are missing."""
+        self._folders.clear()  # links may lead elsewhere than when they were last followed
         keys: dict[str, str] = {}
         missing: dict[str, str] = {}
         for image in dict.fromkeys(images):
@@ -122,6 +129,7 @@ class ImageVerdicts:
 
     def sizes(self, images: Iterable[str]) -> dict[str, int]:
         """Bytes of the images that exist."""
+        self._folders.clear()
         sizes: dict[str, int] = {}
         for image in dict.fromkeys(images):
             try:

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -31,6 +31,9 @@ from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
 from fcit.models.patches import Grid
 
+if TYPE_CHECKING:
+    from fcit.models.families.small import Small
+
 
 @dataclass(frozen=True)
 class VisionSizes:
@@ -40,7 +43,8 @@ class VisionSizes:
     width: int  # of the tower's states
     patches: int  # tokens that the tower sees
     tokens: int  # placeholders of an image in a prompt
-    feature_width: int  # of one placeholder's features, before the projector
+    feature_width: int  # of one word's features, before the projector
+    words: int | None = None  # that the projector makes of an image, if they are not its placeholders
 
 
 class Family(ABC):
@@ -48,7 +52,7 @@ class Family(ABC):
 
     Args:
         base: the Hugging Face model, without or with adapters inside.
-        processor: its image processor.
+        processor: its image processor, or with :attr:`whole` its processor.
         settings: ``pad_to_square`` and ``image_size`` determine which pixels are seen.
     """
 
@@ -63,6 +67,8 @@ class Family(ABC):
     language_name: ClassVar[str] = "language_model"
     #: Whether its processor can be loaded; that of a model of videos needs torchvision, and its tokenizer suffices.
     processed: ClassVar[bool] = True
+    #: Whether :attr:`processor` is the processor of texts and images as a whole, and not that of images alone.
+    whole: ClassVar[bool] = False
     #: Published configurations by hub name, so that an estimate needs no download.
     published: ClassVar[Mapping[str, Callable[[], Any]]] = {}
     #: Part of a tensor name that only files in another layout contain -> what to do about such files.
@@ -86,19 +92,59 @@ class Family(ABC):
         return None
 
     @classmethod
+    def of(cls, config: Any) -> type[Family]:
+        """The family for a model of this configuration.
+
+        Raises:
+            ConfigError: it is none of this family.
+        """
+        return cls
+
+    @classmethod
     @abstractmethod
     def sizes(cls, config: Any, settings: configuration.Backbone) -> VisionSizes:
         """Sizes by the model's configuration and the settings alone."""
 
     @classmethod
+    def outside(cls) -> Mapping[str, str]:
+        """Names of the modules beside the language model, and what each is."""
+        return {cls.vision: "vision tower", cls.projector: "projector"}
+
+    @classmethod
+    def modules(cls, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """Vision tower and projector of a whole model.
+
+        Raises:
+            ConfigError: it has no module, or several, of these names.
+        """
+        return module_called(model, cls.vision), module_called(model, cls.projector)
+
+    @classmethod
     def part(cls, tensor: str) -> str:
         """The part of the model that a tensor belongs to, for messages."""
         modules = tensor.split(".")
-        if cls.projector in modules:
-            return "projector"
-        if cls.vision in modules:
-            return "vision tower"
+        for name, part in cls.outside().items():
+            if name in modules:
+                return part
         return "output layer (lm_head)" if "lm_head" in modules else "language model"
+
+    @classmethod
+    def small(cls) -> Small:
+        """How a small model of this family with random weights is made, which ``fcit check family`` tries it on.
+
+        Raises:
+            ConfigError: the family does not say.
+        """
+        raise ConfigError(
+            f"family: {cls.__name__} names no small model to be checked on; define small() (docs/own-family.md)"
+        )
+
+    def verify(self) -> None:  # noqa: B027  (most have nothing to check)
+        """Checks of a loaded model that need its weights; of a family that is known beforehand there are none.
+
+        Raises:
+            ConfigError: the model is none of this family.
+        """
 
     # ------------------------------------------------------------------ vision
 
@@ -151,6 +197,10 @@ class Family(ABC):
         """Features ``(N, *shape)`` through the projector: ``(N, tokens, width of words)``."""
 
     # ------------------------------------------------------------------ language
+
+    def tag(self, placeholder: str) -> str:
+        """What a chat template writes in the place of an image; here a placeholder token."""
+        return placeholder
 
     @abstractmethod
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
@@ -205,12 +255,16 @@ class AnySize(Family):
         """What stands in the place of an image's tag in a prompt: ``count`` tags, and texts between them."""
         return tag * self.count(grid)
 
+    def pixels(self, image: Image.Image) -> Any:
+        """What :meth:`rows` takes of one image; called in several threads at once."""
+        return super().pixels(image)
+
     @abstractmethod
     def kept(self, grid: Grid) -> int:
         """Rows of an image's frozen features."""
 
     @abstractmethod
-    def rows(self, pixels: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def rows(self, pixels: Any, grid: Grid) -> torch.Tensor:
         """Frozen features ``(n, *shape)`` of one image's :meth:`pixels`, in the tower's number format."""
 
     @abstractmethod
@@ -274,6 +328,26 @@ class AnySize(Family):
 def families() -> dict[str, type[Family]]:
     """Every registered family by its ``model_type``."""
     return {kind: registry.resolve("model", kind) for kind in registry.MODELS}
+
+
+def family_for(kind: str | None, settings: configuration.Backbone) -> type[Family]:
+    """The family of models of a ``model_type``, or the one that ``backbone.family`` names.
+
+    Raises:
+        ConfigError: none is registered for it, or what is named is none.
+    """
+    if settings.family != "auto":
+        named: type[Family] = registry.resolve("model", settings.family)
+        return named
+    known = families()
+    if kind in known:
+        return known[kind]
+    examples = " or ".join(family.example for family in known.values())
+    raise ConfigError(
+        f"backbone.model: {settings.model!r} is a {kind or 'model without model_type'}; supported are "
+        f"{', '.join(sorted(known))}, e.g. {examples}; for another model of images and text set "
+        "backbone.family: generic, which is tried at the start"
+    )
 
 
 def module_called(model: nn.Module, name: str) -> Any:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import Idefics3Config, Idefics3ImageProcessorPil
+from transformers import (
+    AutoModelForImageTextToText,
+    Idefics3Config,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    SmolVLMConfig,
+    SmolVLMImageProcessorPil,
+)
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import VisionSizes
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.families.tiled import Tiled, at_most
 from fcit.models.patches import Grid
 
@@ -78,6 +87,47 @@ def _words(config: Any, side: int) -> int:
     return (side // config.vision_config.patch_size) ** 2 // config.scale_factor**2
 
 
+#: As SmolVLM writes it: no token begins the text, an answer follows after "Assistant:".
+_CAPITALISED = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def _small(config: Any, processor: Any, **options: Any) -> Small:
+    """Tiles of 4 x 4 patches, which are four words."""
+
+    def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+        end = ids["<end_of_utterance>"]
+        made = config(
+            vision_config={**VISION, "initializer_range": 0.15},
+            text_config={"model_type": "llama", "vocab_size": vocabulary, "eos_token_id": end, **TEXT},
+            image_token_id=ids["<image>"],
+            scale_factor=2,
+        )
+        return AutoModelForImageTextToText.from_config(made)
+
+    def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        return dict(backbone.image_processor(list(images), size={"longest_edge": 96}, return_tensors="pt"))
+
+    rows = (f"<row_{row + 1}_col_{column + 1}>" for row in range(_ALONG) for column in range(_ALONG))
+    return Small(
+        make,
+        special=("<image>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", *rows),
+        image="<image>",
+        processor=lambda: processor(size={"longest_edge": 128}, max_image_size={"longest_edge": 32}),
+        inputs=inputs,
+        end="<end_of_utterance>",
+        template=_CAPITALISED,
+        targets=r".*text_model.*\.(gate_proj|up_proj|down_proj)",
+        options={"max_pixels": 9 * 32 * 32},
+        **options,
+    )
+
+
 class Idefics3(Tiled):
     """SigLIP on square tiles of an image scaled to one longest edge, then on the whole image scaled to a tile.
 
@@ -127,6 +177,10 @@ class Idefics3(Tiled):
             tokens=tiles * _words(config, side),
             feature_width=vision.hidden_size * config.scale_factor**2,
         )
+
+    @classmethod
+    def small(cls) -> Small:
+        return _small(Idefics3Config, Idefics3ImageProcessorPil, whole=lambda p, t, c: Idefics3Processor(p, t, 4, c))
 
     @property
     def tower(self) -> Any:
@@ -179,3 +233,7 @@ class SmolVLM(Idefics3):
     example = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
     processed = False
     published: ClassVar = {}
+
+    @classmethod
+    def small(cls) -> Small:
+        return _small(SmolVLMConfig, SmolVLMImageProcessorPil, apart=True)

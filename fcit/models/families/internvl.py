@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import GotOcr2ImageProcessorPil, InternVLConfig, Qwen2Config
+from transformers import AutoModelForImageTextToText, GotOcr2ImageProcessorPil, InternVLConfig, Qwen2Config
 
 from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import VisionSizes
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.families.tiled import Tiled, at_most
 from fcit.models.patches import Grid
 
@@ -92,6 +94,44 @@ class InternVL(Tiled):
             patches=tiles * (patches + 1),
             tokens=tiles * _words(config),
             feature_width=round(vision.hidden_size / config.downsample_ratio**2),
+        )
+
+    @classmethod
+    def small(cls) -> Small:
+        """Tiles of 4 x 4 patches, which are four words; biases of the vision tower's queries."""
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            vision = {
+                "image_size": [32, 32],
+                "patch_size": [8, 8],
+                "attention_bias": True,
+                "layer_scale_init_value": 1.0,
+            }
+            config = InternVLConfig(
+                vision_config={**VISION, **vision},
+                text_config={
+                    "model_type": "qwen2",
+                    "vocab_size": vocabulary,
+                    "eos_token_id": ids["<|im_end|>"],
+                    **TEXT,
+                },
+                image_token_id=ids["<IMG_CONTEXT>"],
+                image_seq_length=4,
+                tie_word_embeddings=False,
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+            made = backbone.image_processor(list(images), crop_to_patches=True, max_patches=6, return_tensors="pt")
+            return {"pixel_values": made["pixel_values"]}
+
+        return Small(
+            make,
+            special=("<IMG_CONTEXT>", "<img>", "</img>"),
+            image="<IMG_CONTEXT>\n",
+            processor=lambda: GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}),
+            inputs=inputs,
+            options={"max_pixels": 6 * 32 * 32},
         )
 
     @property

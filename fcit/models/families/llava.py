@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlamaConfig, LlavaConfig, LlavaProcessor
 
 from fcit import config as configuration
 from fcit.models.families.base import Family, VisionSizes
+from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.identity import clip_vision_large
 
 SEVEN_B = "llava-hf/llava-1.5-7b-hf"
@@ -33,7 +34,7 @@ def llava_7b() -> Any:
     )
 
 
-def _without_cls(config: Any) -> bool:
+def without_cls(config: Any) -> bool:
     """Whether the tower's first token, CLS, is left out of the features."""
     return bool(config.vision_feature_select_strategy == "default")
 
@@ -42,6 +43,19 @@ def _layers(config: Any) -> list[int]:
     """Hidden layers of the tower whose states are the features, side by side."""
     layer = config.vision_feature_layer
     return [layer] if isinstance(layer, int) else list(layer)
+
+
+def state_width(config: Any) -> int:
+    """Numbers of one token's features."""
+    return config.vision_config.hidden_size * len(_layers(config))
+
+
+@torch.no_grad()
+def selected(config: Any, tower: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Features ``(B, tokens, width)`` of pixels ``(B, 3, H, W)``: the configured layers', with or without CLS."""
+    states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states
+    chosen = torch.cat([states[layer] for layer in _layers(config)], dim=-1)
+    return chosen[:, 1 if without_cls(config) else 0 :]
 
 
 class Llava(Family):
@@ -74,8 +88,43 @@ class Llava(Family):
             layers=vision.num_hidden_layers,
             width=vision.hidden_size,
             patches=patches + 1,
-            tokens=patches + (0 if _without_cls(config) else 1),
-            feature_width=vision.hidden_size * len(_layers(config)),
+            tokens=patches + (0 if without_cls(config) else 1),
+            feature_width=state_width(config),
+        )
+
+    @classmethod
+    def small(cls) -> Small:
+        """A CLIP of three layers, of which the last is not used."""
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            config = LlavaConfig(
+                vision_config={"model_type": "clip_vision_model", **VISION, "num_hidden_layers": 3},
+                text_config={"model_type": "llama", "vocab_size": vocabulary, **TEXT},
+                image_token_index=ids["<image>"],
+                vision_feature_layer=-2,
+                vision_feature_select_strategy="default",
+                image_seq_length=16,
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def whole(processor: Any, tokenizer: Any, template: str) -> Any:
+            return LlavaProcessor(
+                processor,
+                tokenizer,
+                patch_size=8,
+                vision_feature_select_strategy="default",
+                chat_template=template,
+                num_additional_image_tokens=1,
+            )
+
+        return Small(
+            make,
+            special=("<image>",),
+            image="<image>\n",
+            processor=lambda: CLIPImageProcessorPil(
+                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
+            ),
+            whole=whole,
         )
 
     @property
@@ -88,18 +137,14 @@ class Llava(Family):
         blank = Image.new("RGB", (64, 64))
         height, width = self.processor(blank, return_tensors="pt")["pixel_values"].shape[-2:]
         patch = self.base.config.vision_config.patch_size
-        return (height // patch) * (width // patch) + (0 if _without_cls(self.base.config) else 1)
+        return (height // patch) * (width // patch) + (0 if without_cls(self.base.config) else 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.tokens, self.base.config.vision_config.hidden_size * len(_layers(self.base.config))
+        return self.tokens, state_width(self.base.config)
 
-    @torch.no_grad()
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        tower = self.tower
-        states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states
-        chosen = torch.cat([states[layer] for layer in _layers(self.base.config)], dim=-1)
-        return chosen[:, 1 if _without_cls(self.base.config) else 0 :]
+        return selected(self.base.config, self.tower, pixels)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         projector = self.base.model.multi_modal_projector

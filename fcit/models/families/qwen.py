@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from fcit import config as configuration
 from fcit.errors import ConfigError, DataError
 from fcit.models.families.base import AnySize, VisionSizes
+from fcit.models.families.small import TEXT, Small
 from fcit.models.patches import Grid
 
 
@@ -80,6 +82,49 @@ class Qwen(AnySize):
             patches=words * merged,
             tokens=words,
             feature_width=vision.hidden_size * merged,
+        )
+
+    @classmethod
+    def small(cls) -> Small:
+        """Windowed and full blocks of the vision tower."""
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            vision = {
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "patch_size": 8,
+                "out_hidden_size": 48,
+                "fullatt_block_indexes": [1],
+                "window_size": 32,
+                "initializer_range": 0.15,
+            }
+            text = {**TEXT, "vocab_size": vocabulary, "eos_token_id": ids["<|im_end|>"]}
+            rotary = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2]}
+            config = Qwen2_5_VLConfig(
+                vision_config=vision,
+                text_config={**text, "rope_parameters": rotary},
+                image_token_id=ids["<|image_pad|>"],
+                video_token_id=ids["<|video_pad|>"],
+                vision_start_token_id=ids["<|vision_start|>"],
+                vision_end_token_id=ids["<|vision_end|>"],
+                tie_word_embeddings=False,
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+            bounds = {"shortest_edge": 2 * 16 * 16, "longest_edge": 24 * 16 * 16}
+            return dict(backbone.image_processor(list(images), size=bounds, return_tensors="pt"))
+
+        return Small(
+            make,
+            special=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+            image="<|vision_start|><|image_pad|><|vision_end|>",
+            processor=lambda: Qwen2VLImageProcessorPil(patch_size=8),
+            inputs=inputs,
+            types="mm_token_type_ids",
+            options={"min_pixels": 2 * 16 * 16, "max_pixels": 24 * 16 * 16},
         )
 
     @property

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from transformers import Qwen3VLConfig
+from PIL import Image
+from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil, Qwen3VLConfig
 
 from fcit import config as configuration
 from fcit.models.families.base import VisionSizes
 from fcit.models.families.qwen import Qwen
+from fcit.models.families.small import TEXT, Small
 from fcit.models.patches import Grid
 
 FOUR_B = "Qwen/Qwen3-VL-4B-Instruct"
@@ -66,6 +68,53 @@ class Qwen3(Qwen):
     def sizes(cls, config: Any, settings: configuration.Backbone) -> VisionSizes:
         sizes = super().sizes(config, settings)
         return replace(sizes, feature_width=sizes.feature_width + _deep(config.vision_config))
+
+    @classmethod
+    def small(cls) -> Small:
+        """Two depths beside the last and a layer after them, interpolated positions, interleaved rotations."""
+
+        def make(vocabulary: int, ids: Mapping[str, int]) -> Any:
+            vision = {
+                "depth": 3,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "patch_size": 8,
+                "out_hidden_size": 48,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 1],
+                "initializer_range": 0.15,
+            }
+            rotary = {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [2, 2, 2],
+                "mrope_interleaved": True,
+            }
+            text = {**TEXT, "num_hidden_layers": 3, "head_dim": 12, "rope_parameters": rotary}
+            config = Qwen3VLConfig(
+                vision_config=vision,
+                text_config={**text, "vocab_size": vocabulary},
+                image_token_id=ids["<|image_pad|>"],
+                video_token_id=ids["<|video_pad|>"],
+                vision_start_token_id=ids["<|vision_start|>"],
+                vision_end_token_id=ids["<|vision_end|>"],
+            )
+            return AutoModelForImageTextToText.from_config(config)
+
+        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+            bounds = {"shortest_edge": 2 * 16 * 16, "longest_edge": 24 * 16 * 16}
+            return dict(backbone.image_processor(list(images), size=bounds, return_tensors="pt"))
+
+        return Small(
+            make,
+            special=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+            image="<|vision_start|><|image_pad|><|vision_end|>",
+            processor=lambda: Qwen2VLImageProcessorPil(patch_size=8),
+            inputs=inputs,
+            types="mm_token_type_ids",
+            options={"min_pixels": 2 * 16 * 16, "max_pixels": 24 * 16 * 16},
+        )
 
     @property
     def _width(self) -> int:

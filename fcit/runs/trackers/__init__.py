@@ -14,8 +14,9 @@ the events that ``events.jsonl`` holds, and one for each client in between:
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
-and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``left-out``,
-``evaluate-failed``, ``openings``, ``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
+``dropped`` (clients at work at the end of a stage that did not wait for them), and those of failures: ``rejected``,
+``missing``, ``absent``, ``retry``, ``describe-failed``, ``left-out``, ``evaluate-failed``, ``openings``,
+``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
 ``checkpoint-damaged``, ``spill-damaged``, and ``data-changed``. After a resume the
 round or evaluation that was interrupted is reported again.
 """

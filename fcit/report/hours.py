@@ -1,0 +1,40 @@
+"""Accuracy against simulated hours: what a run had learnt when its clock said so."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fcit.report.scope import groups
+from fcit.runs.reader import Run
+
+HOUR = 3600.0
+
+
+def curve(run: Run) -> list[tuple[float, float]]:
+    """Simulated hours and mean score of the data sets seen so far, after every evaluated stage; empty without a clock.
+
+    Evaluation takes no simulated time.
+    """
+    stages = run.results.get("simulated", {}).get("stages", []) if run.finished else []
+    rows = zip(stages, run.matrix.scores, strict=False)
+    return [(seconds / HOUR, sum(row.values()) / len(row)) for seconds, row in rows if row]
+
+
+def labelled(axis: Axes, title: str) -> None:
+    """Name the axes of such a picture."""
+    axis.set(title=title, xlabel="simulated hours", ylabel="mean score of datasets seen", ylim=(-2, 102))
+    axis.set_xlim(left=0)
+    axis.legend()
+
+
+def against_hours(runs: list[Run]) -> Figure:
+    """One line per run, a point for every evaluated stage; comparable runs share a panel."""
+    parts = groups(runs)
+    figure = Figure(figsize=(6.4 * len(parts), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axis, (title, members) in zip(axes, parts, strict=True):
+        for run in members:
+            axis.plot(*zip(*curve(run), strict=True), marker="o", label=f"{run.name} ({run.method})")
+        labelled(axis, title)
+    return figure

@@ -1,0 +1,114 @@
+"""The events of an asynchronous run: who is given an order when, and whose update comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from fcit import seeding
+from fcit.config import RunConfig
+from fcit.data.stream import Stream
+from fcit.errors import RunError
+from fcit.federation.devices import DAY
+from fcit.federation.messages import TrainOrder
+from fcit.federation.sampling import suitable
+from fcit.methods.base import ServerState
+from server.checkpoint import Progress
+from server.clock import Clock
+from server.orders import Orders
+from server.participants import Slot, slot_of
+from server.timeline import Done, Flight, Timeline
+
+
+@dataclass(kw_only=True)
+class Dispatcher:
+    """Keeps ``concurrency`` clients at work, on the simulated clock.
+
+    When an update comes, its client's place goes to another one at the same moment, drawn from (seed, stage, number of
+    the order) among those that can be reached, have no order and no update in the buffer. Nothing here depends on what
+    training comes to: orders say how long they take. So the orders given between two server updates can be trained
+    together, on any engine, and the events are the same.
+
+    Attributes:
+        assign: gives slots their subspaces (:meth:`server.assigner.Assigner.assign`).
+    """
+
+    config: RunConfig
+    stream: Stream
+    state: ServerState
+    progress: Progress
+    orders: Orders
+    clock: Clock
+    assign: Callable[[list[Slot]], None]
+
+    @property
+    def timeline(self) -> Timeline:
+        """The simulated time of the run."""
+        return self.clock.timeline
+
+    @property
+    def concurrency(self) -> int:
+        """Clients that are at work at a time."""
+        return self.config.asynchronous.concurrency or self.config.federation.clients_per_round
+
+    def fly(self, waiting: Collection[int]) -> Iterator[tuple[Flight, TrainOrder]]:
+        """Give orders at this moment until ``concurrency`` clients are at work, or no other can be reached.
+
+        Args:
+            waiting: clients whose updates are in the buffer.
+        """
+        timeline, stage = self.timeline, self.progress.stage
+        busy = {flight.order.client for flight in timeline.flights}.union(waiting)
+        free = self.concurrency - len(timeline.flights)
+        if free <= 0:
+            return
+        rng = seeding.generator(self.config.seed, "order", stage, timeline.ordered)
+        clients = suitable(
+            rng,
+            self.config.federation.clients,
+            free,
+            lambda client: client not in busy and self.clock.reachable(client),
+        )
+        tasks_of = self.stream.slots(stage)
+        slots = [
+            slot_of(self.config.seed, stage, client, tasks_of[(timeline.ordered + place) % len(tasks_of)])
+            for place, client in enumerate(clients)
+        ]
+        self.assign(slots)
+        for slot in slots:
+            number, timeline.ordered = timeline.ordered, timeline.ordered + 1
+            if slot.pair in self.state.assigned:  # a shard that got no subspace is left out
+                order = self.orders.train(self.state, self.progress, slot)
+                yield self._flight(f"{stage}-{number}", order), order
+
+    def _flight(self, name: str, order: TrainOrder) -> Flight:
+        now, trip = self.timeline.now, self.clock.trip(self.state, order)
+        turns = self.state.turns.get(order.subspace, 0)
+        flight = Flight(name, Done.of(order), now, now + trip.seconds, trip.down, trip.up, turns)
+        self.timeline.flights.append(flight)
+        return flight
+
+    def land(self) -> Flight:
+        """Let time pass until the next update comes, by (time, client)."""
+        timeline = self.timeline
+        flight = min(timeline.flights, key=lambda flight: flight.when)
+        timeline.flights.remove(flight)
+        timeline.now = max(timeline.now, flight.arrival)
+        timeline.busy += flight.arrival - flight.begun
+        return flight
+
+    def wait(self, since: float, waiting: Collection[int]) -> None:
+        """No one is at work: let time pass until someone can be given an order.
+
+        Args:
+            since: when one was last at work.
+
+        Raises:
+            RunError: that is a day ago.
+        """
+        if self.timeline.now - since > DAY:
+            raise RunError(
+                f"stage {self.progress.stage + 1}, round {self.progress.round + 1}: for a day of simulated time no "
+                "client could be given an order (devices.profile, federation.max_subspaces); events.jsonl says more"
+            )
+        self.clock.wait(client for client in range(self.config.federation.clients) if client not in waiting)

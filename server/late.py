@@ -1,0 +1,101 @@
+"""Updates of asynchronous runs on disk: those of the round at hand, and those whose simulated time has not come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcit.errors import RunError
+from fcit.federation.messages import ClientUpdate, TrainOrder
+from fcit.fedopt.staleness import Late, Staleness
+from fcit.io.files import read_tensors, write_tensors
+from fcit.io.trees import Tensors
+from fcit.methods.base import Pair
+from fcit.runs.folder import RunDir
+from server.spill import Spill, plain
+
+
+class _Arrival(NamedTuple):
+    """How an update of the round joins the server's step."""
+
+    now: Tensors
+    tau: Staleness
+    file: Path | None  # of one that comes late; None: it is among the round's own
+
+
+class LateSpill(Spill):
+    """The updates of one server update; others wait for theirs, each in a file of its own.
+
+    A file stays until no checkpoint that is kept needs it, so that a run can also go on from the one before the last.
+
+    Args:
+        rule: how late updates take part.
+        awaited: names of the files that the checkpoint at hand needs.
+    """
+
+    def __init__(self, run: RunDir, rule: Late, awaited: Iterable[str] = ()) -> None:
+        super().__init__(run)
+        self._late, self._rule, self._arrivals = run.late, rule, dict[Pair, _Arrival]()
+        self._awaited = set(awaited)
+        self._before = set(self._awaited)  # by the checkpoint before
+
+    def _file(self, name: str) -> Path:
+        return self._late / f"{name}.safetensors"
+
+    def keep(self, name: str, order: TrainOrder) -> dict[str, Any]:
+        """Take an update out of the round and keep it until it comes; returns it without its tensors.
+
+        Raises:
+            DiskFull: there is no room for it.
+        """
+        pair, base = (order.client, order.shard), order.trained
+        tensors = read_tensors(self._path(pair, "safetensors"))
+        kept = self._rule.kept({name: tensors[name] for name in base}, base)
+        # The checkpoint that names it is on the disk only after it.
+        write_tensors(self._file(name), {**tensors, **kept})
+        self._awaited.add(name)
+        return plain(self._heads.pop(pair))
+
+    def join(self, pair: Pair, now: Tensors, tau: Staleness) -> None:
+        """Let a fresh update take part in the round.
+
+        Args:
+            now: the server's tensors that it is about.
+        """
+        self._arrivals[pair] = _Arrival(now, tau, None)
+
+    def join_late(self, name: str, update: dict[str, Any], now: Tensors, tau: Staleness) -> None:
+        """Let an update that was kept take part in the round.
+
+        Args:
+            update: what :meth:`keep` returned.
+
+        Raises:
+            RunError: its file is gone.
+        """
+        if not self._file(name).is_file():
+            raise RunError(f"{self._file(name)}: is missing, and the checkpoint needs it; start the run anew")
+        head = ClientUpdate(**update, tensors={})
+        self.take(head)
+        self._arrivals[head.client, head.shard] = _Arrival(now, tau, self._file(name))
+        self._awaited.discard(name)
+
+    def drop(self) -> None:
+        """Wait for none of those that are kept any longer."""
+        self._awaited.clear()
+
+    def _tensors(self, key: Pair) -> Tensors:
+        now, tau, file = self._arrivals[key]
+        update = read_tensors(file or self._path(key, "safetensors"))
+        return self._rule.joined(update, now, tau, file is not None)
+
+    def clear(self) -> None:
+        """Forget the round, after the checkpoint that holds its aggregate."""
+        super().clear()
+        self._arrivals.clear()
+        wanted = {self._file(name) for name in self._awaited | self._before}
+        for file in self._late.glob("*.safetensors") if self._late.is_dir() else ():
+            if file not in wanted:
+                file.unlink()
+        self._before = set(self._awaited)
