@@ -56,6 +56,8 @@ class Progress:
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     ranks: dict[str, int] = field(default_factory=dict)  # client -> rank it was pruned to
     by_rank: dict[str, dict[str, int]] = field(default_factory=dict)  # rank -> client rounds, bytes down and up
+    personal: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # stage -> client -> model -> score
+    personal_seconds: float = 0.0
     untrained_extra: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by other rules
     samples: int = 0  # questions answered
     samples_untrained: int = 0  # those of them about data sets not trained (yet)

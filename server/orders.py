@@ -192,7 +192,7 @@ class Orders:
         The stretches of a data set go to one node after the other, the same in every stage, which then has
         their tokens already.
         """
-        return self._stretches(datasets, nodes, *self._mixture(state, progress))
+        return self._stretches(datasets, nodes, *self.mixture(state, progress))
 
     def untouched(self, datasets: list[str], nodes: list[int]) -> Iterator[tuple[int, EvaluateOrder]]:
         """The same orders to the backbone as it came: no subspaces, no routing, its own projector."""
@@ -219,7 +219,7 @@ class Orders:
 
     def score(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
         """Order to score a site's own tasks."""
-        names, knowledge, tensors = self._mixture(state, progress)
+        names, knowledge, tensors = self.mixture(state, progress)
         return ScoreOrder(
             config=self.text,
             client=client,
@@ -230,7 +230,7 @@ class Orders:
             run=self.run,
         )
 
-    def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
+    def mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
         """The subspaces in a fixed order, the method's routing knowledge about them, and the tensors of both."""
         names = list(state.subspaces)
         tensors = {f"shared/{k}": v for k, v in state.shared.items()}

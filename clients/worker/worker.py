@@ -87,8 +87,8 @@ class Worker:
         self.config, self.memory, self.data, self.terms = config, memory, data, terms
         self.backbone, self.adapters = model
         sizes = ImageSizes(data.image_root, config.data.pictures)
-        self._judge = judge_with(self.backbone.config, self.backbone.encoder, sizes)
-        data.judged_by(self._judge)
+        self.judge = judge_with(self.backbone.config, self.backbone.encoder, sizes)
+        data.judged_by(self.judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
         self.thin = Thin.of(config, self.method.pooled)
@@ -99,19 +99,19 @@ class Worker:
         self.planning = Planning(config, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
-        self._answering = Answering(config, model, self.method, data, self._judge, self._identities)
+        self._answering = Answering(config, model, self.method, data, self.judge, self._identities)
 
     # ------------------------------------------------------------------ data
 
     def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
         """A client's records of some tasks, as they are learnt (``data.styles``)."""
         records, share = self.data.records(client, tasks), self.config.data.styles
-        return in_styles(records, share, self._judge.usable, self.config.seed, client, *tasks) if share else records
+        return in_styles(records, share, self.judge.usable, self.config.seed, client, *tasks) if share else records
 
     def _encoded(self, client: int, tasks: list[int], records: Sequence[Record]) -> Tokenised:
         """Tokens of the records, which are those of these tasks."""
-        key = (client, tuple(tasks), self._judge.stamp(records))
-        tokenised: Tokenised = self._encodings.get(key, lambda: self._judge.examples(records))
+        key = (client, tuple(tasks), self.judge.stamp(records))
+        tokenised: Tokenised = self._encodings.get(key, lambda: self.judge.examples(records))
         return tokenised
 
     def _identity(self, records: Sequence[Record]) -> np.ndarray:
@@ -156,7 +156,7 @@ class Worker:
         records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
-        self._enough(order.client, tasks, "token")
+        self.enough(order.client, tasks, "token")
         features = self._identity(records)
         if not self.config.privacy.tokens:
             stats = self.method.describe(features)
@@ -175,7 +175,7 @@ class Worker:
         reproducible = self.config.privacy.reproducible_noise
         return published(self.config.seed) if reproducible else self.memory.secret(client)
 
-    def _enough(self, client: int, tasks: list[int], what: str, of: Callable[[int], int] = lambda count: count) -> None:
+    def enough(self, client: int, tasks: list[int], what: str, of: Callable[[int], int] = lambda count: count) -> None:
         """Checked for each task: otherwise a small one could be computed as the difference of two large sums.
 
         Args:
@@ -201,7 +201,7 @@ class Worker:
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
         if self.method.measures:
-            self._enough(order.client, tasks, "measurement", self.method.measured_records)
+            self.enough(order.client, tasks, "measurement", self.method.measured_records)
         sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()

@@ -12,6 +12,7 @@ from fcit import registry
 from fcit.config import (
     async_checks,
     device_checks,
+    personal,
     privacy_checks,
     rank_checks,
     record_checks,
@@ -116,6 +117,7 @@ def contradictions(config: RunConfig) -> list[str]:
         rank_checks,
         async_checks,
         device_checks,
+        personal,
         privacy_checks,
         record_checks,
         secure_checks,

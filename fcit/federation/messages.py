@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcit.io.trees import Tensors
+from fcit.io.trees import Tensors, under
 
 #: Prefix of a method's own tensors in training orders and updates.
 EXTRA = "extra/"
@@ -248,6 +248,69 @@ class EvaluateOrder:
     knowledge: dict[str, Any]
     tensors: Tensors
     run: str = ""
+
+
+@dataclass(kw_only=True)
+class PersonalOrder:
+    """Order to a client to score models on records of its own shard that are kept out of training.
+
+    Tensors are those of an :class:`EvaluateOrder`, and what a :class:`TrainOrder` has beside the model. The other
+    fields are those of a training order in the last round of the stage.
+
+    Attributes:
+        subspace: the client's, one of ``names``; empty if the method has none for it any more: nothing is tuned then.
+        alone: rounds that the client trains a fresh adapter on its own.
+    """
+
+    config: str
+    stage: int
+    round: int
+    client: int
+    shard: str
+    tasks: list[int]
+    subspace: str
+    task: str
+    names: list[str]
+    knowledge: dict[str, Any]
+    tensors: Tensors
+    alone: int
+    memory: str = ""
+    constants: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+    brief: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
+
+    def training(self) -> TrainOrder:
+        """The order of a round of local training that begins from the model at hand."""
+        place = self.names.index(self.subspace)
+        learnt = under(self.tensors, "shared/") | under(self.tensors, f"subspace-{place}/")
+        beside = {name: tensor for name, tensor in self.tensors.items() if not is_learnt(name)}
+        return TrainOrder(
+            config=self.config,
+            stage=self.stage,
+            round=self.round,
+            client=self.client,
+            shard=self.shard,
+            tasks=self.tasks,
+            subspace=self.subspace,
+            tensors=learnt | beside,
+            memory=self.memory,
+            constants=self.constants,
+            frozen=self.frozen,
+            brief=self.brief,
+            run=self.run,
+        )
+
+
+@dataclass(kw_only=True)
+class PersonalScores:
+    """Reply to :class:`PersonalOrder`: a score for each model that was asked, and how many questions there were."""
+
+    client: int
+    shard: str
+    scores: dict[str, float]
+    count: int
+    seconds: float
 
 
 @dataclass(kw_only=True)
