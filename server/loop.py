@@ -83,7 +83,8 @@ class Loop:
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned, self.ranks)
         self.clock = self._clock()
         settings = self.method.training
-        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
+        late = (self.orders.thin.late, self.progress.owed) if self.orders.thin else None
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings, late)
         self.updates = self._updates()
         self.privacy: Privacy | None = None
         if config.privacy.on:
@@ -287,7 +288,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers or self.orders.factors.remembers:
+            if self.orders.remembered:
                 progress.memories[str(pair[0])] = memory_version(order.stage, order.round)
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept

@@ -222,6 +222,20 @@ def test_contradictions(federation, key):
     assert text.startswith(key)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"robust": "median"}, "federation.top_k: 0.1 leaves a number out .*choose robust: norm_clip or none"),
+        ({"robust": "trimmed_mean"}, "federation.top_k: 0.1 leaves a number out of most updates"),
+        ({"factors": "svd"}, "federation.top_k: 0.1 owes the server .*choose factors: separate, alternate or frozen_a"),
+    ],
+)
+def test_what_sparse_updates_do_not_go_with(changes, words):
+    (text,) = problems({"federation": {"top_k": 0.1}, "method": "finetune", **changes})
+    assert re.match(words, text)
+    assert config.parse({"federation": {"wire": "int8"}, "method": "finetune", **changes}).federation.top_k is None
+
+
 def test_centralised_is_one_client_and_one_round():
     federation = config.parse({"setting": "centralised"}).federation
     assert (federation.clients, federation.clients_per_round, federation.rounds) == (1, 1, 1)

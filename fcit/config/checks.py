@@ -13,12 +13,14 @@ from fcit.config import (
     async_checks,
     device_checks,
     per_client_checks,
+    personal_checks,
     privacy_checks,
     rank_checks,
     record_checks,
     secure_checks,
     token_checks,
     trainer_checks,
+    wire_checks,
 )
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
@@ -116,11 +118,13 @@ def contradictions(config: RunConfig) -> list[str]:
         rank_checks,
         async_checks,
         device_checks,
+        personal_checks,
         privacy_checks,
         record_checks,
         secure_checks,
         token_checks,
         trainer_checks,
+        wire_checks,
     ):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
@@ -297,6 +301,7 @@ def _misfits(config: RunConfig) -> list[str]:
     problems += device_checks.misfits(config, method)
     problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)
+    problems += wire_checks.misfits(config)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
     problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []
