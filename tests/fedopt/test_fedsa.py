@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fcit.config
-from fcit.config.personal_checks import personal
+from fcit.config.per_client_checks import per_client
 from fcit.errors import ConfigError
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.fedsa import FedSA
@@ -88,8 +88,8 @@ def test_a_client_answers_with_its_own_b():
 
 def test_its_scores_have_a_scope_of_their_own():
     mine, others = (fcit.config.parse({"factors": name}) for name in ("fedsa", "separate"))
-    assert personal(mine)
-    assert not personal(others)
+    assert per_client(mine)
+    assert not per_client(others)
     assert ScoreScope.of(mine) != ScoreScope.of(others)
     assert "factors of their own" in ScoreScope.of(mine).label
     assert ScoreScope.of(others).label == ""

@@ -11,9 +11,9 @@ from fcit.errors import Unanswered
 from fcit.evaluation.following import Followed
 from fcit.federation import codec
 from fcit.federation.messages import Answers, EvaluateOrder
-from server import personal
+from server import per_client
 from server.checkpoint import Progress
-from server.personal import PersonalEvaluation
+from server.per_client import PerClientEvaluation
 from server.scoring import Scored
 from tests.helpers.grids import FakeGrid, Story, answer, courier
 
@@ -60,12 +60,12 @@ def made(grid, events, monkeypatch):
         return [(nodes[0], EvaluateOrder(dataset=d, first=f, last=f + 2, **plain, **own)) for d in due for f in (0, 2)]
 
     files, ordered = [], []
-    monkeypatch.setattr(personal, "score", score)
-    monkeypatch.setattr(personal.checkpoint, "save", lambda *parts: None)
+    monkeypatch.setattr(per_client, "score", score)
+    monkeypatch.setattr(per_client.checkpoint, "save", lambda *parts: None)
     postman = courier(grid, events)
     postman.connect()
     postman.seat({client: node.id for client, node in postman.connected().items()})
-    evaluation = PersonalEvaluation(
+    evaluation = PerClientEvaluation(
         RunConfig.model_validate({"evaluation": {"clients": 2}}),
         SimpleNamespace(test=lambda name: [None] * RECORDS),
         SimpleNamespace(path="runs/x", predictions=Path("p"), events="events.jsonl"),
@@ -85,7 +85,7 @@ def test_a_score_is_the_mean_over_clients_and_each_and_the_worst_are_kept(made, 
     assert progress.extra == {"a": {"strict": 37.5}}
     assert progress.followed == {"a": Followed({"phrase": 8}, 6, 75.0)}
     assert progress.evaluated == ["a"]
-    assert progress.personal == [{"0": {"a": 100.0}, "1": {"a": 50.0}}]
+    assert progress.per_client == [{"0": {"a": 100.0}, "1": {"a": 50.0}}]
     assert progress.samples == 8
     (scored,) = [e for e in events if e["event"] == "scored"]
     assert (scored["score"], scored["worst"], scored["clients"]) == (75.0, 50.0, 2)
@@ -111,7 +111,7 @@ def test_a_client_that_cannot_answer_is_left_out(made, grid, events):
     grid.story[7] = fails
     progress = Progress(memories={"0": "0-1", "1": "0-0"})
     made.evaluation.stage(None, progress)
-    assert progress.personal == [{"1": {"a": 50.0}}]
+    assert progress.per_client == [{"1": {"a": 50.0}}]
     assert {e["client"] for e in events if e["event"] == "evaluate-failed"} == {0}
     assert sorted(grid.asked) == [7, 7, 8, 8]  # nobody else is asked in its place
 
@@ -126,4 +126,4 @@ def test_one_that_is_not_connected_is_left_out(made, events):
     made.evaluation.courier.seat({1: 8})
     progress = Progress(memories={"0": "0-1", "1": "0-0"})
     made.evaluation.stage(None, progress)
-    assert progress.personal == [{"1": {"a": 50.0}}]
+    assert progress.per_client == [{"1": {"a": 50.0}}]
