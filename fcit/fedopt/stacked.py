@@ -81,13 +81,11 @@ class Flora(Stacked):
 
     Where a run has one adapter per subspace: a stage begins with the subspace as its first piece, and ends with the sum
     recompressed to ``adapter.rank`` (ours [D]; FLoRA merges into the backbone). Down go, per client, its fresh factors
-    and, once each, pieces of K r numbers per width and round; up goes one pair of factors. The server draws fresh factors
-    from (seed, subspace, piece), the same for all clients of a round.
+    and, once each, pieces of K r numbers per width and round; up goes one pair of factors. The server draws fresh
+    factors from (seed, subspace, piece), the same for all clients of a round.
     """
 
-    summary = (
-        "updates stacked, frozen into the model of the stage, recompressed at its end (FLoRA); exact within a stage"
-    )
+    summary = "updates stacked into the stage's frozen model, recompressed at its end (FLoRA); exact within a stage"
 
     def __init__(self) -> None:
         self._fresh: tuple[tuple[Any, ...], Tensors] = (), {}
