@@ -288,10 +288,10 @@ class Courier:
         """Look for no replies any more."""
         self._inbox.close()
 
-    def count(self, order: Any, reply: Any) -> None:
-        """Count an exchange that an earlier process of this run had with a client."""
-        down, up = (codec.size(codec.encode(record, self.federation.wire)) for record in (order, reply))
-        self.tally.add(self.traffic, self.node(order.client), down, up)
+    def count(self, order: Any, received: int) -> None:
+        """Count an exchange that an earlier process of this run had with a client, whose reply was of so many bytes."""
+        down = codec.size(codec.encode(order, self.federation.wire))
+        self.tally.add(self.traffic, self.node(order.client), down, received)
         self.traffic["orders"] += 1
 
     def _messages(self, kind: str, orders: Iterable[tuple[int, Any]], group: str, ttl: float) -> list[Message]:

@@ -33,7 +33,7 @@ from server.journal import Journal, remarks
 from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
-from server.personal import PersonalEvaluation
+from server.per_client import PerClientEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
@@ -83,7 +83,8 @@ class Loop:
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned, self.ranks)
         self.clock = self._clock()
         settings = self.method.training
-        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
+        late = (self.orders.thin.late, self.progress.owed) if self.orders.thin else None
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings, late)
         self.updates = self._updates()
         self.privacy: Privacy | None = None
         if config.privacy.on:
@@ -114,7 +115,7 @@ class Loop:
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
-            kind = PersonalEvaluation if self.orders.factors.personal else Evaluation
+            kind = PerClientEvaluation if self.orders.factors.per_client else Evaluation
             return kind(self.config, self.stream, *parts)
         return SiteEvaluation(self.config, self.stream, *parts)
 
@@ -287,7 +288,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers or self.orders.factors.remembers:
+            if self.orders.remembered:
                 progress.memories[str(pair[0])] = memory_version(order.stage, order.round)
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
@@ -378,7 +379,7 @@ class Loop:
             spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            if not self.orders.factors.personal:  # else nothing here answers questions
+            if not self.orders.factors.per_client:  # else nothing here answers questions
                 routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
             parts = self.config, self.stream, self.method, self.state, self.progress

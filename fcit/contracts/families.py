@@ -142,11 +142,15 @@ class FamilyCase:
             )
         return self.backbone.tokenizer.decode(out[0, len(question.tokens) :], skip_special_tokens=True).strip()
 
+    @cached_property
+    def _untrained(self) -> tuple[Backbone, Adapters]:
+        backbone = self.fresh()
+        return backbone, Adapters(backbone, self.adapter)  # which add nothing yet
+
     def projector_gradients(self, n: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Of the loss of one conversation by the projector's parameters: ours, and those of the whole model."""
-        backbone = self.fresh()
+        backbone, adapters = self._untrained
         name = f".{backbone.family.projector}."
-        adapters = Adapters(backbone, self.adapter)  # which add nothing yet
         own = {n.rpartition(name)[2]: p for n, p in adapters.trainable.items() if name in n}
         with adapters.training():
             found = torch.autograd.grad(backbone.loss(*self.own(n)), list(own.values()))

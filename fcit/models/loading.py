@@ -147,7 +147,7 @@ def inspect(source: str, settings: configuration.Backbone) -> Inspected:
         if files and getattr(config, "quantization_config", None) is None:  # else its tensors have other names
             build = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
             tensors = check_weights(key, files, build, config, family)
-        with explained(key, name, "its tokenizer"):
+        with explained(key, name, "its processor" if family.whole else "its tokenizer"):
             tokenizer, template = load_words(source, settings, family.processed, config)
             ends = end_tokens(source, tokenizer)
         with explained(key, name, "its image processor"):

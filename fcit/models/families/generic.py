@@ -251,9 +251,10 @@ class Generic(AnySize):
             ConfigError: they are not the same, or the model cannot be called in this way.
         """
         rng, tag = np.random.default_rng(0), self.tag(self._placeholder)
-        images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in _TRIED]
+        noise = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in _TRIED]
+        images, sizes = self.prepared(noise), [self.seen(*size) for size in _TRIED]
         before, between, after = "What is this? ", " And what is that? ", " Answer with one word."
-        written = [self.placeholders(size, tag) for size in _TRIED]
+        written = [self.placeholders(size, tag) for size in sizes]
         with self._explained("the whole model cannot be called with what its processor makes"):
             given = self.processor(text=[f"{before}{tag}{between}{tag}{after}"], images=images, return_tensors="pt")
             given = {n: x.to(self.base.device) for n, x in given.items() if isinstance(x, torch.Tensor)}
@@ -265,7 +266,7 @@ class Generic(AnySize):
         if not torch.equal(own, ids):
             raise _unfit(self.settings, "its processor changes the text around images")
         with self._explained("its language model cannot be called with embeddings alone"):
-            words = torch.cat([self.rows(self.pixels(image), size) for image, size in zip(images, _TRIED, strict=True)])
+            words = torch.cat([self.rows(self.pixels(image), size) for image, size in zip(images, sizes, strict=True)])
             pictured, embeds = ids == self.base.config.image_token_id, self.base.get_input_embeddings()(ids)
             mask = torch.ones_like(ids)
             found = self.base(
