@@ -10,7 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.site import gate
-from clients.worker import secure
+from clients.worker import personal, secure
 from clients.worker.worker import Worker, worker
 from fcit.federation import codec
 from fcit.federation.messages import (
@@ -19,6 +19,7 @@ from fcit.federation.messages import (
     KeysOrder,
     MaskOrder,
     Name,
+    PersonalOrder,
     ProbeOrder,
     ScoreOrder,
     ShareOrder,
@@ -92,6 +93,12 @@ def evaluate(message: Message, context: Context) -> Message:
 def score(message: Message, context: Context) -> Message:
     """Score a site's own test splits with the broadcast subspaces."""
     return _reply(message, context, ScoreOrder, Worker.score)
+
+
+@app.query("personal")
+def score_own(message: Message, context: Context) -> Message:
+    """Score models on records of this client's shard that are kept out of training."""
+    return _reply(message, context, PersonalOrder, personal.scores)
 
 
 @app.query("describe")

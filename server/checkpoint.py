@@ -54,14 +54,17 @@ class Progress:
     trained_numbers: int = 0  # summed over them
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
-    personal: list[dict[str, dict[str, float]]] = field(default_factory=list)  # by stage: client -> data set -> score
+    per_client: list[dict[str, dict[str, float]]] = field(default_factory=list)  # by stage: client -> data set -> score
     ranks: dict[str, int] = field(default_factory=dict)  # client -> rank it was pruned to
     by_rank: dict[str, dict[str, int]] = field(default_factory=dict)  # rank -> client rounds, bytes down and up
+    personal: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # stage -> client -> model -> score
+    personal_seconds: float = 0.0
     untrained_extra: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # by other rules
     samples: int = 0  # questions answered
     samples_untrained: int = 0  # those of them about data sets not trained (yet)
     answer_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)
+    owed: dict[str, float] = field(default_factory=dict)  # "client/subspace" -> how far what it owes may reach
     privacy: Ledger | None = None  # with differential privacy
     records: RecordLedger | None = None  # with differential privacy of records
     timeline: Timeline | None = None  # with simulated time
@@ -102,6 +105,7 @@ class Progress:
         self.followed_rows.append({name: self.followed[name] for name in due if name in self.followed})
         self.end_untrained(self.stage + 1)
         self.row, self.extra, self.followed = {}, {}, {}
+        self.owed.clear()  # in place: it is the validator's, too
         return {"row": self.rows[-1], **untrained}
 
     def end_untrained(self, stage: int) -> None:

@@ -10,10 +10,10 @@ from fcit import seeding
 from fcit.config import RunConfig
 from fcit.config.kinds import epochs_of
 from fcit.data.stream import Stream
-from fcit.errors import RunError
+from fcit.errors import ConfigError, RunError
 from fcit.federation.devices import DAY, Fleet
-from fcit.federation.messages import TrainOrder
-from fcit.federation.packing import WIDTHS
+from fcit.federation.formats import BESIDE, BYTES
+from fcit.federation.messages import TrainOrder, is_learnt
 from fcit.federation.sampling import sample, seeded, suitable
 from fcit.methods.base import Pair, ServerState
 from server import descriptions
@@ -41,12 +41,18 @@ class Clock:
         timeline: of the run's progress; changed in place.
 
     Raises:
-        ConfigError: the table of traces cannot be used.
+        ConfigError: the table of traces cannot be used, or is not that of the rounds so far.
     """
 
     def __init__(self, config: RunConfig, stream: Stream, orders: Orders, timeline: Timeline) -> None:
         self.config, self.stream, self.orders, self.timeline = config, stream, orders, timeline
         self.fleet = Fleet(config.devices, config.seed, config.federation.clients)
+        if timeline.rounds and timeline.traces != self.fleet.traces:
+            raise ConfigError(
+                f"devices.profile: {config.devices.profile} is not what it was when the run began; put it back, or "
+                "begin a new run"
+            )
+        timeline.traces = self.fleet.traces
 
     # ------------------------------------------------------------------ who takes part
 
@@ -94,12 +100,14 @@ class Clock:
 
     def trip(self, state: ServerState, order: TrainOrder) -> Trip:
         """Bytes and seconds of an order."""
-        width, method = WIDTHS[self.config.federation.wire], self.orders.method
-        extra = self.orders.extra_shapes(state, order).values()
-        down = width * sum(tensor.size for tensor in order.tensors.values())
-        numbers = sum(tensor.size for tensor in order.trained.values()) + sum(map(math.prod, extra))
+        wire, thin, method = self.config.federation.wire, self.orders.thin, self.orders.method
+        extra = sum(map(math.prod, self.orders.extra_shapes(state, order).values()))
+        trained = sum(tensor.size for tensor in order.trained.values())
+        widths = {name: (BYTES if is_learnt(name) else BESIDE)[wire] for name in order.tensors}
+        down = math.ceil(sum(widths[name] * tensor.size for name, tensor in order.tensors.items()))
         epochs = 1 if order.measure else epochs_of(method.training(order.stage, order.round).epochs, order.tasks)
-        up, device = width * numbers, self.fleet[order.client]
+        device = self.fleet[order.client]
+        up = math.ceil((thin.bytes if thin else BYTES[wire]) * trained + BESIDE[wire] * extra)
         return Trip(down, up, device.seconds(down, epochs * self._records(order), up))
 
     def _records(self, order: TrainOrder) -> int:

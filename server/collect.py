@@ -42,7 +42,7 @@ class Collector(Gathering):
             if reject_reason is not None:
                 self._reject(reject_reason, pair[0])
                 continue
-            self.courier.count(order, update)
+            self.courier.count(order, self.spill.received(order))
             self.spill.take(update)
             self._accept(update)
             adopted[pair] = order
@@ -66,7 +66,7 @@ class Collector(Gathering):
                     self._reject(reject_reason or "empty", client)
                     continue
                 pair = (update.client, update.shard)
-                self.spill.put(orders[pair], update)
+                self.spill.put(orders[pair], update, codec.size(reply.content))
                 self._accept(update)
                 accepted[pair] = orders[pair]
         for client, _ in waiting:
@@ -101,6 +101,11 @@ class Collector(Gathering):
         order = waiting.pop((update.client, update.shard), None)
         if order is None:
             return f"client {update.client} was not asked for this", update
+        if self.orders.thin is not None and not order.measure:
+            try:
+                update = self.orders.thin.restored(order, update)
+            except CodecError as error:
+                return str(error), update
         return self._reject_reason(order, update), update
 
     def _reject_reason(self, order: TrainOrder, update: ClientUpdate) -> str | None:

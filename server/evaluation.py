@@ -17,10 +17,11 @@ from fcit.federation import codec
 from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
-from server import checkpoint
+from server import checkpoint, personal
 from server.checkpoint import Progress
 from server.courier import NOBODY, Courier
 from server.orders import Orders
+from server.personal import PersonalEvaluation
 from server.preflight import Preflight
 from server.scoring import Parts, score
 from server.validation import short
@@ -41,6 +42,7 @@ class Evaluation:
     ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
         self.orders, self.courier, self.say = orders, courier, say
+        self.personal = PersonalEvaluation(config, benchmark, orders, courier, say)
 
     def begin(self) -> None:
         """Before anything is trained: the event ``data``, then a trial of every scorer and of the clients.
@@ -53,8 +55,8 @@ class Evaluation:
         Preflight(self.config, self.benchmark, self.run, self.orders, self.courier, self.say).check()
 
     def by_site(self, progress: Progress) -> dict[str, object]:
-        """Nothing: the data sets belong to no site."""
-        return {}
+        """Scores of clients' own models, if there are some; the data sets belong to no site."""
+        return personal.results(progress)
 
     def due(self, progress: Progress) -> list[str]:
         """The datasets scored after the stage at hand, in the benchmark's order."""
@@ -85,6 +87,7 @@ class Evaluation:
             StopRequested: asked to stop.
         """
         self._score(state, progress, self.due(progress), self.orders.untrained(progress.stage))
+        self.personal.stage(state, progress)
 
     def _score(
         self, state: ServerState, progress: Progress, due: list[str], untrained: list[str], untouched: bool = False
@@ -134,10 +137,9 @@ class Evaluation:
             whom = "no client" if client is None else f"client {client}, which is to answer by itself,"
             raise Unanswered(f"evaluation: {whom} is connected; `fcit resume {self.run.path}` tries again")
         phase = "before" if untouched else str(progress.stage) if client is None else f"{progress.stage}.{client}"
+        own = [] if client is None else [client]
         orders = list(
-            self.orders.untouched(due, nodes)
-            if untouched
-            else self.orders.evaluate(state, progress, due, nodes, client)
+            self.orders.untouched(due, nodes) if untouched else self.orders.evaluate(state, progress, due, nodes, *own)
         )
         parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         open_ = {(order.dataset, order.first): (node, order) for node, order in orders}

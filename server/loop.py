@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from flwr.serverapp import Grid
 
 from fcit import registry
-from fcit.config import RunConfig
+from fcit.config import RunConfig, device_checks
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, labels
 from fcit.errors import ConfigError, Unanswered
@@ -33,7 +33,7 @@ from server.journal import Journal, remarks
 from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
-from server.personal import PersonalEvaluation
+from server.per_client import PerClientEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
@@ -83,7 +83,8 @@ class Loop:
         self.orders = Orders(config, stream, self.method, self.fedopt, run.id, planned, self.ranks)
         self.clock = self._clock()
         settings = self.method.training
-        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings)
+        late = (self.orders.thin.late, self.progress.owed) if self.orders.thin else None
+        self.validator = Validator.of(config, self.orders.bounded_by_adamw, self.progress.norms, settings, late)
         self.updates = self._updates()
         self.privacy: Privacy | None = None
         if config.privacy.on:
@@ -108,13 +109,13 @@ class Loop:
         """Where updates wait for their aggregation."""
         if self.config.federation.mode == "async" and self.progress.timeline is not None:
             rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
-            return LateSpill(self.run, rule, [flight.name for flight in self.progress.timeline.flights])
+            return LateSpill(self.run, rule, self.progress.timeline.flights)
         return Sums() if self.config.privacy.secure else Spill(self.run)
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
-            kind = PersonalEvaluation if self.orders.factors.personal else Evaluation
+            kind = PerClientEvaluation if self.orders.factors.per_client else Evaluation
             return kind(self.config, self.stream, *parts)
         return SiteEvaluation(self.config, self.stream, *parts)
 
@@ -185,11 +186,9 @@ class Loop:
         Raises:
             ConfigError: there are some, and the run has one.
         """
-        if self.courier.deployed and self.config.devices.on:
-            raise ConfigError(
-                f"devices.profile: {self.config.devices.profile!r} simulates how fast clients are, and sites of a "
-                "deployment are as fast as they are; submit the run with devices.profile=none"
-            )
+        problem = device_checks.deployed(self.config) if self.courier.deployed else None
+        if problem:
+            raise ConfigError(problem)
 
     def clip(self) -> float | None:
         """The clipping norm of the round at hand; None without differential privacy."""
@@ -289,7 +288,7 @@ class Loop:
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
         for pair, head in heads.items():
             order = orders[pair]
-            if self.method.remembers or self.fedopt.remembers or self.orders.factors.remembers:
+            if self.orders.remembered:
                 progress.memories[str(pair[0])] = memory_version(order.stage, order.round)
             progress.constants[str(pair[0])] = order.constants
             progress.kept[str(pair[0])] = head.kept
@@ -380,7 +379,7 @@ class Loop:
             spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            if not self.orders.factors.personal:  # else nothing here answers questions
+            if not self.orders.factors.per_client:  # else nothing here answers questions
                 routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
             parts = self.config, self.stream, self.method, self.state, self.progress

@@ -24,6 +24,7 @@ from fcit.federation.messages import (
     ScoreOrder,
     TrainOrder,
 )
+from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
@@ -56,7 +57,13 @@ class Orders:
         self.config, self.stream, self.method, self.fedopt = config, stream, method, fedopt
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.robust: Off = registry.resolve("robust", config.robust)()
+        self.thin = Thin.of(config, method.pooled)
         self.text = configuration.dump(config)
+
+    @property
+    def remembered(self) -> bool:
+        """Whether clients keep a memory between their orders, of which each round makes a new version."""
+        return any(part.remembers for part in (self.method, self.fedopt, self.factors, self.thin) if part is not None)
 
     @property
     def bounded_by_adamw(self) -> bool:
@@ -191,7 +198,7 @@ class Orders:
         their tokens already.
         """
         own = {} if client is None else {"client": client, "memory": progress.memories.get(str(client), "")}
-        return self._stretches(datasets, nodes, *self._mixture(state, progress), own)
+        return self._stretches(datasets, nodes, *self.mixture(state, progress), own)
 
     def untouched(self, datasets: list[str], nodes: list[int]) -> Iterator[tuple[int, EvaluateOrder]]:
         """The same orders to the backbone as it came: no subspaces, no routing, its own projector."""
@@ -225,7 +232,7 @@ class Orders:
 
     def score(self, state: ServerState, progress: Progress, client: int) -> ScoreOrder:
         """Order to score a site's own tasks."""
-        names, knowledge, tensors = self._mixture(state, progress)
+        names, knowledge, tensors = self.mixture(state, progress)
         return ScoreOrder(
             config=self.text,
             client=client,
@@ -233,11 +240,11 @@ class Orders:
             names=names,
             knowledge=knowledge,
             tensors=tensors,
-            memory=progress.memories.get(str(client), "") if self.factors.personal else "",
+            memory=progress.memories.get(str(client), "") if self.factors.per_client else "",
             run=self.run,
         )
 
-    def _mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
+    def mixture(self, state: ServerState, progress: Progress) -> tuple[list[str], dict[str, Any], Tensors]:
         """The subspaces in a fixed order, the method's routing knowledge about them, and the tensors of both."""
         names = list(state.subspaces)
         tensors = {f"shared/{k}": v for k, v in state.shared.items()}

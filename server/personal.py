@@ -1,101 +1,136 @@
-"""After a stage, where there is no global model: clients answer with factors of their own (``factors: fedsa``)."""
+"""After a stage: clients that have trained it score models on records of their own shards (``evaluation.personal``).
+
+Nothing of it enters the accuracy matrix: it is about other questions, and of a sample of the clients.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flwr.app import Message
+
 from fcit import seeding
-from fcit.errors import Unanswered
-from fcit.evaluation.following import Followed
+from fcit.config import RunConfig
+from fcit.data.stream import Stream
+from fcit.errors import CodecError, RunError
+from fcit.evaluation import personal
+from fcit.evaluation.scorers import LARGEST
+from fcit.federation import codec
+from fcit.federation.messages import PersonalOrder, PersonalScores, is_learnt
 from fcit.methods.base import ServerState
-from server import checkpoint
 from server.checkpoint import Progress
-from server.evaluation import Evaluation
-from server.scoring import Scored, score
+from server.courier import NOBODY, Courier
+from server.orders import Orders
+from server.participants import Slot, slot_of
 from server.validation import short
 
 
-class PersonalEvaluation(Evaluation):
-    """Has some clients answer every data set, each with its own factors; a score is the mean over them.
+class PersonalEvaluation:
+    """Has sampled clients score the run's model and their own, once for each evaluated stage."""
 
-    Which ones is drawn from (seed, stage) among the clients that have trained, ``evaluation.clients`` of them. One that
-    is not connected, or cannot answer, is left out, which an event says. A crash amid an evaluation repeats it.
-    """
-
-    def by_site(self, progress: Progress) -> dict[str, object]:
-        """Scores of the single clients by stage and, after the last stage, their means and the worst of them."""
-        rows = progress.personal
-        if not rows:
-            return {}
-        means = {client: sum(scores.values()) / len(scores) for client, scores in rows[-1].items() if scores}
-        worst = min(means, key=lambda client: means[client])
-        return {"clients": means, "worst_client": {"client": worst, "score": means[worst]}, "clients_by_stage": rows}
-
-    def _score(
-        self, state: ServerState, progress: Progress, due: list[str], untrained: list[str], untouched: bool = False
+    def __init__(
+        self, config: RunConfig, stream: Stream, orders: Orders, courier: Courier, say: Callable[..., None]
     ) -> None:
-        if untouched:
-            super()._score(state, progress, due, untrained, untouched)
-            return
-        left = [name for name in [*due, *untrained] if name not in progress.evaluated]
-        if not left:
-            return
-        by_client = self._by_client(state, progress, left)
-        for name in left:
-            self._note(progress, name, [scores[name] for scores in by_client.values()], name in due)
-        if due:
-            row = {str(client): {name: scores[name].score for name in due} for client, scores in by_client.items()}
-            progress.personal.append(row)
-            self.say("personal", stage=progress.stage, row=row)
-        checkpoint.save(self.run, state, progress)
+        self.config, self.stream, self.orders, self.courier, self.say = config, stream, orders, courier, say
 
-    def _clients(self, progress: Progress) -> list[int]:
-        trained = sorted(map(int, progress.memories))
-        count = min(self.config.evaluation.clients, len(trained))
-        rng = seeding.generator(self.config.seed, "personal evaluation", progress.stage)
-        return sorted(int(client) for client in rng.choice(trained, count, replace=False)) if trained else []
-
-    def _by_client(self, state: ServerState, progress: Progress, names: list[str]) -> dict[int, dict[str, Scored]]:
-        """Scores of data sets by client.
+    def stage(self, state: ServerState, progress: Progress) -> None:
+        """Ask the clients of the stage at hand; a deployment goes on without those that do not answer.
 
         Raises:
-            Unanswered: no client has answered all questions.
+            RunError: in a simulation, a client failed or answered nonsense.
+            StopRequested: asked to stop.
         """
-        scored: dict[int, dict[str, Scored]] = {}
-        for client in self._clients(progress):
-            folder, own = self.run.predictions / f"stage-{progress.stage + 1}", dict[str, Scored]()
-            try:
-                for answers in self._answers(state, progress, names, client=client):
-                    own[answers.dataset] = score(
-                        self.benchmark, answers, folder / f"{answers.dataset}.client-{client}.jsonl"
-                    )
-                    progress.samples += len(answers.texts)
-                    progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
-            except Unanswered as error:
-                self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(str(error)))
-                continue
-            scored[client] = own
-        if not scored:
-            raise Unanswered(f"evaluation: no client could answer with its own factors; see {self.run.events}")
-        return scored
+        settings, method, stage = self.config.evaluation.personal, self.orders.method, progress.stage
+        done = settings is None or str(stage) in progress.personal or not self.orders.evaluates(stage)
+        if done or method.pooled or not method.trains:
+            return
+        orders = {order.client: order for order in self._orders(state, progress)}
+        rows: dict[str, dict[str, float]] = {}
+        nodes = [(self.courier.node(client), order) for client, order in orders.items()]
+        for reply in self.courier.send("query.personal", nodes, f"{stage}.personal"):
+            client = self.courier.client(reply.metadata.src_node_id)
+            scores = self._read(reply, orders.get(-1 if client is None else client))
+            if isinstance(scores, PersonalScores):
+                rows[str(scores.client)] = scores.scores
+                progress.personal_seconds = round(progress.personal_seconds + scores.seconds, 4)
+            elif self.courier.deployed:
+                self.say("personal-failed", client=client, stage=stage, reason=short(scores))
+            else:
+                raise RunError(f"evaluation.personal: client {client}: {scores}")
+        progress.personal[str(stage)] = {client: rows[client] for client in sorted(rows, key=int) if rows[client]}
+        self.say("personal", stage=stage, **personal.summary(progress.personal, [str(stage)]))
 
-    def _note(self, progress: Progress, name: str, scores: list[Scored], due: bool) -> None:
-        """Enter the mean over clients into the row at hand."""
-        mean = _mean([each.score for each in scores])
-        also = {rule: _mean([each.also[rule] for each in scores]) for rule in scores[0].also}
-        demanded = scores[0].followed.demanded
-        followed = Followed(
-            {form: count * len(scores) for form, count in demanded.items()},
-            sum(each.followed.kept for each in scores),
-            _mean([each.followed.content for each in scores]),
-        )
-        progress.evaluated.append(name)
-        if due:
-            progress.row[name], progress.extra[name], progress.followed[name] = mean, also, followed
-        else:
-            progress.untrained[name] = mean
-            progress.untrained_extra.setdefault(str(progress.stage + 1), {})[name] = also
-        values = {"score": mean, "worst": min(each.score for each in scores), "clients": len(scores)}
-        self.say("scored", stage=progress.stage, dataset=name, **values, **({} if due else {"trained": False}))
+    def _orders(self, state: ServerState, progress: Progress) -> Iterator[PersonalOrder]:
+        """Orders to the sampled clients: the whole model, and what a round of local training needs beside."""
+        names, knowledge, model = self.orders.mixture(state, progress)
+        settings = self.config.evaluation.personal
+        for slot in self._sampled(state, progress):
+            name = state.assigned[slot.pair]
+            task = f"task-{slot.tasks[0]}" if self.orders.method.needs_task_at_inference else ""
+            order = PersonalOrder(
+                config=self.orders.text,
+                stage=progress.stage,
+                round=self.config.federation.rounds - 1,
+                client=slot.client,
+                shard=slot.shard,
+                tasks=list(slot.tasks),
+                subspace="",
+                task=task,
+                names=names,
+                knowledge=knowledge,
+                tensors=model,
+                alone=(settings and settings.alone) or self.config.federation.rounds,
+                run=self.orders.run,
+            )
+            if name in state.subspaces:  # a method may have merged it at the end of the stage
+                training = self.orders.train(state, progress, slot)
+                beside = {n: tensor for n, tensor in training.tensors.items() if not is_learnt(n)}
+                order.subspace, order.tensors = name, model | beside
+                order.memory, order.constants = training.memory, training.constants
+                order.frozen, order.brief = training.frozen, training.brief
+            yield order
+
+    def _sampled(self, state: ServerState, progress: Progress) -> list[Slot]:
+        """Clients that have trained a task of the stage and are there, drawn from (seed, stage)."""
+        settings, seed, stage = self.config.evaluation.personal, self.config.seed, progress.stage
+        trained: dict[int, Slot] = {}
+        for client in sorted({client for client, _ in state.assigned}):
+            for tasks in dict.fromkeys(self.stream.slots(stage)):
+                slot = slot_of(seed, stage, client, tasks)
+                if slot.pair in state.assigned and f"{client}/{slot.shard}" in progress.declared:
+                    trained.setdefault(client, slot)
+        there = [slot for client, slot in trained.items() if self.courier.node(client) != NOBODY]
+        count = min(len(there), settings.clients if settings else 0)
+        drawn = seeding.generator(seed, "personal", stage).permutation(len(there))[:count]
+        return [there[int(place)] for place in sorted(drawn)]
+
+    def _read(self, reply: Message, order: PersonalOrder | None) -> PersonalScores | str:
+        """The scores in a reply, or why they are rejected."""
+        if reply.has_error():
+            return str(reply.error.reason)
+        try:
+            scores = codec.decode(reply.content, PersonalScores, reply=True)
+        except CodecError as error:
+            return str(error)
+        if order is None or (scores.client, scores.shard) != (order.client, order.shard):
+            return f"answered for client {scores.client}, shard {scores.shard[:40]!r}"
+        return reject_reason(scores) or scores
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def reject_reason(scores: PersonalScores) -> str | None:
+    """Why a client's scores are rejected, or None; they end in tables only."""
+    if bool(scores.scores) != bool(scores.count) or not 0 <= scores.count < 1e6:
+        return f"claims {scores.count} questions and {len(scores.scores)} scores"
+    if not set(scores.scores) <= set(personal.MODELS) or (scores.scores and "global" not in scores.scores):
+        return f"scores must be of {', '.join(personal.MODELS)}, the first among them"
+    for name, score in scores.scores.items():
+        if not (math.isfinite(score) and 0 <= score <= LARGEST * (1 + 1e-9)):
+            return f"the score of {name} is {score}, not between 0 and {LARGEST:.0f}"
+    return None if 0 <= scores.seconds < math.inf else f"claims {scores.seconds} seconds"
+
+
+def results(progress: Progress) -> dict[str, Any]:
+    """The entry ``personal`` of ``results.json``; empty without."""
+    return {"personal": personal.results(progress.personal)} if progress.personal else {}

@@ -69,8 +69,8 @@ class Spill:
         """An accepted update without its tensors."""
         return self._heads.get(key)
 
-    def put(self, order: TrainOrder, update: ClientUpdate) -> None:
-        """Keep an accepted update.
+    def put(self, order: TrainOrder, update: ClientUpdate, received: int = 0) -> None:
+        """Keep an accepted update, which came in a message of ``received`` bytes.
 
         Raises:
             DiskFull: there is no room for it.
@@ -78,9 +78,14 @@ class Spill:
         key = (update.client, update.shard)
         # Not waiting for the disk is safe: the hash tells what a power cut left incomplete.
         write_tensors(self._path(key, "safetensors"), update.tensors, durable=False)
-        head = {"order": self._same(order), "tensors": digest(update.tensors), "update": plain(update)}
+        head: dict[str, Any] = {"order": self._same(order), "tensors": digest(update.tensors), "update": plain(update)}
+        head["received"] = received
         write_json(self._path(key, "json"), head, durable=False)
         self.take(update)
+
+    def received(self, order: TrainOrder) -> int:
+        """Bytes of the message that an update which :meth:`find` found came in."""
+        return int(read_json(self._path((order.client, order.shard), "json"))["received"])
 
     def take(self, update: ClientUpdate) -> None:
         """Count an update that :meth:`find` found among the accepted ones."""
@@ -99,6 +104,8 @@ class Spill:
         try:
             if raw["order"] != self._same(order):
                 return None
+            if not isinstance(raw["received"], int):
+                raise TypeError("received")
             update = ClientUpdate(**raw["update"], tensors=read_tensors(self._path(key, "safetensors")))
             # Types are checked as for an update that comes over the wire.
             update = codec.decode(codec.encode(update), ClientUpdate)

@@ -67,6 +67,8 @@ class Validator:
         by_others: whether the norm rule applies. With differential privacy it does not: what is accepted of one client
             would depend on the others, and clipping bounds every update anyway.
         settings: of the training in a round of a stage, if they are not always ``batch_size``, ``epochs`` and ``lr``.
+        late: share of an update's way that may come with later ones (:attr:`fcit.federation.thin.Thin.late`).
+        owed: how far that is at most, by "client/subspace", in the stage at hand; added to in place.
     """
 
     batch_size: int = 16
@@ -77,6 +79,9 @@ class Validator:
     most: int = 1_000_000
     by_others: bool = True
     settings: Callable[[int, int], Training] | None = None
+    late: float = 0.0
+    owed: dict[str, float] = field(default_factory=dict)
+    _walked: dict[tuple[int, str], float] = field(default_factory=dict)  # by client and subspace, in this round
     _round: dict[tuple[int, str], float] = field(default_factory=dict)
     _sizes: dict[int, tuple[np.ndarray, float]] = field(default_factory=dict)  # by identity, which the array keeps
 
@@ -87,6 +92,7 @@ class Validator:
         bounded_by_adamw: bool,
         norms: Sequence[float],
         settings: Callable[[int, int], Training] | None = None,
+        late: tuple[float, dict[str, float]] | None = None,
     ) -> Validator:
         """The validator of a run.
 
@@ -94,8 +100,10 @@ class Validator:
             bounded_by_adamw: whether only AdamW moves the clients' parameters.
             norms: of the updates accepted so far.
             settings: of the training in a round of a stage; default: always those of the configuration.
+            late: :attr:`late` and :attr:`owed`; default: every update comes whole.
         """
         training = config.training
+        share, owed = late or (0.0, {})
         return cls(
             batch_size=training.batch_size,
             epochs=training.epochs,
@@ -105,6 +113,8 @@ class Validator:
             most=config.federation.max_records,
             by_others=not config.privacy.on,
             settings=settings,
+            late=share,
+            owed=owed,
         )
 
     def reject_reason(
@@ -122,6 +132,19 @@ class Validator:
             extra: names (with their prefix) and shapes of the method's and the optimiser's own tensors.
             more: the method's and the optimiser's reason, called for an update of the right form.
         """
+        reason = self._reason(order, update, declared, extra, more)
+        if reason is not None:
+            self._walked.pop((order.client, order.subspace), None)
+        return reason
+
+    def _reason(
+        self,
+        order: TrainOrder,
+        update: ClientUpdate,
+        declared: int | None,
+        extra: dict[str, tuple[int, ...]] | None,
+        more: Callable[[ClientUpdate], str | None] | None,
+    ) -> str | None:
         reason = (
             _another_order(order, update)
             or _other_tensors(order, update, extra or {})
@@ -165,14 +188,18 @@ class Validator:
             return None
         training = self._own(order) or self.training
         walk = training.lr * reach(update.steps)
+        late = self.owed.get(f"{order.client}/{order.subspace}", 0.0)
+        longest = 0.0
         for name, old in order.trained.items():
             size = self._size(old)
             decay = min(1.0, training.lr * training.weight_decay * update.steps) * (size + walk)
-            # bfloat16 on the wire rounds to 2^-8 of a value, down and up again.
+            # An update is the difference to the order as it was read; int8 rounds to 1 / 254 of the largest.
             slack = (size + walk) / 64
-            far = moved[name].most
-            if far > walk + decay + slack:
-                return f"{name} moved by {far:.3g}, AdamW cannot walk over {walk:.3g} in {update.steps} steps"
+            far, longest = moved[name].most, max(longest, walk + decay + slack)
+            if far > walk + decay + slack + late:
+                return f"{name} moved by {far:.3g}, AdamW cannot walk over {walk + late:.3g} in {update.steps} steps"
+        if self.late:
+            self._walked[order.client, order.subspace] = self.late * longest
         return None
 
     def _own(self, order: TrainOrder) -> Training | None:
@@ -194,8 +221,11 @@ class Validator:
         """The round is committed: its accepted norms join the history, in client order."""
         self.history += [self._round[pair] for pair in sorted(self._round)]
         self.history = self.history[-WINDOW:]
-        self._round.clear()
-        self._sizes.clear()
+        for (client, subspace), walked in sorted(self._walked.items()):
+            key = f"{client}/{subspace}"
+            self.owed[key] = self.owed.get(key, 0.0) + walked
+        for of_round in (self._round, self._walked, self._sizes):
+            of_round.clear()
 
 
 class _Moved(NamedTuple):

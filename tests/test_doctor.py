@@ -223,6 +223,22 @@ def test_the_state_of_a_federated_optimiser_is_counted():
     assert (adam[0] - plain[0], adam[1], adam[2]) == pytest.approx((2, 0, plain[2]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "updates"),
+    [
+        ({"federation": {"wire": "int8", "rounds": 4}}, 1),
+        ({"federation": {"top_k": 0.1, "rounds": 4}, "setting": "heterogeneous"}, 4),
+        ({"federation": {"wire": "bfloat16"}, "factors": "svd", "method": "finetune"}, 0),
+        ({"federation": {"wire": "float32"}}, 0),
+    ],
+)
+def test_what_updates_lack_is_kept_by_clients(changes, updates):
+    config = configuration.parse({**LARGE, **changes})
+    shape = shape_of(config.backbone, config.adapter.targets)
+    kept = estimate.remembered(config, shape, 3) / config.federation.clients
+    assert kept == updates * 4 * estimate.trained_numbers(config, shape)
+
+
 def test_token_gates_are_part_of_a_subspace():
     sizes = []
     for method in ({"name": "moelora", "experts": 4}, "finetune"):

@@ -16,15 +16,20 @@ from fcit.doctor.images import Looked, look
 from fcit.models import estimate
 from fcit.models.backbone import TINY, Backbone
 from fcit.models.estimate import Lengths
+from fcit.models.families.llava_onevision import LlavaOnevision
+from fcit.models.families.qwen3 import Qwen3
+from fcit.models.families.small import save
 from fcit.models.features import features_size
 from fcit.models.shapes import shape_of
-from tests.helpers.families import SMALL, save
-from tests.helpers.own_data import make_own, opened
+from tests.helpers.own_data import make_own, opened, rows
+
+SMALL = Qwen3.small()
+IDENTITY = f"backbone.identity={TINY / 'clip'}"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    return save(tmp_path_factory.mktemp("model"), "qwen3_vl", SMALL["qwen3_vl"])
+    return save(tmp_path_factory.mktemp("model") / "qwen3_vl", SMALL)
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def own(tmp_path, monkeypatch) -> Path:
 
 
 def overrides(model: str) -> list[str]:
-    options = {**SMALL["qwen3_vl"].options, "model": model, "identity": TINY / "clip", "max_length": 120}
+    options = {**SMALL.options, "model": model, "identity": TINY / "clip", "max_length": 120}
     return [f"backbone.{key}={value}" for key, value in options.items()]
 
 
@@ -54,8 +59,22 @@ def test_all_images_are_looked_at_and_their_features_take_what_was_said(own, mod
     backbone = Backbone(benchmark.config.backbone)
     names = [*(f"{n}.png" for n in range(12)), *(f"q{n}.png" for n in range(4))]
     backbone.vision_features(benchmark.image_root, names)
-    shape = shape_of(benchmark.config.backbone, SMALL["qwen3_vl"].targets)
+    shape = shape_of(benchmark.config.backbone, SMALL.targets)
     assert features_size()[1] == found.all * estimate.feature_bytes(benchmark.config, shape, found.numbers)
+
+
+def test_images_among_others_are_seen_as_such(own, tmp_path):
+    """Alone an image has 36 tokens of this model or more, beside another one 17."""
+
+    def change(content: list) -> None:
+        content[0] |= {"images": ["0.png", "3.png"], "image": None}
+        content[0]["conversations"][0]["value"] = "Which colors are these?"
+
+    rows(own, change)
+    benchmark = opened(own, f"backbone.model={save(tmp_path / 'model', LlavaOnevision.small())}", IDENTITY)
+    found = look(benchmark, benchmark.config)
+    assert found is not None
+    assert (found.images, found.least) == (17, 17)
 
 
 def test_of_many_records_a_sample_of_every_data_set_is_looked_at(own, model):

@@ -55,6 +55,14 @@ def test_what_is_frozen_is_not_sent_back():
     assert alternating[0].up == 3 * adapter  # B in the first round, A in the second
 
 
+def test_thin_updates_and_orders_are_counted_as_such():
+    federation = {**SMALL["federation"], "wire": "int8", "top_k": 0.1}
+    stages, adapter, projector = planned(method="finetune", federation=federation)
+    numbers, short = (adapter + projector) / 4, 1 + 2 / 64  # a byte each and a scale of two for 64
+    assert stages[0].up == pytest.approx(6 * numbers * (0.1 * short + 1 / 8))
+    assert stages[0].down == pytest.approx(6 * numbers * short + 4 * numbers * 2)  # answers as bfloat16
+
+
 def test_pooled_references_have_one_participant_and_a_stage_may_be_left_out_of_evaluation():
     stages, _, _ = planned(method="individual", evaluation={**SMALL["evaluation"], "when": "final"})
     assert [stage.training for stage in stages] == [2] * 4

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clients.worker import micro_batches
-from clients.worker.shards import Shards
+from clients.worker.shards import Questions
 from fcit.config import RunConfig
 from fcit.data.collate import images_of
 from fcit.errors import FCITError
@@ -39,7 +39,7 @@ class Answering:
         config: RunConfig,
         model: tuple[Backbone, Adapters],
         method: Method,
-        data: Shards,
+        data: Questions,
         judge: TokenJudge,
         identities: Bounded,
     ) -> None:

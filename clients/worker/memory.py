@@ -39,6 +39,10 @@ class ClientMemory:
     def __init__(self, root: Path | None) -> None:
         self._root = root
 
+    def read_only(self) -> ClientMemory:
+        """The same memories, of which :meth:`save` keeps nothing."""
+        return _ReadOnly(self._root)
+
     @property
     def root(self) -> Path:
         """The folder.
@@ -143,3 +147,10 @@ class ClientMemory:
         if versions:
             files += folder.glob(f"{versions[-1].stem}.*")
         return sum(file.stat().st_size for file in files)
+
+
+class _ReadOnly(ClientMemory):
+    """Memories for a training that leaves no trace."""
+
+    def save(self, client: int, version: str, memory: dict[str, Any]) -> None:
+        """Keep nothing."""

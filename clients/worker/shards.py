@@ -10,9 +10,23 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.data.records import Record, TestRecord, joined
 from fcit.data.verdict import Judge
+from fcit.errors import ConfigError
 
 
-class Shards(Protocol):
+class Questions(Protocol):
+    """Data sets that a model is asked."""
+
+    def test(self, dataset: str) -> Sequence[TestRecord]:
+        """The records a dataset is scored on."""
+
+    def question_images(self, dataset: str) -> Path:
+        """Folder that the image names of a data set's questions are relative to."""
+
+    def max_new_tokens(self, dataset: str) -> int | None:
+        """Longest answer to the data set's questions in tokens, if it sets one."""
+
+
+class Shards(Questions, Protocol):
     """The data that orders are about."""
 
     @property
@@ -34,15 +48,6 @@ class Shards(Protocol):
     def judged_by(self, judge: Judge) -> None:
         """From now on records that the worker's model cannot use are among those that are passed over."""
 
-    def test(self, dataset: str) -> Sequence[TestRecord]:
-        """The records a dataset is scored on."""
-
-    def question_images(self, dataset: str) -> Path:
-        """Folder that the image names of a data set's questions are relative to."""
-
-    def max_new_tokens(self, dataset: str) -> int | None:
-        """Longest answer to the data set's questions in tokens, if it sets one."""
-
 
 @runtime_checkable
 class ScoredShards(Protocol):
@@ -60,6 +65,20 @@ class OwnShards(Shards, ScoredShards, Protocol):
 
     def learning(self, turns: str) -> OwnShards:
         """The same tasks for a run with this ``data.turns``."""
+
+
+@runtime_checkable
+class PersonalShards(Protocol):
+    """Shards of which some records are kept out of training, for questions to the client's own models."""
+
+    def own_questions(self, client: int, tasks: list[int]) -> list[TestRecord]:
+        """The records of a client's shard that are kept out, as questions."""
+
+    def scorer(self, tasks: list[int]) -> str:
+        """The rule that answers to them are scored by, the same for all data sets of the tasks."""
+
+    def longest(self, tasks: list[int]) -> int | None:
+        """Longest answer to them in tokens, if the data sets set one."""
 
 
 class BenchmarkShards:
@@ -94,6 +113,22 @@ class BenchmarkShards:
 
     def judged_by(self, judge: Judge) -> None:
         self.benchmark.judge = judge
+
+    def own_questions(self, client: int, tasks: list[int]) -> list[TestRecord]:
+        return [question for task in tasks for question in self.benchmark.own_questions(client, task)]
+
+    def scorer(self, tasks: list[int]) -> str:
+        rules = {self.benchmark.datasets[name].scorer for task in tasks for name in self.benchmark.tasks[task]}
+        if len(rules) > 1:
+            raise ConfigError(
+                f"evaluation.personal: tasks {tasks} have data sets of different rules ({', '.join(sorted(rules))}), "
+                "and a client's records do not say which they are of; leave evaluation.personal out"
+            )
+        return rules.pop()
+
+    def longest(self, tasks: list[int]) -> int | None:
+        sets = [self.benchmark.datasets[name] for task in tasks for name in self.benchmark.tasks[task]]
+        return max((each.max_new_tokens for each in sets if each.max_new_tokens), default=None)
 
     def test(self, dataset: str) -> Sequence[TestRecord]:
         return self.benchmark.test(dataset)

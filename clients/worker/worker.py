@@ -49,6 +49,7 @@ from fcit.federation.messages import (
     TrainOrder,
     memory_version,
 )
+from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
@@ -86,10 +87,11 @@ class Worker:
         self.config, self.memory, self.data, self.terms = config, memory, data, terms
         self.backbone, self.adapters = model
         sizes = ImageSizes(data.image_root, config.data.pictures)
-        self._judge = judge_with(self.backbone.config, self.backbone.encoder, sizes)
-        data.judged_by(self._judge)
+        self.judge = judge_with(self.backbone.config, self.backbone.encoder, sizes)
+        data.judged_by(self.judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
+        self.thin = Thin.of(config, self.method.pooled)
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers
@@ -97,19 +99,19 @@ class Worker:
         self.planning = Planning(config, self.backbone)
         self._encodings = Bounded(_LOCATED, len)
         self._identities = Bounded(_NUMBERS, np.size)
-        self._answering = Answering(config, model, self.method, data, self._judge, self._identities)
+        self._answering = Answering(config, model, self.method, data, self.judge, self._identities)
 
     # ------------------------------------------------------------------ data
 
     def _records(self, client: int, tasks: list[int]) -> Sequence[Record]:
         """A client's records of some tasks, as they are learnt (``data.styles``)."""
         records, share = self.data.records(client, tasks), self.config.data.styles
-        return in_styles(records, share, self._judge.usable, self.config.seed, client, *tasks) if share else records
+        return in_styles(records, share, self.judge.usable, self.config.seed, client, *tasks) if share else records
 
     def _encoded(self, client: int, tasks: list[int], records: Sequence[Record]) -> Tokenised:
         """Tokens of the records, which are those of these tasks."""
-        key = (client, tuple(tasks), self._judge.stamp(records))
-        tokenised: Tokenised = self._encodings.get(key, lambda: self._judge.examples(records))
+        key = (client, tuple(tasks), self.judge.stamp(records))
+        tokenised: Tokenised = self._encodings.get(key, lambda: self.judge.examples(records))
         return tokenised
 
     def _identity(self, records: Sequence[Record]) -> np.ndarray:
@@ -154,7 +156,7 @@ class Worker:
         records = self._records(order.client, tasks)
         if not records:
             raise DataError(f"client {order.client} holds no records of this shard")
-        self._enough(order.client, tasks, "token")
+        self.enough(order.client, tasks, "token")
         features = self._identity(records)
         if not self.config.privacy.tokens:
             stats = self.method.describe(features)
@@ -173,7 +175,7 @@ class Worker:
         reproducible = self.config.privacy.reproducible_noise
         return published(self.config.seed) if reproducible else self.memory.secret(client)
 
-    def _enough(self, client: int, tasks: list[int], what: str, of: Callable[[int], int] = lambda count: count) -> None:
+    def enough(self, client: int, tasks: list[int], what: str, of: Callable[[int], int] = lambda count: count) -> None:
         """Checked for each task: otherwise a small one could be computed as the difference of two large sums.
 
         Args:
@@ -199,7 +201,7 @@ class Worker:
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
         if self.method.measures:
-            self._enough(order.client, tasks, "measurement", self.method.measured_records)
+            self.enough(order.client, tasks, "measurement", self.method.measured_records)
         sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
@@ -219,6 +221,8 @@ class Worker:
             private.end(self._trainings(order.client))
         trained = order.trained
         changed = {n: t for n, t in self.adapters.read().items() if n in trained}
+        if self.thin is not None:
+            changed = self.thin.sent(order, changed, remembered.setdefault("wire", {}))
         changed |= {f"{EXTRA}{n}": t for n, t in outcome.extra.items()}
         changed |= {f"{FEDOPT}{n}": t for n, t in outcome.fedopt.items()}
         if self._remembers:
@@ -275,13 +279,11 @@ class Worker:
     @staticmethod
     def _update(order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
         """The update to an order that was begun at this time."""
-        names = ("stage", "round", "client", "shard", "subspace")
-        of_order = {name: getattr(order, name) for name in names}
-        return ClientUpdate(**of_order, seconds=time.perf_counter() - begin, **values)
+        return ClientUpdate(**order.answered, seconds=time.perf_counter() - begin, **values)
 
     @property
     def _remembers(self) -> bool:
-        return self.method.remembers or self.fedopt.remembers or self.factors.remembers
+        return any(part.remembers for part in (self.method, self.fedopt, self.factors, self.thin) if part is not None)
 
     def _sessions(self, order: TrainOrder, tasks: list[int]) -> tuple[tuple[Session, Session], Local, dict[str, Any]]:
         """The sessions of method, federated optimiser and rule for factors, and the memory that they write into."""
@@ -348,7 +350,7 @@ class Worker:
 
     def _own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
         """What a client makes of the server's subspaces before it answers: with ``factors: fedsa``, its own."""
-        if not self.factors.personal or order.client is None:
+        if not self.factors.per_client or order.client is None:
             return lambda subspaces: subspaces
         kept = self.memory.load(order.client, order.memory).get("factors", {})
         return lambda subspaces: self.factors.own(order.names, subspaces, kept)

@@ -20,6 +20,7 @@ from fcit.config import RunConfig
 from fcit.config.effects import Effect, effects
 from fcit.data.fingerprints import changes
 from fcit.errors import FCITError
+from fcit.evaluation import personal
 from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
 from fcit.report import scope
 from fcit.report.tables import FIGURES, constant_matrix, untrained
@@ -265,12 +266,15 @@ def differing_held_out(line: Line, reference: Line) -> list[str]:
 
 
 def _add_untrained(lines: list[Line]) -> None:
-    """Add figures about what was not trained; their heads depend on what the rows of a table held out."""
+    """Add figures about what was not trained: data sets, by heads that depend on what the rows of a table held out, and
+    records that were kept out of clients' shards."""
     heads, figures = untrained([run.matrix for line in lines for run in line.runs.values()])
     by_run = iter(figures)
     for line in lines:
         values = [next(by_run) for _ in line.runs]
         line.untrained = {head: _spread([each[n] for each in values]) for n, head in enumerate(heads)}
+        own = [personal.columns(run.results) for run in line.runs.values()]
+        line.untrained |= {head: _spread([each[head] for each in own]) for head in personal.columns({})}
 
 
 Finished = dict[str, dict[int, Run]]  # label of a row -> seed -> run

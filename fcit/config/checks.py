@@ -12,6 +12,7 @@ from fcit import registry
 from fcit.config import (
     async_checks,
     device_checks,
+    per_client_checks,
     personal_checks,
     privacy_checks,
     rank_checks,
@@ -19,6 +20,7 @@ from fcit.config import (
     secure_checks,
     token_checks,
     trainer_checks,
+    wire_checks,
 )
 from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
@@ -116,11 +118,13 @@ def contradictions(config: RunConfig) -> list[str]:
         rank_checks,
         async_checks,
         device_checks,
+        personal_checks,
         privacy_checks,
         record_checks,
         secure_checks,
         token_checks,
         trainer_checks,
+        wire_checks,
     ):
         problems += part.contradictions(config)
     problems += _central_problems(config) if config.centralised else []
@@ -293,10 +297,11 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
-    problems += rank_checks.misfits(config, method, fedopt) + personal_checks.misfits(config, method, fedopt)
+    problems += rank_checks.misfits(config, method, fedopt) + per_client_checks.misfits(config, method, fedopt)
     problems += device_checks.misfits(config, method)
     problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)
+    problems += wire_checks.misfits(config)
     problems += privacy_checks.misfits(config, method, fedopt) if config.privacy.on else []
     problems += record_checks.misfits(config, method) if config.privacy.records else []
     problems += secure_checks.misfits(config, method, fedopt) if config.privacy.secure else []

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fcit.config.effects import BITS, SCOPE, WORK
 from fcit.config.kinds import BatchSize, Decoder
+from fcit.config.personal import Personal
 from fcit.config.section import Section
 
 LONGEST = 24  # tokens of an answer, unless benchmark or configuration set another limit
@@ -99,6 +100,18 @@ class Evaluation(Section):
     held_out_when: Annotated[When, SCOPE] = Field(
         "stage", description="the stages after which held_out is asked, as `when` names them; the last always"
     )
+
+    personal: Annotated[Personal | None, SCOPE] = Field(
+        None,
+        description="true, a number of clients or a mapping (clients, share, most, alone): after a stage, clients that "
+        "have trained it are scored on records of their shards, kept out of training, with the run's model, after a "
+        "round of local training, and trained on their own",
+    )
+
+    @field_validator("personal", mode="before")
+    @classmethod
+    def _nothing(cls, value: Any) -> Any:
+        return None if value is False else value
 
     @model_validator(mode="before")
     @classmethod

@@ -1,47 +1,46 @@
-"""What does not go together with factors that stay with clients, in sentences."""
+"""What does not go together with ``evaluation.personal``, in sentences."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from fcit import registry
+from fcit.config.per_client_checks import per_client
+from fcit.config.rank_checks import mixed
 from fcit.config.schema import RunConfig
 
 
-def personal(config: RunConfig) -> bool:
-    """Whether there is no global model: every client answers with factors of its own."""
-    return bool(registry.resolve("factors", config.factors).personal)
-
-
-def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
-    """Methods, optimisers and protections that need both factors, or one model for all."""
-    if not personal(config):
+def contradictions(config: RunConfig) -> list[str]:
+    """Settings that do not go together with ``evaluation.personal``."""
+    if config.evaluation.personal is None:
         return []
-    what, problems = f"factors: {config.factors!r} leaves B with its client", []
-    if fedopt.sums():
-        problems.append(
-            f"{what}, and fedopt: {config.fedopt['name']!r} sums what clients return of both factors; choose another "
-            "fedopt, or factors: separate"
-        )
-    unsafe = {
-        "client_dp: 'on'": (
-            config.privacy.on,
-            "hides what a client has sent, and answers with a B of its own tell more",
-        ),
-        "secure_aggregation: 'on'": (
-            config.privacy.secure,
-            "lets the server see no client's part, and answers are one",
-        ),
-        "record_dp: 'on'": (config.privacy.records, "covers what clients send; answers by a B of their own are not"),
+    privacy, problems = config.privacy, []
+    on = {
+        "client_dp": privacy.on,
+        "record_dp": privacy.records,
+        "token_*": privacy.tokens,
+        "secure_aggregation": privacy.secure,
     }
-    problems += [
-        f"{what}, and privacy.{key} {why}; choose factors: frozen_a, or leave one of them out"
-        for key, (on, why) in unsafe.items()
-        if on
-    ]
-    if config.robust != "none":
+    for key in (key for key, given in on.items() if given):
         problems.append(
-            f"{what}, and robust: {config.robust!r} protects a global model, of which there is none; choose "
-            "robust: none"
+            f"evaluation.personal: a client's scores on its own records are sent as they are, which privacy.{key} does "
+            "not cover; leave evaluation.personal out"
+        )
+    if config.stream == "site":
+        problems.append(
+            "evaluation.personal: with stream: 'site' each site is scored on its own test files already; leave it out, "
+            "or choose stream: benchmark"
+        )
+    if mixed(config):
+        problems.append(
+            "evaluation.personal: clients are tuned at adapter.rank, which those of smaller adapter.ranks cannot "
+            "afford; leave one of them out"
+        )
+    if per_client(config):
+        problems.append(
+            f"evaluation.personal: clients' models are compared with the global one, and with factors: "
+            f"{config.factors!r} there is none (its clients' answers are the run's own scores); leave it out"
+        )
+    if config.centralised:
+        problems.append(
+            "evaluation.personal: is about clients, and with setting: 'centralised' there is one participant; leave it "
+            "out, or choose setting: homogeneous"
         )
     return problems

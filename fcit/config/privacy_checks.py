@@ -43,12 +43,6 @@ def contradictions(config: RunConfig) -> list[str]:
             f"privacy.client_dp: 'on' bounds what one client can change by clipping to a norm, which robust: "
             f"{config.robust!r} undoes (it looks at all updates together); choose robust: none"
         )
-    if config.federation.wire == "bfloat16":
-        problems.append(
-            "privacy.client_dp: 'on' clips how far an update is from the server's tensors, and with federation.wire: "
-            "'bfloat16' that is the rounding of these tensors, too, which every client would send; choose "
-            "federation.wire: float32"
-        )
     if not registry.resolve("factors", config.factors).of_the_mean:
         problems.append(
             f"privacy.client_dp: 'on' adds noise to sums of A and of B, and factors: {config.factors!r} needs products "

@@ -53,7 +53,17 @@ class Federation(Section):
     max_records: int = Field(
         1_000_000, ge=1, description="records a shard may claim where the server cannot know; more are not believed"
     )
-    wire: Literal["float32", "bfloat16"] = Field("float32", description="number format on the wire")
+    wire: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="number format on the wire: of updates as differences, with error feedback at the client; int8: of "
+        "what is trained, in orders and updates, the rest as bfloat16",
+    )
+    top_k: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of an update's numbers that are sent, the largest of what changed and was not sent before",
+    )
     timeout: Annotated[float, WORK] = Field(
         3600.0, gt=0, description="seconds a round may take; a reply counts if it is whole by then"
     )

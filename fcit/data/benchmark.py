@@ -16,6 +16,7 @@ from fcit.data.dataset import CheckRecords, DatasetFiles, read_usable
 from fcit.data.formats import llava
 from fcit.data.formats.files import stamps
 from fcit.data.images.sizes import ImageSizes
+from fcit.data.own_questions import as_questions, kept_out
 from fcit.data.partition import ClientFiles, SuffixIndex
 from fcit.data.records import Record, TestRecord, joined, picked, placed, suffixed
 from fcit.data.spec import BenchmarkSpec, DatasetSpec, Label, read_spec
@@ -214,6 +215,23 @@ class Benchmark:
         Raises:
             DataError: there is no such file, or too many of its records cannot be used (``max_bad_share``).
         """
+        usable = self._usable(client, task)
+        kept = set(self._kept_out(client, task, len(usable)))
+        return picked(usable, [n for n in range(len(usable)) if n not in kept]) if kept else usable
+
+    def _kept_out(self, client: int, task: int, count: int) -> list[int]:
+        return kept_out(count, self.config.evaluation.personal, self.config.seed, client, task)
+
+    def own_questions(self, client: int, task: int) -> list[TestRecord]:
+        """The records of a shard that are kept out of its training, as questions (``evaluation.personal``).
+
+        Raises:
+            DataError: as :meth:`shard`.
+        """
+        usable = self._usable(client, task)
+        return as_questions([usable[place] for place in self._kept_out(client, task, len(usable))])
+
+    def _usable(self, client: int, task: int) -> Sequence[Record]:
         path, delivered = self.client_files.file(client, task), self.client_files.is_delivered(task)
         share = self.config.max_bad_share
         if share > 0 and not delivered:
@@ -286,7 +304,9 @@ class Benchmark:
         Raises:
             ConfigError: an unknown benchmark or data set, no data root, or a name that is taken.
         """
-        return _held_out(self)
+        from fcit.data.held_out import owners  # it makes benchmarks
+
+        return owners(self)
 
     def owner(self, name: str) -> Benchmark:
         """The benchmark that a data set belongs to: this one, or a held-out one."""
@@ -307,41 +327,6 @@ class Benchmark:
         questions, evaluation = self.files.questions(name), self.config.evaluation
         chosen = subset.chosen(len(questions), name, evaluation.samples, evaluation.seed)
         return picked(questions, chosen, lambda record: self.as_asked(name, record))
-
-
-def _held_out(benchmark: Benchmark) -> dict[str, Benchmark]:
-    """As :attr:`Benchmark.held_out`; verdicts, formats and warnings are written into the benchmark's own."""
-    config, owners = benchmark.config, dict[str, Benchmark]()
-    for number, entry in enumerate(config.evaluation.held_out):
-        key = f"evaluation.held_out.{number}"
-        try:
-            spec = read_spec(entry.benchmark)
-        except ConfigError as error:
-            raise ConfigError([f"{key}.{problem}" for problem in error.problems]) from None
-        names = entry.only or list(spec.datasets)
-        for name in names:
-            if name not in spec.datasets:
-                hint = registry.nearest(name, list(spec.datasets))
-                raise ConfigError(
-                    f"{key}.only: {spec.name!r} has no data set {name!r}{hint} (it has: {', '.join(spec.datasets)})"
-                )
-            if name in benchmark.datasets or name in owners:
-                other = benchmark.name if name in benchmark.datasets else owners[name].name
-                raise ConfigError(
-                    f"{key}: {spec.name!r} and {other!r} both have a data set {name!r}, and what is held out is not "
-                    f"trained; name others, e.g. {{benchmark: {entry.benchmark}, only: [...]}}"
-                )
-        # The run's data root is of its own benchmark's kind: files of a user, or rendered.
-        given = config.data_root if spec.source == benchmark.spec.source else None
-        example = f"{{benchmark: {entry.benchmark}, data_root: /data/{spec.name}}}"
-        root = root_of(spec, entry.data_root or given, f"{key}.data_root", example)
-        named = config.model_copy(update={"benchmark": entry.benchmark, "data_root": str(root)})
-        # Their training files need not be there.
-        asked = {name: spec.datasets[name].model_copy(update={"train": ""}) for name in names}
-        spec = spec.model_copy(update={"datasets": asked, "tasks": []})
-        notes = benchmark.judge, benchmark.verdicts, benchmark.formats, benchmark.warnings
-        owners |= dict.fromkeys(names, Benchmark(spec, root, named, *notes))
-    return owners
 
 
 def open_benchmark(config: RunConfig, trains: bool = True) -> Benchmark:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
+from fcit.data.collate import as_shown
 from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import Record, TestRecord, placed
 from fcit.errors import DataError
@@ -108,7 +109,7 @@ class _Part(NamedTuple):
         record = self.records[place]
         names = () if record is None else placed(self.folder, record.images)
         try:
-            return [family.grid(*family.seen(*self.sizes.of(name))) for name in names]
+            return [family.grid_of(name, self.sizes) for name in as_shown(names)]
         except DataError:
             return []
 

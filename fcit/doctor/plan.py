@@ -16,8 +16,10 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
 from fcit.errors import FCITError
-from fcit.federation.packing import WIDTHS
+from fcit.federation import ranks
+from fcit.federation.formats import BESIDE, BYTES
 from fcit.federation.sampling import sample
+from fcit.federation.thin import Thin
 from fcit.methods.base import Method
 from fcit.models.layout import A, B
 from fcit.models.shapes import Shape, shape_of
@@ -66,8 +68,10 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
     method: Method = registry.resolve("method", config.method["name"])(config)
     rounds = config.federation.rounds if method.trains else 0
     one = method.common(0) is not None and method.common(0) == method.common(1)
-    number, seen, known = WIDTHS[config.federation.wire], set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
-    adapter, projector = number * shape.adapter(config.adapter.rank), number * shape.projector
+    seen, known = set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
+    wire, thin = config.federation.wire, Thin.of(config, method.pooled)
+    number, back = BYTES[wire], BYTES[wire] if thin is None else thin.bytes
+    adapter, projector = shape.adapter(config.adapter.rank), shape.projector
     sent = 0 if config.adapter.projector == "frozen" else projector
     own = projector if config.adapter.projector == "per_subspace" else 0
     for stage in range(stream.stage_count):
@@ -78,7 +82,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             pairs |= set(zip(clients, [tasks or (stage,) for tasks in slots], strict=True))
         each = len(set(slots)) if method.pooled == "task" else 1 if method.pooled else _updates(config)
         training = rounds * each
-        up = sum(each * (_updated(config, shape, number, turn) + sent) for turn in range(rounds))
+        up = back * sum(each * (_updated(config, shape, turn) + sent) for turn in range(rounds))
         seen |= {tasks or (stage,) for tasks in slots}
         answering = _answering(config, stream, stage) if not method.last_stage_only or _last(stream, stage) else 0
         mixture = (1 if one else len(seen)) * (adapter + own) + max(sent - own, 0)
@@ -90,7 +94,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             measuring=each if method.measures else 0,
             training=training,
             answering=answering,
-            down=training * (adapter + sent) + (answering or 0) * mixture,
+            down=number * training * (_begun(config, shape) + sent) + BESIDE[wire] * (answering or 0) * mixture,
             up=up,
         )
         known |= pairs
@@ -110,12 +114,20 @@ def _last(stream: Stream, stage: int) -> bool:
     return stage == stream.stage_count - 1
 
 
-def _updated(config: RunConfig, shape: Shape, number: int, turn: int) -> float:
-    """Bytes of what is trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
-    frozen = registry.resolve("factors", config.factors)().frozen([A, B], turn)
+def _begun(config: RunConfig, shape: Shape) -> float:
+    """Numbers of an adapter that a training order carries; pieces of ``factors: flora`` and ``fedex`` come beside."""
+    per_client = registry.resolve("factors", config.factors).per_client
+    numbers = sum(inner + (0 if per_client else outer) for inner, outer in shape.adapted)
+    return ranks.expected(config) * numbers
+
+
+def _updated(config: RunConfig, shape: Shape, turn: int) -> float:
+    """Numbers that are trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
+    rule = registry.resolve("factors", config.factors)()
+    frozen = [*rule.frozen([A, B], turn), *([B] if rule.per_client else [])]
     rows = sum(inner for inner, _ in shape.adapted) * (A not in frozen)
     columns = sum(outer for _, outer in shape.adapted) * (B not in frozen)
-    return float(number * config.adapter.rank * (rows + columns))
+    return ranks.expected(config) * (rows + columns)
 
 
 def _answering(config: RunConfig, stream: Stream, stage: int) -> int | None:

@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fcit import __version__
 from fcit.errors import CodecError
+from fcit.federation.messages import TrainOrder, is_learnt
 from fcit.federation.packing import pack, unpack
 from fcit.io import bounded
 from fcit.io.bounded import shown
@@ -38,12 +39,13 @@ def encode_all(records: Sequence[Any], wire: str = "float32") -> list[RecordDict
     """Typed records as Flower ``RecordDict``; messages share the bytes of tensors that they share.
 
     Args:
-        wire: ``bfloat16`` shortens float32 tensors.
+        wire: ``bfloat16`` shortens float32 tensors; ``int8`` does so too, and those of a model to be trained more.
 
     Raises:
         CodecError: a tensor that cannot be sent.
     """
-    packed = pack([getattr(record, "tensors", {}) for record in records], wire)
+    learnt = is_learnt if all(isinstance(record, TrainOrder) for record in records) else lambda name: False
+    packed = pack([getattr(record, "tensors", {}) for record in records], wire, learnt)
     contents = []
     for record, (layout, pieces) in zip(records, packed, strict=True):
         fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "tensors"}

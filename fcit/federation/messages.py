@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcit.io.trees import Tensors
+from fcit.io.trees import Tensors, under
 
 #: Prefix of a method's own tensors in training orders and updates.
 EXTRA = "extra/"
@@ -22,6 +22,11 @@ NAME = re.compile(r"\w[\w.-]*")
 OPENED = "a sum with this update was opened before"
 #: Prefixes of all tensors that are not trained.
 PREFIXES = (EXTRA, FEDOPT, CONSTANT)
+
+
+def is_learnt(name: str) -> bool:
+    """Whether a tensor of a training order is one of the model's, to be trained or frozen."""
+    return not name.startswith(PREFIXES)
 
 
 def memory_version(stage: int, round_: int) -> str:
@@ -84,11 +89,16 @@ class TrainOrder:
     participations: int = 0
 
     @property
+    def answered(self) -> dict[str, Any]:
+        """The fields that an update to this order repeats."""
+        return {name: getattr(self, name) for name in ("stage", "round", "client", "shard", "subspace")}
+
+    @property
     def trained(self) -> Tensors:
         """The tensors that the client trains and returns, as the server has them."""
         if self.measure:
             return {}
-        return {n: t for n, t in self.tensors.items() if not n.startswith(PREFIXES) and n not in self.frozen}
+        return {n: t for n, t in self.tensors.items() if is_learnt(n) and n not in self.frozen}
 
 
 @dataclass(kw_only=True)
@@ -241,6 +251,69 @@ class EvaluateOrder:
     client: int | None = None
     memory: str = ""
     run: str = ""
+
+
+@dataclass(kw_only=True)
+class PersonalOrder:
+    """Order to a client to score models on records of its own shard that are kept out of training.
+
+    Tensors are those of an :class:`EvaluateOrder`, and what a :class:`TrainOrder` has beside the model. The other
+    fields are those of a training order in the last round of the stage.
+
+    Attributes:
+        subspace: the client's, one of ``names``; empty if the method has none for it any more: nothing is tuned then.
+        alone: rounds that the client trains a fresh adapter on its own.
+    """
+
+    config: str
+    stage: int
+    round: int
+    client: int
+    shard: str
+    tasks: list[int]
+    subspace: str
+    task: str
+    names: list[str]
+    knowledge: dict[str, Any]
+    tensors: Tensors
+    alone: int
+    memory: str = ""
+    constants: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+    brief: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
+
+    def training(self) -> TrainOrder:
+        """The order of a round of local training that begins from the model at hand."""
+        place = self.names.index(self.subspace)
+        learnt = under(self.tensors, "shared/") | under(self.tensors, f"subspace-{place}/")
+        beside = {name: tensor for name, tensor in self.tensors.items() if not is_learnt(name)}
+        return TrainOrder(
+            config=self.config,
+            stage=self.stage,
+            round=self.round,
+            client=self.client,
+            shard=self.shard,
+            tasks=self.tasks,
+            subspace=self.subspace,
+            tensors=learnt | beside,
+            memory=self.memory,
+            constants=self.constants,
+            frozen=self.frozen,
+            brief=self.brief,
+            run=self.run,
+        )
+
+
+@dataclass(kw_only=True)
+class PersonalScores:
+    """Reply to :class:`PersonalOrder`: a score for each model that was asked, and how many questions there were."""
+
+    client: int
+    shard: str
+    scores: dict[str, float]
+    count: int
+    seconds: float
 
 
 @dataclass(kw_only=True)

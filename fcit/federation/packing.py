@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flwr.app import Array
 
 from fcit.errors import CodecError
+from fcit.federation.formats import MOST_CODE, blocks, from_bfloat16, from_blocks, to_bfloat16, to_blocks
 from fcit.io.bounded import shown
 from fcit.io.trees import Tensors
 
@@ -33,26 +34,15 @@ PIECE = 4 * 5 * 2**20
 MOST = 100_000
 DIMENSIONS = 8  # of a tensor
 BFLOAT16 = "bfloat16"
-#: What a tensor may be made of; bfloat16, which numpy lacks, is the upper half of a float32.
+#: Codes of one byte, after them the scales of their blocks as bfloat16 (:mod:`fcit.federation.formats`).
+BLOCKS = "int8 blocks"
+#: What a tensor may be made of; bfloat16 and blocks of int8, which numpy lacks, stand for float32.
 TYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("bool", *(f"{u}int{8 * n}" for u in ("", "u") for n in (1, 2, 4, 8)), "float16", "float32", "float64")
 }
-#: Bytes of a float32 number on the wire, by ``federation.wire``.
-WIDTHS = {"float32": 4, BFLOAT16: 2}
-_STORED = {**TYPES, BFLOAT16: np.dtype("<u2")}
-
-
-def _to_bfloat16(value: np.ndarray) -> np.ndarray:
-    """float32 to its upper 16 bits, rounded to nearest even."""
-    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded[np.isnan(value)] = 0x7FC0  # rounding would turn some NaNs into zeros
-    return rounded.astype("<u2")
-
-
-def _from_bfloat16(value: np.ndarray) -> np.ndarray:
-    return (value.astype(np.uint32) << 16).view(np.float32)
+_SHORT = np.dtype("<u2")
+_STORED = {**TYPES, BFLOAT16: _SHORT, BLOCKS: np.dtype("int8")}
 
 
 def _place(name: str, kind: str) -> tuple[int, str]:
@@ -63,7 +53,9 @@ def _place(name: str, kind: str) -> tuple[int, str]:
 # ---------------------------------------------------------------------- packing
 
 
-def pack(messages: Sequence[Tensors], wire: str) -> list[tuple[Layout, dict[str, Array]]]:
+def pack(
+    messages: Sequence[Tensors], wire: str, learnt: Callable[[str], bool] = lambda name: False
+) -> list[tuple[Layout, dict[str, Array]]]:
     """Layout and pieces of each of several messages that are sent together.
 
     A tensor that several messages hold under one name (the same object) is packed once, with all others that just
@@ -71,7 +63,7 @@ def pack(messages: Sequence[Tensors], wire: str) -> list[tuple[Layout, dict[str,
     other messages there are.
 
     Args:
-        wire: ``bfloat16`` shortens float32 tensors.
+        wire: ``bfloat16`` shortens float32 tensors; ``int8`` those which are ``learnt`` more, by their names.
 
     Raises:
         CodecError: a tensor of another type than :data:`TYPES`.
@@ -87,7 +79,7 @@ def pack(messages: Sequence[Tensors], wire: str) -> list[tuple[Layout, dict[str,
     pieces: list[dict[str, Array]] = [{} for _ in messages]
     number = itertools.count()
     for indices, group in groups.items():
-        kinds = {name: _kind(name, tensor, wire) for name, tensor in group.items()}
+        kinds = {name: _kind(name, tensor, wire, learnt) for name, tensor in group.items()}
         for names in _split(group, kinds):
             key = f"{next(number):06}"
             data = b"".join(_bytes(group[name], kinds[name]) for name in names)
@@ -102,11 +94,18 @@ def pack(messages: Sequence[Tensors], wire: str) -> list[tuple[Layout, dict[str,
     return list(zip(layouts, pieces, strict=True))
 
 
-def _kind(name: str, tensor: np.ndarray, wire: str) -> str:
+def _kind(name: str, tensor: np.ndarray, wire: str, learnt: Callable[[str], bool]) -> str:
     kind = str(tensor.dtype.name)
     if kind not in TYPES:
         raise CodecError(f"tensor {name!r}: {kind} cannot be sent (allowed: {', '.join(TYPES)})")
-    return BFLOAT16 if wire == BFLOAT16 and kind == "float32" else kind
+    if kind != "float32" or wire == "float32":
+        return kind
+    return BLOCKS if wire == "int8" and learnt(name) else BFLOAT16
+
+
+def _size(count: int, kind: str) -> int:
+    """Bytes of so many numbers in a piece."""
+    return count * _STORED[kind].itemsize + (blocks(count) * _SHORT.itemsize if kind == BLOCKS else 0)
 
 
 def _split(group: Tensors, kinds: dict[str, str]) -> Iterator[list[str]]:
@@ -114,7 +113,7 @@ def _split(group: Tensors, kinds: dict[str, str]) -> Iterator[list[str]]:
     names: list[str] = []
     room = PIECE
     for name in sorted(group, key=lambda name: _place(name, kinds[name])):
-        size = group[name].size * _STORED[kinds[name]].itemsize
+        size = _size(group[name].size, kinds[name])
         if names and size > room:
             yield names
             names, room = [], PIECE
@@ -124,9 +123,14 @@ def _split(group: Tensors, kinds: dict[str, str]) -> Iterator[list[str]]:
         yield names
 
 
-def _bytes(tensor: np.ndarray, kind: str) -> memoryview:
+def _bytes(tensor: np.ndarray, kind: str) -> memoryview | bytes:
     """Its numbers as they lie in a piece; a view where that is possible."""
-    stored = _to_bfloat16(tensor) if kind == BFLOAT16 else np.ascontiguousarray(tensor, dtype=_STORED[kind])
+    if kind == BLOCKS:
+        if not np.isfinite(tensor).all():
+            raise CodecError("a tensor with numbers that are not finite has no scale; choose federation.wire: float32")
+        codes, scales = to_blocks(tensor.reshape(-1))
+        return codes.tobytes() + to_bfloat16(scales).tobytes()
+    stored = to_bfloat16(tensor) if kind == BFLOAT16 else np.ascontiguousarray(tensor, dtype=_STORED[kind])
     return stored.reshape(-1).view(np.uint8).data
 
 
@@ -134,7 +138,7 @@ def _bytes(tensor: np.ndarray, kind: str) -> memoryview:
 
 
 def unpack(layout: Any, pieces: Mapping[str, Array], most: int = sys.maxsize) -> Tensors:
-    """The tensors of a message, in the layout's order; read-only views of the pieces, except bfloat16.
+    """The tensors of a message, in the layout's order; read-only views of the pieces, except those that were shortened.
 
     Args:
         most: bytes that all of them may take.
@@ -159,7 +163,7 @@ def unpack(layout: Any, pieces: Mapping[str, Array], most: int = sys.maxsize) ->
 
 def _held(kind: str) -> np.dtype:
     """Type of a tensor once it is unpacked."""
-    return TYPES["float32"] if kind == BFLOAT16 else TYPES[kind]
+    return TYPES["float32"] if kind in (BFLOAT16, BLOCKS) else TYPES[kind]
 
 
 def _problem(entry: Any, pieces: Mapping[str, Any]) -> str:
@@ -183,13 +187,22 @@ def _views(layout: Layout, names: list[str], key: str, piece: Array) -> Iterator
         raise CodecError(f"piece {key[:80]!r}: serialisation {shown(piece.stype)} is not read (only {RAW})")
     ordered = sorted(names, key=lambda name: _place(name, layout[name][0]))
     counts = [math.prod(layout[name][1]) for name in ordered]
-    sizes = [n * _STORED[layout[name][0]].itemsize for n, name in zip(counts, ordered, strict=True)]
+    sizes = [_size(n, layout[name][0]) for n, name in zip(counts, ordered, strict=True)]
     if not names or sum(sizes) != len(piece.data):
         few = ", ".join(repr(name[:80]) for name in ordered[:3]) or "no tensor"
         raise CodecError(f"piece {key[:80]!r}: its tensors ({few}, ...) do not fit its {len(piece.data)} bytes")
     begin = 0
     for name, count, size in zip(ordered, counts, sizes, strict=True):
         kind, shape, _ = layout[name]
-        view = np.frombuffer(piece.data, dtype=_STORED[kind], count=count, offset=begin if count else 0).reshape(shape)
-        yield name, _from_bfloat16(view) if kind == BFLOAT16 else view
+        view = np.frombuffer(piece.data, dtype=_STORED[kind], count=count, offset=begin if count else 0)
+        if kind == BLOCKS:
+            view = _of_blocks(view, np.frombuffer(piece.data[begin + count : begin + size], _SHORT), name)
+        yield name, (from_bfloat16(view) if kind == BFLOAT16 else view).reshape(shape)
         begin += size
+
+
+def _of_blocks(codes: np.ndarray, short: np.ndarray, name: str) -> np.ndarray:
+    scales = from_bfloat16(short)
+    if not np.isfinite(scales).all() or (scales < 0).any() or (codes < -MOST_CODE).any():
+        raise CodecError(f"tensor {name[:80]!r}: its codes or scales are not those of blocks of int8")
+    return from_blocks(codes, scales)

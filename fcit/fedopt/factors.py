@@ -33,7 +33,7 @@ class Separate:
     remembers: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
     #: Whether there is no global model: every client answers with factors of its own.
-    personal: ClassVar[bool] = False
+    per_client: ClassVar[bool] = False
     #: Whether updates weigh by their records, as :meth:`weight` says by default.
     by_records: ClassVar[bool] = True
     #: Whether a client's rank may fall during the run (``adapter.min_rank``).

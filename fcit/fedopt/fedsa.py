@@ -25,7 +25,7 @@ class FedSA(Separate):
     """
 
     summary = "A averaged, B stays with its client; evaluated per client, there is no global model (FedSA-LoRA)"
-    remembers = keeps = personal = True
+    remembers = keeps = per_client = True
 
     def outgoing(self, home: str, bank: Tensors, memory: dict[str, Any], seed: int) -> Tensors:
         """All but the B's."""

@@ -15,6 +15,7 @@ from typing import Any
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.spec import read_spec
+from fcit.federation.thin import Thin
 from fcit.models.decoding.sizes import Widths
 from fcit.models.shapes import Shape
 
@@ -297,7 +298,16 @@ def remembered(config: RunConfig, shape: Shape, subspaces: int) -> float:
 def _kept(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
     """What one client keeps."""
     kept: dict[str, float] = what_is_held(config, shape).client
-    return kept | _copies(config, "client_copies", _all_numbers(config, shape, subspaces))
+    return kept | _owed(config, shape) | _copies(config, "client_copies", _all_numbers(config, shape, subspaces))
+
+
+def _owed(config: RunConfig, shape: Shape) -> dict[str, float]:
+    """What a client has not sent yet, by error feedback: one update, or one for each task that it trains in a stage."""
+    thin = Thin.of(config, registry.resolve("method", config.method["name"]).pooled)
+    if thin is None or not thin.feedback:
+        return {}
+    updates = config.federation.rounds if config.setting == "heterogeneous" else 1
+    return {"what its updates lack (error feedback)": _FLOAT * updates * trained_numbers(config, shape)}
 
 
 def _copies(config: RunConfig, which: str, numbers: int) -> dict[str, float]:

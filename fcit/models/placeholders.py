@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from fcit.data.collate import parted
 from fcit.data.images.sizes import ImageSizes
 
 if TYPE_CHECKING:
@@ -61,10 +60,7 @@ class Sized:
         self._family, self._sizes = family, sizes
 
     def _grid(self, image: str) -> tuple[int, ...]:
-        path, several = parted(image)
-        family = self._family.among if several else self._family
-        size = family.typical if self._sizes is None else self._sizes.of(path)
-        return family.grid(*family.seen(*size))
+        return self._family.grid_of(image, self._sizes)
 
     def count(self, image: str) -> int:
         return self._family.count(self._grid(image))

@@ -140,20 +140,8 @@ class NativeVision(Vision):
 
     def grids(self, root: Path | None, images: Sequence[str]) -> list[Grid]:
         """The grids of images, by their headers; without ``root`` of typical ones."""
-        if root is None:
-            typical = self.family.typical
-            return [self._seeing(parted(image)[1]).grid(*self.family.seen(*typical)) for image in images]
-        sizes = self._sizes.setdefault(root, ImageSizes(root, self.way))
-
-        def grid(image: str) -> Grid:
-            path, several = parted(image)
-            family = self._seeing(several)
-            return family.grid(*family.seen(*sizes.of(path)))
-
-        return [grid(image) for image in images]
-
-    def _seeing(self, several: bool) -> AnySize:
-        return self.family.among if several else self.family
+        sizes = None if root is None else self._sizes.setdefault(root, ImageSizes(root, self.way))
+        return [self.family.grid_of(image, sizes) for image in images]
 
     @cached_property
     def _sizes(self) -> dict[Path, ImageSizes]:
@@ -170,7 +158,7 @@ class NativeVision(Vision):
 
     def pixels(self, root: Path, image: str) -> torch.Tensor:
         path, several = parted(image)
-        return self._seeing(several).pixels(open_image(root, path, self.way))
+        return (self.family.among if several else self.family).pixels(open_image(root, path, self.way))
 
     def computed(self, root: Path, images: Sequence[str]) -> list[Image]:
         grids = self.grids(root, images)

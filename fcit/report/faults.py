@@ -25,6 +25,7 @@ KINDS = {
     "retry": "too few updates, the round was repeated",
     "evaluate-failed": "questions were not answered, another client was asked",
     "evaluate-again": "questions stayed without an answer, they were asked again",
+    "personal-failed": "its own records were not asked",
     "answers-differ": "two clients answered the same questions differently; the first one's answers count",
     "verified": "not all answers that two clients were asked for could be compared",
     "checkpoint-damaged": "a checkpoint could not be read, the one before was used",

@@ -124,6 +124,7 @@ def _one(run: Run) -> dict[str, Any]:
         "rules": tables.rules(run),
         "forms": tables.forms(run),
         "held_out": tables.held_out_rules(run),
+        "own": tables.personal_rows(run),
         "constant": tables.constant_row(run),
         "rounds": rounds,
         "faults": faults.faults(run),
@@ -228,6 +229,8 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
             yield f"untrained-{run.name}", untrained, f"Scores of {run.name} on what was not trained", remark
         if len(held_out := tables.held_out_rules(run)) > 1:
             yield f"held-out-{run.name}", held_out, f"Further figures of what {run.name} held out", remark
+        if len(own := tables.personal_rows(run)) > 1:
+            yield f"own-{run.name}", own, f"Scores of clients of {run.name} on their own records", remark
         if len(forms := tables.forms(run)) > 1:
             yield f"forms-{run.name}", forms, f"Form of the answers of {run.name}, last stage", remark
         if len(rules := tables.rules(run)) > 1:

@@ -7,6 +7,7 @@ import io
 import re
 
 from fcit import registry
+from fcit.evaluation import personal
 from fcit.evaluation.matrix import FORM_FIGURES, AccuracyMatrix
 from fcit.report import heat
 from fcit.runs.reader import Run
@@ -21,6 +22,10 @@ MEANINGS = {
     "FWT": "FWT: score right before a data set is trained, minus the untouched model's.",
     "general": "general: mean over held-out data sets, which are never trained, after the last stage.",
     "general lost": "general lost: the same of the untouched model minus that.",
+    "own": "own: mean over clients of the score on records of their own shards, kept out of training, after the stage.",
+    "own worst": "own worst: the same over the worst tenth of them.",
+    "own tuned": "own tuned: with a round of local training more; own alone: of adapters that clients train alone.",
+    "helped": "helped: percentage of clients for whom the run's model is better than the one they train alone.",
 }
 
 
@@ -97,6 +102,17 @@ def untrained_rows(run: Run) -> list[list[str]]:
     rows = [["stage", *names]]
     for stage, row in sorted(_untrained_scores(matrix).items()):
         rows.append([str(stage), *(cell(row.get(name)) for name in names)])
+    return rows
+
+
+def personal_rows(run: Run) -> list[list[str]]:
+    """Head and one row for every stage, and for all: scores of clients' own models; only the head without any."""
+    heads = ["global", "worst", "tuned", "tuned worst", "alone", "alone worst", "helped %", "tuning helps %"]
+    rows = [["after stage", "clients", *heads]]
+    own = run.results.get("personal") if run.finished else None
+    for stage, figures in {**own["stages"], "all": own}.items() if own else ():
+        scores = [figures.get(name, {}).get(key) for name in personal.MODELS for key in ("mean", "worst")]
+        rows.append([stage, str(figures["clients"]), *map(cell, (*scores, figures["helped"], figures["tuning_helps"]))])
     return rows
 
 

@@ -16,6 +16,14 @@ def test_a_version_counts_once_the_server_names_it(tmp_path):
         memory.load(3, "0-1")
 
 
+def test_what_is_tried_leaves_no_trace(tmp_path):
+    memory = ClientMemory(tmp_path)
+    memory.save(3, "0-0", {"x": 1})
+    memory.read_only().save(3, "0-1", {"x": 2})
+    assert memory.read_only().load(3, "0-0") == {"x": 1}
+    assert sorted(file.name for file in (tmp_path / "3").iterdir()) == ["0-0.json", "0-0.safetensors"]
+
+
 def test_clients_do_not_see_each_other(tmp_path):
     memory = ClientMemory(tmp_path)
     memory.save(1, "0-0", {"x": 1})

@@ -53,6 +53,8 @@ CONFIG = {
         "on_too_few": "wait",  # for sites that are on their way back
         "pause": 1.0,
         "timeout": 300,
+        "wire": "int8",
+        "top_k": 0.5,
     },
     "evaluation": {"samples": 4},
     "backbone": BACKBONE,

@@ -184,7 +184,8 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 
 
 def scaffold(folder: Path, clients: int = 60) -> RunDir:
-    federation = {"clients": clients, "min_updates": 3, "beta": 100.0}
+    """Clients keep their variates and what their updates lack."""
+    federation = {"clients": clients, "min_updates": 3, "beta": 100.0, "wire": "int8", "top_k": 0.2}
     return new_run(
         folder,
         method="finetune",
@@ -209,6 +210,12 @@ def test_reused_updates_of_clients_that_remember(tmp_path):
     assert bits(run.path) == bits(whole.path)
     assert told(run.path) == told(whole.path)
     assert [(e["round"], len(e["clients"])) for e in Run(run.path).of("reused")] == [(1, 3)]
+    assert (
+        Run(run.path).results["cost"]["client_memory_bytes"] == Run(whole.path).results["cost"]["client_memory_bytes"]
+    )
+    sent = [[event["up"] for event in Run(folder.path).of("round")] for folder in (whole, run)]
+    assert max(abs(one - other) for one, other in zip(*sent, strict=True)) < 30  # seconds of other lengths as text
+    assert max(sent[0]) < 3 * 150_000
 
 
 def test_a_client_that_lost_its_memory_starts_afresh(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from fcit import config as configuration
 from fcit.data.stream import open_stream
 from fcit.doctor import plan
+from fcit.evaluation.personal import MODELS
 from fcit.federation.engines.inline import InlineGrid
 from fcit.io.files import write_text
 from fcit.models.shapes import shape_of
@@ -136,18 +137,23 @@ def test_other_methods_run(small, fcit, method):
     assert [len(row) for row in matrix["scores"]] == ([0, 2] if single else [1, 2])
 
 
-def test_frozen_projector_bfloat16_wire_and_heterogeneous(small, fcit):
+def test_frozen_projector_thin_wire_and_heterogeneous(small, fcit):
     code, _, err = fcit(
         "run",
         small,
         "adapter.projector=frozen",
-        "federation.wire=bfloat16",
+        "federation.wire=int8",
+        "federation.top_k=0.2",
         "setting=heterogeneous",
         "federation.rounds=1",
         "federation.clients_per_round=5",
+        "evaluation.personal={clients: 2, share: 0.5, alone: 1}",
     )
     assert code == 0, err
     run = small.parent / "runs/small-1"
+    own = json.loads((run / "results.json").read_text())["personal"]
+    assert {model for stage in own["scores"].values() for row in stage.values() for model in row} == {*MODELS}
+    assert own["clients"] == sum(len(row) for row in own["scores"].values())
     names = (run / "adapters/0/adapter_model.safetensors").read_bytes()
     assert b"multi_modal_projector" not in names
 

@@ -254,7 +254,7 @@ def from_last_layer() -> dict[str, Any]:
     hits: dict[str, list[bool]] = {"best": [], "five best": []}
     lengths = []
     for record in candidates[: 12 * TRIALS]:
-        *answer, end = world.worker._judge.examples([record])[0].targets
+        *answer, end = world.worker.judge.examples([record])[0].targets
         order = updates.taught(world.train(start, [record]).tensors[name] - start[name], embeddings, end)
         hits["best"].append(order[0] in answer)
         hits["five best"].append(bool(set(order[:5]) & set(answer)))

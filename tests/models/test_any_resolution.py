@@ -80,6 +80,8 @@ def test_the_newline_stays_frozen(case):
     with adapters.training() as parameters:
         assert not any(parameter is backbone.family.base.model.image_newline for parameter in parameters)
         assert not backbone.family.base.model.image_newline.requires_grad
+    assert backbone.family.part("model.image_newline") == "newline between rows of an image"
+    assert backbone.family.part("model.vision_tower.embeddings.weight") == "vision tower"
 
 
 @pytest.mark.parametrize("case", ["llava_next"], indirect=True)

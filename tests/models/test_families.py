@@ -105,6 +105,12 @@ def test_adapters_of_internvl3_1b():
     assert shape.image_tokens == 13 * 256
 
 
+def test_adapters_of_internvl3_2b():
+    shape = published("OpenGVLab/InternVL3-2B-hf")
+    assert len(shape.adapted) == 28 * 3
+    assert round((shape.language + shape.projector + shape.vision.parameters) / 1e7) == 209  # 2.09 B, as the hub says
+
+
 def test_adapters_of_smolvlm_256m():
     shape = published("HuggingFaceTB/SmolVLM-256M-Instruct", KINDS["idefics3"].small().targets)
     assert len(shape.adapted) == 30 * 3

@@ -100,8 +100,13 @@ def test_optimisers_that_step_from_the_mean_alone(fedopt):
         ({"privacy": ON, "factors": "svd"}, "privacy.client_dp: 'on' adds noise", "choose factors: frozen_a"),
         (
             {"privacy": ON, "federation": {"wire": "bfloat16"}},
-            "privacy.client_dp: 'on' clips how far an update is from the server's tensors",
+            "privacy.client_dp: 'on' accounts for what a client sends of one round",
             "choose federation.wire: float32",
+        ),
+        (
+            {"privacy": ON, "federation": {"top_k": 0.1}},
+            "privacy.client_dp: 'on' accounts for what a client sends of one round, and with federation.top_k: 0.1",
+            "leave federation.top_k out",
         ),
         ({"privacy": ON, "fedopt": "scaffold"}, "privacy.client_dp: 'on' does not cover", "choose another fedopt"),
         ({"privacy": ON, "method": "ewc"}, "privacy.client_dp: 'on' does not cover", "choose another method"),
@@ -225,6 +230,16 @@ def test_optimisers_that_need_the_mean_alone(fedopt):
             {"privacy": MASKED, "federation": {"clients": 4, "clients_per_round": 4, "min_updates": 4}},
             "federation.min_updates: 4 leaves no room for privacy.dropout: 0.3",
             "lower it to 3",
+        ),
+        (
+            {"privacy": MASKED, "federation": {"wire": "int8"}},
+            "privacy.secure_aggregation: 'on' sums integers",
+            "choose federation.wire: float32",
+        ),
+        (
+            {"privacy": MASKED, "federation": {"top_k": 0.5}},
+            "privacy.secure_aggregation: 'on' sums integers",
+            "leave federation.top_k out",
         ),
         ({"privacy": MASKED, "robust": "median"}, "privacy.secure_aggregation: 'on' lets", "choose robust: none"),
         ({"privacy": MASKED, "factors": "svd"}, "privacy.secure_aggregation: 'on' sums A and B", "frozen_a"),

@@ -287,6 +287,25 @@ def test_weight_decay_may_add_to_a_walk():
         assert (validator.reject_reason(order, update(tensors=tensors), 4) is None) is fine
 
 
+@pytest.mark.parametrize(("share", "reach_of_two"), [(1.0, 2.0), (1 / 128, 1.0 + 1 / 128), (0.0, 1.0)])
+def test_what_is_owed_may_come_with_the_next_update_to_the_same_subspace(share, reach_of_two):
+    """Walks of 0.01 and a slack of a 64th: after an accepted update, ``share`` of that may come late."""
+    owed: dict[str, float] = {}
+    late = (share, owed) if share else None
+    config = RunConfig.model_validate({"training": {"lr": 0.01}})
+    validator = Validator.of(config, True, [], late=late)
+    allowed = 0.01 * (1 + 1 / 64)
+    assert validator.reject_reason(ORDER, update(0.9 * allowed), 4) is None
+    validator.close_round()
+    assert list(owed) == (["3/0"] if share else [])
+    assert validator.reject_reason(ORDER, update(reach_of_two * allowed * 1.01), 4).startswith("a moved by")
+    assert validator.reject_reason(ORDER, update(reach_of_two * allowed * 0.999), 4) is None
+    other = dataclasses.replace(ORDER, subspace="1")
+    assert "AdamW cannot walk" in validator.reject_reason(other, update(1.02 * allowed, order=other), 4)
+    validator.close_round()
+    assert list(owed) == (["3/0"] if share else [])  # what was rejected owes nothing
+
+
 def test_the_validator_of_a_run():
     config = RunConfig.model_validate({"training": {"batch_size": 4, "epochs": 2}, "federation": {"max_records": 7}})
     validator = Validator.of(config, True, [0.5])

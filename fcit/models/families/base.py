@@ -26,6 +26,8 @@ from torch import nn
 
 from fcit import config as configuration
 from fcit import registry
+from fcit.data.collate import parted
+from fcit.data.images.sizes import ImageSizes
 from fcit.errors import ConfigError
 from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
@@ -299,6 +301,20 @@ class AnySize(Family):
         self, mask: torch.Tensor, pictured: torch.Tensor, grids: Sequence[Grid] | None = None
     ) -> dict[str, torch.Tensor]:
         return {}
+
+    def grid_of(self, image: str, sizes: ImageSizes | None) -> Grid:
+        """The grid of an image under the name by which it is shown (:func:`fcit.data.collate.as_shown`).
+
+        Args:
+            sizes: of the images; None: it is a :attr:`typical` one.
+
+        Raises:
+            DataError: its size cannot be read, or as :meth:`grid`.
+        """
+        path, several = parted(image)
+        family = self.among if several else self
+        width, height = self.typical if sizes is None else sizes.of(path)
+        return family.grid(*family.seen(width, height))
 
     @property
     def among(self) -> AnySize:

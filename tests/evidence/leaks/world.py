@@ -161,7 +161,7 @@ class World:
     def losses(self, tensors: Tensors, records: Sequence[Record], at_once: int = 64) -> np.ndarray:
         """Cross-entropy of each record's answers, summed over their tokens ``(N,)``."""
         worker, found = self.worker, []
-        examples = worker._judge.examples(records)
+        examples = worker.judge.examples(records)
         worker.adapters.load({n: t for n, t in tensors.items() if n in worker.adapters.trainable})
         with worker.adapters.training(), worker.adapters.resting(), torch.no_grad():
             for first in range(0, len(examples), at_once):
