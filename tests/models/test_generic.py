@@ -55,9 +55,19 @@ def test_what_does_not_fit_is_refused_at_the_start(kind, tmp_path):
     assert said.endswith("; it needs a family of its own (docs/own-family.md)")
 
 
-def test_attention_in_both_directions_is_noticed(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_both_directions_is_noticed(tmp_path, dtype):
     """Gemma 3 has a family; as a generic model its words would not see those that follow."""
-    assert "its own forward gives logits that differ by" in refused(save(tmp_path / "gemma3", Gemma3.small()))
+    said = refused(save(tmp_path / "gemma3", Gemma3.small()), dtype=dtype)
+    assert "its own forward gives logits that differ by" in said
+
+
+@pytest.mark.parametrize("kind", ["aria", "vipllava"])
+def test_what_fits_does_so_in_sixteen_bits(kind, tmp_path):
+    """The processor's pixels have 32."""
+    model = save(tmp_path / kind, FITTING[kind])
+    backbone = Backbone(Config(model=model, identity=str(TINY / "clip"), family="generic", dtype="bfloat16"))
+    assert backbone.family.base.dtype == torch.bfloat16
 
 
 def test_a_model_of_texts_is_none_of_images():
