@@ -246,7 +246,7 @@ def test_bytes_are_counted_by_client_and_rank():
 
 
 def test_a_tally_knows_clients_by_their_node():
-    traffic, tally = {"down": 0, "up": 0}, Tally(lambda: {7: 1007})
+    traffic, tally = {"down": 0, "up": 0}, Tally(lambda: {1007: 7})
     tally.add(traffic, 1007, down=3)
     tally.add(traffic, 1007, up=2)
     tally.add(traffic, 1008, up=1)
