@@ -60,11 +60,13 @@ FEDOPTS = {
 
 #: Families of multimodal models by ``model_type`` in config.json; ``generic`` by ``backbone.family`` alone.
 MODELS = {
+    "gemma3": "fcit.models.families.gemma3:Gemma3",
     "generic": "fcit.models.families.generic:Generic",
     "idefics3": "fcit.models.families.idefics3:Idefics3",
     "internvl": "fcit.models.families.internvl:InternVL",
     "llava": "fcit.models.families.llava:Llava",
     "llava_next": "fcit.models.families.llava_next:LlavaNext",
+    "llava_onevision": "fcit.models.families.llava_onevision:LlavaOnevision",
     "qwen2_5_vl": "fcit.models.families.qwen:Qwen",
     "qwen3_vl": "fcit.models.families.qwen3:Qwen3",
     "smolvlm": "fcit.models.families.idefics3:SmolVLM",
@@ -72,6 +74,9 @@ MODELS = {
 
 FACTORS = {
     "alternate": "fcit.fedopt.factors:Alternate",
+    "fedex": "fcit.fedopt.stacked:FedEx",
+    "fedsa": "fcit.fedopt.fedsa:FedSA",
+    "flora": "fcit.fedopt.stacked:Flora",
     "frozen_a": "fcit.fedopt.factors:FrozenA",
     "hetlora": "fcit.fedopt.hetlora:Hetlora",
     "hlora": "fcit.fedopt.factors:Hlora",

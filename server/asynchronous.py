@@ -26,17 +26,19 @@ class _Buffer:
         fresh: orders that were given since the server update before, by name.
         trained: names of those that were carried out.
         accepted: of these, those whose updates were accepted.
+        clients: those whose updates have come.
     """
 
     arrived: list[Flight] = field(default_factory=list)
     fresh: dict[str, TrainOrder] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
     accepted: set[Pair] = field(default_factory=set)
+    clients: set[int] = field(default_factory=set)
 
-    @property
-    def clients(self) -> set[int]:
-        """Clients whose updates have come."""
-        return {flight.order.client for flight in self.arrived}
+    def arrive(self, flight: Flight) -> None:
+        """The update to an order has come."""
+        self.arrived.append(flight)
+        self.clients.add(flight.order.client)
 
     @property
     def usable(self) -> list[Flight]:
@@ -99,7 +101,7 @@ class AsyncCollector(Collector):
                 if timeline.flights:
                     break
                 self.dispatcher.wait(since, buffer.clients)
-            buffer.arrived.append(self.dispatcher.land())
+            buffer.arrive(self.dispatcher.land())
             since = timeline.now
 
     def _train(self, buffer: _Buffer, attempt: int) -> None:
@@ -132,20 +134,16 @@ class AsyncCollector(Collector):
 
     def _keep(self, buffer: _Buffer) -> None:
         """Keep what was trained and comes later."""
-        for flight in self.dispatcher.timeline.flights:
+        for flight in self.dispatcher.timeline.flights.values():
             if flight.name in buffer.trained and flight.order.pair in buffer.accepted:
                 flight.update = self.spill.keep(flight.name, buffer.fresh[flight.name])
 
     def _drop(self, buffer: _Buffer) -> None:
         """Drop what is under way at the end of a stage."""
-        timeline = self.dispatcher.timeline
-        for flight in timeline.flights:
-            timeline.busy += timeline.now - flight.begun
+        flights = self.dispatcher.drop()
+        for flight in flights:
             if flight.name in buffer.fresh and flight.name not in buffer.trained:
                 self.charge(flight.down, 0)
-        if timeline.flights:
-            self.journal.round_event("dropped", clients=sorted(flight.order.client for flight in timeline.flights))
-        timeline.dropped += len(timeline.flights)
-        timeline.flights.clear()
-        timeline.ordered = 0
+        if flights:
+            self.journal.round_event("dropped", clients=sorted(flight.order.client for flight in flights))
         self.spill.drop()

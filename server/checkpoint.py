@@ -54,6 +54,7 @@ class Progress:
     trained_numbers: int = 0  # summed over them
     client_seconds: float = 0.0
     training_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    per_client: list[dict[str, dict[str, float]]] = field(default_factory=list)  # by stage: client -> data set -> score
     ranks: dict[str, int] = field(default_factory=dict)  # client -> rank it was pruned to
     by_rank: dict[str, dict[str, int]] = field(default_factory=dict)  # rank -> client rounds, bytes down and up
     personal: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # stage -> client -> model -> score
@@ -131,7 +132,12 @@ def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors = {f"shared/{k}": v for k, v in state.shared.items()}
     for name, subspace in state.subspaces.items():
         tensors |= {f"subspace/{name}/{k}": v for k, v in subspace.items()}
-    memory, remembered = trees.flatten({"method": state.memory, "fedopt": _safe(state.optimizers)}, "memory")
+    parts = {
+        "method": state.memory,
+        "fedopt": _safe(state.optimizers),
+        "factors": list(map(list, state.factors.items())),
+    }
+    memory, remembered = trees.flatten(parts, "memory")
     head = {
         "subspaces": list(state.subspaces),
         "assigned": [[client, shard, name] for (client, shard), name in sorted(state.assigned.items())],
@@ -216,6 +222,7 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
         memory = trees.restore(head["memory"], tensors)
         state.memory = memory["method"]
         state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
+        state.factors = dict(memory.get("factors", []))  # older checkpoints have none
         progress = Progress(**raw["progress"])  # no other names
         return state, TypeAdapter(Progress).validate_python(asdict(progress))  # and of these types
     except (KeyError, TypeError, ValueError) as error:

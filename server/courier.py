@@ -22,6 +22,7 @@ from fcit.federation.nodes import NODE_UNAVAILABLE, SERVER_NODE, UNKNOWN
 from fcit.io.printable import printable
 from server.inbox import Arrival, Inbox
 from server.restarts import Restarts
+from server.seats import Seats
 from server.stop import Stop
 from server.tally import Tally
 
@@ -70,18 +71,17 @@ class Courier:
         stop: Stop | None = None,
     ) -> None:
         self.grid, self.federation, self.traffic, self.say = grid, federation, traffic, say
-        self.tally = Tally(lambda: self._nodes)
+        self._seats, self.tally = Seats(), Tally(lambda: self._seats.clients)
         self.stop = stop or Stop()
         self.clients = clients
         #: Whether this is a deployment, whose sites may connect and disconnect during the run.
         self.deployed = False
-        self._nodes: dict[int, int] = {}
         self._inbox = Inbox(grid)
         self._restarts = Restarts(self._inbox)
         self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
-            self._nodes = {int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients}
+            self.seat({int(node.name): node.node_id for node in grid.get_nodes() if int(node.name) < clients})
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -101,7 +101,7 @@ class Courier:
             RunError: in a simulation, not all of them within a minute.
             StopRequested: asked to stop.
         """
-        if self._nodes:
+        if self._seats.nodes:
             return
         begin = time.monotonic()
         while not (nodes := self._all_nodes()) and time.monotonic() - begin < self.federation.timeout:
@@ -124,10 +124,10 @@ class Courier:
             for reply in self.replies(queries, self.federation.timeout):
                 if reply.has_content():
                     client, node = codec.decode(reply.content, Name, reply=True).client, reply.metadata.src_node_id
-                    if self._nodes.setdefault(client, node) != node:
+                    if not self._seats.add(client, node):
                         raise RunError(f"two nodes say they are client {client}")
         self.forget(queries)
-        missing = [k for k in range(self.clients) if k not in self._nodes]
+        missing = [k for k in range(self.clients) if k not in self._seats.nodes]
         if missing:
             raise RunError(f"{len(missing)} of {self.clients} clients are not connected (first: client {missing[0]})")
 
@@ -172,24 +172,24 @@ class Courier:
             self.stop.pause(_LONGEST_NAP)
 
     def seat(self, nodes: dict[int, int]) -> None:
-        """Deployment: set the nodes that take part from now on, by client."""
-        self._nodes = dict(nodes)
+        """Set the nodes that take part from now on, by client."""
+        self._seats = Seats(nodes)
 
     @property
     def nodes(self) -> list[int]:
         """Nodes that take part, by ascending client."""
-        return [self._nodes[client] for client in sorted(self._nodes)]
+        return [node for _, node in sorted(self._seats.nodes.items())]
 
     def node(self, client: int) -> int:
         """Node of a client, :data:`NOBODY` if it is not connected.
 
         The participant of pooled references lives on the first node.
         """
-        return self._nodes.get(max(client, 0), NOBODY)
+        return self._seats.nodes.get(max(client, 0), NOBODY)
 
     def client(self, node: int) -> int | None:
         """The client at a node."""
-        return next((client for client, its_node in self._nodes.items() if its_node == node), None)
+        return self._seats.clients.get(node)
 
     # ------------------------------------------------------------------ orders and replies
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fcit import seeding
 from fcit.config import RunConfig
@@ -40,6 +41,16 @@ class Dispatcher:
     orders: Orders
     clock: Clock
     assign: Callable[[list[Slot]], None]
+    _queue: list[tuple[tuple[float, int], str]] = field(default_factory=list, init=False)  # when, and name
+    _busy: set[int] = field(default_factory=set, init=False)  # clients with an order
+
+    def __post_init__(self) -> None:
+        for flight in self.timeline.flights.values():
+            self._began(flight)
+
+    def _began(self, flight: Flight) -> None:
+        heapq.heappush(self._queue, (flight.when, flight.name))
+        self._busy.add(flight.order.client)
 
     @property
     def timeline(self) -> Timeline:
@@ -58,17 +69,15 @@ class Dispatcher:
             waiting: clients whose updates are in the buffer.
         """
         timeline, stage = self.timeline, self.progress.stage
-        busy = {flight.order.client for flight in timeline.flights}.union(waiting)
         free = self.concurrency - len(timeline.flights)
         if free <= 0:
             return
         rng = seeding.generator(self.config.seed, "order", stage, timeline.ordered)
-        clients = suitable(
-            rng,
-            self.config.federation.clients,
-            free,
-            lambda client: client not in busy and self.clock.reachable(client),
-        )
+
+        def suits(client: int) -> bool:
+            return client not in self._busy and client not in waiting and self.clock.reachable(client)
+
+        clients = suitable(rng, self.config.federation.clients, free, suits)
         tasks_of = self.stream.slots(stage)
         slots = [
             slot_of(self.config.seed, stage, client, tasks_of[(timeline.ordered + place) % len(tasks_of)])
@@ -85,17 +94,30 @@ class Dispatcher:
         now, trip = self.timeline.now, self.clock.trip(self.state, order)
         turns = self.state.turns.get(order.subspace, 0)
         flight = Flight(name, Done.of(order), now, now + trip.seconds, trip.down, trip.up, turns)
-        self.timeline.flights.append(flight)
+        self.timeline.flights[name] = flight
+        self._began(flight)
         return flight
 
     def land(self) -> Flight:
         """Let time pass until the next update comes, by (time, client)."""
         timeline = self.timeline
-        flight = min(timeline.flights, key=lambda flight: flight.when)
-        timeline.flights.remove(flight)
+        _, name = heapq.heappop(self._queue)
+        flight = timeline.flights.pop(name)
+        self._busy.discard(flight.order.client)
         timeline.now = max(timeline.now, flight.arrival)
         timeline.busy += flight.arrival - flight.begun
         return flight
+
+    def drop(self) -> list[Flight]:
+        """Let no one be at work any longer; returns what was under way. Clients were at work for it until now."""
+        flights = list(self.timeline.flights.values())
+        self.timeline.busy += sum(self.timeline.now - flight.begun for flight in flights)
+        self.timeline.dropped += len(flights)
+        self.timeline.flights.clear()
+        self.timeline.ordered = 0
+        self._queue.clear()
+        self._busy.clear()
+        return flights
 
     def wait(self, since: float, waiting: Collection[int]) -> None:
         """No one is at work: let time pass until someone can be given an order.

@@ -19,7 +19,7 @@ from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint, personal
 from server.checkpoint import Progress
-from server.courier import Courier
+from server.courier import NOBODY, Courier
 from server.orders import Orders
 from server.personal import PersonalEvaluation
 from server.preflight import Preflight
@@ -122,22 +122,31 @@ class Evaluation:
             checkpoint.save(self.run, state, progress)
 
     def _answers(
-        self, state: ServerState, progress: Progress, due: list[str], untouched: bool = False
+        self,
+        state: ServerState,
+        progress: Progress,
+        due: list[str],
+        untouched: bool = False,
+        client: int | None = None,
     ) -> Iterator[Answers]:
-        """Answers to whole data sets; stretches of each are given to all clients."""
+        """Answers to whole data sets; stretches of each are given to all clients, or to ``client`` alone."""
         if not due:
             return
-        if not self.courier.nodes:
-            raise Unanswered(f"evaluation: no client is connected; `fcit resume {self.run.path}` tries again")
-        nodes, phase = self.courier.nodes, "before" if untouched else str(progress.stage)
+        nodes = self.courier.nodes if client is None else [n for n in [self.courier.node(client)] if n != NOBODY]
+        if not nodes:
+            whom = "no client" if client is None else f"client {client}, which is to answer by itself,"
+            raise Unanswered(f"evaluation: {whom} is connected; `fcit resume {self.run.path}` tries again")
+        phase = "before" if untouched else str(progress.stage) if client is None else f"{progress.stage}.{client}"
+        own = [] if client is None else [client]
         orders = list(
-            self.orders.untouched(due, nodes) if untouched else self.orders.evaluate(state, progress, due, nodes)
+            self.orders.untouched(due, nodes) if untouched else self.orders.evaluate(state, progress, due, nodes, *own)
         )
         parts = {name: Parts(name, sum(order.dataset == name for _, order in orders)) for name in due}
         open_ = {(order.dataset, order.first): (node, order) for node, order in orders}
         reasons: dict[Stretch, str] = {}
         failed: set[int] = set()
-        verification = Verification(self.config.evaluation.verify, self.courier, self.say)
+        share = self.config.evaluation.verify if client is None else 0.0  # no other one has its factors
+        verification = Verification(share, self.courier, self.say)
         verification.post(orders, f"{phase}.verify")
         try:
             while True:
@@ -151,7 +160,7 @@ class Evaluation:
                 if not open_:
                     break
                 failed |= {node for node, _ in open_.values()}
-                open_ = self._elsewhere(open_, reasons, failed)
+                open_ = self._elsewhere(open_, reasons, failed if client is None else {*self.courier.nodes})
             verification.finish(self.config.federation.timeout)
         finally:
             verification.close()

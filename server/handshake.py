@@ -68,7 +68,7 @@ class Handshake:
         afforded: dict[int, int] | None = None,
     ) -> None:
         self.courier, self.order, self.run, self.federation = courier, order, run, federation
-        self._afforded = {} if afforded is None else afforded
+        self.afforded = {} if afforded is None else afforded
         self._standard: Standard | None = None
         self._probes: dict[Node, tuple[int, Probe]] = {}  # with their clients, until there is a standard
         self._tensors: dict[str, Tensors] = {}  # those of the probes, by their hash
@@ -265,7 +265,7 @@ class Handshake:
         except CodecError as error:
             self._reasons[node] = str(error)
             return
-        self._afforded |= {client: probe.rank} if probe.rank > 0 else {}
+        self.afforded |= {client: probe.rank} if probe.rank > 0 else {}
         reason = standard.reject_reason(probe)
         if reason is not None:
             self._reasons[node] = reason

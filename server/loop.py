@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from flwr.serverapp import Grid
 
 from fcit import registry
-from fcit.config import RunConfig
+from fcit.config import RunConfig, device_checks
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, labels
 from fcit.errors import ConfigError, Unanswered
@@ -22,7 +22,7 @@ from fcit.io.files import write_json, writing
 from fcit.methods.base import Method, Pair, ServerState
 from fcit.runs.folder import RunDir
 from fcit.runs.trackers import Watcher
-from server import checkpoint, collectors, results, routing_file, token_privacy
+from server import checkpoint, collectors, results, routing_file, rules, token_privacy
 from server.checkpoint import Progress
 from server.clock import Clock
 from server.courier import Courier
@@ -33,6 +33,7 @@ from server.journal import Journal, remarks
 from server.late import LateSpill
 from server.orders import Orders
 from server.participants import Slot
+from server.per_client import PerClientEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
 from server.record_privacy import RecordPrivacy
@@ -108,13 +109,14 @@ class Loop:
         """Where updates wait for their aggregation."""
         if self.config.federation.mode == "async" and self.progress.timeline is not None:
             rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
-            return LateSpill(self.run, rule, [flight.name for flight in self.progress.timeline.flights])
+            return LateSpill(self.run, rule, self.progress.timeline.flights)
         return Sums() if self.config.privacy.secure else Spill(self.run)
 
     def _evaluation(self) -> Evaluation | SiteEvaluation:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
-            return Evaluation(self.config, self.stream, *parts)
+            kind = PerClientEvaluation if self.orders.factors.per_client else Evaluation
+            return kind(self.config, self.stream, *parts)
         return SiteEvaluation(self.config, self.stream, *parts)
 
     def start(self) -> AccuracyMatrix:
@@ -184,11 +186,9 @@ class Loop:
         Raises:
             ConfigError: there are some, and the run has one.
         """
-        if self.courier.deployed and self.config.devices.on:
-            raise ConfigError(
-                f"devices.profile: {self.config.devices.profile!r} simulates how fast clients are, and sites of a "
-                "deployment are as fast as they are; submit the run with devices.profile=none"
-            )
+        problem = device_checks.deployed(self.config) if self.courier.deployed else None
+        if problem:
+            raise ConfigError(problem)
 
     def clip(self) -> float | None:
         """The clipping norm of the round at hand; None without differential privacy."""
@@ -269,7 +269,8 @@ class Loop:
         """
         with self.journal.timed("aggregation"):
             rules, summed = (self.orders.factors, self.orders.robust), isinstance(self.updates, Sums)
-            aggregator = Aggregator(self.fedopt, *rules, self.run.spill / "robust", summed)
+            scratch, kept = self.run.spill / "robust", self.state.factors
+            aggregator = Aggregator(self.fedopt, *rules, scratch, summed, kept)
             if self.privacy is None:
                 self.method.aggregate(self.state, self.ranks.pruned(self.updates, self.state.subspaces), aggregator)
             else:
@@ -315,6 +316,7 @@ class Loop:
     def _end_stage(self) -> None:
         """Tell the method that the stage is over, once."""
         if not self.progress.ended:
+            rules.end_stage(self.orders.factors, self.state, self.journal)
             self.method.end_stage(self.state, self.progress.stage)
             if self.privacy is not None:
                 self.privacy.end_stage()
@@ -377,7 +379,8 @@ class Loop:
             spent["token_privacy"] = token_privacy.spent(self.config, self.progress.described)
         self.journal.event("end", **matrix.summary())
         with writing(self.run.adapters):
-            routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
+            if not self.orders.factors.per_client:  # else nothing here answers questions
+                routing_file.write(self.run, self.config, self.stream, self.method, self.state, self.progress)
             by_site = self.evaluation.by_site(self.progress)
             parts = self.config, self.stream, self.method, self.state, self.progress
             results.write(self.run, *parts, matrix, by_site, spent)

@@ -16,6 +16,7 @@ from fcit.federation.messages import (
     CONSTANT,
     EXTRA,
     FEDOPT,
+    KEPT,
     NAME,
     ClientUpdate,
     DescribeOrder,
@@ -93,7 +94,8 @@ class Orders:
             RunError: the method broadcasts something other than float32 arrays.
         """
         name = state.assigned[slot.pair]
-        subspace = state.subspaces[name]
+        bank, kept = state.subspaces[name], state.factors.get(name, {})
+        subspace = self.factors.outgoing(name, bank, kept, self.config.seed)
         if self._ranks is not None:
             subspace = self._ranks.sent(name, subspace, slot.client)
         frozen = self.frozen(state, name)
@@ -105,6 +107,7 @@ class Orders:
         for prefix, more in ((EXTRA, extra), (FEDOPT, self._variates(state, name, frozen))):
             tensors |= {f"{prefix}{key}": value for key, value in more.items()}
         constants = self._constants(state)
+        constants |= {f"{KEPT}{group}": t for group, t in self.factors.constants(name, bank, kept).items()}
         for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
@@ -185,21 +188,30 @@ class Orders:
         return [*names, *(self.stream.held_out if asked else ())]
 
     def evaluate(
-        self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int]
+        self, state: ServerState, progress: Progress, datasets: list[str], nodes: list[int], client: int | None = None
     ) -> Iterator[tuple[int, EvaluateOrder]]:
         """``(node, order)`` for every stretch of the datasets.
+
+        With ``client`` it is to answer with factors of its own.
 
         The stretches of a data set go to one node after the other, the same in every stage, which then has
         their tokens already.
         """
-        return self._stretches(datasets, nodes, *self.mixture(state, progress))
+        own = {} if client is None else {"client": client, "memory": progress.memories.get(str(client), "")}
+        return self._stretches(datasets, nodes, *self.mixture(state, progress), own)
 
     def untouched(self, datasets: list[str], nodes: list[int]) -> Iterator[tuple[int, EvaluateOrder]]:
         """The same orders to the backbone as it came: no subspaces, no routing, its own projector."""
-        return self._stretches(datasets, nodes, [], {}, {})
+        return self._stretches(datasets, nodes, [], {}, {}, {})
 
     def _stretches(
-        self, datasets: list[str], nodes: list[int], names: list[str], knowledge: dict[str, Any], tensors: Tensors
+        self,
+        datasets: list[str],
+        nodes: list[int],
+        names: list[str],
+        knowledge: dict[str, Any],
+        tensors: Tensors,
+        own: dict[str, Any],
     ) -> Iterator[tuple[int, EvaluateOrder]]:
         step = self.config.evaluation.stretch
         for number, dataset in enumerate(datasets):
@@ -214,6 +226,7 @@ class Orders:
                     knowledge=knowledge,
                     tensors=tensors,
                     run=self.run,
+                    **own,
                 )
                 yield nodes[(number + at) % len(nodes)], order
 
@@ -227,6 +240,7 @@ class Orders:
             names=names,
             knowledge=knowledge,
             tensors=tensors,
+            memory=progress.memories.get(str(client), "") if self.factors.per_client else "",
             run=self.run,
         )
 

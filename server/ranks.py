@@ -31,7 +31,7 @@ class Ranks:
     """
 
     def __init__(self, config: RunConfig, progress: Progress) -> None:
-        self._config, self._progress = config, progress
+        self._config, self.progress = config, progress
         self.afforded: dict[int, int] = {}
         self._rule: Separate = registry.resolve("factors", config.factors)()
         self._pruned: dict[int, int] = {}  # in the round at hand
@@ -47,7 +47,7 @@ class Ranks:
         rank, least = ranks.assigned(self._config, client), self._config.sites.min_rank
         if least is not None:
             rank = max(min(rank, self.afforded.get(client, rank)), least)
-        return min(rank, self._progress.ranks.get(str(client), rank))
+        return min(rank, self.progress.ranks.get(str(client), rank))
 
     def sent(self, home: str, tensors: Tensors, client: int) -> Tensors:
         """The tensors of a subspace at a client's rank.
@@ -101,7 +101,7 @@ class Ranks:
             return {}
         clients = [head.client for head in heads if head]
         for client in clients:
-            cost = self._progress.by_rank.setdefault(str(self.of(client)), {"client_rounds": 0, "down": 0, "up": 0})
+            cost = self.progress.by_rank.setdefault(str(self.of(client)), {"client_rounds": 0, "down": 0, "up": 0})
             cost["client_rounds"] += 1
             for way, size in zip(("down", "up"), traffic.get(client, (0, 0)), strict=True):
                 cost[way] += size
@@ -111,7 +111,7 @@ class Ranks:
         }
         if self._pruned:
             values["pruned"] = dict(sorted(self._pruned.items()))
-            self._progress.ranks |= {str(client): rank for client, rank in self._pruned.items()}
+            self.progress.ranks |= {str(client): rank for client, rank in self._pruned.items()}
             self._pruned = {}
         return values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fcit.config import RunConfig
+from fcit.config.per_client_checks import per_client
 from fcit.data.stream import Stream
 from fcit.data.subset import reduced
 from fcit.evaluation.constant import constants
@@ -74,7 +75,7 @@ def write(
     """
     scored = [name for name in matrix.datasets if name in stream.datasets]  # by the server; sites score their own
     constant = constants(stream, scored)
-    for name, tensors in state.subspaces.items():
+    for name, tensors in ({} if per_client(config) else state.subspaces).items():
         save_subspace(run.adapters / name, {**state.shared, **tensors}, config.adapter, config.backbone.model)
     write_json(
         run.results,

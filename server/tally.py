@@ -9,7 +9,7 @@ class Tally:
     """Bytes of messages by client since they were last taken.
 
     Args:
-        seats: the nodes of the clients, as they are now.
+        seats: the clients of the nodes, as they are now.
     """
 
     def __init__(self, seats: Callable[[], Mapping[int, int]]) -> None:
@@ -26,5 +26,5 @@ class Tally:
     def take(self) -> dict[int, tuple[int, int]]:
         """Bytes down and up by client, of clients that have a node; afterwards nothing is counted."""
         counted, self._nodes = self._nodes, {}
-        clients = {node: client for client, node in self._seats().items()}
+        clients = self._seats()
         return {clients[node]: (down, up) for node, (down, up) in counted.items() if node in clients}

@@ -74,7 +74,7 @@ class Timeline:
         dropped: orders that the end of a stage cut off.
         staleness: by number of server updates, how many updates were so late.
         ordered: orders of the stage at hand.
-        flights: those whose updates have not come.
+        flights: those whose updates have not come, by name.
     """
 
     now: float = 0.0
@@ -85,7 +85,7 @@ class Timeline:
     dropped: int = 0
     staleness: dict[str, int] = field(default_factory=dict)
     ordered: int = 0
-    flights: list[Flight] = field(default_factory=list)
+    flights: dict[str, Flight] = field(default_factory=dict)
 
     def results(self, profile: str) -> dict[str, Any]:
         """Entries of ``results.json``."""

@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from fcit import config
 from fcit.data.spec import read_spec
+from fcit.doctor.fitting import within
+from fcit.models import estimate
+from fcit.models.estimate import ANSWER, Lengths
+from fcit.models.shapes import shape_of
 from tests.helpers.cases import check_each
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +75,40 @@ def test_two_methods_differ_in_the_method_only():
         both = [config.load(ROOT / f"configs/fcit/{setting}-{m}.yaml", GIVEN) for m in ("disco", "finetune")]
         same = [run.model_dump(exclude={"name", "method"}) for run in both]
         assert same[0] == same[1]
+
+
+MODELS = sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("configs/models/*.yaml"))
+#: Words of the largest image that is let through, by hand from the published configuration, and all parameters.
+LARGEST = {"qwen3-vl-4b": (512, 4.44e9), "internvl3-2b": (7 * 256, 2.09e9)}
+
+
+def test_newer_models_have_a_configuration_each():
+    assert [Path(name).stem.removesuffix("-disco") for name in MODELS] == sorted(LARGEST)
+
+
+def test_newer_models_run_the_published_benchmark_on_24_gb():
+    check_each(MODELS, is_the_published_run_and_fits)
+
+
+def is_the_published_run_and_fits(name: str) -> None:
+    """Sizes by the published configuration on torch's meta device: neither weights nor hub are needed."""
+    assert (ROOT / name).read_text().splitlines()[0] == f"# fcit run {name} data_root=/data/fcit"
+    run = config.load(ROOT / name, GIVEN)
+    official = config.load(ROOT / "configs/fcit/task-hom-disco.yaml", GIVEN)
+    assert run.name == Path(name).stem
+    parts = {"name", "backbone", "evaluation"}
+    assert run.model_dump(exclude=parts) == official.model_dump(exclude=parts)
+    assert (run.backbone.image_size, run.backbone.conversation) == ("native", "template")
+    shape = shape_of(run.backbone, run.adapter.targets)
+    words, parameters = LARGEST[run.name.removesuffix("-disco")]
+    assert shape.language + shape.projector + shape.vision.parameters == pytest.approx(parameters, rel=0.005)
+    assert len(shape.adapted) == 3 * shape.layers
+    # The longest record and the largest image that a run takes; eight subspaces at the end.
+    lengths = Lengths(run.backbone.max_length - words - ANSWER, ANSWER, words)
+    room = 24 * 2**30
+    decided = estimate.planned(estimate.with_batches(run, shape, 8, room, lengths), shape, 8, within(room), lengths)
+    assert estimate.largest_micro(decided, shape, 8, within(room), lengths) >= 4
+    assert decided.evaluation.at_once >= 16
 
 
 CENTRALISED = sorted(file for name in ("ucit", "mllm-dcl", "mllm-acl") for file in ROOT.glob(f"configs/{name}/*.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fcit.data.collate import images_of
 from fcit.errors import FCITError
 from fcit.federation.messages import EvaluateOrder, ScoreOrder
 from fcit.io.cache import Bounded
-from fcit.io.trees import under
+from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, QuestionBatch
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
@@ -49,12 +50,18 @@ class Answering:
         self._encodings = Bounded(_LOCATED, len)
 
     def answers(
-        self, order: EvaluateOrder | ScoreOrder, knowledge: dict[str, Any], dataset: str, stretch: slice
+        self,
+        order: EvaluateOrder | ScoreOrder,
+        knowledge: dict[str, Any],
+        dataset: str,
+        stretch: slice,
+        own: Callable[[list[Tensors]], list[Tensors]],
     ) -> tuple[list[str], np.ndarray | None]:
         """Answers to a stretch of a data set, and the mix of every question.
 
         Args:
             knowledge: the JSON values of what inference needs; its tensors are the order's.
+            own: from the order's subspaces to those that answer here.
 
         Raises:
             FCITError: the method returned no mix, or memory does not suffice for one question.
@@ -62,7 +69,7 @@ class Answering:
         features = self._identity(dataset)
         first, last, _ = stretch.indices(len(features))
         features = features[first:last]
-        subspaces = [under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))]
+        subspaces = own([under(order.tensors, f"subspace-{i}/") for i in range(len(order.names))])
         projector = {**self.adapters.base_projector(), **under(order.tensors, "shared/")}
         self.adapters.load_mixture(subspaces, projector, self.config.evaluation.mixture == "backbone")
         known = under(order.tensors, "knowledge/")

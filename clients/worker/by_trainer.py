@@ -38,10 +38,10 @@ def train_by(
         seeding.torch_seeded(config.seed, "training", order.stage, order.round, order.client, order.shard),
         session.adapters.training(order.frozen),
     ):
-        for part, view in hooks:
-            part.prepare(view)
         if local is not None:
             local.prepare()
+        for part, view in hooks:
+            part.prepare(view)
         rates = list(learning_rates(training, steps))
         loss = hf.train(registry.resolve("trainer", name), name, session, indices, rates, training)
         extra, more = (part.finish(view) for part, view in hooks)

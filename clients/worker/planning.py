@@ -47,8 +47,9 @@ class Planning:
         return config
 
     def _lengths(self, examples: Sequence[Encoded]) -> Lengths:
-        longest, answer = max(len(e.tokens) for e in examples), max(e.learnt for e in examples)
-        return Lengths(longest - answer - self._shape.image_tokens, answer)  # together the longest record
+        longest, answer = max(examples, key=lambda e: len(e.tokens)), max(e.learnt for e in examples)
+        images = longest.tokens.count(self.backbone.encoder.image_token)
+        return Lengths(len(longest.tokens) - answer - images, answer, images)  # together the longest record
 
     def _fits(self, memory: Memory) -> bool:
         """Whether training fits into what is free: not allocated, and of a shared GPU no more than a worker's share.

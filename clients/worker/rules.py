@@ -17,7 +17,7 @@ class Local:
     session: Session
 
     def prepare(self) -> None:
-        """Before the first step, after method and federated optimiser."""
+        """Before the first step, and before method and federated optimiser look at what is trained."""
         self.rule.prepare(self.session)
 
     def penalty(self) -> Any:

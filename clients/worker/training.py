@@ -145,10 +145,10 @@ def train(
         compute = partial(backward, scaled=scale.up) if private is None else partial(private.backward, parameters)
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
         hooks: list[tuple[Any, Session]] = [(method, sessions[0]), (fedopt, sessions[1])]
-        for part, view in hooks:
-            part.prepare(view)
         if local is not None:
             local.prepare()
+        for part, view in hooks:
+            part.prepare(view)
         for batch, lr in zip(batches, learning_rates(training, len(batches)), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -53,7 +53,7 @@ from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
-from fcit.io.trees import under
+from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
@@ -212,7 +212,7 @@ class Worker:
         with computed(self.backbone, config.training):
             if order.measure:
                 return self._measured(order, sessions[0], begin)
-            private = self._private(config, order, tasks, sessions[0], remembered)
+            private = self._private(config, order, tasks, (sessions[0], local.session), remembered)
             if (trainer := config.training.trainer) is not None:
                 outcome = train_by(trainer, config, self.method, self.fedopt, order, sessions, local)
             else:
@@ -227,15 +227,13 @@ class Worker:
         changed |= {f"{FEDOPT}{n}": t for n, t in outcome.fedopt.items()}
         if self._remembers:
             self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
-        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
-        return ClientUpdate(
-            **order.answered,
+        return self._update(
+            order,
+            begin,
             examples=outcome.examples,
             steps=outcome.steps,
             loss=outcome.loss if private is None else 0.0,  # a mean over records, without noise
-            seconds=time.perf_counter() - begin,
             tensors=changed,
-            kept=kept,
             **self._remarks(config, order, tasks, outcome.overflowed),
         )
 
@@ -251,7 +249,7 @@ class Worker:
         return RecordTrainings(self.memory.root / str(client) / "records" / "trainings")
 
     def _private(
-        self, config: RunConfig, order: TrainOrder, tasks: list[int], session: Session, memory: dict[str, Any]
+        self, config: RunConfig, order: TrainOrder, tasks: list[int], views: tuple[Session, Session], memory: Any
     ) -> Private | None:
         """The private steps of a training, if it is to have them; what they spend is noted before they are taken.
 
@@ -261,8 +259,8 @@ class Worker:
         privacy = config.privacy
         if not privacy.records:
             return None
-        secret, kept = self._secret(order.client), (memory, session.constants)
-        private = Private(config, order, secret, len(session.examples), kept)
+        kept = memory, {**views[0].constants, **views[1].constants}
+        private = Private(config, order, self._secret(order.client), len(views[0].examples), kept)
         origins = [self.data.origin(task) for task in tasks]
         if not privacy.reproducible_noise:
             private.begin(self._trainings(order.client), origins)
@@ -272,15 +270,14 @@ class Worker:
     def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:
         """What the method measures on the shard; the client remembers nothing of it."""
         tensors = {f"{EXTRA}{n}": t for n, t in measure(self.method, order, session).items()}
-        return ClientUpdate(
-            **order.answered,
-            examples=len(session.examples),
-            steps=0,
-            loss=0.0,
-            seconds=time.perf_counter() - begin,
-            tensors=tensors,
-            kept=self.memory.size(order.client) if self._remembers or order.constants else 0,
-        )
+        return self._update(order, begin, examples=len(session.examples), steps=0, loss=0.0, tensors=tensors)
+
+    def _update(self, order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
+        """The update to an order that was begun at this time."""
+        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
+        names = ("stage", "round", "client", "shard", "subspace")
+        of_order = {name: getattr(order, name) for name in names}
+        return ClientUpdate(**of_order, seconds=time.perf_counter() - begin, kept=kept, **values)
 
     @property
     def _remembers(self) -> bool:
@@ -342,11 +339,19 @@ class Worker:
         knowledge = dict(order.knowledge)
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
-        texts, weights = self._answering.answers(order, knowledge, order.dataset, slice(order.first, order.last))
+        stretch = slice(order.first, order.last)
+        texts, weights = self._answering.answers(order, knowledge, order.dataset, stretch, self.own(order))
         tensors = {} if weights is None else {"mix": weights}
         return Answers(
             dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
         )
+
+    def own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
+        """What a client makes of the server's subspaces before it answers: with ``factors: fedsa``, its own."""
+        if not self.factors.per_client or order.client is None:
+            return lambda subspaces: subspaces
+        kept = self.memory.load(order.client, order.memory).get("factors", {})
+        return lambda subspaces: self.factors.own(order.names, subspaces, kept)
 
     def score(self, order: ScoreOrder) -> SiteScores:
         """Score this site's own test splits of the tasks begun so far; questions and answers stay here.
@@ -359,7 +364,7 @@ class Worker:
             raise Refused("the order is to score, but SITE.yaml has stream: benchmark")
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
-            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None))
+            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None), self.own(order))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return SiteScores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 

@@ -29,6 +29,7 @@ class TableKey(NamedTuple):
     setting: str
     split: str
     reduced: tuple[str, ...]  # why its numbers do not cover the whole benchmark; empty: they do
+    per_client: bool  # each client answered with factors of its own
     stages: tuple[int, ...]  # evaluated stages, from 1; empty: all
     test_data: str = ""  # named if finished runs were scored on several, see fcit.report.scope
 
@@ -50,14 +51,16 @@ class TableKey(NamedTuple):
         name = registry.label(self.benchmark)
         name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
         stages = f"stages {' '.join(map(str, self.stages))}" if self.stages else ""
-        return [name, self.setting, self.split, " ".join(self.reduced), stages]
+        return [name, self.setting, self.split, " ".join(self.reduced), "per client" * self.per_client, stages]
 
     @property
     def remark(self) -> str:
         """The remark about its numbers; empty for full ones of the test split after every stage."""
         stages = ", ".join(map(str, self.stages))
         after = f"evaluated after stage{'s' * (len(self.stages) > 1)} {stages} only" if self.stages else ""
-        return ", ".join(filter(None, [ScoreScope(self.split, self.reduced).label, after, self.test_data]))
+        return ", ".join(
+            filter(None, [ScoreScope(self.split, self.reduced, self.per_client).label, after, self.test_data])
+        )
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from fcit import registry
 from fcit.config import (
     async_checks,
     device_checks,
+    per_client_checks,
     personal,
     privacy_checks,
     rank_checks,
@@ -296,7 +297,7 @@ def _misfits(config: RunConfig) -> list[str]:
             f"training.epochs: {config.training.epochs} is about single tasks, and method: {names[0]!r} trains on all "
             "of them together; give one number"
         )
-    problems += rank_checks.misfits(config, method, fedopt)
+    problems += rank_checks.misfits(config, method, fedopt) + per_client_checks.misfits(config, method, fedopt)
     problems += device_checks.misfits(config, method)
     problems += async_checks.misfits(config, method, fedopt) if config.federation.mode == "async" else []
     problems += trainer_checks.misfits(config, type(method), fedopt)

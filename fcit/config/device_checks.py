@@ -39,6 +39,16 @@ def contradictions(config: RunConfig) -> list[str]:
     return problems
 
 
+def deployed(config: RunConfig) -> str | None:
+    """Why a run cannot go to the sites of a deployment, in one sentence, or None."""
+    if not config.devices.on:
+        return None
+    return (
+        f"devices.profile: {config.devices.profile!r} simulates how fast clients are, and sites of a deployment are as "
+        "fast as they are; submit the run with devices.profile=none federation.mode=sync federation.over_select=1"
+    )
+
+
 def _accounted(config: RunConfig) -> str:
     return "client_dp" if config.privacy.on else "record_dp"
 

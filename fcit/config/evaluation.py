@@ -77,6 +77,12 @@ class Evaluation(Section):
         description="share of the answers that a deployment gets from two sites and compares; 0 for none (a simulation "
         "compares none: its clients are one program)",
     )
+    clients: int = Field(
+        3,
+        ge=1,
+        description="with factors: fedsa, clients that answer every data set, each with its own factors; drawn for "
+        "each stage from those that have trained",
+    )
     split: Annotated[Literal["test", "val"], SCOPE] = Field(
         "test", description="which questions of a data set are asked"
     )

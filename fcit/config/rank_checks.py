@@ -81,6 +81,7 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
         f"robust: {config.robust!r}": (config.robust != "none", "robust: none"),
         "privacy.client_dp: 'on'": (config.privacy.on, "client_dp: off"),
         "privacy.secure_aggregation: 'on'": (config.privacy.secure, "secure_aggregation: off"),
+        "federation.mode: 'async'": (config.federation.mode == "async", "mode: sync"),
     }
     problems += [
         f"{what} gives clients different ranks, and {key} compares or adds updates number by number; choose {instead}, "

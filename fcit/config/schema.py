@@ -297,7 +297,7 @@ class RunConfig(Section):
         default_factory=lambda: {"name": "fedavg"},
         description="how the server steps towards the clients' mean; see `fcit list fedopt`",
     )
-    factors: Literal["separate", "svd", "hlora", "hetlora", "alternate", "frozen_a"] = Field(
+    factors: Literal["separate", "svd", "hlora", "hetlora", "flora", "fedex", "fedsa", "alternate", "frozen_a"] = Field(
         "separate", description="how LoRA factors are averaged; see `fcit list factors`"
     )
     federation: Federation = Field(default_factory=lambda: Federation.model_validate({}))

@@ -61,27 +61,38 @@ class FedOptCase:
         return not self.rule.stepwise
 
     def trained(self, turn: int) -> list[str]:
-        """Names of the tensors that clients train in this turn."""
-        return sorted(set(SHAPES) - set(self.rule.frozen(SHAPES, turn)))
+        """Names of the tensors that clients train in this turn and send back."""
+        return sorted(set(self.start(self.old)) - set(self.rule.frozen(SHAPES, turn)))
+
+    def start(self, tensors: Tensors) -> Tensors:
+        """What clients begin a round with, given the server's tensors."""
+        return self.rule.outgoing("0", tensors, {}, 0)
+
+    def beside(self, tensors: Tensors) -> Any:
+        """The product of what the rule adds to the model of a round as frozen."""
+        added = self.rule.constants("0", tensors, {}).values()
+        return sum((group[B] @ group[A] for group in added), np.zeros(()))
 
     def sent(self, tensors: Tensors, turn: int, size: float = 0.1) -> list[Sent]:
         """Updates of three clients that moved what is trained at random."""
         shapes = {n: tensors[n].shape for n in self.trained(turn)}
         announced = self.fedopt.extra_shapes(shapes)
-        updates = []
+        start, updates = self.start(tensors), []
         for client in range(3):
             rng = np.random.default_rng((turn, client))
-            moved = {n: (tensors[n] + size * rng.normal(size=s)).astype(np.float32) for n, s in shapes.items()}
+            moved = {n: (start[n] + size * rng.normal(size=s)).astype(np.float32) for n, s in shapes.items()}
             extra = {n: (size * rng.normal(size=s)).astype(np.float32) for n, s in announced.items()}
             updates.append((moved, client + 1, extra))
         return updates
 
     def fold(self, tensors: Tensors, memory: dict[str, Any], updates: Iterable[Sent]) -> Tensors:
-        """The server's tensors after these updates."""
-        group = Aggregator(self.fedopt, self.rule).group("0", tensors, memory)
+        """The server's tensors after these updates and, for a rule that keeps something, the end of the stage."""
+        kept: dict[str, dict[str, Any]] = {}
+        group = Aggregator(self.fedopt, self.rule, kept=kept).group("0", tensors, memory)
         for update in updates:
             group.add(*update)
-        return group.result()
+        new = group.result()
+        return self.rule.end_stage(new, kept["0"])[0] if kept else new
 
     def seen(self, tensors: Tensors) -> Tensors:
         """Tensors to compare: under rules that may rotate factors, as `svd`, the product B A in their place."""
@@ -192,11 +203,15 @@ def weighted_mean(case: FedOptCase) -> None:
     if not case.rule.by_records:
         return
     names = case.trained(0)
-    moved = [{n: (case.old[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
+    start = case.start(case.old)
+    moved = [{n: (start[n] + shift).astype(np.float32) for n in names} for shift in (1, 2)]
     new = case.fold(case.old, {}, [(moved[0], 1, {}), (moved[1], 3, {})])
     wanted = {n: t + 1.75 if n in names else t for n, t in case.old.items()}
     if case.of_products:
-        wanted = {P: wanted[P], "B A": (moved[0][B] @ moved[0][A] + 3 * moved[1][B] @ moved[1][A]) / 4}
+        wanted = {
+            P: wanted[P],
+            "B A": case.beside(case.old) + (moved[0][B] @ moved[0][A] + 3 * moved[1][B] @ moved[1][A]) / 4,
+        }
     require(_same(case.seen(new), wanted, 1e-5), "not the sample-weighted mean")
 
 

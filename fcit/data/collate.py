@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORE = -100
+#: Follows the name of an image that is one of several of its conversation; no path holds this character.
+_AMONG = "\0among"
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,19 @@ class Encoded:
 
 
 def images_of(examples: Sequence[Encoded]) -> list[str]:
-    """The images of a batch, in the order in which the model sees them."""
-    return [image for example in examples for image in example.images]
+    """The images of a batch as they are shown, in the order in which the model sees them."""
+    return [name for example in examples for name in as_shown(example.images)]
+
+
+def as_shown(images: Sequence[str]) -> list[str]:
+    """The images of one conversation under the names by which models know whether one is alone."""
+    return [f"{image}{_AMONG}" for image in images] if len(images) > 1 else list(images)
+
+
+def parted(name: str) -> tuple[str, bool]:
+    """The path of an image that is shown, and whether it is one of several."""
+    path = name.removesuffix(_AMONG)
+    return path, path != name
 
 
 def pad_left(examples: Sequence[Encoded], pad: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from fcit import config as configuration
-from fcit.config import RunConfig
+from fcit.config import RunConfig, device_checks
 from fcit.data.stream import open_stream
 from fcit.deploy import app, control
 from fcit.deploy.control import SuperLinkAway, flwr, unfinished
@@ -42,6 +42,8 @@ def submit(deployment: Deployment, config: Path, overrides: list[str], steps: St
         DeployError: the SuperLink is not up or refuses.
     """
     loaded = configuration.load(config, overrides)
+    if problem := device_checks.deployed(loaded):
+        raise ConfigError(problem, str(config))
     # The server's working folder is another: its runs go into the deployment's folder, unless `output` is absolute.
     loaded = loaded.model_copy(update={"output": str(deployment.path / loaded.output)})
     if not steps.dry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -10,15 +11,17 @@ from rich.table import Table
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.data.benchmark import open_benchmark
+from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import Device, device_of
 from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large, within, workers_of
+from fcit.doctor.images import Looked, look
 from fcit.doctor.models import check_models
 from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
 from fcit.models import estimate
 from fcit.models.estimate import Lengths
+from fcit.models.families.base import AnySize
 from fcit.models.features import features_size
 from fcit.models.judging import judge_of
 from fcit.models.shapes import HERE, Shape, shape_of
@@ -27,6 +30,7 @@ from fcit.models.steps import compiles
 #: Assumed: share of a device's peak that training reaches with compiled layers and without, and answering; and that
 #: answering in batches reaches of its bandwidth.
 COMPILED, REACHED, STREAMED = 0.5, 0.35, 0.5
+_TYPICAL = " x ".join(map(str, AnySize.typical))  # pixels of an image whose size is not known
 _WIDTH = 72  # of the tables, so that their titles stand on one line
 
 
@@ -42,12 +46,12 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     if models.problems:
         raise ConfigError(models.problems, config.name)
     shape = shape_of(config.backbone, config.adapter.targets)
+    problems = _too_short(config, shape) if not models.local else []
     device = device_of(config.backbone.device, gpu_gb, config.backbone.threads)
     with console.status("counting records"):
-        work, longest, why = _work(config, models.local)
+        data = _data(config, models.local)
     subspaces = _subspaces(config)
-    # Whole conversations: what is longest decides what fits.
-    lengths = Lengths(max(1, longest[0] - longest[1] - shape.image_tokens), longest[1]) if longest else Lengths()
+    shape, lengths = _largest(shape, data, config.backbone.max_length)
     workers = per_device(config)
     room = device.memory / workers
     config = estimate.with_batches(config, shape, subspaces, room, lengths)
@@ -55,22 +59,24 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
     size = estimate.largest_micro(config, shape, subspaces, within(room), lengths)
     shown = size or smallest(config)
     console.print(_device_table(config, shape, subspaces, shown, lengths, device, workers))
-    console.print(_machine_table(config, shape, subspaces, shown, lengths, work))
-    problems = [] if size else [too_large(config, shape, subspaces, room, lengths, device)]
+    console.print(_machine_table(config, shape, subspaces, shown, lengths, data))
+    problems += [] if size else [too_large(config, shape, subspaces, room, lengths, device)]
     problems += machine_problems(config, shape, subspaces, shown, lengths)
     if problems:
         raise ConfigError(problems, config.name)
     can_run = device.here and models.local and shape.source.startswith(HERE)  # nothing is downloaded for it
     with console.status("timing a step"):
-        speed = timing.measured(config, lengths, shown, subspaces, work) if probe and can_run else None
-    console.print(_time_table(config, shape, lengths, device, work, speed, why))
+        speed = timing.measured(config, lengths, shown, subspaces, data.work) if probe and can_run else None
+    console.print(_time_table(config, shape, lengths, device, data, speed))
     again = ", activations computed again" if config.training.checkpointing else ""
-    for line in models.lines:
+    unknown = [f"data: {data.why}"] if data.why else []
+    for line in [*models.lines, *unknown, *_pictured(config, shape, data)]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"{config.name}: fits on {device.name}, {shown} records at a time{again}; sizes from {shape.source}; "
-        f"{'the longest record has' if longest else 'assumed'} "
-        f"{lengths.text} tokens of text and {lengths.answer} of an answer beside {shape.image_tokens} of an image",
+        f"{'the longest record has' if data.longest else 'assumed'} {lengths.text} tokens of text and {lengths.answer} "
+        f"of an answer beside {lengths.pictured(shape)} of {'its images' if data.images else 'an image'}, "
+        f"{lengths.record(shape):,} together (backbone.max_length: {config.backbone.max_length:,})",
         highlight=False,
         soft_wrap=True,
     )
@@ -85,14 +91,34 @@ def _subspaces(config: RunConfig) -> int:
     return estimate.stages(config)
 
 
-def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] | None, str]:
-    """The work of a run, counted in its data, with tokens of the longest record and answer; without data, why not.
+@dataclass(frozen=True)
+class Data:
+    """What is known of a run's data.
+
+    Attributes:
+        work: counted in them; None: they are not here, or cannot be used, and ``why``.
+        longest: tokens of the longest record, and of the longest answer; None: no model has tokenised them.
+        images: their sizes, where the model sees images at their own.
+    """
+
+    work: Work | None = None
+    longest: tuple[int, int] | None = None
+    images: Looked | None = None
+    why: str = ""
+
+
+def _data(config: RunConfig, here: bool) -> Data:
+    """What is known of a run's data.
 
     Args:
         here: whether the model is on this machine, so that records can be tokenised; nothing is downloaded for it.
     """
     try:
         benchmark = open_benchmark(config)
+    except FCITError as error:
+        return Data(why=_first(error))
+    work, longest, why = None, None, ""
+    try:
         if here:
             benchmark.judged_by(partial(judge_of, config.backbone))
         benchmark.prepare()
@@ -100,9 +126,72 @@ def _work(config: RunConfig, here: bool) -> tuple[Work | None, tuple[int, int] |
             benchmark.look()
         train = [verdict for (_, split), verdict in benchmark.verdicts.items() if split == "train" and verdict.count]
         longest = (max(v.longest for v in train), max(v.most for v in train)) if train else None
-        return timing.counted(benchmark, config), longest, ""
+        work = timing.counted(benchmark, config)
     except FCITError as error:
-        return None, None, str(error).splitlines()[0]
+        why = _first(error)
+    return Data(work, longest, _images(benchmark, config) if here else None, why)
+
+
+def _images(benchmark: Benchmark, config: RunConfig) -> Looked | None:
+    """Sizes of the images, also where records do not fit into ``max_length``; None where they cannot be read."""
+    try:
+        return look(benchmark, config)
+    except FCITError:  # the same problem as that of the records, which is told
+        return None
+
+
+def _first(error: FCITError) -> str:
+    """The first problem, in a line."""
+    if not isinstance(error, ConfigError) or len(error.problems) == 1:
+        return str(error).splitlines()[0]
+    return f"{error.problems[0]}; and {len(error.problems) - 1} more problems"
+
+
+def _largest(shape: Shape, data: Data, longest: int) -> tuple[Shape, Lengths]:
+    """The model's sizes for the largest image, and whole conversations: what is largest decides what fits.
+
+    Args:
+        longest: ``backbone.max_length``.
+    """
+    images = data.images.record if data.images else None
+    if data.images is not None:
+        tokens = round(shape.vision.tokens * data.images.most / shape.image_tokens)
+        shape = replace(shape, vision=replace(shape.vision, tokens=tokens))
+    # Where nothing was tokenised a record has the assumed text, as far as a run would take it.
+    assumed = Lengths(images=images)
+    pictured = assumed.pictured(shape)
+    room = max(2, longest - pictured)
+    whole, answer = data.longest or (min(assumed.record(shape), longest), min(assumed.answer, room - 1))
+    return shape, Lengths(max(1, whole - answer - pictured), answer, images)
+
+
+def _too_short(config: RunConfig, shape: Shape) -> list[str]:
+    """Where no record can be tokenised here: whether ``max_length`` has room for an image at all."""
+    if shape.image_tokens < config.backbone.max_length:
+        return []
+    return [
+        f"backbone.max_length: {config.backbone.max_length:,} tokens, and an image has {shape.image_tokens:,} "
+        f"(of {_TYPICAL} pixels where the model sees images at their own size); raise it, or bound images with "
+        "backbone.max_pixels"
+    ]
+
+
+def _pictured(config: RunConfig, shape: Shape, data: Data) -> list[str]:
+    """What the images of the data are to the model, where that depends on their sizes."""
+    if shape.vision.together > 1:  # all become one size
+        return []
+    if data.images is None:
+        return [
+            f"images: their sizes are not known here; assumed {_TYPICAL} pixels each, "
+            f"{shape.image_tokens:,} tokens in a prompt"
+        ]
+    images = data.images
+    looked = f"all {images.images:,}" if images.whole else f"{images.images:,} of about {images.all:,.0f}, a sample,"
+    each = estimate.feature_bytes(config, shape, images.numbers)
+    return [
+        f"images: {looked} looked at: {images.least:,} to {images.most:,} tokens each in a prompt, {images.mean:,.0f} "
+        f"on average, {images.record:,} in one record at most; kept features of one take {gb(each)} on average"
+    ]
 
 
 # ---------------------------------------------------------------------- time
@@ -152,9 +241,7 @@ def _device_table(
     return table
 
 
-def _machine_table(
-    config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, work: Work | None
-) -> Table:
+def _machine_table(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths: Lengths, data: Data) -> Table:
     folder, taken = features_size()
     table = Table(title="main memory and disk", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
@@ -166,22 +253,25 @@ def _machine_table(
         table.add_row(f"[bold]{title}[/bold]", f"[bold]{gb(sum(part.values()))}[/bold]")
         for name, size in part.items():
             table.add_row(f"  {name}", gb(size))
-    each = estimate.feature_bytes(config, shape)
     table.add_row("updates of a round, on disk", gb(estimate.spilled(config, shape)))
     if kept := estimate.remembered(config, shape, subspaces):
         table.add_row("what clients keep, on disk, all together", gb(kept))
     if config.backbone.feature_cache == "disk":
-        whole = "" if work is None else f" (all {work.images:,}: {gb(each * work.images)})"
-        limit = config.backbone.feature_cache_gb * 1e9
-        wanted = limit if work is None else min(limit, each * work.images)
+        limit = wanted = config.backbone.feature_cache_gb * 1e9
+        whole = ""
+        count = data.images.all if data.images else data.work.images if data.work else None
+        if count is not None:
+            size = count * estimate.feature_bytes(config, shape, data.images.numbers if data.images else None)
+            whole, wanted = f" (all {count:,.0f}: {gb(size)})", min(limit, size)
         table.add_row(f"frozen features, at most backbone.feature_cache_gb{whole}", gb(wanted))
         table.add_row(f"  there already: {folder}", gb(taken))
     return table
 
 
 def _time_table(
-    config: RunConfig, shape: Shape, lengths: Lengths, device: Device, work: Work | None, speed: Speed | None, why: str
+    config: RunConfig, shape: Shape, lengths: Lengths, device: Device, data: Data, speed: Speed | None
 ) -> Table:
+    work = data.work
     speed = speed or _assumed(config, shape, lengths, device)
     table = Table(title=f"time ({speed.known})", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
@@ -189,7 +279,7 @@ def _time_table(
     table.add_row("1000 training records", _hours(1000 * speed.record))
     table.add_row("1000 questions", _hours(1000 * speed.question))
     if work is None:
-        table.add_row(f"the whole run: not known ({why})", "-")
+        table.add_row("the whole run: not known", "-")
         return table
     workers = workers_of(config)
     # Kept features are made once; without a cache an image is encoded whenever it is needed.

@@ -15,6 +15,8 @@ from fcit.runs import forking
 
 def gb(size: float) -> str:
     """Bytes for people, in the units that GPUs are sold by."""
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

@@ -16,6 +16,7 @@ from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
 from fcit.errors import FCITError
+from fcit.federation import ranks
 from fcit.federation.formats import BESIDE, BYTES
 from fcit.federation.sampling import sample
 from fcit.federation.thin import Thin
@@ -93,7 +94,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             measuring=each if method.measures else 0,
             training=training,
             answering=answering,
-            down=number * training * (adapter + sent) + BESIDE[wire] * (answering or 0) * mixture,
+            down=number * training * (_begun(config, shape) + sent) + BESIDE[wire] * (answering or 0) * mixture,
             up=up,
         )
         known |= pairs
@@ -113,12 +114,20 @@ def _last(stream: Stream, stage: int) -> bool:
     return stage == stream.stage_count - 1
 
 
-def _updated(config: RunConfig, shape: Shape, turn: int) -> int:
+def _begun(config: RunConfig, shape: Shape) -> float:
+    """Numbers of an adapter that a training order carries; pieces of ``factors: flora`` and ``fedex`` come beside."""
+    per_client = registry.resolve("factors", config.factors).per_client
+    numbers = sum(inner + (0 if per_client else outer) for inner, outer in shape.adapted)
+    return ranks.expected(config) * numbers
+
+
+def _updated(config: RunConfig, shape: Shape, turn: int) -> float:
     """Numbers that are trained of an adapter in a subspace's ``turn``-th round (``factors:``)."""
-    frozen = registry.resolve("factors", config.factors)().frozen([A, B], turn)
+    rule = registry.resolve("factors", config.factors)()
+    frozen = [*rule.frozen([A, B], turn), *([B] if rule.per_client else [])]
     rows = sum(inner for inner, _ in shape.adapted) * (A not in frozen)
     columns = sum(outer for _, outer in shape.adapted) * (B not in frozen)
-    return config.adapter.rank * (rows + columns)
+    return ranks.expected(config) * (rows + columns)
 
 
 def _answering(config: RunConfig, stream: Stream, stage: int) -> int | None:

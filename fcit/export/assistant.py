@@ -174,7 +174,7 @@ class Assistant:
         with self._encoding:
             encoder = self._backbone.encoder_below(root)
             example = encoder.encode(record)
-            wanted = sum(encoder.placeholders.count(image) for image in record.images)
+            wanted = sum(encoder.placeholders.count(image) for image in images_of([example]))
         if example.tokens.count(encoder.image_token) != wanted:
             raise DataError(f"question {record.instruction[:80]!r} contains the image tag as text; remove it")
         return Question(record, example, limit, subspace)

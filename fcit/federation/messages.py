@@ -89,11 +89,6 @@ class TrainOrder:
     participations: int = 0
 
     @property
-    def answered(self) -> dict[str, Any]:
-        """The fields that an update to this order repeats."""
-        return {name: getattr(self, name) for name in ("stage", "round", "client", "shard", "subspace")}
-
-    @property
     def trained(self) -> Tensors:
         """The tensors that the client trains and returns, as the server has them."""
         if self.measure:
@@ -235,7 +230,8 @@ class OpenedShares:
 class EvaluateOrder:
     """Order to answer records ``first`` to ``last`` (not included) of a dataset with the current subspaces.
 
-    ``names`` fixes the order of the subspaces in ``tensors``. A stretch starts at a multiple of the
+    ``names`` fixes the order of the subspaces in ``tensors``. With ``client`` it is to answer with factors of its own,
+    of the version ``memory`` of what it keeps. A stretch starts at a multiple of the
     evaluation batch size, so that batches are the same however a dataset is cut.
     """
 
@@ -247,6 +243,8 @@ class EvaluateOrder:
     names: list[str]
     knowledge: dict[str, Any]
     tensors: Tensors
+    client: int | None = None
+    memory: str = ""
     run: str = ""
 
 
@@ -315,7 +313,7 @@ class PersonalScores:
 
 @dataclass(kw_only=True)
 class ScoreOrder:
-    """Order to a site to score its own test splits; the tensors are those of an :class:`EvaluateOrder`."""
+    """Order to a site to score its own test splits; tensors and ``memory`` are those of an :class:`EvaluateOrder`."""
 
     config: str
     client: int
@@ -323,6 +321,7 @@ class ScoreOrder:
     names: list[str]
     knowledge: dict[str, Any]
     tensors: Tensors
+    memory: str = ""
     run: str = ""
 
 

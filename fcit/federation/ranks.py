@@ -27,6 +27,16 @@ def assigned(config: RunConfig, client: int) -> int:
     return max(ranks)  # shares that sum to a little less than one
 
 
+def expected(config: RunConfig) -> float:
+    """The mean rank of the run's clients: of the list, or as the shares say."""
+    ranks = config.adapter.ranks
+    if isinstance(ranks, list):
+        return sum(ranks) / len(ranks)
+    if isinstance(ranks, dict):
+        return sum(rank * share for rank, share in ranks.items())
+    return config.adapter.rank if ranks is None else ranks
+
+
 def smallest(config: RunConfig) -> int:
     """The smallest rank that a client of the run can be given."""
     ranks = config.adapter.ranks

@@ -31,6 +31,7 @@ class Aggregator:
         scratch: folder for updates that such a rule needs all at once; required with a rule.
         summed: updates are weighted means of several clients, of whose products of factors nothing is known:
             ``exactness`` stays empty.
+        kept: state of the rule for factors by home, changed in place; a new one by default.
 
     Example:
         >>> group = aggregator.group("0", state.subspaces["0"], memory)
@@ -45,9 +46,11 @@ class Aggregator:
         robust: Off | None = None,
         scratch: Path | None = None,
         summed: bool = False,
+        kept: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.fedopt, self.factors, self.robust, self.summed = fedopt, factors or Separate(), robust or Off(), summed
         self._scratch, self._groups = scratch, 0
+        self.kept = {} if kept is None else kept
         self.exactness: dict[str, float] = {}
         self.skipped: list[str] = []
         #: Differential privacy of this round: updates are those it has clipped, and homes are released by it.
@@ -156,7 +159,10 @@ class Group:
             averaged |= self._factors.result() if self._factors.weight else {n: self._old[n] for n in names}
         if not self._aggregator.summed:
             averaged = self._padding.completed(averaged)
-        mean, missed = self._aggregator.factors.combine(self._layers, self._old, averaged)
+        memory = self._aggregator.kept.setdefault(self._home, {})
+        mean, missed = self._aggregator.factors.combine(self._layers, self._old, averaged, memory)
+        if not memory:
+            del self._aggregator.kept[self._home]
         if missed is not None:
             self._aggregator.exactness[self._home] = float(f"{missed:.6g}")
         return mean

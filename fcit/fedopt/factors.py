@@ -32,6 +32,8 @@ class Separate:
     #: Whether clients keep something: memory between their orders, or constants that a stage adds to the model.
     remembers: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
+    #: Whether there is no global model: every client answers with factors of its own.
+    per_client: ClassVar[bool] = False
     #: Whether updates weigh by their records, as :meth:`weight` says by default.
     by_records: ClassVar[bool] = True
     #: Whether a client's rank may fall during the run (``adapter.min_rank``).
@@ -55,7 +57,35 @@ class Separate:
     def finish(self, session: Any) -> None:
         """After a client's last step."""
 
+    def own(self, names: list[str], subspaces: list[Tensors], memory: dict[str, Any]) -> list[Tensors]:
+        """Subspaces as a client answers questions with; default: the server's.
+
+        Args:
+            names: of the subspaces.
+            memory: what :meth:`finish` has left in the session's memory.
+        """
+        return subspaces
+
     # ------------------------------------------------------------------ server
+
+    def outgoing(self, home: str, bank: Tensors, memory: dict[str, Any], seed: int) -> Tensors:
+        """The tensors that a client trains a subspace from; default: the server's.
+
+        Args:
+            home: name of the subspace.
+            bank: the server's tensors.
+            memory: state of this rule for the subspace: JSON values and arrays, saved with every checkpoint.
+            seed: of the run.
+        """
+        return bank
+
+    def constants(self, home: str, bank: Tensors, memory: dict[str, Any]) -> dict[str, Tensors]:
+        """Groups of factors that a client is sent once and keeps; names begin with ``home`` and never come twice."""
+        return {}
+
+    def end_stage(self, bank: Tensors, memory: dict[str, Any]) -> tuple[Tensors, float | None]:
+        """The tensors of a subspace after the last round of a stage, and how far they are from what was meant."""
+        return bank, None
 
     def weight(self, tensors: Tensors) -> float | None:
         """The weight of an update's factors in their mean; None: its number of records."""
@@ -72,12 +102,13 @@ class Separate:
         return Sketch()
 
     def combine(
-        self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors
+        self, layers: dict[str, Products | Sketch], old: Tensors, mean: Tensors, memory: dict[str, Any]
     ) -> tuple[Tensors, float | None]:
         """The clients' mean of all tensors, and the relative distance of its products from W.
 
         Args:
             layers: W of every layer, by the name of its A; empty if clients sent one factor only.
+            memory: state of this rule for the subspace, changed in place.
 
         Returns:
             the tensors, and ||W - B A||_F / ||W||_F over all layers (0 if W is 0; None without layers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -59,6 +59,15 @@ class Products:
         if self.rank > min(b.shape[0], a.shape[1]):
             self._compress()
 
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Products:
+        """The sum of products, of pairs B ``(d_out, r_i)`` and A ``(r_i, d_in)``, whatever their ranks."""
+        total = cls()
+        for b, a in pairs:
+            total.add(b, a, 1)
+        total.weight = 1
+        return total
+
     @property
     def rank(self) -> int:
         """Rank of the stacked factors."""
@@ -69,6 +78,24 @@ class Products:
         left = np.concatenate([np.sqrt(w) * b.astype(np.float64) for w, b, _ in self._parts], axis=1)
         right = np.concatenate([np.sqrt(w) * a.astype(np.float64) for w, _, a in self._parts], axis=0)
         return torch.from_numpy(left), torch.from_numpy(right)
+
+    def stack(self) -> tuple[np.ndarray, np.ndarray]:
+        """[B_1, ..., B_K] and [w_1 A_1; ...; w_K A_K], float32, whose product is W."""
+        left = np.concatenate([b for _, b, _ in self._parts], axis=1)
+        right = np.concatenate([w / self.weight * a.astype(np.float64) for w, _, a in self._parts], axis=0)
+        return left.astype(np.float32), right.astype(np.float32)
+
+    def residual(self, b: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Factors ``(d_out, m)`` and ``(m, d_in)``, float32, of W - B A, without what float32 cannot tell from W."""
+        rest = Products()
+        rest._parts = [(w / self.weight, left, right) for w, left, right in self._parts]
+        rest._parts.append((1.0, -b, a))
+        rest.weight = 1
+        if rest.rank > min(b.shape[0], a.shape[1]):
+            rest._compress()
+        u, s, vt = rest.svd()
+        kept = int((s > np.finfo(np.float32).eps * self.norm()).sum())
+        return (u[:, :kept] * s[:kept]).astype(np.float32), vt[:kept].astype(np.float32)
 
     @one_thread()
     def _compress(self) -> None:

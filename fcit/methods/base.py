@@ -37,7 +37,7 @@ INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", 
 #: Rules for averaging LoRA factors that know of nothing but the factors; and, beside them, those that a method has to
 #: declare, because clients train factors of several ranks, beside frozen ones, or keep some.
 FACTORS = frozenset({"separate", "svd", "alternate", "frozen_a"})
-MORE_FACTORS = FACTORS | {"hlora", "hetlora"}
+MORE_FACTORS = FACTORS | {"hlora", "hetlora", "flora", "fedex", "fedsa"}
 
 #: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
 #: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
@@ -55,6 +55,7 @@ class ServerState:
         assigned: the subspace of every (client, shard), set by :meth:`Method.assign`.
         memory: state of the method: JSON values and arrays.
         optimizers: state of the federated optimiser, by subspace.
+        factors: state of the rule for averaging factors, by subspace.
         turns: number of rounds in which each subspace was updated.
         stage: counted from 0; set by the server loop.
         round: of the stage, counted from 0; set by the server loop.
@@ -66,6 +67,7 @@ class ServerState:
     assigned: dict[Pair, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    factors: dict[str, dict[str, Any]] = field(default_factory=dict)
     turns: dict[str, int] = field(default_factory=dict)
     stage: int = 0
     round: int = 0
@@ -73,8 +75,9 @@ class ServerState:
 
     @property
     def bytes(self) -> int:
-        """Size of all arrays: subspaces, shared tensors, state of method and optimiser."""
-        return sum(t.nbytes for t in arrays([self.subspaces, self.shared, self.memory, self.optimizers]))
+        """Size of all arrays: subspaces, shared tensors, state of method, optimiser and rule for factors."""
+        parts = [self.subspaces, self.shared, self.memory, self.optimizers, self.factors]
+        return sum(t.nbytes for t in arrays(parts))
 
 
 def one_subspace(state: ServerState) -> int:

@@ -158,8 +158,10 @@ class Backbone:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokeniser of records and questions."""
-        token = self._base.config.image_token_id
-        return Encoder(self.tokenizer, self._template, token, placeholders_of(self.family), self.config)
+        config = self._base.config
+        video = getattr(config, "video_token_id", None)
+        placeholders = placeholders_of(self.family)
+        return Encoder(self.tokenizer, self._template, config.image_token_id, placeholders, self.config, video)
 
     def encoder_below(self, root: Path | None) -> Encoder:
         """The tokeniser of records with images below ``root``; None: of typical ones."""
@@ -236,8 +238,8 @@ class Backbone:
         finally:
             self.owners = None
 
-    def _beside(self, features: Features, pictured: torch.Tensor) -> AbstractContextManager[object]:
-        return self.family.beside(features.rows if isinstance(features, Patches) else features, pictured)
+    def _beside(self, features: Features, pictured: torch.Tensor, mask: torch.Tensor) -> AbstractContextManager[object]:
+        return self.family.beside(features.rows if isinstance(features, Patches) else features, pictured, mask)
 
     @property
     def _any_size(self) -> AnySize:
@@ -270,7 +272,8 @@ class Backbone:
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
         inputs["position_ids"] = self.places(inputs["attention_mask"], pictured, features)
         question = asked(inputs["attention_mask"], labels != IGNORE)
-        with self._beside(features, pictured), self.reading.records(inputs["inputs_embeds"], question):
+        beside = self._beside(features, pictured, inputs["attention_mask"])
+        with beside, self.reading.records(inputs["inputs_embeds"], question):
             logits, target = self._forward(inputs, labels, _kept(examples))
         target = target.to(logits.device)
         chosen = target != IGNORE
@@ -319,7 +322,7 @@ class Backbone:
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None
             question = asked(inputs["attention_mask"], inputs["labels"] != IGNORE)
-            beside = self._beside(features, inputs["pictured"])
+            beside = self._beside(features, inputs["pictured"], inputs["attention_mask"])
             with beside, self.reading.prompts(prompt[0], question, self.family.language):
                 return self.answering.tokens(*prompt, max_new_tokens, grids)
 

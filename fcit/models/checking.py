@@ -52,7 +52,8 @@ def explained(key: str, name: str, part: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:400].rstrip(".")
         reason = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
-        raise ConfigError(f"{key}: cannot load {name!r}: {part} cannot be read ({reason}); {_again(name)}") from error
+        then = "install that library beside fcit" if isinstance(error, ImportError) else _again(name)
+        raise ConfigError(f"{key}: cannot load {name!r}: {part} cannot be read ({reason}); {then}") from error
 
 
 def is_local(source: str) -> bool:

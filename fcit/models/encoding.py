@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fcit import config as configuration
 from fcit.data import prompts
-from fcit.data.collate import Encoded
+from fcit.data.collate import Encoded, as_shown
 from fcit.data.images.sizes import ImageSizes
 from fcit.data.prompts import Piece
 from fcit.data.records import Record, TestRecord
@@ -39,6 +39,7 @@ class Encoder:
         image_token: id of an image's placeholder.
         placeholders: of images.
         settings: ``conversation`` and ``max_length``.
+        video_token: id of a video's placeholder, where the model has one: no video is ever shown.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Encoder:
         image_token: int,
         placeholders: Placeholders,
         settings: configuration.Backbone,
+        video_token: int | None = None,
     ) -> None:
         self.tokenizer, self.template = tokenizer, template
-        self.image_token, self.placeholders = image_token, placeholders
+        self.image_token, self.placeholders, self.video_token = image_token, placeholders, video_token
         self.conversation, self.max_length = settings.conversation, settings.max_length
         self._known: dict[Text, list[int]] = {}
 
@@ -75,7 +77,8 @@ class Encoder:
         cuts the tokens.)
 
         Raises:
-            DataError: not even the first turn, or not the whole of a question, fits.
+            DataError: not even the first turn, or not the whole of a question, fits; one image is left of several, for
+                a model that sees one alone otherwise; a text holds a video's placeholder.
         """
         [encoded] = self._batch([record])
         if isinstance(encoded, str):
@@ -114,7 +117,7 @@ class Encoder:
 
     def _pictured(self, record: Record | TestRecord) -> Iterator[Pictured]:
         """The pieces of a prompt with the placeholders of their images."""
-        images = iter(record.images)
+        images = iter(as_shown(record.images))
         placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token)
         tag = self.placeholders.tag(placeholder)
         for piece in self.pieces(record):
@@ -170,6 +173,11 @@ class Encoder:
                 break
             if piece.answer is not None:
                 kept, images = len(tokens), seen
+        if self.video_token in tokens:
+            raise DataError(
+                f"a text holds {self.tokenizer.convert_ids_to_tokens(self.video_token)!r}, which stands for a video, "
+                "and only images are shown to a model; give its frames as images, or remove the record"
+            )
         if isinstance(record, TestRecord):
             if len(tokens) > self.max_length:
                 raise DataError(
@@ -183,6 +191,13 @@ class Encoder:
                 f"({answers[0][1] - answers[0][0] if answers else 'any'} tokens) within backbone.max_length "
                 f"({self.max_length}): {record.turns[0].question[:80]!r}; raise it or remove the record"
             )
+        if images == 1 < len(record.images):
+            [alone], (among, *_) = as_shown(record.images[:1]), as_shown(record.images)
+            if self.placeholders.count(alone) != self.placeholders.count(among):
+                raise DataError(
+                    f"of {len(record.images)} images the first alone fits into backbone.max_length "
+                    f"({self.max_length}), where this model would see it otherwise; raise it or remove the record"
+                )
         answers = [span for span in answers if span[1] <= kept]
         return Encoded(tuple(tokens[:kept]), tuple(answers), record.images[:images], len(record.turns) - len(answers))
 

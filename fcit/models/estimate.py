@@ -35,14 +35,23 @@ ENOUGH = 4
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a record and of its answer."""
+    """Tokens of a record: of its text, of its answer, and of its images (None: those of one image)."""
 
     text: int = TEXT
     answer: int = ANSWER
+    images: int | None = None
+
+    def pictured(self, shape: Shape) -> int:
+        """Tokens of its images."""
+        return shape.image_tokens if self.images is None else self.images
+
+    def prompt(self, shape: Shape) -> int:
+        """Tokens of the record as a question."""
+        return self.pictured(shape) + self.text
 
     def record(self, shape: Shape) -> int:
         """Tokens of a whole training record."""
-        return shape.image_tokens + self.text + self.answer
+        return self.prompt(shape) + self.answer
 
 
 @dataclass
@@ -103,7 +112,7 @@ def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int)
     if config.backbone.attention == "eager":
         layer += (_FLOAT + (s if s != _FLOAT else 0)) * shape.heads * tokens * lengths.record(shape)
     layers = shape.layers * (s * shape.width * tokens if config.training.checkpointing else layer)
-    pictured = records * shape.image_words
+    pictured = records * lengths.pictured(shape) * shape.image_words / shape.image_tokens
     kept = {
         "activations of the layers": layers,
         "projector and last norm": pictured * p * (shape.feature_width + 2 * shape.projector_inner)
@@ -154,7 +163,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
         "adapters": _FLOAT * ((1 + subspaces) * one + 2 * (trained - one) + own),
     }
     needed.training = {"optimiser": 4 * _FLOAT * trained, **activations(config, shape, lengths, micro)}
-    prompt = shape.image_tokens + lengths.text
+    prompt = lengths.prompt(shape)
     needed.answering = _widths(config, shape).answering(config.evaluation.at_once, prompt, config.evaluation.longest())
     held = what_is_held(config, shape)
     needed.always |= held.device
@@ -176,7 +185,7 @@ def with_batches(config: RunConfig, shape: Shape, subspaces: int, room: float, l
     if config.evaluation.batch_size != "auto" or config.backbone.device == "cpu":
         return config
     left = room - sum(memory(config, shape, subspaces, 1, lengths).always.values())
-    prompt = shape.image_tokens + lengths.text
+    prompt = lengths.prompt(shape)
     fitting = _widths(config, shape).at_once(max(left, 0.0), prompt, config.evaluation.longest())
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": fitting})})
 
@@ -307,9 +316,10 @@ def _copies(config: RunConfig, which: str, numbers: int) -> dict[str, float]:
     return {f"state of {config.fedopt['name']}": _FLOAT * copies * numbers} if copies else {}
 
 
-def feature_bytes(config: RunConfig, shape: Shape) -> float:
-    """Disk of one image's frozen features."""
-    return float(shape.image_words * shape.feature_width * _WIDTHS[config.backbone.dtype])
+def feature_bytes(config: RunConfig, shape: Shape, numbers: float | None = None) -> float:
+    """Disk of one image's frozen features, which are so many numbers; None: those of the image that the shape is of."""
+    kept = shape.image_words * shape.feature_width if numbers is None else numbers
+    return float(kept * _WIDTHS[config.backbone.dtype])
 
 
 def training_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
@@ -325,5 +335,5 @@ def training_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
 
 def answering_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
     """Operations to answer one question with an answer of the assumed length."""
-    prompt = shape.image_tokens + lengths.text
+    prompt = lengths.prompt(shape)
     return 2.0 * shape.linear * (prompt + lengths.answer) + 4.0 * prompt**2 * shape.width * shape.layers

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fcit.config.kinds import Way
+from fcit.data.collate import parted
 from fcit.data.images.opening import image_path, open_image
 from fcit.data.images.verdicts import stamp_of
 from fcit.io.cache import cache_folder
@@ -131,7 +132,8 @@ class ImageFeatures(Generic[R]):
     @staticmethod
     def _keys(root: Path, images: Sequence[str]) -> list[str]:
         """Cache keys with size and modification time: a changed file is another image."""
-        keys = {image: f"{image}|{stamp_of(image_path(root, image).stat())}" for image in dict.fromkeys(images)}
+        paths = {image: image_path(root, parted(image)[0]) for image in dict.fromkeys(images)}
+        keys = {image: f"{image}|{stamp_of(path.stat())}" for image, path in paths.items()}
         return [keys[image] for image in images]
 
     def _joined(self, parts: Sequence[Any]) -> R:

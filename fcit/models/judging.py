@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fcit import config as configuration
 from fcit.data import formats
-from fcit.data.collate import Encoded
+from fcit.data.collate import Encoded, images_of
 from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import Record, TestRecord
 from fcit.data.verdict import Verdict
@@ -32,7 +32,7 @@ from fcit.models.tokens import Conversation, Entry, Tokenised, Tokens, written
 
 T = TypeVar("T")
 
-VERSION = 2  # raised when checks, tokens or their format on disk change
+VERSION = 3  # raised when checks, tokens or their format on disk change
 KEPT_FROM = 200  # records from which verdict and tokens are cached on disk
 REMEMBERED = 200_000  # verdicts in memory; every record named in one counts as one more
 MOST_BYTES = 8 * 1024**3  # of verdicts and tokens on disk, of all models and data
@@ -179,10 +179,10 @@ class TokenJudge:
             role = _ROLES.search(turn.answer) if self._speaks_roles else None
             if role:
                 return f"the answer {turn.answer[:80]!r} holds {role[0]!r}, which opens the next turn of a conversation"
-        return self._pictured(example, example.images)
+        return self._pictured(example)
 
-    def _pictured(self, example: Encoded, images: Sequence[str]) -> str:
-        wanted = sum(self.encoder.placeholders.count(image) for image in images)
+    def _pictured(self, example: Encoded) -> str:
+        wanted = sum(self.encoder.placeholders.count(image) for image in images_of([example]))
         placeholders = example.tokens.count(self.encoder.image_token)
         return (
             ""
@@ -196,7 +196,7 @@ class TokenJudge:
         encoded = self._encoded(records)
         answers = self.encoder.lengths(record.answer for record in records)
         for place, (record, example, length) in enumerate(zip(records, encoded, answers, strict=True)):
-            problem = example if isinstance(example, str) else self._pictured(example, record.images)
+            problem = example if isinstance(example, str) else self._pictured(example)
             if problem:
                 verdict.problems[place] = problem
                 continue

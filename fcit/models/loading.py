@@ -147,7 +147,7 @@ def inspect(source: str, settings: configuration.Backbone) -> Inspected:
         if files and getattr(config, "quantization_config", None) is None:  # else its tensors have other names
             build = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
             tensors = check_weights(key, files, build, config, family)
-        with explained(key, name, "its tokenizer"):
+        with explained(key, name, "its processor" if family.whole else "its tokenizer"):
             tokenizer, template = load_words(source, settings, family.processed, config)
             ends = end_tokens(source, tokenizer)
         with explained(key, name, "its image processor"):
@@ -223,11 +223,25 @@ def load_encoder(settings: configuration.Backbone) -> Encoder:
     Raises:
         ConfigError: the model would not load completely.
     """
+    inspected, family = _unloaded(settings)
+    token, video = inspected.config.image_token_id, getattr(inspected.config, "video_token_id", None)
+    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings, video)
+
+
+def unloaded(settings: configuration.Backbone) -> Family:
+    """The family of a model without its weights: it knows what becomes of an image of any size.
+
+    Raises:
+        ConfigError: the model would not load completely.
+    """
+    return _unloaded(settings)[1]
+
+
+def _unloaded(settings: configuration.Backbone) -> tuple[Inspected, Family]:
     source, _ = locate(settings.model, settings.identity)
     inspected = inspect(source, settings)
     family = inspected.family_with(SimpleNamespace(config=inspected.config), settings)
-    token = inspected.config.image_token_id
-    return Encoder(inspected.tokenizer, inspected.template, token, placeholders_of(family), settings)
+    return inspected, family
 
 
 def four_bits(dtype: str, family: type[Family]) -> BitsAndBytesConfig:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Placeholders(Protocol):
-    """Of the images of one root."""
+    """Of the images of one root, by the names that :func:`fcit.data.collate.as_shown` gives them."""
 
     def count(self, image: str) -> int:
         """Placeholders of an image.
@@ -43,7 +43,7 @@ class Equal:
         return self._family.tag(placeholder)
 
     def text(self, image: str, placeholder: str) -> str:
-        return placeholder * self._family.tokens
+        return self._family.spelt(placeholder)
 
     def below(self, sizes: ImageSizes) -> Placeholders:
         return self
@@ -60,8 +60,7 @@ class Sized:
         self._family, self._sizes = family, sizes
 
     def _grid(self, image: str) -> tuple[int, ...]:
-        size = self._family.typical if self._sizes is None else self._sizes.of(image)
-        return self._family.grid(*self._family.seen(*size))
+        return self._family.grid_of(image, self._sizes)
 
     def count(self, image: str) -> int:
         return self._family.count(self._grid(image))

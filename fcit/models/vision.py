@@ -14,6 +14,7 @@ import transformers
 
 from fcit import config as configuration
 from fcit.config.kinds import Way
+from fcit.data.collate import parted
 from fcit.data.images.opening import open_image
 from fcit.data.images.sizes import ImageSizes
 from fcit.models import hashes
@@ -56,7 +57,7 @@ class Vision:
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
-        return self._placed(self._images.get(root, images)) if images else self.blank()
+        return self._placed(self._images.get(root, self._named(images))) if images else self.blank()
 
     def pictures(self, root: Path, names: Sequence[str]) -> Pictures[Any]:
         """The same features for training, read batch by batch.
@@ -67,6 +68,7 @@ class Vision:
         Raises:
             DataError: an image is missing, unreadable or outside ``root``.
         """
+        names = self._named(names)
         if names:
             with self._loader.working():
                 self._images.keep(root, names)
@@ -103,6 +105,10 @@ class Vision:
         """
         return self.family.pixels(open_image(root, image, self.way))
 
+    def _named(self, images: Sequence[str]) -> list[str]:
+        """Names under which features of images are kept: here it is all the same whether one is alone."""
+        return [parted(image)[0] for image in images]
+
     @cached_property
     def _images(self) -> ImageFeatures[Any]:
         return self._kept(*self._where, self.computed, self.dtype, self._limit, self._loader.ahead)
@@ -134,10 +140,8 @@ class NativeVision(Vision):
 
     def grids(self, root: Path | None, images: Sequence[str]) -> list[Grid]:
         """The grids of images, by their headers; without ``root`` of typical ones."""
-        if root is None:
-            return [self.family.grid(*self.family.seen(*self.family.typical))] * len(images)
-        sizes = self._sizes.setdefault(root, ImageSizes(root, self.way))
-        return [self.family.grid(*self.family.seen(*sizes.of(image))) for image in images]
+        sizes = None if root is None else self._sizes.setdefault(root, ImageSizes(root, self.way))
+        return [self.family.grid_of(image, sizes) for image in images]
 
     @cached_property
     def _sizes(self) -> dict[Path, ImageSizes]:
@@ -148,6 +152,13 @@ class NativeVision(Vision):
         counts = tuple(self.family.kept(grid) for grid in grids)
         zeros = torch.zeros(sum(counts), *self.family.shape, dtype=self.dtype, device=self.device)
         return Patches(zeros, counts, tuple(grids))
+
+    def _named(self, images: Sequence[str]) -> list[str]:
+        return super()._named(images) if self.family.among is self.family else list(images)
+
+    def pixels(self, root: Path, image: str) -> torch.Tensor:
+        path, several = parted(image)
+        return (self.family.among if several else self.family).pixels(open_image(root, path, self.way))
 
     def computed(self, root: Path, images: Sequence[str]) -> list[Image]:
         grids = self.grids(root, images)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fcit.config import RunConfig
+from fcit.config.per_client_checks import per_client
 from fcit.data.fingerprints import changes
 from fcit.data.fingerprints.changes import Change
 from fcit.data.subset import reduced
@@ -26,16 +27,18 @@ class ScoreScope(NamedTuple):
 
     split: str
     reduced: tuple[str, ...]
+    per_client: bool = False  # means over clients, each with factors of its own: there is no global model
 
     @classmethod
     def of(cls, config: RunConfig) -> ScoreScope:
         """The scope by a run's configuration; the test data are compared by :func:`tested`."""
-        return cls(config.evaluation.split, tuple(reduced(config)))
+        return cls(config.evaluation.split, tuple(reduced(config)), per_client(config))
 
     @property
     def label(self) -> str:
         """The remark in tables and figures; empty for full scores of the test split."""
         split = [] if self.split == "test" else [f"{self.split} split"]
+        split += ["means over clients with factors of their own"] if self.per_client else []
         return ", ".join([*split, *([f"reduced ({'; '.join(self.reduced)})"] if self.reduced else [])])
 
 

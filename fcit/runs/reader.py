@@ -134,23 +134,35 @@ class Run:
     def predictions(self, dataset: str, stage: int | None = None) -> list[Prediction]:
         """Answers to a dataset after a stage (1-based; default: the last one that was evaluated).
 
+        Where every client answered with factors of its own, those of one client follow those of another.
+
         Raises:
             RunError: no such answers, or a damaged file.
         """
         stages = [
             int(folder.name.removeprefix("stage-"))
             for folder in self.folder.predictions.glob("stage-*")
-            if (folder / f"{dataset}.jsonl").is_file() and stage in (None, int(folder.name.removeprefix("stage-")))
+            if answer_files(folder, dataset) and stage in (None, int(folder.name.removeprefix("stage-")))
         ]
         if not stages:
             after = f" after stage {stage}" if stage is not None else ""
             answered = sorted({file.stem for file in self.folder.predictions.glob("stage-*/*.jsonl")})
             raise RunError(f"{self.path}: no predictions for {dataset!r}{after} (there are: {', '.join(answered)})")
-        file = self.folder.predictions / f"stage-{max(stages)}" / f"{dataset}.jsonl"
+        files = answer_files(self.folder.predictions / f"stage-{max(stages)}", dataset)
         try:
-            return predictions.read(file)
+            return [prediction for file in files for prediction in predictions.read(file)]
         except DataError as error:
             raise RunError(f"damaged predictions: {error}") from None
+
+
+def answer_files(folder: Path, dataset: str) -> list[Path]:
+    """The files of a stage with answers to a dataset: one, or one of each client that answered by itself."""
+    whole = folder / f"{dataset}.jsonl"
+    if whole.is_file():
+        return [whole]
+    head = f"{dataset}.client-"
+    numbers = {file.stem.removeprefix(head): file for file in folder.glob("*.jsonl") if file.stem.startswith(head)}
+    return [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
 
 
 def load_run(path: str | Path) -> Run:

@@ -154,14 +154,16 @@ def gpu(monkeypatch):
 
 
 def begun(
-    micro: MicroBatches, text: int = 700, devices: tuple[str, ...] = ("cuda",), **sections
+    micro: MicroBatches, text: int = 700, devices: tuple[str, ...] = ("cuda",), images: int = 576, **sections
 ) -> tuple[bool, int | None]:
     """Whether activations are computed again, and records at a time, for an order of records of so many tokens."""
     training = {"batch_size": 16, "micro_batch": micro.setting, "checkpointing": "auto"}
     config = configuration.parse({"backbone": {**LARGE, "device": devices[0]}, "training": training, **sections})
     placed = [torch.device(name) for name in devices]
-    planning = Planning(config, SimpleNamespace(device=placed[0], devices=placed))
-    plan = planning.begin([Encoded((1,) * text, ((text - 10, text),), ("",))], micro)
+    encoder = SimpleNamespace(image_token=0)
+    planning = Planning(config, SimpleNamespace(device=placed[0], devices=placed, encoder=encoder))
+    tokens = (0,) * images + (1,) * (text - images)
+    plan = planning.begin([Encoded(tokens, ((text - 10, text),), ("",))], micro)
     return plan.training.checkpointing, micro.size
 
 
@@ -174,6 +176,13 @@ def test_a_gpu_with_room_keeps_activations(gpu):
     assert begun(MicroBatches("auto")) == (True, 8)
     assert begun(MicroBatches(1)) == (False, 1)
     assert begun(MicroBatches(None)) == (True, None)
+
+
+def test_the_tokens_of_an_orders_own_images_count(gpu):
+    """What the projector keeps for them is as much as they are many, and 2,000 of 2,048 are more than 576."""
+    gpu["bytes"] = 2.37e9
+    assert begun(MicroBatches("auto"), text=2048, images=0)[1] == 4
+    assert begun(MicroBatches("auto"), text=2048, images=2000)[1] == 2
 
 
 def test_a_spread_model_has_the_room_of_all_its_gpus(gpu):

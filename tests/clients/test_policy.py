@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,7 +12,7 @@ from fcit import config as configuration
 from fcit.config import site as sites
 from fcit.config.site import Site
 from fcit.errors import ConfigError, Refused
-from fcit.federation.messages import EvaluateOrder, ProbeOrder
+from fcit.federation.messages import EvaluateOrder, ProbeOrder, TrainOrder
 
 
 def site(folder: Path, **settings) -> Site:
@@ -264,3 +265,34 @@ def test_a_site_tells_that_a_trainer_of_its_own_trains_and_not_where_it_lies(tmp
     mine = site(tmp_path, trainer="./mine.py:make")
     (tmp_path / "mine.py").write_text("def make(task):\n    return None\n")
     assert policy.terms(mine).how(done(text(sites={"trainer": True}), mine))["trainer"] == "make"
+
+
+@pytest.mark.parametrize(
+    ("ordered", "said"),
+    [
+        ({}, r"rank: SITE.yaml says 4, the run has 8 for this client and sites.min_rank: null"),
+        ({"sites": {"min_rank": 6}}, r"rank: SITE.yaml says 4, the run has 8 for this client sites.min_rank: 6"),
+        ({"sites": {"min_rank": 2}}, None),
+        ({"adapter": {"ranks": 4}}, None),
+    ],
+)
+def test_a_site_affords_a_rank_within_the_runs_bounds(tmp_path, ordered, said):
+    mine = site(tmp_path, rank=4)
+    assert policy.terms(mine).rank == 4
+    if said is None:
+        assert done(text(**ordered), mine).adapter.rank == 8  # of what it is asked with
+    else:
+        with pytest.raises(Refused, match=said):
+            policy.limited(text(**ordered), mine)
+
+
+def test_an_order_of_a_larger_rank_than_affordable_is_refused(tmp_path):
+    plain = {"config": text(), "stage": 0, "round": 0, "client": 0, "shard": "s", "tasks": [], "subspace": "0"}
+    for rank in (4, 5):
+        factors = {"x.lora_A.weight": np.zeros((rank, 3)), "x.lora_B.weight": np.zeros((2, rank))}
+        order = TrainOrder(tensors=factors, run="r", **plain)
+        if rank == 4:
+            policy.check_order(order, site(tmp_path, rank=4))
+            continue
+        with pytest.raises(Refused, match=r"rank: the order has factors of rank 5, SITE.yaml says 4"):
+            policy.check_order(order, site(tmp_path, rank=4))

@@ -23,6 +23,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.deploy import clock
 from fcit.deploy.child import Child
 from fcit.errors import ConfigError, DiskFull
+from tests.helpers.runs import BACKBONE
 from tests.helpers.superlink import Site, SuperLink, alive
 from tests.helpers.waiting import wait
 
@@ -45,7 +46,7 @@ clientapp = "clients.app:app"
 [tool.flwr.app.config]
 """
 
-CONFIG = {"benchmark": "fcit-mini-short", "backbone": {"threads": 1}}
+CONFIG = {"benchmark": "fcit-mini-short", "backbone": BACKBONE}
 SERVER = """\
 import json, time
 from pathlib import Path
@@ -98,7 +99,8 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
     benchmark = open_benchmark(configuration.parse(CONFIG, "test"))
     benchmark.prepare()  # once for all tests: a site would render it into a data root of its own
     with SuperLink(tmp_path / "superlink") as superlink:
-        settings = {"apps": [superlink.pin(good)], "data_root": str(benchmark.root)}
+        own = {key: BACKBONE[key] for key in ("model", "identity")}
+        settings = {"apps": [superlink.pin(good)], "data_root": str(benchmark.root), **own}
         # A new process for every order; those of a resident executor are in the test of a whole deployment.
         site = Site(tmp_path / "site", superlink, worker="process", **settings)
         superlink.register(site.folder / "site.key.pub", "0")

@@ -155,6 +155,7 @@ REFUSED = [
     ({"conversations": said("Q", "A")[::-1]}, "turn 0 of the conversation is by 'assistant'"),
     ({"conversations": [{"from": "bard", "value": "Q"}]}, "turn 0 is said by 'bard'; known are human, user, gpt"),
     ({"image": "a.png", "conversations": [{**SYSTEM, "value": "<image>"}, *said("Q", "A")]}, "the system turn holds"),
+    ({"video": "a.mp4", "conversations": said("Q", "A")}, "names a video, and only images are shown to a model"),
     ({"image": "a.png", "images": ["b.png"], "conversations": said("Q", "A")}, "both 'image' and 'images'"),
     ({"image": ["a.png"] * 65, "conversations": said("Q", "A")}, "names 65 images, more than 64"),
     ({"image": [3.5, {}], "conversations": said("Q", "A")}, "'image' must be text, got {}"),

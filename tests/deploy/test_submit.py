@@ -4,7 +4,9 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -88,6 +90,12 @@ def test_a_run_that_did_not_complete_says_so(deployment, tmp_path, monkeypatch, 
 
     assert main(["resume", str(run)]) == 2  # would simulate the sites on the operator's machine
     assert f"fcit deploy submit {deployment.path} --resume {run}" in capsys.readouterr().err
+
+
+def test_a_run_that_simulates_its_clients_is_refused(deployment, tmp_path, capsys):
+    changes = {"devices": {"profile": "phone"}, "stream": "benchmark"}
+    assert main(["deploy", "submit", str(deployment.path), config(tmp_path, **changes)]) == 2
+    assert "sites of a deployment are as fast as they are" in " ".join(capsys.readouterr().err.split())
 
 
 def test_events_are_shown_and_only_those_of_this_run(deployment, tmp_path, monkeypatch, capsys):
@@ -174,6 +182,49 @@ def test_a_run_that_is_resumed_meanwhile_is_followed_on(deployment, tmp_path, mo
     assert "the run was interrupted and goes on as run 8 of the SuperLink" in shown
     assert "the run failed: no disk" in shown
     assert "stopped" not in shown
+
+
+@pytest.fixture
+def watched(deployment, tmp_path, monkeypatch):
+    """Watch a run of whose seconds each does something; returns at which seconds the SuperLink was asked for it."""
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    watcher = SimpleNamespace(say=lambda kind, **values: None)
+
+    def watch(each_second: Callable[[int, RunDir], None]) -> list[int]:
+        now, asked = [0], []
+
+        def sleep(_: float) -> None:
+            now[0] += 1
+            each_second(now[0], folder)
+
+        def flwr(deployment, *words, settings=(), steps=None):
+            asked.append(now[0])
+            return {"runs": [{"run-id": "7", "status": "finished:stopped", "status-details": ""}]}
+
+        monkeypatch.setattr(module, "_ASK", 10.0)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep, time=time.time))
+        monkeypatch.setattr(module, "flwr", flwr)
+        module._watch(deployment, "7", folder, 1.0, watcher, module._Shown())
+        return asked
+
+    return watch
+
+
+def test_the_superlink_is_asked_for_a_run_that_has_been_quiet(watched):
+    def each_second(now: int, folder: RunDir) -> None:
+        if now <= 20:
+            folder.event("evaluated")
+
+    assert watched(each_second) == [30]
+
+
+def test_a_run_that_goes_on_under_another_number_is_asked_for_at_once(watched, deployment):
+    def each_second(now: int, folder: RunDir) -> None:
+        folder.event("evaluated")
+        if now == 5:
+            deployment.remember("runs", {"7": str(folder.path), "8": str(folder.path)})
+
+    assert watched(each_second) == [5]
 
 
 def test_an_error_names_the_command_of_a_deployment(deployment, tmp_path, monkeypatch, capsys):

@@ -94,7 +94,8 @@ def start_site(deployment, name: str, config: Path) -> subprocess.Popen:
     text = file.read_text().replace("data_root: data ", f"data_root: {config.parent / 'data'} ")
     address = f"127.0.0.{int(name) + 2}"  # .2, .3
     inner = f"address: {address}\nport: {free_port(address)}\n"
-    file.write_text(f"{text}\n{inner}benchmark: {config.parent / 'two-tasks.yaml'}\nthreads: 1\n")
+    own = {key: BACKBONE[key] for key in ("model", "identity", "threads")}
+    file.write_text(f"{text}\n{inner}benchmark: {config.parent / 'two-tasks.yaml'}\n{yaml.safe_dump(own)}")
     sites.load(file)
     environment = {key: value for key, value in os.environ.items() if key != "FCIT_CACHE"}
     with (file.parent / "out.txt").open("w") as out:

@@ -14,7 +14,7 @@ import yaml
 from flwr.supercore.control import ControlHttpClient
 
 from fcit.cli import main
-from tests.helpers.runs import bits
+from tests.helpers.runs import BACKBONE, bits
 from tests.helpers.superlink import answers, end, free_port
 from tests.helpers.waiting import LONG, wait
 
@@ -38,7 +38,7 @@ CONFIG = {
     "federation": {"rounds": 2, "clients": 6, "clients_per_round": 2},
     "data": {"max_records": 120},
     "evaluation": {"samples": 4},
-    "backbone": {"threads": 1},
+    "backbone": BACKBONE,
 }
 
 

@@ -30,6 +30,7 @@ def test_figures_by_hand():
         "tuning_helps": pytest.approx(200 / 3),
     }
     assert personal.summary(ROWS, ["1"])["helped"] is None
+    assert personal.summary({"0": {"3": {"private": 60.0, "alone": 50.0}}}, ["0"])["helped"] == 100.0
     twenty = {"0": {str(n): {"global": float(n)} for n in range(20)}}
     assert personal.summary(twenty, ["0"])["global"]["worst"] == 0.5  # of 0 and 1
 
@@ -91,7 +92,6 @@ def test_what_it_does_not_go_with(changes, words):
         ({}, None),
         ({"count": 0}, "claims 0 questions"),
         ({"scores": {}}, "0 scores"),
-        ({"scores": {"tuned": 1.0}}, "the first among them"),
         ({"scores": {"global": 1.0, "mine": 2.0}}, "scores must be of"),
         ({"scores": {"global": 1e9}}, "not between 0 and"),
         ({"scores": {"global": float("nan")}}, "not between 0 and"),

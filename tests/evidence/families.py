@@ -13,11 +13,12 @@ from pathlib import Path
 
 from fcit import registry
 from fcit.contracts.families import FamilyCase, logits
+from tests.helpers.generic_models import FITTING
 
 
-def row(kind: str, folder: Path) -> list[str]:
-    """What the table says of a family."""
-    case = FamilyCase(kind, folder)
+def row(kind: str, folder: Path, model: str = "") -> list[str]:
+    """What the table says of a family, or of a model without one."""
+    case = FamilyCase(kind, folder, FITTING[model] if model else None)
     difference = (logits(case.backbone, case.examples, case.features) - case.wanted).abs().max()
     gradients = 0.0
     for n in range(len(case.examples) if case.family.projector else 0):
@@ -25,22 +26,24 @@ def row(kind: str, folder: Path) -> list[str]:
         gradients = max(gradients, *(float((found[name] - whole[name]).abs().max()) for name in whole))
     texts = [case.generated(n) for n in range(len(case.questions))]
     same = 0
-    for decoder in ("auto", "transformers"):
+    decoders = ("auto", "transformers") if case.backbone.answering.generates else ("auto",)
+    for decoder in decoders:
         with case.backbone.answering.by(decoder):
             answers = case.backbone.generate(case.questions, case.features, 8)
         same += sum(answer == text for answer, text in zip(answers, texts, strict=True))
     numbers = [f"{float(difference):.1e}", f"{float(case.wanted.abs().max()):.1f}"]
     numbers.append(f"{gradients:.1e}" if case.family.projector else "frozen")
-    return [f"`{kind}`", *numbers, f"{same} of {2 * len(texts)}"]
+    return [f"`{kind}`" + (f" ({model})" if model else ""), *numbers, f"{same} of {len(decoders) * len(texts)}"]
 
 
 def main() -> None:
     """Print the table."""
     print("| family | logits | largest logit | gradient of the projector | equal answers |")
     print("|---|---|---|---|---|")
-    for kind in sorted(registry.MODELS):
+    models = [(kind, "") for kind in sorted(registry.MODELS)] + [("generic", model) for model in FITTING]
+    for kind, model in models:
         with tempfile.TemporaryDirectory() as folder:
-            print(f"| {' | '.join(row(kind, Path(folder)))} |", flush=True)
+            print(f"| {' | '.join(row(kind, Path(folder), model))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_what_goes_together():
     assert fitting["fedavg"] == fitting["fedprox"] == set(registry.FACTORS)
     assert fitting["scaffold"] == {"separate", "frozen_a"}
     for name in ("fedadagrad", "fedadam", "fedavgm", "fedyogi"):
-        assert fitting[name] == {"separate", "hetlora", "alternate", "frozen_a"}
+        assert fitting[name] == {"separate", "hetlora", "fedsa", "alternate", "frozen_a"}
 
 
 BROKEN = {

@@ -1,6 +1,7 @@
 """Clients of different ranks with matrices small enough to multiply by hand."""
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from fcit.errors import ConfigError
 from fcit.federation import ranks
 from fcit.fedopt.factors import FrozenA, Hlora, Separate, Svd
 from fcit.models.ranks import cut, padded, problem, rank_of
+from server.checkpoint import Progress
+from server.ranks import Ranks, cost
+from server.tally import Tally
 from tests.fedopt.test_factors import A, B, drift, f32, fold, wanted
 
 
@@ -141,6 +145,11 @@ def test_ranks_of_clients():
     assert [ranks.assigned(with_ranks([2, 4, 8]), client) for client in range(3)] == [2, 4, 8]
 
 
+def test_the_mean_rank():
+    given = (None, 4, [2, 4, 9], {4: 0.5, 8: 0.25, 16: 0.25})
+    assert [ranks.expected(with_ranks(ranks_)) for ranks_ in given] == [16, 4, 5, 8]
+
+
 def test_shares_are_drawn_from_seed_and_client_alone():
     shares = {4: 0.5, 8: 0.3, 16: 0.2}
     few, many = (with_ranks(shares, federation={"clients": n}, method=m) for n, m in ((50, "disco"), (2000, "ewc")))
@@ -177,9 +186,70 @@ def test_ranks_survive_the_text_of_an_order():
         ({"privacy": {"client_dp": "on", "epsilon": 8}}, r"client_dp: 'on' compares or adds"),
         ({"adapter": {"ranks": 4, "min_rank": 2}}, r"adapter.min_rank: 2 has no effect with factors: 'separate'"),
         ({"sites": {"min_rank": 6}, "adapter": {"ranks": 4}}, r"sites.min_rank: 6 is more than the smallest rank"),
+        (
+            {"federation": {"mode": "async"}, "devices": {"profile": "lognormal"}},
+            r"federation.mode: 'async' compares or adds",
+        ),
         ({"setting": "centralised"}, r"adapter.ranks: 4 is about several clients"),
     ],
 )
 def test_what_does_not_go_together_is_said(raw, said):
     with pytest.raises(ConfigError, match=said):
         fcit.config.parse({"adapter": {"ranks": 4}, **raw})
+
+
+# --------------------------------------------------------------------------- at the server
+
+
+def server_ranks(**adapter) -> Ranks:
+    raw = {"factors": "hlora", "adapter": {"rank": 4, **adapter}, "federation": {"clients": 5}}
+    return Ranks(fcit.config.parse(raw), Progress())
+
+
+def test_clients_of_one_rank_are_sent_the_same_views():
+    ranks = server_ranks(ranks=[2, 4, 2, 1, 4])
+    bank = {A: np.ones((4, 3), np.float32), B: np.ones((2, 4), np.float32), "p.weight": f32([1])}
+    sent = [ranks.sent("0", bank, client) for client in range(5)]
+    assert [rank_of(tensors) for tensors in sent] == [2, 4, 2, 1, 4]
+    assert all(sent[0][name] is sent[2][name] for name in bank)
+    assert all(sent[1][name] is bank[name] for name in bank)
+    assert all(tensors["p.weight"] is bank["p.weight"] for tensors in sent)
+    after = {**bank, A: bank[A] + 1}
+    assert ranks.sent("0", after, 0)[A].max() == 2
+    assert ranks.sent("0", after, 0)[B] is sent[0][B]
+
+
+def test_equal_ranks_are_sent_as_ever():
+    ranks, bank = server_ranks(), {A: np.ones((4, 3), np.float32)}
+    assert ranks.sent("0", bank, 3) is bank
+    assert ranks.count([], {}) == {}
+
+
+def test_a_sites_own_rank_counts_within_the_runs_bounds():
+    config = fcit.config.parse({"factors": "hlora", "adapter": {"rank": 8}, "sites": {"min_rank": 2}})
+    ranks = Ranks(config, Progress())
+    ranks.afforded |= {1: 4, 2: 1, 3: 16}
+    assert [ranks.of(client) for client in range(4)] == [8, 4, 2, 8]
+
+
+def test_bytes_are_counted_by_client_and_rank():
+    ranks = server_ranks(ranks=[2, 4, 2, 1, 4])
+    heads = [SimpleNamespace(client=client) for client in (0, 1, 2)]
+    event = ranks.count([*heads, None], {0: (10, 5), 1: (20, 9), 2: (12, 7)})
+    assert event == {"ranks": {0: 2, 1: 4, 2: 2}, "client_bytes": {0: [10, 5], 1: [20, 9], 2: [12, 7]}}
+    table = cost(ranks.progress)["by_rank"]
+    assert table == {
+        "2": {"client_rounds": 2, "down": 11, "up": 6},
+        "4": {"client_rounds": 1, "down": 20, "up": 9},
+    }
+    assert cost(Progress()) == {}
+
+
+def test_a_tally_knows_clients_by_their_node():
+    traffic, tally = {"down": 0, "up": 0}, Tally(lambda: {7: 1007})
+    tally.add(traffic, 1007, down=3)
+    tally.add(traffic, 1007, up=2)
+    tally.add(traffic, 1008, up=1)
+    assert traffic == {"down": 3, "up": 3}
+    assert tally.take() == {7: (3, 2)}
+    assert tally.take() == {}

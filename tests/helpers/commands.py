@@ -6,6 +6,7 @@ it begins as a new process does: without caches, models or threads of the tests.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from tests.helpers import killing, lighter
 from tests.helpers.waiting import LONG
 
 _PRELOADED = [
+    "tests.helpers.uncollected",
     *("fcit.cli.main", "server.app", "clients.app", "fcit.models.adapters", "fcit.report.page", "flwr.cli.app"),
     __name__,
 ]
@@ -32,7 +34,9 @@ FLWR = Path(sys.executable).with_name("flwr")
 
 
 def _begin(folder: str, environment: dict[str, str]) -> None:
-    """What a forked process begins with: streams into files, the caller's environment."""
+    """What a forked process begins with: streams into files, the caller's environment, the collector of cycles."""
+    gc.freeze()  # what was imported stays
+    gc.enable()
     for stream, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, stream)

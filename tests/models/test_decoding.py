@@ -14,6 +14,7 @@ from fcit.models.layout import Layout
 from fcit.models.mixing import needed, thinned
 from tests.helpers.llava import small_llava
 from tests.helpers.qwen import small_qwen
+from tests.helpers.runs import BACKBONE
 
 WORDS = "what is red two cubes on a hill how many left yes no image phrase the options say".split()
 NEW = 9
@@ -26,7 +27,7 @@ def folders(tmp_path_factory) -> dict[str, dict[str, str]]:
     return {
         "llava": {"model": model, "identity": identity},
         "qwen": {"model": small_qwen(folder), "identity": identity, "image_size": 84},
-        "tiny": {},
+        "tiny": BACKBONE,
     }
 
 

@@ -14,7 +14,7 @@ from fcit.contracts import families as contract
 from fcit.contracts.families import SIZES, FamilyCase, logits, moved
 from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
-from fcit.models.families.base import AnySize
+from fcit.models.families.base import AnySize, Family
 from fcit.models.record_gradients import RecordGradients
 from fcit.models.shapes import shape_of
 
@@ -103,6 +103,12 @@ def test_adapters_of_internvl3_1b():
     assert len(shape.adapted) == 24 * 3
     assert round((shape.language + shape.projector + shape.vision.parameters) / 1e6) == 938  # as the hub says
     assert shape.image_tokens == 13 * 256
+
+
+def test_adapters_of_internvl3_2b():
+    shape = published("OpenGVLab/InternVL3-2B-hf")
+    assert len(shape.adapted) == 28 * 3
+    assert round((shape.language + shape.projector + shape.vision.parameters) / 1e7) == 209  # 2.09 B, as the hub says
 
 
 def test_adapters_of_smolvlm_256m():
@@ -221,3 +227,42 @@ def test_every_depth_counts(case):
 @pytest.mark.parametrize("case", ["internvl", "idefics3", "smolvlm"], indirect=True)
 def test_squares_of_tiled_images_are_refused(case):
     assert "backbone.image_size: 448, but a model of this family cuts images" in refused(case, image_size=448)
+
+
+def test_adapters_of_gemma3_4b():
+    shape = published("google/gemma-3-4b-it")
+    assert len(shape.adapted) == 34 * 3
+    assert shape.language + shape.projector + shape.vision.parameters == 4_300_079_472  # as the hub says
+    assert shape.image_tokens == 256
+
+
+@pytest.mark.parametrize("case", ["gemma3"], indirect=True)
+def test_words_of_an_image_attend_to_each_other(case):
+    """Without the masks the logits are others, those of a conversation without an image the same."""
+    wanted, learnt = logits(case.backbone, case.examples, case.features), [e.learnt for e in case.examples]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KINDS["gemma3"], "beside", Family.beside)
+        found = logits(case.backbone, case.examples, case.features)
+    for n, (one, other) in enumerate(zip(found.split(learnt), wanted.split(learnt), strict=True)):
+        assert torch.allclose(one, other, atol=1e-5) == (not case.examples[n].images)
+
+
+@pytest.mark.parametrize("case", ["gemma3"], indirect=True)
+def test_prompts_of_gemma3_are_those_of_the_whole_processor(case):
+    for question in case.questions:
+        parts = [*[{"type": "image"}] * len(question.images), {"type": "text", "text": "Name it."}]
+        processor = case.backbone.family.processor
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        opened = case.opened(*question.images) or None
+        assert list(question.tokens) == processor(text=text, images=opened, add_special_tokens=False).input_ids[0]
+
+
+@pytest.mark.parametrize("case", ["gemma3"], indirect=True)
+def test_what_gemma3_does_not_do_is_refused(case):
+    family = case.backbone.family
+    family.image_processor.do_pan_and_scan = True
+    with pytest.raises(ConfigError, match=r"cuts further squares out of long images \(do_pan_and_scan\)"):
+        type(family)(family.base, family.processor, family.settings)
+    family.image_processor.do_pan_and_scan = False
+    with case.backbone.answering.by("transformers"), pytest.raises(ConfigError, match="takes no embeddings"):
+        case.backbone.generate(case.questions, case.features, 2)

@@ -72,7 +72,7 @@ class Run:
         orders = Orders(self.config, Stream(), self.method, fedopt)
         clock = Clock(self.config, Stream(), orders, self.progress.timeline)
         rule = RULES[self.config.asynchronous.rule](self.config.asynchronous)
-        self.spill = LateSpill(self.folder, rule, [f.name for f in self.progress.timeline.flights])
+        self.spill = LateSpill(self.folder, rule, self.progress.timeline.flights)
         parts = {
             "config": self.config,
             "stream": Stream(),
@@ -171,7 +171,7 @@ def test_what_cannot_come_before_the_end_of_a_stage_is_not_trained_and_is_droppe
     assert run.trained == [[1, 2]]
     assert run.events == [("dropped", {"clients": [0]})]
     timeline = run.progress.timeline
-    assert timeline.flights == []
+    assert timeline.flights == {}
     assert timeline.dropped == 1
     assert timeline.busy == pytest.approx(4 + 3 + 7)  # 0 was at work for nothing
     assert run.progress.traffic == {"up": 0, "down": 4, "orders": 1, "rejected": 0}
@@ -214,7 +214,7 @@ def test_files_go_when_no_checkpoint_needs_them(tmp_path):
     before: set[str] = set()
     for _ in range(3):
         run.round()
-        held = {flight.name for flight in run.progress.timeline.flights}
+        held = set(run.progress.timeline.flights)
         assert {file.stem for file in run.folder.late.iterdir()} == held | before
         before = held
 
@@ -248,7 +248,7 @@ def test_concurrency_and_buffer_are_of_different_clients(tmp_path):
     for _ in range(5):
         clients, _ = run.round()
         assert len(set(clients)) == 3
-        flying = [flight.order.client for flight in run.progress.timeline.flights]
+        flying = [flight.order.client for flight in run.progress.timeline.flights.values()]
         assert len(set(flying)) == len(flying) == 3
 
 
@@ -262,6 +262,6 @@ def test_heterogeneous_slots_are_gone_through_in_turn(tmp_path):
     run = Run(tmp_path, concurrency=4)
     run.collector.round()
     timeline = run.progress.timeline
-    tasks = {f.name: f.order.tasks for f in timeline.flights}
+    tasks = {f.name: f.order.tasks for f in timeline.flights.values()}
     assert all(tasks[name] == [int(name.partition("-")[2]) % 2] for name in tasks)
     assert copy.deepcopy(timeline) == timeline

@@ -390,3 +390,12 @@ def test_a_damaged_start_is_named(hands, tmp_path):
     write_json(tmp_path / "start" / "probe.json", {"shapes": {}})
     with pytest.raises(RunError, match=r"start/probe.json: damaged"):
         hands(FakeGrid(n7="0", n8="1")).start()
+
+
+def test_what_a_site_can_afford_is_noted_and_need_not_be_alike(hands, events):
+    grid = FakeGrid(n1="0", n2="1", n3="2")
+    grid.story = {1: tells(rank=4), 2: tells(), 3: tells(rank=16)}
+    shake = hands(grid)
+    shake.start()
+    assert shake.afforded == {0: 4, 2: 16}
+    assert not any(event["event"] == "refused" for event in events)

@@ -93,8 +93,10 @@ def images_of(row: dict[str, Any]) -> tuple[str, ...]:
     """The images a row names under ``image`` or ``images``: a text, a list of texts, or none.
 
     Raises:
-        ValueError: anything else, or too many.
+        ValueError: anything else, too many, or a video.
     """
+    if any(row.get(key) not in (None, "", []) for key in ("video", "videos")):
+        raise ValueError("names a video, and only images are shown to a model; give its frames as images")
     named = [row[key] for key in ("image", "images") if row.get(key) not in (None, "")]
     if not named:
         return ()

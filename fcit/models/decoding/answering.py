@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fcit.config.kinds import Decoder
+from fcit.errors import ConfigError
 from fcit.models.decoding.capture import CudaGraphs
 from fcit.models.decoding.greedy import Greedy, unsuitable
 from fcit.models.decoding.rows import Rows
@@ -73,10 +75,19 @@ class Answering:
             pictured: ``(B, L)`` bool, where placeholders of images are.
             max_new_tokens: of the longest answer.
             grids: of the images, where they are of unlike size.
+
+        Raises:
+            ConfigError: neither decoder decodes this model.
         """
         sized = {} if grids is None else {"grids": grids}
         backbone, greedy = self._backbone, None if self.decoder == "transformers" else self.greedy
         if greedy is None:
+            if not self.generates:
+                raise ConfigError(
+                    f"evaluation.decoder: transformers' generate takes no embeddings for a "
+                    f"{type(backbone.family.base).__name__}; choose evaluation.decoder: auto, and backbone.attention: "
+                    "sdpa or eager"
+                )
             answers: torch.Tensor = backbone.model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -92,6 +103,11 @@ class Answering:
         signature = self.signature if backbone.device.type == "cuda" else None
         head = backbone.family.base.get_output_embeddings()
         return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
+
+    @property
+    def generates(self) -> bool:
+        """Whether transformers' own generate takes embeddings, with which images enter here."""
+        return "inputs_embeds" in inspect.signature(self._backbone.family.base.prepare_inputs_for_generation).parameters
 
     @property
     def ends(self) -> set[int]:

@@ -26,6 +26,8 @@ from torch import nn
 
 from fcit import config as configuration
 from fcit import registry
+from fcit.data.collate import parted
+from fcit.data.images.sizes import ImageSizes
 from fcit.errors import ConfigError
 from fcit.models.features import processed, square
 from fcit.models.hooks import as_factor
@@ -178,15 +180,20 @@ class Family(ABC):
         """Names how images are prepared beyond their processor; part of the name of cached features."""
         return "square" if self.settings.pad_to_square else ""
 
+    @property
+    def image_processor(self) -> Any:
+        """That of images alone."""
+        return self.processor.image_processor if self.whole else self.processor
+
     def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images as the processor is to see them."""
         if not self.settings.pad_to_square:
             return list(images)
-        return [square(image, self.processor.image_mean) for image in images]
+        return [square(image, self.image_processor.image_mean) for image in images]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """One image as the tower sees it; called in several threads at once."""
-        return processed(self.processor, self.prepared([image]))[0]
+        return processed(self.image_processor, self.prepared([image]))[0]
 
     @abstractmethod
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -202,6 +209,10 @@ class Family(ABC):
         """What a chat template writes in the place of an image; here a placeholder token."""
         return placeholder
 
+    def spelt(self, placeholder: str) -> str:
+        """What stands in the place of an image's tag in a prompt: as many placeholders as it has, and texts around."""
+        return placeholder * self.tokens
+
     @abstractmethod
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
         """Position ids of left-padded rows.
@@ -215,12 +226,13 @@ class Family(ABC):
         """Arguments ``generate`` needs beside embeddings and mask."""
         return {}
 
-    def beside(self, rows: torch.Tensor, pictured: torch.Tensor) -> AbstractContextManager[object]:
+    def beside(self, rows: torch.Tensor, pictured: torch.Tensor, mask: torch.Tensor) -> AbstractContextManager[object]:
         """Inside, the language model gets what it needs of images beside their words; here that is nothing.
 
         Args:
             rows: features of all images of a batch, as :meth:`project` or :meth:`AnySize.join` takes them.
             pictured: ``(B, L)`` bool, where their placeholders are.
+            mask: ``(B, L)``, 1 where there is a token.
         """
         return nullcontext()
 
@@ -289,6 +301,28 @@ class AnySize(Family):
         self, mask: torch.Tensor, pictured: torch.Tensor, grids: Sequence[Grid] | None = None
     ) -> dict[str, torch.Tensor]:
         return {}
+
+    def grid_of(self, image: str, sizes: ImageSizes | None) -> Grid:
+        """The grid of an image under the name by which it is shown (:func:`fcit.data.collate.as_shown`).
+
+        Args:
+            sizes: of the images; None: it is a :attr:`typical` one.
+
+        Raises:
+            DataError: its size cannot be read, or as :meth:`grid`.
+        """
+        path, several = parted(image)
+        family = self.among if several else self
+        width, height = self.typical if sizes is None else sizes.of(path)
+        return family.grid(*family.seen(width, height))
+
+    @property
+    def among(self) -> AnySize:
+        """This family as it sees an image that is one of several of a conversation: most see it as one alone.
+
+        It has the same weights, ``shape``, ``count``, ``kept``, ``join`` and ``projected``: those of its grids.
+        """
+        return self
 
     @property
     def native(self) -> bool:

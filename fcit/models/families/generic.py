@@ -27,7 +27,6 @@ from fcit import config as configuration
 from fcit.errors import ConfigError
 from fcit.models.families.base import AnySize, Family, VisionSizes
 from fcit.models.families.small import TEXT, VISION, Small
-from fcit.models.features import square
 from fcit.models.patches import Grid
 from fcit.models.places import locate
 
@@ -211,11 +210,6 @@ class Generic(AnySize):
 
     kept = projected = count
 
-    def prepared(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        if not self.settings.pad_to_square:
-            return list(images)
-        return [square(image, self.processor.image_processor.image_mean) for image in images]
-
     def pixels(self, image: Image.Image) -> Any:
         """What ``get_image_features`` takes of what the processor makes."""
         made = self.processor(images=self.prepared([image]), return_tensors="pt")
@@ -257,9 +251,10 @@ class Generic(AnySize):
             ConfigError: they are not the same, or the model cannot be called in this way.
         """
         rng, tag = np.random.default_rng(0), self.tag(self._placeholder)
-        images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in _TRIED]
+        noise = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in _TRIED]
+        images, sizes = self.prepared(noise), [self.seen(*size) for size in _TRIED]
         before, between, after = "What is this? ", " And what is that? ", " Answer with one word."
-        written = [self.placeholders(size, tag) for size in _TRIED]
+        written = [self.placeholders(size, tag) for size in sizes]
         with self._explained("the whole model cannot be called with what its processor makes"):
             given = self.processor(text=[f"{before}{tag}{between}{tag}{after}"], images=images, return_tensors="pt")
             given = {n: x.to(self.base.device) for n, x in given.items() if isinstance(x, torch.Tensor)}
@@ -271,7 +266,7 @@ class Generic(AnySize):
         if not torch.equal(own, ids):
             raise _unfit(self.settings, "its processor changes the text around images")
         with self._explained("its language model cannot be called with embeddings alone"):
-            words = torch.cat([self.rows(self.pixels(image), size) for image, size in zip(images, _TRIED, strict=True)])
+            words = torch.cat([self.rows(self.pixels(image), size) for image, size in zip(images, sizes, strict=True)])
             pictured, embeds = ids == self.base.config.image_token_id, self.base.get_input_embeddings()(ids)
             mask = torch.ones_like(ids)
             found = self.base(

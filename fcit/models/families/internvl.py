@@ -17,26 +17,33 @@ from fcit.models.families.small import TEXT, VISION, Small
 from fcit.models.families.tiled import Tiled, at_most
 from fcit.models.patches import Grid
 
-ONE_B = "OpenGVLab/InternVL3-1B-hf"
+ONE_B, TWO_B = "OpenGVLab/InternVL3-1B-hf", "OpenGVLab/InternVL3-2B-hf"
 
 
-def internvl_1b() -> Any:
-    """The configuration of InternVL3-1B (OpenGVLab/InternVL3-1B-hf): Qwen2.5-0.5B with InternViT-300M."""
+def _internvl3(**text: int) -> Any:
+    """Of the sizes up to 2B: InternViT-300M, and a Qwen2.5 of these sizes."""
     return InternVLConfig(
         vision_config={"attention_bias": True},  # everything else is transformers' default for this model
         text_config=Qwen2Config(
             vocab_size=151674,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
             num_key_value_heads=2,
             max_position_embeddings=32768,
             rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+            **text,
         ).to_dict(),
         image_token_id=151667,
         tie_word_embeddings=False,
     )
+
+
+def internvl_1b() -> Any:
+    """The configuration of InternVL3-1B (OpenGVLab/InternVL3-1B-hf): Qwen2.5-0.5B with InternViT-300M."""
+    return _internvl3(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14)
+
+
+def internvl_2b() -> Any:
+    """The configuration of InternVL3-2B (OpenGVLab/InternVL3-2B-hf): Qwen2.5-1.5B with InternViT-300M."""
+    return _internvl3(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)
 
 
 def _bounds(processor: Any, settings: configuration.Backbone) -> tuple[int, int]:
@@ -72,7 +79,7 @@ class InternVL(Tiled):
     summary = "InternVL3 and InternVL3.5 (`-hf`), images cut into tiles of 448 pixels"
     example = ONE_B
     projector, vision, processed = "multi_modal_projector", "vision_tower", False
-    published: ClassVar = {ONE_B: internvl_1b}
+    published: ClassVar = {ONE_B: internvl_1b, TWO_B: internvl_2b}
 
     def __init__(self, base: Any, processor: Any, settings: configuration.Backbone) -> None:
         super().__init__(base, processor, settings)

@@ -128,7 +128,7 @@ class Qwen3(Qwen):
         return super().join(rows[..., : super()._width], grids)
 
     @contextmanager
-    def beside(self, rows: torch.Tensor, pictured: torch.Tensor) -> Iterator[None]:
+    def beside(self, rows: torch.Tensor, pictured: torch.Tensor, mask: torch.Tensor) -> Iterator[None]:
         """The features of all depths, which the language model takes as arguments that the whole model sets itself."""
         if not len(rows):
             yield
