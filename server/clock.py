@@ -10,7 +10,7 @@ from fcit import seeding
 from fcit.config import RunConfig
 from fcit.config.kinds import epochs_of
 from fcit.data.stream import Stream
-from fcit.errors import RunError
+from fcit.errors import ConfigError, RunError
 from fcit.federation.devices import DAY, Fleet
 from fcit.federation.formats import BESIDE, BYTES
 from fcit.federation.messages import TrainOrder, is_learnt
@@ -41,12 +41,18 @@ class Clock:
         timeline: of the run's progress; changed in place.
 
     Raises:
-        ConfigError: the table of traces cannot be used.
+        ConfigError: the table of traces cannot be used, or is not that of the rounds so far.
     """
 
     def __init__(self, config: RunConfig, stream: Stream, orders: Orders, timeline: Timeline) -> None:
         self.config, self.stream, self.orders, self.timeline = config, stream, orders, timeline
         self.fleet = Fleet(config.devices, config.seed, config.federation.clients)
+        if timeline.rounds and timeline.traces != self.fleet.traces:
+            raise ConfigError(
+                f"devices.profile: {config.devices.profile} is not what it was when the run began; put it back, or "
+                "begin a new run"
+            )
+        timeline.traces = self.fleet.traces
 
     # ------------------------------------------------------------------ who takes part
 

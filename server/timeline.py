@@ -75,6 +75,7 @@ class Timeline:
         staleness: by number of server updates, how many updates were so late.
         ordered: orders of the stage at hand.
         flights: those whose updates have not come, by name.
+        traces: SHA-256 of the table of traces that the run began with; empty without one.
     """
 
     now: float = 0.0
@@ -86,11 +87,13 @@ class Timeline:
     staleness: dict[str, int] = field(default_factory=dict)
     ordered: int = 0
     flights: dict[str, Flight] = field(default_factory=dict)
+    traces: str = ""
 
     def results(self, profile: str) -> dict[str, Any]:
         """Entries of ``results.json``."""
         return {
             "profile": profile,
+            **({"traces": self.traces} if self.traces else {}),
             "seconds": self.now,
             "rounds": self.rounds,
             "stages": self.stages,

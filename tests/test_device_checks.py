@@ -55,7 +55,7 @@ def late(**raw) -> dict:
         (late(federation={"min_updates": 6}), "can never be reached with asynchronous.buffer: 5"),
         (late(federation={"over_select": 2}), "is about rounds that wait"),
         (late(federation={"sampling": "official"}), "the clock decides who is next; choose sampling: seeded"),
-        (late(factors="svd"), "choose factors: separate or frozen_a"),
+        (late(factors="svd"), "choose factors: frozen_a or separate"),
         (late(privacy={"secure_aggregation": "on"}), "updates of different rounds come together"),
         (late(privacy=DP), "privacy.client_dp: 'on' accounts for clients that the seed gives every round"),
         (late(method="joint"), "there are none; choose mode: sync"),

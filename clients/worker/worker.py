@@ -275,9 +275,7 @@ class Worker:
     def _update(self, order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
         """The update to an order that was begun at this time."""
         kept = self.memory.size(order.client) if self._remembers or order.constants else 0
-        names = ("stage", "round", "client", "shard", "subspace")
-        of_order = {name: getattr(order, name) for name in names}
-        return ClientUpdate(**of_order, seconds=time.perf_counter() - begin, kept=kept, **values)
+        return ClientUpdate(**order.answered, seconds=time.perf_counter() - begin, kept=kept, **values)
 
     @property
     def _remembers(self) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fcit import registry
 from fcit.config.schema import RunConfig
 
 _ON = "federation.mode: 'async'"
-#: Rules for averaging factors that hold for factors trained from different tensors of the server.
-_FACTORS = ("separate", "frozen_a")
 
 
 def buffer_of(config: RunConfig) -> int:
@@ -58,10 +57,11 @@ def contradictions(config: RunConfig) -> list[str]:
             f"federation.sampling: 'official' is a table of rounds, and with {_ON} the clock decides who is next; "
             "choose sampling: seeded"
         )
-    if config.factors not in _FACTORS:
+    able = [name for name in sorted(registry.FACTORS) if registry.resolve("factors", name).mixes_versions()]
+    if config.factors not in able:
         problems.append(
             f"factors: {config.factors!r} takes all updates of a round to begin with the same factors, and with {_ON} "
-            f"they do not; choose factors: {' or '.join(_FACTORS)}"
+            f"they do not; choose factors: {' or '.join(able)}"
         )
     return problems + _private(config)
 

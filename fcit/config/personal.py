@@ -1,15 +1,12 @@
-"""``evaluation.personal``: clients whose own models are evaluated, and what does not go together with that."""
+"""``evaluation.personal``: clients whose own models are evaluated."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from fcit.config.section import Section
-
-if TYPE_CHECKING:
-    from fcit.config.schema import RunConfig
 
 
 class Personal(Section):
@@ -29,37 +26,3 @@ class Personal(Section):
         if raw is True:
             return {}
         return {"clients": raw} if type(raw) is int else raw
-
-
-def contradictions(config: RunConfig) -> list[str]:
-    """Settings that do not go together with ``evaluation.personal``."""
-    if config.evaluation.personal is None:
-        return []
-    privacy, problems = config.privacy, []
-    on = {
-        "client_dp": privacy.on,
-        "record_dp": privacy.records,
-        "token_*": privacy.tokens,
-        "secure_aggregation": privacy.secure,
-    }
-    for key in (key for key, given in on.items() if given):
-        problems.append(
-            f"evaluation.personal: a client's scores on its own records are sent as they are, which privacy.{key} does "
-            "not cover; leave evaluation.personal out"
-        )
-    if config.stream == "site":
-        problems.append(
-            "evaluation.personal: with stream: 'site' each site is scored on its own test files already; leave it out, "
-            "or choose stream: benchmark"
-        )
-    if config.adapter.ranks is not None:
-        problems.append(
-            "evaluation.personal: clients are tuned at adapter.rank, which those of smaller adapter.ranks cannot "
-            "afford; leave one of them out"
-        )
-    if config.centralised:
-        problems.append(
-            "evaluation.personal: is about clients, and with setting: 'centralised' there is one participant; leave it "
-            "out, or choose setting: homogeneous"
-        )
-    return problems

@@ -21,6 +21,7 @@ from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
 from fcit.methods.base import FAMILIES, INVARIANTS, Method, Pair, ServerState
+from fcit.models.ranks import rank_of
 
 # --------------------------------------------------------------------------- checks of every method
 
@@ -173,6 +174,19 @@ def a_client_can_train(case: MethodCase) -> None:
         memory = trees.restore(plain, tensors) if case.method.remembers else {}
 
 
+def a_client_of_a_smaller_rank_can_train(case: MethodCase) -> None:
+    """With mixes_ranks, clients train factors of a smaller rank, and the subspace keeps its shapes."""
+    if not declared(type(case.method), "mixes_ranks") or not case.method.trains:
+        return
+    case.rank = 1
+    updates = [case.train(pair, {})[1] for pair in PAIRS]
+    require({rank_of(update.tensors) for update in updates} == {1}, "training has changed the rank of factors")
+    case.method.aggregate(case.state, iter(updates), case.aggregator)
+    for pair in PAIRS:
+        after = {n: case.held(pair)[n].shape for n in case.shapes}
+        require(after == case.shapes, f"aggregate gave a subspace the shapes {after}")
+
+
 def a_second_stage_follows(case: MethodCase) -> None:
     """A second stage: constants of the first reach its clients, and its state can be saved."""
     if not case.method.trains:
@@ -293,6 +307,7 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     a_client_can_train,
     a_second_stage_follows,
     clients_can_come_in_any_order,
+    a_client_of_a_smaller_rank_can_train,
 ]
 DECLARED: dict[str, Callable[[MethodCase], None]] = {
     "starts-at-base": starts_at_base,

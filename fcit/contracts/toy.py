@@ -20,6 +20,7 @@ from fcit.io import trees
 from fcit.methods.base import Factory, Method, Pair, QuestionBatch, ServerState, Session, Stats, Update, objective
 from fcit.models.hooks import Keys
 from fcit.models.layout import GATE, Layout
+from fcit.models.ranks import cut
 from fcit.models.reading import Weigh
 
 RECORDS = [Record.single(f"{i}.png", "What is this?", "a thing") for i in range(3)]
@@ -184,11 +185,16 @@ def method_of(name: str, options: dict[str, Any] | None = None) -> Method:
 
 @dataclass
 class MethodCase:
-    """A method with its options on a toy federation of three clients, under a policy for the projector."""
+    """A method with its options on a toy federation of three clients, under a policy for the projector.
+
+    Attributes:
+        rank: of the factors that clients train; None: the subspace's.
+    """
 
     name: str
     projector: str = "shared"
     options: dict[str, Any] = field(default_factory=dict)
+    rank: int | None = None
     method: Method = field(init=False)
     make: Factory = field(init=False)
     shapes: dict[str, tuple[int, ...]] = field(init=False)
@@ -222,7 +228,8 @@ class MethodCase:
             wrong = [n for n, t in arrays.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
             require(not wrong, f"{hook} must give float32 arrays; {wrong} are not")
         require(not any("/" in n for n in constants), "names of constants must not hold '/'")
-        toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in self.held(pair).items()})
+        held = {n: cut(n, t, self.rank) for n, t in self.held(pair).items()} if self.rank else self.held(pair)
+        toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in held.items()})
         session = Session(
             backbone=toy,
             adapters=toy,

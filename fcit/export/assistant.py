@@ -350,8 +350,15 @@ def _method(folder: Portable, backbone: dict[str, Any]) -> Method:
     """The method that routes: a shipped one, since files of unknown origin must not name code to be run.
 
     Raises:
-        ConfigError: it is not shipped, or the backbone's settings are invalid. DataError: unknown options.
+        ConfigError: it or the model's family is not shipped, or the backbone's settings are invalid. DataError: unknown
+            options.
     """
+    if registry.is_own(str(backbone.get("family"))):
+        raise ConfigError(
+            f"{folder.home / format.ROUTING}: backbone.family {registry.label(str(backbone['family']))!r} is code of "
+            "its own, which is not loaded from files of others; put the file into fcit/models/families and a line into "
+            "MODELS (docs/own-family.md), and train with backbone.family: auto"
+        )
     options: dict[str, Any] = dict(folder.routing.method)
     name = options.get("name")
     if name not in registry.METHODS:

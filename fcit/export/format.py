@@ -19,7 +19,7 @@ from fcit.config.kinds import BatchSize, Decoder, Way
 from fcit.config.schema import Adapter, Backbone, Section
 from fcit.errors import ConfigError, DataError, RunError
 from fcit.io import bounded
-from fcit.io.files import read_tensors, write_json, write_tensors
+from fcit.io.files import read_json, read_tensors, write_json, write_tensors
 from fcit.io.trees import Tensors
 from fcit.models.layout import is_projector
 from fcit.models.saving import BARE, PEFT
@@ -130,6 +130,11 @@ class Portable:
             return cls(path / "adapters", path / "adapters", _read_routing(path / "adapters" / ROUTING))
         if not (path / "results.json").is_file():
             raise ConfigError(f"{path}: the run has not finished; `fcit resume {path}` goes on")
+        if "clients_by_stage" in read_json(path / "results.json"):
+            raise ConfigError(
+                f"{path}: its clients answer with factors of their own (factors), which stay with them; there is no "
+                "adapter to answer with"
+            )
         raise ConfigError(
             f"{path}: no adapters/{ROUTING}, which older versions did not write; `fcit run {path}/config.yaml` "
             "runs it again"

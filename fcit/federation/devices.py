@@ -1,7 +1,7 @@
 """Virtual machines of virtual clients: how fast each is, how it is connected, when it can be reached.
 
 A client's machine is drawn from (seed, client) alone, so that every method, optimiser and mode of a seed meets the same
-ones. The profiles and their numbers are ours [D]: their shape follows what is reported of federated learning on phones
+ones. The profiles and their numbers are ours: their shape follows what is reported of federated learning on phones
 and in hospitals (speeds and links that differ by an order of magnitude, a long tail of slow ones, nights on the
 charger), their numbers were measured nowhere. Who has traces gives them as a CSV file.
 """
@@ -9,6 +9,7 @@ charger), their numbers were measured nowhere. Who has traces gives them as a CS
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Device:
     def seconds(self, down: float, records: float, up: float) -> float:
         """An order's time: ``down`` bytes to the client, records to train on, ``up`` bytes back.
 
-        A client that has begun is not interrupted when its window closes [D].
+        A client that has begun is not interrupted when its window closes.
         """
         return down / self.down + records / self.speed + up / self.up
 
@@ -78,10 +79,12 @@ class Fleet:
 
     def __init__(self, devices: Devices, seed: int, clients: int) -> None:
         self._devices, self._seed, self._known = devices, seed, dict[int, Device]()
+        #: SHA-256 of the table of traces; empty where there is none.
+        self.traces = ""
         #: Whether every client can be reached at any time.
         self.always = devices.always
         if devices.profile.endswith(TRACES):
-            self._known = read_traces(Path(devices.profile), clients)
+            self._known, self.traces = read_traces(Path(devices.profile), clients)
             self.always = not any(device.windows for device in self._known.values())
 
     def __getitem__(self, client: int) -> Device:
@@ -113,8 +116,8 @@ def _windows(profile: str, begin: float, length: float) -> tuple[Window, ...]:
     return ()
 
 
-def read_traces(path: Path, clients: int) -> dict[int, Device]:
-    """The machines of a CSV file with the columns ``client,speed,down,up`` and perhaps ``begin,end``.
+def read_traces(path: Path, clients: int) -> tuple[dict[int, Device], str]:
+    """The machines of a CSV file with the columns ``client,speed,down,up`` and perhaps ``begin,end``; its SHA-256.
 
     ``speed`` is in records a second, ``down`` and ``up`` in megabits a second, ``begin`` and ``end`` in hours of the
     day. Several rows of a client, alike but for the hours, are several windows of one day.
@@ -124,7 +127,8 @@ def read_traces(path: Path, clients: int) -> dict[int, Device]:
     """
     where = f"devices.profile: {path}"
     try:
-        reader = csv.DictReader(io.StringIO(bounded.read_text(path, MOST)), strict=True)
+        text = bounded.read_text(path, MOST)
+        reader = csv.DictReader(io.StringIO(text), strict=True)
         names = tuple(reader.fieldnames or ())
         if names not in (_COLUMNS, (*_COLUMNS, *_HOURS)):
             raise ConfigError(
@@ -147,7 +151,7 @@ def read_traces(path: Path, clients: int) -> dict[int, Device]:
     missing = next((client for client in range(clients) if client not in devices), None)
     if missing is not None:
         raise ConfigError(f"{where}: has no row for client {missing} (federation.clients: {clients}, from 0 on)")
-    return devices
+    return devices, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _device(row: dict[str, str], where: str) -> tuple[int, Device]:

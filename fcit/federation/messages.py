@@ -89,6 +89,11 @@ class TrainOrder:
     participations: int = 0
 
     @property
+    def answered(self) -> dict[str, Any]:
+        """The fields that an update to this order repeats."""
+        return {name: getattr(self, name) for name in ("stage", "round", "client", "shard", "subspace")}
+
+    @property
     def trained(self) -> Tensors:
         """The tensors that the client trains and returns, as the server has them."""
         if self.measure:

@@ -72,7 +72,7 @@ class FedOpt:
     server_copies: ClassVar[int] = 0
     client_copies: ClassVar[int] = 0
     training_copies: ClassVar[int] = 0
-    #: Whether the server takes the mean unchanged; required by ``factors: svd``, which makes new factors every round.
+    #: Whether the server takes the mean unchanged; required by rules as ``factors: svd``, which make new factors.
     averages: ClassVar[bool] = False
     #: Whether a round may train only half of a subspace (``factors: alternate``).
     halves: ClassVar[bool] = True

@@ -40,6 +40,13 @@ class Separate:
     prunes: ClassVar[bool] = False
     #: Whether a federated optimiser can step from the server's factors towards what this rule makes.
     stepwise: ClassVar[bool] = True
+    #: Whether other factors are trained from one round to the next.
+    by_turn: ClassVar[bool] = False
+
+    @classmethod
+    def mixes_versions(cls) -> bool:
+        """Whether it holds for updates that began from different versions of the server's factors."""
+        return cls.of_the_mean and cls.stepwise and not cls.by_turn and not cls.per_client
 
     def frozen(self, names: Iterable[str], turn: int) -> list[str]:
         """Tensors of a subspace that clients load but do not train in its ``turn``-th round (from 0)."""
@@ -211,6 +218,7 @@ class Alternate(Separate):
     """
 
     summary = "B in one round of a subspace, A in the next (RoLoRA); exact, half the upload"
+    by_turn = True
 
     def frozen(self, names: Iterable[str], turn: int) -> list[str]:
         return sorted(name for name in names if (B if turn % 2 else A) in name)

@@ -1,4 +1,4 @@
-"""FedSA-LoRA (Guo et al., 2024, arXiv 2410.01463): A is shared, every client keeps its B."""
+"""FedSA-LoRA (Guo et al., 2024, arXiv 2410.01463 [M]): A is shared, every client keeps its B."""
 
 from __future__ import annotations
 

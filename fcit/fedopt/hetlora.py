@@ -1,4 +1,4 @@
-"""HetLoRA (Cho et al., 2024, arXiv 2401.06432), as two public re-implementations have it; its text was not read."""
+"""HetLoRA (Cho et al., 2024, arXiv 2401.06432 [M]), as two public re-implementations agree; its text was not read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Hetlora(Separate):
     lambda sum_layers ||B_tail||_F ||A_tail||_F, lambda = 0.01. If this sum is smaller after a training than before,
     r_k <- max(r_min, floor(gamma r_k)), with r_min of ``adapter.min_rank``, and the update is cut to that rank.
 
-    Ours: the server compares the tails, knowing both, so that nothing but factors is sent; the round's upload still has
-    the columns that are cut. Columns that no client of a round has stay as they are: zeros in both factors could never
-    move again. A tensor that is no factor is averaged by records. If no client has a product (all S_k = 0), factors
-    stay. A client's rank holds for all subspaces that it trains.
+    Ours [D]: the server compares the tails, knowing both, so that nothing but factors is sent; the round's upload still
+    has the columns that are cut. Columns that no client of a round has stay as they are: zeros in both factors could
+    never move again. A tensor that is no factor is averaged by records. If no client has a product (all S_k = 0),
+    factors stay. A client's rank holds for all subspaces that it trains.
     """
 
     summary = "zero-padded A and B weighted by the norm of their product, ranks that shrink (HetLoRA)"

@@ -68,7 +68,7 @@ class Stacked(Separate):
 
 
 class Flora(Stacked):
-    """FLoRA (Wang et al., 2024, arXiv 2409.05976): clients train fresh factors, whose stack joins their frozen model.
+    """FLoRA (Wang et al., 2024, arXiv 2409.05976 [M]): clients train fresh factors, whose stack joins the frozen model.
 
     With w_k = n_k / N, the server stacks a round's updates along the rank,
 
@@ -80,14 +80,12 @@ class Flora(Stacked):
     relied on, because that baseline keeps the first client's update only.
 
     Where a run has one adapter per subspace: a stage begins with the subspace as its first piece, and ends with the sum
-    recompressed to ``adapter.rank`` (ours; FLoRA merges into the backbone). Down go, per client, its fresh factors and,
-    once each, pieces of K r numbers per width and round; up goes one pair of factors. Fresh factors are drawn by the
-    server from (seed, subspace, piece), the same for all clients of a round.
+    recompressed to ``adapter.rank`` (ours [D]; FLoRA merges into the backbone). Down go, per client, its fresh factors
+    and, once each, pieces of K r numbers per width and round; up goes one pair of factors. The server draws fresh
+    factors from (seed, subspace, piece), the same for all clients of a round.
     """
 
-    summary = (
-        "updates stacked, frozen into the model of the stage, recompressed at its end (FLoRA); exact within a stage"
-    )
+    summary = "updates stacked into the stage's frozen model, recompressed at its end (FLoRA); exact within a stage"
 
     def __init__(self) -> None:
         self._fresh: tuple[tuple[Any, ...], Tensors] = (), {}
@@ -129,7 +127,7 @@ class Flora(Stacked):
 
 
 class FedEx(Stacked):
-    """FedEx-LoRA (Singhal et al., 2024, arXiv 2410.09432): mean factors, and the residual that makes them exact.
+    """FedEx-LoRA (Singhal et al., 2024, arXiv 2410.09432): mean factors, and the residual that makes them exact [C].
 
         A' = sum_k w_k A_k,   B' = sum_k w_k B_k,   R = sum_k w_k B_k A_k - B' A',   W <- W + s R
 
@@ -139,7 +137,7 @@ class FedEx(Stacked):
     R transposed on square layers, which is not repeated. Clients go on from the same factors: all need one rank.
 
     Where a run has one adapter per subspace, the mean factors and the residuals of a stage are recompressed to
-    ``adapter.rank`` at its end (ours; FedEx-LoRA keeps them in the backbone).
+    ``adapter.rank`` at its end (ours [D]; FedEx-LoRA keeps them in the backbone).
     """
 
     summary = "mean factors, and the residual of their product sent factored (FedEx-LoRA); exact within a stage"

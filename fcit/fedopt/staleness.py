@@ -3,6 +3,9 @@
 A rule turns every update into one that could have been trained on the server's tensors of now; averaging, robust rules
 and the federated optimiser then do with it what they do in a round that waits. ``x`` are the server's tensors of now,
 ``x'`` those that the client began with, ``y`` those it ended with, ``tau`` the server updates in between.
+
+Equations are quoted from memory and compared with other implementations, not with the papers' text; what is ours says
+so.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ class Late(ABC):
         self.settings = settings
 
     def weight(self, tau: int) -> float:
-        """s(tau), 1 for a fresh update (Xie et al., 2019, arXiv 1903.03934, section 5.2 [M]).
+        """s(tau), 1 for a fresh update (Xie et al., 2019, arXiv 1903.03934, section 5.2).
 
-        polynomial: (1 + tau)^-a; with a = 1/2 it is that of FedBuff (Nguyen et al., 2022, arXiv 2106.06639, section 5
-        [M]). hinge: 1 if tau <= b, else 1 / (a (tau - b) + 1). constant: 1.
+        polynomial: (1 + tau)^-a; with a = 1/2 it is that of FedBuff (Nguyen et al., 2022, arXiv 2106.06639, section 5).
+        hinge: 1 if tau <= b, else 1 / (a (tau - b) + 1). constant: 1.
         """
         a, b = self.settings.a, self.settings.b
         if self.settings.staleness == "polynomial":
@@ -59,16 +62,16 @@ class Late(ABC):
 
 
 class FedBuff(Late):
-    """FedBuff (Nguyen et al., 2022, arXiv 2106.06639, Algorithm 1 [M]): a buffer of updates makes one server update.
+    """FedBuff (Nguyen et al., 2022, arXiv 2106.06639, Algorithm 1): a buffer of updates makes one server update.
 
         x <- x + eta sum_k w_k s(tau_k) (y_k - x'_k)
 
     An update takes part as x + s(tau) (y - x'); their mean is then x plus the sum above. A fresh one takes part as it
     is: a buffer without late updates is a round of FedAvg, bit for bit.
 
-    Differences from the paper: w_k = n_k / sum n as everywhere here, not 1 / K [D]; eta is that of ``fedopt:``; and
-    tau counts the updates that the tensor itself has had, so that of several subspaces one that no one trained
-    meanwhile is not stale [D].
+    Differences from the paper: w_k = n_k / sum n as everywhere here, not 1 / K; eta is that of ``fedopt:``; and tau
+    counts the updates that the tensor itself has had, so that of several subspaces one that no one trained meanwhile
+    is not stale. All three are ours.
     """
 
     def kept(self, trained: Tensors, base: Tensors) -> Tensors:
@@ -81,7 +84,7 @@ class FedBuff(Late):
 
 
 class FedAsync(Late):
-    """FedAsync (Xie et al., 2019, arXiv 1903.03934, Algorithm 1 [M]): every update is mixed in as it comes.
+    """FedAsync (Xie et al., 2019, arXiv 1903.03934, Algorithm 1): every update is mixed in as it comes.
 
         x <- (1 - alpha s(tau)) x + alpha s(tau) y
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def _panels(count: int, width: float = 5.2, height: float = 3.2, columns: int = 
 
 
 def _title(run: Run, behind: str = "") -> str:
-    """Run and method, and the remark about its numbers on a line of its own."""
-    return "\n".join(filter(None, [f"{run.name} ({run.method}){behind}", label(run)]))
+    """Run and method, and the remark about its numbers on lines of its own that no picture cuts off."""
+    return "\n".join([f"{run.name} ({run.method}){behind}", *textwrap.wrap(label(run), 48)])
 
 
 def matrices(runs: list[Run]) -> Figure:

@@ -5,12 +5,22 @@ import pytest
 import yaml
 
 from fcit import config as configuration
-from fcit.bench import plan
+from fcit.bench import leaderboard, plan
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.runs.folder import RunDir
 
 BASE = {"benchmark": "fcit-mini-short", "method": "disco", "federation": {"rounds": 2, "clients_per_round": 3}}
 ENVIRONMENT = {"fcit": "0", "python": "3", "libraries": {"torch": "2.6"}, "backend": {"machine": "x86_64"}}
+COST = {
+    "client_rounds": 6,
+    "up_per_client_round": 400_000.0,
+    "down_per_client_round": 500_000.0,
+    "client_seconds": 0.5,
+    "server_bytes": 2_000_000,
+    "client_memory_bytes": 0.0,
+    "parameters": {"trainable": 97_536, "stored": 390_144, "active": 97_536},
+    "seconds_per_sample": 0.004,
+}
 
 
 @pytest.fixture
@@ -63,3 +73,26 @@ def finish(
 def _write(path: Path, lines: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def board(planned):
+    """Two seeds of fine-tuning and DISCO, one of two of DISCO with another rate, references."""
+    made = planned(
+        seeds=[0, 1],
+        set={"evaluation.samples": 4},
+        rows=[
+            {"axes": {"method": ["finetune", "disco", "joint"]}},
+            {"axes": {"method": ["disco"], "training.lr": [0.001]}},
+            {"axes": {"method": ["zero_shot"]}, "seeds": [0]},
+        ],
+    )
+    marks = {"finetune": [1, 0, 0, 0], "disco": [1, 1, 0, 0], "joint": [1, 1, 1, 0], "disco / lr=0.001": [1, 1, 1, 1]}
+    for run in made.runs:
+        label = run.row.label
+        if label == "zero_shot" or (label, run.seed) == ("disco / lr=0.001", 1):
+            continue
+        environment = {**ENVIRONMENT, "libraries": {"torch": "9.9"}} if label == "joint" else ENVIRONMENT
+        values = [1.0, *marks[label][1:]] if run.seed == 0 else [0.0, *marks[label][1:]]
+        finish(run, {"a": values}, COST if label == "disco" else None, 50.0, environment)
+    return made, leaderboard.collect(made)

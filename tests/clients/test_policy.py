@@ -53,6 +53,12 @@ def test_code_in_an_order_is_refused_before_it_is_looked_at(tmp_path, evil, key,
     assert not evil.exists()
 
 
+def test_a_family_of_models_is_fcits_own(tmp_path, evil):
+    with pytest.raises(Refused, match=r"^backbone.family: .*names code; a site runs only fcit's own: auto, generic$"):
+        policy.limited(text(backbone={"family": "evil_part:Evil"}), site(tmp_path))
+    assert not evil.exists()
+
+
 def test_a_trainer_of_the_runs_is_fcits_own_and_one_of_the_sites_is_allowed_by_the_run(tmp_path, evil):
     named = text(training={"trainer": "evil_part:make"})
     with pytest.raises(Refused, match=r"^training.trainer: .*names code; a site runs only fcit's own: hf$"):

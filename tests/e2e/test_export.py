@@ -332,9 +332,11 @@ def test_damaged_routing_is_one_sentence(given, values):
         fcit.load(given)
 
 
-def test_no_code_is_run_that_a_file_of_others_names(given, tmp_path):
+@pytest.mark.parametrize("part", ["method", "family"])
+def test_no_code_is_run_that_a_file_of_others_names(given, tmp_path, part):
     (given / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
-    changed(given, method={"name": f"{given}/evil.py:Evil"})
+    evil, backbone = f"{given}/evil.py:Evil", json.loads((given / format.ROUTING).read_text())["backbone"]
+    changed(given, **({"method": {"name": evil}} if part == "method" else {"backbone": {**backbone, "family": evil}}))
     with pytest.raises(ConfigError, match="code of its own"):
         fcit.load(given)
     assert not (tmp_path / "run").exists()

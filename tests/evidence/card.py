@@ -111,8 +111,7 @@ def render(found: dict[str, dict[str, float]], routes: list[str], history: str) 
             "A LLaVA (CLIP vision tower, two-layer projector, six-layer Llama decoder, 1.8 M parameters) and a CLIP "
             "pair",
             "(0.65 M) for identity tokens, float32, made for the mini world of this package: 64-pixel images of 4 x 4",
-            "cells. It is good for nothing else. Data: synthetic instructions of `fcit/data/mini/skills.py` over "
-            "images",
+            "cells. It is good for nothing else. Data: synthetic instructions of `fcit/data/mini/skills/` over images",
             "whose layouts no mini dataset uses; none of the datasets' questions or answer formats.",
             "",
             history.strip(),

@@ -31,7 +31,6 @@ from typing import Any
 import psutil
 import yaml
 
-from clients.site.supervisor import STATE
 from fcit.deploy import control
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
@@ -44,6 +43,7 @@ from tests.deploy.conftest import FCIT, Up, free_port
 from tests.e2e.test_deployment import BENCHMARK, CONFIG, data
 from tests.evidence import absences, netns
 from tests.evidence.absences import Accident
+from tests.evidence.soaked_site import Site, memory_of, size_of
 from tests.helpers.runs import bits
 
 RESULT = Path(__file__).parent / "results" / "sites_soak.json"
@@ -53,96 +53,6 @@ ROUND = 45.0  # seconds that a round is taken to last when the number of rounds 
 SAMPLE = 20.0  # seconds between two looks at memory and disk
 AT_A_SITE = ("kill SuperNode", "kill executor", "stop SuperNode", "stop executor", "kill site", "clock", "drop packets")
 AT_THE_OPERATOR = ("kill SuperLink", "kill SuperExec", "kill up", "deploy stop")
-
-#: Imported by every Python of a site: Flower's clock is ahead by what stands in a file.
-SKEWED = """\
-import importlib.util, os, sys
-from datetime import timedelta
-from pathlib import Path
-
-class Skewing:
-    def find_spec(self, name, path=None, target=None):
-        if name != "flwr.supercore.date":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-        def exec_module(module):
-            run(module)
-            right = module.now
-            module.now = lambda: right() + timedelta(seconds=float(Path(os.environ["SOAK_SKEW"]).read_text()))
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Skewing())
-"""
-
-
-class Site:
-    """One site, as its service manager runs it."""
-
-    def __init__(self, deployment: Deployment, number: int, common: Path, net: netns.Network | None) -> None:
-        self.number, self.folder, self.net = number, deployment.site(str(number)), net
-        self.file, self.skew = self.folder / "SITE.yaml", self.folder / "skew"
-        address = f"127.0.0.{number + 2}"
-        text = self.file.read_text().replace("data_root: data ", f"data_root: {common / 'data'} ")
-        inner = f"address: {address}\nport: {free_port(address)}\n"
-        self.file.write_text(f"{text}\n{inner}benchmark: {common / 'two-tasks.yaml'}\nthreads: 1\n")
-        self.skew.write_text("0")
-        (self.folder / "python").mkdir()
-        (self.folder / "python" / "sitecustomize.py").write_text(SKEWED)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it; when it runs already, nothing is done."""
-        if self.process is not None and self.process.poll() is None:
-            return
-        paths = [str(self.folder / "python"), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "SOAK_SKEW": str(self.skew), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        env.pop("FCIT_CACHE", None)
-        before = [] if self.net is None else self.net.inside(self.number)
-        with (self.folder / "out.txt").open("a") as out:
-            command = [*before, str(FCIT), "client", "start", str(self.file)]
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=env)
-
-    def child(self, name: str) -> int | None:
-        """Process id of the SuperNode or the executor, if it runs."""
-        try:
-            state = read_state(self.folder / "home" / STATE)
-        except RunError:
-            return None
-        processes = [] if state is None else state["processes"]
-        return next((one["pid"] for one in processes if one["name"] == name), None)
-
-    def memory(self) -> float:
-        """MB of all its processes."""
-        return 0.0 if self.process is None else _memory(self.process.pid)
-
-    def stop(self) -> None:
-        """End it."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(60)
-            self.process.kill()
-
-
-def _memory(pid: int) -> float:
-    total = 0
-    with suppress(psutil.NoSuchProcess):
-        for process in (me := psutil.Process(pid), *me.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
-    return round(total / 1e6, 1)
-
-
-def _size(folder: Path) -> float:
-    """MB of all files below a folder."""
-    total = 0
-    for file in folder.rglob("*"):
-        with suppress(OSError):
-            total += file.lstat().st_size if file.is_file() else 0
-    return round(total / 1e6, 2)
 
 
 class Soak:
@@ -300,12 +210,12 @@ class Soak:
         if time.monotonic() - self._sampled < SAMPLE:
             return
         self._sampled = time.monotonic()
-        sizes = {name: _size(self.deployment.path / name) for name in ("superlink", "door")}
-        homes = max(_size(site.folder / "home" / "logs") for site in self.sites)
+        sizes = {name: size_of(self.deployment.path / name) for name in ("superlink", "door")}
+        homes = max(size_of(site.folder / "home" / "logs") for site in self.sites)
         self.rows.append(
             {
                 "time": round(time.time(), 1),
-                "operator_mb": _memory(self.up.process.pid),
+                "operator_mb": memory_of(self.up.process.pid),
                 "site_mb": max(site.memory() for site in self.sites),
                 "superlink_disk_mb": sizes["superlink"],
                 "door_disk_mb": sizes["door"],

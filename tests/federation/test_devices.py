@@ -1,5 +1,7 @@
 """Virtual machines: drawn once per seed and client, and read from tables of traces."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -63,10 +65,12 @@ def traces(folder, text: str):
 
 def test_traces_with_two_windows_of_one_client(tmp_path):
     path = traces(tmp_path, "client,speed,down,up,begin,end\n0,2,8,4,22,4\n1,1,8,8,,\n0,2,8,4,12,13\n")
-    devices = read_traces(path, 2)
+    devices, sha = read_traces(path, 2)
     assert devices[0] == Device(2.0, 1e6, 0.5e6, (Window(22 * HOUR, 6 * HOUR), Window(12 * HOUR, HOUR)))
     assert devices[1] == Device(1.0, 1e6, 1e6)
-    assert Fleet(Devices.model_validate({"profile": str(path)}), 0, 2)[0] == devices[0]
+    fleet = Fleet(Devices.model_validate({"profile": str(path)}), 0, 2)
+    assert fleet[0] == devices[0]
+    assert fleet.traces == sha == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

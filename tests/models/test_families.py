@@ -198,7 +198,7 @@ def test_adapters_of_qwen3_vl_4b():
     assert shape.feature_width == 4 * 1024 + 3 * 2560
 
 
-@pytest.mark.parametrize("case", ["qwen3_vl"], indirect=True)
+@pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl"], indirect=True)
 def test_positions_are_those_of_the_model(case):
     ids, mask = (torch.zeros(4, 100, dtype=torch.long) for _ in range(2))
     for row, example in enumerate(case.examples):

@@ -1,6 +1,5 @@
 """Qwen2.5-VL by configuration only: the same answers as transformers' own forward, trained, saved and loaded again."""
 
-import dataclasses
 from contextlib import nullcontext
 
 import numpy as np
@@ -12,8 +11,6 @@ from transformers import AutoModelForImageTextToText
 
 from fcit.config import Adapter, Training
 from fcit.config import Backbone as Config
-from fcit.data.collate import images_of
-from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import TINY, Backbone
@@ -207,162 +204,6 @@ def test_pictures_of_a_cache_are_those_of_the_tower(folder, images, tmp_path, mo
 # ---------------------------------------------------------------------- at their own size
 
 
-UNLIKE = [(57, 30), (24, 61), (150, 90), (29, 200)]
-
-
-@pytest.fixture(scope="module")
-def unlike(tmp_path_factory):
-    root = tmp_path_factory.mktemp("unlike")
-    rng = np.random.default_rng(3)
-    for n, (width, height) in enumerate(UNLIKE):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{n}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def native(folder) -> Backbone:
-    return Backbone(settings(folder, image_size="native", min_pixels=28 * 28 * 2, max_pixels=28 * 28 * 12))
-
-
-def conversation(*images: str) -> Record:
-    """Two turns; all images belong to the first."""
-    return Record(images, (Turn("How many?", "3", len(images)), Turn("Name it.", "red cup", 0)))
-
-
-RECORDS = [conversation("2.png"), conversation(), conversation("3.png", "0.png"), conversation("1.png")]
-
-
-def whole(backbone, root, example):
-    """The arguments of transformers' own forward for one conversation."""
-    tokens = torch.tensor([example.tokens])
-    given = {"input_ids": tokens, "mm_token_type_ids": (tokens == backbone.model.config.image_token_id).int()}
-    if example.images:
-        opened = [Image.open(root / image).convert("RGB") for image in example.images]
-        bounds = {"shortest_edge": 28 * 28 * 2, "longest_edge": 28 * 28 * 12}
-        given |= backbone.image_processor(opened, size=bounds, return_tensors="pt")
-    return given
-
-
-@pytest.fixture(scope="module")
-def conversations(native, unlike):
-    encoder = native.encoder_below(unlike)
-    examples = [encoder.encode(record) for record in RECORDS]
-    return examples, native.vision_features(unlike, images_of(examples))
-
-
-def test_tokens_follow_from_the_size_alone(native, unlike, conversations):
-    grids = native.vision.grids(unlike, [f"{n}.png" for n in range(4)])
-    assert grids == [(1, 2), (2, 1), (2, 4), (7, 1)]  # 150 x 90 would have 15 words, 12 are allowed
-    counts = [e.tokens.count(native.model.config.image_token_id) for e in conversations[0]]
-    assert counts == [8, 0, 7 + 2, 2]
-
-
-def test_conversations_of_unlike_images_are_transformers_own_forward(folder, native, unlike, conversations):
-    """One image, none, two, two turns: loss positions of a padded batch."""
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    wanted = []
-    with torch.no_grad():
-        for example in conversations[0]:
-            out = model(**whole(native, unlike, example)).logits[0]
-            wanted += [out[start - 1 : end - 1] for start, end in example.answers]
-    torch.testing.assert_close(logits(native, conversations), torch.cat(wanted), rtol=0, atol=1e-4)
-
-
-def test_positions_of_unlike_images_are_those_of_the_model(native, unlike, conversations):
-    ids, mask = (torch.zeros(4, 80, dtype=torch.long) for _ in range(2))
-    for row, example in enumerate(conversations[0]):
-        ids[row, -len(example.tokens) :], mask[row, -len(example.tokens) :] = torch.tensor(example.tokens), 1
-    pictured = ids == native.model.config.image_token_id
-    grids = native.vision.grids(unlike, images_of(conversations[0]))
-    grid = torch.tensor([[1, 2 * h, 2 * w] for h, w in grids])
-    wanted, _ = native.model.model.get_rope_index(ids, pictured.int(), image_grid_thw=grid, attention_mask=mask)
-    assert torch.equal(native.family.positions(mask, pictured, grids) * mask, wanted * mask)
-
-
-def test_answers_about_unlike_images_are_those_of_the_whole_model(folder, native, unlike):
-    """In one batch by our decoder and by transformers', and one by one from pixels."""
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    asked = [("2.png",), (), ("3.png", "0.png"), ("1.png",)]
-    encoder = native.encoder_below(unlike)
-    questions = [encoder.encode(TestRecord(str(n), images, "Name it.", "")) for n, images in enumerate(asked)]
-    wanted = []
-    for example in questions:
-        ids = list(example.tokens)
-        with torch.no_grad():
-            while len(ids) < len(example.tokens) + 8 and ids[-1] != native.tokenizer.eos_token_id:
-                out = model(**whole(native, unlike, dataclasses.replace(example, tokens=tuple(ids))))
-                ids.append(int(out.logits[0, -1].argmax()))
-        wanted.append(native.tokenizer.decode(ids[len(example.tokens) :], skip_special_tokens=True).strip())
-    features = native.vision_features(unlike, images_of(questions))
-    for decoder in ("auto", "transformers"):
-        with native.answering.by(decoder):
-            assert native.generate(questions, features, 8) == wanted
-
-
-def test_features_of_unlike_images_are_kept(folder, unlike, tmp_path, monkeypatch):
-    """In any order, after a cut row, in another process, and where there is no room for all of them."""
-    monkeypatch.setenv("FCIT_CACHE", str(tmp_path))
-    options = {"image_size": "native", "max_pixels": 28 * 28 * 12}
-    names = ["2.png", "0.png", "3.png"]
-    wanted = Backbone(settings(folder, **options)).vision_features(unlike, names)
-    first = Backbone(settings(folder, feature_cache="disk", **options))
-    first.images(unlike, ["0.png", "2.png"])
-    [data] = tmp_path.glob("features/*/features.bin")
-    with data.open("ab") as file:
-        file.write(b"cut")
-    assert torch.equal(first.images(unlike, names).batch([0, 1, 2]).rows, wanted.rows)
-    again = Backbone(settings(folder, feature_cache="disk", **options))
-    monkeypatch.setattr(again.family, "rows", None)
-    kept = again.images(unlike, names).batch([2, 0])
-    assert kept.grids == (wanted.grids[2], wanted.grids[0])
-    assert torch.equal(kept.rows, wanted[[2, 0]].rows)
-    small = Backbone(settings(folder, feature_cache="disk", feature_cache_gb=1e-9, **options, pad_to_square=True))
-    with pytest.warns(UserWarning, match="no room for more"):
-        assert len(small.images(unlike, names).batch([0, 1])) == 2
-
-
-def test_a_merger_learns_from_unlike_images(folder, native, conversations):
-    """Its gradient is that of the whole model, and records have gradients of their own."""
-    backbone = Backbone(settings(folder, image_size="native"))
-    adapters = Adapters(backbone, Adapter(dropout=0))
-    adapters.load(
-        {n: np.random.default_rng(4).normal(0, 0.1, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
-    )
-    examples, features = conversations
-    with adapters.training() as parameters:
-        backbone.loss(examples, features).backward()
-        together = [p.grad.clone() for p in parameters]
-        assert all(float(g.abs().sum()) > 0 for g in together)
-        apart = [torch.zeros_like(p) for p in parameters]
-        learnt = [e.learnt for e in examples]
-        ends = np.cumsum([0, *(len(e.images) for e in examples)])
-        for n, example in enumerate(examples):
-            for p in parameters:
-                p.grad = None
-            loss = backbone.loss([example], features[range(ends[n], ends[n + 1])]) * learnt[n] / sum(learnt)
-            loss.backward()
-            for total, p in zip(apart, parameters, strict=True):
-                total += p.grad
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
-
-
-def test_mergers_of_unlike_images_are_mixed_sample_by_sample(folder, native, conversations):
-    backbone = Backbone(settings(folder, image_size="native"))
-    adapters = Adapters(backbone, Adapter(projector="per_subspace"))
-    rng = np.random.default_rng(2)
-    two = [{n: rng.normal(0, 0.2, p.shape).astype(np.float32) for n, p in adapters.trainable.items()} for _ in "ab"]
-    adapters.load_mixture(two, adapters.base_projector())
-    weights = np.array([[0.3, 0.7], [0.5, 0.5], [0.0, 0.0], [1.0, 0.0]], np.float32)
-    examples, features = conversations
-    with adapters.mixed(weights):
-        mixed = logits(backbone, conversations)
-    ends, alone = np.cumsum([0, *(len(e.images) for e in examples)]), []
-    for n, example in enumerate(examples):
-        with adapters.mixed(weights[n : n + 1]):
-            alone.append(logits(backbone, ([example], features[range(ends[n], ends[n + 1])])))
-    torch.testing.assert_close(mixed, torch.cat(alone), rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -384,16 +225,3 @@ def test_a_family_without_squares_says_so(backbone, member):
 def test_a_size_the_model_cannot_see_is_refused(folder):
     with pytest.raises(ConfigError, match=r"backbone\.image_size: 100 is no multiple .* 28 pixels; choose e\.g\. 112"):
         Backbone(settings(folder, image_size=100))
-
-
-def test_nothing_of_vision_and_projector_is_quantised(backbone):
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    from fcit.models.loading import four_bits
-
-    skipped = four_bits("bfloat16", type(backbone.family)).llm_int8_skip_modules
-    linear = [n for n, m in backbone.model.named_modules() if isinstance(m, torch.nn.Linear)]
-    converted = [n for n in linear if should_convert_module(n, skipped)]
-    assert converted
-    assert all(".language_model." in n for n in converted)
-    assert len(converted) == 2 * 7

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fcit import config
-from fcit.data.mini import skills
 from fcit.data.mini.questions import MAKERS
 from fcit.data.mini.reworded import REWORDED
+from fcit.data.mini.skills.words import VOCABULARY
 from fcit.data.mini.sources import SOURCES
 from fcit.models.backbone import TINY, Backbone
 from fcit.models.tiny import build
@@ -40,7 +40,7 @@ def test_a_tokenizer_is_made_the_same_way_again_and_as_the_shipped_one():
     first = len(build.SPECIAL) + 256  # special tokens and bytes, before anything that was learned
     words = [dict(sorted(one["model"]["vocab"].items(), key=lambda item: item[1])[:first]) for one in (mine, shipped)]
     assert words[0] == words[1]
-    whole = {f"\u0120{word}" for word in skills.VOCABULARY if f"\u0120{word}" in shipped["model"]["vocab"]}
+    whole = {f"\u0120{word}" for word in VOCABULARY if f"\u0120{word}" in shipped["model"]["vocab"]}
     assert len(whole) > 50
     assert whole <= mine["model"]["vocab"].keys()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fcit import config as configuration
-from fcit.errors import RunError
+from fcit.errors import ConfigError, RunError
 from fcit.federation.sampling import sample
 from fcit.methods.base import ServerState
 from fcit.methods.finetune import Finetune
@@ -130,3 +130,12 @@ def test_numbers_of_half_the_width_take_half_the_time(tmp_path):
     clock = clock_of(short)
     gather(clock, [0])
     assert clock.timeline.now == 1 + 10 + 2
+
+
+def test_a_run_does_not_go_on_with_another_table_of_traces(tmp_path):
+    clock = clock_of(config_of(tmp_path, ALIKE))
+    timeline = Timeline(rounds=[1.0], traces=clock.timeline.traces)
+    Clock(clock.config, Stream(), clock.orders, timeline)
+    config_of(tmp_path, ALIKE.replace("3,1", "3,2"))
+    with pytest.raises(ConfigError, match="is not what it was when the run began"):
+        Clock(clock.config, Stream(), clock.orders, timeline)

@@ -69,7 +69,7 @@ def made(grid, events, monkeypatch):
         RunConfig.model_validate({"evaluation": {"clients": 2}}),
         SimpleNamespace(test=lambda name: [None] * RECORDS),
         SimpleNamespace(path="runs/x", predictions=Path("p"), events="events.jsonl"),
-        SimpleNamespace(evaluate=orders, due=lambda stage: ["a"], untrained=lambda stage: []),
+        SimpleNamespace(evaluate=orders, method=None, due=lambda stage: ["a"], untrained=lambda stage: []),
         postman,
         lambda kind, **values: events.append({"event": kind, **values}),
     )

@@ -50,6 +50,17 @@ def test_an_honest_update():
     assert Validator().reject_reason(ORDER, update(), None) is None
 
 
+def test_factors_have_the_rank_of_their_own_order():
+    def factors(rank: int) -> dict[str, np.ndarray]:
+        return {"x.lora_A.weight": np.zeros((rank, 3), np.float32), "x.lora_B.weight": np.zeros((2, rank), np.float32)}
+
+    for rank in (2, 4):
+        order, other = dataclasses.replace(ORDER, tensors=factors(rank)), 6 - rank
+        assert Validator().reject_reason(order, update(tensors=factors(rank)), 4) is None
+        said = Validator().reject_reason(order, update(tensors=factors(other)), 4)
+        assert f"float32({other}, 3), expected float32({rank}, 3)" in said
+
+
 def test_who_only_measures_takes_no_step_and_sends_no_trained_tensor():
     order, extra = dataclasses.replace(ORDER, measure=True), {"extra/m": (2,)}
     validator = Validator(history=[0.0] * QUIET)  # by which any step would be too long

@@ -10,43 +10,43 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fcit.data.mini import skills
 from fcit.data.mini.questions import Example
-from fcit.data.mini.scenes import MINI_BUCKETS, Scene
-from fcit.data.mini.skills import Rng
+from fcit.data.mini.scenes import MINI_BUCKETS, Scene, any_scene
+from fcit.data.mini.skills import charts, choosing, pairs, things, words
+from fcit.data.mini.skills.wording import Rng
 
 SKILLS: dict[Callable[[Rng], Example], float] = {
-    skills.kind_by_color: 1.6,
-    skills.color_by_kind: 1.2,
-    skills.at_cell: 0.8,
-    skills.place_of: 2.2,
-    skills.total: 1.6,
-    skills.whole: 0.5,
-    skills.choose: 2.4,
-    skills.read_line: 1.2,
-    skills.describe: 1.4,
-    skills.knowledge: 1.0,
-    skills.bar_value: 1.4,
-    skills.bar_rank: 1.2,
-    skills.bar_order: 1.8,
-    skills.exists: 0.3,
-    skills.price: 1.0,
-    skills.listing: 0.8,
-    skills.look_up: 1.0,
-    skills.copy_word: 0.3,
+    things.kind_by_color: 1.6,
+    things.color_by_kind: 1.2,
+    things.at_cell: 0.8,
+    things.place_of: 2.2,
+    things.total: 1.6,
+    things.whole: 0.5,
+    choosing.choose: 2.4,
+    words.read_line: 1.2,
+    things.describe: 1.4,
+    things.knowledge: 1.0,
+    charts.bar_value: 1.4,
+    charts.bar_rank: 1.2,
+    charts.bar_order: 1.8,
+    things.exists: 0.3,
+    pairs.price: 1.0,
+    pairs.listing: 0.8,
+    pairs.look_up: 1.0,
+    words.copy_word: 0.3,
 }
 _MAKERS = list(SKILLS)
 _NAMES = [maker.__name__ for maker in _MAKERS]
 _BASE = np.array(list(SKILLS.values()))
 #: Skills of the first phase: once a patch can be looked up by its content, the others are learnt quickly.
 FIRST: list[Callable[[Rng], Example]] = [
-    skills.listing,
-    skills.listing,
-    skills.look_up,
-    skills.kind_by_color,
-    skills.color_by_kind,
-    skills.bar_value,
-    skills.price,
+    pairs.listing,
+    pairs.listing,
+    pairs.look_up,
+    things.kind_by_color,
+    things.color_by_kind,
+    charts.bar_value,
+    pairs.price,
 ]
 
 
@@ -84,6 +84,6 @@ def general(rng: Rng) -> Example:
 def sample_scene(rng: Rng) -> Scene:
     """A random scene for pre-training the vision tower, outside the mini buckets."""
     while True:
-        scene = skills.any_scene(rng)
+        scene = any_scene(rng)
         if scene.bucket >= MINI_BUCKETS:
             return scene.decorate(rng)

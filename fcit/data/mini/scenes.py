@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -187,3 +187,11 @@ def table(rng: np.random.Generator) -> Scene:
         scene.put_thing(thing)
         scene.put(cell + 1, canvas.DIGIT0 + price)
     return scene
+
+
+_ALL: list[Callable[[np.random.Generator], Scene]] = [scatter, renditions, cover, chart, table]
+
+
+def any_scene(rng: np.random.Generator) -> Scene:
+    """A scene of any kind."""
+    return _ALL[int(rng.integers(len(_ALL)))](rng)

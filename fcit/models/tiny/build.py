@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fcit.data.mini import canvas, corpus, skills
+from fcit.data.mini import canvas, corpus
+from fcit.data.mini.skills import words
 
 SPECIAL = ["<pad>", "<s>", "<unk>", "<image>", "</s>"]
 PAD, BOS, UNK, IMAGE, EOS = range(5)
@@ -45,7 +46,7 @@ def _texts(count: int) -> list[str]:
     for _ in range(count):
         _, example = corpus.sample(rng)
         texts.append(f"{example.question} {example.answer}")
-    for word in skills.VOCABULARY:
+    for word in words.VOCABULARY:
         texts += [f"{word} {word}", word.capitalize()] * 400
     return texts
 

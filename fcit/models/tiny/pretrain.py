@@ -20,8 +20,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcit.data.mini import canvas, corpus, skills
+from fcit.data.mini import canvas, corpus
 from fcit.data.mini.scenes import images
+from fcit.data.mini.skills.wording import LONG, OPTION, SHORT
+from fcit.data.mini.skills.words import VOCABULARY
 from fcit.models.tiny import build
 from fcit.models.tiny.probes import IGNORE, Alignment, LookUps
 
@@ -180,7 +182,7 @@ def _word_weights(tokenizer) -> torch.Tensor:
     templates (colours, kinds, letters, digits, punctuation) almost none.
     """
     weights = torch.ones(len(tokenizer))
-    formats = " ".join([*skills.SHORT, *skills.OPTION, *skills.LONG]).replace(".", " ").split()
+    formats = " ".join([*SHORT, *OPTION, *LONG]).replace(".", " ").split()
     fillings = [*canvas.KINDS, *canvas.COLOR_NAMES, *canvas.LETTERS, *canvas.DIGITS, *".,:;?!()[]=\n"]
     for words, weight in ((_FUNCTION_WORDS, 0.2), (formats, 0.3), (fillings, 0.12)):
         for word in words:
@@ -195,13 +197,13 @@ def _word_weights(tokenizer) -> torch.Tensor:
 def _sentence(rng: np.random.Generator) -> str:
     """An instruction of random words with an optional format line and options."""
     words = rng.choice(
-        [*skills.VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS], int(rng.integers(4, 16))
+        [*VOCABULARY, *_FUNCTION_WORDS, *canvas.COLOR_NAMES, *canvas.KINDS], int(rng.integers(4, 16))
     ).tolist()
     text = " ".join(words)
     text = text[0].upper() + text[1:] + "?"
     if rng.random() < 0.2:
         text += "".join(f"\n{letter}) {rng.choice(canvas.COLOR_NAMES)}" for letter in "ABCD")
-    suffix = str(rng.choice([*skills.SHORT, *skills.OPTION, *skills.LONG]))
+    suffix = str(rng.choice([*SHORT, *OPTION, *LONG]))
     return f"{text}\n{suffix}" if suffix else text
 
 

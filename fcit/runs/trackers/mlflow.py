@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ class MLflow(Scalars):
     def open(self) -> None:
         from mlflow import MlflowClient
 
+        # Which tables a new data base gets would stand between the lines of the run.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         folder = self.run.path.parent.resolve()
         self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}"))
         experiment, mark = self._experiment(folder), self.run.id or self.run.path.name

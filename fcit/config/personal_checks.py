@@ -1,0 +1,40 @@
+"""What does not go together with ``evaluation.personal``, in sentences."""
+
+from __future__ import annotations
+
+from fcit.config.rank_checks import mixed
+from fcit.config.schema import RunConfig
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """Settings that do not go together with ``evaluation.personal``."""
+    if config.evaluation.personal is None:
+        return []
+    privacy, problems = config.privacy, []
+    on = {
+        "client_dp": privacy.on,
+        "record_dp": privacy.records,
+        "token_*": privacy.tokens,
+        "secure_aggregation": privacy.secure,
+    }
+    for key in (key for key, given in on.items() if given):
+        problems.append(
+            f"evaluation.personal: a client's scores on its own records are sent as they are, which privacy.{key} does "
+            "not cover; leave evaluation.personal out"
+        )
+    if config.stream == "site":
+        problems.append(
+            "evaluation.personal: with stream: 'site' each site is scored on its own test files already; leave it out, "
+            "or choose stream: benchmark"
+        )
+    if mixed(config):
+        problems.append(
+            "evaluation.personal: clients are tuned at adapter.rank, which those of smaller adapter.ranks cannot "
+            "afford; leave one of them out"
+        )
+    if config.centralised:
+        problems.append(
+            "evaluation.personal: is about clients, and with setting: 'centralised' there is one participant; leave it "
+            "out, or choose setting: homogeneous"
+        )
+    return problems
