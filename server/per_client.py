@@ -22,12 +22,17 @@ class PerClientEvaluation(Evaluation):
 
     def by_site(self, progress: Progress) -> dict[str, object]:
         """Scores of the single clients by stage and, after the last stage, their means and the worst of them."""
-        rows = progress.per_client
+        rows, own = progress.per_client, super().by_site(progress)
         if not rows:
-            return {}
+            return own
         means = {client: sum(scores.values()) / len(scores) for client, scores in rows[-1].items() if scores}
         worst = min(means, key=lambda client: means[client])
-        return {"clients": means, "worst_client": {"client": worst, "score": means[worst]}, "clients_by_stage": rows}
+        return {
+            **own,
+            "clients": means,
+            "worst_client": {"client": worst, "score": means[worst]},
+            "clients_by_stage": rows,
+        }
 
     def _score(
         self, state: ServerState, progress: Progress, due: list[str], untrained: list[str], untouched: bool = False

@@ -84,11 +84,12 @@ class PersonalEvaluation:
                 alone=(settings and settings.alone) or self.config.federation.rounds,
                 run=self.orders.run,
             )
+            order.memory = progress.memories.get(str(slot.client), "")
             if name in state.subspaces:  # a method may have merged it at the end of the stage
                 training = self.orders.train(state, progress, slot)
                 beside = {n: tensor for n, tensor in training.tensors.items() if not is_learnt(n)}
                 order.subspace, order.tensors = name, model | beside
-                order.memory, order.constants = training.memory, training.constants
+                order.constants = training.constants
                 order.frozen, order.brief = training.frozen, training.brief
             yield order
 
@@ -123,8 +124,8 @@ def reject_reason(scores: PersonalScores) -> str | None:
     """Why a client's scores are rejected, or None; they end in tables only."""
     if bool(scores.scores) != bool(scores.count) or not 0 <= scores.count < 1e6:
         return f"claims {scores.count} questions and {len(scores.scores)} scores"
-    if not set(scores.scores) <= set(personal.MODELS) or (scores.scores and "global" not in scores.scores):
-        return f"scores must be of {', '.join(personal.MODELS)}, the first among them"
+    if not set(scores.scores) <= set(personal.MODELS):
+        return f"scores must be of {', '.join(personal.MODELS)}"
     for name, score in scores.scores.items():
         if not (math.isfinite(score) and 0 <= score <= LARGEST * (1 + 1e-9)):
             return f"the score of {name} is {score}, not between 0 and {LARGEST:.0f}"

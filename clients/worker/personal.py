@@ -47,7 +47,8 @@ def scores(worker: Worker, order: PersonalOrder) -> PersonalScores:
     """Score the run's model, the same after a round of local training, and an adapter trained here alone.
 
     ``global``: all subspaces, mixed by the method as for any question. ``tuned``: the same with the client's subspace,
-    and the projector if it is trained, after one more round of the client's training on the rest of its shard.
+    and the projector if it is trained, after one more round of the client's training on the rest of its shard. Where
+    factors stay with clients (``factors: fedsa``) ``private`` stands for both: the subspaces with the client's own.
     ``alone``: plain LoRA tuning of a fresh adapter and the backbone's projector, ``order.alone`` rounds of it; not
     where the method's subspaces are more than LoRA factors.
 
@@ -68,12 +69,15 @@ def scores(worker: Worker, order: PersonalOrder) -> PersonalScores:
             return float(rule(_answers(trial, asked, questions), records).score)
 
         trial = _trial(worker)
-        found["global"] = score(trial, _asked(order, order.names, order.tensors))
-        if order.subspace:
-            found["tuned"] = score(trial, _asked(order, order.names, _tuned(trial, order)))
+        if worker.factors.per_client:
+            found["private"] = score(trial, _asked(order, order.names, order.tensors, order.client))
+        else:
+            found["global"] = score(trial, _asked(order, order.names, order.tensors))
+            if order.subspace:
+                found["tuned"] = score(trial, _asked(order, order.names, _tuned(trial, order)))
         if worker.method.layout == Layout():
             plain = _plain(trial)
-            found["alone"] = score(plain, _asked(order, ["alone"], _alone(plain, order), known=False))
+            found["alone"] = score(plain, _asked(order, ["alone"], _alone(plain, order), plain=True))
     seconds = time.perf_counter() - begin
     return PersonalScores(client=order.client, shard=order.shard, scores=found, count=len(records), seconds=seconds)
 
@@ -130,8 +134,14 @@ def _alone(plain: Worker, order: PersonalOrder) -> Tensors:
     return _named(plain, 0, {name: tensor for name, tensor in tensors.items() if name in names})
 
 
-def _asked(order: PersonalOrder, names: list[str], tensors: Tensors, known: bool = True) -> EvaluateOrder:
-    """The order to answer with these subspaces; ``known``: by the method's knowledge."""
+def _asked(
+    order: PersonalOrder, names: list[str], tensors: Tensors, client: int | None = None, plain: bool = False
+) -> EvaluateOrder:
+    """The order to answer with these subspaces, by the method's knowledge unless it is ``plain``.
+
+    Args:
+        client: answers with factors of its own.
+    """
     return EvaluateOrder(
         config=order.config,
         dataset="own",
@@ -139,8 +149,10 @@ def _asked(order: PersonalOrder, names: list[str], tensors: Tensors, known: bool
         last=0,
         task=order.task,
         names=names,
-        knowledge=order.knowledge if known else {},
+        knowledge={} if plain else order.knowledge,
         tensors=tensors,
+        client=client,
+        memory=order.memory,
     )
 
 
@@ -148,5 +160,5 @@ def _answers(trial: Worker, asked: EvaluateOrder, questions: _Questions) -> list
     model, keep = (trial.backbone, trial.adapters), Bounded(_NUMBERS, np.size)
     answering = Answering(trial.config, model, trial.method, questions, trial.judge, keep)
     knowledge = {**asked.knowledge, **({"task": asked.task} if trial.method.needs_task_at_inference else {})}
-    texts, _ = answering.answers(asked, knowledge, asked.dataset, slice(None), own=list)
+    texts, _ = answering.answers(asked, knowledge, asked.dataset, slice(None), trial.own(asked))
     return texts

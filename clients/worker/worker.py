@@ -227,7 +227,6 @@ class Worker:
         changed |= {f"{FEDOPT}{n}": t for n, t in outcome.fedopt.items()}
         if self._remembers:
             self.memory.save(order.client, memory_version(order.stage, order.round), remembered)
-        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
         return self._update(
             order,
             begin,
@@ -235,7 +234,6 @@ class Worker:
             steps=outcome.steps,
             loss=outcome.loss if private is None else 0.0,  # a mean over records, without noise
             tensors=changed,
-            kept=kept,
             **self._remarks(config, order, tasks, outcome.overflowed),
         )
 
@@ -272,14 +270,12 @@ class Worker:
     def _measured(self, order: TrainOrder, session: Session, begin: float) -> ClientUpdate:
         """What the method measures on the shard; the client remembers nothing of it."""
         tensors = {f"{EXTRA}{n}": t for n, t in measure(self.method, order, session).items()}
-        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
-        count = len(session.examples)
-        return self._update(order, begin, examples=count, steps=0, loss=0.0, tensors=tensors, kept=kept)
+        return self._update(order, begin, examples=len(session.examples), steps=0, loss=0.0, tensors=tensors)
 
-    @staticmethod
-    def _update(order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
+    def _update(self, order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
         """The update to an order that was begun at this time."""
-        return ClientUpdate(**order.answered, seconds=time.perf_counter() - begin, **values)
+        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
+        return ClientUpdate(**order.answered, seconds=time.perf_counter() - begin, kept=kept, **values)
 
     @property
     def _remembers(self) -> bool:
@@ -342,13 +338,13 @@ class Worker:
         if self.method.needs_task_at_inference:
             knowledge["task"] = order.task
         stretch = slice(order.first, order.last)
-        texts, weights = self._answering.answers(order, knowledge, order.dataset, stretch, self._own(order))
+        texts, weights = self._answering.answers(order, knowledge, order.dataset, stretch, self.own(order))
         tensors = {} if weights is None else {"mix": weights}
         return Answers(
             dataset=order.dataset, first=order.first, texts=texts, seconds=time.perf_counter() - begin, tensors=tensors
         )
 
-    def _own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
+    def own(self, order: EvaluateOrder | ScoreOrder) -> Callable[[list[Tensors]], list[Tensors]]:
         """What a client makes of the server's subspaces before it answers: with ``factors: fedsa``, its own."""
         if not self.factors.per_client or order.client is None:
             return lambda subspaces: subspaces
@@ -366,7 +362,7 @@ class Worker:
             raise Refused("the order is to score, but SITE.yaml has stream: benchmark")
         scores, counts = {}, {}
         for task in map(str, self.data.begun(order.stage)):
-            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None), self._own(order))
+            texts, _ = self._answering.answers(order, dict(order.knowledge), task, slice(None), self.own(order))
             scores[task], counts[task] = self.data.score(task, texts), len(texts)
         return SiteScores(client=order.client, scores=scores, counts=counts, seconds=time.perf_counter() - begin)
 

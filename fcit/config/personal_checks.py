@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fcit.config.per_client_checks import per_client
 from fcit.config.rank_checks import mixed
 from fcit.config.schema import RunConfig
 
@@ -32,11 +31,6 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(
             "evaluation.personal: clients are tuned at adapter.rank, which those of smaller adapter.ranks cannot "
             "afford; leave one of them out"
-        )
-    if per_client(config):
-        problems.append(
-            f"evaluation.personal: clients' models are compared with the global one, and with factors: "
-            f"{config.factors!r} there is none (its clients' answers are the run's own scores); leave it out"
         )
     if config.centralised:
         problems.append(

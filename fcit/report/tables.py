@@ -25,6 +25,7 @@ MEANINGS = {
     "own": "own: mean over clients of the score on records of their own shards, kept out of training, after the stage.",
     "own worst": "own worst: the same over the worst tenth of them.",
     "own tuned": "own tuned: with a round of local training more; own alone: of adapters that clients train alone.",
+    "own private": "own private: the same where factors stay with clients, each with its own.",
     "helped": "helped: percentage of clients for whom the run's model is better than the one they train alone.",
 }
 
@@ -107,7 +108,8 @@ def untrained_rows(run: Run) -> list[list[str]]:
 
 def personal_rows(run: Run) -> list[list[str]]:
     """Head and one row for every stage, and for all: scores of clients' own models; only the head without any."""
-    heads = ["global", "worst", "tuned", "tuned worst", "alone", "alone worst", "helped %", "tuning helps %"]
+    models = [head for name in personal.MODELS for head in (name, f"{name} worst")]
+    heads = [*models, "helped %", "tuning helps %"]
     rows = [["after stage", "clients", *heads]]
     own = run.results.get("personal") if run.finished else None
     for stage, figures in {**own["stages"], "all": own}.items() if own else ():

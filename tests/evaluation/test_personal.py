@@ -30,6 +30,7 @@ def test_figures_by_hand():
         "tuning_helps": pytest.approx(200 / 3),
     }
     assert personal.summary(ROWS, ["1"])["helped"] is None
+    assert personal.summary({"0": {"3": {"private": 60.0, "alone": 50.0}}}, ["0"])["helped"] == 100.0
     twenty = {"0": {str(n): {"global": float(n)} for n in range(20)}}
     assert personal.summary(twenty, ["0"])["global"]["worst"] == 0.5  # of 0 and 1
 
@@ -77,7 +78,6 @@ def test_off():
         ({"stream": "site"}, "scored on its own test files already"),
         ({"setting": "centralised", "method": "finetune"}, "there is one participant"),
         ({"adapter": {"ranks": {4: 0.5, 8: 0.5}}, "method": "finetune"}, "smaller adapter.ranks cannot afford"),
-        ({"factors": "fedsa", "method": "finetune"}, "with factors: 'fedsa' there is none"),
     ],
 )
 def test_what_it_does_not_go_with(changes, words):
@@ -92,7 +92,6 @@ def test_what_it_does_not_go_with(changes, words):
         ({}, None),
         ({"count": 0}, "claims 0 questions"),
         ({"scores": {}}, "0 scores"),
-        ({"scores": {"tuned": 1.0}}, "the first among them"),
         ({"scores": {"global": 1.0, "mine": 2.0}}, "scores must be of"),
         ({"scores": {"global": 1e9}}, "not between 0 and"),
         ({"scores": {"global": float("nan")}}, "not between 0 and"),
