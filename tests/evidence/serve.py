@@ -3,7 +3,8 @@
 ``python -m tests.evidence.serve [RUN]`` writes ``results/serve.json``. The questions are test questions of a run of
 ``configs/demo-disco.yaml`` (made first if no run is named), most to the run, every fifth to one subspace alone; the
 images travel as data URLs. One by one is what ``fcit chat`` does with a loaded model; the server runs in a process of
-its own, its client in another, on the same cores. Both are done in turn, three times.
+its own, its client in another, on the same cores. Both are done in turn, three times. CPU seconds, which other work on
+the machine hardly changes, are told beside those on the clock: the server's process and the client's together.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from itertools import chain, cycle, islice
 from pathlib import Path
 
 import openai
+import psutil
 import torch
 
 import fcit
@@ -59,6 +62,11 @@ def alone(assistant: Assistant, asked: list[Case]) -> tuple[float, list[str]]:
     return time.perf_counter() - begin, texts
 
 
+def spent(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds of processes so far."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
 async def together(url: str, asked: list[Case]) -> tuple[float, list[str]]:
     """Seconds and texts of requests at the same time."""
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=600)
@@ -81,6 +89,7 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="run folder (default: one is made)")
+    parser.add_argument("--turns", type=int, default=TURNS, help=f"how often both are done (default: {TURNS})")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,14 +100,20 @@ def main() -> None:
         assistant, asked = fcit.load(path), cases(path)
         alone(assistant, asked[:5])
         seconds: dict[str, list[float]] = {"alone": [], "together": []}
+        cpu: dict[str, list[float]] = {"alone": [], "together": []}
         same = COUNT
         load = os.getloadavg()[0]
-        with served(assistant, waiting=COUNT, seconds=600.0) as (url, _):
-            for _ in range(TURNS):
+        with served(assistant, waiting=COUNT, seconds=600.0) as (url, server):
+            processes = psutil.Process(), psutil.Process(server.pid)
+            for _ in range(args.turns):
+                begin = spent(processes)
                 taken, texts = alone(assistant, asked)
                 seconds["alone"].append(taken)
+                between = spent(processes)
                 taken, others = asyncio.run(together(url, asked))
                 seconds["together"].append(taken)
+                cpu["alone"].append(between - begin)
+                cpu["together"].append(spent(processes) - between)
                 same = min(same, sum(a == b for a, b in zip(texts, others, strict=True)))
     rates = {name: round(COUNT / statistics.median(taken), 2) for name, taken in seconds.items()}
     result = {
@@ -106,6 +121,8 @@ def main() -> None:
         "subspaces": len(assistant.subspaces),
         "seconds": {name: [round(value, 2) for value in taken] for name, taken in seconds.items()},
         "requests_per_second": rates,
+        "cpu_seconds": {name: [round(value, 2) for value in taken] for name, taken in cpu.items()},
+        "cpu_ratios": [round(a / b, 2) for a, b in zip(cpu["alone"], cpu["together"], strict=True)],
         "ratios": [round(a / b, 2) for a, b in zip(seconds["alone"], seconds["together"], strict=True)],
         "same_texts": same,
         "cores": os.cpu_count(),
