@@ -12,13 +12,13 @@ import torch
 
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
+from fcit.contracts.families import RECORDS, draw, logits
 from fcit.models import backbone as backbones
 from fcit.models.adapters import Adapters
-from fcit.models.backbone import Backbone
+from fcit.models.backbone import TINY, Backbone
+from fcit.models.families import internvl
+from fcit.models.families.small import save
 from fcit.models.layout import is_projector
-from tests.helpers import families
-from tests.helpers.families import SMALL, save
-from tests.helpers.family_cases import CLIP, RECORDS, draw, logits
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="4-bit weights need `pip install bitsandbytes`")
 #: The kernels take 64 weights of a row at a time.
@@ -28,13 +28,20 @@ WIDE = {"hidden_size": 64, "intermediate_size": 128}
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
     """A small InternVL whose language model is in NF4, with the images and examples that it is asked about."""
-    root = draw(tmp_path_factory.mktemp("images"))
+    root = tmp_path_factory.mktemp("data") / "images"
+    draw(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(families, "TEXT", {**families.TEXT, **WIDE})
+        patch.setattr(internvl, "TEXT", {**internvl.TEXT, **WIDE})
         patch.setattr(backbones, "check_hardware", lambda settings: None)
-        small = SMALL["internvl"]
-        folder = save(tmp_path_factory.mktemp("model"), "internvl", small)
-        settings = {"model": folder, "identity": CLIP, "feature_cache": "off", "threads": 1, **small.options}
+        small = internvl.InternVL.small()
+        folder = save(tmp_path_factory.mktemp("model"), small)
+        settings = {
+            "model": folder,
+            "identity": str(TINY / "clip"),
+            "feature_cache": "off",
+            "threads": 1,
+            **small.options,
+        }
         backbone = Backbone(Config(quantization="4bit", **settings))
         exact = Backbone(Config(**settings))
     for layer in four_bit(backbone.model).values():

@@ -59,7 +59,7 @@ def evaluation(grid: FakeGrid, events: list[dict], verify: float = 0.0, **federa
     made.connect()
     made.seat({client: node.id for client, node in made.connected().items()})
 
-    def orders(state, progress, due, nodes, client):
+    def orders(state, progress, due, nodes):
         return [(nodes[i % len(nodes)], order(first)) for i, first in enumerate(range(0, RECORDS, STEP))]
 
     return Evaluation(
