@@ -24,7 +24,7 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 # Bytecode is kept even where the environment says otherwise: three processes collect the tests, and what they rewrite
 # and compile anew takes twelve seconds of each.
 test: install  ## unit and end-to-end tests; three processes of one thread, for two cores: some wait for Ray or Flower
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style, types
 	$(BIN)/ruff check .
