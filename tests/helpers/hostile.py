@@ -63,11 +63,7 @@ def trained(order: TrainOrder) -> ClientUpdate:
     rng = np.random.default_rng((order.stage, order.round, order.client))
     moved = {n: t + rng.uniform(-1e-3, 1e-3, t.shape).astype(np.float32) for n, t in order.trained.items()}
     return ClientUpdate(
-        stage=order.stage,
-        round=order.round,
-        client=order.client,
-        shard=order.shard,
-        subspace=order.subspace,
+        **order.answered,
         examples=1,
         steps=1,
         loss=0.5,

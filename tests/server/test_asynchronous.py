@@ -115,11 +115,7 @@ class Run:
 
     def update(self, order) -> ClientUpdate:
         return ClientUpdate(
-            stage=order.stage,
-            round=order.round,
-            client=order.client,
-            shard=order.shard,
-            subspace=order.subspace,
+            **order.answered,
             examples=1,
             steps=1,
             loss=0.0,

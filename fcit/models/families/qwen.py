@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,14 @@ from fcit.errors import ConfigError, DataError
 from fcit.models.families.base import AnySize, VisionSizes
 from fcit.models.families.small import TEXT, Small
 from fcit.models.patches import Grid
+
+#: Special tokens by the beginning of their names in the configuration of a model.
+_SPECIAL = {
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+}
 
 
 class Qwen(AnySize):
@@ -105,27 +113,12 @@ class Qwen(AnySize):
             config = Qwen2_5_VLConfig(
                 vision_config=vision,
                 text_config={**text, "rope_parameters": rotary},
-                image_token_id=ids["<|image_pad|>"],
-                video_token_id=ids["<|video_pad|>"],
-                vision_start_token_id=ids["<|vision_start|>"],
-                vision_end_token_id=ids["<|vision_end|>"],
+                **named(ids),
                 tie_word_embeddings=False,
             )
             return AutoModelForImageTextToText.from_config(config)
 
-        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-            bounds = {"shortest_edge": 2 * 16 * 16, "longest_edge": 24 * 16 * 16}
-            return dict(backbone.image_processor(list(images), size=bounds, return_tensors="pt"))
-
-        return Small(
-            make,
-            special=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
-            image="<|vision_start|><|image_pad|><|vision_end|>",
-            processor=lambda: Qwen2VLImageProcessorPil(patch_size=8),
-            inputs=inputs,
-            types="mm_token_type_ids",
-            options={"min_pixels": 2 * 16 * 16, "max_pixels": 24 * 16 * 16},
-        )
+        return small_of(make)
 
     @property
     def tower(self) -> Any:
@@ -268,3 +261,27 @@ def _joined(tower: Any) -> Iterator[Any]:
         yield tower
     finally:
         tower.merger = merger
+
+
+def named(ids: Mapping[str, int]) -> dict[str, int]:
+    """Special tokens by their names in the configuration of a model."""
+    return {f"{name}_token_id": ids[token] for name, token in _SPECIAL.items()}
+
+
+def small_of(make: Callable[[int, Mapping[str, int]], Any]) -> Small:
+    """The small model of a family whose images Qwen's processor cuts into patches."""
+    least, most = 2 * 16 * 16, 24 * 16 * 16
+
+    def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        bounds = {"shortest_edge": least, "longest_edge": most}
+        return dict(backbone.image_processor(list(images), size=bounds, return_tensors="pt"))
+
+    return Small(
+        make,
+        special=tuple(_SPECIAL.values()),
+        image="<|vision_start|><|image_pad|><|vision_end|>",
+        processor=lambda: Qwen2VLImageProcessorPil(patch_size=8),
+        inputs=inputs,
+        types="mm_token_type_ids",
+        options={"min_pixels": least, "max_pixels": most},
+    )

@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil, Qwen3VLConfig
+from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 from fcit import config as configuration
 from fcit.models.families.base import VisionSizes
-from fcit.models.families.qwen import Qwen
+from fcit.models.families.qwen import Qwen, named, small_of
 from fcit.models.families.small import TEXT, Small
 from fcit.models.patches import Grid
 
@@ -95,26 +94,11 @@ class Qwen3(Qwen):
             config = Qwen3VLConfig(
                 vision_config=vision,
                 text_config={**text, "vocab_size": vocabulary},
-                image_token_id=ids["<|image_pad|>"],
-                video_token_id=ids["<|video_pad|>"],
-                vision_start_token_id=ids["<|vision_start|>"],
-                vision_end_token_id=ids["<|vision_end|>"],
+                **named(ids),
             )
             return AutoModelForImageTextToText.from_config(config)
 
-        def inputs(backbone: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-            bounds = {"shortest_edge": 2 * 16 * 16, "longest_edge": 24 * 16 * 16}
-            return dict(backbone.image_processor(list(images), size=bounds, return_tensors="pt"))
-
-        return Small(
-            make,
-            special=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
-            image="<|vision_start|><|image_pad|><|vision_end|>",
-            processor=lambda: Qwen2VLImageProcessorPil(patch_size=8),
-            inputs=inputs,
-            types="mm_token_type_ids",
-            options={"min_pixels": 2 * 16 * 16, "max_pixels": 24 * 16 * 16},
-        )
+        return small_of(make)
 
     @property
     def _width(self) -> int:
