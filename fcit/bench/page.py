@@ -16,6 +16,14 @@ from fcit.io.files import write_text
 from fcit.report.figures import draw, save, svg
 
 
+def _behind(board: Leaderboard, table: Table) -> str:
+    """End of the names of a table's figures: that in which it differs from the others, if there are several."""
+    others = list(zip(*([*other.key.parts, other.key.test_data] for other in board.tables), strict=True))
+    parts = zip([*table.key.parts, table.key.test_data], others, strict=True)
+    differing = [part for part, column in parts if len(set(column)) > 1]
+    return f"-{slug(' '.join(differing))}" if differing else ""
+
+
 def write_figures(board: Leaderboard) -> list[Path]:
     """Write ``pareto``, ``hours`` and ``last`` as SVG and PDF, named after their table if there are several.
 
@@ -24,7 +32,7 @@ def write_figures(board: Leaderboard) -> list[Path]:
     """
     written = []
     for table in board.tables:
-        behind = f"-{slug(table.key.title)}" if len(board.tables) > 1 else ""
+        behind = _behind(board, table)
         drawn = {"pareto": figures.pareto} if figures.points(table) else {}
         drawn |= {"hours": figures.hours} if figures.clocked(table) else {}
         for name, maker in {**drawn, "last": figures.lasts}.items():
