@@ -21,9 +21,9 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 	    --output runs/demo/report
 	@echo "next:    source $(BIN)/activate, then fcit --help"
 
-# Bytecode is kept even where the environment says otherwise: three processes collect the tests, and what they rewrite
+# Bytecode is kept even where the environment says otherwise: four processes collect the tests, and what they rewrite
 # and compile anew takes twelve seconds of each.
-test: install  ## unit and end-to-end tests; three processes of one thread, for two cores: some wait for Ray or Flower
+test: install  ## unit and end-to-end tests; four processes of one thread, for two cores: some wait for Ray or Flower
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style, types

@@ -71,11 +71,7 @@ class Instant(VirtualGrid):
             begin = time.process_time()
             order = codec.decode(message.content, TrainOrder)
             update = ClientUpdate(
-                stage=order.stage,
-                round=order.round,
-                client=order.client,
-                shard=order.shard,
-                subspace=order.subspace,
+                **order.answered,
                 examples=16,
                 steps=1,
                 loss=1.0,
