@@ -24,6 +24,7 @@ from fcit.io.cache import cache_folder
 from fcit.runs.reader import Run
 from tests.deploy.conftest import Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
 from tests.helpers.commands import Command
+from tests.helpers.lighter import PAGES
 from tests.helpers.runs import BACKBONE, bits
 from tests.helpers.waiting import wait
 
@@ -130,7 +131,8 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         running = [start_site(deployment, str(n), config) for n in range(SITES)]
         wait(lambda: connected(deployment), explain=lambda: told(deployment))
 
-        first = Command("deploy", "submit", deployment.path, config, log=tmp_path / "submit.log")
+        drawn = {**os.environ, PAGES: "1"}
+        first = Command("deploy", "submit", deployment.path, config, log=tmp_path / "submit.log", environment=drawn)
         run = deployment.path / "runs" / "deployed-1"
         events = run / "events.jsonl"
 
