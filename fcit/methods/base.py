@@ -281,7 +281,8 @@ class Method:
         """Named groups of float32 arrays that never change: teachers, anchors, frozen subspaces.
 
         Each group is sent to a client once, which keeps it; :attr:`Session.constants` holds all groups of this
-        dictionary. A group with changed tensors needs a new name.
+        dictionary. A group with changed tensors needs a new name, and a name that is left out does not come again:
+        clients have removed the group.
         """
         return {}
 
