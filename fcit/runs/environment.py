@@ -37,11 +37,8 @@ SOMETIMES = {
     "pycocoevalcap": "a caption scorer",
     "dp-accounting": "privacy.client_dp or record_dp: on",
 }
-#: Variables by which Flower, and the Ray under it, report nothing, look for no update and install nothing, and by which
-#: Flower sends arrays in pieces of 1 MiB. Two pieces travel at a time, each must be answered within 30 seconds, and a
-#: request that was not is sent again, for ever: with Flower's 5 MiB no update comes through a link of 2 Mbit/s.
+#: Variables by which Flower, and the Ray under it, report nothing, look for no update and install nothing.
 FLOWER = {
-    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(2**20),
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

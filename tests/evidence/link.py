@@ -12,6 +12,7 @@ import argparse
 import http.server
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit.config import Federation
+from fcit.config.site import Site
 from fcit.deploy import control
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
@@ -143,8 +145,9 @@ def uploaded(deployment: Deployment, net: netns.Network, port: int, megabytes: f
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def supernode(deployment: Deployment, net: netns.Network, folder: Path) -> subprocess.Popen[bytes]:
-    """Flower's own SuperNode in the namespace, with the key of site 0."""
+@contextmanager
+def supernode(deployment: Deployment, net: netns.Network, folder: Path, rate: float | None) -> Iterator[None]:
+    """Flower's own SuperNode in the namespace, with the key of site 0, told of its uplink as SITE.yaml tells it."""
     site = deployment.site("0")
     command = [
         *net.inside(0),
@@ -152,9 +155,17 @@ def supernode(deployment: Deployment, net: netns.Network, folder: Path) -> subpr
         *("--superlink", deployment.door, "--root-certificates", str(site / "ca.crt")),
         *("--auth-supernode-private-key", str(site / "site.key"), "--host", "127.0.0.1", "--port", str(free_port())),
     ]
-    with (folder / "supernode.log").open("w") as log:
-        env = deployment.environment(folder / "node")
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    env = deployment.environment(folder / "node")
+    piece = Site(uplink_mbit=None if rate is None else rate / 1e6).piece
+    if piece is not None:
+        env["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"] = str(piece)
+    with (folder / "supernode.log").open("a") as log:
+        node = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        try:
+            yield
+        finally:
+            os.killpg(node.pid, signal.SIGTERM)
+            node.wait(60)
 
 
 def measure(deployment: Deployment, app: Path, megabytes: float, result: Path) -> dict[str, float]:
@@ -187,21 +198,19 @@ def main() -> None:
         (app / "linking" / "app.py").write_text(APP)
         up = Up(deployment)
         control.register(deployment, [], Steps())
-        node = supernode(deployment, net, folder)
         try:
             for name in args.rate or RATES:
                 rate = RATES[name]
                 net.shape(0, rate)
                 sent = FULL if rate is None else min(FULL, rate / 8e6 * args.longest)
                 begun = time.monotonic()
-                one = measure(deployment, app, sent, folder / f"{name}.json")
+                with supernode(deployment, net, folder, rate):
+                    one = measure(deployment, app, sent, folder / f"{name}.json")
                 with https(deployment) as port:
                     plain = uploaded(deployment, net, port, sent)
                 found["rates"][name] = row(rate, sent, one, plain)
                 print(name, found["rates"][name], f"({time.monotonic() - begun:.0f} s)", flush=True)
         finally:
-            os.killpg(node.pid, 15)
-            node.wait(60)
             up.stop()
     if not args.dry:
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
