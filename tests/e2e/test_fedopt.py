@@ -52,7 +52,14 @@ RUNS = [
     ("fedavg", "flora"),
 ]
 #: Settings that some of them have beside.
-MORE = {"flora": ["adapter.ranks={2: 0.4, 4: 0.3, 8: 0.3}"]}
+MORE = {
+    "flora": [
+        "adapter.ranks={2: 0.4, 4: 0.3, 8: 0.3}",
+        "privacy.record_dp=on",
+        "privacy.record_noise_multiplier=1.0",
+        "privacy.reproducible_noise=true",  # else two runs differ
+    ]
+}
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +193,18 @@ def test_clients_of_different_ranks_are_sent_each_stack_once(finished):
     assert run.results["cost"]["client_memory_bytes"] > 0
     table = run.results["cost"]["by_rank"]
     assert {int(rank) for rank in table} == set(ranks.values())
+
+
+def test_records_of_clients_of_different_ranks_are_private_alike(finished):
+    """Equal records and steps, equal epsilon, whatever the rank; and nothing of the losses is told."""
+    run = finished("fedavg", "flora")
+    ranks = {str(client): rank for event in run.of("round") for client, rank in event["ranks"].items()}
+    once: dict[float, set[int]] = {}
+    for client, spent in run.results["record_privacy"]["clients"].items():
+        if spent["steps"] == 2:
+            once.setdefault(spent["epsilon"], set()).add(ranks[client])
+    assert max(map(len, once.values())) == len(set(ranks.values())) > 1
+    assert {loss for event in run.of("round") for loss in event["loss"].values()} == {None}
 
 
 def test_scaffold_doubles_the_traffic_both_ways(finished):
