@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fcit.federation.messages import TrainOrder
 from server.courier import Courier
@@ -70,6 +70,7 @@ class Errands:
     def send(self, name: str, slot: Slot, kind: str, node: int, content: Any) -> None:
         """Send a site an order, or a question about its shard, without waiting for the answer."""
         [message] = self._courier.post(kind, [(node, content)], name, timeout=self._seconds)
+        message.content = RecordDict()  # it is at the SuperLink; here its bytes would wait for the answer
         order = content if isinstance(content, TrainOrder) else None
         self._open[message.metadata.message_id] = Errand(name, slot, order, message, self._read())
 
@@ -98,8 +99,14 @@ class Errands:
 
     def drop(self) -> None:
         """Wait for no answer any more; sites are busy until they have answered."""
-        self._stale |= self._open
-        self._open.clear()
+        for order in list(self._open):
+            self._shelve(order)
+
+    def _shelve(self, order: str) -> Errand:
+        """An errand's answer will be of no use, and so its tensors."""
+        errand = self._open.pop(order)
+        self._stale[order] = replace(errand, order=None)
+        return errand
 
     def _left(self, errand: Errand) -> float:
         """Seconds until an errand is overdue."""
@@ -108,8 +115,7 @@ class Errands:
     def _overdue(self) -> Answer | None:
         for order, errand in self._open.items():
             if self._left(errand) <= 0:
-                self._stale[order] = self._open.pop(order)
-                return Answer(errand, None)
+                return Answer(self._shelve(order), None)
         return None
 
     def _expire(self) -> None:

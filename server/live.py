@@ -60,17 +60,20 @@ class LiveCollector(AsyncCollector):
         """Take updates until the buffer is full, none has come for ``federation.timeout``, or no one is left to ask."""
         self._asked, self._passed = set(), set()
         self._recover(buffer)
-        since = self.time.read()
+        since, begun = self.time.read(), False
         with self.journal.timed("training"):
             while len(buffer.usable) < self.size:
+                if not begun:  # as long as all sites are at work on what was dropped no one is late
+                    since = self.time.read()
                 self._give(buffer)
+                begun = begun or self._errands.open > 0
                 left = since + self._patience - self.time.read()
                 if len(buffer.usable) >= self.size or left <= 0 or not self._errands.busy:
                     break
                 answer = self._errands.next(min(left, _LOOK))
                 if answer is not None and self._settle(answer, buffer):
                     since = self.time.read()
-        self._again = []  # what is left of it is of this server update
+        self._again = []  # what is left of these is of this server update
 
     def _drop(self, buffer: Buffer) -> list[Flight]:
         self._errands.drop()

@@ -66,6 +66,11 @@ def test_answers_that_come_together_are_none_of_them_lost():
     assert sorted(watched.next().errand.name for _ in range(3)) == ["0-0", "0-1", "0-2"]
 
 
+def test_what_was_sent_is_not_kept_in_memory():
+    watched = Watched()
+    assert [dict(message.content) for message in watched.grid.sent.values()] == [{}, {}, {}]
+
+
 def test_one_that_is_overdue_keeps_its_site_busy_until_it_is_answered():
     watched = Watched(timeout=1000.0)
     watched.answer(1)

@@ -365,6 +365,16 @@ def test_what_is_under_way_at_the_end_of_a_stage_is_dropped_and_discarded_when_i
     assert run.x == 2.5 + 2.5
 
 
+def test_no_update_is_late_while_sites_are_at_work_on_what_was_dropped(tmp_path):
+    run = Run(tmp_path, Sites([10, 10, 99, 99, *[9] * 4]), concurrency=4, rounds=1)
+    assert run.round() == ([0, 1], [0, 0])
+    run.sites.there = {2, 3}
+    run.next_stage()
+    assert run.round() == ([2, 3], [0, 0])
+    assert run.sites.now == 99 + 99
+    assert run.said("retry", "missing") == []
+
+
 # ---------------------------------------------------------------------- a server that is killed
 
 
