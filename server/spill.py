@@ -147,10 +147,12 @@ class Spill:
     def _same(self, order: TrainOrder) -> str:
         """A hash that is equal for orders that lead to the same update.
 
-        Constants are part of it by name only: their tensors travel only if the client lacks them.
+        Constants are part of it by name only: their tensors travel only if the client lacks them; and it does not
+        matter what others the client keeps.
         """
         sent = {n: t for n, t in order.tensors.items() if not n.startswith(CONSTANT)}
-        text = json.dumps([plain(order), digest(sent, self._memo)], sort_keys=True)
+        fields = {name: value for name, value in plain(order).items() if name != "keep"}
+        text = json.dumps([fields, digest(sent, self._memo)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _path(self, key: tuple[int, str], kind: str) -> Path:

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from fcit.cli import main
-from fcit.models.places import TINY
-from tests.helpers import commands, lighter
+from tests.helpers import forked, forkserver
 from tests.helpers.runs import BACKBONE, SMALL
+
+# What takes time to import is imported where it is used: the process that hands out the tests needs none of it.
+#: What many tests import besides the commands.
+OFTEN = "clients.site.executor", "datasets", "matplotlib.pyplot", "openai", "torch._functorch.partitioners"
 
 # Collecting imports everything and makes no garbage; looking for it takes a tenth of the time.
 gc.disable()
@@ -29,6 +33,9 @@ def shared(tmp_path_factory) -> Path:
 def cache(shared):
     """Every test session renders and caches into a folder of its own."""
     import torch
+
+    from fcit.models.places import TINY
+    from tests.helpers import lighter
 
     before = os.environ.get("FCIT_CACHE")
     folder = shared / "cache"
@@ -51,6 +58,8 @@ def cache(shared):
 @pytest.fixture(scope="session", autouse=True)
 def _flwr():
     """Flower's command line does not import Flower every time that tests or what they test call it."""
+    from tests.helpers import commands
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", commands.without_importing(subprocess.run))
         yield
@@ -67,6 +76,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.fixture
 def fcit(monkeypatch, capsys):
     """Call the command line in this process; returns (exit code, stdout, stderr)."""
+    from fcit.cli import main
 
     def call(*args: str) -> tuple[int, str, str]:
         code = main([str(a) for a in args])
@@ -79,6 +89,8 @@ def fcit(monkeypatch, capsys):
 @pytest.fixture(autouse=True)
 def _page(request, monkeypatch):
     """Runs draw their page in tests that are marked so."""
+    from tests.helpers import lighter
+
     if request.node.get_closest_marker("page"):
         monkeypatch.setenv(lighter.PAGES, "1")
 
@@ -92,6 +104,14 @@ def world(cache):
 
     for name in read_spec("fcit-mini-short").datasets:
         ensure(name, cache_folder() / VERSION)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list) -> None:
+    """pytest-xdist's processes are forked from one that has imported what they would each import."""
+    forkserver.ensure(*OFTEN)
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, "-P", "-S", forked.__file__])
 
 
 def pytest_collection_finish() -> None:

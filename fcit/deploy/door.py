@@ -97,6 +97,15 @@ def command(deployment: Deployment) -> list[str]:
     return [nginx(), "-e", str(deployment.nginx.parent / "error.log"), "-c", str(deployment.nginx)]
 
 
+def check(deployment: Deployment, steps: Steps) -> None:
+    """Have nginx read its configuration and the files that this names.
+
+    Raises:
+        DeployError: it would not start; quotes the line at fault.
+    """
+    steps.run(*command(deployment), "-t")
+
+
 # ---------------------------------------------------------------------- whom it lets in
 
 

@@ -115,7 +115,8 @@ def up(deployment: Deployment, steps: Steps) -> int:
     """Start all three and keep them running until the user ends them.
 
     Raises:
-        DeployError: nginx is missing, a port is taken, or one of the three does not start.
+        DeployError: nginx is missing or cannot read its configuration, a port is taken, or one of the three does not
+            start.
     """
     commands = superlink_command(deployment), superexec_command(deployment), door.command(deployment)
     for command in commands:
@@ -126,6 +127,7 @@ def up(deployment: Deployment, steps: Steps) -> int:
         steps.say(f"not let in: {problem}")
     _check_free(deployment.bind, deployment.port)
     _check_free("127.0.0.1", deployment.superlink_port)
+    door.check(deployment, steps)  # before the SuperLink, which takes seconds to start
     database.shrink(database_file(deployment), steps)
     _make_secret(secret_file(deployment))
     server = Server(deployment, steps)

@@ -35,9 +35,9 @@ Label = tuple[str, str]  # (letter, description)
 INVARIANTS = frozenset({"starts-at-base", "unchanged-updates", "weighted-mean", "others-untouched", "mix-sums-to-one"})
 
 #: Rules for averaging LoRA factors that know of nothing but the factors; and, beside them, those that a method has to
-#: declare, because clients train factors of several ranks, beside frozen ones, or keep some.
-FACTORS = frozenset({"separate", "svd", "alternate", "frozen_a"})
-MORE_FACTORS = FACTORS | {"hlora", "hetlora", "flora", "fedex", "fedsa"}
+#: declare, because clients' ranks shrink, or they train factors beside frozen ones, or keep some.
+FACTORS = frozenset({"separate", "svd", "hlora", "alternate", "frozen_a"})
+MORE_FACTORS = FACTORS | {"hetlora", "flora", "fedex", "fedsa"}
 
 #: What keeps earlier tasks, after the surveys of continual learning (Wang et al., 2024, arXiv 2302.00487): nothing
 #: (baselines and references), a term of the loss or a constraint on gradients, stored records, prompts, new parameters
@@ -131,6 +131,8 @@ class Method:
     #: Whether clients may train factors of a smaller rank than the subspace has (``adapter.ranks``): their hooks must
     #: not compare factors with tensors of the whole rank.
     mixes_ranks: ClassVar[bool] = False
+    #: Why they may not, as a clause.
+    whole_rank: ClassVar[str] = ""
     #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
     #: ``privacy:`` covers it.
     robust: ClassVar[bool] = True
@@ -281,7 +283,8 @@ class Method:
         """Named groups of float32 arrays that never change: teachers, anchors, frozen subspaces.
 
         Each group is sent to a client once, which keeps it; :attr:`Session.constants` holds all groups of this
-        dictionary. A group with changed tensors needs a new name.
+        dictionary. A group with changed tensors needs a new name, and a name that is left out does not come again:
+        clients have removed the group.
         """
         return {}
 

@@ -61,6 +61,7 @@ class EWC(Method):
     #: An SVD rotates the factors in every round; a Fisher of the old factors does not apply to the new ones.
     factors = frozenset({"separate", "alternate", "frozen_a"})
     robust = False  # the Fisher is a plain sum over clients
+    whole_rank = "clients estimate the Fisher information of every number, and those of a smaller rank have fewer"
 
     # ------------------------------------------------------------------ client
 

@@ -72,6 +72,7 @@ class KeepLoRA(PerStage):
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     measures = True
     robust = False  # sketches of gradients are plain sums over clients
+    whole_rank = "clients' sketches of the gradient are summed, and have the adapter's rank"
     #: A is never averaged.
     factors = frozenset({"separate", "frozen_a"})
     invariants = INVARIANTS - {"mix-sums-to-one"}

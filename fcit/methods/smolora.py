@@ -61,6 +61,7 @@ class SMoLoRA(Method):
     family = "routing"
     summary = "two mixtures in every layer, chosen by what is seen and by the form of answer that is demanded"
     by_record = True
+    whole_rank = "its experts share out the rank, and the leading ranks are the first experts"
     needs_stats = True
     needs_identity = True
     identity = "suffix"

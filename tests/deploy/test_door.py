@@ -21,11 +21,13 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from fcit.cli import main
 from fcit.config import site
 from fcit.deploy import clock, control, door
+from fcit.deploy import up as operator
+from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init, renew
 from fcit.deploy.steps import DeployError, Steps
 from fcit.deploy.up import superlink_command
 from fcit.errors import ConfigError
-from tests.deploy.conftest import FCIT, Up, plan, signed
+from tests.deploy.conftest import Up, plan, signed
 from tests.helpers.superlink import answers
 from tests.helpers.waiting import wait
 
@@ -296,11 +298,38 @@ def test_what_dies_is_started_again_and_a_new_certificate_is_taken(up, deployed,
     assert runs_as("door") == proxy  # it was not even restarted
 
 
-@pytest.mark.slow
-def test_what_does_not_start_is_an_error(prepared, tmp_path, nginx):
+def test_a_door_that_would_not_start_is_an_error_before_anything_starts(prepared, tmp_path, nginx, capsys):
     copy = tmp_path / "d"
     shutil.copytree(prepared.path, copy)
     (copy / prepared.nginx.relative_to(prepared.path)).write_text("nonsense;")
-    log = subprocess.run([FCIT, "deploy", "up", copy], capture_output=True, text=True)
-    assert log.returncode == 1
-    assert "the door ended with 1" in log.stderr
+    assert main(["deploy", "up", str(copy)]) == 1
+    said = capsys.readouterr()
+    assert 'unknown directive "nonsense"' in said.err
+    assert not (copy / "superlink" / "secret").exists()
+
+
+@pytest.fixture
+def stand_ins(prepared, tmp_path, monkeypatch):
+    """Run the server with shell commands as its three processes; the SuperLink's port is listened on."""
+    copy = tmp_path / "d"
+    shutil.copytree(prepared.path, copy)
+    deployment = Deployment.open(copy)
+    monkeypatch.setattr(operator, "go_on", lambda deployment, steps: None)
+
+    def run(
+        superlink: str = "exec sleep 300", superexec: str = "exec sleep 300", proxy: str = "exec sleep 300"
+    ) -> None:
+        monkeypatch.setattr(operator, "superlink_command", lambda _: ["sh", "-c", superlink])
+        monkeypatch.setattr(operator, "superexec_command", lambda _: ["sh", "-c", superexec])
+        monkeypatch.setattr(door, "command", lambda _: ["sh", "-c", proxy])
+        operator.Server(deployment, Steps()).run()
+
+    with socket.create_server(("127.0.0.1", deployment.superlink_port)):
+        yield run
+
+
+@pytest.mark.parametrize(("which", "name"), [("superlink", "SuperLink"), ("superexec", "SuperExec"), ("proxy", "door")])
+def test_what_does_not_start_is_an_error(stand_ins, which, name):
+    # it ends when its parent has seen that the port is listened on, or before
+    with pytest.raises(DeployError, match=f"^the {name} ended with 3: why$"):
+        stand_ins(**{which: "echo why; exit 3"})

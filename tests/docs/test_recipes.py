@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fcit.models.places import TINY
 from tests.docs.pages import DOCS, RECIPES, ROOT, Block, blocks, commands
@@ -69,6 +70,9 @@ def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
     model = folder / TINY.relative_to(ROOT) / "llava"
     shutil.rmtree(model)
     lighter.cut_model(model)
+    quick = folder / "configs" / "quick.yaml"  # of which a recipe shows that it runs
+    fewer = {"data": {"max_records": 200}, "evaluation": {"when": "final", "samples": 1}}
+    quick.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), **fewer}))
     lines, stale = [], []
     for page in RECIPES:
         try:

@@ -15,7 +15,7 @@ from fcit.runs.create import create
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from server import checkpoint
-from tests.helpers.runs import SMALL, bits
+from tests.helpers.runs import SMALL, Copies, bits
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,14 @@ RUNS = [
     ("fedavg", "flora"),
 ]
 #: Settings that some of them have beside.
-MORE = {"flora": ["adapter.ranks={2: 0.4, 4: 0.3, 8: 0.3}"]}
+MORE = {
+    "flora": [
+        "adapter.ranks={2: 0.4, 4: 0.3, 8: 0.3}",
+        "privacy.record_dp=on",
+        "privacy.record_noise_multiplier=1.0",
+        "privacy.reproducible_noise=true",  # else two runs differ
+    ]
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +81,8 @@ def config(folder):
     return make
 
 
-class Stops:
-    """A watcher that asks the run to stop amid the second round."""
-
-    left = 5
-
-    def say(self, kind, **values):
-        self.left -= kind == "client"
-        if not self.left:
-            raise StopRequested("enough")
+#: Where a run would have been cut: amid the second round.
+AMID = 5, "client"
 
 
 def serve(run: RunDir, watcher=None) -> RunDir:
@@ -94,13 +94,19 @@ def serve(run: RunDir, watcher=None) -> RunDir:
     return run
 
 
+def cut_of(run: Path) -> Path:
+    """Where the copy of a run amid its second round is."""
+    return run.with_name(f"{run.name}-cut")
+
+
 @pytest.fixture(scope="module")
 def finished(config):
-    """A finished run, each made once."""
+    """A finished run, each made once; beside it lies what a process would have left that is killed amid it."""
 
     @cache
     def run(fedopt: str, factors: str) -> Run:
-        return Run(serve(create(config(fedopt, factors))).path)
+        run = create(config(fedopt, factors))
+        return Run(serve(run, Copies(run.path, cut_of(run.path), *AMID)).path)
 
     return run
 
@@ -129,10 +135,10 @@ def test_every_one_learns_something_else(finished):
 @pytest.mark.parametrize(
     ("fedopt", "factors"), [("fedadam", "alternate"), ("scaffold", "separate"), ("fedavg", "flora")]
 )
-def test_cut_in_the_middle_of_a_round_and_resumed_gives_the_same_bits(finished, config, fedopt, factors):
-    whole, cut = finished(fedopt, factors), create(config(fedopt, factors))
-    with pytest.raises(StopRequested):
-        serve(cut, Stops())
+def test_cut_in_the_middle_of_a_round_and_resumed_gives_the_same_bits(finished, fedopt, factors):
+    whole = finished(fedopt, factors)
+    cut = RunDir(cut_of(whole.path))
+    assert not cut.results.exists()
     assert bits(serve(cut).path) == bits(whole.path)
 
 
@@ -140,17 +146,14 @@ def test_differential_privacy_resumes_to_the_same_noise(config):
     pytest.importorskip("dp_accounting")
     settings = ["privacy.client_dp=on", "privacy.epsilon=8", "privacy.clip_quantile=0.5", "name=private"]
     settings += ["privacy.record_dp=on", "privacy.record_epsilon=6", "training.batch_size=4"]
-    whole, cut = (create(config("fedadam", "frozen_a", *settings)) for _ in range(2))
-    for run in (whole, cut):
-        # Else each had secrets of its own.
-        run.noise_key.write_bytes(bytes(range(32)))
-        for client in range(50):
-            key = run.memory / str(client) / "records" / "noise.key"
-            key.parent.mkdir(parents=True)
-            key.write_bytes(bytes([client]) * 32)
-    serve(whole)
-    with pytest.raises(StopRequested):
-        serve(cut, Stops())
+    whole = create(config("fedadam", "frozen_a", *settings))
+    cut = RunDir(cut_of(whole.path))
+    # Else clients who train after the cut would make secrets of their own.
+    for client in range(50):
+        key = whole.memory / str(client) / "records" / "noise.key"
+        key.parent.mkdir(parents=True)
+        key.write_bytes(bytes([client]) * 32)
+    serve(whole, Copies(whole.path, cut.path, *AMID))
     assert cut.noise_key.is_file()
     serve(cut)
     assert bits(cut.path) == bits(whole.path)
@@ -186,6 +189,18 @@ def test_clients_of_different_ranks_are_sent_each_stack_once(finished):
     assert run.results["cost"]["client_memory_bytes"] > 0
     table = run.results["cost"]["by_rank"]
     assert {int(rank) for rank in table} == set(ranks.values())
+
+
+def test_records_of_clients_of_different_ranks_are_private_alike(finished):
+    """Equal records and steps, equal epsilon, whatever the rank; and nothing of the losses is told."""
+    run = finished("fedavg", "flora")
+    ranks = {str(client): rank for event in run.of("round") for client, rank in event["ranks"].items()}
+    once: dict[float, set[int]] = {}
+    for client, spent in run.results["record_privacy"]["clients"].items():
+        if spent["steps"] == 2:
+            once.setdefault(spent["epsilon"], set()).add(ranks[client])
+    assert max(map(len, once.values())) == len(set(ranks.values())) > 1
+    assert {loss for event in run.of("round") for loss in event["loss"].values()} == {None}
 
 
 def test_scaffold_doubles_the_traffic_both_ways(finished):

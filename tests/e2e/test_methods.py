@@ -2,21 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from fcit import config as configuration
 from fcit import registry
-from fcit.cli import main
 from fcit.errors import ConfigError
 from fcit.methods.base import Method
 from fcit.models import estimate
 from fcit.models.shapes import shape_of
+from fcit.runs.create import create
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import load_run
-from tests.helpers.runs import SMALL, Dies, bits
+from tests.helpers.runs import SMALL, Copies, bits
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +26,28 @@ TWO_ROUNDS = ("ewc", "keeplora", "l2p", "lwf", "mlora", "moelora", "olora", "rep
 SETTINGS = {"mrlora": {"records": 2, "router_epochs": 1}, "dop": {"steps": 5}}
 #: All that clients train, and that is no reference.
 TRAINED = [n for n in sorted(registry.METHODS) if (m := registry.resolve("method", n)).trains and not m.pooled]
+#: Events of a run of two rounds a stage: those of the first stage, and one of the second.
+IN_THE_SECOND_STAGE = 4, "round", "scored"
+#: Methods of which one round a stage is enough: merged, and sent on.
+MERGED = ("clmoe", "dop", "hide", "modalprompt", "opcm", "prism", "sacuir", "same", "sefe")
+#: Where a run is cut, by method; updates of two clients are wanted each time.
+CUTS = {
+    **dict.fromkeys(("ewc", "l2p", "lwf", "replay"), IN_THE_SECOND_STAGE),
+    # the events of the first stage, and the second's "round", before its checkpoint
+    **dict.fromkeys(MERGED, (3, "round", "scored")),
+    "keeplora": (9, "client"),  # what was measured in the second stage is taken in, round 0 has one update
+    "mrlora": (5, "client"),  # the second stage's own round is over, the router's has one update
+}
+
+
+def cut_of(run: Path) -> Path:
+    """Where the copy of a run amid it is."""
+    return run.with_name(f"{run.name}-cut")
 
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
-    """Finished runs by method, each made once."""
+    """Finished runs by method, each made once; beside it lies what a process would have left that is killed amid it."""
     folder, made = tmp_path_factory.mktemp("methods"), {}
 
     def get(method: str) -> Path:
@@ -46,8 +63,9 @@ def run_of(tmp_path_factory):
                 raw["backbone"] = {"threads": 1}
             config = folder / f"{method}.yaml"
             config.write_text(yaml.safe_dump({**raw, "output": str(folder / "runs")}))
-            assert main(["run", str(config)]) == 0
-            made[method] = folder / "runs" / f"{method}-1"
+            run = create(configuration.load(config))
+            copies = Copies(run.path, cut_of(run.path), *CUTS[method]) if method in CUTS else None
+            made[method] = serve(run, copies).path
         return made[method]
 
     return get
@@ -57,47 +75,34 @@ def orders(run: Path) -> list[dict]:
     return [e for e in RunDir(run).read_events() if e["event"] == "round"]
 
 
-#: Events of a run of two rounds a stage: those of the first stage, and one of the second.
-IN_THE_SECOND_STAGE = 4, "round", "scored"
-
-
-def resumed(whole: Path, folder: Path, between: Callable[[RunDir], None], at: tuple = IN_THE_SECOND_STAGE) -> RunDir:
-    """The same run, cut at one of these events, and resumed."""
+def serve(run: RunDir, watcher: Copies | None = None) -> RunDir:
+    """Run a folder from where it stands."""
     from clients.app import app
-    from clients.worker.worker import _backbone, worker
-    from fcit import config as configuration
     from fcit.federation.engines.inline import InlineGrid
     from server.app import run as serve
 
-    config = configuration.load(whole / "config.yaml")
-    environment = json.loads((whole / "environment.json").read_text())
-    run = RunDir.create(folder, "cut", configuration.dump(config), environment)
-    with pytest.raises(KeyboardInterrupt):
-        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), Dies(*at))
-    between(run)
-    worker.cache_clear()  # as in a new process, which has evaluated nothing yet
-    _backbone.cache_clear()
-    serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory))
+    config = configuration.load_resolved(run.config)
+    serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), watcher)
     return run
 
 
-#: Methods of which one round a stage is enough: merged, and sent on.
-MERGED = ("clmoe", "dop", "hide", "modalprompt", "opcm", "prism", "sacuir", "same", "sefe")
-#: Where a run is cut, by method; updates of two clients are wanted each time.
-CUTS = {
-    **dict.fromkeys(("ewc", "l2p", "lwf", "replay"), IN_THE_SECOND_STAGE),
-    # the events of the first stage, and the second's "round", before its checkpoint
-    **dict.fromkeys(MERGED, (3, "round", "scored")),
-    "keeplora": (9, "client"),  # what was measured in the second stage is taken in, round 0 has one update
-    "mrlora": (5, "client"),  # the second stage's own round is over, the router's has one update
-}
+def cut(whole: Path, folder: Path) -> RunDir:
+    """What a killed process has left of the run of a method, for one that has evaluated nothing yet."""
+    from clients.worker.worker import _backbone, worker
+
+    worker.cache_clear()
+    _backbone.cache_clear()
+    return RunDir(shutil.copytree(cut_of(whole), folder / "cut"))
 
 
 @pytest.mark.parametrize("method", CUTS)
 def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
-    whole, seen = run_of(method), []
+    whole = run_of(method)
     assert json.loads((whole / "results.json").read_text())["traffic"]["rejected"] == 0
-    run = resumed(whole, tmp_path, lambda run: seen.extend(run.read_events()), CUTS[method])
+    run = cut(whole, tmp_path)
+    assert not run.results.exists()
+    seen = list(run.read_events())
+    serve(run)
     assert bits(run.path) == bits(whole)
     if CUTS[method][-1] == "client":
         assert len([event for event in run.read_events() if event["event"] == "reused"]) == 1
@@ -106,16 +111,15 @@ def test_cut_and_resumed_gives_the_same_bits(run_of, method, tmp_path):
 
 
 def test_a_client_that_lost_what_it_was_sent_gets_it_again(run_of, tmp_path):
-    def lose(run: RunDir) -> None:
-        for folder in run.memory.glob("*/constants"):
-            shutil.rmtree(folder)
-        state = next(iter(sorted(run.state.iterdir(), reverse=True))) / "state.json"
-        raw = json.loads(state.read_text())
-        everybody = {str(client): ["teacher-0"] for client in range(100)}
-        state.write_text(json.dumps({**raw, "progress": {**raw["progress"], "constants": everybody}}))
-
     whole = run_of("lwf")
-    run = resumed(whole, tmp_path, lose)
+    run = cut(whole, tmp_path)
+    for folder in run.memory.glob("*/constants"):
+        shutil.rmtree(folder)
+    state = next(iter(sorted(run.state.iterdir(), reverse=True))) / "state.json"
+    raw = json.loads(state.read_text())
+    everybody = {str(client): ["teacher-0"] for client in range(100)}
+    state.write_text(json.dumps({**raw, "progress": {**raw["progress"], "constants": everybody}}))
+    serve(run)
     assert bits(run.path) == bits(whole)
     kinds = [event["event"] for event in run.read_events()]
     # The round that was cut had its updates already; in the next one both clients lack the teacher, once.

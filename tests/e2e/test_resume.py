@@ -23,7 +23,7 @@ from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from server.app import run as serve
 from tests.helpers.commands import fcit as fcit_process
-from tests.helpers.runs import SMALL, Dies, bits
+from tests.helpers.runs import SMALL, Copies, Dies, bits
 
 pytestmark = pytest.mark.slow
 
@@ -201,11 +201,10 @@ def grid_of(run: RunDir) -> InlineGrid:
 
 
 def test_reused_updates_of_clients_that_remember(tmp_path):
-    whole, run = scaffold(tmp_path), scaffold(tmp_path)
-    serve(whole.path, grid_of(whole))
-    for left in (5, 3):  # counted anew by each process: what it takes over counts, too
-        with pytest.raises(KeyboardInterrupt):
-            serve(run.path, grid_of(run), Dies(left, "client"))
+    whole, run = scaffold(tmp_path), RunDir(tmp_path / "cut")
+    serve(whole.path, grid_of(whole), Copies(whole.path, run.path, 5, "client"))
+    with pytest.raises(KeyboardInterrupt):  # and again; what it takes over counts, too
+        serve(run.path, grid_of(run), Dies(3, "client"))
     serve(run.path, grid_of(run))
     assert bits(run.path) == bits(whole.path)
     assert told(run.path) == told(whole.path)

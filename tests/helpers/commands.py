@@ -1,97 +1,91 @@
 """``fcit`` as a process that can be signalled and killed, without the seconds that importing torch takes; and ``flwr``.
 
-One server process for each test session has imported everything and done nothing; every command is forked from it, so
-it begins as a new process does: without caches, models or threads of the tests.
+Both are forked from the fork server (:mod:`tests.helpers.forkserver`).
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import killing, lighter
+from tests.helpers import forkserver, killing, lighter
+from tests.helpers.forked import Forked
 from tests.helpers.waiting import LONG
 
-_PRELOADED = [
-    "tests.helpers.uncollected",
-    *("fcit.cli.main", "server.app", "clients.app", "fcit.models.adapters", "fcit.report.page", "flwr.cli.app"),
-    __name__,
-]
 #: Flower's command line.
 FLWR = Path(sys.executable).with_name("flwr")
 
 
-def _begin(folder: str, environment: dict[str, str]) -> None:
-    """What a forked process begins with: streams into files, the caller's environment, the collector of cycles."""
-    gc.freeze()  # what was imported stays
-    gc.enable()
-    for stream, name in ((1, "stdout"), (2, "stderr")):
-        handle = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(handle, stream)
-        os.close(handle)
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def _run(arguments: list[str], point: str, folder: str, environment: dict[str, str]) -> None:
+def run_fcit(point: str, *arguments: str) -> int:
     """What the forked process of a command does."""
-    _begin(folder, environment)
-    # A job in the background inherits an ignored SIGINT; a terminal's does not.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     from fcit.cli import main
 
     lighter.lighten()
     if point:
         killing.arm(point)
-    sys.exit(main(arguments))
+    return main(list(arguments))
 
 
-def _flwr(arguments: list[str], folder: str, environment: dict[str, str], cwd: Path, mask: int) -> None:
+def run_flwr(*arguments: str) -> int:
     """What the forked process of a command of Flower's does."""
-    _begin(folder, environment)
-    os.chdir(cwd)
-    if mask >= 0:
-        os.umask(mask)
-    sys.argv = [str(FLWR), *arguments]
     from flwr.cli.app import app
 
+    sys.argv = [str(FLWR), *arguments]
     app()
+    return 0
 
 
-def _server() -> ForkServerContext:
-    """What starts processes that have imported everything and done nothing."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # Flower reads it when it is imported
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
-
-
-def _import(modules: tuple[str, ...], file: Path) -> None:
+def print_imported(*modules: str) -> int:
+    """Print what a process that imports these modules has imported."""
     for module in modules:
         importlib.import_module(module)
-    file.write_text("\n".join(sys.modules), encoding="utf-8")
+    print("\n".join(sys.modules))
+    return 0
 
 
 def imported(*modules: str) -> set[str]:
     """Packages that a process has which imported these modules, and those of every command."""
-    with tempfile.TemporaryDirectory(prefix="fcit-imports-") as folder:
-        file = Path(folder) / "modules"
-        process = _server().Process(target=_import, args=(modules, file))
-        process.start()
-        process.join(LONG)
-        return {module.partition(".")[0] for module in file.read_text(encoding="utf-8").split("\n")}
+    code, out, err = _done("print_imported", *modules)
+    assert code == 0, err
+    return {module.partition(".")[0] for module in out.split("\n")}
+
+
+class _Files:
+    """Streams of a process: an empty stdin; stdout and stderr go into files."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fcit-command-")
+
+    def begin(self, target: str, *arguments: object, **options: Any) -> Forked:
+        """Have the fork server start one of the functions above with these streams."""
+        forkserver.ensure()
+        writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        opened = [os.open(os.devnull, os.O_RDONLY)]
+        opened += [os.open(Path(self._folder.name) / name, writing, 0o600) for name in ("stdout", "stderr")]
+        process = Forked(f"{__name__}:{target}", arguments, opened, **options)
+        for descriptor in opened:
+            os.close(descriptor)
+        return process
+
+    def read(self, name: str) -> str:
+        """All that is in ``stdout`` or ``stderr`` by now."""
+        return (Path(self._folder.name) / name).read_text(encoding="utf-8", errors="replace")
+
+
+def _done(target: str, *arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a process that has ended."""
+    files = _Files()
+    code = files.begin(target, *arguments, **options).wait(LONG)
+    assert code is not None, f"{target} {arguments} is still running after {LONG} s\n{files.read('stderr')}"
+    return code, files.read("stdout"), files.read("stderr")
 
 
 class Command:
@@ -101,44 +95,35 @@ class Command:
         point: where it kills itself, see :mod:`tests.helpers.killing`; empty: nowhere.
     """
 
-    def __init__(self, *arguments: object, point: str = "", environment: Mapping[str, str] | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fcit-command-")
-        values = [str(argument) for argument in arguments]
-        self.process: BaseProcess = _server().Process(
-            target=_run, args=(values, point, self._folder.name, dict(environment or os.environ))
-        )
-        self.process.start()
+    def __init__(self, *arguments: object, point: str = "") -> None:
+        self._files = _Files()
+        self._process = self._files.begin("run_fcit", point, *arguments)
 
     @property
     def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:
         """As of ``subprocess``: minus the signal that killed it; None while it runs."""
-        return self.process.exitcode
+        return self._process.wait(0)
 
     @property
     def stdout(self) -> str:
-        return self._read("stdout")
+        return self._files.read("stdout")
 
     @property
     def stderr(self) -> str:
-        return self._read("stderr")
-
-    def _read(self, name: str) -> str:
-        file = Path(self._folder.name) / name
-        return file.read_text(errors="replace") if file.is_file() else ""
+        return self._files.read("stderr")
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
         """Its exit code, once it has ended."""
-        self.process.join(LONG)
-        assert self.process.exitcode is not None, f"still running after {LONG} s\n{self.stderr}"
-        return self.process.exitcode
+        code = self._process.wait(LONG)
+        assert code is not None, f"still running after {LONG} s\n{self.stderr}"
+        return code
 
 
 def fcit(*arguments: object, point: str = "") -> Command:
@@ -156,14 +141,7 @@ def without_importing(run: Callable[..., Any]) -> Callable[..., Any]:
         program = command[0] if isinstance(command, (list, tuple)) else command
         if str(shutil.which(program, path=environment.get("PATH"))) != str(FLWR):
             return run(command, **options)
-        with tempfile.TemporaryDirectory(prefix="fcit-flwr-") as folder:
-            place = options.get("cwd") or Path.cwd(), options.get("umask", -1)
-            arguments = [str(word) for word in command[1:]]
-            process = _server().Process(target=_flwr, args=(arguments, folder, environment, *place))
-            process.start()
-            process.join(LONG)
-            streams = [(Path(folder) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
-        assert process.exitcode is not None, f"{command} is still running after {LONG} s"
-        return subprocess.CompletedProcess(command, process.exitcode, *streams)
+        place = {"folder": options.get("cwd"), "mask": options.get("umask", -1)}
+        return subprocess.CompletedProcess(command, *_done("run_flwr", *command[1:], environment=environment, **place))
 
     return either

@@ -1,5 +1,6 @@
 """Small runs of whole federations: their configuration, what must be equal between two, and what ends one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,21 @@ class Dies:
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
+
+
+class Copies:
+    """A watcher that copies the run folder at the event of one of ``kinds`` that leaves none of ``left``.
+
+    The copy is what a process leaves behind that is killed there, so that one run gives both what a resumed one must
+    equal and what is resumed.
+    """
+
+    def __init__(self, run: Path, copy: Path, left: int, *kinds: str) -> None:
+        self.run, self.copy, self.left, self.kinds = run, copy, left, kinds
+
+    def say(self, kind: str, **values: object) -> None:
+        """Count an event."""
+        if kind in self.kinds:
+            self.left -= 1
+            if self.left == 0:
+                shutil.copytree(self.run, self.copy)
