@@ -94,8 +94,7 @@ class Orders:
             RunError: the method broadcasts something other than float32 arrays.
         """
         name = state.assigned[slot.pair]
-        bank, kept = state.subspaces[name], state.factors.get(name, {})
-        subspace = self.factors.outgoing(name, bank, kept, self.config.seed)
+        subspace = self.factors.outgoing(name, state.subspaces[name], state.factors.get(name, {}), self.config.seed)
         if self._ranks is not None:
             subspace = self._ranks.sent(name, subspace, slot.client)
         frozen = self.frozen(state, name)
@@ -106,9 +105,10 @@ class Orders:
                 raise RunError(f"method {self.method.name}: broadcast must give float32 arrays, {key!r} is not one")
         for prefix, more in ((EXTRA, extra), (FEDOPT, self._variates(state, name, frozen))):
             tensors |= {f"{prefix}{key}": value for key, value in more.items()}
-        constants = self._constants(state)
-        constants |= {f"{KEPT}{group}": t for group, t in self.factors.constants(name, bank, kept).items()}
-        for group in sorted(constants.keys() - set(progress.constants.get(str(slot.client), []))):
+        of_method = self._constants(state)
+        constants = of_method | self._pieces(state, name)
+        held = set(progress.constants.get(str(slot.client), []))
+        for group in sorted(constants.keys() - held):
             tensors |= {f"{CONSTANT}{group}/{key}": value for key, value in constants[group].items()}
         return TrainOrder(
             config=self.text,
@@ -123,6 +123,7 @@ class Orders:
             offset=progress.offsets.get(slot.shard, 0),
             memory=progress.memories.get(str(slot.client), ""),
             constants=sorted(constants),
+            keep=sorted(self._living(state, of_method, held - constants.keys())),
             frozen=frozen,
             brief=self.method.brief(state),
             measure=measure,
@@ -142,6 +143,23 @@ class Orders:
                     f"digits, '_', '.' and '-'; {fault}"
                 )
         return constants
+
+    def _pieces(self, state: ServerState, name: str) -> dict[str, Tensors]:
+        """Constants of the rule for factors that belong to a subspace."""
+        groups = self.factors.constants(name, state.subspaces[name], state.factors.get(name, {}))
+        return {f"{KEPT}{group}": tensors for group, tensors in groups.items()}
+
+    def _living(self, state: ServerState, of_method: dict[str, Tensors], groups: set[str]) -> set[str]:
+        """Those of the groups that an order of this state, or of a later one, can name: to another subspace.
+
+        The client must not remove them before the server has noted that it holds others instead: its update may be
+        rejected or come too late, and then nothing is noted. Groups of an earlier stage are gone for good, because no
+        name is used twice, and because a stage ends with a checkpoint before its evaluation and one after it: both
+        checkpoints to which a run may go back have the new stage's constants.
+        """
+        if not groups:
+            return groups
+        return groups & {*of_method, *(group for name in state.subspaces for group in self._pieces(state, name))}
 
     def _variates(self, state: ServerState, name: str, frozen: list[str]) -> Tensors:
         """The federated optimiser's own tensors for a subspace and the shared tensors."""

@@ -116,6 +116,11 @@ class Spill:
             raise RunError(f"{self._path(key, 'safetensors')}: its tensors are not those that were kept")
         return update
 
+    def pairs(self) -> list[tuple[int, str]]:
+        """Client and shard of the updates that are on the disk, in order."""
+        names = [file.stem.partition("-") for file in self._folder.glob("*.json")] if self._folder.is_dir() else []
+        return sorted((int(client), shard) for client, _, shard in names)
+
     def tidy(self, stage: int, round_: int) -> None:
         """Remove files of other rounds and unfinished ones."""
         if not self._folder.is_dir():
@@ -142,10 +147,12 @@ class Spill:
     def _same(self, order: TrainOrder) -> str:
         """A hash that is equal for orders that lead to the same update.
 
-        Constants are part of it by name only: their tensors travel only if the client lacks them.
+        Constants are part of it by name only: their tensors travel only if the client lacks them; and it does not
+        matter what others the client keeps.
         """
         sent = {n: t for n, t in order.tensors.items() if not n.startswith(CONSTANT)}
-        text = json.dumps([plain(order), digest(sent, self._memo)], sort_keys=True)
+        fields = {name: value for name, value in plain(order).items() if name != "keep"}
+        text = json.dumps([fields, digest(sent, self._memo)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _path(self, key: tuple[int, str], kind: str) -> Path:

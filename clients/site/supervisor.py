@@ -111,6 +111,8 @@ def environment(site: Site) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
     }
     env.setdefault("FCIT_CACHE", str(home / "cache"))
+    if site.piece is not None:
+        env["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"] = str(site.piece)
     if site.threads is not None:
         env |= {"OMP_NUM_THREADS": str(site.threads), "MKL_NUM_THREADS": str(site.threads)}
     return env

@@ -7,6 +7,7 @@ once the server has committed its round: after a crash both sides go on from the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +89,39 @@ class ClientMemory:
         write_tensors(folder / f"{version}.safetensors", tensors)
         write_json(folder / f"{version}.json", plain)
 
-    def constants(self, client: int, wanted: list[str], sent: Tensors, tidy: bool) -> dict[str, Tensors]:
+    def constants(
+        self, client: int, wanted: list[str], sent: Tensors, keep: Collection[str] = ()
+    ) -> dict[str, Tensors]:
         """The groups ``wanted``: those just ``sent`` (``group/name``) are kept, the others were kept before.
 
-        Other groups are removed if ``tidy``: the server can then no longer go back to them.
+        Groups that are neither wanted nor in ``keep`` are removed: no later order names them without sending them.
 
         Raises:
+            ConfigError: as :attr:`root`, if any is wanted.
             MemoryLost: a group was neither sent nor is it here.
             RunError: no name for a group.
         """
+        if self._root is None and not wanted:
+            return {}
         folder = self.root / str(client) / "constants"
         _checked(*wanted, *(name.partition("/")[0] for name in sent))
-        if tidy and folder.is_dir():
-            for file in folder.glob("*.safetensors"):
-                if file.stem not in wanted:
-                    file.unlink(missing_ok=True)
         new: dict[str, Tensors] = {}
         for name, tensor in sent.items():
             group, _, rest = name.partition("/")
             new.setdefault(group, {})[rest] = tensor
-        for group, tensors in new.items():
-            write_tensors(folder / f"{group}.safetensors", tensors)
+        self._replace(folder, new, {*wanted, *keep})
         try:
             return {g: new[g] if g in new else read_tensors(folder / f"{g}.safetensors") for g in wanted}
         except RunError as error:
             raise MemoryLost(f"client {client}: constants it was sent before are lost ({error})") from None
+
+    def _replace(self, folder: Path, new: dict[str, Tensors], kept: set[str]) -> None:
+        """Write ``new`` groups of constants, and remove those that are not to be ``kept``."""
+        for file in folder.glob("*.safetensors"):
+            if file.stem not in kept:
+                file.unlink(missing_ok=True)
+        for group, tensors in new.items():
+            write_tensors(folder / f"{group}.safetensors", tensors)
 
     def secret(self, client: int) -> bytes:
         """The secret that a client's noise and batches come from (``privacy.record_dp``, ``token_*``), made when
@@ -140,7 +149,9 @@ class ClientMemory:
             write_json(file, value)
 
     def size(self, client: int) -> int:
-        """Bytes kept for a client, without versions that are being replaced."""
+        """Bytes kept for a client, without versions that are being replaced; 0 where no folder is configured."""
+        if self._root is None:
+            return 0
         folder = self.root / str(client)
         files = [*folder.glob("constants/*")]
         versions = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
@@ -154,3 +165,6 @@ class _ReadOnly(ClientMemory):
 
     def save(self, client: int, version: str, memory: dict[str, Any]) -> None:
         """Keep nothing."""
+
+    def _replace(self, folder: Path, new: dict[str, Tensors], kept: set[str]) -> None:
+        """Keep nothing, and leave what is kept."""

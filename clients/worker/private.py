@@ -75,7 +75,7 @@ class Private:
             )
         training, self._privacy = config.training, config.privacy
         # With public noise, runs that differ in their engine alone have the same bits.
-        ignored = ("tensors", "run", *(["config"] if config.privacy.reproducible_noise else []))
+        ignored = ("tensors", "run", "keep", *(["config"] if config.privacy.reproducible_noise else []))
         self.records, self._noise, self._order = records, Noise(secret), _mark(order, ignored, *(kept or ({}, {})))
         self._config, self._announced, self._sums = config, order.participations, hashlib.sha256()
         epochs = epochs_of(training.epochs, order.tasks)

@@ -200,8 +200,8 @@ class Worker:
         """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
-        if self.method.measures:
-            self.enough(order.client, tasks, "measurement", self.method.measured_records)
+        if self.method.sends():
+            self.enough(order.client, tasks, "statistic", self.method.measured_records)
         sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
@@ -274,7 +274,7 @@ class Worker:
 
     def _update(self, order: TrainOrder, begin: float, **values: Any) -> ClientUpdate:
         """The update to an order that was begun at this time."""
-        kept = self.memory.size(order.client) if self._remembers or order.constants else 0
+        kept = self.memory.size(order.client)
         return ClientUpdate(**order.answered, seconds=time.perf_counter() - begin, kept=kept, **values)
 
     @property
@@ -288,10 +288,8 @@ class Worker:
         if not examples:
             raise DataError(f"client {order.client} holds no records of this shard")
         memory = self.memory.load(order.client, order.memory) if self._remembers else {}
-        constants = {}
-        if order.constants:
-            sent = under(order.tensors, CONSTANT)
-            constants = self.memory.constants(order.client, order.constants, sent, tidy=order.round > 0)
+        sent = under(order.tensors, CONSTANT)
+        constants = self.memory.constants(order.client, order.constants, sent, order.keep)
         identity = None
         if self.method.needs_identity:
             stamp = self.backbone.identity.stamp(self.method.identity, records, self.data.image_root)

@@ -54,7 +54,7 @@ class Asynchronous(Section):
         "update into the server's tensors as it comes",
     )
     concurrency: int | None = Field(
-        None, ge=1, description="clients that train at the same time; default: federation.clients_per_round"
+        None, ge=1, description="clients (sites) that train at the same time; default: federation.clients_per_round"
     )
     buffer: int | None = Field(
         None,
@@ -67,6 +67,10 @@ class Asynchronous(Section):
         description="weight of an update that was trained tau server updates ago: (1 + tau)^-a, or 1 up to b and "
         "1 / (a (tau - b) + 1) beyond, or 1",
     )
-    a: float = Field(0.5, gt=0, description="of polynomial and hinge; 0.5: fedbuff's 1 / sqrt(1 + tau)")
+    a: float = Field(
+        0.5,
+        gt=0,
+        description="of polynomial and hinge; 0.5: fedbuff's 1 / sqrt(1 + tau). FedAsync's hinge was run with 4 and 10",
+    )
     b: int = Field(4, ge=0, description="of hinge: server updates after which an update begins to lose weight")
     mixing: float = Field(0.6, gt=0, le=1, description="of fedasync: share of a fresh update in the server's tensors")

@@ -61,16 +61,17 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
             f"{what} gives clients different ranks, which factors: {config.factors!r} is not made for; choose factors: "
             f"{', '.join(able)}, or leave the ranks out"
         )
-    if not declared(type(method), "mixes_ranks"):
-        problems.append(
-            f"{what} gives clients different ranks, and method: {config.method['name']!r} has them work with whole "
-            "factors (or the class of its client hooks does not declare mixes_ranks); choose another method, "
-            "or leave the ranks out"
-        )
     if method.pooled:
         problems.append(
             f"{what} is about several clients, and method: {config.method['name']!r} pools all data at one "
             "participant; leave the ranks out"
+        )
+    elif not _able(type(method)):
+        reason = method.whole_rank or "the class of its client hooks does not declare mixes_ranks"
+        able = [name for name in sorted(registry.METHODS) if _able(registry.resolve("method", name))]
+        problems.append(
+            f"{what} gives clients different ranks, and method: {config.method['name']!r} does not go with that: "
+            f"{reason}; choose one of {', '.join(able)}, or leave the ranks out"
         )
     if fedopt.sums():
         problems.append(
@@ -90,6 +91,11 @@ def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
         if on
     ]
     return problems
+
+
+def _able(method: type) -> bool:
+    """Whether clients of a method may have different ranks."""
+    return declared(method, "mixes_ranks")
 
 
 def _what(config: RunConfig) -> str:

@@ -121,6 +121,12 @@ class Site(Section):
     )
     stream: Literal["benchmark", "site"] = Field("benchmark", description="site: the tasks below, in order")
     tasks: list[SiteTask] = Field(default_factory=list)
+    uplink_mbit: float | None = Field(
+        None,
+        gt=0,
+        description="megabits per second that leave this site; below 4 updates travel in smaller pieces, so that each "
+        "is there before Flower sends it again",
+    )
     arrival_timeout: float = Field(
         1800.0,
         gt=0,
@@ -145,7 +151,10 @@ class Site(Section):
     )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(
-        8, ge=1, description="identity tokens, and what methods measure before a stage, are not sent of fewer records"
+        8,
+        ge=1,
+        description="identity tokens, and statistics that methods send beside what they train, are not sent of fewer "
+        "records",
     )
     secure_aggregation: Literal["allowed", "required"] = Field(
         "allowed",
@@ -189,6 +198,17 @@ class Site(Section):
         """Number of the task trained in a stage: the last one that has begun; None before the first."""
         begun = [n for n, task in enumerate(self.tasks) if task.start_stage <= stage]
         return begun[-1] if begun else None
+
+    @property
+    def piece(self) -> int | None:
+        """Bytes of the pieces in which updates are sent; None: Flower's own 5 MiB.
+
+        Flower has two pieces on their way, and sends one again that is not answered within 30 seconds, for ever. Two of
+        these take 20. None is smaller than 64 KiB, as each costs a tenth of a second of work along its way.
+        """
+        if self.uplink_mbit is None:
+            return None
+        return int(min(max(self.uplink_mbit * 1e6 / 8 * 10, 2**16), 5 * 2**20))
 
     @property
     def inner(self) -> str:

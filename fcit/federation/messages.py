@@ -64,8 +64,10 @@ class TrainOrder:
     permutation, starting at ``offset``. ``memory`` is the version of the client's own memory that the
     server knows. Tensors under ``extra/`` are the method's own, those under ``fedopt/`` the federated
     optimiser's; ``brief`` holds the method's JSON values for the round. ``constants`` names the groups the client
-    needs; new ones come along under ``constant/``. Tensors named in ``frozen`` are loaded and neither trained nor sent
-    back. With ``measure`` nothing is trained: the update holds what the method measures on the shard, under ``extra/``.
+    needs; new ones come along under ``constant/``. It keeps those named in ``keep`` as well, as a later order may name
+    them without bringing them, and removes all others. Tensors named in ``frozen`` are loaded and neither trained nor
+    sent back. With ``measure`` nothing is trained: the update holds what the method measures on the shard, under
+    ``extra/``.
     ``participations``: how often the client will train on these records in the whole run, with ``privacy.record_dp``,
     else 0.
     """
@@ -82,6 +84,7 @@ class TrainOrder:
     offset: int = 0
     memory: str = ""
     constants: list[str] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     brief: dict[str, Any] = field(default_factory=dict)
     measure: bool = False

@@ -4,8 +4,10 @@ A rule turns every update into one that could have been trained on the server's 
 and the federated optimiser then do with it what they do in a round that waits. ``x`` are the server's tensors of now,
 ``x'`` those that the client began with, ``y`` those it ended with, ``tau`` the server updates in between.
 
-Equations are quoted from memory and compared with other implementations, not with the papers' text; what is ours says
-so.
+Checked against public code, and against reading notes of both papers (which quote their algorithms), not against the
+papers themselves: FLSim, by FedBuff's authors (facebookresearch/FLSim: ``optimizers/async_aggregators.py``,
+``utils/async_trainer/``), APPFL (``aggregator/fedasync_aggregator.py``), Plato, FedScale and FLGo. All have the
+equations below; where they differ from each other or from what is here, the rule says so.
 """
 
 from __future__ import annotations
@@ -29,10 +31,15 @@ class Late(ABC):
         self.settings = settings
 
     def weight(self, tau: int) -> float:
-        """s(tau), 1 for a fresh update (Xie et al., 2019, arXiv 1903.03934, section 5.2).
+        """s(tau), 1 for a fresh update (Xie et al., 2019, arXiv 1903.03934, section 5.2; the same in APPFL and Plato).
 
-        polynomial: (1 + tau)^-a; with a = 1/2 it is that of FedBuff (Nguyen et al., 2022, arXiv 2106.06639, section 5).
-        hinge: 1 if tau <= b, else 1 / (a (tau - b) + 1). constant: 1.
+        polynomial: (1 + tau)^-a; with a = 1/2 it is FedBuff's 1 / sqrt(1 + tau) ("staleness scaling" in Nguyen et al.,
+        2022, arXiv 2106.06639; FLSim's ``PolynomialStalenessWeight``). hinge: 1 if tau <= b, else
+        1 / (a (tau - b) + 1). constant: 1. FedAsync's experiments have a = 1/2 for polynomial, a in {4, 10} and b in
+        {2, 4} for hinge.
+
+        tau is 0 for a fresh update, as in that code and as s(0) = 1 asks for. By the letter of FedAsync's Algorithm
+        1, x_t is made of x_{t-1}, and an update of x_{t-1} has t - tau = 1.
         """
         a, b = self.settings.a, self.settings.b
         if self.settings.staleness == "polynomial":
@@ -64,14 +71,19 @@ class Late(ABC):
 class FedBuff(Late):
     """FedBuff (Nguyen et al., 2022, arXiv 2106.06639, Algorithm 1): a buffer of updates makes one server update.
 
+    The paper: w <- w - eta_g / K sum_k s(tau_k) Delta_k with Delta_k = w'_k - y_k, what the client began with less what
+    it ended with, and not less the server's weights of now (FLSim's ``fed_buff_aggregation``). Here:
+
         x <- x + eta sum_k w_k s(tau_k) (y_k - x'_k)
 
     An update takes part as x + s(tau) (y - x'); their mean is then x plus the sum above. A fresh one takes part as it
     is: a buffer without late updates is a round of FedAvg, bit for bit.
 
-    Differences from the paper: w_k = n_k / sum n as everywhere here, not 1 / K; eta is that of ``fedopt:``; and tau
-    counts the updates that the tensor itself has had, so that of several subspaces one that no one trained meanwhile
-    is not stale. All three are ours.
+    Differences from the paper: w_k = n_k / sum n as everywhere here, not 1 / K (FLSim has both: ``example_weight``);
+    eta is that of ``fedopt:``; tau counts the updates that the tensor itself has had, so that of several subspaces one
+    that no one trained meanwhile is not stale; and a buffer holds ``clients_per_round`` by default, where the paper has
+    K = 10 whatever the concurrency. All four are ours. As in the paper, weights are not divided by their sum: a stale
+    buffer takes a shorter step. FedScale divides by sum_k s(tau_k), FLSim by s of an average staleness that it is told.
     """
 
     def kept(self, trained: Tensors, base: Tensors) -> Tensors:
@@ -88,7 +100,10 @@ class FedAsync(Late):
 
         x <- (1 - alpha s(tau)) x + alpha s(tau) y
 
-    The paper's clients minimise their loss plus rho / 2 |y - x'|^2: that is ``fedopt: fedprox`` here.
+    That is the paper's x_t = (1 - alpha_t) x_{t-1} + alpha_t x_new with alpha_t = alpha s(t - tau), and APPFL's and
+    Plato's; its experiments have alpha in {0.6, 0.9}. Its clients minimise their loss plus rho / 2 |y - x'|^2: that is
+    ``fedopt: fedprox`` here. With ``asynchronous.buffer`` above 1 the mixed models of a buffer are averaged, w_k
+    = n_k / sum n, which is ours; the default is the paper's 1.
     """
 
     def joined(self, update: Tensors, now: Tensors, tau: Staleness, late: bool) -> Tensors:

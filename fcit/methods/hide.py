@@ -48,6 +48,7 @@ class HiDe(PerStage):
     name = "hide"
     family = "routing"
     summary = "a LoRA per stage: mixed by text and image in the last block, fused below"
+    mixes_ranks = True
     answers = (
         "In the last block each question mixes the subspaces by how much its text and image resemble what they were "
         "trained on; below it, all act as one."

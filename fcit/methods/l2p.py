@@ -46,9 +46,10 @@ class L2P(Method):
     name = "l2p"
     family = "prompts"
     summary = "a pool of soft prompts, the nearest chosen per question; no LoRA"
+    whole_rank = "it trains prompts, which have no rank"
     needs_identity = True
     factors = frozenset({"separate"})
-    robust = False  # clients' counts of chosen slots are summed by the method
+    robust = False  # prompts are averaged by how often clients chose them
     invariants = INVARIANTS - {"weighted-mean", "starts-at-base"}
 
     @property

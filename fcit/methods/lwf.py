@@ -42,6 +42,7 @@ class LwF(Method):
     name = "lwf"
     family = "regularisation"
     summary = "distillation from the model of the stage before, on the new data"
+    mixes_ranks = True
     by_record = True
 
     def prepare(self, session: Session) -> None:

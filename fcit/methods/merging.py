@@ -58,6 +58,7 @@ class Merging(Method):
 
     refactors = True
     by_record = True
+    mixes_ranks = True
     answers = "One adapter, into which all stages were merged, answers every question."
 
     def common(self, stage: int) -> str:

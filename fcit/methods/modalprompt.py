@@ -53,6 +53,7 @@ class ModalPrompt(PerStage):
     family = "prompts"
     summary = "a soft prompt per stage, chosen by text and image; no LoRA"
     answers = "Each question is answered with the prompts whose prototypes its text and image resemble most."
+    whole_rank = "it trains prompts, which have no rank"
     needs_identity = True
     identity = "both"
     factors = frozenset({"separate"})

@@ -32,6 +32,7 @@ class MoELoRA(Method):
     family = "routing"
     summary = "experts of small rank behind a token gate, one model stage after stage"
     by_record = True
+    whole_rank = "its experts share out the rank, and the leading ranks are the first experts"
     #: An SVD of the summed product would mix the experts that the gate distinguishes.
     factors = frozenset({"separate", "alternate", "frozen_a"})
 

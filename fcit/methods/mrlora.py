@@ -104,6 +104,7 @@ class MRLoRA(Method):
     name = "mrlora"
     family = "routing"
     summary = "a LoRA per stage, trained alone; a router LoRA, or prototypes, choose the one that answers"
+    mixes_ranks = True
     answers = f"Each question is answered by one subspace, which the model chooses in a first pass with `{ROUTER}`."
     group = "replay"
     remembers = True

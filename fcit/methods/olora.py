@@ -54,6 +54,7 @@ class OLoRA(PerStage):
     name = "olora"
     family = "expansion"
     summary = "a LoRA per stage, orthogonal to the earlier ones, all summed"
+    mixes_ranks = True
     by_record = True
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     invariants = INVARIANTS - {"mix-sums-to-one"}

@@ -68,6 +68,7 @@ class ProgLoRA(PerStage):
     family = "expansion"
     summary = "a LoRA per stage, all weighted by how a question's words and images fit their keys"
     answers = "Each question mixes all subspaces by how its words and images fit their keys."
+    mixes_ranks = True
     by_record = False  # with routing: released a record's loss depends on those beside it
     invariants = INVARIANTS - {"mix-sums-to-one"}
 

@@ -42,6 +42,7 @@ class Replay(Method):
     name = "replay"
     family = "replay"
     summary = "clients keep a reservoir of records and mix them into new batches"
+    mixes_ranks = True
     group = "replay"
     remembers = True
 

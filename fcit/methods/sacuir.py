@@ -59,6 +59,7 @@ class SACUIR(Merging):
     name = "sacuir"
     family = "merging"
     summary = "updates consolidated by their main directions, answers to unlabelled texts held (our definition)"
+    mixes_ranks = True
     dagger = True
 
     # ------------------------------------------------------------------ client

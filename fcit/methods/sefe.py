@@ -56,6 +56,7 @@ class SEFE(PerStage):
     name = "sefe"
     family = "regularisation"
     summary = "a LoRA per stage that leaves the largest entries of earlier updates alone (RegLoRA)"
+    mixes_ranks = True
     by_record = True
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     invariants = INVARIANTS - {"mix-sums-to-one"}

@@ -13,4 +13,5 @@ class ZeroShot(Method):
     summary = "the backbone without any tuning (reference)"
     group = "reference"
     trains = False
+    whole_rank = "it trains nothing"
     last_stage_only = True

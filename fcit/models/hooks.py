@@ -24,7 +24,7 @@ PRIOR = "gate-prior"
 
 
 def scale(weights: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Multiply the rank dimension of ``(B, L, R)`` by weights ``(B, R)`` or ``(B, L, R)``."""
+    """Multiply the rank dimension of ``(B, L, R)`` by weights ``(B, R)``, ``(B, 1)`` or ``(B, L, R)``."""
     return output * (weights[:, None, :] if weights.ndim == 2 else weights).to(output)
 
 

@@ -89,8 +89,11 @@ class Routed:
                 scores, mixed = logits(embeds, places), self._peft.active_adapter == MIX
                 if mixed:
                     scores = scores.masked_fill(rows[MIX][:, ::rank] == 0, -torch.inf)
-                ranks = scores.softmax(dim=-1).repeat_interleave(rank, dim=1)
-            return {MIX: ranks} if mixed else {MIX: ranks[:, :-rank], SLOT: ranks[:, -rank:]}
+                weights = scores.softmax(dim=-1)
+                if mixed:
+                    return {MIX: weights.repeat_interleave(rank, dim=1)}
+                # One column for the slot, whose rank may be smaller (``adapter.ranks``).
+                return {MIX: weights[:, :-1].repeat_interleave(rank, dim=1), SLOT: weights[:, -1:]}
 
         return self.backbone.reading.weighed(columns, anew)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from clients.worker.memory import ClientMemory
-from fcit.errors import ConfigError, RunError
+from fcit.errors import ConfigError, MemoryLost, RunError
 
 
 def test_a_version_counts_once_the_server_names_it(tmp_path):
@@ -38,32 +38,56 @@ def test_without_a_folder_it_says_so():
 
 def test_constants_are_sent_once_and_kept(tmp_path):
     memory = ClientMemory(tmp_path)
-    first = memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32), "a/y/z": np.zeros(1, np.float32)}, tidy=False)
+    first = memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32), "a/y/z": np.zeros(1, np.float32)})
     assert {n: t.tolist() for n, t in first["a"].items()} == {"x": [1, 1], "y/z": [0]}
-    again = memory.constants(3, ["a", "b"], {"b/x": np.full(1, 2, np.float32)}, tidy=True)
+    again = memory.constants(3, ["a", "b"], {"b/x": np.full(1, 2, np.float32)})
     assert again["a"]["x"].tolist() == [1, 1]
     assert again["b"]["x"].tolist() == [2]
     assert memory.size(3) == sum(f.stat().st_size for f in (tmp_path / "3" / "constants").iterdir()) > 0
-    memory.constants(3, ["b"], {}, tidy=False)  # the server may still go back to the round before
-    assert set(memory.constants(3, ["a", "b"], {}, tidy=False)) == {"a", "b"}
-    memory.constants(3, ["b"], {}, tidy=True)
-    with pytest.raises(RunError):
-        memory.constants(3, ["a"], {}, tidy=True)
+
+
+def test_constants_stay_as_long_as_the_server_counts_on_them(tmp_path):
+    memory = ClientMemory(tmp_path)
+    memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32)})
+    memory.constants(3, ["b"], {"b/x": np.ones(2, np.float32)}, keep=["a"])  # an order that may never have counted
+    assert set(memory.constants(3, ["a", "b"], {})) == {"a", "b"}
+    memory.constants(3, ["b"], {})
+    with pytest.raises(MemoryLost):
+        memory.constants(3, ["a"], {})
+    memory.constants(3, [], {})  # pieces of a stage that is over, with none of the new one
+    assert memory.size(3) == 0
+
+
+def test_what_is_tried_neither_keeps_nor_removes_constants(tmp_path):
+    memory = ClientMemory(tmp_path)
+    memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32)})
+    before = memory.size(3)
+    trial = memory.read_only().constants(3, ["b"], {"b/x": np.full(1, 2, np.float32)})
+    assert trial["b"]["x"].tolist() == [2]
+    assert memory.size(3) == before
+    assert list(memory.constants(3, ["a"], {})) == ["a"]
+
+
+def test_without_a_folder_there_are_no_constants():
+    assert ClientMemory(None).constants(3, [], {}) == {}
+    assert ClientMemory(None).size(3) == 0
+    with pytest.raises(ConfigError, match="client-memory"):
+        ClientMemory(None).constants(3, ["a"], {})
 
 
 def test_versions_and_constants_live_side_by_side(tmp_path):
     memory = ClientMemory(tmp_path)
     memory.save(3, "0-0", {"x": 1})
-    memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32)}, tidy=False)
+    memory.constants(3, ["a"], {"a/x": np.ones(2, np.float32)})
     assert memory.load(3, "0-0") == {"x": 1}
-    assert memory.constants(3, ["a"], {}, tidy=True)["a"]["x"].size == 2
+    assert memory.constants(3, ["a"], {})["a"]["x"].size == 2
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", "", ".hidden"])
 def test_a_server_cannot_name_files_elsewhere(tmp_path, name):
     memory = ClientMemory(tmp_path)
     with pytest.raises(RunError, match="not a name"):
-        memory.constants(3, [name], {}, tidy=False)
+        memory.constants(3, [name], {})
     if name:
         with pytest.raises(RunError, match="not a name"):
             memory.load(3, name)

@@ -26,6 +26,7 @@ from tests.helpers.runs import BACKBONE
 from tests.helpers.superlink import Site, SuperLink, alive
 from tests.helpers.waiting import wait
 
+PIECES = "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"
 PROJECT = """\
 [build-system]
 requires = ["setuptools"]
@@ -324,3 +325,22 @@ def test_nothing_listens_beyond_loopback_and_no_secret_is_on_a_command_line(tmp_
     assert environment["FLWR_HOME"] == str(tmp_path / "home" / "flwr")
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert "127.0.0.5" in environment["no_proxy"]
+
+
+@pytest.mark.parametrize(
+    ("uplink", "piece"), [(None, None), (100, 5 * 2**20), (4, 5_000_000), (1, 1_250_000), (0.01, 2**16)]
+)
+def test_a_thin_uplink_sends_small_pieces(tmp_path, uplink, piece):
+    """Two pieces on their way take at most 20 of the 30 seconds after which Flower sends them again."""
+    (tmp_path / "SITE.yaml").write_text("threads: 1\n" if uplink is None else f"uplink_mbit: {uplink}\n")
+    environment = starting.environment(sites.load(tmp_path / "SITE.yaml"))
+    if piece is None:
+        assert PIECES not in environment
+    else:
+        assert int(environment[PIECES]) == piece
+
+
+def test_flower_reads_the_size_of_pieces_from_the_environment():
+    read = "from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as size; print(size)"
+    run = subprocess.run([sys.executable, "-c", read], env={**os.environ, PIECES: "70000"}, check=True, stdout=-1)
+    assert int(run.stdout) == 70_000

@@ -16,7 +16,8 @@ from fcit.config import Backbone as Config
 from fcit.methods.base import Session, objective
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
-from fcit.models.layout import is_projector
+from fcit.models.layout import is_factor, is_projector
+from fcit.models.ranks import cut, padded, rank_of
 from tests.helpers.llava import small_llava
 from tests.helpers.runs import BACKBONE
 
@@ -57,11 +58,12 @@ def constants_of(name: str, adapters: Adapters) -> dict[str, dict[str, np.ndarra
     rng = np.random.default_rng(2)
     old = {n: rng.normal(0, 0.05, p.shape).astype(np.float32) for n, p in adapters.trainable.items()}
     fisher = {f"fisher/{n}": np.abs(t) for n, t in old.items()}
+    lora = {n: t for n, t in old.items() if not is_projector(n)}
     return {
         "ewc": {"ewc-0": {f"anchor/{n}": t for n, t in old.items()} | fisher},
         "lwf": {"teacher-0": old},
-        "olora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
-        "proglora": {"frozen-0": {n: t for n, t in old.items() if not is_projector(n)}},
+        "sacuir": {"teacher-0": old},
+        **{kind: {"frozen-0": lora} for kind in ("olora", "proglora", "sefe")},
     }.get(name, {})
 
 
@@ -115,6 +117,24 @@ def test_micro_batches_give_the_batchs_loss_and_gradients(name, shard):
         for tensor, gradient in whole.items():
             scale = gradient.abs().max().item()
             torch.testing.assert_close(parts[tensor] / scale, gradient / scale, **TOLERANCE, msg=f"{tensor} {micro}")
+
+
+@pytest.mark.parametrize("name", ["finetune", "lwf", "olora", "proglora", "sacuir", "sefe"])
+def test_a_smaller_rank_has_the_gradients_of_factors_filled_with_zeros(name, shard):
+    """Of a second stage, with a teacher or frozen subspaces of the whole rank."""
+    case = Case(name, shard)
+    slot = case.adapters.read()
+    small = {n: cut(n, t, 3) for n, t in slot.items()}
+    found = []
+    for tensors in ({n: padded(n, t, rank_of(slot)) if is_factor(n) else t for n, t in small.items()}, small):
+        case.adapters.load(tensors)
+        found.append(case.gradients(None))
+    (wanted, whole), (loss, gradients) = found
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    for tensor, gradient in whole.items():
+        leading = torch.from_numpy(cut(tensor, gradient.numpy(), 3))
+        scale = leading.abs().max().item() or 1.0
+        torch.testing.assert_close(gradients[tensor] / scale, leading / scale, **TOLERANCE, msg=tensor)
 
 
 def test_a_regulariser_counts_once(shard):

@@ -42,13 +42,16 @@ class Network:
         """Drop every packet from and to a site, or no longer."""
         _ip("link", "set", self.link(site), "down" if whether else "up")
 
-    def shape(self, site: int, rate: float) -> None:
-        """Let no more than ``rate`` bits a second through, each way; a second call replaces the first."""
-        burst = max(16_000, int(rate / 8 / 100))  # bytes that a link of this rate passes in 10 ms
-        words = ["root", "tbf", "rate", f"{rate:.0f}bit", "burst", str(burst), "latency", "400ms"]
-        subprocess.run(["tc", "qdisc", "replace", "dev", self.link(site), *words], check=True, capture_output=True)
-        far = [*self.inside(site), "tc", "qdisc", "replace", "dev", f"{_NAME}e{site}", *words]
-        subprocess.run(far, check=True, capture_output=True)
+    def shape(self, site: int, rate: float | None) -> None:
+        """Let no more than ``rate`` bits a second through, each way; a second call replaces the first. None: all."""
+        for where, device in (([], self.link(site)), (self.inside(site), f"{_NAME}e{site}")):
+            if rate is None:
+                command = [*where, "tc", "qdisc", "replace", "dev", device, "root", "pfifo"]
+            else:
+                burst = max(16_000, int(rate / 8 / 100))  # bytes that a link of this rate passes in 10 ms
+                limit = ["rate", f"{rate:.0f}bit", "burst", str(burst), "latency", "400ms"]
+                command = [*where, "tc", "qdisc", "replace", "dev", device, "root", "tbf", *limit]
+            subprocess.run(command, check=True, capture_output=True)
 
     def link(self, site: int) -> str:
         """This machine's end of a site's link."""

@@ -1,5 +1,6 @@
 """Clients of different ranks with matrices small enough to multiply by hand."""
 
+import re
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import fcit.config
+from fcit import registry
 from fcit.config import RunConfig
 from fcit.errors import ConfigError
 from fcit.federation import ranks
@@ -178,7 +180,7 @@ def test_ranks_survive_the_text_of_an_order():
         ({"adapter": {"ranks": 16}}, r"adapter.ranks: 16 is more than adapter.rank \(8\).* raise adapter.rank to 16"),
         ({"adapter": {"ranks": [4, 8]}}, r"a list of 2 ranks, and federation.clients is 50"),
         ({"factors": "svd"}, r"factors: 'svd' is not made for; choose factors: .*hlora"),
-        ({"method": "ewc"}, r"method: 'ewc' has them work with whole factors"),
+        ({"method": "ewc"}, r"method: 'ewc' does not go with that: clients estimate .* fewer; choose one of"),
         ({"method": "joint"}, r"method: 'joint' pools all data at one participant"),
         ({"fedopt": "scaffold"}, r"fedopt: 'scaffold' sums what they return number by number"),
         ({"robust": "median"}, r"robust: 'median' compares or adds updates number by number"),
@@ -196,6 +198,26 @@ def test_ranks_survive_the_text_of_an_order():
 def test_what_does_not_go_together_is_said(raw, said):
     with pytest.raises(ConfigError, match=said):
         fcit.config.parse({"adapter": {"ranks": 4}, **raw})
+
+
+@pytest.mark.parametrize("name", sorted(registry.METHODS))
+def test_every_method_takes_different_ranks_or_says_why_not(name):
+    kind, raw = registry.resolve("method", name), {"method": name, "adapter": {"ranks": 4}}
+    if kind.mixes_ranks:
+        assert fcit.config.parse(raw).adapter.ranks == 4
+        return
+    why = "pools all data" if kind.pooled else kind.whole_rank
+    assert why
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        fcit.config.parse(raw)
+
+
+def test_methods_that_take_different_ranks_are_named_by_the_registry():
+    with pytest.raises(ConfigError) as refused:
+        fcit.config.parse({"method": "moelora", "adapter": {"ranks": 4}})
+    able = [name for name in sorted(registry.METHODS) if registry.resolve("method", name).mixes_ranks]
+    assert f"choose one of {', '.join(able)}, or" in str(refused.value)
+    assert len(able) > 10
 
 
 # --------------------------------------------------------------------------- at the server

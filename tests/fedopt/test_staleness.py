@@ -45,6 +45,22 @@ def test_fedasync_mixes_by_staleness():
     assert rule.joined(kept, {"x": f32(4)}, lambda name: 1, late=True)["x"].tolist() == [5]
 
 
+def test_what_both_rules_differ_in_is_where_the_difference_begins():
+    """FLSim's fed_buff_aggregation and fed_async_aggregation at equal weight: from x' to y, and from x to y."""
+    begun, ended, now = f32(50), f32(58), f32(100)
+    buff, mixed = FedBuff(settings(staleness="constant")), FedAsync(settings(staleness="constant", mixing=0.5))
+    late = buff.joined(buff.kept({"x": ended}, {"x": begun}), {"x": now}, lambda name: 7, late=True)
+    assert late["x"].tolist() == [100 + (58 - 50)]
+    late = mixed.joined(mixed.kept({"x": ended}, {"x": begun}), {"x": now}, lambda name: 7, late=True)
+    assert late["x"].tolist() == [100 + 0.5 * (58 - 100)]
+
+
+def test_a_stale_buffer_takes_a_shorter_step():
+    rule, now = FedBuff(settings()), {"x": f32(100)}
+    late = [rule.joined(rule.kept({"x": f32(58)}, {"x": f32(50)}), now, lambda name: 3, late=True) for _ in range(2)]
+    assert step([(tensors, 1) for tensors in late], now)["x"].tolist() == [100 + 8 / 2]  # FedScale: 100 + 8
+
+
 def test_every_tensor_has_the_staleness_of_its_home():
     rule = FedBuff(settings(a=1))
     now = {"shared": f32(0), "own": f32(0)}

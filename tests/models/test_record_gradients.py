@@ -16,6 +16,7 @@ from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.layout import KEYS, PROMPTS, is_projector
+from fcit.models.ranks import cut
 from fcit.models.record_gradients import ClippedSum, RecordGradients
 from tests.helpers.runs import BACKBONE
 
@@ -45,7 +46,7 @@ def records(backbone):
 class Trained:
     """A method on the real model, amid a training."""
 
-    def __init__(self, name: str, root, projector: str = "shared", frozen: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, root, projector: str = "shared", frozen: tuple[str, ...] = (), rank: int = 8) -> None:
         self.method = registry.resolve("method", name)(configuration.parse({"method": name}))
         self.backbone = Backbone(Config(**BACKBONE, feature_cache="off"))
         self.adapters = Adapters(self.backbone, Adapter(projector=projector, dropout=0.0), self.method.layout)
@@ -53,7 +54,7 @@ class Trained:
         rng = np.random.default_rng(1)
         noise = {n: rng.normal(0, 0.05, p.shape).astype(np.float32) for n, p in self.adapters.trainable.items()}
         own = {n: t for n, t in noise.items() if not is_projector(n)}
-        self.adapters.load(own | self.adapters.base_projector())
+        self.adapters.load({n: cut(n, t, rank) for n, t in own.items()} | self.adapters.base_projector())
         self.frozen = [n for n in noise if any(part in n for part in frozen)]
         constants = {"teacher-0": noise} if name == "lwf" else {}
         self.session = Session(
@@ -112,6 +113,7 @@ def compared(case: Trained, together: bool, parts: list[list[int]]) -> RecordGra
         ("finetune", {"projector": "frozen"}),
         ("finetune", {"projector": "per_subspace", "frozen": ("lora_A",)}),
         ("lwf", {}),
+        ("lwf", {"rank": 3}),  # of a client with a smaller rank, beside a teacher of the whole one
     ],
 )
 def test_linear_layers_give_all_records_gradients_in_one_pass(name, settings, root):

@@ -93,6 +93,7 @@ def test_constants_that_travel_again_make_no_other_order(tmp_path):
     put(Spill(run), 1, "a", 0.1)
     sent = {**order().tensors, "constant/teacher/x": np.ones(3, np.float32)}
     assert Spill(run).find(order(tensors=sent)) is not None
+    assert Spill(run).find(order(keep=["teacher-0"])) is not None
 
 
 @pytest.mark.parametrize(
