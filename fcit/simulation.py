@@ -11,8 +11,9 @@ import yaml
 
 from fcit import config as configuration
 from fcit import registry
-from fcit.config import RunConfig
+from fcit.config import RunConfig, async_checks
 from fcit.data.stream import Stream, open_stream
+from fcit.errors import ConfigError
 from fcit.io import collector
 from fcit.runs.create import create
 from fcit.runs.environment import own_packages_first, quiet_libraries
@@ -93,5 +94,7 @@ def simulate(config: str | Path | Mapping[str, Any], watcher: Watcher | None = N
         loaded = configuration.resolve(dict(config), Path.cwd(), "config", changes)
     else:
         loaded = configuration.load(config, changes)
+    if problem := async_checks.simulated(loaded):
+        raise ConfigError(problem)
     stream = open_stream(loaded)
     return execute(create(loaded, stream).path, watcher, prepared=(loaded, stream))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -10,7 +11,7 @@ from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import CodecError
 from fcit.federation import codec
-from fcit.federation.messages import Description
+from fcit.federation.messages import DescribeOrder, Description
 from fcit.methods.base import Factory, Method, Pair, ServerState, Stats
 from fcit.privacy import tokens
 from server import descriptions
@@ -47,9 +48,25 @@ class Assigner:
 
         A shard whose description is rejected, or that would open one subspace too many, gets none and is left out.
         """
+        new = [slot for slot in slots if self.is_new(slot)]
+        self.settle(slots, self.courier.send("query.describe", self.questions(new), "describe") if new else ())
+
+    def is_new(self, slot: Slot) -> bool:
+        """Whether a shard has to be described before it gets its subspace."""
+        return self.method.needs_stats and slot.pair not in self.state.assigned
+
+    def questions(self, slots: list[Slot]) -> list[tuple[int, DescribeOrder]]:
+        """``(node, order)`` for new shards that are to be described."""
+        # Counted when asked for: one that is refused has left its site as well.
+        asked = {f"{slot.client}/{slot.shard}" for slot in slots}
+        self.progress.described = sorted({*self.progress.described, *asked})
+        return [(self.courier.node(s.client), self.orders.describe(s, self.progress.stage)) for s in slots]
+
+    def settle(self, slots: list[Slot], replies: Iterable[Message]) -> None:
+        """:meth:`assign`, by the replies to the questions about new shards."""
         stats: dict[Pair, Stats] = {}
         if self.method.needs_stats:
-            stats = self._described({s.pair: s for s in slots if s.pair not in self.state.assigned})
+            stats = self._described({slot.pair: slot for slot in slots if self.is_new(slot)}, replies)
             slots = [s for s in slots if s.pair in stats or s.pair in self.state.assigned]
         left_out = descriptions.assign(
             self.method,
@@ -63,14 +80,10 @@ class Assigner:
         for (client, _), reason in left_out.items():
             self.journal.round_event("openings", client=client, reason=reason)
 
-    def _described(self, new: dict[Pair, Slot]) -> dict[Pair, Stats]:
+    def _described(self, new: dict[Pair, Slot], replies: Iterable[Message]) -> dict[Pair, Stats]:
         """Statistics of new shards, without those that are rejected."""
         stats: dict[Pair, Stats] = {}
-        # Counted when asked for: one that is refused has left its site as well.
-        asked = {f"{client}/{shard}" for client, shard in new}
-        self.progress.described = sorted({*self.progress.described, *asked})
-        orders = [(self.courier.node(s.client), self.orders.describe(s, self.progress.stage)) for s in new.values()]
-        for reply in self.courier.send("query.describe", orders, "describe"):
+        for reply in replies:
             client, reject_reason, description = self._read(reply, new)
             if description is None or reject_reason is not None:
                 self._failed(client, short(reject_reason or "empty"))

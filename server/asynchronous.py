@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from fcit.config.async_checks import buffer_of
@@ -10,7 +11,7 @@ from fcit.federation.messages import TrainOrder
 from fcit.io.trees import Tensors
 from fcit.methods.base import Pair
 from server.collect import Collector
-from server.dispatch import Dispatcher
+from server.dispatch import Places
 from server.gather import Gathered
 from server.late import LateSpill
 from server.participants import Slot
@@ -18,14 +19,14 @@ from server.timeline import Flight
 
 
 @dataclass
-class _Buffer:
+class Buffer:
     """One server update in the making.
 
     Attributes:
         arrived: orders whose updates have come, in that order.
         fresh: orders that were given since the server update before, by name.
-        trained: names of those that were carried out.
-        accepted: of these, those whose updates were accepted.
+        trained: names of those that were carried out; on the simulated clock.
+        accepted: of the fresh ones, those whose updates were accepted.
         clients: those whose updates have come.
     """
 
@@ -50,15 +51,14 @@ class _Buffer:
 class AsyncCollector(Collector):
     """Collects the updates of a server update, which is a round: as many as the buffer holds.
 
-    The server's tensors change with a server update only. So all orders that are given between two of them are carried
-    out together before the second one, those whose updates come later as well: these wait on the disk. Memory holds
-    no update at any time; the disk holds those of concurrency and buffer.
+    Where they come from is what the two kinds differ in: from the simulated clock
+    (:class:`server.simulated.SimulatedCollector`), or from sites, in real time (:class:`server.live.LiveCollector`).
 
     What is under way at the end of a stage is dropped and counted: the next stage has other tasks, and the method may
-    have replaced the subspaces. In a stage's last round what cannot come in time is not trained.
+    have replaced the subspaces.
     """
 
-    dispatcher: Dispatcher
+    dispatcher: Places
     spill: LateSpill
 
     @property
@@ -67,15 +67,14 @@ class AsyncCollector(Collector):
         return buffer_of(self.config)
 
     def round(self, drawn: list[int] | None = None, extra: bool = False, measure: bool = False) -> Gathered:
-        """Have the round at hand trained; who takes part follows from the clock.
+        """Have the round at hand trained; who takes part follows from who is free and what comes.
 
         Raises:
             RunError: too few updates, and no further attempt. StopRequested: asked to stop.
         """
-        buffer, needed = _Buffer(), min(self.config.federation.min_updates, self.size)
+        buffer, needed = Buffer(), min(self.config.federation.min_updates, self.size)
         for attempt in itertools.count():
-            self._fill(buffer)
-            self._train(buffer, attempt)
+            self._fill(buffer, attempt)
             if len(buffer.usable) >= needed:
                 break
             self._repeat(len(buffer.usable), needed, attempt)
@@ -91,28 +90,12 @@ class AsyncCollector(Collector):
         """Whether the round at hand is the last one of its stage."""
         return self.progress.round + 1 == self.orders.method.rounds(self.progress.stage)
 
-    def _fill(self, buffer: _Buffer) -> None:
-        """Let time pass until the buffer has as many updates as it lacks."""
-        timeline, since = self.dispatcher.timeline, self.dispatcher.timeline.now
-        for _ in range(self.size - len(buffer.usable)):
-            while True:
-                with self.journal.timed("describe"):
-                    buffer.fresh |= {flight.name: order for flight, order in self.dispatcher.fly(buffer.clients)}
-                if timeline.flights:
-                    break
-                self.dispatcher.wait(since, buffer.clients)
-            buffer.arrive(self.dispatcher.land())
-            since = timeline.now
+    @abstractmethod
+    def _fill(self, buffer: Buffer, attempt: int) -> None:
+        """Let clients work until the buffer has as many updates as it lacks, or no more come."""
 
-    def _train(self, buffer: _Buffer, attempt: int) -> None:
-        """Have the orders carried out that were given since the server update before."""
-        come = {flight.name for flight in buffer.arrived}
-        names = [n for n in buffer.fresh if n not in buffer.trained and (n in come or not self._last)]
-        buffer.trained.update(names)
-        orders = {(order.client, order.shard): order for order in (buffer.fresh[name] for name in names)}
-        adopted = self._adopt(orders)
-        asked = self._ask({pair: order for pair, order in orders.items() if pair not in adopted}, attempt)
-        buffer.accepted |= adopted.keys() | asked.keys()
+    def _keep(self, buffer: Buffer) -> None:
+        """Keep what has come before its time."""
 
     def _join(self, flight: Flight, fresh: bool) -> int:
         """Let an update take part in the round; returns the number of server updates since its order was given."""
@@ -132,18 +115,10 @@ class AsyncCollector(Collector):
         counts[str(behind)] = counts.get(str(behind), 0) + 1
         return behind
 
-    def _keep(self, buffer: _Buffer) -> None:
-        """Keep what was trained and comes later."""
-        for flight in self.dispatcher.timeline.flights.values():
-            if flight.name in buffer.trained and flight.order.pair in buffer.accepted:
-                flight.update = self.spill.keep(flight.name, buffer.fresh[flight.name])
-
-    def _drop(self, buffer: _Buffer) -> None:
-        """Drop what is under way at the end of a stage."""
+    def _drop(self, buffer: Buffer) -> list[Flight]:
+        """Drop what is under way at the end of a stage; returns it."""
         flights = self.dispatcher.drop()
-        for flight in flights:
-            if flight.name in buffer.fresh and flight.name not in buffer.trained:
-                self.charge(flight.down, 0)
         if flights:
             self.journal.round_event("dropped", clients=sorted(flight.order.client for flight in flights))
         self.spill.drop()
+        return flights

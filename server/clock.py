@@ -18,7 +18,7 @@ from fcit.federation.sampling import sample, seeded, suitable
 from fcit.methods.base import Pair, ServerState
 from server import descriptions
 from server.orders import Orders
-from server.timeline import Timeline
+from server.timeline import Timekeeper, Timeline
 
 
 class Trip(NamedTuple):
@@ -29,7 +29,7 @@ class Trip(NamedTuple):
     seconds: float
 
 
-class Clock:
+class Clock(Timekeeper):
     """Simulated time of one run: no second of it passes on this machine.
 
     An order takes ``down / bandwidth + epochs * records / speed + up / bandwidth``. Bytes are those of the tensors at
@@ -44,8 +44,11 @@ class Clock:
         ConfigError: the table of traces cannot be used, or is not that of the rounds so far.
     """
 
+    word = "simulated"
+
     def __init__(self, config: RunConfig, stream: Stream, orders: Orders, timeline: Timeline) -> None:
-        self.config, self.stream, self.orders, self.timeline = config, stream, orders, timeline
+        super().__init__(timeline)
+        self.config, self.stream, self.orders = config, stream, orders
         self.fleet = Fleet(config.devices, config.seed, config.federation.clients)
         if timeline.rounds and timeline.traces != self.fleet.traces:
             raise ConfigError(
@@ -127,11 +130,3 @@ class Clock:
         seconds = [trip.seconds for trip in trips]
         self.timeline.now += max(seconds, default=0.0)
         self.timeline.busy += sum(seconds)
-
-    def end_round(self) -> None:
-        """Note when a round was over."""
-        self.timeline.rounds.append(self.timeline.now)
-
-    def end_stage(self) -> None:
-        """Note when a stage was over."""
-        self.timeline.stages.append(self.timeline.now)

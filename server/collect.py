@@ -59,11 +59,8 @@ class Collector(Gathering):
         with self.journal.timed("measuring" if measure else "training"):
             group = f"{self.progress.stage}.{self.progress.round}.{attempt}{'.measure' if measure else ''}"
             for reply in self.courier.send("train", messages, group):
-                self._note_lost_memory(reply, waiting)
-                reject_reason, update = self._read(reply, waiting)
-                if reject_reason is not None or update is None:
-                    client = self.courier.client(reply.metadata.src_node_id) if update is None else update.client
-                    self._reject(reject_reason or "empty", client)
+                update = self._accepted(reply, waiting)
+                if update is None:
                     continue
                 pair = (update.client, update.shard)
                 self.spill.put(orders[pair], update, codec.size(reply.content))
@@ -72,6 +69,20 @@ class Collector(Gathering):
         for client, _ in waiting:
             self.journal.round_event("missing", client=client)
         return accepted
+
+    def _accepted(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> ClientUpdate | None:
+        """The update in a reply if it is accepted; an event says why it is not.
+
+        Args:
+            waiting: orders that can be answered; the one that is answered is taken out.
+        """
+        self._note_lost_memory(reply, waiting)
+        reject_reason, update = self._read(reply, waiting)
+        if reject_reason is None and update is not None:
+            return update
+        client = self.courier.client(reply.metadata.src_node_id) if update is None else update.client
+        self._reject(reject_reason or "empty", client)
+        return None
 
     def _accept(self, update: ClientUpdate) -> None:
         # A client that was never described is held to the size it first reported.

@@ -8,12 +8,15 @@ from fcit.federation.messages import Probe
 from fcit.methods.base import Factory
 from fcit.models.layout import is_projector
 from server.assigner import Assigner
-from server.asynchronous import AsyncCollector
+from server.clock import Clock
 from server.collect import Collector
-from server.dispatch import Dispatcher
+from server.dispatch import Dispatcher, Places
 from server.gather import Gathering
 from server.late import LateSpill
+from server.live import LiveCollector
+from server.real_time import RealTime
 from server.secure import SecureCollector
+from server.simulated import SimulatedCollector
 from server.sums import Sums
 
 if TYPE_CHECKING:
@@ -47,12 +50,15 @@ def collector(loop: Loop, probe: Probe) -> Gathering:
         "handshake": loop.handshake,
         "assigner": assigner,
         "stop": loop.stop,
-        "clock": loop.clock,
+        "clock": loop.clock if isinstance(loop.clock, Clock) else None,
     }
     if isinstance(loop.updates, Sums):
         return SecureCollector(**parts, sums=loop.updates, clip=loop.clip)
     if isinstance(loop.updates, LateSpill):
-        keys = "config", "stream", "state", "progress", "orders", "clock"
-        dispatcher = Dispatcher(**{key: parts[key] for key in keys}, assign=assigner.assign)
-        return AsyncCollector(**parts, validator=loop.validator, spill=loop.updates, dispatcher=dispatcher)
+        parts |= {"validator": loop.validator, "spill": loop.updates}
+        places: dict[str, Any] = {key: parts[key] for key in ("config", "stream", "state", "progress")}
+        if isinstance(loop.clock, RealTime):
+            return LiveCollector(**parts, dispatcher=Places(**places, clock=loop.clock), time=loop.clock)
+        dispatcher = Dispatcher(**places, orders=loop.orders, clock=parts["clock"], assign=assigner.assign)
+        return SimulatedCollector(**parts, dispatcher=dispatcher)
     return Collector(**parts, validator=loop.validator, spill=loop.updates)

@@ -78,6 +78,7 @@ class Courier:
         self.deployed = False
         self._inbox = Inbox(grid)
         self._restarts = Restarts(self._inbox)
+        self._looked = time.monotonic()  # for sites that were restarted
         self._twice: set[int] = set()  # clients under whose name two nodes are connected
         self._virtual = bool(getattr(grid, "virtual", False))
         if self._virtual:
@@ -241,23 +242,22 @@ class Courier:
         """What comes within ``seconds`` for messages that were sent; the others can still be answered.
 
         Only a few replies are in memory at a time: more of them may be at the SuperLink when the time is over. They are
-        fetched then, as the caller makes room for them.
+        fetched then, as the caller makes room for them. The caller may stop after any of them, and begin again.
 
         Raises:
             StopRequested: asked to stop while waiting.
         """
         waiting = {message.metadata.message_id: message for message in messages}
-        begin = looked = time.monotonic()
-        deadline = self._inbox.deadline = begin + seconds
+        deadline = self._inbox.deadline = time.monotonic() + seconds
         while waiting and (left := deadline - time.monotonic()) > 0:
             self.stop.check()
             arrival = self._inbox.take(waiting.keys(), min(left, _LISTEN))
             self._refuse_late()
             if arrival is not None:
                 yield from self._answers(arrival, waiting)
-            elif self.deployed and time.monotonic() - looked > _LOOK:
-                looked = time.monotonic()
-                yield from self._lost(waiting)
+            if self.deployed and time.monotonic() - self._looked > _LOOK:
+                self._looked = time.monotonic()
+                self._give_up_lost(waiting)
         yield from self._come_in_time(waiting)
 
     def _come_in_time(self, waiting: dict[str, Message]) -> Iterator[Message]:
@@ -325,12 +325,12 @@ class Courier:
     def _activations(self) -> dict[int, str]:
         return {info.node_id: info.last_activated_at for info in self._all_nodes()}
 
-    def _lost(self, waiting: dict[str, Message]) -> Iterator[Message]:
-        """Errors for orders that were lost at a restart of their node, and are not waited for any more."""
+    def _give_up_lost(self, waiting: dict[str, Message]) -> None:
+        """Let orders that were lost at a restart of their node be answered with an error."""
         for order in self._restarts.lost(waiting.keys(), self._activations()):
-            message = waiting.pop(order)
-            self.forget([message])
-            yield Message(Error(NODE_UNAVAILABLE, "it was restarted while it had an order"), reply_to=message)
+            self.forget([waiting[order]])
+            error = Error(NODE_UNAVAILABLE, "it was restarted while it had an order")
+            self._inbox.put(order, Message(error, reply_to=waiting[order]))
 
     def _computed(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         """The replies of virtual clients."""
@@ -349,11 +349,10 @@ class Courier:
             del waiting[arrival.order]
             yield Message(Error(code=arrival.code, reason=printable(arrival.problem)), reply_to=order)
             return
-        for reply in arrival.replies:
-            if (matched := self._matched(reply, waiting)) is not None:
-                yield matched
+        matched = [reply for each in arrival.replies if (reply := self._matched(each, waiting)) is not None]
         if arrival.order in waiting:
             self._inbox.expect(order.metadata.dst_node_id, arrival.order)
+        yield from matched
 
     def _matched(self, reply: Message, waiting: dict[str, Message]) -> Message | None:
         """The reply, if it is one to a waiting message and comes from the node that the message was sent to."""

@@ -18,28 +18,83 @@ from server.checkpoint import Progress
 from server.clock import Clock
 from server.orders import Orders
 from server.participants import Slot, slot_of
-from server.timeline import Done, Flight, Timeline
+from server.timeline import Done, Flight, Timekeeper, Timeline
 
 
 @dataclass(kw_only=True)
-class Dispatcher:
-    """Keeps ``concurrency`` clients at work, on the simulated clock.
+class Places:
+    """The places of clients at work, ``concurrency`` of them: who is given the next order, and what is under way.
 
-    When an update comes, its client's place goes to another one at the same moment, drawn from (seed, stage, number of
-    the order) among those that can be reached, have no order and no update in the buffer. Nothing here depends on what
-    training comes to: orders say how long they take. So the orders given between two server updates can be trained
-    together, on any engine, and the events are the same.
-
-    Attributes:
-        assign: gives slots their subspaces (:meth:`server.assigner.Assigner.assign`).
+    Who it is is drawn from (seed, stage, number of the order).
     """
 
     config: RunConfig
     stream: Stream
     state: ServerState
     progress: Progress
-    orders: Orders
+    clock: Timekeeper
+
+    @property
+    def timeline(self) -> Timeline:
+        """The time of the run."""
+        return self.clock.timeline
+
+    @property
+    def concurrency(self) -> int:
+        """Clients that are at work at a time."""
+        return self.config.asynchronous.concurrency or self.config.federation.clients_per_round
+
+    def draw(self, free: int, suits: Callable[[int], bool]) -> list[tuple[str, Slot]]:
+        """Names and participations of the next orders, as many as places are free if so many clients suit."""
+        rng = seeding.generator(self.config.seed, "order", self.progress.stage, self.timeline.ordered)
+        return [self.named(client) for client in suitable(rng, self.config.federation.clients, free, suits)]
+
+    def named(self, client: int, shard: str = "") -> tuple[str, Slot]:
+        """Name and participation of the next order, if this client is given it.
+
+        Clients go through the slots of the stage in turn.
+
+        Args:
+            shard: of the participation, where it has to be a certain one of the client's.
+        """
+        stage, number, tasks = self.progress.stage, self.timeline.ordered, self.stream.slots(self.progress.stage)
+        self.timeline.ordered += 1
+        slot = slot_of(self.config.seed, stage, client, tasks[number % len(tasks)])
+        others = (slot_of(self.config.seed, stage, client, each) for each in tasks) if shard else ()
+        return f"{stage}-{number}", next((other for other in others if other.shard == shard), slot)
+
+    def begin(self, name: str, order: TrainOrder, seconds: float, down: int = 0, up: int = 0) -> Flight:
+        """Note that an order was given now, whose update comes after so many seconds."""
+        now, turns = self.clock.now, self.state.turns.get(order.subspace, 0)
+        flight = Flight(name, Done.of(order), now, now + seconds, down, up, turns)
+        self.timeline.flights[name] = flight
+        return flight
+
+    def drop(self) -> list[Flight]:
+        """Let no one be at work any longer; returns what was under way. Clients were at work for it until now."""
+        flights, now = list(self.timeline.flights.values()), self.clock.now
+        self.timeline.busy += sum(now - flight.begun for flight in flights)
+        self.timeline.dropped += len(flights)
+        self.timeline.flights.clear()
+        self.timeline.ordered = 0
+        return flights
+
+
+@dataclass(kw_only=True)
+class Dispatcher(Places):
+    """Keeps ``concurrency`` clients at work, on the simulated clock.
+
+    When an update comes, its client's place goes to another one at the same moment, among those that can be reached,
+    have no order and no update in the buffer. Nothing here depends on what training comes to: orders say how long they
+    take. So the orders given between two server updates can be trained together, on any engine, and the events are the
+    same.
+
+    Attributes:
+        assign: gives slots their subspaces (:meth:`server.assigner.Assigner.assign`).
+    """
+
     clock: Clock
+    orders: Orders
     assign: Callable[[list[Slot]], None]
     _queue: list[tuple[tuple[float, int], str]] = field(default_factory=list, init=False)  # when, and name
     _busy: set[int] = field(default_factory=set, init=False)  # clients with an order
@@ -52,51 +107,28 @@ class Dispatcher:
         heapq.heappush(self._queue, (flight.when, flight.name))
         self._busy.add(flight.order.client)
 
-    @property
-    def timeline(self) -> Timeline:
-        """The simulated time of the run."""
-        return self.clock.timeline
-
-    @property
-    def concurrency(self) -> int:
-        """Clients that are at work at a time."""
-        return self.config.asynchronous.concurrency or self.config.federation.clients_per_round
-
     def fly(self, waiting: Collection[int]) -> Iterator[tuple[Flight, TrainOrder]]:
         """Give orders at this moment until ``concurrency`` clients are at work, or no other can be reached.
 
         Args:
             waiting: clients whose updates are in the buffer.
         """
-        timeline, stage = self.timeline, self.progress.stage
-        free = self.concurrency - len(timeline.flights)
+        free = self.concurrency - len(self.timeline.flights)
         if free <= 0:
             return
-        rng = seeding.generator(self.config.seed, "order", stage, timeline.ordered)
 
         def suits(client: int) -> bool:
             return client not in self._busy and client not in waiting and self.clock.reachable(client)
 
-        clients = suitable(rng, self.config.federation.clients, free, suits)
-        tasks_of = self.stream.slots(stage)
-        slots = [
-            slot_of(self.config.seed, stage, client, tasks_of[(timeline.ordered + place) % len(tasks_of)])
-            for place, client in enumerate(clients)
-        ]
-        self.assign(slots)
-        for slot in slots:
-            number, timeline.ordered = timeline.ordered, timeline.ordered + 1
+        drawn = self.draw(free, suits)
+        self.assign([slot for _, slot in drawn])
+        for name, slot in drawn:
             if slot.pair in self.state.assigned:  # a shard that got no subspace is left out
                 order = self.orders.train(self.state, self.progress, slot)
-                yield self._flight(f"{stage}-{number}", order), order
-
-    def _flight(self, name: str, order: TrainOrder) -> Flight:
-        now, trip = self.timeline.now, self.clock.trip(self.state, order)
-        turns = self.state.turns.get(order.subspace, 0)
-        flight = Flight(name, Done.of(order), now, now + trip.seconds, trip.down, trip.up, turns)
-        self.timeline.flights[name] = flight
-        self._began(flight)
-        return flight
+                trip = self.clock.trip(self.state, order)
+                flight = self.begin(name, order, trip.seconds, trip.down, trip.up)
+                self._began(flight)
+                yield flight, order
 
     def land(self) -> Flight:
         """Let time pass until the next update comes, by (time, client)."""
@@ -109,15 +141,10 @@ class Dispatcher:
         return flight
 
     def drop(self) -> list[Flight]:
-        """Let no one be at work any longer; returns what was under way. Clients were at work for it until now."""
-        flights = list(self.timeline.flights.values())
-        self.timeline.busy += sum(self.timeline.now - flight.begun for flight in flights)
-        self.timeline.dropped += len(flights)
-        self.timeline.flights.clear()
-        self.timeline.ordered = 0
+        """As :meth:`Places.drop`."""
         self._queue.clear()
         self._busy.clear()
-        return flights
+        return super().drop()
 
     def wait(self, since: float, waiting: Collection[int]) -> None:
         """No one is at work: let time pass until someone can be given an order.

@@ -26,7 +26,7 @@ from server.journal import Journal
 from server.orders import Orders
 from server.participants import Slot, slots_of_round
 from server.stop import Stop
-from server.timeline import Done
+from server.timeline import Done, Timekeeper
 from server.validation import short
 
 #: How a client says that it does not have the memory that its order names: a site's code, or the error's name.
@@ -49,12 +49,12 @@ class Gathered:
     late: list[int] = field(default_factory=list)
     staleness: dict[int, int] = field(default_factory=dict)
 
-    def remarks(self, clock: Clock | None) -> dict[str, Any]:
-        """What the event of a round says of simulated time, where there is any: ``simulated`` is the server's now."""
+    def remarks(self, clock: Timekeeper | None) -> dict[str, Any]:
+        """What the event of a round says of time: the server's now, ``simulated`` or ``elapsed`` (real)."""
         if clock is None:
             return {}
         behind = {"staleness": [self.staleness.get(slot.client, 0) for slot in self.slots]} if self.staleness else {}
-        return {"simulated": round(clock.timeline.now, 3), **({"late": self.late} if self.late else {}), **behind}
+        return {clock.word: round(clock.now, 3), **({"late": self.late} if self.late else {}), **behind}
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from fcit.io.files import read_json, write_json
 from fcit.io.trees import Tensors
 from fcit.runs.folder import RunDir
 from server import standard
-from server.courier import Courier, Node
+from server.courier import NOBODY, Courier, Node
 from server.spill import digest
 from server.standard import Standard
 from server.validation import short
@@ -122,6 +122,18 @@ class Handshake:
             self._wait_for(new)
         self._tell()
         self._seat()
+
+    def glance(self, asked: set[Node], busy: Collection[int]) -> None:
+        """:meth:`update` for a run that goes on meanwhile: no one is waited for.
+
+        Args:
+            asked: nodes that are not probed now; those that are probed are added.
+            busy: clients with an order, which keep their node until it is answered.
+        """
+        staying = {client: node for client in busy if (node := self.courier.node(client)) != NOBODY}
+        self._news(asked)
+        self._tell()
+        self._seat(staying)
 
     def _news(self, asked: set[Node]) -> dict[int, Node]:
         """Ask who is connected and does not take part; returns those that are waited for."""
@@ -304,8 +316,9 @@ class Handshake:
                 self._told[client] = reason
                 self.courier.say("refused", client=client, reason=reason)
 
-    def _seat(self) -> None:
-        self.courier.seat({client: node.id for client, node in self._connected.items() if node in self._admitted})
+    def _seat(self, staying: dict[int, int] | None = None) -> None:
+        admitted = {client: node.id for client, node in self._connected.items() if node in self._admitted}
+        self.courier.seat({**(staying or {}), **admitted})
 
     # ------------------------------------------------------------------ a simulation
 

@@ -1,19 +1,23 @@
-"""Updates of asynchronous runs on disk: those of the round at hand, and those whose simulated time has not come."""
+"""Updates of asynchronous runs on disk: those of the round at hand, and those that crossed a server update."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcit.errors import RunError
+from fcit.errors import CodecError, RunError
+from fcit.federation import codec
 from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.fedopt.staleness import Late, Staleness
-from fcit.io.files import read_tensors, write_tensors
+from fcit.io.files import read_json, read_tensors, write_json, write_tensors
 from fcit.io.trees import Tensors
 from fcit.methods.base import Pair
 from fcit.runs.folder import RunDir
 from server.spill import Spill, plain
+from server.timeline import Done, Flight
+from server.validation import Marks
 
 
 class _Arrival(NamedTuple):
@@ -24,8 +28,25 @@ class _Arrival(NamedTuple):
     file: Path | None  # of one that comes late; None: it is among the round's own
 
 
+class Received(NamedTuple):
+    """A late update that had come, and was not used, when the server ended.
+
+    Attributes:
+        update: without its tensors.
+        received: bytes of the message that it came in.
+        marks: what the validator noted of it.
+    """
+
+    update: dict[str, Any]
+    received: int
+    marks: Marks
+
+
 class LateSpill(Spill):
-    """The updates of one server update; others wait for theirs, each in a file of its own.
+    """The updates of one server update; those that crossed an earlier one are each in a file of their own.
+
+    On a simulated clock such a file waits until its time has come. In real time it is written when the update comes,
+    with its head beside it, so that a server that is killed before it is used finds it again.
 
     A file stays until no checkpoint that is kept needs it, so that a run can also go on from the one before the last.
 
@@ -43,6 +64,9 @@ class LateSpill(Spill):
     def _file(self, name: str) -> Path:
         return self._late / f"{name}.safetensors"
 
+    def _head_file(self, name: str) -> Path:
+        return self._late / f"{name}.json"
+
     def keep(self, name: str, order: TrainOrder) -> dict[str, Any]:
         """Take an update out of the round and keep it until it comes; returns it without its tensors.
 
@@ -56,6 +80,42 @@ class LateSpill(Spill):
         write_tensors(self._file(name), {**tensors, **kept})
         self._awaited.add(name)
         return plain(self._heads.pop(pair))
+
+    def receive(
+        self, name: str, order: TrainOrder, update: ClientUpdate, received: int, marks: Marks
+    ) -> dict[str, Any]:
+        """Keep an update that has come late in real time; returns it without its tensors.
+
+        Raises:
+            DiskFull: there is no room for it.
+        """
+        base, head = order.trained, plain(update)
+        kept = self._rule.kept({name: update.tensors[name] for name in base}, base)
+        write_tensors(self._file(name), {**update.tensors, **kept})
+        # The head goes last and says that the tensors are whole.
+        values = {"order": asdict(Done.of(order)), "update": head, "received": received, "marks": marks}
+        write_json(self._head_file(name), values)
+        self._awaited.add(name)
+        return head
+
+    def recovered(self, flight: Flight) -> Received | None:
+        """What :meth:`receive` kept of the update to an order, or None; in that case its file is not awaited any more.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        file = self._head_file(flight.name)
+        raw = read_json(file) if file.is_file() and self._file(flight.name).is_file() else {}
+        # By this name a checkpoint that was passed over may have known another order.
+        if raw.get("order") != asdict(flight.order):
+            self._awaited.discard(flight.name)
+            return None
+        try:
+            update = codec.decode(codec.encode(ClientUpdate(**raw["update"], tensors={})), ClientUpdate)
+            return Received(plain(update), int(raw["received"]), Marks(*raw["marks"]))
+        except (CodecError, KeyError, TypeError, ValueError) as error:
+            self._awaited.discard(flight.name)
+            raise RunError(f"{file}: not an update that was kept ({error!r})") from None
 
     def join(self, pair: Pair, now: Tensors, tau: Staleness) -> None:
         """Let a fresh update take part in the round.
@@ -94,8 +154,9 @@ class LateSpill(Spill):
         """Forget the round, after the checkpoint that holds its aggregate."""
         super().clear()
         self._arrivals.clear()
-        wanted = {self._file(name) for name in self._awaited | self._before}
-        for file in self._late.glob("*.safetensors") if self._late.is_dir() else ():
-            if file not in wanted:
-                file.unlink()
+        wanted = self._awaited | self._before
+        for kind in ("json", "safetensors"):  # without its head a file does not count
+            for file in self._late.glob(f"*.{kind}") if self._late.is_dir() else ():
+                if file.stem not in wanted:
+                    file.unlink()
         self._before = set(self._awaited)

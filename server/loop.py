@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from flwr.serverapp import Grid
 
 from fcit import registry
-from fcit.config import RunConfig, device_checks
+from fcit.config import RunConfig, async_checks, device_checks
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, labels
 from fcit.errors import ConfigError, Unanswered
@@ -36,6 +36,7 @@ from server.participants import Slot
 from server.per_client import PerClientEvaluation
 from server.privacy import Privacy
 from server.ranks import Ranks
+from server.real_time import RealTime
 from server.record_privacy import RecordPrivacy
 from server.site_scores import SiteEvaluation
 from server.spill import Spill
@@ -98,12 +99,13 @@ class Loop:
         )
         self.evaluation = self._evaluation()
 
-    def _clock(self) -> Clock | None:
-        """Simulated time, if there is any; references that pool all data have no clients that it could be about."""
-        if not self.config.devices.on or self.method.pooled or not self.method.trains:
+    def _clock(self) -> Clock | RealTime | None:
+        """Simulated time, or real time of an asynchronous run without it; none of references that pool all data."""
+        simulated, asynchronous = self.config.devices.on, self.config.federation.mode == "async"
+        if not (simulated or asynchronous) or self.method.pooled or not self.method.trains:
             return None
-        self.progress.timeline = self.progress.timeline or Timeline()
-        return Clock(self.config, self.stream, self.orders, self.progress.timeline)
+        timeline = self.progress.timeline = self.progress.timeline or Timeline()
+        return Clock(self.config, self.stream, self.orders, timeline) if simulated else RealTime(timeline)
 
     def _updates(self) -> Spill | Sums:
         """Where updates wait for their aggregation."""
@@ -134,7 +136,7 @@ class Loop:
         self._return_to_checkpoint()
         with self.journal.timed("start-up"):
             probe = self._probe()
-            self._refuse_deployment()
+            self._refuse_place()
             collector = collectors.collector(self, probe)
             if self.fresh:  # else this was done before training began
                 self.evaluation.begin()
@@ -180,13 +182,14 @@ class Loop:
         with nullcontext() if self.fresh else self.courier.uncounted():
             return self.handshake.start()
 
-    def _refuse_deployment(self) -> None:
-        """Sites that are connected need no clock that simulates them.
+    def _refuse_place(self) -> None:
+        """Sites of a deployment need no clock that simulates them; a simulation that does not wait needs one.
 
         Raises:
-            ConfigError: there are some, and the run has one.
+            ConfigError: it is the other way round.
         """
-        problem = device_checks.deployed(self.config) if self.courier.deployed else None
+        check = device_checks.deployed if self.courier.deployed else async_checks.simulated
+        problem = check(self.config)
         if problem:
             raise ConfigError(problem)
 

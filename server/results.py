@@ -21,7 +21,7 @@ from server import ranks
 from server.checkpoint import Progress
 
 
-def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, Any]:
+def cost(config: RunConfig, method: Method, state: ServerState, progress: Progress) -> dict[str, Any]:
     """Cost of the run: per client and round, per question, and bytes held at server and clients."""
     rounds = max(progress.client_rounds, 1)
     return {
@@ -40,8 +40,23 @@ def cost(method: Method, state: ServerState, progress: Progress) -> dict[str, An
         "questions": progress.samples,
         "questions_untrained": progress.samples_untrained,
         "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
-        **({"simulated_hours": progress.timeline.now / HOUR} if progress.timeline else {}),
+        **_hours(config, progress),
     }
+
+
+def _hours(config: RunConfig, progress: Progress) -> dict[str, float]:
+    if progress.timeline is None:
+        return {}
+    return {"simulated_hours" if config.devices.on else "real_hours": progress.timeline.now / HOUR}
+
+
+def _time(config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """The course of simulated time, or in an asynchronous deployment of real time."""
+    if progress.timeline is None:
+        return {}
+    if config.devices.on:
+        return {"simulated": progress.timeline.results(config.devices.profile)}
+    return {"real_time": progress.timeline.measured}
 
 
 def held_out(stream: Stream, progress: Progress) -> dict[str, Any]:
@@ -97,7 +112,7 @@ def write(
             "traffic": progress.traffic,
             "subspace_names": list(state.subspaces),
             "method_tables": method.report(state),
-            "cost": cost(method, state, progress),
+            "cost": cost(config, method, state, progress),
             "seconds": progress.seconds,
             "scorers": {name: d.scorer for name, d in stream.datasets.items() if name in scored},
             "forms": {name: each.demanded for name, each in progress.followed_rows[-1].items()}
@@ -106,7 +121,7 @@ def write(
             "constants": {name: baseline._asdict() for name, baseline in constant.items()},
             "also": progress.extra_rows[-1] if progress.extra_rows else {},
             **held_out(stream, progress),
-            **({"simulated": progress.timeline.results(config.devices.profile)} if progress.timeline else {}),
+            **_time(config, progress),
             **data_of(run),
             **by_site,
             **spent,

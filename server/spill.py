@@ -116,6 +116,11 @@ class Spill:
             raise RunError(f"{self._path(key, 'safetensors')}: its tensors are not those that were kept")
         return update
 
+    def pairs(self) -> list[tuple[int, str]]:
+        """Client and shard of the updates that are on the disk, in order."""
+        names = [file.stem.partition("-") for file in self._folder.glob("*.json")] if self._folder.is_dir() else []
+        return sorted((int(client), shard) for client, _, shard in names)
+
     def tidy(self, stage: int, round_: int) -> None:
         """Remove files of other rounds and unfinished ones."""
         if not self._folder.is_dir():

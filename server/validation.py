@@ -53,6 +53,18 @@ def reach(steps: int) -> float:
     return float(bounds.sum() + max(0, steps - len(t)) * 7.3)
 
 
+class Marks(NamedTuple):
+    """What is noted of an accepted update, for later ones to be judged by; None where nothing is.
+
+    Attributes:
+        norm: how far it moved per sqrt(step) and unit of the learning rate.
+        walked: how far what it still owes may reach.
+    """
+
+    norm: float | None
+    walked: float | None
+
+
 @dataclass
 class Validator:
     """Judges updates of a round; the norm rule looks at accepted updates of earlier rounds only.
@@ -216,6 +228,18 @@ class Validator:
         if id(old) not in self._sizes:
             self._sizes[id(old)] = old, _most(old)
         return self._sizes[id(old)][1]
+
+    def marks(self, update: ClientUpdate) -> Marks:
+        """What was noted of an update that was accepted in this round."""
+        norm = self._round.get((update.client, update.shard))
+        return Marks(norm, self._walked.get((update.client, update.subspace)))
+
+    def recall(self, update: ClientUpdate, marks: Marks) -> None:
+        """Note again what :meth:`marks` was of an update that an earlier process of this run accepted."""
+        if marks.norm is not None:
+            self._round[update.client, update.shard] = marks.norm
+        if marks.walked is not None:
+            self._walked[update.client, update.subspace] = marks.walked
 
     def close_round(self) -> None:
         """The round is committed: its accepted norms join the history, in client order."""

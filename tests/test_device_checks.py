@@ -1,9 +1,12 @@
 """What simulated time does not go with is a sentence that names the way out."""
 
 import pytest
+import yaml
 
 from fcit import config as configuration
+from fcit.config import async_checks, device_checks
 from fcit.errors import ConfigError
+from fcit.simulation import simulate
 
 DP = {"client_dp": "on", "noise_multiplier": 1.0, "clip": 1.0}
 
@@ -46,7 +49,7 @@ def late(**raw) -> dict:
             "pools all data at one participant; choose over_select: 1",
         ),
         ({"asynchronous": {"concurrency": 3}}, "asynchronous.concurrency: 3 has no effect with federation.mode: sync"),
-        ({"federation": {"mode": "async"}}, "needs a clock by which updates come one after the other"),
+        (late(devices={}, setting="centralised"), "is about several clients"),
         (late(asynchronous={"rule": "fedasync", "buffer": 3}), "leave it out, or choose rule: fedbuff"),
         (
             late(asynchronous={"buffer": 30, "concurrency": 30}),
@@ -70,6 +73,20 @@ def late(**raw) -> dict:
 )
 def test_a_combination_that_makes_no_sense_is_refused(raw, sentence):
     assert sentence in problems(**raw)
+
+
+def test_without_a_clock_updates_come_from_sites_alone(tmp_path, fcit):
+    raw = late(devices={})
+    deployed = configuration.parse(raw)
+    assert device_checks.deployed(deployed) is None
+    assert "needs a clock by which updates come one after the other" in (async_checks.simulated(deployed) or "")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=r"choose a devices\.profile"):
+        simulate(file)
+    code, _, err = fcit("run", file, "--dry-run")
+    assert code == 2
+    assert "choose a devices.profile" in err
 
 
 def test_a_table_of_traces_is_relative_to_its_configuration(tmp_path):

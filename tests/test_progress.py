@@ -48,6 +48,13 @@ from fcit.runs.progress import ConsoleWatcher
             "up to 3 rounds",
         ),
         ("reused", {"clients": [0, 4]}, "run: updates of clients 0, 4 were accepted before the interruption"),
+        (
+            "discarded",
+            {"client": 2, "order": "0-7"},
+            "run: client 2 has answered order 0-7, which was dropped or overdue",
+        ),
+        ("dropped", {"clients": [2, 3]}, "run: the stage is over; what clients 2, 3 are at work on is dropped"),
+        ("lost", {"clients": [2]}, "run: clients 2 were at work when the server ended; their orders are lost"),
     ],
 )
 def test_what_happens_to_clients_is_said_in_a_line(kind, values, line):
@@ -65,6 +72,13 @@ def test_epsilon_so_far_stands_in_the_line_of_a_round():
     assert "clients 3 loss 1.500 epsilon 2.35 0.00 MB" in out.getvalue()
     watcher.say("round", **values, record_privacy={"epsilon": 1.2, "delta": 1e-5})
     assert "clients 3 loss 1.500 record epsilon 1.2 0.00 MB" in out.getvalue()
+
+
+def test_real_hours_stand_in_the_line_of_a_round_that_did_not_wait():
+    out = io.StringIO()
+    watcher = ConsoleWatcher(Console(file=out, width=200), "run")
+    watcher.say("round", stage=0, round=0, clients=[1], loss={"1/a": 1.0}, up=0, down=0, elapsed=5400.0)
+    assert "loss 1.000 after 1.50 real h 0.00 MB" in out.getvalue()
 
 
 def test_a_round_without_updates_has_no_loss():

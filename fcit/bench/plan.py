@@ -14,7 +14,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.bench.file import BenchFile, Block, Lines, Location, Problems, read, unknown_setting
 from fcit.bench.overrides import Overrides, flat, named, slug, text_of
-from fcit.config import RunConfig
+from fcit.config import RunConfig, async_checks
 from fcit.config.effects import Effect, effects
 from fcit.data.benchmark import open_benchmark
 from fcit.errors import FCITError
@@ -202,6 +202,8 @@ class _Resolver:
             self.problems.add(
                 line, f"backbone.device: {config.backbone.device!r}; a bench gives every run its GPU, say 'cuda'"
             )
+        if problem := async_checks.simulated(config):
+            self.problems.add(line, problem)
         away = [part for part, at_home in zip(table.parts, self.home.parts, strict=True) if part and part != at_home]
         seeds = tuple(draft.block.seeds or self.file.seeds)
         return Row(label, table, slug(" ".join([*away, label])), seeds, config, line)

@@ -57,10 +57,13 @@ def arguments(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from fcit import config as configuration
+    from fcit.config import async_checks
     from fcit.data.stream import open_stream
     from fcit.runs.create import create
 
     config = configuration.load(args.config, args.overrides)
+    if problem := async_checks.simulated(config):
+        raise ConfigError(problem, str(args.config))
     if args.dry_run:
         return _dry(config)
     stream = open_stream(config)

@@ -27,10 +27,10 @@ def contradictions(config: RunConfig) -> list[str]:
             if getattr(settings, key) != type(settings).model_fields[key].default
         ]
     problems = []
-    if not config.devices.on:
+    if config.centralised:
         problems.append(
-            f"{_ON} needs a clock by which updates come one after the other; choose a devices.profile (simulations "
-            "only: in a deployment rounds wait for their sites, at most federation.timeout), or mode: sync"
+            f"{_ON} is about several clients, and setting: 'centralised' has one; choose mode: sync, or setting: "
+            "homogeneous"
         )
     buffer, concurrency = buffer_of(config), settings.concurrency or federation.clients_per_round
     if settings.rule == "fedasync" and buffer != 1:
@@ -38,7 +38,7 @@ def contradictions(config: RunConfig) -> list[str]:
             f"asynchronous.buffer: {buffer} is one of fedbuff; rule: 'fedasync' mixes in every update as it comes; "
             "leave it out, or choose rule: fedbuff"
         )
-    if buffer + concurrency > federation.clients:
+    if buffer - 1 + concurrency > federation.clients:  # the last one of a buffer makes it empty
         problems.append(
             f"asynchronous.buffer: {buffer} and concurrency: {concurrency} are of different clients, and "
             f"federation.clients is {federation.clients}; choose smaller ones"
@@ -64,6 +64,16 @@ def contradictions(config: RunConfig) -> list[str]:
             f"they do not; choose factors: {' or '.join(able)}"
         )
     return problems + _private(config)
+
+
+def simulated(config: RunConfig) -> str | None:
+    """Why a run cannot be simulated, in one sentence, or None."""
+    if config.federation.mode == "sync" or config.devices.on:
+        return None
+    return (
+        f"{_ON} needs a clock by which updates come one after the other; choose a devices.profile, or mode: sync (in a "
+        "deployment, `fcit deploy submit`, updates come when sites send them)"
+    )
 
 
 def _private(config: RunConfig) -> list[str]:

@@ -45,7 +45,7 @@ def deployed(config: RunConfig) -> str | None:
         return None
     return (
         f"devices.profile: {config.devices.profile!r} simulates how fast clients are, and sites of a deployment are as "
-        "fast as they are; submit the run with devices.profile=none federation.mode=sync federation.over_select=1"
+        "fast as they are; submit the run with devices.profile=none federation.over_select=1"
     )
 
 

@@ -54,7 +54,7 @@ class Asynchronous(Section):
         "update into the server's tensors as it comes",
     )
     concurrency: int | None = Field(
-        None, ge=1, description="clients that train at the same time; default: federation.clients_per_round"
+        None, ge=1, description="clients (sites) that train at the same time; default: federation.clients_per_round"
     )
     buffer: int | None = Field(
         None,

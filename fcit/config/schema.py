@@ -23,7 +23,8 @@ class Federation(Section):
     mode: Literal["sync", "async"] = Field(
         "sync",
         description="sync: a round waits for its clients; async: the server goes on with whatever has come (section "
-        "asynchronous), and a round is one server update",
+        "asynchronous), and a round is one server update: on the clock of devices.profile in simulations, in real time "
+        "in deployments",
     )
     over_select: float = Field(
         1.0,
@@ -65,7 +66,10 @@ class Federation(Section):
         description="share of an update's numbers that are sent, the largest of what changed and was not sent before",
     )
     timeout: Annotated[float, WORK] = Field(
-        3600.0, gt=0, description="seconds a round may take; a reply counts if it is whole by then"
+        3600.0,
+        gt=0,
+        description="seconds a round may take; a reply counts if it is whole by then; of mode: async in a deployment: "
+        "seconds an order may take, and a server update after the last reply that was accepted",
     )
 
     def again(self, attempt: int) -> bool:

@@ -13,6 +13,8 @@ from fcit.runs.reader import Run
 KINDS = {
     "rejected": "an answer was not used",
     "missing": "no answer in time",
+    "discarded": "came after its order was dropped or waited for in vain",
+    "lost": "at work when the server ended; others were asked",
     "absent": "not connected",
     "refused": "kept out of the run",
     "left-out": "the sum of its group could not be had",

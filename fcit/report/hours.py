@@ -1,4 +1,4 @@
-"""Accuracy against simulated hours: what a run had learnt when its clock said so."""
+"""Accuracy against hours, simulated or real: what a run had learnt when its clock said so."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from fcit.runs.reader import Run
 HOUR = 3600.0
 
 
-def curve(run: Run) -> list[tuple[float, float]]:
-    """Simulated hours and mean score of the data sets seen so far, after every evaluated stage; empty without a clock.
+#: Clocks that a run may have, by their entry in ``results.json``, with what their hours are called.
+SIMULATED, REAL = "simulated", "real_time"
+_CALLED = {SIMULATED: "simulated hours", REAL: "real hours"}
 
-    Evaluation takes no simulated time.
+
+def curve(run: Run, clock: str = SIMULATED) -> list[tuple[float, float]]:
+    """Hours and mean score of the data sets seen so far, after every evaluated stage; empty without that clock.
+
+    Evaluation takes no simulated time; real time has it.
     """
-    stages = run.results.get("simulated", {}).get("stages", []) if run.finished else []
+    stages = run.results.get(clock, {}).get("stages", []) if run.finished else []
     rows = zip(stages, run.matrix.scores, strict=False)
     return [(seconds / HOUR, sum(row.values()) / len(row)) for seconds, row in rows if row]
 
 
-def labelled(axis: Axes, title: str) -> None:
+def labelled(axis: Axes, title: str, clock: str = SIMULATED) -> None:
     """Name the axes of such a picture."""
-    axis.set(title=title, xlabel="simulated hours", ylabel="mean score of datasets seen", ylim=(-2, 102))
+    axis.set(title=title, xlabel=_CALLED[clock], ylabel="mean score of datasets seen", ylim=(-2, 102))
     axis.set_xlim(left=0)
     axis.legend()
 
 
-def against_hours(runs: list[Run]) -> Figure:
+def against_hours(runs: list[Run], clock: str = SIMULATED) -> Figure:
     """One line per run, a point for every evaluated stage; comparable runs share a panel."""
     parts = groups(runs)
     figure = Figure(figsize=(6.4 * len(parts), 3.2), layout="constrained")
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axis, (title, members) in zip(axes, parts, strict=True):
         for run in members:
-            axis.plot(*zip(*curve(run), strict=True), marker="o", label=f"{run.name} ({run.method})")
-        labelled(axis, title)
+            axis.plot(*zip(*curve(run, clock), strict=True), marker="o", label=f"{run.name} ({run.method})")
+        labelled(axis, title, clock)
     return figure

@@ -14,7 +14,7 @@ PUBLIC = (
 
 def notes(run: Run) -> list[str]:
     """All notes on a run."""
-    parts = (lone_subspaces, idle_clients, overflowed, privacy, record_privacy, tokens, sums)
+    parts = (lone_subspaces, idle_clients, overflowed, real_time, privacy, record_privacy, tokens, sums)
     return [sentence for part in parts for sentence in part(run)]
 
 
@@ -47,6 +47,28 @@ def idle_clients(run: Run) -> list[str]:
     return [
         f"In {len(idle)} of {trainings} local epochs nothing was learnt: they have one optimiser step, whose rate is 0 "
         f"with training.schedule: trainer ({clients})."
+    ]
+
+
+def real_time(run: Run) -> list[str]:
+    """Note on a deployment's rounds that did not wait: how long they took, and what came of no use."""
+    spent = run.results.get("real_time") if run.finished else None
+    if not spent:
+        return []
+    behind = {int(tau): count for tau, count in spent["staleness"].items()}
+    updates = sum(behind.values())
+    mean = sum(tau * count for tau, count in behind.items()) / max(updates, 1)
+    parts = {
+        "at the end of a stage": spent["dropped"],
+        "when the server ended": spent["lost"],
+        "with a reply after their time": spent["discarded"],
+    }
+    unused = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    return [
+        f"{len(spent['rounds'])} server updates without waiting, in {spent['seconds'] / 3600:.2f} real hours with all "
+        f"evaluations but the last: {_number(updates, 'update')} of sites were used, trained {mean:.1f} server updates "
+        f"earlier on average{f'; orders of no use: {unused}' if unused else ''}. The order in which they came is that "
+        "of no other run; `arrived` events have it."
     ]
 
 

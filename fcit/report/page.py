@@ -164,6 +164,8 @@ def render(runs: list[Run]) -> str:
         charts["forms"] = figures.svg(figures.forms, split, title="What was lost of content and of form")
     if clocked := [run for run in finished if hours.curve(run)]:
         charts["hours"] = figures.svg(hours.against_hours, clocked, title="Accuracy against simulated hours")
+    if real := [run for run in finished if hours.curve(run, hours.REAL)]:
+        charts["real_hours"] = figures.svg(hours.against_hours, real, hours.REAL, title="Accuracy against real hours")
     if finished:
         charts["seconds"] = figures.svg(figures.seconds, finished, title="Where the time went")
     return environment.get_template("page.html").render(
@@ -199,6 +201,8 @@ def write_all(runs: list[Run], folder: Path) -> Path:
         drawn.append(("forms", figures.forms, (split,)))
     if clocked := [run for run in finished if hours.curve(run)]:
         drawn.append(("hours", hours.against_hours, (clocked,)))
+    if real := [run for run in finished if hours.curve(run, hours.REAL)]:
+        drawn.append(("real-hours", hours.against_hours, (real, hours.REAL)))
     if finished:
         drawn.append(("seconds", figures.seconds, (finished,)))
     for run in runs:

@@ -15,6 +15,7 @@ from fcit.io.printable import printable
 _CLIENT_EVENTS = {
     "absent": "is not connected",
     "missing": "did not answer in time",
+    "discarded": "has answered order {order}, which was dropped or overdue: not used",
     "joined": "takes part from now on",
     "refused": "is refused: {reason}",
     "describe-failed": "is left out of the round: {reason}",
@@ -68,7 +69,8 @@ class ConsoleWatcher:
         elif kind in _CLIENT_EVENTS:
             client = f"client {v.get('client')}"
             reason = str(v.get("reason", "")).partition("\n")[0].removeprefix(f"{client}: ")
-            self._line(f"{self.label}: {client} {_CLIENT_EVENTS[kind].format(reason=reason)}")
+            words = _CLIENT_EVENTS[kind].format(reason=reason, order=v.get("order"))
+            self._line(f"{self.label}: {client} {words}")
 
     def _advance(self, note: str) -> None:
         self._done += 1
@@ -121,6 +123,7 @@ class ConsoleWatcher:
         private, records = v.get("privacy"), v.get("record_privacy")
         spent = f" epsilon {private['epsilon']:.3g}" if private else ""
         spent += f" record epsilon {records['epsilon']:.3g}" if records else ""
+        spent += f" after {v['elapsed'] / 3600:.2f} real h" if "elapsed" in v else ""
         trained = _loss(loss.values()) if loss else "no updates"
         self._advance(f"{note} {trained}{spent}")
         self._say_idle(v.get("idle", []))
@@ -176,6 +179,14 @@ class ConsoleWatcher:
     def _on_reused(self, clients: list[int], **v: Any) -> None:
         names = ", ".join(map(str, clients))
         self._line(f"{self.label}: updates of clients {names} were accepted before the interruption and are used again")
+
+    def _on_dropped(self, clients: list[int], **v: Any) -> None:
+        names = ", ".join(map(str, clients))
+        self._line(f"{self.label}: the stage is over; what clients {names} are at work on is dropped")
+
+    def _on_lost(self, clients: list[int], **v: Any) -> None:
+        names = ", ".join(map(str, clients))
+        self._line(f"{self.label}: clients {names} were at work when the server ended; their orders are lost")
 
     def _on_answers_differ(self, clients: list[int], reason: str, **v: Any) -> None:
         self._line(f"{self.label}: clients {clients[0]} and {clients[1]} do not answer alike: {reason}")

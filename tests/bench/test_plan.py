@@ -172,6 +172,10 @@ rows:
             {"axes": {"evaluation.when": ["stage", [2, 9]]}},
             "line 7: evaluation.when: [2, 9] names stage 9, and benchmark 'fcit-mini-short' has the stages 1 to 4",
         ),
+        (
+            {"set": {"federation.mode": "async"}, "axes": {"method": ["disco"]}},
+            "needs a clock by which updates come one after the other",
+        ),
         ({"axes": {"backbone.device": ["cuda:1"]}}, "a bench gives every run its GPU, say 'cuda'"),
     ],
 )

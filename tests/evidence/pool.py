@@ -33,7 +33,6 @@ from fcit.fedopt.staleness import RULES
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint
-from server.asynchronous import AsyncCollector
 from server.checkpoint import Progress
 from server.clock import Clock
 from server.collect import Collector
@@ -41,6 +40,7 @@ from server.courier import Courier
 from server.dispatch import Dispatcher
 from server.late import LateSpill
 from server.orders import Orders
+from server.simulated import SimulatedCollector
 from server.spill import Spill
 from server.timeline import Timeline
 from server.validation import Validator
@@ -137,7 +137,7 @@ def rounds(pool: int, mode: str) -> dict[str, Any]:
         if mode == "async":
             spill = LateSpill(run, RULES["fedbuff"](config.asynchronous))
             dispatcher = Dispatcher(**common, assign=assigner.assign)
-            collector: Collector = AsyncCollector(**parts, spill=spill, dispatcher=dispatcher)
+            collector: Collector = SimulatedCollector(**parts, spill=spill, dispatcher=dispatcher)
         else:
             spill = Spill(run)
             collector = Collector(**parts, spill=spill)

@@ -214,3 +214,21 @@ def test_accuracy_against_simulated_hours_is_drawn_where_a_run_has_a_clock(made)
     assert hours.curve(run) == [(2.0, 80.0)]
     (axis,) = hours.against_hours([run]).axes
     assert axis.get_xlabel() == "simulated hours"
+
+
+def test_a_deployment_that_did_not_wait_says_its_hours_and_what_was_of_no_use(made):
+    run = made([[(1, "0", 90)]])
+    assert notes.real_time(run) == []
+    times = {"seconds": 9000.0, "rounds": [1.0, 2.0], "stages": [7200.0]}
+    counts = {"staleness": {"0": 3, "2": 1}, "dropped": 2, "lost": 0, "discarded": 1}
+    run.folder.results.write_text(json.dumps({"method": "disco", "real_time": {**times, **counts}}))
+    run = Run(run.path)
+    assert hours.curve(run) == []
+    assert hours.curve(run, hours.REAL) == [(2.0, 80.0)]
+    (axis,) = hours.against_hours([run], hours.REAL).axes
+    assert axis.get_xlabel() == "real hours"
+    assert notes.real_time(run) == [
+        "2 server updates without waiting, in 2.50 real hours with all evaluations but the last: 4 updates of sites "
+        "were used, trained 0.5 server updates earlier on average; orders of no use: 2 at the end of a stage, 1 with a "
+        "reply after their time. The order in which they came is that of no other run; `arrived` events have it."
+    ]

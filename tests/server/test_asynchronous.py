@@ -16,12 +16,12 @@ from fcit.methods.base import ServerState
 from fcit.methods.finetune import Finetune
 from fcit.runs.folder import RunDir
 from server import checkpoint, dispatch
-from server.asynchronous import AsyncCollector
 from server.checkpoint import Progress
 from server.clock import Clock
 from server.dispatch import Dispatcher
 from server.late import LateSpill
 from server.orders import Orders
+from server.simulated import SimulatedCollector
 from server.timeline import Timeline
 
 #: Seconds that each client needs for its one record; links are too fast to count.
@@ -83,7 +83,7 @@ class Run:
         }
         run = self
 
-        class Toys(AsyncCollector):
+        class Toys(SimulatedCollector):
             def _ask(self, asked, attempt):
                 run.trained.append(sorted(client for client, _ in asked))
                 done = {}

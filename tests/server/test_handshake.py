@@ -399,3 +399,34 @@ def test_what_a_site_can_afford_is_noted_and_need_not_be_alike(hands, events):
     shake.start()
     assert shake.afforded == {0: 4, 2: 16}
     assert not any(event["event"] == "refused" for event in events)
+
+
+def test_a_run_that_goes_on_meanwhile_waits_for_no_new_site(hands, events):
+    grid = FakeGrid(n7="0", n8="1")
+    shake = hands(grid, timeout=3600.0)
+    shake.start()
+    grid.names[9] = "2"
+    grid.story[9] = lambda m: []
+    asked = set()
+    shake.glance(asked, set())
+    shake.glance(asked, set())
+    assert grid.asked.count(9) == 1
+    assert shake.courier.node(2) == NOBODY
+    grid.answer_late(9, probe())
+
+    def seated() -> bool:
+        shake.glance(asked, set())
+        return shake.courier.node(2) == 9
+
+    wait(seated)
+
+
+def test_a_site_that_left_keeps_its_node_until_its_order_is_answered(hands):
+    grid = FakeGrid(n7="0", n8="1")
+    shake = hands(grid)
+    shake.start()
+    del grid.names[8]
+    shake.glance(set(), {1})
+    assert shake.courier.node(1) == 8
+    shake.glance(set(), set())
+    assert shake.courier.node(1) == NOBODY

@@ -14,9 +14,11 @@ the events that ``events.jsonl`` holds, and one for each client in between:
     stage     stage, row (dataset -> score)
     end       Last, Avg, MFT, BWT, forgetting
 
-``dropped`` (clients at work at the end of a stage that did not wait for them), and those of failures: ``rejected``,
-``missing``, ``absent``, ``retry``, ``describe-failed``, ``left-out``, ``evaluate-failed``, ``openings``,
-``memory-lost``, ``refused``, ``tracker-failed``, of repairs: ``joined``, ``reused``,
+``dropped`` (clients at work at the end of a stage that did not wait for them), of an asynchronous deployment also
+``ordered`` and ``arrived`` (client, order: its stage and number in it, from 0; the order of the latter makes the bits),
+and those of failures: ``rejected``, ``missing``, ``absent``, ``retry``, ``describe-failed``, ``left-out``,
+``evaluate-failed``, ``openings``, ``memory-lost``, ``refused``, ``discarded`` (an answer after its time), ``lost``
+(clients at work when the server ended), ``tracker-failed``, of repairs: ``joined``, ``reused``,
 ``checkpoint-damaged``, ``spill-damaged``, and ``data-changed``. After a resume the
 round or evaluation that was interrupted is reported again.
 """
