@@ -58,6 +58,7 @@ class LiveCollector(AsyncCollector):
 
     def _fill(self, buffer: Buffer, attempt: int) -> None:
         """Take updates until the buffer is full, none has come for ``federation.timeout``, or no one is left to ask."""
+        self.time.begin()
         self._asked, self._passed = set(), set()
         self._recover(buffer)
         since, begun = self.time.read(), False
