@@ -1,19 +1,24 @@
 """`fcit doctor --config`: what fits is shown, what cannot is refused with what would."""
 
+import math
 import re
 
 import pytest
 import yaml
 
 from fcit import config as configuration
+from fcit import registry
 from fcit.cli import main
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import device_of, peak_of
 from fcit.models import estimate
+from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.estimate import Lengths
+from fcit.models.layout import is_projector
 from fcit.models.shapes import shape_of
+from tests.helpers.runs import BACKBONE
 
 LARGE = {
     "name": "large",
@@ -239,6 +244,23 @@ def test_what_updates_lack_is_kept_by_clients(changes, updates):
     assert kept == updates * 4 * estimate.trained_numbers(config, shape)
 
 
+@pytest.mark.parametrize(("factors", "each", "own"), [("flora", 40, 8), ("fedex", 32, 0), ("svd", 0, 0)])
+def test_pieces_of_a_stage_are_counted(factors, each, own):
+    """Five clients of rank 8 and three rounds: the server has all pieces of a stage, a client those before its last."""
+    config = configuration.parse({**LARGE, "method": "finetune", "factors": factors, "federation": {"rounds": 3}})
+    shape, what = shape_of(config.backbone, config.adapter.targets), f"pieces of a stage (factors: {factors})"
+    assert shape.products(each) == shape.adapter(each)  # far from a layer's full rank
+    at_client = 4 * shape.adapter(2 * each + own)
+    assert estimate.remembered(config, shape, 1) == at_client * config.federation.clients
+    assert estimate.memory(config, shape, 1, 1, Lengths()).training.get(what, 0) == at_client
+    assert estimate.server_memory(config, shape, 1).get(what, 0) == 4 * shape.adapter(3 * each + own)
+
+
+def test_a_piece_has_no_more_than_the_rank_of_its_layer():
+    shape = shape_of(configuration.parse({}).backbone, configuration.parse({}).adapter.targets)
+    assert shape.products(10_000) == sum(min(pair) * sum(pair) for pair in shape.adapted)
+
+
 def test_token_gates_are_part_of_a_subspace():
     sizes = []
     for method in ({"name": "moelora", "experts": 4}, "finetune"):
@@ -246,6 +268,25 @@ def test_token_gates_are_part_of_a_subspace():
         shape = shape_of(config.backbone, config.adapter.targets)
         sizes.append(estimate.subspace(config, shape))
     assert sizes[0] - sizes[1] == 4 * 32 * (2 * 4096 + 11008)
+
+
+@pytest.mark.parametrize("method", ["finetune", "moelora", "smolora"])
+def test_a_subspace_has_as_many_numbers_as_the_real_one(method):
+    config = configuration.parse({"method": method, "backbone": BACKBONE})
+    kind = registry.resolve("method", method)(config)
+    adapters = Adapters(Backbone(config.backbone), config.adapter, kind.layout)
+    real = sum(math.prod(shape) for name, shape in adapters.shapes.items() if not is_projector(name))
+    shape = shape_of(config.backbone, config.adapter.targets)
+    assert estimate.subspace(config, shape) == real
+    assert shape.identity_width == adapters.backbone.identity.width()
+
+
+def test_what_smolora_keeps_is_a_feature_for_each_task():
+    config = configuration.parse({"method": "smolora", "benchmark": "fcit-mini-short"})
+    shape = shape_of(config.backbone, config.adapter.targets)
+    held = estimate.what_is_held(config, shape)
+    assert list(held.server.values()) == [8 * 4 * shape.identity_width]
+    assert held.client == {}
 
 
 def test_the_main_directions_of_a_7b_model_are_gigabytes():

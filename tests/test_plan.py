@@ -55,6 +55,29 @@ def test_what_is_frozen_is_not_sent_back():
     assert alternating[0].up == 3 * adapter  # B in the first round, A in the second
 
 
+@pytest.mark.parametrize(("factors", "added", "own"), [("flora", 24, 8), ("fedex", 16, 0)])
+def test_pieces_go_down_once_to_each_client(factors, added, own):
+    """Three clients of rank 8 a round, two rounds a stage; the subspace itself is a piece from the second stage on."""
+    stages, adapter, projector = planned(method="finetune", factors=factors)
+    shape = shape_of(configuration.parse(SMALL).backbone, configuration.parse(SMALL).adapter.targets)
+    piece, begun = 4 * shape.products(added), 4 * shape.products(own)
+    for number, (stage, answers) in enumerate(zip(stages, (4, 8, 12, 16), strict=True)):
+        drawn = [set(sample(configuration.parse(SMALL).federation, 0, number, round_)) for round_ in range(2)]
+        brought = 3 * piece + (len(drawn[0] | drawn[1]) * begun if number else 0)
+        assert stage.down - (6 + answers) * (adapter + projector) == brought
+        assert stage.up == 6 * (adapter + projector)
+
+
+def test_a_client_of_another_subspace_is_sent_all_its_pieces():
+    config = configuration.parse({**SMALL, "factors": "flora", "adapter": {"rank": 8, "ranks": [2, 4, 8, *[2] * 47]}})
+    shape = shape_of(config.backbone, config.adapter.targets)
+    a, b = (0,), (1,)
+    rounds = [[(0, a), (1, a), (2, b)], [(0, b), (1, a)], [(0, a), (2, b)]]
+    # the first round's stacks have ranks 6 and 8, the second's 4 and 2; nobody is sent anything in the first
+    wanted = sum(map(shape.products, (8, 6, 6, 4, 8, 2)))
+    assert plan._pieces(config, shape, rounds, set()) == wanted
+
+
 def test_thin_updates_and_orders_are_counted_as_such():
     federation = {**SMALL["federation"], "wire": "int8", "top_k": 0.1}
     stages, adapter, projector = planned(method="finetune", federation=federation)

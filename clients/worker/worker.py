@@ -200,8 +200,8 @@ class Worker:
         """What changed in the ordered subspace by training it on the shard."""
         begin = time.perf_counter()
         tasks = self.data.tasks(order.stage, order.tasks)
-        if self.method.measures:
-            self.enough(order.client, tasks, "measurement", self.method.measured_records)
+        if self.method.sends():
+            self.enough(order.client, tasks, "statistic", self.method.measured_records)
         sessions, local, remembered = self._sessions(order, tasks)
         self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
         self.backbone.answering.release()

@@ -68,7 +68,7 @@ def misfits(config: RunConfig, method: Any) -> list[str]:
             f"privacy.record_dp: 'on' needs clients, and method: {name!r} pools all data at one participant; choose "
             "another method"
         )
-    elif method.measures or not declared(type(method)):
+    elif method.sends() or not declared(type(method)):
         problems.append(
             f"privacy.record_dp: 'on' covers the gradients of a step's records, and clients of method: {name!r} use "
             "records otherwise, too (or the class of its client hooks does not declare by_record); choose another "

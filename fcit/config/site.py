@@ -151,7 +151,10 @@ class Site(Section):
     )
     threads: int | None = Field(None, ge=1, description="torch threads; default: as ordered")
     min_records: int = Field(
-        8, ge=1, description="identity tokens, and what methods measure before a stage, are not sent of fewer records"
+        8,
+        ge=1,
+        description="identity tokens, and statistics that methods send beside what they train, are not sent of fewer "
+        "records",
     )
     secure_aggregation: Literal["allowed", "required"] = Field(
         "allowed",

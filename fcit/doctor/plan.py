@@ -24,6 +24,10 @@ from fcit.methods.base import Method
 from fcit.models.layout import A, B
 from fcit.models.shapes import Shape, shape_of
 
+#: The tasks of a shard; what stands for a subspace, where one is opened for each.
+Tasks = tuple[int, ...]
+Trained = tuple[int, Tasks]
+
 _SHOWN = 8  # participants of a first round that are named
 
 
@@ -40,7 +44,8 @@ class Stage:
         measuring: orders to measure a shard, before the first round.
         training: orders to train.
         answering: orders to answer questions; None where the questions are not at hand.
-        down: bytes to the clients, ``up`` from them: tensors that every method sends, without what some send beside.
+        down: bytes to the clients, ``up`` from them: tensors that every method sends, and pieces of ``factors: flora``
+            and ``fedex``; without what some methods send beside.
     """
 
     tasks: list[str]
@@ -68,22 +73,25 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
     method: Method = registry.resolve("method", config.method["name"])(config)
     rounds = config.federation.rounds if method.trains else 0
     one = method.common(0) is not None and method.common(0) == method.common(1)
-    seen, known = set[tuple[int, ...]](), set[tuple[int, tuple[int, ...]]]()
+    seen, known = set[Tasks](), set[Trained]()
     wire, thin = config.federation.wire, Thin.of(config, method.pooled)
     number, back = BYTES[wire], BYTES[wire] if thin is None else thin.bytes
     adapter, projector = shape.adapter(config.adapter.rank), shape.projector
     sent = 0 if config.adapter.projector == "frozen" else projector
     own = projector if config.adapter.projector == "per_subspace" else 0
     for stage in range(stream.stage_count):
-        slots, pairs, first = stream.slots(stage), set[tuple[int, tuple[int, ...]]](), list[int]()
+        slots, participations, first = stream.slots(stage), list[list[Trained]](), list[int]()
         for round_ in range(rounds):
             clients = sample(config.federation, config.seed, stage, round_)
             first = first or ([] if _by_clock(config) else clients)
-            pairs |= set(zip(clients, [tasks or (stage,) for tasks in slots], strict=True))
+            participations.append(list(zip(clients, [tasks or (stage,) for tasks in slots], strict=True)))
+        pairs = {pair for drawn in participations for pair in drawn}
+        homes = [[(client, () if one else tasks) for client, tasks in drawn] for drawn in participations]
+        pieces = _pieces(config, shape, homes, begun=seen if not one else {()} if stage else set())
         each = len(set(slots)) if method.pooled == "task" else 1 if method.pooled else _updates(config)
         training = rounds * each
         up = back * sum(each * (_updated(config, shape, turn) + sent) for turn in range(rounds))
-        seen |= {tasks or (stage,) for tasks in slots}
+        seen = seen | {tasks or (stage,) for tasks in slots}
         answering = _answering(config, stream, stage) if not method.last_stage_only or _last(stream, stage) else 0
         mixture = (1 if one else len(seen)) * (adapter + own) + max(sent - own, 0)
         yield Stage(
@@ -94,7 +102,8 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             measuring=each if method.measures else 0,
             training=training,
             answering=answering,
-            down=number * training * (_begun(config, shape) + sent) + BESIDE[wire] * (answering or 0) * mixture,
+            down=number * training * (_begun(config, shape) + sent)
+            + BESIDE[wire] * (pieces + (answering or 0) * mixture),
             up=up,
         )
         known |= pairs
@@ -115,10 +124,35 @@ def _last(stream: Stream, stage: int) -> bool:
 
 
 def _begun(config: RunConfig, shape: Shape) -> float:
-    """Numbers of an adapter that a training order carries; pieces of ``factors: flora`` and ``fedex`` come beside."""
+    """Numbers of an adapter that a training order carries; pieces come beside."""
     per_client = registry.resolve("factors", config.factors).per_client
     numbers = sum(inner + (0 if per_client else outer) for inner, outer in shape.adapted)
     return ranks.expected(config) * numbers
+
+
+def _pieces(config: RunConfig, shape: Shape, rounds: list[list[Trained]], begun: set[Tasks]) -> float:
+    """Numbers of the pieces that the orders of a stage bring beside their adapters (``factors: flora``, ``fedex``).
+
+    A client is sent what it has not got of its subspace's; one that trained another subspace before, all of them.
+
+    Args:
+        rounds: the participations of each, by client and subspace.
+        begun: subspaces that were trained in an earlier stage.
+    """
+    rule = registry.resolve("factors", config.factors)()
+    pieces: dict[Tasks, list[int]] = {}  # their ranks
+    held: dict[int, tuple[Tasks, int]] = {}  # the subspace that a client trained last, and how many pieces it has
+    numbers = 0
+    for drawn in rounds:
+        for client, home in drawn:
+            there = pieces.setdefault(home, [config.adapter.rank] if rule.adds_itself and home in begun else [])
+            last, count = held.get(client, (home, 0))
+            numbers += sum(map(shape.products, there[count if last == home else 0 :]))
+            held[client] = home, len(there)
+        for home in dict.fromkeys(home for _, home in drawn):
+            if rank := rule.added([ranks.assigned(config, client) for client, other in drawn if other == home]):
+                pieces[home].append(rank)
+    return numbers
 
 
 def _updated(config: RunConfig, shape: Shape, turn: int) -> float:

@@ -37,6 +37,14 @@ def expected(config: RunConfig) -> float:
     return config.adapter.rank if ranks is None else ranks
 
 
+def largest(config: RunConfig) -> int:
+    """The largest rank that a client of the run can be given."""
+    ranks = config.adapter.ranks
+    if ranks is None or isinstance(ranks, int):
+        return config.adapter.rank if ranks is None else ranks
+    return max(ranks)
+
+
 def smallest(config: RunConfig) -> int:
     """The smallest rank that a client of the run can be given."""
     ranks = config.adapter.ranks

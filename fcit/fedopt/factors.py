@@ -7,7 +7,7 @@ share one of them. Projector, gates and prompt pools are always averaged directl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,6 +42,8 @@ class Separate:
     stepwise: ClassVar[bool] = True
     #: Whether other factors are trained from one round to the next.
     by_turn: ClassVar[bool] = False
+    #: Whether what rounds add beside a subspace begins with the subspace itself.
+    adds_itself: ClassVar[bool] = False
 
     @classmethod
     def mixes_versions(cls) -> bool:
@@ -89,6 +91,10 @@ class Separate:
     def constants(self, home: str, bank: Tensors, memory: dict[str, Any]) -> dict[str, Tensors]:
         """Groups of factors that a client is sent once and keeps; names begin with ``home`` and never come twice."""
         return {}
+
+    def added(self, ranks: Sequence[int]) -> int:
+        """The rank, at most, of what a round of clients of these ranks adds beside a subspace until its stage ends."""
+        return 0
 
     def end_stage(self, bank: Tensors, memory: dict[str, Any]) -> tuple[Tensors, float | None]:
         """The tensors of a subspace after the last round of a stage, and how far they are from what was meant."""

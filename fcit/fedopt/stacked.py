@@ -10,7 +10,7 @@ truncation loses is told in the event ``recompressed``. Pieces grow with every r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,6 +86,10 @@ class Flora(Stacked):
     """
 
     summary = "updates stacked into the stage's frozen model, recompressed at its end (FLoRA); exact within a stage"
+    adds_itself = True
+
+    def added(self, ranks: Sequence[int]) -> int:
+        return sum(ranks)
 
     def __init__(self) -> None:
         self._fresh: tuple[tuple[Any, ...], Tensors] = (), {}
@@ -142,6 +146,9 @@ class FedEx(Stacked):
 
     summary = "mean factors, and the residual of their product sent factored (FedEx-LoRA); exact within a stage"
     mixes_ranks = False
+
+    def added(self, ranks: Sequence[int]) -> int:
+        return sum(ranks[1:])
 
     def combine(
         self, layers: dict[str, Any], old: Tensors, mean: Tensors, memory: dict[str, Any]

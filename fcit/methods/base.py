@@ -108,7 +108,6 @@ class Method:
     #: on the options; it is then set on the object.
     needs_task_at_inference: bool = False
     #: Whether the clients of a stage's first round :meth:`measure` something on their shards before they train.
-    #: What they send is not protected by ``robust:`` and not covered by ``privacy:``.
     measures: ClassVar[bool] = False
     #: Whether numbers of a subspace that later stages train on are replaced between stages, so that what a federated
     #: optimiser's clients remember of them (SCAFFOLD's variates) is about numbers that are gone.
@@ -133,8 +132,8 @@ class Method:
     mixes_ranks: ClassVar[bool] = False
     #: Why they may not, as a clause.
     whole_rank: ClassVar[str] = ""
-    #: Whether everything clients send is averaged by the aggregator's groups, so that ``robust:`` can protect it and
-    #: ``privacy:`` covers it.
+    #: Whether what clients train is averaged by the aggregator's groups, so that ``robust:`` can protect it and
+    #: ``privacy:`` covers it; False where :meth:`aggregate` averages by itself.
     robust: ClassVar[bool] = True
     #: Whether the hooks of a client touch its records only in :meth:`loss`, which is a mean over the answer tokens of
     #: the records it is given, one record's terms without another's; ``privacy.record_dp`` needs it.
@@ -153,9 +152,18 @@ class Method:
         self.options: Any = self.Options.model_validate(options)
 
     @classmethod
+    def sends(cls) -> bool:
+        """Whether clients send statistics of their records beside what they train (:meth:`measure`, :meth:`finish`).
+
+        No rule of ``robust:`` looks at them and nothing of ``privacy:`` covers them: both are refused. Sites send
+        none of fewer than ``min_records``.
+        """
+        return cls.measures or cls.extra_shapes is not Method.extra_shapes
+
+    @classmethod
     def sums(cls) -> bool:
         """Whether clients send something that the method sums itself, past ``robust:`` and ``privacy:``."""
-        return cls.measures or not cls.robust
+        return cls.sends() or not cls.robust
 
     @property
     def layout(self) -> Layout:
@@ -206,9 +214,9 @@ class Method:
         return session.examples
 
     def measured_records(self, count: int) -> int:
-        """Of how many of so many records :meth:`measure` makes what it sends; a site compares it with ``min_records``.
+        """Of how many of so many records clients make the statistics that they send (:meth:`sends`).
 
-        If they are too few, it refuses all orders on these records, because training may send the same.
+        A site compares it with ``min_records``. If they are too few, it refuses all orders on these records.
         """
         return count
 

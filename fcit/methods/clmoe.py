@@ -71,9 +71,11 @@ class CLMoE(MoELoRA):
     needs_stats = True
     refactors = True
     by_record = False  # clients count on records what gates choose
-    robust = False  # shares of used experts are plain means over clients
 
     # ------------------------------------------------------------------ client
+
+    def measured_records(self, count: int) -> int:
+        return min(count, self.options.samples)
 
     def finish(self, session: Session) -> Tensors:
         if not session.last_round or self._inert:

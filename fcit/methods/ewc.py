@@ -60,10 +60,12 @@ class EWC(Method):
     summary = "quadratic anchor weighted by the Fisher information of earlier stages"
     #: An SVD rotates the factors in every round; a Fisher of the old factors does not apply to the new ones.
     factors = frozenset({"separate", "alternate", "frozen_a"})
-    robust = False  # the Fisher is a plain sum over clients
     whole_rank = "clients estimate the Fisher information of every number, and those of a smaller rank have fewer"
 
     # ------------------------------------------------------------------ client
+
+    def measured_records(self, count: int) -> int:
+        return min(count, self.options.samples)
 
     def prepare(self, session: Session) -> None:
         for group in session.constants.values():

@@ -71,7 +71,6 @@ class KeepLoRA(PerStage):
     summary = "a LoRA per stage in unprotected directions of its gradient; only B is trained"
     answers = "Answers come from the sum of all subspaces; one alone is one term of it."
     measures = True
-    robust = False  # sketches of gradients are plain sums over clients
     whole_rank = "clients' sketches of the gradient are summed, and have the adapter's rank"
     #: A is never averaged.
     factors = frozenset({"separate", "frozen_a"})

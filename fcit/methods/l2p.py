@@ -49,7 +49,7 @@ class L2P(Method):
     whole_rank = "it trains prompts, which have no rank"
     needs_identity = True
     factors = frozenset({"separate"})
-    robust = False  # clients' counts of chosen slots are summed by the method
+    robust = False  # prompts are averaged by how often clients chose them
     invariants = INVARIANTS - {"weighted-mean", "starts-at-base"}
 
     @property

@@ -91,8 +91,7 @@ class Prism(MoELoRA):
     family = "regularisation"
     by_round = True
     summary = "MoELoRA whose experts learn outside of their own earlier gradients' directions"
-    by_record = False  # clients send directions of gradients
-    robust = False  # which are plain sums over clients
+    by_record = False  # clients send directions of gradients, plain sums over steps
 
     @property
     def layout(self) -> Layout:

@@ -90,7 +90,6 @@ class SAME(MoELoRA):
     summary = "MoELoRA whose gates and experts move little where earlier inputs lie; some experts rest"
     measures = True
     by_record = False  # clients send covariances of inputs
-    robust = False  # which are plain sums over clients
 
     # ------------------------------------------------------------------ client
 

@@ -6,7 +6,7 @@ Paper: Wang et al., "SMoLoRA: Exploring and Defying Dual Catastrophic Forgetting
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,11 @@ from fcit.config import Section
 from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Method, Pair, QuestionBatch, ServerState, Stats
 from fcit.methods.knowledge_cache import KnowledgeCache, cosine
+from fcit.methods.views import Held
 from fcit.models.layout import Layout, is_factor
+
+if TYPE_CHECKING:
+    from fcit.models.shapes import Shape
 
 
 class SMoLoRA(Method):
@@ -72,6 +76,11 @@ class SMoLoRA(Method):
     def layout(self) -> Layout:
         gate: Literal["halves", "dead-halves"] = "dead-halves" if self.options.router == "released" else "halves"
         return Layout(experts=self.options.experts, gate=gate, identity=self.identity)
+
+    def held(self, shape: Shape, stages: int) -> Held:
+        """Clients keep nothing. The demands of form, sums in float64, if every task has one of its own."""
+        demands = {"demanded forms of answers": 8.0 * stages * shape.identity_width}
+        return Held(device=demands, server=demands)
 
     # ------------------------------------------------------------------ client
 

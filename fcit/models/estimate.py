@@ -7,6 +7,7 @@ really keeps. What cannot be known without the data is an assumption and named a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,8 +16,10 @@ from typing import Any
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.data.spec import read_spec
+from fcit.federation import ranks
 from fcit.federation.thin import Thin
 from fcit.models.decoding.sizes import Widths
+from fcit.models.layout import Layout
 from fcit.models.shapes import Shape
 
 #: Assumed where there are no data: tokens of system sentence and instruction, and of an answer.
@@ -126,9 +129,10 @@ def activations(config: RunConfig, shape: Shape, lengths: Lengths, records: int)
 
 
 def subspace(config: RunConfig, shape: Shape) -> int:
-    """Parameters of one subspace: LoRA factors and, where the method has them, token gates."""
-    experts: int = registry.resolve("method", config.method["name"])(config).layout.experts
-    return shape.adapter(config.adapter.rank) + experts * sum(width for width, _ in shape.adapted)
+    """Parameters of one subspace: LoRA factors and, where the method has them, gates or routers of every layer."""
+    layout: Layout = registry.resolve("method", config.method["name"])(config).layout
+    gates = (g for a, b in shape.adapted for g in layout.gates(a, b, shape.identity_width).values())
+    return shape.adapter(config.adapter.rank) + sum(map(math.prod, gates))
 
 
 def _all_numbers(config: RunConfig, shape: Shape, subspaces: int) -> int:
@@ -168,6 +172,7 @@ def memory(config: RunConfig, shape: Shape, subspaces: int, micro: int, lengths:
     held = what_is_held(config, shape)
     needed.always |= held.device
     needed.training |= held.training | _copies(config, "training_copies", trained)
+    needed.training |= _pieces(config, shape, config.federation.rounds - 1)
     v = shape.vision
     needed.looking = {"hidden states of the vision tower": v.together * v.tokens * v.width * s * (v.layers + 1 + 8)}
     if backbone.device != "cpu":
@@ -281,6 +286,7 @@ def server_memory(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, 
         "sums in float64": 8 * (open_sums * one + projector),
         "one update and its message": 3 * _FLOAT * (one + projector),
         **what_is_held(config, shape).server,
+        **_pieces(config, shape, config.federation.rounds, open_sums),
         **_copies(config, "server_copies", _all_numbers(config, shape, subspaces)),
     }
 
@@ -298,7 +304,20 @@ def remembered(config: RunConfig, shape: Shape, subspaces: int) -> float:
 def _kept(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
     """What one client keeps."""
     kept: dict[str, float] = what_is_held(config, shape).client
+    kept = kept | _pieces(config, shape, config.federation.rounds - 1)
     return kept | _owed(config, shape) | _copies(config, "client_copies", _all_numbers(config, shape, subspaces))
+
+
+def _pieces(config: RunConfig, shape: Shape, rounds: int, subspaces: int = 1) -> dict[str, float]:
+    """What so many rounds of a stage add beside subspaces (``factors: flora``, ``fedex``), at most.
+
+    Args:
+        subspaces: that a stage's clients train; a client's pieces are those of one.
+    """
+    rule = registry.resolve("factors", config.factors)()
+    each = shape.products(rule.added([ranks.largest(config)] * config.federation.clients_per_round))
+    own = subspaces * shape.adapter(config.adapter.rank) if rule.adds_itself else 0
+    return {f"pieces of a stage (factors: {config.factors})": _FLOAT * (rounds * each + own)} if each else {}
 
 
 def _owed(config: RunConfig, shape: Shape) -> dict[str, float]:

@@ -62,10 +62,15 @@ class Shape:
     adapted: tuple[tuple[int, int], ...]  # (in, out) of every layer with an adapter
     identity_text: int
     identity_vision: int
+    identity_width: int  # of a text feature
 
     def adapter(self, rank: int) -> int:
         """Parameters of one subspace: rank (in + out) for every adapted layer."""
         return sum(rank * (a + b) for a, b in self.adapted)
+
+    def products(self, rank: int) -> int:
+        """Numbers of factored products of so large a rank, or of a layer's full rank where that is smaller."""
+        return sum(min(rank, a, b) * (a + b) for a, b in self.adapted)
 
 
 def shape_of(backbone: configuration.Backbone, targets: str) -> Shape:
@@ -98,8 +103,8 @@ def _config(name: str, key: str) -> tuple[Any, str]:
     )
 
 
-def _identity(name: str) -> tuple[int, int]:
-    """Parameters of a CLIP's text and vision tower."""
+def _identity(name: str) -> tuple[int, int, int]:
+    """Parameters of a CLIP's text and vision tower, and the length of a text feature."""
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=True)
         text, vision = config.text_config, config.vision_config
@@ -112,7 +117,7 @@ def _identity(name: str) -> tuple[int, int]:
             ) from None
         text, vision = (make() for make in known)
     with torch.device("meta"):
-        return _size(CLIPTextModel(text)), _size(CLIPVisionModel(vision))
+        return _size(CLIPTextModel(text)), _size(CLIPVisionModel(vision)), int(text.hidden_size)
 
 
 def _size(module: nn.Module) -> int:
@@ -125,7 +130,7 @@ def measure(
     settings: configuration.Backbone,
     targets: str,
     source: str,
-    identity: tuple[int, int],
+    identity: tuple[int, int, int],
 ) -> Shape:
     """Sizes of a built model; its weights are not used."""
     text, vision = model.config.get_text_config(), family.sizes(model.config, settings)
@@ -169,4 +174,5 @@ def measure(
         adapted=adapted,
         identity_text=identity[0],
         identity_vision=identity[1],
+        identity_width=identity[2],
     )

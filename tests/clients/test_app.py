@@ -191,7 +191,20 @@ def test_what_is_measured_on_few_records_is_not_sent(tmp_path):
     config = ordered(method={"name": "keeplora", "samples": 0.5})
     assert site.refused("train", train_order({}, config, measure=True)) == "too-few"
     assert site.refused("train", train_order({}, config)) == "too-few"  # its last round would send the same
-    assert f"a measurement of {-(-RECORDS // 2)} records is not sent" in site.log
+    assert f"a statistic of {-(-RECORDS // 2)} records is not sent" in site.log
+
+
+@pytest.mark.parametrize("method", [{"name": "ewc", "samples": 3}, {"name": "clmoe", "samples": 3}])
+def test_statistics_of_few_records_are_not_sent_after_training(tmp_path, method):
+    site = Site(make(tmp_path, min_records=4))
+    assert site.refused("train", train_order({}, ordered(method=method))) == "too-few"
+    assert "a statistic of 3 records is not sent" in site.log
+
+
+@pytest.mark.parametrize("method", ["l2p", "prism"])
+def test_statistics_of_all_records_are_sent_of_enough(tmp_path, method):
+    site = Site(make(tmp_path, min_records=RECORDS + 1))
+    assert site.refused("train", train_order({}, ordered(method=method))) == "too-few"
 
 
 def test_each_run_has_its_own_memory_at_a_site(site):

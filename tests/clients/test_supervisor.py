@@ -7,8 +7,6 @@ import os
 import selectors
 import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -23,6 +21,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.deploy import clock
 from fcit.deploy.child import Child
 from fcit.errors import ConfigError, DiskFull
+from tests.helpers.commands import Process
 from tests.helpers.runs import BACKBONE
 from tests.helpers.superlink import Site, SuperLink, alive
 from tests.helpers.waiting import wait
@@ -137,16 +136,6 @@ def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
 
 # ------------------------------------------------ looking after the two processes, with stand-ins for them
 
-STAND_INS = """\
-import os, sys
-from clients.site import supervisor as start
-supernode, executor = sys.argv[2:]
-start.supernode_command = lambda site: ["sh", "-c", supernode]
-start.executor_command = lambda path: ["sh", "-c", executor]
-start._SUPERNODE_WAIT = start._EXECUTOR_WAIT = 0.3, 0.3
-start._QUIET_SUPERNODE = float(os.environ.get("QUIET", 60))
-sys.exit(start.start(sys.argv[1]))
-"""
 RUNS = "echo up; exec sleep 300"
 
 
@@ -161,9 +150,7 @@ class StandIns(Site):
         self.file.write_text("{}")
 
     def __enter__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", STAND_INS, str(self.file), *self.commands], stderr=subprocess.DEVNULL
-        )
+        self.process = Process("tests.helpers.stand_ins:start", self.file, *self.commands, folder=self.folder)
         wait(lambda: "the executor runs" in self.log("start"))
         return self
 
@@ -280,7 +267,7 @@ def test_what_is_wrong_is_said_once_a_minute_and_it_never_gives_up(tmp_path):
 def test_children_do_not_outlive_a_killed_parent(tmp_path):
     with StandIns(tmp_path) as site:
         children = site.child("SuperNode"), site.child("executor")
-        site.process.kill()
+        site.process.signal(signal.SIGKILL)
         site.process.wait()
         wait(lambda: not any(alive(pid) for pid in children))
 

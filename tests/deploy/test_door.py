@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -68,15 +67,12 @@ def test_without_nginx_nothing_is_started(prepared, monkeypatch, capsys):
     assert "apt install nginx-light" in capsys.readouterr().err
 
 
-def test_a_taken_port_is_named(prepared, nginx):
+def test_a_taken_port_is_named(prepared, nginx, capsys):
     with socket.socket() as other:
         other.bind((prepared.bind, prepared.port))
         other.listen()
-        done = subprocess.run(
-            [Path(sys.executable).with_name("fcit"), "deploy", "up", prepared.path], capture_output=True, text=True
-        )
-    assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.2:{prepared.port}" in done.stderr
+        assert main(["deploy", "up", str(prepared.path)]) == 1
+    assert f"cannot listen on 127.0.0.2:{prepared.port}" in capsys.readouterr().err
 
 
 def test_a_superlink_that_is_not_up(prepared, capsys):

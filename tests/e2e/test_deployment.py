@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -24,9 +23,11 @@ from fcit.deploy.steps import Steps
 from fcit.deploy.up import database_file
 from fcit.io.cache import cache_folder
 from fcit.runs.reader import Run
-from tests.deploy.conftest import FCIT, Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
+from tests.deploy.conftest import Up, free_port, nginx, plan  # noqa: F401  (nginx is a fixture)
+from tests.helpers.commands import Command
+from tests.helpers.lighter import PAGES
 from tests.helpers.runs import BACKBONE, bits
-from tests.helpers.waiting import LONG, wait
+from tests.helpers.waiting import wait
 
 SITES = 2
 FOLDERS = {"super-clevr": "super-CLEVR", "figureqa": "FigureQA"}
@@ -89,7 +90,7 @@ def configuration(folder: Path) -> Path:
     return path
 
 
-def start_site(deployment, name: str, config: Path) -> subprocess.Popen:
+def start_site(deployment, name: str, config: Path) -> Command:
     """Complete a site's SITE.yaml as its engineer would and start it."""
     file = deployment.site(name) / "SITE.yaml"
     text = file.read_text().replace("data_root: data ", f"data_root: {config.parent / 'data'} ")
@@ -99,8 +100,7 @@ def start_site(deployment, name: str, config: Path) -> subprocess.Popen:
     file.write_text(f"{text}\n{inner}benchmark: {config.parent / 'two-tasks.yaml'}\n{yaml.safe_dump(own)}")
     sites.load(file)
     environment = {key: value for key, value in os.environ.items() if key != "FCIT_CACHE"}
-    with (file.parent / "out.txt").open("w") as out:
-        return subprocess.Popen([FCIT, "client", "start", file], stdout=out, stderr=out, env=environment)
+    return Command("client", "start", file, log=file.parent / "out.txt", environment=environment)
 
 
 def told(deployment) -> str:
@@ -155,22 +155,22 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         running = [start_site(deployment, str(n), config) for n in range(SITES)]
         wait(lambda: connected(deployment), explain=lambda: told(deployment))
 
-        with (tmp_path / "submit.log").open("w") as log:
-            first = subprocess.Popen([FCIT, "deploy", "submit", deployment.path, config], stdout=log, stderr=log)
+        drawn = {**os.environ, PAGES: "1"}
+        first = Command("deploy", "submit", deployment.path, config, log=tmp_path / "submit.log", environment=drawn)
         run = deployment.path / "runs" / "deployed-1"
         events = run / "events.jsonl"
 
         def one_stage_is_done() -> bool:
             return events.is_file() and '"event": "stage"' in events.read_text()
 
-        wait(lambda: first.poll() is not None or one_stage_is_done(), lambda: told(deployment))
-        assert first.poll() is None, (tmp_path / "submit.log").read_text() + told(deployment)
+        wait(lambda: first.returncode is not None or one_stage_is_done(), lambda: told(deployment))
+        assert first.returncode is None, (tmp_path / "submit.log").read_text() + told(deployment)
         superlink, superexec = sorted(up.children())[:2]
         os.kill(superlink, signal.SIGKILL)  # the run outlives it
         wait(lambda: events.read_text().count('"event": "round"') == 2, lambda: told(deployment))
         os.kill(superexec, signal.SIGKILL)  # and with it the run, which is resumed
         wait(lambda: "goes on from its last checkpoint" in up.log.read_text(), lambda: told(deployment))
-        assert first.wait(LONG) == 0, (tmp_path / "submit.log").read_text() + told(deployment)
+        assert first.wait() == 0, (tmp_path / "submit.log").read_text() + told(deployment)
         out = (tmp_path / "submit.log").read_text()
         assert "the run was interrupted and goes on as run" in out
         assert "stage 2 scores" in out
@@ -184,8 +184,8 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         assert code == 0, out + err
     finally:
         for site in running:
-            site.terminate()
-        codes = [site.wait(LONG) for site in running]
+            site.signal(signal.SIGTERM)
+        codes = [site.wait() for site in running]
         up.stop()
     assert codes == [0] * SITES
 

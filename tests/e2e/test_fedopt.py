@@ -9,8 +9,12 @@ import pytest
 import yaml
 
 import fcit
+from fcit.data.stream import open_stream
+from fcit.doctor import plan
 from fcit.errors import ConfigError, StopRequested
 from fcit.federation.engines.inline import InlineGrid
+from fcit.models import estimate
+from fcit.models.shapes import shape_of
 from fcit.runs.create import create
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
@@ -189,6 +193,21 @@ def test_clients_of_different_ranks_are_sent_each_stack_once(finished):
     assert run.results["cost"]["client_memory_bytes"] > 0
     table = run.results["cost"]["by_rank"]
     assert {int(rank) for rank in table} == set(ranks.values())
+
+
+def test_pieces_are_foreseen(finished):
+    """What a dry run and the doctor say before, of a run whose orders bring stacks and whose clients keep them."""
+    run = finished("fedavg", "flora")
+    shape, stream = shape_of(run.config.backbone, run.config.adapter.targets), open_stream(run.config)
+    stream.prepare()
+    planned, bare = (
+        sum(stage.down for stage in plan.stages(config, stream, shape))
+        for config in (run.config, run.config.model_copy(update={"factors": "separate"}))
+    )
+    assert planned > 1.2 * bare
+    assert planned == pytest.approx(run.results["traffic"]["down"], rel=0.05)
+    at_most = estimate.remembered(run.config, shape, 2) / CLIENTS
+    assert at_most / 8 < run.results["cost"]["client_memory_bytes"] < at_most
 
 
 def test_records_of_clients_of_different_ranks_are_private_alike(finished):

@@ -14,6 +14,7 @@ from fcit.fedopt.factors import Separate, Svd
 from fcit.fedopt.fedavg import FedAvg
 from fcit.fedopt.stacked import FedEx, Flora, chunks, recompressed
 from fcit.io import trees
+from fcit.models.ranks import rank_of
 from tests.fedopt.test_factors import A, B, P, f32, fold, wanted
 from tests.fedopt.test_ranks import of_ranks, product
 
@@ -46,6 +47,16 @@ def test_flora_is_exact_for_any_ranks(given):
     np.testing.assert_allclose(model(rule, new, kept), before + wanted(updates), atol=1e-5)
     new, _ = round_of(rule, new, kept, *updates)
     np.testing.assert_allclose(model(rule, new, kept), before + 2 * wanted(updates), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "ranks"), [(Flora(), (1, 2, 1)), (FedEx(), (1, 1, 1))])
+def test_pieces_are_as_large_as_announced(rule, ranks):
+    """What `fcit doctor` counts, and is at most: of generic updates, exactly."""
+    bank, updates = of_ranks(*ranks)
+    bank, kept = {**bank, A: bank[A][: max(ranks)], B: bank[B][:, : max(ranks)]}, {}
+    round_of(rule, bank, kept, *updates)
+    pieces = rule.constants("0", bank, kept["0"])
+    assert [rank_of(piece) for piece in pieces.values()] == [*([max(ranks)] * rule.adds_itself), rule.added(ranks)]
 
 
 def test_a_stack_by_hand():

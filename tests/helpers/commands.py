@@ -53,51 +53,30 @@ def print_imported(*modules: str) -> int:
 
 def imported(*modules: str) -> set[str]:
     """Packages that a process has which imported these modules, and those of every command."""
-    code, out, err = _done("print_imported", *modules)
-    assert code == 0, err
-    return {module.partition(".")[0] for module in out.split("\n")}
+    process = Process(f"{__name__}:print_imported", *modules)
+    assert process.wait() == 0, process.stderr
+    return {module.partition(".")[0] for module in process.stdout.split("\n")}
 
 
-class _Files:
-    """Streams of a process: an empty stdin; stdout and stderr go into files."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fcit-command-")
-
-    def begin(self, target: str, *arguments: object, **options: Any) -> Forked:
-        """Have the fork server start one of the functions above with these streams."""
-        forkserver.ensure()
-        writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        opened = [os.open(os.devnull, os.O_RDONLY)]
-        opened += [os.open(Path(self._folder.name) / name, writing, 0o600) for name in ("stdout", "stderr")]
-        process = Forked(f"{__name__}:{target}", arguments, opened, **options)
-        for descriptor in opened:
-            os.close(descriptor)
-        return process
-
-    def read(self, name: str) -> str:
-        """All that is in ``stdout`` or ``stderr`` by now."""
-        return (Path(self._folder.name) / name).read_text(encoding="utf-8", errors="replace")
-
-
-def _done(target: str, *arguments: object, **options: Any) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a process that has ended."""
-    files = _Files()
-    code = files.begin(target, *arguments, **options).wait(LONG)
-    assert code is not None, f"{target} {arguments} is still running after {LONG} s\n{files.read('stderr')}"
-    return code, files.read("stdout"), files.read("stderr")
-
-
-class Command:
-    """A running ``fcit`` command.
+class Process:
+    """A process of the fork server with files for its stdout and stderr; its stdin is empty.
 
     Args:
-        point: where it kills itself, see :mod:`tests.helpers.killing`; empty: nowhere.
+        target: ``module:function`` that it runs with the arguments, and whose value is its exit code.
+        log: file for both streams; by default each has one of its own.
+        options: of :class:`~tests.helpers.forked.Forked`.
     """
 
-    def __init__(self, *arguments: object, point: str = "") -> None:
-        self._files = _Files()
-        self._process = self._files.begin("run_fcit", point, *arguments)
+    def __init__(self, target: str, *arguments: object, log: Path | None = None, **options: Any) -> None:
+        forkserver.ensure()
+        self._folder = tempfile.TemporaryDirectory(prefix="fcit-command-")
+        self._files = {name: log or Path(self._folder.name) / name for name in ("stdout", "stderr")}
+        writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        opened = [os.open(os.devnull, os.O_RDONLY)]
+        opened += [os.open(file, writing, 0o600) for file in self._files.values()]
+        self._process = Forked(target, arguments, opened, **options)
+        for descriptor in opened:
+            os.close(descriptor)
 
     @property
     def pid(self) -> int:
@@ -110,11 +89,11 @@ class Command:
 
     @property
     def stdout(self) -> str:
-        return self._files.read("stdout")
+        return self._files["stdout"].read_text(encoding="utf-8", errors="replace")
 
     @property
     def stderr(self) -> str:
-        return self._files.read("stderr")
+        return self._files["stderr"].read_text(encoding="utf-8", errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -124,6 +103,17 @@ class Command:
         code = self._process.wait(LONG)
         assert code is not None, f"still running after {LONG} s\n{self.stderr}"
         return code
+
+
+class Command(Process):
+    """A running ``fcit`` command.
+
+    Args:
+        point: where it kills itself, see :mod:`tests.helpers.killing`; empty: nowhere.
+    """
+
+    def __init__(self, *arguments: object, point: str = "", **options: Any) -> None:
+        super().__init__(f"{__name__}:run_fcit", point, *arguments, **options)
 
 
 def fcit(*arguments: object, point: str = "") -> Command:
@@ -142,6 +132,7 @@ def without_importing(run: Callable[..., Any]) -> Callable[..., Any]:
         if str(shutil.which(program, path=environment.get("PATH"))) != str(FLWR):
             return run(command, **options)
         place = {"folder": options.get("cwd"), "mask": options.get("umask", -1)}
-        return subprocess.CompletedProcess(command, *_done("run_flwr", *command[1:], environment=environment, **place))
+        process = Process(f"{__name__}:run_flwr", *command[1:], environment=environment, **place)
+        return subprocess.CompletedProcess(command, process.wait(), process.stdout, process.stderr)
 
     return either

@@ -1,7 +1,7 @@
 """A process of the fork server, see :mod:`tests.helpers.forkserver`, as whoever wants it sees it.
 
-Imports nothing but the standard library. As a script it stands where pytest-xdist wants a Python interpreter:
-``forked.py -u -c CODE`` has CODE executed by a process of the fork server that has this one's streams.
+Imports nothing but the standard library. As a script it stands where pytest-xdist or a bench wants an interpreter:
+``forked.py -c CODE`` or ``-m fcit.cli`` is carried out by a process of the fork server that has this one's streams.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ADDRESS = "FCIT_TEST_FORKSERVER"
 
 
 class Forked:
-    """A process that the fork server of :data:`ADDRESS` forks.
+    """A process that the fork server of :data:`ADDRESS` forks; it is killed with the one that wanted it.
 
     Args:
         target: ``module:function`` that it runs with the arguments, and whose value is its exit code.
@@ -68,7 +68,25 @@ class Forked:
         return self._code
 
 
+def main(arguments: list[str]) -> int:
+    """Have done what ``python`` does with these arguments: ``-c CODE`` or ``-m fcit.cli COMMAND ...``.
+
+    Returns:
+        the exit code; of a process that a signal has killed that of a shell.
+    """
+    # Ctrl-C ends the process of the server, and with it this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if "-m" in arguments:
+        process = Forked("tests.helpers.commands:run_fcit", ["", *arguments[arguments.index("-m") + 2 :]])
+    else:
+        process = Forked("tests.helpers.forkserver:execute", [arguments[-1]])
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(process.pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    code = process.wait()
+    assert code is not None
+    return code if code >= 0 else 128 - code
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process of the server, and with it this one
-    ended = Forked("tests.helpers.forkserver:execute", [sys.argv[-1]]).wait()
-    sys.exit(ended)
+    sys.exit(main(sys.argv[1:]))

@@ -77,7 +77,7 @@ def serve(listening: int, modules: tuple[str, ...]) -> None:
     running: dict[int, tuple[int, socket.socket]] = {}  # process and whoever wants it, by the process' descriptor
     with socket.socket(fileno=listening) as listener:
         while True:
-            ready = select.select([0, listener, *running], [], [])[0]
+            ready = select.select([0, listener, *running, *(link for _, link in running.values())], [], [])[0]
             if 0 in ready:
                 return
             for descriptor in running.keys() & set(ready):
@@ -86,6 +86,9 @@ def serve(listening: int, modules: tuple[str, ...]) -> None:
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with link, suppress(BrokenPipeError):  # whoever wanted it may have ended
                     link.send(b"%d" % code)
+            for pid, link in running.values():
+                if link in ready:  # at its end
+                    os.kill(pid, signal.SIGKILL)
             if listener in ready:
                 link, _ = listener.accept()
                 request, streams, _, _ = socket.recv_fds(link, _LARGEST, 3)

@@ -1,4 +1,6 @@
-"""What makes the runs of the tests lighter: a smaller built-in world and model, no page, no waiting for the disk."""
+"""What makes the runs of the tests lighter: a smaller built-in world and model, no page, no waiting for the disk, and
+processes of a bench that need not import anything.
+"""
 
 import json
 import os
@@ -8,10 +10,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from fcit.bench import schedule
+from fcit.bench.plan import Planned
+from fcit.bench.schedule import resume
 from fcit.data.mini import render
 from fcit.models.places import TINY
 from fcit.report import page
 from fcit.runs.folder import RunDir
+from tests.helpers import forked, forkserver
 
 #: Pictures per split and data set, where users get 4,000, 150 and 300: drawing them costs more than a small run.
 SPLITS = {"train": 800, "val": 60, "test": 120}
@@ -30,10 +36,23 @@ def lighten() -> None:
         if PAGES in os.environ or not RunDir(path.parent).config.is_file():
             write_page(runs, path)
 
+    begin = schedule.Schedule.__init__
+
+    def forking(self, runs: list, jobs: int, watcher, devices: list | None = None, command=forked_run) -> None:
+        begin(self, runs, jobs, watcher, devices, command)
+
     page.write_page = unless_nobody_looks
+    schedule.Schedule.__init__ = forking
     render.SPLITS.update(SPLITS)
     # A small run waits a hundred times until the disk has what it wrote, for the case that the machine loses power.
     os.fsync = lambda descriptor: None
+
+
+def forked_run(run: Planned) -> list[str]:
+    """The command of a run of a bench, as a process that need not import torch."""
+    forkserver.ensure()
+    interpreter, *words = resume(run)
+    return [interpreter, "-P", "-S", forked.__file__, *words]
 
 
 def cut_model(folder: Path) -> None:

@@ -16,6 +16,7 @@ from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from tests.helpers.commands import Process
 from tests.helpers.waiting import LONG, wait
 
 BIN = Path(sys.executable).parent
@@ -179,7 +180,9 @@ def end(control: ControlHttpClient, run: int) -> str:
 
 
 class Site:
-    """A site with a folder of its own, started with `python -m`."""
+    """A site with a folder of its own, started as `fcit client start` does."""
+
+    process: Process
 
     def __init__(self, folder: Path, superlink: SuperLink, **settings) -> None:
         self.folder = folder
@@ -203,20 +206,18 @@ class Site:
         return "\n".join(f"== {n}\n{self.log(n)}" for n in ("start", "supernode", "executor", "site"))
 
     def __enter__(self):
-        code = "import sys; from clients.site.supervisor import start; sys.exit(start(sys.argv[1]))"
-        with (self.folder / "out.txt").open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code, str(self.file)], stdout=out, stderr=out, cwd=self.folder
-            )
+        self.process = Process(
+            "clients.site.supervisor:start", self.file, log=self.folder / "out.txt", folder=self.folder
+        )
         return self
 
     def __exit__(self, *_):
         self.stop()
 
     def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.terminate()
-        return self.process.wait(timeout=LONG)
+        if self.process.returncode is None:
+            self.process.signal(signal.SIGTERM)
+        return self.process.wait()
 
     def child(self, name: str) -> int:
         """Process id of the ``SuperNode`` or ``executor`` that runs now."""

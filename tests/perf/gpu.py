@@ -115,7 +115,7 @@ def build(
         backbone = Backbone(config.backbone)
     finally:
         backbones.load_model = whole
-    shape = measure(backbone.model, Llava, config.backbone, TARGETS, "built here", (0, 0))
+    shape = measure(backbone.model, Llava, config.backbone, TARGETS, "built here", (0, 0, 0))
     return backbone, Adapters(backbone, config.adapter), shape, config
 
 
