@@ -58,6 +58,7 @@ class LiveCollector(AsyncCollector):
 
     def _fill(self, buffer: Buffer, attempt: int) -> None:
         """Take updates until the buffer is full, none has come for ``federation.timeout``, or no one is left to ask."""
+        self.time.begin()
         self._asked, self._passed = set(), set()
         self._recover(buffer)
         since, begun = self.time.read(), False
@@ -98,11 +99,13 @@ class LiveCollector(AsyncCollector):
         Clients suit that can be reached, are not at work, have no update in the buffer and have not failed since the
         server update before.
         """
-        free, busy = self.dispatcher.concurrency - self._errands.open, self._errands.busy
+        free, taken = (
+            self.dispatcher.concurrency - self._errands.open,
+            self._errands.busy | buffer.clients | self._passed,
+        )
 
         def suits(client: int) -> bool:
-            connected = self.courier.node(client) != NOBODY
-            return connected and client not in busy | buffer.clients | self._passed
+            return client not in taken and self.courier.node(client) != NOBODY
 
         again = [pair for pair in self._again if suits(pair[0])][: max(free, 0)]
         self._again = [pair for pair in self._again if pair not in again]

@@ -25,10 +25,16 @@ class RealTime(Timekeeper):
         self.read = read
         self._counted: float | None = None  # until when, by ``read``; None: not begun in this process
 
+    def begin(self) -> None:
+        """Set the clock going, in this process."""
+        if self._counted is None:
+            self._counted = self.read()
+
     @property
     def now(self) -> float:
-        """Seconds since the run's first order; the first look in a process sets its clock going."""
-        moment = self.read()
-        self.timeline.now += moment - (moment if self._counted is None else self._counted)
-        self._counted = moment
+        """Seconds since the run's first order, of those in which it was going."""
+        if self._counted is not None:
+            moment = self.read()
+            self.timeline.now += moment - self._counted
+            self._counted = moment
         return self.timeline.now

@@ -78,7 +78,7 @@ def test_real_hours_stand_in_the_line_of_a_round_that_did_not_wait():
     out = io.StringIO()
     watcher = ConsoleWatcher(Console(file=out, width=200), "run")
     watcher.say("round", stage=0, round=0, clients=[1], loss={"1/a": 1.0}, up=0, down=0, elapsed=5400.0)
-    assert "loss 1.000 after 1.50 real h 0.00 MB" in out.getvalue()
+    assert "loss 1.000 after 1.5 real h 0.00 MB" in out.getvalue()
 
 
 def test_a_round_without_updates_has_no_loss():

@@ -110,7 +110,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
 
 
 def _by_clock(config: RunConfig) -> bool:
-    """Whether the simulated clock decides who takes part; their number is then taken to be what the seed would draw."""
+    """Whether time, simulated or real, decides who takes part; their number is taken to be what the seed would draw."""
     return config.federation.mode == "async" or config.federation.over_select > 1 or not config.devices.always
 
 

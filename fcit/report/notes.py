@@ -65,7 +65,7 @@ def real_time(run: Run) -> list[str]:
     }
     unused = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
     return [
-        f"{len(spent['rounds'])} server updates without waiting, in {spent['seconds'] / 3600:.2f} real hours with all "
+        f"{len(spent['rounds'])} server updates without waiting, in {spent['seconds'] / 3600:.3g} real hours with all "
         f"evaluations but the last: {_number(updates, 'update')} of sites were used, trained {mean:.1f} server updates "
         f"earlier on average{f'; orders of no use: {unused}' if unused else ''}. The order in which they came is that "
         "of no other run; `arrived` events have it."

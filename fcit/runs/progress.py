@@ -123,7 +123,7 @@ class ConsoleWatcher:
         private, records = v.get("privacy"), v.get("record_privacy")
         spent = f" epsilon {private['epsilon']:.3g}" if private else ""
         spent += f" record epsilon {records['epsilon']:.3g}" if records else ""
-        spent += f" after {v['elapsed'] / 3600:.2f} real h" if "elapsed" in v else ""
+        spent += f" after {v['elapsed'] / 3600:.3g} real h" if "elapsed" in v else ""
         trained = _loss(loss.values()) if loss else "no updates"
         self._advance(f"{note} {trained}{spent}")
         self._say_idle(v.get("idle", []))

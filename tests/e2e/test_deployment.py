@@ -1,6 +1,7 @@
 """A federation of separate processes with TLS, keys and a door; SuperLink and SuperExec are killed on the way.
 
-What comes out equals the simulation with the same seed, bit for bit.
+What comes out equals the simulation with the same seed, bit for bit. The same sites then run a federation that does not
+wait for them.
 """
 
 import json
@@ -120,6 +121,29 @@ def stored(deployment) -> int:
         return sum(opened.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
 
 
+def without_waiting(deployment, config: Path, log: Path) -> None:
+    """Run the configuration asynchronously: a server update with every update, while the other site is at work."""
+    settings = {
+        "name": "async",
+        "federation.mode": "async",
+        "federation.rounds": 2,
+        "federation.min_updates": 1,
+        "asynchronous.buffer": 1,
+        "evaluation.when": "final",
+    }
+    command = [FCIT, "deploy", "submit", deployment.path, config, *(f"{k}={v}" for k, v in settings.items())]
+    with log.open("w") as out:
+        assert subprocess.run(command, stdout=out, stderr=out).returncode == 0, log.read_text() + told(deployment)
+    run = Run(deployment.path / "runs" / "async-1")
+    time, arrived = run.results["real_time"], [event["client"] for event in run.of("arrived")]
+    assert arrived == [client for event in run.of("round") for client in event["clients"]]
+    assert sum(time["staleness"].values()) == len(arrived) == 4
+    assert time["rounds"] == sorted(time["rounds"])
+    assert len(run.of("ordered")) == len(arrived) + time["dropped"]
+    assert [kind for kind in ("rejected", "missing", "retry", "lost") if run.of(kind)] == []
+    assert "real h" in log.read_text()
+
+
 @pytest.mark.slow
 def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(nginx, tmp_path, fcit):  # noqa: F811
     config = configuration(tmp_path / "common")
@@ -154,6 +178,7 @@ def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(ngin
         assert (run / "report.html").is_file()
         # Both sites were asked some questions; a busy machine may be too slow for the second answer.
         assert {(event["asked"], event["differing"]) for event in Run(run).of("verified")} == {(1, 0)}
+        without_waiting(deployment, config, tmp_path / "async.log")
         assert stored(deployment) == 0
         code, out, err = fcit("client", "audit", deployment.site("1") / "SITE.yaml")
         assert code == 0, out + err

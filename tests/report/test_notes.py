@@ -228,7 +228,7 @@ def test_a_deployment_that_did_not_wait_says_its_hours_and_what_was_of_no_use(ma
     (axis,) = hours.against_hours([run], hours.REAL).axes
     assert axis.get_xlabel() == "real hours"
     assert notes.real_time(run) == [
-        "2 server updates without waiting, in 2.50 real hours with all evaluations but the last: 4 updates of sites "
+        "2 server updates without waiting, in 2.5 real hours with all evaluations but the last: 4 updates of sites "
         "were used, trained 0.5 server updates earlier on average; orders of no use: 2 at the end of a stage, 1 with a "
         "reply after their time. The order in which they came is that of no other run; `arrived` events have it."
     ]

@@ -507,3 +507,14 @@ def test_a_site_whose_description_fails_is_left_out_of_this_update(tmp_path):
     run = described(Run(tmp_path, sites))
     assert 1 not in run.round()[0]
     assert [client for _, client in sites.given].count(1) == 1
+
+
+def test_after_a_kill_a_new_shard_is_described_again_and_its_update_used(tmp_path):
+    run = described(Run(tmp_path, Described(end=9)))
+    with pytest.raises(Killed):
+        run.round()
+    assert run.said("arrived") == [("arrived", 1)]
+    again = described(Run(tmp_path, Described()))
+    assert again.round()[0] == [1, 2]
+    assert again.said("reused") == [("reused", [1])]
+    assert [client for _, client in again.sites.given].count(1) == 1  # the question, and no order
