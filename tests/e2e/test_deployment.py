@@ -131,9 +131,9 @@ def without_waiting(deployment, config: Path, log: Path) -> None:
         "asynchronous.buffer": 1,
         "evaluation.when": "final",
     }
-    command = [FCIT, "deploy", "submit", deployment.path, config, *(f"{k}={v}" for k, v in settings.items())]
-    with log.open("w") as out:
-        assert subprocess.run(command, stdout=out, stderr=out).returncode == 0, log.read_text() + told(deployment)
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    submitted = Command("deploy", "submit", deployment.path, config, *overrides, log=log)
+    assert submitted.wait() == 0, log.read_text() + told(deployment)
     run = Run(deployment.path / "runs" / "async-1")
     time, arrived = run.results["real_time"], [event["client"] for event in run.of("arrived")]
     assert arrived == [client for event in run.of("round") for client in event["clients"]]
