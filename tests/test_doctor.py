@@ -11,7 +11,8 @@ from fcit import registry
 from fcit.cli import main
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor import timing
-from fcit.doctor.devices import device_of, peak_of
+from fcit.doctor.command import Data, Estimates
+from fcit.doctor.devices import core_rate, device_of, peak_of
 from fcit.models import estimate
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
@@ -121,6 +122,8 @@ def test_devices_by_name():
     assert device_of("cuda", 24, 0).memory == 24 * 2**30
     assert not device_of("cuda", 24, 0).here
     assert device_of("cpu", None, 2).here
+    assert device_of("cpu", None, 2).peak == 2 * core_rate()
+    assert 1e9 < core_rate() < 1e13  # FLOP/s
 
 
 def test_the_runs_own_texts_are_timed(monkeypatch):
@@ -152,6 +155,17 @@ def test_the_runs_own_texts_are_timed(monkeypatch):
     assert "own texts" in speed.known
     assert max(trained) < 16
     assert max(generated) < 16
+
+
+def test_a_server_update_takes_as_many_updates_as_its_buffer_holds():
+    """25 of one client each are 5 rounds of 5."""
+    records = []
+    for more in ({"federation": {"rounds": 5}}, {"federation": {"rounds": 25, "mode": "async"}}):
+        late = {"devices": {"profile": "lognormal"}, "asynchronous": {"rule": "fedasync"}} if len(records) else {}
+        benchmark = open_benchmark(config := configuration.parse({"benchmark": "fcit-mini-short", **more, **late}))
+        benchmark.prepare()
+        records.append(timing.counted(benchmark, config).records)
+    assert records[1] == pytest.approx(records[0])
 
 
 def test_a_method_that_does_not_train_is_not_charged_for_it():
@@ -254,6 +268,18 @@ def test_pieces_of_a_stage_are_counted(factors, each, own):
     assert estimate.remembered(config, shape, 1) == at_client * config.federation.clients
     assert estimate.memory(config, shape, 1, 1, Lengths()).training.get(what, 0) == at_client
     assert estimate.server_memory(config, shape, 1).get(what, 0) == 4 * shape.adapter(3 * each + own)
+
+
+def test_data_of_several_runs_are_counted_once(monkeypatch):
+    counted = []
+    monkeypatch.setattr("fcit.doctor.command._data", lambda config, here: counted.append(config) or Data())
+    estimates = Estimates()
+    for method in ("finetune", "disco", "ewc", "mrlora"):
+        config = configuration.parse({"method": method, "benchmark": "fcit-mini-short"})
+        assert estimates.of(config) is None  # without data
+    assert [config.method["name"] for config in counted] == ["finetune", "mrlora"]  # whose extra rounds count
+    estimates.of(configuration.parse({"benchmark": "fcit-mini-short", "seed": 1}))
+    assert len(counted) == 3
 
 
 def test_a_piece_has_no_more_than_the_rank_of_its_layer():

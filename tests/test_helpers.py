@@ -3,6 +3,9 @@
 import pytest
 
 from tests.helpers.cases import check_each
+from tests.helpers.commands import Process
+from tests.helpers.superlink import alive
+from tests.helpers.waiting import wait
 
 
 def test_every_case_that_fails_is_named():
@@ -22,3 +25,18 @@ def test_every_case_that_fails_is_named():
 def test_no_cases_are_no_success():
     with pytest.raises(AssertionError, match="no cases"):
         check_each([], print)
+
+
+def test_a_forked_process_has_streams_and_an_exit_code():
+    process = Process("tests.helpers.forkserver:execute", "import sys; print('out'); sys.exit('err')")
+    assert process.wait() == 1
+    assert process.stdout == "out\n"
+    assert process.stderr == "err\n"
+
+
+def test_a_forked_process_is_killed_with_the_one_that_wanted_it():
+    process = Process("tests.helpers.forkserver:execute", "import time; time.sleep(900)")
+    pid = process.pid
+    assert alive(pid)
+    del process
+    wait(lambda: not alive(pid))

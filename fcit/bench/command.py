@@ -48,7 +48,7 @@ def bench(options: BenchOptions) -> int:
     screen = console(PAGE)
     made, chosen = _wanted(options)
     if options.dry_run:
-        return _list(screen, made, chosen)
+        return _list(screen, made, chosen, options.jobs)
     folders.check(made.runs if options.table else chosen, options.fresh and not options.table)
     outcome = Outcome() if options.table else _work(screen, made, chosen, options)
     if not options.table and chosen != made.runs:
@@ -91,17 +91,35 @@ def _wanted(options: BenchOptions) -> tuple[Plan, list[Planned]]:
     return made, matches
 
 
-def _list(screen: Console, made: Plan, chosen: list[Planned]) -> int:
+def _list(screen: Console, made: Plan, chosen: list[Planned], jobs: int | None) -> int:
+    from fcit.bench import expected  # needs torch, which tables do not
+    from fcit.doctor.fitting import hours
+
     states = {"done": "done ", "begun": "begun", "new": "     "}
+    missing = [run for run in chosen if folders.state(run) != "done"]
+    with screen.status("estimating times"):
+        times = expected.expected(made.runs, chosen, _at_a_time(made, missing, gpus(missing), jobs))
     for run in chosen:
-        problem = folders.foreign(run)
+        problem, seconds = folders.foreign(run), times.seconds.get(run.name)
         shown = "OTHER" if problem else states[folders.state(run)]
-        screen.print(f"{shown} {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        takes = "" if seconds is None else f"  {hours(seconds)}"
+        screen.print(f"{shown} {run.folder}{takes}", highlight=False, markup=False, soft_wrap=True)
         if problem:
             screen.print(f"      {problem}", highlight=False, markup=False, soft_wrap=True)
-    done = sum(folders.state(run) == "done" for run in chosen)
-    screen.print(f"{len(chosen)} runs, {done} done; baseline {made.baseline}", highlight=False, markup=False)
+    lines = [f"{len(chosen)} runs, {len(chosen) - len(missing)} done; baseline {made.baseline}"]
+    if missing:
+        unknown = f"; {times.unknown} of unknown length beside" if times.unknown else ""
+        lines.append(
+            f"{len(missing)} missing, {times.jobs} at a time: about {hours(times.together)} (by {times.known}){unknown}"
+        )
+    for line in lines:
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK
+
+
+def _at_a_time(made: Plan, missing: list[Planned], devices: list[str], jobs: int | None) -> int:
+    """Runs that are carried out at a time; 1 if there is nothing to do."""
+    return max(1, min(jobs or made.jobs or len(devices) or cores(), len(missing)))
 
 
 def _work(screen: Console, made: Plan, chosen: list[Planned], options: BenchOptions) -> Outcome:
@@ -112,7 +130,7 @@ def _work(screen: Console, made: Plan, chosen: list[Planned], options: BenchOpti
     print("preparing data", file=sys.stderr)
     folders.prepare(missing)
     devices = gpus(missing)
-    jobs = min(options.jobs or made.jobs or len(devices) or cores(), len(missing))
+    jobs = _at_a_time(made, missing, devices, options.jobs)
     refresh = Refresh(made)
     with BenchWatcher(screen, made.name, len(chosen), len(chosen) - len(missing), jobs, refresh) as watcher:
         return Schedule(missing, jobs, watcher, devices).work()

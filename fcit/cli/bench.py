@@ -21,7 +21,7 @@ def arguments(add: Add) -> None:
     file = command.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")
     completed(file, yaml_files)
     command.add_argument("--table", action="store_true", help="run nothing, only make the tables of what is finished")
-    command.add_argument("--dry-run", action="store_true", help="list the runs and which are done")
+    command.add_argument("--dry-run", action="store_true", help="list the runs, what is done, how long the rest takes")
     command.add_argument("--only", default="", metavar="TEXT", help="run only rows or folders whose name contains this")
     command.add_argument(
         "--rows", action="append", metavar="NAME", help="run only the row of this label (can be repeated)"

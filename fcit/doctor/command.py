@@ -14,11 +14,12 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import Device, device_of
-from fcit.doctor.fitting import gb, machine_problems, per_device, smallest, too_large, within, workers_of
+from fcit.doctor.fitting import gb, hours, machine_problems, per_device, smallest, too_large, within, workers_of
 from fcit.doctor.images import Looked, look
 from fcit.doctor.models import check_models
 from fcit.doctor.timing import Speed, Work
 from fcit.errors import EXIT_OK, ConfigError, FCITError
+from fcit.methods.base import Method
 from fcit.models import estimate
 from fcit.models.estimate import Lengths
 from fcit.models.families.base import AnySize
@@ -27,9 +28,11 @@ from fcit.models.judging import judge_of
 from fcit.models.shapes import HERE, Shape, shape_of
 from fcit.models.steps import compiles
 
-#: Assumed: share of a device's peak that training reaches with compiled layers and without, and answering; and that
+#: Assumed: share of a GPU's peak that training reaches with compiled layers and without, and answering; and that
 #: answering in batches reaches of its bandwidth.
 COMPILED, REACHED, STREAMED = 0.5, 0.35, 0.5
+#: The same of what matrix products reach on a CPU: in a demo run of the built-in model (1.45 minutes on one core).
+ON_CPU = 0.25
 _TYPICAL = " x ".join(map(str, AnySize.typical))  # pixels of an image whose size is not known
 _WIDTH = 72  # of the tables, so that their titles stand on one line
 
@@ -202,20 +205,68 @@ def _assumed(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) 
     cpu = config.backbone.device == "cpu"
     decides = registry.resolve("method", config.method["name"])(config).layout.decides
     compiled = compiles(config.training, config.backbone, [torch.device("cpu" if cpu else "cuda")], decides)
-    trained = COMPILED if compiled else REACHED
+    reached = ON_CPU if cpu else REACHED
+    trained = COMPILED if compiled and not cpu else reached
     record = estimate.training_flops(config, shape, lengths) / (trained * device.peak)
     weights = estimate.memory(config, shape, 1, 1, lengths).always["language model"]
     read = lengths.answer * weights / (STREAMED * device.bandwidth) / config.evaluation.at_once
-    question = estimate.answering_flops(config, shape, lengths) / (REACHED * device.peak) + read
-    known = f"assumed {trained:.0%} of {device.peak / 1e12:.3g} TFLOP/s, answering {REACHED:.0%}"
+    question = estimate.answering_flops(config, shape, lengths) / (reached * device.peak) + read
+    of = f"{device.peak / 1e12:.2g} TFLOP/s measured here" if cpu else f"{device.peak / 1e12:.3g} TFLOP/s"
+    known = f"assumed {trained:.0%} of {of}, answering {reached:.0%}"
     return Speed(record, question, known)
 
 
+def _parts(config: RunConfig, work: Work, speed: Speed) -> dict[str, float]:
+    """Seconds of a run by what for, with its workers side by side."""
+    workers = workers_of(config)
+    # Kept features are made once; without a cache an image is encoded whenever it is needed.
+    looks = work.seen if config.backbone.feature_cache == "disk" else work.records + work.questions
+    seconds = {
+        f"training on {work.records:,.0f} records, {workers} worker{'s' * (workers > 1)}": work.records * speed.record,
+        f"answering {work.questions:,} questions": work.questions * speed.question,
+        f"looking at {looks:,.0f} images, at most": looks * speed.image,
+    }
+    return {what: value / workers for what, value in seconds.items()}
+
+
+class Estimates:
+    """Seconds that runs will take, by formula alone; the data of several runs are counted once where they are alike."""
+
+    #: Sections that what is counted depends on.
+    _COUNTED = frozenset(
+        {"benchmark", "setting", "stream", "seed", "data", "federation", "asynchronous", "evaluation", "backbone"}
+    )
+
+    def __init__(self) -> None:
+        self._known: dict[str, Data] = {}
+
+    def of(self, config: RunConfig) -> float | None:
+        """Seconds of a run; None if its models or data are not here, or cannot be used."""
+        try:
+            models = check_models(config.backbone, estimate.sees(config))
+            if models.problems:
+                return None
+            shape = shape_of(config.backbone, config.adapter.targets)
+        except FCITError:
+            return None
+        data = self._data(config, models.local)
+        if data.work is None:
+            return None
+        shape, lengths = _largest(shape, data, config.backbone.max_length)
+        device = device_of(config.backbone.device, None, config.backbone.threads)
+        return sum(_parts(config, data.work, _assumed(config, shape, lengths, device)).values())
+
+    def _data(self, config: RunConfig, here: bool) -> Data:
+        method = registry.resolve("method", config.method["name"])
+        more = config.method if method.extra_rounds is not Method.extra_rounds else method.trains
+        text = config.model_dump_json(include=set(self._COUNTED))
+        key = f"{text} {config.training.epochs} {config.training.batch_size} {more}"
+        if key not in self._known:
+            self._known[key] = _data(config, here)
+        return self._known[key]
+
+
 # ---------------------------------------------------------------------- tables
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _device_table(
@@ -276,24 +327,14 @@ def _time_table(
     table = Table(title=f"time ({speed.known})", title_justify="left", min_width=_WIDTH)
     table.add_column("what")
     table.add_column("time", justify="right")
-    table.add_row("1000 training records", _hours(1000 * speed.record))
-    table.add_row("1000 questions", _hours(1000 * speed.question))
+    table.add_row("1000 training records", hours(1000 * speed.record))
+    table.add_row("1000 questions", hours(1000 * speed.question))
     if work is None:
         table.add_row("the whole run: not known", "-")
         return table
-    workers = workers_of(config)
-    # Kept features are made once; without a cache an image is encoded whenever it is needed.
-    looks = work.seen if config.backbone.feature_cache == "disk" else work.records + work.questions
-    parts = (
-        (
-            f"training on {work.records:,.0f} records, {workers} worker{'s' * (workers > 1)}",
-            work.records * speed.record,
-        ),
-        (f"answering {work.questions:,} questions", work.questions * speed.question),
-        (f"looking at {looks:,.0f} images, at most", looks * speed.image),
-    )
-    for what, seconds in parts:
+    parts = _parts(config, work, speed)
+    for what, seconds in parts.items():
         if seconds:
-            table.add_row(what, _hours(seconds / workers))
-    table.add_row("the whole run", _hours(speed.start + sum(seconds for _, seconds in parts) / workers))
+            table.add_row(what, hours(seconds))
+    table.add_row("the whole run", hours(speed.start + sum(parts.values())))
     return table

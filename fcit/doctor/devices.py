@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
+from fcit.fedopt.products import one_thread
 from fcit.io import threads as pools
 
 #: Dense 16-bit matrix throughput in TFLOP/s and memory bandwidth in TB/s by a part of the device's name, from the
@@ -31,9 +34,9 @@ PEAKS = {
     "RTX 3090": (71.0, 0.94),
     "T4": (65.0, 0.3),
 }
-#: Assumed for a GPU that is only described by its memory, and for a core of a CPU (float32).
-_UNKNOWN, _CORE = (71.0, 0.94), 0.03
-_CPU_BANDWIDTH = 0.02
+#: Assumed for a GPU that is only described by its memory, and the bandwidth of a machine's main memory.
+_UNKNOWN, _CPU_BANDWIDTH = (71.0, 0.94), 0.02
+_WIDTH, _TIMES = 640, 5  # of the products that a core is timed on
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,21 @@ def peak_of(name: str) -> tuple[float, float] | None:
     return next((speeds for part, speeds in PEAKS.items() if part in name), None)
 
 
+@lru_cache(maxsize=1)
+@one_thread()
+def core_rate() -> float:
+    """FLOP/s of matrix products in float32 on one core of this machine, measured in some 30 ms.
+
+    By the seconds that this thread computes, so that other work on the machine does not count; the best of a few.
+    """
+    factor, seconds = torch.ones(_WIDTH, _WIDTH), []
+    for _ in range(1 + _TIMES):
+        begin = time.thread_time()
+        torch.mm(factor, factor)
+        seconds.append(time.thread_time() - begin)
+    return 2.0 * _WIDTH**3 / max(min(seconds), 1e-9)
+
+
 def machine_memory() -> float:
     """Main memory of this machine in bytes."""
     return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -66,7 +84,7 @@ def device_of(name: str, gpu_gb: float | None, threads: int) -> Device:
     """
     if name == "cpu" and gpu_gb is None:
         cores = threads or pools.cores()
-        return Device(f"CPU, {cores} threads", machine_memory(), cores * _CORE * 1e12, _CPU_BANDWIDTH * 1e12, True)
+        return Device(f"CPU, {cores} threads", machine_memory(), cores * core_rate(), _CPU_BANDWIDTH * 1e12, True)
     if gpu_gb is None and torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(torch.device("cuda" if name in ("cpu", "auto") else name))
         tera, bandwidth = peak_of(gpu.name) or _UNKNOWN

@@ -20,6 +20,13 @@ def gb(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
+def hours(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
 def smallest(config: RunConfig) -> int:
     """What is shown where nothing fits."""
     micro = config.training.micro_batch

@@ -14,6 +14,7 @@ import torch
 from fcit import config as configuration
 from fcit import registry, seeding
 from fcit.config import RunConfig
+from fcit.config.async_checks import buffer_of
 from fcit.config.kinds import epochs_of
 from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
@@ -114,13 +115,15 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     clients = range(0, count, 1 if benchmark.spec.source == "mini" else max(1, count // _COUNTED))
     method: Method = registry.resolve("method", config.method["name"])(config)
     slots = [task for stage in benchmark.stages for task in stage]
+    # A server update of asynchronous runs, which is a round, takes another number of updates.
+    share = buffer_of(config) / federation.clients_per_round if federation.mode == "async" else 1.0
     parts, images = [], 0.0
     seen = 0.0
     for task in sorted(set(slots)):
         shards = [benchmark.shard(k, task) for k in clients]
         mean = sum(map(len, shards)) / len(shards)
         if method.trains:
-            times = slots.count(task) * federation.rounds
+            times = slots.count(task) * federation.rounds * share
             some = max(shards, key=len)[: config.training.batch_size]
             parts.append(Trained(mean * times * epochs_of(config.training.epochs, [task]), some))
             seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)

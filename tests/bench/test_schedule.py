@@ -184,10 +184,12 @@ def test_folders_of_other_runs(planned):
 def test_dry_run_and_only(planned, capsys):
     made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
     finish(made.runs[0], {"a": [1.0]})
-    assert command.bench(command.BenchOptions(made.file, dry_run=True)) == 0
+    assert command.bench(command.BenchOptions(made.file, dry_run=True, jobs=2)) == 0
     out = capsys.readouterr().out
     assert f"done  {made.folder}/finetune-s0" in out
     assert "4 runs, 1 done; baseline finetune" in out
+    assert "3 missing, 2 at a time: about 1.5 min (by formula)" in out
+    assert f"      {made.folder}/disco-s1  1.0 min" in out
     assert command.bench(command.BenchOptions(made.file, dry_run=True, only="disco")) == 0
     assert "2 runs, 0 done" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"no run is called like that \(rows: finetune, disco\)"):
@@ -244,7 +246,7 @@ def listed(file: Path, capsys, **options) -> list[str]:
     """The folders that a dry run names."""
     capsys.readouterr()
     assert command.bench(command.BenchOptions(file, dry_run=True, **options)) == 0
-    return [Path(line.split()[-1]).name for line in capsys.readouterr().out.splitlines()[:-1]]
+    return [Path(word).name for word in capsys.readouterr().out.split() if word.startswith("/")]
 
 
 def test_rows_and_seeds_of_the_command_line(made, capsys, monkeypatch):

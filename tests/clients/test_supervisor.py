@@ -7,6 +7,8 @@ import os
 import selectors
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil

@@ -1,11 +1,12 @@
-"""What makes the runs of the tests lighter: a smaller built-in world and model, no page, no waiting for the disk, and
-processes of a bench that need not import anything.
+"""What makes the runs of the tests lighter: a smaller built-in world and model, no page, no waiting for the disk, files
+of the world parsed once in a process, and processes of a bench that need not import anything.
 """
 
 import json
 import os
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from fcit.bench import schedule
 from fcit.bench.plan import Planned
 from fcit.bench.schedule import resume
+from fcit.data.dataset import DatasetFiles
+from fcit.data.formats import TrainFile, files, read_train_file
 from fcit.data.mini import render
+from fcit.data.store import MappedTrainFile
 from fcit.models.places import TINY
 from fcit.report import page
 from fcit.runs.folder import RunDir
@@ -41,11 +45,25 @@ def lighten() -> None:
     def forking(self, runs: list, jobs: int, watcher, devices: list | None = None, command=forked_run) -> None:
         begin(self, runs, jobs, watcher, devices, command)
 
+    train_file = DatasetFiles.train_file
+
+    def parsed_once(self: DatasetFiles, name: str) -> TrainFile | MappedTrainFile:
+        if self.spec.source != "mini":
+            return train_file(self, name)
+        path = self.located(self.spec.datasets[name].train)
+        return _parsed(path, self.form(name), files.stamp(path))
+
     page.write_page = unless_nobody_looks
+    DatasetFiles.train_file = parsed_once
     schedule.Schedule.__init__ = forking
     render.SPLITS.update(SPLITS)
     # A small run waits a hundred times until the disk has what it wrote, for the case that the machine loses power.
     os.fsync = lambda descriptor: None
+
+
+@lru_cache(maxsize=8)
+def _parsed(path: Path, form: files.Form, stamp: tuple[int, ...]) -> TrainFile:
+    return read_train_file(path, form)
 
 
 def forked_run(run: Planned) -> list[str]:
