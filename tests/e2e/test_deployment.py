@@ -132,13 +132,8 @@ def without_waiting(deployment, config: Path, log: Path) -> None:
         "evaluation.when": "final",
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
-<<<<<<< HEAD
     command = Command("deploy", "submit", deployment.path, config, *overrides, log=log)
     assert command.wait() == 0, log.read_text() + told(deployment)
-=======
-    submitted = Command("deploy", "submit", deployment.path, config, *overrides, log=log)
-    assert submitted.wait() == 0, log.read_text() + told(deployment)
->>>>>>> asyncdep
     run = Run(deployment.path / "runs" / "async-1")
     time, arrived = run.results["real_time"], [event["client"] for event in run.of("arrived")]
     assert arrived == [client for event in run.of("round") for client in event["clients"]]
