@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit.deploy import app
-from fcit.deploy.control import flwr, runs, start
+from fcit.deploy.control import flwr, runs, start, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.runs.folder import RunDir
@@ -45,14 +45,28 @@ def _go_on(deployment: Deployment, steps: Steps) -> None:
         return
     submitted = start(deployment, Path(folder))
     if not str(run["status"]).startswith("finished"):
-        flwr(deployment, "stop", number)  # last: whoever follows it finds the new one
+        _stop(deployment, number)  # last: whoever follows it finds the new one
     steps.say(
         f"run {number} was interrupted; it goes on from its last checkpoint as run {submitted}: "
         f"`fcit deploy follow {deployment.path}`"
     )
 
 
+def _stop(deployment: Deployment, number: str) -> None:
+    """End a run without a process, unless the SuperLink has noticed meanwhile that it has none."""
+    try:
+        flwr(deployment, "stop", number)
+    except DeployError:
+        if number in unfinished(deployment):
+            raise
+
+
 def _interrupted(run: dict[str, Any]) -> bool:
     if str(run["status"]) == "finished:failed":
-        return any(words in str(run.get("status-details")) for words in _CUT_OFF)
+        return cut_off(str(run.get("status-details")))
     return str(run["status"]) in ("starting", "running")
+
+
+def cut_off(details: str) -> bool:
+    """Whether a failed run was going on when its process ended, by what Flower says of its end."""
+    return any(words in details for words in _CUT_OFF)

@@ -12,6 +12,7 @@ from fcit.data.stream import open_stream
 from fcit.deploy import app, control
 from fcit.deploy.control import SuperLinkAway, flwr, unfinished
 from fcit.deploy.deployment import Deployment
+from fcit.deploy.interrupted import cut_off
 from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError, DiskFull
 from fcit.io.console import console
@@ -31,6 +32,7 @@ _LOOK = 0.5  # seconds between two looks at the events
 #: a second of processor time, and while events come it would say nothing else.
 _ASK = 10.0
 _PATIENCE = 300.0  # seconds without a sign of the run, nor of a SuperLink
+_RESUMPTION = 60.0  # seconds in which `fcit deploy up` has begun a run anew that was interrupted
 _CODES = {"completed": EXIT_OK, "stopped": EXIT_STOPPED}
 
 
@@ -159,6 +161,11 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
             return EXIT_INTERRUPTED
     code = _CODES.get(status, EXIT_FAILED)
     next_number = _next(deployment, number, run)
+    if next_number is None and code == EXIT_FAILED and cut_off(details) and _lately(RunDir(run)):
+        screen.print(
+            f"\nthe run has lost its process; `fcit deploy up {deployment.path}` goes on with it", soft_wrap=True
+        )
+        next_number = _resumed(deployment, number, run)
     if code != EXIT_OK and next_number is not None:
         screen.print(f"\nthe run was interrupted and goes on as run {next_number} of the SuperLink", highlight=False)
         return _follow(deployment, next_number, run, shown.time + 0.001)
@@ -191,6 +198,19 @@ def _next(deployment: Deployment, number: str, run: Path) -> str | None:
     folders = deployment.remembered("runs")
     numbers = [other for other, folder in folders.items() if folder == str(run)]
     return numbers[-1] if number in numbers[:-1] else None
+
+
+def _lately(folder: RunDir) -> bool:
+    """Whether a run has given a sign of itself in the last minutes, and so may be resumed in the next."""
+    return folder.events.is_file() and time.time() - folder.events.stat().st_mtime < _PATIENCE
+
+
+def _resumed(deployment: Deployment, number: str, run: Path) -> str | None:
+    """The same, once it has; it is given a minute, as Flower may notice the end of a run first."""
+    until = time.monotonic() + _RESUMPTION
+    while (found := _next(deployment, number, run)) is None and time.monotonic() < until:
+        time.sleep(_LOOK)
+    return found
 
 
 class _Shown:

@@ -81,3 +81,22 @@ def test_what_cannot_be_done_is_said(deployment, monkeypatch, capsys):
     monkeypatch.setattr("fcit.deploy.control.flwr", away)
     interrupted.go_on(deployment, Steps())
     assert "is not resumed: the SuperLink does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_run_that_flower_ends_meanwhile_need_not_be_stopped(deployment, monkeypatch, capsys, over):
+    """Between being listed and being stopped it may miss its last heartbeat."""
+    pretended = Pretended(monkeypatch, "running")
+
+    def flwr(deployment, *words, settings=(), steps=None):
+        if words[0] == "stop":
+            pretended.run["status"] = "finished:failed" if over else "running"
+            raise DeployError("flwr stop 5: [code: 18] Run is already finished.")
+        return pretended(deployment, *words, settings=settings, steps=steps)
+
+    for module in (control, interrupted):
+        monkeypatch.setattr(module, "flwr", flwr)
+    interrupted.go_on(deployment, Steps())
+    shown = capsys.readouterr().out
+    assert ("it goes on from its last checkpoint as run 6" in shown) == over
+    assert ("is not resumed" in shown) != over

@@ -184,6 +184,39 @@ def test_a_run_that_is_resumed_meanwhile_is_followed_on(deployment, tmp_path, mo
     assert "stopped" not in shown
 
 
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_run_that_lost_its_process_is_given_a_minute_to_be_resumed(
+    deployment, tmp_path, monkeypatch, capsys, resumed
+):
+    """Flower may say that a run has failed before `fcit deploy up` has submitted it anew."""
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    folder.event("start", stages=1, rounds=1, done=[0, 0])
+    deployment.remember("runs", {"7": str(folder.path)})
+    states = {"7": ("failed", "No heartbeat received from the task"), "8": ("failed", "no disk")}
+
+    def flwr(deployment, *words, settings=(), steps=None):
+        end, details = states[settings[-1]]
+        return {"runs": [{"run-id": settings[-1], "status": f"finished:{end}", "status-details": details}]}
+
+    now = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if resumed and now[0] >= 1030:
+            deployment.remember("runs", {"7": str(folder.path), "8": str(folder.path)})
+
+    monkeypatch.setattr("fcit.deploy.submit.flwr", flwr)
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(module, "time", clock)
+    assert main(["deploy", "follow", str(deployment.path), "7"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"the run has lost its process; `fcit deploy up {deployment.path}` goes on with it" in shown
+    assert ("goes on as run 8 of the SuperLink" in shown) == resumed
+    assert ("the run failed: no disk" in shown) == resumed
+    assert ("the run failed: No heartbeat received from the task" in shown) != resumed
+    assert now[0] < 1062
+
+
 @pytest.fixture
 def watched(deployment, tmp_path, monkeypatch):
     """Watch a run of whose seconds each does something; returns at which seconds the SuperLink was asked for it."""
