@@ -45,20 +45,20 @@ def _go_on(deployment: Deployment, steps: Steps) -> None:
         return
     submitted = start(deployment, Path(folder))
     if not str(run["status"]).startswith("finished"):
-        _stop(deployment, number)  # last: whoever follows it finds the new one
+        _stop(deployment, number, steps)  # last: whoever follows it finds the new one
     steps.say(
         f"run {number} was interrupted; it goes on from its last checkpoint as run {submitted}: "
         f"`fcit deploy follow {deployment.path}`"
     )
 
 
-def _stop(deployment: Deployment, number: str) -> None:
+def _stop(deployment: Deployment, number: str, steps: Steps) -> None:
     """End a run without a process, unless the SuperLink has noticed meanwhile that it has none."""
     try:
         flwr(deployment, "stop", number)
-    except DeployError:
+    except DeployError as error:
         if number in unfinished(deployment):
-            raise
+            steps.say(f"run {number} has no process and is not ended: {error}; `fcit deploy stop {deployment.path}`")
 
 
 def _interrupted(run: dict[str, Any]) -> bool:

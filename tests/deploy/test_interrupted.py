@@ -98,5 +98,6 @@ def test_a_run_that_flower_ends_meanwhile_need_not_be_stopped(deployment, monkey
         monkeypatch.setattr(module, "flwr", flwr)
     interrupted.go_on(deployment, Steps())
     shown = capsys.readouterr().out
-    assert ("it goes on from its last checkpoint as run 6" in shown) == over
-    assert ("is not resumed" in shown) != over
+    assert "it goes on from its last checkpoint as run 6" in shown
+    assert ("run 5 has no process and is not ended: flwr stop 5" in shown) != over
+    assert "is not resumed" not in shown

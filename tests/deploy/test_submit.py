@@ -70,6 +70,16 @@ def pretend(monkeypatch, *arguments) -> Pretended:
     return pretended
 
 
+def ended(states: dict[str, tuple[str, str]]) -> Callable[..., dict]:
+    """Answers what `flwr ls` says of runs that are over: how each ended, and why."""
+
+    def flwr(deployment, *words, settings=(), steps=None):
+        end, details = states[settings[-1]]
+        return {"runs": [{"run-id": settings[-1], "status": f"finished:{end}", "status-details": details}]}
+
+    return flwr
+
+
 def config(tmp_path, **changes) -> str:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**CONFIG, **changes}))
@@ -172,11 +182,7 @@ def test_a_run_that_is_resumed_meanwhile_is_followed_on(deployment, tmp_path, mo
     deployment.remember("runs", {"7": str(folder.path), "8": str(folder.path)})
     states = {"7": ("stopped", "N/A"), "8": ("failed", "no disk")}
 
-    def flwr(deployment, *words, settings=(), steps=None):
-        end, details = states[settings[-1]]
-        return {"runs": [{"run-id": settings[-1], "status": f"finished:{end}", "status-details": details}]}
-
-    monkeypatch.setattr("fcit.deploy.submit.flwr", flwr)
+    monkeypatch.setattr("fcit.deploy.submit.flwr", ended(states))
     assert main(["deploy", "follow", str(deployment.path), "7"]) == 1
     shown = capsys.readouterr().out
     assert "the run was interrupted and goes on as run 8 of the SuperLink" in shown
@@ -194,10 +200,6 @@ def test_a_run_that_lost_its_process_is_given_a_minute_to_be_resumed(
     deployment.remember("runs", {"7": str(folder.path)})
     states = {"7": ("failed", "No heartbeat received from the task"), "8": ("failed", "no disk")}
 
-    def flwr(deployment, *words, settings=(), steps=None):
-        end, details = states[settings[-1]]
-        return {"runs": [{"run-id": settings[-1], "status": f"finished:{end}", "status-details": details}]}
-
     now = [1000.0]
 
     def sleep(seconds: float) -> None:
@@ -205,7 +207,7 @@ def test_a_run_that_lost_its_process_is_given_a_minute_to_be_resumed(
         if resumed and now[0] >= 1030:
             deployment.remember("runs", {"7": str(folder.path), "8": str(folder.path)})
 
-    monkeypatch.setattr("fcit.deploy.submit.flwr", flwr)
+    monkeypatch.setattr("fcit.deploy.submit.flwr", ended(states))
     clock = SimpleNamespace(time=time.time, monotonic=lambda: now[0], sleep=sleep)
     monkeypatch.setattr(module, "time", clock)
     assert main(["deploy", "follow", str(deployment.path), "7"]) == 1
