@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcit.bench import data, folders, leaderboard, page, plan, seeds, tables
+from fcit.bench import data, folders, leaderboard, page, plan, published, seeds, tables
 from fcit.bench.plan import Plan, Planned
 from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, gpus
@@ -35,6 +35,7 @@ class BenchOptions:
     jobs: int | None = None
     fresh: bool = False
     into: Path | None = None
+    source: Path | None = None
 
 
 def bench(options: BenchOptions) -> int:
@@ -45,15 +46,21 @@ def bench(options: BenchOptions) -> int:
     """
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: must be at least 1")
+    if options.source is not None and options.dry_run:
+        raise ConfigError("--from takes runs over, which a dry run does not; leave one of them out")
     screen = console(PAGE)
     made, chosen = _wanted(options)
     if options.dry_run:
         return _list(screen, made, chosen, options.jobs)
+    if options.source is not None:
+        _take(made, options.source)
     folders.check(made.runs if options.table else chosen, options.fresh and not options.table)
     outcome = Outcome() if options.table else _work(screen, made, chosen, options)
     if not options.table and chosen != made.runs:
         folders.check([run for run in made.runs if folders.state(run) == "done"], False)
-    _tables(screen, made, options.into)
+    small = _tables(screen, made)
+    if options.into is not None and small:
+        _publish(screen, made, small, options)
     for name, why in outcome.failed.items():
         print(f"fcit: {name} failed ({why}); see {made.folder / name / folders.LOG}", file=sys.stderr)
     if outcome.stopped:
@@ -164,12 +171,12 @@ def _write(board: leaderboard.Leaderboard) -> None:
     page.write_page(board)
 
 
-def _tables(screen: Console, made: Plan, into: Path | None) -> None:
-    """Write the leaderboard and show it."""
+def _tables(screen: Console, made: Plan) -> list[Path]:
+    """Write the leaderboard and show it; returns its files that are small enough to be published."""
     board = leaderboard.collect(made)
     if not board.tables:
         screen.print("no run has finished yet: no tables", highlight=False)
-        return
+        return []
     _write(board)
     pictures = page.write_figures(board)
     for table in board.tables:
@@ -177,8 +184,32 @@ def _tables(screen: Console, made: Plan, into: Path | None) -> None:
     path = made.folder / "leaderboard"
     screen.print(f"tables: {path}.md .csv .json .tex", highlight=False, soft_wrap=True)
     screen.print(f"page:   {path}.html", highlight=False, soft_wrap=True)
-    if into is not None:
-        into.mkdir(parents=True, exist_ok=True)
-        for file in [*(path.with_suffix(f".{ending}") for ending in ("md", "csv", "json")), *pictures]:
-            shutil.copy(file, into)
-        screen.print(f"copies: {into}", highlight=False, soft_wrap=True)
+    return [*(path.with_suffix(f".{ending}") for ending in ("md", "csv", "json")), *pictures]
+
+
+def _publish(screen: Console, made: Plan, small: list[Path], options: BenchOptions) -> None:
+    """Copy the small files and pack the finished runs, unless that would lose runs that are there."""
+    into = options.into
+    assert into is not None
+    packed = into / published.FILE
+    if packed.is_file() and (lost := published.missing(made.runs, packed)):
+        print(
+            f"fcit: nothing was copied: {packed} has {len(lost)} runs that are not finished here ({lost[0]}, ...); "
+            f"`fcit bench {options.file} --table --from {into} --into {into}` keeps them",
+            file=sys.stderr,
+        )
+        return
+    into.mkdir(parents=True, exist_ok=True)
+    for file in small:
+        shutil.copy(file, into)
+    published.pack(made.runs, packed)
+    screen.print(f"copies: {into}", highlight=False, soft_wrap=True)
+
+
+def _take(made: Plan, source: Path) -> None:
+    """Take published runs over, and say what became of each that was not."""
+    path = published.locate(source)
+    taken = published.take(made.runs, path)
+    print(f"{path}: {taken.sentence}", file=sys.stderr)
+    for problem in taken.refused:
+        print(f"fcit: not taken over: {problem}", file=sys.stderr)

@@ -44,8 +44,9 @@ def write_figures(board: Leaderboard) -> list[Path]:
 
 
 def _links(board: Leaderboard, line: Line) -> list[tuple[int, str]]:
-    """The report of every seed, relative to the page."""
-    return [(seed, os.path.relpath(run.path / "report.html", board.folder)) for seed, run in line.runs.items()]
+    """The report of every seed, relative to the page; empty for a run that was taken over without one."""
+    reports = {seed: run.path / "report.html" for seed, run in line.runs.items()}
+    return [(seed, os.path.relpath(file, board.folder) if file.is_file() else "") for seed, file in reports.items()]
 
 
 def _one(board: Leaderboard, table: Table) -> dict[str, Any]:

@@ -34,14 +34,34 @@ def arguments(add: Add) -> None:
         "--fresh", action="store_true", help="remove and repeat runs that the file no longer describes"
     )
     command.add_argument(
-        "--into", type=Path, metavar="FOLDER", help="also copy the small results there, to be committed"
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="also copy the small results there, to be committed: tables, figures, finished runs without weights",
+    )
+    command.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FOLDER",
+        help="first take over finished runs that --into has put there, instead of repeating them",
     )
 
 
 def _bench(args: argparse.Namespace) -> int:
     from fcit.bench.command import BenchOptions, bench
 
-    rows = tuple(args.rows or ())
     return bench(
-        BenchOptions(args.file, args.table, args.dry_run, args.only, rows, args.seeds, args.jobs, args.fresh, args.into)
+        BenchOptions(
+            args.file,
+            table=args.table,
+            dry_run=args.dry_run,
+            only=args.only,
+            rows=tuple(args.rows or ()),
+            seeds=args.seeds,
+            jobs=args.jobs,
+            fresh=args.fresh,
+            into=args.into,
+            source=args.source,
+        )
     )

@@ -87,8 +87,13 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     Raises:
         DiskFull: there is no room; the file is left as it was.
     """
+    write_bytes(path, text.encode("utf-8"), durable)
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file all or nothing. Raises as :func:`write_text`."""
     with _replacing(path, durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
