@@ -55,7 +55,7 @@ def pack(runs: list[Planned], path: Path) -> None:
     # Equal files of many runs side by side: they are nearly the same text, which the compression finds.
     names = {f"{run.name}/{file.relative_to(run.folder).as_posix()}": file for run, file in files}
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as archive:
+    with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
         for name in sorted(names, key=lambda name: (name.partition("/")[2], name)):
             member = tarfile.TarInfo(name)
             member.size, member.mode = names[name].stat().st_size, 0o644
