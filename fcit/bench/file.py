@@ -60,7 +60,7 @@ class Lines:
 
     def __init__(self, text: str) -> None:
         self._at: dict[Location, int] = {(): 1}
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = bounded.compose(text)
         if node is not None:
             self._walk(node, ())
 

@@ -15,6 +15,9 @@ DEPTH = 64  # lists and mappings inside each other
 YAML_LENGTH = 2**18  # characters of a configuration
 YAML_NODES = 50_000  # its values, with every alias written out
 
+#: The reader in C where PyYAML has it, ten times as fast; what it refuses is read again in Python.
+LIBYAML = getattr(yaml, "CSafeLoader", None)
+
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, 80, 80
 
@@ -126,28 +129,61 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     return size, depth
 
 
-def parse_yaml(text: str) -> Any:
-    """A YAML document of plain values.
+def _bound_depth(text: str, loader: type) -> None:
+    """Raise for values nested too deeply, found without recursion: the composer in C has no bound of its own."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise _TooDeep("nested too deeply")
+
+
+class _TooDeep(yaml.YAMLError):
+    """Not to be read again in Python, which takes long to find out."""
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The nodes of a YAML document, which know their lines; None for an empty one.
 
     Aliases are measured before they are followed: ten lines of them can stand for billions of values.
 
     Raises:
-        yaml.YAMLError: not YAML, too long, too deep, a key that stands twice, or a value that its own tag does not fit.
+        yaml.YAMLError: not YAML, too long, too deep, or a key that stands twice.
     """
     if len(text) > YAML_LENGTH:
         raise yaml.YAMLError(f"longer than {YAML_LENGTH:,} characters, which no configuration is")
+    node = _in_python(text) if LIBYAML is None else _in_c(text, LIBYAML)
+    if node is not None:
+        _measure(node, {})
+    return node
+
+
+def _in_c(text: str, loader: type) -> yaml.Node | None:
     try:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            _measure(node, {})
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        _bound_depth(text, loader)
+        return yaml.compose(text, Loader=loader)
+    except _TooDeep:
+        raise
+    except (yaml.YAMLError, ValueError):
+        return _in_python(text)  # whose errors show the line
+
+
+def _in_python(text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML document of plain values.
+
+    Raises:
+        yaml.YAMLError: as :func:`compose`, or a value that its own tag does not fit.
+    """
+    node = compose(text)
+    try:
+        return None if node is None else yaml.constructor.SafeConstructor().construct_document(node)
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
         # What PyYAML's own constructors raise for values like 2024-99-99 or `!!int x`.
         raise yaml.YAMLError(f"a value cannot be read ({error})") from None
