@@ -43,7 +43,7 @@ class PerClientEvaluation(Evaluation):
         left = [name for name in [*due, *untrained] if name not in progress.evaluated]
         if not left:
             return
-        by_client = self._by_client(state, progress, left)
+        by_client = self._by_client(state, progress, left, untrained)
         for name in left:
             self._note(progress, name, [scores[name] for scores in by_client.values()], name in due)
         if due:
@@ -58,7 +58,9 @@ class PerClientEvaluation(Evaluation):
         rng = seeding.generator(self.config.seed, "per-client evaluation", progress.stage)
         return sorted(int(client) for client in rng.choice(trained, count, replace=False)) if trained else []
 
-    def _by_client(self, state: ServerState, progress: Progress, names: list[str]) -> dict[int, dict[str, Scored]]:
+    def _by_client(
+        self, state: ServerState, progress: Progress, names: list[str], untrained: list[str]
+    ) -> dict[int, dict[str, Scored]]:
         """Scores of data sets by client.
 
         Raises:
@@ -73,6 +75,7 @@ class PerClientEvaluation(Evaluation):
                         self.benchmark, answers, folder / f"{answers.dataset}.client-{client}.jsonl"
                     )
                     progress.samples += len(answers.texts)
+                    progress.samples_untrained += len(answers.texts) * (answers.dataset in untrained)
                     progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
             except Unanswered as error:
                 self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(str(error)))
@@ -98,8 +101,17 @@ class PerClientEvaluation(Evaluation):
         else:
             progress.untrained[name] = mean
             progress.untrained_extra.setdefault(str(progress.stage + 1), {})[name] = also
-        values = {"score": mean, "worst": min(each.score for each in scores), "clients": len(scores)}
-        self.say("scored", stage=progress.stage, dataset=name, **values, **({} if due else {"trained": False}))
+        self.say(
+            "scored",
+            stage=progress.stage,
+            dataset=name,
+            score=mean,
+            worst=min(each.score for each in scores),
+            clients=len(scores),
+            form_share=followed.share,
+            content=followed.content,
+            **({} if due else {"trained": False}),
+        )
 
 
 def _mean(values: list[float]) -> float:

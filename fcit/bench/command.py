@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from fcit.bench.progress import BenchWatcher
 from fcit.bench.schedule import Outcome, Schedule, gpus
 from fcit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, ConfigError
 from fcit.io.console import console
-from fcit.io.files import write_text
+from fcit.io.files import write_bytes, write_text
 from fcit.io.threads import cores
 
 PAGE = 140  # characters of a line that no terminal bounds: tables of many methods
+NAMED = 5  # runs that a message names
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,18 @@ def bench(options: BenchOptions) -> int:
         return _list(screen, made, chosen, options.jobs)
     if options.source is not None:
         _take(made, options.source)
+        made, chosen = _wanted(options)
     folders.check(made.runs if options.table else chosen, options.fresh and not options.table)
     outcome = Outcome() if options.table else _work(screen, made, chosen, options)
     if not options.table and chosen != made.runs:
         folders.check([run for run in made.runs if folders.state(run) == "done"], False)
-    small = _tables(screen, made)
-    if options.into is not None and small:
-        _publish(screen, made, small, options)
+    with folders.alone(made.folder):
+        small = _tables(screen, made)
     for name, why in outcome.failed.items():
         print(f"fcit: {name} failed ({why}); see {made.folder / name / folders.LOG}", file=sys.stderr)
+    if options.into is not None and small:
+        with folders.alone(made.folder):
+            _publish(screen, made, small, options.into)
     if outcome.stopped:
         print(f"stopped; `fcit bench {options.file}` goes on", file=sys.stderr)
         return EXIT_INTERRUPTED if outcome.stopped == signal.SIGINT else EXIT_STOPPED
@@ -156,7 +159,8 @@ class Refresh:
 
     def __call__(self) -> None:
         try:
-            _write(leaderboard.collect(self.made, self._known))
+            with folders.alone(self.made.folder):
+                _write(leaderboard.collect(self.made, self._known))
         except Exception as error:  # noqa: BLE001  (tables are written again at the end, where the error would be reported)
             if not self._told:
                 print(f"the leaderboard cannot be refreshed: {type(error).__name__}: {error}", file=sys.stderr)
@@ -187,29 +191,36 @@ def _tables(screen: Console, made: Plan) -> list[Path]:
     return [*(path.with_suffix(f".{ending}") for ending in ("md", "csv", "json")), *pictures]
 
 
-def _publish(screen: Console, made: Plan, small: list[Path], options: BenchOptions) -> None:
-    """Copy the small files and pack the finished runs, unless that would lose runs that are there."""
-    into = options.into
-    assert into is not None
+def _publish(screen: Console, made: Plan, small: list[Path], into: Path) -> None:
+    """Pack the finished runs and copy the small files, unless that would lose runs that are there.
+
+    Raises:
+        ConfigError: it would.
+    """
     packed = into / published.FILE
-    if packed.is_file() and (lost := published.missing(made.runs, packed)):
-        print(
-            f"fcit: nothing was copied: {packed} has {len(lost)} runs that are not finished here ({lost[0]}, ...); "
-            f"`fcit bench {options.file} --table --from {into} --into {into}` keeps them",
-            file=sys.stderr,
+    if packed.is_file() and (lost := published.lost(made.runs, packed)):
+        raise ConfigError(
+            f"--into {into}: nothing was copied, {packed} has runs that this bench has not finished or does not plan: "
+            f"{', '.join(lost[:NAMED])}{', ...' if len(lost) > NAMED else ''}; `--table --from {into} --into {into}` "
+            f"takes those of rows of the file over first, other runs need another folder"
         )
-        return
-    into.mkdir(parents=True, exist_ok=True)
-    for file in small:
-        shutil.copy(file, into)
     published.pack(made.runs, packed)
+    for file in small:
+        write_bytes(into / file.name, file.read_bytes())
     screen.print(f"copies: {into}", highlight=False, soft_wrap=True)
 
 
 def _take(made: Plan, source: Path) -> None:
-    """Take published runs over, and say what became of each that was not."""
+    """Take published runs over, also of further seeds, and say what became of each that was not."""
     path = published.locate(source)
-    taken = published.take(made.runs, path)
+    further = published.further(made, path)
+    wider = seeds.extended(made, further)
+    taken = published.take(wider.runs, path)
     print(f"{path}: {taken.sentence}", file=sys.stderr)
     for problem in taken.refused:
         print(f"fcit: not taken over: {problem}", file=sys.stderr)
+    done = {run.name for run in wider.runs if folders.state(run) == "done"}
+    kept = {slug: [seed for seed in numbers if f"{slug}-s{seed}" in done] for slug, numbers in further.items()}
+    if any(kept.values()):
+        before = seeds.remembered(made.folder)
+        seeds.remember(made, {slug: [*before.get(slug, []), *kept.get(slug, [])] for slug in {**before, **kept}})

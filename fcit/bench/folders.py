@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock
 
 from fcit import config as configuration
 from fcit.bench.overrides import flat, text_of
@@ -13,6 +18,7 @@ from fcit.bench.plan import RECORDED, Planned, same_run
 from fcit.data.benchmark import open_benchmark
 from fcit.data.fingerprints import fingerprint
 from fcit.errors import ConfigError, FCITError
+from fcit.io.files import writing
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 
@@ -106,6 +112,15 @@ def claim(run: Planned) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While one process writes tables into a folder another one waits."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".tables.lock"):
+        yield
 
 
 def last_line(run: Planned) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from fcit.bench.bootstrap import Difference
 from fcit.bench.file import OWN
 from fcit.bench.folders import state
 from fcit.bench.overrides import flat, text_of
-from fcit.bench.plan import Plan, Row, TableKey
+from fcit.bench.plan import Plan, Planned, Row, TableKey
 from fcit.config import RunConfig
 from fcit.config.effects import Effect, effects
 from fcit.data.fingerprints import changes
@@ -175,6 +176,23 @@ def _line(row: Row, runs: dict[int, Run]) -> Line:
     )
 
 
+def probe(run: Planned) -> None:
+    """Make of a finished run by itself what tables are made of; raises whatever its files lead to."""
+    found = Run(run.folder)
+    if not found.results:
+        raise ValueError(f"{found.folder.results.name} is empty")
+    scope.tested(found)
+    _environment_of(found)
+    line = _line(run.row, {run.seed: found})
+    for spread in (*line.figures.values(), *line.cost.values()):
+        if spread is not None and not math.isfinite(spread.mean):
+            raise ValueError(f"a figure is {spread.mean}")
+    _add_untrained([line])
+    bootstrap.difference("probe", line.runs, line.runs)
+    _constant([line])
+    list(found.events)
+
+
 def _settings(config: RunConfig, effect: Effect) -> dict[str, Any]:
     """The settings of one effect by dotted key; options of parts change results."""
     known = effects(RunConfig)
@@ -200,7 +218,7 @@ def _environment_of(run: Run) -> dict[str, str]:
     """Everything that the last bits of a run depend on: settings, versions, machine."""
     environment = run.environment
     values = _settings(run.config, Effect.BITS)
-    values |= {key: environment.get(key) for key in ("fcit", "source", "python")}
+    values |= {key: environment.get(key, "-") for key in ("fcit", "source", "python", "platform", "cpus", "processor")}
     values |= dict(environment.get("libraries") or {})
     values |= {k: v for k, v in (environment.get("backend") or {}).items() if k != "threads"}
     return {key: str(value) for key, value in values.items()}
@@ -219,6 +237,24 @@ def differing_environments(line: Line, reference: Line) -> list[str]:
             if values.get(key, "-") not in reference_values:
                 differences.setdefault(key, set()).add(f"{values.get(key, '-')}, not {' or '.join(reference_values)}")
     return [f"{key} {' and '.join(sorted(texts))}" for key, texts in differences.items()]
+
+
+def differing_seeds(line: Line) -> list[str]:
+    """Differences in environment between the seeds of one row, which a mean over them hides."""
+    by_key: dict[str, dict[str, list[int]]] = {}
+    environments = {seed: _environment_of(run) for seed, run in line.runs.items()}
+    for key in dict.fromkeys(key for values in environments.values() for key in values):
+        for seed, values in environments.items():
+            by_key.setdefault(key, {}).setdefault(values.get(key, "-"), []).append(seed)
+    return [
+        f"{key} {' and '.join(f'{value} (seed {_listed(seeds)})' for value, seeds in groups.items())}"
+        for key, groups in by_key.items()
+        if len(groups) > 1
+    ]
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 #: Differences computed before, by their owner, the row's seeds and the baseline's.
@@ -322,6 +358,8 @@ def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table
             line.elsewhere = differing_environments(line, baseline or lines[0])
             line.elsewhere += differing_training(line, baseline or lines[0])
             line.elsewhere += differing_held_out(line, baseline or lines[0])
+    for line in lines:
+        line.elsewhere += differing_seeds(line)
 
     def rank(line: Line) -> tuple[int, float]:
         last = line.figures["Last"]

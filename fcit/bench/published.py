@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from fcit.bench import folders
-from fcit.bench.plan import Planned
-from fcit.errors import ConfigError, FCITError
+from fcit.bench import folders, leaderboard
+from fcit.bench.plan import Plan, Planned
+from fcit.errors import ConfigError
 from fcit.io.files import write_bytes, writing
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
@@ -29,6 +30,7 @@ FILE = "runs.tar.xz"
 MAX_MEMBERS = 200_000
 MAX_FILE = 2**28  # bytes of one file, unpacked
 MAX_UNPACKED = 2**33  # of all
+SIP = 2**20  # bytes that are read at a time
 
 
 def _fixed(folder: RunDir) -> list[Path]:
@@ -104,8 +106,10 @@ def take(runs: list[Planned], path: Path) -> Taken:
     """
     planned, taken = {run.name: run for run in runs}, Taken()
     home = runs[0].folder.parent
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=".taken-") as staging:
+    with writing(home):
+        home.mkdir(parents=True, exist_ok=True)
+        staging_folder = tempfile.TemporaryDirectory(dir=home, prefix=".taken-")
+    with staging_folder as staging:
         for name in _unpack(path, Path(staging)):
             run = planned.get(name)
             if run is None:
@@ -118,15 +122,40 @@ def take(runs: list[Planned], path: Path) -> Taken:
     return taken
 
 
-def missing(runs: list[Planned], path: Path) -> list[str]:
-    """Names of planned runs that a published file has and this machine has not finished.
+def further(made: Plan, path: Path) -> dict[str, list[int]]:
+    """Seeds beyond the plan's of which a published file has runs, by the folder name of their row.
 
     Raises:
         ConfigError: not a file that :func:`pack` wrote.
     """
+    more: dict[str, list[int]] = {}
+    slugs = {row.slug: row.seeds for row in made.rows}
+    for name in _names(path):
+        slug, _, seed = name.rpartition("-s")
+        if slug in slugs and re.fullmatch(r"0|[1-9]\d{0,17}", seed) and int(seed) not in slugs[slug]:
+            more.setdefault(slug, []).append(int(seed))
+    return more
+
+
+def lost(runs: list[Planned], path: Path) -> list[str]:
+    """Names of the runs of a published file that are not among the finished ones of ``runs``, or are others there.
+
+    Raises:
+        ConfigError: not a file that :func:`pack` wrote.
+    """
+    here = {run.name: run for run in runs if folders.state(run) == "done"}
+    with tempfile.TemporaryDirectory() as staging:
+        names = _unpack(path, Path(staging), {RunDir(Path()).config.name})
+        return [
+            name
+            for name in names
+            if name not in here or folders.foreign(replace(here[name], folder=Path(staging) / name)) is not None
+        ]
+
+
+def _names(path: Path) -> list[str]:
     with _opened(path) as members:
-        names = {name.parts[0] for name, _, _ in members}
-    return [run.name for run in runs if run.name in names and folders.state(run) != "done"]
+        return list(dict.fromkeys(name.parts[0] for name, _, _ in members))
 
 
 def _problem(run: Planned) -> str | None:
@@ -138,16 +167,16 @@ def _problem(run: Planned) -> str | None:
     if (foreign := folders.foreign(run)) is not None:
         return f"{name}{foreign.partition(' ')[2]}"
     try:
-        found = Run(run.folder)
-        _ = found.matrix, found.results, found.environment, found.events
-    except (FCITError, TypeError, ValueError, KeyError) as error:
-        return f"{name}{error}"
+        leaderboard.probe(run)
+    except Exception as error:  # noqa: BLE001  (whatever its files lead to, tables must not meet it later)
+        return f"{name}its files cannot be used: {type(error).__name__}: {error}"
     return None
 
 
 def _move(unpacked: Path, run: Planned) -> str | None:
     """Move an unpacked run into its folder, what makes it finished last; why not, or None."""
-    lock = folders.claim(run)
+    with writing(run.folder):
+        lock = folders.claim(run)
     if lock is None:
         return f"{run.name}: another process is at work in {run.folder}"
     try:
@@ -159,6 +188,24 @@ def _move(unpacked: Path, run: Planned) -> str | None:
     return None
 
 
+class _Sips(io.RawIOBase):
+    """A file that is read in small pieces only: a tar's own long headers are read whole before anyone sees a member."""
+
+    def __init__(self, file: lzma.LZMAFile) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= SIP:
+            raise tarfile.ReadError(f"{size:,} bytes in one piece, which no file of a run needs")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Iterator[tuple[PurePosixPath, tarfile.TarInfo, tarfile.TarFile]]]:
     """The members of a published file in order, each checked before it is read.
@@ -167,9 +214,9 @@ def _opened(path: Path) -> Iterator[Iterator[tuple[PurePosixPath, tarfile.TarInf
         ConfigError: damaged, too large, or a member is no file of a run.
     """
     try:
-        with tarfile.open(path, mode="r:xz") as archive:
+        with lzma.open(path) as plain, tarfile.open(fileobj=_Sips(plain), mode="r:") as archive:
             yield _checked(archive, path)
-    except (tarfile.TarError, LZMAError, EOFError, OSError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise ConfigError(f"{path}: not a readable {FILE} ({error})") from None
 
 
@@ -195,16 +242,18 @@ def _is_of_a_run(name: PurePosixPath) -> bool:
         case (_, file):
             return ordinary and file in own
         case (_, "predictions", stage, file):
-            return ordinary and stage.startswith("stage-") and file.endswith(".jsonl")
+            return ordinary and re.fullmatch(r"stage-\d{1,6}", stage) is not None and file.endswith(".jsonl")
     return False
 
 
-def _unpack(path: Path, target: Path) -> list[str]:
-    """Unpack a published file below ``target``; returns the names of its runs."""
+def _unpack(path: Path, target: Path, only: Container[str] | None = None) -> list[str]:
+    """Unpack a published file below ``target``, or ``only`` files of these names; returns the names of its runs."""
     names: dict[str, None] = {}
     with _opened(path) as members:
         for name, member, archive in members:
             names.setdefault(name.parts[0])
+            if only is not None and name.name not in only:
+                continue
             source = archive.extractfile(member)
             assert source is not None  # of a regular file
             goal = target / name

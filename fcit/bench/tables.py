@@ -154,6 +154,18 @@ def _seeds(table: Table) -> list[str]:
     return [f"Seeds are {', '.join(map(str, usual))}; {'; '.join(others)}."] if others else []
 
 
+def _elsewhere(table: Table) -> list[str]:
+    """What rows marked ‡ differ in; what all of them share is said once."""
+    labels: dict[str, list[str]] = {}
+    for line in table.lines:
+        if line.elsewhere:
+            labels.setdefault("; ".join(line.elsewhere), []).append(line.label)
+    return [
+        f"‡ {'every row' if len(names) == len(table.lines) > 1 else ', '.join(names)}: {text}."
+        for text, names in labels.items()
+    ]
+
+
 def notes(table: Table) -> list[str]:
     """Notes below the table."""
     sentences = [
@@ -201,7 +213,7 @@ def notes(table: Table) -> list[str]:
     sentences += _seeds(table)
     if any(line.dagger for line in table.lines):
         sentences.append("† our definition.")
-    sentences += [f"‡ {line.label}: {'; '.join(line.elsewhere)}." for line in table.lines if line.elsewhere]
+    sentences += _elsewhere(table)
     if any(line.cost["up"] for line in table.lines):
         sentences.append(
             "kept MB: what training keeps of earlier tasks; state MB: subspaces and state of the method; s/sample: per "

@@ -65,7 +65,9 @@ def _picked(predictions: list[Prediction]) -> list[Prediction]:
 
 
 def _samples(run: Run) -> list[dict[str, Any]]:
-    """Per dataset some predictions of the last evaluated stage, with their images."""
+    """Per dataset some predictions of the last evaluated stage, with their images; none of sites, which keep theirs."""
+    if run.config.stream == "site":
+        return []
     try:
         root: Path | None = open_benchmark(run.config).image_root
     except FCITError:
@@ -124,6 +126,7 @@ def _one(run: Run) -> dict[str, Any]:
         "rules": tables.rules(run),
         "forms": tables.forms(run),
         "held_out": tables.held_out_rules(run),
+        "participants": tables.participant_rows(run),
         "own": tables.personal_rows(run),
         "constant": tables.constant_row(run),
         "rounds": rounds,
@@ -233,6 +236,8 @@ def _tables(runs: list[Run]) -> Iterator[tuple[str, list[list[str]], str, str]]:
             yield f"untrained-{run.name}", untrained, f"Scores of {run.name} on what was not trained", remark
         if len(held_out := tables.held_out_rules(run)) > 1:
             yield f"held-out-{run.name}", held_out, f"Further figures of what {run.name} held out", remark
+        if len(each := tables.participant_rows(run)) > 1:
+            yield f"participants-{run.name}", each, f"Scores of {run.name} by {each[0][0]}, worst first", remark
         if len(own := tables.personal_rows(run)) > 1:
             yield f"own-{run.name}", own, f"Scores of clients of {run.name} on their own records", remark
         if len(forms := tables.forms(run)) > 1:

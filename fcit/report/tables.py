@@ -14,6 +14,7 @@ from fcit.runs.reader import Run
 
 #: The same text for every question: a model below that has learnt nothing (:mod:`fcit.evaluation.constant`).
 CONSTANT = "best constant answer"
+PARTICIPANTS = 20  # sites or clients that a table names
 FIGURES = ("Last", "Avg", "MFT", "BWT", "forgetting")
 #: Figures about what was not trained (yet) and what they mean, in a sentence.
 MEANINGS = {
@@ -116,6 +117,20 @@ def personal_rows(run: Run) -> list[list[str]]:
         scores = [figures.get(name, {}).get(key) for name in personal.MODELS for key in ("mean", "worst")]
         rows.append([stage, str(figures["clients"]), *map(cell, (*scores, figures["helped"], figures["tuning_helps"]))])
     return rows
+
+
+def participant_rows(run: Run) -> list[list[str]]:
+    """Head and one row for every site, or client with factors of its own, worst first: its mean over the last row.
+
+    Only the head where participants were not scored one by one. No more than :data:`PARTICIPANTS`, the rest is counted.
+    """
+    own = (run.results.get("sites") or run.results.get("clients") or {}) if run.finished else {}
+    kind = "site" if "sites" in (run.results if run.finished else {}) else "client"
+    scores = sorted(own.items(), key=lambda pair: pair[1])
+    rows = [[name, cell(score)] for name, score in scores[:PARTICIPANTS]]
+    if left := len(scores) - len(rows):
+        rows.append([f"and {left} more", f"up to {cell(scores[-1][1])}"])
+    return [[kind, "Last"], *rows]
 
 
 def held_out_rules(run: Run) -> list[list[str]]:

@@ -42,6 +42,9 @@ def show(console: Console, runs: list[Run]) -> None:
         held_out = tables.held_out_rules(run)
         if len(held_out) > 1:
             _print(console, held_out, titled(f"Further figures of what {run.name} held out", remark))
+        participants = tables.participant_rows(run)
+        if len(participants) > 1:
+            _print(console, participants, titled(f"Scores of {run.name} by {participants[0][0]}, worst first", remark))
         own = tables.personal_rows(run)
         if len(own) > 1:
             _print(console, own, titled(f"Scores of clients of {run.name} on their own records", remark))

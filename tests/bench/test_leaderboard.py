@@ -141,6 +141,20 @@ def test_table_only_and_copies(board, tmp_path, capsys):
     assert "leaderboard.html" in out
 
 
+def test_a_bench_that_went_on_elsewhere_says_which_seeds(planned):
+    made = planned(seeds=[0, 1, 2], axes={"method": ["finetune", "disco"]})
+    for run in made.runs:
+        environment = {**ENVIRONMENT, "cpus": 64, "libraries": {"torch": "9.9"}} if run.seed == 2 else ENVIRONMENT
+        finish(run, {"a": [1.0, 0.0]}, environment=environment)
+    (table,) = leaderboard.collect(made).tables
+    assert all(
+        line.elsewhere == ["cpus - (seed 0, 1) and 64 (seed 2)", "torch 2.6 (seed 0, 1) and 9.9 (seed 2)"]
+        for line in table.lines
+    )
+    (note,) = [note for note in tables.notes(table) if note.startswith("‡")]
+    assert note == "‡ every row: cpus - (seed 0, 1) and 64 (seed 2); torch 2.6 (seed 0, 1) and 9.9 (seed 2)."
+
+
 def test_surroundings_are_compared_seed_by_seed(planned):
     made = planned(axes={"method": ["finetune", "disco"]}, seeds=[0, 1])
     for run in made.runs:
@@ -148,7 +162,7 @@ def test_surroundings_are_compared_seed_by_seed(planned):
         finish(run, {"a": [1.0]}, environment={**ENVIRONMENT, "libraries": {"torch": "2.7" if crossed else "2.6"}})
     (table,) = leaderboard.collect(made).tables
     disco = next(line for line in table.lines if line.row.label == "disco")
-    assert disco.elsewhere == ["torch 2.6, not 2.7 and 2.7, not 2.6"]
+    assert disco.elsewhere == ["torch 2.6, not 2.7 and 2.7, not 2.6", "torch 2.7 (seed 0) and 2.6 (seed 1)"]
 
 
 def test_pictures_say_that_numbers_are_reduced(board):

@@ -1,14 +1,18 @@
 """Finished runs in one file: packed, taken over elsewhere, and what is refused."""
 
 import io
+import json
+import lzma
+import math
 import shutil
 import tarfile
+import tracemalloc
 
 import pytest
 
-from fcit.bench import command, data, folders, leaderboard, page, published
+from fcit.bench import command, data, folders, leaderboard, page, published, seeds
 from fcit.bench.command import BenchOptions
-from fcit.errors import ConfigError
+from fcit.errors import ConfigError, DiskFull
 from tests.bench.conftest import finish
 
 
@@ -98,21 +102,31 @@ def test_a_run_of_another_configuration_is_refused_by_name(made, kept, planned, 
 
 
 def test_a_run_whose_files_are_damaged_is_refused(made, tmp_path):
-    (made.runs[0].folder / "matrix.json").write_text("{")
-    (made.runs[1].folder / "environment.json").unlink()
-    path = tmp_path / "bad.tar.xz"
-    with tarfile.open(path, "w:xz") as file:
-        for run in made.runs[:3]:
-            for name in ("config.yaml", "environment.json", "matrix.json", "results.json"):
-                if (run.folder / name).is_file():
-                    file.add(run.folder / name, f"{run.name}/{name}")
+    run = made.runs[0]
+    files = {file: (run.folder / file).read_bytes() for file in ("config.yaml", "environment.json")}
+    whole = {file: json.loads((run.folder / file).read_text()) for file in ("matrix.json", "results.json")}
     shutil.rmtree(made.folder)
-    taken = published.take(made.runs, path)
-    assert taken.new == [made.runs[2].name]
-    assert [refused.partition(":")[0] for refused in taken.refused] == [run.name for run in made.runs[:2]]
-    assert "not a readable JSON file" in taken.refused[0]
-    assert "without environment.json" in taken.refused[1]
-    assert [folders.state(run) for run in made.runs[:3]] == ["new", "new", "done"]
+    matrix, results = whole["matrix.json"], whole["results.json"]
+    for damaged, said in (
+        ({"matrix.json": "{"}, "not a readable JSON file"),
+        ({"matrix.json": []}, "AttributeError"),
+        ({"matrix.json": {**matrix, "unseen_scores": [1]}}, "AttributeError"),
+        ({"matrix.json": {**matrix, "scores": [{"a": "x"}]}}, "TypeError"),
+        ({"matrix.json": {**matrix, "scores": [{"a": math.nan, "captions": 1.0}]}}, "a figure is nan"),
+        ({"results.json": {**results, "cost": [1]}}, "AttributeError"),
+        ({"results.json": []}, "results.json is empty"),
+        ({"environment.json": {"libraries": [1]}}, "TypeError"),
+        ({"environment.json": None}, "without environment.json"),
+    ):
+        texts = {**files, **{name: json.dumps(value).encode() for name, value in whole.items()}}
+        for name, value in damaged.items():
+            texts[name] = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        members = {f"{run.name}/{name}": text for name, text in texts.items() if damaged.get(name, 0) is not None}
+        taken = published.take(made.runs, archive(tmp_path / "bad", members))
+        assert (taken.new, len(taken.refused)) == ([], 1), damaged
+        assert said in taken.refused[0]
+        assert taken.refused[0].startswith(f"{run.name}: ")
+        assert folders.state(run) == "new"
 
 
 def test_a_folder_somebody_works_in_is_left_alone(made, kept):
@@ -161,16 +175,58 @@ def test_files_that_are_none(made, kept, tmp_path, monkeypatch):
         published.take(made.runs, kept / published.FILE)
 
 
-def test_publishing_loses_no_run_that_is_published(made, kept, capsys):
+def test_publishing_loses_no_run_that_is_published(made, kept, planned):
     before = (kept / published.FILE).read_bytes()
     shutil.rmtree(made.runs[0].folder)
-    assert command.bench(options(made, into=kept)) == 0
-    said = capsys.readouterr().err
-    assert f"nothing was copied: {kept / published.FILE} has 1 runs that are not finished here" in said
-    assert f"--table --from {kept} --into {kept}` keeps them" in said
-    assert (kept / published.FILE).read_bytes() == before
+    with pytest.raises(ConfigError, match=r"nothing was copied, .*: finetune-s0; `--table --from .* takes those"):
+        command.bench(options(made, into=kept))
     assert command.bench(options(made, source=kept, into=kept)) == 0
     assert (kept / published.FILE).read_bytes() == before
+    other = planned(seeds=[0, 1], name="other", set={"training.lr": 0.5}, axes={"method": ["finetune", "disco"]})
+    for run in other.runs:  # folders of equal names
+        finish(run, {"a": [1.0]})
+    with pytest.raises(ConfigError, match=r"nothing was copied, .*: disco-s0, finetune-s0, finetune-s1"):
+        command.bench(options(other, into=kept))
+    assert (kept / published.FILE).read_bytes() == before
+
+
+def test_runs_of_further_seeds_come_along(made, kept):
+    wider = seeds.extended(made, {"disco": [3, 4]})
+    finish(wider.runs[-1], {"a": [1.0, 1.0, 0.0, 0.0]}, score=50.0)
+    assert wider.runs[-1].name == "disco-s4"
+    published.pack(wider.runs, kept / published.FILE)
+    shutil.rmtree(made.folder)
+    assert command.bench(options(made, source=kept, into=kept)) == 0
+    assert seeds.remembered(made.folder) == {"disco": [4]}  # and not that of a run that was not there
+    with tarfile.open(kept / published.FILE) as file:
+        assert "disco-s4/results.json" in file.getnames()
+
+
+def test_a_disk_that_is_full_leaves_what_is_published(made, kept, monkeypatch):
+    assert command.bench(options(made, source=kept, into=kept)) == 0
+    before = {file.name: file.read_bytes() for file in kept.iterdir()}
+
+    def full(path, content):
+        raise DiskFull(f"{path}: no room")
+
+    monkeypatch.setattr(published, "write_bytes", full)
+    with pytest.raises(DiskFull):
+        command.bench(options(made, into=kept))
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+
+
+def test_a_long_header_is_not_read_into_memory(made, tmp_path):
+    header = tarfile.TarInfo("finetune-s0/config.yaml")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2**26
+    with lzma.open(tmp_path / "bad", "wb") as file:
+        file.write(header.tobuf())
+        file.write(bytes(2**26 + 1024))
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match="not a readable"):
+        published.take(made.runs, tmp_path / "bad")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_a_dry_run_takes_nothing(made, kept):

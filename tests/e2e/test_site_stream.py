@@ -18,6 +18,8 @@ from fcit.federation import codec
 from fcit.federation.engines.inline import InlineGrid
 from fcit.federation.nodes import FIRST_NODE
 from fcit.io.cache import cache_folder
+from fcit.report.page import write_page
+from fcit.report.tables import participant_rows
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
@@ -149,6 +151,15 @@ def test_nothing_about_records_or_pictures_leaves_a_site(played):
     for secret in (CANARY, "clevr-math", "super-clevr", "ward-photos"):
         assert secret.encode() not in kept
     assert not list(run.folder.predictions.rglob("*.jsonl"))
+
+
+def test_the_page_does_without_answers_and_shows_every_site(finished, tmp_path):
+    write_page([finished], tmp_path / "page.html")
+    assert "Score of every site, worst first" in (tmp_path / "page.html").read_text()
+    head, *rows = participant_rows(finished)
+    assert head == ["site", "Last"]
+    assert rows[0] == [finished.results["worst_site"]["site"], f"{finished.results['worst_site']['score']:.1f}"]
+    assert {name for name, _ in rows} == set(finished.results["sites"])
 
 
 @pytest.mark.parametrize("method", ["joint", "individual"])

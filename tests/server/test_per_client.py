@@ -59,7 +59,7 @@ def made(grid, events, monkeypatch):
         own = {"client": client, "memory": progress.memories[str(client)]}
         return [(nodes[0], EvaluateOrder(dataset=d, first=f, last=f + 2, **plain, **own)) for d in due for f in (0, 2)]
 
-    files, ordered = [], []
+    files, ordered, untrained = [], [], []
     monkeypatch.setattr(per_client, "score", score)
     monkeypatch.setattr(per_client.checkpoint, "save", lambda *parts: None)
     postman = courier(grid, events)
@@ -69,11 +69,11 @@ def made(grid, events, monkeypatch):
         RunConfig.model_validate({"evaluation": {"clients": 2}}),
         SimpleNamespace(test=lambda name: [None] * RECORDS),
         SimpleNamespace(path="runs/x", predictions=Path("p"), events="events.jsonl"),
-        SimpleNamespace(evaluate=orders, method=None, due=lambda stage: ["a"], untrained=lambda stage: []),
+        SimpleNamespace(evaluate=orders, method=None, due=lambda stage: ["a"], untrained=lambda stage: untrained),
         postman,
         lambda kind, **values: events.append({"event": kind, **values}),
     )
-    return SimpleNamespace(evaluation=evaluation, files=files, ordered=ordered)
+    return SimpleNamespace(evaluation=evaluation, files=files, ordered=ordered, untrained=untrained)
 
 
 def test_a_score_is_the_mean_over_clients_and_each_and_the_worst_are_kept(made, events):
@@ -89,9 +89,18 @@ def test_a_score_is_the_mean_over_clients_and_each_and_the_worst_are_kept(made, 
     assert progress.samples == 8
     (scored,) = [e for e in events if e["event"] == "scored"]
     assert (scored["score"], scored["worst"], scored["clients"]) == (75.0, 50.0, 2)
+    assert (scored["form_share"], scored["content"]) == (75.0, 75.0)
     results = made.evaluation.by_site(progress)
     assert results["clients"] == {"0": 100.0, "1": 50.0}
     assert results["worst_client"] == {"client": "1", "score": 50.0}
+
+
+def test_questions_about_what_is_not_trained_yet_are_counted_apart(made):
+    made.untrained.append("later")
+    progress = Progress(memories={"0": "0-1", "1": "0-0"})
+    made.evaluation.stage(None, progress)
+    assert (progress.samples, progress.samples_untrained) == (16, 8)
+    assert (progress.row, progress.untrained) == ({"a": 75.0}, {"later": 75.0})
 
 
 def test_clients_are_drawn_by_stage_from_those_that_have_trained(made):
