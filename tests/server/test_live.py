@@ -414,6 +414,20 @@ def test_a_late_update_that_had_come_is_used_and_other_orders_are_lost_and_count
     assert not list(again.folder.late.glob("0-0.*"))
 
 
+def test_the_checkpoint_before_the_last_finds_the_updates_that_were_late_for_it(tmp_path):
+    run = Run(tmp_path)
+    done = [(run.round(), run.x) for _ in range(3)]
+    newest = checkpoint.complete(run.folder)[0]
+    shutil.rmtree(newest)
+    again = run.resumed(Sites())
+    known = list(again.timeline.flights.values())
+    assert [(flight.name, flight.order.client) for flight in known] == [("0-4", 2)]
+    assert again.round()[0][0] == 2
+    assert again.said("reused", "lost") == [("reused", [2])]
+    assert done[2][0] == ([2, 1], [1, 0])
+    assert not list(again.folder.late.glob("0-0.*"))
+
+
 def test_orders_that_the_checkpoint_knows_and_no_update_answered_are_lost(tmp_path):
     run = interrupted(tmp_path, end=8)  # after the first server update, at 7; 0 is under way
     again = run.resumed(Sites())
