@@ -262,6 +262,29 @@ def test_time_is_real_and_counts_what_passes_between_rounds(tmp_path):
     run.sites.now += 50  # an evaluation
     run.collector.time.end_stage()
     assert run.timeline.stages == [57]
+    run.sites.now += 20  # another one, and its checkpoint
+    run.collector.time.count()
+    assert run.timeline.now == 77
+
+
+def test_time_goes_on_at_once_in_a_run_that_is_resumed(tmp_path):
+    run = Run(tmp_path)
+    run.round()
+    sites = Sites()
+    sites.now = 1000.0
+    again = run.resumed(sites)
+    sites.now += 50  # an evaluation, before any order
+    again.collector.time.end_stage()
+    assert again.timeline.stages == [57]
+    again.round()
+    assert again.timeline.now == 57 + again.sites.now - 1050
+
+
+def test_time_begins_with_the_first_order(tmp_path):
+    run = Run(tmp_path)
+    run.sites.now += 50  # the untouched model is asked
+    run.collector.time.count()
+    assert run.timeline.now == 0
 
 
 # ---------------------------------------------------------------------- sites that do not
