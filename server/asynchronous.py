@@ -120,5 +120,4 @@ class AsyncCollector(Collector):
         flights = self.dispatcher.drop()
         if flights:
             self.journal.round_event("dropped", clients=sorted(flight.order.client for flight in flights))
-        self.spill.drop()
         return flights

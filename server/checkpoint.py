@@ -91,6 +91,10 @@ class Progress:
             counts = self.trained.setdefault(f"task-{task}", {})
             counts[subspace] = counts.get(subspace, 0) + examples
 
+    def forget(self, client: int) -> dict[str, Any]:
+        """Note that a client has lost what it kept: its next order starts afresh. Returns what is forgotten of it."""
+        return {"version": self.memories.pop(str(client), ""), "constants": self.constants.pop(str(client), [])}
+
     def end_evaluation(self, due: list[str]) -> dict[str, dict[str, float]]:
         """Close the row of the stage at hand: ``due`` in this order, whichever data set was answered first.
 

@@ -96,8 +96,10 @@ class Clock(Timekeeper):
 
     def wait(self, clients: Iterable[int]) -> None:
         """Let time pass until one more of these clients can be reached."""
-        waits = [wait for client in clients if (wait := self.fleet[client].wait(self.timeline.now))]
-        self.timeline.now += min(waits, default=DAY)
+        now = self.timeline.now
+        waits = [wait for client in clients if (wait := self.fleet[client].wait(now))]
+        # Just before a window opens a wait may be less than what the clock can tell from nothing.
+        self.timeline.now = max(now + min(waits, default=DAY), math.nextafter(now, math.inf))
 
     # ------------------------------------------------------------------ how long it takes
 

@@ -33,6 +33,11 @@ from server.validation import short
 _LOST = re.compile(r"\b(memory-lost|MemoryLost)\b")
 
 
+def lost_memory(reply: Message) -> bool:
+    """Whether a reply is that its client does not have what its order expects it to keep."""
+    return reply.has_error() and bool(_LOST.search(reply.error.reason.partition("\n")[0]))
+
+
 @dataclass(frozen=True)
 class Gathered:
     """What a round has.
@@ -213,13 +218,11 @@ class Gathering(ABC):
     def _note_lost_memory(self, reply: Message, waiting: dict[Pair, TrainOrder]) -> None:
         """Forget what a client was assumed to remember, if its reply is that this is lost: its next order starts
         afresh."""
-        if not reply.has_error() or not _LOST.search(reply.error.reason.partition("\n")[0]):
+        if not lost_memory(reply):
             return
         node = reply.metadata.src_node_id
         for client in {client for client, _ in waiting if self.courier.node(client) == node}:
-            version = self.progress.memories.pop(str(client), "")
-            groups = self.progress.constants.pop(str(client), [])
-            self.journal.round_event("memory-lost", client=client, version=version, constants=groups)
+            self.journal.round_event("memory-lost", client=client, **self.progress.forget(client))
 
     def _declared(self, order: TrainOrder) -> int:
         """How many records a client can have been trained on by an order."""

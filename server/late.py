@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,14 +52,15 @@ class LateSpill(Spill):
 
     Args:
         rule: how late updates take part.
-        awaited: names of the files that the checkpoint at hand needs.
+        flights: the orders under way, by name, of the run's progress: a checkpoint needs the files of those that it
+            has, whether their updates have come or are still to come.
     """
 
-    def __init__(self, run: RunDir, rule: Late, awaited: Iterable[str] = ()) -> None:
+    def __init__(self, run: RunDir, rule: Late, flights: Mapping[str, Flight]) -> None:
         super().__init__(run)
         self._late, self._rule, self._arrivals = run.late, rule, dict[Pair, _Arrival]()
-        self._awaited = set(awaited)
-        self._before = set(self._awaited)  # by the checkpoint before
+        self._flights = flights
+        self._before = set(flights)  # those of the checkpoint before
 
     def _file(self, name: str) -> Path:
         return self._late / f"{name}.safetensors"
@@ -78,7 +79,6 @@ class LateSpill(Spill):
         kept = self._rule.kept({name: tensors[name] for name in base}, base)
         # The checkpoint that names it is on the disk only after it.
         write_tensors(self._file(name), {**tensors, **kept})
-        self._awaited.add(name)
         return plain(self._heads.pop(pair))
 
     def receive(
@@ -95,11 +95,10 @@ class LateSpill(Spill):
         # The head goes last and says that the tensors are whole.
         values = {"order": asdict(Done.of(order)), "update": head, "received": received, "marks": marks}
         write_json(self._head_file(name), values)
-        self._awaited.add(name)
         return head
 
     def recovered(self, flight: Flight) -> Received | None:
-        """What :meth:`receive` kept of the update to an order, or None; in that case its file is not awaited any more.
+        """What :meth:`receive` kept of the update to an order, or None.
 
         Raises:
             RunError: it is damaged.
@@ -108,13 +107,11 @@ class LateSpill(Spill):
         raw = read_json(file) if file.is_file() and self._file(flight.name).is_file() else {}
         # By this name a checkpoint that was passed over may have known another order.
         if raw.get("order") != asdict(flight.order):
-            self._awaited.discard(flight.name)
             return None
         try:
             update = codec.decode(codec.encode(ClientUpdate(**raw["update"], tensors={})), ClientUpdate)
             return Received(plain(update), int(raw["received"]), Marks(*raw["marks"]))
         except (CodecError, KeyError, TypeError, ValueError) as error:
-            self._awaited.discard(flight.name)
             raise RunError(f"{file}: not an update that was kept ({error!r})") from None
 
     def join(self, pair: Pair, now: Tensors, tau: Staleness) -> None:
@@ -139,11 +136,6 @@ class LateSpill(Spill):
         head = ClientUpdate(**update, tensors={})
         self.take(head)
         self._arrivals[head.client, head.shard] = _Arrival(now, tau, self._file(name))
-        self._awaited.discard(name)
-
-    def drop(self) -> None:
-        """Wait for none of those that are kept any longer."""
-        self._awaited.clear()
 
     def _tensors(self, key: Pair) -> Tensors:
         now, tau, file = self._arrivals[key]
@@ -154,9 +146,9 @@ class LateSpill(Spill):
         """Forget the round, after the checkpoint that holds its aggregate."""
         super().clear()
         self._arrivals.clear()
-        wanted = self._awaited | self._before
+        wanted = self._flights.keys() | self._before
         for kind in ("json", "safetensors"):  # without its head a file does not count
             for file in self._late.glob(f"*.{kind}") if self._late.is_dir() else ():
                 if file.stem not in wanted:
                     file.unlink()
-        self._before = set(self._awaited)
+        self._before = set(self._flights)

@@ -198,6 +198,8 @@ class Loop:
         return None if self.privacy is None else self.privacy.ledger.clip
 
     def _save(self) -> None:
+        if self.clock is not None:
+            self.clock.count()
         checkpoint.save(self.run, self.state, self.progress)
 
     # ------------------------------------------------------------------ a round

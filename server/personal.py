@@ -22,6 +22,7 @@ from fcit.federation.messages import PersonalOrder, PersonalScores, is_learnt
 from fcit.methods.base import ServerState
 from server.checkpoint import Progress
 from server.courier import NOBODY, Courier
+from server.gather import lost_memory
 from server.orders import Orders
 from server.participants import Slot, slot_of
 from server.validation import short
@@ -38,8 +39,11 @@ class PersonalEvaluation:
     def stage(self, state: ServerState, progress: Progress) -> None:
         """Ask the clients of the stage at hand; a deployment goes on without those that do not answer.
 
+        One that has lost what it remembers is left out, too: its own models are gone. It starts afresh with its next
+        order.
+
         Raises:
-            RunError: in a simulation, a client failed or answered nonsense.
+            RunError: in a simulation, a client failed otherwise or answered nonsense.
             StopRequested: asked to stop.
         """
         settings, method, stage = self.config.evaluation.personal, self.orders.method, progress.stage
@@ -55,7 +59,11 @@ class PersonalEvaluation:
             if isinstance(scores, PersonalScores):
                 rows[str(scores.client)] = scores.scores
                 progress.personal_seconds = round(progress.personal_seconds + scores.seconds, 4)
-            elif self.courier.deployed:
+                continue
+            lost = client is not None and client in orders and lost_memory(reply)
+            if client is not None and lost:
+                self.say("memory-lost", client=client, stage=stage, **progress.forget(client))
+            if lost or self.courier.deployed:
                 self.say("personal-failed", client=client, stage=stage, reason=short(scores))
             else:
                 raise RunError(f"evaluation.personal: client {client}: {scores}")

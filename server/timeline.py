@@ -139,6 +139,9 @@ class Timekeeper:
         """Seconds since the run's first order."""
         return self.timeline.now
 
+    def count(self) -> None:
+        """Bring the seconds up to now, before they are written down."""
+
     def end_round(self) -> None:
         """Note when a round was over."""
         self.timeline.rounds.append(self.now)

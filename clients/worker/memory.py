@@ -2,11 +2,13 @@
 
 It stays where the client's data are, under the run folder in a simulation, in the site's own folder
 when deployed, and never travels. An order names the version it expects, and a version counts only
-once the server has committed its round: after a crash both sides go on from the same point.
+once the server has committed its round: after a crash both sides go on from the same point. The version before that
+one stays, too: the server's newest checkpoint may turn out damaged, and the one before it names the earlier version.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ def _checked(*names: str) -> None:
     for name in names:
         if not NAME.fullmatch(name):
             raise RunError(f"{name!r}: not a name that the client's memory takes (letters, digits, '_', '.' and '-')")
+
+
+#: Versions are named by :func:`fcit.federation.messages.memory_version`.
+_VERSION = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+
+
+def _moment(version: str) -> tuple[int, int]:
+    """Stage and round of a version, by which versions are ordered; of another name a moment before all."""
+    match = _VERSION.fullmatch(version)
+    return (int(match[1]), int(match[2])) if match else (-1, -1)
 
 
 class ClientMemory:
@@ -59,7 +71,9 @@ class ClientMemory:
         return self._root
 
     def load(self, client: int, version: str) -> dict[str, Any]:
-        """The memory of ``client`` as of ``version`` (empty text: nothing yet); other versions are removed.
+        """The memory of ``client`` as of ``version`` (empty text: nothing yet).
+
+        The newest version before it stays on the disk, all others are removed.
 
         Raises:
             MemoryLost: that version is not here, or cannot be read.
@@ -68,8 +82,11 @@ class ClientMemory:
         folder = self.root / str(client)
         _checked(*([version] if version else []))
         if folder.is_dir():
+            known = (file.stem for file in folder.glob("*.json"))
+            earlier = (name for name in known if _moment(name) < _moment(version))
+            kept = {version, max(earlier, key=_moment, default=version)}
             for file in folder.iterdir():
-                if file.is_file() and file.name.split(".")[0] != version:
+                if file.is_file() and file.name.split(".")[0] not in kept:
                     file.unlink(missing_ok=True)
         if not version:
             return {}
@@ -149,14 +166,15 @@ class ClientMemory:
             write_json(file, value)
 
     def size(self, client: int) -> int:
-        """Bytes kept for a client, without versions that are being replaced; 0 where no folder is configured."""
+        """Bytes of a client's newest version and constants, without those kept for a server that goes back; 0 where no
+        folder is configured."""
         if self._root is None:
             return 0
         folder = self.root / str(client)
         files = [*folder.glob("constants/*")]
-        versions = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
-        if versions:
-            files += folder.glob(f"{versions[-1].stem}.*")
+        newest = max((file.stem for file in folder.glob("*.json")), key=_moment, default=None)
+        if newest is not None:
+            files += folder.glob(f"{newest}.*")
         return sum(file.stat().st_size for file in files)
 
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,31 @@ def test_a_version_counts_once_the_server_names_it(tmp_path):
     # what the server does not know is gone, so that the repeated round starts from the same point
     with pytest.raises(RunError):
         memory.load(3, "0-1")
+
+
+def test_the_version_before_stays_for_a_server_that_goes_back(tmp_path):
+    memory = ClientMemory(tmp_path)
+    first, second, third = ({"x": np.full(n, n, np.float32)} for n in (1, 2, 3))
+    memory.save(3, "0-9", first)
+    assert memory.load(3, "0-9")["x"].size == 1
+    memory.save(3, "0-10", second)
+    memory.load(3, "0-10")
+    memory.save(3, "1-0", third)  # the checkpoint that names it turns out damaged, and so does that of 0-10
+    assert memory.load(3, "0-9")["x"].size == 1
+    assert {file.stem for file in (tmp_path / "3").iterdir()} == {"0-9"}
+
+
+def test_of_earlier_versions_the_newest_stays_and_what_it_takes_is_not_counted(tmp_path):
+    memory = ClientMemory(tmp_path)
+    for version in ("0-9", "0-10", "1-0"):
+        memory.save(3, version, {"x": np.zeros(len(version), np.float32)})
+    memory.load(3, "1-0")
+    folder = tmp_path / "3"
+    assert {file.stem for file in folder.iterdir()} == {"0-10", "1-0"}
+    os.utime(folder / "0-10.json")  # as a copy of the folder may leave it
+    assert memory.size(3) == sum(file.stat().st_size for file in folder.glob("1-0.*"))
+    assert memory.load(3, "") == {}
+    assert memory.size(3) == 0
 
 
 def test_what_is_tried_leaves_no_trace(tmp_path):

@@ -234,7 +234,8 @@ def test_scaffolds_clients_remember_a_variate_per_subspace_and_one_for_the_proje
     for event in run.of("round"):
         for client, subspace in zip(event["clients"], event["subspaces"], strict=True):
             seen.setdefault(client, set()).add(f"subspace-{subspace}")
-    memories = {int(f.parent.name): json.loads(f.read_text()) for f in (run.path / "client-memory").glob("*/*.json")}
+    files = sorted((run.path / "client-memory").glob("*/*.json"))  # the newest of a client last
+    memories = {int(f.parent.name): json.loads(f.read_text()) for f in files}
     assert {client: set(m["fedopt"]) - {"shared"} for client, m in memories.items()} == seen
     assert all("shared" in m["fedopt"] for m in memories.values())
     assert max(map(len, seen.values())) == 2  # one came back for the other task

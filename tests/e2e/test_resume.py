@@ -21,6 +21,7 @@ from fcit.federation.engines.private import NodeInfo
 from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
+from server import checkpoint
 from server.app import run as serve
 from tests.helpers.commands import fcit as fcit_process
 from tests.helpers.runs import SMALL, Copies, Dies, bits
@@ -183,7 +184,7 @@ def test_a_wish_to_stop_is_heard_in_the_pause(tmp_path):
 # ---------------------------------------------------------------------- clients that remember
 
 
-def scaffold(folder: Path, clients: int = 60) -> RunDir:
+def scaffold(folder: Path, clients: int = 60, **evaluation) -> RunDir:
     """Clients keep their variates and what their updates lack."""
     federation = {"clients": clients, "min_updates": 3, "beta": 100.0, "wire": "int8", "top_k": 0.2}
     return new_run(
@@ -191,7 +192,7 @@ def scaffold(folder: Path, clients: int = 60) -> RunDir:
         method="finetune",
         fedopt="scaffold",
         data={"max_records": 600},
-        evaluation={"samples": 2},
+        evaluation={"samples": 2, **evaluation},
         federation=federation,
     )
 
@@ -228,6 +229,23 @@ def test_a_client_that_lost_its_memory_starts_afresh(tmp_path):
     assert len({e["client"] for e in lost}) == len(lost)
     assert all(e["version"] for e in lost)
     assert Run(run.path).finished
+
+
+def test_a_client_without_its_memory_is_not_asked_for_its_own_models(tmp_path):
+    run = scaffold(tmp_path, 24, personal={"clients": 24, "share": 0.5, "alone": 1})
+    with pytest.raises(KeyboardInterrupt):  # after the rounds of the first stage
+        serve(run.path, grid_of(run), Dies(1, "scored"))
+    trained = len(checkpoint.load(run)[1].memories)
+    shutil.rmtree(run.memory)
+    serve(run.path, grid_of(run))
+    first = [event for event in Run(run.path).of("memory-lost") if "round" not in event]
+    assert {event["client"] for event in first} == {
+        event["client"] for event in Run(run.path).of("personal-failed") if event["stage"] == 0
+    }
+    assert len(first) == trained
+    assert Run(run.path).finished
+    assert Run(run.path).results["personal"]["stages"]["1"]["clients"] == 0
+    assert Run(run.path).results["personal"]["stages"]["2"]["clients"] > 0
 
 
 # ---------------------------------------------------------------------- sites that come and go

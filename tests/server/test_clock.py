@@ -8,6 +8,7 @@ import pytest
 
 from fcit import config as configuration
 from fcit.errors import ConfigError, RunError
+from fcit.federation.devices import Device, Window
 from fcit.federation.sampling import sample
 from fcit.methods.base import ServerState
 from fcit.methods.finetune import Finetune
@@ -116,6 +117,17 @@ def test_a_round_waits_until_enough_clients_can_be_reached(tmp_path):
     clock = clock_of(config_of(tmp_path, "0,1,8,4,1,2\n1,1,8,4,5,9\n2,1,8,4,6,7\n3,1,8,4,20,21\n"))
     assert sorted(clock.drawn(0, 0)) == [1, 2]
     assert clock.timeline.now == 6 * 3600
+
+
+def test_time_passes_however_little_a_client_is_still_away(tmp_path):
+    clock = clock_of(config_of(tmp_path, ALIKE))
+    # Of a run that stood still: after the first wait, rounding leaves one of half the last digit of the time.
+    clock.fleet = [Device(1.0, 1.0, 1.0, (Window(58194.18506299979, 11774.183709588486),))]
+    clock.timeline.now = 85251.39185249423
+    clock.wait([0])
+    assert 0 < clock.fleet[0].wait(clock.timeline.now) < 1e-10
+    clock.wait([0])
+    assert clock.reachable(0)
 
 
 def test_clients_that_are_never_there_together_are_a_sentence(tmp_path):

@@ -262,6 +262,29 @@ def test_time_is_real_and_counts_what_passes_between_rounds(tmp_path):
     run.sites.now += 50  # an evaluation
     run.collector.time.end_stage()
     assert run.timeline.stages == [57]
+    run.sites.now += 20  # another one, and its checkpoint
+    run.collector.time.count()
+    assert run.timeline.now == 77
+
+
+def test_time_goes_on_at_once_in_a_run_that_is_resumed(tmp_path):
+    run = Run(tmp_path)
+    run.round()
+    sites = Sites()
+    sites.now = 1000.0
+    again = run.resumed(sites)
+    sites.now += 50  # an evaluation, before any order
+    again.collector.time.end_stage()
+    assert again.timeline.stages == [57]
+    again.round()
+    assert again.timeline.now == 57 + again.sites.now - 1050
+
+
+def test_time_begins_with_the_first_order(tmp_path):
+    run = Run(tmp_path)
+    run.sites.now += 50  # the untouched model is asked
+    run.collector.time.count()
+    assert run.timeline.now == 0
 
 
 # ---------------------------------------------------------------------- sites that do not
@@ -411,6 +434,20 @@ def test_a_late_update_that_had_come_is_used_and_other_orders_are_lost_and_count
     # 0 has moved by 1 from where it began and counts half: 2.5 + 1/2; 2 is fresh: 2.5 + 3.
     assert again.x == (3.0 + 5.5) / 2
     again.round()
+    assert not list(again.folder.late.glob("0-0.*"))
+
+
+def test_the_checkpoint_before_the_last_finds_the_updates_that_were_late_for_it(tmp_path):
+    run = Run(tmp_path)
+    done = [(run.round(), run.x) for _ in range(3)]
+    newest = checkpoint.complete(run.folder)[0]
+    shutil.rmtree(newest)
+    again = run.resumed(Sites())
+    known = list(again.timeline.flights.values())
+    assert [(flight.name, flight.order.client) for flight in known] == [("0-4", 2)]
+    assert again.round()[0][0] == 2
+    assert again.said("reused", "lost") == [("reused", [2])]
+    assert done[2][0] == ([2, 1], [1, 0])
     assert not list(again.folder.late.glob("0-0.*"))
 
 
