@@ -91,6 +91,18 @@ def common_is_what_assign_gives(case: MethodCase) -> None:
     require(common is None or given == {common}, f"common says {common!r}, and assign gives {sorted(given)}")
 
 
+def settled_pairs_stay(case: MethodCase) -> None:
+    """settled holds for pairs that assign has given their subspace, and for none of before that it would move."""
+    for stage in range(2):
+        case.state.stage = stage
+        before = {pair: case.state.assigned[pair] for pair in PAIRS if case.method.settled(case.state, pair)}
+        case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+        moved = sorted(shard for (client, shard), name in before.items() if case.state.assigned[client, shard] != name)
+        require(not moved, f"assign moves {moved}, which were settled already")
+        lacking = [pair for pair in PAIRS if not case.method.settled(case.state, pair)]
+        require(not lacking, f"assign has given {lacking} a subspace, and settled says that they have none")
+
+
 def every_tensor_has_one_home(case: MethodCase) -> None:
     """Every trained tensor belongs either to the subspace or to the shared tensors."""
     for pair in PAIRS:
@@ -298,6 +310,7 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     assign_is_stable,
     assign_ignores_the_order_of_slots,
     common_is_what_assign_gives,
+    settled_pairs_stay,
     every_tensor_has_one_home,
     aggregate_reads_once_and_repeats,
     state_can_be_saved,

@@ -279,6 +279,16 @@ class Method:
         """
         return "0" if type(self).assign is Method.assign else None
 
+    def settled(self, state: ServerState, pair: Pair) -> bool:
+        """Whether a pair has the subspace that it trains now, and not one of an earlier stage that had its shard, too.
+
+        Default: it has any and, except in extra rounds, whose shards are their stage's own, that of :meth:`common`.
+        For methods that move a pair from stage to stage without a common subspace.
+        """
+        name = state.assigned.get(pair)
+        extra = self.extra(state.stage, state.round) is not None
+        return name is not None and (extra or self.common(state.stage) in (None, name))
+
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
         return {}

@@ -160,7 +160,7 @@ class MRLoRA(Method):
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
         state.shared = {}
-        name = str(state.stage) if self.extra(state.stage, state.round) is None else ROUTER
+        name = self._trained(state)
         if name == ROUTER and state.memory.get("routed") != state.stage:
             state.memory["routed"] = state.stage
             state.subspaces.pop(ROUTER, None)  # and with it what belongs to numbers that are gone
@@ -172,6 +172,13 @@ class MRLoRA(Method):
         state.assigned.update(dict.fromkeys(pairs, name))
         if self.needs_stats:
             count_once(state, pairs, stats)
+
+    def _trained(self, state: ServerState) -> str:
+        """The subspace of the round at hand."""
+        return str(state.stage) if self.extra(state.stage, state.round) is None else ROUTER
+
+    def settled(self, state: ServerState, pair: Pair) -> bool:
+        return state.assigned.get(pair) == self._trained(state)
 
     def _merged(self, state: ServerState, router: Tensors) -> Tensors:
         """The router's first tensors: fresh ones, or c sum_i B_i A_i of the experts at the adapter's rank."""
