@@ -34,7 +34,8 @@ class ModalPrompt(PerStage):
 
     f joins the unit features of a record's text and image. A question gets the ``choose`` prompts with the largest
     cos(f, c_i) after its first token, the best one last; in training that is P_t, behind the best of earlier stages.
-    After a stage M_t is dropped: the prompt and c_t, which clients get once, are all that is needed.
+    After a stage M_t is dropped: the prompt and c_t are all that is needed. Clients get them once, if ``choose`` is
+    more than 1; else they train the stage's own prompt alone.
 
     The paper compares c_t with image and text apart, one cosine each, and halves their sum for the choice. Here f joins
     both, and its cosine weighs them by the lengths of the two parts of c_t. Prompts begin with embeddings of the same
@@ -66,6 +67,8 @@ class ModalPrompt(PerStage):
     # ------------------------------------------------------------------ client
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
+        if self.options.choose == 1:  # in training that is the stage's own
+            return {}
         known = state.memory.get("prototypes", {})
         return {
             f"prompt-{name}": {PROMPTS: state.subspaces[name][PROMPTS], "prototype": prototype}
@@ -96,8 +99,11 @@ class ModalPrompt(PerStage):
 
     def held(self, shape: Shape, stages: int) -> Held:
         """A prototype is narrower than a token."""
+        server = {"prototypes": 4.0 * stages * shape.width}
+        if self.options.choose == 1:
+            return Held(server=server)
         earlier = 4.0 * (stages - 1) * (self.options.length + 1) * shape.width
-        return Held(client={"earlier prompts": earlier}, server={"prototypes": 4.0 * stages * shape.width})
+        return Held(client={"earlier prompts": earlier}, server=server)
 
     # ------------------------------------------------------------------ server
 

@@ -28,9 +28,9 @@ def silu(value: float) -> float:
     return value / (1 + np.exp(-value))
 
 
-def after(*prompts) -> tuple[ModalPrompt, ServerState]:
+def after(*prompts, choose: int = 2) -> tuple[ModalPrompt, ServerState]:
     """Stages that trained these prompts."""
-    method, state = made(choose=2), ServerState()
+    method, state = made(choose=choose), ServerState()
     make = Factory(0, {name: (1, 2, 2) if name == PROMPTS else EYE[name].shape for name in (PROMPTS, *EYE)})
     for number, prompt in enumerate(prompts):
         state.stage = number
@@ -72,6 +72,14 @@ def test_earlier_prompts_stand_in_front_in_training():
     method.prepare(view)
     method.loss(view, EXAMPLES, torch.zeros(2))
     assert seen[0].tolist() == [[[0, 7], [0, 7], [1, 1], [2, 2]], [[9, 0], [9, 0], [1, 1], [2, 2]]]
+
+
+def test_clients_get_no_earlier_prompts_where_none_is_trained_behind():
+    for choose in (1, 2):
+        method, state = after([9, 0], choose=choose)
+        state.stage = 1
+        assert list(method.constants(state)) == ["prompt-0"][: choose - 1]
+        assert list(method.held(SimpleNamespace(width=2), 2).client) == ["earlier prompts"][: choose - 1]
 
 
 def test_a_question_gets_the_best_prompts_the_best_one_last():
