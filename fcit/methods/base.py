@@ -126,7 +126,7 @@ class Method:
     factors: ClassVar[frozenset[str]] = FACTORS
     #: Whether what clients do or send depends on the round of the stage: the first or the last one is another. Such a
     #: round needs its own clients, which it has none of with ``federation.mode: async``.
-    by_round: ClassVar[bool] = False
+    by_round: bool = False
     #: Whether clients may train factors of a smaller rank than the subspace has (``adapter.ranks``): their hooks must
     #: not compare factors with tensors of the whole rank.
     mixes_ranks: ClassVar[bool] = False
@@ -151,19 +151,17 @@ class Method:
         options = {k: v for k, v in config.method.items() if k != "name"}
         self.options: Any = self.Options.model_validate(options)
 
-    @classmethod
-    def sends(cls) -> bool:
+    def sends(self) -> bool:
         """Whether clients send statistics of their records beside what they train (:meth:`measure`, :meth:`finish`).
 
         No rule of ``robust:`` looks at them and nothing of ``privacy:`` covers them: both are refused. Sites send
         none of fewer than ``min_records``.
         """
-        return cls.measures or cls.extra_shapes is not Method.extra_shapes
+        return self.measures or type(self).extra_shapes is not Method.extra_shapes
 
-    @classmethod
-    def sums(cls) -> bool:
+    def sums(self) -> bool:
         """Whether clients send something that the method sums itself, past ``robust:`` and ``privacy:``."""
-        return cls.sends() or not cls.robust
+        return self.sends() or not self.robust
 
     @property
     def layout(self) -> Layout:
