@@ -123,6 +123,17 @@ def aggregate_reads_once_and_repeats(case: MethodCase) -> None:
         require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
 
 
+def everything_trained_moves(case: MethodCase) -> None:
+    """aggregate takes in all that was trained: what every client has moved moves."""
+    if not case.method.trains:
+        return
+    before, frozen = case.held(PAIRS[0]), set(case.method.frozen(case.held(PAIRS[0]), case.state.stage))
+    case.method.aggregate(case.state, iter([case.update(pair, 2, 1.0) for pair in PAIRS]), case.aggregator)
+    after = case.held(PAIRS[0])
+    still = sorted(n for n, tensor in before.items() if n not in frozen and np.array_equal(after[n], tensor))
+    require(not still, f"every client has moved {still}, and the server's stayed where they were")
+
+
 def state_can_be_saved(case: MethodCase) -> None:
     """The server's state holds JSON values and arrays, and is restored unchanged from a checkpoint."""
     case.method.aggregate(case.state, iter([case.update(pair, 2, 0.1) for pair in PAIRS]), case.aggregator)
@@ -313,6 +324,7 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     settled_pairs_stay,
     every_tensor_has_one_home,
     aggregate_reads_once_and_repeats,
+    everything_trained_moves,
     state_can_be_saved,
     mix_has_one_weight_per_subspace,
     route_is_per_sample,
