@@ -133,9 +133,12 @@ class ModalPrompt(PerStage):
         if mix is None:
             return super().answer(questions, mix)
         guide = _guide(questions.knowledge[0]["names"], questions.knowledge, questions.identity)
-        chosen = best_last(np.where(mix > 0, guide, -np.inf), int((mix > 0).sum(axis=1).min()))
         prompts = torch.from_numpy(np.stack([tensors[PROMPTS][0] for tensors in questions.subspaces]))
-        prefix = prompts[chosen].flatten(1, 2).to(questions.features.device)
+        prompts = prompts.to(questions.features.device)
+        # Each by itself: a question that names its subspace has one prompt, and those beside it have theirs.
+        counts, guide = (mix > 0).sum(axis=1), np.where(mix > 0, guide, -np.inf)
+        chosen = [best_last(row[None], int(count))[0] for row, count in zip(guide, counts, strict=True)]
+        prefix = [prompts[places].flatten(0, 1) for places in chosen]
         with questions.adapters.mixed(mix):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit, prefix)
 

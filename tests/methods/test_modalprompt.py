@@ -99,9 +99,11 @@ def test_a_question_gets_the_best_prompts_the_best_one_last():
         backbone=SimpleNamespace(generate=lambda examples, features, limit, prefix: shown.append(prefix)),
     )
     method.answer(questions, mix)
-    assert shown[0][:, ::2].tolist() == [[[5, 5], [9, 0]], [[5, 5], [0, 7]]]
+    assert [prompts[::2].tolist() for prompts in shown[0]] == [[[5, 5], [9, 0]], [[5, 5], [0, 7]]]
     method.answer(questions, f32([0, 1, 0], [0, 1, 0]))  # one subspace was asked for
-    assert shown[1].tolist() == [[[0, 7], [0, 7]]] * 2
+    assert [prompts.tolist() for prompts in shown[1]] == [[[0, 7], [0, 7]]] * 2
+    method.answer(questions, f32([0.5, 0, 0.5], [0, 1, 0]))  # the second question alone names one
+    assert [prompts[::2].tolist() for prompts in shown[2]] == [[[5, 5], [9, 0]], [[0, 7]]]
 
 
 def test_the_best_stand_last():
