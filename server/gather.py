@@ -6,6 +6,7 @@ import itertools
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from flwr.app import Message
@@ -118,16 +119,17 @@ class Gathering(ABC):
         needed = min(self.config.federation.min_updates, len(sampled))
         accepted: dict[Pair, TrainOrder] = {}
         late: list[int] = []
+        settled = partial(self.orders.method.settled, self.state)
         for attempt in itertools.count():
             self.handshake.update()
             present = self._present([slot for slot in sampled if slot.pair not in accepted])
             with self.journal.timed("describe"):
-                self.assigner.assign([slot for slot in present if attempt == 0 or slot.pair not in self.state.assigned])
+                self.assigner.assign([slot for slot in present if attempt == 0 or not settled(slot.pair)])
             # Made anew for a repetition: a client that has lost what it was sent earlier gets it again.
             orders = {
                 slot.pair: self.orders.train(self.state, self.progress, slot, measure)
                 for slot in sampled
-                if slot.pair in self.state.assigned and slot.pair not in accepted
+                if settled(slot.pair) and slot.pair not in accepted
             }
             if attempt == 0:
                 late = self._leave_late(orders)

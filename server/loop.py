@@ -212,8 +212,8 @@ class Loop:
         drawn = self.privacy.drawn(stage, round_) if self.privacy else None
         extra = self.method.extra(stage, round_) is not None
         gathered = collector.round(drawn, extra)
-        # A shard that got no subspace is left out.
-        slots = [slot for slot in gathered.slots if slot.pair in self.state.assigned]
+        # A shard that got no subspace, or has but that of an earlier stage, is left out.
+        slots = [slot for slot in gathered.slots if self.method.settled(self.state, slot.pair)]
         heads = [self.updates.head(slot.pair) for slot in slots]
         aggregator = self._aggregate(slots)
         self._commit(

@@ -89,7 +89,8 @@ class SecureCollector(Gathering):
         """
         at = self.progress.stage, self.progress.round
         left = [slot for slot in lacking if (*at, slot.client) not in self._spent]
-        named = [self.state.assigned[slot.pair] for slot in left if slot.pair in self.state.assigned]
+        settled = [slot.pair for slot in left if self.orders.method.settled(self.state, slot.pair)]
+        named = [self.state.assigned[pair] for pair in settled]
         # Those that have no subspace yet may still join any group.
         largest = max(Counter(named).values(), default=0) + len(left) - len(named)
         least = self.config.privacy.min_group

@@ -92,7 +92,7 @@ class Answering:
                     vision = self.backbone.vision_features(images, images_of(batch))
                     model, knows = (self.backbone, self.adapters, subspaces), (knowledge, known)
                     asked = [records[begin + place] for place in places]
-                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked)
+                    questions = QuestionBatch(*model, batch, vision, features[rows], limit, knows, asked, images)
                     if weights is None:
                         return self.method.answer(questions, None)
                     chosen = self.method.choose(questions, weights[rows])

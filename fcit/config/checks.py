@@ -261,6 +261,11 @@ def _misfits(config: RunConfig) -> list[str]:
     method, fedopt = registry.resolve("method", names[0])(config), registry.resolve("fedopt", names[1])
     rank = method.layout.problem(config.adapter.rank)
     problems = [] if rank is None else [f"{rank} (method: {names[0]!r})"]
+    if method.layout.keyed and config.adapter.projector == "per_subspace":
+        problems.append(
+            "adapter.projector: 'per_subspace' averages a question's projected images by the weights of its subspaces, "
+            f"and with method: {names[0]!r} these follow from the projected images; choose projector: shared or frozen"
+        )
     if config.factors not in method.factors:
         allowed = ", ".join(sorted(method.factors))
         problems.append(

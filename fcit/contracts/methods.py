@@ -91,6 +91,18 @@ def common_is_what_assign_gives(case: MethodCase) -> None:
     require(common is None or given == {common}, f"common says {common!r}, and assign gives {sorted(given)}")
 
 
+def settled_pairs_stay(case: MethodCase) -> None:
+    """settled holds for pairs that assign has given their subspace, and for none of before that it would move."""
+    for stage in range(2):
+        case.state.stage = stage
+        before = {pair: case.state.assigned[pair] for pair in PAIRS if case.method.settled(case.state, pair)}
+        case.method.assign(case.state, list(PAIRS), case.stats, case.make)
+        moved = sorted(shard for (client, shard), name in before.items() if case.state.assigned[client, shard] != name)
+        require(not moved, f"assign moves {moved}, which were settled already")
+        lacking = [pair for pair in PAIRS if not case.method.settled(case.state, pair)]
+        require(not lacking, f"assign has given {lacking} a subspace, and settled says that they have none")
+
+
 def every_tensor_has_one_home(case: MethodCase) -> None:
     """Every trained tensor belongs either to the subspace or to the shared tensors."""
     for pair in PAIRS:
@@ -109,6 +121,17 @@ def aggregate_reads_once_and_repeats(case: MethodCase) -> None:
     for pair in PAIRS:
         first, second = case.held(pair), case.held(pair, again)
         require(all(np.array_equal(first[n], second[n]) for n in first), "aggregating twice gives different bits")
+
+
+def everything_trained_moves(case: MethodCase) -> None:
+    """aggregate takes in all that was trained: what every client has moved moves."""
+    if not case.method.trains:
+        return
+    before, frozen = case.held(PAIRS[0]), set(case.method.frozen(case.held(PAIRS[0]), case.state.stage))
+    case.method.aggregate(case.state, iter([case.update(pair, 2, 1.0) for pair in PAIRS]), case.aggregator)
+    after = case.held(PAIRS[0])
+    still = sorted(n for n, tensor in before.items() if n not in frozen and np.array_equal(after[n], tensor))
+    require(not still, f"every client has moved {still}, and the server's stayed where they were")
 
 
 def state_can_be_saved(case: MethodCase) -> None:
@@ -298,8 +321,10 @@ ALWAYS: list[Callable[[MethodCase], None]] = [
     assign_is_stable,
     assign_ignores_the_order_of_slots,
     common_is_what_assign_gives,
+    settled_pairs_stay,
     every_tensor_has_one_home,
     aggregate_reads_once_and_repeats,
+    everything_trained_moves,
     state_can_be_saved,
     mix_has_one_weight_per_subspace,
     route_is_per_sample,

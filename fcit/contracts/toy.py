@@ -101,6 +101,10 @@ class Toy:
         """Logits of three words at one position each, and the words wanted."""
         return self.loss(examples, features, prefix) * torch.ones(len(examples), 3), torch.zeros(len(examples)).long()
 
+    def encoder_below(self, root: Any) -> ToyEncoder:
+        """The encoder of records with images in this folder."""
+        return self.encoder
+
     def encode(self, instruction: str, answer: str | None, image: str | None) -> Encoded:
         """A record of one word and its answer."""
         return Encoded((1, 2), ((1, 2),), ())

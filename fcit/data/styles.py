@@ -52,6 +52,8 @@ STYLES: tuple[Rewrite, ...] = (_yes_no, _choice, _brief, _detailed)
 def restyled(records: Sequence[Record], share: float, seed: int, *owner: int | str) -> dict[int, Record]:
     """Rewritten records by their positions: a share of all, evenly over the styles, the same for the same seed.
 
+    Which style comes first is drawn too: a shard with fewer rewritten records than styles does not always get the same.
+
     The last line of the questions is replaced by the style's own if all of them share it. Conversations of several
     turns, and answers of more than :data:`WORDS` words, stay as they are, and so does a record for which the shard has
     no other answer.
@@ -62,6 +64,7 @@ def restyled(records: Sequence[Record], share: float, seed: int, *owner: int | s
     """
     rng = seeding.generator(seed, "styles", *owner)
     chosen = rng.permutation(len(records))[: round(share * len(records))].tolist()
+    first = int(rng.integers(len(STYLES)))
     shared = _shared_line(records)
     written = {}
     for number, place in enumerate(chosen):
@@ -71,7 +74,7 @@ def restyled(records: Sequence[Record], share: float, seed: int, *owner: int | s
         if len(record.turns) > 1 or len(turn.answer.split()) > WORDS or not others:
             continue
         question = turn.question.removesuffix(shared).rstrip() if shared else turn.question
-        question, answer = STYLES[number % len(STYLES)](question, turn.answer.strip(), others, rng)
+        question, answer = STYLES[(first + number) % len(STYLES)](question, turn.answer.strip(), others, rng)
         written[place] = Record(record.images, (Turn(question, answer, turn.images),), record.system)
     return written
 

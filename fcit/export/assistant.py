@@ -220,7 +220,7 @@ class Assistant:
             model, knows = (self._backbone, self._adapters, self._subspaces), (self.routing.knowledge, self._known)
             longest = max(questions[row].limit for row in rows)
             put, answering = [questions[row].record for row in rows], self._backbone.answering
-            asked = QuestionBatch(*model, batch, vision, features[rows], longest, knows, put)
+            asked = QuestionBatch(*model, batch, vision, features[rows], longest, knows, put, root)
             routed = [place for place, row in enumerate(rows) if questions[row].subspace is None]
             with answering.by(self.method.answers_by):
                 if self.subspaces and routed:

@@ -126,7 +126,7 @@ class Method:
     factors: ClassVar[frozenset[str]] = FACTORS
     #: Whether what clients do or send depends on the round of the stage: the first or the last one is another. Such a
     #: round needs its own clients, which it has none of with ``federation.mode: async``.
-    by_round: ClassVar[bool] = False
+    by_round: bool = False
     #: Whether clients may train factors of a smaller rank than the subspace has (``adapter.ranks``): their hooks must
     #: not compare factors with tensors of the whole rank.
     mixes_ranks: ClassVar[bool] = False
@@ -151,19 +151,17 @@ class Method:
         options = {k: v for k, v in config.method.items() if k != "name"}
         self.options: Any = self.Options.model_validate(options)
 
-    @classmethod
-    def sends(cls) -> bool:
+    def sends(self) -> bool:
         """Whether clients send statistics of their records beside what they train (:meth:`measure`, :meth:`finish`).
 
         No rule of ``robust:`` looks at them and nothing of ``privacy:`` covers them: both are refused. Sites send
         none of fewer than ``min_records``.
         """
-        return cls.measures or cls.extra_shapes is not Method.extra_shapes
+        return self.measures or type(self).extra_shapes is not Method.extra_shapes
 
-    @classmethod
-    def sums(cls) -> bool:
+    def sums(self) -> bool:
         """Whether clients send something that the method sums itself, past ``robust:`` and ``privacy:``."""
-        return cls.sends() or not cls.robust
+        return self.sends() or not self.robust
 
     @property
     def layout(self) -> Layout:
@@ -278,6 +276,16 @@ class Method:
         ``privacy.sampling: secret`` needs one: of several, those that move would show who took part.
         """
         return "0" if type(self).assign is Method.assign else None
+
+    def settled(self, state: ServerState, pair: Pair) -> bool:
+        """Whether a pair has the subspace that it trains now, and not one of an earlier stage that had its shard, too.
+
+        Default: it has any and, except in extra rounds, whose shards are their stage's own, that of :meth:`common`.
+        For methods that move a pair from stage to stage without a common subspace.
+        """
+        name = state.assigned.get(pair)
+        extra = self.extra(state.stage, state.round) is not None
+        return name is not None and (extra or self.common(state.stage) in (None, name))
 
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fcit.config import RunConfig
 from fcit.data.collate import images_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import Mean
@@ -43,8 +44,8 @@ class CLMoE(MoELoRA):
     before alone used is there mostly replaced, where one would expect the opposite. In the released code it changes
     nothing (it compares prefixes of names that never match), usage is counted in few forward passes, and the blend is
     left out; toolboxes that list the method train MoELoRA. Here the equations take effect, so figures of others do not
-    carry over; ``release: inert`` leaves merge and second gate out, which is MoELoRA to the bit. Roles are told layer
-    by layer (the script: for all layers together).
+    carry over; ``release: inert`` leaves merge and second gate out, which is MoELoRA to the bit: clients describe,
+    count and send nothing more. Roles are told layer by layer (the script: for all layers together).
 
     Ours: at inference nobody names the task t, so G(t) is that of the stage whose records' mean text feature is most
     similar to the question.
@@ -71,6 +72,14 @@ class CLMoE(MoELoRA):
     needs_stats = True
     refactors = True
     by_record = False  # clients count on records what gates choose
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        if self._inert:
+            self.by_round = self.needs_stats = self.refactors = False
+
+    def sends(self) -> bool:
+        return not self._inert and super().sends()
 
     # ------------------------------------------------------------------ client
 
@@ -102,7 +111,8 @@ class CLMoE(MoELoRA):
         return "0"
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
-        count_once(state, pairs, stats)
+        if self.needs_stats:
+            count_once(state, pairs, stats)
         super().assign(state, pairs, stats, make)
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
@@ -158,7 +168,7 @@ class CLMoE(MoELoRA):
         return np.where(old, np.where(new, o.keep_both, o.keep_old), np.where(new, o.keep_new, o.keep_other))
 
     def held(self, shape: Shape, stages: int) -> Held:
-        return Held(server={"experts of the stage before": subspace_bytes(self.config, shape)})
+        return Held(server={} if self._inert else {"experts of the stage before": subspace_bytes(self.config, shape)})
 
     # ------------------------------------------------------------------ inference
 

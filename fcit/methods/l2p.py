@@ -106,9 +106,13 @@ class L2P(Method):
         return None
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], aggregator: Aggregator) -> None:
-        """P_m <- sum_k u_km P_km / sum_k u_km, u_km: how often client k chose slot m; keys alike."""
-        old = state.subspaces["0"]
-        pool = aggregator.group("0", old, state.optimizers.setdefault("subspace-0", {}))
+        """P_m <- sum_k u_km P_km / sum_k u_km, u_km: how often client k chose slot m; keys alike.
+
+        A projector goes by records, whether it is shared or the subspace's.
+        """
+        old, memory = state.subspaces["0"], state.optimizers.setdefault("subspace-0", {})
+        # Both by the same memory, which is kept by tensor.
+        pool, rest = (aggregator.group("0", old, memory) for _ in range(2))
         shared = aggregator.group("shared", state.shared, state.optimizers.setdefault("shared", {}))
         total = np.zeros(self.options.pool)
         sums = {name: np.zeros(old[name].shape) for name in (KEYS, PROMPTS)}
@@ -122,13 +126,17 @@ class L2P(Method):
             common = {k: v for k, v in update.tensors.items() if k in state.shared}
             if common:
                 shared.add(common, update.examples, update.fedopt)
+            own = {k: v for k, v in update.tensors.items() if k not in common and k not in sums}
+            if own:
+                rest.add(own, update.examples, update.fedopt)
         state.shared = shared.result()
+        state.subspaces["0"] = rest.result()
         if total.any():
             pool.add({name: _slotwise(summed, total, old[name]) for name, summed in sums.items()}, 1, extra)
             new = pool.result()
             # A server optimiser with momentum would also move slots that no client chose.
             still = {name: np.where(_like(total > 0, old[name]), new[name], old[name]) for name in sums}
-            state.subspaces["0"] = {**new, **still}
+            state.subspaces["0"] = {**state.subspaces["0"], **still}
             state.memory["used"] = (state.memory.get("used", 0.0) + total).astype(np.float32)
 
     # ------------------------------------------------------------------ inference

@@ -34,7 +34,8 @@ class ModalPrompt(PerStage):
 
     f joins the unit features of a record's text and image. A question gets the ``choose`` prompts with the largest
     cos(f, c_i) after its first token, the best one last; in training that is P_t, behind the best of earlier stages.
-    After a stage M_t is dropped: the prompt and c_t, which clients get once, are all that is needed.
+    After a stage M_t is dropped: the prompt and c_t are all that is needed. Clients get them once, if ``choose`` is
+    more than 1; else they train the stage's own prompt alone.
 
     The paper compares c_t with image and text apart, one cosine each, and halves their sum for the choice. Here f joins
     both, and its cosine weighs them by the lengths of the two parts of c_t. Prompts begin with embeddings of the same
@@ -66,6 +67,8 @@ class ModalPrompt(PerStage):
     # ------------------------------------------------------------------ client
 
     def constants(self, state: ServerState) -> dict[str, Tensors]:
+        if self.options.choose == 1:  # in training that is the stage's own
+            return {}
         known = state.memory.get("prototypes", {})
         return {
             f"prompt-{name}": {PROMPTS: state.subspaces[name][PROMPTS], "prototype": prototype}
@@ -96,8 +99,11 @@ class ModalPrompt(PerStage):
 
     def held(self, shape: Shape, stages: int) -> Held:
         """A prototype is narrower than a token."""
+        server = {"prototypes": 4.0 * stages * shape.width}
+        if self.options.choose == 1:
+            return Held(server=server)
         earlier = 4.0 * (stages - 1) * (self.options.length + 1) * shape.width
-        return Held(client={"earlier prompts": earlier}, server={"prototypes": 4.0 * stages * shape.width})
+        return Held(client={"earlier prompts": earlier}, server=server)
 
     # ------------------------------------------------------------------ server
 
@@ -127,9 +133,12 @@ class ModalPrompt(PerStage):
         if mix is None:
             return super().answer(questions, mix)
         guide = _guide(questions.knowledge[0]["names"], questions.knowledge, questions.identity)
-        chosen = best_last(np.where(mix > 0, guide, -np.inf), int((mix > 0).sum(axis=1).min()))
         prompts = torch.from_numpy(np.stack([tensors[PROMPTS][0] for tensors in questions.subspaces]))
-        prefix = prompts[chosen].flatten(1, 2).to(questions.features.device)
+        prompts = prompts.to(questions.features.device)
+        # Each by itself: a question that names its subspace has one prompt, and those beside it have theirs.
+        counts, guide = (mix > 0).sum(axis=1), np.where(mix > 0, guide, -np.inf)
+        chosen = [best_last(row[None], int(count))[0] for row, count in zip(guide, counts, strict=True)]
+        prefix = [prompts[places].flatten(0, 1) for places in chosen]
         with questions.adapters.mixed(mix):
             return questions.backbone.generate(questions.examples, questions.features, questions.limit, prefix)
 

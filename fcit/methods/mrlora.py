@@ -37,6 +37,7 @@ from fcit.methods.views import Held, subspace_bytes
 from fcit.models.layout import A, B
 
 if TYPE_CHECKING:
+    from fcit.models.encoding import Encoder
     from fcit.models.shapes import Shape
 
 #: The subspace of the router.
@@ -149,9 +150,9 @@ class MRLoRA(Method):
             kept[str(session.stage)] = [[record.turns[0].question, list(record.images)] for record in chosen]
         if self.extra(session.stage, session.round) is None:
             return session.examples
-        experts = session.brief["experts"]
+        experts, encoder = session.brief["experts"], session.backbone.encoder_below(session.image_root)
         return [
-            _asked(session.backbone, experts, question, images, letter)
+            _asked(encoder, experts, question, images, letter)
             for stage, letter, _ in experts
             for question, images in kept.get(stage, [])
         ]
@@ -160,7 +161,7 @@ class MRLoRA(Method):
 
     def assign(self, state: ServerState, pairs: list[Pair], stats: dict[Pair, Stats], make: Factory) -> None:
         state.shared = {}
-        name = str(state.stage) if self.extra(state.stage, state.round) is None else ROUTER
+        name = self._trained(state)
         if name == ROUTER and state.memory.get("routed") != state.stage:
             state.memory["routed"] = state.stage
             state.subspaces.pop(ROUTER, None)  # and with it what belongs to numbers that are gone
@@ -172,6 +173,13 @@ class MRLoRA(Method):
         state.assigned.update(dict.fromkeys(pairs, name))
         if self.needs_stats:
             count_once(state, pairs, stats)
+
+    def _trained(self, state: ServerState) -> str:
+        """The subspace of the round at hand."""
+        return str(state.stage) if self.extra(state.stage, state.round) is None else ROUTER
+
+    def settled(self, state: ServerState, pair: Pair) -> bool:
+        return state.assigned.get(pair) == self._trained(state)
 
     def _merged(self, state: ServerState, router: Tensors) -> Tensors:
         """The router's first tensors: fresh ones, or c sum_i B_i A_i of the experts at the adapter's rank."""
@@ -240,15 +248,18 @@ class MRLoRA(Method):
 
 
 def _asked(
-    backbone: Any, experts: Sequence[Sequence[str]], question: str, images: Sequence[str], letter: str
+    encoder: Encoder, experts: Sequence[Sequence[str]], question: str, images: Sequence[str], letter: str
 ) -> Encoded:
-    """The router's record for a question: its prompt, and the letter as its answer."""
+    """The router's record for a question: its prompt, and the letter as its answer.
+
+    Args:
+        encoder: of records whose images lie where these do: prompts of some models depend on their sizes.
+    """
     listed = "\n".join(f"{other}: {description}" for _, other, description in experts)
     while True:
         text = f"{ROLE}\n{listed}\nQuestion: {question}\n{TASK}"
         try:
-            encoded: Encoded = backbone.encoder.encode(Record(tuple(images), (Turn(text, letter, len(images)),)))
-            return encoded
+            return encoder.encode(Record(tuple(images), (Turn(text, letter, len(images)),)))
         except DataError:
             if not question:
                 raise
@@ -265,13 +276,14 @@ def _letters(questions: QuestionBatch, experts: Sequence[Sequence[str]]) -> tupl
         one of these letters ``(N,)``.
     """
     letters = [letter for _, letter, _ in experts]
-    spelled = [_asked(questions.backbone, experts, "", (), letter).targets[:-1] for letter in letters]
+    encoder = questions.backbone.encoder_below(questions.image_root)
+    spelled = [_asked(encoder, experts, "", (), letter).targets[:-1] for letter in letters]
     scores = torch.zeros(len(questions.records), len(experts))
     legal = torch.zeros(len(scores), dtype=torch.bool)
     for begin in dict.fromkeys(tokens[:-1] for tokens in spelled):
         alike = [number for number, tokens in enumerate(spelled) if tokens[:-1] == begin]
         asked = [
-            _asked(questions.backbone, experts, record.instruction, record.images, letters[alike[0]])
+            _asked(encoder, experts, record.instruction, record.images, letters[alike[0]])
             for record in questions.records
         ]
         logits, _ = questions.backbone.answer_logits(asked, questions.features)

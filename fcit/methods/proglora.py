@@ -82,7 +82,7 @@ class ProgLoRA(PerStage):
 
     def held(self, shape: Shape, stages: int) -> Held:
         key = 4.0 * shape.width * (2 * self.options.hidden + 3)  # k, W1, W2 and the norm's two vectors
-        earlier = subspace_bytes(self.config, shape, "per_subspace") + key
+        earlier = subspace_bytes(self.config, shape) + key
         keys = {"keys and networks": stages * key}
         return Held(device=keys, client={"earlier subspaces": (stages - 1) * earlier}, server=keys)
 

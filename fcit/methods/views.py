@@ -111,6 +111,7 @@ class QuestionBatch:
         limit: maximum of new tokens.
         knowledge: what :meth:`~fcit.methods.base.Method.knowledge` returned.
         records: the questions before they are encoded.
+        image_root: folder of their images; ``backbone.encoder_below(image_root)`` encodes other texts with them.
     """
 
     backbone: Any
@@ -122,6 +123,7 @@ class QuestionBatch:
     limit: int
     knowledge: tuple[dict[str, Any], Tensors] = field(default_factory=lambda: ({}, {}))
     records: Sequence[TestRecord] = ()
+    image_root: Any = None
 
 
 @dataclass(frozen=True)

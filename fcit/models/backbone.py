@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from fcit import config as configuration
 from fcit.config.kinds import Way
@@ -35,22 +36,27 @@ from fcit.models.quieting import quiet
 from fcit.models.reading import Reading, asked
 from fcit.models.vision import Vision, vision_of
 
+#: Soft prompts of a batch: ``(B, P, d)``, or ``(P, d)`` for each row.
+Prefix = torch.Tensor | Sequence[torch.Tensor]
+
 
 def _insert(
-    prefix: torch.Tensor, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+    prefix: Prefix, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Soft prompts ``(B, P, d)`` between the first token of each left-padded row and the rest."""
-    rows, length, extra = *embeds.shape[:2], prefix.shape[1]
-    first = (mask == 0).sum(dim=1, keepdim=True)  # position of each row's first token
+    """Soft prompts between the first token of each left-padded row and the rest; rows with fewer get more padding."""
+    given = prefix if isinstance(prefix, torch.Tensor) else pad_sequence(list(prefix), batch_first=True)
+    rows, length, extra = *embeds.shape[:2], given.shape[1]
+    each = torch.tensor([[len(prompts)] for prompts in prefix], device=embeds.device)
+    first = (mask == 0).sum(dim=1, keepdim=True) + extra - each  # where each row's first token comes to stand
     place = torch.arange(length + extra, device=embeds.device).expand(rows, -1)
-    inside = (place > first) & (place <= first + extra)
+    inside = (place > first) & (place <= first + each)
     # Sources: 0 .. length-1 are the row's own tokens, length .. length+extra-1 the prompts.
-    source = torch.where(inside, length + place - first - 1, torch.where(place <= first, place, place - extra))
+    own = torch.where(place <= first, place - extra + each, place - extra).clamp(min=0)
+    source = torch.where(inside, length + place - first - 1, own)
     wide = source[..., None].expand(-1, -1, embeds.shape[-1])
-    joined = torch.cat([embeds, prefix.to(embeds.dtype)], dim=1).gather(1, wide)
-    new_mask = torch.cat([mask, mask.new_ones(rows, extra)], dim=1).gather(1, source)
+    joined = torch.cat([embeds, given.to(embeds.dtype)], dim=1).gather(1, wide)
     new_labels = torch.cat([labels, labels.new_full((rows, extra), IGNORE)], dim=1).gather(1, source)
-    return joined, new_mask, new_labels
+    return joined, (place >= first).to(mask.dtype), new_labels.masked_fill(place < first, IGNORE)
 
 
 def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
@@ -195,9 +201,7 @@ class Backbone:
 
     # ------------------------------------------------------------------ language
 
-    def _inputs(
-        self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None
-    ) -> dict[str, Any]:
+    def _inputs(self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None) -> dict[str, Any]:
         ids, mask, labels = (
             torch.from_numpy(x).to(self.device)
             for x in pad_left(examples, self.tokenizer.pad_token_id, self.layers.multiple)
@@ -214,9 +218,10 @@ class Backbone:
             # Without images the projector learns nothing, but has a gradient (of zeros), as in LLaVA's own code.
             embeds = embeds + 0.0 * self._projected(self.vision.blank([""]), None).mean().to(embeds)
         if prefix is not None:
-            words = prefix.new_zeros(*prefix.shape[:2], 1)
-            pictured = _insert(words, pictured[..., None].to(words.dtype), mask, labels)[0][..., 0] > 0
+            words = [prompts.new_zeros(len(prompts), 1) for prompts in prefix]
+            pictured = _insert(words, pictured[..., None].to(embeds.dtype), mask, labels)[0][..., 0] > 0
             embeds, mask, labels = _insert(prefix, embeds, mask, labels)
+            pictured &= mask > 0
         return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "pictured": pictured}
 
     def _words(self, features: Features) -> int:
@@ -253,11 +258,11 @@ class Backbone:
         return self.family.positions(mask, pictured)
 
     def answer_logits(
-        self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None
+        self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits at answer positions and their targets: ``(M, vocabulary)`` and ``(M,)``.
 
-        ``prefix`` ``(B, P, d)`` are soft prompts put right after the first token of each example.
+        ``prefix`` ``(B, P, d)``, or ``(P, d)`` for each example, are soft prompts put right after its first token.
         """
         with self._cast():
             return self._answer_logits(examples, features, prefix)
@@ -266,7 +271,7 @@ class Backbone:
         return nullcontext() if self.products is None else torch.autocast(self.device.type, dtype=self.products)
 
     def _answer_logits(
-        self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None
+        self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._inputs(examples, features, prefix)
         labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
@@ -289,7 +294,7 @@ class Backbone:
         places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
         return self.model(**inputs, logits_to_keep=places, use_cache=False).logits, labels[:, places + 1]
 
-    def loss(self, examples: Sequence[Encoded], features: Features, prefix: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None) -> torch.Tensor:
         """Mean cross-entropy over the answer tokens of the batch."""
         logits, target = self.answer_logits(examples, features, prefix)
         return functional.cross_entropy(logits, target)
@@ -299,7 +304,7 @@ class Backbone:
         examples: Sequence[Encoded],
         features: Features,
         max_new_tokens: int,
-        prefix: torch.Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> list[str]:
         """Greedy answers of a batch, stripped.
 
@@ -314,7 +319,7 @@ class Backbone:
         examples: Sequence[Encoded],
         features: Features,
         max_new_tokens: int,
-        prefix: torch.Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> list[list[int]]:
         """The same as token ids; what follows an end token is no part of an answer."""
         with self._cast():  # where a method asks while it trains

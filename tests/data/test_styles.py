@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,17 @@ def test_every_style_gets_its_part():
     assert len(questions) == 20
     assert ends == {"no.", "option.", "sentence.", "detail."}
     assert sum(question.endswith("option.") for question in questions) == 5
+
+
+@pytest.mark.parametrize(("count", "share"), [(5, 0.2), (16, 0.2)])
+def test_small_shards_get_every_style_equally_often(count, share):
+    """One record each, or three: over 200 shards a quarter of them per style, within four standard deviations."""
+    owners = 200
+    written = [record for owner in range(owners) for record in restyled(shard(count), share, 0, owner).values()]
+    ends = Counter(record.turns[0].question.rpartition(" ")[2] for record in written)
+    assert len(written) == owners * round(share * count)
+    assert ends.keys() == {"no.", "option.", "sentence.", "detail."}
+    assert all(abs(number - len(written) / 4) < 4 * (owners * 3 / 16) ** 0.5 for number in ends.values())
 
 
 def test_a_line_that_only_some_questions_have_is_kept():

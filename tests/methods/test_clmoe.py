@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fcit import config as configuration
 from fcit.config import RunConfig
+from fcit.errors import ConfigError
 from fcit.methods.base import Factory, ServerState, Stats
 from fcit.methods.clmoe import CLMoE
 from tests.helpers.toy import f32, session
@@ -87,3 +89,27 @@ def test_the_inert_release_counts_merges_and_blends_nothing():
         state.stage += 1
     assert all((t == 2).all() for t in state.subspaces["0"].values())
     assert method.knowledge(state) == ({}, {})
+    assert state.memory == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fedopt": "scaffold"},
+        {"federation": {"mode": "async"}},
+        {"robust": "median"},
+        {"privacy": {"client_dp": "on", "noise_multiplier": 1.0}},
+        {"privacy": {"client_dp": "on", "noise_multiplier": 1.0, "sampling": "secret"}},
+        {"privacy": {"secure_aggregation": "on"}},
+    ],
+)
+def test_the_inert_release_goes_with_what_moelora_goes_with(settings):
+    """No descriptions, no rounds of its own, no numbers replaced, nothing sent beside what is trained."""
+    inert = made(release="inert")
+    assert not (inert.needs_stats or inert.refactors or inert.by_round or inert.sends() or inert.sums())
+    assert not inert.held(SimpleNamespace(), 2).server
+    assert made().needs_stats and made().refactors and made().by_round and made().sends()
+    configuration.parse({"method": "moelora", **settings})
+    configuration.parse({"method": {"name": "clmoe", "release": "inert"}, **settings})
+    with pytest.raises(ConfigError):
+        configuration.parse({"method": "clmoe", **settings})

@@ -40,6 +40,15 @@ BROKEN = {
     "            state.subspaces.setdefault(str(i), make(str(i)))\n"
     "            state.assigned.setdefault(pair, str(i))",
     "common_is_what_assign_gives": "def common(self, stage):\n        return 'other'",
+    "settled_pairs_stay": "def common(self, stage):\n        return None\n"
+    "    def assign(self, state, pairs, stats, make):\n"
+    "        name = str(state.stage)\n"
+    "        if name not in state.subspaces:\n"
+    "            state.subspaces[name] = make(name)\n"
+    "        state.assigned.update(dict.fromkeys(pairs, name))",
+    "everything_trained_moves": "def aggregate(self, state, updates, fedopt):\n"
+    "        moved = next(iter(updates)).tensors\n"
+    "        state.subspaces['0'] = {k: moved[k] if 'lora_A' in k else v for k, v in state.subspaces['0'].items()}",
     "state_can_be_saved": "def end_stage(self, state, stage):\n        state.memory['what'] = object()",
     "route_is_not_told_the_task": "def route(self, names, knowledge, features, task=None):\n"
     "        return np.ones((len(features), len(names)), np.float32)",

@@ -68,6 +68,27 @@ def test_slots_are_averaged_by_use_and_unused_ones_stay():
     assert state.memory["used"].tolist() == [4, 2, 0]
 
 
+def test_a_projector_of_the_subspace_goes_by_records():
+    """It moves by (1 x 1 + 3 x 2) / 4, prompts that no client chose not at all; its variates are summed."""
+    method, seen = l2p(), []
+
+    class Noting(FedAvg):
+        def absorb(self, sums, memory):
+            seen.append((sorted(sums), memory))
+
+    pool = {KEYS: KEY_ROWS, PROMPTS: np.zeros((3, 1, 4), np.float32), "p": f32(5)}
+    state = ServerState({"0": pool})
+    updates = []
+    for client, examples, value in [(0, 1, 1), (1, 3, 2)]:
+        moved = {name: (tensor + value).astype(np.float32) for name, tensor in pool.items()}
+        updates.append(Update(client, "0", examples, moved, {"used": f32(1, 1, 0)}, {n: moved[n] for n in pool}))
+    method.aggregate(state, iter(updates), Aggregator(Noting(RunConfig())))
+    assert state.subspaces["0"]["p"].tolist() == [6.75]
+    assert state.subspaces["0"][PROMPTS][:, 0, 0].tolist() == [1.5, 1.5, 0]
+    assert sorted(name for names, _ in seen for name in names) == sorted(pool)
+    assert all(memory is state.optimizers["subspace-0"] for _, memory in seen)
+
+
 def test_active_parameters_are_the_chosen_prompts_and_the_projector():
     state = ServerState({"0": {KEYS: KEY_ROWS, PROMPTS: np.zeros((3, 5, 4), np.float32)}}, {"p": f32(1, 2)})
     assert l2p().active(state) == 2 * 5 * 4 + 2

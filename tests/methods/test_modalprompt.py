@@ -28,9 +28,9 @@ def silu(value: float) -> float:
     return value / (1 + np.exp(-value))
 
 
-def after(*prompts) -> tuple[ModalPrompt, ServerState]:
+def after(*prompts, choose: int = 2) -> tuple[ModalPrompt, ServerState]:
     """Stages that trained these prompts."""
-    method, state = made(choose=2), ServerState()
+    method, state = made(choose=choose), ServerState()
     make = Factory(0, {name: (1, 2, 2) if name == PROMPTS else EYE[name].shape for name in (PROMPTS, *EYE)})
     for number, prompt in enumerate(prompts):
         state.stage = number
@@ -74,6 +74,14 @@ def test_earlier_prompts_stand_in_front_in_training():
     assert seen[0].tolist() == [[[0, 7], [0, 7], [1, 1], [2, 2]], [[9, 0], [9, 0], [1, 1], [2, 2]]]
 
 
+def test_clients_get_no_earlier_prompts_where_none_is_trained_behind():
+    for choose in (1, 2):
+        method, state = after([9, 0], choose=choose)
+        state.stage = 1
+        assert list(method.constants(state)) == ["prompt-0"][: choose - 1]
+        assert list(method.held(SimpleNamespace(width=2), 2).client) == ["earlier prompts"][: choose - 1]
+
+
 def test_a_question_gets_the_best_prompts_the_best_one_last():
     method, state = after([9, 0], [0, 7], [5, 5])
     features = f32([1, 0.2], [0.2, 1])
@@ -91,9 +99,11 @@ def test_a_question_gets_the_best_prompts_the_best_one_last():
         backbone=SimpleNamespace(generate=lambda examples, features, limit, prefix: shown.append(prefix)),
     )
     method.answer(questions, mix)
-    assert shown[0][:, ::2].tolist() == [[[5, 5], [9, 0]], [[5, 5], [0, 7]]]
+    assert [prompts[::2].tolist() for prompts in shown[0]] == [[[5, 5], [9, 0]], [[5, 5], [0, 7]]]
     method.answer(questions, f32([0, 1, 0], [0, 1, 0]))  # one subspace was asked for
-    assert shown[1].tolist() == [[[0, 7], [0, 7]]] * 2
+    assert [prompts.tolist() for prompts in shown[1]] == [[[0, 7], [0, 7]]] * 2
+    method.answer(questions, f32([0.5, 0, 0.5], [0, 1, 0]))  # the second question alone names one
+    assert [prompts[::2].tolist() for prompts in shown[2]] == [[[5, 5], [9, 0]], [[0, 7]]]
 
 
 def test_the_best_stand_last():

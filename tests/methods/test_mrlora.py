@@ -9,8 +9,9 @@ import torch
 
 from fcit.config import Adapter, RunConfig
 from fcit.config import Backbone as Config
+from fcit.contracts.families import FamilyCase
 from fcit.contracts.toy import Toy
-from fcit.data.collate import Encoded
+from fcit.data.collate import Encoded, images_of
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import ConfigError, DataError
 from fcit.methods.base import Factory, QuestionBatch, ServerState, Stats
@@ -200,7 +201,7 @@ def asked(method: MRLoRA, state: ServerState, *likely: list[float]) -> list[list
 
     names = list(state.subspaces)
     questions = QuestionBatch(
-        backbone=SimpleNamespace(encoder=Speller(), answer_logits=answer_logits),
+        backbone=SimpleNamespace(encoder_below=lambda root: Speller(), answer_logits=answer_logits),
         adapters=SimpleNamespace(mixed=Mixed),
         subspaces=list(state.subspaces.values()),
         examples=[],
@@ -288,6 +289,55 @@ def test_a_batch_is_routed_as_its_questions_are_one_by_one():
     assert together.sum(axis=1).tolist() == [1, 1, 1, 1]
     assert together[:, 2].any() == np.False_
     assert np.array_equal(together, np.concatenate([routed([row]) for row in range(4)]))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """A small model that sees images at their own size, and images of several sizes."""
+    return FamilyCase("llava_next", tmp_path_factory.mktemp("native"))
+
+
+EXPERTS = [["1", "A", "receipts"], ["0", "B", "flowers"]]
+PICTURES = ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_the_router_is_trained_on_images_of_their_own_size(native):
+    """As many placeholders as the images have words: else no order of a router's round could be carried out."""
+    memory = {"kept": {"0": [["Why?", [picture]] for picture in PICTURES], "1": []}}
+    view = session(
+        native.backbone,
+        stage=1,
+        round=2,
+        memory=memory,
+        records=SHARD,
+        image_root=native.root,
+        brief={"experts": EXPERTS},
+    )
+    examples = made().select(view)
+    features = native.backbone.vision_features(native.root, images_of(examples))
+    assert len(native.backbone.answer_logits(examples, features)[0]) == sum(example.learnt for example in examples)
+
+
+def test_the_router_is_asked_about_images_of_their_own_size(native):
+    method, adapters = made(), Adapters(native.fresh(), native.adapter)
+    backbone, names = adapters.backbone, ["0", "1", ROUTER]
+    subspaces = [{n: p.detach().numpy().copy() for n, p in adapters.trainable.items()} for _ in names]
+    adapters.load_mixture(subspaces, adapters.base_projector())
+    records = [TestRecord(picture, (picture,), "Why?", "") for picture in PICTURES]
+    examples = [backbone.encoder_below(native.root).encode(record) for record in records]
+    questions = QuestionBatch(
+        backbone=backbone,
+        adapters=adapters,
+        subspaces=subspaces,
+        examples=examples,
+        features=backbone.vision_features(native.root, PICTURES),
+        identity=np.zeros((4, 2), np.float32),
+        limit=4,
+        knowledge=({"names": names, "experts": EXPERTS}, {}),
+        records=records,
+        image_root=native.root,
+    )
+    assert method.choose(questions, np.zeros((4, 3), np.float32)).sum(axis=1).tolist() == [1] * 4
 
 
 def test_a_question_with_several_images_is_read_with_all_of_them():

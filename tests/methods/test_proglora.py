@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fcit import config as configuration
 from fcit.config import Adapter, RunConfig
 from fcit.config import Backbone as Config
+from fcit.errors import ConfigError
 from fcit.methods.base import Factory, ServerState, Session
 from fcit.methods.proglora import ProgLoRA
 from fcit.models.adapters import Adapters
@@ -24,6 +26,14 @@ def network(key: list[float], up: tuple[float, float] = (1.0, 2.0)) -> dict[str,
     """W1 adds up the two numbers of u, W2 gives the sum to both with the factors ``up``."""
     parts = {"key": key, "down": [[1.0, 1.0]], "up": [[up[0]], [up[1]]], "norm.weight": [1.0, 1.0]}
     return {f"routing.{n}": torch.tensor(v) for n, v in {**parts, "norm.bias": [0.0, 0.5]}.items()}
+
+
+def test_projectors_of_the_subspaces_are_refused():
+    """Their weights would follow from the image that they project."""
+    with pytest.raises(ConfigError, match="'proglora' these follow from the projected images; choose projector"):
+        configuration.parse({"method": "proglora", "adapter": {"projector": "per_subspace"}})
+    for policy in ("shared", "frozen"):
+        configuration.parse({"method": "proglora", "adapter": {"projector": policy}})
 
 
 # ---------------------------------------------------------------------- weights

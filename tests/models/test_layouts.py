@@ -178,10 +178,24 @@ def test_prompts_stand_after_the_first_token():
     assert new_labels.tolist() == [[-100, -100, -100, -100, 7], [-100, -100, -100, 8, 9]]
 
 
-def test_a_prompted_batch_equals_single_questions():
+def test_rows_with_fewer_prompts_are_padded_further():
+    """Rows "B x" and "pad B" with prompts P and R, S: "pad B P x" and "pad B R S"; no label of the padding is kept."""
+    embeds = torch.tensor([[[1.0], [2]], [[0], [1]]])
+    mask, labels = torch.tensor([[1, 1], [0, 1]]), torch.tensor([[5, 7], [-100, -100]])
+    prefix = [torch.tensor([[50.0]]), torch.tensor([[60.0], [61]])]
+    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels)
+    assert (joined[..., 0] * new_mask).tolist() == [[0, 1, 50, 2], [0, 1, 60, 61]]
+    assert new_mask.tolist() == [[0, 1, 1, 1]] * 2
+    assert new_labels.tolist() == [[-100, 5, -100, 7], [-100] * 4]
+
+
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 1, 2), (0, 3, 1)])
+def test_a_prompted_batch_equals_single_questions(lengths):
     adapters = build(Layout(pool=4, length=3))
     encoded, features = examples(adapters.backbone)
     prefix = torch.from_numpy(adapters.start(0)[PROMPTS][:3])
+    if len(set(lengths)) > 1:
+        prefix = [prompts[:length] for prompts, length in zip(prefix, lengths, strict=True)]
     adapters.load_mixture([], adapters.base_projector())
     together = adapters.backbone.generate(encoded, features, 8, prefix)
     single = [

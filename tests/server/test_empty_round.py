@@ -3,7 +3,8 @@
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-from fcit.config import Federation
+from fcit.config import Federation, RunConfig
+from fcit.methods.base import Method, ServerState
 from server.collect import Collector
 from server.courier import Courier
 
@@ -16,6 +17,7 @@ def test_a_round_without_participants_asks_no_one_and_is_over():
     collector.handshake = SimpleNamespace(update=lambda: None)
     collector.assigner = SimpleNamespace(assign=given.append)
     collector.journal = SimpleNamespace(timed=lambda name: nullcontext())
+    collector.state, collector.orders = ServerState(), SimpleNamespace(method=Method(RunConfig()))
     collector.progress = SimpleNamespace(stage=0, round=0)
     courier = object.__new__(Courier)
     courier.federation, courier.traffic = federation, traffic
