@@ -299,7 +299,7 @@ class Loop:
             progress.kept[str(pair[0])] = head.kept
             if self.method.extra(order.stage, order.round) is None:
                 progress.count_tasks(order.tasks, order.subspace, head.examples)
-            progress.trained_numbers += order.numbers
+            progress.trained_numbers += order.numbers + self.orders.at_home(self.state, order.subspace, pair[0])
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
             moved = set(self.privacy.moved(self.method, self.state, slots))

@@ -87,6 +87,13 @@ class Orders:
         by_turn = self.factors.frozen(names, state.turns.get(name, 0))
         return sorted({*by_turn, *self.method.frozen(names, state.stage)})
 
+    def at_home(self, state: ServerState, name: str, client: int) -> int:
+        """How many numbers of a subspace a client trains, at its rank, that are in no order and no update."""
+        tensors, frozen = self.factors.at_home(state.subspaces[name]), self.frozen(state, name)
+        if self._ranks is not None:
+            tensors = self._ranks.sent(name, tensors, client)
+        return sum(tensor.size for key, tensor in tensors.items() if key not in frozen)
+
     def train(self, state: ServerState, progress: Progress, slot: Slot, measure: bool = False) -> TrainOrder:
         """Order to train, or to ``measure``; constants that the client has are not sent again.
 

@@ -20,7 +20,7 @@ class Done:
     tasks: list[int]
     subspace: str
     constants: list[str]
-    numbers: int  # that were trained
+    numbers: int  # that were trained and returned
 
     @classmethod
     def of(cls, order: TrainOrder) -> Done:

@@ -88,6 +88,10 @@ class Separate:
         """
         return bank
 
+    def at_home(self, bank: Tensors) -> Tensors:
+        """The tensors of a subspace that every client trains and keeps, without being sent them; default: none."""
+        return {}
+
     def constants(self, home: str, bank: Tensors, memory: dict[str, Any]) -> dict[str, Tensors]:
         """Groups of factors that a client is sent once and keeps; names begin with ``home`` and never come twice."""
         return {}

@@ -31,6 +31,10 @@ class FedSA(Separate):
         """All but the B's."""
         return {name: tensor for name, tensor in bank.items() if B not in name}
 
+    def at_home(self, bank: Tensors) -> Tensors:
+        """The B's."""
+        return {name: tensor for name, tensor in bank.items() if B in name}
+
     def prepare(self, session: Any) -> None:
         """The client's own B, or zeros, at the rank of the A it was sent."""
         known, trainable = session.memory.get(_key(session.subspace), {}), session.adapters.trainable

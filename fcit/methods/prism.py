@@ -92,6 +92,8 @@ class Prism(MoELoRA):
     by_round = True
     summary = "MoELoRA whose experts learn outside of their own earlier gradients' directions"
     by_record = False  # clients send directions of gradients, plain sums over steps
+    #: Not alternate: directions are of a stage's last round, interference of its first, each of one factor alone then.
+    factors = frozenset({"separate", "frozen_a"})
 
     @property
     def layout(self) -> Layout:

@@ -228,6 +228,12 @@ def test_scaffold_doubles_the_traffic_both_ways(finished):
         assert scaffold[way] - plain[way] == pytest.approx(4 * plain["parameters"]["trainable"], rel=0.02)
 
 
+def test_what_stays_with_clients_is_trained_all_the_same(finished):
+    plain, fedsa = (finished("fedavg", factors).results["cost"] for factors in ("separate", "fedsa"))
+    assert fedsa["parameters"]["trainable"] == plain["parameters"]["trainable"]
+    assert fedsa["up_per_client_round"] < 0.9 * plain["up_per_client_round"]
+
+
 def test_scaffolds_clients_remember_a_variate_per_subspace_and_one_for_the_projector(finished):
     run = finished("scaffold", "separate")
     seen: dict[int, set[str]] = {}

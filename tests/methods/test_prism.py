@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import fcit.config
 from fcit.config import RunConfig
 from fcit.contracts.toy import PAIRS, MethodCase
+from fcit.errors import ConfigError
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import Update
@@ -194,6 +196,12 @@ def test_steps_that_overflow_count_for_nothing():
     case.method.on_gradients(view)
     case.method.on_step(view)
     assert not any(tensor.any() for tensor in case.method.finish(view).values())
+
+
+def test_both_factors_are_trained_in_the_rounds_that_measure():
+    with pytest.raises(ConfigError, match=r"factors: 'alternate' .* 'prism'; choose factors: frozen_a, separate"):
+        fcit.config.parse({"method": "prism", "factors": "alternate"})
+    assert fcit.config.parse({"method": "prism", "factors": "frozen_a"}).factors == "frozen_a"
 
 
 def test_what_cannot_be_is_refused():

@@ -17,6 +17,8 @@ from fcit.models.layout import A, B
 from server.checkpoint import Progress
 from server.orders import Orders
 from server.participants import Slot
+from server.ranks import Ranks
+from server.timeline import Done
 
 LAYER = "layers.0.q_proj"
 
@@ -127,3 +129,13 @@ def test_a_client_that_lost_a_group_says_so(tmp_path):
             played.progress.constants["0"] = ["teacher-0"]
             with pytest.raises(MemoryLost, match="client 0"):
                 played.order()
+
+
+@pytest.mark.parametrize(("ranks", "numbers"), [(None, 2 * 4 + 4 * 2), (1, 1 * 4 + 4 * 1)])
+def test_what_stays_with_a_client_is_trained_as_well(tmp_path, ranks, numbers):
+    """One layer of rank 2: whether B travels or not, both factors are trained, at the client's rank."""
+    for factors in ("separate", "fedsa"):
+        played = Played(tmp_path, factors=factors, adapter={"rank": 2, "ranks": ranks})
+        played.orders._ranks = Ranks(played.orders.config, played.progress)
+        order = played.order()
+        assert Done.of(order).numbers + played.orders.at_home(played.state, "0", 0) == numbers
