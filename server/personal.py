@@ -75,7 +75,6 @@ class PersonalEvaluation:
         names, knowledge, model = self.orders.mixture(state, progress)
         settings = self.config.evaluation.personal
         for slot in self._sampled(state, progress):
-            name = state.assigned[slot.pair]
             task = f"task-{slot.tasks[0]}" if self.orders.method.needs_task_at_inference else ""
             order = PersonalOrder(
                 config=self.orders.text,
@@ -93,13 +92,20 @@ class PersonalEvaluation:
                 run=self.orders.run,
             )
             order.memory = progress.memories.get(str(slot.client), "")
-            if name in state.subspaces:  # a method may have merged it at the end of the stage
+            if self._tuned(state, progress, slot):
                 training = self.orders.train(state, progress, slot)
                 beside = {n: tensor for n, tensor in training.tensors.items() if not is_learnt(n)}
-                order.subspace, order.tensors = name, model | beside
+                order.subspace, order.tensors = state.assigned[slot.pair], model | beside
                 order.constants = training.constants
                 order.frozen, order.brief = training.frozen, training.brief
             yield order
+
+    def _tuned(self, state: ServerState, progress: Progress, slot: Slot) -> bool:
+        """Whether the client goes on training what it has trained.
+
+        Rules that begin a round with fresh factors beside the subspace (``flora``) would have it twice.
+        """
+        return self.orders.method.tunable(state, slot.pair, progress.stage) and not self.orders.factors.adds_itself
 
     def _sampled(self, state: ServerState, progress: Progress) -> list[Slot]:
         """Clients that have trained a task of the stage and are there, drawn from (seed, stage)."""

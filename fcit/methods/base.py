@@ -287,6 +287,14 @@ class Method:
         extra = self.extra(state.stage, state.round) is not None
         return name is not None and (extra or self.common(state.stage) in (None, name))
 
+    def tunable(self, state: ServerState, pair: Pair, stage: int) -> bool:
+        """Whether a client can go on training the subspace of a pair at the end of a stage (``evaluation.personal``).
+
+        Not one that the method has merged, nor one of an earlier stage, which orders of this stage hold frozen.
+        """
+        name = state.assigned[pair]
+        return name in state.subspaces and self.common(stage) in (None, name)
+
     def broadcast(self, state: ServerState, pair: Pair) -> Tensors:
         """Extra float32 arrays for a client's order, beside its subspace and the shared tensors."""
         return {}

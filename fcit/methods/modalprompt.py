@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fcit.config import Section
 from fcit.io.trees import Tensors, arrays
-from fcit.methods.base import INVARIANTS, QuestionBatch, ServerState, Session
+from fcit.methods.base import INVARIANTS, Pair, QuestionBatch, ServerState, Session
 from fcit.methods.knowledge_cache import cosine
 from fcit.methods.per_stage import PerStage
 from fcit.methods.views import Held
@@ -114,6 +114,10 @@ class ModalPrompt(PerStage):
         prototype = _prototype({name: torch.from_numpy(tensor) for name, tensor in trained.items()})
         state.memory.setdefault("prototypes", {})[str(stage)] = prototype.numpy()
         state.subspaces[str(stage)] = {n: t for n, t in trained.items() if not n.startswith(MAP)}
+
+    def tunable(self, state: ServerState, pair: Pair, stage: int) -> bool:
+        """Never: the network that prompts are pulled through goes with its stage."""
+        return False
 
     # ------------------------------------------------------------------ inference
 
