@@ -43,6 +43,7 @@ class Progress:
     followed: dict[str, Followed] = field(default_factory=dict)  # the form of their answers
     followed_rows: list[dict[str, Followed]] = field(default_factory=list)
     declared: dict[str, int] = field(default_factory=dict)  # "client/shard" -> records
+    contributed: list[str] = field(default_factory=list)  # whose update took part, with `evaluation.personal`; as above
     described: list[str] = field(default_factory=list)  # shards that clients were asked to describe, "client/shard"
     lengths: list[float] = field(default_factory=list)  # of the mean features accepted so far
     openings: dict[str, int] = field(default_factory=dict)  # client -> subspaces opened for its shards
@@ -227,7 +228,8 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
         state.memory = memory["method"]
         state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
         state.factors = dict(memory.get("factors", []))  # older checkpoints have none
-        progress = Progress(**raw["progress"])  # no other names
+        # Older checkpoints do not tell who has trained from who was described.
+        progress = Progress(**{"contributed": sorted(raw["progress"]["declared"]), **raw["progress"]})  # no other names
         return state, TypeAdapter(Progress).validate_python(asdict(progress))  # and of these types
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: damaged checkpoint ({error!r})") from None

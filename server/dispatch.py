@@ -13,7 +13,7 @@ from fcit.errors import RunError
 from fcit.federation.devices import DAY
 from fcit.federation.messages import TrainOrder
 from fcit.federation.sampling import suitable
-from fcit.methods.base import ServerState
+from fcit.methods.base import Pair, ServerState
 from server.checkpoint import Progress
 from server.clock import Clock
 from server.orders import Orders
@@ -110,25 +110,40 @@ class Dispatcher(Places):
     def fly(self, waiting: Collection[int]) -> Iterator[tuple[Flight, TrainOrder]]:
         """Give orders at this moment until ``concurrency`` clients are at work, or no other can be reached.
 
+        A shard that gets no subspace is left out. Its place stays empty, unless no one would be at work: then others
+        are drawn, as no update would come for which time could pass.
+
         Args:
             waiting: clients whose updates are in the buffer.
         """
-        free = self.concurrency - len(self.timeline.flights)
-        if free <= 0:
-            return
+        refused = set[Pair]()
 
         def suits(client: int) -> bool:
-            return client not in self._busy and client not in waiting and self.clock.reachable(client)
+            idle = client not in self._busy and client not in waiting and self.clock.reachable(client)
+            return idle and (not refused or bool(self._left(client, refused)))
 
-        drawn = self.draw(free, suits)
-        self.assign([slot for _, slot in drawn])
-        for name, slot in drawn:
-            if slot.pair in self.state.assigned:  # a shard that got no subspace is left out
-                order = self.orders.train(self.state, self.progress, slot)
-                trip = self.clock.trip(self.state, order)
-                flight = self.begin(name, order, trip.seconds, trip.down, trip.up)
-                self._began(flight)
-                yield flight, order
+        while (free := self.concurrency - len(self.timeline.flights)) > 0:
+            drawn = [
+                (name, self._left(slot.client, refused)[0] if slot.pair in refused else slot)
+                for name, slot in self.draw(free, suits)
+            ]
+            self.assign([slot for _, slot in drawn])
+            for name, slot in drawn:
+                if slot.pair in self.state.assigned:
+                    order = self.orders.train(self.state, self.progress, slot)
+                    trip = self.clock.trip(self.state, order)
+                    flight = self.begin(name, order, trip.seconds, trip.down, trip.up)
+                    self._began(flight)
+                    yield flight, order
+            if self.timeline.flights or not drawn:
+                return
+            refused.update(slot.pair for _, slot in drawn)
+
+    def _left(self, client: int, refused: set[Pair]) -> list[Slot]:
+        """The participations of a client in this stage that were not refused."""
+        stage = self.progress.stage
+        slots = (slot_of(self.config.seed, stage, client, tasks) for tasks in self.stream.slots(stage))
+        return [slot for slot in slots if slot.pair not in refused]
 
     def land(self) -> Flight:
         """Let time pass until the next update comes, by (time, client)."""

@@ -291,6 +291,7 @@ class Loop:
         """
         progress = self.progress
         heads = {pair: head for pair in orders if (head := self.updates.head(pair)) is not None}
+        trained = set(progress.contributed)
         for pair, head in heads.items():
             order = orders[pair]
             if self.orders.remembered:
@@ -299,7 +300,10 @@ class Loop:
             progress.kept[str(pair[0])] = head.kept
             if self.method.extra(order.stage, order.round) is None:
                 progress.count_tasks(order.tasks, order.subspace, head.examples)
+                trained.add(f"{order.client}/{order.shard}")
             progress.trained_numbers += order.numbers + self.orders.at_home(self.state, order.subspace, pair[0])
+        if self.config.evaluation.personal is not None:
+            progress.contributed = sorted(trained)
         moved = {head.subspace for head in heads.values()}
         if self.privacy is not None:  # with noise if without updates
             moved = set(self.privacy.moved(self.method, self.state, slots))

@@ -110,11 +110,11 @@ class PersonalEvaluation:
     def _sampled(self, state: ServerState, progress: Progress) -> list[Slot]:
         """Clients that have trained a task of the stage and are there, drawn from (seed, stage)."""
         settings, seed, stage = self.config.evaluation.personal, self.config.seed, progress.stage
-        trained: dict[int, Slot] = {}
+        trained, contributed = dict[int, Slot](), set(progress.contributed)
         for client in sorted({client for client, _ in state.assigned}):
             for tasks in dict.fromkeys(self.stream.slots(stage)):
                 slot = slot_of(seed, stage, client, tasks)
-                if slot.pair in state.assigned and f"{client}/{slot.shard}" in progress.declared:
+                if slot.pair in state.assigned and f"{client}/{slot.shard}" in contributed:
                     trained.setdefault(client, slot)
         there = [slot for client, slot in trained.items() if self.courier.node(client) != NOBODY]
         count = min(len(there), settings.clients if settings else 0)

@@ -1,6 +1,7 @@
 """Clients on their own records: what is kept out, what is summed up, what a client may claim."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,10 @@ from fcit.data.records import Record, Turn
 from fcit.errors import ConfigError
 from fcit.evaluation import personal
 from fcit.federation.messages import PersonalScores
-from server.personal import reject_reason
+from fcit.methods.base import ServerState
+from server.checkpoint import Progress
+from server.participants import slot_of
+from server.personal import PersonalEvaluation, reject_reason
 
 ROWS = {
     "0": {"3": {"global": 60.0, "tuned": 80.0, "alone": 50.0}, "7": {"global": 40.0, "tuned": 30.0, "alone": 40.0}},
@@ -64,6 +68,18 @@ def test_ways_to_ask_for_it(given, clients):
     asked = parse({"evaluation": {"personal": given}}).evaluation.personal
     assert asked is not None
     assert asked.clients == clients
+
+
+def test_only_clients_whose_update_took_part_are_asked():
+    config = parse({"evaluation": {"personal": 3}})
+    slots = [slot_of(config.seed, 0, client, (0,)) for client in (3, 4, 5)]
+    state = ServerState(assigned={slot.pair: "0" for slot in slots})
+    progress = Progress(declared={f"{slot.client}/{slot.shard}": 10 for slot in slots})  # each has been described
+    courier = SimpleNamespace(node=lambda client: client + 1)
+    asking = PersonalEvaluation(config, SimpleNamespace(slots=lambda stage: [(0,)]), None, courier, None)
+    assert asking._sampled(state, progress) == []
+    progress.contributed = [f"4/{slots[1].shard}"]
+    assert asking._sampled(state, progress) == [slots[1]]
 
 
 def test_off():

@@ -254,6 +254,41 @@ def test_a_client_is_given_an_order_only_while_it_can_be_reached(tmp_path):
     assert run.now == pytest.approx(2 * 3600 + 7)
 
 
+def without(run: Run, refuses) -> list:
+    """Let shards be left out; returns the list of those that are asked for."""
+    assign, asked = run.collector.dispatcher.assign, []
+
+    def some(slots):
+        asked.extend((slot.client, slot.tasks) for slot in slots)
+        assign([slot for slot in slots if not refuses(slot)])
+
+    run.collector.dispatcher.assign = some
+    return asked
+
+
+def test_an_order_that_no_one_takes_costs_no_time(tmp_path):
+    run = Run(tmp_path, concurrency=1)
+    asked = without(run, lambda slot: slot.client == 0)
+    assert run.round() == ([1, 2], [0, 0])
+    assert run.now == pytest.approx(4 + 3)
+    assert asked[:3] == [(0, (0,)), (0, (1,)), (1, (0,))]  # neither of its shards
+
+
+def test_a_client_that_is_left_out_with_one_shard_may_train_another(tmp_path):
+    run = Run(tmp_path, concurrency=1, buffer=1)
+    asked = without(run, lambda slot: slot.tasks == (0,))
+    assert run.round() == ([0], [0])
+    assert run.now == pytest.approx(10)
+    assert asked == [(0, (0,)), (0, (1,))]
+
+
+def test_where_everyone_is_left_out_a_sentence_says_so(tmp_path):
+    run = Run(tmp_path, concurrency=1)
+    without(run, lambda slot: True)
+    with pytest.raises(RunError, match="no client could be given an order"):
+        run.round()
+
+
 def test_heterogeneous_slots_are_gone_through_in_turn(tmp_path):
     run = Run(tmp_path, concurrency=4)
     run.collector.round()

@@ -99,6 +99,16 @@ def test_the_rows_of_a_stage_become_those_of_the_matrix():
     assert (progress.evaluated, progress.row, progress.extra, progress.followed) == ([], {}, {}, {})
 
 
+def test_a_checkpoint_that_does_not_tell_who_trained_takes_all_that_are_known(run, state):
+    checkpoint.save(run, state, Progress(declared={"3/b": 2, "1/a": 5}, contributed=["1/a"]))
+    assert checkpoint.load(run)[1].contributed == ["1/a"]
+    [folder] = run.state.iterdir()
+    raw = json.loads((folder / "state.json").read_text())
+    del raw["progress"]["contributed"]
+    (folder / "state.json").write_text(json.dumps(raw))
+    assert checkpoint.load(run)[1].contributed == ["1/a", "3/b"]
+
+
 def test_fresh_state(run):
     assert checkpoint.load(run) is None
     checkpoint.save(run, ServerState(), Progress())
