@@ -14,6 +14,7 @@ from fcit.federation.devices import HOUR
 from fcit.io.files import write_json
 from fcit.io.trees import arrays
 from fcit.methods.base import Method, ServerState
+from fcit.models.layout import left_out
 from fcit.models.saving import save_subspace
 from fcit.runs.folder import RunDir
 from fcit.runs.recorded import data_of
@@ -90,8 +91,11 @@ def write(
     """
     scored = [name for name in matrix.datasets if name in stream.datasets]  # by the server; sites score their own
     constant = constants(stream, scored)
+    # Files are whole: peft gives layers that are not in them values of its own.
+    shapes = {name: t.shape for tensors in state.subspaces.values() for name, t in tensors.items()}
     for name, tensors in ({} if per_client(config) else state.subspaces).items():
-        save_subspace(run.adapters / name, {**state.shared, **tensors}, config.adapter, config.backbone.model)
+        whole = {**state.shared, **tensors, **left_out(tensors, shapes)}
+        save_subspace(run.adapters / name, whole, config.adapter, config.backbone.model)
     write_json(
         run.results,
         {

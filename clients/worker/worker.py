@@ -58,7 +58,7 @@ from fcit.methods.base import Method, Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone, versions
 from fcit.models.judging import judge_with
-from fcit.models.layout import Layout, is_projector
+from fcit.models.layout import Layout, is_projector, left_out
 from fcit.models.steps import computed
 from fcit.models.tokens import Tokenised
 from fcit.privacy import accountant, tokens
@@ -203,7 +203,8 @@ class Worker:
         if self.method.sends():
             self.enough(order.client, tasks, "statistic", self.method.measured_records)
         sessions, local, remembered = self._sessions(order, tasks)
-        self.adapters.load({n: t for n, t in order.tensors.items() if n in self.adapters.trainable})
+        whole = {**left_out(order.tensors, self.adapters.shapes), **order.tensors}
+        self.adapters.load({n: t for n, t in whole.items() if n in self.adapters.trainable})
         self.backbone.answering.release()
         self.backbone.layers.begin()
         config = self.planning.begin(sessions[0].examples, self.micro)

@@ -71,7 +71,7 @@ class HiDe(PerStage):
         count_once(state, pairs, stats)
 
     def end_stage(self, state: ServerState, stage: int) -> None:
-        """With ``cross`` the newest subspace holds the sums below the last block, earlier ones nothing there."""
+        """With ``cross`` the newest subspace holds the sums below the last block, earlier ones no tensors there."""
         name, earlier = str(stage), [n for n in state.subspaces if int(n) < stage]
         if self.options.fusion == "stack" or name not in state.subspaces or not earlier:
             return
@@ -80,8 +80,7 @@ class HiDe(PerStage):
         for tensor in (n for n in newest if is_factor(n) and n not in routed):
             newest[tensor] = newest[tensor] + state.subspaces[earlier[-1]][tensor]
         before = state.subspaces[earlier[-1]]
-        emptied = {n: np.zeros_like(t) for n, t in before.items() if is_factor(n) and n not in routed}
-        state.subspaces[earlier[-1]] = {**before, **emptied}
+        state.subspaces[earlier[-1]] = {n: t for n, t in before.items() if n in routed or not is_factor(n)}
         state.subspaces[name] = newest
 
     def knowledge(self, state: ServerState) -> tuple[dict[str, list[str]], Tensors]:

@@ -28,7 +28,7 @@ from fcit.models import hashes, ranks, spectra
 from fcit.models.backbone import Backbone
 from fcit.models.checking import check_adapted
 from fcit.models.hooks import Projectors, as_factor, own_projectors, shown_inputs
-from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block
+from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block, left_out
 from fcit.models.mixing import Selection, needed, thinned
 from fcit.models.quieting import quiet
 from fcit.models.routed import MIX, SLOT, Routed
@@ -272,7 +272,8 @@ class Adapters(Routed):
     def load_mixture(self, subspaces: list[Tensors], projector: Tensors, as_backbone: bool = False) -> None:
         """Stack subspaces (in this order) into the mixture adapter; grows it when needed.
 
-        Subspaces that hold a projector use it; ``projector`` is used by all others.
+        Subspaces that hold a projector use it; ``projector`` is used by all others. Layers that some leave out are zero
+        there.
 
         Args:
             as_backbone: the factors are kept in the backbone's number format, not in float32, so that layers cast
@@ -283,12 +284,14 @@ class Adapters(Routed):
             self._resize(size)
         self._format(self.backbone.dtype if as_backbone else torch.float32)
         lora = [{n: t for n, t in s.items() if is_factor(n)} for s in subspaces]
+        shapes = {name: t.shape for s in lora for name, t in s.items()}
+        lora = [{**s, **left_out(s, shapes)} for s in lora]
         with torch.no_grad():
             for name, parameter in self._named(MIX):
                 parameter.requires_grad_(False)
                 if is_projector(name):
                     parameter.copy_(torch.from_numpy(projector[name]))
-                elif not subspaces or name not in lora[0]:
+                elif name not in shapes:
                     parameter.zero_()
                 else:
                     axis = 0 if A in name else 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 #: What peft's names of trained tensors begin with.
 PREFIX = "base_model.model."
@@ -41,6 +43,18 @@ def last_block(names: Iterable[str]) -> set[str]:
     numbers = {name: next((int(part) for part in name.split(".") if part.isdigit()), -1) for name in names}
     last = max(numbers.values(), default=-1)
     return {name for name, number in numbers.items() if number == last}
+
+
+def left_out(names: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Zeros for the layers that a subspace has left out, because it changes nothing in them.
+
+    Args:
+        names: of its tensors. Factors of which only the other one is here are no such layer's.
+        shapes: of a whole subspace.
+    """
+    pairs = [(n, n.replace(A, B)) for n in shapes if A in n]
+    lacking = [n for pair in pairs if not any(n in names for n in pair) for n in pair if n in shapes]
+    return {n: np.zeros(shapes[n], np.float32) for n in lacking}
 
 
 @dataclass(frozen=True)

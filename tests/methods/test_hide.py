@@ -42,7 +42,8 @@ def trained(method: HiDe) -> ServerState:
 
 def below(state: ServerState, layer: str) -> float:
     """The product of all subspaces, each with weight one."""
-    return sum((t[f"{layer}{B}weight"] @ t[f"{layer}{A}weight"]).item() for t in state.subspaces.values())
+    held = [t for t in state.subspaces.values() if f"{layer}{A}weight" in t]
+    return sum((t[f"{layer}{B}weight"] @ t[f"{layer}{A}weight"]).item() for t in held)
 
 
 def test_experts_are_summed_exactly_or_with_cross_terms():
@@ -50,7 +51,9 @@ def test_experts_are_summed_exactly_or_with_cross_terms():
     crossed = trained(hide(fusion="cross"))
     assert below(crossed, LOW) == (2 + 3 + 5) ** 2
     assert below(crossed, TOP) == 4 + 9 + 25
-    assert crossed.subspaces["0"][f"{TOP}{A}weight"] == 2
+    assert crossed.subspaces["0"] == dict.fromkeys(last_block(SHAPES), 2)
+    assert hide(fusion="cross").active(crossed) == 4 + 2 + 2  # what is empty is neither kept nor sent
+    assert crossed.bytes == trained(hide()).bytes - 4 * 4
 
 
 def test_a_projectors_numbers_are_no_blocks():
@@ -62,7 +65,7 @@ def test_a_projectors_numbers_are_no_blocks():
         state.subspaces[str(stage)] = dict.fromkeys([*SHAPES, merger], np.full((1, 1), 2, np.float32))
         method.end_stage(state, stage)
     assert state.subspaces["0"][f"{TOP}{A}weight"] == 2
-    assert state.subspaces["0"][f"{LOW}{A}weight"] == 0
+    assert state.subspaces["0"].keys() == {*last_block(SHAPES), merger}
     assert state.subspaces["1"][f"{TOP}{A}weight"] == 2
 
 
@@ -102,6 +105,11 @@ def test_the_mix_acts_in_the_last_block_only(tmp_path):
         adapters.load_mixture(subspaces, {})
         with adapters.mixed(weights):
             return backbone.answer_logits(examples, features)[0].numpy()
+
+    lower = {n: np.zeros_like(t) for n, t in first.items() if n not in last_block(first)}
+    short = {n: t for n, t in first.items() if n not in lower}
+    for pair, emptied in (([short, second], [{**first, **lower}, second]), ([second, short], [second, first | lower])):
+        assert np.array_equal(logits(pair, f32([1, 0.5], [0, 1])), logits(emptied, f32([1, 0.5], [0, 1])))
 
     without = {n: np.zeros_like(t) if n in last_block(second) else t for n, t in second.items()}
     mixed = logits([first, second], f32([1, 0], [1, 0]))
