@@ -20,6 +20,9 @@ from fcit.io.trees import Tensors, arrays
 from fcit.methods.base import INVARIANTS, Method, QuestionBatch, ServerState, Session, Update
 from fcit.models.layout import KEYS, PROMPTS, Layout
 
+#: By how much a sum of counts grows at most, relatively, if these travel as bfloat16 with its eight significant bits.
+ROUNDING = 2.0**-8
+
 
 class L2P(Method):
     """Frozen language model, trained prompts.
@@ -101,7 +104,8 @@ class L2P(Method):
     def reject_reason(self, extra: Tensors, examples: int) -> str | None:
         epochs = self.config.training.epochs
         used, most = extra["used"], examples * max([epochs] if isinstance(epochs, int) else epochs) * self._count
-        if (used < 0).any() or used.sum() > most:
+        rounding = 0.0 if self.config.federation.wire == "float32" else ROUNDING
+        if (used < 0).any() or used.sum() > most * (1 + rounding):
             return f"prompts chosen {used.sum():.0f} times, at most {most} for {examples} records"
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ABSURD = 1e6
 #: Clients' covariances are united exactly up to so many times a layer's budget of rows, and nearly so beyond.
 _ROOM = 32
-_BUDGETS, _INTERFERENCE = "budgets", "interference"
+_INTERFERENCE = "interference"
 
 
 class Prism(MoELoRA):
@@ -104,10 +104,10 @@ class Prism(MoELoRA):
 
     def prepare(self, session: Session) -> None:
         notes, trained = session.notes, session.adapters.trainable
-        sent = {name: tensor for group in session.constants.values() for name, tensor in group.items()}
+        bases = {name: rows for group in session.constants.values() for name, rows in group.items()}
         layers = sorted(name for name in trained if A in name)
-        notes["budgets"] = dict(zip(layers, map(int, sent.pop(_BUDGETS)), strict=True)) if sent else None
-        notes["bases"] = {n: unit(torch.from_numpy(rows).to(trained[n].device)) for n, rows in sent.items()}
+        notes["budgets"] = dict(zip(layers, session.brief["budgets"], strict=True))
+        notes["bases"] = {n: unit(torch.from_numpy(rows).to(trained[n].device)) for n, rows in bases.items()}
         notes["inside"] = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
         notes["covariances"], notes["step"] = {}, 0
         if session.last_round or (notes["bases"] and session.round == 0):
@@ -126,7 +126,7 @@ class Prism(MoELoRA):
             for name, gradient in self._gradients(session):
                 projected = steer(name, gradient) if options.project == "update" else gradient
                 rows = self._by_expert(name, projected) * _shares(session, name).sqrt()
-                room = 2 * self._budgets(session)[_layer(name)]
+                room = 2 * notes["budgets"][_layer(name)]
                 notes["covariances"].setdefault(name, Covariance(room)).add(rows)
         for name in [n for n in notes if GATE in n]:
             notes[name].zero_()
@@ -141,7 +141,7 @@ class Prism(MoELoRA):
             parts = [float(inside / total) if total else 0.0 for inside, total in session.notes["inside"].values()]
             sent[_INTERFERENCE] = np.array(parts, dtype=np.float32)
         if session.last_round:
-            for layer, budget in self._budgets(session).items():
+            for layer, budget in session.notes["budgets"].items():
                 for name in (layer, layer.replace(A, B)):
                     rows = self._by_expert(name, torch.zeros_like(session.adapters.trainable[name].detach()))
                     if name in session.notes["covariances"]:  # else it was not trained
@@ -160,10 +160,6 @@ class Prism(MoELoRA):
             rows = self._by_expert(name, gradient) * _shares(session, name).sqrt()
             inside = (rows @ session.notes["bases"][name].mT).double().square().sum()
             session.notes["inside"][_layer(name)] += torch.stack([inside, rows.double().square().sum()]).cpu()
-
-    def _budgets(self, session: Session) -> dict[str, int]:
-        shapes = {name: tuple(p.shape) for name, p in session.adapters.trainable.items()}
-        return session.notes["budgets"] or self._first(shapes)
 
     @staticmethod
     def _gradients(session: Session) -> list[tuple[str, torch.Tensor]]:
@@ -203,11 +199,13 @@ class Prism(MoELoRA):
     def frozen(self, names: Iterable[str], stage: int) -> list[str]:
         return [name for name in names if GATE in name] if stage else []
 
+    def brief(self, state: ServerState) -> dict[str, Any]:
+        """Every layer's budget, in the order of the layers' names: as a tensor it would be rounded on a short wire."""
+        return {"budgets": [budget for _, budget in sorted(self._kept(state).items())]}
+
     def constants(self, state: ServerState) -> dict[str, Tensors]:
-        if "bases" not in state.memory:
-            return {}
-        budgets = np.array([state.memory["budgets"][n] for n in sorted(state.memory["budgets"])], np.float32)
-        return {f"bases-{state.memory['stage']}": {**state.memory["bases"], _BUDGETS: budgets}}
+        # Groups called bases held the budgets, too: who goes on with an older run's checkpoint is sent these anew.
+        return {f"directions-{state.memory['stage']}": state.memory["bases"]} if "bases" in state.memory else {}
 
     def extra_shapes(self, state: ServerState) -> dict[str, tuple[int, ...]]:
         subspace, experts = state.subspaces["0"], self.options.experts

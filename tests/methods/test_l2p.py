@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fcit.config import RunConfig
+from fcit.federation import codec
+from fcit.federation.messages import EXTRA, ClientUpdate
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.fedopt.fedavgm import FedAvgM
@@ -11,6 +15,9 @@ from fcit.methods.l2p import L2P
 from fcit.models.layout import KEYS, PROMPTS
 from tests.helpers.toy import TinyModel, f32, session
 
+UPDATE = ClientUpdate(
+    stage=0, round=0, client=0, shard="s", subspace="0", examples=259, steps=1, loss=1.0, seconds=1.0, tensors={}
+)
 KEY_ROWS = f32([1, 0], [0, 1], [-1, 0])
 
 
@@ -98,6 +105,17 @@ def test_active_parameters_are_the_chosen_prompts_and_the_projector():
 def test_a_client_cannot_choose_more_often_than_it_has_records(used):
     assert "chosen" in l2p().reject_reason({"used": f32(*used)}, 3)
     assert l2p().reject_reason({"used": f32(3, 3, 0)}, 3) is None
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16", "int8"])
+def test_counts_that_the_wire_has_rounded_up_are_not_too_many(wire):
+    """259 records that all chose the same two prompts: 2 x 260 arrive in bfloat16."""
+    method = L2P(RunConfig(method={"name": "l2p", "pool": 3, "choose": 2}, federation={"wire": wire}))
+    sent = {f"{EXTRA}used": f32(259, 259, 0)}
+    (used,) = codec.decode(codec.encode(replace(UPDATE, tensors=sent), wire), ClientUpdate).tensors.values()
+    assert used.tolist() == ([259, 259, 0] if wire == "float32" else [260, 260, 0])
+    assert method.reject_reason({"used": used}, 259) is None
+    assert "chosen" in method.reject_reason({"used": f32(262, 261, 0)}, 259)
 
 
 def test_a_server_with_momentum_leaves_unchosen_slots_alone():

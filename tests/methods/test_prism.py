@@ -8,6 +8,8 @@ import fcit.config
 from fcit.config import RunConfig
 from fcit.contracts.toy import PAIRS, MethodCase
 from fcit.errors import ConfigError
+from fcit.federation import codec
+from fcit.federation.messages import CONSTANT, TrainOrder
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.methods.base import Update
@@ -62,9 +64,23 @@ def test_clients_are_weighted_by_their_records():
     case.method.end_stage(case.state, 0)
     basis = case.state.memory["bases"][a][1]
     assert basis.T @ basis == pytest.approx(np.diag([4.0, 3.0, 0]), abs=1e-5)  # 16 / 4 and 3 * 4 / 4
-    sent = case.method.constants(case.state)["bases-0"]
-    assert sent["budgets"].tolist() == [2]
-    assert {sent[n].shape for n in (a, b)} == {(2, 2, 3)}
+    sent = case.method.constants(case.state)["directions-0"]
+    assert {n: rows.shape for n, rows in sent.items()} == {a: (2, 2, 3), b: (2, 2, 3)}
+    assert case.method.brief(case.state) == {"budgets": [2]}
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16", "int8"])
+def test_budgets_arrive_as_they_are(wire):
+    """257 has nine significant bits, one more than bfloat16 has."""
+    case = with_bases(case_of(stage=1), np.eye(1, 3))
+    case.state.memory["budgets"] = {names(case)[0]: 257}
+    view = case.session(PAIRS[0], {}, last_round=True)
+    plain = {"config": "", "stage": 1, "round": 4, "client": 0, "shard": "s", "tasks": [0], "subspace": "0"}
+    sent = {f"{CONSTANT}{group}/{n}": t for group, tensors in view.constants.items() for n, t in tensors.items()}
+    read = codec.decode(codec.encode(TrainOrder(**plain, tensors=sent, brief=view.brief), wire), TrainOrder)
+    view.brief, view.constants = read.brief, {"": {n.rpartition("/")[2]: t.copy() for n, t in read.tensors.items()}}
+    case.method.prepare(view)
+    assert {n: t.shape for n, t in case.method.finish(view).items()} == case.method.extra_shapes(case.state)
 
 
 def test_steps_stay_outside_of_what_is_protected_and_so_does_their_mean():
