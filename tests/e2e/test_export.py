@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.errors import ConfigError, DataError
 from fcit.export import assistant as assistant_module
 from fcit.export import format
+from fcit.export.assistant import Answer
 from fcit.io.files import write_json
 from fcit.methods.base import Method
 from fcit.models.backbone import Backbone
@@ -152,13 +154,18 @@ def test_where_nothing_can_be_written(reference, tmp_path, fcit, to):
     assert len(err.splitlines()) == 1
 
 
+def same(one: Answer, other: Answer) -> bool:
+    """Whether two answers are equal; a question's weights in a batch and alone may differ in the last digit shown."""
+    return one.mix == pytest.approx(other.mix, abs=2e-6) and replace(one, mix={}) == replace(other, mix={})
+
+
 def test_questions_of_text_alone_and_of_several_images(assistant, picture, exported, fcit):
     mixed = assistant.answer([None, picture, [picture, picture], []], [QUESTION] * 4)
     for images, answer in zip([[None], [picture], [[picture, picture]], [None]], mixed, strict=True):
         [alone] = assistant.answer(images, [QUESTION])
-        assert alone == answer
+        assert same(alone, answer)
     tagged = assistant.answer([picture, [picture, picture]], [f"<image>\n{QUESTION}", f"<image><image>{QUESTION}"])
-    assert tagged == mixed[1:3]
+    assert all(map(same, tagged, mixed[1:3]))
     with pytest.raises(DataError, match=r"question 0 .*: 1 image tags in its questions, and it names 0 images"):
         assistant.answer([None], [f"<image>\n{QUESTION}"])
     code, out, err = fcit("chat", exported, "--json", QUESTION)
