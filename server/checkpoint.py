@@ -72,6 +72,7 @@ class Progress:
     offsets: dict[str, int] = field(default_factory=dict)  # samples shown to pooled references
     traffic: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0, "orders": 0, "rejected": 0})
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] | None = field(default_factory=dict)  # of clients; None: unknown
     events: int = 0  # bytes of events.jsonl that belong to this state
     saves: int = 0
 
@@ -228,8 +229,9 @@ def _read(folder: Path) -> tuple[ServerState, Progress]:
         state.memory = memory["method"]
         state.optimizers = {name: dict(pairs) for name, pairs in memory["fedopt"]}
         state.factors = dict(memory.get("factors", []))  # older checkpoints have none
-        # Older checkpoints do not tell who has trained from who was described.
-        progress = Progress(**{"contributed": sorted(raw["progress"]["declared"]), **raw["progress"]})  # no other names
+        # Older checkpoints do not tell who has trained from who was described, nor how long processors have worked.
+        older = {"contributed": sorted(raw["progress"]["declared"]), "cpu_seconds": None}
+        progress = Progress(**{**older, **raw["progress"]})  # no other names
         return state, TypeAdapter(Progress).validate_python(asdict(progress))  # and of these types
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: damaged checkpoint ({error!r})") from None

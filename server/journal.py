@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,13 @@ class Journal:
 
     Args:
         progress: stage and round of events, and the seconds spent, added to in place.
+        worked: CPU seconds of clients' work so far, 0 where that is not known.
     """
 
-    def __init__(self, run: RunDir, watcher: Watcher, progress: Progress) -> None:
-        self._run, self._watcher, self._progress = run, watcher, progress
+    def __init__(
+        self, run: RunDir, watcher: Watcher, progress: Progress, worked: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        self._run, self._watcher, self._progress, self._worked = run, watcher, progress, worked
 
     def event(self, kind: str, **values: Any) -> None:
         """Write an event and pass it to the watcher."""
@@ -48,12 +51,15 @@ class Journal:
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the seconds spent in the body to this part of the run, also if it fails."""
-        begin = time.perf_counter()
+        begin, worked = time.perf_counter(), self._worked()
         try:
             yield
         finally:
             spent = self._progress.seconds.get(part, 0.0) + time.perf_counter() - begin
             self._progress.seconds[part] = round(spent, 4)
+            cpu, more = self._progress.cpu_seconds, self._worked() - worked
+            if cpu is not None and more:
+                cpu[part] = round(cpu.get(part, 0.0) + more, 4)
 
 
 def remarks(heads: list[ClientUpdate | None], training: Training) -> dict[str, Any]:

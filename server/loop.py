@@ -74,7 +74,7 @@ class Loop:
         self.state.stage, self.state.round = self.progress.stage, self.progress.round
         self.state.labels = labels(stream)
         self.method.refuse(self.state)
-        self.journal = Journal(run, watcher, self.progress)
+        self.journal = Journal(run, watcher, self.progress, lambda: getattr(grid, "cpu_seconds", 0.0))
         self.records: RecordPrivacy | None = None
         if config.privacy.records:
             self.records = RecordPrivacy(config, stream, self.method, self.progress.records)

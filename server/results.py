@@ -41,8 +41,20 @@ def cost(config: RunConfig, method: Method, state: ServerState, progress: Progre
         "questions": progress.samples,
         "questions_untrained": progress.samples_untrained,
         "seconds_per_sample": round(progress.answer_seconds / max(progress.samples, 1), 5),
+        **_cpu(config, progress),
         **_hours(config, progress),
     }
+
+
+def _cpu(config: RunConfig, progress: Progress) -> dict[str, float]:
+    """The same two in CPU seconds, which hardly depend on what else the machine does; where they are known."""
+    spent, cpu = progress.cpu_seconds or {}, {}
+    if "training" in spent:
+        each = (spent["training"] + spent.get("measuring", 0.0)) / max(progress.client_rounds, 1)
+        cpu["client_cpu_seconds"] = round(each, 4)
+    if "evaluation" in spent and config.evaluation.personal is None:  # else clients train then, too
+        cpu["cpu_seconds_per_sample"] = round(spent["evaluation"] / max(progress.samples, 1), 5)
+    return cpu
 
 
 def _hours(config: RunConfig, progress: Progress) -> dict[str, float]:

@@ -130,8 +130,12 @@ COSTS = {
     "parameters.stored": "stored",
     "parameters.active": "active",
     "seconds_per_sample": "seconds_per_sample",
+    "client_cpu_seconds": "client_cpu_seconds",
+    "cpu_seconds_per_sample": "cpu_seconds_per_sample",
     "simulated_hours": "simulated_hours",
 }
+#: Those of them that a run without a federation has of a task, whatever rounds the method made of it.
+OF_A_TASK = ("client_seconds", "client_cpu_seconds")
 
 
 def _method(config: RunConfig) -> Any:
@@ -154,13 +158,22 @@ def _spread(values: list[Any]) -> Spread | None:
     return Spread(tuple(float(v) for v in values)) if values and None not in values else None
 
 
+def _cost(run: Run) -> dict[str, Any]:
+    """The cost of a run by dotted key."""
+    cost = flat(run.results.get("cost") or {})
+    if run.config.centralised and "client_rounds" in cost:
+        of_a_task = cost["client_rounds"] / len(run.matrix.scores)
+        cost |= {key: cost[key] * of_a_task for key in OF_A_TASK if key in cost}
+    return cost
+
+
 def _line(row: Row, runs: dict[int, Run]) -> Line:
     method = _method(row.config)
     summaries = [run.matrix.summary() for run in runs.values()]
     # Without a sequence of stages figures over stages are undefined.
     known = ("Last", "form share") if getattr(method, "last_stage_only", False) else (*FIGURES, *FORM_FIGURES)
     forms = {name: _spread([run.matrix.form_summary().get(name) for run in runs.values()]) for name in FORM_FIGURES}
-    costs = [flat(run.results.get("cost") or {}) for run in runs.values()]
+    costs = [_cost(run) for run in runs.values()]
     spent = [epsilons.of_run(run.results) for run in runs.values()]
     private = {head: _spread([each[head] for each in spent]) for head in epsilons.KINDS}
     return Line(

@@ -66,8 +66,8 @@ def accuracy_head(table: Table) -> list[str]:
     return ["row", "seeds", *figures, *table.untrained, *table.private, *others]
 
 
-#: Hours of the whole run on a clock that only some runs have.
-SIMULATED = "simulated_hours"
+#: Hours of the whole run on a clock that only some runs have, and CPU seconds, which only some engines know.
+SIMULATED, CPU = "simulated_hours", ("client_cpu_seconds", "cpu_seconds_per_sample")
 #: Columns of the table of cost: where the value stands, its unit, its heads with a federation and without one (none:
 #: the column makes no sense there).
 COST = (
@@ -80,6 +80,8 @@ COST = (
     ("stored", None, "stored", "stored"),
     ("active", None, "active", "active"),
     ("seconds_per_sample", 1.0, "s/sample", "s/sample"),
+    (CPU[0], 1.0, "client CPU s", "CPU s/task"),
+    (CPU[1], 1.0, "CPU s/sample", "CPU s/sample"),
     (SIMULATED, 1.0, "simulated h", ""),
 )
 
@@ -87,8 +89,8 @@ COST = (
 def _cost_columns(table: Table) -> list[tuple[str, float | None, str]]:
     """Key, unit (None: a count) and head of the columns of a table of cost."""
     columns = [(key, unit, central if table.key.centralised else head) for key, unit, head, central in COST]
-    clocked = any(line.cost[SIMULATED] for line in table.lines)
-    return [column for column in columns if column[2] and (clocked or column[0] != SIMULATED)]
+    absent = {key for key in (SIMULATED, *CPU) if not any(line.cost[key] for line in table.lines)}
+    return [column for column in columns if column[2] and column[0] not in absent]
 
 
 #: Costs that only a federation has.
@@ -220,6 +222,10 @@ def notes(table: Table) -> list[str]:
             "answer."
             if table.key.centralised
             else "MB up and down, client s, client MB: of one client in one round; s/sample: per answer."
+        )
+    if any(line.cost[key] for line in table.lines for key in CPU):
+        sentences.append(
+            "CPU s: the same of a core alone; what else the machine did hardly changes it, and lengthens the others."
         )
     if any(line.cost[SIMULATED] for line in table.lines):
         sentences.append(

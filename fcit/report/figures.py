@@ -183,7 +183,8 @@ def clients(run: Run) -> Figure:
 
 
 def course(run: Run) -> Figure:
-    """Mean training loss and bytes of every round; of a centralised run the loss of every stage alone."""
+    """Mean training loss and bytes of every round; of a centralised run the loss of every stage (of every round, where
+    its method adds some) alone."""
     central = run.config.centralised
     figure, (left, *others) = _panels(1 if central else 2, height=2.4)
     rounds = run.of("round")
@@ -191,7 +192,8 @@ def course(run: Run) -> Figure:
     sent = {x: [loss for loss in e["loss"].values() if loss is not None] for x, e in enumerate(rounds, start=1)}
     losses = {x: sum(each) / len(each) for x, each in sent.items() if each}
     left.plot(list(losses), list(losses.values()))
-    each, said = "stage" if central else "round", " (not sent)" if run.config.privacy.records else ""
+    staged = central and not any(event.get("extra") for event in rounds)
+    each, said = "stage" if staged else "round", " (not sent)" if run.config.privacy.records else ""
     left.set(title=f"training loss{said}", xlabel=each, ylim=(0, 1.1 * (max(losses.values(), default=0) or 1)))
     for right in others:
         _traffic(right, rounds)

@@ -13,7 +13,7 @@ def test_a_centralised_table_has_no_columns_of_a_federation(planned):
     base = {"setting": "centralised", **{f"federation.{key}": 1 for key in ("clients", "clients_per_round", "rounds")}}
     made = planned(set=base, rows=[{"axes": {"method": ["finetune"]}}])
     for run in made.runs:
-        finish(run, {"a": [1.0, 0.0]}, COST)
+        finish(run, {"a": [1.0, 0.0]}, {**COST, "client_rounds": 1})
     board = leaderboard.collect(made)
     [table] = board.tables
     columns = ["row", "s/task", "kept MB", "state MB", "trainable", "stored", "active", "s/sample"]
@@ -23,6 +23,35 @@ def test_a_centralised_table_has_no_columns_of_a_federation(planned):
     assert "up" not in json.loads(data.to_json(board))["tables"][0]["rows"][0]["cost"]
     assert figures.points(table) == []
     assert "MB up" not in page.render(board)
+
+
+def test_rounds_that_a_method_adds_belong_to_their_task_without_a_federation(planned):
+    base = {"setting": "centralised", **{f"federation.{key}": 1 for key in ("clients", "clients_per_round", "rounds")}}
+    made = planned(set=base, rows=[{"axes": {"method": ["mrlora"]}}])
+    for run in made.runs:  # one task of two rounds
+        finish(run, {"a": [1.0, 0.0]}, {**COST, "client_rounds": 2, "client_cpu_seconds": 0.25})
+    [table] = leaderboard.collect(made).tables
+    cells = dict(zip(tables.cost_head(table), tables.cost_cells(table, table.lines[0]), strict=True))
+    assert (cells["s/task"], cells["CPU s/task"]) == ("1.00", "0.500")
+
+
+def test_cpu_seconds_have_columns_where_a_row_knows_them(planned):
+    made = planned(rows=[{"axes": {"method": ["finetune", "disco"]}}])
+    for run in made.runs:
+        known = {"client_cpu_seconds": 0.4, "cpu_seconds_per_sample": 0.003}
+        finish(run, {"a": [1.0, 0.0]}, COST | (known if run.row.label == "disco" else {}))
+    board = leaderboard.collect(made)
+    (table,) = board.tables
+    assert tables.cost_head(table)[-2:] == ["client CPU s", "CPU s/sample"]
+    cells = {line.label: tables.cost_cells(table, line)[-2:] for line in table.lines}
+    assert cells == {"finetune": ["-", "-"], "disco": ["0.400", "0.00300"]}
+    assert any(note.startswith("CPU s: the same of a core alone") for note in tables.notes(table))
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(data.to_csv(board)))}
+    assert (rows["disco"]["client_cpu_seconds"], rows["finetune"]["cpu_seconds_per_sample"]) == ("0.4", "")
+
+
+def test_no_columns_of_cpu_seconds_where_no_row_knows_them(board):
+    assert "CPU" not in tables.markdown(board[1])
 
 
 def test_what_was_not_trained_has_columns_where_some_row_asked_it(planned):

@@ -206,6 +206,40 @@ def test_every_shipped_bench_is_sound(path):
     assert seeds == {100} if path.stem.startswith("sweep") else 100 not in seeds
 
 
+def shipped(name: str) -> dict[str, plan.Row]:
+    """The rows of a shipped bench by label."""
+    return {row.label: row for row in plan.load(ROOT / "configs" / "bench" / f"{name}.yaml").rows}
+
+
+def test_the_equations_of_mini_released_are_runs_of_mini_task_hom():
+    ours, known = shipped("mini-released"), shipped("mini-task-hom")
+    same = {label for label in ours if label in known and ours[label].slug == known[label].slug}
+    assert same == {"moelora", "clmoe blend=0.9", "hide", "smolora", "proglora"}
+    for label in same:
+        assert plan.same_run(ours[label].config) == plan.same_run(known[label].config)
+        assert ours[label].seeds == known[label].seeds
+
+
+@pytest.mark.parametrize("name", ["mini-task-hom", "mini-task-het", "mini-central", "mini-released"])
+def test_benches_of_all_methods_ask_what_is_never_trained(name):
+    assert all(row.config.evaluation.held_out for row in shipped(name).values())
+    assert all(row.config.evaluation.unseen for row in shipped(name).values()) == (name != "mini-central")
+
+
+def test_without_a_federation_replay_keeps_what_its_clients_keep_together():
+    central, apart = (shipped(name) for name in ("mini-central", "mini-task-hom"))
+    row = apart["replay"].config
+    (kept,) = [r.config.method["buffer"] for r in central.values() if r.config.method["name"] == "replay"]
+    assert kept == row.federation.clients * row.method["buffer"]
+
+
+def test_a_round_of_mini_wire_trains_as_many_records_as_one_of_mini_fedopt():
+    firsts = [next(iter(shipped(name).values())).config for name in ("mini-wire", "mini-fedopt")]
+    records = [config.data.max_records or 4000 for config in firsts]  # of each mini data set
+    drawn = [config.federation.clients_per_round / config.federation.clients for config in firsts]
+    assert records[0] * drawn[0] == records[1] * drawn[1]
+
+
 # ---------------------------------------------------------------------- more seeds for some rows
 
 

@@ -11,7 +11,7 @@ from fcit import config as configuration
 from fcit.config import Training
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import ClientUpdate
-from fcit.report import hours, notes, page, terminal
+from fcit.report import figures, hours, notes, page, terminal
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from server.journal import remarks
@@ -52,6 +52,16 @@ def test_subspaces_that_one_client_trained_are_named(made):
     console = Console(width=400, record=True, file=io.StringIO())
     terminal.show(console, [run])
     assert said in console.export_text()
+
+
+@pytest.mark.parametrize(("method", "extra", "label"), [("finetune", False, "stage"), ("mrlora", True, "round")])
+def test_without_a_federation_the_course_is_of_stages_unless_a_method_adds_rounds(made, method, extra, label):
+    federation = {"clients": 1, "clients_per_round": 1, "rounds": 1}
+    run = made([[(0, "0", 9)], [(0, "0", 9)]], method=method, setting="centralised", federation=federation)
+    if extra:
+        first, second = run.folder.events.read_text().splitlines()
+        run.folder.events.write_text(f'{first}\n{second[:-1]}, "extra": true}}\n')
+    assert [axis.get_xlabel() for axis in figures.course(run).axes] == [label]
 
 
 def test_steps_that_float16_could_not_hold_are_counted(made):

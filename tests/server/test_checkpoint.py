@@ -54,6 +54,7 @@ def test_round_trip(run, state):
         followed={"a": Followed({"letter": 3}, 2, 0.2)},
         followed_rows=[{"b": Followed({}, 0, 1 / 3)}],
         seconds={"training": 1.25},
+        cpu_seconds={"training": 0.75},
         trained={"task-10": {"1": 4, "0": 4}},
     )
     run.event("round", stage=0)
@@ -107,6 +108,16 @@ def test_a_checkpoint_that_does_not_tell_who_trained_takes_all_that_are_known(ru
     del raw["progress"]["contributed"]
     (folder / "state.json").write_text(json.dumps(raw))
     assert checkpoint.load(run)[1].contributed == ["1/a", "3/b"]
+
+
+def test_of_a_checkpoint_without_cpu_seconds_they_are_not_known(run, state):
+    checkpoint.save(run, state, Progress())
+    assert checkpoint.load(run)[1].cpu_seconds == {}
+    [folder] = run.state.iterdir()
+    raw = json.loads((folder / "state.json").read_text())
+    del raw["progress"]["cpu_seconds"]  # of an older version
+    (folder / "state.json").write_text(json.dumps(raw))
+    assert checkpoint.load(run)[1].cpu_seconds is None
 
 
 def test_fresh_state(run):

@@ -5,6 +5,7 @@ A ``flwr.serverapp.Grid`` like any other, so server and client code cannot tell 
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ class InlineGrid(VirtualGrid):
         config: as every engine takes it; not needed here.
         memory: folder in which clients may remember between their orders.
         clients: number of virtual clients; client k finds k as ``partition-id`` in its node configuration.
+
+    Attributes:
+        cpu_seconds: CPU time of all clients' work so far; other engines, whose work is in other processes, have none.
     """
 
     summary = "every client in this process, one after the other"
@@ -38,7 +42,7 @@ class InlineGrid(VirtualGrid):
         self, client_app: ClientApp, clients: int, config: RunConfig | None = None, memory: Path | None = None
     ) -> None:
         super().__init__(clients)
-        self._app = client_app
+        self._app, self.cpu_seconds = client_app, 0.0
         self._run_config: dict = {} if memory is None else {"client-memory": str(memory)}
         self._waiting: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
@@ -70,6 +74,7 @@ class InlineGrid(VirtualGrid):
         return self._contexts[node]
 
     def _work(self, message: Message) -> Message:
+        begin = time.process_time()
         try:
             return self._app(message, self._context(message.metadata.dst_node_id))
         except self.fatal:
@@ -79,3 +84,5 @@ class InlineGrid(VirtualGrid):
             trail = "" if isinstance(error, FCITError) else "".join(traceback.format_tb(error.__traceback__))
             reason = f"{type(error).__name__}: {error}\n{trail}".rstrip()
             return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
+        finally:
+            self.cpu_seconds += time.process_time() - begin
