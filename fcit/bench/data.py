@@ -37,7 +37,7 @@ def to_csv(board: Leaderboard) -> str:
     private = [head for head in epsilons.KINDS if any(head in table.private for table in board.tables)]
     untrained = list(dict.fromkeys(name for table in board.tables for name in table.untrained))
     head += [part for name in untrained for part in (name, f"{name}_sd")]
-    rows = [[*head, *private, "difference", "low", "high", "differs_in", "made_elsewhere"]]
+    rows = [[*head, *private, "baseline", "difference", "low", "high", "differs_in", "made_elsewhere"]]
     for table in board.tables:
         for line in table.lines:
             key, difference = table.key, line.difference
@@ -67,9 +67,9 @@ def to_csv(board: Leaderboard) -> str:
             spent = [line.epsilons.get(head) for head in private]
             values += ["" if value is None else f"{max(value.values):.6g}" for value in spent]
             values += (
-                [""] * 3
+                [""] * 4
                 if difference is None
-                else [f"{v:.4f}" for v in (difference.estimate, difference.low, difference.high)]
+                else [line.against, *(f"{v:.4f}" for v in (difference.estimate, difference.low, difference.high))]
             )
             rows.append([*values, "; ".join(line.differs), "; ".join(line.elsewhere)])
         if table.constant is not None:
@@ -117,6 +117,7 @@ def _json_line(line: Line) -> dict[str, Any]:
         "difference": None
         if difference is None
         else {
+            "baseline": line.against,
             "estimate": difference.estimate,
             "low": difference.low,
             "high": difference.high,

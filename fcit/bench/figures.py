@@ -259,7 +259,9 @@ def lasts(table: Table) -> Figure:
     axes[0].set(xlabel="Last: mean ± standard deviation, below it the seeds", ylim=(len(lines) - 0.5, -0.5))
     if compared:
         axes[1].axvline(0, linewidth=0.8, color="#8c8c8c")
-        axes[1].set(xlabel=f"difference to {table.baseline}, 95 % interval")
+        others = {line.against for line in lines if line.difference}
+        baseline = others.pop() if len(others) == 1 else "the row named below the table"
+        axes[1].set(xlabel=f"difference to {baseline}, 95 % interval")
         axes[1].tick_params(axis="y", length=0)
     return figure
 

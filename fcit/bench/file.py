@@ -33,6 +33,9 @@ class Block(Section):
     axes: dict[str, list[Any]] = Field(default_factory=dict, description="settings and the values they take")
     seeds: list[Seed] | None = Field(None, min_length=1, description="default: those of the file")
     label: str | None = Field(None, min_length=1, description="with {axis} for values; default: the values joined")
+    baseline: str | None = Field(
+        None, min_length=1, description="of these rows, a label with {axis} as above; default: the file's"
+    )
 
 
 class BenchFile(Section):

@@ -59,7 +59,8 @@ class Line:
     figures: dict[str, Spread | None]
     cost: dict[str, Spread | None]
     difference: Difference | None = None
-    differs: list[str] = field(default_factory=list)  # settings that differ from the baseline's
+    against: str = ""  # label of the row it is compared with
+    differs: list[str] = field(default_factory=list)  # settings that differ from that one's
     elsewhere: list[str] = field(default_factory=list)  # the same of machine, versions and training data
     forms: dict[str, Spread] = field(default_factory=dict)  # figures about the form of answers, by name
     epsilons: dict[str, Spread] = field(default_factory=dict)  # of differential privacy, by head of their column
@@ -362,15 +363,18 @@ def _table(key: TableKey, plan: Plan, finished: Finished, known: Known) -> Table
     rows = [row for row in plan.rows if row.label in finished and row.table[:-1] == key[:-1]]
     lines = [_line(row, finished[row.label]) for row in rows if finished[row.label]]
     _add_untrained(lines)
-    baseline = next((line for line in lines if line.row.label == plan.baseline), None)
+    by_label = {line.row.label: line for line in lines}
+    baseline = by_label.get(plan.baseline)
     for line in lines:
-        if line is not baseline:
-            owner = f"{key.title}: {line.row.label}"
-            line.difference = _difference(owner, line, baseline, known) if baseline else None
-            line.differs = differing_settings(line.row.config, (baseline or lines[0]).row.config)
-            line.elsewhere = differing_environments(line, baseline or lines[0])
-            line.elsewhere += differing_training(line, baseline or lines[0])
-            line.elsewhere += differing_held_out(line, baseline or lines[0])
+        own = by_label.get(line.row.baseline or plan.baseline)  # a block may name another one for its rows
+        compared = own or baseline or lines[0]
+        if line is not compared:
+            owner, line.against = f"{key.title}: {line.row.label}", compared.row.label
+            line.difference = _difference(owner, line, own, known) if own else None
+            line.differs = differing_settings(line.row.config, compared.row.config)
+            line.elsewhere = differing_environments(line, compared)
+            line.elsewhere += differing_training(line, compared)
+            line.elsewhere += differing_held_out(line, compared)
     for line in lines:
         line.elsewhere += differing_seeds(line)
 

@@ -89,6 +89,7 @@ class Row:
     seeds: tuple[int, ...]
     config: RunConfig  # with the first seed
     line: int
+    baseline: str | None = None  # label of the row that its block names for it; None: the bench's
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,21 @@ class _Draft:
             if shown:
                 return " / ".join(named(k, v) for k, v in shown.items())
             return "" if config is None else registry.label(str(config.method["name"]))
+        return self._filled("label", self.block.label, lines, problems)
+
+    def baseline(self, lines: Lines, problems: Problems) -> str | None:
+        """The label of the row that this one is compared with, if its block names one."""
+        given = self.block.baseline
+        return None if given is None else self._filled("baseline", given, lines, problems)
+
+    def _filled(self, key: str, text: str, lines: Lines, problems: Problems) -> str:
+        """A text of the block with the row's values in the places of axes."""
         known = {**self.block.set, **{k: v for k, (v, _) in self.values.items()}}
-        for key in re.findall(r"\{([^{}]*)\}", self.block.label):
-            if key not in known:
+        for name in re.findall(r"\{([^{}]*)\}", text):
+            if name not in known:
                 allowed = ", ".join(known) or "none"
-                problems.add(lines.of((*self.at, "label")), f"label: {{{key}}} is no axis here (allowed: {allowed})")
-        return re.sub(r"\{([^{}]*)\}", lambda m: text_of(known.get(m[1], "")), self.block.label)
+                problems.add(lines.of((*self.at, key)), f"{key}: {{{name}}} is no axis here (allowed: {allowed})")
+        return re.sub(r"\{([^{}]*)\}", lambda m: text_of(known.get(m[1], "")), text)
 
 
 def _drafts(file: BenchFile, lines: Lines) -> Iterator[_Draft]:
@@ -195,6 +205,7 @@ class _Resolver:
         line = max((at for _, at in draft.values.values()), default=self.lines.of(draft.at))
         resolved = self._config(draft.block.set, draft.at, draft.values, line)
         label = draft.label(self.lines, self.problems, resolved[0] if resolved else None)
+        baseline = draft.baseline(self.lines, self.problems)
         if resolved is None or self.home is None:
             return None
         config, table = resolved
@@ -206,7 +217,7 @@ class _Resolver:
             self.problems.add(line, problem)
         away = [part for part, at_home in zip(table.parts, self.home.parts, strict=True) if part and part != at_home]
         seeds = tuple(draft.block.seeds or self.file.seeds)
-        return Row(label, table, slug(" ".join([*away, label])), seeds, config, line)
+        return Row(label, table, slug(" ".join([*away, label])), seeds, config, line, baseline)
 
 
 def _with_threads(config: RunConfig) -> RunConfig:
@@ -270,11 +281,11 @@ def _check(rows: list[Row], file: BenchFile, lines: Lines, problems: Problems) -
                     f"{row.label!r}, seed {seed}, is the same run as {same.label!r} (line {same.line}); leave one out",
                 )
     names = list(dict.fromkeys(row.label for row in rows))
-    if file.baseline is not None and file.baseline not in names:
-        near = registry.nearest(file.baseline, names)
-        problems.add(
-            lines.of(("baseline",)), f"baseline: no row is called {file.baseline!r}{near} (rows: {', '.join(names)})"
-        )
+    given = [(row.baseline, row.line) for row in rows] + [(file.baseline, lines.of(("baseline",)))]
+    for baseline, line in given:
+        if baseline is not None and baseline not in names:
+            near = registry.nearest(baseline, names)
+            problems.add(line, f"baseline: no row is called {baseline!r}{near} (rows: {', '.join(names)})")
 
 
 def _runs(rows: list[Row], folder: Path) -> Iterator[Planned]:

@@ -168,6 +168,17 @@ def _elsewhere(table: Table) -> list[str]:
     ]
 
 
+def _compared(table: Table) -> str:
+    """What differences are to: the baseline, and the rows that are compared with others."""
+    others: dict[str, list[str]] = {}
+    for line in table.lines:
+        if line.difference and line.against != table.baseline:
+            others.setdefault(line.against, []).append(line.row.label)
+    apart = [f"{', '.join(labels)} minus {against}" for against, labels in others.items()]
+    usual = [f"row minus {table.baseline}"] if table.baseline is not None else []
+    return "; ".join([*usual, *apart])
+
+
 def notes(table: Table) -> list[str]:
     """Notes below the table."""
     sentences = [
@@ -189,12 +200,12 @@ def notes(table: Table) -> list[str]:
         )
     if table.baseline is None:
         sentences.append(
-            f"The baseline has no finished run here, so there are no differences; settings and versions "
+            f"The baseline has no finished run here, so there are no differences to it; settings and versions "
             f"are compared with {table.reference}."
         )
-    elif any(line.difference for line in table.lines):
+    if any(line.difference for line in table.lines):
         sentences.append(
-            f"difference: row minus {table.baseline} in points of Last, over the seeds both have; {LEVEL:.0%} "
+            f"difference: {_compared(table)} in points of Last, over the seeds both have; {LEVEL:.0%} "
             f"interval of a paired bootstrap over test records ({RESAMPLES:,} resamples within each dataset and "
             "seed). It is about the questions asked of these trained models, not about other seeds: how much "
             "those change is under by seed. The questions are the same for every seed, so it is a little narrow."

@@ -23,9 +23,43 @@ def test_without_the_baseline(planned):
     assert table.reference == "disco / lr=0.1"
     assert table.waiting == ["finetune"]
     assert [line.differs for line in table.lines] == [[], ["training.lr 0.2, not 0.1"]]
-    assert "so there are no differences; settings and versions are compared with disco / lr=0.1" in tables.markdown(
-        leaderboard.Leaderboard("b", made.folder, [table])
+    said = "so there are no differences to it; settings and versions are compared with disco / lr=0.1"
+    assert said in tables.markdown(leaderboard.Leaderboard("b", made.folder, [table]))
+
+
+def test_rows_whose_block_names_another_baseline(planned):
+    blocks = [
+        {"axes": {"method": ["finetune", "disco"]}},
+        {"axes": {"method": ["disco"], "training.lr": [0.001]}, "baseline": "{method}"},
+    ]
+    made = planned(rows=blocks)
+    for run, marks in zip(made.runs, ([1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]), strict=True):
+        finish(run, {"a": [float(mark) for mark in marks]})
+    board = leaderboard.collect(made)
+    [table] = board.tables
+    lines = {line.label: line for line in table.lines}
+    assert (lines["disco"].against, lines["disco"].difference.estimate) == ("finetune", 50)
+    slow = lines["disco / lr=0.001"]
+    assert (slow.against, slow.difference.estimate, slow.differs) == ("disco", -25, ["training.lr 0.001, not 0.003"])
+    said = "difference: row minus finetune; disco / lr=0.001 minus disco in points of Last"
+    assert any(note.startswith(said) for note in tables.notes(table))
+    axis = figures.lasts(table).axes[1]
+    assert axis.get_xlabel() == "difference to the row named below the table, 95 % interval"
+    [row] = [row for row in json.loads(data.to_json(board))["tables"][0]["rows"] if row["row"] == slow.label]
+    assert row["difference"]["baseline"] == "disco"
+    [row] = [row for row in csv.DictReader(io.StringIO(data.to_csv(board))) if row["row"] == slow.label]
+    assert (row["baseline"], float(row["difference"])) == ("disco", -25)
+
+
+def test_a_row_whose_own_baseline_is_not_finished_has_no_difference(planned):
+    made = planned(
+        rows=[{"axes": {"method": ["finetune", "disco"]}}, {"axes": {"method": ["ewc"]}, "baseline": "disco"}]
     )
+    for run in made.runs:
+        if run.row.label != "disco":
+            finish(run, {"a": [1.0]})
+    [table] = leaderboard.collect(made).tables
+    assert {line.label: line.difference for line in table.lines} == {"finetune": None, "ewc": None}
 
 
 def test_tables_are_not_mixed(planned):

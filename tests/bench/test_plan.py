@@ -65,6 +65,16 @@ def test_options_and_labels(planned):
     assert made.runs[3].config.training.lr == 0.01
 
 
+def test_a_block_may_name_the_row_that_its_rows_are_compared_with(planned):
+    blocks = [
+        {"axes": {"method": ["finetune", "disco"], "training.lr": [0.001, 0.002]}},
+        {"set": {"adapter.rank": 4}, "axes": {"method": ["disco"]}, "label": "low", "baseline": "{method} / lr=0.001"},
+    ]
+    made = planned(rows=blocks)
+    assert [row.baseline for row in made.rows] == [None] * 4 + ["disco / lr=0.001"]
+    assert made.baseline == "finetune / lr=0.001"
+
+
 def test_set_is_overruled_by_block_and_axis(planned):
     made = planned(
         set={"training.lr": 0.5, "federation.rounds": 7},
@@ -157,6 +167,14 @@ rows:
         (
             {"baseline": "finetun", "axes": {"method": ["finetune", "disco"]}},
             "line 4: baseline: no row is called 'finetun'; did you mean 'finetune'? (rows: finetune, disco)",
+        ),
+        (
+            {"rows": [{"axes": {"method": ["finetune"]}}, {"axes": {"method": ["disco"]}, "baseline": "finetun"}]},
+            "line 10: baseline: no row is called 'finetun'; did you mean 'finetune'? (rows: finetune, disco)",
+        ),
+        (
+            {"rows": [{"axes": {"method": ["disco"]}, "baseline": "{metod}"}]},
+            "line 8: baseline: {metod} is no axis here (allowed: method)",
         ),
         ({"rows": [{"label": "a b"}, {"set": {"training.lr": 0.1}, "label": "a-b"}]}, "would share the folder 'a-b'"),
         ({"axes": {"method": []}}, "axes.method: an axis needs at least one value"),
