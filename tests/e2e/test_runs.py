@@ -32,6 +32,7 @@ def test_run_folder_is_complete(finished):
     assert results["method"] == "disco"
     assert results["traffic"]["rejected"] == 0
     assert set(results["seconds"]) >= {"training", "evaluation", "aggregation", "checkpoint", "start-up"}
+    assert min(results["cost"][key] for key in ("client_cpu_seconds", "cpu_seconds_per_sample")) > 0
     rows = [json.loads(line) for line in (run / "predictions/stage-2/figureqa.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     assert len({row["answer_id"] for row in rows}) == 8
