@@ -51,6 +51,7 @@ def mean_mark(sums: np.ndarray, count: int) -> np.ndarray:
     return 100.0 * sums[..., 0] / count
 
 
+@lru_cache(maxsize=256)  # a baseline's are needed for every row
 def answered(run: Run, dataset: str) -> Answered | str:
     """The answers of the last evaluated stage, or why their score cannot be compared."""
     stage = max(n for n, row in enumerate(run.matrix.scores, start=1) if row)

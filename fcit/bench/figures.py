@@ -95,9 +95,23 @@ def _references(axis: Any, table: Table) -> None:
         axis.set_title(f"not shown: {', '.join(beyond)}", loc="left", fontsize=8)
 
 
-def _overlap(box: Bbox, others: list[Bbox]) -> float:
-    shared = (Bbox.intersection(box, other) for other in others)
-    return sum(s.width * s.height for s in shared if s is not None)
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area that each box shares with the others together.
+
+    Args:
+        boxes: ``(N, 4)``: left, bottom, right, top.
+        others: ``(M, 4)``, likewise.
+    """
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.clip(high - low, 0.0, None).prod(axis=-1).sum(axis=-1)
+
+
+#: Offsets of a label that are tried, in points: those nearest to its point first.
+OFFSETS = [
+    (radius, radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle)))
+    for radius, angle in itertools.product((7, 13, 20, 30, 42, 56, 72), range(0, 360, 30))
+]
 
 
 def _label(axis: Any, points: list[Point], corners: list[tuple[float, float]]) -> None:
@@ -118,15 +132,14 @@ def _label(axis: Any, points: list[Point], corners: list[tuple[float, float]]) -
         size = text.get_window_extent(renderer)
         text.remove()
         at = axis.transData.transform((point.x, point.y))
-        tries = []
-        for radius, angle in itertools.product((7, 13, 20, 30, 42, 56, 72), range(0, 360, 30)):
-            dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
-            box = _beside(at + unit * np.array([dx, dy]), size, dx, dy)
-            outside = box.width * box.height - _overlap(box, [inside])
-            tries.append((_overlap(box, taken) + 3 * outside + 0.2 * radius, radius, dx, dy, box))
-        _, radius, dx, dy, box = min(tries, key=lambda t: t[0])
+        tries = [_beside(at + unit * np.array([dx, dy]), size, dx, dy) for _, dx, dy in OFFSETS]
+        boxes = np.array([box.extents for box in tries])
+        outside = size.width * size.height - _overlaps(boxes, inside.extents[None])
+        radii = np.array([radius for radius, *_ in OFFSETS])
+        best = int(np.argmin(_overlaps(boxes, np.array([box.extents for box in taken])) + 3 * outside + 0.2 * radii))
+        radius, dx, dy = OFFSETS[best]
         _write(axis, point, dx, dy, radius)
-        taken.append(box.padded(unit))
+        taken.append(tries[best].padded(unit))
 
 
 def _around(x: float, y: float, across: float, up: float) -> Bbox:

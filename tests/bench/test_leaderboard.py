@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -113,6 +114,13 @@ def test_frontier(board):
     a, b, c, d = point("a", 1, 10), point("b", 2, 9), point("c", 3, 12), point("d", 0.5, 99, "replay")
     assert figures.frontier([a, b, c, d]) == [a, c]
     assert figures._corners([a, c], 5) == [(1, 10), (3, 10), (3, 12), (5, 12)]
+
+
+def test_the_area_that_a_label_would_cover():
+    boxes = np.array([[0.0, 0.0, 4.0, 2.0], [10.0, 10.0, 11.0, 11.0]])
+    others = np.array([[3.0, 1.0, 9.0, 9.0], [1.0, -1.0, 2.0, 3.0], [4.0, 0.0, 5.0, 2.0]])
+    # The first shares a corner of 1 x 1 with one and a band of 1 x 2 with another, and only an edge with the third.
+    assert figures._overlaps(boxes, others).tolist() == [3.0, 0.0]
 
 
 def test_page_and_pictures(board):
