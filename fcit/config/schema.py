@@ -246,7 +246,10 @@ class Backbone(Section):
         None, ge=1, description="larger images are reduced to so many pixels (native); default: the processor's"
     )
     max_length: int = Field(
-        2048, ge=16, description="tokens of an example, image included; what is longer is cut at its end"
+        2048,
+        ge=16,
+        description="tokens of an example, image included; turns of a conversation beyond it are left out whole, and a "
+        "question or a first turn that does not fit makes its record unusable",
     )
     quantization: Literal["none", "4bit"] = Field(
         "none", description="4bit: the language model in NF4 (needs a CUDA GPU and `pip install 'fcit[gpu]'`)"
