@@ -26,16 +26,34 @@ def test_every_command_has_a_line_and_an_example():
     assert lacking == []
 
 
-def test_every_argument_is_explained():
-    def arguments(name: str, parser: argparse.ArgumentParser):
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for inner, command in action.choices.items():
-                    yield from arguments(f"{name} {inner}", command)
-            elif not action.help:
-                yield f"{name}: {action.dest}"
+def arguments(name: str, parser: argparse.ArgumentParser):
+    """Every argument of a command and its actions, with the words that lead to it, and the parsers themselves."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner, command in action.choices.items():
+                yield f"{name} {inner}", command
+                yield from arguments(f"{name} {inner}", command)
+        else:
+            yield f"{name}: {action.dest}", action
 
-    assert list(arguments("fcit", _parser())) == []
+
+def test_every_argument_is_explained():
+    found = list(arguments("fcit", _parser()))
+    silent = [where for where, one in found if isinstance(one, argparse.Action) and not one.help]
+    assert silent == []
+    assert [where for where, one in found if isinstance(one, argparse.ArgumentParser) and not one.description] == []
+    texts = [(where, str(getattr(one, "description", ""))) for where, one in found]
+    assert [where for where, text in texts if any(len(line) > 120 for line in text.splitlines())] == []
+
+
+def test_a_default_is_told():
+    given = [
+        (where, action)
+        for where, action in arguments("fcit", _parser())
+        if isinstance(action, argparse.Action) and action.nargs != 0 and action.default not in (None, "", [])
+    ]
+    assert len(given) > 10
+    assert [where for where, action in given if "default" not in action.help] == []
 
 
 @pytest.mark.parametrize(
@@ -44,6 +62,9 @@ def test_every_argument_is_explained():
         (["rnu"], "`fcit --help`"),
         (["run"], "`fcit run --help`"),
         (["data", "check", "--clients", "x"], "fcit data check"),
+        (["run", "x.yaml", "--dry-runn"], "'--dry-run'?; `fcit run --help`"),
+        (["deploy", "stop", "dir", "--now"], "--now; `fcit deploy stop --help`"),
+        (["client", "check", "SITE.yaml", "again"], "again; `fcit client --help`"),
     ],
 )
 def test_a_mistake_names_the_help(words, hint, capsys):

@@ -8,6 +8,12 @@ from pathlib import Path
 from fcit.cli.commands import Add
 from fcit.cli.completion import completed, yaml_files
 
+_EXAMPLE = """\
+fcit bench configs/bench/demo.yaml --jobs 2
+  fcit bench configs/bench/demo.yaml --rows disco --seeds 3,4           a row with more seeds
+  fcit bench mine.yaml --from examples/benches/mini-ranks               beside rows that others have run
+  fcit bench configs/bench/demo.yaml --table --into results             tables, and the finished runs for others"""
+
 
 def arguments(add: Add) -> None:
     """Declare the command."""
@@ -15,7 +21,7 @@ def arguments(add: Add) -> None:
         "bench",
         _bench,
         "run a bench file: many runs, and the table that compares them",
-        "fcit bench configs/bench/demo.yaml --jobs 2",
+        _EXAMPLE,
         "Runs what is missing and makes the tables anew; the same command goes on after an interruption.",
     )
     file = command.add_argument("file", type=Path, help="YAML file with base, seeds and axes or rows")

@@ -14,6 +14,10 @@ from fcit.errors import EXIT_FAILED, EXIT_OK, ConfigError
 #: Kinds that have a contract, and what one of their parts is called.
 KINDS = {"method": "method", "fedopt": "federated optimiser", "model": "family"}
 
+_TEXT = """\
+A method or an optimiser runs on a toy federation, without a model: every hook that it overrides is called as in a
+run. A family's small model with random weights is compared with transformers' own forward and generate."""
+
 
 def arguments(add: Add) -> None:
     """Declare the command."""
@@ -22,8 +26,7 @@ def arguments(add: Add) -> None:
         _check,
         "check that a method, a federated optimiser or a model family keeps its contract",
         "fcit check ./mine.py:MyMethod strength=2\n  fcit check family ./mine.py:MyFamily",
-        "A method or an optimiser runs on a toy federation, without a model: every hook that it overrides is called as "
-        "in a run. A family's small model with random weights is compared with transformers' own forward and generate.",
+        _TEXT,
     )
     name = command.add_argument(
         "name", help="a registered name, package.module:Name or ./file.py:Name; `family NAME` for a family of models"

@@ -45,15 +45,18 @@ def arguments(add: Add) -> None:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    make = actions.add_parser("make", help="render the built-in data sets")
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+    make = action("make", "render the built-in data sets")
     make.add_argument("--root", type=Path, help="data root (default: the cache folder)")
     make.add_argument("--dataset", action="append", help="only this one (can be repeated)")
     make.set_defaults(work=_make)
 
-    download = actions.add_parser(
-        "download", help="fetch what is on the Hugging Face hub, say where the rest is found; can be interrupted"
+    download = action(
+        "download", "fetch what is on the Hugging Face hub, say where the rest is found; can be interrupted"
     )
-    check = actions.add_parser("check", help="report what is missing or broken in a benchmark's files")
+    check = action("check", "report what is missing or broken in a benchmark's files")
     named = "a shipped benchmark (see `fcit list benchmark`) or a YAML file"
     download.add_argument("benchmark", help=named)
     download.add_argument("--root", type=Path, required=True, help="data root")
@@ -71,7 +74,9 @@ def arguments(add: Add) -> None:
     check.add_argument("--all", action="store_true", help="decode every image and read every client file")
     check.add_argument("--setting", help="only this one: homogeneous, heterogeneous or centralised (default: all)")
     check.add_argument("--beta", action="append", help="only this partition (can be repeated; default: 0.5, 1.0, 5.0)")
-    check.add_argument("--clients", type=int, default=50, help="client files a delivered partition must have")
+    check.add_argument(
+        "--clients", type=int, default=50, help="client files a delivered partition must have (default: 50)"
+    )
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

@@ -28,9 +28,11 @@ def arguments(add: Add) -> None:
     command = add("evaluate", _evaluate, "score a file of predictions by the official rules", _EXAMPLE, _TEXT)
     command.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="JSON lines")
     command.add_argument("--dataset", required=True, help="which data set of the benchmark was answered")
-    command.add_argument("--benchmark", default="fcit-task", help="a shipped benchmark or a YAML file")
+    command.add_argument("--benchmark", default="fcit-task", help="shipped, or a YAML file (default: fcit-task)")
     command.add_argument("--root", metavar="DIR", help="data root (default: built-in data sets are rendered)")
-    command.add_argument("--split", choices=["test", "val"], default="test", help="which questions were answered")
+    command.add_argument(
+        "--split", choices=["test", "val"], default="test", help="which questions were answered (default: test)"
+    )
     command.add_argument("--rule", metavar="SCORER", help="score by this rule and not by the data set's own")
     command.add_argument("--json", action="store_true", help="print one JSON object")
 

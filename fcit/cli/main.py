@@ -6,13 +6,14 @@ import argparse
 import os
 import select
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fcit import __version__
 from fcit.cli import bench, chat, check, client, data, deploy, doctor, evaluate, export, report, run, serve
 from fcit.cli import list as listing
 from fcit.errors import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, EXIT_USAGE, FCITError
 from fcit.io.printable import printable
+from fcit.registry import nearest
 
 #: In the order of ``fcit --help``.
 COMMANDS = (run, report, bench, listing, check, data, export, chat, serve, evaluate, deploy, client, doctor)
@@ -47,6 +48,23 @@ exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on req
 
 class _Parser(argparse.ArgumentParser):
     """Ends with one sentence that names the way to the help, as all errors of fcit do."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in the base class, but a word that no parser knows is a mistake of the innermost command."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = self._innermost(found)
+            options = [option for option in command._option_string_actions if option.startswith("--")]
+            hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
+            command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
+    def _innermost(self, found: argparse.Namespace) -> argparse.ArgumentParser:
+        """The parser of the command, or of its action, that was chosen."""
+        parser: argparse.ArgumentParser = self
+        while inner := [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]:
+            parser = inner[0].choices[getattr(found, inner[0].dest)]
+        return parser
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the arguments and exit."""

@@ -15,6 +15,7 @@ from fcit.methods.base import Method
 from tests.docs.pages import DOCS, ROOT, blocks
 
 RESULTS = ROOT / "tests" / "evidence" / "results"
+OTHERS = ("ucit", "mllm-dcl", "mllm-acl")
 
 
 def page(name: str) -> str:
@@ -67,6 +68,14 @@ def test_the_page_on_runs_names_all_whose_clients_keep_something():
     assert named(kept[1]) - {"choose", "remembers = True", "constants"} == keeping
     rules = {n: registry.resolve("factors", n) for n in registry.FACTORS}
     assert named(kept[2]) == {n for n, rule in rules.items() if rule.remembers or rule.keeps}
+
+
+def test_the_page_on_runs_names_the_configurations_with_values_of_others():
+    pattern = r"each value with its source: (.*?) for all three, and for the first two (.*?)\. "
+    for_all, for_two = re.search(pattern, page("runs.md")).groups()
+    files = {name: {file.stem for file in (ROOT / "configs" / name).glob("*.yaml")} for name in OTHERS}
+    assert files["mllm-acl"] == named(for_all)
+    assert files["ucit"] == files["mllm-dcl"] == named(for_all) | named(for_two)
 
 
 def test_pages_name_the_rules_for_factors_that_are_refused():
