@@ -84,6 +84,9 @@ def test_pages_name_the_rules_for_factors_that_are_refused():
     assert named(row("privacy.md", "`fedopt`, `factors`, `robust`").split("|")[2]) == {
         f"factors: {name}" if name == "hetlora" else name for name in refused(rules, **private)
     }
+    pattern = r"Under (`factors: [^,]*`, .*?), which make new factors in every round, nothing is kept"
+    thin = re.search(pattern, page("methods.md"))
+    assert {name.removeprefix("factors: ") for name in named(thin[1])} == refused(rules, federation={"top_k": 0.1})
     assert {row("own-trainer.md", f"`factors: {name}`") for name in refused(rules, training={"trainer": "hf"})}
 
 
@@ -168,6 +171,10 @@ def test_the_page_on_optimisers_names_what_is_refused_with_them(kind, line, sett
         fine = [given for _, _, values in LINES[1:] for given in values.values()]
         for given in [*fine, ASYNC, {"federation": {"wire": "int8", "top_k": 0.1}}]:
             parse({"method": "finetune", "fedopt": own, **given})
+        for name in registry.METHODS:
+            parse({"method": name, "fedopt": own})
+        with pytest.raises(ConfigError, match="setting: 'centralised'"):
+            parse({"method": "finetune", "fedopt": own, "setting": "centralised"})
     names = named(row("own-optimiser.md", line).split("|")[2])
     for name, given in settings.items():
         assert name in names
