@@ -43,14 +43,14 @@ def _reply(message: Message, context: Context, kind: type, work: Callable[[Worke
         record = work(executing, order)
     except torch.OutOfMemoryError as error:
         raise MemoryError(f"GPU: {str(error).splitlines()[0]}") from None
-    return Message(codec.encode(record, executing.config.federation.wire), reply_to=message)
+    return Message(codec.encode(record, executing.wire), reply_to=message)
 
 
 def _at_site(message: Message, opened: gate.Gate, kind: type, work: Callable[[Worker, Any], Any]) -> tuple[Any, str]:
     order: Any = codec.decode(message.content, kind, writable=True)
     executing = worker(opened.admit(order), str(opened.memory(order.run)), opened.terms, opened.own)
     secure.between(executing, order)
-    return work(executing, order), executing.config.federation.wire
+    return work(executing, order), executing.wire
 
 
 @app.train()

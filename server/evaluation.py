@@ -12,6 +12,7 @@ from fcit.config import RunConfig
 from fcit.data.benchmark import Benchmark
 from fcit.data.checks.before_run import findings
 from fcit.errors import CodecError, RunError, Unanswered
+from fcit.evaluation.predictions import MAX_TEXT
 from fcit.evaluation.reachable import warnings
 from fcit.federation import codec
 from fcit.federation.messages import Answers, EvaluateOrder
@@ -20,6 +21,7 @@ from fcit.runs.folder import RunDir
 from server import checkpoint, personal
 from server.checkpoint import Progress
 from server.courier import NOBODY, Courier
+from server.gather import lost_memory
 from server.orders import Orders
 from server.personal import PersonalEvaluation
 from server.preflight import Preflight
@@ -184,7 +186,7 @@ class Evaluation:
                 if not problem:
                     del open_[stretch]
                     return answer
-        if not self.courier.deployed:
+        if not (self.courier.deployed or lost_memory(reply)):
             raise RunError(f"evaluation: {problem}\n`fcit resume {self.run.path}` tries it again")
         # An error does not say which of the node's stretches it is about.
         reasons |= dict.fromkeys(given, problem)
@@ -203,6 +205,8 @@ class Evaluation:
             return f"the mix of {order.dataset} has another shape than {shapes}"
         if any(t.dtype != np.float32 or not np.isfinite(t).all() for t in answer.tensors.values()):
             return f"the mix of {order.dataset} is not made of finite float32 numbers"
+        if (longest := max(map(len, answer.texts), default=0)) > MAX_TEXT:
+            return f"an answer to {order.dataset} has {longest:,} characters, more than {MAX_TEXT:,}"
         if not 0 <= answer.seconds < float("inf"):
             return f"claims {answer.seconds} seconds"
         return ""

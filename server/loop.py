@@ -15,6 +15,7 @@ from fcit.data.stream import Stream, labels
 from fcit.errors import ConfigError, Unanswered
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.federation.messages import Probe, ProbeOrder, memory_version
+from fcit.federation.thin import wire_of
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.staleness import RULES
@@ -93,7 +94,8 @@ class Loop:
             self.progress.privacy = self.privacy.ledger
         clients = 1 if self.method.pooled else config.federation.clients
         traffic, say = self.progress.traffic, self.journal.round_event
-        self.courier = Courier(grid, config.federation, clients, traffic, say, stop)
+        federation = config.federation.model_copy(update={"wire": wire_of(config, self.method.pooled)})
+        self.courier = Courier(grid, federation, clients, traffic, say, stop)
         self.handshake = Handshake(
             self.courier, ProbeOrder(config=self.orders.text, run=run.id), run, config.federation, self.ranks.afforded
         )

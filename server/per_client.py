@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+
 from fcit import seeding
 from fcit.errors import Unanswered
 from fcit.evaluation.following import Followed
+from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
 from server import checkpoint
 from server.checkpoint import Progress
+from server.courier import NOBODY
 from server.evaluation import Evaluation
+from server.gather import lost_memory
 from server.scoring import Scored, score
 from server.validation import short
+from server.verification import Stretch
 
 
 class PerClientEvaluation(Evaluation):
     """Has some clients answer every data set, each with its own factors; a score is the mean over them.
 
-    Which ones is drawn from (seed, stage) among the clients that have trained, ``evaluation.clients`` of them. One that
-    is not connected, or cannot answer, is left out, which an event says. A crash amid an evaluation repeats it.
+    Which ones is drawn from (seed, stage) among the clients that have trained and are connected, ``evaluation.clients``
+    of them. One that cannot answer is left out, which an event says; one that has lost its factors starts afresh with
+    its next order. A crash amid an evaluation repeats it.
     """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._lost = set[int]()  # clients whose last answer was that their factors are gone
 
     def by_site(self, progress: Progress) -> dict[str, object]:
         """Scores of the single clients by stage and, after the last stage, their means and the worst of them."""
@@ -53,7 +67,7 @@ class PerClientEvaluation(Evaluation):
         checkpoint.save(self.run, state, progress)
 
     def _clients(self, progress: Progress) -> list[int]:
-        trained = sorted(map(int, progress.memories))
+        trained = [client for client in sorted(map(int, progress.memories)) if self.courier.node(client) != NOBODY]
         count = min(self.config.evaluation.clients, len(trained))
         rng = seeding.generator(self.config.seed, "per-client evaluation", progress.stage)
         return sorted(int(client) for client in rng.choice(trained, count, replace=False)) if trained else []
@@ -68,22 +82,36 @@ class PerClientEvaluation(Evaluation):
         """
         scored: dict[int, dict[str, Scored]] = {}
         for client in self._clients(progress):
-            folder, own = self.run.predictions / f"stage-{progress.stage + 1}", dict[str, Scored]()
+            own = dict[str, Scored]()
             try:
                 for answers in self._answers(state, progress, names, client=client):
-                    own[answers.dataset] = score(
-                        self.benchmark, answers, folder / f"{answers.dataset}.client-{client}.jsonl"
-                    )
+                    own[answers.dataset] = score(self.benchmark, answers, self._file(progress, answers.dataset, client))
                     progress.samples += len(answers.texts)
                     progress.samples_untrained += len(answers.texts) * (answers.dataset in untrained)
                     progress.answer_seconds = round(progress.answer_seconds + answers.seconds, 4)
             except Unanswered as error:
+                for name in own:  # answers that count in no score
+                    self._file(progress, name, client).unlink(missing_ok=True)
+                if client in self._lost:
+                    self._lost.remove(client)
+                    self.say("memory-lost", client=client, stage=progress.stage, **progress.forget(client))
                 self.say("evaluate-failed", client=client, stage=progress.stage, reason=short(str(error)))
                 continue
             scored[client] = own
         if not scored:
             raise Unanswered(f"evaluation: no client could answer with its own factors; see {self.run.events}")
         return scored
+
+    def _file(self, progress: Progress, dataset: str, client: int) -> Path:
+        return self.run.predictions / f"stage-{progress.stage + 1}" / f"{dataset}.client-{client}.jsonl"
+
+    def _accepted(
+        self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
+    ) -> Answers | None:
+        client = self.courier.client(reply.metadata.src_node_id)
+        if client is not None and lost_memory(reply):
+            self._lost.add(client)
+        return super()._accepted(reply, open_, reasons)
 
     def _note(self, progress: Progress, name: str, scores: list[Scored], due: bool) -> None:
         """Enter the mean over clients into the row at hand."""

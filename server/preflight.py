@@ -60,6 +60,7 @@ class Preflight:
         due = list(dict.fromkeys([*due, *self.orders.untrained(-1)]))
         for name in due:
             self._score(name)
+        self._score_own(due)
         self._answer(due)
         self.say("preflight", datasets=due, seconds=round(time.perf_counter() - begin, 3))
 
@@ -86,16 +87,26 @@ class Preflight:
             if result.marks is not None and not registry.is_own(name):
                 self._tried(dataset, name, records)
 
-    def _tried(self, dataset: str, name: str, records: Sequence[TestRecord]) -> Result:
+    def _score_own(self, due: list[str]) -> None:
+        """The same with a client's record as a question (``evaluation.personal``): one answer and nothing else."""
+        if self.config.evaluation.personal is None or self.orders.method.pooled or not self.orders.method.trains:
+            return
+        for name in (name for name in due if name in self.benchmark.datasets):
+            first = self._first(name)
+            answer = first.box or (first.references[0] if first.references else first.answer)
+            own = TestRecord(first.question_id, first.images, first.instruction, answer)
+            self._tried(name, self.benchmark.datasets[name].scorer, [own], "evaluation.personal: ")
+
+    def _tried(self, dataset: str, name: str, records: Sequence[TestRecord], why: str = "") -> Result:
         answers = [record.references[0] if record.references else record.answer for record in records]
         try:
             result = registry.resolve("scorer", name)(answers, records)
             if not isinstance(result, Result) or not math.isfinite(result.score):
                 raise RunError(f"must return a Result with a finite score, got {result!r:.200}")
         except FCITError as error:
-            raise self._stop(dataset, f"scorer {name!r}: {error}") from None
+            raise self._stop(dataset, f"{why}scorer {name!r}: {error}") from None
         except Exception as error:  # (a scorer of the user's own may raise anything)
-            raise self._stop(dataset, f"scorer {name!r}: {type(error).__name__}: {error}") from error
+            raise self._stop(dataset, f"{why}scorer {name!r}: {type(error).__name__}: {error}") from error
         return result
 
     # ------------------------------------------------------------------ images and generation, at the clients

@@ -43,6 +43,13 @@ def test_a_subspace_for_each_task():
     assert 3 <= stages[0].describing <= 6
 
 
+def test_a_reference_that_pools_all_data_has_no_wire():
+    federation = {**SMALL["federation"], "wire": "int8"}
+    (stage, *_), adapter, projector = planned(method="joint", federation=federation)
+    assert stage.up == 2 * (adapter + projector)  # of two rounds, in float32
+    assert stage.down == 2 * (adapter + projector)  # questions are asked after the last stage alone
+
+
 def test_heterogeneous_stages_learn_several_tasks():
     stages, _, _ = planned(benchmark="fcit-mini-task", setting="heterogeneous", federation={"clients_per_round": 5})
     assert all(len(stage.tasks) > 1 for stage in stages)

@@ -49,7 +49,7 @@ from fcit.federation.messages import (
     TrainOrder,
     memory_version,
 )
-from fcit.federation.thin import Thin
+from fcit.federation.thin import Thin, wire_of
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.io.cache import Bounded
@@ -91,7 +91,7 @@ class Worker:
         data.judged_by(self.judge)
         self.method: Method = registry.resolve("method", config.method["name"])(config)
         self.fedopt: FedOpt = registry.resolve("fedopt", config.fedopt["name"])(config)
-        self.thin = Thin.of(config, self.method.pooled)
+        self.thin, self.wire = Thin.of(config, self.method.pooled), wire_of(config, self.method.pooled)
         self.factors: Separate = registry.resolve("factors", config.factors)()
         self.micro = micro_batches.MicroBatches(
             config.training.micro_batch, config.training.batch_size, self.backbone.layers

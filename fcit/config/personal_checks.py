@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from fcit.config.rank_checks import mixed
 from fcit.config.schema import RunConfig
+
+
+def task_problem(config: RunConfig, rules: Sequence[Collection[str]], owner: str) -> str | None:
+    """Why ``evaluation.personal`` does not fit a benchmark's tasks, in one sentence, or None.
+
+    Args:
+        rules: by which the data sets of each task are scored.
+    """
+    apart = next((number for number, names in enumerate(rules) if len(set(names)) > 1), None)
+    if config.evaluation.personal is None or apart is None:
+        return None
+    return (
+        f"evaluation.personal: task {apart} of {owner} has data sets of different rules "
+        f"({', '.join(sorted(set(rules[apart])))}), and a client's records do not say which they are of; leave "
+        "evaluation.personal out"
+    )
 
 
 def contradictions(config: RunConfig) -> list[str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fcit import registry
-from fcit.config import RunConfig
+from fcit.config import RunConfig, personal_checks
 from fcit.config.checks import epochs_problem, stage_problem
 from fcit.data import subset
 from fcit.data.checks import before_run
@@ -377,7 +377,12 @@ def _checked(benchmark: Benchmark) -> Benchmark:
     """
     config, owner = benchmark.config, f"benchmark {benchmark.name!r}"
     _ = benchmark.held_out
-    checked = stage_problem(config, benchmark.stage_count, owner), epochs_problem(config, len(benchmark.tasks), owner)
+    rules = [[benchmark.datasets[name].scorer for name in names] for names in benchmark.tasks]
+    checked = (
+        stage_problem(config, benchmark.stage_count, owner),
+        epochs_problem(config, len(benchmark.tasks), owner),
+        personal_checks.task_problem(config, rules, owner),
+    )
     problems = [problem for problem in checked if problem is not None]
     if problems:
         raise ConfigError(problems)

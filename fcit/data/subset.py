@@ -37,6 +37,8 @@ def reduced(config: RunConfig) -> list[str]:
         reasons.append(f"{evaluation.samples} questions a {evaluation.split} set, choice {evaluation.seed}")
     if config.data.max_records is not None:
         reasons.append(f"{config.data.max_records} training records a data set")
+    if (personal := evaluation.personal) is not None:
+        reasons.append(f"{100 * personal.share:g} % of every shard, at most {personal.most} records, not learnt")
     if config.data.turns == "first":
         reasons.append("the first turn of every conversation")
     return reasons

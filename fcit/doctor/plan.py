@@ -19,7 +19,7 @@ from fcit.errors import FCITError
 from fcit.federation import ranks
 from fcit.federation.formats import BESIDE, BYTES
 from fcit.federation.sampling import sample
-from fcit.federation.thin import Thin
+from fcit.federation.thin import Thin, wire_of
 from fcit.methods.base import Method
 from fcit.models.layout import A, B
 from fcit.models.shapes import Shape, shape_of
@@ -74,7 +74,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
     rounds = config.federation.rounds if method.trains else 0
     one = method.common(0) is not None and method.common(0) == method.common(1)
     seen, known = set[Tasks](), set[Trained]()
-    wire, thin = config.federation.wire, Thin.of(config, method.pooled)
+    wire, thin = wire_of(config, method.pooled), Thin.of(config, method.pooled)
     number, back = BYTES[wire], BYTES[wire] if thin is None else thin.bytes
     adapter, projector = shape.adapter(config.adapter.rank), shape.projector
     sent = 0 if config.adapter.projector == "frozen" else projector
@@ -208,9 +208,8 @@ def show(config: RunConfig, console: Console) -> None:
 
 
 def _table(config: RunConfig, plan: list[Stage]) -> Table:
-    title = (
-        "stages" if config.centralised else f"stages (bytes as {config.federation.wire}, without what a method adds)"
-    )
+    wire = wire_of(config, registry.resolve("method", config.method["name"]).pooled)
+    title = "stages" if config.centralised else f"stages (bytes as {wire}, without what a method adds)"
     table = Table(title=title, title_justify="left")
     table.add_column("stage", justify="right")
     table.add_column("learnt")

@@ -16,7 +16,7 @@ from fcit.data.records import TestRecord
 from fcit.data.stream import Stream
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
-from fcit.evaluation.scorers import box, corpus_of, form_of
+from fcit.evaluation.scorers import box, corpus_of, form_of, of_captions
 from fcit.evaluation.wording import tokens
 
 FREQUENT = 20  # most frequent answers that are tried
@@ -49,7 +49,7 @@ def best_constant(scorer: str, records: Sequence[TestRecord]) -> Constant | None
     try:
         if registry.is_own(scorer):
             tried: list[str] = [next(_frequent(records))]
-        elif corpus_of(registry.resolve("scorer", scorer)) is not None:
+        elif of_captions(registry.resolve("scorer", scorer)):
             tried = _ranked("caption", _phrases(records), _spread(records, CAPTIONED))[:1]
         else:
             texts = [*_texts(records), *_boxes(scorer, records), *_items(scorer, records)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fcit.data.records import TestRecord
 from fcit.errors import DataError
-from fcit.evaluation.scorers import Result, demands
+from fcit.evaluation.scorers import Result, demands, in_turn
 
 PERCEPTION = (
     "existence",
@@ -50,6 +50,7 @@ def subtask_of(record: TestRecord) -> str:
     return subtask
 
 
+@in_turn
 @demands("yes/no")
 def mme(texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """Share of the points that can be had, 0..100 (rule of MME); beside it the official sums and every subtask.

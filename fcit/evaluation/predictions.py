@@ -185,13 +185,17 @@ def _same(question_id: str) -> Hashable:
 
 
 def paired(
-    path: Path, predictions: Sequence[Prediction], questions: Sequence[TestRecord]
+    path: Path, predictions: Sequence[Prediction], questions: Sequence[TestRecord], in_turn: bool = False
 ) -> tuple[list[TestRecord], list[str]]:
     """The question of every prediction (a line of ``path``) by its ``question_id``, and what is unusual.
 
     As the official scripts do it: of questions with one id the last counts, and a prediction that comes
     twice counts twice; ids that are numbers are equal by value (1 and 1.0). Beyond them, "1" is 1, too, unless
     several questions would become one.
+
+    Args:
+        in_turn: of questions with one id each counts: predictions to it are to one after the other, in the test set's
+            order.
 
     Raises:
         DataError: no predictions, or one to a question that is not in the test set, naming file and line.
@@ -206,26 +210,34 @@ def paired(
         value = _same(text)
         return text if text in texts and values[value] > 1 else value
 
-    index = {key_of(record.question_id): record for record in questions}
+    groups: dict[Hashable, list[TestRecord]] = {}
+    for record in questions:
+        key = key_of(record.question_id)
+        groups[key] = [*groups.get(key, ()), record] if in_turn else [record]
     keys = [key_of(prediction.question_id) for prediction in predictions]
     for number, (prediction, key) in enumerate(zip(predictions, keys, strict=True), start=1):
-        if key not in index:
+        if key not in groups:
             raise DataError(
                 f"{path}, line {number}: question_id {bounded.shown(prediction.question_id)} is not in the test "
                 f"set ({len(questions)} questions, the first is {bounded.shown(questions[0].question_id)}); is it of "
                 "this data set and split?"
             )
-    answered = set(keys)
+    turns, records = Counter[Hashable](), list[TestRecord]()
+    for key in keys:
+        records.append(groups[key][turns[key] % len(groups[key])])
+        turns[key] += 1
+    counted = sum(map(len, groups.values()))
+    answered = sum(min(turns[key], len(group)) for key, group in groups.items())
     unusual = []
-    if len(index) < len(questions):
-        unusual.append(f"{len(questions) - len(index)} questions share their id with another; the last one counts")
-    if len(answered) < len(index):
-        unusual.append(f"{len(index) - len(answered)} of {len(index)} questions have no prediction and are left out")
-    if len(answered) < len(predictions):
-        unusual.append(f"{len(predictions) - len(answered)} predictions are to questions answered before; each counts")
+    if counted < len(questions):
+        unusual.append(f"{len(questions) - counted} questions share their id with another; the last one counts")
+    if answered < counted:
+        unusual.append(f"{counted - answered} of {counted} questions have no prediction and are left out")
+    if answered < len(predictions):
+        unusual.append(f"{len(predictions) - answered} predictions are to questions answered before; each counts")
     blanks = sum(p.text != p.text.strip() for p in predictions)
     if blanks:
         unusual.append(
             f"{blanks} predictions begin or end with blanks, which are removed as the official generator does"
         )
-    return [index[key] for key in keys], unusual
+    return records, unusual

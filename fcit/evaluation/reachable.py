@@ -11,7 +11,7 @@ from fcit.data.checks.before_run import WARNED
 from fcit.data.records import TestRecord
 from fcit.errors import FCITError
 from fcit.evaluation.captions import references
-from fcit.evaluation.scorers import corpus_of, form_of
+from fcit.evaluation.scorers import corpus_of, form_of, of_captions
 from fcit.evaluation.wording import tokens, without_blanks
 from fcit.io import bounded
 
@@ -28,13 +28,13 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     if registry.is_own(scorer):
         return {}
     records = list(records)
-    if corpus_of(registry.resolve("scorer", scorer)) is not None:
+    judge = registry.resolve("scorer", scorer)
+    if of_captions(judge):
         return {
             n: f"none of its {len(references(record))} reference captions has a word in it"
             for n, record in enumerate(records)
             if not any(map(tokens, references(record)))
         }
-    judge = registry.resolve("scorer", scorer)
     boxed = form_of(judge) == "box"
     truths = [(record.box if boxed else "") or record.answer for record in records]
     texts = [truth.strip() for truth in truths]

@@ -93,6 +93,22 @@ def form_of(scorer: Scorer) -> str | None:
     return form if isinstance(form, str) else None  # a callable of the user's own may call something else so
 
 
+def of_captions(scorer: Scorer) -> bool:
+    """Whether a rule scores captions, all together; another corpus score reads answers as rules for one answer do."""
+    return corpus_of(scorer) is not None and form_of(scorer) == "sentence"
+
+
+def in_turn(scorer: Scorer) -> Scorer:
+    """Declare that several questions have one id: those of a picture, whose answers stand in the questions' order."""
+    vars(scorer)["in_turn"] = True
+    return scorer
+
+
+def asks_in_turn(scorer: Scorer) -> bool:
+    """Whether a rule declares :func:`in_turn`."""
+    return getattr(scorer, "in_turn", None) is True  # a callable of the user's own may call something else so
+
+
 def marked(judge: Callable[[str, TestRecord], float], texts: Sequence[str], records: Sequence[TestRecord]) -> Result:
     """100 times the mean mark that ``judge`` gives to a stripped prediction and its record.
 

@@ -12,7 +12,7 @@ from fcit.data.records import TestRecord
 from fcit.errors import ConfigError, DataError
 from fcit.evaluation.following import followed
 from fcit.evaluation.predictions import Prediction, from_others, paired, read
-from fcit.evaluation.scorers import Result, corpus_of
+from fcit.evaluation.scorers import Result, asks_in_turn, corpus_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def score_file(benchmark: Benchmark, dataset: str, file: Path, rule: str | None 
     names = rules(benchmark, dataset, rule)
     questions = benchmark.test(dataset)
     predictions = read(file, from_others)
-    records, warnings = paired(file, predictions, questions)
+    own = registry.resolve("scorer", benchmark.spec.datasets[dataset].scorer)
+    records, warnings = paired(file, predictions, questions, asks_in_turn(own))
     texts = [prediction.text for prediction in predictions]
     scores = []
     for name in names:

@@ -51,6 +51,15 @@ _VALUES, _SCALES, _MASK, _INDICES = (f"{THIN}{name}" for name in ("values", "sca
 _KINDS = {"float32": np.float32, "bfloat16": np.float32, "int8": np.int8}
 
 
+def wire_of(config: RunConfig, pooled: str) -> str:
+    """The number format of a run's messages.
+
+    float32 whatever ``federation.wire`` is where one participant has all data and so no wire: ``pooled`` of the method,
+    or ``setting: centralised``.
+    """
+    return "float32" if pooled or config.centralised else config.federation.wire
+
+
 @dataclass(frozen=True)
 class Thin:
     """The form of a run's updates.
@@ -69,8 +78,8 @@ class Thin:
     def of(cls, config: RunConfig, pooled: str) -> Thin | None:
         """The form that a configuration asks for; None where tensors are sent as they are.
 
-        That is so in float32 without ``top_k``, where one participant has all data and no wire (``pooled``, of the
-        method, or ``setting: centralised``), and with secure aggregation, whose sums have a format of their own.
+        That is so in float32 without ``top_k``, where one participant has all data and no wire (:func:`wire_of`), and
+        with secure aggregation, whose sums have a format of their own.
         """
         wire, top_k = config.federation.wire, config.federation.top_k
         if (wire == "float32" and top_k is None) or pooled or config.centralised or config.privacy.secure:

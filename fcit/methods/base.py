@@ -290,7 +290,7 @@ class Method:
     def tunable(self, state: ServerState, pair: Pair, stage: int) -> bool:
         """Whether a client can go on training the subspace of a pair at the end of a stage (``evaluation.personal``).
 
-        Not one that the method has merged, nor one of an earlier stage, which orders of this stage hold frozen.
+        Not one that the method has taken away, nor one of an earlier stage, which orders of this stage hold frozen.
         """
         name = state.assigned[pair]
         return name in state.subspaces and self.common(stage) in (None, name)

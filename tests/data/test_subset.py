@@ -83,3 +83,5 @@ def test_reduced_numbers_are_named_and_full_ones_are_not():
     ]
     assert reduced(parse({"data": {"turns": "first"}})) == ["the first turn of every conversation"]
     assert reduced(parse({"data": {"turns": "all"}})) == []
+    assert reduced(parse({"evaluation": {"personal": 3}})) == ["20 % of every shard, at most 32 records, not learnt"]
+    assert reduced(parse({"evaluation": {"personal": False}})) == []

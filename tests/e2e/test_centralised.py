@@ -35,6 +35,7 @@ def run(tmp_path_factory) -> Run:
     raw = {key: value for key, value in SMALL.items() if key != "federation"}
     raw |= {
         "setting": "centralised",
+        "federation": {"wire": "int8"},  # of no effect: there is no wire
         "method": "finetune",
         "training": {"epochs": EPOCHS, "schedule": "trainer"},
         "data": {"max_records": 60},

@@ -6,7 +6,7 @@ from fcit.data.records import TestRecord
 from fcit.evaluation import coco, constant
 from fcit.evaluation.captions import caption
 from fcit.evaluation.constant import best_constant, without_java
-from fcit.evaluation.scorers import Result, corpus, corpus_of
+from fcit.evaluation.scorers import Result, corpus, corpus_of, demands
 
 
 def asked(*answers: str, image: str = "a.png", question: str = "?") -> list[TestRecord]:
@@ -26,6 +26,8 @@ MANY = ("no", "yes", "yes", "2")
         ("dcl-contained", ("yes no 2", 100.0)),  # all of them at once
         ("dcl-words", ("yes no 2", 100.0)),
         ("dcl-choice", ("yes", 50.0)),
+        ("acl-vp", ("yes no 2", 100.0)),  # of all answers together, and not about captions
+        ("acl-vp-clean", ("yes no 2", 100.0)),
     ],
 )
 def test_rules_for_one_answer(scorer, expected):
@@ -58,7 +60,7 @@ def test_captions():
 
 def test_official_captions_are_scored_once(monkeypatch):
     seen = []
-    rule = corpus(slow=True)(lambda texts, records: seen.append(set(texts)) or Result(12.0))
+    rule = demands("sentence")(corpus(slow=True)(lambda texts, records: seen.append(set(texts)) or Result(12.0)))
     monkeypatch.setattr(coco, "caption7", rule)
     found = best_constant("caption7", asked("A cat sits.", "A dog runs."))
     assert found.score == 12.0

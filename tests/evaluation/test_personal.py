@@ -8,6 +8,7 @@ import pytest
 from fcit.bench.leaderboard import _spread
 from fcit.config import parse
 from fcit.config.personal import Personal
+from fcit.data.benchmark import open_benchmark
 from fcit.data.own_questions import as_questions, kept_out
 from fcit.data.records import Record, Turn
 from fcit.errors import ConfigError
@@ -46,6 +47,15 @@ def test_results_count_stages_from_one_and_a_run_without_has_no_columns():
     assert personal.columns({"personal": made})["own worst"] == 20.0
     assert set(personal.columns({}).values()) == {None}
     assert _spread(list(personal.columns({}).values())) is None
+
+
+def test_tasks_of_several_rules_are_refused_before_a_run_begins():
+    asked = {"benchmark": "fcit-mini-cap", "evaluation": {"personal": 2}}
+    said = r"task 0 of benchmark 'fcit-mini-cap' has data sets of different rules \(box-iou, exact\)"
+    with pytest.raises(ConfigError, match=said):
+        open_benchmark(parse(asked))
+    open_benchmark(parse({**asked, "benchmark": "fcit-mini-task"}))
+    open_benchmark(parse({**asked, "evaluation": {}}))
 
 
 def test_what_is_kept_out_is_the_same_each_time_and_bounded():

@@ -47,6 +47,10 @@ def test_captions_without_a_word(scorer):
     assert found[3] == "none of its 2 reference captions has a word in it"
 
 
+def test_a_rule_of_all_answers_together_that_is_not_about_captions():
+    assert unreachable("acl-vp", asked("...")) == {}
+
+
 def test_own_rules_are_not_asked_and_no_records_are_fine():
     assert unreachable("./nowhere.py:rule", asked("a")) == {}
     assert {name: unreachable(name, []) for name in registry.SCORERS} == {name: {} for name in registry.SCORERS}

@@ -176,6 +176,20 @@ def test_as_a_held_out_benchmark_and_on_the_command_line(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "  pope                    0.00  official rule" in out
     assert "    accuracy            100.00" in out
+    # Two questions have a picture's id: answers to it are to one after the other.
+    rows = [{"question_id": record.question_id, "text": record.answer} for record in bench.test("mme")]
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--benchmark", "mme", "--dataset", "mme", "--root", str(tmp_path / "mme")]
+    assert main(["evaluate", "--predictions", str(predictions), *options]) == 0
+    out, err = capsys.readouterr()
+    assert "  mme                   100.00  official rule" in out
+    assert "    perception          400.00" in out
+    assert err == ""
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in [*rows[1:], *rows[2:3]]))
+    assert main(["evaluate", "--predictions", str(predictions), *options]) == 0
+    err = capsys.readouterr().err
+    assert "1 of 4 questions have no prediction" in err
+    assert "1 predictions are to questions answered before" in err
     # Pictures are missing, everything else can be read.
     assert main(["data", "check", "pope", "--root", str(tmp_path / "pope")]) != 0
     out = capsys.readouterr().out

@@ -9,7 +9,7 @@ from fcit.config import parse_text
 from fcit.errors import CodecError
 from fcit.federation import codec, formats
 from fcit.federation.messages import ClientUpdate, TrainOrder
-from fcit.federation.thin import Thin
+from fcit.federation.thin import Thin, wire_of
 from fcit.io import trees
 from tests.helpers.cases import check_each
 
@@ -71,6 +71,14 @@ def test_nothing_and_zeros_have_blocks_too():
     assert formats.from_blocks(codes, scales).tolist() == [0, 0, 0]
     tiny = np.full(2, 1e-42, np.float32)  # subnormal
     assert np.abs(formats.from_blocks(*formats.to_blocks(tiny)) - tiny).max() <= 1e-42
+
+
+def test_one_participant_with_all_data_has_no_wire():
+    federated = parse_text("federation: {wire: int8, top_k: 0.5}", "test")
+    central = parse_text("{setting: centralised, federation: {wire: int8, top_k: 0.5}}", "test")
+    assert (wire_of(federated, ""), Thin.of(federated, "")) == ("int8", Thin("int8", 0.5))
+    for config, pooled in ((federated, "all"), (federated, "task"), (central, "")):
+        assert (wire_of(config, pooled), Thin.of(config, pooled)) == ("float32", None)
 
 
 # ---------------------------------------------------------------------- error feedback

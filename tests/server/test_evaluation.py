@@ -9,6 +9,7 @@ from flwr.app import Error, Message
 
 from fcit.config import RunConfig
 from fcit.errors import Unanswered
+from fcit.evaluation.predictions import MAX_TEXT
 from fcit.federation import codec
 from fcit.federation.messages import Answers, EvaluateOrder
 from server.evaluation import Evaluation
@@ -83,6 +84,14 @@ def test_every_site_but_one_may_fail(grid, events):
     (whole,) = answered(evaluation(grid, events))
     assert whole.texts == ["x", "y"] * 4
     assert {e["client"] for e in events if e["event"] == "evaluate-failed"} == {0, 1}
+
+
+def test_an_answer_that_no_reader_of_predictions_takes_is_asked_of_another_site(grid, events):
+    grid.story[7] = says("x" * (MAX_TEXT + 1), "y")
+    (whole,) = answered(evaluation(grid, events))
+    assert whole.texts == ["x", "y"] * 4
+    reasons = {e["reason"] for e in events if e["event"] == "evaluate-failed"}
+    assert reasons == {"an answer to a has 200,001 characters, more than 200,000"}
 
 
 def test_no_site_is_asked_twice_for_what_it_failed(grid, events):

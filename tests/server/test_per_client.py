@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Error, Message
 
 from fcit.config import RunConfig
-from fcit.errors import Unanswered
+from fcit.errors import RunError, Unanswered
 from fcit.evaluation.following import Followed
 from fcit.federation import codec
 from fcit.federation.messages import Answers, EvaluateOrder
@@ -131,8 +131,46 @@ def test_without_any_the_stage_is_unanswered(made, grid):
         made.evaluation.stage(None, Progress(memories={"0": "0-1"}))
 
 
-def test_one_that_is_not_connected_is_left_out(made, events):
-    made.evaluation.courier.seat({1: 8})
-    progress = Progress(memories={"0": "0-1", "1": "0-0"})
+def test_those_that_are_not_connected_are_not_drawn(made):
+    made.evaluation.courier.seat({2: 9})
+    for stage in range(4):
+        progress = Progress(stage=stage, memories=dict.fromkeys("012", "0-0"))
+        made.evaluation.stage(None, progress)
+        assert progress.per_client == [{"2": {"a": 0.0}}]
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_one_that_has_lost_its_factors_is_left_out_and_starts_afresh(made, grid, events, deployed):
+    grid.story[7] = fails
+    made.evaluation.courier.deployed = deployed
+    progress = Progress(memories={"0": "0-1", "1": "0-0"}, constants={"0": ["kept"]})
     made.evaluation.stage(None, progress)
     assert progress.per_client == [{"1": {"a": 50.0}}]
+    assert (progress.memories, progress.constants) == ({"1": "0-0"}, {})
+    (lost,) = [e for e in events if e["event"] == "memory-lost"]
+    assert (lost["client"], lost["version"], lost["constants"]) == (0, "0-1", ["kept"])
+
+
+def test_another_failure_stops_a_simulation(made, grid):
+    grid.story[7] = lambda message: [Message(Error(code=2, reason="KeyError: x"), reply_to=message)]
+    made.evaluation.courier.deployed = False
+    with pytest.raises(RunError, match="KeyError: x"):
+        made.evaluation.stage(None, Progress(memories={"0": "0-1", "1": "0-0"}))
+
+
+def test_answers_of_a_client_that_is_left_out_are_removed(made, grid, tmp_path, monkeypatch):
+    """It answers one data set and not the other."""
+    made.evaluation.run.predictions = tmp_path
+    made.untrained.append("later")
+    whole = says("x", "x")
+    grid.story[7] = lambda m: (fails if codec.decode(m.content, EvaluateOrder).dataset == "later" else whole)(m)
+    scored = per_client.score
+
+    def kept(benchmark, answers, file):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        return scored(benchmark, answers, file)
+
+    monkeypatch.setattr(per_client, "score", kept)
+    made.evaluation.stage(None, Progress(memories={"0": "0-1", "1": "0-0"}))
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["a.client-1.jsonl", "later.client-1.jsonl"]

@@ -134,6 +134,15 @@ def test_a_ground_truth_that_the_rule_cannot_read_is_found_now(tmp_path):
     assert "is not a box like" in said
 
 
+def test_a_rule_that_cannot_read_clients_records_is_found_now(tmp_path):
+    """A client's record has one answer, where a test question of TextVQA has ten."""
+    ten = {"scorer": "coin-textvqa", "references": ("a",) * 10}
+    with pytest.raises(RunError, match=r"'b': evaluation.personal: scorer 'coin-textvqa': question 'q7': 0 answers"):
+        preflight(FakeCourier({100: {}}), ["b"], tmp_path, **ten)
+    preflight(FakeCourier({100: {}}), ["b"], tmp_path, pooled="all", **ten)  # no client of which is asked
+    preflight(FakeCourier({100: {}}), ["b"], tmp_path, scorer="box-iou", box="[0, 0, 1, 1]")
+
+
 # ---------------------------------------------------------------------- clients
 
 
@@ -167,17 +176,21 @@ class FakeCourier:
             yield SimpleNamespace(metadata=meta, error=error, content=content, has_error=lambda failed=failed: failed)
 
 
-def preflight(courier: FakeCourier, names: list[str], tmp_path: Path) -> list[dict]:
+def preflight(
+    courier: FakeCourier, names: list[str], tmp_path: Path, scorer: str = "exact", pooled: str = "", **more
+) -> list[dict]:
     said = []
-    records = {name: [TestRecord("q7", (f"{name}/7.png",), "?", "a")] for name in names}
-    spec = SimpleNamespace(datasets={name: SimpleNamespace(scorer="exact", also=[]) for name in names})
+    records = {name: [TestRecord("q7", (f"{name}/7.png",), "?", "a", **more)] for name in names}
+    spec = SimpleNamespace(datasets={name: SimpleNamespace(scorer=scorer, also=[]) for name in names})
     stage = [[0]]
-    config = SimpleNamespace(benchmark="mine.yaml", federation=SimpleNamespace(timeout=5))
+    evaluation = SimpleNamespace(personal=True if more else None)
+    config = SimpleNamespace(benchmark="mine.yaml", federation=SimpleNamespace(timeout=5), evaluation=evaluation)
     bench = SimpleNamespace(
         stages=stage, test=records.__getitem__, datasets=spec.datasets, root=tmp_path, config=config
     )
     bench.owner = lambda name: bench
-    orders = SimpleNamespace(due=lambda stage: names, untrained=lambda stage: [], text="", run="r")
+    method = SimpleNamespace(pooled=pooled, trains=True)
+    orders = SimpleNamespace(due=lambda stage: names, untrained=lambda stage: [], text="", run="r", method=method)
     run = SimpleNamespace(path=tmp_path / "run")
     Preflight(config, bench, run, orders, courier, lambda kind, **v: said.append({"event": kind, **v})).check()
     return said

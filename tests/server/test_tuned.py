@@ -47,6 +47,12 @@ def test_a_rule_with_fresh_factors_beside_the_subspace_tunes_nothing(monkeypatch
     assert (order.subspace, order.constants) == ("", [])
 
 
+def test_what_was_merged_at_the_end_of_the_stage_is_trained_on(monkeypatch):
+    for method in ("opcm", "clmoe"):
+        [order] = orders("0", monkeypatch, method=method)
+        assert order.subspace == "0", method
+
+
 def test_prompts_without_their_network_are_not_tuned(monkeypatch):
     [order] = orders("2", monkeypatch, method="modalprompt")
     assert order.subspace == ""
