@@ -29,7 +29,11 @@ from server.verification import Stretch, Verification
 
 
 class Evaluation:
-    """Has the data sets due answered on the clients' machines and scores the answers."""
+    """Has the data sets due answered on the clients' machines and scores the answers.
+
+    Args:
+        count: called before each checkpoint: brings the run's time up to now.
+    """
 
     def __init__(
         self,
@@ -39,9 +43,10 @@ class Evaluation:
         orders: Orders,
         courier: Courier,
         say: Callable[..., None],
+        count: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
-        self.orders, self.courier, self.say = orders, courier, say
+        self.orders, self.courier, self.say, self.count = orders, courier, say, count
         self.personal = PersonalEvaluation(config, benchmark, orders, courier, say)
 
     def begin(self) -> None:
@@ -119,7 +124,12 @@ class Evaluation:
                 seconds=round(answers.seconds, 3),
                 **({} if name in due else {"trained": False}),
             )
-            checkpoint.save(self.run, state, progress)
+            self.save(state, progress)
+
+    def save(self, state: ServerState, progress: Progress) -> None:
+        """Write a checkpoint amid the evaluation."""
+        self.count()
+        checkpoint.save(self.run, state, progress)
 
     def _answers(
         self,

@@ -6,7 +6,6 @@ from fcit import seeding
 from fcit.errors import Unanswered
 from fcit.evaluation.following import Followed
 from fcit.methods.base import ServerState
-from server import checkpoint
 from server.checkpoint import Progress
 from server.evaluation import Evaluation
 from server.scoring import Scored, score
@@ -50,7 +49,7 @@ class PerClientEvaluation(Evaluation):
             row = {str(client): {name: scores[name].score for name in due} for client, scores in by_client.items()}
             progress.per_client.append(row)
             self.say("per-client", stage=progress.stage, row=row)
-        checkpoint.save(self.run, state, progress)
+        self.save(state, progress)
 
     def _clients(self, progress: Progress) -> list[int]:
         trained = sorted(map(int, progress.memories))
