@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint, personal
+from server.asking import Asking
 from server.checkpoint import Progress
 from server.courier import NOBODY, Courier
 from server.orders import Orders
@@ -160,7 +161,7 @@ class Evaluation:
         verification.post(orders, f"{phase}.verify")
         try:
             while True:
-                for reply in self.courier.send("evaluate", open_.values(), f"{phase}.evaluate.{len(failed)}"):
+                for reply in self._asked(open_.values(), f"{phase}.evaluate.{len(failed)}"):
                     answer = self._accepted(reply, open_, reasons)
                     if answer is None:
                         continue
@@ -174,6 +175,12 @@ class Evaluation:
             verification.finish(self.config.federation.timeout)
         finally:
             verification.close()
+
+    def _asked(self, orders: Collection[tuple[int, EvaluateOrder]], group: str) -> Iterator[Message]:
+        """The replies to these orders."""
+        if self.courier.deployed:
+            return Asking(self.courier, "evaluate", orders, group).replies()
+        return self.courier.send("evaluate", orders, group)
 
     def _accepted(
         self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]
