@@ -28,7 +28,7 @@ from server.stop import Stop
 
 app = ServerApp()
 #: Seconds in which the process of a run that was stopped, or given up by Flower, has ended: it hears of that with its
-#: next call, after half a minute at most, and is given five seconds then (flwr 1.41 and 1.42).
+#: next call, after half a minute at most, and is given five seconds then (flwr 1.42).
 _OVERLAP = 120.0
 
 

@@ -38,7 +38,7 @@ _SETTLED = 10.0  # seconds after the start in which an end is a mistake to be me
 _QUIET = 120.0
 _WAIT = 1.0, 60.0  # seconds before one is started again
 #: Seconds after the end of a run's process at which it is looked whether it was cut off: soon, and once Flower knows of
-#: a process that was killed, whose heartbeats it has to miss for a minute (flwr 1.41 and 1.42).
+#: a process that was killed, whose heartbeats it has to miss for a minute (flwr 1.42).
 _ENDED = 3.0, 75.0
 _ROTATE_AGAIN = 600.0  # seconds until logs that could not be put aside are tried again
 _POLLS = "uvicorn.access"  # in lines of the SuperLink that only say that a site has asked for work
