@@ -83,10 +83,12 @@ class Asking:
                 for node, left in self._left.items()
                 for _ in range(min(MOST - len(self._sent[node]), len(left)))
             ]
+            before = self._read()
             # The last of them has its time after all others.
             for message in self._courier.post(self._kind, batch, self._group, MOST * self._seconds / 2):
                 message.content = RecordDict()  # it is at the SuperLink
                 self._sent[message.metadata.dst_node_id][message.metadata.message_id] = message
+            self._wait_for(self._read() - before)
         return any(self._sent.values())
 
     def _until(self) -> float:

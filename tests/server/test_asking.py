@@ -100,6 +100,18 @@ def test_time_in_which_nobody_listens_does_not_count():
     assert got == 10
 
 
+def test_nor_does_the_time_that_sending_takes(monkeypatch):
+    sites = Sites({1: 90.0})
+    post = sites.post
+
+    def slow(*parts):
+        sites.now += 500.0
+        return post(*parts)
+
+    monkeypatch.setattr(sites, "post", slow)
+    assert asked(sites, {1: 10})[0] == {1: 10}
+
+
 def test_nothing_is_looked_for_once_the_caller_has_enough():
     sites = Sites({1: 1.0})
     replies = Asking(sites, "evaluate", [(1, n) for n in range(4)], "0", read=lambda: sites.now).replies()
