@@ -18,6 +18,7 @@ from fcit.data.stream import Stream, open_stream
 from fcit.errors import ConfigError, StopRequested
 from fcit.evaluation.matrix import AccuracyMatrix
 from fcit.models.judging import judge_of
+from fcit.runs.alone import alone
 from fcit.runs.environment import describe
 from fcit.runs.folder import BELONGS, RunDir
 from fcit.runs.recorded import hold_data
@@ -26,6 +27,9 @@ from server.loop import Loop
 from server.stop import Stop
 
 app = ServerApp()
+#: Seconds in which the process of a run that was stopped, or given up by Flower, has ended: it hears of that with its
+#: next call, after half a minute at most, and is given five seconds then (flwr 1.42).
+_OVERLAP = 120.0
 
 
 def _stop_on_signals(stop: Stop, run: Path) -> dict[int, Any]:
@@ -46,16 +50,30 @@ def run(
     watcher: Watcher | None = None,
     accept_changed_data: bool = False,
     prepared: tuple[RunConfig, Stream] | None = None,
+    patience: float = 0.0,
 ) -> AccuracyMatrix:
     """Run (or resume) the run folder ``path`` on a grid; the watcher and the configured trackers get every event.
 
     Args:
         prepared: configuration and prepared stream of a new run folder; by default both are read from disk.
+        patience: seconds in which another process that is at work on it may end.
 
     Raises:
-        ConfigError: data or code have changed since the run began, unless that is accepted.
+        ConfigError: data or code have changed since the run began, unless that is accepted; or another process is at
+            work on it.
     """
     run_dir = RunDir.open(path)
+    with alone(run_dir, patience):
+        return _run(run_dir, grid, watcher, accept_changed_data, prepared)
+
+
+def _run(
+    run_dir: RunDir,
+    grid: Grid,
+    watcher: Watcher | None,
+    accept_changed_data: bool,
+    prepared: tuple[RunConfig, Stream] | None,
+) -> AccuracyMatrix:
     # A benchmark of the user's own may be bound to another configuration than the run's.
     config, stream = prepared or _prepared(run_dir)
     hold_data(run_dir, stream, accept_changed_data)
@@ -112,4 +130,5 @@ def main(grid: Grid, context: Context) -> None:
         path = RunDir.create(Path(config.output), config.name, configuration.dump(config), describe()).path
     else:
         raise ConfigError("nothing to run: give flwr run an absolute path, -c 'config=\"/path/to/run.yaml\"'")
-    run(path, grid, accept_changed_data=settings.get("accept-changed-data", "").lower() == "true")
+    accepted = settings.get("accept-changed-data", "").lower() == "true"
+    run(path, grid, accept_changed_data=accepted, patience=_OVERLAP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
 from fcit.runs.folder import RunDir
 from server import checkpoint, personal
+from server.asking import Asking
 from server.checkpoint import Progress
 from server.courier import NOBODY, Courier
 from server.gather import lost_memory
@@ -31,7 +32,11 @@ from server.verification import Stretch, Verification
 
 
 class Evaluation:
-    """Has the data sets due answered on the clients' machines and scores the answers."""
+    """Has the data sets due answered on the clients' machines and scores the answers.
+
+    Args:
+        count: called before each checkpoint: brings the run's time up to now.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,10 @@ class Evaluation:
         orders: Orders,
         courier: Courier,
         say: Callable[..., None],
+        count: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.benchmark, self.run = config, benchmark, run
-        self.orders, self.courier, self.say = orders, courier, say
+        self.orders, self.courier, self.say, self.count = orders, courier, say, count
         self.personal = PersonalEvaluation(config, benchmark, orders, courier, say)
 
     def begin(self) -> None:
@@ -121,7 +127,12 @@ class Evaluation:
                 seconds=round(answers.seconds, 3),
                 **({} if name in due else {"trained": False}),
             )
-            checkpoint.save(self.run, state, progress)
+            self.save(state, progress)
+
+    def save(self, state: ServerState, progress: Progress) -> None:
+        """Write a checkpoint amid the evaluation."""
+        self.count()
+        checkpoint.save(self.run, state, progress)
 
     def _answers(
         self,
@@ -152,7 +163,7 @@ class Evaluation:
         verification.post(orders, f"{phase}.verify")
         try:
             while True:
-                for reply in self.courier.send("evaluate", open_.values(), f"{phase}.evaluate.{len(failed)}"):
+                for reply in self._asked(open_.values(), f"{phase}.evaluate.{len(failed)}"):
                     answer = self._accepted(reply, open_, reasons)
                     if answer is None:
                         continue
@@ -166,6 +177,12 @@ class Evaluation:
             verification.finish(self.config.federation.timeout)
         finally:
             verification.close()
+
+    def _asked(self, orders: Collection[tuple[int, EvaluateOrder]], group: str) -> Iterator[Message]:
+        """The replies to these orders."""
+        if self.courier.deployed:
+            return Asking(self.courier, "evaluate", orders, group).replies()
+        return self.courier.send("evaluate", orders, group)
 
     def _accepted(
         self, reply: Message, open_: dict[Stretch, tuple[int, EvaluateOrder]], reasons: dict[Stretch, str]

@@ -28,7 +28,7 @@ _BRIEF = 10.0  # seconds for which a new client is waited for that was waited fo
 _PIECE = 10.0  # seconds after which it is looked again whether enough have answered
 #: Error codes of an answer that was lost on its way, or with the process that was to give it.
 _LOST = NODE_UNAVAILABLE, CLIENT_CRASHED, MESSAGE_UNAVAILABLE
-_SILENT = "no answer to the handshake so far; it takes part from the round after its answer"
+_SILENT = "no answer to the handshake so far; it takes part once it has answered"
 
 
 def _explained(reason: str) -> str:
@@ -48,6 +48,7 @@ class _Question:
     client: int
     messages: list[Message]
     since: float
+    first: float  # when it was asked first, by time.monotonic(), as ``since`` is when last
 
 
 class Handshake:
@@ -132,7 +133,8 @@ class Handshake:
         """
         staying = {client: node for client in busy if (node := self.courier.node(client)) != NOBODY}
         self._news(asked)
-        self._tell()
+        # Nobody has waited for those that were asked just now, and their silence is no fault yet.
+        self._tell(min(self.federation.timeout, _LONG))
         self._seat(staying)
 
     def _news(self, asked: set[Node]) -> dict[int, Node]:
@@ -243,7 +245,7 @@ class Handshake:
         asked |= set(due.values())
         messages = self.courier.post("query.probe", [(node.id, self.order) for node in due.values()], "probe")
         for (client, node), message in zip(due.items(), messages, strict=True):
-            question = self._questions.setdefault(node, _Question(client, [], now))
+            question = self._questions.setdefault(node, _Question(client, [], now, now))
             self.courier.forget(question.messages[:-1])  # an answer to one of two is enough, however long it takes
             question.messages = [*question.messages[-1:], message]
             question.since = now
@@ -308,10 +310,16 @@ class Handshake:
                 self._told.pop(client, None)
                 self.courier.say("joined", client=client)
 
-    def _tell(self) -> None:
-        """Say of every connected client that does not take part why, once."""
+    def _tell(self, silent: float = 0.0) -> None:
+        """Say of every connected client that does not take part why, once.
+
+        Args:
+            silent: seconds without an answer after which that is a reason.
+        """
+        now = time.monotonic()
         for client, node in sorted(self._connected.items()):
-            reason = self._reasons.get(node, _SILENT if node in self._questions else "")
+            question = self._questions.get(node)
+            reason = self._reasons.get(node, _SILENT if question and now - question.first >= silent else "")
             if reason and self._told.get(client) != reason:
                 self._told[client] = reason
                 self.courier.say("refused", client=client, reason=reason)

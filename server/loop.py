@@ -120,7 +120,7 @@ class Loop:
         parts = self.run, self.orders, self.courier, self.journal.event
         if isinstance(self.stream, Benchmark):  # its questions are here
             kind = PerClientEvaluation if self.orders.factors.per_client else Evaluation
-            return kind(self.config, self.stream, *parts)
+            return kind(self.config, self.stream, *parts, self._count)
         return SiteEvaluation(self.config, self.stream, *parts)
 
     def start(self) -> AccuracyMatrix:
@@ -199,9 +199,12 @@ class Loop:
         """The clipping norm of the round at hand; None without differential privacy."""
         return None if self.privacy is None else self.privacy.ledger.clip
 
-    def _save(self) -> None:
+    def _count(self) -> None:
         if self.clock is not None:
             self.clock.count()
+
+    def _save(self) -> None:
+        self._count()
         checkpoint.save(self.run, self.state, self.progress)
 
     # ------------------------------------------------------------------ a round

@@ -12,7 +12,6 @@ from fcit.errors import Unanswered
 from fcit.evaluation.following import Followed
 from fcit.federation.messages import Answers, EvaluateOrder
 from fcit.methods.base import ServerState
-from server import checkpoint
 from server.checkpoint import Progress
 from server.courier import NOBODY
 from server.evaluation import Evaluation
@@ -64,7 +63,7 @@ class PerClientEvaluation(Evaluation):
             row = {str(client): {name: scores[name].score for name in due} for client, scores in by_client.items()}
             progress.per_client.append(row)
             self.say("per-client", stage=progress.stage, row=row)
-        checkpoint.save(self.run, state, progress)
+        self.save(state, progress)
 
     def _clients(self, progress: Progress) -> list[int]:
         trained = [client for client in sorted(map(int, progress.memories)) if self.courier.node(client) != NOBODY]

@@ -17,13 +17,17 @@ from fcit.runs.folder import RunDir
 
 #: Facts about a machine that do not change results: they may differ between sites and are recorded only.
 _MACHINE = {"versions.gpu", "versions.machine", "versions.threads"}
+_TORCH = "versions.torch"  # 2.13.0+cpu, 2.13.0+cu130
 _SHOWN = 8  # differences listed per client
 #: How far one number in two formats differs: rounded to bfloat16 on both ways, or to float16's smallest numbers.
 _RELATIVE, _ABSOLUTE = 2.0**-8, 2.0**-24
 
 
 def _compared(values: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in values.items() if key not in _MACHINE}
+    """Those that are no machine's; of torch its version, not the label of its build, as a GPU's machine has another."""
+    return {
+        key: value.partition("+")[0] if key == _TORCH else value for key, value in values.items() if key not in _MACHINE
+    }
 
 
 def facts(probe: Probe) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fcit.deploy.deployment import Deployment
-from fcit.deploy.steps import PUBLIC, Steps
+from fcit.deploy.steps import PUBLIC, DeployError, Steps
 
 #: Days for which a certificate is valid. Sites hold the authority's; the server's is renewed without a change there.
 CA_DAYS, SERVER_DAYS = 3650, 825
@@ -35,8 +37,36 @@ def authority(deployment: Deployment, steps: Steps) -> None:
 
 
 def server(deployment: Deployment, steps: Steps) -> None:
-    """Make a new key and certificate for the door and the SuperLink behind it."""
-    request, extensions = deployment.certificate.with_suffix(".csr"), deployment.certificate.with_suffix(".ext")
+    """Make a new key and certificate for the door and the SuperLink behind it.
+
+    Both are made beside those in force and take their places when they are whole: without the authority's key, which is
+    kept offline, nothing changes. The certificate goes last, by which `fcit deploy up` sees that there is a new one.
+
+    Raises:
+        DeployError: the authority's key is not there, or openssl fails; the key and certificate in force stay.
+    """
+    if not steps.dry and not deployment.ca_key.is_file():
+        raise DeployError(
+            f"{deployment.ca_key} is not there, which makes certificates; put it back for as long as it takes"
+        )
+    key, certificate = (
+        path.with_name(f"new-{path.name}") for path in (deployment.certificate_key, deployment.certificate)
+    )
+    request, extensions = certificate.with_suffix(".csr"), certificate.with_suffix(".ext")
+    try:
+        _signed(deployment, key, certificate, request, extensions, steps)
+        steps.move(key, deployment.certificate_key)
+        steps.move(certificate, deployment.certificate)
+    finally:
+        if not steps.dry:
+            for left in (key, certificate, request, extensions):
+                left.unlink(missing_ok=True)
+
+
+def _signed(
+    deployment: Deployment, key: Path, certificate: Path, request: Path, extensions: Path, steps: Steps
+) -> None:
+    """A key, and a certificate of the authority for it."""
     steps.run(
         "openssl",
         "req",
@@ -44,7 +74,7 @@ def server(deployment: Deployment, steps: Steps) -> None:
         "-subj",
         f"/O=FCIT/CN={deployment.host[:64]}",
         "-keyout",
-        deployment.certificate_key,
+        key,
         "-out",
         request,
     )
@@ -73,11 +103,8 @@ def server(deployment: Deployment, steps: Steps) -> None:
         "-extfile",
         extensions,
         "-out",
-        deployment.certificate,
+        certificate,
     )
-    if not steps.dry:
-        request.unlink()
-        extensions.unlink()
 
 
 def node(deployment: Deployment, name: str, steps: Steps) -> None:

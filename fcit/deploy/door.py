@@ -175,14 +175,23 @@ def rotate(deployment: Deployment) -> None:
 
     They are copied and cut, as logrotate's ``copytruncate`` does: nginx appends, so it need not open them anew, which
     its worker could not do where a superuser runs the door.
+
+    Raises:
+        OSError: there is no room for a copy, say; all are as they were.
     """
     for name in ("access.log", "error.log"):
         file = deployment.nginx.with_name(name)
         if not file.is_file() or file.stat().st_size < LOG:
             continue
+        copy = file.with_name(f"{name}.copy")
+        try:
+            shutil.copyfile(file, copy)
+        except OSError:
+            copy.unlink(missing_ok=True)
+            raise
         for number in range(KEPT, 1, -1):
             newer = file.with_name(f"{name}.{number - 1}")
             if newer.is_file():
                 newer.replace(file.with_name(f"{name}.{number}"))
-        shutil.copyfile(file, file.with_name(f"{name}.1"))
+        copy.replace(file.with_name(f"{name}.1"))
         os.truncate(file, 0)

@@ -1,4 +1,6 @@
-"""A run that ended with the process that carried it: found when `fcit deploy up` starts, and gone on with."""
+"""A run that ended with the process that carried it: found when `fcit deploy up` starts, or while it runs, and gone on
+with.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fcit.deploy import app
-from fcit.deploy.control import flwr, runs, start, unfinished
+from fcit.deploy.control import SuperLinkAway, flwr, runs, start, unfinished
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.steps import DeployError, Steps
 from fcit.runs.folder import RunDir
@@ -16,27 +18,52 @@ from fcit.runs.folder import RunDir
 _CUT_OFF = ("No heartbeat received from the task", "Task failed with unknown error.", "stopped by SIGTERM")
 
 
-def go_on(deployment: Deployment, steps: Steps) -> None:
+def go_on(deployment: Deployment, steps: Steps, tried: dict[str, str] | None = None) -> bool:
     """Submit the last run again if it was going on when its process ended; it resumes from its checkpoint.
 
     Runs that have finished, were stopped, or have failed for a reason are left alone. What cannot be done is said.
+
+    Args:
+        tried: given where only the run's own process can have ended. A run that Flower takes for running has it then,
+            and one that has ended a second time without a checkpoint in between is left alone. Run folders with their
+            newest checkpoint at the last try; added to in place.
+
+    Returns:
+        Whether the SuperLink could be asked; that it could not is not said if it is to be asked again (``tried``).
     """
     try:
-        _go_on(deployment, steps)
+        _go_on(deployment, steps, tried)
+    except SuperLinkAway as error:
+        if tried is None:
+            steps.say(f"the run that was going on is not resumed: {error}")
+        return False
     except DeployError as error:
         steps.say(f"the run that was going on is not resumed: {error}")
+    return True
 
 
-def _go_on(deployment: Deployment, steps: Steps) -> None:
+def _go_on(deployment: Deployment, steps: Steps, tried: dict[str, str] | None) -> None:
     known = deployment.remembered("runs")
     if not known:
         return
     number, folder = list(known.items())[-1]
     if not Path(folder).is_dir() or RunDir(Path(folder)).results.is_file():
         return
-    run = next((run for run in runs(deployment) if str(run["run-id"]) == number), None)
-    if run is None or not _interrupted(run):
+    listed = runs(deployment)
+    run = next((run for run in listed if str(run["run-id"]) == number), None)
+    if run is None or not _interrupted(run, tried is not None):
         return
+    if tried is not None:
+        if any(not str(other["status"]).startswith("finished") for other in listed):
+            return  # somebody has resumed it, or begun another one
+        newest = max((file.parent.name for file in RunDir(Path(folder)).state.glob("*/state.json")), default="")
+        if tried.get(folder) == newest:
+            steps.say(
+                f"run {number} has lost its process again, without a checkpoint since it was resumed, and is left "
+                f"alone; `fcit deploy submit {deployment.path} --resume {folder}` goes on"
+            )
+            return
+        tried[folder] = newest
     if app.differs(deployment):
         steps.say(
             f"run {number} was interrupted and is not resumed, as fcit was updated meanwhile: `fcit deploy update "
@@ -61,10 +88,10 @@ def _stop(deployment: Deployment, number: str, steps: Steps) -> None:
             steps.say(f"run {number} has no process and is not ended: {error}; `fcit deploy stop {deployment.path}`")
 
 
-def _interrupted(run: dict[str, Any]) -> bool:
+def _interrupted(run: dict[str, Any], alone: bool) -> bool:
     if str(run["status"]) == "finished:failed":
         return cut_off(str(run.get("status-details")))
-    return str(run["status"]) in ("starting", "running")
+    return not alone and str(run["status"]) in ("starting", "running")
 
 
 def cut_off(details: str) -> bool:

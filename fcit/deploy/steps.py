@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fcit.errors import FCITError
+from fcit.io.files import write_text
 
 
 class DeployError(FCITError):
@@ -61,10 +62,14 @@ class Steps:
             path.chmod(0o700)
 
     def write(self, path: Path, text: str, mode: int = PRIVATE) -> None:
-        """Write a file with these permissions."""
+        """Write a file with these permissions.
+
+        Raises:
+            DiskFull: no room; the file is left as it was.
+        """
         self.say(f"write {path}")
         if not self.dry:
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
             path.chmod(mode)
 
     def copy(self, source: Path, target: Path, mode: int = PRIVATE) -> None:

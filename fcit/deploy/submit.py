@@ -161,7 +161,8 @@ def _follow(deployment: Deployment, number: str, run: Path, since: float) -> int
             return EXIT_INTERRUPTED
     code = _CODES.get(status, EXIT_FAILED)
     next_number = _next(deployment, number, run)
-    if next_number is None and code == EXIT_FAILED and cut_off(details) and _lately(RunDir(run)):
+    # A run that was followed from its beginning has ended just now, however long ago its last event is.
+    if next_number is None and code == EXIT_FAILED and cut_off(details) and (since or _lately(RunDir(run))):
         screen.print(
             f"\nthe run has lost its process; `fcit deploy up {deployment.path}` goes on with it", soft_wrap=True
         )

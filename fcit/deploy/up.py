@@ -37,6 +37,10 @@ _SETTLED = 10.0  # seconds after the start in which an end is a mistake to be me
 #: Seconds without an answer, or for the SuperExec without looking for work, after which one is started again.
 _QUIET = 120.0
 _WAIT = 1.0, 60.0  # seconds before one is started again
+#: Seconds after the end of a run's process at which it is looked whether it was cut off: soon, and once Flower knows of
+#: a process that was killed, whose heartbeats it has to miss for a minute (flwr 1.42).
+_ENDED = 3.0, 75.0
+_ROTATE_AGAIN = 600.0  # seconds until logs that could not be put aside are tried again
 _POLLS = "uvicorn.access"  # in lines of the SuperLink that only say that a site has asked for work
 _TAIL = 3  # last lines of a process that an error quotes
 
@@ -159,7 +163,10 @@ class Server:
         self.state = StateFile(deployment.path / PROCESSES, steps.say)
         self.stop_requested = threading.Event()
         self._resuming = threading.Lock()
+        self._runs: set[int] = set()  # processes that the SuperExec has started
+        self._tried: dict[str, str] = {}  # as for fcit.deploy.interrupted.go_on
         self._distrusted = ""
+        self._rotating = float("-inf")  # by time.monotonic(), before which logs are left alone
         self._certificate = self._stamp()
         self._begun = time.monotonic()
 
@@ -183,7 +190,7 @@ class Server:
                     read_output(selector, _TICK)
                     self._look_after(selector)
                     self._take_a_new_certificate(selector)
-                    door.rotate(self.deployment)
+                    self._rotate()
                     self.state.write((self.superlink, self.superexec, self.door))
             finally:
                 self._end(selector)
@@ -210,6 +217,25 @@ class Server:
                 self.steps.say(f"the {one.child.name} runs as process {pid}")
                 if one is self.superexec:
                     self._go_on()
+        self._look_at_runs()
+
+    def _look_at_runs(self) -> None:
+        """Look whether a run is to be resumed whose process has ended, and the SuperExec has not.
+
+        It was killed, or the SuperLink has ended the run because it was away, or its clock ahead, for more than the
+        minute in which Flower expects a heartbeat; the process then ends at its next call.
+        """
+        process = self.superexec.child.process
+        before, self._runs = self._runs, set() if process is None else set(pulse.children(process.pid))
+        if process is not None and before - self._runs:
+            threading.Thread(target=self._resume_ended, daemon=True).start()
+
+    def _resume_ended(self) -> None:
+        for pause in _ENDED:
+            while not self.stop_requested.wait(pause):
+                with self._resuming:
+                    if go_on(self.deployment, self.steps, self._tried):
+                        break
 
     def _go_on(self) -> None:
         """Resume the run that the end of the SuperExec has ended; it takes seconds, which nothing here waits for."""
@@ -228,6 +254,16 @@ class Server:
         self.steps.say("a new certificate: the door reads it, the SuperLink starts anew; sites and runs go on")
         self.door.child.process.send_signal(signal.SIGHUP)
         self.superlink.stop(selector)
+
+    def _rotate(self) -> None:
+        """Put logs aside that have grown; while that fails, as on a full disk, they stay as they are."""
+        if time.monotonic() < self._rotating:
+            return
+        try:
+            door.rotate(self.deployment)
+        except OSError as error:
+            self._rotating = time.monotonic() + _ROTATE_AGAIN
+            self.steps.say(f"the door's logs are not put aside: {error}; tried again in {_ROTATE_AGAIN:.0f} s")
 
     def _stamp(self) -> int:
         return self.deployment.certificate.stat().st_mtime_ns

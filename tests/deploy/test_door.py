@@ -329,3 +329,26 @@ def test_what_does_not_start_is_an_error(stand_ins, which, name):
     # it ends when its parent has seen that the port is listened on, or before
     with pytest.raises(DeployError, match=f"^the {name} ended with 3: why$"):
         stand_ins(**{which: "echo why; exit 3"})
+
+
+def test_it_is_looked_after_a_run_whose_process_alone_has_ended(stand_ins, monkeypatch):
+    """The SuperLink may have ended it: away, or with a clock ahead, for more than a minute; or it was killed."""
+    asked: list[bool] = []
+    servers: list[operator.Server] = []
+    run = operator.Server.run
+
+    def go_on(deployment, steps, tried=None):
+        asked.append(tried is not None)
+        if len(asked) == 4:
+            servers[0].stop_requested.set()
+        return len(asked) != 2  # the SuperLink is not up yet, and is asked again
+
+    def started(server: operator.Server) -> None:
+        servers.append(server)
+        run(server)
+
+    monkeypatch.setattr(operator, "go_on", go_on)
+    monkeypatch.setattr(operator, "_ENDED", (0.1, 0.2))
+    monkeypatch.setattr(operator.Server, "run", started)
+    stand_ins(superexec="sleep 2 & wait; exec sleep 300")
+    assert asked == [False, True, True, True]

@@ -16,6 +16,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from clients.site import supervisor
 from fcit.cli import main
 from fcit.deploy import certificates, control, door
+from fcit.deploy import up as operator
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
 from fcit.errors import ConfigError
@@ -245,6 +246,32 @@ def test_logs_are_put_aside_and_go_on(opened, monkeypatch):
     kept = sorted(file.name for file in opened.deployment.nginx.parent.glob("access.log*"))
     assert kept == ["access.log", *(f"access.log.{n}" for n in range(1, door.KEPT + 1))]
     assert opened.log("access.log.1").startswith("20")
+
+
+def test_a_full_disk_leaves_logs_as_they_are_and_the_server_up(tmp_path, monkeypatch, capsys):
+    deployment = plan(tmp_path / "d")
+    deployment.certificate.parent.mkdir(parents=True)
+    deployment.certificate.touch()
+    deployment.nginx.parent.mkdir()
+    log, older = (deployment.nginx.with_name(name) for name in ("access.log", "access.log.1"))
+    log.write_text("new")
+    older.write_text("old")
+
+    def full(source, target):
+        target.write_text("n")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(door, "LOG", 1)
+    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr(operator, "Answers", lambda ask: ask)
+    server = operator.Server(deployment, Steps())
+    for _ in range(3):
+        server._rotate()
+    assert {file.name: file.read_text() for file in log.parent.iterdir()} == {
+        "access.log": "new",
+        "access.log.1": "old",
+    }
+    assert capsys.readouterr().out.count("No space left on device") == 1
 
 
 # ---------------------------------------------------------------------- keys that are none

@@ -17,7 +17,7 @@ from fcit.config import site
 from fcit.deploy import app
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import add, init, renew, site_file, update
-from fcit.deploy.steps import Steps
+from fcit.deploy.steps import DeployError, Steps
 from fcit.errors import ConfigError
 from tests.deploy.conftest import plan
 
@@ -192,6 +192,30 @@ def test_a_site_more_a_new_certificate_and_a_new_app(own):
     update(own, Steps())
     assert app.differs(own) == []
     assert app.fab_hash(own, Steps()) == pinned
+
+
+@pytest.mark.parametrize("broken", ["the authority's key is offline", "openssl cannot sign"])
+def test_without_the_authority_s_key_the_certificate_in_force_stays(own, broken):
+    def there() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in own.certificate.parent.glob("*") if file.suffix != ".srl"}
+
+    before = there()
+    if broken == "openssl cannot sign":
+        own.ca_key.write_text("no key")
+    else:
+        own.ca_key.unlink()
+    with pytest.raises(DeployError, match="is not there" if "offline" in broken else "openssl failed"):
+        renew(own, Steps())
+    assert there() == before
+
+
+def test_a_new_certificate_is_for_its_owner_only_and_leaves_nothing_beside_it(own):
+    before = {file.name for file in own.certificate.parent.iterdir()}
+    renew(own, Steps())
+    assert {file.name for file in own.certificate.parent.iterdir()} == before
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (own.certificate, own.certificate_key)} == {0o600}
+    key = serialization.load_pem_private_key(own.certificate_key.read_bytes(), None)
+    assert key.public_key() == certificate(own.certificate).public_key()
 
 
 def test_units_are_valid(prepared, tmp_path):

@@ -57,6 +57,56 @@ def test_only_a_run_that_was_cut_off_goes_on(deployment, monkeypatch, capsys, st
     assert ("it goes on from its last checkpoint as run 6" in capsys.readouterr().out) == ("run" in commands)
 
 
+@pytest.mark.parametrize(
+    ("status", "details", "resumed"),
+    [
+        ("running", "", False),  # it has its process: another one has ended
+        ("starting", "", False),
+        ("finished:failed", "No heartbeat received from the task", True),
+        ("finished:failed", "ServerApp failed with exception: 1 usable updates, 2 needed", False),
+        ("finished:stopped", "", False),
+    ],
+)
+def test_where_its_own_process_alone_has_ended_a_run_goes_on_once_flower_has_ended_it(
+    deployment, monkeypatch, status, details, resumed
+):
+    pretended = Pretended(monkeypatch, status, details)
+    assert interrupted.go_on(deployment, Steps(), {})
+    assert pretended.commands == ["ls", *(["run"] if resumed else [])]
+
+
+def test_a_run_that_loses_its_process_again_and_again_is_left_alone_unless_it_gets_on(deployment, monkeypatch, capsys):
+    folder = RunDir.open(Path(deployment.remembered("runs")["5"]))
+    tried: dict[str, str] = {}
+    for checkpoint, again in (("000001", True), ("000001", False), ("000002", True)):
+        (folder.state / checkpoint).mkdir(parents=True, exist_ok=True)
+        (folder.state / checkpoint / "state.json").write_text("{}")
+        deployment.remember("runs", {"5": str(folder.path)})
+        pretended = Pretended(monkeypatch, "finished:failed", "No heartbeat received from the task")
+        assert interrupted.go_on(deployment, Steps(), tried)
+        assert ("run" in pretended.commands) == again
+        assert ("without a checkpoint since it was resumed" in capsys.readouterr().out) != again
+
+
+def test_a_run_is_not_resumed_beside_another_one(deployment, monkeypatch):
+    pretended = Pretended(monkeypatch, "finished:failed", "No heartbeat received from the task")
+    others = [pretended.run, {"run-id": "6", "status": "running", "status-details": ""}]
+    monkeypatch.setattr("fcit.deploy.control.flwr", lambda *words, **options: {"runs": others})
+    assert interrupted.go_on(deployment, Steps(), {})
+    assert pretended.commands == []
+
+
+def test_a_superlink_that_is_away_is_said_to_be_unless_it_is_asked_again(deployment, monkeypatch, capsys):
+    def away(*arguments, **options):
+        raise control.SuperLinkAway("the SuperLink does not answer")
+
+    monkeypatch.setattr("fcit.deploy.control.flwr", away)
+    assert not interrupted.go_on(deployment, Steps(), {})
+    assert capsys.readouterr().out == ""
+    assert not interrupted.go_on(deployment, Steps())
+    assert "is not resumed" in capsys.readouterr().out
+
+
 def test_nothing_is_asked_without_a_run_or_after_its_end(deployment, monkeypatch):
     pretended = Pretended(monkeypatch, "running")
     folder = RunDir.open(Path(deployment.remembered("runs")["5"]))

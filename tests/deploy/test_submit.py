@@ -1,6 +1,7 @@
 """`fcit deploy submit` as its user sees it, with a SuperLink that only pretends."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -217,6 +218,25 @@ def test_a_run_that_lost_its_process_is_given_a_minute_to_be_resumed(
     assert ("the run failed: no disk" in shown) == resumed
     assert ("the run failed: No heartbeat received from the task" in shown) != resumed
     assert now[0] < 1062
+
+
+def test_a_long_round_before_its_end_does_not_make_a_run_an_old_one(deployment, tmp_path, monkeypatch, capsys):
+    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
+    folder.event("start", stages=1, rounds=1, done=[0, 0])
+    os.utime(folder.events, (1.0, 1.0))
+    deployment.remember("runs", {"7": str(folder.path)})
+    states = {"7": ("failed", "No heartbeat received from the task"), "8": ("failed", "no disk")}
+    now = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] >= 1030:  # Flower has said at 1010 that the run has failed
+            deployment.remember("runs", {"7": str(folder.path), "8": str(folder.path)})
+
+    monkeypatch.setattr("fcit.deploy.submit.flwr", ended(states))
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0], sleep=sleep))
+    module._follow(deployment, "7", folder.path, 1.0)
+    assert "goes on as run 8 of the SuperLink" in capsys.readouterr().out
 
 
 @pytest.fixture

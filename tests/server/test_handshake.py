@@ -130,6 +130,17 @@ def test_numbers_rounded_by_another_format_are_alike_and_the_more_frequent_ones_
     assert events == []
 
 
+def test_builds_of_one_torch_for_other_processors_are_alike(hands, events):
+    """Sites with and without a GPU; constraints.txt pins the version and no build."""
+    grid = FakeGrid(n7="0", n8="1", n9="2")
+    for node, build in ((7, "2.13.0+cpu"), (8, "2.13.0+cu130"), (9, "2.13.0")):
+        grid.story[node] = tells(versions={"torch": build, "threads": "1"})
+    shake = hands(grid)
+    shake.start()
+    assert shake.courier.nodes == [7, 8, 9]
+    assert events == []
+
+
 def test_two_sites_that_differ_are_no_majority(hands):
     grid = FakeGrid(n7="0", n8="1")
     grid.story[8] = tells(hashes={"backbone": "xyz"})
@@ -401,7 +412,7 @@ def test_what_a_site_can_afford_is_noted_and_need_not_be_alike(hands, events):
     assert not any(event["event"] == "refused" for event in events)
 
 
-def test_a_run_that_goes_on_meanwhile_waits_for_no_new_site(hands, events):
+def test_a_run_that_goes_on_meanwhile_waits_for_no_new_site(hands, events, monkeypatch):
     grid = FakeGrid(n7="0", n8="1")
     shake = hands(grid, timeout=3600.0)
     shake.start()
@@ -412,6 +423,10 @@ def test_a_run_that_goes_on_meanwhile_waits_for_no_new_site(hands, events):
     shake.glance(asked, set())
     assert grid.asked.count(9) == 1
     assert shake.courier.node(2) == NOBODY
+    assert [event["event"] for event in events] == []  # it is given a minute before its silence is a fault
+    monkeypatch.setattr("server.handshake._LONG", 0.0)
+    shake.glance(asked, set())
+    assert [(event["event"], event["client"]) for event in events] == [("refused", 2)]
     grid.answer_late(9, probe())
 
     def seated() -> bool:

@@ -61,7 +61,7 @@ def made(grid, events, monkeypatch):
 
     files, ordered, untrained = [], [], []
     monkeypatch.setattr(per_client, "score", score)
-    monkeypatch.setattr(per_client.checkpoint, "save", lambda *parts: None)
+    monkeypatch.setattr("server.evaluation.checkpoint.save", lambda *parts: None)
     postman = courier(grid, events)
     postman.connect()
     postman.seat({client: node.id for client, node in postman.connected().items()})

@@ -78,6 +78,7 @@ def test_the_untouched_model_has_no_subspaces():
 
 def test_what_was_answered_before_an_interruption_is_not_asked_again(tmp_path, monkeypatch):
     saved: list[list[str]] = []
+    counted: list[int] = []
     scored = Scored(50.0, {}, Followed({}, 0, 50.0), None)
     monkeypatch.setattr(module, "score", lambda benchmark, answers, file: scored)
     monkeypatch.setattr(module.checkpoint, "save", lambda run, state, progress: saved.append(list(progress.evaluated)))
@@ -88,6 +89,7 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(tmp_path, m
         SimpleNamespace(untrained=lambda stage: ["a", "b", "c"]),
         SimpleNamespace(),
         lambda kind, **values: None,
+        lambda: counted.append(len(saved)),
     )
     progress, turns = Progress(), iter([["a"], ["b", "c"]])
 
@@ -106,6 +108,7 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(tmp_path, m
     made.before(None, progress)
     progress.end_untrained(0)
     assert saved == [["a"], ["a", "b"], ["a", "b", "c"]]
+    assert counted == [0, 1, 2]  # real time is brought up to now before each checkpoint
     assert progress.untrained_rows == {"0": {"a": 50.0, "b": 50.0, "c": 50.0}}
     assert (progress.samples, progress.samples_untrained, progress.evaluated, progress.rows) == (3, 3, [], [])
     assert not made.begins(progress)
