@@ -26,10 +26,14 @@ def generator(seed: int, *owner: int | str) -> np.random.Generator:
 
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
-    """Leaves torch's global generators as they were, for library calls that draw from them."""
+    """Leaves torch's global generators as they were, for library calls that draw from them.
+
+    Of GPUs only where this process uses them: a run on a CPU leaves those of its machine alone.
+    """
     import torch
 
-    with torch.random.fork_rng():
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus, device_type="cuda"):
         yield
 
 
@@ -60,7 +64,7 @@ def torch_seeded(seed: int, *owner: int | str) -> Iterator[None]:
 
     words = generator(seed, *owner).integers(2**32, size=3)
     before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with untouched():
         try:
             random.seed(int(words[0]))
             np.random.seed(int(words[1]))

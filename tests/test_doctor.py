@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import torch
 import yaml
 
 from fcit import config as configuration
@@ -106,6 +107,18 @@ def test_the_built_in_model_is_timed_here(doctor):
     assert re.search(r"training on [\d,]+ records, 1 worker", out)
 
 
+def test_a_gpu_that_others_use_is_no_traceback(doctor, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it.")
+
+    monkeypatch.setattr("fcit.doctor.timing.measured", full)
+    raw = {"name": "tiny", "benchmark": "fcit-mini-short", "training": {"batch_size": 2}}
+    code, _, err = doctor(raw)
+    assert code == 2
+    assert "memory ran out when a step was timed (CUDA out of memory. Tried to allocate 2.00 GiB.)" in err
+    assert "--no-probe" in err
+
+
 def test_an_unknown_model_names_the_download(doctor):
     raw = {**LARGE, "backbone": {**LARGE["backbone"], "model": "someone/else"}}
     code, _, err = doctor(raw, "--gpu-gb", "24")
@@ -115,6 +128,7 @@ def test_an_unknown_model_names_the_download(doctor):
 
 def test_devices_by_name():
     assert peak_of("NVIDIA H200") == (989.0, 4.8)
+    assert peak_of("NVIDIA GH200 480GB") == (989.0, 4.0)
     assert peak_of("NVIDIA A100-SXM4-80GB") == (312.0, 1.9)
     assert peak_of("NVIDIA L40S") == (362.0, 0.86)
     assert peak_of("NVIDIA L4") == (121.0, 0.3)

@@ -54,3 +54,20 @@ def test_restores_when_the_body_raises():
         global_draws()
         raise KeyError
     assert global_draws() == expected
+
+
+@pytest.mark.parametrize(("used", "asked"), [(False, []), (True, [0, 1, 0, 1])])
+def test_gpus_are_left_alone_by_a_process_that_does_not_use_them(used, asked, monkeypatch, recwarn):
+    """Asking one for its generator's state would initialise them all, and warn of it where there are several."""
+    seen = []
+    for name, value in (
+        ("is_initialized", lambda: used),
+        ("device_count", lambda: 2),
+        ("get_rng_state", seen.append),
+        ("set_rng_state", lambda state, device: seen.append(device)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    with seeding.untouched():
+        global_draws()
+    assert seen == asked
+    assert not recwarn.list

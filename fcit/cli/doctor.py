@@ -17,7 +17,7 @@ def arguments(add: Add) -> None:
         _doctor,
         "check this machine and the built-in model; with --config, what a run needs",
         "fcit doctor --config configs/24gb/disco.yaml data_root=/data/fcit --gpu-gb 24",
-        "Without --config: libraries, devices, and a training step of the built-in model. With it: memory, disk and\n"
+        "Without --config: libraries, devices, and an answer of the built-in model. With it: memory, disk and\n"
         "time of the run, and whether its model can be loaded; nothing is downloaded.",
     )
     config = command.add_argument(

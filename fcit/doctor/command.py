@@ -25,6 +25,7 @@ from fcit.models.estimate import Lengths
 from fcit.models.families.base import AnySize
 from fcit.models.features import features_size
 from fcit.models.judging import judge_of
+from fcit.models.memory import is_out_of_memory
 from fcit.models.shapes import HERE, Shape, shape_of
 from fcit.models.steps import compiles
 
@@ -69,7 +70,12 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
         raise ConfigError(problems, config.name)
     can_run = device.here and models.local and shape.source.startswith(HERE)  # nothing is downloaded for it
     with console.status("timing a step"):
-        speed = timing.measured(config, lengths, shown, subspaces, data.work) if probe and can_run else None
+        try:
+            speed = timing.measured(config, lengths, shown, subspaces, data.work) if probe and can_run else None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(_no_room(shown, device, error), config.name) from None
     console.print(_time_table(config, shape, lengths, device, data, speed))
     again = ", activations computed again" if config.training.checkpointing else ""
     unknown = [f"data: {data.why}"] if data.why else []
@@ -84,6 +90,16 @@ def doctor(config: RunConfig, gpu_gb: float | None, probe: bool, console: Consol
         soft_wrap=True,
     )
     return EXIT_OK
+
+
+def _no_room(records: int, device: Device, error: BaseException) -> str:
+    """What to do where the estimate has room and a step that is timed has none."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return (
+        f"training.micro_batch: memory ran out when a step was timed ({reason}), although by the estimate {records} "
+        f"records at a time fit into {device.name} where nothing else uses it; end what does (nvidia-smi lists it), "
+        "set fewer, or time nothing (--no-probe)"
+    )
 
 
 def _subspaces(config: RunConfig) -> int:

@@ -16,8 +16,8 @@ from fcit.io import threads as pools
 #: makers' data sheets (GeForce: with 32-bit accumulation); the first that fits counts.
 PEAKS = {
     "B200": (2250.0, 8.0),
-    "H200": (989.0, 4.8),
     "GH200": (989.0, 4.0),
+    "H200": (989.0, 4.8),
     "H100 PCIe": (756.0, 2.0),
     "H100": (989.0, 3.35),
     "A100": (312.0, 1.9),

@@ -267,8 +267,10 @@ class Backbone:
         with self._cast():
             return self._answer_logits(examples, features, prefix)
 
-    def _cast(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.products is None else torch.autocast(self.device.type, dtype=self.products)
+    def _cast(self, keep: bool = True) -> AbstractContextManager[object]:
+        """Autocast where training steps are computed so; ``keep``: weights that were cast serve until its end."""
+        kind, dtype = self.device.type, self.products
+        return nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype, cache_enabled=keep)
 
     def _answer_logits(
         self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None
@@ -322,7 +324,8 @@ class Backbone:
         prefix: Prefix | None = None,
     ) -> list[list[int]]:
         """The same as token ids; what follows an end token is no part of an answer."""
-        with self._cast():  # where a method asks while it trains
+        # Where a method asks while it trains. A captured step would read weights that were kept where they are no more.
+        with self._cast(keep=False):
             inputs = self._inputs(examples, features, prefix)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None

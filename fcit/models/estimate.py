@@ -76,11 +76,13 @@ class Memory:
 def layer_activations(config: RunConfig, shape: Shape) -> float:
     """Bytes that one layer of the language model keeps for its backward pass, per token.
 
-    Its weights are frozen, so a linear layer keeps nothing of its input; what is kept is (s bytes a number, h the
-    width, I the feed-forward's, k that of the keys, p the bytes in which adapters are multiplied):
+    Its weights are frozen, so a linear layer keeps nothing of its input; what is kept is (s bytes a number, n what all
+    norms take, q the width of queries, k that of the keys, I the feed-forward's, p the bytes in which adapters are
+    multiplied):
 
-        two norms                 2 * 4 h            (the input in float32; nothing new where s = 4 and it is shared)
-        attention q, k, v, out    s (2 h + 2 k)      (sdpa and flash; eager also 4 to 6 per pair of tokens and head)
+        norms                     4 n                (the input in float32; nothing new where s = 4 and it is shared)
+        attention q, k, v, out    s (2 q + 2 k)      (flash; sdpa of rows with padding, and eager, repeat keys and
+                                                     values to 4 q; eager also 4 to 6 per pair of tokens and head)
         SiLU and the product      3 s I
         adapter on width d        p (d + rank), and d for the dropout mask (p d on a CPU); without dropout and where
                                   p = s the input is shared
@@ -89,7 +91,8 @@ def layer_activations(config: RunConfig, shape: Shape) -> float:
     """
     s, p = _WIDTHS[config.backbone.dtype], _product(config)
     mask = 0 if not config.adapter.dropout else p if config.backbone.device == "cpu" else 1
-    kept = 2.0 * _FLOAT * shape.width + s * (2 * shape.width + 2 * shape.key_width) + 3 * s * shape.inner
+    keys = shape.key_width if config.backbone.attention == "flash_attention_2" else shape.query_width
+    kept = float(_FLOAT) * shape.normed + s * (2 * shape.query_width + 2 * keys) + 3 * s * shape.inner
     widths = [a for a, _ in shape.adapted]
     kept += p * config.adapter.rank * len(widths) / shape.layers
     if mask or s != p:
@@ -345,14 +348,14 @@ def training_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
     """Floating-point operations to train on one record.
 
     Forward 2 P per token, backward another 2 P (frozen weights have no gradient), with checkpointing 2 P for the
-    second forward pass; attention 4 T^2 h a layer forward, twice that backward. P: weights in linear layers.
+    second forward pass; attention 4 T^2 q a layer forward, twice that backward. P: weights in linear layers.
     """
     tokens, again = lengths.record(shape), config.training.checkpointing
-    attention = 4 * tokens**2 * shape.width * shape.layers
+    attention = 4 * tokens**2 * shape.query_width * shape.layers
     return tokens * shape.linear * (6 if again else 4) + attention * (4 if again else 3)
 
 
 def answering_flops(config: RunConfig, shape: Shape, lengths: Lengths) -> float:
     """Operations to answer one question with an answer of the assumed length."""
     prompt = lengths.prompt(shape)
-    return 2.0 * shape.linear * (prompt + lengths.answer) + 4.0 * prompt**2 * shape.width * shape.layers
+    return 2.0 * shape.linear * (prompt + lengths.answer) + 4.0 * prompt**2 * shape.query_width * shape.layers

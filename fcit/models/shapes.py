@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ class Shape:
     width: int
     inner: int  # width inside a feed-forward block
     heads: int
+    query_width: int  # of queries, and of what attention makes of values, of one token
     key_width: int  # of keys, and of values, of one token
+    normed: int  # numbers of one token that the norms of a layer take, all of them together
     vocabulary: int
     projector: int
     projector_inner: int
@@ -124,6 +127,21 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def _normed(model: Any, adapted: str, heads: Mapping[str, int]) -> int | None:
+    """Numbers of one token that the norms of a decoder layer take, all of them together; None if it is not found.
+
+    Args:
+        adapted: name of a linear layer inside.
+        heads: widths of norms that have a weight for one head and are over all of them, by name.
+    """
+    layer = re.match(r".*?\blayers\.\d+", adapted)
+    if layer is None:
+        return None
+    modules = {n.rpartition(".")[2]: m for n, m in model.get_submodule(layer.group()).named_modules()}
+    norms = {n: m for n, m in modules.items() if type(m).__name__.endswith("Norm")}
+    return sum(heads.get(name, norm.weight.numel()) for name, norm in norms.items()) or None
+
+
 def measure(
     model: Any,
     family: type[Family],
@@ -139,14 +157,15 @@ def measure(
     language = sum(p.numel() for p in model.parameters() if id(p) not in outside)
     frozen = {id(p) for p in projector.parameters()}
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    adapted = tuple((m.in_features, m.out_features) for n, m in linears.items() if re.fullmatch(targets, n))
-    if not adapted:
+    chosen = [n for n in linears if re.fullmatch(targets, n)]
+    if not chosen:
         raise ConfigError(
             f"adapter.targets: {targets!r} matches none of the {len(linears)} linear layers; the language model of "
             f"this family is called {family.language_name!r}"
         )
     inner = [m for m in projector.modules() if isinstance(m, nn.Linear)]
     inside = widths(text, 0)
+    queries = text.num_attention_heads * inside.key_width // text.num_key_value_heads
     head = model.get_output_embeddings()
     return Shape(
         source=source,
@@ -157,7 +176,9 @@ def measure(
         width=inside.width,
         inner=inside.inner,
         heads=text.num_attention_heads,
+        query_width=queries,
         key_width=inside.key_width,
+        normed=_normed(model, chosen[0], {"q_norm": queries, "k_norm": inside.key_width}) or 2 * inside.width,
         vocabulary=text.vocab_size,
         projector=_size(projector),
         projector_inner=inner[0].out_features if inner else 0,
@@ -171,7 +192,7 @@ def measure(
         image_tokens=vision.tokens,
         image_words=vision.tokens if vision.words is None else vision.words,
         feature_width=vision.feature_width,
-        adapted=adapted,
+        adapted=tuple((linears[n].in_features, linears[n].out_features) for n in chosen),
         identity_text=identity[0],
         identity_vision=identity[1],
         identity_width=identity[2],

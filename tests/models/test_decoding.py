@@ -316,6 +316,25 @@ def test_selected_factors_lie_at_the_same_addresses(folders):
     assert len(addresses) == 1
 
 
+def test_captured_steps_serve_batches_of_few_and_of_many_subspaces_in_turn(folders):
+    adapters = loaded(folders["llava"], count=6)
+    backbone, question = adapters.backbone, asked(adapters.backbone, 5)
+    recorded = Recorded()
+    recorded.greedy = backbone.answering.__dict__["greedy"] = Greedy(
+        backbone.family.language, backbone.answering.rows, recorded
+    )
+    texts, made = [], []
+    for count in (2, 4, 2, 4):
+        mix = np.zeros((5, 6), dtype=np.float32)
+        mix[:, :count] = 1 / count
+        with adapters.mixed(mix, 0.1):
+            texts.append(by(backbone, "static", *question, NEW))
+            assert texts[-1] == by(backbone, "transformers", *question, NEW)
+        made.append(recorded.made)
+    assert made[0] < made[1] == made[3]
+    assert texts[:2] == texts[2:]
+
+
 # --------------------------------------------------------------------------- parts
 
 

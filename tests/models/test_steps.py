@@ -126,6 +126,19 @@ def test_a_training_leaves_the_model_as_it_was():
     assert case.backbone.products is None
 
 
+def test_what_is_asked_amid_training_keeps_no_weights_that_were_cast():
+    """A captured step would read them where they are no more."""
+    case, seen = Case("finetune", "bfloat16"), []
+    case.backbone.family.language.register_forward_pre_hook(
+        lambda *_: seen.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+    )
+    with computed(case.backbone, Training()), case.adapters.training():
+        case.loss()
+        case.backbone.generate([case.backbone.encode("What is this?", None, "")], case.features[:1], 2)
+    assert set(seen[1:]) == {(True, False)}
+    assert seen[0] == (True, True)
+
+
 def test_in_float32_there_is_nothing_to_cast():
     case = Case("finetune", "float32")
     loss, single = case.gradients(adapter_products="float32")

@@ -203,7 +203,8 @@ def _static_cache(batch: int) -> Variant[Decoding]:
             decoding.agree(row, (gpu.SUBSPACES, False, batch), timed(row, decoding.new, ask))
 
     means = "generate(cache_implementation='static'), which compiles its step"
-    return Variant(f"transformers' static cache, batch {batch}", means, work, 90.0, needs=30.0)
+    # 47 s of compiling where it was measured: what is begun has time to end.
+    return Variant(f"transformers' static cache, batch {batch}", means, work, 90.0, needs=75.0)
 
 
 def static_name(batch: int) -> str:

@@ -74,6 +74,8 @@ def build(
     Args:
         overrides: of its configuration, as ``key=value``.
     """
+    if torch.device(device).index is not None:  # what waits for a GPU, or asks for its memory, means the current one
+        torch.cuda.set_device(device)
     model, identity = small_llava(folder)
     dtype = "bfloat16" if size == "7b" else "float32"
     config = configuration.resolve(

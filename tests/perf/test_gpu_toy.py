@@ -63,3 +63,14 @@ def test_the_same_code_computes_the_same_numbers(tmp_path, capsys):
     assert gpu.main(["--device", "cpu", "--json", first]) == 0
     assert gpu.main(["--device", "cpu", "--json", again, "--against", first]) == 0
     assert capsys.readouterr().out.endswith("the same numbers\n")
+
+
+def test_a_gpu_that_is_named_is_the_current_one(tmp_path, monkeypatch):
+    """Else what waits for the GPU would wait for the first."""
+
+    def chosen(device: str) -> None:
+        raise KeyError(device)
+
+    monkeypatch.setattr(gpu.torch.cuda, "set_device", chosen)
+    with pytest.raises(KeyError, match="cuda:1"):
+        gpu.build("toy", "cuda:1", tmp_path)

@@ -73,7 +73,11 @@ def variant(work, **limits):
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(RuntimeError("no kernel"), "RuntimeError: no kernel"), (DataError("no text"), "DataError: no text")],
+    [
+        (RuntimeError("no kernel"), "RuntimeError: no kernel"),
+        (DataError("no text"), "DataError: no text"),
+        (TypeError("no keyword"), "TypeError: no keyword"),
+    ],
 )
 def test_a_failure_is_a_row(error, reason, tmp_path):
     def work(bench, row):
@@ -86,6 +90,17 @@ def test_a_failure_is_a_row(error, reason, tmp_path):
     assert json.loads(file.read_text()) == report
     text = table(report["rows"], [Column("ms", "seconds", 1e3, ".0f")])
     assert text.splitlines()[2:] == [f"| a |  | a way (error: {reason}) |", "| a | 2500 | a way |"]
+
+
+def test_a_gpu_that_is_lost_leaves_a_row_for_each_variant(monkeypatch):
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for name in ("release", "reset_peak"):
+        monkeypatch.setattr(f"tests.perf.variants.{name}", lost)
+    report: dict[str, Any] = {"rows": []}
+    run([variant(lost), variant(lost)], None, report, None, 60)
+    assert ["illegal memory access" in row["error"] for row in report["rows"]] == [True, True]
 
 
 def test_a_variant_that_is_killed_leaves_a_row(tmp_path):

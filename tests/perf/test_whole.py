@@ -1,14 +1,17 @@
 """What `make gpu` concludes from its rows; `.ci/run` runs the whole of it at toy size."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fcit.models import hashes
 from fcit.models.decoding.greedy import Greedy
-from tests.perf import answering_levers, gpu, whole
+from tests.perf import answering_levers, gpu, training_levers, whole
 from tests.perf.answering_levers import next_equal
 from tests.perf.test_gpu_toy import narrow
+from tests.perf.training_levers import TrainingStep
 
 
 def rows(lora: float, loss: float) -> dict[str, dict[str, float]]:
@@ -34,10 +37,18 @@ def test_training_without_its_reference_is_not_judged():
     assert list(whole.training_checks({"as is": {"gradient_gap_lora": 0.1}})) == []
 
 
-@pytest.mark.parametrize(("failed", "shapes", "holds"), [(False, 1, [True, True]), (True, 1, [False, True])])
-def test_layers_that_run_uncompiled_are_a_failed_check(failed, shapes, holds):
-    measured = {"autocast, compiled": {"compile_failed": failed, "compiled_shapes": shapes}}
+@pytest.mark.parametrize(("failed", "ran", "holds"), [(False, True, [True, True]), (True, False, [False, False])])
+def test_layers_that_run_uncompiled_are_a_failed_check(failed, ran, holds):
+    measured = {"autocast, compiled": {"compile_failed": failed, "ran_compiled": ran}}
     assert [check.holds for check in whole.training_checks(measured)] == holds
+
+
+def test_a_variant_is_not_taken_for_compiled_because_one_before_it_was(tmp_path):
+    step, row = TrainingStep(gpu.build("toy", "cpu", tmp_path), "toy"), {}
+    step.backbone.layers.used = True
+    step.backbone.layers.shapes.add((2, 64))
+    step.timed(row, 2, [training_levers.OLD], uneven=False)
+    assert row["ran_compiled"] is False
 
 
 EQUAL = {"first_equal": 1.0, "next_equal": 0.97}
@@ -97,6 +108,25 @@ def test_a_decoder_whose_steps_are_wrong_is_found_out(tmp_path, monkeypatch):
     assert holds == [[True, True], [True, False]]
 
 
+def test_a_part_that_fails_or_finds_no_time_ends_nothing_but_itself(capsys):
+    report = whole.Report(None, "toy", "cpu")
+    report.attempt("update", lambda: {}["lost"], 60)
+    report.attempt("start", lambda: ({"bytes": 1}, []), 40, 60)
+    assert [str(check) for check in report.checks] == [
+        "FAIL update: not measured (KeyError: 'lost'): 1 (at most 0)",
+        "FAIL start: not measured (40 s left, 60 s needed): 1 (at most 0)",
+    ]
+    page = whole.tables(report.content)
+    assert "Not measured: KeyError: 'lost'." in page
+    assert "Not measured: 40 s left, 60 s needed." in page
+
+
+def test_a_part_ends_at_its_limit():
+    report = whole.Report(None, "toy", "cpu")
+    report.attempt("start", lambda: time.sleep(60), 1)
+    assert [check.name for check in report.checks] == ["start: not measured (TimeLimit: 1 s are over)"]
+
+
 def test_a_check_says_its_bound():
     assert str(whole.Check("gap", 0.25, 0.1)) == "FAIL gap: 0.25 (at most 0.1)"
     assert str(whole.Check("equal", 1, 0.98, at_least=True)) == "ok   equal: 1 (at least 0.98)"
@@ -108,10 +138,16 @@ def test_a_model_of_the_published_layout_starts_from_disk(tmp_path, monkeypatch)
     small = tmp_path / "small"
     small.mkdir()
     kit = gpu.build("7b", "cpu", small)
+    noted, found = hashes._noted, []
+    monkeypatch.setattr(hashes, "LARGE", 1)  # noted on disk, as the files of a large model are
+    monkeypatch.setattr(hashes, "_noted", lambda *file: found.append(noted(*file)) or found[-1])
     row, checks = whole.start(kit, Path(kit[3].backbone.model), tmp_path / "whole")
     assert row["bytes"] > 0
     assert row["load_seconds"] > 0
     assert [check.holds for check in checks] == [True]
+    assert len(found) % 2 == 0
+    assert not any(found[: len(found) // 2])
+    assert all(found[len(found) // 2 :])  # and not remembered by the process that has just read them
 
 
 def test_without_a_gpu_the_sentence_says_what_to_do(capsys, monkeypatch):

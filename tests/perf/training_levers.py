@@ -61,7 +61,8 @@ class TrainingStep:
         """Optimiser steps over so many records: the first, which may compile, and the median of those after two."""
         self.fill()
         examples, features = gpu.records(self.backbone, self.size, count, answered=True, uneven=uneven)
-        times = []
+        times, layers = [], self.backbone.layers
+        layers.begin()
         with ExitStack() as stack:
             stack.enter_context(seeding.torch_seeded(0, "perf-levers"))
             parameters = stack.enter_context(self.adapters.training())
@@ -75,8 +76,7 @@ class TrainingStep:
                     step()
                     synchronise()
                     times.append(time.perf_counter() - begin)
-            layers = self.backbone.layers
-            row |= {"compiled_shapes": len(layers.shapes), "compile_failed": layers.failed}
+            row |= {"ran_compiled": layers.used, "compile_failed": layers.failed}
         seconds, tokens = float(np.median(times[_WARM:])), sum(len(e.tokens) for e in examples)
         row |= {"records": count, "tokens": tokens, "first_seconds": times[0], "seconds": seconds, "steps": times}
         row["tokens_per_second"] = tokens / seconds

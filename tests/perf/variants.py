@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-
-from fcit.errors import FCITError
 
 Row = dict[str, Any]
 Bench = TypeVar("Bench")
@@ -99,24 +97,30 @@ def run(
             _measure(variant, bench, row, min(variant.limit, left))
         _save(report, file)
         print(json.dumps({k: v for k, v in row.items() if k != "means"}), flush=True)
-        release()
+        with suppress(RuntimeError):  # of a GPU that an error has left unusable: the rows to come say so
+            release()
 
 
 def _measure(variant: Variant[Bench], bench: Bench, row: Row, seconds: float) -> None:
     counters.clear()
-    reset_peak()
     begin = time.perf_counter()
     try:
+        reset_peak()
         with limited(seconds):
             variant.work(bench, row)
         del row["error"]
-    except (TimeLimit, RuntimeError, FCITError) as error:
-        row["error"] = f"{type(error).__name__}: {str(error)[:500]}"
+    except (TimeLimit, Exception) as error:  # noqa: BLE001  (what comes after it is measured all the same)
+        row["error"] = failure(error)
     row["total_seconds"] = time.perf_counter() - begin
     if torch.cuda.is_available():
         row["peak_bytes"] = torch.cuda.max_memory_allocated()
     if counters["stats"]:  # of torch.compile: more graphs than one, or breaks, mean that shapes or code did not suit it
         row["graphs"], row["breaks"] = counters["stats"].get("unique_graphs"), len(counters["graph_break"])
+
+
+def failure(error: BaseException) -> str:
+    """An error for a row."""
+    return f"{type(error).__name__}: {str(error)[:500]}"
 
 
 def _save(report: dict[str, Any], file: Path | None) -> None:

@@ -20,6 +20,8 @@ _ATTENTION = ("sdpa", "eager")
 _LEAVE = 0.25
 #: Captured steps: rows of a batch are 1, 2, 3, 4, 6, 8, 12, ..., slots multiples of this.
 _ALIGNED = 64
+#: Signatures of which captured steps are kept: batches that need few and many subspaces come in turn.
+_SIGNATURES = 6
 
 
 def layer_kinds(config: Any) -> list[str]:
@@ -74,8 +76,8 @@ class Greedy:
         self._cached = "cache" if "cache" in parameters else "past_key_values"  # its name before transformers 5.24
         self._device = language.get_input_embeddings().weight.device
         self._kept = KeyValues(config.num_hidden_layers, self._device)
-        self._steps: dict[tuple[int, int], Step] = {}
-        self._signature: Hashable = None
+        #: Captured steps by rows and slots, for each signature; the one in use comes last.
+        self._steps: dict[Hashable, dict[tuple[int, int], Step]] = {}
         self._ids = self._place = self._visible = torch.empty(0)
 
     @property
@@ -106,7 +108,7 @@ class Greedy:
             new: tokens of the longest answer.
             ends: tokens that end an answer.
             signature: of everything that a step reads, except what this object and ``rows`` hold; captured steps
-                serve as long as it is the same.
+                serve whenever it is the same.
             watch: follows the answers, and may end them.
         """
         embeds, mask, positions = prompts
@@ -136,9 +138,9 @@ class Greedy:
             )
             self._visible = torch.zeros(kept.rows, 1, 1, kept.room, dtype=torch.bool, device=self._device)
         whole = (signature, self._rows.addresses)
-        if whole != self._signature:
-            self._steps.clear()
-            self._signature = whole
+        self._steps[whole] = self._steps.pop(whole, {})
+        while len(self._steps) > _SIGNATURES:
+            del self._steps[next(iter(self._steps))]
 
     def _prefill(
         self,
@@ -205,10 +207,10 @@ class Greedy:
         if self.capture is None:
             step()
             return
-        key = rows, seen
-        if key not in self._steps:
-            self._steps[key] = self.capture(step)
-        self._steps[key]()
+        key, steps = (rows, seen), next(reversed(self._steps.values()))
+        if key not in steps:
+            steps[key] = self.capture(step)
+        steps[key]()
 
     def _masks(self, visible: torch.Tensor) -> Any:
         """The mask of a step in the form that the layers take, or one for each kind of layer."""

@@ -14,13 +14,16 @@ Rows = dict[str, torch.Tensor]
 class RowBuffers:
     """The same tensors at fixed addresses while a batch is decoded, so that rows can leave it.
 
+    A tensor that comes in several widths in turn has a buffer for each.
+
     Args:
         rows: what hooks read; within :meth:`lent` it holds the buffers.
     """
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._buffers: Rows = {}
+        self._made: dict[tuple[Hashable, ...], torch.Tensor] = {}
+        self._buffers: Rows = {}  # those of the batch
 
     @property
     def addresses(self) -> Hashable:
@@ -32,9 +35,10 @@ class RowBuffers:
         """Copies of the tensors' ``count`` rows, at the beginning of buffers of ``room``."""
         before = dict(self._rows)
         for name, tensor in before.items():
-            kept, shape = self._buffers.get(name), (room, *tensor.shape[1:])
-            if kept is None or kept.shape[1:] != shape[1:] or len(kept) < room or kept.dtype != tensor.dtype:
-                kept = self._buffers[name] = tensor.new_zeros(shape)
+            key = name, *tensor.shape[1:], tensor.dtype
+            if key not in self._made or len(self._made[key]) < room:
+                self._made[key] = tensor.new_zeros(room, *tensor.shape[1:])
+            kept = self._buffers[name] = self._made[key]
             kept[:count] = tensor  # one row may stand for all
         try:
             yield
