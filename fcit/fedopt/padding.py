@@ -39,9 +39,8 @@ class Padding:
         return {name: self._completed(name, tensor) if is_factor(name) else tensor for name, tensor in mean.items()}
 
     def _completed(self, name: str, mean: np.ndarray) -> np.ndarray:
-        axis = axis_of(name)
-        trained = self._trained.get(name, mean.shape[axis])  # without any weight the mean is the old one
-        if trained == mean.shape[axis]:
+        axis, trained = axis_of(name), self._trained.get(name)
+        if trained is None or trained == mean.shape[axis]:  # without any weight the mean is the old one
             return mean
         rest = np.take(self._old[name], range(trained, mean.shape[axis]), axis=axis)
         return np.concatenate([np.take(mean, range(trained), axis=axis), rest], axis=axis)
