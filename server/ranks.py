@@ -99,6 +99,7 @@ class Ranks:
         """
         if not self.mixed:
             return {}
+        self._views.clear()  # they hold what the server had before the round
         clients = [head.client for head in heads if head]
         for client in clients:
             cost = self.progress.by_rank.setdefault(str(self.of(client)), {"client_rounds": 0, "down": 0, "up": 0})

@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +204,40 @@ def test_extra_rounds_are_counted():
     assert parts[0] - parts[1] == pytest.approx(2 * 5 * 7 * (2 + 3 + 4))
 
 
+def test_clients_that_answer_for_themselves_are_each_timed():
+    """Four clients answer all four data sets after every one of four stages, the untouched model once before."""
+    config = configuration.parse(
+        {
+            "benchmark": "fcit-mini-short",
+            "method": "finetune",
+            "factors": "fedsa",
+            "evaluation": {"clients": 4, "unseen": True},
+        }
+    )
+    benchmark = open_benchmark(config)
+    benchmark.prepare()
+    tests = sum(len(benchmark.test(name)) for name in benchmark.evaluation(3))
+    assert timing.counted(benchmark, config).questions == (1 + 4 * 4) * tests
+
+
+@pytest.mark.parametrize(("factors", "rounds", "models"), [("separate", 3 + 1, 3), ("flora", 3, 2), ("fedsa", 3, 2)])
+def test_models_of_single_clients_are_timed(factors, rounds, models):
+    """After two of three stages two clients train alone for three rounds, and once more on the run's model."""
+    personal = {"clients": 2, "share": 0.2, "most": 5, "alone": 3}
+    config = configuration.parse(
+        {"method": "finetune", "factors": factors, "evaluation": {"when": [2, 3], "personal": personal}}
+    )
+    benchmark = SimpleNamespace(stages=[[0, 0], [1, 1], [1, 2]], tasks=[["a"], ["b"], ["c"]])
+    means = {0: (40.0, []), 1: (80.0, []), 2: (8.0, [])}  # records that are trained on, four fifths of a shard
+    method = registry.resolve("method", "finetune")(config)
+    own = list(timing._personal(benchmark, config, method, means))
+    assert [name for _, _, name in own] == ["b", "b", "c"]
+    assert [part.records for part, _, _ in own] == [2 * rounds * 80, rounds * 80, rounds * 8]
+    assert [count for _, count, _ in own] == [2 * models * 5, models * 5, models * 2]  # 20, or at most 5, and 2
+    pooled = registry.resolve("method", "joint")(config)
+    assert not list(timing._personal(benchmark, config, pooled, means))
+
+
 @pytest.mark.parametrize(
     ("method", "count"), [("finetune", 1), ("opcm", 1), ("clmoe", 1), ("olora", 4), ("disco", 4), ("hide", 4)]
 )
@@ -282,6 +317,22 @@ def test_pieces_of_a_stage_are_counted(factors, each, own):
     assert estimate.remembered(config, shape, 1) == at_client * config.federation.clients
     assert estimate.memory(config, shape, 1, 1, Lengths()).training.get(what, 0) == at_client
     assert estimate.server_memory(config, shape, 1).get(what, 0) == 4 * shape.adapter(3 * each + own)
+
+
+@pytest.mark.parametrize(("factors", "each"), [("separate", 0), ("svd", 1), ("hlora", 1), ("flora", 1), ("fedex", 1)])
+def test_factors_that_wait_to_be_multiplied_are_counted(factors, each):
+    """The server has them of all five updates of a round at a time; sums are of any number."""
+    config = configuration.parse({**LARGE, "method": "finetune", "factors": factors})
+    shape = shape_of(config.backbone, config.adapter.targets)
+    held = estimate.server_memory(config, shape, 1).get(f"factors of a round's updates (factors: {factors})", 0)
+    assert held == each * 4 * shape.adapter(5 * config.adapter.rank)
+
+
+def test_factors_that_stay_with_clients_are_counted():
+    config = configuration.parse({**LARGE, "method": "finetune", "factors": "fedsa"})
+    shape = shape_of(config.backbone, config.adapter.targets)
+    columns = config.adapter.rank * sum(outer for _, outer in shape.adapted)
+    assert estimate.remembered(config, shape, 3) == config.federation.clients * 4 * 3 * columns
 
 
 def test_data_of_several_runs_are_counted_once(monkeypatch):

@@ -75,6 +75,24 @@ def test_pieces_go_down_once_to_each_client(factors, added, own):
         assert stage.up == 6 * (adapter + projector)
 
 
+def test_clients_that_answer_for_themselves_are_each_asked():
+    stages, adapter, projector = planned(
+        method="finetune", factors="fedsa", evaluation={**SMALL["evaluation"], "clients": 2}
+    )
+    assert [stage.answering for stage in stages] == [2 * n for n in (4, 8, 12, 16)]
+    alone, _, _ = planned(method="finetune", factors="fedsa", evaluation={**SMALL["evaluation"], "clients": 1})
+    assert stages[0].down - alone[0].down == 4 * (adapter + projector)
+
+
+def test_questions_about_what_is_not_trained_are_counted():
+    stages, adapter, projector = planned(method="finetune", evaluation={**SMALL["evaluation"], "unseen": True})
+    assert [stage.answering for stage in stages] == [16 + 16, 16, 16, 16]  # all four, and before the first stage
+    assert [stage.down for stage in stages] == [(6 + 16) * (adapter + projector)] * 4  # what came first has no tensors
+    held = {**SMALL["evaluation"], "held_out": [{"benchmark": "fcit-mini-all", "only": ["aokvqa"]}], "when": "final"}
+    stages, _, _ = planned(method="finetune", evaluation={**held, "held_out_when": [2]})
+    assert [stage.answering for stage in stages] == [4, 4, 0, 16 + 4]
+
+
 def test_a_client_of_another_subspace_is_sent_all_its_pieces():
     config = configuration.parse({**SMALL, "factors": "flora", "adapter": {"rank": 8, "ranks": [2, 4, 8, *[2] * 47]}})
     shape = shape_of(config.backbone, config.adapter.targets)

@@ -54,7 +54,7 @@ def backward(
 
         L = sum_i (n_i / n) (CE_i + R) = CE + R.
 
-    What a method averages over records (the pull of ``l2p``) or draws for each call (``replay``) is
+    What a method averages over records (the pull of ``l2p``) or draws for each call (``replay``, as many in all) is
     averaged or drawn within each part instead, and dropout falls differently.
 
     Args:
@@ -63,7 +63,7 @@ def backward(
         scaled: what the backward pass starts from, see :class:`clients.worker.loss_scale.LossScale`.
     """
     for view in sessions:
-        view.batch = batch
+        view.batch = view.step = batch
     if micro_batch is None or micro_batch >= len(batch):  # one part, as it is
         with passing(len(batch)):
             loss = loss_of(batch)

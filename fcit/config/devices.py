@@ -59,8 +59,8 @@ class Asynchronous(Section):
     buffer: int | None = Field(
         None,
         ge=1,
-        description="updates that a server update takes (a round); default: federation.clients_per_round, with "
-        "fedasync 1",
+        description="updates that a server update takes (a round); default: federation.clients_per_round; of fedasync "
+        "always 1",
     )
     staleness: Literal["polynomial", "hinge", "constant"] = Field(
         "polynomial",

@@ -13,6 +13,11 @@ def per_client(config: RunConfig) -> bool:
     return bool(registry.resolve("factors", config.factors).per_client)
 
 
+def answerers(config: RunConfig) -> int:
+    """How many clients answer every question, each for itself; 1 where a global model does."""
+    return min(config.evaluation.clients, config.federation.clients) if per_client(config) else 1
+
+
 def misfits(config: RunConfig, method: Any, fedopt: Any) -> list[str]:
     """Methods, optimisers and protections that need both factors, or one model for all."""
     if not per_client(config):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fcit import registry
 from fcit.config import RunConfig
+from fcit.config.per_client_checks import answerers
 from fcit.data.benchmark import Benchmark, open_benchmark
 from fcit.doctor import timing
 from fcit.doctor.devices import Device, device_of
@@ -274,7 +275,8 @@ class Estimates:
 
     def _data(self, config: RunConfig, here: bool) -> Data:
         method = registry.resolve("method", config.method["name"])
-        more = config.method if method.extra_rounds is not Method.extra_rounds else method.trains
+        by_method = method.extra_rounds is not Method.extra_rounds or config.evaluation.personal is not None
+        more = f"{config.method} {config.factors}" if by_method else f"{method.trains} {answerers(config)}"
         text = config.model_dump_json(include=set(self._COUNTED))
         key = f"{text} {config.training.epochs} {config.training.batch_size} {more}"
         if key not in self._known:

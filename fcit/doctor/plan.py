@@ -12,6 +12,7 @@ from rich.table import Table
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.async_checks import buffer_of
+from fcit.config.per_client_checks import answerers
 from fcit.data.benchmark import Benchmark
 from fcit.data.stream import Stream, open_stream
 from fcit.doctor.fitting import gb
@@ -43,7 +44,8 @@ class Stage:
         describing: orders to describe a shard, before its first training.
         measuring: orders to measure a shard, before the first round.
         training: orders to train.
-        answering: orders to answer questions; None where the questions are not at hand.
+        answering: orders to answer questions, before the first stage or after it; None where the questions are not at
+            hand.
         down: bytes to the clients, ``up`` from them: tensors that every method sends, and pieces of ``factors: flora``
             and ``fedex``; without what some methods send beside.
     """
@@ -92,7 +94,8 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
         training = rounds * each
         up = back * sum(each * (_updated(config, shape, turn) + sent) for turn in range(rounds))
         seen = seen | {tasks or (stage,) for tasks in slots}
-        answering = _answering(config, stream, stage) if not method.last_stage_only or _last(stream, stage) else 0
+        answering = _answering(config, stream, method, stage)
+        before = _untouched(config, stream, method) if stage == 0 else 0
         mixture = (1 if one else len(seen)) * (adapter + own) + max(sent - own, 0)
         yield Stage(
             tasks=[name for tasks in dict.fromkeys(slots) for task in tasks for name in stream.tasks[task]],
@@ -101,7 +104,7 @@ def stages(config: RunConfig, stream: Stream, shape: Shape) -> Iterator[Stage]:
             describing=len(pairs - known) if method.needs_stats else 0,
             measuring=each if method.measures else 0,
             training=training,
-            answering=answering,
+            answering=None if answering is None else answering + before,
             down=number * training * (_begun(config, shape) + sent)
             + BESIDE[wire] * (pieces + (answering or 0) * mixture),
             up=up,
@@ -164,15 +167,32 @@ def _updated(config: RunConfig, shape: Shape, turn: int) -> float:
     return ranks.expected(config) * (rows + columns)
 
 
-def _answering(config: RunConfig, stream: Stream, stage: int) -> int | None:
+def _answering(config: RunConfig, stream: Stream, method: Method, stage: int) -> int | None:
     """Orders to answer questions after a stage; None if the questions are not at hand."""
+    if method.last_stage_only and not _last(stream, stage):
+        return 0
     if config.stream == "site":
         return config.federation.clients
-    if stage + 1 not in config.evaluation.stages(stream.stage_count):
-        return 0
-    stretch = config.evaluation.stretch
+    count, evaluation, names = stream.stage_count, config.evaluation, list[str]()
+    if stage + 1 in evaluation.stages(count):
+        everything = evaluation.unseen and not method.last_stage_only
+        names = stream.evaluation(count - 1 if everything else stage)
+    asked = stream.held_out if stage + 1 in evaluation.stages(count, held_out=True) else ()
+    orders = _stretches(config, stream, [*names, *asked])
+    return None if orders is None else answerers(config) * orders
+
+
+def _untouched(config: RunConfig, stream: Stream, method: Method) -> int:
+    """Orders to the backbone as it came, before the first stage, which bring no tensors."""
+    unseen = config.evaluation.unseen and not method.last_stage_only
+    names = stream.evaluation(stream.stage_count - 1) if unseen else []
+    return _stretches(config, stream, [*names, *stream.held_out]) or 0
+
+
+def _stretches(config: RunConfig, stream: Stream, names: list[str]) -> int | None:
+    """Orders to answer all questions of these data sets once; None if they are not at hand."""
     try:
-        return sum(-(-len(stream.test(name)) // stretch) for name in stream.evaluation(stage))
+        return sum(-(-len(stream.test(name)) // config.evaluation.stretch) for name in names)
     except FCITError:
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fcit import registry, seeding
 from fcit.config import RunConfig
 from fcit.config.async_checks import buffer_of
 from fcit.config.kinds import epochs_of
+from fcit.config.per_client_checks import answerers
 from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
@@ -25,6 +26,7 @@ from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
 from fcit.models.estimate import Lengths
 from fcit.models.feature_store import BATCH
+from fcit.models.layout import Layout
 from fcit.models.patches import Features
 from fcit.models.steps import computed
 
@@ -117,14 +119,14 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     slots = [task for stage in benchmark.stages for task in stage]
     # A server update of asynchronous runs, which is a round, takes another number of updates.
     share = buffer_of(config) / federation.clients_per_round if federation.mode == "async" else 1.0
-    parts, images = [], 0.0
-    seen = 0.0
+    parts, means = list[Trained](), dict[int, tuple[float, Sequence[Record]]]()
+    images = seen = 0.0
     for task in sorted(set(slots)):
         shards = [benchmark.shard(k, task) for k in clients]
-        mean = sum(map(len, shards)) / len(shards)
+        mean, some = sum(map(len, shards)) / len(shards), max(shards, key=len)[: config.training.batch_size]
+        means[task] = mean, some
         if method.trains:
             times = slots.count(task) * federation.rounds * share
-            some = max(shards, key=len)[: config.training.batch_size]
             parts.append(Trained(mean * times * epochs_of(config.training.epochs, [task]), some))
             seen += mean * federation.clients * (1 - (1 - 1 / federation.clients) ** times)
         images += mean * federation.clients
@@ -136,7 +138,7 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     tested: dict[str, int] = {}
     for stage in config.evaluation.stages(len(benchmark.stages)):
         for name in benchmark.evaluation(stage - 1):
-            tested[name] = tested.get(name, 0) + 1
+            tested[name] = tested.get(name, 0) + answerers(config)
     for name, times in _untrained(benchmark, config).items():
         tested[name] = tested.get(name, 0) + times
     tests = {name: benchmark.test(name) for name in tested}
@@ -149,18 +151,50 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
         for name, times in tested.items()
     ]
     shown = sum(map(len, tests.values()))
+    for trained, count, name in _personal(benchmark, config, method, means):
+        parts.append(trained)
+        longest = config.evaluation.longest(benchmark.datasets[name].max_new_tokens)
+        questions.append(Tested(count, tests[name][: config.evaluation.at_once], longest))
     return Work(parts, questions, round(images + shown), seen + shown, benchmark.image_root)
 
 
 def _untrained(benchmark: Benchmark, config: RunConfig) -> dict[str, int]:
     """How often data sets are asked that are not trained (yet)."""
     evaluation, count = config.evaluation, benchmark.stage_count
-    times = dict.fromkeys(benchmark.held_out, 1 + len(evaluation.stages(count, held_out=True)))
+    times = dict.fromkeys(benchmark.held_out, 1 + answerers(config) * len(evaluation.stages(count, held_out=True)))
     for stage in [0, *evaluation.stages(count)] if evaluation.unseen else []:
         trained = benchmark.evaluation(stage - 1) if stage else []
         for name in benchmark.evaluation(count - 1):
-            times[name] = times.get(name, 0) + (name not in trained)
+            if name not in trained:  # before the first stage the untouched model answers, once
+                times[name] = times.get(name, 0) + (answerers(config) if stage else 1)
     return times
+
+
+def _personal(
+    benchmark: Benchmark, config: RunConfig, method: Method, means: Mapping[int, tuple[float, Sequence[Record]]]
+) -> Iterator[tuple[Trained, int, str]]:
+    """What clients' own models come to (``evaluation.personal``), by stage and task, at most.
+
+    Args:
+        means: by task the mean number of a shard's records that are trained on, and a few of them.
+
+    Returns:
+        what is trained on, the number of questions, and a data set that they are like.
+    """
+    settings, federation = config.evaluation.personal, config.federation
+    if settings is None or method.pooled or not method.trains:
+        return
+    rule = registry.resolve("factors", config.factors)
+    tuned = not (rule.per_client or rule.adds_itself)
+    alone = (settings.alone or federation.rounds) if method.layout == Layout() else 0
+    for stage in config.evaluation.stages(len(benchmark.stages)):
+        tasks = list(dict.fromkeys(benchmark.stages[stage - 1]))
+        clients = min(settings.clients, federation.clients) / len(tasks)
+        for task in tasks:
+            mean, some = means[task]
+            kept = min(settings.most, mean * settings.share / (1 - settings.share))
+            records = clients * (alone + tuned) * mean * epochs_of(config.training.epochs, [task])
+            yield Trained(records, some), round(clients * (1 + tuned + bool(alone)) * kept), benchmark.tasks[task][0]
 
 
 def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, work: Work | None) -> Speed:

@@ -12,7 +12,7 @@ import csv
 import hashlib
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,8 @@ def read_traces(path: Path, clients: int) -> tuple[dict[int, Device], str]:
     """The machines of a CSV file with the columns ``client,speed,down,up`` and perhaps ``begin,end``; its SHA-256.
 
     ``speed`` is in records a second, ``down`` and ``up`` in megabits a second, ``begin`` and ``end`` in hours of the
-    day. Several rows of a client, alike but for the hours, are several windows of one day.
+    day. Several rows of a client, alike but for the hours, are several windows of one day; one without hours is all of
+    it. Rows of clients beyond the run's are left out.
 
     Raises:
         ConfigError: it cannot be read, a value makes no sense, or a client of the run has no row.
@@ -144,14 +145,15 @@ def read_traces(path: Path, clients: int) -> tuple[dict[int, Device], str]:
                     raise ConfigError(
                         f"{where}, line {reader.line_num}: client {client} has another speed or link above"
                     )
-                device = Device(device.speed, device.down, device.up, (*earlier.windows, *device.windows))
+                always = not (earlier.windows and device.windows)
+                device = replace(device, windows=() if always else (*earlier.windows, *device.windows))
             devices[client] = device
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{where}: cannot be read ({error})") from None
     missing = next((client for client in range(clients) if client not in devices), None)
     if missing is not None:
         raise ConfigError(f"{where}: has no row for client {missing} (federation.clients: {clients}, from 0 on)")
-    return devices, hashlib.sha256(text.encode()).hexdigest()
+    return {client: devices[client] for client in range(clients)}, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _device(row: dict[str, str], where: str) -> tuple[int, Device]:

@@ -40,7 +40,7 @@ import numpy as np
 
 from fcit import registry
 from fcit.config import RunConfig
-from fcit.errors import CodecError
+from fcit.errors import CodecError, FCITError
 from fcit.federation.formats import BYTES, MOST_CODE, blocks, from_bfloat16, from_blocks, to_bfloat16, to_blocks
 from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.io.trees import Tensors
@@ -120,12 +120,17 @@ class Thin:
             owed: the client's memory of what it has not sent, changed in place: ``stage``, and ``subspaces``, pairs of
                 a name and of pairs of a tensor's name and what is owed of it. Names may hold anything, so they are no
                 keys.
+
+        Raises:
+            FCITError: a number is not finite. It is larger than no other, so that ``top_k`` would never send it.
         """
         old = order.trained
         names = sorted(old)
         earlier = self._owed(order, owed)
         missing = [trained[n] - old[n] + earlier[n] if n in earlier else trained[n] - old[n] for n in names]
         vector = np.concatenate([part.reshape(-1) for part in missing]) if missing else np.zeros(0, np.float32)
+        if not np.isfinite(vector).all():
+            raise FCITError(f"client {order.client}: it has trained numbers that are not finite; lower training.lr")
         places = self._largest(vector)
         tensors, read = self._encoded(vector if places is None else vector[places])
         if places is not None:
@@ -142,12 +147,16 @@ class Thin:
         return tensors
 
     def _owed(self, order: TrainOrder, owed: dict[str, Any]) -> Tensors:
-        """What is owed to the order's subspace; of another stage, or of columns that the client lost, it is dropped."""
+        """What is owed to the order's subspace, in the order's shapes.
+
+        Of another stage, or of columns that the client lost, it is dropped; where its rank has grown (a site's own
+        choice) nothing is owed of the new columns.
+        """
         if owed.get("stage") != order.stage:
             owed.clear()
         mine: list[Any] = next((pairs for name, pairs in owed.get("subspaces", []) if name == order.subspace), [])
         sizes = {name: tensor.shape for name, tensor in order.tensors.items()}
-        return {name: np.ascontiguousarray(part[tuple(map(slice, sizes.get(name, part.shape)))]) for name, part in mine}
+        return {name: _fitted(part, sizes.get(name, part.shape)) for name, part in mine}
 
     def _largest(self, vector: np.ndarray) -> np.ndarray | None:
         """Ascending places of the numbers to be sent, the first of equals; None: of all."""
@@ -237,6 +246,13 @@ def _places(thin: Tensors, size: int, count: int) -> np.ndarray:
     if places.size != count or (places.size and places[-1] >= size) or (np.diff(places) <= 0).any():
         raise CodecError(f"its places are not {count:,} ascending ones below {size:,}")
     return places
+
+
+def _fitted(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor cut to a shape, and filled with zeros up to it."""
+    kept = part[tuple(map(slice, shape))]
+    lacking = [(0, whole - size) for whole, size in zip(shape, kept.shape, strict=True)]
+    return np.pad(kept, lacking) if kept.shape != shape else np.ascontiguousarray(kept)
 
 
 def _parts(vector: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> Tensors:

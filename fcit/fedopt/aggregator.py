@@ -112,7 +112,8 @@ class Group:
             self._mean.add(tensors, weight)
             return
         with beside(lambda: self._multiply(tensors, weight), sum(tensor.size for tensor in tensors.values())):
-            whole, own = self._padding(tensors), self._aggregator.factors.weight(tensors)
+            own = self._aggregator.factors.weight(tensors)
+            whole = self._padding(tensors, counts=own != 0)
             self._mean.add(whole if own is None else {n: t for n, t in whole.items() if not is_factor(n)}, weight)
             if own is not None:
                 self._factors.add({n: t for n, t in whole.items() if is_factor(n)}, own)

@@ -40,6 +40,8 @@ class Separate:
     prunes: ClassVar[bool] = False
     #: Whether a federated optimiser can step from the server's factors towards what this rule makes.
     stepwise: ClassVar[bool] = True
+    #: Whether the server holds the factors of all updates of a round at a time, to multiply them.
+    multiplies: ClassVar[bool] = False
     #: Whether other factors are trained from one round to the next.
     by_turn: ClassVar[bool] = False
     #: Whether what rounds add beside a subspace begins with the subspace itself.
@@ -158,6 +160,7 @@ class Svd(Separate):
 
     summary = "truncated SVD of the exact mean product (FlexLoRA)"
     mixes_ranks = of_the_mean = stepwise = False
+    multiplies = True
 
     def layer(self) -> Products | Sketch:
         """W as stacked factors: with many clients up to min(d_out, d_in) columns each."""

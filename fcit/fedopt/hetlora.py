@@ -24,9 +24,9 @@ class Hetlora(Separate):
     r_k <- max(r_min, floor(gamma r_k)), with r_min of ``adapter.min_rank``, and the update is cut to that rank.
 
     Ours [D]: the server compares the tails, knowing both, so that nothing but factors is sent; the round's upload still
-    has the columns that are cut. Columns that no client of a round has stay as they are: zeros in both factors could
-    never move again. A tensor that is no factor is averaged by records. If no client has a product (all S_k = 0),
-    factors stay. A client's rank holds for all subspaces that it trains.
+    has the columns that are cut. Columns that no client with a weight has in a round stay as they are: zeros in both
+    factors could never move again. A tensor that is no factor is averaged by records. If no client has a product (all
+    S_k = 0), factors stay. A client's rank holds for all subspaces that it trains.
     """
 
     summary = "zero-padded A and B weighted by the norm of their product, ranks that shrink (HetLoRA)"

@@ -33,7 +33,7 @@ class Stacked(Separate):
     Numbers of pieces never come twice in a run: constants of one name never change.
     """
 
-    keeps = True
+    keeps = multiplies = True
     of_the_mean = stepwise = False
 
     def layer(self) -> Products | Sketch:
@@ -92,17 +92,23 @@ class Flora(Stacked):
         return sum(ranks)
 
     def __init__(self) -> None:
-        self._fresh: tuple[tuple[Any, ...], Tensors] = (), {}
+        self._fresh: dict[str, tuple[tuple[int, int], Tensors]] = {}  # of the rounds at hand, by subspace
 
     def outgoing(self, home: str, bank: Tensors, memory: dict[str, Any], seed: int) -> Tensors:
         """Fresh factors in the place of the subspace's; the same objects for all clients of a round."""
-        owner = seed, home, memory.get("count", 0)
-        if self._fresh[0] != owner:
-            rng = seeding.generator(seed, "fresh factors", home, owner[2])
+        owner = seed, memory.get("count", 0)
+        known, fresh = self._fresh.get(home, (None, {}))
+        if known != owner:
+            rng = seeding.generator(seed, "fresh factors", home, owner[1])
             shapes = {name: bank[name].shape for name in sorted(bank) if is_factor(name)}
             drawn = {n: rng.normal(0.0, _STD, shape) if A in n else np.zeros(shape) for n, shape in shapes.items()}
-            self._fresh = owner, {name: tensor.astype(np.float32) for name, tensor in drawn.items()}
-        return {**bank, **self._fresh[1]}
+            fresh = {name: tensor.astype(np.float32) for name, tensor in drawn.items()}
+            self._fresh[home] = owner, fresh
+        return {**bank, **fresh}
+
+    def end_stage(self, bank: Tensors, memory: dict[str, Any]) -> tuple[Tensors, float | None]:
+        self._fresh.clear()
+        return super().end_stage(bank, memory)
 
     def constants(self, home: str, bank: Tensors, memory: dict[str, Any]) -> dict[str, Tensors]:
         if memory.get("pieces"):

@@ -102,8 +102,7 @@ class FedAsync(Late):
 
     That is the paper's x_t = (1 - alpha_t) x_{t-1} + alpha_t x_new with alpha_t = alpha s(t - tau), and APPFL's and
     Plato's; its experiments have alpha in {0.6, 0.9}. Its clients minimise their loss plus rho / 2 |y - x'|^2: that is
-    ``fedopt: fedprox`` here. With ``asynchronous.buffer`` above 1 the mixed models of a buffer are averaged, w_k
-    = n_k / sum n, which is ours; the default is the paper's 1.
+    ``fedopt: fedprox`` here. ``asynchronous.buffer`` is 1, and another one is refused.
     """
 
     def joined(self, update: Tensors, now: Tensors, tau: Staleness, late: bool) -> Tensors:

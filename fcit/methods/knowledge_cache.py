@@ -50,22 +50,24 @@ def average_linkage(tokens: np.ndarray, counts: Sequence[float], threshold: floa
         Clusters in ascending order of their first member, members ascending.
     """
     weights = np.asarray(counts, dtype=np.float64)
-    links = cosine(tokens, tokens) * np.outer(weights, weights)
-    clusters = [[i] for i in range(len(tokens))]
+    links = (cosine(tokens, tokens) * np.outer(weights, weights)).astype(
+        np.float64
+    )  # summed over two clusters' members
+    # Of pairs (a, b) with a < b; a cluster is named by its first member, into which the others are merged.
+    similar = np.where(np.tri(len(tokens), dtype=bool), -np.inf, links / np.outer(weights, weights))
+    clusters = {i: [i] for i in range(len(tokens))}
     while len(clusters) > 1:
-        best, pair = -np.inf, (0, 0)
-        for a in range(len(clusters)):
-            for b in range(a + 1, len(clusters)):
-                mass = weights[clusters[a]].sum() * weights[clusters[b]].sum()
-                similarity = links[np.ix_(clusters[a], clusters[b])].sum() / mass
-                if similarity > best:
-                    best, pair = similarity, (a, b)
-        if best < threshold:
+        a, b = map(int, np.unravel_index(similar.argmax(), similar.shape))
+        if similar[a, b] < threshold:
             break
-        a, b = pair
-        clusters[a] = sorted(clusters[a] + clusters[b])
-        del clusters[b]
-    return clusters
+        clusters[a] += clusters.pop(b)
+        weights[a] += weights[b]
+        links[a] += links[b]
+        links[:, a] += links[:, b]
+        similar[b], similar[:, b] = -np.inf, -np.inf
+        others = np.array(sorted(clusters.keys() - {a}), dtype=int)
+        similar[np.minimum(a, others), np.maximum(a, others)] = links[a, others] / (weights[a] * weights[others])
+    return [sorted(members) for members in clusters.values()]
 
 
 @dataclass

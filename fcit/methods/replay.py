@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import Field
 
 from fcit.config import Section
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class Replay(Method):
     """One adapter; to each batch are added records of shards that the client learnt before.
 
-    loss = CE(batch and m = ratio * |batch| stored records), one mean over the answer tokens of both.
+    loss = CE(batch and m = ratio * |batch| stored records), one mean over the answer tokens of both. If a batch passes
+    through the model in parts (``training.micro_batch``), m are divided among them.
 
     The buffer is a uniform sample of all records the client was trained on: record number i replaces a random one
     with probability buffer / i. It never leaves the client. If few clients are sampled per round, most buffers
@@ -54,10 +56,15 @@ class Replay(Method):
         kept = session.memory.setdefault("kept", [])
         old = [_example(*entry[1:]) for entry in kept if entry[0] != session.shard]
         session.notes["old"], session.notes["draw"] = old, session.generator("replay")
+        session.notes["shown"] = torch.zeros((), dtype=torch.int64)  # records of the step so far
 
     def loss(self, session, examples, features):
         old, draw = session.notes["old"], session.notes["draw"]
-        count = min(len(old), max(1, round(self.options.ratio * len(examples))))
+        shown, whole = session.notes["shown"], max(len(session.step), len(examples))
+        before, after = int(shown), int(shown) + len(examples)
+        shown.fill_(after % whole)
+        wanted = max(1, round(self.options.ratio * whole))
+        count = min(len(old), wanted * after // whole - wanted * before // whole)
         if not count:
             return super().loss(session, examples, features)
         chosen = [old[i] for i in draw.choice(len(old), size=count, replace=False)]

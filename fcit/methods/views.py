@@ -69,6 +69,7 @@ class Session:
         seed: of the run; see :meth:`generator`.
         last_round: whether this is the last round of the stage.
         batch: indices into the shard of the current batch, or of the part of it that ``loss`` is called for.
+        step: those of the whole batch.
         lr: learning rate of the current step.
         notes: free for the method during this order, e.g. anchors as torch tensors.
     """
@@ -91,6 +92,7 @@ class Session:
     seed: int = 0
     last_round: bool = False
     batch: list[int] = field(default_factory=list)
+    step: list[int] = field(default_factory=list)
     lr: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 

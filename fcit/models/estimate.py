@@ -289,6 +289,7 @@ def server_memory(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, 
         "sums in float64": 8 * (open_sums * one + projector),
         "one update and its message": 3 * _FLOAT * (one + projector),
         **what_is_held(config, shape).server,
+        **_multiplied(config, shape),
         **_pieces(config, shape, config.federation.rounds, open_sums),
         **_copies(config, "server_copies", _all_numbers(config, shape, subspaces)),
     }
@@ -307,7 +308,7 @@ def remembered(config: RunConfig, shape: Shape, subspaces: int) -> float:
 def _kept(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
     """What one client keeps."""
     kept: dict[str, float] = what_is_held(config, shape).client
-    kept = kept | _pieces(config, shape, config.federation.rounds - 1)
+    kept = kept | _pieces(config, shape, config.federation.rounds - 1) | _own_factors(config, shape, subspaces)
     return kept | _owed(config, shape) | _copies(config, "client_copies", _all_numbers(config, shape, subspaces))
 
 
@@ -321,6 +322,27 @@ def _pieces(config: RunConfig, shape: Shape, rounds: int, subspaces: int = 1) ->
     each = shape.products(rule.added([ranks.largest(config)] * config.federation.clients_per_round))
     own = subspaces * shape.adapter(config.adapter.rank) if rule.adds_itself else 0
     return {f"pieces of a stage (factors: {config.factors})": _FLOAT * (rounds * each + own)} if each else {}
+
+
+def _multiplied(config: RunConfig, shape: Shape) -> dict[str, float]:
+    """Factors of a round's updates, which the server holds until it has multiplied them (``factors: svd`` and others).
+
+    What goes beyond a layer's full rank is brought back to it, in float64.
+    """
+    if not registry.resolve("factors", config.factors).multiplies:
+        return {}
+    pooled = registry.resolve("method", config.method["name"]).pooled
+    rank = ranks.expected(config) * (1 if pooled else config.federation.clients_per_round)
+    size = sum((8 * min(a, b) if rank > min(a, b) else _FLOAT * rank) * (a + b) for a, b in shape.adapted)
+    return {f"factors of a round's updates (factors: {config.factors})": size}
+
+
+def _own_factors(config: RunConfig, shape: Shape, subspaces: int) -> dict[str, float]:
+    """Factors that stay with a client (``factors: fedsa``), of every subspace that it has trained."""
+    if not registry.resolve("factors", config.factors).per_client:
+        return {}
+    numbers = ranks.largest(config) * sum(outer for _, outer in shape.adapted)
+    return {f"its own factors (factors: {config.factors})": _FLOAT * subspaces * numbers}
 
 
 def _owed(config: RunConfig, shape: Shape) -> dict[str, float]:

@@ -73,6 +73,14 @@ def test_traces_with_two_windows_of_one_client(tmp_path):
     assert fleet.traces == sha == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("rows", ["0,2,8,4,22,4\n0,2,8,4,,\n", "0,2,8,4,,\n0,2,8,4,22,4\n"])
+def test_a_row_without_hours_is_the_whole_day_and_other_clients_do_not_count(tmp_path, rows):
+    path = traces(tmp_path, f"client,speed,down,up,begin,end\n{rows}7,1,1,1,3,4\n")
+    fleet = Fleet(Devices.model_validate({"profile": str(path)}), 0, 1)
+    assert fleet[0] == Device(2.0, 1e6, 0.5e6)
+    assert fleet.always
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fcit.config import parse_text
-from fcit.errors import CodecError
+from fcit.errors import CodecError, FCITError
 from fcit.federation import codec, formats
 from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.federation.thin import Thin, wire_of
@@ -146,6 +146,22 @@ def test_a_client_whose_rank_fell_owes_what_is_left_of_its_columns():
     fewer = dataclasses.replace(ORDER, tensors={"b": np.zeros(2, np.float32), "a": np.zeros((1, 2), np.float32)})
     thin.sent(fewer, {"a": np.zeros((1, 2), np.float32), "b": np.array([0.5, 0], np.float32)}, owed)
     assert {n: t.tolist() for n, t in owed["subspaces"][0][1]} == {"a": [[0, 0]], "b": [0.5, 0]}  # 3 and 4 are gone
+
+
+def test_a_client_whose_rank_has_grown_owes_nothing_of_its_new_columns():
+    fewer = dataclasses.replace(ORDER, tensors={"b": np.zeros(2, np.float32), "a": np.zeros((1, 2), np.float32)})
+    thin, owed = Thin("float32", 0.01), {}
+    thin.sent(fewer, {"a": np.array([[1, 9]], np.float32), "b": np.array([0.5, 0], np.float32)}, owed)
+    thin.sent(ORDER, trained([0, 0, 3, 4], [0, 0]), owed)  # of 4, the largest, nothing is owed; rows are not repeated
+    assert {n: t.tolist() for n, t in owed["subspaces"][0][1]} == {"a": [[1, 0], [3, 0]], "b": [0.5, 0]}
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_not_left_out_unseen(odd):
+    owed: dict = {}
+    with pytest.raises(FCITError, match=r"not finite; lower training\.lr"):
+        Thin("float32", 0.5).sent(ORDER, trained([1, 2, odd, 4], [5, 6]), owed)
+    assert owed == {}
 
 
 def test_without_feedback_nothing_is_kept():

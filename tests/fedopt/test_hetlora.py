@@ -43,6 +43,14 @@ def test_zeros_and_untrained_columns_as_with_separate():
     np.testing.assert_allclose(new[B], [[3, 1, 5]])
 
 
+def test_columns_of_a_client_without_a_weight_stay():
+    old = {A: f32([9, 9], [8, 8]), B: f32([0, 0])}
+    # The second has taken one step, at rate 0 (training.schedule: trainer): its product is zero.
+    new, _ = fold(Hetlora(), old, ({A: f32([1, 2]), B: f32([4])}, 1), ({A: f32([9, 9], [8, 8]), B: f32([0, 0])}, 1))
+    assert new[A].tolist() == [[1, 2], [8, 8]]
+    assert new[B].tolist() == [[4, 0]]
+
+
 def test_equal_norms_and_records_are_separate_bit_for_bit():
     old = {A: f32([9, 9]), B: f32([9])}
     updates = ({A: f32([0.6, 0.8]), B: f32([3])}, 1), ({A: f32([1, 0]), B: f32([3])}, 1)

@@ -256,9 +256,11 @@ def test_a_sites_own_rank_counts_within_the_runs_bounds():
 
 def test_bytes_are_counted_by_client_and_rank():
     ranks = server_ranks(ranks=[2, 4, 2, 1, 4])
+    ranks.sent("0", {A: np.ones((4, 3), np.float32)}, 0)
     heads = [SimpleNamespace(client=client) for client in (0, 1, 2)]
     event = ranks.count([*heads, None], {0: (10, 5), 1: (20, 9), 2: (12, 7)})
     assert event == {"ranks": {0: 2, 1: 4, 2: 2}, "client_bytes": {0: [10, 5], 1: [20, 9], 2: [12, 7]}}
+    assert not ranks._views  # of tensors that are no longer the server's
     table = cost(ranks.progress)["by_rank"]
     assert table == {
         "2": {"client_rounds": 2, "down": 11, "up": 6},

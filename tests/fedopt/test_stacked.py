@@ -84,6 +84,14 @@ def test_flora_begins_every_round_afresh_and_every_stage_with_its_subspace():
     assert list(rule.constants("0", new, kept["0"])) == ["0.2"]  # no number comes twice
 
 
+def test_clients_of_a_round_share_fresh_factors_whatever_subspaces_they_train_in_turn():
+    bank, _ = of_ranks(4)
+    rule = Flora()
+    first, other, again = (rule.outgoing(home, bank, {}, 0) for home in ("0", "1", "0"))
+    assert again[A] is first[A]
+    assert not np.array_equal(other[A], first[A])
+
+
 @pytest.mark.parametrize("given", [(2, 2), (2, 2, 2), (1, 1, 1, 1)])
 def test_fedex_is_separate_and_the_rest_is_its_residual(given):
     bank, updates = of_ranks(*given, shape=(6, given[0], 5))

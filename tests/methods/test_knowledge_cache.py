@@ -42,6 +42,13 @@ def test_linkage_threshold_is_inclusive():
     assert average_linkage(np.eye(2), [1, 1], 0.01) == [[0], [1]]
 
 
+def test_linkage_of_a_round_of_hundreds_of_clients():
+    # looking at every pair by itself before every merge took a quarter of an hour
+    directions, which = np.random.default_rng(0).normal(size=(8, 64)), np.arange(300) % 8
+    tokens = directions[which] + np.random.default_rng(1).normal(0, 0.1, (300, 64))
+    assert average_linkage(tokens, np.arange(1, 301), 0.9) == [list(range(first, 300, 8)) for first in range(8)]
+
+
 def test_clusters_are_disjoint_and_ascending():
     tokens = np.random.default_rng(0).normal(size=(12, 3))
     clusters = average_linkage(tokens, [1] * 12, 0.7)

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from fcit.config import RunConfig
@@ -58,6 +59,22 @@ def test_batches_are_joined_by_records_of_other_shards():
     assert shown[:4] == records(10, 4)
     assert {e.tokens[0] for e in shown[4:]} <= {0, 1, 2}
     assert len({e.tokens for e in shown}) == 6
+
+
+@pytest.mark.parametrize(("parts", "added"), [([4], [2]), ([1, 1, 1, 1], [0, 1, 0, 1]), ([3, 1], [1, 1])])
+def test_parts_of_a_batch_are_joined_by_as_many_in_all(parts, added):
+    """Half as many as the four of a step, however they pass through the model."""
+    method, memory = replay(ratio=0.5), {}
+    visit(method, memory, "a", records(0, 5))
+    model = TinyModel()
+    view = session(model, shard="b", examples=records(10, 4), memory=memory)
+    method.prepare(view)
+    for _ in range(2):
+        seen, view.step = [], list(range(4))
+        for size in parts:
+            method.loss(view, records(10, size), torch.zeros(size, 1, 1))
+            seen.append(len(model.shown[0]) - size)
+        assert seen == added
 
 
 def test_the_shard_at_hand_is_not_replayed():
