@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,30 @@ def test_a_mistake_names_the_help(words, hint, capsys):
         raise SystemExit(main(words))
     assert raised.value.code == EXIT_USAGE
     assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (
+            ["run", "a.yaml", "--dry-run", "seed=1", "name=a"],
+            {"overrides": ["seed=1", "name=a"]},
+        ),
+        (["run", "--dry-run", "a.yaml", "seed=1"], {"overrides": ["seed=1"]}),
+        (["doctor", "seed=1", "--config", "a.yaml", "data_root=x"], {"overrides": ["seed=1", "data_root=x"]}),
+        (
+            ["deploy", "submit", "d", "--dry-run", "a.yaml", "seed=1"],
+            {"config": Path("a.yaml"), "overrides": ["seed=1"]},
+        ),
+        (["deploy", "stop", "d", "--dry-run", "7"], {"run": "7"}),
+        (["data", "check", "--config", "a.yaml", "data_root=x", "--json", "seed=1"], {"overrides": ["seed=1"]}),
+        (["report", "a", "--output", "o", "b"], {"runs": [Path("a"), Path("b")]}),
+        (["chat", "a", "--image", "i", "What?"], {"question": "What?"}),
+    ],
+)
+def test_arguments_stand_before_and_after_options(words, wanted):
+    args = vars(_parser().parse_args(words))
+    assert {key: args[key] for key in wanted} == wanted
 
 
 def test_a_folder_of_runs_names_those_in_it(tmp_path, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, overrides, yaml_files
 from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError, FCITError
 from fcit.io.bounded import shown
 
@@ -28,7 +29,8 @@ fcit data make --root /tmp/fcit-data            render the built-in data sets
   fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is found
   fcit data check fcit-task --root /data/fcit     files, records, a sample of images, the partition
   fcit data check fcit-task --root /data/fcit --all --json   every image; findings as JSON
-  fcit data check --config configs/fcit/task-hom-disco.yaml  as a run's model reads it, before anything trains
+  fcit data check --config configs/fcit/task-hom-disco.yaml data_root=/data/fcit   as a run's model reads it, before
+                                                  anything trains
   fcit data check mine.yaml --root /data          the same for a benchmark of your own
 
 exit codes of check: 0 every setting that was checked can run, 2 something is missing or broken"""
@@ -59,14 +61,17 @@ def arguments(add: Add) -> None:
     download.add_argument("--root", type=Path, required=True, help="data root")
     download.set_defaults(work=_download)
     check.add_argument("benchmark", nargs="?", help=named)
+    changes = check.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: change a setting")
+    completed(changes, overrides)
     check.add_argument("--root", type=Path, help="data root")
-    check.add_argument(
+    config = check.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="the configuration of a run instead: every record and question is tokenised for its model and judged, "
         "as before training, and nothing is run",
     )
+    completed(config, yaml_files)
     check.set_defaults(work=_check)
     check.add_argument("--all", action="store_true", help="decode every image and read every client file")
     check.add_argument("--setting", help="only this one: homogeneous, heterogeneous or centralised (default: all)")
@@ -141,12 +146,15 @@ def _check(args: argparse.Namespace) -> int:
     from fcit.evaluation.constant import constants, without_java
 
     if args.config is not None:
-        if args.benchmark or args.root or args.setting or args.beta or args.all:
+        changes = [word for word in (args.benchmark, *args.overrides) if word is not None]
+        if not all("=" in word for word in changes) or args.root or args.setting or args.beta or args.all:
             raise ConfigError(
                 "--config: the configuration names benchmark, data_root, setting and beta, and everything is looked "
-                "at; leave the other options out here"
+                "at; leave the other options out here (key=value changes a setting, e.g. data_root=/data/fcit)"
             )
-        return _configured(args)
+        return _configured(args, changes)
+    if args.overrides:
+        raise ConfigError(f"{args.overrides[0]}: settings are those of a configuration, which --config FILE names")
     if args.benchmark is None or args.root is None:
         raise ConfigError(
             "data check: name a benchmark and --root, or a run's configuration with --config, e.g. "
@@ -177,7 +185,7 @@ def _check(args: argparse.Namespace) -> int:
     return code
 
 
-def _configured(args: argparse.Namespace) -> int:
+def _configured(args: argparse.Namespace, changes: list[str]) -> int:
     """Every check of its data that a run makes before it trains, for the model it names.
 
     Raises:
@@ -193,7 +201,7 @@ def _configured(args: argparse.Namespace) -> int:
     from fcit.io.console import console
     from fcit.models.judging import judge_of
 
-    config = configuration.load(args.config)
+    config = configuration.load(args.config, changes)
     benchmark = open_stream(config)
     if not isinstance(benchmark, Benchmark):
         raise ConfigError(

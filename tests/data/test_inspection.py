@@ -143,6 +143,8 @@ def test_too_few_records_for_the_clients(check):
         (("./bench.py:mine", "--root", "data"), "is code, which says itself where its records are"),
         (("none.yaml", "--root", "data"), "no such file 'none.yaml'"),
         (("run.yaml", "--root", "data"), "`fcit data check --config run.yaml` checks its data"),
+        (("mine.yaml", "seed=1", "--root", "data"), "seed=1: settings are those of a configuration"),
+        (("mine.yaml", "--config", "run.yaml"), "leave the other options out here (key=value changes a setting"),
     ],
 )
 def test_what_cannot_be_checked_names_the_way_out(own, fcit, monkeypatch, args, words):
@@ -152,3 +154,16 @@ def test_what_cannot_be_checked_names_the_way_out(own, fcit, monkeypatch, args, 
     assert code == 2
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_configuration_is_checked_with_changes(own, fcit, monkeypatch):
+    """Published configurations leave the data root to the command line."""
+    monkeypatch.chdir(own)
+    Path("run.yaml").write_text("benchmark: mine.yaml\nmethod: finetune\n", encoding="utf-8")
+    few = "federation.clients=3", "federation.clients_per_round=2"
+    code, _, err = fcit("data", "check", "--config", "run.yaml", *few)
+    assert code == 2
+    assert "data_root" in err
+    code, out, err = fcit("data", "check", "--config", "run.yaml", "data_root=data", "--json", *few)
+    assert code == 0, err
+    assert json.loads(out)["tokens"]["flowers"]["train"]["records"] == RECORDS

@@ -169,8 +169,8 @@ def _is_ours(pictures: Path) -> bool:
 
 def _foreign(folder: Path) -> ConfigError:
     return ConfigError(
-        f"data_root: {folder} is there and is not what fcit renders; the built-in data sets need a folder of their own: "
-        "leave data_root out, or name an empty one"
+        f"data_root: {folder} is there and is not what fcit renders; the built-in data sets need a folder of their "
+        "own: leave data_root out, or name an empty one"
     )
 
 
