@@ -89,6 +89,12 @@ def write_clients(folder: Path, rows: Rows, shares: list[list[int]]) -> None:
         shutil.rmtree(staging)
 
 
+def beyond(folder: Path, clients: int) -> int:
+    """How many client files of a folder are those of more than so many clients."""
+    numbers = (file.stem.removeprefix("client_") for file in folder.glob("client_*.json"))
+    return sum(number.isdecimal() and int(number) >= clients for number in numbers)
+
+
 def fingerprint(*parts: object) -> str:
     """Short name for generated partitions of the same origin."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]

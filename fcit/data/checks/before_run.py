@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fcit.data import subset
 from fcit.data.dataset import SHOWN, Usable
 from fcit.data.formats import files
+from fcit.data.partition import beyond
 from fcit.data.records import TestRecord, picked, placed
 from fcit.errors import ConfigError, DataError
 
@@ -118,11 +119,25 @@ def _delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
 
     Generated files need no check: they follow from the training files.
     """
-    warnings = []
-    for task, datasets in enumerate(benchmark.tasks):
-        if benchmark.judge is None or not set(datasets) & set(names) or not benchmark.client_files.is_delivered(task):
+    warnings, clients = [], benchmark.config.federation.clients
+    delivered = [task for task in range(len(benchmark.tasks)) if benchmark.client_files.is_delivered(task)]
+    if delivered and len(delivered) < len(benchmark.tasks):
+        drawn = [str(task) for task in range(len(benchmark.tasks)) if task not in delivered]
+        warnings.append(
+            f"{benchmark.client_files.folder(delivered[0]).parent}: has no client files of task {', '.join(drawn)}, "
+            "which are drawn here; complete the partition, or move it away"
+        )
+    for task in delivered:
+        if not set(benchmark.tasks[task]) & set(names):
             continue
-        for client in range(benchmark.config.federation.clients):
+        folder = benchmark.client_files.folder(task)
+        unused = beyond(folder, clients)
+        if unused:
+            warnings.append(
+                f"{folder}: records of {unused} clients beyond federation.clients ({clients}) are trained by nobody; "
+                f"set federation.clients={clients + unused}, or move the partition away, and another is drawn"
+            )
+        for client in range(clients) if benchmark.judge is not None else ():
             try:
                 benchmark.shard(client, task)
                 unknown = benchmark.unknown_suffix.get((client, task), 0)

@@ -13,6 +13,7 @@ from fcit.config import RunConfig
 from fcit.data.checks.findings import Dataset, Findings, Partition, Setting
 from fcit.data.formats import files
 from fcit.data.images.verdicts import ImageVerdicts
+from fcit.data.partition import beyond
 from fcit.data.records import Record, picked, placed
 from fcit.data.spec import BenchmarkSpec, DatasetSpec
 from fcit.data.store import RecordStore
@@ -231,6 +232,12 @@ class Inspection:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             partition.problems.append(f"{folder}: no {missing[0]}{more}, of {self.clients} clients")
+        unused = beyond(folder, self.clients)
+        if unused:
+            partition.notes.append(
+                f"{folder}: files of {unused} clients beyond {self.clients} (--clients); with so many clients nobody "
+                "trains their records"
+            )
         present = [path for path in paths if path.is_file()]
         tasks: Counter[int] = Counter()
         for path in present if self.every else present[:2]:
