@@ -115,7 +115,6 @@ def _download(args: argparse.Namespace) -> int:
     from fcit.data.download import download
 
     spec = _spec(args.benchmark)
-    args.root.mkdir(parents=True, exist_ok=True)
     download(spec, args.root, lambda text: print(text, flush=True))
     again = f"fcit data check {args.benchmark} --root {args.root} --all"
     print(f"checking {args.root} with a sample of the images; `{again}` looks at all")
