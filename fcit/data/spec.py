@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -177,10 +177,10 @@ class BenchmarkSpec(Section):
         "files", description="files: read from the data root; mini: rendered on first use"
     )
     description: str = Field("", description="in words, for `fcit list`")
-    instructions: str | list[str] = Field(
+    instructions: str | Annotated[list[str], Field(min_length=1)] = Field(
         "instructions", description="folder of instruction files under the data root; of several, the first there is"
     )
-    images: str | list[str] = Field(
+    images: str | Annotated[list[str], Field(min_length=1)] = Field(
         "datasets", description="folder under the data root that image names are relative to; of several, the first"
     )
     question_blanks: Literal["stripped", "kept"] = Field(
