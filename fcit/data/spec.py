@@ -242,6 +242,12 @@ class BenchmarkSpec(Section):
             )
         return dataset.val, dataset.val_references
 
+    @property
+    def untrained(self) -> list[str]:
+        """Data sets that are in no task, where there are tasks: nothing of them is learnt or asked."""
+        named = {name for task in self.tasks for name in task}
+        return [name for name in self.datasets if name not in named] if named else []
+
     def files(self, name: str, split: str) -> dict[str, str]:
         """The files that a run needs of a dataset, by the key that names them. Raises as :meth:`split`."""
         keys = ("test", "references") if split == "test" else ("val", "val_references")

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcit.config import resolve
+from fcit.data.benchmark import open_benchmark
+
 MINE = """\
 name: mine
 datasets:
@@ -133,6 +136,20 @@ def test_too_few_records_for_the_clients(check):
     assert "task 0 (flowers): 12 records are too few for 50 clients" in found["partitions"][0]["notes"][0]
     assert "federation.clients of 12 at most" in found["partitions"][0]["notes"][0]
     assert not check("--clients", 12)["partitions"][0]["notes"]
+
+
+def test_a_data_set_of_no_task_is_told_of(own, check):
+    (own / "mine.yaml").write_text(MINE.replace("tasks: [[flowers], [receipts]]", "tasks: [[flowers]]"))
+    found = check("--clients", 3)
+    assert found["datasets"][0]["notes"] == []
+    assert found["datasets"][1]["notes"] == [
+        "receipts: is in none of the tasks, so that it is neither learnt nor asked"
+    ]
+    bench = open_benchmark(resolve({"benchmark": "mine.yaml", "data_root": "data"}, own, "test"))
+    bench.prepare()
+    assert bench.warnings == [
+        "data set 'receipts' of the benchmark is in none of its tasks: it is neither learnt nor asked"
+    ]
 
 
 @pytest.mark.parametrize(

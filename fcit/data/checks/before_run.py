@@ -54,6 +54,10 @@ def check(benchmark: Benchmark, names: Sequence[str]) -> None:
         ConfigError: everything that is broken, together.
     """
     problems = [problem for name in names for problem in _problems(benchmark, name)]
+    benchmark.warnings += [
+        f"data set {name!r} of the benchmark is in none of its tasks: it is neither learnt nor asked"
+        for name in benchmark.spec.untrained
+    ]
     benchmark.warnings += _delivered(benchmark, names)
     if problems:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []

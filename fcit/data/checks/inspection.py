@@ -91,6 +91,8 @@ class Inspection:
     def dataset(self, name: str) -> Dataset:
         """Files, records and images of one data set."""
         spec, dataset = self.spec.datasets[name], Dataset(name)
+        if name in self.spec.untrained:
+            dataset.notes.append(f"{name}: is in none of the tasks, so that it is neither learnt nor asked")
         decoded: set[str] = set()
         trains = spec.train and self._exist(dataset, dataset.problems, spec.train)
         train = self._train(dataset, decoded) if trains else []

@@ -224,7 +224,7 @@ def read_rows(path: Path, form: Form = Form()) -> Rows:
 
         return hub.read(place, form)
     text = read_text(path, "instruction")
-    if path.suffix in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson") and not text.lstrip().startswith("["):
         return _json_lines(path, text)
     try:
         rows = bounded.parse_json(text, constants=True)
