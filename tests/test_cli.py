@@ -86,6 +86,22 @@ def test_a_folder_of_runs_names_those_in_it(tmp_path, capsys):
         assert f"there are: {tmp_path / 'demo-1'}" in capsys.readouterr().err
 
 
+def test_what_cannot_be_written_is_named(tmp_path, capsys, monkeypatch):
+    from fcit.report import page, terminal
+    from fcit.runs import reader
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(reader, "Run", lambda path: path)
+    monkeypatch.setattr(terminal, "show", lambda screen, runs: None)
+    monkeypatch.setattr(page, "write_all", lambda runs, output: output.mkdir(parents=True))
+    assert main(["report", "a", "--output", str(tmp_path / "file/o")]) == EXIT_USAGE
+    assert "--output DIR" in capsys.readouterr().err
+    assert main(["report", "a", "--figure", "a.xyz"]) == EXIT_USAGE
+    assert "'a.xyz' must end with .png, .svg, .pdf" in capsys.readouterr().err
+    assert main(["deploy", "init", str(tmp_path / "file/d"), "--clients", "1", "--host", "127.0.0.1"]) == EXIT_USAGE
+    assert "cannot be filled" in capsys.readouterr().err
+
+
 def test_list_has_every_kind(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -246,6 +246,8 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
         betas = [str(float(beta)) for beta in getattr(args, "beta", None) or BETAS]
     except ValueError:
         raise ConfigError(f"--beta: {args.beta} must be numbers, e.g. --beta 0.5") from None
+    if getattr(args, "clients", 1) < 1:
+        raise ConfigError(f"--clients: {args.clients} must be 1 or more")
     every, clients = getattr(args, "all", False), getattr(args, "clients", 50)
     look = Inspection(spec, args.root, cache_folder(), every, clients)
     return look.look([wanted] if wanted else SETTINGS, betas)

@@ -138,6 +138,16 @@ def test_too_few_records_for_the_clients(check):
     assert not check("--clients", 12)["partitions"][0]["notes"]
 
 
+def test_questions_alone_can_only_be_held_out(own, check):
+    only = "name: mine\ndatasets:\n  flowers: {test: flowers/test.json, scorer: exact}\n"
+    (own / "mine.yaml").write_text(only)
+    found = check()
+    assert [(s["setting"], s["runs"]) for s in found["settings"]] == [("evaluation.held_out", True)]
+    assert found["partitions"] == []
+    (own / "data/instructions/flowers/test.json").unlink()
+    assert not check(code=2)["settings"][0]["runs"]
+
+
 def test_a_data_set_of_no_task_is_told_of(own, check):
     (own / "mine.yaml").write_text(MINE.replace("tasks: [[flowers], [receipts]]", "tasks: [[flowers]]"))
     found = check("--clients", 3)
@@ -161,6 +171,7 @@ def test_a_data_set_of_no_task_is_told_of(own, check):
         (("none.yaml", "--root", "data"), "no such file 'none.yaml'"),
         (("run.yaml", "--root", "data"), "`fcit data check --config run.yaml` checks its data"),
         (("mine.yaml", "seed=1", "--root", "data"), "seed=1: settings are those of a configuration"),
+        (("mine.yaml", "--root", "data", "--clients", "0"), "--clients: 0 must be 1 or more"),
         (("mine.yaml", "--config", "run.yaml"), "leave the other options out here (key=value changes a setting"),
     ],
 )

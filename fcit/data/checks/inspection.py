@@ -76,6 +76,9 @@ class Inspection:
     def look(self, settings: Sequence[str] = SETTINGS, betas: Sequence[str] = BETAS) -> Findings:
         """Read everything that these settings need."""
         datasets = [self.dataset(name) for name in self.spec.datasets]
+        if not self.spec.tasks:  # questions alone
+            asked = self._whole("evaluation.held_out", datasets)
+            return Findings(self.spec.name, str(self.root), datasets, [], [asked])
         partitions = [self.partition(beta) for beta in betas]
         for partition in partitions:
             if partition.origin == "generated":
