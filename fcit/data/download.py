@@ -11,6 +11,7 @@ import errno
 import fnmatch
 import lzma
 import os
+import re
 import shutil
 import stat
 import sys
@@ -30,6 +31,8 @@ CHUNK = 2**20
 #: What zipfile and the libraries below it raise for an archive that is damaged, encrypted or packed in an unknown way.
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error, lzma.LZMAError)
 
+#: Names of archives, and of parts of archives, other than zip.
+_PACKED = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|7z|rar|z\d\d|\d{3}|part\w*)$", re.IGNORECASE)
 #: Of errors that are about this machine's disk, and not about the connection.
 _NOT_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -112,6 +115,8 @@ def _bring(source: Source, root: Path, say: Say, fetch: Fetch) -> None:
     for count, file in enumerate(_fetched(kept, source.files), start=1):
         if place(file, kept, root / source.to, source):
             say(f"  {file.relative_to(kept)} is in place ({count})")
+        if _PACKED.search(file.name):
+            say(f"  {file.relative_to(kept)} is packed in a way that is not unpacked here: unpack it by hand")
 
 
 def _fetched(folder: Path, patterns: list[str]) -> Iterator[Path]:

@@ -95,6 +95,18 @@ def test_coins_files_lie_as_they_are_named(tmp_path):
     assert there == sorted(p.relative_to(tree) for p in (tree / "Instructions_Original").rglob("*.json"))
 
 
+def test_archives_that_are_not_unpacked_are_told_of(tmp_path):
+    hub = tmp_path / "hub/a/b/DVQA"
+    hub.mkdir(parents=True)
+    for name in ("images.tar.gz", "more.zip.001", "train.json"):
+        (hub / name).write_bytes(b"x")
+    told, source = [], Source(what="x", hub="a/b", to="datasets", anchors=["DVQA"])
+    spec = read_spec("fcit-task").model_copy(update={"sources": [source]})
+    download(spec, tmp_path / "root", told.append, Hub(tmp_path / "hub"))
+    packed = [line for line in told if "not unpacked here" in line]
+    assert [line.split()[0] for line in packed] == ["DVQA/images.tar.gz", "DVQA/more.zip.001"]
+
+
 BY_HAND = ("ArxivQA", "COCO2014", "CLEVR", "IconQA", "OCR-VQA", "TabMWP", "super-CLEVR")
 
 
