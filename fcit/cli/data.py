@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fcit.cli.commands import Add
 from fcit.cli.completion import completed, overrides, yaml_files
 from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError, FCITError
-from fcit.io.bounded import shown
+from fcit.io import bounded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,10 +160,10 @@ def _check(args: argparse.Namespace) -> int:
             "`fcit data check fcit-task --root /data/fcit`"
         )
     spec = _spec(args.benchmark)
-    if not args.root.is_dir():
+    if not bounded.is_dir(args.root):
         fill = f"`fcit data download {args.benchmark} --root ...` fills one"
         own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
-        raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
+        raise ConfigError(f"--root: no folder {args.root} that can be looked into; {fill if spec.sources else own}")
     findings = _look(args, spec)
     benchmark, names = _opened(args), [d.name for d in findings.datasets if d.test]
     best, forms = constants(benchmark, names, without_java), dict(_forms(benchmark, names))
@@ -178,7 +178,7 @@ def _check(args: argparse.Namespace) -> int:
     for name, constant in best.items():
         rule = spec.datasets[name].scorer
         by = f" by our rule `{without_java(rule)}`" if without_java(rule) != rule else ""
-        print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
+        print(f"{name}: best constant answer {constant.score:.1f}{by} ({bounded.shown(constant.text)})")
     for name, form in forms.items():
         print(f"{name}: form of answers: {form}")
     return code

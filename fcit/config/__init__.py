@@ -97,7 +97,7 @@ def _whole_part(config: RunConfig, kind: str) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not bounded.is_file(path):
-        near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
+        near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if bounded.is_dir(path.parent) else []
         hint = f" (there are: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such configuration file{hint}", str(path))
     raw = bounded.read_yaml(path)

@@ -127,9 +127,15 @@ class ClientFiles:
 
         Their records do not say which data set they are from, so that ``data.max_records`` cannot be applied to them.
         The one participant of ``setting: centralised`` has a task's own files.
+
+        Raises:
+            DataError: it cannot be seen whether there are any.
         """
         whole = self.config.data.max_records is None and not self.config.centralised
-        return whole and self._delivered(task).is_dir()
+        try:
+            return whole and self._delivered(task).is_dir()
+        except OSError as error:  # no other partition is drawn in its place
+            raise DataError(f"{self._delivered(task)}: cannot be looked into ({error})") from None
 
     def _delivered(self, task: int) -> Path:
         """The folder that a task's delivered client files would lie in."""

@@ -224,7 +224,7 @@ class BenchmarkSpec(Section):
         """One of the two folders, under a data root: the first that exists, else the first."""
         named = getattr(self, of)
         folders = [root / name for name in ([named] if isinstance(named, str) else named)]
-        return next((folder for folder in folders if folder.is_dir()), folders[0])
+        return next((folder for folder in folders if bounded.is_dir(folder)), folders[0])
 
     def split(self, name: str, split: str) -> tuple[str, str | None]:
         """Files that a dataset is scored on in ``test`` or ``val``: questions and, for captions, references.

@@ -1,6 +1,8 @@
 """``fcit data check`` of a benchmark of one's own, as README has one; the published ones are in test_official.py."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,32 @@ def test_too_few_records_for_the_clients(check):
     assert "task 0 (flowers): 12 records are too few for 50 clients" in found["partitions"][0]["notes"][0]
     assert "federation.clients of 12 at most" in found["partitions"][0]["notes"][0]
     assert not check("--clients", 12)["partitions"][0]["notes"]
+
+
+def test_a_root_that_cannot_be_looked_into(own, fcit, monkeypatch):
+    """Of somebody else on the same machine: pathlib raises where permissions are missing."""
+    stat = Path.stat
+
+    def closed(self, **how):
+        if "closed" in self.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **how)
+
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(Path, "stat", closed)
+    Path("run.yaml").write_text("benchmark: mine.yaml\nmethod: finetune\ndata_root: data\n", encoding="utf-8")
+    for words in (
+        ("mine.yaml", "--root", "closed/data"),
+        ("--config", "run.yaml", "data_root=closed/data"),
+        ("--config", "closed/run.yaml"),
+    ):
+        code, _, err = fcit("data", "check", *words)
+        assert code == 2
+        assert "no such configuration" in err or "looked into" in err or "missing the folder" in err
+    Path("mine.yaml").write_text(MINE.replace("reserve: 1", "reserve: 1, folder: closed"))
+    code, _, err = fcit("data", "check", "--config", "run.yaml")
+    assert code == 2
+    assert "closed/1.0/Task1: cannot be looked into" in err
 
 
 def test_questions_alone_can_only_be_held_out(own, check):

@@ -11,6 +11,7 @@ from fcit.data.formats import files
 from fcit.data.partition import beyond
 from fcit.data.records import TestRecord, picked, placed
 from fcit.errors import ConfigError, DataError
+from fcit.io import bounded
 
 if TYPE_CHECKING:
     from fcit.data.benchmark import Benchmark
@@ -20,7 +21,7 @@ WARNED = 3  # records of a test set that are described in warnings
 
 def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
     """Files and folders of these data sets that do not exist."""
-    if not benchmark.root.is_dir():
+    if not bounded.is_dir(benchmark.root):
         spec = benchmark.spec
         fill = f"; `fcit data download {benchmark.config.benchmark} --root ...` fills one" if spec.sources else ""
         return [f"the folder {benchmark.root}; name the one that holds {spec.instructions!r} and {spec.images!r}{fill}"]
@@ -30,7 +31,7 @@ def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
             path = benchmark.files.located(file)
             if not files.exists(path):
                 absent.append(f"{path}, named by datasets.{name}.{key} of the benchmark")
-    if not benchmark.image_root.is_dir() and any(_has_images(benchmark, name) for name in names):
+    if not bounded.is_dir(benchmark.image_root) and any(_has_images(benchmark, name) for name in names):
         absent.append(f"the image folder {benchmark.image_root}, named by `images` of the benchmark")
     return absent
 
