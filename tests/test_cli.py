@@ -102,6 +102,11 @@ def test_what_cannot_be_written_is_named(tmp_path, capsys, monkeypatch):
     assert "cannot be filled" in capsys.readouterr().err
 
 
+def test_evaluating_names_its_own_option(capsys):
+    assert main(["evaluate", "--predictions", "merge.jsonl", "--dataset", "iconqa"]) == EXIT_USAGE
+    assert "--root: benchmark 'fcit-task' reads files; say where, e.g. --root /data/fcit" in capsys.readouterr().err
+
+
 def test_list_has_every_kind(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -169,8 +169,8 @@ def _is_ours(pictures: Path) -> bool:
 
 def _foreign(folder: Path) -> ConfigError:
     return ConfigError(
-        f"data_root: {folder} is there and is not what fcit renders; the built-in data sets need a folder of their "
-        "own: leave data_root out, or name an empty one"
+        f"data_root, --root: {folder} is there and is not what fcit renders; the built-in data sets need a folder of "
+        "their own: leave it out, or name an empty one"
     )
 
 
@@ -194,7 +194,7 @@ def ensure(name: str, root: Path) -> None:
     except OSError as error:
         raise DataError(
             f"{root}: the built-in data set {name!r} cannot be rendered there ({error}); name a folder that can be "
-            "written and has room, by FCIT_CACHE or data_root"
+            "written and has room, by FCIT_CACHE, data_root or --root"
         ) from None
     if not (one.is_file() and all((done / f"{split}.json").is_file() for split in ("val", "test"))):
         raise _foreign(done)
